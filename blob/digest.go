@@ -1,0 +1,67 @@
+package blob
+
+import (
+	"crypto/sha256"
+	"crypto/sha512"
+	"encoding/hex"
+	"fmt"
+)
+
+// Digest identifies a chunk: 32 bytes of SHA-512/256 or SHA-256 over its plain bytes. Which of the two
+// is not part of the value; the index says it (Algorithm).
+type Digest [32]byte
+
+// String is the digest in 64 lower-case hexadecimal digits, as in chunk file names.
+func (d Digest) String() string { return hex.EncodeToString(d[:]) }
+
+// ParseDigest reads the one spelling that String writes.
+func ParseDigest(s string) (Digest, error) {
+	var d Digest
+	raw, err := hex.DecodeString(s)
+	if err != nil || len(raw) != len(d) || hex.EncodeToString(raw) != s {
+		return d, fmt.Errorf("%q is not a digest (64 lower-case hexadecimal digits)", s)
+	}
+	return Digest(raw), nil
+}
+
+// Algorithm is the hash function that makes digests. The zero value is casync's default.
+type Algorithm uint8
+
+const (
+	SHA512_256 Algorithm = iota // FIPS 180-4 SHA-512/256, which has its own initial value
+	SHA256
+)
+
+// ParseAlgorithm reads a name as casync and desync spell it: sha512-256 or sha256.
+func ParseAlgorithm(s string) (Algorithm, error) {
+	switch s {
+	case "sha512-256":
+		return SHA512_256, nil
+	case "sha256":
+		return SHA256, nil
+	}
+	return 0, fmt.Errorf("unknown digest %q (sha512-256 or sha256)", s)
+}
+
+// String is the name that ParseAlgorithm reads.
+func (a Algorithm) String() string {
+	if a == SHA256 {
+		return "sha256"
+	}
+	return "sha512-256"
+}
+
+// Sum hashes one chunk.
+func (a Algorithm) Sum(p []byte) Digest {
+	if a == SHA256 {
+		return sha256.Sum256(p)
+	}
+	return sha512.Sum512_256(p)
+}
+
+// SumAll hashes many chunks: dst[i] becomes the digest of chunks[i]. It is the call for bulk work.
+func (a Algorithm) SumAll(dst []Digest, chunks [][]byte) {
+	for i, p := range chunks {
+		dst[i] = a.Sum(p)
+	}
+}

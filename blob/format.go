@@ -1,0 +1,163 @@
+package blob
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"io"
+)
+
+// The layout of a .caibx file, all integers little-endian (docs/format.md has the offset tables):
+// a 64-byte head, 40 bytes a chunk, a 40-byte tail.
+const (
+	headSize = 64
+	rowSize  = 40
+
+	typeIndex  = 0x96824d9c7b129ff9
+	typeTable  = 0xe75b9e112f17417d
+	tailMarker = 0x4b4f050e5549ecd1
+	indexSize  = 48                 // of the first object in the head; also the table's offset
+	unsized    = 0xffffffffffffffff // the table says its size only in its tail
+
+	// Of the feature flags only bit 61 says something of a blob; the rest is casync's archive metadata,
+	// written as a default casync does and otherwise carried along.
+	flagSHA512    = 1 << 61
+	flagsSHA512   = 0xb000000000000000
+	flagsSHA256   = 0x9000000000000000
+	flagsReserved = (1<<60 - 1) &^ (1<<33 - 1) // bits 33 to 59: no casync knows them
+)
+
+// EncodedSize is the length of the index file in bytes: 104 + 40 a chunk.
+func (x *Index) EncodedSize() int64 { return headSize + rowSize*int64(len(x.rows)+1) }
+
+// WriteTo writes the index as a .caibx file. Decode of what it wrote gives an equal index, and WriteTo
+// of what Decode read gives the same bytes.
+func (x *Index) WriteTo(w io.Writer) (int64, error) {
+	p := make([]byte, 0, 64<<10)
+	u64 := func(vs ...uint64) {
+		for _, v := range vs {
+			p = binary.LittleEndian.AppendUint64(p, v)
+		}
+	}
+	var written int64
+	flush := func() error {
+		n, err := w.Write(p)
+		written += int64(n)
+		p = p[:0]
+		return err
+	}
+	u64(indexSize, typeIndex, x.flags, uint64(x.params.Min), uint64(x.params.Avg), uint64(x.params.Max), unsized, typeTable)
+	for _, r := range x.rows {
+		u64(uint64(r.end))
+		p = append(p, r.digest[:]...)
+		if len(p)+2*rowSize > cap(p) {
+			if err := flush(); err != nil {
+				return written, err
+			}
+		}
+	}
+	u64(0, 0, indexSize, uint64(x.EncodedSize()-indexSize), tailMarker)
+	return written, flush()
+}
+
+// Encode is the index as the bytes of a .caibx file.
+func (x *Index) Encode() []byte {
+	var b bytes.Buffer
+	b.Grow(int(x.EncodedSize()))
+	x.WriteTo(&b) // a bytes.Buffer does not fail
+	return b.Bytes()
+}
+
+// Digest names the index itself: SHA-512/256 of its file. Exports and journals are bound to it.
+func (x *Index) Digest() Digest { return SHA512_256.Sum(x.Encode()) }
+
+// Decode reads a .caibx file to its end. Every field is checked, and nothing may follow the tail; memory
+// grows with what was read and found valid, not with what the file claims. An error about the content
+// wraps ErrInvalid; any other is r's.
+func Decode(r io.Reader) (*Index, error) {
+	var head [headSize]byte
+	if err := readFull(r, head[:]); err != nil {
+		return nil, err
+	}
+	x, err := decodeHead(head[:])
+	if err != nil {
+		return nil, err
+	}
+	// One row is read ahead: the last one is the tail, and only the end of the file says which is last.
+	var this, next [rowSize]byte
+	if err := readFull(r, this[:]); err != nil {
+		return nil, err
+	}
+	for {
+		n, err := io.ReadFull(r, next[:])
+		switch {
+		case err == io.EOF:
+			if err := x.checkTail(this[:]); err != nil {
+				return nil, err
+			}
+			return x, nil
+		case err == io.ErrUnexpectedEOF:
+			return nil, fmt.Errorf("%w: %d bytes follow the last whole entry (truncated, or not an index)", ErrInvalid, n)
+		case err != nil:
+			return nil, err
+		}
+		if err := x.decodeRow(this[:]); err != nil {
+			return nil, err
+		}
+		this = next
+	}
+}
+
+func readFull(r io.Reader, p []byte) error {
+	_, err := io.ReadFull(r, p)
+	if err == io.EOF || err == io.ErrUnexpectedEOF {
+		return fmt.Errorf("%w: truncated (shorter than an empty index)", ErrInvalid)
+	}
+	return err
+}
+
+func field(p []byte, i int) uint64 { return binary.LittleEndian.Uint64(p[8*i:]) }
+
+func decodeHead(head []byte) (*Index, error) {
+	if field(head, 0) != indexSize || field(head, 1) != typeIndex {
+		return nil, fmt.Errorf("%w: not a casync index (unknown first bytes)", ErrInvalid)
+	}
+	flags := field(head, 2)
+	if flags&flagsReserved != 0 {
+		return nil, fmt.Errorf("%w: unknown feature flags %#x", ErrInvalid, flags&flagsReserved)
+	}
+	for i := 3; i < 6; i++ {
+		if field(head, i) > MaxChunkSize {
+			return nil, fmt.Errorf("%w: a chunk size of %d is over %d", ErrInvalid, field(head, i), MaxChunkSize)
+		}
+	}
+	params := Params{int64(field(head, 3)), int64(field(head, 4)), int64(field(head, 5))}
+	if err := params.Validate(); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	if field(head, 6) != unsized || field(head, 7) != typeTable {
+		return nil, fmt.Errorf("%w: no chunk table behind the head", ErrInvalid)
+	}
+	return &Index{flags: flags, params: params}, nil
+}
+
+func (x *Index) decodeRow(p []byte) error {
+	end := field(p, 0)
+	if end == 0 && field(p, 4) == tailMarker {
+		return fmt.Errorf("%w: bytes follow the tail", ErrInvalid)
+	}
+	if end > 1<<63-1 {
+		return fmt.Errorf("%w: chunk %d ends beyond 2^63", ErrInvalid, len(x.rows))
+	}
+	return x.add(int64(end), Digest(p[8:]))
+}
+
+func (x *Index) checkTail(p []byte) error {
+	want := [...]uint64{0, 0, indexSize, uint64(x.EncodedSize() - indexSize), tailMarker}
+	for i, w := range want {
+		if field(p, i) != w {
+			return fmt.Errorf("%w: truncated, or the tail is damaged", ErrInvalid)
+		}
+	}
+	return nil
+}

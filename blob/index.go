@@ -1,0 +1,141 @@
+// Package blob is the vocabulary of cairn: an image is a run of opaque bytes, cut into chunks; an Index
+// lists its chunks in order; a Digest names a chunk. The package knows casync's .caibx index format and
+// nothing of stores, seeds, devices or networks.
+package blob
+
+import (
+	"errors"
+	"fmt"
+	"iter"
+	"sort"
+)
+
+// Limits of the format and of what is accepted from outside.
+const (
+	MaxChunkSize = 128 << 20 // bytes; casync's limit for a chunk
+	MaxChunks    = 1 << 26   // chunks in one index: 2.5 GiB of index, 4 TiB of image at the default sizes
+)
+
+// ErrInvalid is wrapped by every error about an index that breaks the format.
+var ErrInvalid = errors.New("invalid index")
+
+// Params are the chunk sizes an image was cut with, in bytes: 1 ≤ Min ≤ Avg ≤ Max ≤ MaxChunkSize.
+type Params struct{ Min, Avg, Max int64 }
+
+// Validate says what is wrong with p, if anything.
+func (p Params) Validate() error {
+	if p.Min < 1 || p.Avg < p.Min || p.Max < p.Avg || p.Max > MaxChunkSize {
+		return fmt.Errorf("chunk sizes %d:%d:%d are not 1 ≤ min ≤ avg ≤ max ≤ %d", p.Min, p.Avg, p.Max, MaxChunkSize)
+	}
+	return nil
+}
+
+// Chunk is one entry of an index: Size bytes of the image from Offset on, whose digest is Digest.
+type Chunk struct {
+	Digest Digest
+	Offset int64
+	Size   int64
+}
+
+// End is the offset behind the chunk's last byte.
+func (c Chunk) End() int64 { return c.Offset + c.Size }
+
+// row is a chunk as the index keeps and stores it; the offset is the end of the row before. 40 bytes.
+type row struct {
+	end    int64
+	digest Digest
+}
+
+// Index lists the chunks of one image in order. It is valid by construction and does not change, so
+// that goroutines may share it. It takes 40 bytes a chunk.
+type Index struct {
+	flags  uint64
+	params Params
+	rows   []row
+}
+
+// Builder collects chunks in image order and makes an Index of them.
+type Builder struct{ x Index }
+
+// NewBuilder starts an index for chunks cut with params and hashed with algorithm.
+func NewBuilder(algorithm Algorithm, params Params) (*Builder, error) {
+	if err := params.Validate(); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	flags := uint64(flagsSHA256)
+	if algorithm == SHA512_256 {
+		flags = flagsSHA512
+	}
+	return &Builder{Index{flags: flags, params: params}}, nil
+}
+
+// Add appends the next chunk, of size bytes. It must fit the chunk sizes.
+func (b *Builder) Add(size int64, digest Digest) error {
+	return b.x.add(b.x.Size()+size, digest)
+}
+
+// Index returns what was collected. The builder must not be used afterwards.
+func (b *Builder) Index() *Index { return &b.x }
+
+func (x *Index) add(end int64, digest Digest) error {
+	if start := x.Size(); end <= start || end-start > x.params.Max {
+		return fmt.Errorf("%w: chunk %d ends at %d, after %d, with chunks of at most %d bytes",
+			ErrInvalid, len(x.rows), end, start, x.params.Max)
+	}
+	if len(x.rows) == MaxChunks {
+		return fmt.Errorf("%w: more than %d chunks; use larger chunks", ErrInvalid, MaxChunks)
+	}
+	x.rows = append(x.rows, row{end, digest})
+	return nil
+}
+
+// Algorithm is the hash function of the index's digests.
+func (x *Index) Algorithm() Algorithm {
+	if x.flags&flagSHA512 != 0 {
+		return SHA512_256
+	}
+	return SHA256
+}
+
+// Params are the chunk sizes the image was cut with.
+func (x *Index) Params() Params { return x.params }
+
+// Size is the image's length in bytes.
+func (x *Index) Size() int64 {
+	if len(x.rows) == 0 {
+		return 0
+	}
+	return x.rows[len(x.rows)-1].end
+}
+
+// Len is the number of chunks.
+func (x *Index) Len() int { return len(x.rows) }
+
+// At is the i-th chunk. It panics unless 0 ≤ i < Len.
+func (x *Index) At(i int) Chunk {
+	c := Chunk{Digest: x.rows[i].digest, Size: x.rows[i].end}
+	if i > 0 {
+		c.Offset = x.rows[i-1].end
+		c.Size -= c.Offset
+	}
+	return c
+}
+
+// All yields the chunks in order.
+func (x *Index) All() iter.Seq2[int, Chunk] { return x.Range(0, len(x.rows)) }
+
+// Range yields the chunks from lo up to but not including hi, in order.
+func (x *Index) Range(lo, hi int) iter.Seq2[int, Chunk] {
+	return func(yield func(int, Chunk) bool) {
+		for i := lo; i < hi; i++ {
+			if !yield(i, x.At(i)) {
+				return
+			}
+		}
+	}
+}
+
+// Find is the number of the chunk that holds the byte at offset, or Len when the image ends before it.
+func (x *Index) Find(offset int64) int {
+	return sort.Search(len(x.rows), func(i int) bool { return x.rows[i].end > offset })
+}

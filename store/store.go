@@ -1,0 +1,95 @@
+// Package store keeps chunks under their digests. It has two floors: a Bucket moves named bytes and knows
+// nothing of digests (the packages below this one are buckets: local, web, mem); Chunks is a bucket seen
+// through digests, where names, compression and verification are written once. Wrappers (Cache, Fallback,
+// Retry, Meter) stack on either floor. The package knows nothing of images, seeds or devices.
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"cairn/blob"
+)
+
+// What a caller decides by. Everything else is a plain failure.
+var (
+	// ErrNotFound is proof of absence: the store answered and does not have it. A denied, failed or
+	// unanswered request is never ErrNotFound.
+	ErrNotFound = errors.New("not found")
+	// ErrDenied says that the store refused the request (permissions, credentials).
+	ErrDenied = errors.New("access denied")
+	// ErrUnavailable says that the store could not be asked, or failed to answer, and may answer later.
+	ErrUnavailable = errors.New("store unavailable")
+	// ErrTooLarge says that an object is larger than the caller's limit.
+	ErrTooLarge = errors.New("larger than allowed")
+)
+
+// CorruptError says that bytes were read and are not what they are named for.
+type CorruptError struct {
+	Name string // the object, with the store it came from
+	Err  error  // what is wrong with it
+}
+
+func (e *CorruptError) Error() string { return fmt.Sprintf("%s is corrupt: %v", e.Name, e.Err) }
+func (e *CorruptError) Unwrap() error { return e.Err }
+
+// Reader reads named objects. Names are slash-separated relative paths. Safe for concurrent use.
+type Reader interface {
+	// Read appends the whole object to dst and returns the extended slice. An object of more than limit
+	// bytes is ErrTooLarge, found before it is read into memory; a short body is an error, never a short
+	// result.
+	Read(ctx context.Context, name string, dst []byte, limit int64) ([]byte, error)
+	// Stat is the object's size in bytes.
+	Stat(ctx context.Context, name string) (int64, error)
+	// String is the location, for messages; it holds no credentials.
+	String() string
+}
+
+// Bucket is a Reader that can be written.
+type Bucket interface {
+	Reader
+	// Write stores an object, whole and durable when it returns nil, and replaces one of that name.
+	// A failed or cancelled Write leaves the old object, or none.
+	Write(ctx context.Context, name string, data []byte) error
+}
+
+// Batch writes many objects that become durable, then visible, together at Commit. Safe for concurrent use.
+type Batch interface {
+	// Write takes an object in. It may not be readable under its name before Commit; data may be reused
+	// when Write returns.
+	Write(ctx context.Context, name string, data []byte) error
+	// Commit makes all objects taken in so far durable and visible. More may be written afterwards.
+	Commit(ctx context.Context) error
+	// Close gives up what was not committed, leaving no trace of it.
+	Close() error
+}
+
+// Batcher is a Bucket with a cheaper way to write many objects than one Write each.
+type Batcher interface {
+	NewBatch() (Batch, error)
+}
+
+// NewBatch starts a batch on b: b's own, or one that writes each object at once.
+func NewBatch(b Bucket) (Batch, error) {
+	if own, ok := b.(Batcher); ok {
+		return own.NewBatch()
+	}
+	return immediate{b}, nil
+}
+
+// immediate is the batch of a bucket whose every Write is durable anyway.
+type immediate struct{ b Bucket }
+
+func (i immediate) Write(ctx context.Context, name string, data []byte) error {
+	return i.b.Write(ctx, name, data)
+}
+func (i immediate) Commit(ctx context.Context) error { return ctx.Err() }
+func (i immediate) Close() error                     { return nil }
+
+// Getter supplies chunks by digest. Safe for concurrent use.
+type Getter interface {
+	// Get fills dst with the chunk, whose size is len(dst), and returns nil only when dst's digest is d.
+	// After an error dst holds anything. Absence is ErrNotFound, other bytes are a *CorruptError.
+	Get(ctx context.Context, d blob.Digest, dst []byte) error
+}
