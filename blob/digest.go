@@ -59,6 +59,19 @@ func (a Algorithm) Sum(p []byte) Digest {
 	return sha512.Sum512_256(p)
 }
 
+// SumZeros is the digest of size zero bytes.
+func (a Algorithm) SumZeros(size int64) Digest {
+	h := sha512.New512_256()
+	if a == SHA256 {
+		h = sha256.New()
+	}
+	var zeros [4096]byte
+	for ; size > 0; size -= int64(len(zeros)) {
+		h.Write(zeros[:min(size, int64(len(zeros)))])
+	}
+	return Digest(h.Sum(nil))
+}
+
 // SumAll hashes many chunks: dst[i] becomes the digest of chunks[i]. It is the call for bulk work.
 func (a Algorithm) SumAll(dst []Digest, chunks [][]byte) {
 	for i, p := range chunks {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"iter"
 	"sort"
+	"sync"
 )
 
 // Limits of the format and of what is accepted from outside.
@@ -52,10 +53,16 @@ type Index struct {
 	flags  uint64
 	params Params
 	rows   []row
+
+	zeros sync.Once // guards the making of
+	zero  zeroDigests
 }
 
 // Builder collects chunks in image order and makes an Index of them.
-type Builder struct{ x Index }
+type Builder struct {
+	x     *Index
+	table *Table
+}
 
 // NewBuilder starts an index for chunks cut with params and hashed with algorithm.
 func NewBuilder(algorithm Algorithm, params Params) (*Builder, error) {
@@ -66,16 +73,24 @@ func NewBuilder(algorithm Algorithm, params Params) (*Builder, error) {
 	if algorithm == SHA512_256 {
 		flags = flagsSHA512
 	}
-	return &Builder{Index{flags: flags, params: params}}, nil
+	x := &Index{flags: flags, params: params}
+	return &Builder{x, newTable(x, 0)}, nil
 }
 
-// Add appends the next chunk, of size bytes. It must fit the chunk sizes.
-func (b *Builder) Add(size int64, digest Digest) error {
-	return b.x.add(b.x.Size()+size, digest)
+// Add appends the next chunk, of size bytes, which must fit the chunk sizes. It returns the number of the
+// first chunk with this digest: less than Len-1 when the chunk came before.
+func (b *Builder) Add(size int64, digest Digest) (first int, err error) {
+	if err := b.x.add(b.x.Size()+size, digest); err != nil {
+		return 0, err
+	}
+	return b.table.add(len(b.x.rows) - 1), nil
 }
+
+// Len is the number of chunks so far.
+func (b *Builder) Len() int { return len(b.x.rows) }
 
 // Index returns what was collected. The builder must not be used afterwards.
-func (b *Builder) Index() *Index { return &b.x }
+func (b *Builder) Index() *Index { return b.x }
 
 func (x *Index) add(end int64, digest Digest) error {
 	if start := x.Size(); end <= start || end-start > x.params.Max {
@@ -138,4 +153,19 @@ func (x *Index) Range(lo, hi int) iter.Seq2[int, Chunk] {
 // Find is the number of the chunk that holds the byte at offset, or Len when the image ends before it.
 func (x *Index) Find(offset int64) int {
 	return sort.Search(len(x.rows), func(i int) bool { return x.rows[i].end > offset })
+}
+
+// zeroDigests are the digests an all-zero chunk may have: of a largest chunk, as runs of zeros are cut,
+// and of the last chunk's size.
+type zeroDigests struct{ largest, last Digest }
+
+// IsZero says whether the i-th chunk is all zero, as its digest tells. Zero chunks of odd sizes, which no
+// run of zeros is cut into, are not recognised.
+func (x *Index) IsZero(i int) bool {
+	x.zeros.Do(func() {
+		x.zero.largest = x.Algorithm().SumZeros(x.params.Max)
+		x.zero.last = x.Algorithm().SumZeros(x.At(len(x.rows) - 1).Size)
+	})
+	c := x.At(i)
+	return c.Size == x.params.Max && c.Digest == x.zero.largest || i == len(x.rows)-1 && c.Digest == x.zero.last
 }

@@ -1,0 +1,65 @@
+package blob
+
+import "hash/maphash"
+
+// Table finds the chunks of an index by digest, in 4 to 12 bytes a chunk. Chosen digests do not make it
+// slow. It does not change, and may be shared, when it is made by NewTable.
+type Table struct {
+	x     *Index
+	seed  maphash.Seed
+	slots []uint32 // 1 + number of a chunk, or 0; the length is a power of two
+	used  int
+}
+
+// NewTable makes the table of x.
+func NewTable(x *Index) *Table {
+	t := newTable(x, x.Len())
+	for i := range x.Len() {
+		t.add(i)
+	}
+	return t
+}
+
+func newTable(x *Index, chunks int) *Table {
+	size := 64
+	for size*3 < chunks*4 {
+		size *= 2
+	}
+	return &Table{x: x, seed: maphash.MakeSeed(), slots: make([]uint32, size)}
+}
+
+// Find is the number of the first chunk with this digest, or -1.
+func (t *Table) Find(d Digest) int { return int(t.slots[t.slot(d)]) - 1 }
+
+// slot is where d stands, or the empty slot where it belongs.
+func (t *Table) slot(d Digest) int {
+	mask := len(t.slots) - 1
+	for at := int(maphash.Bytes(t.seed, d[:])) & mask; ; at = (at + 1) & mask {
+		if i := t.slots[at]; i == 0 || t.x.rows[i-1].digest == d {
+			return at
+		}
+	}
+}
+
+// add takes in chunk i, and returns the first chunk with its digest: i itself when it is new.
+func (t *Table) add(i int) int {
+	at := t.slot(t.x.rows[i].digest)
+	if first := int(t.slots[at]) - 1; first >= 0 {
+		return first
+	}
+	t.slots[at] = uint32(i + 1)
+	if t.used++; t.used*4 > len(t.slots)*3 {
+		t.grow()
+	}
+	return i
+}
+
+func (t *Table) grow() {
+	old := t.slots
+	t.slots = make([]uint32, 2*len(old))
+	for _, i := range old {
+		if i != 0 {
+			t.slots[t.slot(t.x.rows[i-1].digest)] = i
+		}
+	}
+}
