@@ -1,0 +1,469 @@
+package assemble
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"sync"
+	"testing"
+
+	"cairn/blob"
+	"cairn/blob/scan"
+	"cairn/chunker"
+	"cairn/seed"
+	"cairn/store"
+)
+
+var params = chunker.Params{Min: 1 << 10, Avg: 4 << 10, Max: 16 << 10}
+
+// index cuts an image.
+func index(t testing.TB, image []byte) *blob.Index {
+	t.Helper()
+	x, _, err := scan.Image(t.Context(), chunker.FromReader(bytes.NewReader(image)), scan.Options{Params: params})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return x
+}
+
+// chunks is a store that holds an image's chunks, and counts what it is asked for.
+type chunks struct {
+	mu   sync.Mutex
+	data map[blob.Digest][]byte
+	gets map[blob.Digest]int
+	fail error
+}
+
+func holding(t testing.TB, image []byte) *chunks {
+	c := &chunks{data: map[blob.Digest][]byte{}, gets: map[blob.Digest]int{}}
+	for _, chunk := range index(t, image).All() {
+		c.data[chunk.Digest] = image[chunk.Offset:chunk.End()]
+	}
+	return c
+}
+
+func (c *chunks) Get(ctx context.Context, d blob.Digest, dst []byte) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.fail != nil {
+		return c.fail
+	}
+	c.gets[d]++
+	data, ok := c.data[d]
+	if !ok || len(data) != len(dst) {
+		return store.ErrNotFound
+	}
+	copy(dst, data)
+	return ctx.Err()
+}
+
+// op is something done to a device: a write of data at off, or a sync.
+type op struct {
+	off  int64
+	data []byte // nil for a sync
+}
+
+// device is a target in memory that records what is done to it, and fails on demand.
+type device struct {
+	mu     sync.Mutex
+	data   []byte
+	log    []op
+	failAt int // the number of the op that fails, from 1; 0 for none
+}
+
+var errDevice = errors.New("input/output error")
+
+func (d *device) do(o op) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.log = append(d.log, o)
+	if len(d.log) == d.failAt {
+		return errDevice
+	}
+	copy(d.data[o.off:], o.data)
+	return nil
+}
+
+func (d *device) ReadAt(p []byte, off int64) (int, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return bytes.NewReader(d.data).ReadAt(p, off)
+}
+func (d *device) WriteAt(p []byte, off int64) (int, error) {
+	return len(p), d.do(op{off, bytes.Clone(p)})
+}
+func (d *device) Zero(off, n int64) error { return d.do(op{off, make([]byte, n)}) }
+func (d *device) Sync() error             { return d.do(op{}) }
+
+// written is how many bytes were written, and in how many syncs.
+func (d *device) written() (n int64, syncs int) {
+	for _, o := range d.log {
+		n += int64(len(o.data))
+		if o.data == nil {
+			syncs++
+		}
+	}
+	return n, syncs
+}
+
+func random(seed uint64, n int) []byte {
+	p := make([]byte, n)
+	rand.NewChaCha8([32]byte{byte(seed)}).Read(p)
+	return p
+}
+
+// releases are two images that share much: the second has a change, an insertion, a repeat of a part
+// that the first lacks, and zeros.
+func releases() (a, b []byte) {
+	a = random(1, 1<<20)
+	new := random(2, 60_000)
+	b = bytes.Join([][]byte{a[:300_000], random(3, 5000), a[300_000:600_000], new, make([]byte, 200_000),
+		a[600_000:], random(4, 30_000), new, make([]byte, 100_001)}, nil)
+	return a, b
+}
+
+func seedOf(t testing.TB, image []byte) seed.Seed {
+	return seed.Seed{Name: "a", Index: index(t, image), Data: bytes.NewReader(image)}
+}
+
+// distinct is how many different chunks of b, zeros apart, a lacks.
+func distinct(a, b *blob.Index) int {
+	n, has := 0, blob.NewTable(a)
+	seen := blob.NewTable(b)
+	for i, c := range b.All() {
+		if has.Find(c.Digest) < 0 && seen.Find(c.Digest) == i && !b.IsZero(i) {
+			n++
+		}
+	}
+	return n
+}
+
+func mustRun(t *testing.T, p *seed.Plan, from store.Getter, d *device, o Options, want []byte) Stats {
+	t.Helper()
+	stats, err := Run(t.Context(), p, from, d, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(d.data[:len(want)], want) {
+		t.Fatal("the target does not hold the image")
+	}
+	if stats.Done != int64(len(want)) || stats.Size != stats.Done {
+		t.Errorf("stats count %d of %d bytes, want %d: %+v", stats.Done, stats.Size, len(want), stats)
+	}
+	return stats
+}
+
+func TestRun(t *testing.T) {
+	a, b := releases()
+	lacking := distinct(index(t, a), index(t, b))
+	for _, c := range []struct {
+		name    string
+		target  []byte
+		seeds   []seed.Seed
+		options Options
+		fetches int
+	}{
+		{"new file", make([]byte, len(b)), nil, Options{New: true}, distinct(index(t, nil), index(t, b))},
+		{"new file, seed", make([]byte, len(b)), []seed.Seed{seedOf(t, a)}, Options{New: true}, lacking},
+		{"garbage", random(9, len(b)+5000), nil, Options{}, distinct(index(t, nil), index(t, b))},
+		{"garbage, seed", random(9, len(b)+5000), []seed.Seed{seedOf(t, a)}, Options{}, lacking},
+		{"one fetch at a time", random(9, len(b)), []seed.Seed{seedOf(t, a)}, Options{Segments: 1, Fetches: 1}, lacking},
+		{"in place", append(bytes.Clone(b), 1, 2, 3), nil, Options{}, 0},
+		{"in place, useless seed", bytes.Clone(b), []seed.Seed{seedOf(t, random(8, 1000))}, Options{}, 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			d, from := &device{data: c.target}, holding(t, b)
+			tail := bytes.Clone(c.target[len(b):])
+			mustRun(t, seed.NewPlan(index(t, b), c.seeds...), from, d, c.options, b)
+			if len(from.gets) != c.fetches {
+				t.Errorf("%d chunks fetched, want %d", len(from.gets), c.fetches)
+			}
+			for digest, n := range from.gets {
+				if n != 1 {
+					t.Errorf("chunk %v fetched %d times", digest, n)
+				}
+			}
+			if !bytes.Equal(d.data[len(b):], tail) {
+				t.Error("bytes behind the image changed")
+			}
+		})
+	}
+}
+
+func TestEqualTargetIsNotWritten(t *testing.T) {
+	_, b := releases()
+	d := &device{data: bytes.Clone(b)}
+	stats := mustRun(t, seed.NewPlan(index(t, b)), holding(t, nil), d, Options{}, b)
+	if len(d.log) != 0 || stats.InPlace != int64(len(b)) {
+		t.Errorf("%d operations on the target, %d bytes in place, want none, all", len(d.log), stats.InPlace)
+	}
+}
+
+// TestWritesAreFew: of a target that differs in one chunk, that chunk and the head are written.
+func TestWritesAreFew(t *testing.T) {
+	_, b := releases()
+	x := index(t, b)
+	for name, at := range map[string]int{"body": 700_000, "head": 10, "zeros": 700_000 - 20_000} {
+		t.Run(name, func(t *testing.T) {
+			d := &device{data: bytes.Clone(b)}
+			d.data[at] ^= 1
+			stats := mustRun(t, seed.NewPlan(x), holding(t, b), d, Options{}, b)
+			written, syncs := d.written()
+			head := x.At(headChunks(x) - 1).End()
+			if most := headSize + head + x.At(x.Find(int64(at))).Size; written > most || syncs < 3 {
+				t.Errorf("%d bytes written with %d syncs, want at most %d with 3", written, syncs, most)
+			}
+			if stats.Fetches > 1 {
+				t.Errorf("%d chunks fetched, want at most 1", stats.Fetches)
+			}
+		})
+	}
+}
+
+// TestBadSeeds: whatever a seed gives, the image is right, and costs what the seed failed to give.
+func TestBadSeeds(t *testing.T) {
+	a, b := releases()
+	xa, xb := index(t, a), index(t, b)
+	lacking := distinct(xa, xb)
+	flipped := bytes.Clone(a)
+	flipped[500_000] ^= 1
+	for _, c := range []struct {
+		name string
+		data io.ReaderAt
+		more int // chunks to fetch beyond those that a lacks, at most
+	}{
+		{"one flipped byte", bytes.NewReader(flipped), 1},
+		{"shorter than its index", bytes.NewReader(a[:500_000]), distinct(index(t, a[:500_000]), xa) + 1},
+		{"other content", bytes.NewReader(random(7, len(a))), xb.Len()},
+		{"unreadable part", brokenAt{bytes.NewReader(a), 500_000}, 1},
+		{"all unreadable", brokenAt{bytes.NewReader(nil), 0}, xb.Len()},
+		{"changes while it is read", &changing{data: a}, xb.Len()},
+	} {
+		for _, o := range []Options{{}, {New: true}} {
+			t.Run(fmt.Sprintf("%s/new=%v", c.name, o.New), func(t *testing.T) {
+				d, from := &device{data: make([]byte, len(b))}, holding(t, b)
+				mustRun(t, seed.NewPlan(xb, seed.Seed{Index: xa, Data: c.data}), from, d, o, b)
+				if len(from.gets) > lacking+c.more {
+					t.Errorf("%d chunks fetched, want at most %d and %d more", len(from.gets), lacking, c.more)
+				}
+			})
+		}
+	}
+	t.Run("a second seed helps", func(t *testing.T) {
+		d, from := &device{data: make([]byte, len(b))}, holding(t, b)
+		bad := seed.Seed{Index: xa, Data: bytes.NewReader(random(7, len(a)))}
+		stats := mustRun(t, seed.NewPlan(xb, bad, seedOf(t, a)), from, d, Options{}, b)
+		if len(from.gets) != lacking || stats.SeedMiss == 0 {
+			t.Errorf("%d chunks fetched, %d misses, want %d, some", len(from.gets), stats.SeedMiss, lacking)
+		}
+	})
+	t.Run("the target helps", func(t *testing.T) {
+		d, from := &device{data: bytes.Clone(b)}, holding(t, b)
+		mustRun(t, seed.NewPlan(xb, seed.Seed{Index: xa, Data: bytes.NewReader(random(7, len(a)))}), from, d, Options{}, b)
+		if len(from.gets) != 0 || len(d.log) != 0 {
+			t.Errorf("%d chunks fetched, %d operations, want none", len(from.gets), len(d.log))
+		}
+	})
+}
+
+// brokenAt fails to read the byte at an offset.
+type brokenAt struct {
+	io.ReaderAt
+	bad int64
+}
+
+func (b brokenAt) ReadAt(p []byte, off int64) (int, error) {
+	if off <= b.bad && b.bad < off+int64(len(p)) {
+		n, _ := b.ReaderAt.ReadAt(p[:b.bad-off], off)
+		return n, errDevice
+	}
+	return b.ReaderAt.ReadAt(p, off)
+}
+
+// changing is a seed that a writer changes: each read finds another byte changed.
+type changing struct {
+	mu   sync.Mutex
+	data []byte
+	n    int
+}
+
+func (c *changing) ReadAt(p []byte, off int64) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	n, err := bytes.NewReader(c.data).ReadAt(p, off)
+	if c.n++; n > 0 {
+		p[c.n*7919%n] ^= 0xff
+	}
+	return n, err
+}
+
+// TestPowerCut cuts the power after each operation, with any of what was not flushed lost, and looks at
+// what is left: the old image, the new one, or one whose head is neither's; and assembling again ends right.
+func TestPowerCut(t *testing.T) {
+	a, b := releases()
+	old := append(bytes.Clone(a), make([]byte, len(b)-len(a))...)
+	sameHead := bytes.Clone(b)
+	copy(sameHead[900_000:], random(5, 100_000))
+	for name, old := range map[string][]byte{"another head": old, "the same head": sameHead} {
+		t.Run(name, func(t *testing.T) {
+			d := &device{data: bytes.Clone(old)}
+			plan := seed.NewPlan(index(t, b), seedOf(t, a))
+			mustRun(t, plan, holding(t, b), d, Options{Segments: 2}, b)
+			rng := rand.New(rand.NewPCG(1, 2))
+			for cut := range len(d.log) + 1 {
+				left := afterCut(old, d.log[:cut], rng)
+				if !bytes.Equal(left, old) && !bytes.Equal(left, b) && looksLike(left, old, b) {
+					t.Fatalf("power cut after %d of %d operations leaves a mix that looks whole", cut, len(d.log))
+				}
+				if cut%7 == 0 {
+					mustRun(t, plan, holding(t, b), &device{data: left}, Options{}, b)
+				}
+			}
+		})
+	}
+}
+
+// afterCut is what a medium holds after the ops: what was flushed, and of the rest some.
+func afterCut(old []byte, ops []op, rng *rand.Rand) []byte {
+	left := bytes.Clone(old)
+	flushed := 0
+	for i, o := range ops {
+		if o.data == nil {
+			flushed = i
+		}
+	}
+	for i, o := range ops {
+		if i < flushed || rng.IntN(2) == 0 {
+			copy(left[o.off:], o.data)
+		}
+	}
+	return left
+}
+
+// looksLike says whether p has the head of one of the images, so that a system would take it for whole.
+func looksLike(p []byte, images ...[]byte) bool {
+	for _, image := range images {
+		if bytes.Equal(p[:headSize], image[:headSize]) {
+			return true
+		}
+	}
+	return false
+}
+
+// TestTargetFails: an error of the target at any operation is the job's, and running it again ends right.
+func TestTargetFails(t *testing.T) {
+	a, b := releases()
+	plan := seed.NewPlan(index(t, b), seedOf(t, a))
+	for _, o := range []Options{{Segments: 1}, {Segments: 1, New: true}} {
+		for n := 1; ; n++ {
+			d := &device{data: make([]byte, len(b)), failAt: n}
+			_, err := Run(t.Context(), plan, holding(t, b), d, o)
+			if len(d.log) < n {
+				break // it has no n-th operation
+			}
+			if !errors.Is(err, errDevice) {
+				t.Fatalf("operation %d failed: Run = %v, want %v", n, err, errDevice)
+			}
+			d.failAt = 0
+			mustRun(t, plan, holding(t, b), d, Options{}, b)
+		}
+	}
+}
+
+func TestStoreFails(t *testing.T) {
+	_, b := releases()
+	corrupt := &store.CorruptError{Name: "x", Err: errors.New("other bytes")}
+	for _, want := range []error{store.ErrNotFound, store.ErrUnavailable, corrupt} {
+		d, from := &device{data: make([]byte, len(b))}, holding(t, b)
+		from.fail = want
+		if _, err := Run(t.Context(), seed.NewPlan(index(t, b)), from, d, Options{}); !errors.Is(err, want) {
+			t.Errorf("Run = %v, want %v", err, want)
+		}
+	}
+}
+
+// TestCancelled: a cancelled job has failed, whenever it was cancelled.
+func TestCancelled(t *testing.T) {
+	a, b := releases()
+	for n := range 5 {
+		ctx, cancel := context.WithCancel(t.Context())
+		calls := 0
+		o := Options{Segments: 1, Progress: func(Stats) {
+			if calls++; calls > n {
+				cancel()
+			}
+		}}
+		d := &device{data: random(3, len(b))}
+		_, err := Run(ctx, seed.NewPlan(index(t, b), seedOf(t, a)), holding(t, b), d, o)
+		if calls > n && !errors.Is(err, context.Canceled) {
+			t.Errorf("cancelled at call %d: Run = %v, want %v", n, err, context.Canceled)
+		}
+		cancel()
+	}
+}
+
+func TestSmallImages(t *testing.T) {
+	for _, n := range []int{0, 1, 47, 511, headSize, headSize + 1} {
+		for _, o := range []Options{{}, {New: true}} {
+			image := random(6, n)
+			d := &device{data: make([]byte, n+100)}
+			mustRun(t, seed.NewPlan(index(t, image)), holding(t, image), d, o, image)
+		}
+	}
+}
+
+// FuzzRun: any old content, seed and image give the image.
+func FuzzRun(f *testing.F) {
+	f.Add(uint64(1), uint16(3), uint16(9), true, true)
+	f.Fuzz(func(t *testing.T, source uint64, edits, damage uint16, seeded, fresh bool) {
+		rng := rand.New(rand.NewPCG(source, 1))
+		a := lumpy(rng, 400_000)
+		b := edit(rng, a, int(edits%64))
+		d := &device{data: make([]byte, len(b)+10)}
+		if !fresh {
+			copy(d.data, edit(rng, b, int(damage%16)))
+		}
+		var seeds []seed.Seed
+		if seeded {
+			seeds = append(seeds, seed.Seed{Index: index(t, a), Data: bytes.NewReader(edit(rng, a, int(damage%16)))})
+		}
+		mustRun(t, seed.NewPlan(index(t, b), seeds...), holding(t, b), d, Options{New: fresh}, b)
+	})
+}
+
+// lumpy is random bytes with runs of zeros and repeats in it.
+func lumpy(rng *rand.Rand, n int) []byte {
+	var p []byte
+	for len(p) < n {
+		switch run := rng.IntN(50_000); {
+		case rng.IntN(4) == 0:
+			p = append(p, make([]byte, run)...)
+		case rng.IntN(4) == 0 && len(p) > run:
+			p = append(p, p[len(p)-run:]...)
+		default:
+			p = append(p, random(rng.Uint64(), run)...)
+		}
+	}
+	return p
+}
+
+// edit overwrites, inserts and removes some bytes.
+func edit(rng *rand.Rand, p []byte, times int) []byte {
+	p = bytes.Clone(p)
+	for range times {
+		at, n := rng.IntN(len(p)), rng.IntN(3000)
+		end := min(at+n, len(p))
+		switch rng.IntN(3) {
+		case 0:
+			copy(p[at:end], random(rng.Uint64(), n))
+		case 1:
+			p = append(p[:at:at], append(random(rng.Uint64(), n), p[at:]...)...)
+		case 2:
+			p = append(p[:at:at], p[end:]...)
+		}
+	}
+	return p
+}

@@ -1,0 +1,421 @@
+package assemble
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+
+	"golang.org/x/sync/errgroup"
+
+	"cairn/blob"
+	"cairn/seed"
+)
+
+// state is how far a chunk of a segment is.
+type state uint8
+
+const (
+	missing  state = iota
+	read           // in the buffer, from a seed, not proven
+	held           // in the buffer, proven
+	zero           // to be zeroed on the target
+	inPlace        // the target holds it already
+	deferred       // will be copied from elsewhere in the image
+)
+
+// segment is some consecutive chunks in the making. Its buffers are used again for the next ones.
+type segment struct {
+	job    *job
+	lo, hi int   // the chunks' numbers
+	start  int64 // offset of the first one in the image
+	states []state
+	buf    []byte // the image's bytes
+	old    []byte // the target's bytes, empty when they are not known
+	// The chunks to prove, and their digests.
+	which  []int
+	data   [][]byte
+	sums   []blob.Digest
+	oldBuf []byte
+}
+
+func (j *job) newSegment() *segment { return &segment{job: j} }
+
+// set makes the segment stand for the chunks from lo up to but not including hi.
+func (s *segment) set(lo, hi int) {
+	s.lo, s.hi, s.start, s.states = lo, hi, 0, s.states[:0]
+	var size int64
+	if lo < hi {
+		x := s.job.plan.Index
+		s.start = x.At(lo).Offset
+		size = x.At(hi-1).End() - s.start
+	}
+	for range hi - lo {
+		s.states = append(s.states, missing)
+	}
+	s.buf = resize(s.buf, size)
+	s.old = nil
+}
+
+// resize gives p the length n, in new memory if it must; the content is lost.
+func resize(p []byte, n int64) []byte {
+	if int64(cap(p)) < n {
+		return make([]byte, n, n+n/8)
+	}
+	return p[:n]
+}
+
+func (s *segment) chunk(i int) blob.Chunk { return s.job.plan.Index.At(i) }
+
+// part is where chunk c lies in a buffer of the segment.
+func (s *segment) part(buf []byte, c blob.Chunk) []byte {
+	return buf[c.Offset-s.start:][:c.Size:c.Size]
+}
+
+// chunksIn yields the numbers of the chunks that are in a state.
+func (s *segment) chunksIn(want state) func(yield func(int) bool) {
+	return func(yield func(int) bool) {
+		for i := s.lo; i < s.hi; i++ {
+			if s.states[i-s.lo] == want && !yield(i) {
+				return
+			}
+		}
+	}
+}
+
+func (s *segment) state(i int) *state { return &s.states[i-s.lo] }
+
+// gather brings every chunk into a state from which it can be written: held, zero, in place or deferred.
+func (s *segment) gather(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	s.readOld()
+	s.zeros()
+	s.readSeeds()
+	s.prove()
+	s.tryOthers()
+	s.deferRepeats()
+	if err := s.fetch(ctx); err != nil {
+		return err
+	}
+	return s.repeatsWithin()
+}
+
+// readOld reads what the target holds. What cannot be read is not known, and will be written.
+func (s *segment) readOld() {
+	if s.job.options.New || len(s.buf) == 0 {
+		return
+	}
+	s.oldBuf = resize(s.oldBuf, int64(len(s.buf)))
+	if n, _ := s.job.target.ReadAt(s.oldBuf, s.start); n == len(s.oldBuf) {
+		s.old = s.oldBuf
+	}
+}
+
+// zeros settles the all-zero chunks.
+func (s *segment) zeros() {
+	for i := range s.chunksIn(missing) {
+		if s.job.plan.At(i).Kind != seed.Zero {
+			continue
+		}
+		*s.state(i) = zero
+		if s.old != nil && isZero(s.part(s.old, s.chunk(i))) {
+			s.keep(i)
+		}
+	}
+}
+
+func isZero(p []byte) bool {
+	var zeros [4096]byte
+	for ; len(p) > len(zeros); p = p[len(zeros):] {
+		if !bytes.Equal(p[:len(zeros)], zeros[:]) {
+			return false
+		}
+	}
+	return bytes.Equal(p, zeros[:len(p)])
+}
+
+// keep settles that chunk i is in place.
+func (s *segment) keep(i int) { *s.state(i) = inPlace }
+
+// readSeeds reads what the plan takes from seeds; chunks that follow each other there are one read. What
+// cannot be read stays missing.
+func (s *segment) readSeeds() {
+	for i := s.lo; i < s.hi; {
+		if step := s.job.plan.At(i); step.Kind == seed.Local {
+			run := s.seedRun(i, step)
+			s.readRun(i, run, s.job.plan.Place(step))
+			i = run
+		} else {
+			i++
+		}
+	}
+}
+
+// seedRun is the end of the run of chunks that begins with i and lies together in one seed.
+func (s *segment) seedRun(i int, step seed.Step) int {
+	end := i + 1
+	for end < s.hi && s.job.plan.At(end) == (seed.Step{Kind: seed.Local, Seed: step.Seed, From: step.From + uint32(end-i)}) {
+		end++
+	}
+	return end
+}
+
+// readRun reads the chunks from lo to hi, which lie together in a seed from a place on. Behind a chunk
+// that cannot be read it goes on with the next one.
+func (s *segment) readRun(lo, hi int, from seed.Place) {
+	data, shift := s.job.plan.Seeds[from.Seed].Data, from.Offset-s.chunk(lo).Offset
+	for lo < hi {
+		start := s.chunk(lo).Offset
+		p := s.buf[start-s.start : s.chunk(hi-1).End()-s.start]
+		n, _ := data.ReadAt(p, start+shift)
+		for lo < hi && s.chunk(lo).End()-start <= int64(n) {
+			*s.state(lo) = read
+			lo++
+		}
+		lo++
+	}
+}
+
+// prove hashes what was read from seeds and, for the other chunks, what the target holds: all at once.
+func (s *segment) prove() {
+	s.which, s.data = s.which[:0], s.data[:0]
+	for i := s.lo; i < s.hi; i++ {
+		switch {
+		case *s.state(i) == read:
+			s.toProve(i, s.buf)
+		case *s.state(i) == missing && s.old != nil:
+			s.toProve(i, s.old)
+		}
+	}
+	if len(s.sums) < len(s.data) {
+		s.sums = make([]blob.Digest, 2*len(s.data))
+	}
+	s.job.plan.Index.Algorithm().SumAll(s.sums, s.data)
+	for n, i := range s.which {
+		s.proven(i, s.sums[n] == s.chunk(i).Digest)
+	}
+}
+
+func (s *segment) toProve(i int, buf []byte) {
+	s.which, s.data = append(s.which, i), append(s.data, s.part(buf, s.chunk(i)))
+}
+
+func (s *segment) proven(i int, right bool) {
+	st := s.state(i)
+	switch {
+	case right && *st == read:
+		s.hold(i, s.job.plan.At(i).Seed)
+	case right:
+		s.keep(i)
+	case *st == read:
+		*st = missing
+	}
+}
+
+// hold settles that chunk i is in the buffer, proven, from a seed; unless the target holds the same.
+func (s *segment) hold(i int, from uint16) {
+	c := s.chunk(i)
+	if s.old != nil && bytes.Equal(s.part(s.buf, c), s.part(s.old, c)) {
+		s.keep(i)
+		return
+	}
+	*s.state(i) = held
+	s.job.count.seeds[from].Add(c.Size)
+}
+
+// tryOthers looks for the chunks that their seed failed to give: in the other seeds, then in place.
+func (s *segment) tryOthers() {
+	for i := range s.chunksIn(missing) {
+		if step := s.job.plan.At(i); step.Kind == seed.Local {
+			s.job.count.misses.Add(1)
+			s.tryOther(i, int(step.Seed))
+		}
+	}
+}
+
+func (s *segment) tryOther(i, failed int) {
+	c := s.chunk(i)
+	sum := s.job.plan.Index.Algorithm().Sum
+	for _, place := range s.job.plan.Places(i) {
+		if place.Seed == failed {
+			continue
+		}
+		p := s.part(s.buf, c)
+		n, _ := s.job.plan.Seeds[place.Seed].Data.ReadAt(p, place.Offset)
+		if n == len(p) && sum(p) == c.Digest {
+			s.hold(i, uint16(place.Seed))
+			return
+		}
+	}
+	if s.old != nil && sum(s.part(s.old, c)) == c.Digest {
+		s.keep(i)
+	}
+}
+
+// deferRepeats leaves chunks that come earlier in the image for later, so that each is fetched once.
+func (s *segment) deferRepeats() {
+	for i := range s.chunksIn(missing) {
+		first := s.job.plan.First(i)
+		if first == i {
+			continue
+		}
+		*s.state(i) = deferred
+		if first < s.lo {
+			s.job.mu.Lock()
+			s.job.repeats = append(s.job.repeats, i)
+			s.job.mu.Unlock()
+		}
+	}
+}
+
+// fetch gets all chunks that are still missing from the store, many at once.
+func (s *segment) fetch(ctx context.Context) error {
+	group, groupCtx := errgroup.WithContext(ctx)
+	group.SetLimit(cap(s.job.fetches))
+	for i := range s.chunksIn(missing) {
+		group.Go(func() error { return s.fetchChunk(groupCtx, i) })
+	}
+	return group.Wait()
+}
+
+// fetchChunk gets chunk i; several are under way at once, each with a part of the buffer of its own.
+func (s *segment) fetchChunk(ctx context.Context, i int) error {
+	select {
+	case s.job.fetches <- struct{}{}:
+		defer func() { <-s.job.fetches }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	c := s.chunk(i)
+	if err := s.job.from.Get(ctx, c.Digest, s.part(s.buf, c)); err != nil {
+		return fmt.Errorf("fetching chunk %v for the image's bytes at %d: %w", c.Digest, c.Offset, err)
+	}
+	*s.state(i) = held
+	s.job.count.fetches.Add(1)
+	s.job.count.fetched.Add(c.Size)
+	return nil
+}
+
+// repeatsWithin copies the chunks that repeat one of this segment.
+func (s *segment) repeatsWithin() error {
+	for i := range s.chunksIn(deferred) {
+		first := s.job.plan.First(i)
+		if first < s.lo {
+			continue
+		}
+		from := s.buf
+		if *s.state(first) == inPlace {
+			from = s.old
+		}
+		s.copied(i, s.part(from, s.chunk(first)))
+	}
+	return nil
+}
+
+// copied puts the proven bytes p into chunk i's place.
+func (s *segment) copied(i int, p []byte) {
+	c := s.chunk(i)
+	copy(s.part(s.buf, c), p)
+	*s.state(i) = held
+	s.job.count.copied.Add(c.Size)
+}
+
+// copyFrom fills the segment, which is a single chunk, from an equal chunk that is in the head, or on the
+// target by now. If the target does not give it back right, it is fetched.
+func (s *segment) copyFrom(ctx context.Context, first int, head *segment) error {
+	c := s.chunk(first)
+	if first < head.hi {
+		s.copied(s.lo, head.bytes(first))
+		return nil
+	}
+	n, _ := s.job.target.ReadAt(s.buf, c.Offset)
+	if n == len(s.buf) && s.job.plan.Index.Algorithm().Sum(s.buf) == c.Digest {
+		*s.state(s.lo) = held
+		s.job.count.copied.Add(c.Size)
+		return nil
+	}
+	return s.fetchChunk(ctx, s.lo)
+}
+
+// bytes is chunk i, which is settled and neither zero nor deferred.
+func (s *segment) bytes(i int) []byte {
+	if *s.state(i) == inPlace {
+		return s.part(s.old, s.chunk(i))
+	}
+	return s.part(s.buf, s.chunk(i))
+}
+
+// inPlace says whether nothing of the segment needs writing.
+func (s *segment) inPlace() bool {
+	for _, st := range s.states {
+		if st != inPlace {
+			return false
+		}
+	}
+	return true
+}
+
+// write brings the chunks onto the target that are not there: data and zeros in runs as long as can be.
+func (s *segment) write() error {
+	for i := s.lo; i < s.hi; {
+		st, end := *s.state(i), i+1
+		for end < s.hi && *s.state(end) == st {
+			end++
+		}
+		if err := s.writeRun(st, s.chunk(i).Offset, s.chunk(end-1).End()); err != nil {
+			return err
+		}
+		i = end
+	}
+	return nil
+}
+
+func (s *segment) writeRun(st state, start, end int64) error {
+	if st == inPlace || st == deferred || st == zero && s.job.options.New {
+		return nil
+	}
+	if err := s.job.change(); err != nil {
+		return err
+	}
+	if st == zero {
+		if err := s.job.target.Zero(start, end-start); err != nil {
+			return fmt.Errorf("zeroing %d bytes at %d of the target: %w", end-start, start, err)
+		}
+		return nil
+	}
+	return s.job.writeAt(s.buf[start-s.start:end-s.start], start)
+}
+
+// writeWhole writes all of the segment, as nothing of it is in place any more. In a new file there is
+// nothing to make up for.
+func (s *segment) writeWhole() error {
+	if s.job.options.New {
+		return s.write()
+	}
+	for i := s.lo; i < s.hi; i++ {
+		switch *s.state(i) {
+		case inPlace:
+			copy(s.part(s.buf, s.chunk(i)), s.part(s.old, s.chunk(i)))
+		case zero:
+			clear(s.part(s.buf, s.chunk(i)))
+		case missing, read, deferred:
+			return errors.New("assemble: a chunk of the head is not settled")
+		}
+	}
+	return s.job.writeAt(s.buf, s.start)
+}
+
+// done counts what is settled and was not counted when its bytes came.
+func (s *segment) done() {
+	for i := s.lo; i < s.hi; i++ {
+		switch *s.state(i) {
+		case inPlace:
+			s.job.count.inPlace.Add(s.chunk(i).Size)
+		case zero:
+			s.job.count.zero.Add(s.chunk(i).Size)
+		}
+	}
+	s.job.tell()
+}
