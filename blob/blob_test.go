@@ -67,6 +67,19 @@ func TestIndex(t *testing.T) {
 	}
 }
 
+func TestSpan(t *testing.T) {
+	x := build(t, SHA256, 100, 200, 300, 400)
+	for _, c := range []struct {
+		lo   int
+		size int64
+		want int
+	}{{0, 1, 1}, {0, 100, 1}, {0, 299, 1}, {0, 300, 2}, {0, 301, 2}, {0, 5000, 4}, {2, 1, 3}, {3, 1, 4}, {3, 400, 4}} {
+		if got := x.Span(c.lo, c.size); got != c.want {
+			t.Errorf("Span(%d, %d) = %d, want %d", c.lo, c.size, got, c.want)
+		}
+	}
+}
+
 func TestDecodeEncode(t *testing.T) {
 	for _, x := range []*Index{build(t, SHA512_256), build(t, SHA256, 1), build(t, SHA512_256, 262144, 1, 99)} {
 		file := x.Encode()

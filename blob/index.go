@@ -150,6 +150,13 @@ func (x *Index) Range(lo, hi int) iter.Seq2[int, Chunk] {
 	}
 }
 
+// Span is the end of the longest run of chunks that begins with chunk lo and has at most size bytes; it
+// has at least one chunk. It panics unless 0 ≤ lo < Len.
+func (x *Index) Span(lo int, size int64) (hi int) {
+	start := x.At(lo).Offset
+	return max(lo+1, x.Find(start+size))
+}
+
 // Find is the number of the chunk that holds the byte at offset, or Len when the image ends before it.
 func (x *Index) Find(offset int64) int {
 	return sort.Search(len(x.rows), func(i int) bool { return x.rows[i].end > offset })

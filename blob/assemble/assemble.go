@@ -193,16 +193,12 @@ func (j *job) body(ctx context.Context) error {
 func (j *job) take(s *segment) bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	x, lo := j.plan.Index, j.next
-	if lo == x.Len() {
+	lo := j.next
+	if lo == j.plan.Index.Len() {
 		return false
 	}
-	hi, start := lo+1, x.At(lo).Offset
-	for hi < x.Len() && x.At(hi).End()-start <= segmentSize {
-		hi++
-	}
-	j.next = hi
-	s.set(lo, hi)
+	j.next = j.plan.Index.Span(lo, segmentSize)
+	s.set(lo, j.next)
 	return true
 }
 

@@ -1,0 +1,219 @@
+// Package verify proves what is claimed to be whole: that bytes are an index's image, and that a store
+// holds every chunk of it. It writes nothing.
+package verify
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"cairn/blob"
+	"cairn/store"
+)
+
+// Options are limits and what to tell.
+type Options struct {
+	Workers  int          // how many read and hash at once; at least one does
+	Progress func(Report) // called now and then, never twice at once; may be nil
+}
+
+// Range is a run of image bytes.
+type Range struct {
+	Offset int64 `json:"offset"`
+	Size   int64 `json:"size"`
+}
+
+// Report is what was found.
+type Report struct {
+	Size     int64   `json:"size"`      // of the image, bytes
+	Done     int64   `json:"done"`      // of them looked at
+	Bad      int     `json:"bad"`       // chunks that are not right
+	BadBytes int64   `json:"bad_bytes"` // their size
+	First    []Range `json:"first"`     // the first of them, by offset; neighbours together
+	Causes   []error `json:"-"`         // store: what is wrong with the first of them
+}
+
+// firsts is how many bad ranges and causes a report names.
+const firsts = 10
+
+// readSize is how many bytes are read at once, unless a chunk is larger.
+const readSize = 4 << 20
+
+// Image compares what r holds with the index's digests. Other bytes are in the report; a read that fails,
+// or an image that ends too early, is an error.
+func Image(ctx context.Context, x *blob.Index, r io.ReaderAt, o Options) (Report, error) {
+	j := &job{index: x, options: o, report: Report{Size: x.Size()}}
+	err := j.each(ctx, func(lo int) int { return x.Span(lo, readSize) }, func() func(context.Context, int, int) error {
+		c := checker{job: j, image: r}
+		return c.check
+	})
+	return j.report, err
+}
+
+// Store gets every different chunk of the index from a store. Chunks that are absent or wrong are in the
+// report; any other failure of the store is an error.
+func Store(ctx context.Context, x *blob.Index, from store.Getter, o Options) (Report, error) {
+	j := &job{index: x, options: o, report: Report{Size: x.Size()}}
+	table := blob.NewTable(x)
+	err := j.each(ctx, func(lo int) int { return lo + 1 }, func() func(context.Context, int, int) error {
+		g := getter{job: j, from: from, table: table}
+		return g.get
+	})
+	return j.report, err
+}
+
+type job struct {
+	index   *blob.Index
+	options Options
+
+	mu     sync.Mutex // guards what follows
+	next   int        // the first chunk that nobody has taken
+	report Report
+}
+
+// each lets workers take runs of chunks, whose ends span tells, until none are left.
+func (j *job) each(ctx context.Context, span func(lo int) int, worker func() func(context.Context, int, int) error) error {
+	group, groupCtx := errgroup.WithContext(ctx)
+	for range max(j.options.Workers, 1) {
+		group.Go(func() error {
+			work := worker()
+			for groupCtx.Err() == nil {
+				lo, hi := j.take(span)
+				if lo == hi {
+					return nil
+				}
+				if err := work(groupCtx, lo, hi); err != nil {
+					return err
+				}
+			}
+			return groupCtx.Err()
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	return ctx.Err()
+}
+
+func (j *job) take(span func(int) int) (lo, hi int) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if lo = j.next; lo == j.index.Len() {
+		return lo, lo
+	}
+	j.next = span(lo)
+	return lo, j.next
+}
+
+// done counts the chunks from lo to hi as looked at.
+func (j *job) done(lo, hi int) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.report.Done += j.index.At(hi-1).End() - j.index.At(lo).Offset
+	if j.options.Progress != nil {
+		j.options.Progress(j.report)
+	}
+}
+
+// bad notes that chunk c is not right.
+func (j *job) bad(c blob.Chunk, cause error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	r := &j.report
+	r.Bad++
+	r.BadBytes += c.Size
+	r.First = addRange(r.First, Range{c.Offset, c.Size})
+	if cause != nil && len(r.Causes) < firsts {
+		r.Causes = append(r.Causes, cause)
+	}
+}
+
+// addRange puts r in its place, joins it with its neighbours, and keeps the first few.
+func addRange(ranges []Range, r Range) []Range {
+	at := 0
+	for at < len(ranges) && ranges[at].Offset < r.Offset {
+		at++
+	}
+	sorted := append(append(append([]Range{}, ranges[:at]...), r), ranges[at:]...)
+	joined := sorted[:1]
+	for _, next := range sorted[1:] {
+		if last := &joined[len(joined)-1]; last.Offset+last.Size == next.Offset {
+			last.Size += next.Size
+		} else {
+			joined = append(joined, next)
+		}
+	}
+	return joined[:min(len(joined), firsts)]
+}
+
+// checker is one worker of Image.
+type checker struct {
+	job   *job
+	image io.ReaderAt
+	buf   []byte
+	data  [][]byte
+	sums  []blob.Digest
+}
+
+func (c *checker) check(_ context.Context, lo, hi int) error {
+	x := c.job.index
+	start, end := x.At(lo).Offset, x.At(hi-1).End()
+	if int64(cap(c.buf)) < end-start {
+		c.buf = make([]byte, max(end-start, readSize))
+	}
+	p := c.buf[:end-start]
+	if n, err := c.image.ReadAt(p, start); n < len(p) {
+		if errors.Is(err, io.EOF) {
+			return fmt.Errorf("it ends at %d, the image has %d bytes", start+int64(n), x.Size())
+		}
+		return fmt.Errorf("reading at %d: %w", start+int64(n), err)
+	}
+	c.data = c.data[:0]
+	for _, chunk := range x.Range(lo, hi) {
+		c.data = append(c.data, p[chunk.Offset-start:chunk.End()-start])
+	}
+	if len(c.sums) < len(c.data) {
+		c.sums = make([]blob.Digest, 2*len(c.data))
+	}
+	x.Algorithm().SumAll(c.sums, c.data)
+	for i, chunk := range x.Range(lo, hi) {
+		if c.sums[i-lo] != chunk.Digest {
+			c.job.bad(chunk, nil)
+		}
+	}
+	c.job.done(lo, hi)
+	return nil
+}
+
+// getter is one worker of Store.
+type getter struct {
+	job   *job
+	from  store.Getter
+	table *blob.Table
+	buf   []byte
+}
+
+func (g *getter) get(ctx context.Context, lo, hi int) error {
+	c := g.job.index.At(lo)
+	if g.table.Find(c.Digest) < lo {
+		g.job.done(lo, hi)
+		return nil
+	}
+	if int64(len(g.buf)) < c.Size {
+		g.buf = make([]byte, c.Size)
+	}
+	err := g.from.Get(ctx, c.Digest, g.buf[:c.Size])
+	var corrupt *store.CorruptError
+	switch {
+	case errors.Is(err, store.ErrNotFound) || errors.As(err, &corrupt):
+		g.job.bad(c, err)
+	case err != nil:
+		return fmt.Errorf("getting chunk %v: %w", c.Digest, err)
+	}
+	g.job.done(lo, hi)
+	return nil
+}
