@@ -170,15 +170,22 @@ func (j *job) run(ctx context.Context) error {
 
 // body does all segments behind the head.
 func (j *job) body(ctx context.Context) error {
+	return j.each(ctx, func(ctx context.Context, s *segment) error {
+		if err := s.gather(ctx); err != nil {
+			return err
+		}
+		return s.write()
+	})
+}
+
+// each does the segments from next on, several at once.
+func (j *job) each(ctx context.Context, do func(context.Context, *segment) error) error {
 	group, ctx := errgroup.WithContext(ctx)
 	for range j.options.Segments {
 		group.Go(func() error {
 			s := j.newSegment()
 			for j.take(s) {
-				if err := s.gather(ctx); err != nil {
-					return err
-				}
-				if err := s.write(); err != nil {
+				if err := do(ctx, s); err != nil {
 					return err
 				}
 				s.done()

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"cairn/blob"
 	"cairn/blob/scan"
 	"cairn/chunker"
@@ -466,4 +468,42 @@ func edit(rng *rand.Rand, p []byte, times int) []byte {
 		}
 	}
 	return p
+}
+
+// TestPreview: what is foretold is what happens.
+func TestPreview(t *testing.T) {
+	a, b := releases()
+	damaged := bytes.Clone(b)
+	damaged[700_000] ^= 1
+	for name, c := range map[string]struct {
+		target []byte
+		seed   seed.Seed
+	}{
+		"new":     {nil, seedOf(t, a)},
+		"garbage": {random(9, len(b)), seedOf(t, a)},
+		"damaged": {damaged, seedOf(t, random(8, 1000))},
+		"lying":   {random(9, len(b)), seed.Seed{Index: index(t, a), Data: bytes.NewReader(random(7, len(a)))}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			plan, d := seed.NewPlan(index(t, b), c.seed), &device{data: c.target}
+			var target io.ReaderAt
+			if c.target == nil {
+				d.data = make([]byte, len(b))
+			} else {
+				target = bytes.NewReader(bytes.Clone(c.target))
+			}
+			foretold, fetches, err := Preview(t.Context(), plan, target, Options{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			stats := mustRun(t, plan, holding(t, b), d, Options{New: c.target == nil}, b)
+			stats.Written = 0
+			if diff := cmp.Diff(stats, foretold); diff != "" {
+				t.Errorf("stats (-done +foretold):\n%s", diff)
+			}
+			if len(fetches) != int(stats.Fetches) {
+				t.Errorf("%d fetches foretold, %d done", len(fetches), stats.Fetches)
+			}
+		})
+	}
 }

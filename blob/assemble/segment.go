@@ -90,16 +90,22 @@ func (s *segment) gather(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	s.gatherLocal()
+	if err := s.fetch(ctx); err != nil {
+		return err
+	}
+	s.repeatsWithin()
+	return nil
+}
+
+// gatherLocal does all of gather that needs no store: what it leaves missing is to be fetched.
+func (s *segment) gatherLocal() {
 	s.readOld()
 	s.zeros()
 	s.readSeeds()
 	s.prove()
 	s.tryOthers()
 	s.deferRepeats()
-	if err := s.fetch(ctx); err != nil {
-		return err
-	}
-	return s.repeatsWithin()
 }
 
 // readOld reads what the target holds. What cannot be read is not known, and will be written.
@@ -299,7 +305,7 @@ func (s *segment) fetchChunk(ctx context.Context, i int) error {
 }
 
 // repeatsWithin copies the chunks that repeat one of this segment.
-func (s *segment) repeatsWithin() error {
+func (s *segment) repeatsWithin() {
 	for i := range s.chunksIn(deferred) {
 		first := s.job.plan.First(i)
 		if first < s.lo {
@@ -311,7 +317,6 @@ func (s *segment) repeatsWithin() error {
 		}
 		s.copied(i, s.part(from, s.chunk(first)))
 	}
-	return nil
 }
 
 // copied puts the proven bytes p into chunk i's place.
