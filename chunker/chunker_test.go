@@ -45,10 +45,13 @@ func firstHit(p []byte, least int, d uint32) int {
 	}
 }
 
-// split collects the ends that Split gives, and checks what it promises of batches.
-func split(t testing.TB, src *Source, image []byte, p Params, workers int) []int64 {
+// testSegment is small, so that small images have many segments.
+const testSegment = 256 << 10
+
+// ends collects the cuts that split makes, and checks what it promises of batches.
+func ends(t testing.TB, src *Source, image []byte, p Params, workers int) []int64 {
 	t.Helper()
-	var ends []int64
+	var got []int64
 	var mu sync.Mutex
 	busy := map[int]bool{}
 	worked := map[int]bool{}
@@ -63,12 +66,12 @@ func split(t testing.TB, src *Source, image []byte, p Params, workers int) []int
 			return nil
 		},
 		Order: func(_ context.Context, b *Batch) error {
-			if b.First != len(ends) {
-				t.Errorf("batch starts at chunk %d, want %d", b.First, len(ends))
+			if b.First != len(got) {
+				t.Errorf("batch starts at chunk %d, want %d", b.First, len(got))
 			}
 			for _, c := range b.Chunks {
 				checkChunk(t, image, c)
-				ends = append(ends, c.Offset+c.Size)
+				got = append(got, c.Offset+c.Size)
 			}
 			return nil
 		},
@@ -79,11 +82,11 @@ func split(t testing.TB, src *Source, image []byte, p Params, workers int) []int
 			return nil
 		},
 	}
-	size, err := Split(t.Context(), src, p, workers, stages)
+	size, err := split(t.Context(), src, p, workers, testSegment, stages)
 	if err != nil || size != int64(len(image)) {
 		t.Fatalf("Split = %d, %v, want %d, nil", size, err, len(image))
 	}
-	return ends
+	return got
 }
 
 func checkChunk(t testing.TB, image []byte, c Chunk) {
@@ -183,21 +186,21 @@ func TestMaybe(t *testing.T) {
 
 // images are contents that have gone wrong somewhere before: runs, zeros at all places, short ones.
 func images() map[string][]byte {
-	s := random(1, 20<<20)
-	sparse := make([]byte, 24<<20)
-	copy(sparse[3<<20:], s[:5<<20])
-	copy(sparse[20<<20-7:], s[:100])
-	runs := bytes.Repeat([]byte{0x55}, 9<<20)
-	copy(runs[4<<20:], s[:3<<20])
+	s := random(1, 3<<20)
+	sparse := make([]byte, 7<<20)
+	copy(sparse[1<<20+5000:], s[:1<<20])
+	copy(sparse[5<<20-7:], s[:100])
+	runs := bytes.Repeat([]byte{0x55}, 2<<20)
+	copy(runs[1<<20:], s[:700_000])
 	return map[string][]byte{
 		"empty": nil, "one": s[:1], "47": s[:47], "48": s[:48], "16383": s[:16383], "16384": s[:16384],
-		"segment": s[:SegmentSize], "segment+1": s[:SegmentSize+1], "random": s, "zeros": make([]byte, 17<<20+5),
-		"sparse": sparse, "runs": runs, "tail zeros": append(s[:9<<20:9<<20], make([]byte, 5<<20)...),
+		"segment": s[:testSegment], "segment+1": s[:testSegment+1], "random": s, "zeros": make([]byte, 3<<20+5),
+		"sparse": sparse, "runs": runs, "tail zeros": append(s[:1<<20:1<<20], make([]byte, 3<<20)...),
 	}
 }
 
 var testParams = []Params{
-	Default, {1 << 10, 4 << 10, 16 << 10}, {256 << 10, 1 << 20, 4 << 20}, {64 << 10, 64 << 10, 64 << 10},
+	Default, {1 << 10, 4 << 10, 16 << 10}, {100 << 10, 400 << 10, 1 << 20}, {64 << 10, 64 << 10, 64 << 10},
 	{65536, 65536, 262144}, {11, 47, 188}, {3085, 12345, 49380},
 }
 
@@ -212,7 +215,7 @@ func TestSplitIsCasyncs(t *testing.T) {
 						"Reader":   FromReader(iotest.HalfReader(bytes.NewReader(image))),
 						"sparse":   FromReaderAt(sparseBytes{bytes.NewReader(image), image}, int64(len(image))),
 					} {
-						if diff := cmp.Diff(want, split(t, src, image, p, workers)); diff != "" {
+						if diff := cmp.Diff(want, ends(t, src, image, p, workers)); diff != "" {
 							t.Errorf("%s: cuts (-casync +ours):\n%s", kind, diff)
 						}
 					}
@@ -245,9 +248,9 @@ func TestCutAtMin(t *testing.T) {
 	p := Params{16 << 10, 64 << 10, 256 << 10}
 	s := stream(200_000)
 	image := s[64537:164537]
-	ends := split(t, FromReaderAt(bytes.NewReader(image), int64(len(image))), image, p, 2)
-	if len(ends) != 3 || ends[0] != p.Min {
-		t.Errorf("cuts at %d, want the first of three at %d", ends, p.Min)
+	got := ends(t, FromReaderAt(bytes.NewReader(image), int64(len(image))), image, p, 2)
+	if len(got) != 3 || got[0] != p.Min {
+		t.Errorf("cuts at %d, want the first of three at %d", got, p.Min)
 	}
 }
 
@@ -277,7 +280,7 @@ func TestZeroCandidates(t *testing.T) {
 		}
 		image := make([]byte, 3<<20)
 		src := FromReaderAt(sparseBytes{bytes.NewReader(image), image}, int64(len(image)))
-		if diff := cmp.Diff(reference(image, p), split(t, src, image, p, 2)); diff != "" {
+		if diff := cmp.Diff(reference(image, p), ends(t, src, image, p, 2)); diff != "" {
 			t.Errorf("%v: cuts (-casync +ours):\n%s", p, diff)
 		}
 		return
@@ -311,7 +314,7 @@ func (hole) ReadAt(p []byte, off int64) (int, error)          { clear(p); return
 func (hole) NextData(off int64) (start, end int64, err error) { return 1 << 40, 1 << 40, nil }
 
 func TestSplitFails(t *testing.T) {
-	image := random(1, 20<<20)
+	image := random(1, 20<<20) // three segments
 	broken := errors.New("broken")
 	do := func(ctx context.Context, src *Source, stages Stages) error {
 		_, err := Split(ctx, src, Default, 3, stages)
@@ -369,7 +372,7 @@ func FuzzSplit(f *testing.F) {
 		image := lumpy(seed, size)
 		want := reference(image, p)
 		n := int(workers%4) + 1
-		if diff := cmp.Diff(want, split(t, FromReaderAt(bytes.NewReader(image), int64(size)), image, p, n)); diff != "" {
+		if diff := cmp.Diff(want, ends(t, FromReaderAt(bytes.NewReader(image), int64(size)), image, p, n)); diff != "" {
 			t.Errorf("%v: cuts (-casync +ours):\n%s", p, diff)
 		}
 	})

@@ -33,13 +33,17 @@ type Stages struct {
 // SegmentSize and one largest chunk a worker. It returns the image's size in bytes, and nil only when
 // every stage was done for every chunk.
 func Split(ctx context.Context, src *Source, p Params, workers int, stages Stages) (int64, error) {
+	return split(ctx, src, p, workers, SegmentSize, stages)
+}
+
+func split(ctx context.Context, src *Source, p Params, workers, segment int, stages Stages) (int64, error) {
 	if err := p.Validate(); err != nil {
 		return 0, err
 	}
 	group, groupCtx := errgroup.WithContext(ctx)
 	line := newLine(src, p)
 	for w := range max(workers, 1) {
-		group.Go(func() error { return newWorker(w, line, p, stages).run(groupCtx) })
+		group.Go(func() error { return newWorker(w, line, p, segment, stages).run(groupCtx) })
 	}
 	if err := group.Wait(); err != nil {
 		return 0, err
@@ -115,10 +119,10 @@ type worker struct {
 	room int
 }
 
-func newWorker(number int, l *line, p Params, stages Stages) *worker {
+func newWorker(number int, l *line, p Params, segment int, stages Stages) *worker {
 	room := int(max(p.Max, window))
-	segment := max(SegmentSize, room)
-	w := &worker{number: number, line: l, params: p, stages: stages, room: room, buf: make([]byte, room+segment)}
+	w := &worker{number: number, line: l, params: p, stages: stages, room: room}
+	w.buf = make([]byte, room+max(segment, room))
 	if !p.fixed() {
 		w.finder = newFinder(p)
 	}

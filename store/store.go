@@ -1,13 +1,17 @@
 // Package store keeps chunks under their digests. It has two floors: a Bucket moves named bytes and knows
 // nothing of digests (the packages below this one are buckets: local, web, mem); Chunks is a bucket seen
-// through digests, where names, compression and verification are written once. Wrappers (Cache, Fallback,
-// Retry, Meter) stack on either floor. The package knows nothing of images, seeds or devices.
+// through digests, where names, compression and verification are written once. Wrappers stack on either
+// floor: Retry and Meter on readers, Cache, Fallback and Dedup on getters. The package knows nothing of
+// images, seeds or devices.
 package store
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"strings"
+	"time"
 
 	"cairn/blob"
 )
@@ -34,6 +38,24 @@ type CorruptError struct {
 func (e *CorruptError) Error() string { return fmt.Sprintf("%s is corrupt: %v", e.Name, e.Err) }
 func (e *CorruptError) Unwrap() error { return e.Err }
 
+// UnavailableError is an ErrUnavailable with its cause, and with the store's own word on when to ask again.
+type UnavailableError struct {
+	Err   error
+	After time.Duration // how long the store wants to be left alone; 0 when it did not say
+}
+
+func (e *UnavailableError) Error() string   { return fmt.Sprintf("%v: %v", ErrUnavailable, e.Err) }
+func (e *UnavailableError) Unwrap() []error { return []error{ErrUnavailable, e.Err} }
+
+// CheckName refuses what is not an object's name: a slash-separated relative path in its one spelling, with
+// no empty, "." or ".." element, valid UTF-8. Every Reader and Bucket checks the names it is given.
+func CheckName(name string) error {
+	if !fs.ValidPath(name) || name == "." || strings.ContainsRune(name, 0) {
+		return fmt.Errorf("%q is not an object name (a clean relative path)", name)
+	}
+	return nil
+}
+
 // Reader reads named objects. Names are slash-separated relative paths. Safe for concurrent use.
 type Reader interface {
 	// Read appends the whole object to dst and returns the extended slice. An object of more than limit
@@ -59,9 +81,10 @@ type Batch interface {
 	// Write takes an object in. It may not be readable under its name before Commit; data may be reused
 	// when Write returns.
 	Write(ctx context.Context, name string, data []byte) error
-	// Commit makes all objects taken in so far durable and visible. More may be written afterwards.
+	// Commit makes all objects taken in so far durable and visible. More may be written afterwards. A
+	// failed or cancelled Commit may be called again; some objects may be visible, and each is whole.
 	Commit(ctx context.Context) error
-	// Close gives up what was not committed, leaving no trace of it.
+	// Close gives up what was neither committed nor made visible by Write, leaving no trace of it.
 	Close() error
 }
 
@@ -92,4 +115,11 @@ type Getter interface {
 	// Get fills dst with the chunk, whose size is len(dst), and returns nil only when dst's digest is d.
 	// After an error dst holds anything. Absence is ErrNotFound, other bytes are a *CorruptError.
 	Get(ctx context.Context, d blob.Digest, dst []byte) error
+}
+
+// Putter takes chunks in. Safe for concurrent use.
+type Putter interface {
+	// Put stores data, whose digest the caller knows to be d, and returns the bytes that it takes there. It
+	// need not be durable or readable yet; data may be reused when Put returns.
+	Put(ctx context.Context, d blob.Digest, data []byte) (stored int64, err error)
 }

@@ -1,0 +1,87 @@
+# `make help` lists the targets. Tools that only tests need are built into .bin, which comes first in PATH.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+export PATH := $(CURDIR)/.bin:$(PATH):/usr/sbin:/sbin
+
+VERSION = $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+BENCHSTAT = go run golang.org/x/perf/cmd/benchstat@v0.0.0-20260908200009-22c9c6c9d4da
+# What `make fuzz` gives each fuzz target.
+FUZZTIME ?= 30s
+# What `make bench-compare` runs, how often, and in which packages.
+BENCH ?= .
+COUNT ?= 6
+PKGS ?= ./...
+
+.PHONY: help build check fmt vet lint tidy race fuzz-short cross test test-long fuzz bench bench-compare demo cover tools clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
+
+build: ## the static binary ./cairn
+	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION)' -o cairn ./cmd/cairn
+
+check: fmt vet lint tidy race fuzz-short cross ## before a commit: format, vet, lint, race tests, short fuzz, cross-build
+
+fmt:
+	@bad=$$(gofmt -l .); [[ -z $$bad ]] || { echo "not gofmt'ed:" $$bad; exit 1; }
+
+vet:
+	go vet ./...
+
+lint: .bin/golangci-lint
+	golangci-lint run ./...
+
+tidy:
+	go mod tidy -diff
+
+race:
+	go test -race -short ./...
+
+fuzz-short:
+	.ci/fuzz 1s
+
+cross:
+	GOARCH=arm64 CGO_ENABLED=0 go build ./...
+	GOARCH=arm GOARM=7 CGO_ENABLED=0 go build ./...
+
+test: ## install the peers, then run every test against them (15 minutes at most)
+	.ci/install
+	go test -count=1 -timeout 14m ./...
+
+test-long: ## the same with large counts and real images (hours)
+	.ci/install
+	CAIRN_LONG=1 go test -count=1 -timeout 6h -v ./...
+
+fuzz: ## every fuzz target for FUZZTIME (default 30s) each
+	.ci/fuzz $(FUZZTIME)
+
+bench: ## measure cairn against its peers
+	.ci/bench
+
+bench-compare: ## Go benchmarks of REF=... against this tree (BENCH=regexp PKGS=./... COUNT=6)
+	@[[ -n "$(REF)" ]] || { echo "usage: make bench-compare REF=commit [BENCH=regexp] [PKGS=./...] [COUNT=6]"; exit 2; }
+	.ci/bench-compare '$(REF)' '$(BENCH)' '$(COUNT)' $(PKGS)
+	$(BENCHSTAT) old=.cache/bench/old.txt new=.cache/bench/new.txt
+
+demo: ## a tour of make, assemble and serve on small images
+	.ci/demo
+
+cover: ## test coverage, in numbers and as .cache/cover.html
+	@mkdir -p .cache
+	go test -short -coverpkg=./... -coverprofile=.cache/cover.out ./...
+	go tool cover -html=.cache/cover.out -o .cache/cover.html
+	@go tool cover -func=.cache/cover.out | tail -n 1
+
+tools: .bin/desync .bin/golangci-lint ## desync and the linters, built into .bin
+	@:
+
+.bin/desync: .ci/peers/go.mod .ci/peers/go.sum
+	cd .ci/peers && go build -buildvcs=false -o $(CURDIR)/$@ github.com/folbricht/desync/cmd/desync
+	@touch $@
+
+.bin/golangci-lint: .ci/tools/go.mod .ci/tools/go.sum
+	cd .ci/tools && go build -buildvcs=false -o $(CURDIR)/$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+	@touch $@
+
+clean: ## remove what was built, installed and cached here
+	rm -rf cairn .bin .cache

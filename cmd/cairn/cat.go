@@ -1,0 +1,54 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+
+	"cairn/blob/view"
+)
+
+type catFlags struct {
+	stores
+	offset, length int64
+}
+
+func newCat() *cobra.Command {
+	f := catFlags{length: -1}
+	c := &cobra.Command{
+		Use:     "cat INDEX",
+		Short:   "Write an image to stdout",
+		Example: `  cairn cat v2.caibx --offset 1MiB --length 4096 | hexdump -C`,
+		Args:    arguments(cobra.ExactArgs(1)),
+		RunE:    func(c *cobra.Command, args []string) error { return runCat(c.Context(), c.OutOrStdout(), f, args[0]) },
+	}
+	f.add(c)
+	c.Flags().Var(bytesFlag{&f.offset}, "offset", "begin at that many `bytes` (default: 0)")
+	length := c.Flags().VarPF(bytesFlag{&f.length}, "length", "", "write that many `bytes` (default: to the end)")
+	length.DefValue = ""
+	return c
+}
+
+func runCat(ctx context.Context, stdout io.Writer, f catFlags, index string) error {
+	x, err := readIndex(ctx, index)
+	if err != nil {
+		return err
+	}
+	length := f.length
+	if length < 0 {
+		length = max(x.Size()-f.offset, 0)
+	}
+	from, err := openStores(f.stores, index, x.Algorithm())
+	if err != nil {
+		return err
+	}
+	defer from.close()
+	cache := view.NewCache(ctx, from, view.Limits{Fetches: f.fetches})
+	defer cache.Close()
+	if err := view.New(x, cache).CopyTo(ctx, stdout, f.offset, length); err != nil {
+		return fmt.Errorf("reading the image of %s: %w", index, err)
+	}
+	return nil
+}

@@ -1,0 +1,107 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+
+	"cairn/blob"
+	"cairn/seed"
+)
+
+type diffFlags struct {
+	stores
+	json bool
+}
+
+func newDiff() *cobra.Command {
+	var f diffFlags
+	c := &cobra.Command{
+		Use:     "diff OLD NEW",
+		Short:   "What an update from index OLD to index NEW costs",
+		Example: `  cairn diff v1.caibx v2.caibx -s https://images.example.com/default.castr`,
+		Args:    arguments(cobra.ExactArgs(2)),
+		RunE: func(c *cobra.Command, args []string) error {
+			return runDiff(c.Context(), c.OutOrStdout(), f, args[0], args[1])
+		},
+	}
+	f.add(c)
+	c.Flags().Lookup("store").Usage = "`location` of a store, to tell the size of the download too; repeatable"
+	c.Flags().Lookup("cache").Hidden = true
+	c.Flags().BoolVar(&f.json, "json", false, "print the result as one JSON object")
+	return c
+}
+
+// difference is what diff --json prints.
+type difference struct {
+	Old           string `json:"old"`
+	New           string `json:"new"`
+	Size          int64  `json:"size"`         // of the new image
+	Shared        int64  `json:"shared_bytes"` // of it, in chunks that the old one has
+	Zero          int64  `json:"zero_bytes"`
+	Repeated      int64  `json:"repeated_bytes"` // in chunks that come earlier in the new one
+	NewBytes      int64  `json:"new_bytes"`
+	NewChunks     int    `json:"new_chunks"`
+	DownloadBytes *int64 `json:"download_bytes,omitempty"` // of the new chunks, as stored
+}
+
+func runDiff(ctx context.Context, stdout io.Writer, f diffFlags, oldName, newName string) error {
+	old, err := readIndex(ctx, oldName)
+	if err != nil {
+		return err
+	}
+	x, err := readIndex(ctx, newName)
+	if err != nil {
+		return err
+	}
+	if old.Algorithm() != x.Algorithm() {
+		return fmt.Errorf("comparing %s with %s: %v and %v digests cannot be compared", oldName, newName, old.Algorithm(), x.Algorithm())
+	}
+	d, news := compare(old, x)
+	d.Old, d.New = oldName, newName
+	if len(f.locations) > 0 {
+		from, err := openStores(f.stores, newName, x.Algorithm())
+		if err != nil {
+			return err
+		}
+		n, err := from.storedSize(ctx, x, news, f.fetches)
+		if err != nil {
+			return fmt.Errorf("asking the store for sizes: %w", err)
+		}
+		d.DownloadBytes = &n
+	}
+	if f.json {
+		return writeJSON(stdout, d)
+	}
+	return printDifference(stdout, d)
+}
+
+// compare sums up what x has beyond old, and lists the chunks to download by number.
+func compare(old, x *blob.Index) (difference, []int) {
+	plan := seed.NewPlan(x, seed.Seed{Index: old})
+	t := plan.Totals()
+	d := difference{Size: x.Size(), Shared: t.Seeds[0], Zero: t.Zero, Repeated: t.Copy, NewBytes: t.Fetch, NewChunks: t.Fetches}
+	news := make([]int, 0, t.Fetches)
+	for i := range x.Len() {
+		if plan.At(i).Kind == seed.Fetch {
+			news = append(news, i)
+		}
+	}
+	return d, news
+}
+
+func printDifference(w io.Writer, d difference) error {
+	fmt.Fprintf(w, "from %s to %s (%s)\n", d.Old, d.New, size(d.Size))
+	rows := [][]string{
+		{"  shared", size(d.Shared), percent(d.Shared, d.Size)},
+		{"  zeros", size(d.Zero), percent(d.Zero, d.Size)},
+		{"  repeats", size(d.Repeated), percent(d.Repeated, d.Size)},
+		{"  new", size(d.NewBytes), percent(d.NewBytes, d.Size), plural(int64(d.NewChunks), "chunk")},
+	}
+	if d.DownloadBytes != nil {
+		rows = append(rows, []string{"  download", size(*d.DownloadBytes)})
+	}
+	return table(w, rows)
+}

@@ -1,0 +1,118 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"cairn/blob"
+	"cairn/internal/blockdev"
+	"cairn/internal/disk"
+	"cairn/store"
+)
+
+// The exit statuses, as `cairn help` tells them.
+const (
+	exitDone     = 0
+	exitFailed   = 1
+	exitUsage    = 2
+	exitDamaged  = 3
+	exitNotFound = 4
+	exitRefused  = 5
+	exitSignal   = 128 // and the signal's number
+)
+
+// usageError is a mistake in how a command was called.
+type usageError struct {
+	command *cobra.Command
+	err     error
+}
+
+func (e usageError) Error() string { return e.err.Error() }
+func (e usageError) Unwrap() error { return e.err }
+
+// damagedError says that data is not what it should be.
+type damagedError struct{ text string }
+
+func (e damagedError) Error() string { return e.text }
+
+// hintError is an error with something to try.
+type hintError struct {
+	err  error
+	hint string
+}
+
+func (e hintError) Error() string { return e.err.Error() }
+func (e hintError) Unwrap() error { return e.err }
+
+// exitStatus is the exit status for an error. A job that a signal ended is interrupted, whatever failed.
+func exitStatus(ctx context.Context, err error) int {
+	if i, ok := errors.AsType[interrupted](context.Cause(ctx)); ok {
+		return exitSignal + int(i.signal)
+	}
+	switch {
+	case is[usageError](err) || strings.HasPrefix(err.Error(), "unknown command"):
+		return exitUsage
+	case is[*blockdev.RefusedError](err) || errors.Is(err, disk.ErrAmbiguous):
+		return exitRefused
+	case is[damagedError](err) || is[*store.CorruptError](err) || errors.Is(err, blob.ErrInvalid) || errors.Is(err, disk.ErrInvalidTable):
+		return exitDamaged
+	case errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrDenied),
+		errors.Is(err, fs.ErrNotExist) || errors.Is(err, disk.ErrNotFound) || errors.Is(err, disk.ErrNoTable):
+		return exitNotFound
+	}
+	return exitFailed
+}
+
+func is[E error](err error) bool {
+	_, ok := errors.AsType[E](err)
+	return ok
+}
+
+// complain tells the user what went wrong, and what to try.
+func complain(w io.Writer, ctx context.Context, err error, status int) {
+	if status >= exitSignal {
+		err = context.Cause(ctx)
+	}
+	fmt.Fprintf(w, "cairn: error: %v\n", err)
+	if hint := hintFor(err, status); hint != "" {
+		fmt.Fprintf(w, "cairn: hint: %s\n", hint)
+	}
+}
+
+func hintFor(err error, status int) string {
+	if h, ok := errors.AsType[hintError](err); ok {
+		return h.hint
+	}
+	if refused, ok := errors.AsType[*blockdev.RefusedError](err); ok {
+		return refused.Hint
+	}
+	if u, ok := errors.AsType[usageError](err); ok {
+		return fmt.Sprintf("see '%s --help'", u.command.CommandPath())
+	}
+	switch {
+	case status == exitUsage:
+		return "see 'cairn help'"
+	case status >= exitSignal:
+		return "nothing was published; run it again to go on"
+	case errors.Is(err, syscall.ENOSPC):
+		return "make room and run it again"
+	case errors.Is(err, store.ErrUnavailable):
+		return "check the network and the server, and run it again: what is done is not done twice"
+	case errors.Is(err, store.ErrDenied):
+		return "check permissions and credentials"
+	case errors.Is(err, blob.ErrInvalid):
+		return "the index is damaged or is something else; get it again"
+	case is[*store.CorruptError](err):
+		return "the store's copy is damaged; 'cairn verify INDEX' lists what is, another store (-s) may hold it whole"
+	case errors.Is(err, disk.ErrNoTable) || errors.Is(err, disk.ErrNotFound):
+		return "'cairn disk DISK' lists the partitions"
+	}
+	return ""
+}

@@ -1,0 +1,141 @@
+package main
+
+import (
+	"fmt"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"cairn/blob"
+)
+
+// common are the flags of all jobs.
+type common struct {
+	json     bool
+	progress string
+	jobs     int
+}
+
+func (f *common) add(c *cobra.Command) {
+	c.Flags().BoolVar(&f.json, "json", false, "print the result as one JSON object on stdout")
+	c.Flags().IntVarP(&f.jobs, "jobs", "j", runtime.GOMAXPROCS(0), "how many `workers` compute at once")
+	progress := choice{&f.progress, []string{progressAuto, progressBar, progressJSON, progressNone}}
+	f.progress = progressAuto
+	c.Flags().Var(progress, "progress", "`how` to show progress: auto, bar, json (events, a line each, on stderr) or none")
+	check(c, func([]string) error {
+		if f.jobs < 1 || f.jobs > 1024 {
+			return fmt.Errorf("--jobs %d: want 1 to 1024", f.jobs)
+		}
+		return nil
+	})
+}
+
+// stores are the flags that say where chunks are.
+type stores struct {
+	locations []string
+	cache     string
+	fetches   int
+}
+
+func (f *stores) add(c *cobra.Command) {
+	c.Flags().StringArrayVarP(&f.locations, "store", "s", nil,
+		"`location` of a store: a path or URL; repeatable, tried in order (default: default.castr beside the index)")
+	c.Flags().StringVarP(&f.cache, "cache", "c", "", "`directory` that keeps fetched chunks")
+	c.Flags().IntVar(&f.fetches, "fetches", 32, "how many `chunks` to ask a store for at once")
+	check(c, func([]string) error {
+		if f.fetches < 1 || f.fetches > 1024 {
+			return fmt.Errorf("--fetches %d: want 1 to 1024", f.fetches)
+		}
+		if slices.Contains(f.locations, "") {
+			return fmt.Errorf("--store is empty")
+		}
+		return nil
+	})
+}
+
+// check adds a test of the command line that runs before the command, as a mistake in usage.
+func check(c *cobra.Command, test func(args []string) error) {
+	before := c.PreRunE
+	c.PreRunE = func(c *cobra.Command, args []string) error {
+		if before != nil {
+			if err := before(c, args); err != nil {
+				return err
+			}
+		}
+		if err := test(args); err != nil {
+			return usageError{c, err}
+		}
+		return nil
+	}
+}
+
+// choice is a flag that takes one of a few words.
+type choice struct {
+	value *string
+	words []string
+}
+
+func (f choice) String() string {
+	if f.value == nil {
+		return ""
+	}
+	return *f.value
+}
+
+func (f choice) Type() string { return "word" }
+
+func (f choice) Set(text string) error {
+	if !slices.Contains(f.words, text) {
+		return fmt.Errorf("want one of %s", strings.Join(f.words, ", "))
+	}
+	*f.value = text
+	return nil
+}
+
+// bytesFlag is a flag that takes a number of bytes, with or without a suffix.
+type bytesFlag struct{ value *int64 }
+
+func (f bytesFlag) String() string {
+	if f.value == nil || *f.value == 0 {
+		return ""
+	}
+	return size(*f.value)
+}
+
+func (f bytesFlag) Type() string { return "size" }
+
+func (f bytesFlag) Set(text string) (err error) {
+	*f.value, err = parseBytes(text)
+	return err
+}
+
+// parseBytes reads a number of bytes: 4096, 64K, 64KiB, 1.5 is refused.
+func parseBytes(text string) (int64, error) {
+	digits := strings.TrimRight(text, "KMGTiB")
+	shift, known := map[string]int{"": 0, "B": 0, "K": 10, "KiB": 10, "M": 20, "MiB": 20, "G": 30, "GiB": 30, "T": 40, "TiB": 40}[text[len(digits):]]
+	n, err := strconv.ParseInt(digits, 10, 63-shift)
+	if !known || err != nil || n < 0 {
+		return 0, fmt.Errorf("%q is not a size (such as 4096, 64KiB, 2G)", text)
+	}
+	return n << shift, nil
+}
+
+// digestFlag is a flag that takes the name of a digest algorithm.
+type digestFlag struct{ value *blob.Algorithm }
+
+func (f digestFlag) String() string {
+	if f.value == nil {
+		return ""
+	}
+	return f.value.String()
+}
+
+func (f digestFlag) Type() string { return "name" }
+
+func (f digestFlag) Set(text string) (err error) {
+	*f.value, err = blob.ParseAlgorithm(text)
+	return err
+}

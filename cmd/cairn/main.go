@@ -1,0 +1,81 @@
+// Command cairn delivers block-device images: it makes chunk stores of them, assembles them onto
+// partitions from what is already there, and serves them over NBD. This package is flags, wiring and words;
+// the work is done by the packages it joins.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+func main() { os.Exit(run(os.Args[1:])) }
+
+// run is the program, and returns its exit status.
+func run(args []string) int {
+	ctx, stop := withSignals(context.Background())
+	defer stop()
+	root := newRoot()
+	root.SetArgs(args)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return exitDone
+	}
+	status := exitStatus(ctx, err)
+	complain(os.Stderr, ctx, err, status)
+	return status
+}
+
+func newRoot() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "cairn",
+		Short: "Deliver block-device images: content-addressed, seeded by what is already there, or live over NBD",
+		Long: `cairn cuts block-device images into content-defined chunks, keeps each chunk once in a plain store that
+any web server can serve, and assembles images onto partitions from what is already on the machine, or
+serves them live over NBD. Its formats are casync's and desync's.
+
+Exit status: 0 done, 1 failed, 2 wrong usage, 3 data is damaged, 4 not found or store unreachable,
+5 refused to protect data, 130 and 143 interrupted.`,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+	}
+	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return usageError{c, err} })
+	root.AddCommand(newMake(), newAssemble(), newServe(), newPlan(), newVerify(), newCat(), newInfo(), newDiff(), newDisk(), newVersion())
+	return root
+}
+
+// arguments checks the number of arguments, as a mistake in usage.
+func arguments(check cobra.PositionalArgs) cobra.PositionalArgs {
+	return func(c *cobra.Command, args []string) error {
+		if err := check(c, args); err != nil {
+			return usageError{c, err}
+		}
+		return nil
+	}
+}
+
+// interrupted is the cause of a context that a signal ended.
+type interrupted struct{ signal syscall.Signal }
+
+func (i interrupted) Error() string { return fmt.Sprintf("interrupted (%v)", i.signal) }
+
+// withSignals is a context that ends with the first SIGINT or SIGTERM; the second one kills.
+func withSignals(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
+	done := make(chan struct{})
+	go func() {
+		select {
+		case s := <-signals:
+			signal.Stop(signals)
+			cancel(interrupted{s.(syscall.Signal)})
+		case <-done:
+		}
+	}()
+	return ctx, func() { signal.Stop(signals); close(done); cancel(nil) }
+}

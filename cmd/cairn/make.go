@@ -1,0 +1,225 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"cairn/blob"
+	"cairn/blob/build"
+	"cairn/chunker"
+	"cairn/internal/disk"
+	"cairn/store"
+	"cairn/store/locate"
+)
+
+type makeFlags struct {
+	common
+	store       string
+	digest      blob.Algorithm
+	chunkSize   string
+	compression string
+	level       int
+	size        string
+}
+
+func newMake() *cobra.Command {
+	var f makeFlags
+	c := &cobra.Command{
+		Use:   "make INDEX IMAGE",
+		Short: "Cut an image into a store and write its index",
+		Long: `make cuts IMAGE (a file, a block device, DISK#NAME, PARTLABEL=NAME, PARTUUID=UUID, or - for stdin) into
+chunks, puts those into the store that it lacks, and when all of them are on the medium writes INDEX (- for
+stdout). The same image and sizes give the index that casync gives, byte for byte.
+
+The whole device is the image. --size says otherwise: a number of bytes, or "filesystem" for what the file
+system's superblock claims (squashfs, ext2/3/4, erofs); what is used is printed.`,
+		Example: `  cairn make v2.caibx root.squashfs -s /srv/images/default.castr
+  cairn make slot-a.caibx /dev/disk/by-partlabel/root-a --size filesystem
+  zcat root.img.gz | cairn make v2.caibx -`,
+		Args: arguments(cobra.ExactArgs(2)),
+		RunE: func(c *cobra.Command, args []string) error {
+			return runMake(c.Context(), c.OutOrStdout(), f, args[0], args[1])
+		},
+	}
+	f.add(c)
+	flags := c.Flags()
+	flags.StringVarP(&f.store, "store", "s", "", "`location` of the store (default: default.castr beside the index)")
+	flags.Var(digestFlag{&f.digest}, "digest", "`name` of the hash: sha512-256 (casync's default) or sha256")
+	flags.StringVar(&f.chunkSize, "chunk-size", "16:64:256", "chunk `sizes` MIN:AVG:MAX in KiB (or with a suffix), or AVG alone")
+	f.compression = "zstd"
+	flags.Var(choice{&f.compression, []string{"zstd", "none"}}, "compression", "`how` to store chunks: zstd or none")
+	flags.IntVar(&f.level, "compression-level", 3, "zstd `level`, 1 to 22")
+	flags.StringVar(&f.size, "size", "", "use only that many `bytes` of the image, or \"filesystem\"")
+	check(c, func([]string) error {
+		if f.level < 1 || f.level > 22 {
+			return fmt.Errorf("--compression-level %d: want 1 to 22", f.level)
+		}
+		if f.size != "" && f.size != "filesystem" {
+			if _, err := parseBytes(f.size); err != nil {
+				return fmt.Errorf("--size: %w", err)
+			}
+		}
+		_, err := chunker.ParseParams(f.chunkSize)
+		return err
+	})
+	return c
+}
+
+// madeResult is what make --json prints.
+type madeResult struct {
+	Index   string  `json:"index"`
+	Digest  string  `json:"index_digest"`
+	Store   string  `json:"store"`
+	Seconds float64 `json:"seconds"`
+	build.Stats
+}
+
+func runMake(ctx context.Context, stdout io.Writer, f makeFlags, index, image string) error {
+	src, total, err := openSource(ctx, image, f.size)
+	if err != nil {
+		return fmt.Errorf("opening image %s: %w", image, err)
+	}
+	defer src.Close()
+	if f.store == "" {
+		if f.store, err = defaultStore(index); err != nil {
+			return err
+		}
+	}
+	publish, err := openIndexWriter(index, stdout)
+	if err != nil {
+		return fmt.Errorf("writing index %s: %w", index, err)
+	}
+	writer, err := openWriter(f)
+	if err != nil {
+		return fmt.Errorf("opening store %s: %w", f.store, err)
+	}
+	defer writer.Close()
+
+	params, _ := chunker.ParseParams(f.chunkSize) // checked with the flags
+	p := newProgress(f.progress, "making "+index, total)
+	x, stats, err := build.Image(ctx, src.chunks, writer, build.Options{
+		Algorithm: f.digest, Params: params, Workers: f.jobs,
+		Progress: func(s build.Stats) { p.show(s.Size, "new "+size(s.NewBytes), s) },
+	})
+	p.end()
+	if err != nil {
+		return fmt.Errorf("making %s of %s: %w", index, image, err)
+	}
+	if err := publish(ctx, x.Encode()); err != nil {
+		return fmt.Errorf("writing index %s: %w", index, err)
+	}
+	result := madeResult{index, x.Digest().String(), f.store, p.took().Seconds(), stats}
+	if f.json {
+		return writeJSON(jsonOut(index, stdout), result)
+	}
+	tellMade(result)
+	return nil
+}
+
+// jsonOut is where the result goes when stdout may be taken by the index.
+func jsonOut(index string, stdout io.Writer) io.Writer {
+	if index == "-" {
+		return os.Stderr
+	}
+	return stdout
+}
+
+func tellMade(r madeResult) {
+	took := rounded(time.Duration(r.Seconds * float64(time.Second)))
+	if r.New == 0 {
+		say("made %s of %s (%s): the store has every chunk already, none was written, in %s",
+			r.Index, size(r.Size), plural(int64(r.Chunks), "chunk"), took)
+		return
+	}
+	say("made %s of %s (%s, %d different): %s new of %s, %s stored, in %s", r.Index, size(r.Size),
+		plural(int64(r.Chunks), "chunk"), r.Distinct, plural(r.New, "chunk"), size(r.NewBytes), size(r.Stored), took)
+}
+
+// openIndexWriter finds out early where the index will go, and returns what publishes it there.
+func openIndexWriter(index string, stdout io.Writer) (func(context.Context, []byte) error, error) {
+	if index == "-" {
+		return func(_ context.Context, file []byte) error {
+			_, err := stdout.Write(file)
+			return err
+		}, nil
+	}
+	bucket, name, err := locate.IndexBucket(index, locate.Options{})
+	if err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context, file []byte) error { return bucket.Write(ctx, name, file) }, nil
+}
+
+func openWriter(f makeFlags) (*store.Writer, error) {
+	bucket, err := locate.OpenBucket(f.store, locate.Options{})
+	if err != nil {
+		return nil, err
+	}
+	o := store.WriterOptions{Level: f.level}
+	if f.compression == "none" {
+		o.Compression = store.None
+	}
+	return store.NewWriter(bucket, o)
+}
+
+// imageSource is an image to be cut.
+type imageSource struct {
+	chunks *chunker.Source
+	io.Closer
+}
+
+// openSource opens an image to be cut, and says how many bytes it has, or -1. Of a device that says how
+// large its file system is, that is used if limit asks for it, and mentioned if not.
+func openSource(ctx context.Context, image, limit string) (imageSource, int64, error) {
+	if image == "-" {
+		return openStdin(ctx, limit)
+	}
+	f, err := openImage(image)
+	if err != nil {
+		return imageSource{}, 0, err
+	}
+	kind, claimed, ok := disk.FilesystemSize(f)
+	total, err := sourceSize(f.Size(), limit, claimed)
+	switch {
+	case err != nil:
+		f.Close()
+		return imageSource{}, 0, err
+	case limit == "filesystem":
+		say("using the %s of its %s file system, of %s", size(total), kind, size(f.Size()))
+	case limit != "":
+		say("using %s of %s", size(total), size(f.Size()))
+	case ok && f.IsDevice() && claimed < total:
+		say("the image is the whole device, %s; its %s file system has %s (--size filesystem)", size(total), kind, size(claimed))
+	}
+	return imageSource{chunker.FromReaderAt(f, total), f}, total, nil
+}
+
+// sourceSize is how much of total bytes is the image.
+func sourceSize(total int64, limit string, claimed int64) (int64, error) {
+	wanted := total
+	switch {
+	case limit == "filesystem" && claimed == 0:
+		return 0, hintError{fmt.Errorf("it holds no file system that tells its size (squashfs, ext2/3/4, erofs)"), "give --size in bytes"}
+	case limit == "filesystem":
+		wanted = claimed
+	case limit != "":
+		wanted, _ = parseBytes(limit) // checked with the flags
+	}
+	if wanted > total {
+		return 0, fmt.Errorf("it has %d bytes, fewer than the %d wanted", total, wanted)
+	}
+	return wanted, nil
+}
+
+// openStdin reads the image from stdin until it ends.
+func openStdin(ctx context.Context, limit string) (imageSource, int64, error) {
+	if limit != "" {
+		return imageSource{}, 0, fmt.Errorf("--size needs an image that is a file or device, not stdin")
+	}
+	return imageSource{chunker.FromReader(cancellable(ctx, os.Stdin)), io.NopCloser(nil)}, -1, nil
+}

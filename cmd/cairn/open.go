@@ -1,0 +1,134 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"cairn/blob"
+	"cairn/internal/blockdev"
+	"cairn/internal/disk"
+	"cairn/store"
+	"cairn/store/local"
+	"cairn/store/locate"
+)
+
+// readIndex reads an index from a path, a URL or, for "-", stdin.
+func readIndex(ctx context.Context, location string) (*blob.Index, error) {
+	x, err := decodeIndex(ctx, location)
+	if err != nil {
+		return nil, fmt.Errorf("reading index %s: %w", location, err)
+	}
+	return x, nil
+}
+
+func decodeIndex(ctx context.Context, location string) (*blob.Index, error) {
+	if location == "-" {
+		return blob.Decode(bufio.NewReader(cancellable(ctx, os.Stdin)))
+	}
+	if !strings.Contains(location, "://") {
+		f, err := os.Open(location)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		return blob.Decode(bufio.NewReaderSize(f, 1<<16))
+	}
+	r, name, err := locate.Index(location, locate.Options{})
+	if err != nil {
+		return nil, err
+	}
+	file, err := r.Read(ctx, name, nil, largestIndex)
+	if err != nil {
+		return nil, err
+	}
+	return blob.Decode(bytes.NewReader(file))
+}
+
+// largestIndex is the size of an index with as many chunks as an index may have.
+const largestIndex = 104 + 40*blob.MaxChunks
+
+// cancellable reads from r until the context ends. A read that is under way then is left alone.
+func cancellable(ctx context.Context, r io.Reader) io.Reader {
+	pr, pw := io.Pipe()
+	go func() {
+		_, err := io.CopyBuffer(struct{ io.Writer }{pw}, r, make([]byte, 1<<20))
+		pw.CloseWithError(err)
+	}()
+	context.AfterFunc(ctx, func() { pr.CloseWithError(ctx.Err()) })
+	return pr
+}
+
+// source is where chunks come from, and how much came over from the stores.
+type source struct {
+	store.Getter
+	counter store.Counter
+	readers []store.Reader // the stores, in order
+	close   func() error
+}
+
+// openStores opens the stores of a command: those named, or the default one beside the index.
+func openStores(f stores, index string, a blob.Algorithm) (*source, error) {
+	locations := f.locations
+	if len(locations) == 0 {
+		location, err := defaultStore(index)
+		if err != nil {
+			return nil, err
+		}
+		locations = []string{location}
+	}
+	s := &source{close: func() error { return nil }}
+	var getters []store.Getter
+	for _, location := range locations {
+		r, err := locate.Open(location, locate.Options{})
+		if err != nil {
+			return nil, hintError{fmt.Errorf("opening store %s: %w", location, err), "name the store with -s LOCATION"}
+		}
+		s.readers = append(s.readers, r)
+		getters = append(getters, store.NewChunks(store.Meter(r, &s.counter), a))
+	}
+	s.Getter = getters[0]
+	if len(getters) > 1 {
+		s.Getter = store.Fallback(getters...)
+	}
+	if f.cache != "" {
+		return s, s.addCache(f.cache, a)
+	}
+	return s, nil
+}
+
+func defaultStore(index string) (string, error) {
+	if index == "-" {
+		return "default.castr", nil
+	}
+	return locate.DefaultStore(index)
+}
+
+// addCache puts a directory of chunks in front of the stores.
+func (s *source) addCache(dir string, a blob.Algorithm) error {
+	bucket, err := local.Create(dir, local.Options{NoSync: true})
+	if err != nil {
+		return fmt.Errorf("opening cache %s: %w", dir, err)
+	}
+	keep, err := store.NewWriter(bucket, store.WriterOptions{})
+	if err != nil {
+		return fmt.Errorf("opening cache %s: %w", dir, err)
+	}
+	failed := func(err error) { say("warning: the cache takes no more chunks: %v", err) }
+	s.Getter = store.Cache(store.NewChunks(bucket, a), keep, s.Getter, failed)
+	s.close = keep.Close
+	return nil
+}
+
+// openImage opens the file, device or partition that a location means, for reading.
+func openImage(location string) (*blockdev.File, error) {
+	at, err := disk.Resolve(location)
+	if err != nil {
+		return nil, err
+	}
+	return blockdev.OpenRead(at.Path, at.Section)
+}

@@ -1,0 +1,89 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/schollz/progressbar/v3"
+	"golang.org/x/term"
+)
+
+// progress shows how a long job goes: a bar on a terminal, events with --progress=json, else nothing but
+// the job's last line.
+type progress struct {
+	phase string
+	total int64 // bytes; negative when not known
+	begun time.Time
+	show  func(done int64, note string, detail any)
+	end   func()
+}
+
+// showNothing and others are the ways to show progress.
+const (
+	progressAuto = "auto"
+	progressBar  = "bar"
+	progressJSON = "json"
+	progressNone = "none"
+)
+
+// newProgress begins to show a phase of a job.
+func newProgress(mode, phase string, total int64) *progress {
+	p := &progress{phase: phase, total: total, begun: time.Now(), show: func(int64, string, any) {}, end: func() {}}
+	switch {
+	case mode == progressJSON:
+		p.events(os.Stderr)
+	case mode == progressBar || mode == progressAuto && term.IsTerminal(int(os.Stderr.Fd())):
+		p.bar(os.Stderr)
+	}
+	return p
+}
+
+// took is how long the phase has lasted.
+func (p *progress) took() time.Duration { return time.Since(p.begun) }
+
+func (p *progress) bar(w io.Writer) {
+	bar := progressbar.NewOptions64(p.total, progressbar.OptionSetWriter(w), progressbar.OptionShowBytes(true),
+		progressbar.OptionSetDescription(p.phase), progressbar.OptionThrottle(100*time.Millisecond),
+		progressbar.OptionSetPredictTime(true), progressbar.OptionFullWidth(), progressbar.OptionUseIECUnits(true))
+	p.show = func(done int64, note string, _ any) {
+		if note != "" {
+			bar.Describe(p.phase + " (" + note + ")")
+		}
+		bar.Set64(done)
+	}
+	p.end = func() { bar.Clear() }
+}
+
+// event is a line of --progress=json.
+type event struct {
+	Event   string  `json:"event"` // start, progress or end
+	Phase   string  `json:"phase"`
+	Done    int64   `json:"done_bytes"`
+	Total   int64   `json:"total_bytes,omitempty"`
+	Seconds float64 `json:"seconds"`
+	Detail  any     `json:"detail,omitempty"`
+}
+
+func (p *progress) events(w io.Writer) {
+	const pause = 500 * time.Millisecond
+	var last time.Time
+	send := func(kind string, done int64, detail any) {
+		line, err := json.Marshal(event{kind, p.phase, done, max(p.total, 0), p.took().Seconds(), detail})
+		if err == nil {
+			fmt.Fprintf(w, "%s\n", line)
+		}
+	}
+	send("start", 0, nil)
+	var lastDone int64
+	p.show = func(done int64, _ string, detail any) {
+		lastDone = done
+		if time.Since(last) >= pause {
+			last = time.Now()
+			send("progress", done, detail)
+		}
+	}
+	p.end = func() { send("end", lastDone, nil) }
+}

@@ -1,0 +1,135 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+
+	"cairn/blob"
+	"cairn/blob/verify"
+	"cairn/internal/blockdev"
+	"cairn/internal/disk"
+)
+
+type verifyFlags struct {
+	common
+	stores
+}
+
+func newVerify() *cobra.Command {
+	var f verifyFlags
+	c := &cobra.Command{
+		Use:   "verify INDEX [IMAGE]",
+		Short: "Check an image or partition, or that the store holds every chunk, whole",
+		Long: `verify hashes IMAGE (a file, device, DISK#NAME, PARTLABEL=NAME or PARTUUID=UUID) and compares it with INDEX; a
+device may be larger than the image. Without IMAGE it gets every chunk of INDEX from the store and checks it.
+Exit status 3 says that something is damaged or missing.`,
+		Args: arguments(cobra.RangeArgs(1, 2)),
+		RunE: func(c *cobra.Command, args []string) error { return runVerify(c.Context(), c.OutOrStdout(), f, args) },
+	}
+	f.common.add(c)
+	f.stores.add(c)
+	return c
+}
+
+// verified is what verify --json prints.
+type verified struct {
+	Index  string `json:"index"`
+	Image  string `json:"image,omitempty"` // or the store was verified
+	Chunks int    `json:"chunks"`
+	verify.Report
+	Causes []string `json:"causes,omitempty"`
+}
+
+func runVerify(ctx context.Context, stdout io.Writer, f verifyFlags, args []string) error {
+	x, err := readIndex(ctx, args[0])
+	if err != nil {
+		return err
+	}
+	what, report, err := f.verify(ctx, x, args)
+	if err != nil {
+		return fmt.Errorf("verifying %s: %w", what, err)
+	}
+	if f.json {
+		v := verified{Index: args[0], Chunks: x.Len(), Report: report}
+		for _, cause := range report.Causes {
+			v.Causes = append(v.Causes, cause.Error())
+		}
+		if len(args) > 1 {
+			v.Image = args[1]
+		}
+		err = writeJSON(stdout, v)
+	}
+	if report.Bad > 0 {
+		tellBad(report)
+		return damagedError{fmt.Sprintf("%s is damaged: %s of %s (%s) not right", what,
+			plural(int64(report.Bad), "chunk"), args[0], size(report.BadBytes))}
+	}
+	if !f.json {
+		say("%s is whole: %s in %s", what, size(x.Size()), plural(int64(x.Len()), "chunk"))
+	}
+	return err
+}
+
+func (f *verifyFlags) verify(ctx context.Context, x *blob.Index, args []string) (string, verify.Report, error) {
+	o := verify.Options{Workers: f.jobs}
+	if len(args) == 1 {
+		from, err := openStores(f.stores, args[0], x.Algorithm())
+		if err != nil {
+			return "the store", verify.Report{}, err
+		}
+		defer from.close()
+		o.Workers = max(f.fetches, f.jobs)
+		return f.report("the store", x, o, func(o verify.Options) (verify.Report, error) {
+			return verify.Store(ctx, x, from, o)
+		})
+	}
+	image, err := openWhole(args[1], x.Size())
+	if err != nil {
+		return args[1], verify.Report{}, err
+	}
+	defer image.Close()
+	return f.report(args[1], x, o, func(o verify.Options) (verify.Report, error) {
+		return verify.Image(ctx, x, image, o)
+	})
+}
+
+// openWhole opens what should hold an image of want bytes: a partition or device may hold more, a file not.
+func openWhole(location string, want int64) (*blockdev.File, error) {
+	at, err := disk.Resolve(location)
+	if err != nil {
+		return nil, err
+	}
+	f, err := blockdev.OpenRead(at.Path, at.Section)
+	if err != nil {
+		return nil, err
+	}
+	partition := f.IsDevice() || at.Partition != nil
+	if got := f.Size(); got < want || got > want && !partition {
+		f.Close()
+		return nil, damagedError{fmt.Sprintf("it has %d bytes, the image %d", got, want)}
+	}
+	return f, nil
+}
+
+func (f *verifyFlags) report(what string, x *blob.Index, o verify.Options, do func(verify.Options) (verify.Report, error)) (string, verify.Report, error) {
+	p := newProgress(f.progress, "verifying "+what, x.Size())
+	o.Progress = func(r verify.Report) { p.show(r.Done, "", r) }
+	defer p.end()
+	r, err := do(o)
+	return what, r, err
+}
+
+// tellBad names the first things that are not right.
+func tellBad(r verify.Report) {
+	for _, cause := range r.Causes {
+		say("%v", cause)
+	}
+	for _, bad := range r.First {
+		if len(r.Causes) == 0 {
+			say("%s at %d differ", size(bad.Size), bad.Offset)
+		}
+	}
+}

@@ -1,0 +1,112 @@
+// Package atomicfile writes a whole file or no file: the bytes go to a temporary beside the final name, which
+// is given only to what is complete and flushed. It knows nothing of what the bytes are, keeps no owner, mode
+// or attribute of the file it replaces, and never writes to devices.
+package atomicfile
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+)
+
+// ErrNotRegular says that the final name belongs to something that a file must not replace: a directory, a
+// device, a pipe, a socket, or a symbolic link to one.
+var ErrNotRegular = errors.New("not a regular file")
+
+// File is a file that has no name yet. It is the *os.File of the temporary, open for reading and writing, and
+// may be filled in any order and sized with Truncate. Only Commit gives it its name.
+type File struct {
+	*os.File
+	name string      // the final one
+	mode fs.FileMode // the final one
+	done bool        // committed or closed
+}
+
+// Create starts the file that will be called name, in name's directory. A symbolic link of that name to a
+// regular file will itself be replaced. The caller must Close.
+func Create(name string, mode fs.FileMode) (*File, error) {
+	if err := replaceable(name); err != nil {
+		return nil, fmt.Errorf("creating %s: %w", name, err)
+	}
+	tmp, err := os.CreateTemp(filepath.Dir(name), temporaryPattern(name))
+	if err != nil {
+		return nil, fmt.Errorf("creating %s: %w", name, err)
+	}
+	return &File{File: tmp, name: name, mode: mode.Perm()}, nil
+}
+
+func replaceable(name string) error {
+	info, err := os.Stat(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil && !info.Mode().IsRegular() {
+		return ErrNotRegular
+	}
+	return err
+}
+
+// temporaryPattern is .NAME.*.tmp for os.CreateTemp, cut so that the longest legal name still has a
+// temporary.
+func temporaryPattern(name string) string {
+	const longest = 200
+	base := filepath.Base(name)
+	return "." + base[:min(len(base), longest)] + ".*.tmp"
+}
+
+// Commit flushes the bytes, sets the mode exactly (no umask), closes the file and gives it its name,
+// replacing a file of that name; then it flushes the name. After an error before the renaming nothing is
+// left; an error of the last flush leaves the new file, whose name may not outlive a power cut.
+func (f *File) Commit() error {
+	if f.done {
+		return fmt.Errorf("committing %s: %w", f.name, fs.ErrClosed)
+	}
+	f.done = true
+	if err := f.publish(); err != nil {
+		os.Remove(f.File.Name())
+		return fmt.Errorf("committing %s: %w", f.name, err)
+	}
+	if err := syncDir(filepath.Dir(f.name)); err != nil {
+		return fmt.Errorf("flushing the name %s: %w", f.name, err)
+	}
+	return nil
+}
+
+func (f *File) publish() error {
+	err := errors.Join(f.File.Chmod(f.mode), f.File.Sync(), f.File.Close())
+	if err != nil {
+		return err
+	}
+	if err := replaceable(f.name); err != nil {
+		return err
+	}
+	return os.Rename(f.File.Name(), f.name)
+}
+
+// Close gives up a file that was not committed and removes its temporary; after Commit or Close it does
+// nothing. So it can be deferred.
+func (f *File) Close() error {
+	if f.done {
+		return nil
+	}
+	f.done = true
+	if err := errors.Join(f.File.Close(), os.Remove(f.File.Name())); err != nil {
+		return fmt.Errorf("giving up %s: %w", f.name, err)
+	}
+	return nil
+}
+
+// Write makes data the whole content of the file called name, durably.
+func Write(name string, data []byte, mode fs.FileMode) error {
+	f, err := Create(name, mode)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if _, err := f.Write(data); err != nil {
+		return fmt.Errorf("writing %s: %w", name, err)
+	}
+	return f.Commit()
+}

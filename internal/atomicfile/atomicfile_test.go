@@ -1,0 +1,154 @@
+//go:build unix
+
+package atomicfile
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func names(t *testing.T, dir string) []string {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []string
+	for _, e := range entries {
+		all = append(all, e.Name())
+	}
+	return all
+}
+
+func TestCommitReplacesWithContentAndMode(t *testing.T) {
+	dir := t.TempDir()
+	name := filepath.Join(dir, "image")
+	if err := os.WriteFile(name, []byte("old"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, err := Create(name, 0o666)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := f.Truncate(6); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteAt([]byte("new"), 3); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(name); err != nil || string(got) != "old" {
+		t.Fatalf("before Commit the file holds %q, %v; want the old content", got, err)
+	}
+	if got := names(t, dir); len(got) != 2 || !strings.HasPrefix(got[0], ".image.") || !strings.HasSuffix(got[0], ".tmp") {
+		t.Errorf("the directory holds %q, want image and .image.RANDOM.tmp", got)
+	}
+	if err := f.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(name); err != nil || string(got) != "\x00\x00\x00new" {
+		t.Errorf("after Commit the file holds %q, %v", got, err)
+	}
+	if info, err := os.Stat(name); err != nil || info.Mode() != 0o666 {
+		t.Errorf("mode = %v, %v, want 0666 whatever the umask", info.Mode(), err)
+	}
+	if diff := cmp.Diff([]string{"image"}, names(t, dir)); diff != "" {
+		t.Errorf("left in the directory (-want +got):\n%s", diff)
+	}
+	if err := f.Commit(); !errors.Is(err, fs.ErrClosed) {
+		t.Errorf("second Commit = %v, want ErrClosed", err)
+	}
+	if err := f.Close(); err != nil {
+		t.Errorf("Close after Commit = %v", err)
+	}
+}
+
+func TestCloseLeavesNothing(t *testing.T) {
+	dir := t.TempDir()
+	f, err := Create(filepath.Join(dir, "image"), 0o644)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Errorf("second Close = %v", err)
+	}
+	if err := f.Commit(); !errors.Is(err, fs.ErrClosed) {
+		t.Errorf("Commit after Close = %v, want ErrClosed", err)
+	}
+	if got := names(t, dir); got != nil {
+		t.Errorf("the directory holds %q, want nothing", got)
+	}
+}
+
+func TestFailedCommitLeavesNothing(t *testing.T) {
+	dir := t.TempDir()
+	name := filepath.Join(dir, "image")
+	f, err := Create(name, 0o644)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(name, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Commit(); !errors.Is(err, ErrNotRegular) {
+		t.Errorf("Commit over a directory = %v, want ErrNotRegular", err)
+	}
+	if diff := cmp.Diff([]string{"image"}, names(t, dir)); diff != "" {
+		t.Errorf("left in the directory (-want +got):\n%s", diff)
+	}
+}
+
+func TestCreateRefuses(t *testing.T) {
+	dir := t.TempDir()
+	fifo, link := filepath.Join(dir, "fifo"), filepath.Join(dir, "link")
+	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("/dev/null", link); err != nil {
+		t.Fatal(err)
+	}
+	tests := []struct {
+		name string
+		want error
+	}{
+		{dir, ErrNotRegular},
+		{"/dev/null", ErrNotRegular},
+		{fifo, ErrNotRegular},
+		{link, ErrNotRegular},
+		{filepath.Join(dir, "absent", "image"), fs.ErrNotExist},
+	}
+	for _, test := range tests {
+		if _, err := Create(test.name, 0o644); !errors.Is(err, test.want) {
+			t.Errorf("Create(%s) = %v, want %v", test.name, err, test.want)
+		}
+	}
+	if diff := cmp.Diff([]string{"fifo", "link"}, names(t, dir)); diff != "" {
+		t.Errorf("left in the directory (-want +got):\n%s", diff)
+	}
+}
+
+func TestWrite(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"short", strings.Repeat("n", 255)} {
+		name = filepath.Join(dir, name)
+		if err := Write(name, []byte("content"), 0o640); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := os.ReadFile(name); err != nil || string(got) != "content" {
+			t.Errorf("%s holds %q, %v", name, got, err)
+		}
+	}
+	if got := names(t, dir); len(got) != 2 {
+		t.Errorf("the directory holds %q, want the two files", got)
+	}
+}

@@ -1,0 +1,431 @@
+package blockdev
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"cairn/internal/blockdev/looptest"
+	"cairn/internal/need"
+	"cairn/testimages"
+)
+
+const twoSlots = "label: gpt\nsize=2M, name=root-a\nsize=2M, name=root-b\n"
+
+// disk is a loop device with two partitions, and the file behind it.
+func disk(t *testing.T) (node, file string) {
+	t.Helper()
+	need.Root(t)
+	file = looptest.File(t, 16<<20)
+	looptest.RunInput(t, twoSlots, need.Tool(t, "sfdisk"), "--quiet", file)
+	return looptest.Attach(t, file, 512), file
+}
+
+func TestTargetDevice(t *testing.T) {
+	for _, sector := range []int{512, 4096} {
+		t.Run(fmt.Sprint(sector), func(t *testing.T) {
+			file := looptest.File(t, 1<<20)
+			target := openTarget(t, looptest.Attach(t, file, sector), Section{})
+			if !target.IsDevice() || target.Size() != 1<<20 {
+				t.Errorf("IsDevice = %v, Size = %d, want true, 1 MiB", target.IsDevice(), target.Size())
+			}
+			if got, err := target.SectorSize(); err != nil || got != int64(sector) {
+				t.Errorf("SectorSize = %d, %v, want %d", got, err, sector)
+			}
+			exercise(t, target)
+			want := make([]byte, 1<<20)
+			if _, err := target.ReadAt(want, 0); err != nil {
+				t.Fatal(err)
+			}
+			got, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Equal(got, want) {
+				t.Error("the bytes behind the device are not the synced ones")
+			}
+		})
+	}
+}
+
+func TestTargetDeviceSection(t *testing.T) {
+	file := looptest.File(t, 1<<20)
+	before := testimages.Random(5, 1<<20)
+	if err := os.WriteFile(file, before, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	target := openTarget(t, looptest.Attach(t, file, 512), Section{100_001, 200_000})
+	exercise(t, target)
+	after, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(after[:100_001], before[:100_001]) || !bytes.Equal(after[300_001:], before[300_001:]) {
+		t.Error("bytes outside the section changed")
+	}
+}
+
+func TestDeviceTooSmall(t *testing.T) {
+	target := openTarget(t, looptest.Attach(t, looptest.File(t, 1<<20), 512), Section{})
+	if err := target.Reserve(1 << 20); err != nil {
+		t.Errorf("Reserve of the exact size = %v", err)
+	}
+	if _, ok := errors.AsType[*RefusedError](target.Reserve(1<<20 + 1)); !ok {
+		t.Error("Reserve of one byte more is no *RefusedError")
+	}
+}
+
+func TestDeviceWithoutMedium(t *testing.T) {
+	if _, err := OpenRead(looptest.Attach(t, looptest.File(t, 0), 512), Section{}); err == nil {
+		t.Error("OpenRead of an empty device succeeded")
+	}
+}
+
+func TestNextData(t *testing.T) {
+	const hole, data = 1 << 20, 64 << 10
+	path := looptest.File(t, 4*hole)
+	target := openTarget(t, path, Section{})
+	for _, off := range []int64{hole, 2 * hole} {
+		if _, err := target.WriteAt(testimages.Random(9, data), off); err != nil {
+			t.Fatal(err)
+		}
+	}
+	type run struct{ Start, End int64 }
+	tests := []struct {
+		section Section
+		off     int64
+		want    run
+	}{
+		{Section{}, 0, run{hole, hole + data}},
+		{Section{}, hole + 5, run{hole + 5, hole + data}},
+		{Section{}, hole + data, run{2 * hole, 2*hole + data}},
+		{Section{}, 3 * hole, run{4 * hole, 4 * hole}},
+		{Section{}, 4 * hole, run{4 * hole, 4 * hole}},
+		{Section{}, 9 * hole, run{4 * hole, 4 * hole}},
+		{Section{hole - 10, hole}, 0, run{10, 10 + data}},
+		{Section{hole + 10, 100}, 0, run{0, 100}},
+		{Section{10, 100}, 0, run{100, 100}},
+	}
+	for _, test := range tests {
+		f := openRead(t, path, test.section)
+		start, end, err := f.NextData(test.off)
+		if err != nil {
+			t.Errorf("NextData(%d) of %+v: %v", test.off, test.section, err)
+		}
+		if diff := cmp.Diff(test.want, run{start, end}); diff != "" {
+			t.Errorf("NextData(%d) of %+v (-want +got):\n%s", test.off, test.section, diff)
+		}
+	}
+	if _, _, err := target.NextData(-1); err == nil {
+		t.Error("NextData(-1) succeeded")
+	}
+}
+
+func TestNextDataOfDevice(t *testing.T) {
+	f := openRead(t, looptest.Attach(t, looptest.File(t, 1<<20), 512), Section{})
+	if start, end, err := f.NextData(5); start != 5 || end != 1<<20 || err != nil {
+		t.Errorf("NextData(5) = %d, %d, %v, want all of the rest", start, end, err)
+	}
+}
+
+func TestZeroPunchesHoles(t *testing.T) {
+	target := openTarget(t, write(t, testimages.Random(4, 1<<20)), Section{})
+	if err := target.Zero(0, 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	if start, _, err := target.NextData(0); err != nil || start != 1<<20 {
+		t.Errorf("after Zero data starts at %d, %v, want none", start, err)
+	}
+}
+
+// On ramfs nothing can be punched: zeros are written.
+func TestTargetFileWithoutHoles(t *testing.T) {
+	path := filepath.Join(memory(t, "ramfs", ""), "file")
+	if err := os.WriteFile(path, make([]byte, 200_000), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	target := openTarget(t, path, Section{})
+	exercise(t, target)
+	if start, end, err := target.NextData(10); start != 10 || end != 200_000 || err != nil {
+		t.Errorf("NextData(10) = %d, %d, %v, want all of the rest", start, end, err)
+	}
+}
+
+// memory mounts a file system in memory until the test ends.
+func memory(t *testing.T, kind, options string) (dir string) {
+	t.Helper()
+	need.Root(t)
+	dir = t.TempDir()
+	looptest.Run(t, need.Tool(t, "mount"), "-t", kind, "-o", "rw"+options, "none", dir)
+	t.Cleanup(func() { looptest.Run(t, "umount", dir) })
+	return dir
+}
+
+// The file behind the device has no room, which the kernel finds out after WriteAt has succeeded.
+func TestSyncReportsLostWrites(t *testing.T) {
+	file := filepath.Join(memory(t, "tmpfs", ",size=1M"), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(file, 8<<20); err != nil {
+		t.Fatal(err)
+	}
+	target := openTarget(t, looptest.Attach(t, file, 512), Section{})
+	if _, err := target.WriteAt(testimages.Random(1, 4<<20), 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := target.Sync(); !errors.Is(err, unix.EIO) && !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("Sync after lost writes = %v, want EIO or ENOSPC", err)
+	}
+}
+
+// refused checks that path cannot be a target, and that the reason holds the words.
+func refused(t *testing.T, path, words string) {
+	t.Helper()
+	target, err := OpenTarget(path, Options{})
+	if err == nil {
+		target.Close()
+		t.Errorf("OpenTarget(%s) succeeded, want refusal: %s", path, words)
+		return
+	}
+	e, ok := errors.AsType[*RefusedError](err)
+	if !ok || !strings.Contains(e.Why, words) || e.Path != path || e.Hint == "" {
+		t.Errorf("OpenTarget(%s) = %v, want a *RefusedError with %q and a hint", path, err, words)
+	}
+}
+
+// accepted checks that path can be a target.
+func accepted(t *testing.T, path string) {
+	t.Helper()
+	target, err := OpenTarget(path, Options{})
+	if err != nil {
+		t.Errorf("OpenTarget(%s) = %v", path, err)
+		return
+	}
+	target.Close()
+}
+
+// mounted makes a file system on node and mounts it until the test ends.
+func mounted(t *testing.T, node, options string) (point string) {
+	t.Helper()
+	looptest.Run(t, need.Tool(t, "mkfs.ext4"), "-q", node)
+	point = filepath.Join(t.TempDir(), "mount point")
+	if err := os.Mkdir(point, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	looptest.Run(t, need.Tool(t, "mount"), "-o", options, node, point)
+	t.Cleanup(func() { looptest.Run(t, "umount", point) })
+	return point
+}
+
+func TestRefuseMountedPartition(t *testing.T) {
+	for _, options := range []string{"rw", "ro"} {
+		t.Run(options, func(t *testing.T) {
+			node, file := disk(t)
+			link := filepath.Join(t.TempDir(), "by-partlabel")
+			if err := os.Symlink(node+"p1", link); err != nil {
+				t.Fatal(err)
+			}
+			point := mounted(t, node+"p1", options)
+			refused(t, node+"p1", "it is mounted on "+point)
+			refused(t, link, "it is mounted on "+point)
+			refused(t, node, "its partition "+filepath.Base(node)+"p1 is mounted on "+point)
+			refused(t, file, "it is what the loop device "+node+" is attached to")
+			accepted(t, node+"p2")
+		})
+	}
+}
+
+func TestRefuseMountedDisk(t *testing.T) {
+	node := looptest.Attach(t, looptest.File(t, 4<<20), 512)
+	point := mounted(t, node, "rw")
+	refused(t, node, "it is mounted on "+point)
+}
+
+func TestRefuseSwapDevice(t *testing.T) {
+	node, _ := disk(t)
+	swapOn(t, node+"p2")
+	refused(t, node+"p2", "it is used as swap")
+	refused(t, node, "its partition "+filepath.Base(node)+"p2 is used as swap")
+	accepted(t, node+"p1")
+}
+
+func TestRefuseSwapFile(t *testing.T) {
+	need.Root(t)
+	path := write(t, make([]byte, 1<<20))
+	swapOn(t, path)
+	refused(t, path, "it is used as swap")
+}
+
+func swapOn(t *testing.T, path string) {
+	t.Helper()
+	looptest.Run(t, need.Tool(t, "mkswap"), path)
+	looptest.Run(t, need.Tool(t, "swapon"), path)
+	t.Cleanup(func() { looptest.Run(t, "swapoff", path) })
+}
+
+func TestRefuseWhatALoopDeviceIsAttachedTo(t *testing.T) {
+	node, file := disk(t)
+	inner := looptest.Attach(t, node+"p1", 512)
+	refused(t, file, "the loop device "+node)
+	refused(t, node+"p1", "it is what the loop device "+inner)
+	refused(t, node, "its partition "+filepath.Base(node)+"p1 is what the loop device "+inner)
+	accepted(t, inner)
+
+	hard := filepath.Join(filepath.Dir(file), "hard link")
+	if err := os.Link(file, hard); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(file); err != nil { // sysfs now gives a path that is gone
+		t.Fatal(err)
+	}
+	refused(t, hard, "the loop device "+node)
+}
+
+func TestRefuseReadOnlyDevice(t *testing.T) {
+	node, _ := disk(t)
+	looptest.Run(t, need.Tool(t, "blockdev"), "--setro", node+"p1")
+	refused(t, node+"p1", "it is read-only")
+	accepted(t, node+"p2")
+}
+
+func TestRefuseClaimedDevice(t *testing.T) {
+	node, _ := disk(t)
+	first := openTarget(t, node+"p1", Section{})
+	refused(t, node+"p1", "it is in use")
+	refused(t, node, "it is in use")
+	accepted(t, node+"p2")
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	accepted(t, node+"p1")
+}
+
+func TestRefuseLockedFile(t *testing.T) {
+	path := write(t, make([]byte, 10))
+	first := openTarget(t, path, Section{})
+	refused(t, path, "another program has locked it")
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	accepted(t, path)
+}
+
+func TestRefuseWhatIsNoTarget(t *testing.T) {
+	dir := t.TempDir()
+	pipe := filepath.Join(dir, "pipe")
+	if err := unix.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	refused(t, dir, "it is a directory")
+	refused(t, pipe, "it is a pipe")
+	refused(t, "/dev/null", "it is a character device")
+	if _, err := OpenTarget(filepath.Join(dir, "absent"), Options{}); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("OpenTarget of nothing = %v, want ErrNotExist", err)
+	}
+}
+
+func TestRefuseFileUnderDev(t *testing.T) {
+	need.Root(t)
+	f, err := os.CreateTemp("/dev", "cairn-test-*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.Remove(f.Name())
+	defer f.Close()
+	refused(t, f.Name(), "it is a regular file under /dev")
+}
+
+func TestRefuseRootDevice(t *testing.T) {
+	need.Root(t)
+	info, err := os.Stat("/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	number := inodeOf(info).dev
+	if unix.Major(number) == 0 {
+		t.Skip("/ lies on no single block device here")
+	}
+	d, err := live().device(number)
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused(t, d.node(), "it holds the running system")
+}
+
+func TestOverlaps(t *testing.T) {
+	node, file := disk(t)
+	link, hard := filepath.Join(t.TempDir(), "link"), filepath.Join(filepath.Dir(file), "hard")
+	for _, err := range []error{os.Symlink(file, link), os.Link(file, hard)} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	second := looptest.Attach(t, file, 512)
+	other := write(t, make([]byte, 16<<20))
+	const mib = 1 << 20 // p1 is at 1 MiB, p2 at 3 MiB, 2 MiB each
+	type at struct {
+		path    string
+		section Section
+	}
+	tests := []struct {
+		name string
+		a, b at
+		want bool
+	}{
+		{"a file and itself", at{path: file}, at{path: file}, true},
+		{"a file and another", at{path: file}, at{path: other}, false},
+		{"symbolic link", at{path: file}, at{path: link}, true},
+		{"hard link", at{path: file}, at{path: hard}, true},
+		{"sections side by side", at{file, Section{0, mib}}, at{file, Section{mib, mib}}, false},
+		{"sections that share a byte", at{file, Section{0, mib + 1}}, at{file, Section{mib, mib}}, true},
+		{"two partitions", at{path: node + "p1"}, at{path: node + "p2"}, false},
+		{"partition and its disk", at{path: node + "p1"}, at{path: node}, true},
+		{"partition and the disk before it", at{path: node + "p1"}, at{node, Section{0, mib}}, false},
+		{"loop device and its file", at{path: node}, at{path: file}, true},
+		{"partition and its section of the file", at{path: node + "p2"}, at{file, Section{3 * mib, 2 * mib}}, true},
+		{"partition and the other's section", at{path: node + "p2"}, at{file, Section{mib, 2 * mib}}, false},
+		{"two loop devices over a file", at{path: node}, at{path: second}, true},
+		{"equal partitions of two loop devices", at{path: node + "p1"}, at{path: second + "p1"}, true},
+		{"other partitions of two loop devices", at{path: node + "p1"}, at{path: second + "p2"}, false},
+		{"loop device and another file", at{path: node}, at{path: other}, false},
+	}
+	for _, test := range tests {
+		a, b := openRead(t, test.a.path, test.a.section), openRead(t, test.b.path, test.b.section)
+		for _, pair := range [][2]*File{{a, b}, {b, a}} {
+			why, err := Overlaps(pair[0], pair[1])
+			if err != nil || (why != "") != test.want {
+				t.Errorf("%s: Overlaps = %q, %v, want overlap %v", test.name, why, err, test.want)
+			}
+		}
+	}
+}
+
+func TestOverlapsLoopWithOffset(t *testing.T) {
+	need.Root(t)
+	file := looptest.File(t, 4<<20)
+	node := strings.TrimSpace(looptest.Run(t, need.Tool(t, "losetup"), "--find", "--show", "--offset", "1048576", "--sizelimit", "1048576", file))
+	t.Cleanup(func() { looptest.Run(t, "losetup", "--detach", node) })
+	loop := openRead(t, node, Section{})
+	for _, test := range []struct {
+		section Section
+		want    bool
+	}{
+		{Section{0, 1 << 20}, false},
+		{Section{1 << 20, 1 << 20}, true},
+		{Section{2 << 20, 1 << 20}, false},
+	} {
+		why, err := Overlaps(loop, openRead(t, file, test.section))
+		if err != nil || (why != "") != test.want {
+			t.Errorf("Overlaps(loop, %+v) = %q, %v, want overlap %v", test.section, why, err, test.want)
+		}
+	}
+}

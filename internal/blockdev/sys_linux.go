@@ -1,0 +1,143 @@
+package blockdev
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// control calls fn with f's descriptor, again when a signal cut it short.
+func control(f *os.File, fn func(fd int) error) error {
+	conn, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var result error
+	err = conn.Control(func(fd uintptr) {
+		for result = unix.EINTR; result == unix.EINTR; {
+			result = fn(int(fd))
+		}
+	})
+	return errors.Join(err, result)
+}
+
+func ioctl(f *os.File, request uint, arg unsafe.Pointer) error {
+	return control(f, func(fd int) error {
+		_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), uintptr(request), uintptr(arg))
+		if errno != 0 {
+			return errno
+		}
+		return nil
+	})
+}
+
+func deviceSize(f *os.File) (int64, error) {
+	var size uint64
+	err := ioctl(f, unix.BLKGETSIZE64, unsafe.Pointer(&size))
+	return int64(size), err
+}
+
+func sectorSize(f *os.File) (int64, error) {
+	var size int32
+	err := ioctl(f, unix.BLKSSZGET, unsafe.Pointer(&size))
+	return int64(size), err
+}
+
+func isReadOnly(f *os.File) (bool, error) {
+	var ro int32
+	err := ioctl(f, unix.BLKROGET, unsafe.Pointer(&ro))
+	return ro != 0, err
+}
+
+// zeroOut returns errors.ErrUnsupported where there is no BLKZEROOUT; it has its own fallback for devices
+// that cannot zero.
+func zeroOut(f *os.File, off, n int64) error {
+	blocks := [2]uint64{uint64(off), uint64(n)}
+	return ioctl(f, unix.BLKZEROOUT, unsafe.Pointer(&blocks))
+}
+
+func punchHole(f *os.File, off, n int64) error {
+	return control(f, func(fd int) error {
+		return unix.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
+	})
+}
+
+// seekData is the first run of data in f that starts at or behind off and before end. It moves f's position,
+// which nothing here uses.
+func seekData(f *os.File, off, end int64) (first, last int64, err error) {
+	err = control(f, func(fd int) (err error) {
+		if first, err = unix.Seek(fd, off, unix.SEEK_DATA); err != nil {
+			return err
+		}
+		last, err = unix.Seek(fd, first, unix.SEEK_HOLE)
+		return err
+	})
+	switch {
+	case errors.Is(err, unix.ENXIO): // only a hole follows, or the file has become shorter
+		return end, end, nil
+	case errors.Is(err, unix.EINVAL): // a file system without holes
+		return off, end, nil
+	}
+	return first, last, err
+}
+
+func startWriteback(f *os.File, off, n int64) error {
+	return control(f, func(fd int) error {
+		return unix.SyncFileRange(fd, off, n, unix.SYNC_FILE_RANGE_WRITE)
+	})
+}
+
+func dropCache(f *os.File, off, n int64) error {
+	return control(f, func(fd int) error {
+		return unix.Fadvise(fd, off, n, unix.FADV_DONTNEED)
+	})
+}
+
+func syncData(f *os.File) error { return control(f, unix.Fdatasync) }
+
+// openExclusive opens what refuse found no fault with. For a device O_EXCL (without O_CREAT) is the kernel's
+// claim.
+func openExclusive(path string, info os.FileInfo) (*os.File, error) {
+	flags := os.O_RDWR
+	if isBlockDevice(info) {
+		flags |= os.O_EXCL
+	}
+	f, err := os.OpenFile(path, flags, 0)
+	if errors.Is(err, unix.EBUSY) {
+		return nil, &RefusedError{
+			Path: path,
+			Why:  "it is in use (the kernel denies exclusive access)",
+			Hint: "find who uses it (lsblk, fuser), or choose the other slot",
+		}
+	}
+	if errors.Is(err, unix.EROFS) {
+		return nil, readOnlyError(path)
+	}
+	return f, err
+}
+
+func readOnlyError(path string) error {
+	return &RefusedError{path, "it is read-only", "make it writable (blockdev --setrw), or choose another target"}
+}
+
+// claim finishes what openExclusive began.
+func claim(f *os.File, path string, info os.FileInfo) error {
+	if isBlockDevice(info) {
+		ro, err := isReadOnly(f)
+		if err == nil && ro {
+			err = readOnlyError(path)
+		}
+		return err
+	}
+	err := control(f, func(fd int) error { return unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) })
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return &RefusedError{path, "another program has locked it", "wait until that program has ended"}
+	}
+	if err != nil {
+		return fmt.Errorf("locking %s: %w", path, err)
+	}
+	return nil
+}

@@ -1,0 +1,240 @@
+package blockdev
+
+import (
+	"errors"
+	"fmt"
+	"os"
+)
+
+// RefusedError says that a target was left alone, to protect data.
+type RefusedError struct {
+	Path string // the target
+	Why  string // what speaks against writing to it
+	Hint string // what the user can do
+}
+
+func (e *RefusedError) Error() string {
+	return fmt.Sprintf("refusing to write to %s: %s", e.Path, e.Why)
+}
+
+// Options say what of the path is the target. The zero value is all of it.
+type Options struct {
+	Section Section
+}
+
+// Target is a File that is claimed for writing until Close. ReadAt, WriteAt, Zero, StartWriteback, DropCache
+// and Sync may be called concurrently; Reserve, Truncate and Close may not.
+type Target struct {
+	File
+	resizable bool // all of a regular file
+	borrowed  bool // Close is not ours to do
+}
+
+// OpenTarget claims an existing file or block device for writing: a device exclusively (O_EXCL), which the
+// kernel also denies while it is mounted anywhere, a file by flock. It is a *RefusedError when the path is in
+// use or not fit to be a target: mounted, swap, part of a stacked device or backing a loop device (also
+// through its disk or its partitions), holding the running system, read-only, claimed, or no block device or
+// regular file. Nothing is created.
+func OpenTarget(path string, o Options) (*Target, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() && !isBlockDevice(info) {
+		return nil, &RefusedError{path, "it is " + kind(info), "name a partition, or a regular file"}
+	}
+	if err := refuse(path, info); err != nil {
+		return nil, err
+	}
+	f, err := openClaimed(path, info)
+	if err != nil {
+		return nil, err
+	}
+	t, err := newTarget(f, path, o.Section)
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return t, nil
+}
+
+// TargetOf makes a target of a regular file that the caller has open for reading and writing, alone, and goes
+// on to own: Close leaves f open.
+func TargetOf(f *os.File) (*Target, error) {
+	t, err := newTarget(f, f.Name(), Section{})
+	if err != nil {
+		return nil, err
+	}
+	t.borrowed = true
+	return t, nil
+}
+
+func newTarget(f *os.File, path string, section Section) (*Target, error) {
+	file, err := newFile(f, path, section)
+	if err != nil {
+		return nil, err
+	}
+	return &Target{File: *file, resizable: !file.device && section == Section{}}, nil
+}
+
+// openClaimed opens what info describes, and claims it.
+func openClaimed(path string, info os.FileInfo) (*os.File, error) {
+	f, err := openExclusive(path, info)
+	if err != nil {
+		return nil, err
+	}
+	now, err := f.Stat()
+	if err == nil && !os.SameFile(info, now) {
+		err = fmt.Errorf("opening %s: the name changed its meaning meanwhile", path)
+	}
+	if err == nil {
+		err = claim(f, path, info)
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// Reserve makes the target at least n bytes long: a whole regular file grows by a hole, anything else that is
+// shorter is a *RefusedError.
+func (t *Target) Reserve(n int64) error {
+	if n <= t.Size() {
+		return nil
+	}
+	if !t.resizable {
+		return &RefusedError{
+			Path: t.path,
+			Why:  fmt.Sprintf("it holds %d bytes and %d are needed", t.Size(), n),
+			Hint: "choose a larger partition",
+		}
+	}
+	return t.resize(n)
+}
+
+// Truncate ends a whole regular file after n bytes; anything else keeps what lies behind them.
+func (t *Target) Truncate(n int64) error {
+	if !t.resizable || n >= t.Size() {
+		return nil
+	}
+	return t.resize(n)
+}
+
+func (t *Target) resize(n int64) error {
+	if err := t.f.Truncate(n); err != nil {
+		return err
+	}
+	file, err := newFile(t.f, t.path, Section{})
+	if err != nil {
+		return err
+	}
+	t.File = *file
+	return nil
+}
+
+// WriteAt is as io.WriterAt has it. It never writes outside the section: then nothing is written.
+func (t *Target) WriteAt(p []byte, off int64) (int, error) {
+	if err := t.check(off, int64(len(p))); err != nil {
+		return 0, fmt.Errorf("writing to %s: %w", t.path, err)
+	}
+	return t.f.WriteAt(p, t.offset()+off)
+}
+
+// Zero makes n bytes at off read as zeros: holes are punched into files, devices zero their own blocks, and
+// zeros are written where neither is possible.
+func (t *Target) Zero(off, n int64) error {
+	if err := t.check(off, n); err != nil {
+		return fmt.Errorf("zeroing %s: %w", t.path, err)
+	}
+	if err := t.zero(t.offset()+off, n); err != nil {
+		return fmt.Errorf("zeroing %d bytes at %d of %s: %w", n, off, t.path, err)
+	}
+	return nil
+}
+
+// zero takes offsets of the file or device, not of the section.
+func (t *Target) zero(off, n int64) error {
+	if !t.device {
+		return t.zeroOr(punchHole, off, n)
+	}
+	first, last, err := t.zeroableBlocks(off, off+n)
+	if err != nil {
+		return err
+	}
+	if first >= last {
+		return t.writeZeros(off, n)
+	}
+	return errors.Join(
+		t.writeZeros(off, first-off),
+		t.zeroOr(zeroOut, first, last-first),
+		t.writeZeros(last, off+n-last),
+	)
+}
+
+// zeroableBlocks is the part of a device's bytes from lo to hi that it can zero itself: whole sectors, and
+// whole pages, so that none is half in the page cache and half on the medium.
+func (t *Target) zeroableBlocks(lo, hi int64) (first, last int64, err error) {
+	const page = 4096
+	sector, err := sectorSize(t.f)
+	if err != nil {
+		return 0, 0, err
+	}
+	block := max(sector, page)
+	return (lo + block - 1) / block * block, hi / block * block, nil
+}
+
+// zeroOr lets the kernel zero a range in its own way, or writes zeros if it has none here.
+func (t *Target) zeroOr(kernels func(f *os.File, off, n int64) error, off, n int64) error {
+	if n == 0 {
+		return nil
+	}
+	err := kernels(t.f, off, n)
+	if errors.Is(err, errors.ErrUnsupported) {
+		return t.writeZeros(off, n)
+	}
+	return err
+}
+
+func (t *Target) writeZeros(off, n int64) error {
+	zeros := make([]byte, min(n, 1<<20))
+	for n > 0 {
+		k, err := t.f.WriteAt(zeros[:min(n, int64(len(zeros)))], off)
+		if err != nil {
+			return err
+		}
+		off, n = off+int64(k), n-int64(k)
+	}
+	return nil
+}
+
+// StartWriteback asks the kernel to begin writing the bytes to the medium, and does not wait for it. Called
+// behind the writer it keeps the last Sync short. It proves nothing; where it is not supported nothing
+// happens.
+func (t *Target) StartWriteback(off, n int64) error {
+	if err := t.check(off, n); err != nil {
+		return fmt.Errorf("starting writeback of %s: %w", t.path, err)
+	}
+	err := startWriteback(t.f, t.offset()+off, n)
+	if err != nil && !errors.Is(err, errors.ErrUnsupported) {
+		return fmt.Errorf("starting writeback of %s: %w", t.path, err)
+	}
+	return nil
+}
+
+// Sync makes all that was written durable (fdatasync). Errors of earlier writes surface here, once: after an
+// error the target must be taken for damaged, and a second Sync that succeeds proves nothing.
+func (t *Target) Sync() error {
+	if err := syncData(t.f); err != nil {
+		return fmt.Errorf("flushing %s: %w", t.path, err)
+	}
+	return nil
+}
+
+// Close ends the claim. It does not flush.
+func (t *Target) Close() error {
+	if t.borrowed {
+		return nil
+	}
+	return t.File.Close()
+}

@@ -1,0 +1,92 @@
+package disk
+
+import (
+	"encoding/binary"
+	"io"
+	"math"
+)
+
+// FilesystemSize reads from the superblock at the start of r what file system it is (squashfs, ext2, ext3,
+// ext4 or erofs) and how many bytes it takes. What lies behind them in a partition means nothing. ok is false
+// for what is not known, cannot be read, or makes no sense.
+func FilesystemSize(r io.ReaderAt) (kind string, size int64, ok bool) {
+	head := make([]byte, 1024+1024) // ext and erofs have theirs at 1024
+	n, err := r.ReadAt(head, 0)
+	if err != nil && err != io.EOF {
+		return "", 0, false
+	}
+	clear(head[n:])
+	for _, read := range []func([]byte) (string, uint64){squashfs, ext, erofs} {
+		kind, size := read(head)
+		if 0 < size && size <= math.MaxInt64 {
+			return kind, int64(size), true
+		}
+	}
+	return "", 0, false
+}
+
+var le = binary.LittleEndian
+
+// squashfs: fs/squashfs/squashfs_fs.h. mksquashfs pads to 4096, and the kernel reads whole blocks of that.
+func squashfs(head []byte) (string, uint64) {
+	const pad = 4096
+	used := le.Uint64(head[0x28:])
+	if string(head[:4]) != "hsqs" || le.Uint16(head[0x1c:]) != 4 || used > math.MaxInt64-pad {
+		return "", 0
+	}
+	return "squashfs", (used + pad - 1) / pad * pad
+}
+
+// ext: fs/ext4/ext4.h.
+func ext(head []byte) (string, uint64) {
+	const (
+		compatJournal   = 0x4
+		incompatExtents = 0x40
+		incompat64      = 0x80
+		maxLogBlock     = 6 // 64 KiB
+	)
+	sb := head[1024:]
+	logBlock, incompat := le.Uint32(sb[0x18:]), le.Uint32(sb[0x60:])
+	if le.Uint16(sb[0x38:]) != 0xef53 || logBlock > maxLogBlock {
+		return "", 0
+	}
+	kind := "ext2"
+	if le.Uint32(sb[0x5c:])&compatJournal != 0 {
+		kind = "ext3"
+	}
+	if incompat&(incompatExtents|incompat64) != 0 {
+		kind = "ext4"
+	}
+	blocks := uint64(le.Uint32(sb[0x4:]))
+	if incompat&incompat64 != 0 {
+		blocks |= uint64(le.Uint32(sb[0x150:])) << 32
+	}
+	return kind, shift(blocks, 10+logBlock)
+}
+
+// erofs: fs/erofs/erofs_fs.h.
+func erofs(head []byte) (string, uint64) {
+	const (
+		incompat48 = 0x80
+		minLog     = 9
+		maxLog     = 16
+	)
+	sb := head[1024:]
+	logBlock := uint32(sb[0xc])
+	if le.Uint32(sb) != 0xe0f5e1e2 || logBlock < minLog || logBlock > maxLog {
+		return "", 0
+	}
+	blocks := uint64(le.Uint32(sb[0x24:]))
+	if le.Uint32(sb[0x50:])&incompat48 != 0 {
+		blocks |= uint64(le.Uint16(sb[0xe:])) << 32
+	}
+	return "erofs", shift(blocks, logBlock)
+}
+
+// shift is blocks of 2^log bytes in bytes, or 0 if that is too much.
+func shift(blocks uint64, log uint32) uint64 {
+	if blocks > math.MaxInt64>>log {
+		return 0
+	}
+	return blocks << log
+}

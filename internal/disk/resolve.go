@@ -1,0 +1,127 @@
+package disk
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"cairn/internal/blockdev"
+)
+
+// Location is where the bytes of a seed, image or target are.
+type Location struct {
+	Path string // without symbolic links; it need not exist
+	blockdev.Section
+	Partition *Partition // nil if the text named none
+}
+
+// Resolve finds what a user means by
+//
+//	PATH            a file or device; it may be about to be created, but not under /dev
+//	DISK#NAME       a partition, by name, UUID or number: a section of a disk image, or the kernel's node of a disk's
+//	PARTLABEL=NAME  a partition of any disk of this machine
+//	PARTUUID=UUID   the same
+//
+// A path with # in it that exists is that path. Names that stand for no partition are ErrNotFound, those that
+// stand for more than one ErrAmbiguous; an absent disk is fs.ErrNotExist. Never does the name of a partition
+// give the whole disk. For a whole file or device Size is -1.
+func Resolve(text string) (Location, error) {
+	if tag, value, ok := strings.Cut(text, "="); ok && (tag == "PARTLABEL" || tag == "PARTUUID") {
+		return resolveTag(tag, value)
+	}
+	_, err := os.Stat(text)
+	if err == nil {
+		return resolvePath(text)
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return Location{}, err
+	}
+	if disk, name, ok := splitName(text); ok {
+		return resolveName(disk, name)
+	}
+	if strings.Contains(text, "#") || strings.HasPrefix(filepath.Clean(text), "/dev/") {
+		return Location{}, err
+	}
+	return whole(text), nil
+}
+
+func whole(path string) Location { return Location{Path: path, Section: blockdev.Section{Size: -1}} }
+
+func resolvePath(path string) (Location, error) {
+	real, err := filepath.EvalSymlinks(path)
+	return whole(real), err
+}
+
+// splitName parts DISK#NAME at the last # that has an existing path before it: both may contain one.
+func splitName(text string) (disk, name string, ok bool) {
+	for i := strings.LastIndexByte(text, '#'); i > 0; i = strings.LastIndexByte(text[:i], '#') {
+		if _, err := os.Stat(text[:i]); err == nil {
+			return text[:i], text[i+1:], true
+		}
+	}
+	return "", "", false
+}
+
+func resolveName(path, name string) (Location, error) {
+	path, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return Location{}, err
+	}
+	f, err := blockdev.OpenRead(path, blockdev.Section{})
+	if err != nil {
+		return Location{}, err
+	}
+	defer f.Close()
+	parts, err := partitions(f)
+	if err != nil {
+		return Location{}, fmt.Errorf("looking for partition %q of %s: %w", name, path, err)
+	}
+	p, err := Find(parts, name)
+	if err != nil {
+		return Location{}, fmt.Errorf("%s: %w", path, err)
+	}
+	if !f.IsDevice() {
+		return Location{path, blockdev.Section{Offset: p.Start, Size: p.Size}, &p}, nil
+	}
+	if p.Node == "" {
+		return Location{}, fmt.Errorf("partition %q of %s: the kernel has no device where the table has it (partprobe %s may help)",
+			name, path, path)
+	}
+	return node(p)
+}
+
+// node is the location of a partition that the kernel has.
+func node(p Partition) (Location, error) {
+	if err := sysfs("/sys").checkNode(p.Node); err != nil {
+		return Location{}, err
+	}
+	l := whole(p.Node)
+	l.Partition = &p
+	return l, nil
+}
+
+func resolveTag(tag, value string) (Location, error) {
+	if value == "" {
+		return Location{}, fmt.Errorf("%s= names no partition: %w", tag, ErrNotFound)
+	}
+	p, err := sysfs("/sys").findTag(tag, value)
+	if err != nil {
+		return Location{}, err
+	}
+	return node(p)
+}
+
+// findTag is the one partition of all disks that carries the tag.
+func (s sysfs) findTag(tag, value string) (Partition, error) {
+	parts, unread := s.allPartitions()
+	p, err := only(parts, tag+"="+value, func(p Partition) bool {
+		return tag == "PARTLABEL" && p.Name == value || tag == "PARTUUID" && strings.EqualFold(p.UUID, value)
+	})
+	if errors.Is(err, ErrNotFound) && unread != nil {
+		return p, fmt.Errorf("looking for %s=%s: %w", tag, value, unread) // it may be there
+	}
+	return p, err
+}

@@ -1,0 +1,161 @@
+package disk
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"cairn/internal/blockdev"
+	"cairn/internal/blockdev/looptest"
+	"cairn/internal/need"
+	"cairn/testimages"
+)
+
+// uniqueDisk is a disk image whose partition names and GUIDs no other disk of this machine has.
+func uniqueDisk(t *testing.T, sectorSize int) (path, slot string) {
+	t.Helper()
+	slot = fmt.Sprintf("cairn-%d-%d", os.Getpid(), sectorSize)
+	path = filepath.Join(t.TempDir(), "disk.img")
+	err := testimages.GPTDisk(path, sectorSize, testimages.Part{Name: slot + "-a", Size: mib}, testimages.Part{Name: slot + "-b", Size: 2 * mib})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path, slot
+}
+
+func TestResolveOnDisk(t *testing.T) {
+	for _, sector := range []int{512, 4096} {
+		path, slot := uniqueDisk(t, sector)
+		node := looptest.Attach(t, path, sector)
+		link := filepath.Join(t.TempDir(), "by-id")
+		if err := os.Symlink(node, link); err != nil {
+			t.Fatal(err)
+		}
+		parts, err := Partitions(node)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := Location{Path: node + "p2", Section: blockdev.Section{Size: -1}, Partition: &parts[1]}
+		for _, text := range []string{
+			node + "#" + slot + "-b",
+			node + "#2",
+			link + "#" + slot + "-b",
+			"PARTLABEL=" + slot + "-b",
+			"PARTUUID=" + parts[1].UUID,
+			"PARTUUID=" + strings.ToUpper(parts[1].UUID),
+		} {
+			got, err := Resolve(text)
+			if got.Partition != nil {
+				got.Partition.Type = parts[1].Type // which the kernel does not know
+			}
+			if diff := cmp.Diff(want, got); err != nil || diff != "" {
+				t.Errorf("Resolve(%q): %v (-want +got):\n%s", text, err, diff)
+			}
+		}
+		for _, text := range []string{node + "#" + slot, "PARTLABEL=" + slot} {
+			if got, err := Resolve(text); !errors.Is(err, ErrNotFound) {
+				t.Errorf("Resolve(%q) = %+v, %v, want ErrNotFound", text, got, err)
+			}
+		}
+		target, err := blockdev.OpenTarget(want.Path, blockdev.Options{Section: want.Section})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if target.Size() != 2*mib {
+			t.Errorf("the partition has %d bytes, want 2 MiB", target.Size())
+		}
+		target.Close()
+	}
+}
+
+func TestResolveDuplicates(t *testing.T) {
+	path, slot := uniqueDisk(t, 512)
+	first := looptest.Attach(t, path, 512)
+	second := looptest.Attach(t, path, 512)
+	if got, err := Resolve("PARTLABEL=" + slot + "-a"); !errors.Is(err, ErrAmbiguous) {
+		t.Errorf("a name that two disks have = %+v, %v, want ErrAmbiguous", got, err)
+	}
+	for _, node := range []string{first, second} {
+		if got, err := Resolve(node + "#" + slot + "-a"); err != nil || got.Path != node+"p1" {
+			t.Errorf("Resolve(%s#%s-a) = %+v, %v", node, slot, got, err)
+		}
+	}
+}
+
+// The table says more than the kernel has seen: then the name must not stand for anything, least for the
+// disk.
+func TestResolveWithoutNode(t *testing.T) {
+	path, slot := uniqueDisk(t, 512)
+	node := looptest.Attach(t, path, 512)
+	exec.Command(need.Tool(t, "partx"), "--delete", "--nr", "2", node).Run()
+	if got, err := Resolve(node + "#" + slot + "-b"); err == nil {
+		t.Errorf("a partition without a node resolved to %+v", got)
+	}
+	if got, err := Resolve("PARTLABEL=" + slot + "-b"); !errors.Is(err, ErrNotFound) {
+		t.Errorf("a name without a node = %+v, %v, want ErrNotFound", got, err)
+	}
+}
+
+// fakeSysfs has a disk whose kernel names its partitions, as any since Linux 6.10.
+func fakeSysfs(t *testing.T, uevents ...string) sysfs {
+	t.Helper()
+	root := t.TempDir()
+	for i, uevent := range uevents {
+		dir := filepath.Join(root, "block/mmcblk0", fmt.Sprintf("mmcblk0p%d", i+1))
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		for name, content := range map[string]string{
+			"partition": fmt.Sprintln(i + 1), "start": fmt.Sprintln(2048 * (i + 1)), "size": "2048\n", "uevent": uevent,
+		} {
+			if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	return sysfs(root)
+}
+
+func TestTagsFromUevents(t *testing.T) {
+	s := fakeSysfs(t,
+		"DEVNAME=mmcblk0p1\nPARTN=1\nPARTNAME=root=a\nPARTUUID=AAAA-01\n",
+		"DEVNAME=mmcblk0p2\nPARTN=2\nPARTNAME=twin\nPARTUUID=bbbb-02\n",
+		"DEVNAME=mmcblk0p3\nPARTN=3\nPARTNAME=twin\nPARTUUID=cccc-03\n",
+		"DEVNAME=mmcblk0p4\nPARTN=4\nPARTUUID=dddd-04\n",
+	)
+	tests := []struct {
+		tag, value string
+		want       string
+		err        error
+	}{
+		{"PARTLABEL", "root=a", "/dev/mmcblk0p1", nil},
+		{"PARTUUID", "aaaa-01", "/dev/mmcblk0p1", nil},
+		{"PARTUUID", "BBBB-02", "/dev/mmcblk0p2", nil},
+		{"PARTLABEL", "twin", "", ErrAmbiguous},
+		{"PARTLABEL", "aaaa-01", "", ErrNotFound},
+		{"PARTUUID", "root=a", "", ErrNotFound},
+	}
+	for _, test := range tests {
+		got, err := s.findTag(test.tag, test.value)
+		if got.Node != test.want || !errors.Is(err, test.err) {
+			t.Errorf("%s=%s is %q, %v, want %q, %v", test.tag, test.value, got.Node, err, test.want, test.err)
+		}
+	}
+}
+
+// A table that cannot be read may hold the name: that is not proof of absence.
+func TestTagOfUnreadableDisk(t *testing.T) {
+	s := fakeSysfs(t, "DEVNAME=mmcblk0p1\nPARTN=1\n") // and there is no /dev/mmcblk0
+	if _, err := os.Stat("/dev/mmcblk0"); err == nil {
+		t.Skip("this machine has an mmcblk0")
+	}
+	if _, err := s.findTag("PARTLABEL", "root-a"); err == nil || errors.Is(err, ErrNotFound) {
+		t.Errorf("with an unreadable table: %v, want an error other than ErrNotFound", err)
+	}
+}

@@ -1,0 +1,127 @@
+package disk
+
+import (
+	"cmp"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"slices"
+	"strings"
+
+	"github.com/diskfs/go-diskfs/partition/gpt"
+)
+
+// maxEntriesSize is the most that a table of partition entries may take: 8 times the usual 128 entries of 128
+// bytes.
+const maxEntriesSize = 128 << 10
+
+// readTable reads the GPT of a disk of size bytes. sector is its logical block size, or 0 to try those in
+// use.
+func readTable(r io.ReaderAt, size, sector int64) ([]Partition, error) {
+	sectors := []int64{sector}
+	if sector == 0 {
+		sectors = []int64{512, 4096}
+	}
+	err := ErrNoTable
+	for _, sector := range sectors {
+		parts, e := readTableAt(r, size, sector)
+		if e == nil {
+			return parts, nil
+		}
+		if !errors.Is(e, ErrNoTable) {
+			err = e
+		}
+	}
+	return nil, err
+}
+
+func readTableAt(r io.ReaderAt, size, sector int64) ([]Partition, error) {
+	if size < 3*sector {
+		return nil, ErrNoTable
+	}
+	last := size/sector - 1
+	primary, err := checkHeader(r, sector)
+	if err != nil {
+		return nil, err
+	}
+	backup, err := checkHeader(r, last*sector)
+	if err != nil {
+		return nil, err
+	}
+	if !primary && !backup {
+		return nil, ErrNoTable
+	}
+	table, err := decode(view{io.NewSectionReader(r, 0, size)}, int(sector))
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrInvalidTable, err)
+	}
+	return convert(table, last, sector)
+}
+
+// checkHeader says whether a GPT header is at off, and refuses one that claims more entries than anyone
+// should read into memory: the library believes it.
+func checkHeader(r io.ReaderAt, off int64) (present bool, err error) {
+	var header [92]byte
+	if _, err := r.ReadAt(header[:], off); err != nil {
+		return false, err
+	}
+	if string(header[:8]) != "EFI PART" {
+		return false, nil
+	}
+	count, size := binary.LittleEndian.Uint32(header[80:]), binary.LittleEndian.Uint32(header[84:])
+	if uint64(count)*uint64(size) > maxEntriesSize {
+		return true, fmt.Errorf("%w: it claims %d entries of %d bytes", ErrInvalidTable, count, size)
+	}
+	return true, nil
+}
+
+// decode lets the library read; a panic of its is an error of the table.
+func decode(disk view, sector int) (table *gpt.Table, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("decoding panicked: %v", p)
+		}
+	}()
+	return gpt.Read(disk, sector, sector)
+}
+
+// view is what the library wants of a disk. It reads and seeks, no more.
+type view struct{ *io.SectionReader }
+
+func (view) Stat() (fs.FileInfo, error) { return nil, errors.ErrUnsupported }
+func (view) Close() error               { return nil }
+
+// convert checks the entries of a table against a disk whose last sector is last.
+func convert(table *gpt.Table, last, sector int64) ([]Partition, error) {
+	const headers = 2                                         // before the first partition: protective MBR, GPT header
+	lastUsable := min(uint64(last)-1, table.LastDataSector()) // the very last is the backup's header
+	var parts []Partition
+	for _, p := range table.Partitions {
+		if p.Start < headers || p.End < p.Start || p.End > lastUsable {
+			return nil, fmt.Errorf("%w: partition %d lies in sectors %d to %d, outside the usable %d to %d",
+				ErrInvalidTable, p.Index, p.Start, p.End, headers, lastUsable)
+		}
+		parts = append(parts, Partition{
+			Number: p.Index,
+			Name:   p.Name,
+			UUID:   strings.ToLower(p.GUID),
+			Type:   strings.ToLower(string(p.Type)),
+			Start:  int64(p.Start) * sector,
+			Size:   int64(p.End-p.Start+1) * sector,
+		})
+	}
+	return parts, checkOverlap(parts)
+}
+
+func checkOverlap(parts []Partition) error {
+	byStart := slices.SortedFunc(slices.Values(parts), func(a, b Partition) int { return cmp.Compare(a.Start, b.Start) })
+	for i := 1; i < len(byStart); i++ {
+		a, b := byStart[i-1], byStart[i]
+		if a.Start+a.Size > b.Start {
+			return fmt.Errorf("%w: partitions %d and %d overlap", ErrInvalidTable, a.Number, b.Number)
+		}
+	}
+	return nil
+}

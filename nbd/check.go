@@ -1,0 +1,59 @@
+package nbd
+
+import "fmt"
+
+// check says why a request cannot be served.
+func (t *transmission) check(q request) error {
+	if t.stopping.Err() != nil {
+		return errStopping
+	}
+	allowed, err := t.allowed(q.command)
+	if err != nil {
+		return err
+	}
+	if t.writer != nil {
+		allowed |= flagFUA // means nothing to most commands, but is valid for all
+	}
+	if unknown := q.flags &^ allowed; unknown != 0 {
+		return &refusal{errINVAL, fmt.Sprintf("flags %#x are not known to %v", unknown, q.command)}
+	}
+	return t.checkRange(q)
+}
+
+// allowed is the flags that a command may have, or why there is no such command.
+func (t *transmission) allowed(c Command) (uint16, error) {
+	switch {
+	case c == CmdRead && t.structured:
+		return flagDF, nil
+	case c == CmdRead:
+		return 0, nil
+	case t.writer == nil && (c == CmdWrite || c == CmdWriteZeroes || c == cmdTrim):
+		return 0, &refusal{errPERM, "the export is read-only"}
+	case c == CmdWriteZeroes:
+		return flagNoHole, nil
+	case c == CmdWrite, c == CmdFlush && t.writer != nil, c == CmdCache && t.prefetch != nil:
+		return 0, nil
+	case c == CmdBlockStatus && t.allocation:
+		return flagReqOne, nil
+	}
+	return 0, &refusal{errINVAL, fmt.Sprintf("command %d (%v) is not supported here", uint16(c), c)}
+}
+
+func (t *transmission) checkRange(q request) error {
+	payload := q.command == CmdRead || q.command == Write
+	switch {
+	case q.command == CmdFlush:
+		return nil
+	case q.length == 0:
+		return &refusal{errINVAL, "the length is 0"}
+	case payload && q.length > maxPayload:
+		return &refusal{errINVAL, fmt.Sprintf("%d bytes are more than %d", q.length, maxPayload)}
+	case q.offset <= t.size && uint64(q.length) <= t.size-q.offset:
+		return nil
+	}
+	code := errINVAL
+	if q.command == CmdWrite || q.command == CmdWriteZeroes {
+		code = errNOSPC
+	}
+	return &refusal{code, fmt.Sprintf("%d bytes at %d reach beyond the end at %d", q.length, q.offset, t.size)}
+}

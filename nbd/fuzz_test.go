@@ -1,0 +1,169 @@
+package nbd
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"io"
+	"iter"
+	"log/slog"
+	"net"
+	"slices"
+	"testing"
+	"time"
+)
+
+// fake is a device that reads as zeros, in parts resident and in parts known to be zeros, and takes writes.
+type fake struct{ extents []Extent }
+
+func (fake) Size() int64                                   { return 256 << 10 }
+func (fake) ReadAt(context.Context, []byte, int64) error   { return nil }
+func (fake) WriteAt(context.Context, []byte, int64) error  { return nil }
+func (fake) Flush(context.Context) error                   { return nil }
+func (fake) Prefetch(context.Context, int64, int64) error  { return nil }
+func (fake) ReadResident(p []byte, off int64) bool         { return off%8192 < 4096 }
+func (f fake) Extents(off, n int64) (all iter.Seq[Extent]) { return slices.Values(f.extents) }
+
+func frame(id uint32, data string) []byte {
+	p := appendU32(appendU32(appendU64(nil, magicOption), id), uint32(len(data)))
+	return append(p, data...)
+}
+
+// script is one side of a conversation: what the peer says, and what it is told.
+type script struct {
+	io.Reader
+	bytes.Buffer
+}
+
+func (s *script) Read(p []byte) (int, error) { return s.Reader.Read(p) }
+
+func FuzzHandshake(f *testing.F) {
+	flags := []byte{0, 0, 0, 3}
+	contexts := "\x00\x00\x00\x01x\x00\x00\x00\x01\x00\x00\x00\x0fbase:allocation"
+	f.Add(slices.Concat(flags, frame(optStructuredReply, ""), frame(optSetMetaContext, contexts),
+		frame(optInfo, "\x00\x00\x00\x01x\x00\x01\x00\x03"), frame(optGo, "\x00\x00\x00\x01x\x00\x00")))
+	f.Add(slices.Concat(flags, frame(optList, ""), frame(optListMetaContext, contexts), frame(optAbort, "bye")))
+	f.Add(slices.Concat(flags, frame(optExportName, "x")))
+	f.Add(slices.Concat(flags, frame(optGo, "\xf0\x00\x00\x00x\x00\x00")))
+	f.Add([]byte{0, 0, 0, 4})
+	exports, err := NewStatic(&Export{Name: "x", Device: fake{}})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, said []byte) {
+		s := &script{Reader: bytes.NewReader(said)}
+		h := handshake{conn: s, exports: exports, deadline: time.Now().Add(time.Hour)}
+		agreed, err := h.run(t.Context())
+		if (agreed == nil) == (err == nil) {
+			t.Fatalf("run = %v, %v", agreed, err)
+		}
+		checkOptionReplies(t, s.Next(18), s.Bytes())
+	})
+}
+
+// checkOptionReplies sees that what a server said is a greeting and whole replies, but for the answer to
+// EXPORT_NAME at the end, which is of one of two sizes.
+func checkOptionReplies(t *testing.T, greeting, p []byte) {
+	if len(greeting) != 18 {
+		t.Fatalf("the greeting is %q", greeting)
+	}
+	for len(p) >= 20 && binary.BigEndian.Uint64(p) == magicOptionReply {
+		n := binary.BigEndian.Uint32(p[16:])
+		if uint64(n) > uint64(len(p)-20) || n > 2*maxString {
+			t.Fatalf("a reply has %d bytes", n)
+		}
+		p = p[20+n:]
+	}
+	if len(p) != 0 && len(p) != 10 && len(p) != 134 {
+		t.Fatalf("%d bytes are no reply", len(p))
+	}
+}
+
+func wireRequest(flags uint16, c Command, offset uint64, length uint32) []byte {
+	p := appendU16(appendU16(appendU32(nil, magicRequest), flags), uint16(c))
+	return appendU32(appendU64(appendU64(p, 7), offset), length)
+}
+
+func FuzzTransmission(f *testing.F) {
+	all := slices.Concat(wireRequest(0, CmdRead, 0, 100), wireRequest(0, CmdRead, 4096, 40000), wireRequest(flagDF, CmdRead, 0, 65536),
+		wireRequest(flagFUA, CmdWrite, 5, 3), []byte("abc"), wireRequest(0, CmdFlush, 0, 0), wireRequest(0, cmdTrim, 0, 512),
+		wireRequest(0, CmdCache, 0, 512), wireRequest(flagNoHole, CmdWriteZeroes, 1, 512), wireRequest(flagReqOne, CmdBlockStatus, 0, 99999))
+	f.Add(all, true, true, uint16(0x0f0f))
+	f.Add(append(all, wireRequest(0, cmdDisconnect, 0, 0)...), false, true, uint16(1))
+	f.Add(slices.Concat(wireRequest(0, CmdRead, 1<<63, 1<<32-1), wireRequest(0, CmdWrite, 1<<63, 4), []byte("abcd")), true, false, uint16(0))
+	f.Add(wireRequest(0, CmdWrite, 0, 1<<32-1), true, true, uint16(0))
+	f.Add([]byte("garbage, and enough of it to be a request"), true, true, uint16(0))
+	f.Fuzz(func(t *testing.T, said []byte, structured, readOnly bool, zeros uint16) {
+		var d fake
+		for i := range 16 {
+			d.extents = append(d.extents, Extent{Length: 16 << 10, Zero: zeros>>i&1 != 0})
+		}
+		ours, theirs := net.Pipe()
+		defer ours.Close()
+		agreed := &session{&Export{Device: d, ReadOnly: readOnly}, uint64(d.Size()), structured, structured}
+		tr := newTransmission(t.Context(), new(Server), ours, agreed, slog.New(slog.DiscardHandler))
+		go talk(theirs, said)
+		if err := tr.run(); err == nil {
+			t.Error("run = nil, want how it ended")
+		}
+		if tr.gate.requests != 0 || tr.gate.bytes != 0 {
+			t.Errorf("%d requests and %d bytes are still held", tr.gate.requests, tr.gate.bytes)
+		}
+	})
+}
+
+// talk says it all while it listens, and hangs up.
+func talk(conn net.Conn, said []byte) {
+	go io.Copy(io.Discard, conn)
+	conn.Write(said)
+	conn.Close()
+}
+
+// FuzzPieces checks that a read's pieces are the range, in order, with holes only where zeros are.
+func FuzzPieces(f *testing.F) {
+	f.Add([]byte{10, 200, 3, 200}, uint32(5), uint32(1<<20))
+	f.Add(bytes.Repeat([]byte{1, 9}, 40), uint32(0), uint32(1<<21))
+	f.Fuzz(func(t *testing.T, sizes []byte, off, n uint32) {
+		var extents []Extent
+		size := int64(0)
+		for i, s := range sizes {
+			e := Extent{Length: int64(s)*4096 + int64(i%3), Zero: i%2 == 1}
+			extents = append(extents, e)
+			size += e.Length
+		}
+		from := min(int64(off), size)
+		to := min(from+int64(n), size)
+		if from == to {
+			return
+		}
+		var here []Extent
+		isZero := func(at, end int64) bool {
+			pos := int64(0)
+			for _, e := range extents {
+				if !e.Zero && max(pos, at) < min(pos+e.Length, end) {
+					return false
+				}
+				pos += e.Length
+			}
+			return true
+		}
+		pos := int64(0)
+		for _, e := range extents {
+			if a, b := max(pos, from), pos+e.Length; a < b {
+				here = append(here, Extent{b - a, e.Zero})
+			}
+			pos += e.Length
+		}
+		pieces := appendPieces(nil, zeros(slices.Values(here), from, to, size, minHole), from, to)
+		at := from
+		for _, p := range pieces {
+			if p.offset != at || p.length <= 0 || p.hole && (p.length < minHole || !isZero(at, at+p.length)) {
+				t.Fatalf("piece %+v at %d of %v", p, at, extents)
+			}
+			at += p.length
+		}
+		if at != to || len(pieces) > maxPieces {
+			t.Fatalf("%d pieces up to %d, want %d", len(pieces), at, to)
+		}
+	})
+}

@@ -1,0 +1,367 @@
+package nbdtest
+
+import (
+	"bufio"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+)
+
+// Reply is the answer to a request.
+type Reply struct {
+	Data    []byte // of a read
+	Extents []Extent
+	Chunks  int // of a structured reply, all kinds
+	Holes   int // of them, holes
+}
+
+// Extent is a part of a block status: base:allocation's bits, hole 1, zero 2.
+type Extent struct {
+	Length uint32
+	State  uint32
+}
+
+// call is a request that waits for its reply.
+type call struct {
+	Request
+	reply   Reply
+	covered []span // of a read's data, so far
+	failure *Error
+	done    chan struct{}
+	err     error // of the connection; valid when done
+}
+
+type span struct{ from, to uint64 }
+
+func (c *Client) transmit(info Info) {
+	c.info = info
+	c.received = make(chan struct{})
+	go c.receive()
+}
+
+// receive takes replies in until the connection ends, by whatever cause. Then all calls fail.
+func (c *Client) receive() {
+	defer close(c.received)
+	in := bufio.NewReaderSize(c.conn, 64<<10)
+	err := c.next(in)
+	for err == nil {
+		err = c.next(in)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.err = fmt.Errorf("the connection ended: %w", err)
+	for _, call := range c.calls {
+		call.err = c.err
+		close(call.done)
+	}
+	c.calls = nil
+	c.conn.Close()
+}
+
+// next takes in one simple reply or one chunk.
+func (c *Client) next(in *bufio.Reader) error {
+	head, err := in.Peek(16)
+	if err != nil {
+		if len(head) > 0 {
+			return io.ErrUnexpectedEOF
+		}
+		return err
+	}
+	switch magic := binary.BigEndian.Uint32(head); {
+	case magic == magicSimple:
+		return c.simple(in)
+	case magic == magicChunk && c.structured:
+		return c.chunk(in)
+	default:
+		return fmt.Errorf("a reply starts with %#x", magic)
+	}
+}
+
+// readFull reads what belongs to a reply that has begun.
+func readFull(in io.Reader, p []byte) error {
+	_, err := io.ReadFull(in, p)
+	if err == io.EOF && len(p) > 0 {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+func (c *Client) call(cookie uint64) (*call, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	call := c.calls[cookie]
+	if call == nil {
+		return nil, fmt.Errorf("a reply has the unknown cookie %d", cookie)
+	}
+	return call, nil
+}
+
+func (c *Client) finish(cookie uint64, call *call) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.calls, cookie)
+	close(call.done)
+}
+
+func (c *Client) simple(in *bufio.Reader) error {
+	var head [16]byte
+	if err := readFull(in, head[:]); err != nil {
+		return err
+	}
+	code, cookie := binary.BigEndian.Uint32(head[4:]), binary.BigEndian.Uint64(head[8:])
+	call, err := c.call(cookie)
+	if err != nil {
+		return err
+	}
+	switch {
+	case c.structured && (call.Command == CmdRead || call.Command == CmdBlockStatus):
+		return fmt.Errorf("a simple reply to command %d", call.Command)
+	case call.reply.Chunks > 0:
+		return errors.New("a simple reply within a structured one")
+	case code != 0:
+		call.failure = &Error{Code: code, Offset: -1}
+	case call.Command == CmdRead:
+		call.reply.Data = make([]byte, call.Length)
+		if err := readFull(in, call.reply.Data); err != nil {
+			return err
+		}
+	}
+	c.finish(cookie, call)
+	return nil
+}
+
+func (c *Client) chunk(in *bufio.Reader) error {
+	var head [20]byte
+	if err := readFull(in, head[:]); err != nil {
+		return err
+	}
+	flags, kind := binary.BigEndian.Uint16(head[4:]), binary.BigEndian.Uint16(head[6:])
+	cookie, n := binary.BigEndian.Uint64(head[8:]), binary.BigEndian.Uint32(head[16:])
+	call, err := c.call(cookie)
+	if err != nil {
+		return err
+	}
+	if flags&^1 != 0 || n > max(maxPayload+8, maxStatus) {
+		return fmt.Errorf("a chunk has flags %#x and %d bytes", flags, n)
+	}
+	p := make([]byte, n)
+	if err := readFull(in, p); err != nil {
+		return err
+	}
+	call.reply.Chunks++
+	if err := c.content(call, kind, p); err != nil {
+		return err
+	}
+	if flags&1 == 0 {
+		return nil
+	}
+	if err := call.complete(); err != nil {
+		return err
+	}
+	c.finish(cookie, call)
+	return nil
+}
+
+func (c *Client) content(call *call, kind uint16, p []byte) error {
+	switch {
+	case kind == chunkNone && len(p) == 0:
+		return nil
+	case kind == chunkData && len(p) > 8 && call.Command == CmdRead:
+		return call.data(binary.BigEndian.Uint64(p), p[8:])
+	case kind == chunkHole && len(p) == 12 && call.Command == CmdRead:
+		call.reply.Holes++
+		return call.cover(binary.BigEndian.Uint64(p), uint64(binary.BigEndian.Uint32(p[8:])))
+	case kind == chunkStatus && len(p) >= 12 && len(p)%8 == 4 && call.Command == CmdBlockStatus:
+		return c.status(call, p)
+	case (kind == chunkError || kind == chunkErrorOffset) && len(p) >= 6:
+		return call.fail(kind, p)
+	}
+	return fmt.Errorf("a chunk of kind %d with %d bytes for command %d", kind, len(p), call.Command)
+}
+
+func (c *call) data(offset uint64, p []byte) error {
+	if err := c.cover(offset, uint64(len(p))); err != nil {
+		return err
+	}
+	copy(c.reply.Data[offset-c.Offset:], p)
+	return nil
+}
+
+// cover notes that a part of a read has come, which must be new and within what was asked.
+func (c *call) cover(offset, length uint64) error {
+	if c.reply.Data == nil {
+		c.reply.Data = make([]byte, c.Length)
+	}
+	end, limit := offset+length, c.Offset+uint64(c.Length)
+	if length == 0 || offset < c.Offset || end > limit || end < offset {
+		return fmt.Errorf("a chunk for %d+%d, asked was %d+%d", offset, length, c.Offset, c.Length)
+	}
+	for _, s := range c.covered {
+		if offset < s.to && s.from < end {
+			return fmt.Errorf("the chunk for %d+%d overlaps another", offset, length)
+		}
+	}
+	c.covered = append(c.covered, span{offset, end})
+	if c.Flags&CmdFlagDF != 0 && len(c.covered) > 1 {
+		return errors.New("a reply is in fragments, against the request's flag")
+	}
+	return nil
+}
+
+func (c *Client) status(call *call, p []byte) error {
+	if _, known := c.contexts[binary.BigEndian.Uint32(p)]; !known || call.reply.Extents != nil {
+		return errors.New("a block status of an unknown context, or a second one")
+	}
+	var total uint64
+	for p = p[4:]; len(p) > 0; p = p[8:] {
+		e := Extent{binary.BigEndian.Uint32(p), binary.BigEndian.Uint32(p[4:])}
+		if e.Length == 0 || total >= uint64(call.Length) {
+			return errors.New("an empty extent, or one behind the last")
+		}
+		total += uint64(e.Length)
+		call.reply.Extents = append(call.reply.Extents, e)
+	}
+	one := call.Flags&CmdFlagReqOne != 0
+	if one && (len(call.reply.Extents) > 1 || total > uint64(call.Length)) {
+		return errors.New("more than the one extent that was asked for")
+	}
+	if total > c.info.Size-call.Offset {
+		return errors.New("a block status reaches beyond the end")
+	}
+	return nil
+}
+
+func (c *call) fail(kind uint16, p []byte) error {
+	code, n, rest := binary.BigEndian.Uint32(p), int(binary.BigEndian.Uint16(p[4:])), p[6:]
+	if code == 0 || n > len(rest) || n > maxString {
+		return fmt.Errorf("an error chunk has code %d and a text of %d bytes", code, n)
+	}
+	c.failure = &Error{Code: code, Text: string(rest[:n]), Offset: -1}
+	rest = rest[n:]
+	if kind == chunkErrorOffset && len(rest) == 8 {
+		c.failure.Offset = int64(binary.BigEndian.Uint64(rest))
+		rest = nil
+	}
+	if len(rest) > 0 {
+		return fmt.Errorf("%d bytes follow in an error chunk", len(rest))
+	}
+	return nil
+}
+
+// complete checks that a structured reply that is done says all it must.
+func (c *call) complete() error {
+	if c.failure != nil {
+		return nil
+	}
+	var total uint64
+	for _, s := range c.covered {
+		total += s.to - s.from
+	}
+	if c.Command == CmdRead && total != uint64(c.Length) {
+		return fmt.Errorf("a reply has %d of %d bytes", total, c.Length)
+	}
+	if c.Command == CmdBlockStatus && c.reply.Extents == nil {
+		return errors.New("a reply has no block status")
+	}
+	return nil
+}
+
+// Start sends a request and returns a function that waits for its reply. An error reply is an *Error;
+// any other error means that the connection is of no use any more, or that ctx ended.
+func (c *Client) Start(q Request) (wait func(ctx context.Context) (Reply, error), err error) {
+	call := &call{Request: q, done: make(chan struct{})}
+	cookie, err := c.register(call)
+	if err != nil {
+		return nil, err
+	}
+	c.sending.Lock()
+	_, err = c.conn.Write(RequestBytes(cookie, q))
+	c.sending.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	return call.wait, nil
+}
+
+func (c *Client) register(call *call) (uint64, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err != nil {
+		return 0, c.err
+	}
+	c.cookie++
+	c.calls[c.cookie] = call
+	return c.cookie, nil
+}
+
+func (c *call) wait(ctx context.Context) (Reply, error) {
+	select {
+	case <-c.done:
+	case <-ctx.Done():
+		return Reply{}, ctx.Err()
+	}
+	if c.err != nil {
+		return Reply{}, c.err
+	}
+	if c.failure != nil {
+		return c.reply, c.failure
+	}
+	return c.reply, nil
+}
+
+// Do sends a request and waits for its reply.
+func (c *Client) Do(ctx context.Context, q Request) (Reply, error) {
+	wait, err := c.Start(q)
+	if err != nil {
+		return Reply{}, err
+	}
+	return wait(ctx)
+}
+
+// Read fills p with the bytes from off on.
+func (c *Client) Read(ctx context.Context, p []byte, off uint64) error {
+	reply, err := c.Do(ctx, Request{Command: CmdRead, Offset: off, Length: uint32(len(p))})
+	copy(p, reply.Data)
+	return err
+}
+
+// Write writes p; flags may be CmdFlagFUA.
+func (c *Client) Write(ctx context.Context, p []byte, off uint64, flags uint16) error {
+	_, err := c.Do(ctx, Request{Flags: flags, Command: CmdWrite, Offset: off, Length: uint32(len(p)), Data: p})
+	return err
+}
+
+// Flush makes durable what was written.
+func (c *Client) Flush(ctx context.Context) error {
+	_, err := c.Do(ctx, Request{Command: CmdFlush})
+	return err
+}
+
+// Cache tells the server what will be read.
+func (c *Client) Cache(ctx context.Context, off uint64, n uint32) error {
+	_, err := c.Do(ctx, Request{Command: CmdCache, Offset: off, Length: n})
+	return err
+}
+
+// BlockStatus asks where data and zeros are; flags may be CmdFlagReqOne.
+func (c *Client) BlockStatus(ctx context.Context, off uint64, n uint32, flags uint16) ([]Extent, error) {
+	reply, err := c.Do(ctx, Request{Flags: flags, Command: CmdBlockStatus, Offset: off, Length: n})
+	return reply.Extents, err
+}
+
+// Disconnect says goodbye and waits until the server closes the connection.
+func (c *Client) Disconnect() error {
+	c.sending.Lock()
+	_, err := c.conn.Write(RequestBytes(0, Request{Command: CmdDisc}))
+	c.sending.Unlock()
+	if err != nil {
+		return err
+	}
+	<-c.received
+	if !errors.Is(c.err, io.EOF) {
+		return c.err
+	}
+	return nil
+}

@@ -1,0 +1,343 @@
+package nbd
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"time"
+)
+
+// Limits of a handshake. More options, or data beyond maxDrain, end the connection.
+const (
+	maxOptions    = 32
+	maxOptionData = 64 << 10
+	maxDrain      = 1 << 20 // an option's data that is read only to be thrown away
+)
+
+var (
+	errAborted = errors.New("the client gave up")
+	errOptions = fmt.Errorf("more than %d options", maxOptions)
+)
+
+// session is what a handshake agreed on.
+type session struct {
+	export     *Export
+	size       uint64
+	structured bool // replies to reads are structured
+	allocation bool // base:allocation was chosen
+}
+
+func (s *session) flags() uint16 {
+	flags := uint16(hasFlags | readOnly)
+	if s.export.writer() != nil {
+		flags = hasFlags | sendFlush | sendFUA | sendWriteZeroes
+	}
+	if s.structured {
+		flags |= sendDF
+	}
+	if s.export.MultiConn {
+		flags |= canMultiConn
+	}
+	if _, ok := s.export.Device.(Prefetcher); ok {
+		flags |= sendCache
+	}
+	return flags
+}
+
+// handshake is the negotiation with one client. It reads exactly the bytes of each message and holds none
+// back, so that whatever comes next may read from conn, be it transmission or a TLS layer, and nothing
+// that a man in the middle put behind an option is taken for protected. All it remembers is in its fields.
+type handshake struct {
+	conn     io.ReadWriter
+	exports  Exports
+	deadline time.Time
+
+	noZeroes   bool
+	structured bool
+	contexts   contexts
+	data, out  []byte // buffers
+}
+
+// contexts is what the last SET_META_CONTEXT chose, and for which export.
+type contexts struct {
+	export     string
+	allocation bool
+}
+
+// option is a client's wish.
+type option struct {
+	id     uint32
+	data   []byte // valid until the next option is read
+	tooBig bool   // the data was longer than maxOptionData and is not here
+}
+
+// run speaks with the client until it is agreed what is served, or the client, or its breach of the
+// protocol, ends the session. When ctx is over, options are refused.
+func (h *handshake) run(ctx context.Context) (*session, error) {
+	if err := h.greet(); err != nil {
+		return nil, err
+	}
+	for range maxOptions {
+		o, err := h.next()
+		if err != nil {
+			return nil, err
+		}
+		s, verdict := h.answer(ctx, o)
+		if err := h.flush(); err != nil {
+			return nil, err
+		}
+		if s != nil || verdict != nil {
+			return s, verdict
+		}
+	}
+	return nil, errOptions
+}
+
+func (h *handshake) greet() error {
+	h.out = appendU64(appendU64(h.out, magicServer), magicOption)
+	h.out = appendU16(h.out, handshakeFixedNewstyle|handshakeNoZeroes)
+	if err := h.flush(); err != nil {
+		return err
+	}
+	var p [4]byte
+	if _, err := io.ReadFull(h.conn, p[:]); err != nil {
+		return err
+	}
+	flags := binary.BigEndian.Uint32(p[:])
+	if unknown := flags &^ (handshakeFixedNewstyle | handshakeNoZeroes); unknown != 0 {
+		return fmt.Errorf("unknown client flags %#x", unknown)
+	}
+	h.noZeroes = flags&handshakeNoZeroes != 0
+	return nil
+}
+
+func (h *handshake) flush() error {
+	if len(h.out) == 0 {
+		return nil
+	}
+	_, err := h.conn.Write(h.out)
+	h.out = h.out[:0]
+	return err
+}
+
+func (h *handshake) next() (option, error) {
+	var head [16]byte
+	if _, err := io.ReadFull(h.conn, head[:]); err != nil {
+		return option{}, err
+	}
+	if magic := binary.BigEndian.Uint64(head[:]); magic != magicOption {
+		return option{}, fmt.Errorf("an option starts with %#x", magic)
+	}
+	o := option{id: binary.BigEndian.Uint32(head[8:])}
+	n := binary.BigEndian.Uint32(head[12:])
+	if n > maxDrain {
+		return option{}, fmt.Errorf("option %d has %d bytes of data", o.id, n)
+	}
+	if n > maxOptionData {
+		o.tooBig = true
+		_, err := io.CopyN(io.Discard, h.conn, int64(n))
+		return o, err
+	}
+	h.data = slices.Grow(h.data[:0], int(n))[:n]
+	o.data = h.data
+	_, err := io.ReadFull(h.conn, o.data)
+	return o, err
+}
+
+// answer appends the replies to an option. A session or an error ends the handshake.
+func (h *handshake) answer(ctx context.Context, o option) (*session, error) {
+	if o.id == optSetMetaContext {
+		h.contexts = contexts{} // "including when this command fails"
+	}
+	switch {
+	case o.id == optAbort:
+		h.reply(o, repAck, nil)
+		return nil, errAborted
+	case o.id == optExportName:
+		return h.exportName(ctx, o)
+	case ctx.Err() != nil:
+		h.refuse(o, repErrShutdown, "the server is stopping")
+	case o.tooBig:
+		h.refuse(o, repErrTooBig, fmt.Sprintf("the option's data is longer than %d bytes", maxOptionData))
+	case o.id == optInfo || o.id == optGo:
+		return h.info(ctx, o)
+	case o.id == optList:
+		h.list(ctx, o)
+	case o.id == optStructuredReply:
+		h.structuredReply(o)
+	case o.id == optListMetaContext || o.id == optSetMetaContext:
+		h.metaContext(o)
+	default:
+		h.refuse(o, repErrUnsup, fmt.Sprintf("option %d is not supported", o.id))
+	}
+	return nil, nil
+}
+
+func (h *handshake) reply(o option, kind uint32, data []byte) {
+	h.out = appendU32(appendU32(appendU64(h.out, magicOptionReply), o.id), kind)
+	h.out = append(appendU32(h.out, uint32(len(data))), data...)
+}
+
+func (h *handshake) refuse(o option, kind uint32, text string) {
+	h.reply(o, kind, []byte(cut(text, maxErrorText)))
+}
+
+// open finds an export while there is time.
+func (h *handshake) open(ctx context.Context, name string) (*session, error) {
+	ctx, cancel := context.WithDeadline(ctx, h.deadline)
+	defer cancel()
+	export, err := h.exports.Open(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	return &session{
+		export:     export,
+		size:       uint64(export.Device.Size()),
+		structured: h.structured,
+		allocation: h.contexts.allocation && h.contexts.export == name,
+	}, nil
+}
+
+// exportName is the old way to choose an export. It has no reply for an error, only the end.
+func (h *handshake) exportName(ctx context.Context, o option) (*session, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if len(o.data) > maxString || o.tooBig {
+		return nil, fmt.Errorf("an export name is longer than %d bytes", maxString)
+	}
+	s, err := h.open(ctx, string(o.data))
+	if err != nil {
+		return nil, err
+	}
+	h.out = appendU16(appendU64(h.out, s.size), s.flags())
+	if !h.noZeroes {
+		h.out = append(h.out, make([]byte, 124)...)
+	}
+	return s, nil
+}
+
+// info answers INFO and GO, which differ only in what follows.
+func (h *handshake) info(ctx context.Context, o option) (*session, error) {
+	c := cursor{p: o.data}
+	name := c.text()
+	wanted := c.take(2 * uint32(c.u16()))
+	if !c.ok() {
+		h.refuse(o, repErrInvalid, "the option's data is malformed")
+		return nil, nil
+	}
+	if len(name) > maxString {
+		h.refuse(o, repErrTooBig, fmt.Sprintf("the export name is longer than %d bytes", maxString))
+		return nil, nil
+	}
+	s, err := h.open(ctx, name)
+	if err != nil {
+		h.fail(o, err)
+		return nil, nil
+	}
+	h.describe(o, s, wanted)
+	h.reply(o, repAck, nil)
+	if o.id == optInfo {
+		return nil, nil
+	}
+	return s, nil
+}
+
+func (h *handshake) fail(o option, err error) {
+	kind := uint32(repErrPlatform)
+	if errors.Is(err, ErrUnknown) {
+		kind = repErrUnknown
+	}
+	h.refuse(o, kind, err.Error())
+}
+
+// describe tells of an export what must be told, and what of the rest is wanted.
+func (h *handshake) describe(o option, s *session, wanted []byte) {
+	var asked [infoBlockSize + 1]bool
+	for c := (cursor{p: wanted}); len(c.p) > 0; {
+		if kind := c.u16(); int(kind) < len(asked) {
+			asked[kind] = true
+		}
+	}
+	h.reply(o, repInfo, appendU16(appendU64(appendU16(nil, infoExport), s.size), s.flags()))
+	if asked[infoName] {
+		h.reply(o, repInfo, append(appendU16(nil, infoName), s.export.canonical()...))
+	}
+	if asked[infoDescription] {
+		h.reply(o, repInfo, append(appendU16(nil, infoDescription), s.export.Description...))
+	}
+	if asked[infoBlockSize] {
+		sizes := appendU32(appendU32(appendU16(nil, infoBlockSize), minBlock), block)
+		h.reply(o, repInfo, appendU32(sizes, maxPayload))
+	}
+}
+
+func (h *handshake) list(ctx context.Context, o option) {
+	if len(o.data) > 0 {
+		h.refuse(o, repErrInvalid, "a list takes no data")
+		return
+	}
+	ctx, cancel := context.WithDeadline(ctx, h.deadline)
+	defer cancel()
+	all, err := h.exports.All(ctx)
+	if err != nil {
+		h.fail(o, err)
+		return
+	}
+	for _, e := range all {
+		name := append(appendU32(nil, uint32(len(e.Name))), e.Name...)
+		h.reply(o, repServer, append(name, e.Description...))
+	}
+	h.reply(o, repAck, nil)
+}
+
+func (h *handshake) structuredReply(o option) {
+	if len(o.data) > 0 {
+		h.refuse(o, repErrInvalid, "structured replies take no data")
+		return
+	}
+	h.structured = true
+	h.reply(o, repAck, nil)
+}
+
+// metaContext lists or sets the contexts of an export. There is one, whatever the export is: so the export
+// need not be looked up.
+func (h *handshake) metaContext(o option) {
+	if !h.structured {
+		h.refuse(o, repErrInvalid, "structured replies must be negotiated first")
+		return
+	}
+	name, queries, ok := parseMetaContext(o.data)
+	if !ok {
+		h.refuse(o, repErrInvalid, "the option's data is malformed")
+		return
+	}
+	if o.id == optListMetaContext {
+		h.listContexts(o, queries)
+		return
+	}
+	if slices.Contains(queries, contextAllocation) {
+		h.contexts = contexts{export: name, allocation: true}
+		h.reply(o, repMetaContext, append(appendU32(nil, allocationID), contextAllocation...))
+	}
+	h.reply(o, repAck, nil)
+}
+
+func (h *handshake) listContexts(o option, queries []string) {
+	if len(queries) == 0 || slices.Contains(queries, contextAllocation) || slices.Contains(queries, "base:") {
+		h.reply(o, repMetaContext, append(appendU32(nil, 0), contextAllocation...))
+	}
+	h.reply(o, repAck, nil)
+}
+
+func parseMetaContext(p []byte) (name string, queries []string, ok bool) {
+	c := cursor{p: p}
+	name = c.text()
+	for n := c.u32(); n > 0 && !c.bad; n-- {
+		queries = append(queries, c.text())
+	}
+	return name, queries, c.ok() && len(name) <= maxString
+}

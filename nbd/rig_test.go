@@ -1,0 +1,263 @@
+package nbd_test
+
+import (
+	"context"
+	"errors"
+	"iter"
+	"math/rand/v2"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"cairn/nbd"
+	"cairn/nbd/nbdtest"
+)
+
+const kib, mib = 1 << 10, 1 << 20
+
+// plain is a device with nothing but what a device must have.
+type plain struct {
+	data   []byte
+	size   int64                                      // if there is no data
+	onRead func(ctx context.Context, off int64) error // nil: succeed
+}
+
+func (d *plain) Size() int64 { return max(d.size, int64(len(d.data))) }
+
+func (d *plain) ReadAt(ctx context.Context, p []byte, off int64) error {
+	if d.onRead != nil {
+		if err := d.onRead(ctx, off); err != nil {
+			return err
+		}
+	}
+	copy(p, d.data[off:])
+	return nil
+}
+
+// lazy is a device as an image is one: it knows its zeros, and some of it is resident.
+type lazy struct {
+	plain
+	isResident func(off int64) bool
+	extents    []nbd.Extent
+	prefetched atomic.Int64
+}
+
+func (d *lazy) ReadResident(p []byte, off int64) bool {
+	if d.isResident == nil || !d.isResident(off) {
+		return false
+	}
+	copy(p, d.data[off:])
+	return true
+}
+
+func (d *lazy) Prefetch(_ context.Context, _, n int64) error {
+	d.prefetched.Add(n)
+	return nil
+}
+
+func (d *lazy) Extents(off, n int64) iter.Seq[nbd.Extent] {
+	return func(yield func(nbd.Extent) bool) {
+		at := int64(0)
+		for _, e := range d.extents {
+			from, to := max(at, off), min(at+e.Length, off+n)
+			if from < to && !yield(nbd.Extent{Length: to - from, Zero: e.Zero}) {
+				return
+			}
+			at += e.Length
+		}
+	}
+}
+
+// newLazy makes a device of random bytes in which the extents say where zeros are.
+func newLazy(extents ...nbd.Extent) *lazy {
+	d := &lazy{extents: extents}
+	random := rand.NewChaCha8([32]byte{1})
+	for _, e := range extents {
+		p := make([]byte, e.Length)
+		if !e.Zero {
+			random.Read(p)
+		}
+		d.data = append(d.data, p...)
+	}
+	return d
+}
+
+// ram is a device that can be written.
+type ram struct {
+	mu      sync.Mutex
+	data    []byte
+	flushed int   // how often
+	fail    error // of writes
+}
+
+func (d *ram) Size() int64 { return int64(len(d.data)) }
+
+func (d *ram) ReadAt(_ context.Context, p []byte, off int64) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	copy(p, d.data[off:])
+	return nil
+}
+
+func (d *ram) WriteAt(_ context.Context, p []byte, off int64) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	copy(d.data[off:], p)
+	return d.fail
+}
+
+func (d *ram) Flush(context.Context) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.flushed++
+	return nil
+}
+
+func (d *ram) flushes() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.flushed
+}
+
+func (d *ram) failWith(err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.fail = err
+}
+
+// rig is a server that runs.
+type rig struct {
+	socket string
+	stop   context.CancelFunc // tells the server to stop
+	wait   func()             // until it has
+}
+
+var running atomic.Int64 // servers
+
+// start runs a server until the end of the test, and checks then that nothing of it is left.
+func start(t testing.TB, s *nbd.Server, exports ...*nbd.Export) *rig {
+	t.Helper()
+	if s.Exports == nil {
+		list, err := nbd.NewStatic(exports...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Exports = list
+	}
+	dir, err := os.MkdirTemp("", "nbd") // t.TempDir may be too long for a socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	socket := filepath.Join(dir, "s")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	running.Add(1)
+	served := make(chan error, 1)
+	go func() { served <- s.Serve(ctx, l) }()
+	wait := sync.OnceFunc(func() {
+		select {
+		case err := <-served:
+			if err != nil {
+				t.Errorf("Serve = %v, want nil", err)
+			}
+		case <-time.After(20 * time.Second):
+			t.Errorf("Serve does not end:\n%s", stacks())
+		}
+		if all := stacks(); running.Add(-1) == 0 && strings.Contains(all, "nbd.(*transmission)") {
+			t.Errorf("goroutines are left:\n%s", all)
+		}
+	})
+	t.Cleanup(func() { stop(); wait() })
+	return &rig{socket, stop, wait}
+}
+
+func stacks() string {
+	p := make([]byte, mib)
+	return string(p[:runtime.Stack(p, true)])
+}
+
+func (r *rig) uri(name string) string { return "nbd+unix:///" + name + "?socket=" + r.socket }
+
+func (r *rig) dial(t testing.TB) *nbdtest.Client {
+	t.Helper()
+	c, err := nbdtest.Dial(t.Context(), "unix", r.socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// conn is a connection on which the test says what it likes.
+func (r *rig) conn(t testing.TB) net.Conn {
+	t.Helper()
+	conn, err := net.Dial("unix", r.socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	conn.SetDeadline(time.Now().Add(20 * time.Second))
+	return conn
+}
+
+// use negotiates all there is, and the default export.
+func (r *rig) use(t testing.TB) *nbdtest.Client {
+	t.Helper()
+	c := r.dial(t)
+	if err := c.StructuredReplies(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.SetMetaContexts("", "base:allocation"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Go(""); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// useSimple negotiates nothing but the default export.
+func (r *rig) useSimple(t testing.TB) *nbdtest.Client {
+	t.Helper()
+	c := r.dial(t)
+	if _, err := c.Go(""); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// code is the number of an error reply, 0 for success.
+func code(t testing.TB, err error) uint32 {
+	t.Helper()
+	if err == nil {
+		return 0
+	}
+	e, ok := errors.AsType[*nbdtest.Error](err)
+	if !ok {
+		t.Fatalf("the connection failed: %v", err)
+	}
+	return e.Code
+}
+
+// refused is the type of the reply that refuses an option, 0 for success.
+func refused(t testing.TB, err error) uint32 {
+	t.Helper()
+	if err == nil {
+		return 0
+	}
+	e, ok := errors.AsType[*nbdtest.OptionError](err)
+	if !ok {
+		t.Fatalf("the handshake failed: %v", err)
+	}
+	return e.Type
+}

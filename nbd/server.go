@@ -1,0 +1,180 @@
+package nbd
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+// Server answers NBD clients. Only Exports must be set; nothing may be changed while it serves.
+type Server struct {
+	Exports Exports
+	// Log gets what an operator may want to know; nil discards it.
+	Log *slog.Logger
+	// Observe, if set, is called once for each request when its reply is ready, by many goroutines at
+	// once. Requests wait for it.
+	Observe func(Request)
+
+	MaxConns         int           // connections at a time, of all listeners; more are closed at once. 0: 128
+	HandshakeTimeout time.Duration // from the first byte until the export is chosen. 0: 10 s
+	WriteTimeout     time.Duration // for a client to take 1 MiB, or what there is to send. 0: 30 s
+	DrainTimeout     time.Duration // for requests in flight when the server stops. 0: 10 s
+
+	conns   atomic.Int64
+	buffers buffers
+}
+
+// Request is a request that was answered, as Server.Observe sees it.
+type Request struct {
+	Export  string
+	Command Command
+	Offset  uint64 // not checked: of requests that are refused it may be anything
+	Length  uint32
+	Took    time.Duration // from the reading of the request until its reply is ready
+	Err     error         // nil if it succeeded
+}
+
+func (s *Server) maxConns() int64                 { return int64(cmp.Or(s.MaxConns, 128)) }
+func (s *Server) handshakeTimeout() time.Duration { return cmp.Or(s.HandshakeTimeout, 10*time.Second) }
+func (s *Server) writeTimeout() time.Duration     { return cmp.Or(s.WriteTimeout, 30*time.Second) }
+func (s *Server) drainTimeout() time.Duration     { return cmp.Or(s.DrainTimeout, 10*time.Second) }
+
+func (s *Server) log() *slog.Logger { return cmp.Or(s.Log, slog.New(slog.DiscardHandler)) }
+
+// Serve accepts connections until ctx ends, and closes l. It may be called for several listeners at once.
+// When ctx ends, no connection and no request is taken on any more; requests in flight get DrainTimeout to
+// be answered, and ESHUTDOWN after that. Serve returns nil when all that has happened and every goroutine
+// has ended, or why it could not accept.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	var conns sync.WaitGroup
+	defer conns.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer onDone(ctx, func() { l.Close() })()
+	defer cancel()
+	for {
+		conn, err := accept(ctx, l)
+		if ctx.Err() != nil {
+			if err == nil {
+				conn.Close()
+			}
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("accepting connections on %v: %w", l.Addr(), err)
+		}
+		s.start(ctx, conn, &conns)
+	}
+}
+
+// accept waits for a connection. Lack of files or memory passes, and is waited for.
+func accept(ctx context.Context, l net.Listener) (net.Conn, error) {
+	const pause = 50 * time.Millisecond
+	for {
+		conn, err := l.Accept()
+		if err == nil || ctx.Err() != nil || !passes(err) {
+			return conn, err
+		}
+		closedWithin(ctx.Done(), pause)
+	}
+}
+
+func passes(err error) bool {
+	for _, e := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.ECONNABORTED} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+// start serves a connection in a goroutine of its own, if there is room for it.
+func (s *Server) start(ctx context.Context, conn net.Conn, conns *sync.WaitGroup) {
+	log := s.log().With("client", conn.RemoteAddr().String())
+	if s.conns.Add(1) > s.maxConns() {
+		s.conns.Add(-1)
+		conn.Close()
+		log.Warn("connection refused: too many", "limit", s.maxConns())
+		return
+	}
+	conns.Go(func() {
+		defer s.conns.Add(-1)
+		defer conn.Close()
+		s.serve(ctx, conn, log)
+	})
+}
+
+func (s *Server) serve(ctx context.Context, conn net.Conn, log *slog.Logger) {
+	agreed, err := s.negotiate(ctx, conn)
+	if err != nil {
+		report(log, "handshake ended", err)
+		return
+	}
+	log = log.With("export", agreed.export.Name)
+	log.Debug("connected", "structured", agreed.structured)
+	err = newTransmission(ctx, s, conn, agreed, log).run()
+	report(log, "connection ended", err)
+}
+
+// report logs how a connection ended: a warning unless it is how connections end.
+func report(log *slog.Logger, what string, err error) {
+	level := slog.LevelWarn
+	for _, usual := range []error{io.EOF, errAborted, errDisconnected, context.Canceled, os.ErrDeadlineExceeded, net.ErrClosed} {
+		if errors.Is(err, usual) {
+			level = slog.LevelDebug
+		}
+	}
+	log.Log(context.Background(), level, what, "cause", err)
+}
+
+func (s *Server) negotiate(ctx context.Context, conn net.Conn) (*session, error) {
+	deadline := time.Now().Add(s.handshakeTimeout())
+	if err := conn.SetDeadline(deadline); err != nil {
+		return nil, err
+	}
+	stop := onDone(ctx, func() { conn.SetDeadline(time.Now().Add(shutdownGrace)) })
+	h := handshake{conn: conn, exports: s.Exports, deadline: deadline}
+	agreed, err := h.run(ctx)
+	stop()
+	if err != nil {
+		return nil, err
+	}
+	return agreed, conn.SetDeadline(time.Time{})
+}
+
+// onDone has f run when ctx ends. The function it returns calls that off, or waits until f has run.
+func onDone(ctx context.Context, f func()) (stop func()) {
+	ran := make(chan struct{})
+	callOff := context.AfterFunc(ctx, func() {
+		defer close(ran)
+		f()
+	})
+	return func() {
+		if !callOff() {
+			<-ran
+		}
+	}
+}
+
+// closedWithin waits for a channel to be closed, and says whether it was in time.
+func closedWithin(c <-chan struct{}, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-c:
+		return true
+	case <-timer.C:
+		return false
+	}
+}
+
+// past is a deadline that ends what waits.
+func past() time.Time { return time.Unix(1, 0) }

@@ -1,0 +1,248 @@
+package nbd
+
+import (
+	"encoding/binary"
+	"errors"
+	"strings"
+	"syscall"
+)
+
+// The numbers of the protocol (doc/proto.md, "Values"). All integers are big-endian.
+const (
+	magicServer      = 0x4e42444d41474943 // NBDMAGIC
+	magicOption      = 0x49484156454f5054 // IHAVEOPT
+	magicOptionReply = 0x0003e889045565a9
+	magicRequest     = 0x25609513
+	magicSimple      = 0x67446698
+	magicChunk       = 0x668e33ef
+
+	handshakeFixedNewstyle = 1 << 0
+	handshakeNoZeroes      = 1 << 1
+
+	optExportName      = 1
+	optAbort           = 2
+	optList            = 3
+	optInfo            = 6
+	optGo              = 7
+	optStructuredReply = 8
+	optListMetaContext = 9
+	optSetMetaContext  = 10
+
+	repAck         = 1
+	repServer      = 2
+	repInfo        = 3
+	repMetaContext = 4
+	repErrUnsup    = 1<<31 + 1
+	repErrInvalid  = 1<<31 + 3
+	repErrPlatform = 1<<31 + 4
+	repErrUnknown  = 1<<31 + 6
+	repErrShutdown = 1<<31 + 7
+	repErrTooBig   = 1<<31 + 9
+
+	infoExport      = 0
+	infoName        = 1
+	infoDescription = 2
+	infoBlockSize   = 3
+
+	hasFlags        = 1 << 0
+	readOnly        = 1 << 1
+	sendFlush       = 1 << 2
+	sendFUA         = 1 << 3
+	sendWriteZeroes = 1 << 6
+	sendDF          = 1 << 7
+	canMultiConn    = 1 << 8
+	sendCache       = 1 << 10
+
+	flagFUA    = 1 << 0
+	flagNoHole = 1 << 1
+	flagDF     = 1 << 2
+	flagReqOne = 1 << 3
+
+	chunkDone        = 1 << 0
+	chunkOffsetData  = 1
+	chunkOffsetHole  = 2
+	chunkBlockStatus = 5
+	chunkError       = 1<<15 + 1
+	chunkErrorOffset = 1<<15 + 2
+
+	contextAllocation = "base:allocation"
+	allocationID      = 1
+	stateHole         = 1 << 0
+	stateZero         = 1 << 1
+)
+
+// Sizes on the wire, and the limits of what is accepted.
+const (
+	requestSize = 28
+	simpleSize  = 16
+	chunkSize   = 20 // the head of a structured reply's chunk
+
+	maxString     = 4096
+	minBlock      = 1
+	block         = 4096     // preferred by us, and the grain in which zeros are reported
+	maxPayload    = 32 << 20 // data in one request or reply
+	maxErrorText  = 1024
+	maxErrorReply = chunkSize + 14 + maxErrorText
+)
+
+// Command is what a client asks for.
+type Command uint16
+
+// The commands that are served. Disconnecting is not seen as a Request.
+const (
+	CmdRead        Command = 0
+	CmdWrite       Command = 1
+	cmdDisconnect  Command = 2
+	CmdFlush       Command = 3
+	cmdTrim        Command = 4
+	CmdCache       Command = 5
+	CmdWriteZeroes Command = 6
+	CmdBlockStatus Command = 7
+)
+
+// String is the command's name in the specification, in lower case.
+func (c Command) String() string {
+	names := [...]string{"read", "write", "disc", "flush", "trim", "cache", "write_zeroes", "block_status"}
+	if int(c) < len(names) {
+		return names[c]
+	}
+	return "unknown"
+}
+
+type request struct {
+	flags   uint16
+	command Command
+	cookie  uint64
+	offset  uint64
+	length  uint32
+}
+
+// parseRequest reads requestSize bytes. It says false when they are no request.
+func parseRequest(p []byte) (request, bool) {
+	return request{
+		flags:   binary.BigEndian.Uint16(p[4:]),
+		command: Command(binary.BigEndian.Uint16(p[6:])),
+		cookie:  binary.BigEndian.Uint64(p[8:]),
+		offset:  binary.BigEndian.Uint64(p[16:]),
+		length:  binary.BigEndian.Uint32(p[24:]),
+	}, binary.BigEndian.Uint32(p) == magicRequest
+}
+
+func appendU16(p []byte, v uint16) []byte { return binary.BigEndian.AppendUint16(p, v) }
+func appendU32(p []byte, v uint32) []byte { return binary.BigEndian.AppendUint32(p, v) }
+func appendU64(p []byte, v uint64) []byte { return binary.BigEndian.AppendUint64(p, v) }
+
+func appendSimple(p []byte, q request, code errno) []byte {
+	return appendU64(appendU32(appendU32(p, magicSimple), uint32(code)), q.cookie)
+}
+
+func appendChunk(p []byte, q request, flags, kind uint16, length int64) []byte {
+	p = appendU16(appendU16(appendU32(p, magicChunk), flags), kind)
+	return appendU32(appendU64(p, q.cookie), uint32(length))
+}
+
+// errno is an error number of the protocol; it has no relation to this machine's.
+type errno uint32
+
+const (
+	errPERM     errno = 1
+	errIO       errno = 5
+	errINVAL    errno = 22
+	errNOSPC    errno = 28
+	errSHUTDOWN errno = 108
+)
+
+// refusal is an error that says its own number.
+type refusal struct {
+	code errno
+	text string
+}
+
+func (r *refusal) Error() string { return r.text }
+
+// readError says where in the device a read failed.
+type readError struct {
+	offset int64
+	err    error
+}
+
+func (e *readError) Error() string { return e.err.Error() }
+func (e *readError) Unwrap() error { return e.err }
+
+func number(err error) errno {
+	if r, ok := errors.AsType[*refusal](err); ok {
+		return r.code
+	}
+	for _, full := range []error{syscall.ENOSPC, syscall.EDQUOT, syscall.EFBIG} {
+		if errors.Is(err, full) {
+			return errNOSPC
+		}
+	}
+	return errIO
+}
+
+// appendError is the whole reply to a request that failed, of at most maxErrorReply bytes. Only structured
+// replies have room for the text.
+func appendError(p []byte, q request, err error, structured bool) []byte {
+	if !structured {
+		return appendSimple(p, q, number(err))
+	}
+	text := cut(err.Error(), maxErrorText)
+	at, located := errors.AsType[*readError](err)
+	kind, length := uint16(chunkError), 6+len(text)
+	if located {
+		kind, length = chunkErrorOffset, length+8
+	}
+	p = appendChunk(p, q, chunkDone, kind, int64(length))
+	p = appendU16(appendU32(p, uint32(number(err))), uint16(len(text)))
+	p = append(p, text...)
+	if located {
+		p = appendU64(p, uint64(at.offset))
+	}
+	return p
+}
+
+// cut makes a text fit for the wire: valid UTF-8 without NUL, of at most n bytes.
+func cut(s string, n int) string {
+	s = strings.ReplaceAll(strings.ToValidUTF8(s, "?"), "\x00", "?")
+	if len(s) > n {
+		s = strings.ToValidUTF8(s[:n], "")
+	}
+	return s
+}
+
+// cursor takes a message apart. After the first thing that is not there, all is zero and ok is false.
+type cursor struct {
+	p   []byte
+	bad bool
+}
+
+func (c *cursor) take(n uint32) []byte {
+	if c.bad || uint64(n) > uint64(len(c.p)) {
+		c.bad = true
+		return nil
+	}
+	p := c.p[:n]
+	c.p = c.p[n:]
+	return p
+}
+
+func (c *cursor) u16() uint16 {
+	if p := c.take(2); p != nil {
+		return binary.BigEndian.Uint16(p)
+	}
+	return 0
+}
+
+func (c *cursor) u32() uint32 {
+	if p := c.take(4); p != nil {
+		return binary.BigEndian.Uint32(p)
+	}
+	return 0
+}
+
+// text is a string with its length before it.
+func (c *cursor) text() string { return string(c.take(c.u32())) }
+
+// ok says whether the message had all that was taken, and nothing else.
+func (c *cursor) ok() bool { return !c.bad && len(c.p) == 0 }

@@ -1,0 +1,140 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"cairn/blob"
+)
+
+// packedSuffix ends the name of a compressed chunk, whatever the codec; a plain chunk has no suffix.
+const packedSuffix = ".cacnk"
+
+// plainName is where casync keeps a chunk that is not compressed: abcd/<64 hexadecimal digits>.
+func plainName(d blob.Digest) string {
+	hex := d.String()
+	return hex[:4] + "/" + hex
+}
+
+func packedName(d blob.Digest) string { return plainName(d) + packedSuffix }
+
+// Chunks is a Reader seen through digests: a casync chunk store. Compressed chunks are preferred, plain ones
+// are read where there is no compressed one. Safe for concurrent use.
+type Chunks struct {
+	r         Reader
+	algorithm blob.Algorithm
+	unpacker  unpacker
+	buffers   buffers
+}
+
+var _ Getter = (*Chunks)(nil)
+
+// NewChunks reads chunks named by algorithm's digests from r.
+func NewChunks(r Reader, algorithm blob.Algorithm) *Chunks {
+	return &Chunks{r: r, algorithm: algorithm, unpacker: newUnpacker()}
+}
+
+// Get implements Getter. Memory is bounded by len(dst), whatever the store answers. A corrupt chunk is read
+// once more, since it may have been damaged on its way.
+func (c *Chunks) Get(ctx context.Context, d blob.Digest, dst []byte) error {
+	err := c.get(ctx, d, dst)
+	if _, corrupt := errors.AsType[*CorruptError](err); corrupt {
+		return c.get(ctx, d, dst)
+	}
+	return err
+}
+
+func (c *Chunks) get(ctx context.Context, d blob.Digest, dst []byte) error {
+	err := c.getPacked(ctx, packedName(d), dst)
+	if errors.Is(err, ErrNotFound) {
+		err = c.getPlain(ctx, plainName(d), dst)
+	}
+	if err != nil {
+		return c.explain(d, err)
+	}
+	if got := c.algorithm.Sum(dst); got != d {
+		return c.explain(d, content{fmt.Errorf("its %v digest is %v", c.algorithm, got)})
+	}
+	return nil
+}
+
+// content marks an error about what was read, as opposed to one of reading.
+type content struct{ error }
+
+func (c *Chunks) getPacked(ctx context.Context, name string, dst []byte) error {
+	buf := c.buffers.get()
+	defer c.buffers.put(buf)
+	packed, err := c.r.Read(ctx, name, (*buf)[:0], packedLimit(len(dst)))
+	if err != nil {
+		return err
+	}
+	*buf = packed
+	err = c.unpacker.unpack(dst, packed)
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, errors.ErrUnsupported):
+		return fmt.Errorf("reading %s in %v: %w", name, c.r, err)
+	}
+	return content{err}
+}
+
+func (c *Chunks) getPlain(ctx context.Context, name string, dst []byte) error {
+	plain, err := c.r.Read(ctx, name, dst[:0:len(dst)], int64(len(dst)))
+	if err != nil {
+		return err
+	}
+	if len(plain) == 0 || len(plain) != len(dst) {
+		return content{sizeError(len(plain), len(dst))}
+	}
+	copy(dst, plain) // a no-op unless the reader moved it
+	return nil
+}
+
+// explain makes of an error what Get promises. A reader's own error names the object already.
+func (c *Chunks) explain(d blob.Digest, err error) error {
+	name := fmt.Sprintf("chunk %v in %v", d, c.r)
+	if wrong, ok := errors.AsType[content](err); ok {
+		return &CorruptError{Name: name, Err: wrong.error}
+	}
+	switch {
+	case errors.Is(err, ErrTooLarge):
+		return &CorruptError{Name: name, Err: err}
+	case errors.Is(err, ErrNotFound):
+		return fmt.Errorf("%s: %w", name, ErrNotFound)
+	}
+	return err
+}
+
+// Stat is the size of a chunk as it is stored, in bytes; absence is ErrNotFound. An empty object is none:
+// casync never flushes what it writes, and a power cut leaves empty files under final names.
+func (c *Chunks) Stat(ctx context.Context, d blob.Digest) (stored int64, err error) {
+	return stat(ctx, c.r, d)
+}
+
+func stat(ctx context.Context, r Reader, d blob.Digest) (int64, error) {
+	for _, name := range []string{packedName(d), plainName(d)} {
+		size, err := r.Stat(ctx, name)
+		if err != nil && !errors.Is(err, ErrNotFound) {
+			return 0, err
+		}
+		if err == nil && size > 0 {
+			return size, nil
+		}
+	}
+	return 0, fmt.Errorf("chunk %v in %v: %w", d, r, ErrNotFound)
+}
+
+// buffers keeps buffers for compressed chunks between uses. The zero value is ready.
+type buffers struct{ pool sync.Pool }
+
+func (b *buffers) get() *[]byte {
+	if p, ok := b.pool.Get().(*[]byte); ok {
+		return p
+	}
+	return new([]byte)
+}
+
+func (b *buffers) put(p *[]byte) { b.pool.Put(p) }

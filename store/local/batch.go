@@ -1,0 +1,122 @@
+package local
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"cairn/store"
+)
+
+// NewBatch implements store.Batcher. The batch costs two flushes of the file system in all, however many
+// objects there are, and no memory for those that wait: the list of them is the stage itself.
+func (b *Bucket) NewBatch() (store.Batch, error) {
+	s, err := b.newStage()
+	if err != nil {
+		return nil, err
+	}
+	if b.options.NoSync {
+		return &eager{b, s}, nil
+	}
+	return &batch{bucket: b, stage: s}, nil
+}
+
+// batch keeps each object in its stage, under readyPrefix and its escaped name, until Commit.
+type batch struct {
+	bucket *Bucket
+	stage  *stage
+	mu     sync.RWMutex // held shared by Write and alone by Commit, which must not meet unfinished files
+	dirty  atomic.Bool  // something waits for Commit
+}
+
+const readyPrefix = "ready-"
+
+func (t *batch) Write(ctx context.Context, name string, data []byte) error {
+	if err := check(ctx, name); err != nil {
+		return err
+	}
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	temp, err := t.stage.add(data, Options{NoSync: true, Mode: t.bucket.options.Mode})
+	if err != nil {
+		return t.bucket.writing(name, err)
+	}
+	if err := os.Rename(temp, filepath.Join(t.stage.dir, readyPrefix+url.PathEscape(name))); err != nil {
+		return t.bucket.writing(name, errors.Join(err, os.Remove(temp)))
+	}
+	t.dirty.Store(true)
+	return nil
+}
+
+func (t *batch) Commit(ctx context.Context) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err := ctx.Err(); err != nil || !t.dirty.Load() {
+		return err
+	}
+	if err := t.flush(); err != nil {
+		return err
+	}
+	if err := t.publish(ctx); err != nil {
+		return err
+	}
+	if err := t.flush(); err != nil {
+		return err
+	}
+	t.dirty.Store(false)
+	return nil
+}
+
+// flush writes back the whole file system: one barrier for any number of files and names. The lock was
+// opened before the first of them was written, so that the kernel tells it of every failure since.
+func (t *batch) flush() error {
+	if err := unix.Syncfs(int(t.stage.lock.Fd())); err != nil {
+		return fmt.Errorf("flushing the file system of %s: %w", t.bucket.root, err)
+	}
+	return nil
+}
+
+// publish gives every object in the stage its name.
+func (t *batch) publish(ctx context.Context) error {
+	err := eachName(t.stage.dir, func(file string) error {
+		escaped, ready := strings.CutPrefix(file, readyPrefix)
+		if !ready {
+			return nil
+		}
+		name, err := url.PathUnescape(escaped)
+		if err := errors.Join(ctx.Err(), err); err != nil {
+			return err
+		}
+		return t.bucket.publish(filepath.Join(t.stage.dir, file), name)
+	})
+	if err != nil {
+		return fmt.Errorf("committing: %w", err)
+	}
+	return nil
+}
+
+func (t *batch) Close() error { return t.stage.close() }
+
+// eager is the batch of a bucket that flushes nothing: there is nothing to wait for.
+type eager struct {
+	bucket *Bucket
+	stage  *stage
+}
+
+func (e *eager) Write(ctx context.Context, name string, data []byte) error {
+	if err := check(ctx, name); err != nil {
+		return err
+	}
+	return e.bucket.writeThrough(ctx, e.stage, name, data)
+}
+
+func (e *eager) Commit(ctx context.Context) error { return ctx.Err() }
+func (e *eager) Close() error                     { return e.stage.close() }

@@ -1,0 +1,232 @@
+// Package local is a bucket in a directory. It knows nothing of digests: the same code keeps a casync chunk
+// store and the directory that indexes lie in. It needs Linux (syncfs).
+package local
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"sync"
+	"syscall"
+
+	"cairn/store"
+)
+
+// Options are the choices for what a Bucket writes.
+type Options struct {
+	// NoSync is for caches, whose readers check what they read: nothing is flushed, so that a power cut may
+	// leave any object damaged, and a batch makes each object visible at once.
+	NoSync bool
+	// Mode is the permissions of objects, less the umask; 0 is 0444, as casync's chunks have.
+	Mode fs.FileMode
+}
+
+// Bucket keeps each object as a file of its name below a directory. Safe for concurrent use, also by other
+// buckets and processes in the same directory.
+type Bucket struct {
+	root    string
+	options Options
+	swept   sync.Once // what dead writers left was removed
+}
+
+var (
+	_ store.Bucket  = (*Bucket)(nil)
+	_ store.Batcher = (*Bucket)(nil)
+)
+
+// Open is a bucket in a directory that exists; if it does not, that is store.ErrNotFound. Afterwards a
+// missing directory is like an empty one.
+func Open(dir string, o Options) (*Bucket, error) {
+	info, err := os.Stat(dir)
+	if err != nil {
+		return nil, explain(dir, err)
+	}
+	if !info.IsDir() {
+		return nil, fmt.Errorf("%s is not a directory", dir)
+	}
+	return newBucket(dir, o), nil
+}
+
+// Create is a bucket in a directory that is made, durably, with its parents, if it does not exist.
+func Create(dir string, o Options) (*Bucket, error) {
+	if err := makeDurable(filepath.Clean(dir)); err != nil {
+		return nil, denied(err)
+	}
+	return Open(dir, o)
+}
+
+func newBucket(dir string, o Options) *Bucket {
+	if o.Mode == 0 {
+		o.Mode = 0o444
+	}
+	return &Bucket{root: dir, options: o}
+}
+
+// String implements store.Reader: it is the directory.
+func (b *Bucket) String() string { return b.root }
+
+func (b *Bucket) path(name string) string { return filepath.Join(b.root, filepath.FromSlash(name)) }
+
+// Read implements store.Reader.
+func (b *Bucket) Read(ctx context.Context, name string, dst []byte, limit int64) ([]byte, error) {
+	if err := check(ctx, name); err != nil {
+		return nil, err
+	}
+	// Whatever lies under the name, a pipe too, opening it does not wait.
+	f, err := os.OpenFile(b.path(name), os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, explain(b.path(name), err)
+	}
+	defer f.Close()
+	size, err := fileSize(f.Stat())
+	if err != nil {
+		return nil, fmt.Errorf("reading %s: %w", f.Name(), err)
+	}
+	if size > min(limit, math.MaxInt) {
+		return nil, fmt.Errorf("%s has %d bytes: %w (%d)", f.Name(), size, store.ErrTooLarge, limit)
+	}
+	start := len(dst)
+	dst = slices.Grow(dst, int(size))[:start+int(size)]
+	if _, err := io.ReadFull(f, dst[start:]); err != nil {
+		return nil, fmt.Errorf("reading %s: %w", f.Name(), err)
+	}
+	return dst, nil
+}
+
+// Stat implements store.Reader.
+func (b *Bucket) Stat(ctx context.Context, name string) (int64, error) {
+	if err := check(ctx, name); err != nil {
+		return 0, err
+	}
+	size, err := fileSize(os.Stat(b.path(name)))
+	if err != nil {
+		return 0, explain(b.path(name), err)
+	}
+	return size, nil
+}
+
+func fileSize(info fs.FileInfo, err error) (int64, error) {
+	if err != nil {
+		return 0, err
+	}
+	if !info.Mode().IsRegular() {
+		return 0, errors.New("not a regular file")
+	}
+	return info.Size(), nil
+}
+
+// Write implements store.Bucket: it flushes the object, then its name and the directories it lies in.
+func (b *Bucket) Write(ctx context.Context, name string, data []byte) error {
+	if err := check(ctx, name); err != nil {
+		return err
+	}
+	s, err := b.newStage()
+	if err != nil {
+		return err
+	}
+	err = b.writeThrough(ctx, s, name, data)
+	return errors.Join(err, s.close())
+}
+
+func (b *Bucket) writeThrough(ctx context.Context, s *stage, name string, data []byte) error {
+	temp, err := s.add(data, b.options)
+	if err != nil {
+		return b.writing(name, err)
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := b.publish(temp, name); err != nil {
+		return err
+	}
+	if b.options.NoSync {
+		return nil
+	}
+	for dir := path.Dir(name); ; dir = path.Dir(dir) {
+		if err := syncDir(b.path(dir)); err != nil {
+			return b.writing(name, err)
+		}
+		if dir == "." {
+			return nil
+		}
+	}
+}
+
+// publish gives a staged file its name. Directories are made when they turn out to be missing, so that most
+// objects cost one system call; another process may remove an empty one at any time.
+func (b *Bucket) publish(temp, name string) error {
+	final := b.path(name)
+	err := os.Rename(temp, final)
+	for tries := 0; errors.Is(err, fs.ErrNotExist) && tries < 3; tries++ {
+		if err := os.MkdirAll(filepath.Dir(final), 0o755); err != nil {
+			return b.writing(name, err)
+		}
+		err = os.Rename(temp, final)
+	}
+	if err != nil {
+		return b.writing(name, err)
+	}
+	return nil
+}
+
+func (b *Bucket) writing(name string, err error) error {
+	return fmt.Errorf("writing %s: %w", b.path(name), denied(err))
+}
+
+func check(ctx context.Context, name string) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return store.CheckName(name)
+}
+
+// explain makes of an error of looking for a file what a Reader promises.
+func explain(path string, err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%s: %w", path, store.ErrNotFound)
+	}
+	if p, ok := errors.AsType[*fs.PathError](err); ok {
+		err = p.Err // the path is said already
+	}
+	return fmt.Errorf("reading %s: %w", path, denied(err))
+}
+
+func denied(err error) error {
+	if errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("%w: %w", store.ErrDenied, err)
+	}
+	return err
+}
+
+// makeDurable makes a directory and its parents, and flushes the name of each that it made.
+func makeDurable(dir string) error {
+	err := os.Mkdir(dir, 0o755)
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		if err := makeDurable(filepath.Dir(dir)); err != nil {
+			return err
+		}
+		err = os.Mkdir(dir, 0o755)
+	}
+	if err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return syncDir(filepath.Dir(dir))
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}

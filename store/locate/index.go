@@ -1,0 +1,105 @@
+package locate
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"path/filepath"
+	"strings"
+
+	"cairn/store"
+	"cairn/store/local"
+)
+
+const (
+	defaultStore = "default.castr"
+	indexMode    = fs.FileMode(0o644)
+)
+
+// Index is where an index is to be read: the reader and the object's name in it.
+func Index(location string, o Options) (r store.Reader, name string, err error) {
+	dir, name, err := split(location)
+	if err != nil {
+		return nil, "", err
+	}
+	r, err = Open(dir, o)
+	return r, name, err
+}
+
+// IndexBucket is where an index is to be written. Its directory must exist: making one for a mistyped path
+// helps nobody. The file's permissions are 0644 less the umask unless the options say otherwise.
+func IndexBucket(location string, o Options) (b store.Bucket, name string, err error) {
+	if scheme := schemeOf(location); scheme != "" {
+		return nil, "", readOnly(scheme)
+	}
+	dir, name, err := split(location)
+	if err != nil {
+		return nil, "", err
+	}
+	if o.Local.Mode == 0 {
+		o.Local.Mode = indexMode
+	}
+	bucket, err := local.Open(dir, o.Local)
+	if err != nil {
+		return nil, "", err
+	}
+	return bucket, name, nil
+}
+
+// DefaultStore is the store of an index for which none is named: default.castr beside it, as casync has it.
+// The query of a URL stays, since it may be what opens the door.
+func DefaultStore(index string) (string, error) {
+	dir, _, err := split(index)
+	if err != nil {
+		return "", err
+	}
+	if schemeOf(dir) == "" {
+		return filepath.Join(dir, defaultStore), nil
+	}
+	u, err := parse(dir)
+	if err != nil {
+		return "", err
+	}
+	u.Path += "/" + defaultStore
+	if u.RawPath != "" {
+		u.RawPath += "/" + defaultStore
+	}
+	return u.String(), nil
+}
+
+// split is the location of the directory that an object lies in, and its name there.
+func split(location string) (dir, name string, err error) {
+	if schemeOf(location) != "" {
+		return splitURL(location)
+	}
+	if strings.HasSuffix(location, "/") {
+		return "", "", fmt.Errorf("%q is a directory's name, not a file's", location)
+	}
+	name = filepath.Base(location)
+	return filepath.Dir(location), name, store.CheckName(name)
+}
+
+func splitURL(location string) (dir, name string, err error) {
+	u, err := parse(location)
+	if err != nil {
+		return "", "", err
+	}
+	full := u.EscapedPath()
+	cut := strings.LastIndex(full, "/")
+	name, err = url.PathUnescape(full[cut+1:])
+	if err != nil || strings.Contains(name, "/") || store.CheckName(name) != nil {
+		return "", "", fmt.Errorf("the path of a URL, %q, does not end in a file's name", full)
+	}
+	u.RawPath = full[:max(cut, 0)]
+	u.Path, err = url.PathUnescape(u.RawPath)
+	return u.String(), name, err
+}
+
+func parse(location string) (*url.URL, error) {
+	u, err := url.Parse(location)
+	if wrapped, ok := errors.AsType[*url.Error](err); ok {
+		return nil, fmt.Errorf("not a URL: %w", wrapped.Err) // the rest of it may hold a password
+	}
+	return u, err
+}

@@ -1,0 +1,78 @@
+// Package locate leads from the text of a location, as people write it, to a store or an index. It knows the
+// backends and nothing of what is kept in them. Its errors hold no query, user or password of a URL.
+package locate
+
+import (
+	"errors"
+	"fmt"
+	"regexp"
+
+	"cairn/store"
+	"cairn/store/local"
+	"cairn/store/web"
+)
+
+// Options are the backends' own. The zero value is good.
+type Options struct {
+	Local local.Options
+	Web   web.Options
+	Retry store.Policy // of what is reached over a network
+}
+
+// Open is a store to read: a directory's path, or an http or https URL. A directory that does not exist is
+// store.ErrNotFound; a server is not asked anything yet.
+func Open(location string, o Options) (store.Reader, error) {
+	switch scheme := schemeOf(location); scheme {
+	case "":
+		b, err := local.Open(location, o.Local)
+		if err != nil {
+			return nil, err
+		}
+		return b, nil
+	case "http", "https":
+		r, err := web.New(location, o.Web)
+		if err != nil {
+			return nil, err
+		}
+		return store.Retry(r, o.Retry), nil
+	default:
+		return nil, unsupported(scheme)
+	}
+}
+
+// OpenBucket is a store to write: a directory's path. The directory is made if it does not exist.
+func OpenBucket(location string, o Options) (store.Bucket, error) {
+	if scheme := schemeOf(location); scheme != "" {
+		return nil, readOnly(scheme)
+	}
+	b, err := local.Create(location, o.Local)
+	if err != nil {
+		return nil, err
+	}
+	return b, nil
+}
+
+func readOnly(scheme string) error {
+	if scheme == "http" || scheme == "https" {
+		return fmt.Errorf("a web server (%s) can be read, not written: %w", scheme, errors.ErrUnsupported)
+	}
+	return unsupported(scheme)
+}
+
+func unsupported(scheme string) error {
+	switch scheme {
+	case "s3", "s3+http", "s3+https", "sftp":
+		return fmt.Errorf("%s locations are not supported yet: %w", scheme, errors.ErrUnsupported)
+	}
+	return fmt.Errorf("unknown kind of location %s:// (a path, http or https)", scheme)
+}
+
+var schemePattern = regexp.MustCompile(`^([A-Za-z][A-Za-z0-9+.-]*)://`)
+
+// schemeOf is what stands before "://" as it is written, or "" for a path.
+func schemeOf(location string) string {
+	if m := schemePattern.FindStringSubmatch(location); m != nil {
+		return m[1]
+	}
+	return ""
+}

@@ -1,0 +1,75 @@
+// Package mem is a bucket in memory: for tests, and for what is small and passing. It knows nothing of
+// digests, and forgets everything with the process.
+package mem
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"sync"
+
+	"cairn/store"
+)
+
+// Bucket keeps objects in a map. The zero value is empty and ready. Safe for concurrent use.
+type Bucket struct {
+	mu      sync.RWMutex // guards objects; the slices in it do not change
+	objects map[string][]byte
+}
+
+var _ store.Bucket = (*Bucket)(nil)
+
+// String implements store.Reader.
+func (b *Bucket) String() string { return "memory" }
+
+// Read implements store.Reader.
+func (b *Bucket) Read(ctx context.Context, name string, dst []byte, limit int64) ([]byte, error) {
+	data, err := b.object(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	if int64(len(data)) > limit {
+		return nil, fmt.Errorf("memory/%s has %d bytes: %w (%d)", name, len(data), store.ErrTooLarge, limit)
+	}
+	return append(dst, data...), nil
+}
+
+// Stat implements store.Reader.
+func (b *Bucket) Stat(ctx context.Context, name string) (int64, error) {
+	data, err := b.object(ctx, name)
+	return int64(len(data)), err
+}
+
+func (b *Bucket) object(ctx context.Context, name string) ([]byte, error) {
+	if err := check(ctx, name); err != nil {
+		return nil, err
+	}
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	data, ok := b.objects[name]
+	if !ok {
+		return nil, fmt.Errorf("memory/%s: %w", name, store.ErrNotFound)
+	}
+	return data, nil
+}
+
+// Write implements store.Bucket.
+func (b *Bucket) Write(ctx context.Context, name string, data []byte) error {
+	if err := check(ctx, name); err != nil {
+		return err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.objects == nil {
+		b.objects = map[string][]byte{}
+	}
+	b.objects[name] = bytes.Clone(data)
+	return nil
+}
+
+func check(ctx context.Context, name string) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return store.CheckName(name)
+}

@@ -1,0 +1,233 @@
+package storetest
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+
+	"cairn/store"
+)
+
+// TestBucket checks the contract of store.Bucket, and of the batches that store.NewBatch makes on it. Each
+// call of open gives an empty bucket.
+func TestBucket(t *testing.T, open func(t *testing.T) store.Bucket) {
+	Test(t, func(t *testing.T) (store.Reader, Put) {
+		b := open(t)
+		return b, func(name string, data []byte) { mustWrite(t, b, name, data) }
+	})
+	tests := map[string]func(*testing.T, store.Bucket){
+		"replace":           testReplace,
+		"write bad names":   testWriteBadNames,
+		"write cancelled":   testWriteCancelled,
+		"write copies":      testWriteCopies,
+		"write concurrent":  testWriteConcurrent,
+		"batch":             testBatch,
+		"batch close":       testBatchClose,
+		"batch cancelled":   testBatchCancelled,
+		"batch concurrent":  testBatchConcurrent,
+		"batch bad names":   testBatchBadNames,
+		"batch after batch": testBatchAfterBatch,
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) { test(t, open(t)) })
+	}
+}
+
+func mustWrite(t *testing.T, b interface {
+	Write(context.Context, string, []byte) error
+}, name string, data []byte) {
+	t.Helper()
+	if err := b.Write(t.Context(), name, data); err != nil {
+		t.Fatalf("Write(%s): %v", name, err)
+	}
+}
+
+func mustBatch(t *testing.T, b store.Bucket) store.Batch {
+	t.Helper()
+	batch, err := store.NewBatch(b)
+	if err != nil {
+		t.Fatalf("NewBatch: %v", err)
+	}
+	return batch
+}
+
+func mustCommit(t *testing.T, batch store.Batch) {
+	t.Helper()
+	if err := batch.Commit(t.Context()); err != nil {
+		t.Fatalf("Commit: %v", err)
+	}
+}
+
+func mustClose(t *testing.T, batch store.Batch) {
+	t.Helper()
+	if err := batch.Close(); err != nil {
+		t.Fatalf("Close: %v", err)
+	}
+}
+
+func testReplace(t *testing.T, b store.Bucket) {
+	for _, data := range [][]byte{[]byte("first"), []byte("the second is longer"), []byte("3rd"), nil} {
+		mustWrite(t, b, "dir/x", data)
+		checkRead(t, b, "dir/x", data)
+	}
+}
+
+func testWriteBadNames(t *testing.T, b store.Bucket) {
+	for _, name := range []string{"", ".", "/x", "../x", "a/../../x", "a//x", "x\x00"} {
+		if b.Write(t.Context(), name, []byte("x")) == nil {
+			t.Errorf("Write(%q) succeeded", name)
+		}
+	}
+}
+
+func testWriteCancelled(t *testing.T, b store.Bucket) {
+	mustWrite(t, b, "old", []byte("old"))
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for _, name := range []string{"old", "new"} {
+		if err := b.Write(ctx, name, []byte("new")); !errors.Is(err, context.Canceled) {
+			t.Errorf("cancelled Write = %v, want context.Canceled", err)
+		}
+	}
+	checkRead(t, b, "old", []byte("old"))
+	_, err := b.Stat(t.Context(), "new")
+	checkAbsent(t, "Stat", "new", err)
+}
+
+func testWriteCopies(t *testing.T, b store.Bucket) {
+	data := []byte("data")
+	mustWrite(t, b, "x", data)
+	data[0] = 'X'
+	checkRead(t, b, "x", []byte("data"))
+}
+
+// testWriteConcurrent has readers and writers of one object: each read gives one of the versions, whole.
+func testWriteConcurrent(t *testing.T, b store.Bucket) {
+	versions := [][]byte{Bytes(1, 50_000), Bytes(2, 60_000)}
+	mustWrite(t, b, "dir/x", versions[0])
+	var wg sync.WaitGroup
+	for i := range 8 {
+		wg.Go(func() {
+			if err := b.Write(t.Context(), "dir/x", versions[i%2]); err != nil {
+				t.Errorf("Write: %v", err)
+			}
+		})
+		wg.Go(func() {
+			got, err := b.Read(t.Context(), "dir/x", nil, noLimit)
+			if err != nil || !bytes.Equal(got, versions[0]) && !bytes.Equal(got, versions[1]) {
+				t.Errorf("Read beside writers = %d bytes, %v", len(got), err)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func testBatch(t *testing.T, b store.Bucket) {
+	batch := mustBatch(t, b)
+	mustCommit(t, batch)
+	for round := range 2 {
+		for i := range 5 {
+			data := []byte(fmt.Sprint("round ", round, " object ", i))
+			mustWrite(t, batch, fmt.Sprintf("%d/a %%2F/x%d", round, i), data)
+			clear(data) // the caller's again
+		}
+		mustWrite(t, batch, "both", []byte("half of the first"))
+		mustWrite(t, batch, "both", fmt.Append(nil, round))
+		mustCommit(t, batch)
+		checkRead(t, b, fmt.Sprintf("%d/a %%2F/x3", round), fmt.Append(nil, "round ", round, " object 3"))
+		checkRead(t, b, "both", fmt.Append(nil, round))
+	}
+	mustClose(t, batch)
+	checkRead(t, b, "0/a %2F/x4", []byte("round 0 object 4"))
+}
+
+// testBatchClose: what was not committed is there whole or not at all.
+func testBatchClose(t *testing.T, b store.Bucket) {
+	batch := mustBatch(t, b)
+	mustWrite(t, batch, "dir/x", []byte("data"))
+	mustClose(t, batch)
+	if _, err := b.Stat(t.Context(), "dir/x"); err == nil {
+		checkRead(t, b, "dir/x", []byte("data"))
+	} else {
+		checkAbsent(t, "Stat", "dir/x", err)
+	}
+}
+
+func testBatchCancelled(t *testing.T, b store.Bucket) {
+	batch := mustBatch(t, b)
+	defer mustClose(t, batch)
+	mustWrite(t, batch, "x", []byte("data"))
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := batch.Write(ctx, "y", []byte("data")); !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled Write = %v, want context.Canceled", err)
+	}
+	if err := batch.Commit(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled Commit = %v, want context.Canceled", err)
+	}
+	mustCommit(t, batch)
+	checkRead(t, b, "x", []byte("data"))
+	_, err := b.Stat(t.Context(), "y")
+	checkAbsent(t, "Stat", "y", err)
+}
+
+// testBatchConcurrent has many writers of many batches, with the same names among them.
+func testBatchConcurrent(t *testing.T, b store.Bucket) {
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() { writeBatch(t, b) })
+	}
+	wg.Wait()
+	for i := range 50 {
+		checkRead(t, b, fmt.Sprintf("%02d/x", i), Bytes(uint64(i), 2000))
+	}
+}
+
+func writeBatch(t *testing.T, b store.Bucket) {
+	batch, err := store.NewBatch(b)
+	if err != nil {
+		t.Errorf("NewBatch: %v", err)
+		return
+	}
+	var wg sync.WaitGroup
+	for i := range 50 {
+		wg.Go(func() {
+			if err := batch.Write(t.Context(), fmt.Sprintf("%02d/x", i), Bytes(uint64(i), 2000)); err != nil {
+				t.Errorf("Write: %v", err)
+			}
+			if i%20 == 0 {
+				if err := batch.Commit(t.Context()); err != nil {
+					t.Errorf("Commit beside writers: %v", err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if err := errors.Join(batch.Commit(t.Context()), batch.Close()); err != nil {
+		t.Errorf("Commit and Close: %v", err)
+	}
+}
+
+func testBatchBadNames(t *testing.T, b store.Bucket) {
+	batch := mustBatch(t, b)
+	defer mustClose(t, batch)
+	for _, name := range []string{"", "..", "/x", "../x", "x\x00"} {
+		if batch.Write(t.Context(), name, []byte("x")) == nil {
+			t.Errorf("Write(%q) succeeded", name)
+		}
+	}
+	mustCommit(t, batch)
+}
+
+func testBatchAfterBatch(t *testing.T, b store.Bucket) {
+	for _, data := range []string{"one", "two"} {
+		batch := mustBatch(t, b)
+		mustWrite(t, batch, "dir/x", []byte(data))
+		mustCommit(t, batch)
+		mustClose(t, batch)
+		checkRead(t, b, "dir/x", []byte(data))
+	}
+}

@@ -1,0 +1,73 @@
+package storetest
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"testing"
+
+	"cairn/internal/need"
+)
+
+// Nginx serves a directory with a real nginx on 127.0.0.1 until the test ends, and returns its URL.
+func Nginx(t testing.TB, dir string) string {
+	t.Helper()
+	path := need.Tool(t, "nginx")
+	listener, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	socket, err := listener.(*net.TCPListener).File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer socket.Close()
+	work := t.TempDir()
+	config := filepath.Join(work, "nginx.conf")
+	if err := os.WriteFile(config, nginxConfig(work, dir, listener.Addr().String()), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	log := filepath.Join(work, "error.log")
+	cmd := exec.Command(path, "-p", work, "-c", config, "-e", log)
+	// nginx takes over a socket that listens already: no port is lost to others, and none has to be waited for.
+	cmd.ExtraFiles = []*os.File{socket}
+	cmd.Env = append(os.Environ(), "NGINX=3;")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		// Unlike SIGKILL, SIGTERM ends the worker too. The status depends on how far nginx had come.
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		_ = cmd.Wait()
+		if text, err := os.ReadFile(log); err == nil && t.Failed() {
+			t.Logf("nginx: %s", text)
+		}
+	})
+	return "http://" + listener.Addr().String()
+}
+
+// nginxConfig has every path below work. The worker stays who the test is, to read its private directories;
+// without a master process nginx 1.22 crashes on inherited sockets.
+func nginxConfig(work, dir, address string) []byte {
+	return fmt.Appendf(nil, `
+daemon off;
+worker_processes 1;
+user root;
+pid %[1]s/nginx.pid;
+events { worker_connections 512; }
+http {
+	access_log off;
+	default_type application/octet-stream;
+	client_body_temp_path %[1]s/body;
+	proxy_temp_path %[1]s/proxy;
+	fastcgi_temp_path %[1]s/fastcgi;
+	uwsgi_temp_path %[1]s/uwsgi;
+	scgi_temp_path %[1]s/scgi;
+	server { listen %[3]s; root %[2]s; }
+}
+`, work, dir, address)
+}

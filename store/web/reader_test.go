@@ -1,0 +1,354 @@
+package web_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"cairn/blob"
+	"cairn/store"
+	"cairn/store/storetest"
+	"cairn/store/web"
+)
+
+// impatient makes the tests of silence short.
+var impatient = web.Options{Patience: 200 * time.Millisecond}
+
+func serve(t *testing.T, handler http.HandlerFunc) string {
+	t.Helper()
+	s := httptest.NewServer(handler)
+	t.Cleanup(s.Close)
+	return s.URL
+}
+
+// hijack answers with these bytes and cuts the connection.
+func hijack(w http.ResponseWriter, raw string) {
+	conn, _, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		panic(err)
+	}
+	conn.Write([]byte(raw))
+	conn.Close()
+}
+
+func head(status string, fields ...string) string {
+	return "HTTP/1.1 " + status + "\r\n" + strings.Join(fields, "\r\n") + "\r\n\r\n"
+}
+
+// TestFaults has one answer a case, and what Read makes of it. An error that is nil here matches none of the
+// errors that a caller decides by.
+func TestFaults(t *testing.T) {
+	status := func(code int) http.HandlerFunc {
+		return func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(code) }
+	}
+	raw := func(text string) http.HandlerFunc {
+		return func(w http.ResponseWriter, _ *http.Request) { hijack(w, text) }
+	}
+	tests := map[string]struct {
+		handler http.HandlerFunc
+		want    error
+	}{
+		"404":       {status(404), store.ErrNotFound},
+		"410":       {status(410), store.ErrNotFound},
+		"401":       {status(401), store.ErrDenied},
+		"403":       {status(403), store.ErrDenied},
+		"407":       {status(407), store.ErrDenied},
+		"408":       {status(408), store.ErrUnavailable},
+		"429":       {status(429), store.ErrUnavailable},
+		"500":       {status(500), store.ErrUnavailable},
+		"503":       {status(503), store.ErrUnavailable},
+		"204":       {status(204), nil},
+		"206":       {status(206), nil},
+		"400":       {status(400), nil},
+		"304":       {status(304), nil},
+		"no answer": {raw(""), store.ErrUnavailable},
+		"no HTTP":   {raw("SSH-2.0-x\r\n\r\n"), store.ErrUnavailable},
+		"truncated": {raw(head("200 OK", "Content-Length: 10") + "12345"), store.ErrUnavailable},
+		"truncated chunked": {raw(head("200 OK", "Transfer-Encoding: chunked") + "5\r\n12345\r\n"),
+			store.ErrUnavailable},
+		"without end": {raw(head("200 OK", "Connection: close") + "0123456789"), nil},
+		"too long":    {raw(head("200 OK", "Content-Length: 1000000000") + "1"), store.ErrTooLarge},
+		"long chunked": {raw(head("200 OK", "Transfer-Encoding: chunked") + "ff\r\n" + strings.Repeat("1", 255)),
+			store.ErrTooLarge},
+		"web page": {func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "text/html; charset=utf-8")
+			w.Write([]byte("<html>"))
+		}, nil},
+		"endless header":  {raw("HTTP/1.1 200 OK\r\nX: " + strings.Repeat("x", 1<<20)), store.ErrUnavailable},
+		"redirect circle": {http.RedirectHandler("/x", 302).ServeHTTP, nil},
+		"silent":          {func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }, store.ErrUnavailable},
+		"stalled": {func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Length", "10")
+			w.Write([]byte("12345"))
+			w.(http.Flusher).Flush()
+			<-r.Context().Done()
+		}, store.ErrUnavailable},
+		"trickle": {trickle, store.ErrUnavailable},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newReader(t, serve(t, test.handler), impatient)
+			got, err := r.Read(t.Context(), "x", nil, 100)
+			checkFault(t, got, err, test.want)
+		})
+	}
+}
+
+// trickle sends a byte now and then, for as long as anybody listens: slower than any patience.
+func trickle(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Content-Length", "90")
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-r.Context().Done():
+			return
+		case <-tick.C:
+			w.Write([]byte("x"))
+			w.(http.Flusher).Flush()
+		}
+	}
+}
+
+func checkFault(t *testing.T, got []byte, err, want error) {
+	t.Helper()
+	if err == nil {
+		t.Fatalf("Read = %q, want an error", got)
+	}
+	for _, class := range []error{store.ErrNotFound, store.ErrDenied, store.ErrUnavailable, store.ErrTooLarge} {
+		if errors.Is(err, class) != (class == want) {
+			t.Errorf("Read = %v, want %v", err, want)
+		}
+	}
+}
+
+func TestNoServer(t *testing.T) {
+	s := httptest.NewServer(nil)
+	s.Close()
+	_, err := newReader(t, s.URL, web.Options{}).Read(t.Context(), "x", nil, 10)
+	checkFault(t, nil, err, store.ErrUnavailable)
+}
+
+// TestSlowIsNotStalled: a transfer that takes longer than the patience in all is no failure.
+func TestSlowIsNotStalled(t *testing.T) {
+	want := storetest.Bytes(1, 8*32<<10)
+	url := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Length", fmt.Sprint(len(want)))
+		for part := range 8 {
+			time.Sleep(impatient.Patience / 4)
+			w.Write(want[part*32<<10 : (part+1)*32<<10])
+			w.(http.Flusher).Flush()
+		}
+	})
+	got, err := newReader(t, url, impatient).Read(t.Context(), "x", nil, 1<<20)
+	if err != nil || !bytes.Equal(got, want) {
+		t.Errorf("Read = %d bytes, %v", len(got), err)
+	}
+}
+
+func TestCancelWhileWaiting(t *testing.T) {
+	asked := make(chan struct{})
+	url := serve(t, func(_ http.ResponseWriter, r *http.Request) {
+		close(asked)
+		<-r.Context().Done()
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		<-asked
+		cancel()
+	}()
+	_, err := newReader(t, url, web.Options{}).Read(ctx, "x", nil, 10)
+	if !errors.Is(err, context.Canceled) || errors.Is(err, store.ErrUnavailable) {
+		t.Errorf("Read = %v, want context.Canceled", err)
+	}
+}
+
+func TestChunkedAnswer(t *testing.T) {
+	want := storetest.Bytes(1, 100_000)
+	url := serve(t, func(w http.ResponseWriter, _ *http.Request) {
+		w.Write(want[:50_000])
+		w.(http.Flusher).Flush()
+		w.Write(want[50_000:])
+	})
+	got, err := newReader(t, url, web.Options{}).Read(t.Context(), "x", nil, 100_000)
+	if err != nil || !bytes.Equal(got, want) {
+		t.Errorf("Read = %d bytes, %v", len(got), err)
+	}
+	if _, err := newReader(t, url, web.Options{}).Stat(t.Context(), "x"); err == nil {
+		t.Error("Stat without a length succeeded")
+	}
+}
+
+func TestConnectionsAreReused(t *testing.T) {
+	var addresses atomic.Value
+	url := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		if first := addresses.Swap(r.RemoteAddr); first != nil && first != r.RemoteAddr {
+			t.Errorf("another connection: %s after %s", r.RemoteAddr, first)
+		}
+		w.Write(make([]byte, 1000))
+	})
+	r := newReader(t, url, web.Options{})
+	for range 5 {
+		if _, err := r.Read(t.Context(), "x", make([]byte, 0, 1000), 1000); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestRequest(t *testing.T) {
+	var got *http.Request
+	url := serve(t, func(_ http.ResponseWriter, r *http.Request) { got = r })
+	url = strings.Replace(url, "://", "://user:secret@", 1)
+	r := newReader(t, url+"/a%2Fb/store/?sig=hush&x=%2F", web.Options{})
+	if _, err := r.Read(t.Context(), "ab cd/x", nil, 10); err != nil {
+		t.Fatal(err)
+	}
+	if want := "/a%2Fb/store/ab%20cd/x?sig=hush&x=%2F"; got.RequestURI != want {
+		t.Errorf("asked for %s, want %s", got.RequestURI, want)
+	}
+	if user, password, _ := got.BasicAuth(); user != "user" || password != "secret" {
+		t.Errorf("authenticated as %q %q", user, password)
+	}
+	if agent := got.UserAgent(); agent != "cairn" {
+		t.Errorf("User-Agent is %q", agent)
+	}
+	if coding := got.Header.Get("Accept-Encoding"); coding != "" {
+		t.Errorf("Accept-Encoding is %q", coding)
+	}
+}
+
+func TestErrorsKeepSecrets(t *testing.T) {
+	closed := httptest.NewServer(nil)
+	closed.Close()
+	handlers := map[string]http.HandlerFunc{
+		"denied":   func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(403) },
+		"redirect": func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/?sig=hush", 302) },
+		"cut":      func(w http.ResponseWriter, _ *http.Request) { hijack(w, "") },
+	}
+	urls := map[string]string{"closed": closed.URL}
+	for name, handler := range handlers {
+		urls[name] = serve(t, handler)
+	}
+	for name, url := range urls {
+		r := newReader(t, strings.Replace(url, "://", "://user:hush@", 1)+"/s?sig=hush", web.Options{})
+		_, err := r.Read(t.Context(), "x", nil, 10)
+		if err == nil || strings.Contains(err.Error()+r.String(), "hush") {
+			t.Errorf("%s: Read of %v = %v", name, r, err)
+		}
+	}
+	_, err := web.New("http://user:hush@bad host/", web.Options{})
+	if err == nil || strings.Contains(err.Error(), "hush") {
+		t.Errorf("New = %v", err)
+	}
+}
+
+func TestBadBase(t *testing.T) {
+	for _, base := range []string{"", "/path", "ftp://host/", "http:///path", "http://%zz", "https:host/path"} {
+		if _, err := web.New(base, web.Options{}); err == nil {
+			t.Errorf("New(%q) succeeded", base)
+		}
+	}
+}
+
+func TestRedirects(t *testing.T) {
+	plain := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.Referer() != "" {
+			t.Errorf("the other server learns %q", r.Referer())
+		}
+		w.Write([]byte("moved"))
+	})
+	onward := func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, plain+r.URL.Path, 307) }
+	r := newReader(t, serve(t, onward)+"/?sig=hush", web.Options{})
+	if got, err := r.Read(t.Context(), "x", nil, 10); err != nil || string(got) != "moved" {
+		t.Errorf("Read through a redirect = %q, %v", got, err)
+	}
+	secure := httptest.NewUnstartedServer(http.HandlerFunc(onward))
+	secure.Config.ErrorLog = log.New(io.Discard, "", 0) // it tells of the handshake that is to fail
+	secure.StartTLS()
+	t.Cleanup(secure.Close)
+	roots := x509.NewCertPool()
+	roots.AddCert(secure.Certificate())
+	r = newReader(t, secure.URL, web.Options{TLS: &tls.Config{RootCAs: roots}})
+	_, err := r.Read(t.Context(), "x", nil, 10)
+	checkFault(t, nil, err, nil)
+	if !strings.Contains(fmt.Sprint(err), "redirect refused") {
+		t.Errorf("Read through a redirect from https to http = %v", err)
+	}
+	_, err = newReader(t, secure.URL, web.Options{}).Read(t.Context(), "x", nil, 10) // an unknown authority
+	checkFault(t, nil, err, nil)
+}
+
+// TestRetryAfter: what the server asks for reaches store.Retry.
+func TestRetryAfter(t *testing.T) {
+	for value, want := range map[string]time.Duration{
+		"": 0, "7": 7 * time.Second, "-7": 0, "soon": 0, "99999999999999999999": 0,
+		time.Now().Add(-time.Hour).UTC().Format(http.TimeFormat): 0,
+		time.Now().Add(time.Hour).UTC().Format(http.TimeFormat):  time.Hour,
+	} {
+		url := serve(t, func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Retry-After", value)
+			w.WriteHeader(429)
+		})
+		_, err := newReader(t, url, web.Options{}).Read(t.Context(), "x", nil, 10)
+		busy, ok := errors.AsType[*store.UnavailableError](err)
+		if !ok || busy.After > want || busy.After < want-time.Minute {
+			t.Errorf("Retry-After %q gave %v, want about %v", value, err, want)
+		}
+	}
+}
+
+// TestUnreliableServer fails most requests, each in another way: with Retry and Chunks above it, every chunk
+// arrives, and none arrives wrong.
+func TestUnreliableServer(t *testing.T) {
+	chunk := storetest.Bytes(1, 10_000)
+	digest := blob.SHA256.Sum(chunk)
+	var calls atomic.Int64
+	url := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasSuffix(r.URL.Path, ".cacnk") {
+			w.WriteHeader(404)
+			return
+		}
+		unreliable(w, r, calls.Add(1), chunk)
+	})
+	r := store.Retry(newReader(t, url, impatient), store.Policy{First: time.Millisecond, Max: time.Millisecond})
+	chunks := store.NewChunks(r, blob.SHA256)
+	for range 10 {
+		dst := make([]byte, len(chunk))
+		if err := chunks.Get(t.Context(), digest, dst); err != nil || !bytes.Equal(dst, chunk) {
+			t.Fatalf("Get = %v", err)
+		}
+	}
+}
+
+func unreliable(w http.ResponseWriter, r *http.Request, call int64, data []byte) {
+	full := head("200 OK", fmt.Sprint("Content-Length: ", len(data)))
+	switch call % 7 {
+	case 0:
+		w.Write(data)
+	case 1:
+		hijack(w, full+string(data[:5000]))
+	case 2:
+		w.WriteHeader(500)
+	case 3:
+		w.WriteHeader(503)
+	case 4:
+		hijack(w, "")
+	case 5:
+		w.Header().Set("Retry-After", "0")
+		w.WriteHeader(429)
+	case 6:
+		<-r.Context().Done()
+	}
+}

@@ -1,0 +1,363 @@
+package store_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"cairn/blob"
+	"cairn/store"
+	"cairn/store/mem"
+	"cairn/store/storetest"
+)
+
+// getter is a Getter made of a function.
+type getter func(ctx context.Context, d blob.Digest, dst []byte) error
+
+func (g getter) Get(ctx context.Context, d blob.Digest, dst []byte) error { return g(ctx, d, dst) }
+
+func failing(err error) store.Getter {
+	return getter(func(context.Context, blob.Digest, []byte) error { return err })
+}
+
+func noFailure(t *testing.T) func(error) {
+	return func(err error) { t.Errorf("failure reported: %v", err) }
+}
+
+func TestCache(t *testing.T) {
+	s := newSample(1, 10_000)
+	bad := bucketOf(t, s)
+	mustWrite(t, bad, s.packed(), []byte("damaged"))
+	empty := new(mem.Bucket)
+	for name, test := range map[string]struct {
+		near store.Reader
+		keep store.Bucket
+	}{
+		"absent":  {empty, empty},
+		"corrupt": {bad, bad},
+		"failing": {storetest.Faulty(empty, storetest.Always, storetest.Fails(store.ErrDenied)), new(mem.Bucket)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var counter store.Counter
+			far := chunksOf(store.Meter(bucketOf(t, s), &counter))
+			w := newWriter(t, test.keep, store.WriterOptions{})
+			c := store.Cache(chunksOf(test.near), w, far, noFailure(t))
+			s.wantFrom(t, c)
+			s.wantFrom(t, chunksOf(test.keep))
+			s.wantFrom(t, c)
+			if n := counter.Objects.Load(); name != "failing" && n != 1 {
+				t.Errorf("far was read %d times, want once", n)
+			}
+		})
+	}
+}
+
+// TestCacheOnFullDisk: a near store that cannot be written is no reason to fail, is told once, and is left
+// alone afterwards.
+func TestCacheOnFullDisk(t *testing.T) {
+	a, b := newSample(1, 1000), newSample(2, 1000)
+	full := errors.New("disk full")
+	w := newWriter(t, storetest.FaultyWrites(new(mem.Bucket), storetest.Nth(1), full), store.WriterOptions{})
+	var told []error
+	near := chunksOf(new(mem.Bucket))
+	c := store.Cache(near, w, chunksOf(bucketOf(t, a, b)), func(err error) { told = append(told, err) })
+	for _, s := range []sample{a, b, a} {
+		s.wantFrom(t, c)
+	}
+	if len(told) != 1 || !errors.Is(told[0], full) {
+		t.Errorf("told %v, want the failure once", told)
+	}
+	if has, err := w.Has(t.Context(), b.digest); has || err != nil {
+		t.Errorf("the near store was written again: %v, %v", has, err)
+	}
+}
+
+// TestCacheTakesOnlyProvenBytes: what far cannot supply is not kept.
+func TestCacheTakesOnlyProvenBytes(t *testing.T) {
+	s := newSample(1, 1000)
+	near := new(mem.Bucket)
+	w := newWriter(t, near, store.WriterOptions{})
+	far := chunksOf(storetest.Faulty(bucketOf(t, s), storetest.Always, storetest.FlipsBit))
+	c := store.Cache(chunksOf(near), w, far, noFailure(t))
+	if _, ok := errors.AsType[*store.CorruptError](s.get(t, c)); !ok {
+		t.Error("Get is no CorruptError")
+	}
+	if has, err := w.Has(t.Context(), s.digest); has || err != nil {
+		t.Errorf("Has = %v, %v; want false", has, err)
+	}
+}
+
+// TestCacheCancelledWhileKeeping: the chunk is good, and the near store is not to blame.
+func TestCacheCancelledWhileKeeping(t *testing.T) {
+	s := newSample(1, 1000)
+	ctx, cancel := context.WithCancel(t.Context())
+	far := getter(func(_ context.Context, _ blob.Digest, dst []byte) error {
+		copy(dst, s.data)
+		cancel()
+		return nil
+	})
+	near := new(mem.Bucket)
+	c := store.Cache(chunksOf(near), newWriter(t, near, store.WriterOptions{}), far, noFailure(t))
+	if err := c.Get(ctx, s.digest, make([]byte, len(s.data))); err != nil {
+		t.Errorf("Get = %v", err)
+	}
+	s.wantFrom(t, c)
+	s.wantFrom(t, chunksOf(near))
+}
+
+func TestFallback(t *testing.T) {
+	s := newSample(1, 1000)
+	good, absent := chunksOf(bucketOf(t, s)), chunksOf(new(mem.Bucket))
+	corrupt := failing(&store.CorruptError{Name: "x", Err: errors.New("wrong")})
+	down := failing(store.ErrUnavailable)
+	for name, getters := range map[string][]store.Getter{
+		"first": {good, failing(errors.New("asked in vain"))}, "absent": {absent, good},
+		"corrupt": {corrupt, good}, "down": {down, good}, "last": {absent, corrupt, down, good},
+	} {
+		t.Run(name, func(t *testing.T) { s.wantFrom(t, store.Fallback(getters...)) })
+	}
+	for name, test := range map[string]struct {
+		getters []store.Getter
+		want    []error
+		not     error
+	}{
+		"none":       {nil, []error{store.ErrNotFound}, store.ErrUnavailable},
+		"all absent": {[]store.Getter{absent, absent}, []error{store.ErrNotFound}, store.ErrUnavailable},
+		"one down":   {[]store.Getter{absent, down, absent}, []error{store.ErrUnavailable}, store.ErrNotFound},
+		"two fail": {[]store.Getter{failing(store.ErrDenied), absent, down},
+			[]error{store.ErrDenied, store.ErrUnavailable}, store.ErrNotFound},
+	} {
+		err := s.get(t, store.Fallback(test.getters...))
+		for _, want := range test.want {
+			if !errors.Is(err, want) || errors.Is(err, test.not) || strings.Contains(err.Error(), "\n") {
+				t.Errorf("%s: Get = %v, want %v and not %v", name, err, want, test.not)
+			}
+		}
+	}
+}
+
+func TestFallbackStopsWhenCancelled(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	first := getter(func(context.Context, blob.Digest, []byte) error {
+		cancel()
+		return store.ErrNotFound
+	})
+	second := getter(func(context.Context, blob.Digest, []byte) error {
+		t.Error("the second store was asked")
+		return nil
+	})
+	err := store.Fallback(first, second).Get(ctx, blob.Digest{}, nil)
+	if !errors.Is(err, context.Canceled) || errors.Is(err, store.ErrNotFound) {
+		t.Errorf("Get = %v, want context.Canceled", err)
+	}
+}
+
+func TestRetry(t *testing.T) {
+	b := new(mem.Bucket)
+	mustWrite(t, b, "x", []byte("data"))
+	busy := &store.UnavailableError{Err: errors.New("429"), After: 30 * time.Second}
+	fails := func(when storetest.When, err error) store.Reader {
+		return storetest.Faulty(b, when, storetest.Fails(err))
+	}
+	const ms = time.Millisecond
+	for name, test := range map[string]struct {
+		r        store.Reader
+		want     error
+		from, to time.Duration // how long it takes
+	}{
+		"good":         {b, nil, 0, 0},
+		"absent":       {fails(storetest.Always, store.ErrNotFound), store.ErrNotFound, 0, 0},
+		"denied":       {fails(storetest.Always, store.ErrDenied), store.ErrDenied, 0, 0},
+		"two failures": {fails(storetest.First(2), store.ErrUnavailable), nil, 375 * ms, 750 * ms},
+		"retry after":  {fails(storetest.First(1), busy), nil, 30 * time.Second, 30 * time.Second},
+		"down":         {fails(storetest.Always, store.ErrUnavailable), store.ErrUnavailable, 12 * time.Second, 28 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				start := time.Now()
+				got, err := store.Retry(test.r, store.Policy{}).Read(t.Context(), "x", []byte("> "), 10)
+				if !errors.Is(err, test.want) || err == nil && string(got) != "> data" {
+					t.Errorf("Read = %q, %v; want %v", got, err, test.want)
+				}
+				if took := time.Since(start); took < test.from || took > test.to {
+					t.Errorf("Read took %v, want %v to %v", took, test.from, test.to)
+				}
+			})
+		})
+	}
+}
+
+func TestRetryBounds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		busy := &store.UnavailableError{Err: errors.New("503"), After: 24 * time.Hour}
+		down := storetest.Faulty(new(mem.Bucket), storetest.Always, storetest.Fails(busy))
+		start := time.Now()
+		_, err := store.Retry(down, store.Policy{Attempts: 3}).Read(t.Context(), "x", nil, 10)
+		if took := time.Since(start); !errors.Is(err, store.ErrUnavailable) || took != 2*time.Minute {
+			t.Errorf("Read = %v after %v, want ErrUnavailable after two minutes", err, took)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		start = time.Now()
+		_, err = store.Retry(down, store.Policy{}).Read(ctx, "x", nil, 10)
+		if took := time.Since(start); !errors.Is(err, context.DeadlineExceeded) || took != time.Second {
+			t.Errorf("Read = %v after %v, want its context's end", err, took)
+		}
+	})
+}
+
+func TestRetryStat(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := new(mem.Bucket)
+		mustWrite(t, b, "x", []byte("data"))
+		r := store.Retry(&twiceDown{Reader: b}, store.Policy{})
+		if size, err := r.Stat(t.Context(), "x"); size != 4 || err != nil {
+			t.Errorf("Stat = %d, %v", size, err)
+		}
+	})
+}
+
+type twiceDown struct {
+	store.Reader
+	calls int
+}
+
+func (d *twiceDown) Stat(ctx context.Context, name string) (int64, error) {
+	if d.calls++; d.calls <= 2 {
+		return 0, store.ErrUnavailable
+	}
+	return d.Reader.Stat(ctx, name)
+}
+
+func TestMeter(t *testing.T) {
+	b := new(mem.Bucket)
+	mustWrite(t, b, "x", make([]byte, 1000))
+	var c store.Counter
+	r := store.Meter(b, &c)
+	var wg sync.WaitGroup
+	for range 10 {
+		wg.Go(func() {
+			if _, err := r.Read(t.Context(), "x", []byte("before"), 1000); err != nil {
+				t.Error(err)
+			}
+			if _, err := r.Read(t.Context(), "absent", nil, 1000); err == nil {
+				t.Error("Read of an absent object succeeded")
+			}
+		})
+	}
+	wg.Wait()
+	if c.Objects.Load() != 10 || c.Bytes.Load() != 10_000 {
+		t.Errorf("counted %d objects, %d bytes; want 10, 10000", c.Objects.Load(), c.Bytes.Load())
+	}
+}
+
+func TestDedup(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, other := newSample(1, 1000), newSample(2, 1000)
+		var counter store.Counter
+		g := store.Dedup(chunksOf(storetest.Slow(store.Meter(bucketOf(t, s, other), &counter), time.Second)))
+		for range 2 { // nothing is remembered
+			var wg sync.WaitGroup
+			for i := range 20 {
+				wg.Go(func() { []sample{s, other}[i%2].wantFrom(t, g) })
+			}
+			wg.Wait()
+		}
+		if n := counter.Objects.Load(); n != 4 {
+			t.Errorf("%d fetches, want 4", n)
+		}
+	})
+}
+
+// TestDedupOwnership: a waiter's bytes do not change with what the fetching caller does to its own.
+func TestDedupOwnership(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSample(1, 1000)
+		g := store.Dedup(chunksOf(storetest.Slow(bucketOf(t, s), time.Second)))
+		var wg sync.WaitGroup
+		for range 4 {
+			wg.Go(func() {
+				dst := make([]byte, len(s.data))
+				err := g.Get(t.Context(), s.digest, dst)
+				if err != nil || !slices.Equal(dst, s.data) {
+					t.Errorf("Get = %v", err)
+				}
+				clear(dst)
+			})
+		}
+		wg.Wait()
+	})
+}
+
+// TestDedupCancel cancels the fetching caller and one of the waiters: the others get their chunk.
+func TestDedupCancel(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSample(1, 1000)
+		g := store.Dedup(chunksOf(storetest.Slow(bucketOf(t, s), time.Second)))
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		for i := range 6 {
+			wg.Go(func() {
+				if i >= 2 {
+					s.wantFrom(t, g)
+				} else if err := g.Get(ctx, s.digest, make([]byte, len(s.data))); !errors.Is(err, context.Canceled) {
+					t.Errorf("cancelled Get = %v", err)
+				}
+			})
+			synctest.Wait() // the first of them fetches
+		}
+		time.Sleep(time.Second / 2)
+		cancel()
+		wg.Wait()
+	})
+}
+
+func TestDedupFailure(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSample(1, 1000)
+		var calls atomic.Int64
+		g := store.Dedup(getter(func(context.Context, blob.Digest, []byte) error {
+			time.Sleep(time.Second)
+			return fmt.Errorf("call %d: %w", calls.Add(1), store.ErrUnavailable)
+		}))
+		for round := range 2 {
+			var wg sync.WaitGroup
+			for range 5 {
+				wg.Go(func() {
+					if err := s.get(t, g); !errors.Is(err, store.ErrUnavailable) {
+						t.Errorf("Get = %v, want ErrUnavailable", err)
+					}
+				})
+			}
+			wg.Wait()
+			if n := calls.Load(); n != int64(round+1) {
+				t.Errorf("%d fetches after round %d", n, round)
+			}
+		}
+	})
+}
+
+func TestDedupPanic(t *testing.T) {
+	panics := true
+	s := newSample(1, 10)
+	g := store.Dedup(getter(func(_ context.Context, _ blob.Digest, dst []byte) error {
+		if panics {
+			panic("bug")
+		}
+		copy(dst, s.data)
+		return nil
+	}))
+	func() {
+		defer func() { recover() }()
+		s.get(t, g)
+	}()
+	panics = false
+	s.wantFrom(t, g)
+}

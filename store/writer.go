@@ -1,0 +1,92 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/klauspost/compress/zstd"
+
+	"cairn/blob"
+)
+
+// Compression says how chunks are stored.
+type Compression uint8
+
+const (
+	Zstd Compression = iota
+	None             // under the name without suffix: casync and desync do not look for it over HTTP
+)
+
+// WriterOptions are the choices of a Writer. The zero value is what casync does by default.
+type WriterOptions struct {
+	Compression Compression
+	Level       int // of compression, 1 to 22 as the zstd tool counts; 0 is 3
+}
+
+// Writer writes chunks into a bucket as a casync chunk store, in one batch. Safe for concurrent use; the
+// work of Put is done by its callers, so that parallel calls use all cores.
+type Writer struct {
+	bucket  Bucket
+	batch   Batch
+	packer  *zstd.Encoder // nil when chunks are stored as they are
+	buffers buffers
+}
+
+var _ Putter = (*Writer)(nil)
+
+// NewWriter starts writing to b. Close must be called in the end.
+func NewWriter(b Bucket, o WriterOptions) (*Writer, error) {
+	w := &Writer{bucket: b}
+	if o.Compression == Zstd {
+		packer, err := newPacker(o.Level)
+		if err != nil {
+			return nil, err
+		}
+		w.packer = packer
+	}
+	batch, err := NewBatch(b)
+	if err != nil {
+		return nil, fmt.Errorf("writing to %v: %w", b, err)
+	}
+	w.batch = batch
+	return w, nil
+}
+
+// Put implements Putter. The chunk is durable, and certain to be readable, after the next Commit. One that
+// is there already is replaced, so that a damaged one can be repaired.
+func (w *Writer) Put(ctx context.Context, d blob.Digest, data []byte) (stored int64, err error) {
+	if len(data) == 0 {
+		return 0, fmt.Errorf("putting chunk %v: a chunk has at least one byte", d)
+	}
+	if w.packer == nil {
+		return w.write(ctx, plainName(d), data)
+	}
+	buf := w.buffers.get()
+	defer w.buffers.put(buf)
+	*buf = w.packer.EncodeAll(data, (*buf)[:0])
+	return w.write(ctx, packedName(d), *buf)
+}
+
+func (w *Writer) write(ctx context.Context, name string, data []byte) (int64, error) {
+	if err := w.batch.Write(ctx, name, data); err != nil {
+		return 0, err
+	}
+	return int64(len(data)), nil
+}
+
+// Has says whether the bucket holds the chunk under either of its names. It does not look into it, but an
+// empty object does not count (see Chunks.Stat). What was put but not committed may count or not.
+func (w *Writer) Has(ctx context.Context, d blob.Digest) (bool, error) {
+	_, err := stat(ctx, w.bucket, d)
+	if errors.Is(err, ErrNotFound) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// Commit makes every chunk that was put durable and readable.
+func (w *Writer) Commit(ctx context.Context) error { return w.batch.Commit(ctx) }
+
+// Close gives up what was not committed. No other method may be called afterwards.
+func (w *Writer) Close() error { return w.batch.Close() }
