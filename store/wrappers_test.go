@@ -177,7 +177,8 @@ func TestRetry(t *testing.T) {
 		"denied":       {fails(storetest.Always, store.ErrDenied), store.ErrDenied, 0, 0},
 		"two failures": {fails(storetest.First(2), store.ErrUnavailable), nil, 375 * ms, 750 * ms},
 		"retry after":  {fails(storetest.First(1), busy), nil, 30 * time.Second, 30 * time.Second},
-		"down":         {fails(storetest.Always, store.ErrUnavailable), store.ErrUnavailable, 12 * time.Second, 28 * time.Second},
+		"down": {fails(storetest.Always, store.ErrUnavailable), store.ErrUnavailable,
+			12 * time.Second, 28 * time.Second},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
