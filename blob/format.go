@@ -64,7 +64,7 @@ func (x *Index) WriteTo(w io.Writer) (int64, error) {
 func (x *Index) Encode() []byte {
 	var b bytes.Buffer
 	b.Grow(int(x.EncodedSize()))
-	x.WriteTo(&b) // a bytes.Buffer does not fail
+	_, _ = x.WriteTo(&b) // a bytes.Buffer does not fail
 	return b.Bytes()
 }
 

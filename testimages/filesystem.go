@@ -46,8 +46,8 @@ func Squashfs(path string, tree []Entry) error {
 			return err
 		}
 		var root uint32
-		err = image.Finalize(squashfs.FinalizeOptions{Compression: &squashfs.CompressorZstd{}, FileUID: &root, FileGID: &root})
-		if err != nil {
+		options := squashfs.FinalizeOptions{Compression: &squashfs.CompressorZstd{}, FileUID: &root, FileGID: &root}
+		if err := image.Finalize(options); err != nil {
 			return err
 		}
 		return finishSquashfs(f)
@@ -110,7 +110,10 @@ func Ext4(path string, tree []Entry, size int64) error {
 		image, err := ext4.Create(file.New(f, false), size, 0, 0, &ext4.Params{
 			UUID:            &id,
 			SectorsPerBlock: ext4Block / 512,
-			Features:        []ext4.FeatureOpt{ext4.WithFeatureHasJournal(false), ext4.WithFeatureReservedGDTBlocksForExpansion(false)},
+			Features: []ext4.FeatureOpt{
+				ext4.WithFeatureHasJournal(false),
+				ext4.WithFeatureReservedGDTBlocksForExpansion(false),
+			},
 		})
 		if err != nil {
 			return err
@@ -135,7 +138,7 @@ func addExt4(image *ext4.FileSystem, e Entry) error {
 	if err != nil {
 		return err
 	}
-	if _, err := f.Write(e.Data); err != nil && err != io.EOF {
+	if _, err := f.Write(e.Data); err != nil && !errors.Is(err, io.EOF) {
 		return err
 	}
 	return errors.Join(f.Close(), image.Chmod(e.Path, e.Mode.Perm()))

@@ -30,7 +30,12 @@ func GPTDisk(path string, sectorSize int, parts ...Part) error {
 	const align = 1 << 20 // before the first partition, and behind the last for the backup table
 	return create(path, func(f *os.File) error {
 		end := int64(align)
-		table := gpt.Table{LogicalSectorSize: sectorSize, PhysicalSectorSize: sectorSize, ProtectiveMBR: true, GUID: guid("disk")}
+		table := gpt.Table{
+			LogicalSectorSize:  sectorSize,
+			PhysicalSectorSize: sectorSize,
+			ProtectiveMBR:      true,
+			GUID:               guid("disk"),
+		}
 		for i, p := range parts {
 			if p.Size <= 0 || p.Size%align != 0 {
 				return fmt.Errorf("partition %s: a size of %d bytes is no multiple of 1 MiB", p.Name, p.Size)

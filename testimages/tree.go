@@ -82,8 +82,8 @@ func fillBinary(p []byte, source *rand.ChaCha8) {
 
 // fillText makes what compresses well.
 func fillText(p []byte, source *rand.ChaCha8) {
-	words := strings.Fields("the a device image is of and written read block slot partition boots from to with never " +
-		"system kernel release update network seed chunk index store file when after before no one")
+	words := strings.Fields("the a device image is of and written read block slot partition boots from to with " +
+		"never system kernel release update network seed chunk index store file when after before no one")
 	for len(p) > 0 {
 		n := copy(p, words[source.Uint64()%uint64(len(words))])
 		p = p[n:]

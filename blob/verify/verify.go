@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
@@ -33,8 +34,8 @@ type Report struct {
 	Done     int64   `json:"done"`      // of them looked at
 	Bad      int     `json:"bad"`       // chunks that are not right
 	BadBytes int64   `json:"bad_bytes"` // their size
-	First    []Range `json:"first"`     // the first of them, by offset; neighbours together
-	Causes   []error `json:"-"`         // store: what is wrong with the first of them
+	First    []Range `json:"first"`     // the first of them, by offset, neighbours together; only at the end
+	Causes   []error `json:"-"`         // store: what is wrong with those found first
 }
 
 // firsts is how many bad ranges and causes a report names.
@@ -73,6 +74,7 @@ type job struct {
 	mu     sync.Mutex // guards what follows
 	next   int        // the first chunk that nobody has taken
 	report Report
+	wrong  []uint32 // the numbers of the chunks that are not right
 }
 
 // each lets workers take runs of chunks, whose ends span tells, until none are left.
@@ -93,7 +95,9 @@ func (j *job) each(ctx context.Context, span func(lo int) int, worker func() fun
 			return groupCtx.Err()
 		})
 	}
-	if err := group.Wait(); err != nil {
+	err := group.Wait()
+	j.report.First = j.ranges()
+	if err != nil {
 		return err
 	}
 	return ctx.Err()
@@ -119,35 +123,35 @@ func (j *job) done(lo, hi int) {
 	}
 }
 
-// bad notes that chunk c is not right.
-func (j *job) bad(c blob.Chunk, cause error) {
+// bad notes that chunk i is not right.
+func (j *job) bad(i int, cause error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	r := &j.report
-	r.Bad++
-	r.BadBytes += c.Size
-	r.First = addRange(r.First, Range{c.Offset, c.Size})
-	if cause != nil && len(r.Causes) < firsts {
-		r.Causes = append(r.Causes, cause)
+	j.report.Bad++
+	j.report.BadBytes += j.index.At(i).Size
+	j.wrong = append(j.wrong, uint32(i))
+	if cause != nil && len(j.report.Causes) < firsts {
+		j.report.Causes = append(j.report.Causes, cause)
 	}
 }
 
-// addRange puts r in its place, joins it with its neighbours, and keeps the first few.
-func addRange(ranges []Range, r Range) []Range {
-	at := 0
-	for at < len(ranges) && ranges[at].Offset < r.Offset {
-		at++
-	}
-	sorted := append(append(append([]Range{}, ranges[:at]...), r), ranges[at:]...)
-	joined := sorted[:1]
-	for _, next := range sorted[1:] {
-		if last := &joined[len(joined)-1]; last.Offset+last.Size == next.Offset {
-			last.Size += next.Size
-		} else {
-			joined = append(joined, next)
+// ranges are the first few runs of wrong chunks. They are made at the end, as workers find chunks in any
+// order, and a gap that is filled late joins two ranges into one.
+func (j *job) ranges() []Range {
+	slices.Sort(j.wrong)
+	var ranges []Range
+	for _, i := range j.wrong {
+		c, n := j.index.At(int(i)), len(ranges)
+		switch {
+		case n > 0 && ranges[n-1].Offset+ranges[n-1].Size == c.Offset:
+			ranges[n-1].Size += c.Size
+		case n == firsts:
+			return ranges
+		default:
+			ranges = append(ranges, Range{c.Offset, c.Size})
 		}
 	}
-	return joined[:min(len(joined), firsts)]
+	return ranges
 }
 
 // checker is one worker of Image.
@@ -182,7 +186,7 @@ func (c *checker) check(_ context.Context, lo, hi int) error {
 	x.Algorithm().SumAll(c.sums, c.data)
 	for i, chunk := range x.Range(lo, hi) {
 		if c.sums[i-lo] != chunk.Digest {
-			c.job.bad(chunk, nil)
+			c.job.bad(i, nil)
 		}
 	}
 	c.job.done(lo, hi)
@@ -199,7 +203,7 @@ type getter struct {
 
 func (g *getter) get(ctx context.Context, lo, hi int) error {
 	c := g.job.index.At(lo)
-	if g.table.Find(c.Digest) < lo {
+	if first := g.table.Find(c.Digest); first < lo && g.job.index.At(first).Size == c.Size {
 		g.job.done(lo, hi)
 		return nil
 	}
@@ -210,7 +214,7 @@ func (g *getter) get(ctx context.Context, lo, hi int) error {
 	var corrupt *store.CorruptError
 	switch {
 	case errors.Is(err, store.ErrNotFound) || errors.As(err, &corrupt):
-		g.job.bad(c, err)
+		g.job.bad(lo, err)
 	case err != nil:
 		return fmt.Errorf("getting chunk %v: %w", c.Digest, err)
 	}

@@ -167,12 +167,12 @@ func tellSources(w io.Writer, r assembled, got string) error {
 	if r.Copied > 0 {
 		rows = append(rows, []string{"  repeats", size(r.Copied), percent(r.Copied, r.Size)})
 	}
-	fetched := fmt.Sprintf("%s, %s %s", plural(r.Fetches, "chunk"), size(r.DownloadedBytes), got)
+	fetched := fmt.Sprintf("%s, %s %s", chunks(r.Fetches), size(r.DownloadedBytes), got)
 	rows = append(rows,
 		[]string{"  zeros", size(r.Zero), percent(r.Zero, r.Size)},
 		[]string{"  from the store", size(r.Fetched), percent(r.Fetched, r.Size), fetched})
 	if r.SeedMiss > 0 {
-		rows = append(rows, []string{"  (seeds did not hold " + plural(r.SeedMiss, "chunk") + " that their indexes say they do)"})
+		rows = append(rows, []string{"  (seeds did not hold " + chunks(r.SeedMiss) + " that their indexes say they do)"})
 	}
 	return table(w, rows)
 }

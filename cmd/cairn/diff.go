@@ -98,7 +98,7 @@ func printDifference(w io.Writer, d difference) error {
 		{"  shared", size(d.Shared), percent(d.Shared, d.Size)},
 		{"  zeros", size(d.Zero), percent(d.Zero, d.Size)},
 		{"  repeats", size(d.Repeated), percent(d.Repeated, d.Size)},
-		{"  new", size(d.NewBytes), percent(d.NewBytes, d.Size), plural(int64(d.NewChunks), "chunk")},
+		{"  new", size(d.NewBytes), percent(d.NewBytes, d.Size), chunks(int64(d.NewChunks))},
 	}
 	if d.DownloadBytes != nil {
 		rows = append(rows, []string{"  download", size(*d.DownloadBytes)})

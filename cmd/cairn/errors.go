@@ -76,7 +76,7 @@ func is[E error](err error) bool {
 }
 
 // complain tells the user what went wrong, and what to try.
-func complain(w io.Writer, ctx context.Context, err error, status int) {
+func complain(ctx context.Context, w io.Writer, err error, status int) {
 	if status >= exitSignal {
 		err = context.Cause(ctx)
 	}

@@ -26,7 +26,7 @@ func run(args []string) int {
 		return exitDone
 	}
 	status := exitStatus(ctx, err)
-	complain(os.Stderr, ctx, err, status)
+	complain(ctx, stderr, err, status)
 	return status
 }
 
@@ -51,8 +51,8 @@ Exit status: 0 done, 1 failed, 2 wrong usage, 3 data is damaged, 4 not found or 
 // arguments checks the number of arguments, as a mistake in usage.
 func arguments(check cobra.PositionalArgs) cobra.PositionalArgs {
 	return func(c *cobra.Command, args []string) error {
-		if err := check(c, args); err != nil {
-			return usageError{c, err}
+		if check(c, args) != nil {
+			return usageError{c, fmt.Errorf("want '%s', got %d arguments", c.UseLine(), len(args))}
 		}
 		return nil
 	}

@@ -133,11 +133,11 @@ func tellMade(r madeResult) {
 	took := rounded(time.Duration(r.Seconds * float64(time.Second)))
 	if r.New == 0 {
 		say("made %s of %s (%s): the store has every chunk already, none was written, in %s",
-			r.Index, size(r.Size), plural(int64(r.Chunks), "chunk"), took)
+			r.Index, size(r.Size), chunks(int64(r.Chunks)), took)
 		return
 	}
 	say("made %s of %s (%s, %d different): %s new of %s, %s stored, in %s", r.Index, size(r.Size),
-		plural(int64(r.Chunks), "chunk"), r.Distinct, plural(r.New, "chunk"), size(r.NewBytes), size(r.Stored), took)
+		chunks(int64(r.Chunks)), r.Distinct, chunks(r.New), size(r.NewBytes), size(r.Stored), took)
 }
 
 // openIndexWriter finds out early where the index will go, and returns what publishes it there.

@@ -68,7 +68,7 @@ type source struct {
 	store.Getter
 	counter store.Counter
 	readers []store.Reader // the stores, in order
-	close   func() error
+	close   func()
 }
 
 // openStores opens the stores of a command: those named, or the default one beside the index.
@@ -81,7 +81,7 @@ func openStores(f stores, index string, a blob.Algorithm) (*source, error) {
 		}
 		locations = []string{location}
 	}
-	s := &source{close: func() error { return nil }}
+	s := &source{close: func() {}}
 	var getters []store.Getter
 	for _, location := range locations {
 		r, err := locate.Open(location, locate.Options{})
@@ -120,7 +120,7 @@ func (s *source) addCache(dir string, a blob.Algorithm) error {
 	}
 	failed := func(err error) { say("warning: the cache takes no more chunks: %v", err) }
 	s.Getter = store.Cache(store.NewChunks(bucket, a), keep, s.Getter, failed)
-	s.close = keep.Close
+	s.close = func() { _ = keep.Close() } // what it kept is kept
 	return nil
 }
 

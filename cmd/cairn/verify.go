@@ -65,10 +65,10 @@ func runVerify(ctx context.Context, stdout io.Writer, f verifyFlags, args []stri
 	if report.Bad > 0 {
 		tellBad(report)
 		return damagedError{fmt.Sprintf("%s is damaged: %s of %s (%s) not right", what,
-			plural(int64(report.Bad), "chunk"), args[0], size(report.BadBytes))}
+			chunks(int64(report.Bad)), args[0], size(report.BadBytes))}
 	}
 	if !f.json {
-		say("%s is whole: %s in %s", what, size(x.Size()), plural(int64(x.Len()), "chunk"))
+		say("%s is whole: %s in %s", what, size(x.Size()), chunks(int64(x.Len())))
 	}
 	return err
 }

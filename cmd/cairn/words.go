@@ -29,12 +29,12 @@ func percent(part, whole int64) string {
 	return fmt.Sprintf("%.1f %%", 100*float64(part)/float64(whole))
 }
 
-// plural is a count with its noun.
-func plural(n int64, noun string) string {
+// chunks is a number of chunks, for people.
+func chunks(n int64) string {
 	if n == 1 {
-		return "1 " + noun
+		return "1 chunk"
 	}
-	return humanize.Comma(n) + " " + noun + "s"
+	return humanize.Comma(n) + " chunks"
 }
 
 // rounded is a duration for people.
@@ -52,7 +52,7 @@ func writeJSON(w io.Writer, v any) error {
 	return e.Encode(v)
 }
 
-// table writes rows of cells in columns. A cell that starts with a tab stop of its own is not expected.
+// table writes rows of cells in columns.
 func table(w io.Writer, rows [][]string) error {
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 	for _, row := range rows {

@@ -47,7 +47,8 @@ func TestCommitReplacesWithContentAndMode(t *testing.T) {
 	if got, err := os.ReadFile(name); err != nil || string(got) != "old" {
 		t.Fatalf("before Commit the file holds %q, %v; want the old content", got, err)
 	}
-	if got := names(t, dir); len(got) != 2 || !strings.HasPrefix(got[0], ".image.") || !strings.HasSuffix(got[0], ".tmp") {
+	got := names(t, dir)
+	if len(got) != 2 || !strings.HasPrefix(got[0], ".image.") || !strings.HasSuffix(got[0], ".tmp") {
 		t.Errorf("the directory holds %q, want image and .image.RANDOM.tmp", got)
 	}
 	if err := f.Commit(); err != nil {

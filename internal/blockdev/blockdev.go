@@ -43,7 +43,7 @@ func OpenRead(path string, section Section) (*File, error) {
 		return nil, err
 	}
 	if !info.Mode().IsRegular() && !isBlockDevice(info) {
-		return nil, fmt.Errorf("opening %s: it is %s, neither a regular file nor a block device", path, kind(info))
+		return nil, fmt.Errorf("opening %s: it is %s, no regular file or block device", path, kind(info))
 	}
 	f, err := os.Open(path)
 	if err != nil {

@@ -143,8 +143,10 @@ func exercise(t *testing.T, target *Target) {
 	size := int(target.Size())
 	m := &model{t, target, make([]byte, size)}
 	m.write(0, testimages.Random(7, size))
-	for _, r := range [][2]int{{0, 512}, {4096, 8192}, {20_001, 30_003}, {70_000, 1}, {70_003, 100}, {81_920, 0}, {size - 5000, 5000}} {
-		m.zero(r[0], r[1])
+	for _, r := range []struct{ off, n int }{
+		{0, 512}, {4096, 8192}, {20_001, 30_003}, {70_000, 1}, {70_003, 100}, {81_920, 0}, {size - 5000, 5000},
+	} {
+		m.zero(r.off, r.n)
 		m.check("after Zero, warm")
 	}
 	m.write(30_000, testimages.Random(8, 10_001))

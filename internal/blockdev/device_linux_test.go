@@ -250,6 +250,16 @@ func TestRefuseMountedDisk(t *testing.T) {
 	refused(t, node, "it is mounted on "+point)
 }
 
+// btrfs has a device number of its own: mountinfo gives no other clue than the source.
+func TestRefuseMountedBtrfs(t *testing.T) {
+	node := looptest.Attach(t, looptest.File(t, 128<<20), 512)
+	looptest.Run(t, need.Tool(t, "mkfs.btrfs"), "-q", node)
+	point := t.TempDir()
+	looptest.Run(t, need.Tool(t, "mount"), node, point)
+	t.Cleanup(func() { looptest.Run(t, "umount", point) })
+	refused(t, node, "it is mounted on "+point)
+}
+
 func TestRefuseSwapDevice(t *testing.T) {
 	node, _ := disk(t)
 	swapOn(t, node+"p2")
@@ -412,7 +422,8 @@ func TestOverlaps(t *testing.T) {
 func TestOverlapsLoopWithOffset(t *testing.T) {
 	need.Root(t)
 	file := looptest.File(t, 4<<20)
-	node := strings.TrimSpace(looptest.Run(t, need.Tool(t, "losetup"), "--find", "--show", "--offset", "1048576", "--sizelimit", "1048576", file))
+	args := []string{"--find", "--show", "--offset", "1048576", "--sizelimit", "1048576", file}
+	node := strings.TrimSpace(looptest.Run(t, need.Tool(t, "losetup"), args...))
 	t.Cleanup(func() { looptest.Run(t, "losetup", "--detach", node) })
 	loop := openRead(t, node, Section{})
 	for _, test := range []struct {

@@ -154,9 +154,9 @@ type inode struct{ dev, ino, rdev uint64 }
 
 func inodeOf(info fs.FileInfo) inode {
 	st := info.Sys().(*syscall.Stat_t)
-	id := inode{dev: uint64(st.Dev), ino: st.Ino}
+	id := inode{dev: st.Dev, ino: st.Ino}
 	if isBlockDevice(info) {
-		id.rdev = uint64(st.Rdev)
+		id.rdev = st.Rdev
 	}
 	return id
 }

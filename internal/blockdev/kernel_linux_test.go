@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -51,7 +52,8 @@ func fakeDisk(t *testing.T, mountinfo string) kernel {
 	for n := range 4 {
 		links[fmt.Sprintf("dev/block/253:%d", n)] = fmt.Sprintf("devices/dm-%d", n)
 	}
-	for _, stack := range [][2]string{{"sda/sda1", "dm-0"}, {"sda/sda2", "dm-1"}, {"sda/sda2", "dm-3"}, {"dm-0", "dm-2"}} {
+	stacks := [][2]string{{"sda/sda1", "dm-0"}, {"sda/sda2", "dm-1"}, {"sda/sda2", "dm-3"}, {"dm-0", "dm-2"}}
+	for _, stack := range stacks {
 		lower, upper := "devices/"+stack[0], "devices/"+stack[1]
 		links[lower+"/holders/"+filepath.Base(upper)] = upper
 		links[upper+"/slaves/"+filepath.Base(lower)] = lower
@@ -158,9 +160,9 @@ func TestRootLayers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := mount{id: "0:40", point: "/", source: "overlay", options: "rw,lowerdir=/absent:/,upperdir=" + upper + ",workdir=/absent"}
-	ids := strings.Join(layerIDs(m), " ")
-	if id := deviceID(inodeOf(info).dev); !strings.Contains(ids, id) {
+	m := mount{source: "overlay", options: "rw,lowerdir=/absent:/,upperdir=" + upper + ",workdir=/absent"}
+	ids := layerIDs(m)
+	if id := deviceID(inodeOf(info).dev); !slices.Contains(ids, id) {
 		t.Errorf("the layers of %+v lie on %s, want %s among them", m, ids, id)
 	}
 }
@@ -168,7 +170,10 @@ func TestRootLayers(t *testing.T) {
 func TestOverlapsStackedDevices(t *testing.T) {
 	k := fakeDisk(t, "")
 	const kib = 1 << 10
-	whole := func(number uint64, size int64) extent { return extent{inode: inode{rdev: number}, hi: size} }
+	section := func(number uint64, lo, hi int64) extent {
+		return extent{inode: inode{rdev: number}, lo: lo, hi: hi}
+	}
+	whole := func(number uint64, size int64) extent { return section(number, 0, size) }
 	tests := []struct {
 		name string
 		a, b extent
@@ -179,7 +184,7 @@ func TestOverlapsStackedDevices(t *testing.T) {
 		{"mapped device two floors up", whole(dm2, 512*kib), whole(dm0, 512*kib), true},
 		{"mapped device and the other partition", whole(dm0, 512*kib), whole(sda2, 512*kib), false},
 		{"two volumes of one partition", whole(dm1, 256*kib), whole(dm3, 256*kib), false},
-		{"sections of one mapped device", extent{inode: inode{rdev: dm1}, hi: 5}, extent{inode: inode{rdev: dm1}, lo: 5, hi: 9}, false},
+		{"sections of one mapped device", section(dm1, 0, 5), section(dm1, 5, 9), false},
 		{"mapped device and the disk before it", whole(dm0, 512*kib), whole(sda, 1024*kib), false},
 	}
 	for _, test := range tests {
@@ -232,7 +237,8 @@ func TestParseMounts(t *testing.T) {
 
 func TestUnescape(t *testing.T) {
 	for in, want := range map[string]string{
-		"": "", "plain": "plain", `a\040b`: "a b", `\134`: `\`, `\`: `\`, `\9`: `\9`, `\999`: `\999`, `\0400`: " 0", `\777`: `\777`,
+		"": "", "plain": "plain", `a\040b`: "a b", `\134`: `\`, `\0400`: " 0",
+		`\`: `\`, `\9`: `\9`, `\999`: `\999`, `\777`: `\777`,
 	} {
 		if got := unescape(in); got != want {
 			t.Errorf("unescape(%q) = %q, want %q", in, got, want)

@@ -1,8 +1,6 @@
 package blockdev
 
-import (
-	"fmt"
-)
+import "fmt"
 
 // Overlaps says why two opened sections share bytes, and "" if they do not. It sees through links, partitions
 // and their disks, and loop devices and the files behind them. Of a stacked device (dm, md) it is not known

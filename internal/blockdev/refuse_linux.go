@@ -38,7 +38,11 @@ func refuseStray(path string, info os.FileInfo) error {
 	if real, err := filepath.EvalSymlinks(path); err != nil || !strings.HasPrefix(real, "/dev/") {
 		return err
 	}
-	return &RefusedError{path, "it is a regular file under /dev, not a device", "check the device's name, and remove the file"}
+	return &RefusedError{
+		Path: path,
+		Why:  "it is a regular file under /dev, not a device",
+		Hint: "check the device's name, and remove the file",
+	}
 }
 
 func (k kernel) refuseDevice(path string, number uint64) error {
@@ -132,7 +136,7 @@ func (u users) of(target inode) (why, hint string) {
 	}
 	for _, loop := range u.loops {
 		if loop.same(target) {
-			return "is what the loop device " + loop.by + " is attached to", "losetup -d " + loop.by + ", or name the loop device"
+			return "is what the loop device " + loop.by + " is attached to", "losetup -d " + loop.by + ", or name that"
 		}
 	}
 	return "", ""

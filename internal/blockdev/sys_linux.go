@@ -17,7 +17,7 @@ func control(f *os.File, fn func(fd int) error) error {
 	}
 	var result error
 	err = conn.Control(func(fd uintptr) {
-		for result = unix.EINTR; result == unix.EINTR; {
+		for result = unix.EINTR; errors.Is(result, unix.EINTR); {
 			result = fn(int(fd))
 		}
 	})
@@ -120,7 +120,7 @@ func openExclusive(path string, info os.FileInfo) (*os.File, error) {
 }
 
 func readOnlyError(path string) error {
-	return &RefusedError{path, "it is read-only", "make it writable (blockdev --setrw), or choose another target"}
+	return &RefusedError{path, "it is read-only", "blockdev --setrw, or choose another target"}
 }
 
 // claim finishes what openExclusive began.

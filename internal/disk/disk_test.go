@@ -113,10 +113,10 @@ func TestDamagedTables(t *testing.T) {
 			{"over the header", edit(sector, 0, func(e []byte) { put(e[32:], 1) }), ErrInvalidTable},
 			{"ends before it starts", edit(sector, 2, func(e []byte) { put(e[40:], 9) }), ErrInvalidTable},
 			{"end overflows", edit(sector, 2, func(e []byte) { put(e[40:], 1<<64-1) }), ErrInvalidTable},
-			{"too many entries", func(p []byte) { binary.LittleEndian.PutUint32(p[sector+80:], 1<<31); seal(p, sector) }, ErrInvalidTable},
-			{"huge entries", func(p []byte) { binary.LittleEndian.PutUint32(p[sector+84:], 1<<31); seal(p, sector) }, ErrInvalidTable},
-			{"no entry size", func(p []byte) { binary.LittleEndian.PutUint32(p[sector+84:], 0); seal(p, sector) }, ErrInvalidTable},
-			{"entries beyond the end", func(p []byte) { put(p[sector+72:], 1<<40); seal(p, sector) }, ErrInvalidTable},
+			{"too many entries", editHeader(sector, func(h []byte) { put(h[80:], 128<<32|1<<31) }), ErrInvalidTable},
+			{"huge entries", editHeader(sector, func(h []byte) { put(h[80:], 1<<63|128) }), ErrInvalidTable},
+			{"no entry size", editHeader(sector, func(h []byte) { put(h[80:], 128) }), ErrInvalidTable},
+			{"entries beyond the end", editHeader(sector, func(h []byte) { put(h[72:], 1<<40) }), ErrInvalidTable},
 		}
 		for _, test := range tests {
 			p := bytes.Clone(whole)
@@ -139,6 +139,14 @@ func put(p []byte, v uint64) { binary.LittleEndian.PutUint64(p, v) }
 func edit(sector, entry int, change func(e []byte)) func(p []byte) {
 	return func(p []byte) {
 		change(p[2*sector+128*entry:])
+		seal(p, sector)
+	}
+}
+
+// editHeader changes the header of the primary table, and its checksums.
+func editHeader(sector int, change func(h []byte)) func(p []byte) {
+	return func(p []byte) {
+		change(p[sector:])
 		seal(p, sector)
 	}
 }

@@ -21,7 +21,7 @@ type Location struct {
 // Resolve finds what a user means by
 //
 //	PATH            a file or device; it may be about to be created, but not under /dev
-//	DISK#NAME       a partition, by name, UUID or number: a section of a disk image, or the kernel's node of a disk's
+//	DISK#NAME       a partition, by name, UUID or number, of a disk (the kernel's node) or disk image (a section)
 //	PARTLABEL=NAME  a partition of any disk of this machine
 //	PARTUUID=UUID   the same
 //
@@ -87,8 +87,7 @@ func resolveName(path, name string) (Location, error) {
 		return Location{path, blockdev.Section{Offset: p.Start, Size: p.Size}, &p}, nil
 	}
 	if p.Node == "" {
-		return Location{}, fmt.Errorf("partition %q of %s: the kernel has no device where the table has it (partprobe %s may help)",
-			name, path, path)
+		return Location{}, fmt.Errorf("partition %q of %s: the kernel has no device there (partprobe may help)", name, path)
 	}
 	return node(p)
 }

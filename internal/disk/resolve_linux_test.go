@@ -22,8 +22,8 @@ func uniqueDisk(t *testing.T, sectorSize int) (path, slot string) {
 	t.Helper()
 	slot = fmt.Sprintf("cairn-%d-%d", os.Getpid(), sectorSize)
 	path = filepath.Join(t.TempDir(), "disk.img")
-	err := testimages.GPTDisk(path, sectorSize, testimages.Part{Name: slot + "-a", Size: mib}, testimages.Part{Name: slot + "-b", Size: 2 * mib})
-	if err != nil {
+	parts := []testimages.Part{{Name: slot + "-a", Size: mib}, {Name: slot + "-b", Size: 2 * mib}}
+	if err := testimages.GPTDisk(path, sectorSize, parts...); err != nil {
 		t.Fatal(err)
 	}
 	return path, slot
@@ -112,7 +112,10 @@ func fakeSysfs(t *testing.T, uevents ...string) sysfs {
 			t.Fatal(err)
 		}
 		for name, content := range map[string]string{
-			"partition": fmt.Sprintln(i + 1), "start": fmt.Sprintln(2048 * (i + 1)), "size": "2048\n", "uevent": uevent,
+			"partition": fmt.Sprintln(i + 1),
+			"start":     fmt.Sprintln(2048 * (i + 1)),
+			"size":      "2048\n",
+			"uevent":    uevent,
 		} {
 			if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
 				t.Fatal(err)

@@ -15,6 +15,5 @@ func deviceID(node string) (string, error) {
 	if st.Mode&unix.S_IFMT != unix.S_IFBLK {
 		return "", fmt.Errorf("%s is not a block device", node)
 	}
-	rdev := uint64(st.Rdev)
-	return fmt.Sprintf("%d:%d", unix.Major(rdev), unix.Minor(rdev)), nil
+	return fmt.Sprintf("%d:%d", unix.Major(st.Rdev), unix.Minor(st.Rdev)), nil
 }

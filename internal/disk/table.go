@@ -95,8 +95,9 @@ func (view) Close() error               { return nil }
 
 // convert checks the entries of a table against a disk whose last sector is last.
 func convert(table *gpt.Table, last, sector int64) ([]Partition, error) {
-	const headers = 2                                         // before the first partition: protective MBR, GPT header
-	lastUsable := min(uint64(last)-1, table.LastDataSector()) // the very last is the backup's header
+	const headers = 2 // sectors before the first partition: protective MBR and GPT header
+	// The very last sector is the backup's header.
+	lastUsable := min(uint64(last)-1, table.LastDataSector())
 	var parts []Partition
 	for _, p := range table.Partitions {
 		if p.Start < headers || p.End < p.Start || p.End > lastUsable {
@@ -116,7 +117,8 @@ func convert(table *gpt.Table, last, sector int64) ([]Partition, error) {
 }
 
 func checkOverlap(parts []Partition) error {
-	byStart := slices.SortedFunc(slices.Values(parts), func(a, b Partition) int { return cmp.Compare(a.Start, b.Start) })
+	byStart := slices.Clone(parts)
+	slices.SortFunc(byStart, func(a, b Partition) int { return cmp.Compare(a.Start, b.Start) })
 	for i := 1; i < len(byStart); i++ {
 		a, b := byStart[i-1], byStart[i]
 		if a.Start+a.Size > b.Start {

@@ -20,7 +20,8 @@ func Attach(t testing.TB, file string, sectorSize int) string {
 	t.Helper()
 	need.Root(t)
 	losetup := need.Tool(t, "losetup")
-	node := strings.TrimSpace(Run(t, losetup, "--find", "--show", "--partscan", "--sector-size", strconv.Itoa(sectorSize), file))
+	args := []string{"--find", "--show", "--partscan", "--sector-size", strconv.Itoa(sectorSize), file}
+	node := strings.TrimSpace(Run(t, losetup, args...))
 	t.Cleanup(func() {
 		if out, err := exec.Command(losetup, "--detach", node).CombinedOutput(); err != nil {
 			t.Errorf("losetup --detach %s: %v\n%s", node, err, out)
@@ -37,8 +38,8 @@ func addPartitions(t testing.TB, node string) {
 		return
 	}
 	// It fails where there is no partition table, and the test that wants partitions will miss them.
-	exec.Command(need.Tool(t, "partx"), "--add", node).Run()
-	t.Cleanup(func() { exec.Command("partx", "--delete", node).Run() })
+	_ = exec.Command(need.Tool(t, "partx"), "--add", node).Run()
+	t.Cleanup(func() { _ = exec.Command("partx", "--delete", node).Run() })
 }
 
 // File is a new sparse file of size bytes.
