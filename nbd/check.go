@@ -40,7 +40,7 @@ func (t *transmission) allowed(c Command) (uint16, error) {
 }
 
 func (t *transmission) checkRange(q request) error {
-	payload := q.command == CmdRead || q.command == Write
+	payload := q.command == CmdRead || q.command == CmdWrite
 	switch {
 	case q.command == CmdFlush:
 		return nil

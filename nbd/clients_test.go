@@ -81,7 +81,8 @@ func TestNBDInfo(t *testing.T) {
 	}
 	got := make(map[string]any)
 	want := map[string]any{
-		"export-name": "rootfs", "description": "a root file system", "export-size": float64(16 * mib), "is_read_only": true,
+		"export-name": "rootfs", "description": "a root file system",
+		"export-size": float64(16 * mib), "is_read_only": true,
 		"can_multi_conn": true, "can_cache": true, "can_df": true, "can_flush": false, "can_trim": false,
 		"block_size_minimum": 1., "block_size_preferred": 4096., "block_size_maximum": float64(32 * mib),
 		"contexts": []any{"base:allocation"},
@@ -131,7 +132,8 @@ func TestNBDInfoCan(t *testing.T) {
 
 func TestUnknownExportIsExplained(t *testing.T) {
 	r := start(t, &nbd.Server{}, &nbd.Export{Name: "here", Device: newLazy(data(mib))})
-	if out, status := run(t, "qemu-img", "info", r.uri("there")); status == 0 || !strings.Contains(out, `there is "here"`) {
+	out, status := run(t, "qemu-img", "info", r.uri("there"))
+	if status == 0 || !strings.Contains(out, `there is "here"`) {
 		t.Errorf("qemu-img info of an unknown export: status %d\n%s", status, out)
 	}
 }
@@ -167,7 +169,7 @@ func TestNBDCopyInto(t *testing.T) {
 	d := &ram{data: bytes.Repeat([]byte{0xaa}, len(image.data))}
 	r := start(t, &nbd.Server{}, &nbd.Export{Device: d, MultiConn: true})
 	must(t, "nbdcopy", "--flush", path, r.uri(""))
-	if !bytes.Equal(d.data, image.data) || d.flushes() == 0 {
+	if !d.holds(image.data) || d.flushes() == 0 {
 		t.Errorf("the device differs from the file, or was not flushed (%d)", d.flushes())
 	}
 }
@@ -215,7 +217,8 @@ func TestQEMUImg(t *testing.T) {
 		Start, Length int64
 		Zero          bool
 	}
-	if err := json.Unmarshal([]byte(must(t, "qemu-img", "map", "-f", "raw", "--output=json", r.uri(""))), &extents); err != nil {
+	said := must(t, "qemu-img", "map", "-f", "raw", "--output=json", r.uri(""))
+	if err := json.Unmarshal([]byte(said), &extents); err != nil {
 		t.Fatal(err)
 	}
 	at := int64(0)
@@ -258,8 +261,10 @@ func TestQEMUIO(t *testing.T) {
 
 func TestQEMUIOWrites(t *testing.T) {
 	r := start(t, &nbd.Server{}, &nbd.Export{Device: &ram{data: bytes.Repeat([]byte{9}, mib)}})
-	out := must(t, "qemu-io", "-f", "raw", "-c", "write -P 1 0 4k", "-c", "write -z 64k 64k", "-c", "write -f -P 2 8k 4k",
-		"-c", "flush", "-c", "read -P 1 0 4k", "-c", "read -P 0 64k 64k", "-c", "read -P 2 8k 4k", "-c", "read -P 9 128k 4k", r.uri(""))
+	out := must(t, "qemu-io", "-f", "raw",
+		"-c", "write -P 1 0 4k", "-c", "write -z 64k 64k", "-c", "write -f -P 2 8k 4k", "-c", "flush",
+		"-c", "read -P 1 0 4k", "-c", "read -P 0 64k 64k", "-c", "read -P 2 8k 4k", "-c", "read -P 9 128k 4k",
+		r.uri(""))
 	if strings.Contains(out, "failed") {
 		t.Errorf("qemu-io says:\n%s", out)
 	}

@@ -85,12 +85,15 @@ func wireRequest(flags uint16, c Command, offset uint64, length uint32) []byte {
 }
 
 func FuzzTransmission(f *testing.F) {
-	all := slices.Concat(wireRequest(0, CmdRead, 0, 100), wireRequest(0, CmdRead, 4096, 40000), wireRequest(flagDF, CmdRead, 0, 65536),
-		wireRequest(flagFUA, CmdWrite, 5, 3), []byte("abc"), wireRequest(0, CmdFlush, 0, 0), wireRequest(0, cmdTrim, 0, 512),
-		wireRequest(0, CmdCache, 0, 512), wireRequest(flagNoHole, CmdWriteZeroes, 1, 512), wireRequest(flagReqOne, CmdBlockStatus, 0, 99999))
+	all := slices.Concat(
+		wireRequest(0, CmdRead, 0, 100), wireRequest(0, CmdRead, 4096, 40000), wireRequest(flagDF, CmdRead, 0, 65536),
+		wireRequest(flagFUA, CmdWrite, 5, 3), []byte("abc"), wireRequest(flagNoHole, CmdWriteZeroes, 1, 512),
+		wireRequest(0, CmdFlush, 0, 0), wireRequest(0, cmdTrim, 0, 512), wireRequest(0, CmdCache, 0, 512),
+		wireRequest(flagReqOne, CmdBlockStatus, 0, 99999))
 	f.Add(all, true, true, uint16(0x0f0f))
 	f.Add(append(all, wireRequest(0, cmdDisconnect, 0, 0)...), false, true, uint16(1))
-	f.Add(slices.Concat(wireRequest(0, CmdRead, 1<<63, 1<<32-1), wireRequest(0, CmdWrite, 1<<63, 4), []byte("abcd")), true, false, uint16(0))
+	far := slices.Concat(wireRequest(0, CmdRead, 1<<63, 1<<32-1), wireRequest(0, CmdWrite, 1<<63, 4), []byte("abcd"))
+	f.Add(far, true, false, uint16(0))
 	f.Add(wireRequest(0, CmdWrite, 0, 1<<32-1), true, true, uint16(0))
 	f.Add([]byte("garbage, and enough of it to be a request"), true, true, uint16(0))
 	f.Fuzz(func(t *testing.T, said []byte, structured, readOnly bool, zeros uint16) {

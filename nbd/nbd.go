@@ -118,7 +118,7 @@ func NewStatic(exports ...*Export) (*Static, error) {
 			}
 		}
 		if !validString(e.Description) {
-			return nil, fmt.Errorf("export %q: its description is not a valid NBD string", e.Name)
+			return nil, fmt.Errorf("export %q: its description is not at most %d bytes of UTF-8 without NUL", e.Name, maxString)
 		}
 	}
 	return s, nil
@@ -126,7 +126,7 @@ func NewStatic(exports ...*Export) (*Static, error) {
 
 func (s *Static) add(name string, e *Export) error {
 	if !validString(name) {
-		return fmt.Errorf("export name %q is not a valid NBD string (at most %d bytes of UTF-8, no NUL)", name, maxString)
+		return fmt.Errorf("export name %q is not at most %d bytes of UTF-8 without NUL", name, maxString)
 	}
 	if other := s.byName[name]; other != nil && other != e {
 		return fmt.Errorf("two exports are named %q", name)

@@ -90,7 +90,7 @@ func TestUnknownExportAfterKnown(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err := c.Go("three")
-	if got := refused(t, err); got != nbdtest.RepErrUnknown || !strings.Contains(err.Error(), `"three" (there is "one", "two")`) {
+	if refused(t, err) != nbdtest.RepErrUnknown || !strings.Contains(err.Error(), `"three" (there is "one", "two")`) {
 		t.Errorf("Go(three) = %v", err)
 	}
 	if _, err := c.Go("two"); err != nil {

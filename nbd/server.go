@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -88,12 +89,7 @@ func accept(ctx context.Context, l net.Listener) (net.Conn, error) {
 }
 
 func passes(err error) bool {
-	for _, e := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.ECONNABORTED} {
-		if errors.Is(err, e) {
-			return true
-		}
-	}
-	return false
+	return isAny(err, syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.ECONNABORTED)
 }
 
 // start serves a connection in a goroutine of its own, if there is room for it.
@@ -127,12 +123,14 @@ func (s *Server) serve(ctx context.Context, conn net.Conn, log *slog.Logger) {
 // report logs how a connection ended: a warning unless it is how connections end.
 func report(log *slog.Logger, what string, err error) {
 	level := slog.LevelWarn
-	for _, usual := range []error{io.EOF, errAborted, errDisconnected, context.Canceled, os.ErrDeadlineExceeded, net.ErrClosed} {
-		if errors.Is(err, usual) {
-			level = slog.LevelDebug
-		}
+	if isAny(err, io.EOF, errAborted, errDisconnected, context.Canceled, os.ErrDeadlineExceeded, net.ErrClosed) {
+		level = slog.LevelDebug
 	}
 	log.Log(context.Background(), level, what, "cause", err)
+}
+
+func isAny(err error, targets ...error) bool {
+	return slices.ContainsFunc(targets, func(target error) bool { return errors.Is(err, target) })
 }
 
 func (s *Server) negotiate(ctx context.Context, conn net.Conn) (*session, error) {

@@ -53,7 +53,9 @@ type transmission struct {
 	now   filler  // reads what is resident
 }
 
-func newTransmission(ctx context.Context, s *Server, conn net.Conn, agreed *session, log *slog.Logger) *transmission {
+func newTransmission(
+	ctx context.Context, s *Server, conn net.Conn, agreed *session, log *slog.Logger,
+) *transmission {
 	t := &transmission{
 		session:      *agreed,
 		conn:         conn,
@@ -84,7 +86,7 @@ func (t *transmission) run() error {
 	defer onDone(t.stopping, t.shutDown)()
 	err := t.loop()
 	t.flush()
-	if err != errDisconnected {
+	if !errors.Is(err, errDisconnected) {
 		t.goodbye()
 	}
 	t.linger()
@@ -105,7 +107,7 @@ func (t *transmission) loop() error {
 		if !ok {
 			return fmt.Errorf("a request starts with %#x", p[:4])
 		}
-		t.in.Discard(requestSize)
+		_, _ = t.in.Discard(requestSize) // it is there
 		if q.command == cmdDisconnect {
 			return errDisconnected
 		}
@@ -124,7 +126,7 @@ func (t *transmission) linger() {
 		t.tasks.Wait()
 		t.conn.SetReadDeadline(past())
 	}()
-	io.Copy(io.Discard, t.conn)
+	_, _ = io.Copy(io.Discard, t.conn) // until the client hangs up, or all is answered
 	t.goodbye()
 	<-answered
 }

@@ -45,7 +45,7 @@ func TestRead(t *testing.T) {
 		{100, 290*kib + 1, 0, 2},
 		{1300 * kib, 1000 * kib, 0, 0}, // too many pieces
 		{0, 32 * mib, 0, 0},
-		{int64(newLazy(extents...).Size()) - 2000, 2000, 0, 0},
+		{newLazy(extents...).Size() - 2000, 2000, 0, 0},
 	}
 	for _, resident := range []bool{false, true} {
 		d := newLazy(extents...)
@@ -202,7 +202,9 @@ func TestFailedRead(t *testing.T) {
 
 func TestBlockStatus(t *testing.T) {
 	const hole = 3
-	extents := []nbd.Extent{data(5000), data(3192), zero(8 * kib), zero(4 * kib), data(100), zero(10000), data(50), zero(5 * kib)}
+	extents := []nbd.Extent{
+		data(5000), data(3192), zero(8 * kib), zero(4 * kib), data(100), zero(10000), data(50), zero(5 * kib),
+	}
 	c := start(t, &nbd.Server{}, &nbd.Export{Device: newLazy(extents...)}).use(t)
 	type extent = [2]uint32 // length and state
 	// Zeros: 8192–20480; 20580–30580, of which whole blocks are 24576–28672; 30630–35750, the end, from 32768.
@@ -274,7 +276,8 @@ func TestWrite(t *testing.T) {
 	for _, c := range []*nbdtest.Client{r.useSimple(t), r.use(t)} {
 		before := d.flushes()
 		text := bytes.Repeat([]byte("cairn"), 100000)
-		zeroes := nbdtest.Request{Command: nbdtest.CmdWriteZeroes, Offset: mib, Length: 2*mib + 1, Flags: nbdtest.CmdFlagNoHole}
+		zeroes := nbdtest.Request{Command: nbdtest.CmdWriteZeroes, Offset: mib, Length: 2*mib + 1}
+		zeroes.Flags = nbdtest.CmdFlagNoHole
 		_, err := c.Do(t.Context(), zeroes)
 		err = errors.Join(err, c.Write(t.Context(), text, 4096, 0), c.Flush(t.Context()),
 			c.Write(t.Context(), text, 4096, nbdtest.CmdFlagFUA))
@@ -289,7 +292,8 @@ func TestWrite(t *testing.T) {
 			t.Error("zeros are not where they should be")
 		}
 	}
-	for err, want := range map[error]uint32{errors.New("no"): nbdtest.EIO, fmt.Errorf("full: %w", syscall.ENOSPC): nbdtest.ENOSPC} {
+	full := fmt.Errorf("full: %w", syscall.ENOSPC)
+	for err, want := range map[error]uint32{errors.New("no"): nbdtest.EIO, full: nbdtest.ENOSPC} {
 		d.failWith(err)
 		if got := code(t, r.use(t).Write(t.Context(), []byte("x"), 0, 0)); got != want {
 			t.Errorf("a write that fails with %q = %d, want %d", err, got, want)

@@ -173,10 +173,8 @@ func number(err error) errno {
 	if r, ok := errors.AsType[*refusal](err); ok {
 		return r.code
 	}
-	for _, full := range []error{syscall.ENOSPC, syscall.EDQUOT, syscall.EFBIG} {
-		if errors.Is(err, full) {
-			return errNOSPC
-		}
+	if isAny(err, syscall.ENOSPC, syscall.EDQUOT, syscall.EFBIG) {
+		return errNOSPC
 	}
 	return errIO
 }

@@ -41,6 +41,7 @@ var imports = map[string]string{
 	"nbd/nbdtest":     "nbd",
 	"testimages":      "",
 	"cmd/cairn":       anything,
+	"internal/demo":   "nbd/nbdtest testimages",
 }
 
 // testOnly are the packages that only tests, and one another, may import.
@@ -49,13 +50,16 @@ var testOnly = []string{
 	"internal/blockdev/looptest",
 }
 
+// tools are programs for developers, no part of the product: they may print, and use what is for tests only.
+var tools = []string{"internal/bench", "internal/demo"}
+
 // goNBD may be imported, tests included, by one package.
 const (
 	goNBD     = "github.com/pojntfx/go-nbd"
 	goNBDHome = "nbd/gonbd"
 )
 
-// printing are the names by which a package talks past its caller. Only cmd/cairn does.
+// printing are the names by which a package talks past its caller. Only programs do.
 var printing = map[string]string{
 	"os":  "Stdout Stderr",
 	"fmt": "Print Printf Println",
@@ -97,7 +101,7 @@ func checkTable(s source) (complaints []string) {
 }
 
 func checkTestOnly(s source) (complaints []string) {
-	if s.isTest || slices.Contains(testOnly, s.pkg) {
+	if s.isTest || slices.Contains(testOnly, s.pkg) || slices.Contains(tools, s.pkg) {
 		return nil
 	}
 	for _, p := range s.imports() {
@@ -121,7 +125,7 @@ func checkGoNBD(s source) (complaints []string) {
 }
 
 func checkPrinting(s source) (complaints []string) {
-	if s.isTest || strings.HasPrefix(s.pkg, "cmd/") {
+	if s.isTest || strings.HasPrefix(s.pkg, "cmd/") || slices.Contains(tools, s.pkg) {
 		return nil
 	}
 	locals := s.locals()

@@ -23,6 +23,8 @@ func TestRules(t *testing.T) {
 		{"test package in a test", "store/a_test.go", `import "cairn/internal/need"`, ""},
 		{"test package in another", "store/storetest/a.go", `import "cairn/internal/need"`, ""},
 		{"test package in the product", "cmd/cairn/a.go", `import "cairn/testimages"`, "for tests only"},
+		{"test package in a tool", "internal/demo/a.go", `import "cairn/testimages"`, ""},
+		{"tool prints", "internal/bench/a.go", `import "os"; var w = os.Stderr`, ""},
 		{"go-nbd at home", "nbd/gonbd/a.go", `import "github.com/pojntfx/go-nbd/pkg/server"`, ""},
 		{"go-nbd in a test", "nbd/a_test.go", `import "github.com/pojntfx/go-nbd/pkg/server"`, "only nbd/gonbd"},
 		{"go-nbd in the command", "cmd/cairn/a.go", `import "github.com/pojntfx/go-nbd/pkg/server"`, "only nbd/gonbd"},

@@ -5,6 +5,7 @@ package gonbd
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"syscall"
@@ -134,7 +135,7 @@ func whole(n, want int, err error) error {
 	switch {
 	case n == want:
 		return nil
-	case err == nil || err == io.EOF:
+	case err == nil || errors.Is(err, io.EOF):
 		return io.ErrUnexpectedEOF
 	}
 	return err

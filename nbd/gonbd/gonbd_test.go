@@ -150,6 +150,8 @@ func TestOurWriterUnderGoNBD(t *testing.T) {
 		t.Fatal(err)
 	}
 	nbdcopy(t, in, uri(goNBD(t, gonbd.Backend(t.Context(), d))))
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	if !bytes.Equal(d.data, random()) {
 		t.Error("the device differs from what was copied into it")
 	}

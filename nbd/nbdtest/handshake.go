@@ -4,6 +4,7 @@
 package nbdtest
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -109,7 +110,8 @@ func (c *Client) optionReply(id uint32) (OptionReply, error) {
 	}
 	r := OptionReply{Type: binary.BigEndian.Uint32(head[12:])}
 	n := binary.BigEndian.Uint32(head[16:])
-	if magic, to := binary.BigEndian.Uint64(head[:]), binary.BigEndian.Uint32(head[8:]); magic != magicReply || to != id {
+	magic, to := binary.BigEndian.Uint64(head[:]), binary.BigEndian.Uint32(head[8:])
+	if magic != magicReply || to != id {
 		return r, fmt.Errorf("a reply to option %d starts with %#x and is for %d", id, magic, to)
 	}
 	if n > 2*maxString+8 {
@@ -291,10 +293,12 @@ func (c *Client) Abort() error {
 	return c.expectEnd()
 }
 
+var errTalk = errors.New("it said more")
+
 func (c *Client) expectEnd() error {
 	var p [1]byte
-	if _, err := c.conn.Read(p[:]); err != io.EOF {
-		return fmt.Errorf("the server did not close the connection: %v", err)
+	if _, err := c.conn.Read(p[:]); !errors.Is(err, io.EOF) {
+		return fmt.Errorf("the server did not close the connection: %w", cmp.Or(err, errTalk))
 	}
 	return nil
 }
