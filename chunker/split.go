@@ -52,7 +52,7 @@ func split(ctx context.Context, src *Source, p Params, workers, segment int, sta
 }
 
 // SegmentSize is how much of an image a worker reads at once, in bytes.
-const SegmentSize = 8 << 20
+const SegmentSize = 4 << 20
 
 // baton passes from segment to segment in image order; who holds it may cut, and after that may run Order.
 type baton struct {

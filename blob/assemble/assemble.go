@@ -5,9 +5,9 @@ package assemble
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
-	"runtime"
 	"sync"
 	"sync/atomic"
 
@@ -29,16 +29,46 @@ type Target interface {
 	Sync() error
 }
 
+// Pacer is a Target that can be told to begin to bring what was written to the medium, without waiting.
+type Pacer interface{ StartWriteback(off, n int64) error }
+
+// Rereader is a Target that can be read past all caches: what ReadBack gives is on the medium.
+type Rereader interface {
+	ReadBack(p []byte, off int64) (int, error)
+}
+
+// Extent says what is read back from the medium and compared before a run ends.
+type Extent uint8
+
+const (
+	Nothing Extent = iota
+	Changed        // the chunks that were written or zeroed
+	All            // the whole image
+)
+
+// ErrMedium says that the target gives back other bytes than were written to it.
+var ErrMedium = errors.New("the medium does not hold what was written")
+
 // Options are limits and what to tell. The zero value is good for a device.
 type Options struct {
 	// New says that the target is a new file that nobody uses yet: it reads as zeros, nothing in it is
 	// worth keeping, and it needs no guard against being taken for whole before it is.
 	New bool
-	// Segments is how many runs of the image are in work at once; each takes 8 MiB, more when chunks are
-	// larger. 0 means two a processor, from 4 to 16.
+	// Segments is how many runs of the image are in work at once, if Memory allows. 0 means 4.
 	Segments int
+	// Memory limits the buffers, in bytes; chunks larger than a sixteenth of it still get theirs. 0 means
+	// 32 MiB.
+	Memory int64
 	// Fetches is how many chunks are asked of the store at once. 0 means 32.
 	Fetches int
+	// Own is the number of the seed that is the target's own old content, plus one; 0 means none is. Its
+	// chunks serve until they are overwritten, and the image is written in the order that spares most.
+	Own int
+	// Verify says what to read back in the end.
+	Verify Extent
+	// Changing is called once, before the target is changed for the first time. An error ends the run. May
+	// be nil.
+	Changing func() error
 	// Progress is called now and then, never twice at once. May be nil.
 	Progress func(Stats)
 }
@@ -61,8 +91,12 @@ type Stats struct {
 // of squashfs, ext4, erofs, xfs and btrfs lie in the first 128 KiB.
 const headSize = 128 << 10
 
-// segmentSize is how many bytes of the image are put together at once, unless a chunk is larger.
-const segmentSize = 4 << 20
+// maxSegment is how many bytes of the image are put together at once, unless memory is short or a chunk is
+// larger; flushEvery how many written bytes a power cut may cost.
+const (
+	maxSegment = 4 << 20
+	flushEvery = 32 << 20
+)
 
 // Run puts the plan's image onto t. The head, which is every chunk that overlaps the first 128 KiB, is
 // made invalid before anything else changes, and written when all the rest is on the medium; so a target
@@ -85,8 +119,12 @@ type job struct {
 	heads   int           // number of chunks that overlap the head
 
 	mu      sync.Mutex // guards what follows
-	next    int        // the first chunk that no segment has taken
+	order   order      // of the segments
 	repeats []int      // chunks to be copied from elsewhere on the target
+	changes bitmap     // the chunks that were written or zeroed
+
+	flushing  sync.Mutex // held while the target is flushed on the way
+	unflushed atomic.Int64
 
 	guard   sync.Once // makes the head invalid
 	guarded error
@@ -103,15 +141,21 @@ type counters struct {
 }
 
 func newJob(p *seed.Plan, from store.Getter, t Target, o Options) *job {
-	if o.Segments <= 0 {
-		o.Segments = min(max(4, 2*runtime.GOMAXPROCS(0)), 16)
+	if o.Memory <= 0 {
+		o.Memory = 32 << 20
 	}
+	segment := min(maxSegment, max(o.Memory/16, 64<<10))
+	if o.Segments <= 0 {
+		o.Segments = 4
+	}
+	o.Segments = int(max(min(int64(o.Segments), o.Memory/2/segment), 1)) // a segment has two buffers
 	if o.Fetches <= 0 {
 		o.Fetches = 32
 	}
 	j := &job{plan: p, from: from, target: t, options: o, fetches: make(chan struct{}, o.Fetches)}
 	j.heads = headChunks(p.Index)
-	j.next = j.heads
+	j.order = newOrder(p, j.heads, segment, o.Own-1)
+	j.changes = newBitmap(p.Index.Len())
 	j.count.seeds = make([]atomic.Int64, len(p.Seeds))
 	return j
 }
@@ -163,9 +207,9 @@ func (j *job) run(ctx context.Context) error {
 	}
 	if !j.changed.Load() && head.inPlace() {
 		head.done()
-		return nil
+		return j.readBack(ctx, 0, j.plan.Index.Len())
 	}
-	return j.commit(head)
+	return j.commit(ctx, head)
 }
 
 // body does all segments behind the head.
@@ -174,7 +218,10 @@ func (j *job) body(ctx context.Context) error {
 		if err := s.gather(ctx); err != nil {
 			return err
 		}
-		return s.write()
+		if err := s.write(); err != nil {
+			return err
+		}
+		return j.flushSome()
 	})
 }
 
@@ -200,13 +247,12 @@ func (j *job) each(ctx context.Context, do func(context.Context, *segment) error
 func (j *job) take(s *segment) bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	lo := j.next
-	if lo == j.plan.Index.Len() {
-		return false
+	lo, hi, turn := j.order.take()
+	if lo < hi {
+		s.set(lo, hi)
+		s.turn = turn
 	}
-	j.next = j.plan.Index.Span(lo, segmentSize)
-	s.set(lo, j.next)
-	return true
+	return lo < hi
 }
 
 // copyRepeats writes the chunks that come earlier in the image, where they are by now. Of the head they
@@ -231,25 +277,37 @@ func (j *job) copyRepeats(ctx context.Context, head *segment) error {
 func (j *job) change() error {
 	j.guard.Do(func() {
 		j.changed.Store(true)
+		if j.options.Changing != nil {
+			if j.guarded = j.options.Changing(); j.guarded != nil {
+				return
+			}
+		}
 		if j.options.New || j.heads == 0 {
 			return
 		}
-		n := min(headSize, j.plan.Index.Size())
-		if err := j.writeAt(make([]byte, n), 0); err != nil {
-			j.guarded = fmt.Errorf("making the old head invalid: %w", err)
-			return
-		}
-		j.guarded = j.sync()
+		j.guarded = j.breakHead()
 	})
 	return j.guarded
 }
 
-// commit makes the target the whole image: all but the head is on the medium before the head is written.
-func (j *job) commit(head *segment) error {
+// breakHead makes the head invalid, durably.
+func (j *job) breakHead() error {
+	if err := j.writeAt(make([]byte, min(headSize, j.plan.Index.Size())), 0); err != nil {
+		return fmt.Errorf("making the old head invalid: %w", err)
+	}
+	return j.sync()
+}
+
+// commit makes the target the whole image: all but the head is on the medium, and read back if that is
+// wanted, before the head is written.
+func (j *job) commit(ctx context.Context, head *segment) error {
 	if err := j.change(); err != nil {
 		return err
 	}
 	if err := j.sync(); err != nil {
+		return err
+	}
+	if err := j.readBack(ctx, head.hi, j.plan.Index.Len()); err != nil {
 		return err
 	}
 	if err := head.writeWhole(); err != nil {
@@ -258,14 +316,52 @@ func (j *job) commit(head *segment) error {
 	if err := j.sync(); err != nil {
 		return err
 	}
+	if err := j.readBack(ctx, head.lo, head.hi); err != nil {
+		return errors.Join(err, j.breakHead())
+	}
 	head.done()
 	return nil
+}
+
+// readBack compares what the medium holds of the chunks from lo to hi, as far as that is wanted.
+func (j *job) readBack(ctx context.Context, lo, hi int) error {
+	if j.options.Verify == Nothing {
+		return ctx.Err()
+	}
+	s := j.newSegment()
+	for i := lo; i < hi && ctx.Err() == nil; i++ {
+		if j.options.Verify == Changed && !j.changes.has(i) {
+			continue
+		}
+		s.set(i, i+1)
+		if err := s.readBack(); err != nil {
+			return err
+		}
+	}
+	return ctx.Err()
+}
+
+// flushSome brings what was written to the medium now and then, so that a power cut costs little and the
+// last flush is short.
+func (j *job) flushSome() error {
+	if j.unflushed.Load() < flushEvery || !j.flushing.TryLock() {
+		return nil
+	}
+	defer j.flushing.Unlock()
+	j.unflushed.Store(0)
+	return j.sync()
 }
 
 func (j *job) writeAt(p []byte, off int64) error {
 	j.count.written.Add(int64(len(p)))
 	if _, err := j.target.WriteAt(p, off); err != nil {
 		return fmt.Errorf("writing %d bytes at %d of the target: %w", len(p), off, err)
+	}
+	j.unflushed.Add(int64(len(p)))
+	if pacer, ok := j.target.(Pacer); ok {
+		if err := pacer.StartWriteback(off, int64(len(p))); err != nil {
+			return fmt.Errorf("writing %d bytes at %d of the target: %w", len(p), off, err)
+		}
 	}
 	return nil
 }

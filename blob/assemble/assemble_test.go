@@ -507,3 +507,114 @@ func TestPreview(t *testing.T) {
 		})
 	}
 }
+
+// TestOwnContent: what the target holds elsewhere serves, whichever way it moved.
+func TestOwnContent(t *testing.T) {
+	base := random(1, 6<<20)
+	insert := random(2, 50_000)
+	for name, c := range map[string]struct{ old, image []byte }{
+		"moved up":   {base, append(append(bytes.Clone(base[:300_000]), insert...), base[300_000:]...)},
+		"moved down": {base, append(bytes.Clone(base[:300_000]), base[400_000:]...)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			old := append(bytes.Clone(c.old), make([]byte, max(0, len(c.image)-len(c.old)))...)
+			d, from := &device{data: old}, holding(t, c.image)
+			own := seed.Seed{Name: "own", Index: index(t, c.old), Data: d}
+			o := Options{Own: 1, Memory: 2 << 20}
+			mustRun(t, seed.NewPlan(index(t, c.image), own), from, d, o, c.image)
+			// Some chunks reach over into a segment that is written already.
+			if most := distinct(index(t, c.old), index(t, c.image)) + 10; len(from.gets) > most {
+				t.Errorf("%d chunks fetched, want at most %d", len(from.gets), most)
+			}
+		})
+	}
+}
+
+// medium is a device whose medium loses bytes written at an offset.
+type medium struct {
+	*device
+	bad int64
+}
+
+func (m medium) ReadBack(p []byte, off int64) (int, error) {
+	n, err := m.ReadAt(p, off)
+	if i := m.bad - off; i >= 0 && i < int64(n) {
+		p[i] ^= 1
+	}
+	return n, err
+}
+
+func TestVerify(t *testing.T) {
+	a, b := releases()
+	plan := seed.NewPlan(index(t, b), seedOf(t, a))
+	for _, c := range []struct {
+		name   string
+		old    []byte
+		bad    int64
+		verify Extent
+		fails  bool
+	}{
+		{"nothing", random(9, len(b)), 700_000, Nothing, false},
+		{"changed, good", random(9, len(b)), -1, Changed, false},
+		{"changed, bad body", random(9, len(b)), 700_000, Changed, true},
+		{"changed, bad zeros", random(9, len(b)), int64(len(b) - 50_000), Changed, true},
+		{"changed, bad head", random(9, len(b)), 5, Changed, true},
+		{"changed, bad where it was not written", bytes.Clone(b), 700_000, Changed, false},
+		{"all, good", bytes.Clone(b), -1, All, false},
+		{"all, bad where it was not written", bytes.Clone(b), 700_000, All, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			d := &device{data: bytes.Clone(c.old)}
+			_, err := Run(t.Context(), plan, holding(t, b), medium{d, c.bad}, Options{Verify: c.verify})
+			if got := errors.Is(err, ErrMedium); got != c.fails || err != nil && !got {
+				t.Errorf("Run = %v, want ErrMedium: %v", err, c.fails)
+			}
+			if c.fails && !bytes.Equal(c.old, b) && looksLike(d.data, c.old, b) {
+				t.Error("a target that failed verification looks whole")
+			}
+		})
+	}
+}
+
+// TestChanging: it is called once, before anything changes, and not when nothing does.
+func TestChanging(t *testing.T) {
+	_, b := releases()
+	plan := seed.NewPlan(index(t, b))
+	d, calls := &device{data: make([]byte, len(b))}, 0
+	o := Options{Changing: func() error {
+		if calls++; len(d.log) != 0 {
+			t.Error("the target changed before")
+		}
+		return nil
+	}}
+	mustRun(t, plan, holding(t, b), d, o, b)
+	mustRun(t, plan, holding(t, b), d, o, b)
+	if calls != 1 {
+		t.Errorf("called %d times, want once for two runs", calls)
+	}
+	d = &device{data: make([]byte, len(b))}
+	stop := errors.New("stop")
+	_, err := Run(t.Context(), plan, holding(t, b), d, Options{Changing: func() error { return stop }})
+	if !errors.Is(err, stop) || len(d.log) != 0 {
+		t.Errorf("Run = %v with %d operations, want %v, none", err, len(d.log), stop)
+	}
+}
+
+// TestFlushes: not much is written between two flushes.
+func TestFlushes(t *testing.T) {
+	if testing.Short() {
+		t.Skip("writes much")
+	}
+	image := random(3, 5*flushEvery/2)
+	d := &device{data: make([]byte, len(image))}
+	mustRun(t, seed.NewPlan(index(t, image)), holding(t, image), d, Options{New: true}, image)
+	var since int64
+	for _, o := range d.log {
+		if since += int64(len(o.data)); o.data == nil {
+			since = 0
+		}
+		if since > flushEvery+8*maxSegment {
+			t.Fatalf("%d bytes written without a flush", since)
+		}
+	}
+}

@@ -14,7 +14,7 @@ import (
 func Preview(ctx context.Context, p *seed.Plan, target io.ReaderAt, o Options) (Stats, []int, error) {
 	o.New = target == nil
 	j := newJob(p, nil, readOnly{target}, o)
-	j.next = 0
+	j.order = newOrder(p, 0, maxSegment, -1)
 	var fetches []int
 	err := j.each(ctx, func(_ context.Context, s *segment) error {
 		s.gatherLocal()

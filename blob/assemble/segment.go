@@ -37,6 +37,7 @@ type segment struct {
 	data   [][]byte
 	sums   []blob.Digest
 	oldBuf []byte
+	turn   *turn // nil when no order of reading and writing is to be kept
 }
 
 func (j *job) newSegment() *segment { return &segment{job: j} }
@@ -91,6 +92,9 @@ func (s *segment) gather(ctx context.Context) error {
 		return err
 	}
 	s.gatherLocal()
+	if err := s.turn.pass(ctx); err != nil {
+		return err
+	}
 	if err := s.fetch(ctx); err != nil {
 		return err
 	}
@@ -369,7 +373,7 @@ func (s *segment) write() error {
 		for end < s.hi && *s.state(end) == st {
 			end++
 		}
-		if err := s.writeRun(st, s.chunk(i).Offset, s.chunk(end-1).End()); err != nil {
+		if err := s.writeRun(st, i, end); err != nil {
 			return err
 		}
 		i = end
@@ -377,13 +381,16 @@ func (s *segment) write() error {
 	return nil
 }
 
-func (s *segment) writeRun(st state, start, end int64) error {
+// writeRun writes the chunks from lo to hi, which are all in state st.
+func (s *segment) writeRun(st state, lo, hi int) error {
 	if st == inPlace || st == deferred || st == zero && s.job.options.New {
 		return nil
 	}
 	if err := s.job.change(); err != nil {
 		return err
 	}
+	s.changes(lo, hi)
+	start, end := s.chunk(lo).Offset, s.chunk(hi-1).End()
 	if st == zero {
 		if err := s.job.target.Zero(start, end-start); err != nil {
 			return fmt.Errorf("zeroing %d bytes at %d of the target: %w", end-start, start, err)
@@ -409,7 +416,34 @@ func (s *segment) writeWhole() error {
 			return errors.New("assemble: a chunk of the head is not settled")
 		}
 	}
+	s.changes(s.lo, s.hi)
 	return s.job.writeAt(s.buf, s.start)
+}
+
+// changes notes that the chunks from lo to hi are not what they were.
+func (s *segment) changes(lo, hi int) {
+	s.job.mu.Lock()
+	defer s.job.mu.Unlock()
+	for i := lo; i < hi; i++ {
+		s.job.changes.add(i)
+	}
+}
+
+// readBack compares the segment, which is a single chunk, with what the medium holds.
+func (s *segment) readBack() error {
+	read := s.job.target.ReadAt
+	if medium, ok := s.job.target.(Rereader); ok {
+		read = medium.ReadBack
+	}
+	c := s.chunk(s.lo)
+	n, err := read(s.buf, c.Offset)
+	switch {
+	case n < len(s.buf):
+		return fmt.Errorf("reading back %d bytes at %d of the target: %w", c.Size, c.Offset, err)
+	case s.job.plan.Index.Algorithm().Sum(s.buf) != c.Digest:
+		return fmt.Errorf("%w: %d bytes at %d differ", ErrMedium, c.Size, c.Offset)
+	}
+	return nil
 }
 
 // done counts what is settled and was not counted when its bytes came.

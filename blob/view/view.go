@@ -62,7 +62,7 @@ func (v *Image) ReadAt(ctx context.Context, p []byte, off int64) error {
 	var entries []*entry
 	for part := range v.pieces(off, int64(len(p))) {
 		if !v.index.IsZero(part.number) {
-			entries = append(entries, v.cache.start(part.chunk.Digest, part.chunk.Size))
+			entries = append(entries, v.cache.start(keyOf(part.chunk)))
 		}
 	}
 	for part := range v.pieces(off, int64(len(p))) {
@@ -94,7 +94,7 @@ func (v *Image) ReadResident(p []byte, off int64) bool {
 			clear(dst)
 			continue
 		}
-		data := v.cache.here(part.chunk.Digest)
+		data := v.cache.here(keyOf(part.chunk))
 		if data == nil {
 			return false
 		}
@@ -109,12 +109,20 @@ func (v *Image) Prefetch(_ context.Context, off, n int64) error {
 	if err := v.check(off, n); err != nil {
 		return err
 	}
-	for part := range v.pieces(off, min(n, v.cache.limit/2)) {
-		if !v.index.IsZero(part.number) {
-			v.cache.start(part.chunk.Digest, part.chunk.Size)
-		}
-	}
+	v.prefetch(off, off+min(n, v.cache.limit/2))
 	return nil
+}
+
+// prefetch starts to fetch the chunks from off to end until the cache takes no more, and returns how far
+// that is.
+func (v *Image) prefetch(off, end int64) int64 {
+	for part := range v.pieces(off, end-off) {
+		if !v.index.IsZero(part.number) && !v.cache.prefetch(keyOf(part.chunk)) {
+			return off
+		}
+		off += part.size
+	}
+	return off
 }
 
 // Extents yields the lengths of the chunks' parts that make up n bytes from off on, and whether they are
@@ -136,14 +144,8 @@ func (v *Image) CopyTo(ctx context.Context, w io.Writer, off, n int64) error {
 	}
 	ahead, end := off, off+n
 	buf := make([]byte, 0, copySize)
-	for off < end {
-		for ahead < end && ahead-off < v.cache.limit/2 {
-			step := min(copySize, end-ahead)
-			if err := v.Prefetch(ctx, ahead, step); err != nil {
-				return err
-			}
-			ahead += step
-		}
+	for off < end && ctx.Err() == nil {
+		ahead = v.prefetch(max(ahead, off), min(off+v.cache.limit/2, end))
 		buf = buf[:min(copySize, end-off)]
 		if err := v.ReadAt(ctx, buf, off); err != nil {
 			return err

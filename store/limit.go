@@ -1,0 +1,119 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"golang.org/x/time/rate"
+)
+
+// ErrBudget says that reading on would take more bytes than the budget has.
+var ErrBudget = errors.New("the download budget is used up")
+
+// Throttle reads from r, on average no faster than so many bytes a second. An object is read as fast as it
+// comes, and the next ones wait for it.
+func Throttle(r Reader, bytesPerSecond int64) Reader {
+	const burst = 256 << 10
+	return throttle{r, rate.NewLimiter(rate.Limit(bytesPerSecond), burst)}
+}
+
+type throttle struct {
+	Reader
+	limiter *rate.Limiter
+}
+
+func (t throttle) Read(ctx context.Context, name string, dst []byte, limit int64) ([]byte, error) {
+	if err := t.limiter.WaitN(ctx, 1); err != nil {
+		return nil, err
+	}
+	out, err := t.Reader.Read(ctx, name, dst, limit)
+	if err != nil {
+		return nil, err
+	}
+	for n := len(out) - len(dst); n > 0; n -= t.limiter.Burst() {
+		if err := t.limiter.WaitN(ctx, min(n, t.limiter.Burst())); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// Budget is a number of bytes that readers may take together. Safe for concurrent use.
+type Budget struct {
+	mu      sync.Mutex // guards what follows
+	left    int64      // bytes, less what is promised to reads under way
+	reading int        // reads under way
+	changed chan struct{}
+}
+
+// NewBudget is a budget of so many bytes.
+func NewBudget(bytes int64) *Budget { return &Budget{left: bytes, changed: make(chan struct{})} }
+
+// Limit reads from r as long as the budget lasts, and never takes more from it than it has: a read that
+// might need more than is left waits for what others give back, and is ErrBudget in the end.
+func (b *Budget) Limit(r Reader) Reader { return budgeted{r, b} }
+
+type budgeted struct {
+	Reader
+	budget *Budget
+}
+
+func (r budgeted) Read(ctx context.Context, name string, dst []byte, limit int64) ([]byte, error) {
+	got, err := r.budget.take(ctx, limit)
+	if err != nil {
+		return nil, fmt.Errorf("reading %s/%s: %w", r.Reader, name, err)
+	}
+	out, err := r.Reader.Read(ctx, name, dst, got)
+	r.budget.giveBack(got, max(int64(len(out)-len(dst)), 0))
+	if errors.Is(err, ErrTooLarge) && got < limit {
+		return nil, fmt.Errorf("reading %s/%s, of which %d bytes are left: %w", r.Reader, name, got, ErrBudget)
+	}
+	return out, err
+}
+
+// take promises want bytes; or, when no other read is under way that could give some back, what is left.
+func (b *Budget) take(ctx context.Context, want int64) (int64, error) {
+	for {
+		got, changed := b.tryTake(want)
+		if got > 0 {
+			return got, nil
+		}
+		if changed == nil {
+			return 0, ErrBudget
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		}
+	}
+}
+
+func (b *Budget) tryTake(want int64) (got int64, changed chan struct{}) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch {
+	case b.left >= want:
+		got = want
+	case b.reading > 0:
+		return 0, b.changed
+	case b.left > 0:
+		got = b.left
+	default:
+		return 0, nil
+	}
+	b.left -= got
+	b.reading++
+	return got, nil
+}
+
+func (b *Budget) giveBack(got, used int64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.left += got - used
+	b.reading--
+	close(b.changed)
+	b.changed = make(chan struct{})
+}

@@ -1,0 +1,87 @@
+package store_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"cairn/store"
+	"cairn/store/mem"
+)
+
+// objects is a bucket with n objects of size bytes each, named by their numbers.
+func objects(t *testing.T, n, size int) *mem.Bucket {
+	t.Helper()
+	var b mem.Bucket
+	for i := range n {
+		if err := b.Write(t.Context(), fmt.Sprint(i), make([]byte, size)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return &b
+}
+
+func TestThrottle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := store.Throttle(objects(t, 20, 1<<20), 2<<20)
+		begun := time.Now()
+		for i := range 20 {
+			if _, err := r.Read(t.Context(), fmt.Sprint(i), nil, 2<<20); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if took := time.Since(begun); took < 9500*time.Millisecond || took > 10500*time.Millisecond {
+			t.Errorf("20 MiB at 2 MiB/s took %v, want about 10 s", took)
+		}
+	})
+}
+
+func TestThrottleCancelled(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := store.Throttle(objects(t, 1, 10), 1).Read(ctx, "0", nil, 10); err == nil {
+		t.Error("Read = nil after cancellation")
+	}
+}
+
+// TestBudget: many readers at once get all that the budget allows, and not a byte more.
+func TestBudget(t *testing.T) {
+	const size, budget = 1000, 12_345
+	r := store.NewBudget(budget).Limit(objects(t, 40, size))
+	var read atomic.Int64
+	var wg sync.WaitGroup
+	for i := range 40 {
+		wg.Go(func() {
+			out, err := r.Read(t.Context(), fmt.Sprint(i), nil, 5*size)
+			read.Add(int64(len(out)))
+			if err != nil && !errors.Is(err, store.ErrBudget) {
+				t.Errorf("Read = %v, want ErrBudget", err)
+			}
+		})
+	}
+	wg.Wait()
+	if got := read.Load(); got != budget/size*size {
+		t.Errorf("%d bytes read of a budget of %d, in objects of %d", got, budget, size)
+	}
+}
+
+func TestBudgetGivesBack(t *testing.T) {
+	r := store.NewBudget(100).Limit(objects(t, 1, 60))
+	if _, err := r.Read(t.Context(), "absent", nil, 100); !errors.Is(err, store.ErrNotFound) {
+		t.Errorf("Read(absent) = %v, want ErrNotFound", err)
+	}
+	if _, err := r.Read(t.Context(), "0", nil, 50); !errors.Is(err, store.ErrTooLarge) || errors.Is(err, store.ErrBudget) {
+		t.Errorf("Read over the caller's limit = %v, want ErrTooLarge", err)
+	}
+	if _, err := r.Read(t.Context(), "0", []byte("x"), 100); err != nil {
+		t.Errorf("Read within the budget = %v", err)
+	}
+	if _, err := r.Read(t.Context(), "0", nil, 100); !errors.Is(err, store.ErrBudget) {
+		t.Errorf("Read over the budget = %v, want ErrBudget", err)
+	}
+}
