@@ -24,6 +24,15 @@ func ParseDigest(s string) (Digest, error) {
 	return Digest(raw), nil
 }
 
+// MarshalText is String.
+func (d Digest) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
+
+// UnmarshalText is ParseDigest.
+func (d *Digest) UnmarshalText(text []byte) (err error) {
+	*d, err = ParseDigest(string(text))
+	return err
+}
+
 // Algorithm is the hash function that makes digests. The zero value is casync's default.
 type Algorithm uint8
 
