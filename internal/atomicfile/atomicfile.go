@@ -21,6 +21,7 @@ type File struct {
 	*os.File
 	name string      // the final one
 	mode fs.FileMode // the final one
+	keep bool        // the temporary outlives Close
 	done bool        // committed or closed
 }
 
@@ -48,10 +49,12 @@ func replaceable(name string) error {
 	return err
 }
 
+// longest is how much of a name, in bytes, is in its temporary's.
+const longest = 200
+
 // temporaryPattern is .NAME.*.tmp for os.CreateTemp, cut so that the longest legal name still has a
 // temporary.
 func temporaryPattern(name string) string {
-	const longest = 200
 	base := filepath.Base(name)
 	return "." + base[:min(len(base), longest)] + ".*.tmp"
 }
@@ -65,7 +68,7 @@ func (f *File) Commit() error {
 	}
 	f.done = true
 	if err := f.publish(); err != nil {
-		os.Remove(f.File.Name())
+		_ = errors.Join(os.Remove(f.File.Name()), f.File.Close())
 		return fmt.Errorf("committing %s: %w", f.name, err)
 	}
 	if err := syncDir(filepath.Dir(f.name)); err != nil {
@@ -74,25 +77,36 @@ func (f *File) Commit() error {
 	return nil
 }
 
+// publish renames before it closes, since closing ends the claim on a temporary that can be resumed. All that
+// closing could complain of, the flush has said.
 func (f *File) publish() error {
-	err := errors.Join(f.File.Chmod(f.mode), f.File.Sync(), f.File.Close())
-	if err != nil {
+	if err := errors.Join(f.File.Chmod(f.mode), f.File.Sync(), replaceable(f.name)); err != nil {
 		return err
 	}
-	if err := replaceable(f.name); err != nil {
+	if err := os.Rename(f.File.Name(), f.name); err != nil {
 		return err
 	}
-	return os.Rename(f.File.Name(), f.name)
+	f.File.Close()
+	return nil
 }
 
-// Close gives up a file that was not committed and removes its temporary; after Commit or Close it does
-// nothing. So it can be deferred.
+// Close gives up a file that was not committed, and removes its temporary unless that was made to be
+// resumed; after Commit or Close it does nothing. So it can be deferred.
 func (f *File) Close() error {
+	if f.done || !f.keep {
+		return f.Discard()
+	}
+	f.done = true
+	return f.File.Close()
+}
+
+// Discard gives up a file that was not committed, and removes its temporary.
+func (f *File) Discard() error {
 	if f.done {
 		return nil
 	}
 	f.done = true
-	if err := errors.Join(f.File.Close(), os.Remove(f.File.Name())); err != nil {
+	if err := errors.Join(os.Remove(f.File.Name()), f.File.Close()); err != nil {
 		return fmt.Errorf("giving up %s: %w", f.name, err)
 	}
 	return nil

@@ -1,0 +1,72 @@
+//go:build unix
+
+package atomicfile
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// ErrBusy says that another process is writing the file.
+var ErrBusy = errors.New("another process is writing it")
+
+// Resume is like Create, but the temporary has one name, .NAME.partial, and outlives Close and crashes: who
+// calls Resume next goes on with what is in it. Nobody else can meanwhile: that is ErrBusy. Discard removes it.
+func Resume(name string, mode fs.FileMode) (*File, error) {
+	if err := replaceable(name); err != nil {
+		return nil, fmt.Errorf("creating %s: %w", name, err)
+	}
+	base := filepath.Base(name)
+	partial := filepath.Join(filepath.Dir(name), "."+base[:min(len(base), longest)]+".partial")
+	f, err := claimPartial(partial)
+	if err != nil {
+		return nil, fmt.Errorf("creating %s: %w", name, err)
+	}
+	return &File{File: f, name: name, mode: mode.Perm(), keep: true}, nil
+}
+
+// claimPartial opens or makes the temporary, and locks it. If it was given its final name meanwhile, there
+// is a new one to claim.
+func claimPartial(path string) (*os.File, error) {
+	for {
+		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
+		if err != nil {
+			return nil, err
+		}
+		current, err := lockPartial(f, path)
+		if current && err == nil {
+			return f, nil
+		}
+		f.Close()
+		if err != nil {
+			return nil, err
+		}
+	}
+}
+
+// lockPartial locks the temporary, and says whether it still has its name.
+func lockPartial(f *os.File, path string) (current bool, err error) {
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
+		return false, ErrBusy
+	} else if err != nil {
+		return false, err
+	}
+	mine, err := f.Stat()
+	if err != nil {
+		return false, err
+	}
+	if st := mine.Sys().(*syscall.Stat_t); !mine.Mode().IsRegular() || st.Nlink > 1 || int(st.Uid) != os.Geteuid() {
+		return false, fmt.Errorf("%s is not a file that a run before left", path)
+	}
+	named, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil && os.SameFile(mine, named), err
+}
