@@ -12,28 +12,34 @@ import (
 // ErrBudget says that reading on would take more bytes than the budget has.
 var ErrBudget = errors.New("the download budget is used up")
 
-// Throttle reads from r, on average no faster than so many bytes a second. An object is read as fast as it
-// comes, and the next ones wait for it.
-func Throttle(r Reader, bytesPerSecond int64) Reader {
+// Pace is a number of bytes a second that readers may take together. Safe for concurrent use.
+type Pace struct{ limiter *rate.Limiter }
+
+// NewPace is a pace of so many bytes a second.
+func NewPace(bytesPerSecond int64) *Pace {
 	const burst = 256 << 10
-	return throttle{r, rate.NewLimiter(rate.Limit(bytesPerSecond), burst)}
+	return &Pace{rate.NewLimiter(rate.Limit(bytesPerSecond), burst)}
 }
 
-type throttle struct {
+// Limit reads from r no faster than the pace, on average. An object is read as fast as it comes, and the
+// next ones wait for it.
+func (p *Pace) Limit(r Reader) Reader { return paced{r, p.limiter} }
+
+type paced struct {
 	Reader
 	limiter *rate.Limiter
 }
 
-func (t throttle) Read(ctx context.Context, name string, dst []byte, limit int64) ([]byte, error) {
-	if err := t.limiter.WaitN(ctx, 1); err != nil {
+func (p paced) Read(ctx context.Context, name string, dst []byte, limit int64) ([]byte, error) {
+	if err := p.limiter.WaitN(ctx, 1); err != nil {
 		return nil, err
 	}
-	out, err := t.Reader.Read(ctx, name, dst, limit)
+	out, err := p.Reader.Read(ctx, name, dst, limit)
 	if err != nil {
 		return nil, err
 	}
-	for n := len(out) - len(dst); n > 0; n -= t.limiter.Burst() {
-		if err := t.limiter.WaitN(ctx, min(n, t.limiter.Burst())); err != nil {
+	for n := len(out) - len(dst); n > 0; n -= p.limiter.Burst() {
+		if err := p.limiter.WaitN(ctx, min(n, p.limiter.Burst())); err != nil {
 			return nil, err
 		}
 	}

@@ -26,9 +26,9 @@ func objects(t *testing.T, n, size int) *mem.Bucket {
 	return &b
 }
 
-func TestThrottle(t *testing.T) {
+func TestPace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := store.Throttle(objects(t, 20, 1<<20), 2<<20)
+		r := store.NewPace(2 << 20).Limit(objects(t, 20, 1<<20))
 		begun := time.Now()
 		for i := range 20 {
 			if _, err := r.Read(t.Context(), fmt.Sprint(i), nil, 2<<20); err != nil {
@@ -41,10 +41,10 @@ func TestThrottle(t *testing.T) {
 	})
 }
 
-func TestThrottleCancelled(t *testing.T) {
+func TestPaceCancelled(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := store.Throttle(objects(t, 1, 10), 1).Read(ctx, "0", nil, 10); err == nil {
+	if _, err := store.NewPace(1).Limit(objects(t, 1, 10)).Read(ctx, "0", nil, 10); err == nil {
 		t.Error("Read = nil after cancellation")
 	}
 }
