@@ -132,12 +132,41 @@ type job struct {
 
 	telling sync.Mutex // held while Progress is called
 	count   counters
+	sources []Source // where each chunk comes from; nil when nobody wants to know
 }
+
+// Source is where a chunk of the image came from.
+type Source struct {
+	Kind Kind
+	Seed uint16 // number of the seed
+}
+
+// Kind is a kind of source.
+type Kind uint8
+
+const (
+	InPlace Kind = iota // the target held it
+	Zeroed              // it is zero, and was made so without data
+	Seeded              // a seed
+	Copied              // it comes elsewhere in the image too
+	Fetched             // the store
+)
 
 // counters are Stats in the making.
 type counters struct {
-	inPlace, zero, copied, fetched, fetches, misses, written atomic.Int64
-	seeds                                                    []atomic.Int64
+	kinds                    [Fetched + 1]atomic.Int64 // bytes
+	seeds                    []atomic.Int64            // bytes
+	fetches, misses, written atomic.Int64
+}
+
+func (c *counters) add(from Source, size int64) {
+	c.kinds[from.Kind].Add(size)
+	switch from.Kind {
+	case Seeded:
+		c.seeds[from.Seed].Add(size)
+	case Fetched:
+		c.fetches.Add(1)
+	}
 }
 
 func newJob(p *seed.Plan, from store.Getter, t Target, o Options) *job {
@@ -171,9 +200,9 @@ func headChunks(x *blob.Index) int {
 func (j *job) stats() Stats {
 	c := &j.count
 	s := Stats{
-		Size: j.plan.Index.Size(), InPlace: c.inPlace.Load(), Zero: c.zero.Load(), Copied: c.copied.Load(),
-		Fetched: c.fetched.Load(), Fetches: c.fetches.Load(), SeedMiss: c.misses.Load(), Written: c.written.Load(),
-		Seeds: make([]int64, len(c.seeds)),
+		Size: j.plan.Index.Size(), InPlace: c.kinds[InPlace].Load(), Zero: c.kinds[Zeroed].Load(),
+		Copied: c.kinds[Copied].Load(), Fetched: c.kinds[Fetched].Load(), Fetches: c.fetches.Load(),
+		SeedMiss: c.misses.Load(), Written: c.written.Load(), Seeds: make([]int64, len(c.seeds)),
 	}
 	s.Done = s.InPlace + s.Zero + s.Copied + s.Fetched
 	for i := range c.seeds {

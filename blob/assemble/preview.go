@@ -3,46 +3,31 @@ package assemble
 import (
 	"context"
 	"io"
-	"slices"
 
 	"cairn/seed"
 )
 
 // Preview finds out what Run would do, by reading what it would read, and writes nothing. A nil target
-// stands for a new file. The chunks that would be fetched are listed by number; stats count them as
-// fetched, and nothing as written.
-func Preview(ctx context.Context, p *seed.Plan, target io.ReaderAt, o Options) (Stats, []int, error) {
+// stands for a new file. It returns the source of each chunk; stats count nothing as written.
+func Preview(ctx context.Context, p *seed.Plan, target io.ReaderAt, o Options) (Stats, []Source, error) {
 	o.New = target == nil
 	j := newJob(p, nil, readOnly{target}, o)
 	j.order = newOrder(p, 0, maxSegment, -1)
-	var fetches []int
+	j.sources = make([]Source, p.Index.Len())
 	err := j.each(ctx, func(_ context.Context, s *segment) error {
 		s.gatherLocal()
-		missing := s.countMissing()
-		j.mu.Lock()
-		fetches = append(fetches, missing...)
-		j.mu.Unlock()
+		for i := range s.chunksIn(deferred) {
+			s.came(i, Source{Kind: Copied})
+		}
+		for i := range s.chunksIn(missing) {
+			s.came(i, Source{Kind: Fetched})
+		}
 		return nil
 	})
 	if err != nil {
 		return Stats{}, nil, err
 	}
-	slices.Sort(fetches)
-	return j.stats(), fetches, ctx.Err()
-}
-
-// countMissing counts what would be fetched and copied, and lists what would be fetched.
-func (s *segment) countMissing() []int {
-	for i := range s.chunksIn(deferred) {
-		s.job.count.copied.Add(s.chunk(i).Size)
-	}
-	var list []int
-	for i := range s.chunksIn(missing) {
-		list = append(list, i)
-		s.job.count.fetches.Add(1)
-		s.job.count.fetched.Add(s.chunk(i).Size)
-	}
-	return list
+	return j.stats(), j.sources, ctx.Err()
 }
 
 // readOnly is the target of a preview: nothing writes to it.

@@ -232,7 +232,15 @@ func (s *segment) hold(i int, from uint16) {
 		return
 	}
 	*s.state(i) = held
-	s.job.count.seeds[from].Add(c.Size)
+	s.came(i, Source{Seeded, from})
+}
+
+// came counts chunk i as coming from a source.
+func (s *segment) came(i int, from Source) {
+	s.job.count.add(from, s.chunk(i).Size)
+	if s.job.sources != nil {
+		s.job.sources[i] = from
+	}
 }
 
 // tryOthers looks for the chunks that their seed failed to give: in the other seeds, then in place.
@@ -303,8 +311,7 @@ func (s *segment) fetchChunk(ctx context.Context, i int) error {
 		return fmt.Errorf("fetching chunk %v for the image's bytes at %d: %w", c.Digest, c.Offset, err)
 	}
 	*s.state(i) = held
-	s.job.count.fetches.Add(1)
-	s.job.count.fetched.Add(c.Size)
+	s.came(i, Source{Kind: Fetched})
 	return nil
 }
 
@@ -325,10 +332,9 @@ func (s *segment) repeatsWithin() {
 
 // copied puts the proven bytes p into chunk i's place.
 func (s *segment) copied(i int, p []byte) {
-	c := s.chunk(i)
-	copy(s.part(s.buf, c), p)
+	copy(s.part(s.buf, s.chunk(i)), p)
 	*s.state(i) = held
-	s.job.count.copied.Add(c.Size)
+	s.came(i, Source{Kind: Copied})
 }
 
 // copyFrom fills the segment, which is a single chunk, from an equal chunk that is in the head, or on the
@@ -342,7 +348,7 @@ func (s *segment) copyFrom(ctx context.Context, first int, head *segment) error 
 	n, _ := s.job.target.ReadAt(s.buf, c.Offset)
 	if n == len(s.buf) && s.job.plan.Index.Algorithm().Sum(s.buf) == c.Digest {
 		*s.state(s.lo) = held
-		s.job.count.copied.Add(c.Size)
+		s.came(s.lo, Source{Kind: Copied})
 		return nil
 	}
 	return s.fetchChunk(ctx, s.lo)
@@ -451,9 +457,9 @@ func (s *segment) done() {
 	for i := s.lo; i < s.hi; i++ {
 		switch *s.state(i) {
 		case inPlace:
-			s.job.count.inPlace.Add(s.chunk(i).Size)
+			s.came(i, Source{Kind: InPlace})
 		case zero:
-			s.job.count.zero.Add(s.chunk(i).Size)
+			s.came(i, Source{Kind: Zeroed})
 		}
 	}
 	s.job.tell()

@@ -68,7 +68,7 @@ func (f *assembleFlags) preview(ctx context.Context, x *blob.Index, result *asse
 	defer closeSeeds()
 	p := newProgress(f.progress, "planning "+result.Index, x.Size())
 	o := assemble.Options{Progress: func(s assemble.Stats) { p.show(s.Done, share(s), s) }}
-	stats, fetches, err := assemble.Preview(ctx, plan, at, o)
+	stats, sources, err := assemble.Preview(ctx, plan, at, o)
 	p.end()
 	if err != nil {
 		return err
@@ -79,7 +79,7 @@ func (f *assembleFlags) preview(ctx context.Context, x *blob.Index, result *asse
 		return err
 	}
 	defer from.close()
-	result.DownloadedBytes, err = from.storedSize(ctx, x, fetches, f.fetches)
+	result.DownloadedBytes, err = from.storedSize(ctx, x, fetched(sources), f.fetches)
 	return err
 }
 
@@ -95,6 +95,17 @@ func openOld(location string, need int64) (*blockdev.File, error) {
 			Hint: "choose a larger partition"}
 	}
 	return old, err
+}
+
+// fetched lists the chunks that come from the store, by number.
+func fetched(sources []assemble.Source) []int {
+	var numbers []int
+	for i, from := range sources {
+		if from.Kind == assemble.Fetched {
+			numbers = append(numbers, i)
+		}
+	}
+	return numbers
 }
 
 // storedSize asks the stores how many bytes the chunks with these numbers take there.
