@@ -37,6 +37,14 @@ type Rereader interface {
 	ReadBack(p []byte, off int64) (int, error)
 }
 
+// Cloner is a new file that can share bytes with a seed instead of holding a copy.
+type Cloner interface {
+	// Clone makes the target's bytes from lo to hi those of the seed at the same distance from from as
+	// they are from off, where lo and hi lie within the n bytes from off on; lo = hi says that it cannot.
+	// What the seed's owner changes later does not show in them.
+	Clone(from io.ReaderAt, at, off, n int64) (lo, hi int64)
+}
+
 // Extent says what is read back from the medium and compared before a run ends.
 type Extent uint8
 

@@ -624,3 +624,49 @@ func TestFlushes(t *testing.T) {
 		}
 	}
 }
+
+// sharing is a new file that can share whole blocks with seeds.
+type sharing struct {
+	*device
+	shared int64 // bytes
+}
+
+func (s *sharing) Clone(from io.ReaderAt, at, off, n int64) (lo, hi int64) {
+	const block = 512
+	if (at-off)%block != 0 {
+		return 0, 0
+	}
+	lo, hi = (off+block-1)/block*block, (off+n)/block*block
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	k, _ := from.ReadAt(s.data[lo:hi], at+lo-off)
+	s.shared += int64(k)
+	return lo, hi
+}
+
+// TestClone: what is shared is not written, and is proven like everything else.
+func TestClone(t *testing.T) {
+	a := random(1, 1<<20)
+	b := bytes.Join([][]byte{a[:200_000], random(2, 512*40), a[200_000:]}, nil)
+	lying := bytes.Clone(a)
+	lying[700_000] ^= 1
+	for name, c := range map[string]struct {
+		data io.ReaderAt
+		more int
+	}{"honest": {bytes.NewReader(a), 0}, "lying": {bytes.NewReader(lying), 1}, "changing": {&changing{data: a}, 1 << 20}} {
+		t.Run(name, func(t *testing.T) {
+			d, from := &sharing{device: &device{data: make([]byte, len(b))}}, holding(t, b)
+			plan := seed.NewPlan(index(t, b), seed.Seed{Index: index(t, a), Data: c.data})
+			stats, err := Run(t.Context(), plan, from, d, Options{New: true})
+			if err != nil || !bytes.Equal(d.data, b) {
+				t.Fatalf("Run = %v, and the image is there: %v", err, bytes.Equal(d.data, b))
+			}
+			if len(from.gets) > distinct(index(t, a), index(t, b))+c.more {
+				t.Errorf("%d chunks fetched", len(from.gets))
+			}
+			if name == "honest" && stats.Written > int64(len(b))/4 {
+				t.Errorf("%d bytes written of %d, though %d are shared", stats.Written, len(b), d.shared)
+			}
+		})
+	}
+}

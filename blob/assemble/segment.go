@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 
 	"golang.org/x/sync/errgroup"
 
@@ -18,7 +19,9 @@ type state uint8
 const (
 	missing  state = iota
 	read           // in the buffer, from a seed, not proven
+	shared         // in the buffer, read from what the target shares with a seed, not proven
 	held           // in the buffer, proven
+	cloned         // on the target, shared with a seed, proven
 	zero           // to be zeroed on the target
 	inPlace        // the target holds it already
 	deferred       // will be copied from elsewhere in the image
@@ -176,6 +179,7 @@ func (s *segment) seedRun(i int, step seed.Step) int {
 // that cannot be read it goes on with the next one.
 func (s *segment) readRun(lo, hi int, from seed.Place) {
 	data, shift := s.job.plan.Seeds[from.Seed].Data, from.Offset-s.chunk(lo).Offset
+	first, last := s.clone(data, from.Offset, s.chunk(lo).Offset, s.chunk(hi-1).End())
 	for lo < hi {
 		start := s.chunk(lo).Offset
 		p := s.buf[start-s.start : s.chunk(hi-1).End()-s.start]
@@ -186,6 +190,30 @@ func (s *segment) readRun(lo, hi int, from seed.Place) {
 		}
 		lo++
 	}
+	s.reread(first, last)
+}
+
+// clone lets a new file share the bytes from start to end with a seed, where it can. It says which it does.
+func (s *segment) clone(data io.ReaderAt, at, start, end int64) (lo, hi int64) {
+	cloner, ok := s.job.target.(Cloner)
+	if !ok || !s.job.options.New {
+		return 0, 0
+	}
+	s.job.changed.Store(true)
+	return cloner.Clone(data, at, start, end-start)
+}
+
+// reread reads what the target shares with a seed from the target, where nobody changes it after it is proven.
+func (s *segment) reread(lo, hi int64) {
+	if lo == hi {
+		return
+	}
+	n, _ := s.job.target.ReadAt(s.buf[lo-s.start:hi-s.start], lo)
+	for i := s.lo; i < s.hi; i++ {
+		if c := s.chunk(i); c.Offset >= lo && c.End() <= lo+int64(n) {
+			*s.state(i) = shared
+		}
+	}
 }
 
 // prove hashes what was read from seeds and, for the other chunks, what the target holds: all at once.
@@ -193,7 +221,7 @@ func (s *segment) prove() {
 	s.which, s.data = s.which[:0], s.data[:0]
 	for i := s.lo; i < s.hi; i++ {
 		switch {
-		case *s.state(i) == read:
+		case *s.state(i) == read || *s.state(i) == shared:
 			s.toProve(i, s.buf)
 		case *s.state(i) == missing && s.old != nil:
 			s.toProve(i, s.old)
@@ -217,9 +245,12 @@ func (s *segment) proven(i int, right bool) {
 	switch {
 	case right && *st == read:
 		s.hold(i, s.job.plan.At(i).Seed)
+	case right && *st == shared:
+		*st = cloned
+		s.came(i, Source{Seeded, s.job.plan.At(i).Seed})
 	case right:
 		s.keep(i)
-	case *st == read:
+	case *st == read || *st == shared:
 		*st = missing
 	}
 }
@@ -389,7 +420,7 @@ func (s *segment) write() error {
 
 // writeRun writes the chunks from lo to hi, which are all in state st.
 func (s *segment) writeRun(st state, lo, hi int) error {
-	if st == inPlace || st == deferred || st == zero && s.job.options.New {
+	if st == inPlace || st == deferred || st == cloned || st == zero && s.job.options.New {
 		return nil
 	}
 	if err := s.job.change(); err != nil {
@@ -418,7 +449,7 @@ func (s *segment) writeWhole() error {
 			copy(s.part(s.buf, s.chunk(i)), s.part(s.old, s.chunk(i)))
 		case zero:
 			clear(s.part(s.buf, s.chunk(i)))
-		case missing, read, deferred:
+		case missing, read, shared, cloned, deferred:
 			return errors.New("assemble: a chunk of the head is not settled")
 		}
 	}
