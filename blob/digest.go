@@ -5,6 +5,8 @@ import (
 	"crypto/sha512"
 	"encoding/hex"
 	"fmt"
+
+	"cairn/internal/lanes"
 )
 
 // Digest identifies a chunk: 32 bytes of SHA-512/256 or SHA-256 over its plain bytes. Which of the two
@@ -81,9 +83,12 @@ func (a Algorithm) SumZeros(size int64) Digest {
 	return Digest(h.Sum(nil))
 }
 
-// SumAll hashes many chunks: dst[i] becomes the digest of chunks[i]. It is the call for bulk work.
+// SumAll hashes many chunks: dst[i] becomes the digest of chunks[i]. It is the call for bulk work,
+// since many chunks are hashed at once much faster than one after the other.
 func (a Algorithm) SumAll(dst []Digest, chunks [][]byte) {
-	for i, p := range chunks {
-		dst[i] = a.Sum(p)
+	if a == SHA256 {
+		lanes.Sum256(dst, chunks)
+		return
 	}
+	lanes.Sum512_256(dst, chunks)
 }

@@ -45,13 +45,14 @@ type segment struct {
 }
 
 const (
-	minHole = 1 << 20 // bytes; smaller holes are read like data, to keep segments large
-	maxHole = 1 << 30 // bytes; larger holes are several segments, to bound what a worker hands on
+	minHole    = 1 << 20 // bytes; smaller holes are read like data, to keep segments large
+	holeChunks = 1 << 14 // largest chunks; larger holes are several segments, to bound what a worker hands on
 )
 
-// take hands out the next segment of at most len(data) bytes, holes apart. One caller at a
+// take hands out the next segment of at most len(data) bytes, or a hole of at most maxHole; no holes are
+// looked for when that is 0. One caller at a
 // time: a stream is read here, and the window before the segment put into before; the rest is left to fill.
-func (s *Source) take(before, data []byte, holes bool) (segment, bool, error) {
+func (s *Source) take(before, data []byte, maxHole int64) (segment, bool, error) {
 	if s.done {
 		return segment{}, false, nil
 	}
@@ -60,7 +61,7 @@ func (s *Source) take(before, data []byte, holes bool) (segment, bool, error) {
 	if s.stream != nil {
 		err = s.readStream(&seg, before, data)
 	} else {
-		err = s.plan(&seg, int64(len(data)), holes)
+		err = s.plan(&seg, int64(len(data)), maxHole)
 	}
 	s.next += seg.size
 	s.done = seg.last || err != nil
@@ -84,16 +85,16 @@ func (s *Source) readStream(seg *segment, before, data []byte) error {
 }
 
 // plan chooses a segment: the rest of a hole, or data up to the next large hole.
-func (s *Source) plan(seg *segment, most int64, holes bool) error {
+func (s *Source) plan(seg *segment, most, maxHole int64) error {
 	rest := s.size - seg.offset
 	seg.size = min(rest, most)
-	if s.sparse != nil && holes && rest > 0 {
+	if s.sparse != nil && maxHole > 0 && rest > 0 {
 		start, end, err := s.sparse.NextData(seg.offset)
 		if err != nil {
 			return fmt.Errorf("looking for holes at %d: %w", seg.offset, err)
 		}
 		start, end = min(start, s.size), min(end, s.size)
-		if hole := start - seg.offset; hole >= minHole {
+		if hole := start - seg.offset; hole >= minHole && maxHole >= minHole {
 			seg.hole, seg.size = true, min(hole, maxHole)
 		} else if run := end - seg.offset; end < s.size && run >= minHole {
 			seg.size = min(seg.size, run)

@@ -30,7 +30,7 @@ type Stages struct {
 
 // Split cuts an image with p and leads the chunks through the stages, with at most workers (at least
 // one) batches at once. The cuts are casync's, whatever the number of workers. Memory is about
-// SegmentSize and one largest chunk a worker. It returns the image's size in bytes, and nil only when
+// SegmentSize and one largest chunk a worker, or two largest chunks if that is more. It returns the image's size in bytes, and nil only when
 // every stage was done for every chunk.
 func Split(ctx context.Context, src *Source, p Params, workers int, stages Stages) (int64, error) {
 	return split(ctx, src, p, workers, SegmentSize, stages)
@@ -83,10 +83,10 @@ func newLine(src *Source, p Params) *line {
 }
 
 // take draws the next segment and its place in the line.
-func (l *line) take(before, data []byte, holes bool) (ticket, bool, error) {
+func (l *line) take(before, data []byte, maxHole int64) (ticket, bool, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	seg, ok, err := l.src.take(before, data, holes)
+	seg, ok, err := l.src.take(before, data, maxHole)
 	if !ok {
 		return ticket{}, false, err
 	}
@@ -130,10 +130,13 @@ func newWorker(number int, l *line, p Params, segment int, stages Stages) *worke
 }
 
 func (w *worker) run(ctx context.Context) error {
-	holes := w.finder == nil || !w.finder.zeros
+	maxHole := int64(0)
+	if w.finder == nil || !w.finder.zeros {
+		maxHole = holeChunks * w.params.Max
+	}
 	before, data := w.buf[w.room-window:w.room], w.buf[w.room:]
 	for ctx.Err() == nil {
-		t, ok, err := w.line.take(before, data, holes)
+		t, ok, err := w.line.take(before, data, maxHole)
 		if !ok {
 			return err
 		}

@@ -103,7 +103,13 @@ func same(a, b blob.Chunk) bool { return a.Digest == b.Digest && a.Size == b.Siz
 func (p *Plan) At(i int) Step { return p.steps[i] }
 
 // First is the number of the first chunk of the image that equals chunk i; i itself, if none comes earlier.
-func (p *Plan) First(i int) int { return p.wanted.Find(p.Index.At(i).Digest) }
+func (p *Plan) First(i int) int {
+	c := p.Index.At(i)
+	if first := p.wanted.Find(c.Digest); same(p.Index.At(first), c) {
+		return first
+	}
+	return i // the index lies about one of them: no bytes have one digest and two sizes
+}
 
 // Place is where in a seed a chunk may be.
 type Place struct {

@@ -85,6 +85,17 @@ func TestTotals(t *testing.T) {
 	}
 }
 
+// TestTwoSizes: chunks of different sizes are never taken for each other, whatever their digests say.
+func TestTwoSizes(t *testing.T) {
+	b, _ := blob.NewBuilder(blob.SHA256, params)
+	b.Add(5, blob.Digest{'a'})
+	b.Add(7, blob.Digest{'a'})
+	p := NewPlan(b.Index())
+	if got := p.At(1).Kind; got != Fetch || p.First(1) != 1 {
+		t.Errorf("kind = %v, first = %d, want Fetch, 1", got, p.First(1))
+	}
+}
+
 // TestLyingSize: a seed's index may give a digest another size; it is not used then.
 func TestLyingSize(t *testing.T) {
 	b, _ := blob.NewBuilder(blob.SHA256, params)

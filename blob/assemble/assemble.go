@@ -242,11 +242,14 @@ func (j *job) run(ctx context.Context) error {
 	if err := j.copyRepeats(ctx, head); err != nil {
 		return err
 	}
-	if !j.changed.Load() && head.inPlace() {
-		head.done()
-		return j.readBack(ctx, 0, j.plan.Index.Len())
+	if j.changed.Load() || !head.inPlace() {
+		return j.commit(ctx, head)
 	}
-	return j.commit(ctx, head)
+	if err := j.sync(); err != nil { // who wrote it may have been stopped before it was flushed
+		return err
+	}
+	head.done()
+	return j.readBack(ctx, 0, j.plan.Index.Len())
 }
 
 // body does all segments behind the head.

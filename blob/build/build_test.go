@@ -34,7 +34,8 @@ import (
 // image is two segments long, with a run of zeros, a repeat of what comes before it, and zeros at its end.
 func image() []byte {
 	first := testimages.Random(1, 4<<20)
-	return bytes.Join([][]byte{first, make([]byte, 3<<20), first, testimages.Random(2, 1<<19), make([]byte, 300_001)}, nil)
+	parts := [][]byte{first, make([]byte, 3<<20), first, testimages.Random(2, 1<<19), make([]byte, 300_001)}
+	return bytes.Join(parts, nil)
 }
 
 // fixed sizes cut fastest.
@@ -121,7 +122,7 @@ func TestImage(t *testing.T) {
 		{"as casync does", readerAt, Options{Params: chunker.Default, Workers: 3}, store.WriterOptions{}},
 		{"one worker, stream", reader, Options{Params: chunker.Default}, store.WriterOptions{}},
 		{"plain, SHA-256, fixed size", readerAt,
-			Options{Params: chunker.Params{Min: 1 << 20, Avg: 1 << 20, Max: 1 << 20}, Algorithm: blob.SHA256, Workers: 2},
+			Options{Params: fixed, Algorithm: blob.SHA256, Workers: 2},
 			store.WriterOptions{Compression: store.None}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -133,7 +134,7 @@ func TestImage(t *testing.T) {
 			}
 			again, stats := mustBuild(t, c.source(), newWriter(t, b, c.writer), c.options)
 			if again.Digest() != x.Digest() || stats.New != 0 || stats.NewBytes != 0 || stats.Stored != 0 {
-				t.Errorf("building again gives index %v, %+v, want %v, nothing new", again.Digest(), stats, x.Digest())
+				t.Errorf("building again gives %v, %+v, want %v, nothing new", again.Digest(), stats, x.Digest())
 			}
 		})
 	}
@@ -142,7 +143,8 @@ func TestImage(t *testing.T) {
 func TestSmallImages(t *testing.T) {
 	for _, n := range []int{0, 1, 16 << 10, 256<<10 + 1} {
 		b, image := &mem.Bucket{}, testimages.Random(3, n)
-		x, _ := mustBuild(t, source(image), newWriter(t, b, store.WriterOptions{}), Options{Params: chunker.Default})
+		w := newWriter(t, b, store.WriterOptions{})
+		x, _ := mustBuild(t, source(image), w, Options{Params: chunker.Default})
 		checkStored(t, x, b, image)
 	}
 }
@@ -172,7 +174,8 @@ func TestHoles(t *testing.T) {
 	}
 	defer sparse.Close()
 	b, o := &mem.Bucket{}, Options{Params: chunker.Default, Workers: 2}
-	x, stats := mustBuild(t, chunker.FromReaderAt(sparse, int64(len(image))), newWriter(t, b, store.WriterOptions{}), o)
+	src := chunker.FromReaderAt(sparse, int64(len(image)))
+	x, stats := mustBuild(t, src, newWriter(t, b, store.WriterOptions{}), o)
 	checkStored(t, x, b, image)
 	want, wantStats := mustBuild(t, source(image), newWriter(t, &mem.Bucket{}, store.WriterOptions{}), o)
 	if x.Digest() != want.Digest() {
@@ -310,8 +313,8 @@ func TestCancelled(t *testing.T) {
 				told++
 				stop(ctx, "progress", told)
 			}}
-			src := chunker.FromReader(&countedReader{r: bytes.NewReader(image), read: func(n int) { stop(ctx, "read", n) }})
-			_, _, err := Image(ctx, src, r, o)
+			reads := &countedReader{r: bytes.NewReader(image), read: func(n int) { stop(ctx, "read", n) }}
+			_, _, err := Image(ctx, chunker.FromReader(reads), r, o)
 			if !errors.Is(err, context.Canceled) {
 				t.Errorf("Image = %v, want %v", err, context.Canceled)
 			}
@@ -355,7 +358,9 @@ func TestSourceFails(t *testing.T) {
 
 func TestRefusesParams(t *testing.T) {
 	r := newRecorder(nil)
-	for _, p := range []chunker.Params{{}, {Min: 1, Avg: 1, Max: 47}, {Min: 2, Avg: 1, Max: 3}, {Min: 1, Avg: 1 << 24, Max: 1 << 27}} {
+	for _, p := range []chunker.Params{
+		{}, {Min: 1, Avg: 1, Max: 47}, {Min: 2, Avg: 1, Max: 3}, {Min: 1, Avg: 1 << 24, Max: 1 << 27},
+	} {
 		if _, _, err := Image(t.Context(), source(nil), r, Options{Params: p}); err == nil || r.calls["commit"] != 0 {
 			t.Errorf("Image with chunk sizes %v = %v, want an error", p, err)
 		}
@@ -403,7 +408,8 @@ func TestCasync(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	x, _ := mustBuild(t, source(image), newWriter(t, b, store.WriterOptions{}), Options{Params: chunker.Default, Workers: 2})
+	w := newWriter(t, b, store.WriterOptions{})
+	x, _ := mustBuild(t, source(image), w, Options{Params: chunker.Default, Workers: 2})
 	mustWrite(t, path("ours.caibx"), x.Encode())
 	mustWrite(t, path("image"), image)
 
@@ -423,7 +429,8 @@ func TestCasync(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, stats := mustBuild(t, source(image), newWriter(t, theirs, store.WriterOptions{}), Options{Params: chunker.Default})
+	w = newWriter(t, theirs, store.WriterOptions{})
+	_, stats := mustBuild(t, source(image), w, Options{Params: chunker.Default})
 	if stats.New != 0 {
 		t.Errorf("%d chunks are new to casync's store, want none", stats.New)
 	}
@@ -465,7 +472,8 @@ func FuzzRoundTrip(f *testing.F) {
 		}
 		target := make(memory, len(image))
 		chunks := store.NewChunks(b, x.Algorithm())
-		if _, err := assemble.Run(t.Context(), seed.NewPlan(x), chunks, target, assemble.Options{New: true}); err != nil {
+		_, err = assemble.Run(t.Context(), seed.NewPlan(x), chunks, target, assemble.Options{New: true})
+		if err != nil {
 			t.Fatal(err)
 		}
 		if sha256.Sum256(target) != sha256.Sum256(image) {

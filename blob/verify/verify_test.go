@@ -55,6 +55,9 @@ func chunkRange(i, n int64) Range { return Range{i * chunkSize, n * chunkSize} }
 func TestImage(t *testing.T) {
 	image := image()
 	x, size := index(t, image), int64(len(image))
+	report := func(bad int, badBytes int64, first ...Range) Report {
+		return Report{Size: size, Done: size, Bad: bad, BadBytes: badBytes, First: first}
+	}
 	var every []int // one byte in every second chunk
 	var firstTen []Range
 	for i := 0; i < len(image); i += 2 * chunkSize {
@@ -68,19 +71,16 @@ func TestImage(t *testing.T) {
 		held []byte
 		want Report
 	}{
-		{"right", image, Report{Size: size, Done: size}},
-		{"longer", append(bytes.Clone(image), 1, 2, 3), Report{Size: size, Done: size}},
-		{"one byte", flipped(image, chunkSize), Report{Size: size, Done: size, Bad: 1, BadBytes: chunkSize,
-			First: []Range{chunkRange(1, 1)}}},
-		{"two in a chunk", flipped(image, 5*chunkSize, 6*chunkSize-1), Report{Size: size, Done: size, Bad: 1, BadBytes: chunkSize,
-			First: []Range{chunkRange(5, 1)}}},
+		{"right", image, report(0, 0)},
+		{"longer", append(bytes.Clone(image), 1, 2, 3), report(0, 0)},
+		{"one byte", flipped(image, chunkSize), report(1, chunkSize, chunkRange(1, 1))},
+		{"two in a chunk", flipped(image, 5*chunkSize, 6*chunkSize-1), report(1, chunkSize, chunkRange(5, 1))},
 		{"neighbours, also of two reads", flipped(image, 63*chunkSize, 64*chunkSize, 65*chunkSize, 3),
-			Report{Size: size, Done: size, Bad: 4, BadBytes: 4 * chunkSize, First: []Range{chunkRange(0, 1), chunkRange(63, 3)}}},
-		{"the last byte", flipped(image, len(image)-1), Report{Size: size, Done: size, Bad: 1, BadBytes: 777,
-			First: []Range{{size - 777, 777}}}},
-		{"more than are named", flipped(image, every...), Report{Size: size, Done: size, Bad: len(every),
-			BadBytes: int64(len(every)-1)*chunkSize + 777, First: firstTen}},
-		{"nothing right", make([]byte, size), Report{Size: size, Done: size, Bad: x.Len(), BadBytes: size, First: []Range{{0, size}}}},
+			report(4, 4*chunkSize, chunkRange(0, 1), chunkRange(63, 3))},
+		{"the last byte", flipped(image, len(image)-1), report(1, 777, Range{size - 777, 777})},
+		{"more than are named", flipped(image, every...),
+			report(len(every), int64(len(every)-1)*chunkSize+777, firstTen...)},
+		{"nothing right", make([]byte, size), report(x.Len(), size, Range{0, size})},
 	} {
 		for _, workers := range []int{0, 1, 4} {
 			t.Run(fmt.Sprintf("%s/%d", c.name, workers), func(t *testing.T) {
@@ -143,9 +143,11 @@ func TestImageFails(t *testing.T) {
 		held io.ReaderAt
 		want string
 	}{
-		{"short", bytes.NewReader(image[:5<<20+1]), fmt.Sprintf("it ends at %d, the image has %d bytes", 5<<20+1, len(image))},
+		{"short", bytes.NewReader(image[:5<<20+1]),
+			fmt.Sprintf("it ends at %d, the image has %d bytes", 5<<20+1, len(image))},
 		{"empty", bytes.NewReader(nil), fmt.Sprintf("it ends at 0, the image has %d bytes", len(image))},
-		{"unreadable", failingAt{bytes.NewReader(image), 6 << 20, broken}, fmt.Sprintf("reading at %d: %v", 6<<20, broken)},
+		{"unreadable", failingAt{bytes.NewReader(image), 6 << 20, broken},
+			fmt.Sprintf("reading at %d: %v", 6<<20, broken)},
 	} {
 		for _, workers := range []int{1, 4} {
 			got, err := Image(t.Context(), x, c.held, Options{Workers: workers})

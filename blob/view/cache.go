@@ -5,6 +5,8 @@ import (
 	"context"
 	"sync"
 
+	"golang.org/x/sync/semaphore"
+
 	"cairn/blob"
 	"cairn/store"
 )
@@ -12,7 +14,7 @@ import (
 // Limits of a Cache. The zero value of a field is its default.
 type Limits struct {
 	Bytes   int64 // of chunks kept in memory, besides those in use; default 64 MiB. One is always kept
-	Fetches int   // chunks asked of the store at once; default 64
+	Fetches int   // chunks asked of the store at once, as far as Bytes has room for them; default 64
 }
 
 // Cache gets chunks, each once however many ask for it at the same time, and keeps what was used last.
@@ -22,7 +24,8 @@ type Cache struct {
 	end     context.CancelFunc
 	from    store.Getter
 	limit   int64
-	fetches chan struct{} // a token for each fetch under way
+	fetches chan struct{}       // a token for each fetch under way
+	room    *semaphore.Weighted // bytes of the fetches under way, at most limit
 	running sync.WaitGroup
 
 	mu     sync.Mutex // guards what follows
@@ -58,6 +61,7 @@ func NewCache(ctx context.Context, from store.Getter, limits Limits) *Cache {
 		limits.Fetches = 64
 	}
 	c := &Cache{from: from, limit: limits.Bytes, fetches: make(chan struct{}, limits.Fetches)}
+	c.room = semaphore.NewWeighted(c.limit)
 	c.ctx, c.end = context.WithCancel(ctx)
 	c.chunks, c.recent = map[key]*entry{}, list.New()
 	return c
@@ -162,6 +166,11 @@ func (c *Cache) get(k key) ([]byte, error) {
 	case <-c.ctx.Done():
 		return nil, c.ctx.Err()
 	}
+	room := min(k.size, c.limit)
+	if err := c.room.Acquire(c.ctx, room); err != nil {
+		return nil, err
+	}
+	defer c.room.Release(room)
 	data := make([]byte, k.size)
 	if err := c.from.Get(c.ctx, k.digest, data); err != nil {
 		return nil, err

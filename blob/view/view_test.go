@@ -33,7 +33,8 @@ func index(t testing.TB, image []byte) *blob.Index {
 // mixed has data, zeros, the data again, and zeros at its end.
 func mixed() []byte {
 	part := testimages.Random(1, 300_000)
-	return bytes.Join([][]byte{part, make([]byte, 150_000), part, testimages.Random(2, 50_000), make([]byte, 40_001)}, nil)
+	last := testimages.Random(2, 50_000)
+	return bytes.Join([][]byte{part, make([]byte, 150_000), part, last, make([]byte, 40_001)}, nil)
 }
 
 // origin is a store that counts what it is asked for, takes its time, and fails on demand.
@@ -200,7 +201,8 @@ func TestOutside(t *testing.T) {
 		within bool
 	}{
 		{0, 0, true}, {10_000, 0, true}, {0, 10_000, true}, {9_999, 1, true},
-		{-1, 1, false}, {10_000, 1, false}, {9_999, 2, false}, {0, 10_001, false}, {10_001, 0, false}, {1<<63 - 1, 1, false},
+		{-1, 1, false}, {10_000, 1, false}, {9_999, 2, false}, {0, 10_001, false}, {10_001, 0, false},
+		{1<<63 - 1, 1, false},
 	} {
 		p := make([]byte, c.n)
 		if err := v.ReadAt(t.Context(), p, c.off); (err == nil) != c.within {
@@ -266,7 +268,8 @@ func TestFailure(t *testing.T) {
 	x, from := index(t, image), holding(t, image)
 	v := open(t, x, from, Limits{})
 	broken := x.At(x.Len() / 2)
-	for _, want := range []error{store.ErrUnavailable, store.ErrNotFound, &store.CorruptError{Name: "x", Err: errors.New("y")}} {
+	corrupt := &store.CorruptError{Name: "x", Err: errors.New("y")}
+	for _, want := range []error{store.ErrUnavailable, store.ErrNotFound, corrupt} {
 		from.fail[broken.Digest] = want
 		for n := 1; n <= 3; n++ {
 			if err := v.ReadAt(t.Context(), make([]byte, 1), broken.End()-1); !errors.Is(err, want) {
@@ -474,7 +477,9 @@ func TestPrefetchFailure(t *testing.T) {
 func TestExtents(t *testing.T) {
 	image := mixed()
 	v := open(t, index(t, image), holding(t), Limits{})
-	for _, c := range []struct{ off, n int64 }{{0, v.Size()}, {0, 0}, {v.Size(), 0}, {299_000, 3000}, {310_001, 7}, {v.Size() - 1, 1}} {
+	for _, c := range []struct{ off, n int64 }{
+		{0, v.Size()}, {0, 0}, {v.Size(), 0}, {299_000, 3000}, {310_001, 7}, {v.Size() - 1, 1},
+	} {
 		off, zeros := c.off, int64(0)
 		for n, zero := range v.Extents(c.off, c.n) {
 			if zero && len(bytes.Trim(image[off:off+n], "\x00")) > 0 || n <= 0 {
@@ -504,7 +509,8 @@ func TestCopyTo(t *testing.T) {
 		v := open(t, x, holding(t, image), limits)
 		for _, c := range []struct{ off, n int64 }{{0, v.Size()}, {12_345, 2_000_000}, {v.Size() - 1, 1}, {7, 0}} {
 			var got bytes.Buffer
-			if err := v.CopyTo(t.Context(), &got, c.off, c.n); err != nil || !bytes.Equal(got.Bytes(), image[c.off:c.off+c.n]) {
+			err := v.CopyTo(t.Context(), &got, c.off, c.n)
+			if err != nil || !bytes.Equal(got.Bytes(), image[c.off:c.off+c.n]) {
 				t.Errorf("CopyTo(%d, %d) gave %d bytes, %v, not the image's", c.off, c.n, got.Len(), err)
 			}
 		}
@@ -544,7 +550,8 @@ func TestCopyToFails(t *testing.T) {
 	image := append(testimages.Random(1, 5<<20), zeros...)
 	x, from := index(t, image), holding(t, image)
 	v := open(t, x, from, Limits{})
-	if err := v.CopyTo(t.Context(), writerFunc(func([]byte) (int, error) { return 0, full }), 0, v.Size()); !errors.Is(err, full) {
+	fullDisk := writerFunc(func([]byte) (int, error) { return 0, full })
+	if err := v.CopyTo(t.Context(), fullDisk, 0, v.Size()); !errors.Is(err, full) {
 		t.Errorf("CopyTo a full writer = %v, want %v", err, full)
 	}
 	for _, off := range []int64{0, 5 << 20, v.Size() - 1} {
@@ -556,7 +563,7 @@ func TestCopyToFails(t *testing.T) {
 			return len(p), nil
 		})
 		if err := v.CopyTo(ctx, w, off, v.Size()-off); !errors.Is(err, context.Canceled) || wrote > copySize {
-			t.Errorf("cancelled CopyTo from %d = %v after %d bytes, want %v after the first", off, err, wrote, context.Canceled)
+			t.Errorf("CopyTo from %d, cancelled by its first write = %v after %d bytes", off, err, wrote)
 		}
 	}
 	lost := x.At(x.Find(3 << 20))

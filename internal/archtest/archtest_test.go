@@ -36,6 +36,7 @@ var imports = map[string]string{
 	"store/locate":    "store store/local store/web store/s3 store/sftp store/mem",
 	"store/storetest": "store blob",
 	"seed":            "blob chunker",
+	"seed/known":      "blob",
 	"nbd":             "",
 	"nbd/gonbd":       "nbd",
 	"nbd/nbdtest":     "nbd",

@@ -1,0 +1,141 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+)
+
+// results are everything that was measured.
+type results struct {
+	Machine machine  `json:"machine"`
+	Rounds  int      `json:"rounds"`
+	Samples []sample `json:"samples"`
+}
+
+// machine is what the figures depend on, besides the images.
+type machine struct {
+	Date   string   `json:"date"`
+	CPU    string   `json:"cpu"`
+	CPUs   int      `json:"cpus"`
+	Kernel string   `json:"kernel"`
+	Tools  []string `json:"tools"`
+}
+
+func describeMachine(ctx context.Context, cairn string) (machine, error) {
+	m := machine{Date: time.Now().Format(time.DateOnly), CPUs: runtime.NumCPU()}
+	info, err := os.ReadFile("/proc/cpuinfo")
+	if err != nil {
+		return m, err
+	}
+	m.CPU = valueOf(info, "model name")
+	kernel, err := os.ReadFile("/proc/sys/kernel/osrelease")
+	if err != nil {
+		return m, err
+	}
+	m.Kernel = strings.TrimSpace(string(kernel))
+	for _, tool := range [][]string{
+		{cairn, "version"}, {"casync", "--version"}, {"qemu-nbd", "--version"}, {"nbdkit", "--version"}, {"nbdcopy", "--version"},
+	} {
+		out, err := exec.CommandContext(ctx, tool[0], tool[1:]...).Output()
+		if err != nil {
+			return m, fmt.Errorf("asking %s for its version: %w", tool[0], err)
+		}
+		line, _, _ := bytes.Cut(out, []byte("\n"))
+		m.Tools = append(m.Tools, string(line))
+	}
+	return m, nil
+}
+
+// valueOf is the first value of a key in "key : value" lines.
+func valueOf(text []byte, key string) string {
+	for lines := bufio.NewScanner(bytes.NewReader(text)); lines.Scan(); {
+		if k, v, ok := strings.Cut(lines.Text(), ":"); ok && strings.TrimSpace(k) == key {
+			return strings.TrimSpace(v)
+		}
+	}
+	return "unknown"
+}
+
+// cost is what a tool's job cost in the median; each figure has its own.
+type cost struct{ user, sys, cpu, wall, rss float64 }
+
+func median(values []float64) float64 {
+	values = slices.Sorted(slices.Values(values))
+	n := len(values)
+	return (values[(n-1)/2] + values[n/2]) / 2
+}
+
+func costOf(samples []sample) cost {
+	of := func(figure func(sample) float64) float64 {
+		var values []float64
+		for _, s := range samples {
+			values = append(values, figure(s))
+		}
+		return median(values)
+	}
+	return cost{
+		user: of(func(s sample) float64 { return s.User }),
+		sys:  of(func(s sample) float64 { return s.Sys }),
+		cpu:  of(func(s sample) float64 { return s.User + s.Sys }),
+		wall: of(func(s sample) float64 { return s.Wall }),
+		rss:  of(func(s sample) float64 { return float64(s.RSS) / (1 << 20) }),
+	}
+}
+
+// markdown is the results as a table for each kind of image.
+func (r *results) markdown() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s, %s, %d CPUs, Linux %s; medians of %d rounds.\n", r.Machine.Date, r.Machine.CPU, r.Machine.CPUs,
+		r.Machine.Kernel, r.Rounds)
+	fmt.Fprintf(&b, "%s.\n", strings.Join(r.Machine.Tools, " · "))
+	for image, samples := range groups(r.Samples, func(s sample) string { return s.Image }) {
+		fmt.Fprintf(&b, "\n### %s\n\n", image)
+		b.WriteString("| job | tool | user + sys, s | wall, s | peak, MiB | CPU to cairn's | wall to cairn's |\n")
+		b.WriteString("|---|---|---|---|---|---|---|\n")
+		for job, samples := range groups(samples, func(s sample) string { return s.Job }) {
+			writeJob(&b, job, samples)
+		}
+	}
+	return b.String()
+}
+
+// writeJob writes the rows of a job, of which cairn's is the first.
+func writeJob(b *strings.Builder, job string, samples []sample) {
+	var ours cost
+	for tool, samples := range groups(samples, func(s sample) string { return s.Tool }) {
+		c := costOf(samples)
+		if ours == (cost{}) {
+			ours = c
+		}
+		fmt.Fprintf(b, "| %s | %s | %.2f + %.2f | %.2f | %.0f | %.1f | %.1f |\n",
+			job, tool, c.user, c.sys, c.wall, c.rss, c.cpu/ours.cpu, c.wall/ours.wall)
+	}
+}
+
+// groups yields the samples of each name, in the order in which the names first appear.
+func groups(samples []sample, name func(sample) string) func(yield func(string, []sample) bool) {
+	return func(yield func(string, []sample) bool) {
+		var names []string
+		by := map[string][]sample{}
+		for _, s := range samples {
+			n := name(s)
+			if by[n] == nil {
+				names = append(names, n)
+			}
+			by[n] = append(by[n], s)
+		}
+		for _, n := range names {
+			if !yield(n, by[n]) {
+				return
+			}
+		}
+	}
+}
