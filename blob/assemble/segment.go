@@ -339,7 +339,7 @@ func (s *segment) fetchChunk(ctx context.Context, i int) error {
 	}
 	c := s.chunk(i)
 	if err := s.job.from.Get(ctx, c.Digest, s.part(s.buf, c)); err != nil {
-		return fmt.Errorf("fetching chunk %v for the image's bytes at %d: %w", c.Digest, c.Offset, err)
+		return fmt.Errorf("fetching the image's bytes at %d: %w", c.Offset, err)
 	}
 	*s.state(i) = held
 	s.came(i, Source{Kind: Fetched})

@@ -216,7 +216,7 @@ func (g *getter) get(ctx context.Context, lo, hi int) error {
 	case errors.Is(err, store.ErrNotFound) || errors.As(err, &corrupt):
 		g.job.bad(lo, err)
 	case err != nil:
-		return fmt.Errorf("getting chunk %v: %w", c.Digest, err)
+		return fmt.Errorf("getting the image's bytes at %d: %w", c.Offset, err)
 	}
 	g.job.done(lo, hi)
 	return nil

@@ -74,7 +74,7 @@ func (v *Image) ReadAt(ctx context.Context, p []byte, off int64) error {
 		}
 		data, err := entries[0].wait(ctx)
 		if err != nil {
-			return fmt.Errorf("chunk %v at %d: %w", part.chunk.Digest, part.chunk.Offset, err)
+			return fmt.Errorf("the image's bytes at %d: %w", part.chunk.Offset, err)
 		}
 		entries = entries[1:]
 		copy(dst, data[part.from:])

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"strconv"
 
@@ -26,9 +27,16 @@ func newDisk() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "disk DISK",
 		Short: "The partitions of a disk or disk image, with names to use as TARGET or seed",
-		Args:  arguments(cobra.ExactArgs(1)),
+		Long: `disk lists the partitions of a GPT disk or disk image. DISK#NAME names one of them, and so do DISK#3 (its
+number) and DISK#UUID.`,
+		Example: `  cairn disk /dev/sda
+  cairn disk disk.img --json`,
+		Args: arguments(cobra.ExactArgs(1)),
 		RunE: func(c *cobra.Command, args []string) error {
 			found, err := disk.Partitions(args[0])
+			if errors.Is(err, disk.ErrNoTable) {
+				return hintError{err, "name a whole disk or disk image"}
+			}
 			if err != nil {
 				return err
 			}

@@ -15,7 +15,9 @@ func newInfo() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "info INDEX",
 		Short: "What an index says: size, chunks, digest, parameters, zero bytes",
-		Args:  arguments(cobra.ExactArgs(1)),
+		Example: `  cairn info v2.caibx
+  cairn info https://images.example.com/v2.caibx --json`,
+		Args: arguments(cobra.ExactArgs(1)),
 		RunE: func(c *cobra.Command, args []string) error {
 			x, err := readIndex(c.Context(), args[0])
 			if err != nil {
@@ -81,7 +83,7 @@ func printInfo(w io.Writer, d description) error {
 		{"index", d.Index},
 		{"index digest", d.Digest},
 		{"size", fmt.Sprintf("%d (%s)", d.Size, size(d.Size))},
-		{"chunks", fmt.Sprintf("%d, %d different (%s)", d.Chunks, d.Distinct, size(d.UniqueBytes))},
+		{"chunks", fmt.Sprintf("%d, of them %d different (%s)", d.Chunks, d.Distinct, size(d.UniqueBytes))},
 		{"zero bytes", fmt.Sprintf("%d (%s)", d.ZeroBytes, percent(d.ZeroBytes, d.Size))},
 		{"digest", d.Algorithm},
 		{"chunk sizes", fmt.Sprintf("min %d, avg %d, max %d", d.Min, d.Avg, d.Max)},

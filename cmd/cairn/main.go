@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -38,8 +39,8 @@ func newRoot() *cobra.Command {
 any web server can serve, and assembles images onto partitions from what is already on the machine, or
 serves them live over NBD. Its formats are casync's and desync's.
 
-Exit status: 0 done, 1 failed, 2 wrong usage, 3 data is damaged, 4 not found or store unreachable,
-5 refused to protect data, 130 and 143 interrupted.`,
+Exit status: 0 done, 1 failed, 2 wrong usage, 3 data is not what its digest says, 4 not found or store
+unreachable, 5 refused to protect data, 130 and 143 interrupted.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
@@ -52,7 +53,7 @@ Exit status: 0 done, 1 failed, 2 wrong usage, 3 data is damaged, 4 not found or 
 func arguments(check cobra.PositionalArgs) cobra.PositionalArgs {
 	return func(c *cobra.Command, args []string) error {
 		if check(c, args) != nil {
-			return usageError{c, fmt.Errorf("want '%s', got %d arguments", c.UseLine(), len(args))}
+			return usageError{c, fmt.Errorf("want '%s', not '%s'", c.UseLine(), strings.Join(append([]string{c.CommandPath()}, args...), " "))}
 		}
 		return nil
 	}

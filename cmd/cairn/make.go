@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -48,14 +49,19 @@ system's superblock claims (squashfs, ext2/3/4, erofs); what is used is printed.
 	}
 	f.add(c)
 	flags := c.Flags()
-	flags.StringVarP(&f.store, "store", "s", "", "`location` of the store (default: default.castr beside the index)")
+	flags.StringVarP(&f.store, "store", "s", "", "`directory` of the store to write to (default: default.castr beside the index)")
 	flags.Var(digestFlag{&f.digest}, "digest", "`name` of the hash: sha512-256 (casync's default) or sha256")
 	flags.StringVar(&f.chunkSize, "chunk-size", "16:64:256", "chunk `sizes` MIN:AVG:MAX in KiB (or with a suffix), or AVG alone")
 	f.compression = "zstd"
 	flags.Var(choice{&f.compression, []string{"zstd", "none"}}, "compression", "`how` to store chunks: zstd or none")
 	flags.IntVar(&f.level, "compression-level", 3, "zstd `level`, 1 to 22")
-	flags.StringVar(&f.size, "size", "", "use only that many `bytes` of the image, or \"filesystem\"")
-	check(c, func([]string) error {
+	flags.StringVar(&f.size, "size", "", "use only the first `bytes` of the image, or \"filesystem\"")
+	check(c, func(args []string) error {
+		for _, location := range []string{f.store, args[0]} {
+			if strings.Contains(location, "://") {
+				return fmt.Errorf("%s cannot be written to: make into the directory that the server serves", location)
+			}
+		}
 		if f.level < 1 || f.level > 22 {
 			return fmt.Errorf("--compression-level %d: want 1 to 22", f.level)
 		}
@@ -136,8 +142,8 @@ func tellMade(r madeResult) {
 			r.Index, size(r.Size), chunks(int64(r.Chunks)), took)
 		return
 	}
-	say("made %s of %s (%s, %d different): %s new of %s, %s stored, in %s", r.Index, size(r.Size),
-		chunks(int64(r.Chunks)), r.Distinct, chunks(r.New), size(r.NewBytes), size(r.Stored), took)
+	say("made %s of %s (%s): %s (%s), stored in %s, in %s", r.Index, size(r.Size),
+		chunks(int64(r.Chunks)), chunks(r.New, "new"), size(r.NewBytes), size(r.Stored), took)
 }
 
 // openIndexWriter finds out early where the index will go, and returns what publishes it there.

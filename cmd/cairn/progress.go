@@ -11,8 +11,8 @@ import (
 	"golang.org/x/term"
 )
 
-// progress shows how a long job goes: a bar on a terminal, events with --progress=json, else nothing but
-// the job's last line.
+// progress shows how a long job goes: a bar on a terminal, events with --progress=json, else a line at the
+// start; the job itself says how it ended.
 type progress struct {
 	phase string
 	total int64 // bytes; negative when not known
@@ -21,7 +21,7 @@ type progress struct {
 	end   func()
 }
 
-// showNothing and others are the ways to show progress.
+// The ways to show progress.
 const (
 	progressAuto = "auto"
 	progressBar  = "bar"
@@ -37,6 +37,10 @@ func newProgress(mode, phase string, total int64) *progress {
 		p.events(os.Stderr)
 	case mode == progressBar || mode == progressAuto && term.IsTerminal(int(os.Stderr.Fd())):
 		p.bar(os.Stderr)
+	case mode == progressAuto && total >= 0:
+		say("%s (%s)", phase, size(total))
+	case mode == progressAuto:
+		say("%s", phase)
 	}
 	return p
 }

@@ -12,10 +12,10 @@ import (
 	"github.com/dustin/go-humanize"
 )
 
-// say tells the user something on stderr, where it is in nobody's way.
-// stderr is where words go.
+// stderr is where words go: there they are in nobody's way.
 var stderr io.Writer = os.Stderr
 
+// say tells the user something.
 func say(format string, args ...any) { fmt.Fprintf(stderr, "cairn: "+format+"\n", args...) }
 
 // size is a number of bytes for people.
@@ -29,12 +29,13 @@ func percent(part, whole int64) string {
 	return fmt.Sprintf("%.1f %%", 100*float64(part)/float64(whole))
 }
 
-// chunks is a number of chunks, for people.
-func chunks(n int64) string {
+// chunks is a number of chunks, for people; kind is "" or a word and a space.
+func chunks(n int64, kind ...string) string {
+	noun := "chunks"
 	if n == 1 {
-		return "1 chunk"
+		noun = "chunk"
 	}
-	return humanize.Comma(n) + " chunks"
+	return humanize.Comma(n) + " " + strings.Join(append(kind, noun), " ")
 }
 
 // rounded is a duration for people.
