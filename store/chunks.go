@@ -29,7 +29,10 @@ type Chunks struct {
 	buffers   buffers
 }
 
-var _ Getter = (*Chunks)(nil)
+var (
+	_ Getter     = (*Chunks)(nil)
+	_ ManyGetter = (*Chunks)(nil)
+)
 
 // NewChunks reads chunks named by algorithm's digests from r.
 func NewChunks(r Reader, algorithm blob.Algorithm) *Chunks {
@@ -47,6 +50,17 @@ func (c *Chunks) Get(ctx context.Context, d blob.Digest, dst []byte) error {
 }
 
 func (c *Chunks) get(ctx context.Context, d blob.Digest, dst []byte) error {
+	if err := c.read(ctx, d, dst); err != nil {
+		return err
+	}
+	if got := c.algorithm.Sum(dst); got != d {
+		return c.explain(d, content{fmt.Errorf("its %v digest is %v", c.algorithm, got)})
+	}
+	return nil
+}
+
+// read fills dst with what the store has for a chunk, which is not proven.
+func (c *Chunks) read(ctx context.Context, d blob.Digest, dst []byte) error {
 	err := c.getPacked(ctx, packedName(d), dst)
 	if errors.Is(err, ErrNotFound) {
 		err = c.getPlain(ctx, plainName(d), dst)
@@ -54,10 +68,39 @@ func (c *Chunks) get(ctx context.Context, d blob.Digest, dst []byte) error {
 	if err != nil {
 		return c.explain(d, err)
 	}
-	if got := c.algorithm.Sum(dst); got != d {
-		return c.explain(d, content{fmt.Errorf("its %v digest is %v", c.algorithm, got)})
-	}
 	return nil
+}
+
+// GetMany implements ManyGetter. Hashing many chunks together is several times cheaper.
+func (c *Chunks) GetMany(ctx context.Context, wants []Want, slots Slots) error {
+	err := each(ctx, wants, slots, func(ctx context.Context, w Want) error {
+		err := c.read(ctx, w.Digest, w.Dst)
+		if _, corrupt := errors.AsType[*CorruptError](err); corrupt {
+			return c.get(ctx, w.Digest, w.Dst)
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return each(ctx, c.wrong(wants), slots, func(ctx context.Context, w Want) error {
+		return c.get(ctx, w.Digest, w.Dst)
+	})
+}
+
+// wrong lists those of the wants whose bytes are not right.
+func (c *Chunks) wrong(wants []Want) (wrong []Want) {
+	data, sums := make([][]byte, len(wants)), make([]blob.Digest, len(wants))
+	for i, w := range wants {
+		data[i] = w.Dst
+	}
+	c.algorithm.SumAll(sums, data)
+	for i, w := range wants {
+		if sums[i] != w.Digest {
+			wrong = append(wrong, w)
+		}
+	}
+	return wrong
 }
 
 // content marks an error about what was read, as opposed to one of reading.

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"cairn/blob"
 )
 
@@ -109,6 +111,60 @@ func (i immediate) Write(ctx context.Context, name string, data []byte) error {
 }
 func (i immediate) Commit(ctx context.Context) error { return ctx.Err() }
 func (i immediate) Close() error                     { return nil }
+
+// Want is a chunk that is wanted, and where to put it; its size is len(Dst).
+type Want struct {
+	Digest blob.Digest
+	Dst    []byte
+}
+
+// Slots limits how many requests are under way at once, of all who share them: each takes a place while it
+// runs, and the capacity is how many there are.
+type Slots chan struct{}
+
+// take waits for a place; the caller calls leave in the end.
+func (s Slots) take(ctx context.Context) (leave func(), err error) {
+	select {
+	case s <- struct{}{}:
+		return func() { <-s }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// ManyGetter is a Getter that gets many chunks together cheaper than one by one.
+type ManyGetter interface {
+	// GetMany is Get for all wants, in any order; an error says that some may be missing.
+	GetMany(ctx context.Context, wants []Want, slots Slots) error
+}
+
+// GetMany gets chunks from g, together if it can, else several at once.
+func GetMany(ctx context.Context, g Getter, wants []Want, slots Slots) error {
+	if many, ok := g.(ManyGetter); ok {
+		return many.GetMany(ctx, wants, slots)
+	}
+	return each(ctx, wants, slots, func(ctx context.Context, w Want) error { return g.Get(ctx, w.Digest, w.Dst) })
+}
+
+// each calls get for all wants, as many at once as there are slots, until one fails.
+func each(ctx context.Context, wants []Want, slots Slots, get func(context.Context, Want) error) error {
+	group, groupCtx := errgroup.WithContext(ctx)
+	group.SetLimit(cap(slots))
+	for _, w := range wants {
+		group.Go(func() error {
+			leave, err := slots.take(groupCtx)
+			if err != nil {
+				return err
+			}
+			defer leave()
+			return get(groupCtx, w)
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	return ctx.Err()
+}
 
 // Getter supplies chunks by digest. Safe for concurrent use.
 type Getter interface {

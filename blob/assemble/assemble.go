@@ -123,8 +123,8 @@ type job struct {
 	from    store.Getter
 	target  Target
 	options Options
-	fetches chan struct{} // a token for each request under way
-	heads   int           // number of chunks that overlap the head
+	fetches store.Slots
+	heads   int // number of chunks that overlap the head
 
 	mu      sync.Mutex // guards what follows
 	order   order      // of the segments
@@ -189,7 +189,7 @@ func newJob(p *seed.Plan, from store.Getter, t Target, o Options) *job {
 	if o.Fetches <= 0 {
 		o.Fetches = 32
 	}
-	j := &job{plan: p, from: from, target: t, options: o, fetches: make(chan struct{}, o.Fetches)}
+	j := &job{plan: p, from: from, target: t, options: o, fetches: make(store.Slots, o.Fetches)}
 	j.heads = headChunks(p.Index)
 	j.order = newOrder(p, j.heads, segment, o.Own-1)
 	j.changes = newBitmap(p.Index.Len())

@@ -7,10 +7,9 @@ import (
 	"fmt"
 	"io"
 
-	"golang.org/x/sync/errgroup"
-
 	"cairn/blob"
 	"cairn/seed"
+	"cairn/store"
 )
 
 // state is how far a chunk of a segment is.
@@ -321,28 +320,21 @@ func (s *segment) deferRepeats() {
 
 // fetch gets all chunks that are still missing from the store, many at once.
 func (s *segment) fetch(ctx context.Context) error {
-	group, groupCtx := errgroup.WithContext(ctx)
-	group.SetLimit(cap(s.job.fetches))
+	var wants []store.Want
 	for i := range s.chunksIn(missing) {
-		group.Go(func() error { return s.fetchChunk(groupCtx, i) })
+		c := s.chunk(i)
+		wants = append(wants, store.Want{Digest: c.Digest, Dst: s.part(s.buf, c)})
 	}
-	return group.Wait()
-}
-
-// fetchChunk gets chunk i; several are under way at once, each with a part of the buffer of its own.
-func (s *segment) fetchChunk(ctx context.Context, i int) error {
-	select {
-	case s.job.fetches <- struct{}{}:
-		defer func() { <-s.job.fetches }()
-	case <-ctx.Done():
-		return ctx.Err()
+	if len(wants) == 0 {
+		return nil
 	}
-	c := s.chunk(i)
-	if err := s.job.from.Get(ctx, c.Digest, s.part(s.buf, c)); err != nil {
-		return fmt.Errorf("fetching the image's bytes at %d: %w", c.Offset, err)
+	if err := store.GetMany(ctx, s.job.from, wants, s.job.fetches); err != nil {
+		return fmt.Errorf("fetching for the image's bytes from %d: %w", s.start, err)
 	}
-	*s.state(i) = held
-	s.came(i, Source{Kind: Fetched})
+	for i := range s.chunksIn(missing) {
+		*s.state(i) = held
+		s.came(i, Source{Kind: Fetched})
+	}
 	return nil
 }
 
@@ -382,7 +374,7 @@ func (s *segment) copyFrom(ctx context.Context, first int, head *segment) error 
 		s.came(s.lo, Source{Kind: Copied})
 		return nil
 	}
-	return s.fetchChunk(ctx, s.lo)
+	return s.fetch(ctx)
 }
 
 // bytes is chunk i, which is settled and neither zero nor deferred.
