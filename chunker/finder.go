@@ -3,26 +3,38 @@ package chunker
 import (
 	"bytes"
 	"math/bits"
+
+	"cairn/internal/buzscan"
 )
 
 // window is how many bytes before a position decide whether it is a candidate.
-const window = 48
+const window = buzscan.Window
 
 // Finder finds candidates for cuts. It does not change, and may be shared.
 type Finder struct {
-	divisor uint32 // a hash h is a candidate when (h+1) mod divisor = 0
-	inverse uint32 // of divisor's odd part, modulo 2^32
-	shift   int    // divisor = odd part << shift
-	limit   uint32 // multiples of divisor, times inverse, rotated by shift, are at most this
-	zeros   bool   // 48 zero bytes make a candidate
+	divisor uint32       // a hash h is a candidate when (h+1) mod divisor = 0
+	test    buzscan.Test // what all candidates pass, and few others
+	scanner *buzscan.Scanner
+	zeros   bool // 48 zero bytes make a candidate
 }
 
 func newFinder(p Params) *Finder {
 	d := p.discriminator()
-	shift := bits.TrailingZeros32(d)
-	f := &Finder{divisor: d, shift: shift, inverse: invert(d >> shift), limit: ^uint32(0) / d}
+	f := &Finder{divisor: d, test: quickTest(d)}
+	f.scanner = buzscan.New(&buzhash, f.test)
 	f.zeros = f.hit(zeroHash)
 	return f
+}
+
+// quickTest is for multiples of d, without a division. A multiple of an odd number, times the number's inverse,
+// is small (Granlund and Montgomery 1994); one of 2^k, times 2^(32-k), is 0. The larger such factor of d is
+// tested: of all hashes at most one in √d passes wrongly, and none for odd d but 2^32-1, which wraps to 0.
+func quickTest(d uint32) buzscan.Test {
+	k := bits.TrailingZeros32(d)
+	if odd := d >> k; odd > 1<<k {
+		return buzscan.Test{Factor: invert(odd), Limit: ^uint32(0) / odd}
+	}
+	return buzscan.Test{Factor: 1 << (32 - k), Limit: 0}
 }
 
 // invert is the inverse of an odd number modulo 2^32, by Newton's method: each step doubles the right bits.
@@ -36,12 +48,6 @@ func invert(odd uint32) uint32 {
 
 // hit is the definition of a candidate.
 func (f *Finder) hit(h uint32) bool { return h%f.divisor == f.divisor-1 }
-
-// maybe is hit without the division (divisibility by multiplication, Granlund and Montgomery 1994); h =
-// 2^32-1 wraps round to 0 and is the one value it may let through wrongly.
-func (f *Finder) maybe(h uint32) bool {
-	return bits.RotateLeft32((h+1)*f.inverse, -f.shift) <= f.limit
-}
 
 // zeroHash is the hash of 48 zero bytes, and so of every window inside a run of zeros.
 var zeroHash = hashWindow(make([]byte, window))
@@ -93,7 +99,7 @@ func (s candidates) first(lo, hi int) int {
 // zeroBlock is how many bytes are looked at together to pass over runs of zeros.
 const zeroBlock = 4096
 
-var zeroBytes [zeroBlock]byte
+var zeroBytes [window + zeroBlock]byte
 
 // find adds the candidates among positions 1 to len(buf)-before to set, where position 0 lies before
 // bytes into buf. Windows that would begin before buf are left out.
@@ -102,45 +108,57 @@ func (f *Finder) find(set candidates, buf []byte, before int) {
 	if pos > len(buf) {
 		return
 	}
-	h := hashWindow(buf[pos-window:])
-	if f.hit(h) {
+	if f.hit(hashWindow(buf[pos-window:])) {
 		set.add(pos - before)
 	}
 	for pos < len(buf) {
-		end := min(pos+zeroBlock, len(buf))
-		if !f.zeros && h == zeroHash && isZero(buf[pos-window:pos]) && isZero(buf[pos:end]) {
-			pos = end // the hash stays that of zeros
+		if f.barren(buf, pos) {
+			pos = min(pos+zeroBlock, len(buf))
 			continue
 		}
-		h = f.roll(set, buf[pos-window:end], pos-before, h)
+		end := min(pos+zeroBlock, len(buf))
+		for end < len(buf) && !f.barren(buf, end) {
+			end = min(end+zeroBlock, len(buf))
+		}
+		f.scan(set, buf[pos-window:end], pos-before)
 		pos = end
 	}
 }
 
+// barren says that the block behind pos holds no candidates: it and the window before it are zero.
+func (f *Finder) barren(buf []byte, pos int) bool {
+	return !f.zeros && isZero(buf[pos-window:min(pos+zeroBlock, len(buf))])
+}
+
 func isZero(p []byte) bool { return bytes.Equal(p, zeroBytes[:len(p)]) }
 
-// roll moves the window over buf, which begins with the window that h is the hash of; pos is the
-// position behind that window. It returns the hash of the last window.
-func (f *Finder) roll(set candidates, buf []byte, pos int, h uint32) uint32 {
+// scan adds the candidates behind the window that buf begins with; pos is the position there.
+func (f *Finder) scan(set candidates, buf []byte, pos int) {
+	f.scanner.Narrow(buf, func(lo, hi int) {
+		f.roll(set, buf[lo-window:hi], pos+lo-window)
+	})
+}
+
+// roll moves the window over buf, which begins with the first one, and adds the candidates behind that; pos is the
+// position behind the first window.
+func (f *Finder) roll(set candidates, buf []byte, pos int) {
+	h := hashWindow(buf)
 	out, in := buf[:len(buf)-window], buf[window:]
-	i := 0
-	for ; i+4 <= len(in); i += 4 {
-		o, n := (*[4]byte)(out[i:]), (*[4]byte)(in[i:])
-		h1 := bits.RotateLeft32(h, 1) ^ bits.RotateLeft32(buzhash[o[0]], window%32) ^ buzhash[n[0]]
-		h2 := bits.RotateLeft32(h1, 1) ^ bits.RotateLeft32(buzhash[o[1]], window%32) ^ buzhash[n[1]]
-		h3 := bits.RotateLeft32(h2, 1) ^ bits.RotateLeft32(buzhash[o[2]], window%32) ^ buzhash[n[2]]
-		h = bits.RotateLeft32(h3, 1) ^ bits.RotateLeft32(buzhash[o[3]], window%32) ^ buzhash[n[3]]
-		if f.maybe(h1) || f.maybe(h2) || f.maybe(h3) || f.maybe(h) {
+	i, test := 0, f.test
+	for ; i+4 <= len(in) && i+4 <= len(out); i += 4 {
+		o, n := (*[4]byte)(out[i:i+4]), (*[4]byte)(in[i:i+4])
+		h1 := bits.RotateLeft32(h, 1) ^ (bits.RotateLeft32(buzhash[o[0]], window%32) ^ buzhash[n[0]])
+		h2 := bits.RotateLeft32(h1, 1) ^ (bits.RotateLeft32(buzhash[o[1]], window%32) ^ buzhash[n[1]])
+		h3 := bits.RotateLeft32(h2, 1) ^ (bits.RotateLeft32(buzhash[o[2]], window%32) ^ buzhash[n[2]])
+		h = bits.RotateLeft32(h3, 1) ^ (bits.RotateLeft32(buzhash[o[3]], window%32) ^ buzhash[n[3]])
+		if test.Pass(h1) || test.Pass(h2) || test.Pass(h3) || test.Pass(h) {
 			f.confirm(set, pos+i+1, h1, h2, h3, h)
 		}
 	}
 	for ; i < len(in); i++ {
 		h = bits.RotateLeft32(h, 1) ^ bits.RotateLeft32(buzhash[out[i]], window%32) ^ buzhash[in[i]]
-		if f.maybe(h) {
-			f.confirm(set, pos+i+1, h)
-		}
+		f.confirm(set, pos+i+1, h)
 	}
-	return h
 }
 
 // confirm adds those of the positions from pos on whose hash is a true hit.

@@ -71,7 +71,7 @@ func (c command) measure(ctx context.Context, dir string) (s sample, err error) 
 		return s, err
 	}
 	s.User, s.Sys = cmd.ProcessState.UserTime().Seconds(), cmd.ProcessState.SystemTime().Seconds()
-	s.RSS = cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss << 10
+	s.RSS = int64(cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss) << 10 //nolint:unconvert // 32 bits on some machines
 	return s, nil
 }
 

@@ -1,0 +1,7 @@
+//go:build !amd64
+
+package lanes
+
+func (k kernel) hash(*[512]byte, *[maxLanes]*byte, int) {
+	panic("lanes: no kernel " + string(k) + " on this machine")
+}
