@@ -1,29 +1,106 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
+	"os"
+	"os/exec"
+	"runtime/debug"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"cairn/blob"
 	"cairn/blob/assemble"
+	"cairn/internal/blockdev"
+	"cairn/internal/ioprio"
 	"cairn/seed"
+	"cairn/seed/known"
 )
 
-type assembleFlags struct {
+// planFlags are the flags of assemble and plan.
+type planFlags struct {
 	common
 	stores
-	seeds []string
+	seeds  []string
+	state  string
+	memory int64
 }
 
-func (f *assembleFlags) add(c *cobra.Command) {
+func (f *planFlags) add(c *cobra.Command) {
 	f.common.add(c)
 	f.stores.add(c)
-	c.Flags().StringArrayVar(&f.seeds, "seed", nil,
-		"`PATH[=INDEX]` that may hold wanted chunks: a file, device, DISK#NAME, PARTLABEL=NAME or PARTUUID=UUID; without INDEX it is scanned; repeatable")
+	flags := c.Flags()
+	flags.StringArrayVar(&f.seeds, "seed", nil,
+		"`PATH[=INDEX]` that may hold wanted chunks: a file, device, DISK#NAME, PARTLABEL=NAME, PARTUUID=UUID, @root (the "+
+			"device that / is mounted from) or a directory of images; without INDEX it is scanned; repeatable")
+	flags.StringVar(&f.state, "state", defaultState, "`directory` that remembers what devices hold; \"\" for none")
+	flags.Var(bytesFlag{&f.memory}, "memory", "limit of the buffers in `bytes` (default: 32MiB)")
+	check(c, func([]string) error {
+		if f.memory != 0 && f.memory < 1<<20 {
+			return fmt.Errorf("--memory %s: want at least 1MiB", size(f.memory))
+		}
+		return nil
+	})
+}
+
+// remembering is the memory that the flags name.
+func (f *planFlags) remembering(c *cobra.Command) memory {
+	return memory{dir: known.Dir(f.state), quiet: !c.Flags().Changed("state")}
+}
+
+// plan learns what the seeds hold and what the target's name holds so far, and plans with that. own is the
+// number of the seed that is the target itself, plus one, or 0.
+func (f *planFlags) plan(ctx context.Context, m memory, x *blob.Index, opened []openSeed, name string,
+	before *blockdev.File, inPlace bool) (p *seed.Plan, own int, err error) {
+	if inPlace {
+		if err := refuseOverlap(before, opened, name); err != nil {
+			return nil, 0, err
+		}
+	}
+	seeds, err := learn(ctx, opened, x, m, f.common)
+	if err != nil {
+		return nil, 0, err
+	}
+	held := f.oldContent(ctx, m, x, name, before, len(seeds) > 0)
+	if held != nil {
+		seeds = append(seeds, seed.Seed{Name: name + " (before)", Index: held, Data: before})
+		if inPlace {
+			own = len(seeds)
+		}
+	}
+	return seed.NewPlan(x, seeds...), own, ctx.Err()
+}
+
+// oldContent is the index of what the target's name holds so far, as far as it can be known. Where there are
+// other seeds, it is not worth a scan.
+func (f *planFlags) oldContent(ctx context.Context, m memory, x *blob.Index, name string, before *blockdev.File, seeded bool) *blob.Index {
+	switch {
+	case before == nil:
+		return nil
+	case seeded:
+		return m.recall(before, x)
+	}
+	held, err := m.look(ctx, name, before, x, f.common)
+	if err != nil {
+		return nil // it cannot be read, and will be written
+	}
+	return held
+}
+
+type assembleFlags struct {
+	planFlags
+	maxDownload int64
+	force       []string
+	tail        string
+	verify      string
+	exec        string
+	idle        bool
+	remember    memory
 }
 
 func newAssemble() *cobra.Command {
@@ -38,23 +115,34 @@ disk or disk image by its GPT name), PARTLABEL=NAME, PARTUUID=UUID, or a file.
 What is in place stays, what a seed holds is read there, the rest is fetched from the stores. Every byte is
 hashed before it is written. A device is written in place, exclusively, and never while it is in use; its
 first bytes are made invalid first and written last, so that a half-written slot is not taken for a whole
-one. A file appears under its name when it is whole and on the medium. Run it again after an interruption:
+one. Switch a boot loader to it only when the exit status is 0; 5 says that the target was refused. A file appears under its name when it is whole and on the medium. Run it again after an interruption:
 what is there already is not fetched again.`,
 		Example: `  cairn assemble https://images.example.com/v2.caibx PARTLABEL=root-b --seed PARTLABEL=root-a
   cairn assemble v2.caibx disk.img#root-b --seed disk.img#root-a=v1.caibx -s /srv/images/default.castr
   cairn assemble v2.caibx root.squashfs`,
 		Args: arguments(cobra.ExactArgs(2)),
 		RunE: func(c *cobra.Command, args []string) error {
+			f.remember = f.remembering(c)
 			return runAssemble(c.Context(), c.OutOrStdout(), f, args[0], args[1])
 		},
 	}
 	f.add(c)
+	flags := c.Flags()
+	flags.Var(bytesFlag{&f.maxDownload}, "max-download", "stop cleanly rather than download more than that many `bytes`")
+	flags.StringSliceVar(&f.force, "force", nil, "write although the named `checks` speak against it ("+strings.Join(blockdev.Liftable(), ", ")+")")
+	f.tail = tailKeep
+	flags.Var(choice{&f.tail, []string{tailKeep, tailZero, tailDiscard}}, "tail", "`what` to do with the bytes of a partition behind the image: keep, zero or discard")
+	flags.Var(choice{&f.verify, []string{"none", "changed", "all"}}, "verify-after",
+		"`what` to read back from the medium and compare: none, changed or all (default: changed for devices, none for files)")
+	flags.StringVar(&f.exec, "exec", "", "`program` to run when the image is on the medium, with the result as JSON on its stdin")
+	flags.BoolVar(&f.idle, "idle", false, "use the disk and the processor only when nobody else does")
 	return c
 }
 
 // assembled is what assemble --json and plan --json print.
 type assembled struct {
 	Index  string `json:"index"`
+	Digest string `json:"index_digest"`
 	Target string `json:"target"`
 	assemble.Stats
 	SeedNames       []string `json:"seeds"`            // in the order of seed_bytes
@@ -64,81 +152,150 @@ type assembled struct {
 }
 
 func runAssemble(ctx context.Context, stdout io.Writer, f assembleFlags, index, location string) error {
+	begun := time.Now()
+	if err := f.settle(); err != nil {
+		return err
+	}
 	x, err := readIndex(ctx, index)
 	if err != nil {
 		return err
 	}
-	begun := time.Now()
-	result := assembled{Index: index, Target: location}
-	err = f.assemble(ctx, x, &result)
-	if err != nil {
+	result := assembled{Index: index, Digest: x.Digest().String(), Target: location}
+	if err := f.assemble(ctx, x, &result); err != nil {
 		return fmt.Errorf("assembling %s onto %s: %w", index, location, err)
 	}
 	result.Seconds = time.Since(begun).Seconds()
-	if f.json {
-		return writeJSON(stdout, result)
+	if err := f.report(stdout, result, rounded(time.Since(begun))); err != nil {
+		return err
 	}
-	took := rounded(time.Since(begun))
-	if result.InPlace == result.Size {
-		say("%s holds the image of %s (%s) already, nothing was written, in %s", location, index, size(result.Size), took)
+	return f.runHook(ctx, result)
+}
+
+// settle makes the process as modest as it was told to be.
+func (f *assembleFlags) settle() error {
+	if f.memory > 0 {
+		debug.SetMemoryLimit(f.memory + 16<<20) // the program itself takes the rest
+	}
+	if f.idle {
+		if err := ioprio.Idle(); err != nil {
+			return fmt.Errorf("making the job idle: %w", err)
+		}
+	}
+	return nil
+}
+
+func (f *assembleFlags) report(stdout io.Writer, r assembled, took string) error {
+	if f.json {
+		return writeJSON(stdout, r)
+	}
+	if r.InPlace == r.Size {
+		say("%s holds the image of %s (%s) already, nothing was written, in %s", r.Target, r.Index, size(r.Size), took)
 		return nil
 	}
-	say("assembled %s of %s onto %s in %s", size(result.Size), index, location, took)
-	return tellSources(stderr, result, "downloaded")
+	say("assembled %s of %s onto %s in %s", size(r.Size), r.Index, r.Target, took)
+	return tellSources(stderr, r, "downloaded")
+}
+
+// runHook runs the program of --exec. It gets no shell, and the result on its stdin.
+func (f *assembleFlags) runHook(ctx context.Context, r assembled) error {
+	if f.exec == "" {
+		return nil
+	}
+	text, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	hook := exec.CommandContext(ctx, f.exec)
+	hook.Stdin, hook.Stdout, hook.Stderr = bytes.NewReader(text), os.Stderr, os.Stderr
+	if err := hook.Run(); err != nil {
+		return fmt.Errorf("%s holds the image, but running %s afterwards: %w", r.Target, f.exec, err)
+	}
+	return nil
 }
 
 // assemble claims the target, learns what the seeds hold, and does the work.
-func (f *assembleFlags) assemble(ctx context.Context, x *blob.Index, result *assembled) error {
-	t, err := openTarget(ctx, result.Target, x, f.jobs)
+func (f *assembleFlags) assemble(ctx context.Context, x *blob.Index, result *assembled) (err error) {
+	t, err := openTarget(ctx, result.Target, x, f.force, f.jobs)
 	if err != nil {
 		return err
 	}
 	if t.equal {
-		result.Stats = assemble.Stats{Size: x.Size(), Done: x.Size(), InPlace: x.Size()}
+		result.Stats = assemble.Stats{Size: x.Size(), Done: x.Size(), InPlace: x.Size(), Seeds: []int64{}}
 		return nil
 	}
-	defer t.close()
-	plan, closeSeeds, err := f.plan(ctx, x, t, result.Target)
-	if err != nil {
-		return err
-	}
-	defer closeSeeds()
-	from, err := openStores(f.stores, result.Index, x.Algorithm())
+	defer func() { t.close(err) }()
+	from, err := openStores(f.stores, result.Index, x.Algorithm(), f.maxDownload)
 	if err != nil {
 		return err
 	}
 	defer from.close()
-	p := newProgress(f.progress, "assembling "+result.Index, x.Size())
-	o := assemble.Options{New: t.isNew, Fetches: f.fetches, Progress: func(s assemble.Stats) { p.show(s.Done, share(s), s) }}
-	result.Stats, err = assemble.Run(ctx, plan, from, t, o)
-	p.end()
+	seeds, err := openSeeds(f.seeds)
 	if err != nil {
 		return err
 	}
+	defer closeSeeds(seeds)
+	if w := f.remember.unfinished(&t.File); w != nil && t.inPlace {
+		say("an assemble of %s onto %s, begun %s, was not finished; going on with what is there",
+			w.Index, t.name, w.Begun.Format(time.DateTime))
+	}
+	plan, own, err := f.plan(ctx, f.remember, x, seeds, t.name, t.before(), t.inPlace)
+	if err != nil {
+		return err
+	}
+	err = f.run(ctx, plan, own, from, t, result)
 	result.SeedNames = seedNames(plan)
 	result.Downloads, result.DownloadedBytes = from.counter.Objects.Load(), from.counter.Bytes.Load()
-	return t.commit()
+	return err
 }
 
-// plan opens the seeds and plans with them.
-func (f *assembleFlags) plan(ctx context.Context, x *blob.Index, t *target, location string) (*seed.Plan, func(), error) {
-	opened, closeSeeds, err := openSeeds(f.seeds)
+// before is what the target's name holds so far, or nil.
+func (t *target) before() *blockdev.File {
+	switch {
+	case t.old != nil:
+		return t.old
+	case t.inPlace:
+		return &t.File
+	}
+	return nil
+}
+
+func (f *assembleFlags) run(ctx context.Context, plan *seed.Plan, own int, from *source, t *target, result *assembled) (err error) {
+	p := newProgress(f.progress, "assembling "+result.Index, plan.Index.Size())
+	defer p.end()
+	result.Stats, err = assemble.Run(ctx, plan, from, t, assemble.Options{
+		New:      t.blank,
+		Memory:   f.memory,
+		Fetches:  f.fetches,
+		Own:      own,
+		Verify:   f.verifyAfter(t),
+		Progress: func(s assemble.Stats) { p.show(s.Done, share(s), s) },
+		Changing: func() error {
+			if t.inPlace {
+				f.remember.begin(&t.File, plan.Index, result.Index, t.name)
+			}
+			return nil
+		},
+	})
 	if err != nil {
-		return nil, nil, err
+		return err
 	}
-	err = t.refuseOverlap(opened, location)
-	var seeds []seed.Seed
-	if err == nil {
-		seeds, err = learn(ctx, opened, f.seeds, x, f.common)
+	if err := t.finish(plan.Index, f.tail); err != nil {
+		return err
 	}
-	if err != nil {
-		closeSeeds()
-		return nil, nil, err
+	if t.inPlace {
+		f.remember.finish(&t.File, plan.Index)
 	}
-	if t.old != nil {
-		seeds = append(seeds, *t.old)
+	return nil
+}
+
+func (f *assembleFlags) verifyAfter(t *target) assemble.Extent {
+	switch {
+	case f.verify == "all":
+		return assemble.All
+	case f.verify == "changed" || f.verify == "" && t.inPlace:
+		return assemble.Changed
 	}
-	return seed.NewPlan(x, seeds...), closeSeeds, nil
+	return assemble.Nothing
 }
 
 func seedNames(p *seed.Plan) []string {

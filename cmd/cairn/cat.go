@@ -36,11 +36,14 @@ func runCat(ctx context.Context, stdout io.Writer, f catFlags, index string) err
 	if err != nil {
 		return err
 	}
+	if f.offset > x.Size() || f.length > x.Size()-f.offset {
+		return fmt.Errorf("reading %s: --offset %d --length %d reach beyond the image's %d bytes", index, f.offset, max(f.length, 0), x.Size())
+	}
 	length := f.length
 	if length < 0 {
-		length = max(x.Size()-f.offset, 0)
+		length = x.Size() - f.offset
 	}
-	from, err := openStores(f.stores, index, x.Algorithm())
+	from, err := openStores(f.stores, index, x.Algorithm(), 0)
 	if err != nil {
 		return err
 	}

@@ -62,7 +62,7 @@ func runDiff(ctx context.Context, stdout io.Writer, f diffFlags, oldName, newNam
 	d, news := compare(old, x)
 	d.Old, d.New = oldName, newName
 	if len(f.locations) > 0 {
-		from, err := openStores(f.stores, newName, x.Algorithm())
+		from, err := openStores(f.stores, newName, x.Algorithm(), 0)
 		if err != nil {
 			return err
 		}

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"cairn/blob"
+	"cairn/blob/assemble"
 	"cairn/internal/blockdev"
 	"cairn/internal/disk"
 	"cairn/store"
@@ -57,11 +58,11 @@ func exitStatus(ctx context.Context, err error) int {
 		return exitSignal + int(i.signal)
 	}
 	switch {
-	case is[usageError](err) || strings.HasPrefix(err.Error(), "unknown command"):
+	case is[usageError](err) || errors.Is(err, blockdev.ErrNotLiftable) || strings.HasPrefix(err.Error(), "unknown command"):
 		return exitUsage
 	case is[*blockdev.RefusedError](err) || errors.Is(err, disk.ErrAmbiguous):
 		return exitRefused
-	case is[damagedError](err) || is[*store.CorruptError](err) || errors.Is(err, blob.ErrInvalid) || errors.Is(err, disk.ErrInvalidTable):
+	case is[damagedError](err) || is[*store.CorruptError](err) || errors.Is(err, assemble.ErrMedium) || errors.Is(err, blob.ErrInvalid) || errors.Is(err, disk.ErrInvalidTable):
 		return exitDamaged
 	case errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrDenied),
 		errors.Is(err, fs.ErrNotExist) || errors.Is(err, disk.ErrNotFound) || errors.Is(err, disk.ErrNoTable):
@@ -100,7 +101,9 @@ func hintFor(err error, status int) string {
 	case status == exitUsage:
 		return "see 'cairn help'"
 	case status >= exitSignal:
-		return "nothing was published; run it again to go on"
+		return "nothing got its final name, and a target in place is not whole; run it again to go on"
+	case errors.Is(err, store.ErrBudget):
+		return "run it again with a larger --max-download: what is done is not done twice"
 	case errors.Is(err, syscall.ENOSPC):
 		return "make room and run it again"
 	case errors.Is(err, store.ErrUnavailable):
@@ -111,6 +114,8 @@ func hintFor(err error, status int) string {
 		return "the index is damaged or is something else; get it again"
 	case is[*store.CorruptError](err):
 		return "the store's copy is damaged; 'cairn verify INDEX' lists what is, another store (-s) may hold it whole"
+	case errors.Is(err, store.ErrNotFound):
+		return "'cairn verify INDEX -s STORE' lists what a store lacks; -s names another store"
 	case errors.Is(err, disk.ErrNoTable) || errors.Is(err, disk.ErrNotFound):
 		return "'cairn disk DISK' lists the partitions"
 	}

@@ -38,12 +38,14 @@ type stores struct {
 	locations []string
 	cache     string
 	fetches   int
+	rateLimit int64
 }
 
 func (f *stores) add(c *cobra.Command) {
 	c.Flags().StringArrayVarP(&f.locations, "store", "s", nil,
 		"`location` of a store: a path or URL; repeatable, tried in order (default: default.castr beside the index)")
 	c.Flags().StringVarP(&f.cache, "cache", "c", "", "`directory` that keeps fetched chunks")
+	c.Flags().Var(bytesFlag{&f.rateLimit}, "rate-limit", "read at most that many `bytes` a second from the stores")
 	c.Flags().IntVar(&f.fetches, "fetches", 32, "how many `chunks` to ask a store for at once")
 	check(c, func([]string) error {
 		if f.fetches < 1 || f.fetches > 1024 {

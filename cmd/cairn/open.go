@@ -71,8 +71,9 @@ type source struct {
 	close   func()
 }
 
-// openStores opens the stores of a command: those named, or the default one beside the index.
-func openStores(f stores, index string, a blob.Algorithm) (*source, error) {
+// openStores opens the stores of a command: those named, or the default one beside the index. No more than
+// budget bytes are read from them, unless it is 0.
+func openStores(f stores, index string, a blob.Algorithm, budget int64) (*source, error) {
 	locations := f.locations
 	if len(locations) == 0 {
 		location, err := defaultStore(index)
@@ -83,22 +84,37 @@ func openStores(f stores, index string, a blob.Algorithm) (*source, error) {
 	}
 	s := &source{close: func() {}}
 	var getters []store.Getter
+	limit := f.limiter(budget)
 	for _, location := range locations {
 		r, err := locate.Open(location, locate.Options{})
 		if err != nil {
 			return nil, hintError{fmt.Errorf("opening store %s: %w", location, err), "name the store with -s LOCATION"}
 		}
 		s.readers = append(s.readers, r)
-		getters = append(getters, store.NewChunks(store.Meter(r, &s.counter), a))
+		getters = append(getters, store.NewChunks(store.Meter(limit(r), &s.counter), a))
 	}
 	s.Getter = getters[0]
 	if len(getters) > 1 {
 		s.Getter = store.Fallback(getters...)
 	}
 	if f.cache != "" {
-		return s, s.addCache(f.cache, a)
+		s.addCache(f.cache, a)
 	}
 	return s, nil
+}
+
+// limiter returns what holds the readers of all stores within the limits that they share.
+func (f *stores) limiter(budget int64) func(store.Reader) store.Reader {
+	pace, purse := store.NewPace(f.rateLimit), store.NewBudget(budget)
+	return func(r store.Reader) store.Reader {
+		if f.rateLimit > 0 {
+			r = pace.Limit(r)
+		}
+		if budget > 0 {
+			r = purse.Limit(r)
+		}
+		return r
+	}
 }
 
 func defaultStore(index string) (string, error) {
@@ -108,20 +124,24 @@ func defaultStore(index string) (string, error) {
 	return locate.DefaultStore(index)
 }
 
-// addCache puts a directory of chunks in front of the stores.
-func (s *source) addCache(dir string, a blob.Algorithm) error {
+// addCache puts a directory of chunks in front of the stores. It is a help, and no condition: one that cannot
+// be written, since its disk is full for instance, is still read.
+func (s *source) addCache(dir string, a blob.Algorithm) {
 	bucket, err := local.Create(dir, local.Options{NoSync: true})
 	if err != nil {
-		return fmt.Errorf("opening cache %s: %w", dir, err)
+		say("warning: the cache is not used: %v", err)
+		return
 	}
+	near := store.NewChunks(bucket, a)
+	failed := func(err error) { say("warning: the cache takes no more chunks: %v", err) }
 	keep, err := store.NewWriter(bucket, store.WriterOptions{})
 	if err != nil {
-		return fmt.Errorf("opening cache %s: %w", dir, err)
+		failed(err)
+		s.Getter = store.Fallback(near, s.Getter)
+		return
 	}
-	failed := func(err error) { say("warning: the cache takes no more chunks: %v", err) }
-	s.Getter = store.Cache(store.NewChunks(bucket, a), keep, s.Getter, failed)
+	s.Getter = store.Cache(near, keep, s.Getter, failed)
 	s.close = func() { _ = keep.Close() } // what it kept is kept
-	return nil
 }
 
 // openImage opens the file, device or partition that a location means, for reading.

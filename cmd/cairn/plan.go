@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"sync/atomic"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
@@ -14,11 +15,12 @@ import (
 	"cairn/blob"
 	"cairn/blob/assemble"
 	"cairn/internal/blockdev"
+	"cairn/internal/disk"
 	"cairn/store"
 )
 
 func newPlan() *cobra.Command {
-	var f assembleFlags
+	var f planFlags
 	c := &cobra.Command{
 		Use:   "plan INDEX TARGET",
 		Short: "What assemble would do: bytes in place, from each seed, zero, to download; writes nothing",
@@ -27,22 +29,26 @@ would be downloaded. It writes nothing, and needs no claim on the target.`,
 		Example: `  cairn plan v2.caibx PARTLABEL=root-b --seed PARTLABEL=root-a`,
 		Args:    arguments(cobra.ExactArgs(2)),
 		RunE: func(c *cobra.Command, args []string) error {
-			return runPlan(c.Context(), c.OutOrStdout(), f, args[0], args[1])
+			m := f.remembering(c)
+			m.frozen = true
+			return runPlan(c.Context(), c.OutOrStdout(), f, m, args[0], args[1])
 		},
 	}
 	f.add(c)
 	return c
 }
 
-func runPlan(ctx context.Context, stdout io.Writer, f assembleFlags, index, location string) error {
+func runPlan(ctx context.Context, stdout io.Writer, f planFlags, m memory, index, location string) error {
+	begun := time.Now()
 	x, err := readIndex(ctx, index)
 	if err != nil {
 		return err
 	}
-	result := assembled{Index: index, Target: location}
-	if err := f.preview(ctx, x, &result); err != nil {
+	result := assembled{Index: index, Digest: x.Digest().String(), Target: location}
+	if err := f.preview(ctx, m, x, &result); err != nil {
 		return fmt.Errorf("planning %s onto %s: %w", index, location, err)
 	}
+	result.Seconds = time.Since(begun).Seconds()
 	if f.json {
 		return writeJSON(stdout, result)
 	}
@@ -50,51 +56,66 @@ func runPlan(ctx context.Context, stdout io.Writer, f assembleFlags, index, loca
 	return tellSources(stdout, result, "to download")
 }
 
-func (f *assembleFlags) preview(ctx context.Context, x *blob.Index, result *assembled) error {
-	old, err := openOld(result.Target, x.Size())
+// preview does what assemble does, up to the point where something would change.
+func (f *planFlags) preview(ctx context.Context, m memory, x *blob.Index, result *assembled) error {
+	before, inPlace, err := openBefore(result.Target, x.Size())
 	if err != nil {
 		return err
 	}
-	var t target
-	var at io.ReaderAt
-	if old != nil {
-		defer old.Close()
-		t.bytes, at = []*blockdev.File{old}, old
+	var target io.ReaderAt
+	if before != nil {
+		defer before.Close()
+		if equal, err := holds(ctx, before, x, f.jobs); equal || inPlace || err != nil {
+			target = before
+		}
 	}
-	plan, closeSeeds, err := f.plan(ctx, x, &t, result.Target)
+	from, err := openStores(f.stores, result.Index, x.Algorithm(), 0)
 	if err != nil {
 		return err
 	}
-	defer closeSeeds()
+	defer from.close()
+	seeds, err := openSeeds(f.seeds)
+	if err != nil {
+		return err
+	}
+	defer closeSeeds(seeds)
+	plan, _, err := f.plan(ctx, m, x, seeds, result.Target, before, inPlace)
+	if err != nil {
+		return err
+	}
 	p := newProgress(f.progress, "planning "+result.Index, x.Size())
-	o := assemble.Options{Progress: func(s assemble.Stats) { p.show(s.Done, share(s), s) }}
-	stats, sources, err := assemble.Preview(ctx, plan, at, o)
+	o := assemble.Options{Memory: f.memory, Progress: func(s assemble.Stats) { p.show(s.Done, share(s), s) }}
+	stats, sources, err := assemble.Preview(ctx, plan, target, o)
 	p.end()
 	if err != nil {
 		return err
 	}
 	result.Stats, result.SeedNames, result.Downloads = stats, seedNames(plan), stats.Fetches
-	from, err := openStores(f.stores, result.Index, x.Algorithm())
-	if err != nil {
-		return err
-	}
-	defer from.close()
 	result.DownloadedBytes, err = from.storedSize(ctx, x, fetched(sources), f.fetches)
 	return err
 }
 
-// openOld opens what a target holds, or nothing if it is a file that is not there yet.
-func openOld(location string, need int64) (*blockdev.File, error) {
-	old, err := openImage(location)
+// openBefore opens what a target's name holds so far, if anything, and says whether the image would be
+// written in its place.
+func openBefore(location string, need int64) (before *blockdev.File, inPlace bool, err error) {
+	at, err := disk.Resolve(location)
+	if err != nil {
+		return nil, false, err
+	}
+	before, err = blockdev.OpenRead(at.Path, at.Section)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+		return nil, false, nil
 	}
-	if err == nil && old.IsDevice() && old.Size() < need {
-		old.Close()
-		err = &blockdev.RefusedError{Path: location, Why: fmt.Sprintf("it holds %d bytes and %d are needed", old.Size(), need),
-			Hint: "choose a larger partition"}
+	if err != nil {
+		return nil, false, err
 	}
-	return old, err
+	inPlace = before.IsDevice() || at.Partition != nil
+	if inPlace && before.Size() < need {
+		before.Close()
+		return nil, true, &blockdev.RefusedError{Path: location, Check: blockdev.CheckTooSmall, Hint: "choose a larger partition",
+			Why: fmt.Sprintf("it holds %d bytes and %d are needed", before.Size(), need)}
+	}
+	return before, inPlace, nil
 }
 
 // fetched lists the chunks that come from the store, by number.

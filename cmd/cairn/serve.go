@@ -52,7 +52,15 @@ clients can connect. SIGINT or SIGTERM lets the reads under way end, and exits w
 	f.add(c)
 	c.Flags().StringArrayVar(&f.listen, "listen", nil,
 		"`address` to listen on: unix:PATH or tcp:HOST:PORT; repeatable (default: a unix socket in the runtime directory)")
-	c.Flags().Var(bytesFlag{&f.memory}, "memory", "keep at most that many `bytes` of chunks in memory")
+	c.Flags().Var(bytesFlag{&f.memory}, "memory", "keep at most that many `bytes` of chunks in memory, of all exports together")
+	check(c, func([]string) error {
+		for _, address := range f.listen {
+			if network, at, ok := strings.Cut(address, ":"); !ok || at == "" || network != "unix" && network != "tcp" {
+				return fmt.Errorf("--listen %s: want unix:PATH or tcp:HOST:PORT", address)
+			}
+		}
+		return nil
+	})
 	c.Flags().BoolVarP(&f.verbose, "verbose", "v", false, "log every connection")
 	return c
 }
@@ -117,7 +125,7 @@ func (f *serveFlags) open(ctx, fetching context.Context, indexes []string) ([]*n
 			closeAll()
 			return nil, nil, err
 		}
-		from, err := openStores(f.stores, name, x.Algorithm())
+		from, err := openStores(f.stores, name, x.Algorithm(), 0)
 		if err != nil {
 			closeAll()
 			return nil, nil, err
@@ -202,13 +210,10 @@ func socketDir() (string, error) {
 
 func listen(address string) (net.Listener, error) {
 	network, at, _ := strings.Cut(address, ":")
-	switch network {
-	case "unix":
+	if network == "unix" {
 		return listenUnix(at)
-	case "tcp":
-		return net.Listen("tcp", at)
 	}
-	return nil, errors.New("want unix:PATH or tcp:HOST:PORT")
+	return net.Listen("tcp", at)
 }
 
 // listenUnix takes the place of a socket whose server is gone.

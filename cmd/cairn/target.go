@@ -4,33 +4,70 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"cairn/blob"
+	"cairn/blob/assemble"
 	"cairn/blob/verify"
 	"cairn/internal/atomicfile"
 	"cairn/internal/blockdev"
 	"cairn/internal/disk"
-	"cairn/seed"
 )
 
 // target is what an image is assembled onto: a device or a partition of a disk image, in place; or a file,
 // under a temporary name until commit.
 type target struct {
 	*blockdev.Target
-	isNew  bool             // a new file
-	old    *seed.Seed       // what the file's name holds so far, as a seed
-	equal  bool             // and that is the image already
-	bytes  []*blockdev.File // what the target's bytes are, for telling overlaps
-	commit func() error     // gives a new file its name
-	close  func()
+	name    string
+	inPlace bool             // a device or partition
+	blank   bool             // a new file with nothing in it
+	old     *blockdev.File   // what a file's name holds so far
+	equal   bool             // and that is the image already: nothing else is set
+	file    *atomicfile.File // of a file
+	medium  *blockdev.ReadBack
+}
+
+var (
+	_ assemble.Target   = (*target)(nil)
+	_ assemble.Pacer    = (*target)(nil)
+	_ assemble.Rereader = (*target)(nil)
+	_ assemble.Cloner   = (*target)(nil)
+)
+
+// ReadBack implements assemble.Rereader. One goroutine calls it, after all was flushed.
+func (t *target) ReadBack(p []byte, off int64) (n int, err error) {
+	if t.medium == nil {
+		if t.medium, err = t.File.ReadBack(); err != nil {
+			return 0, err
+		}
+	}
+	return t.medium.ReadAt(p, off)
+}
+
+// minClone is how many bytes are worth sharing rather than copying.
+const minClone = 64 << 10
+
+// Clone implements assemble.Cloner, for seeds that are files.
+func (t *target) Clone(from io.ReaderAt, at, off, n int64) (lo, hi int64) {
+	const block = 4096
+	src, ok := from.(*blockdev.File)
+	lo, hi = (off+block-1)/block*block, (off+n)/block*block
+	if !ok || (at-off)%block != 0 || hi-lo < minClone {
+		return 0, 0
+	}
+	if _, err := t.CloneFrom(src, at+lo-off, lo, hi-lo); err != nil {
+		return 0, 0 // it is copied instead
+	}
+	return lo, hi
 }
 
 // openTarget claims the target for the image x.
-func openTarget(ctx context.Context, location string, x *blob.Index, jobs int) (*target, error) {
+func openTarget(ctx context.Context, location string, x *blob.Index, force []string, jobs int) (*target, error) {
 	at, err := disk.Resolve(location)
 	if err != nil {
 		return nil, err
@@ -38,13 +75,13 @@ func openTarget(ctx context.Context, location string, x *blob.Index, jobs int) (
 	info, err := os.Stat(at.Path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return newFileTarget(at.Path, x.Size(), 0o644)
+		return fileTarget(at.Path, x.Size(), 0o644)
 	case err != nil:
 		return nil, err
 	case info.Mode().IsRegular() && at.Partition == nil && !underDev(at.Path):
-		return replaceFileTarget(ctx, at.Path, x, info.Mode(), jobs)
+		return replaceTarget(ctx, at.Path, x, info.Mode(), jobs)
 	}
-	return inPlaceTarget(at, x.Size())
+	return inPlaceTarget(location, at, x.Size(), force)
 }
 
 func underDev(path string) bool {
@@ -52,8 +89,8 @@ func underDev(path string) bool {
 	return err == nil && strings.HasPrefix(abs, "/dev/")
 }
 
-func inPlaceTarget(at disk.Location, size int64) (*target, error) {
-	t, err := blockdev.OpenTarget(at.Path, blockdev.Options{Section: at.Section})
+func inPlaceTarget(name string, at disk.Location, size int64, force []string) (*target, error) {
+	t, err := blockdev.OpenTarget(at.Path, blockdev.Options{Section: at.Section, Force: force})
 	if err != nil {
 		return nil, err
 	}
@@ -61,29 +98,33 @@ func inPlaceTarget(at disk.Location, size int64) (*target, error) {
 		t.Close()
 		return nil, err
 	}
-	return &target{Target: t, bytes: []*blockdev.File{&t.File}, commit: func() error { return nil }, close: func() { t.Close() }}, nil
+	return &target{Target: t, name: name, inPlace: true}, nil
 }
 
-func newFileTarget(path string, size int64, mode fs.FileMode) (*target, error) {
-	f, err := atomicfile.Create(path, mode)
+// fileTarget is a file under a temporary name; if a run before was interrupted, with what that left.
+func fileTarget(path string, size int64, mode fs.FileMode) (*target, error) {
+	f, err := atomicfile.Resume(path, mode)
 	if err != nil {
 		return nil, err
 	}
-	if err := f.Truncate(size); err != nil {
-		f.Close()
-		return nil, err
+	left, err := f.Seek(0, 2)
+	if err == nil {
+		err = f.Truncate(size)
 	}
-	t, err := blockdev.TargetOf(f.File)
+	var t *blockdev.Target
+	if err == nil {
+		t, err = blockdev.TargetOf(f.File)
+	}
 	if err != nil {
-		f.Close()
+		f.Discard()
 		return nil, err
 	}
-	return &target{Target: t, isNew: true, commit: f.Commit, close: func() { f.Close() }}, nil
+	return &target{Target: t, name: path, blank: left == 0, file: f}, nil
 }
 
-// replaceFileTarget is a new file that will replace one. What is there may be the image already, else it
-// serves as a seed.
-func replaceFileTarget(ctx context.Context, path string, x *blob.Index, mode fs.FileMode, jobs int) (*target, error) {
+// replaceTarget is a file that will replace one. What is there may be the image already, else it serves as
+// a seed.
+func replaceTarget(ctx context.Context, path string, x *blob.Index, mode fs.FileMode, jobs int) (*target, error) {
 	old, err := blockdev.OpenRead(path, blockdev.Section{})
 	if err != nil {
 		return nil, err
@@ -92,14 +133,12 @@ func replaceFileTarget(ctx context.Context, path string, x *blob.Index, mode fs.
 		old.Close()
 		return &target{equal: equal}, err
 	}
-	t, err := newFileTarget(path, x.Size(), mode)
+	t, err := fileTarget(path, x.Size(), mode)
 	if err != nil {
 		old.Close()
 		return nil, err
 	}
-	t.old = &seed.Seed{Name: path + " (its old content)", Index: x, Data: old}
-	closeNew := t.close
-	t.close = func() { closeNew(); old.Close() }
+	t.old = old
 	return t, nil
 }
 
@@ -110,34 +149,74 @@ func holds(ctx context.Context, f *blockdev.File, x *blob.Index, jobs int) (bool
 	if f.Size() != x.Size() {
 		return false, nil
 	}
-	ctx, stop := context.WithCancelCause(ctx)
+	looking, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
-	report, err := verify.Image(ctx, x, f, verify.Options{Workers: jobs, Progress: func(r verify.Report) {
+	report, err := verify.Image(looking, x, f, verify.Options{Workers: jobs, Progress: func(r verify.Report) {
 		if r.Bad > 0 {
 			stop(errDiffers)
 		}
 	}})
-	if errors.Is(context.Cause(ctx), errDiffers) {
-		return false, nil
-	}
 	if ctx.Err() != nil {
 		return false, ctx.Err()
 	}
 	return err == nil && report.Bad == 0, nil // what cannot be read will be written anew
 }
 
+// finish makes the target final: a file gets its name, and behind an image on a partition the tail is
+// treated as told.
+func (t *target) finish(x *blob.Index, tail string) error {
+	if t.file != nil {
+		return t.file.Commit()
+	}
+	rest := t.Size() - x.Size()
+	var err error
+	switch tail {
+	case tailZero:
+		err = errors.Join(t.Zero(x.Size(), rest), t.Sync())
+	case tailDiscard:
+		err = errors.Join(t.Discard(x.Size(), rest), t.Sync())
+	}
+	if err != nil {
+		return fmt.Errorf("the image is in place, but not the tail of %d bytes behind it: %w", rest, err)
+	}
+	return nil
+}
+
+// The ways to treat what lies behind the image on a partition.
+const (
+	tailKeep    = "keep"
+	tailZero    = "zero"
+	tailDiscard = "discard"
+)
+
+// close ends the use of a target. What is left of a file serves the next run, unless it fills the disk.
+func (t *target) close(err error) {
+	if t.old != nil {
+		t.old.Close()
+	}
+	if t.medium != nil {
+		_ = t.medium.Close()
+	}
+	switch {
+	case t.file == nil:
+		t.Close()
+	case errors.Is(err, syscall.ENOSPC):
+		t.file.Discard()
+	default:
+		t.file.Close()
+	}
+}
+
 // refuseOverlap refuses seeds that are the target's own bytes.
-func (t *target) refuseOverlap(seeds []openSeed, location string) error {
-	for _, mine := range t.bytes {
-		for _, s := range seeds {
-			why, err := blockdev.Overlaps(mine, s.file)
-			if err != nil {
-				return fmt.Errorf("comparing seed %s with target %s: %w", s.Name, location, err)
-			}
-			if why != "" {
-				return &blockdev.RefusedError{Path: location, Why: fmt.Sprintf("it overlaps the seed %s: %s", s.Name, why),
-					Hint: "what the target holds is used anyway; leave the seed out"}
-			}
+func refuseOverlap(mine *blockdev.File, seeds []openSeed, location string) error {
+	for _, s := range seeds {
+		why, err := blockdev.Overlaps(mine, s.file)
+		if err != nil {
+			return fmt.Errorf("comparing seed %s with target %s: %w", s.name, location, err)
+		}
+		if why != "" {
+			return &blockdev.RefusedError{Path: location, Check: blockdev.CheckOverlap, Why: fmt.Sprintf("it overlaps the seed %s: %s", s.name, why),
+				Hint: "leave that seed out: what the target holds is used without it"}
 		}
 	}
 	return nil

@@ -26,6 +26,8 @@ func newVerify() *cobra.Command {
 		Long: `verify hashes IMAGE (a file, device, DISK#NAME, PARTLABEL=NAME or PARTUUID=UUID) and compares it with INDEX; a
 device may be larger than the image. Without IMAGE it gets every chunk of INDEX from the store and checks it.
 Exit status 3 says that something is damaged or missing.`,
+		Example: `  cairn verify v2.caibx PARTLABEL=root-b
+  cairn verify v2.caibx -s /srv/images/default.castr`,
 		Args: arguments(cobra.RangeArgs(1, 2)),
 		RunE: func(c *cobra.Command, args []string) error { return runVerify(c.Context(), c.OutOrStdout(), f, args) },
 	}
@@ -64,8 +66,7 @@ func runVerify(ctx context.Context, stdout io.Writer, f verifyFlags, args []stri
 	}
 	if report.Bad > 0 {
 		tellBad(report)
-		return damagedError{fmt.Sprintf("%s is damaged: %s of %s (%s) not right", what,
-			chunks(int64(report.Bad)), args[0], size(report.BadBytes))}
+		return damaged(what, args[0], x, report)
 	}
 	if !f.json {
 		say("%s is whole: %s in %s", what, size(x.Size()), chunks(int64(x.Len())))
@@ -76,7 +77,7 @@ func runVerify(ctx context.Context, stdout io.Writer, f verifyFlags, args []stri
 func (f *verifyFlags) verify(ctx context.Context, x *blob.Index, args []string) (string, verify.Report, error) {
 	o := verify.Options{Workers: f.jobs}
 	if len(args) == 1 {
-		from, err := openStores(f.stores, args[0], x.Algorithm())
+		from, err := openStores(f.stores, args[0], x.Algorithm(), 0)
 		if err != nil {
 			return "the store", verify.Report{}, err
 		}
@@ -122,6 +123,15 @@ func (f *verifyFlags) report(what string, x *blob.Index, o verify.Options, do fu
 	return what, r, err
 }
 
+// damaged says how much is not right.
+func damaged(what, index string, x *blob.Index, r verify.Report) error {
+	much := fmt.Sprintf("%d of %s (%s)", r.Bad, chunks(int64(x.Len())), size(r.BadBytes))
+	if len(r.Causes) > 0 {
+		return damagedError{fmt.Sprintf("%s does not hold %s whole: %s are missing or damaged", what, index, much)}
+	}
+	return damagedError{fmt.Sprintf("%s is not the image of %s: %s differ", what, index, much)}
+}
+
 // tellBad names the first things that are not right.
 func tellBad(r verify.Report) {
 	for _, cause := range r.Causes {
@@ -129,7 +139,7 @@ func tellBad(r verify.Report) {
 	}
 	for _, bad := range r.First {
 		if len(r.Causes) == 0 {
-			say("%s at %d differ", size(bad.Size), bad.Offset)
+			say("bytes %d to %d differ", bad.Offset, bad.Offset+bad.Size-1)
 		}
 	}
 }

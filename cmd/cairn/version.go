@@ -6,6 +6,9 @@ import (
 	"runtime/debug"
 
 	"github.com/spf13/cobra"
+
+	"cairn/internal/buzscan"
+	"cairn/internal/lanes"
 )
 
 // version is set by the linker (see the Makefile).
@@ -17,7 +20,8 @@ func newVersion() *cobra.Command {
 		Short: "Which cairn this is",
 		Args:  arguments(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
-			_, err := fmt.Fprintf(c.OutOrStdout(), "cairn %s (%s %s/%s)\n", versionText(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
+			_, err := fmt.Fprintf(c.OutOrStdout(), "cairn %s (%s %s/%s, hashing %s, cutting %s)\n",
+				versionText(), runtime.Version(), runtime.GOOS, runtime.GOARCH, lanes.Active(), buzscan.Active())
 			return err
 		},
 	}

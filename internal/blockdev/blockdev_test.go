@@ -3,6 +3,7 @@ package blockdev
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -208,8 +209,8 @@ func TestReserveAndTruncate(t *testing.T) {
 		t.Fatal(err)
 	}
 	section := openTarget(t, path, Section{1, 2})
-	if _, ok := errors.AsType[*RefusedError](section.Reserve(3)); !ok {
-		t.Error("Reserve beyond a section is no *RefusedError")
+	if e, ok := errors.AsType[*RefusedError](section.Reserve(3)); !ok || e.Check != CheckTooSmall {
+		t.Errorf("Reserve beyond a section = %v, want refusal as too small", e)
 	}
 	if err := section.Truncate(1); err != nil {
 		t.Error(err)
@@ -241,8 +242,27 @@ func TestTargetOfLeavesTheFileOpen(t *testing.T) {
 	}
 }
 
+func TestForceUnknown(t *testing.T) {
+	path := write(t, make([]byte, 10))
+	for _, name := range []string{
+		CheckNotTarget, CheckRoot, CheckMounted, CheckHolder, CheckSwap, CheckReadOnly, CheckClaimed, CheckTooSmall,
+		CheckOverlap, "", "all", "Loop-backing",
+	} {
+		_, err := OpenTarget(path, Options{Force: []string{CheckLoop, name}})
+		want := fmt.Sprintf("the check %q cannot be lifted, only in-dev, loop-backing", name)
+		if !errors.Is(err, ErrNotLiftable) || err.Error() != want {
+			t.Errorf("OpenTarget with force %q = %v, want %q", name, err, want)
+		}
+	}
+	target, err := OpenTarget(path, Options{Force: Liftable()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	target.Close()
+}
+
 func TestRefusedErrorText(t *testing.T) {
-	err := &RefusedError{"/dev/sda2", "it is mounted on /", "choose the other slot"}
+	err := &RefusedError{"/dev/sda2", CheckMounted, "it is mounted on /", "choose the other slot"}
 	if diff := cmp.Diff("refusing to write to /dev/sda2: it is mounted on /", err.Error()); diff != "" {
 		t.Error(diff)
 	}

@@ -4,9 +4,12 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -78,8 +81,8 @@ func TestDeviceTooSmall(t *testing.T) {
 	if err := target.Reserve(1 << 20); err != nil {
 		t.Errorf("Reserve of the exact size = %v", err)
 	}
-	if _, ok := errors.AsType[*RefusedError](target.Reserve(1<<20 + 1)); !ok {
-		t.Error("Reserve of one byte more is no *RefusedError")
+	if e, ok := errors.AsType[*RefusedError](target.Reserve(1<<20 + 1)); !ok || e.Check != CheckTooSmall {
+		t.Errorf("Reserve of one byte more = %v, want refusal as too small", e)
 	}
 }
 
@@ -187,25 +190,29 @@ func TestSyncReportsLostWrites(t *testing.T) {
 	}
 }
 
-// refused checks that path cannot be a target, and that the reason holds the words.
-func refused(t *testing.T, path, words string) {
+// refused checks that path cannot be a target because of that check, whatever is lifted besides, and that the
+// reason holds the words.
+func refused(t *testing.T, path, check, words string) {
 	t.Helper()
-	target, err := OpenTarget(path, Options{})
-	if err == nil {
-		target.Close()
-		t.Errorf("OpenTarget(%s) succeeded, want refusal: %s", path, words)
-		return
-	}
-	e, ok := errors.AsType[*RefusedError](err)
-	if !ok || !strings.Contains(e.Why, words) || e.Path != path || e.Hint == "" {
-		t.Errorf("OpenTarget(%s) = %v, want a *RefusedError with %q and a hint", path, err, words)
+	lifted := slices.DeleteFunc(Liftable(), func(name string) bool { return name == check })
+	for _, force := range [][]string{nil, lifted} {
+		target, err := OpenTarget(path, Options{Force: force})
+		if err == nil {
+			target.Close()
+			t.Errorf("OpenTarget(%s) succeeded, want refusal: %s", path, words)
+			continue
+		}
+		e, ok := errors.AsType[*RefusedError](err)
+		if !ok || e.Check != check || !strings.Contains(e.Why, words) || e.Path != path || e.Hint == "" {
+			t.Errorf("OpenTarget(%s) = %v (%+v), want a *RefusedError by %s with %q and a hint", path, err, e, check, words)
+		}
 	}
 }
 
-// accepted checks that path can be a target.
-func accepted(t *testing.T, path string) {
+// accepted checks that path can be a target, with those checks lifted.
+func accepted(t *testing.T, path string, force ...string) {
 	t.Helper()
-	target, err := OpenTarget(path, Options{})
+	target, err := OpenTarget(path, Options{Force: force})
 	if err != nil {
 		t.Errorf("OpenTarget(%s) = %v", path, err)
 		return
@@ -235,10 +242,11 @@ func TestRefuseMountedPartition(t *testing.T) {
 				t.Fatal(err)
 			}
 			point := mounted(t, node+"p1", options)
-			refused(t, node+"p1", "it is mounted on "+point)
-			refused(t, link, "it is mounted on "+point)
-			refused(t, node, "its partition "+filepath.Base(node)+"p1 is mounted on "+point)
-			refused(t, file, "it is what the loop device "+node+" is attached to")
+			refused(t, node+"p1", CheckMounted, "it is mounted on "+point)
+			refused(t, link, CheckMounted, "it is mounted on "+point)
+			refused(t, node, CheckMounted, "its partition "+filepath.Base(node)+"p1 is mounted on "+point)
+			refused(t, file, CheckMounted, "it is what the loop device "+node+
+				" is attached to; there, its partition "+filepath.Base(node)+"p1 is mounted on "+point)
 			accepted(t, node+"p2")
 		})
 	}
@@ -247,7 +255,7 @@ func TestRefuseMountedPartition(t *testing.T) {
 func TestRefuseMountedDisk(t *testing.T) {
 	node := looptest.Attach(t, looptest.File(t, 4<<20), 512)
 	point := mounted(t, node, "rw")
-	refused(t, node, "it is mounted on "+point)
+	refused(t, node, CheckMounted, "it is mounted on "+point)
 }
 
 // btrfs has a device number of its own: mountinfo gives no other clue than the source.
@@ -257,14 +265,14 @@ func TestRefuseMountedBtrfs(t *testing.T) {
 	point := t.TempDir()
 	looptest.Run(t, need.Tool(t, "mount"), node, point)
 	t.Cleanup(func() { looptest.Run(t, "umount", point) })
-	refused(t, node, "it is mounted on "+point)
+	refused(t, node, CheckMounted, "it is mounted on "+point)
 }
 
 func TestRefuseSwapDevice(t *testing.T) {
 	node, _ := disk(t)
 	swapOn(t, node+"p2")
-	refused(t, node+"p2", "it is used as swap")
-	refused(t, node, "its partition "+filepath.Base(node)+"p2 is used as swap")
+	refused(t, node+"p2", CheckSwap, "it is used as swap")
+	refused(t, node, CheckSwap, "its partition "+filepath.Base(node)+"p2 is used as swap")
 	accepted(t, node+"p1")
 }
 
@@ -272,7 +280,7 @@ func TestRefuseSwapFile(t *testing.T) {
 	need.Root(t)
 	path := write(t, make([]byte, 1<<20))
 	swapOn(t, path)
-	refused(t, path, "it is used as swap")
+	refused(t, path, CheckSwap, "it is used as swap")
 }
 
 func swapOn(t *testing.T, path string) {
@@ -285,9 +293,9 @@ func swapOn(t *testing.T, path string) {
 func TestRefuseWhatALoopDeviceIsAttachedTo(t *testing.T) {
 	node, file := disk(t)
 	inner := looptest.Attach(t, node+"p1", 512)
-	refused(t, file, "the loop device "+node)
-	refused(t, node+"p1", "it is what the loop device "+inner)
-	refused(t, node, "its partition "+filepath.Base(node)+"p1 is what the loop device "+inner)
+	refused(t, file, CheckLoop, "the loop device "+node)
+	refused(t, node+"p1", CheckLoop, "it is what the loop device "+inner)
+	refused(t, node, CheckLoop, "its partition "+filepath.Base(node)+"p1 is what the loop device "+inner)
 	accepted(t, inner)
 
 	hard := filepath.Join(filepath.Dir(file), "hard link")
@@ -297,21 +305,92 @@ func TestRefuseWhatALoopDeviceIsAttachedTo(t *testing.T) {
 	if err := os.Remove(file); err != nil { // sysfs now gives a path that is gone
 		t.Fatal(err)
 	}
-	refused(t, hard, "the loop device "+node)
+	refused(t, hard, CheckLoop, "the loop device "+node)
+}
+
+func TestForceLoopBacking(t *testing.T) {
+	node, file := disk(t)
+	accepted(t, file, CheckLoop)
+	inner := looptest.Attach(t, node+"p1", 512)
+	accepted(t, node+"p1", CheckLoop)
+	accepted(t, file, CheckLoop)
+
+	claim := openTarget(t, inner, Section{})
+	for _, path := range []string{node + "p1", node, file} {
+		refused(t, path, CheckClaimed, "the loop device "+inner+" is attached to; there, it is in use")
+	}
+	if err := claim.Close(); err != nil {
+		t.Fatal(err)
+	}
+	accepted(t, file, CheckLoop)
+	mounted(t, inner, "ro")
+	for _, path := range []string{node + "p1", node, file} {
+		refused(t, path, CheckMounted, "the loop device "+inner+" is attached to; there, it is mounted on")
+	}
+}
+
+func TestRefuseMountedInAnotherNamespace(t *testing.T) {
+	node, file := disk(t)
+	looptest.Run(t, need.Tool(t, "mkfs.ext4"), "-q", node+"p1")
+	point := t.TempDir()
+	other := beside(t, "unshare", "--mount", "sh", "-c", `mount "$1" "$2" && exec cat`, "-", node+"p1", point)
+	where := fmt.Sprintf("it is mounted on %s, as cat (process %d) sees it", point, other)
+	refused(t, node+"p1", CheckMounted, where)
+	refused(t, node, CheckMounted, where)
+	refused(t, file, CheckMounted, "there, "+where)
+	accepted(t, node+"p2")
+}
+
+func TestRefuseFileLockedByAnother(t *testing.T) {
+	path := write(t, make([]byte, 10))
+	bystander := openRead(t, path, Section{})
+	other := beside(t, "flock", "--no-fork", path, "sh", "-c", "exec cat")
+	refused(t, path, CheckClaimed, fmt.Sprintf("another program has locked it: cat (process %d)", other))
+	bystander.Close()
+}
+
+// beside runs a program until the test ends, and returns its number when it has become cat.
+func beside(t *testing.T, name string, args ...string) (pid int) {
+	t.Helper()
+	cmd := exec.Command(need.Tool(t, name), args...)
+	cmd.Stderr = t.Output()
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		stdin.Close()
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	})
+	_, err = io.WriteString(stdin, "?")
+	if _, e := stdout.Read(make([]byte, 1)); err != nil || e != nil {
+		t.Fatalf("%s: %v, %v", name, err, e)
+	}
+	return cmd.Process.Pid
 }
 
 func TestRefuseReadOnlyDevice(t *testing.T) {
 	node, _ := disk(t)
 	looptest.Run(t, need.Tool(t, "blockdev"), "--setro", node+"p1")
-	refused(t, node+"p1", "it is read-only")
+	refused(t, node+"p1", CheckReadOnly, "it is read-only")
 	accepted(t, node+"p2")
 }
 
 func TestRefuseClaimedDevice(t *testing.T) {
 	node, _ := disk(t)
 	first := openTarget(t, node+"p1", Section{})
-	refused(t, node+"p1", "it is in use")
-	refused(t, node, "it is in use")
+	us := fmt.Sprintf("it is open in blockdev.test (process %d)", os.Getpid())
+	refused(t, node+"p1", CheckClaimed, us)
+	refused(t, node, CheckClaimed, us)
 	accepted(t, node+"p2")
 	if err := first.Close(); err != nil {
 		t.Fatal(err)
@@ -322,7 +401,7 @@ func TestRefuseClaimedDevice(t *testing.T) {
 func TestRefuseLockedFile(t *testing.T) {
 	path := write(t, make([]byte, 10))
 	first := openTarget(t, path, Section{})
-	refused(t, path, "another program has locked it")
+	refused(t, path, CheckClaimed, fmt.Sprintf("another program has locked it: blockdev.test (process %d)", os.Getpid()))
 	if err := first.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -335,9 +414,9 @@ func TestRefuseWhatIsNoTarget(t *testing.T) {
 	if err := unix.Mkfifo(pipe, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	refused(t, dir, "it is a directory")
-	refused(t, pipe, "it is a pipe")
-	refused(t, "/dev/null", "it is a character device")
+	refused(t, dir, CheckNotTarget, "it is a directory")
+	refused(t, pipe, CheckNotTarget, "it is a pipe")
+	refused(t, "/dev/null", CheckNotTarget, "it is a character device")
 	if _, err := OpenTarget(filepath.Join(dir, "absent"), Options{}); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("OpenTarget of nothing = %v, want ErrNotExist", err)
 	}
@@ -351,7 +430,8 @@ func TestRefuseFileUnderDev(t *testing.T) {
 	}
 	defer os.Remove(f.Name())
 	defer f.Close()
-	refused(t, f.Name(), "it is a regular file under /dev")
+	refused(t, f.Name(), CheckInDev, "it is a regular file under /dev")
+	accepted(t, f.Name(), CheckInDev)
 }
 
 func TestRefuseRootDevice(t *testing.T) {
@@ -368,7 +448,7 @@ func TestRefuseRootDevice(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	refused(t, d.node(), "it holds the running system")
+	refused(t, d.node(), CheckRoot, "it holds the running system")
 }
 
 func TestOverlaps(t *testing.T) {

@@ -11,6 +11,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"cairn/internal/blockdev/mountinfo"
 )
 
 // kernel is where Linux tells about its devices. Tests put made-up ones in its place.
@@ -214,49 +216,13 @@ func loopStatus(node string) (*unix.LoopInfo64, error) {
 	return status, err
 }
 
-// mount is a line of mountinfo: proc(5).
-type mount struct{ id, point, source, options string }
-
-func (k kernel) mounts() ([]mount, error) {
+func (k kernel) mounts() ([]mountinfo.Mount, error) {
 	text, err := os.ReadFile(filepath.Join(k.proc, "self/mountinfo"))
-	if err != nil {
-		return nil, err
-	}
-	return parseMounts(string(text)), nil
-}
-
-func parseMounts(text string) []mount {
-	var all []mount
-	for line := range strings.Lines(text) {
-		left, right, _ := strings.Cut(strings.TrimSuffix(line, "\n"), " - ")
-		l, r := strings.Split(left, " "), strings.Split(right, " ")
-		if len(l) < 5 || len(r) < 3 {
-			continue
-		}
-		all = append(all, mount{id: l[2], point: unescape(l[4]), source: unescape(r[1]), options: unescape(r[2])})
-	}
-	return all
-}
-
-// unescape undoes the \ooo of /proc, which stands for blanks and backslashes in names.
-func unescape(s string) string {
-	var b strings.Builder
-	for len(s) > 0 {
-		if len(s) >= 4 && s[0] == '\\' {
-			if c, err := strconv.ParseUint(s[1:4], 8, 8); err == nil {
-				b.WriteByte(byte(c))
-				s = s[4:]
-				continue
-			}
-		}
-		b.WriteByte(s[0])
-		s = s[1:]
-	}
-	return b.String()
+	return mountinfo.Parse(string(text)), err
 }
 
 // swaps are the devices and files that are swapped to.
-func (k kernel) swaps() ([]use, error) {
+func (k kernel) swaps() ([]swap, error) {
 	text, err := os.ReadFile(filepath.Join(k.proc, "swaps"))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil // a kernel without swap
@@ -264,14 +230,14 @@ func (k kernel) swaps() ([]use, error) {
 	if err != nil {
 		return nil, err
 	}
-	var all []use
+	var all []swap
 	for line := range strings.Lines(string(text)) {
 		if !strings.HasPrefix(line, "/") {
 			continue // the heading
 		}
-		path := unescape(strings.Fields(line)[0])
+		path := mountinfo.Unescape(strings.Fields(line)[0])
 		if info, err := os.Stat(path); err == nil {
-			all = append(all, use{inodeOf(info), path})
+			all = append(all, swap{inodeOf(info), path})
 		}
 	}
 	return all, nil

@@ -3,14 +3,15 @@ package blockdev
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"cairn/internal/blockdev/mountinfo"
 )
 
 // fakeDisk is a disk with two partitions and, over them, mapped devices, in a sysfs made of plain files:
@@ -105,34 +106,47 @@ func TestRefuseStackedDevices(t *testing.T) {
 	tests := []struct {
 		mountinfo string
 		target    uint64
-		want      string
+		check     string
+		why       string
 	}{
-		{elsewhere, sda1, "it is part of dm-0 (verity)"},
-		{elsewhere, sda2, "it is part of dm-1"},
-		{elsewhere, dm0, "it is part of dm-2"},
-		{elsewhere, sda, "its partition sda1 is part of dm-0 (verity)"},
-		{elsewhere, dm1, ""},
-		{rootOnDM, dm2, "it holds the running system (/)"},
-		{rootOnDM, dm0, "it holds the running system (/)"},
-		{rootOnDM, sda1, "it holds the running system (/)"},
-		{rootOnDM, sda, "its partition sda1 holds the running system (/)"},
-		{rootOnDM, dm1, ""},
-		{rootOnDisk, sda1, "it is part of dm-0 (verity)"},
-		{rootOnDisk, sda, "it holds the running system (/)"},
-		{dataOnDisk, sda, "it is mounted on /my data"},
+		{elsewhere, sda1, CheckHolder, "it is part of dm-0 (verity)"},
+		{elsewhere, sda2, CheckHolder, "it is part of dm-1"},
+		{elsewhere, dm0, CheckHolder, "it is part of dm-2"},
+		{elsewhere, sda, CheckHolder, "its partition sda1 is part of dm-0 (verity)"},
+		{elsewhere, dm1, "", ""},
+		{rootOnDM, dm2, CheckRoot, "it holds the running system (/)"},
+		{rootOnDM, dm0, CheckRoot, "it holds the running system (/)"},
+		{rootOnDM, sda1, CheckRoot, "it holds the running system (/)"},
+		{rootOnDM, sda, CheckRoot, "its partition sda1 holds the running system (/)"},
+		{rootOnDM, dm1, "", ""},
+		{rootOnDisk, sda1, CheckHolder, "it is part of dm-0 (verity)"},
+		{rootOnDisk, sda, CheckRoot, "it holds the running system (/)"},
+		{dataOnDisk, sda, CheckMounted, "it is mounted on /my data"},
 	}
 	for _, test := range tests {
-		err := fakeDisk(t, test.mountinfo).refuseDevice("TARGET", test.target)
-		why := ""
-		if e, ok := errors.AsType[*RefusedError](err); ok {
-			why = e.Why
-		} else if err != nil {
-			t.Fatal(err)
-		}
-		if why != test.want {
-			t.Errorf("refusing %s with %q: %q, want %q", deviceID(test.target), test.mountinfo, why, test.want)
+		first := firstReason(t, fakeDisk(t, test.mountinfo), test.target)
+		if first.why != test.why || first.check != test.check {
+			t.Errorf("refusing %s with %q: %+v, want %s, %q", deviceID(test.target), test.mountinfo, first, test.check, test.why)
 		}
 	}
+}
+
+// firstReason is what a refusal of the device would give.
+func firstReason(t *testing.T, k kernel, number uint64) reason {
+	t.Helper()
+	d, err := k.device(number)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u, err := k.users()
+	if err != nil {
+		t.Fatal(err)
+	}
+	all, err := u.ofFamily(d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return append(all, reason{})[0]
 }
 
 func TestRefusePartitionOfMountedDisk(t *testing.T) {
@@ -142,15 +156,37 @@ func TestRefusePartitionOfMountedDisk(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	e, ok := errors.AsType[*RefusedError](k.refuseDevice("TARGET", sda2))
-	if !ok || e.Why != "its disk sda is mounted on /data" {
-		t.Errorf("refusal = %v, want that the disk is mounted", e)
+	if got := firstReason(t, k, sda2); got.why != "its disk sda is mounted on /data" {
+		t.Errorf("refusal = %+v, want that the disk is mounted", got)
 	}
 }
 
-func TestRefuseUnknownDevice(t *testing.T) {
-	if err := fakeDisk(t, "").refuseDevice("TARGET", unix.Mkdev(9, 9)); err == nil {
-		t.Error("a device that sysfs does not know was not refused")
+func TestUnknownDevice(t *testing.T) {
+	if _, err := fakeDisk(t, "").device(unix.Mkdev(9, 9)); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a device that sysfs does not know: %v, want ErrNotExist", err)
+	}
+}
+
+// Without /proc nothing is known of a device; a file needs no more than that no loop device is attached to it.
+func TestRefuseWithoutMounts(t *testing.T) {
+	k := fakeDisk(t, "")
+	if err := os.Remove(filepath.Join(k.proc, "self/mountinfo")); err != nil {
+		t.Fatal(err)
+	}
+	u, err := k.users()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := u.ofDevice(device{filepath.Join(k.sys, "devices/sda")}); err == nil {
+		t.Error("a device was found unused")
+	}
+	path := write(t, nil)
+	info, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := k.refuse(path, info, nil); err != nil {
+		t.Errorf("a file: %v", err)
 	}
 }
 
@@ -160,10 +196,10 @@ func TestRootLayers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := mount{source: "overlay", options: "rw,lowerdir=/absent:/,upperdir=" + upper + ",workdir=/absent"}
-	ids := layerIDs(m)
+	l := mountinfo.Layers{Lower: []string{"/absent", "/"}, Upper: upper}
+	ids := layerIDs(l)
 	if id := deviceID(inodeOf(info).dev); !slices.Contains(ids, id) {
-		t.Errorf("the layers of %+v lie on %s, want %s among them", m, ids, id)
+		t.Errorf("the layers of %+v lie on %s, want %s among them", l, ids, id)
 	}
 }
 
@@ -215,33 +251,4 @@ func overlap(t *testing.T, k kernel, a, b extent) bool {
 		}
 	}
 	return false
-}
-
-func TestParseMounts(t *testing.T) {
-	text := strings.Join([]string{
-		`22 27 0:21 / /proc rw,relatime - proc proc rw`,
-		`27 1 254:0 / / rw,relatime shared:1 master:2 - ext4 /dev/vda rw,discard`,
-		`40 27 8:1 /sub /with\040blank\134and\011tab rw - btrfs /dev/with\040blank rw,subvol=/sub`,
-		`broken line`,
-		``,
-	}, "\n")
-	want := []mount{
-		{"0:21", "/proc", "proc", "rw"},
-		{"254:0", "/", "/dev/vda", "rw,discard"},
-		{"8:1", "/with blank\\and\ttab", "/dev/with blank", "rw,subvol=/sub"},
-	}
-	if diff := cmp.Diff(want, parseMounts(text), cmp.AllowUnexported(mount{})); diff != "" {
-		t.Errorf("parseMounts (-want +got):\n%s", diff)
-	}
-}
-
-func TestUnescape(t *testing.T) {
-	for in, want := range map[string]string{
-		"": "", "plain": "plain", `a\040b`: "a b", `\134`: `\`, `\0400`: " 0",
-		`\`: `\`, `\9`: `\9`, `\999`: `\999`, `\777`: `\777`,
-	} {
-		if got := unescape(in); got != want {
-			t.Errorf("unescape(%q) = %q, want %q", in, got, want)
-		}
-	}
 }

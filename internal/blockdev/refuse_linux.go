@@ -9,61 +9,78 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"cairn/internal/blockdev/mountinfo"
 )
 
-// refuse says why path, which info describes, must not be written, as a *RefusedError. O_EXCL closes the gap
-// between this look and the opening; this look gives the reasons, and sees what O_EXCL does not.
-func refuse(path string, info os.FileInfo) error { return live().refuse(path, info) }
-
-func (k kernel) refuse(path string, info os.FileInfo) error {
-	if isBlockDevice(info) {
-		return k.refuseDevice(path, inodeOf(info).rdev)
-	}
-	users, err := k.users()
-	if err != nil {
-		return err
-	}
-	if why, hint := users.of(inodeOf(info)); why != "" {
-		return &RefusedError{path, "it " + why, hint}
-	}
-	return refuseStray(path, info)
+// refuse says why path, which info describes, must not be written, as a *RefusedError. Checks that are lifted
+// do not count. O_EXCL closes the gap between this look and the opening; this look gives the reasons, and
+// sees what O_EXCL does not.
+func refuse(path string, info os.FileInfo, lifted []string) error {
+	return live().refuse(path, info, lifted)
 }
 
-// refuseStray finds the file that someone made where a device node was meant: it would fill memory.
-func refuseStray(path string, info os.FileInfo) error {
-	dev, err := os.Stat("/dev")
-	if err != nil || inodeOf(dev).dev != inodeOf(info).dev {
-		return nil
-	}
-	if real, err := filepath.EvalSymlinks(path); err != nil || !strings.HasPrefix(real, "/dev/") {
-		return err
-	}
-	return &RefusedError{
-		Path: path,
-		Why:  "it is a regular file under /dev, not a device",
-		Hint: "check the device's name, and remove the file",
-	}
-}
-
-func (k kernel) refuseDevice(path string, number uint64) error {
-	d, err := k.device(number)
+func (k kernel) refuse(path string, info os.FileInfo, lifted []string) error {
+	reasons, err := k.reasons(path, info)
 	if err != nil {
 		return err
 	}
-	users, err := k.deviceUsers()
-	if err != nil {
-		return err
-	}
-	for _, member := range d.family() {
-		why, hint, err := users.ofDevice(member)
-		if err != nil {
-			return err
-		}
-		if why != "" {
-			return &RefusedError{path, relation(d, member) + why, hint}
+	for _, r := range reasons {
+		if !slices.Contains(lifted, r.check) {
+			return r.refused(path)
 		}
 	}
 	return nil
+}
+
+// reason is what speaks against writing to something.
+type reason struct{ check, why, hint string }
+
+func (r reason) refused(path string) *RefusedError {
+	return &RefusedError{path, r.check, r.why, r.hint}
+}
+
+func (k kernel) reasons(path string, info os.FileInfo) ([]reason, error) {
+	u, err := k.users()
+	if err != nil {
+		return nil, err
+	}
+	if !isBlockDevice(info) {
+		return u.ofFile(path, info)
+	}
+	d, err := k.device(inodeOf(info).rdev)
+	if err != nil {
+		return nil, err
+	}
+	return u.ofFamily(d)
+}
+
+func (u users) ofFile(path string, info os.FileInfo) ([]reason, error) {
+	all, err := u.of(inodeOf(info))
+	if err != nil {
+		return nil, err
+	}
+	for i := range all {
+		all[i].why = "it " + all[i].why
+	}
+	stray, err := strays(path, info)
+	return append(all, stray...), err
+}
+
+// strays finds the file that someone made where a device node was meant: it would fill memory.
+func strays(path string, info os.FileInfo) ([]reason, error) {
+	dev, err := os.Stat("/dev")
+	if err != nil || inodeOf(dev).dev != inodeOf(info).dev {
+		return nil, nil
+	}
+	if real, err := filepath.EvalSymlinks(path); err != nil || !strings.HasPrefix(real, "/dev/") {
+		return nil, err
+	}
+	return []reason{{
+		check: CheckInDev,
+		why:   "it is a regular file under /dev, not a device",
+		hint:  "check the device's name, and remove the file",
+	}}, nil
 }
 
 // relation is how the sentence about d's relative begins.
@@ -79,20 +96,31 @@ func relation(d, member device) string {
 
 // users is who uses files and devices, at one moment.
 type users struct {
-	root   []string // numbers of the devices that the running system lies on
-	mounts []mount
-	swaps  []use
-	loops  []use
+	kernel  kernel
+	root    []string // numbers of the devices that the running system lies on
+	mounts  []mountinfo.Mount
+	unknown error // why root and mounts are not known, which matters only where a device is involved
+	swaps   []swap
+	loops   []loop
 }
 
-// use is a file or device that the kernel reads and writes for someone.
-type use struct {
+// swap is a file or device that is swapped to.
+type swap struct {
 	inode
-	by string // the swap's path, or the loop device
+	path string
 }
 
-// users finds the users of files and devices.
+// loop is a loop device, and the file or device it is attached to.
+type loop struct {
+	inode
+	device
+}
+
 func (k kernel) users() (u users, err error) {
+	u.kernel = k
+	if u.mounts, u.unknown = k.mounts(); u.unknown == nil {
+		u.root, u.unknown = k.rootDevices(u.mounts)
+	}
 	if u.swaps, err = k.swaps(); err != nil {
 		return u, err
 	}
@@ -100,96 +128,126 @@ func (k kernel) users() (u users, err error) {
 	return u, err
 }
 
-// deviceUsers finds also those that only devices have.
-func (k kernel) deviceUsers() (u users, err error) {
-	if u, err = k.users(); err != nil {
-		return u, err
-	}
-	if u.mounts, err = k.mounts(); err != nil {
-		return u, err
-	}
-	u.root, err = k.rootDevices(u.mounts)
-	return u, err
-}
-
-// loops are the files and devices that loop devices are attached to.
-func (k kernel) loops() ([]use, error) {
+func (k kernel) loops() ([]loop, error) {
 	disks, err := k.disks()
 	if err != nil {
 		return nil, err
 	}
-	var all []use
+	var all []loop
 	for _, disk := range disks {
 		if b, ok := disk.backing(); ok {
-			all = append(all, use{b.inode, disk.node()})
+			all = append(all, loop{b.inode, disk})
 		}
 	}
 	return all, nil
 }
 
-// of says what a file or device is used for, and what to do about it; "" if nothing is known.
-func (u users) of(target inode) (why, hint string) {
+// of is who uses a file or device through another name than its own. The reasons begin with a verb.
+func (u users) of(target inode) (all []reason, err error) {
 	for _, swap := range u.swaps {
 		if swap.same(target) {
-			return "is used as swap", "swapoff " + swap.by
+			all = append(all, reason{CheckSwap, "is used as swap", "swapoff " + swap.path})
 		}
 	}
 	for _, loop := range u.loops {
-		if loop.same(target) {
-			return "is what the loop device " + loop.by + " is attached to", "losetup -d " + loop.by + ", or name that"
+		if !loop.same(target) {
+			continue
 		}
+		above, err := u.ofLoop(loop)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, above...)
 	}
-	return "", ""
+	return all, nil
 }
 
-// ofDevice is of for a device, without its relatives.
-func (u users) ofDevice(d device) (why, hint string, err error) {
-	id, err := d.id()
+// ofLoop is who uses what the loop device is attached to, through it.
+func (u users) ofLoop(l loop) ([]reason, error) {
+	attached := "is what the loop device " + l.node() + " is attached to"
+	above, err := u.ofFamily(l.device)
 	if err != nil {
-		return "", "", err
+		return nil, err
+	}
+	if busy, is := u.kernel.claimed(l.device); is && len(above) == 0 {
+		above = []reason{busy}
+	}
+	for i := range above {
+		above[i].why = attached + "; there, " + above[i].why
+	}
+	return append(above, reason{CheckLoop, attached, "losetup -d " + l.node() + ", or name that"}), nil
+}
+
+// ofFamily is who uses a device, its partitions, or the disk it is a partition of.
+func (u users) ofFamily(d device) ([]reason, error) {
+	var all []reason
+	for _, member := range d.family() {
+		reasons, err := u.ofDevice(member)
+		if err != nil {
+			return nil, err
+		}
+		for _, r := range reasons {
+			all = append(all, reason{r.check, relation(d, member) + r.why, r.hint})
+		}
+	}
+	return all, nil
+}
+
+// ofDevice is who uses a device, without its relatives. The reasons begin with a verb.
+func (u users) ofDevice(d device) (all []reason, err error) {
+	id, err := d.id()
+	if err = errors.Join(u.unknown, err); err != nil {
+		return nil, err
 	}
 	if slices.Contains(u.root, id) {
-		return "holds the running system (/)", "choose the other slot", nil
+		all = append(all, reason{CheckRoot, "holds the running system (/)", "choose the other slot"})
 	}
-	for _, m := range u.mounts {
-		if m.deviceID() == id {
-			return "is mounted on " + m.point, "umount " + m.point + ", or choose the other slot", nil
-		}
-	}
+	all = append(all, mountedOn(u.mounts, id)...)
 	holders, err := d.linked("holders")
 	if err != nil {
-		return "", "", err
+		return nil, err
 	}
-	if len(holders) > 0 {
-		top := holders[0]
-		return "is part of " + top.title(), "name " + top.node() + ", or take it apart first", nil
+	for _, top := range holders {
+		all = append(all, reason{CheckHolder, "is part of " + top.title(), "name " + top.node() + ", or take it apart first"})
 	}
 	number, err := parseDeviceID(id)
-	why, hint = u.of(inode{rdev: number})
-	return why, hint, err
+	if err != nil {
+		return nil, err
+	}
+	others, err := u.of(inode{rdev: number})
+	return append(all, others...), err
 }
 
-// deviceID is the number of the device that is mounted. A file system over several devices (btrfs) has a
-// number of its own; then the source counts.
-func (m mount) deviceID() string {
-	if !strings.HasPrefix(m.id, "0:") || !strings.HasPrefix(m.source, "/dev/") {
-		return m.id
+func mountedOn(mounts []mountinfo.Mount, id string) (all []reason) {
+	for _, m := range mounts {
+		if mountedDevice(m) == id {
+			all = append(all, reason{CheckMounted, "is mounted on " + m.Point, "umount " + m.Point + ", or choose the other slot"})
+		}
 	}
-	info, err := os.Stat(m.source)
+	return all
+}
+
+// mountedDevice is the number of the device that is mounted. A file system over several devices (btrfs) has a
+// number of its own; then the source counts.
+func mountedDevice(m mountinfo.Mount) string {
+	if !m.Anonymous() || !strings.HasPrefix(m.Source, "/dev/") {
+		return m.Device
+	}
+	info, err := os.Stat(m.Source)
 	if err != nil || !isBlockDevice(info) {
-		return m.id
+		return m.Device
 	}
 	return deviceID(inodeOf(info).rdev)
 }
 
 // rootDevices are the devices that the running system lies on: what is mounted on /, or the layers of an
 // overlay there, and whatever these are stacked on.
-func (k kernel) rootDevices(mounts []mount) ([]string, error) {
+func (k kernel) rootDevices(mounts []mountinfo.Mount) ([]string, error) {
 	var ids []string
 	for _, m := range mounts {
-		if m.point == "/" {
-			ids = append(ids, m.deviceID())
-			ids = append(ids, layerIDs(m)...)
+		if m.Point == "/" {
+			ids = append(ids, mountedDevice(m))
+			ids = append(ids, layerIDs(m.Layers())...)
 		}
 	}
 	for i := 0; i < len(ids); i++ { // below the devices that are being added, too
@@ -203,17 +261,11 @@ func (k kernel) rootDevices(mounts []mount) ([]string, error) {
 }
 
 // layerIDs are the devices of an overlay's directories, as far as they can be seen from here.
-func layerIDs(m mount) []string {
+func layerIDs(l mountinfo.Layers) []string {
 	var ids []string
-	for option := range strings.SplitSeq(m.options, ",") {
-		key, value, _ := strings.Cut(option, "=")
-		if key != "upperdir" && !strings.HasPrefix(key, "lowerdir") {
-			continue
-		}
-		for dir := range strings.SplitSeq(value, ":") {
-			if info, err := os.Stat(dir); err == nil {
-				ids = append(ids, deviceID(inodeOf(info).dev))
-			}
+	for _, dir := range slices.Concat(l.Lower, l.Data, []string{l.Upper}) {
+		if info, err := os.Stat(dir); err == nil {
+			ids = append(ids, deviceID(inodeOf(info).dev))
 		}
 	}
 	return ids

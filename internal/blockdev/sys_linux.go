@@ -59,10 +59,35 @@ func zeroOut(f *os.File, off, n int64) error {
 	return ioctl(f, unix.BLKZEROOUT, unsafe.Pointer(&blocks))
 }
 
+func discard(f *os.File, off, n int64) error {
+	blocks := [2]uint64{uint64(off), uint64(n)}
+	return ioctl(f, unix.BLKDISCARD, unsafe.Pointer(&blocks))
+}
+
 func punchHole(f *os.File, off, n int64) error {
 	return control(f, func(fd int) error {
 		return unix.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
 	})
+}
+
+// blockSize is the file system's, which is what can be shared.
+func blockSize(f *os.File) (int64, error) {
+	var st unix.Statfs_t
+	err := control(f, func(fd int) error { return unix.Fstatfs(fd, &st) })
+	return int64(st.Bsize), err
+}
+
+// cloneRange returns errors.ErrUnsupported where blocks cannot be shared. The ranges are whole blocks inside
+// both files, so EINVAL speaks of the file system, or of a src that has become shorter.
+func cloneRange(dst, src *os.File, srcOff, dstOff, n int64) error {
+	err := control(src, func(from int) error {
+		r := unix.FileCloneRange{Src_fd: int64(from), Src_offset: uint64(srcOff), Src_length: uint64(n), Dest_offset: uint64(dstOff)}
+		return control(dst, func(to int) error { return unix.IoctlFileCloneRange(to, &r) })
+	})
+	if errors.Is(err, unix.EXDEV) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOTTY) {
+		return fmt.Errorf("%w (%w)", errors.ErrUnsupported, err)
+	}
+	return err
 }
 
 // seekData is the first run of data in f that starts at or behind off and before end. It moves f's position,
@@ -107,11 +132,7 @@ func openExclusive(path string, info os.FileInfo) (*os.File, error) {
 	}
 	f, err := os.OpenFile(path, flags, 0)
 	if errors.Is(err, unix.EBUSY) {
-		return nil, &RefusedError{
-			Path: path,
-			Why:  "it is in use (the kernel denies exclusive access)",
-			Hint: "find who uses it (lsblk, fuser), or choose the other slot",
-		}
+		return nil, busyError(path, info)
 	}
 	if errors.Is(err, unix.EROFS) {
 		return nil, readOnlyError(path)
@@ -119,8 +140,16 @@ func openExclusive(path string, info os.FileInfo) (*os.File, error) {
 	return f, err
 }
 
+func busyError(path string, info os.FileInfo) error {
+	d, err := live().device(inodeOf(info).rdev)
+	if err != nil {
+		return err
+	}
+	return live().busy(d).refused(path)
+}
+
 func readOnlyError(path string) error {
-	return &RefusedError{path, "it is read-only", "blockdev --setrw, or choose another target"}
+	return &RefusedError{path, CheckReadOnly, "it is read-only", "blockdev --setrw, or choose another target"}
 }
 
 // claim finishes what openExclusive began.
@@ -134,7 +163,7 @@ func claim(f *os.File, path string, info os.FileInfo) error {
 	}
 	err := control(f, func(fd int) error { return unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) })
 	if errors.Is(err, unix.EWOULDBLOCK) {
-		return &RefusedError{path, "another program has locked it", "wait until that program has ended"}
+		return live().locked(inodeOf(info)).refused(path)
 	}
 	if err != nil {
 		return fmt.Errorf("locking %s: %w", path, err)

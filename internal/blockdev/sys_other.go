@@ -18,11 +18,17 @@ func punchHole(*os.File, int64, int64) error      { return errors.ErrUnsupported
 func startWriteback(*os.File, int64, int64) error { return errors.ErrUnsupported }
 func dropCache(*os.File, int64, int64) error      { return errors.ErrUnsupported }
 
+func discard(*os.File, int64, int64) error { return errors.ErrUnsupported }
+
+func blockSize(*os.File) (int64, error)                       { return 0, errors.ErrUnsupported }
+func cloneRange(_, _ *os.File, srcOff, dstOff, n int64) error { return errors.ErrUnsupported }
+func openDirect(*os.File, int64) (directFile, error)          { return nil, errors.ErrUnsupported }
+
 func seekData(_ *os.File, off, end int64) (first, last int64, err error) { return off, end, nil }
 
 func syncData(f *os.File) error { return f.Sync() }
 
-func refuse(_ string, info os.FileInfo) error {
+func refuse(_ string, info os.FileInfo, _ []string) error {
 	if isBlockDevice(info) {
 		return errDevice
 	}
@@ -59,3 +65,7 @@ func sameFile(a, b *File) (bool, error) {
 	}
 	return os.SameFile(x, y), nil
 }
+
+func inodeWords(os.FileInfo) string { return "" }
+
+func deviceIdentity(os.FileInfo) (string, error) { return "", errDevice }

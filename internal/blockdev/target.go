@@ -6,24 +6,15 @@ import (
 	"os"
 )
 
-// RefusedError says that a target was left alone, to protect data.
-type RefusedError struct {
-	Path string // the target
-	Why  string // what speaks against writing to it
-	Hint string // what the user can do
-}
-
-func (e *RefusedError) Error() string {
-	return fmt.Sprintf("refusing to write to %s: %s", e.Path, e.Why)
-}
-
-// Options say what of the path is the target. The zero value is all of it.
+// Options say what of the path is the target, and which checks it need not pass. The zero value is all of it,
+// and all checks.
 type Options struct {
 	Section Section
+	Force   []string // names out of Liftable
 }
 
-// Target is a File that is claimed for writing until Close. ReadAt, WriteAt, Zero, StartWriteback, DropCache
-// and Sync may be called concurrently; Reserve, Truncate and Close may not.
+// Target is a File that is claimed for writing until Close. Reserve, Truncate and Close may not be called while
+// another method is running; all others may be called concurrently.
 type Target struct {
 	File
 	resizable bool // all of a regular file
@@ -34,16 +25,19 @@ type Target struct {
 // kernel also denies while it is mounted anywhere, a file by flock. It is a *RefusedError when the path is in
 // use or not fit to be a target: mounted, swap, part of a stacked device or backing a loop device (also
 // through its disk or its partitions), holding the running system, read-only, claimed, or no block device or
-// regular file. Nothing is created.
+// regular file. ErrNotLiftable is about o.Force. Nothing is created.
 func OpenTarget(path string, o Options) (*Target, error) {
+	if err := checkForce(o.Force); err != nil {
+		return nil, err
+	}
 	info, err := os.Stat(path)
 	if err != nil {
 		return nil, err
 	}
 	if !info.Mode().IsRegular() && !isBlockDevice(info) {
-		return nil, &RefusedError{path, "it is " + kind(info), "name a partition, or a regular file"}
+		return nil, &RefusedError{path, CheckNotTarget, "it is " + kind(info), "name a partition, or a regular file"}
 	}
-	if err := refuse(path, info); err != nil {
+	if err := refuse(path, info, o.Force); err != nil {
 		return nil, err
 	}
 	f, err := openClaimed(path, info)
@@ -105,9 +99,10 @@ func (t *Target) Reserve(n int64) error {
 	}
 	if !t.resizable {
 		return &RefusedError{
-			Path: t.path,
-			Why:  fmt.Sprintf("it holds %d bytes and %d are needed", t.Size(), n),
-			Hint: "choose a larger partition",
+			Path:  t.path,
+			Check: CheckTooSmall,
+			Why:   fmt.Sprintf("it holds %d bytes and %d are needed", t.Size(), n),
+			Hint:  "choose a larger partition",
 		}
 	}
 	return t.resize(n)
@@ -158,7 +153,7 @@ func (t *Target) zero(off, n int64) error {
 	if !t.device {
 		return t.zeroOr(punchHole, off, n)
 	}
-	first, last, err := t.zeroableBlocks(off, off+n)
+	first, last, err := t.deviceBlocks(off, off+n)
 	if err != nil {
 		return err
 	}
@@ -172,16 +167,16 @@ func (t *Target) zero(off, n int64) error {
 	)
 }
 
-// zeroableBlocks is the part of a device's bytes from lo to hi that it can zero itself: whole sectors, and
-// whole pages, so that none is half in the page cache and half on the medium.
-func (t *Target) zeroableBlocks(lo, hi int64) (first, last int64, err error) {
+// deviceBlocks is the part of a device's bytes from lo to hi that it can be told to change by itself: whole
+// sectors, and whole pages, so that none is half in the page cache and half on the medium.
+func (t *Target) deviceBlocks(lo, hi int64) (first, last int64, err error) {
 	const page = 4096
 	sector, err := sectorSize(t.f)
 	if err != nil {
 		return 0, 0, err
 	}
-	block := max(sector, page)
-	return (lo + block - 1) / block * block, hi / block * block, nil
+	first, last = wholeBlocks(lo, hi, max(sector, page))
+	return first, last, nil
 }
 
 // zeroOr lets the kernel zero a range in its own way, or writes zeros if it has none here.
@@ -206,6 +201,34 @@ func (t *Target) writeZeros(off, n int64) error {
 		off, n = off+int64(k), n-int64(k)
 	}
 	return nil
+}
+
+// Discard says that n bytes at off are not needed any more. Those of a file become a hole. Of a device the whole
+// sectors and pages among them are discarded, and may read as anything afterwards; the rest is kept. The error
+// is an errors.ErrUnsupported where that is not possible.
+func (t *Target) Discard(off, n int64) error {
+	if err := t.check(off, n); err != nil {
+		return fmt.Errorf("discarding of %s: %w", t.path, err)
+	}
+	if err := t.discard(t.offset()+off, n); err != nil {
+		return fmt.Errorf("discarding %d bytes at %d of %s: %w", n, off, t.path, err)
+	}
+	return nil
+}
+
+// discard takes offsets of the file or device, not of the section.
+func (t *Target) discard(off, n int64) error {
+	if n == 0 {
+		return nil
+	}
+	if !t.device {
+		return punchHole(t.f, off, n)
+	}
+	first, last, err := t.deviceBlocks(off, off+n)
+	if err != nil || first >= last {
+		return err
+	}
+	return discard(t.f, first, last-first)
 }
 
 // StartWriteback asks the kernel to begin writing the bytes to the medium, and does not wait for it. Called

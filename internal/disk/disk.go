@@ -1,6 +1,7 @@
 // Package disk finds partitions: by GPT name, PARTUUID or number in a disk or disk image, by name among all
-// disks of a running Linux; and it reads from a superblock how large a file system is. It only reads. It
-// knows nothing of images, and opens nothing for writing.
+// disks of a running Linux, and the one that / is mounted from; and it reads from a superblock how large a
+// file system is, and what it can be known by. It only reads. It knows nothing of images, and opens nothing
+// for writing.
 package disk
 
 import (
@@ -18,6 +19,7 @@ var (
 	ErrInvalidTable = errors.New("invalid partition table")
 	ErrNotFound     = errors.New("not found")
 	ErrAmbiguous    = errors.New("ambiguous")
+	ErrNoRoot       = errors.New("not known which block device / is mounted from")
 )
 
 // Partition is an entry of a GPT. Offsets and sizes are bytes, UUID and Type are lower-case GUIDs.

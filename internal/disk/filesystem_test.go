@@ -2,26 +2,18 @@ package disk
 
 import (
 	"bytes"
-	"os"
-	"path/filepath"
 	"testing"
 
-	"cairn/internal/blockdev/looptest"
-	"cairn/internal/need"
 	"cairn/testimages"
 )
 
 func TestFilesystemSize(t *testing.T) {
-	tree := t.TempDir()
-	if err := os.WriteFile(filepath.Join(tree, "file"), testimages.Random(1, 300_000), 0o600); err != nil {
-		t.Fatal(err)
-	}
 	const partition = 20 << 20
 	tests := []struct {
 		name string
 		kind string
-		args []string // IMAGE and TREE stand for paths
-		size int64    // 0: that of the file the tool makes
+		args []string
+		size int64 // 0: that of the file the tool makes
 	}{
 		{"mksquashfs", "squashfs", []string{"TREE", "IMAGE", "-quiet", "-no-progress"}, 0},
 		{"mkfs.erofs", "erofs", []string{"IMAGE", "TREE"}, 0},
@@ -31,16 +23,7 @@ func TestFilesystemSize(t *testing.T) {
 		{"mkfs.ext2", "ext2", []string{"-q", "IMAGE", "9M"}, 9 << 20},
 	}
 	for _, test := range tests {
-		image := filepath.Join(t.TempDir(), "image")
-		for i, arg := range test.args {
-			switch arg {
-			case "IMAGE":
-				test.args[i] = image
-			case "TREE":
-				test.args[i] = tree
-			}
-		}
-		looptest.Run(t, need.Tool(t, test.name), test.args...)
+		image := filesystem(t, 0, test.name, test.args...)
 		p := read(t, image)
 		if test.size == 0 {
 			test.size = int64(len(p))

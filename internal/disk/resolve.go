@@ -16,6 +16,7 @@ type Location struct {
 	Path string // without symbolic links; it need not exist
 	blockdev.Section
 	Partition *Partition // nil if the text named none
+	Note      string     // what was chosen and why, where the text left that open: "/dev/vda2, mounted on / as ext4"
 }
 
 // Resolve finds what a user means by
@@ -24,13 +25,17 @@ type Location struct {
 //	DISK#NAME       a partition, by name, UUID or number, of a disk (the kernel's node) or disk image (a section)
 //	PARTLABEL=NAME  a partition of any disk of this machine
 //	PARTUUID=UUID   the same
+//	@root           the device that / is mounted from; of an overlay, that of the lowest layer
 //
 // A path with # in it that exists is that path. Names that stand for no partition are ErrNotFound, those that
-// stand for more than one ErrAmbiguous; an absent disk is fs.ErrNotExist. Never does the name of a partition
+// stand for more than one ErrAmbiguous; an absent disk is fs.ErrNotExist. ErrNoRoot is about @root. Never does the name of a partition
 // give the whole disk. For a whole file or device Size is -1.
 func Resolve(text string) (Location, error) {
 	if tag, value, ok := strings.Cut(text, "="); ok && (tag == "PARTLABEL" || tag == "PARTUUID") {
 		return resolveTag(tag, value)
+	}
+	if text == "@root" {
+		return resolveRoot()
 	}
 	_, err := os.Stat(text)
 	if err == nil {
@@ -84,7 +89,7 @@ func resolveName(path, name string) (Location, error) {
 		return Location{}, fmt.Errorf("%s: %w", path, err)
 	}
 	if !f.IsDevice() {
-		return Location{path, blockdev.Section{Offset: p.Start, Size: p.Size}, &p}, nil
+		return Location{Path: path, Section: blockdev.Section{Offset: p.Start, Size: p.Size}, Partition: &p}, nil
 	}
 	if p.Node == "" {
 		return Location{}, fmt.Errorf("partition %q of %s: the kernel has no device there (partprobe may help)", name, path)

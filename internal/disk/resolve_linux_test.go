@@ -10,9 +10,11 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"cairn/internal/blockdev"
 	"cairn/internal/blockdev/looptest"
+	"cairn/internal/blockdev/mountinfo"
 	"cairn/internal/need"
 	"cairn/testimages"
 )
@@ -160,5 +162,72 @@ func TestTagOfUnreadableDisk(t *testing.T) {
 	}
 	if _, err := s.findTag("PARTLABEL", "root-a"); err == nil || errors.Is(err, ErrNotFound) {
 		t.Errorf("with an unreadable table: %v, want an error other than ErrNotFound", err)
+	}
+}
+
+func TestResolveRoot(t *testing.T) {
+	var st unix.Stat_t
+	if err := unix.Stat("/", &st); err != nil {
+		t.Fatal(err)
+	}
+	if unix.Major(st.Dev) == 0 {
+		t.Skip("/ lies on no single block device here")
+	}
+	got, err := Resolve("@root")
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := deviceID(got.Path)
+	if want := fmt.Sprintf("%d:%d", unix.Major(st.Dev), unix.Minor(st.Dev)); err != nil || id != want {
+		t.Errorf("Resolve(@root) is %+v of number %s, %v, want %s", got, id, err, want)
+	}
+	if !strings.HasPrefix(got.Note, got.Path+", mounted on / as ") {
+		t.Errorf("the note is %q", got.Note)
+	}
+}
+
+// overlayRoot makes an overlay over $1 the root, in a mount namespace of its own, and prints what is then
+// mounted. $2 is a directory to work in, $3 is where the lower layer goes to.
+const overlayRoot = `set -e
+mount -t tmpfs none "$2"
+cd "$2"
+mkdir lower rw new
+mount -t tmpfs none rw
+mkdir rw/up rw/work
+mount -t squashfs -o ro "$1" lower
+mount -t overlay overlay -o "lowerdir=$2/lower,upperdir=$2/rw/up,workdir=$2/rw/work" new
+cd new
+mkdir -p old proc layers/lower
+mount -t proc proc proc
+[ -z "$3" ] || mount --move "$2/lower" ".$3"
+pivot_root . old
+exec /busybox sh -c '/busybox umount -l /old && exec /busybox cat /proc/self/mountinfo'
+`
+
+func TestResolveOverlayRoot(t *testing.T) {
+	need.Root(t)
+	busybox, err := os.ReadFile(need.Tool(t, "busybox"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	tree := t.TempDir()
+	if err := os.WriteFile(filepath.Join(tree, "busybox"), busybox, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	image := filepath.Join(t.TempDir(), "image")
+	looptest.Run(t, need.Tool(t, "mksquashfs"), tree, image, "-quiet", "-no-progress")
+	node := looptest.Attach(t, image, 512)
+	mounts := func(lower string) []mountinfo.Mount {
+		text := looptest.Run(t, need.Tool(t, "unshare"), "--mount", "sh", "-c", overlayRoot, "-", node, t.TempDir(), lower)
+		return mountinfo.Parse(text)
+	}
+	got, err := rootLocation(mounts("/layers/lower"), sysfs("/sys"))
+	want := node + ", mounted on /layers/lower as squashfs (read-only), the lowest layer of the overlay on /"
+	if err != nil || got.Path != node || got.Note != want {
+		t.Errorf("with the lower layer moved along: %+v, %v, want %s", got, err, want)
+	}
+	got, err = rootLocation(mounts(""), sysfs("/sys"))
+	if !errors.Is(err, ErrNoRoot) || !strings.Contains(err.Error(), "cannot be seen from here") {
+		t.Errorf("with the lower layer left behind: %+v, %v, want ErrNoRoot", got, err)
 	}
 }

@@ -170,3 +170,21 @@ func uevent(dir string) (map[string]string, error) {
 	}
 	return event, nil
 }
+
+func (s sysfs) number(node string) (string, error) { return deviceID(node) }
+
+func (s sysfs) describe(number string) (blockDevice, error) {
+	dir, err := filepath.EvalSymlinks(filepath.Join(string(s), "dev/block", number))
+	if err != nil {
+		return blockDevice{}, err
+	}
+	b := blockDevice{node: nodeOf(dir)}
+	for name, field := range map[string]*string{"dm/name": &b.mapped, "dm/uuid": &b.uuid} {
+		text, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return blockDevice{}, err
+		}
+		*field = strings.TrimSuffix(string(text), "\n")
+	}
+	return b, nil
+}

@@ -1,0 +1,139 @@
+package main
+
+import (
+	"context"
+	"time"
+
+	"cairn/blob"
+	"cairn/blob/scan"
+	"cairn/chunker"
+	"cairn/internal/blockdev"
+	"cairn/internal/disk"
+	"cairn/seed/known"
+)
+
+// defaultState is where is remembered what devices hold, unless --state says otherwise.
+const defaultState = "/var/lib/cairn"
+
+// memory remembers what devices hold. What it cannot keep costs a scan the next time, and no job.
+type memory struct {
+	dir    known.Dir
+	quiet  bool // the user did not ask for it, so nothing is said when it does not work
+	frozen bool // recall only
+}
+
+func (m memory) off() bool { return m.dir == "" }
+
+// worked says, unless nobody asked, that something could not be remembered.
+func (m memory) worked(err error) {
+	if err != nil && !m.quiet {
+		say("warning: cannot remember what devices hold: %v", err)
+	}
+}
+
+// contentOf is what tells whether a device still holds what it held, when it was cut as x is.
+func contentOf(f *blockdev.File, x *blob.Index) known.Content {
+	return known.Content{Size: f.Size(), Filesystem: disk.FilesystemIdentity(f), Algorithm: x.Algorithm(), Params: x.Params()}
+}
+
+// recall is what f is thought to hold, cut as x is, or nil.
+func (m memory) recall(f *blockdev.File, x *blob.Index) *blob.Index {
+	if m.off() {
+		return nil
+	}
+	device, err := f.Identity()
+	if err != nil {
+		return nil
+	}
+	held := m.dir.Recall(device, contentOf(f, x))
+	if held == nil || !plausible(held, f) {
+		return nil
+	}
+	return held
+}
+
+// plausible looks at some chunks: when more than a few are not what they should be, the device was given
+// other content, and is better scanned again than downloaded.
+func plausible(x *blob.Index, f *blockdev.File) bool {
+	const samples = 32
+	looked, wrong := 0, 0
+	for n := range samples {
+		i := n * x.Len() / samples
+		if x.Len() == 0 || x.IsZero(i) {
+			continue
+		}
+		c := x.At(i)
+		p := make([]byte, c.Size)
+		k, _ := f.ReadAt(p, c.Offset)
+		looked++
+		if k < len(p) || x.Algorithm().Sum(p) != c.Digest {
+			wrong++
+		}
+	}
+	return wrong*4 <= looked
+}
+
+// remember keeps what f holds.
+func (m memory) remember(f *blockdev.File, x *blob.Index) {
+	if m.off() || m.frozen {
+		return
+	}
+	device, err := f.Identity()
+	if err == nil {
+		err = m.dir.Remember(device, contentOf(f, x), x)
+	}
+	m.worked(err)
+}
+
+// begin notes that x is being put onto a target, whose content is not what it was from now on.
+func (m memory) begin(f *blockdev.File, x *blob.Index, index, target string) {
+	if m.off() {
+		return
+	}
+	device, err := f.Identity()
+	if err == nil {
+		err = m.dir.Begin(device, known.Work{Index: index, Digest: x.Digest(), Target: target, Begun: time.Now()})
+	}
+	m.worked(err)
+}
+
+// finish notes that the target holds x.
+func (m memory) finish(f *blockdev.File, x *blob.Index) {
+	if m.off() {
+		return
+	}
+	m.remember(f, x)
+	if device, err := f.Identity(); err == nil {
+		m.worked(m.dir.Finish(device))
+	}
+}
+
+// unfinished is the work that was begun on f and not finished, or nil.
+func (m memory) unfinished(f *blockdev.File) *known.Work {
+	if m.off() {
+		return nil
+	}
+	device, err := f.Identity()
+	if err != nil {
+		return nil
+	}
+	return m.dir.Unfinished(device)
+}
+
+// look finds out what f holds, cut as x is: from memory, or by scanning it.
+func (m memory) look(ctx context.Context, name string, f *blockdev.File, x *blob.Index, o common) (*blob.Index, error) {
+	if held := m.recall(f, x); held != nil {
+		return held, nil
+	}
+	p := newProgress(o.progress, "scanning "+name, f.Size())
+	defer p.end()
+	so := scan.Like(x)
+	so.Workers = o.jobs
+	so.Progress = func(s scan.Stats) { p.show(s.Size, "", s) }
+	held, _, err := scan.Image(ctx, chunker.FromReaderAt(f, f.Size()), so)
+	if err != nil {
+		return nil, err
+	}
+	m.remember(f, held)
+	return held, nil
+}

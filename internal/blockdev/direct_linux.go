@@ -1,0 +1,103 @@
+package blockdev
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	directBuffers = 8
+	directBuffer  = 512 << 10 // bytes of each, a multiple of any block
+	directBlock   = 4096      // what offsets, lengths and addresses of direct reads are multiples of, if a sector is not larger
+)
+
+// direct reads whole blocks into memory that is aligned, which Go's own is not.
+type direct struct {
+	f      *os.File
+	block  int64
+	memory []byte
+	free   chan []byte // parts of memory
+}
+
+// openDirect opens what f is open on, and makes sure that at off direct reads work.
+func openDirect(f *os.File, off int64) (directFile, error) {
+	var path string
+	if err := control(f, func(fd int) error { path = fmt.Sprint("/proc/self/fd/", fd); return nil }); err != nil {
+		return nil, err
+	}
+	again, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECT, 0)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, fs.ErrNotExist) { // the file system has none; there is no /proc
+		return nil, errors.ErrUnsupported
+	}
+	if err != nil {
+		return nil, err
+	}
+	d, err := newDirect(again)
+	if err != nil {
+		again.Close()
+		return nil, err
+	}
+	_, err = d.ReadAt(make([]byte, 1), off)
+	if errors.Is(err, unix.EINVAL) {
+		err = errors.ErrUnsupported
+	}
+	if err != nil && err != io.EOF {
+		d.Close()
+		return nil, err
+	}
+	return d, nil
+}
+
+func newDirect(f *os.File) (*direct, error) {
+	d := &direct{f: f, block: directBlock, free: make(chan []byte, directBuffers)}
+	if sector, err := sectorSize(f); err == nil { // else it is a regular file
+		d.block = max(d.block, sector)
+	}
+	const flags = unix.MAP_PRIVATE | unix.MAP_ANONYMOUS
+	memory, err := unix.Mmap(-1, 0, directBuffers*directBuffer, unix.PROT_READ|unix.PROT_WRITE, flags)
+	if err != nil {
+		return nil, err
+	}
+	d.memory = memory
+	for i := range directBuffers {
+		d.free <- memory[i*directBuffer : (i+1)*directBuffer]
+	}
+	return d, nil
+}
+
+func (d *direct) ReadAt(p []byte, off int64) (done int, err error) {
+	buffer := <-d.free
+	defer func() { d.free <- buffer }()
+	for done < len(p) && err == nil {
+		var n int
+		n, err = d.readSome(buffer, p[done:], off+int64(done))
+		done += n
+	}
+	return done, err
+}
+
+// readSome reads the blocks around off into buffer, and from there the beginning of p.
+func (d *direct) readSome(buffer, p []byte, off int64) (int, error) {
+	skip := off % d.block
+	blocks := (skip + int64(len(p)) + d.block - 1) / d.block * d.block
+	buffer = buffer[:min(blocks, int64(len(buffer)))]
+	n := 0
+	err := control(d.f, func(fd int) (err error) {
+		n, err = unix.Pread(fd, buffer, off-skip)
+		return err
+	})
+	if err != nil {
+		return 0, &fs.PathError{Op: "direct read", Path: d.f.Name(), Err: err}
+	}
+	if int64(n) <= skip {
+		return 0, io.EOF
+	}
+	return copy(p, buffer[skip:n]), nil
+}
+
+func (d *direct) Close() error { return errors.Join(d.f.Close(), unix.Munmap(d.memory)) }

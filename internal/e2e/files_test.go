@@ -1,0 +1,111 @@
+package e2e
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"cairn/blob"
+)
+
+func readFile(t testing.TB, path string) []byte {
+	t.Helper()
+	p, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// writeFile writes a new file into a directory and returns its path.
+func writeFile(t testing.TB, dir, name string, data []byte) string {
+	t.Helper()
+	path := filepath.Join(dir, name)
+	if err := os.WriteFile(path, data, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func mkdir(t testing.TB, path string) string {
+	t.Helper()
+	if err := os.MkdirAll(path, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func fileSize(t testing.TB, path string) int64 {
+	t.Helper()
+	info, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return info.Size()
+}
+
+// sum is the SHA-256 of the n bytes at off of a file or device.
+func sum(t testing.TB, path string, off, n int64) [sha256.Size]byte {
+	t.Helper()
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	h := sha256.New()
+	if got, err := io.Copy(h, io.NewSectionReader(f, off, n)); err != nil || got != n {
+		t.Fatalf("reading %d bytes at %d of %s: %d, %v", n, off, path, got, err)
+	}
+	return [sha256.Size]byte(h.Sum(nil))
+}
+
+// wantSame compares two files.
+func wantSame(t testing.TB, got, want string) {
+	t.Helper()
+	n, m := fileSize(t, got), fileSize(t, want)
+	if n != m || sum(t, got, 0, n) != sum(t, want, 0, m) {
+		t.Errorf("%s (%d bytes) and %s (%d bytes) differ", got, n, want, m)
+	}
+}
+
+// wantNone says that nothing is at path.
+func wantNone(t testing.TB, path string) {
+	t.Helper()
+	if _, err := os.Lstat(path); !os.IsNotExist(err) {
+		t.Errorf("%s is there (%v), want nothing", path, err)
+	}
+}
+
+// wantOnly says that a directory holds nothing but these names.
+func wantOnly(t testing.TB, dir string, names ...string) {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	allowed := " " + strings.Join(names, " ") + " "
+	for _, e := range entries {
+		if !strings.Contains(allowed, " "+e.Name()+" ") {
+			t.Errorf("%s holds %s, want only%s", dir, e.Name(), allowed)
+		}
+	}
+}
+
+func readIndex(t testing.TB, path string) *blob.Index {
+	t.Helper()
+	x, err := blob.Decode(bytes.NewReader(readFile(t, path)))
+	if err != nil {
+		t.Fatalf("%s: %v", path, err)
+	}
+	return x
+}
+
+// chunkFile is where a store keeps a chunk.
+func chunkFile(store string, d blob.Digest) string {
+	name := d.String()
+	return filepath.Join(store, name[:4], name+".cacnk")
+}

@@ -1,0 +1,231 @@
+package e2e
+
+import (
+	"bytes"
+	"encoding/binary"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/klauspost/compress/zstd"
+
+	"cairn/testimages"
+)
+
+// TestBadIndex: an index that is damaged, or made to do harm, ends every command before it does anything.
+func TestBadIndex(t *testing.T) {
+	t.Parallel()
+	r, _ := noise(t, mib)
+	good := readFile(t, r.index("b"))
+	field := func(at int, value uint64) []byte {
+		bad := slices.Clone(good)
+		binary.LittleEndian.PutUint64(bad[at:], value)
+		return bad
+	}
+	for _, c := range []struct {
+		name, words string
+		index       []byte
+	}{
+		{"nothing", "invalid index", nil},
+		{"a text", "not a casync index", []byte(strings.Repeat("<html>", 100))},
+		{"truncated in its head", "invalid index", good[:30]},
+		{"truncated in its table", "truncated", good[:len(good)-41]},
+		{"truncated in its tail", "truncated", good[:len(good)-1]},
+		{"too long", "follow", append(slices.Clone(good), 0)},
+		{"unknown features", "unknown feature flags", field(16, 1<<40)},
+		{"no chunk sizes", "chunk sizes", field(24, 0)},
+		{"vast chunks", "chunk size", field(40, 1<<62)},
+		{"chunks that run back", "chunk 1 ends", field(64+40, 5)},
+		{"chunks beyond all bounds", "2^63", field(64, 1<<63)},
+		{"a chunk larger than the largest", "chunk 0 ends", field(64, 1<<40)},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			index := writeFile(t, dir, "bad.caibx", c.index)
+			target := writeFile(t, dir, "target", []byte("old"))
+			for _, args := range [][]string{
+				{"assemble", index, target}, {"assemble", index, filepath.Join(dir, "new")}, {"plan", index, target},
+				{"info", index}, {"cat", index}, {"verify", index}, {"serve", index}, {"diff", r.index("b"), index},
+			} {
+				fails(t, damaged, c.words, append(args, "-s", filepath.Join(r.dir, "default.castr"))[:len(args)+2*min(1, len(args)-2)]...)
+			}
+			wantOnly(t, dir, "bad.caibx", "target")
+			if string(readFile(t, target)) != "old" {
+				t.Error("the target has changed")
+			}
+		})
+	}
+}
+
+// TestBadStore: what a store gives out wrong, or not at all, is never written under a final name, nor printed.
+func TestBadStore(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name, words string
+		status      int
+		harm        func(t *testing.T, store, chunk string)
+	}{
+		{"gone chunk", "not found", notFound, func(t *testing.T, _, chunk string) { must(t, "rm", chunk) }},
+		{"other chunk", "is corrupt", damaged, func(t *testing.T, _, chunk string) {
+			writeFile(t, filepath.Dir(chunk), filepath.Base(chunk), pack(t, testimages.Random(77, 50_000)))
+		}},
+		{"truncated chunk", "is corrupt", damaged, func(t *testing.T, _, chunk string) {
+			must(t, "truncate", "-s", "-7", chunk)
+		}},
+		{"empty chunk", "is corrupt", damaged, func(t *testing.T, _, chunk string) {
+			must(t, "truncate", "-s", "0", chunk)
+		}},
+		{"chunk bomb", "is corrupt", damaged, func(t *testing.T, _, chunk string) {
+			writeFile(t, filepath.Dir(chunk), filepath.Base(chunk), pack(t, make([]byte, 512*mib)))
+		}},
+		{"vast chunk", "is corrupt", damaged, func(t *testing.T, _, chunk string) {
+			must(t, "truncate", "-s", "8G", chunk)
+		}},
+		{"no store", "not found", notFound, func(t *testing.T, store, _ string) { must(t, "rm", "-r", store) }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			r, _ := noise(t, mib)
+			x, store := readIndex(t, r.index("b")), filepath.Join(r.dir, "default.castr")
+			chunk := chunkFile(store, x.At(x.Len()/2).Digest)
+			must(t, "chmod", "u+w", chunk)
+			c.harm(t, store, chunk)
+			wantHarmless(t, c.status, c.words, r.index("b"))
+			if c.name != "no store" { // a web server cannot tell that from one without chunks
+				wantHarmless(t, c.status, c.words, newNginx(t, r.dir).url+"/b.caibx")
+			}
+		})
+	}
+}
+
+// pack compresses data as a chunk is.
+func pack(t testing.TB, data []byte) []byte {
+	t.Helper()
+	w, err := zstd.NewWriter(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return w.EncodeAll(data, nil)
+}
+
+// wantHarmless assembles from a bad store: it fails, leaves targets as they were, and takes little memory.
+func wantHarmless(t *testing.T, status int, words, index string) {
+	t.Helper()
+	dir := t.TempDir()
+	old := writeFile(t, dir, "old", []byte("old"))
+	for _, target := range []string{old, filepath.Join(dir, "new")} {
+		j := start(t, nil, "assemble", index, target)
+		checkFailed(t, j.wait(t), status, words, []string{"assemble", index, target})
+		const limit = 400 << 10 // KiB
+		if most := j.cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss; most > limit && !raceDetector {
+			t.Errorf("cairn took %d KiB, want at most %d", most, limit)
+		}
+	}
+	wantOnly(t, dir, "old")
+	if string(readFile(t, old)) != "old" {
+		t.Error("the target has changed")
+	}
+	if r := run(t, "cairn", "verify", index); r.status != status && r.status != damaged || r.stdout != "" {
+		t.Errorf("verify of the store: %+v", r)
+	}
+	if r := run(t, "cairn", "cat", index); r.status != status || len(r.stdout) > mib*3/4 {
+		t.Errorf("cat: exit status %d and %d bytes, want %d and less than all", r.status, len(r.stdout), status)
+	}
+}
+
+// TestBadStoreInPlace: a slot that could not be finished cannot be taken for a whole one, and is once the store
+// is whole.
+func TestBadStoreInPlace(t *testing.T) {
+	t.Parallel()
+	r := publish(t, ext4(t))
+	s := newSlots(t, r, false)
+	x := readIndex(t, r.index("b"))
+	chunk := chunkFile(filepath.Join(r.dir, "default.castr"), x.At(x.Find(x.Size()/4)).Digest)
+	whole := readFile(t, chunk)
+	must(t, "truncate", "-s", "20", chunk)
+	before := s.parts(t, r.b)
+	fails(t, damaged, "is corrupt", "assemble", r.index("b"), s.b)
+	if after := s.parts(t, r.b); after.before != before.before || after.behind != before.behind {
+		t.Error("something outside the slot has changed")
+	}
+	head := make([]byte, 128<<10)
+	if _, err := open(t, s.disk).ReadAt(head, firstSlot+s.size); err != nil || bytes.Trim(head, "\x00") != nil {
+		t.Errorf("the head is not invalid: %v", err)
+	}
+	if err := os.WriteFile(chunk, whole, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cairn(t, "assemble", r.index("b"), s.b)
+	cairn(t, "verify", r.index("b"), s.b)
+}
+
+// TestWrongDigest: an index with a digest that no chunk has, or with that of another chunk.
+func TestWrongDigest(t *testing.T) {
+	t.Parallel()
+	r, _ := noise(t, mib)
+	index := readFile(t, r.index("b"))
+	row := func(n int) []byte { return index[64+40*n+8:][:32] }
+	row(3)[7] ^= 1
+	dir := t.TempDir()
+	store := filepath.Join(r.dir, "default.castr")
+	fails(t, notFound, "not found", "assemble", "-s", store, writeFile(t, dir, "x", index), filepath.Join(dir, "out"))
+	copy(row(3), row(4))
+	fails(t, damaged, "is corrupt", "assemble", "-s", store, writeFile(t, dir, "x", index), filepath.Join(dir, "out"))
+	wantOnly(t, dir, "x")
+}
+
+// TestStoreGone: a server that is gone is asked for half a minute, then the job fails; and a signal ends the
+// waiting at once.
+func TestStoreGone(t *testing.T) {
+	t.Parallel()
+	r, _ := noise(t, mib)
+	url := deadURL(t)
+	dir := t.TempDir()
+	t.Run("interrupted", func(t *testing.T) {
+		t.Parallel()
+		eachEnding(t, func(t *testing.T, end func(*job) bool) {
+			dir := t.TempDir()
+			j := start(t, nil, "assemble", "--progress=json", "-s", url, r.index("b"), filepath.Join(dir, "out"))
+			j.stderr.await(t, `"event":"start"`)
+			end(j)
+			wantNone(t, filepath.Join(dir, "out"))
+		})
+	})
+	if testing.Short() {
+		t.Skip("waiting takes half a minute")
+	}
+	for name, args := range map[string][]string{
+		"assemble": {"assemble", "-s", url, r.index("b"), filepath.Join(dir, "out")},
+		"index":    {"assemble", url + "/b.caibx", filepath.Join(dir, "out")},
+		"cat":      {"cat", "-s", url, r.index("b")},
+		"verify":   {"verify", "-s", url, r.index("b")},
+		"plan":     {"plan", "-s", url, r.index("b"), filepath.Join(dir, "out")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			fails(t, notFound, "store unavailable", args...)
+			wantNone(t, filepath.Join(dir, "out"))
+		})
+	}
+}
+
+// TestImageShrinks: an image that becomes shorter while it is read has no index.
+func TestImageShrinks(t *testing.T) {
+	t.Parallel()
+	image := writeFile(t, t.TempDir(), "image", testimages.Random(6, 32*mib))
+	dir := t.TempDir()
+	// Strong compression makes sure that the job is far from its end.
+	args := []string{"make", "-j1", "--compression-level=22", "--progress=json", filepath.Join(dir, "x.caibx"), image}
+	j := start(t, nil, args...)
+	j.stderr.await(t, `"event":"start"`)
+	if err := os.Truncate(image, mib); err != nil {
+		t.Fatal(err)
+	}
+	checkFailed(t, j.wait(t), failed, "shrank while it was read", args)
+	wantOnly(t, dir, "default.castr")
+	wantOnly(t, filepath.Join(dir, "default.castr"))
+}

@@ -1,0 +1,180 @@
+package e2e
+
+import (
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"cairn/internal/need"
+)
+
+// traffic is chunks that came over a network, and their bytes as they were sent.
+type traffic struct {
+	chunks int
+	bytes  int64
+}
+
+// nginx is a real nginx over a directory, with its access log.
+type nginx struct {
+	url, log string
+	seen     traffic // what was told already
+}
+
+// newNginx serves a directory on 127.0.0.1 until the test ends.
+func newNginx(t testing.TB, dir string) *nginx {
+	t.Helper()
+	path := need.Tool(t, "nginx")
+	listener, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	socket, err := listener.(*net.TCPListener).File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer socket.Close()
+	work, address := t.TempDir(), listener.Addr().String()
+	config := writeFile(t, work, "nginx.conf", nginxConfig(work, dir, address))
+	cmd := exec.Command(path, "-p", work, "-c", config, "-e", filepath.Join(work, "error.log"))
+	// nginx takes over a socket that listens already: no port is lost to others, and none has to be waited for.
+	cmd.ExtraFiles = []*os.File{socket}
+	cmd.Env = append(os.Environ(), "NGINX=3;")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		_ = cmd.Wait() // the status depends on how far it had come
+	})
+	return &nginx{url: "http://" + address, log: filepath.Join(work, "access.log")}
+}
+
+// nginxConfig has every path below work. The worker stays who the test is, to read its private directories;
+// without a master process nginx 1.22 crashes on inherited sockets.
+func nginxConfig(work, dir, address string) []byte {
+	return fmt.Appendf(nil, `
+daemon off;
+worker_processes 1;
+user root;
+pid %[1]s/nginx.pid;
+events { worker_connections 512; }
+http {
+	log_format sizes "$request_method $status $body_bytes_sent $uri";
+	access_log %[1]s/access.log sizes;
+	default_type application/octet-stream;
+	client_body_temp_path %[1]s/body;
+	proxy_temp_path %[1]s/proxy;
+	fastcgi_temp_path %[1]s/fastcgi;
+	uwsgi_temp_path %[1]s/uwsgi;
+	scgi_temp_path %[1]s/scgi;
+	server { listen %[3]s; root %[2]s; }
+}
+`, work, dir, address)
+}
+
+// sent is the chunks that nginx has sent since it was asked last, by its access log.
+func (n *nginx) sent(t testing.TB) traffic {
+	t.Helper()
+	// The only worker logs a request before it turns to the next one: when this is answered, all before is there.
+	answer, err := http.Get(n.url + "/are-you-done")
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer.Body.Close()
+	var all traffic
+	for line := range strings.Lines(string(readFile(t, n.log))) {
+		var method, path string
+		var status, size int64
+		if _, err := fmt.Sscan(line, &method, &status, &size, &path); err != nil {
+			t.Fatalf("nginx logs %q: %v", line, err)
+		}
+		if method == http.MethodGet && status == http.StatusOK && strings.HasSuffix(path, ".cacnk") {
+			all.chunks++
+			all.bytes += size
+		}
+	}
+	news := traffic{all.chunks - n.seen.chunks, all.bytes - n.seen.bytes}
+	n.seen = all
+	return news
+}
+
+// gate is a proxy that hands on a few chunks at once, and holds back the others until it is opened.
+type gate struct {
+	url    string
+	left   atomic.Int64  // chunks to be handed on at once
+	held   chan struct{} // gets a token when a chunk is held back
+	opened chan struct{}
+}
+
+// newGate stands before a server until the test ends.
+func newGate(t testing.TB, before string, free int64) *gate {
+	t.Helper()
+	target, err := url.Parse(before)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := &gate{held: make(chan struct{}, 1), opened: make(chan struct{})}
+	g.left.Store(free)
+	proxy := httputil.NewSingleHostReverseProxy(target)
+	proxy.ErrorLog = log.New(io.Discard, "", 0) // clients that give up are what the gate is for
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if g.pass(r) {
+			proxy.ServeHTTP(w, r)
+		}
+	}))
+	g.url = server.URL
+	t.Cleanup(server.Close)
+	return g
+}
+
+// pass returns when the request may go on, and false when its client has given up.
+func (g *gate) pass(r *http.Request) bool {
+	if !strings.HasSuffix(r.URL.Path, ".cacnk") || g.left.Add(-1) >= 0 {
+		return true
+	}
+	select {
+	case g.held <- struct{}{}:
+	default:
+	}
+	select {
+	case <-g.opened:
+		return true
+	case <-r.Context().Done():
+		return false
+	}
+}
+
+// await returns when a chunk is held back.
+func (g *gate) await(t testing.TB) {
+	t.Helper()
+	select {
+	case <-g.held:
+	case <-time.After(patience):
+		t.Fatal("no chunk was asked for in time")
+	}
+}
+
+// open hands on all chunks from now on. It is called once.
+func (g *gate) open() { close(g.opened) }
+
+// deadURL is the address of a server that is gone.
+func deadURL(t testing.TB) string {
+	t.Helper()
+	server := httptest.NewServer(http.NotFoundHandler())
+	server.Close()
+	return server.URL
+}

@@ -1,0 +1,6 @@
+//go:build !race
+
+package e2e
+
+// raceDetector says whether the tests, and so the binary, are built with the race detector.
+const raceDetector = false

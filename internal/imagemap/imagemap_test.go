@@ -1,0 +1,193 @@
+package imagemap
+
+import (
+	"bytes"
+	"errors"
+	"iter"
+	"math/rand/v2"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+)
+
+func render(t testing.TB, p Page) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	if err := Render(&b, p); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+// page is of an image of these chunks.
+func page(chunks ...Chunk) Page {
+	p := Page{Title: "title", Note: "note", Chunks: slices.Values(chunks)}
+	for _, c := range chunks {
+		p.Size += c.Size
+	}
+	return p
+}
+
+// release is like an update of a system image that is mostly here, with new files and zeros in between.
+func release() Page {
+	const mib = 1 << 20
+	random := rand.New(rand.NewPCG(1, 2))
+	var chunks []Chunk
+	var size int64
+	for _, part := range []struct {
+		end      int64
+		chunk    Chunk
+		replaced float64 // the share of chunks to download instead
+	}{
+		{1 * mib, Chunk{Kind: Download}, 0}, {310 * mib, Chunk{Kind: Seed}, .01}, {341 * mib, Chunk{Kind: Download}, 0},
+		{420 * mib, Chunk{Kind: InPlace}, .003}, {436 * mib, Chunk{Kind: Repeat}, 0},
+		{560 * mib, Chunk{Kind: Seed, Seed: 1}, .008}, {573 * mib, Chunk{Kind: Download}, 0},
+		{700 * mib, Chunk{Kind: Seed}, .03}, {712 * mib, Chunk{Kind: Zero}, 0}, {760 * mib, Chunk{Kind: InPlace}, .001},
+		{772 * mib, Chunk{Kind: Seed, Seed: 2}, 0}, {780 * mib, Chunk{Kind: Seed, Seed: 3}, 0},
+		{900 * mib, Chunk{Kind: Zero}, 0},
+	} {
+		for size < part.end {
+			c := part.chunk
+			if random.Float64() < part.replaced {
+				c = Chunk{Kind: Download}
+			}
+			c.Size = min(16<<10+random.Int64N(96<<10), part.end-size)
+			if c.Kind == Download {
+				c.Stored = (c.Size + 1) * 2 / 5
+			}
+			chunks = append(chunks, c)
+			size += c.Size
+		}
+	}
+	p := page(chunks...)
+	p.Title = "release-42.caibx onto PARTLABEL=root-b"
+	p.Note = "What cairn assemble would do"
+	p.Seeds = []string{"PARTLABEL=root-a", "/var/cache/base.squashfs", "/srv/images/app.img", "old.img"}
+	return p
+}
+
+// hostile is text that would be more than text if a page let it.
+const hostile = `</title></style></script><script>alert(1)</script>` +
+	`<img src="//x.test/" onerror='alert(2)'>"'&` + "`${1}`"
+
+// terabyte is an image of 2^40 bytes whose million chunks come from anywhere.
+func terabyte() Page {
+	const chunks = 1_000_000
+	return Page{Title: "1 TiB", Size: 1 << 40, Seeds: make([]string, 9), Chunks: func(yield func(Chunk) bool) {
+		random := rand.New(rand.NewPCG(3, 4))
+		var size int64
+		for i := range chunks {
+			c := Chunk{Size: 1 + random.Int64N(1<<20), Kind: Kind(random.IntN(5)), Seed: random.IntN(9), Stored: 1}
+			if i == chunks-1 {
+				c.Size = 1<<40 - size
+			}
+			size += c.Size
+			if !yield(c) {
+				return
+			}
+		}
+	}}
+}
+
+// worst is an image whose every cell mixes all sources in its own way, with texts that grow when they are escaped.
+func worst() Page {
+	random := rand.New(rand.NewPCG(5, 6))
+	sources := []Chunk{{Kind: InPlace}, {Kind: Repeat}, {Kind: Zero}, {Kind: Download}}
+	for i := range seedClasses {
+		sources = append(sources, Chunk{Kind: Seed, Seed: i})
+	}
+	var chunks []Chunk
+	for range maxCells {
+		random.Shuffle(len(sources), func(i, j int) { sources[i], sources[j] = sources[j], sources[i] })
+		left := int64(minCell)
+		for _, c := range sources[1:] {
+			c.Size = 1 + random.Int64N(minCell/int64(classes))
+			left -= c.Size
+			chunks = append(chunks, c)
+		}
+		sources[0].Size = left
+		chunks = append(chunks, sources[0])
+	}
+	p := page(chunks...)
+	p.Title = strings.Repeat(`"`, 10_000)
+	p.Note, p.Seeds = p.Title, slices.Repeat([]string{p.Title}, 70_000)
+	return p
+}
+
+func TestRenderIsBounded(t *testing.T) {
+	for name, p := range map[string]Page{"release": release(), "terabyte": terabyte(), "worst": worst()} {
+		if n := len(render(t, p)); n >= MaxSize {
+			t.Errorf("%s: the page has %d bytes, want less than %d", name, n, MaxSize)
+		} else {
+			t.Logf("%s: %d bytes", name, n)
+		}
+	}
+}
+
+func TestRenderEscapes(t *testing.T) {
+	p := page(Chunk{Size: 10, Kind: Seed})
+	p.Title, p.Note, p.Seeds = hostile, hostile, []string{hostile}
+	got := string(render(t, p))
+	for text, want := range map[string]int{
+		"<script": 1, "</script": 1, "<title": 1, "<style": 1, "<img": 0, "onerror='": 0,
+	} {
+		if n := strings.Count(got, text); n != want {
+			t.Errorf("the page has %q %d times, want %d", text, n, want)
+		}
+	}
+}
+
+// TestRenderPolicy: the policy admits the very script and style of the page.
+func TestRenderPolicy(t *testing.T) {
+	got := string(render(t, release()))
+	for _, element := range []string{"script", "style"} {
+		inline := regexp.MustCompile("(?s)<" + element + ">(.*)</" + element + ">").FindStringSubmatch(got)
+		policy := regexp.MustCompile(element + "-src '([^']*)'").FindStringSubmatch(got)
+		if inline == nil || policy == nil {
+			t.Fatalf("found %v and %v for %s", inline != nil, policy != nil, element)
+		}
+		// In an attribute a plus sign is written as a reference.
+		if admitted := strings.ReplaceAll(policy[1], "&#43;", "+"); admitted != hash(inline[1]) {
+			t.Errorf("the policy admits the %s %s, want %s", element, admitted, hash(inline[1]))
+		}
+	}
+}
+
+func TestRenderRefuses(t *testing.T) {
+	seq := func(c ...Chunk) iter.Seq[Chunk] { return slices.Values(c) }
+	for name, p := range map[string]Page{
+		"too short":      {Size: 10, Chunks: seq(Chunk{Size: 9})},
+		"too long":       {Size: 10, Chunks: seq(Chunk{Size: 9}, Chunk{Size: 2})},
+		"overflow":       {Size: 1<<63 - 1, Chunks: seq(Chunk{Size: 1<<63 - 1}, Chunk{Size: 1<<63 - 1})},
+		"negative image": {Size: -1, Chunks: seq()},
+		"empty chunk":    {Size: 10, Chunks: seq(Chunk{Size: 10}, Chunk{})},
+		"negative chunk": {Size: 10, Chunks: seq(Chunk{Size: 11}, Chunk{Size: -1})},
+		"kind":           {Size: 10, Chunks: seq(Chunk{Size: 10, Kind: Download + 1})},
+		"no such seed":   {Size: 10, Chunks: seq(Chunk{Size: 10, Kind: Seed, Seed: 1}), Seeds: []string{""}},
+		"negative seed":  {Size: 10, Chunks: seq(Chunk{Size: 10, Kind: Seed, Seed: -1}), Seeds: []string{""}},
+		"stored":         {Size: 10, Chunks: seq(Chunk{Size: 10, Kind: Download, Stored: -1})},
+	} {
+		var b bytes.Buffer
+		if err := Render(&b, p); err == nil || b.Len() > 0 {
+			t.Errorf("%s: Render = %v and wrote %d bytes, want an error and nothing", name, err, b.Len())
+		}
+	}
+}
+
+func TestRenderReportsWriter(t *testing.T) {
+	full := errors.New("full")
+	if err := Render(failing{full}, release()); !errors.Is(err, full) {
+		t.Errorf("Render = %v, want %v", err, full)
+	}
+}
+
+type failing struct{ err error }
+
+func (f failing) Write([]byte) (int, error) { return 0, f.err }
+
+func TestRenderSame(t *testing.T) {
+	if !bytes.Equal(render(t, release()), render(t, release())) {
+		t.Error("the same image gives two pages")
+	}
+}

@@ -1,0 +1,63 @@
+package imagemap
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestSources(t *testing.T) {
+	five := []string{"a", "b", "c", "d", "e"}
+	for _, c := range []struct {
+		name   string
+		chunks []Chunk
+		seeds  []string
+		want   []source
+	}{
+		{"nothing but zeros", []Chunk{{Size: 1024, Kind: Zero}}, nil, []source{
+			{classZero, "zeros", "1.0 KiB", "100.0 %", "1"}, {classDownload, "from the store", "0 B", "0.0 %", "0"}}},
+		{"an unused seed", []Chunk{{Size: 1024, Kind: Download}}, five[:1], []source{
+			{classSeed, "from a", "0 B", "0.0 %", "0"}, {classDownload, "from the store", "1.0 KiB", "100.0 %", "1"}}},
+		{"many seeds", []Chunk{{Size: 1, Kind: Seed}, {Size: 1, Kind: Seed, Seed: 3}, {Size: 2, Kind: Seed, Seed: 4}}, five,
+			[]source{
+				{classSeed, "from a", "1 B", "25.0 %", "1"}, {classSeed + 1, "from b", "0 B", "0.0 %", "0"},
+				{classSeed + 2, "from c", "0 B", "0.0 %", "0"},
+				{classSeed + 3, "from 2 other seeds", "3 B", "75.0 %", "2"},
+				{classDownload, "from the store", "0 B", "0.0 %", "0"}}},
+		{"an empty image", nil, nil, []source{{classDownload, "from the store", "0 B", "-", "0"}}},
+	} {
+		p := page(c.chunks...)
+		p.Seeds = c.seeds
+		if diff := cmp.Diff(c.want, surveyed(t, p).sources(p.Seeds)); diff != "" {
+			t.Errorf("%s: sources (-want +got):\n%s", c.name, diff)
+		}
+	}
+}
+
+func TestFigures(t *testing.T) {
+	here, get := Chunk{Size: 3 << 20}, Chunk{Size: 1 << 20, Kind: Download, Stored: 1 << 19}
+	stored := figure{"To download", "512 KiB", "1 chunk, as stored"}
+	rest := []figure{{"From the store", "1.0 MiB", "25.0 % of the image"},
+		{"Needs no download", "3.0 MiB", "75.0 % of the image"}, {"Image", "4.0 MiB", "4,194,304 bytes"}}
+	if diff := cmp.Diff(slices.Concat([]figure{stored}, rest), surveyed(t, page(here, get)).figures()); diff != "" {
+		t.Errorf("figures (-want +got):\n%s", diff)
+	}
+	get.Stored = 0
+	if diff := cmp.Diff(rest, surveyed(t, page(here, get)).figures()); diff != "" {
+		t.Errorf("figures without stored sizes (-want +got):\n%s", diff)
+	}
+}
+
+func TestClean(t *testing.T) {
+	for text, want := range map[string]string{
+		"": "", "größe 1/2": "größe 1/2",
+		"a\x00b\x1b[2Jc\n": "a�b�[2Jc�", "a\u202eb\u2066c": "a�b�c", "\xff\xfe": "��",
+		strings.Repeat("é", 9): strings.Repeat("é", 9), strings.Repeat("é", 10): strings.Repeat("é", 9) + "…",
+	} {
+		if got := clean(text, 9); got != want {
+			t.Errorf("clean(%q) = %q, want %q", text, got, want)
+		}
+	}
+}
