@@ -7,13 +7,14 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"cairn/blob"
+	"cairn/internal/imagemap"
 	"cairn/seed"
 )
 
 type diffFlags struct {
 	stores
 	json bool
+	html string
 }
 
 func newDiff() *cobra.Command {
@@ -30,6 +31,7 @@ func newDiff() *cobra.Command {
 	f.add(c)
 	c.Flags().Lookup("store").Usage = "`location` of a store, to tell the size of the download too; repeatable"
 	c.Flags().Lookup("cache").Hidden = true
+	c.Flags().StringVar(&f.html, "html", "", "draw a map of the new image to that `file`, each block coloured by where its bytes come from")
 	c.Flags().BoolVar(&f.json, "json", false, "print the result as one JSON object")
 	return c
 }
@@ -59,18 +61,28 @@ func runDiff(ctx context.Context, stdout io.Writer, f diffFlags, oldName, newNam
 	if old.Algorithm() != x.Algorithm() {
 		return fmt.Errorf("comparing %s with %s: %v and %v digests cannot be compared", oldName, newName, old.Algorithm(), x.Algorithm())
 	}
-	d, news := compare(old, x)
+	plan := seed.NewPlan(x, seed.Seed{Index: old})
+	d, news := compare(plan)
 	d.Old, d.New = oldName, newName
+	drawn := picture{
+		title: "from " + oldName + " to " + newName, index: x, seeds: []string{oldName}, fetched: news,
+		source: func(i int) (imagemap.Kind, int) { return kindOfStep(plan.At(i)) },
+	}
 	if len(f.locations) > 0 {
 		from, err := openStores(f.stores, newName, x.Algorithm(), 0)
 		if err != nil {
 			return err
 		}
-		n, err := from.storedSize(ctx, x, news, f.fetches)
-		if err != nil {
+		if drawn.stored, err = from.storedSizes(ctx, x, news, f.fetches); err != nil {
 			return fmt.Errorf("asking the store for sizes: %w", err)
 		}
+		n := sum(drawn.stored)
 		d.DownloadBytes = &n
+	}
+	if f.html != "" {
+		if err := drawn.draw(f.html); err != nil {
+			return err
+		}
 	}
 	if f.json {
 		return writeJSON(stdout, d)
@@ -78,10 +90,9 @@ func runDiff(ctx context.Context, stdout io.Writer, f diffFlags, oldName, newNam
 	return printDifference(stdout, d)
 }
 
-// compare sums up what x has beyond old, and lists the chunks to download by number.
-func compare(old, x *blob.Index) (difference, []int) {
-	plan := seed.NewPlan(x, seed.Seed{Index: old})
-	t := plan.Totals()
+// compare sums up what the plan's image has beyond its only seed, and lists the chunks to download by number.
+func compare(plan *seed.Plan) (difference, []int) {
+	x, t := plan.Index, plan.Totals()
 	d := difference{Size: x.Size(), Shared: t.Seeds[0], Zero: t.Zero, Repeated: t.Copy, NewBytes: t.Fetch, NewChunks: t.Fetches}
 	news := make([]int, 0, t.Fetches)
 	for i := range x.Len() {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"sync/atomic"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -16,37 +15,47 @@ import (
 	"cairn/blob/assemble"
 	"cairn/internal/blockdev"
 	"cairn/internal/disk"
+	"cairn/internal/imagemap"
 	"cairn/store"
 )
 
 func newPlan() *cobra.Command {
 	var f planFlags
+	var html string
 	c := &cobra.Command{
 		Use:   "plan INDEX TARGET",
 		Short: "What assemble would do: bytes in place, from each seed, zero, to download; writes nothing",
 		Long: `plan reads what assemble would read, hashes it, and tells exactly where each byte would come from and how much
 would be downloaded. It writes nothing, and needs no claim on the target.`,
-		Example: `  cairn plan v2.caibx PARTLABEL=root-b --seed PARTLABEL=root-a`,
-		Args:    arguments(cobra.ExactArgs(2)),
+		Example: `  cairn plan v2.caibx PARTLABEL=root-b --seed PARTLABEL=root-a
+  cairn plan v2.caibx disk.img#root-b --seed disk.img#root-a --html plan.html`,
+		Args: arguments(cobra.ExactArgs(2)),
 		RunE: func(c *cobra.Command, args []string) error {
 			m := f.remembering(c)
 			m.frozen = true
-			return runPlan(c.Context(), c.OutOrStdout(), f, m, args[0], args[1])
+			return runPlan(c.Context(), c.OutOrStdout(), f, m, html, args[0], args[1])
 		},
 	}
 	f.add(c)
+	c.Flags().StringVar(&html, "html", "", "draw a map of the image to that `file`, each block coloured by where its bytes come from")
 	return c
 }
 
-func runPlan(ctx context.Context, stdout io.Writer, f planFlags, m memory, index, location string) error {
+func runPlan(ctx context.Context, stdout io.Writer, f planFlags, m memory, html, index, location string) error {
 	begun := time.Now()
 	x, err := readIndex(ctx, index)
 	if err != nil {
 		return err
 	}
 	result := assembled{Index: index, Digest: x.Digest().String(), Target: location}
-	if err := f.preview(ctx, m, x, &result); err != nil {
+	drawn, err := f.preview(ctx, m, x, &result)
+	if err != nil {
 		return fmt.Errorf("planning %s onto %s: %w", index, location, err)
+	}
+	if html != "" {
+		if err := drawn.draw(html); err != nil {
+			return err
+		}
 	}
 	result.Seconds = time.Since(begun).Seconds()
 	if f.json {
@@ -57,10 +66,10 @@ func runPlan(ctx context.Context, stdout io.Writer, f planFlags, m memory, index
 }
 
 // preview does what assemble does, up to the point where something would change.
-func (f *planFlags) preview(ctx context.Context, m memory, x *blob.Index, result *assembled) error {
+func (f *planFlags) preview(ctx context.Context, m memory, x *blob.Index, result *assembled) (p picture, err error) {
 	before, inPlace, err := openBefore(result.Target, x.Size())
 	if err != nil {
-		return err
+		return p, err
 	}
 	var target io.ReaderAt
 	if before != nil {
@@ -71,28 +80,40 @@ func (f *planFlags) preview(ctx context.Context, m memory, x *blob.Index, result
 	}
 	from, err := openStores(f.stores, result.Index, x.Algorithm(), 0)
 	if err != nil {
-		return err
+		return p, err
 	}
 	defer from.close()
 	seeds, err := openSeeds(f.seeds)
 	if err != nil {
-		return err
+		return p, err
 	}
 	defer closeSeeds(seeds)
 	plan, _, err := f.plan(ctx, m, x, seeds, result.Target, before, inPlace)
 	if err != nil {
-		return err
+		return p, err
 	}
-	p := newProgress(f.progress, "planning "+result.Index, x.Size())
-	o := assemble.Options{Memory: f.memory, Progress: func(s assemble.Stats) { p.show(s.Done, share(s), s) }}
+	bar := newProgress(f.progress, "planning "+result.Index, x.Size())
+	o := assemble.Options{Memory: f.memory, Progress: func(s assemble.Stats) { bar.show(s.Done, share(s), s) }}
 	stats, sources, err := assemble.Preview(ctx, plan, target, o)
-	p.end()
+	bar.end()
 	if err != nil {
-		return err
+		return p, err
 	}
 	result.Stats, result.SeedNames, result.Downloads = stats, seedNames(plan), stats.Fetches
-	result.DownloadedBytes, err = from.storedSize(ctx, x, fetched(sources), f.fetches)
-	return err
+	p = picture{
+		title: result.Index + " onto " + result.Target, index: x, seeds: result.SeedNames, fetched: fetched(sources),
+		source: func(i int) (imagemap.Kind, int) { return kindOf(sources[i]) },
+	}
+	p.stored, err = from.storedSizes(ctx, x, p.fetched, f.fetches)
+	result.DownloadedBytes = sum(p.stored)
+	return p, err
+}
+
+func sum(sizes []int64) (total int64) {
+	for _, n := range sizes {
+		total += n
+	}
+	return total
 }
 
 // openBefore opens what a target's name holds so far, if anything, and says whether the image would be
@@ -129,22 +150,21 @@ func fetched(sources []assemble.Source) []int {
 	return numbers
 }
 
-// storedSize asks the stores how many bytes the chunks with these numbers take there.
-func (s *source) storedSize(ctx context.Context, x *blob.Index, numbers []int, atOnce int) (int64, error) {
-	var total atomic.Int64
+// storedSizes asks the stores how many bytes each of the chunks with these numbers takes there.
+func (s *source) storedSizes(ctx context.Context, x *blob.Index, numbers []int, atOnce int) ([]int64, error) {
+	sizes := make([]int64, len(numbers))
 	group, groupCtx := errgroup.WithContext(ctx)
 	group.SetLimit(atOnce)
-	for _, i := range numbers {
-		group.Go(func() error {
-			n, err := s.stat(groupCtx, x.At(i).Digest, x.Algorithm())
-			total.Add(n)
+	for at, i := range numbers {
+		group.Go(func() (err error) {
+			sizes[at], err = s.stat(groupCtx, x.At(i).Digest, x.Algorithm())
 			return err
 		})
 	}
 	if err := group.Wait(); err != nil {
-		return 0, err
+		return nil, err
 	}
-	return total.Load(), ctx.Err()
+	return sizes, ctx.Err()
 }
 
 // stat is the size of a chunk in the first store that has it.

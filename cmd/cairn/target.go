@@ -116,8 +116,7 @@ func fileTarget(path string, size int64, mode fs.FileMode) (*target, error) {
 		t, err = blockdev.TargetOf(f.File)
 	}
 	if err != nil {
-		f.Discard()
-		return nil, err
+		return nil, errors.Join(err, f.Discard())
 	}
 	return &target{Target: t, name: path, blank: left == 0, file: f}, nil
 }
@@ -201,7 +200,7 @@ func (t *target) close(err error) {
 	case t.file == nil:
 		t.Close()
 	case errors.Is(err, syscall.ENOSPC):
-		t.file.Discard()
+		_ = t.file.Discard() // the job has failed anyway
 	default:
 		t.file.Close()
 	}

@@ -1,0 +1,83 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"iter"
+
+	"cairn/blob"
+	"cairn/blob/assemble"
+	"cairn/internal/atomicfile"
+	"cairn/internal/imagemap"
+	"cairn/seed"
+)
+
+// picture is a map of an image by where its bytes come from, to be drawn as a page.
+type picture struct {
+	title, note string
+	index       *blob.Index
+	seeds       []string
+	source      func(i int) (imagemap.Kind, int) // of chunk i, and the number of its seed
+	fetched     []int                            // the chunks to download, by number in order
+	stored      []int64                          // and their sizes in the store; nil when not known
+}
+
+// draw writes the page to a file.
+func (p picture) draw(path string) error {
+	var page bytes.Buffer
+	err := imagemap.Render(&page, imagemap.Page{
+		Title: p.title, Note: p.note, Size: p.index.Size(), Seeds: p.seeds, Chunks: p.chunks(),
+	})
+	if err == nil {
+		err = atomicfile.Write(path, page.Bytes(), 0o644)
+	}
+	if err != nil {
+		return fmt.Errorf("drawing %s: %w", path, err)
+	}
+	return nil
+}
+
+func (p picture) chunks() iter.Seq[imagemap.Chunk] {
+	return func(yield func(imagemap.Chunk) bool) {
+		next := 0 // in fetched
+		for i, c := range p.index.All() {
+			kind, from := p.source(i)
+			chunk := imagemap.Chunk{Size: c.Size, Kind: kind, Seed: from}
+			if next < len(p.stored) && p.fetched[next] == i {
+				chunk.Stored = p.stored[next]
+				next++
+			}
+			if !yield(chunk) {
+				return
+			}
+		}
+	}
+}
+
+// kindOf is how a plan's source is drawn.
+func kindOf(from assemble.Source) (imagemap.Kind, int) {
+	switch from.Kind {
+	case assemble.InPlace:
+		return imagemap.InPlace, 0
+	case assemble.Zeroed:
+		return imagemap.Zero, 0
+	case assemble.Seeded:
+		return imagemap.Seed, int(from.Seed)
+	case assemble.Copied:
+		return imagemap.Repeat, 0
+	}
+	return imagemap.Download, 0
+}
+
+// kindOfStep is how a step between two indexes is drawn.
+func kindOfStep(s seed.Step) (imagemap.Kind, int) {
+	switch s.Kind {
+	case seed.Zero:
+		return imagemap.Zero, 0
+	case seed.Local:
+		return imagemap.Seed, int(s.Seed)
+	case seed.Copy:
+		return imagemap.Repeat, 0
+	}
+	return imagemap.Download, 0
+}
