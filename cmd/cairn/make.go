@@ -13,7 +13,6 @@ import (
 	"cairn/blob"
 	"cairn/blob/build"
 	"cairn/chunker"
-	"cairn/internal/blockdev"
 	"cairn/internal/disk"
 	"cairn/store"
 	"cairn/store/locate"
@@ -203,22 +202,7 @@ func openSource(ctx context.Context, image, limit string) (imageSource, int64, e
 	case ok && f.IsDevice() && claimed < total:
 		say("the image is the whole device, %s; its %s file system has %s (--size filesystem)", size(total), kind, size(claimed))
 	}
-	return imageSource{chunker.FromReaderAt(holed{f}, total), f}, total, nil
-}
-
-// holed is a file whose holes are believed while it is as long as it was: one that has become shorter looks as
-// if it ended in a hole.
-type holed struct{ *blockdev.File }
-
-// NextData implements chunker.Sparse.
-func (f holed) NextData(off int64) (start, end int64, err error) {
-	start, end, err = f.File.NextData(off)
-	if err == nil && off < start && start == f.Size() {
-		if _, err = f.ReadAt(make([]byte, 1), start-1); err != nil {
-			err = fmt.Errorf("the image shrank while it was read: %w", err)
-		}
-	}
-	return start, end, err
+	return imageSource{chunker.FromReaderAt(f, total), f}, total, nil
 }
 
 // sourceSize is how much of total bytes is the image.

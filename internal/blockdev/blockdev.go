@@ -140,6 +140,11 @@ func (f *File) NextData(off int64) (start, end int64, err error) {
 	if err != nil {
 		return 0, 0, fmt.Errorf("next data of %s at %d: %w", f.path, off, err)
 	}
+	if start > base+off && end == base+size { // a file that became shorter looks as if it ended in a hole
+		if info, err := f.f.Stat(); err != nil || info.Size() < base+size {
+			return 0, 0, errors.Join(fmt.Errorf("next data of %s at %d: it shrank from %d bytes", f.path, off, base+size), err)
+		}
+	}
 	return min(start-base, size), min(end-base, size), nil
 }
 

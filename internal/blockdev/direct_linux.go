@@ -13,7 +13,8 @@ import (
 const (
 	directBuffers = 8
 	directBuffer  = 512 << 10 // bytes of each, a multiple of any block
-	directBlock   = 4096      // what offsets, lengths and addresses of direct reads are multiples of, if a sector is not larger
+	// Offsets, lengths and addresses of direct reads are multiples of that, or of a sector if that is larger.
+	directBlock = 4096
 )
 
 // direct reads whole blocks into memory that is aligned, which Go's own is not.
@@ -46,8 +47,8 @@ func openDirect(f *os.File, off int64) (directFile, error) {
 	if errors.Is(err, unix.EINVAL) {
 		err = errors.ErrUnsupported
 	}
-	if err != nil && err != io.EOF {
-		d.Close()
+	if err != nil && !errors.Is(err, io.EOF) {
+		_ = d.Close()
 		return nil, err
 	}
 	return d, nil

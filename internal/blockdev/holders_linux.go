@@ -3,6 +3,7 @@ package blockdev
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -105,13 +106,15 @@ func (k kernel) locked(file inode) reason {
 // claimed says whether somebody has the device exclusively, and who.
 func (k kernel) claimed(d device) (reason, bool) {
 	f, err := os.OpenFile(d.node(), os.O_RDONLY|unix.O_EXCL, 0)
-	if err == nil {
+	switch {
+	case err == nil:
 		f.Close()
+	case errors.Is(err, unix.EBUSY):
+		return k.busy(d), true
+	case errors.Is(err, fs.ErrPermission):
+		return reason{CheckClaimed, "only root can see whether it is in use", "losetup -d " + d.node() + " first"}, true
 	}
-	if !errors.Is(err, unix.EBUSY) {
-		return reason{}, false
-	}
-	return k.busy(d), true
+	return reason{}, false
 }
 
 // busy says who keeps the kernel from giving the device exclusively, as far as that can be seen.

@@ -53,8 +53,9 @@ func TestIdentityOfDevices(t *testing.T) {
 		}
 	}
 	// The name of a loop device means nothing.
-	if first, again := identity(t, node+"p1", Section{}), identity(t, looptest.Attach(t, file, 512)+"p1", Section{}); first != again {
-		t.Errorf("one partition is %s, and %s", first, again)
+	second := looptest.Attach(t, file, 512)
+	if one, same := identity(t, node+"p1", Section{}), identity(t, second+"p1", Section{}); one != same {
+		t.Errorf("one partition is %s, and %s", one, same)
 	}
 }
 

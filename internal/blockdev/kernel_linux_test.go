@@ -126,7 +126,8 @@ func TestRefuseStackedDevices(t *testing.T) {
 	for _, test := range tests {
 		first := firstReason(t, fakeDisk(t, test.mountinfo), test.target)
 		if first.why != test.why || first.check != test.check {
-			t.Errorf("refusing %s with %q: %+v, want %s, %q", deviceID(test.target), test.mountinfo, first, test.check, test.why)
+			t.Errorf("refusing %s with %q: %+v, want %s, %q",
+				deviceID(test.target), test.mountinfo, first, test.check, test.why)
 		}
 	}
 }

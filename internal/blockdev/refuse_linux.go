@@ -208,7 +208,8 @@ func (u users) ofDevice(d device) (all []reason, err error) {
 		return nil, err
 	}
 	for _, top := range holders {
-		all = append(all, reason{CheckHolder, "is part of " + top.title(), "name " + top.node() + ", or take it apart first"})
+		hint := "name " + top.node() + ", or take it apart first"
+		all = append(all, reason{CheckHolder, "is part of " + top.title(), hint})
 	}
 	number, err := parseDeviceID(id)
 	if err != nil {
@@ -221,7 +222,8 @@ func (u users) ofDevice(d device) (all []reason, err error) {
 func mountedOn(mounts []mountinfo.Mount, id string) (all []reason) {
 	for _, m := range mounts {
 		if mountedDevice(m) == id {
-			all = append(all, reason{CheckMounted, "is mounted on " + m.Point, "umount " + m.Point + ", or choose the other slot"})
+			hint := "umount " + m.Point + ", or choose the other slot"
+			all = append(all, reason{CheckMounted, "is mounted on " + m.Point, hint})
 		}
 	}
 	return all

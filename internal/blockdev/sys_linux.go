@@ -74,14 +74,16 @@ func punchHole(f *os.File, off, n int64) error {
 func blockSize(f *os.File) (int64, error) {
 	var st unix.Statfs_t
 	err := control(f, func(fd int) error { return unix.Fstatfs(fd, &st) })
-	return int64(st.Bsize), err
+	return int64(st.Bsize), err //nolint:unconvert // 32 bits on some machines
 }
 
 // cloneRange returns errors.ErrUnsupported where blocks cannot be shared. The ranges are whole blocks inside
 // both files, so EINVAL speaks of the file system, or of a src that has become shorter.
 func cloneRange(dst, src *os.File, srcOff, dstOff, n int64) error {
 	err := control(src, func(from int) error {
-		r := unix.FileCloneRange{Src_fd: int64(from), Src_offset: uint64(srcOff), Src_length: uint64(n), Dest_offset: uint64(dstOff)}
+		r := unix.FileCloneRange{
+			Src_fd: int64(from), Src_offset: uint64(srcOff), Src_length: uint64(n), Dest_offset: uint64(dstOff),
+		}
 		return control(dst, func(to int) error { return unix.IoctlFileCloneRange(to, &r) })
 	})
 	if errors.Is(err, unix.EXDEV) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOTTY) {

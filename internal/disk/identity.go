@@ -7,11 +7,10 @@ import (
 	"strings"
 )
 
-// FilesystemIdentity is a text that changes when the file system at the start of r is made anew or committed
-// to: its kind, its UUID where it has one, and a digest of its superblock, which holds times, counts and
-// generations. "" is for what is not known (squashfs, ext, erofs, xfs and btrfs are) or cannot be read. It is a
-// hint and no proof: of a file system that is being written the superblock may be the last to change. It is not
-// parsed, and may change with the version of this program.
+// FilesystemIdentity is a text that tells the file system at the start of r from others: its kind and, of
+// squashfs and erofs, which never change, a digest of the superblock; of ext, xfs and btrfs the UUID, since mounting
+// them changes all else. "" is for what is not known or cannot be read. It is a hint and no proof: images may be
+// made with a fixed UUID. It is not parsed, and may change with the version of this program.
 func FilesystemIdentity(r io.ReaderAt) string {
 	for _, s := range superblocks() {
 		p := make([]byte, s.size)
@@ -32,7 +31,7 @@ type superblock struct {
 	size    int
 	magic   string
 	magicAt int
-	uuidAt  int // 0 if there is none
+	uuidAt  int // 0 if there is none, or all of the superblock counts
 }
 
 // superblocks are those of fs/squashfs/squashfs_fs.h, fs/ext4/ext4.h, fs/erofs/erofs_fs.h,
@@ -42,15 +41,14 @@ func superblocks() []superblock {
 		{kind: "squashfs", size: 96, magic: "hsqs"},
 		{kind: "xfs", size: 512, magic: "XFSB", uuidAt: 32},
 		{kind: "ext", at: 1024, size: 1024, magic: "\x53\xef", magicAt: 0x38, uuidAt: 0x68},
-		{kind: "erofs", at: 1024, size: 128, magic: "\xe2\xe1\xf5\xe0", uuidAt: 0x30},
+		{kind: "erofs", at: 1024, size: 128, magic: "\xe2\xe1\xf5\xe0"},
 		{kind: "btrfs", at: 64 << 10, size: 4096, magic: "_BHRfS_M", magicAt: 0x40, uuidAt: 0x20},
 	}
 }
 
 func (s superblock) identity(p []byte) string {
-	text := s.kind
 	if u := p[s.uuidAt:]; s.uuidAt > 0 {
-		text += fmt.Sprintf(" uuid=%x-%x-%x-%x-%x", u[:4], u[4:6], u[6:8], u[8:10], u[10:16])
+		return fmt.Sprintf("%s uuid=%x-%x-%x-%x-%x", s.kind, u[:4], u[4:6], u[6:8], u[8:10], u[10:16])
 	}
-	return fmt.Sprintf("%s superblock=%x", text, sha256.Sum256(p))
+	return fmt.Sprintf("%s superblock=%x", s.kind, sha256.Sum256(p))
 }

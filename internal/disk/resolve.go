@@ -16,7 +16,7 @@ type Location struct {
 	Path string // without symbolic links; it need not exist
 	blockdev.Section
 	Partition *Partition // nil if the text named none
-	Note      string     // what was chosen and why, where the text left that open: "/dev/vda2, mounted on / as ext4"
+	Note      string     // what @root has turned out to be: "/dev/vda2, mounted on / as squashfs (read-only)"
 }
 
 // Resolve finds what a user means by
@@ -28,8 +28,8 @@ type Location struct {
 //	@root           the device that / is mounted from; of an overlay, that of the lowest layer
 //
 // A path with # in it that exists is that path. Names that stand for no partition are ErrNotFound, those that
-// stand for more than one ErrAmbiguous; an absent disk is fs.ErrNotExist. ErrNoRoot is about @root. Never does the name of a partition
-// give the whole disk. For a whole file or device Size is -1.
+// stand for more than one ErrAmbiguous; an absent disk is fs.ErrNotExist; ErrNoRoot is about @root. Never does
+// the name of a partition give the whole disk. For a whole file or device Size is -1. No node is made in /dev.
 func Resolve(text string) (Location, error) {
 	if tag, value, ok := strings.Cut(text, "="); ok && (tag == "PARTLABEL" || tag == "PARTUUID") {
 		return resolveTag(tag, value)

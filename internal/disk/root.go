@@ -4,7 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
+	"path"
 	"slices"
 	"strings"
 
@@ -35,11 +35,12 @@ func resolveRoot() (Location, error) {
 }
 
 func rootLocation(mounts []mountinfo.Mount, d devices) (Location, error) {
+	var node string
+	var device blockDevice
 	m, err := rootMount(mounts)
-	if err != nil {
-		return Location{}, fmt.Errorf("@root: %w: %w; name the device instead", ErrNoRoot, err)
+	if err == nil {
+		node, device, err = find(m, d)
 	}
-	node, device, err := find(m, d)
 	if err != nil {
 		return Location{}, fmt.Errorf("@root: %w: %w; name the device instead", ErrNoRoot, err)
 	}
@@ -97,7 +98,8 @@ func find(m mountinfo.Mount, d devices) (string, blockDevice, error) {
 			return node, device, nil
 		}
 	}
-	return "", device, fmt.Errorf("%s is mounted from device %s, whose node %s is missing", m.Point, number, device.node)
+	return "", device, fmt.Errorf("%s is mounted from device %s, whose node %s is missing",
+		m.Point, number, device.node)
 }
 
 // numberOfSource is the device of a file system that has a number of its own, as btrfs. Of several it is the one
@@ -148,31 +150,37 @@ func lowestLayer(mounts []mountinfo.Mount, overlay mountinfo.Mount) (mountinfo.M
 	if len(lower) == 0 {
 		return mountinfo.Mount{}, fmt.Errorf("an overlay is mounted on %s, which does not tell its layers", overlay.Point)
 	}
-	dir := filepath.Clean("/" + lower[len(lower)-1])
+	dir := path.Clean("/" + lower[len(lower)-1])
 	if m, ok := holding(mounts, dir); ok && onDevice(m) {
 		return m, nil
 	}
 	// The overlay was mounted before this became the root: the directory has another name by now, or none.
-	var found []mountinfo.Mount
+	found := fitting(mounts, dir)
+	which := fmt.Sprintf("the lowest layer of the overlay on %s is %s", overlay.Point, dir)
+	switch len(found) {
+	case 0:
+		return mountinfo.Mount{}, errors.New(which + ", which cannot be seen from here")
+	case 1:
+		return found[0], nil
+	}
+	return mountinfo.Mount{}, fmt.Errorf("%s, which may be what is mounted on %s or on %s",
+		which, found[0].Point, found[1].Point)
+}
+
+// fitting are the mounts that can be what was dir, one of each file system.
+func fitting(mounts []mountinfo.Mount, dir string) (found []mountinfo.Mount) {
 	for _, m := range mounts {
 		same := func(other mountinfo.Mount) bool { return other.Device == m.Device }
 		if onDevice(m) && fits(m, dir) && !slices.ContainsFunc(found, same) {
 			found = append(found, m)
 		}
 	}
-	switch len(found) {
-	case 0:
-		return mountinfo.Mount{}, fmt.Errorf("the lowest layer of the overlay on %s is %s, which cannot be seen from here", overlay.Point, dir)
-	case 1:
-		return found[0], nil
-	}
-	return mountinfo.Mount{}, fmt.Errorf("the lowest layer of the overlay on %s is %s, which may be what is mounted on %s or on %s",
-		overlay.Point, dir, found[0].Point, found[1].Point)
+	return found
 }
 
 // holding is the mount that dir lies on, if mounts has it.
 func holding(mounts []mountinfo.Mount, dir string) (m mountinfo.Mount, ok bool) {
-	for ; dir != "/"; dir = filepath.Dir(dir) {
+	for ; dir != "/"; dir = path.Dir(dir) {
 		if i := lastIndex(mounts, func(m mountinfo.Mount) bool { return m.Point == dir }); i >= 0 {
 			return mounts[i], true
 		}
@@ -192,5 +200,5 @@ func fits(m mountinfo.Mount, dir string) bool {
 	if dir == "/" {
 		return m.Root == "/" && m.ReadOnly()
 	}
-	return filepath.Base(m.Point) == filepath.Base(dir) || m.Root == dir
+	return path.Base(m.Point) == path.Base(dir) || m.Root == dir
 }

@@ -26,6 +26,7 @@ func TestIdle(t *testing.T) {
 	for range 8 { // each on a thread of its own
 		go func() {
 			runtime.LockOSThread()
+			defer runtime.UnlockOSThread()
 			started <- true
 			<-end
 		}()

@@ -1,0 +1,95 @@
+package main
+
+import (
+	"errors"
+	"flag"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"cairn/testimages"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"cairn": main})
+}
+
+// update rewrites what the scripts expect of a command's output by what it is.
+var update = flag.Bool("update", false, "rewrite the expected output in testdata/script")
+
+// TestScripts runs testdata/script: a file per command, with the words that it says.
+func TestScripts(t *testing.T) {
+	t.Parallel()
+	testscript.Run(t, testscript.Params{
+		Dir:           "testdata/script",
+		UpdateScripts: *update,
+		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
+			"exits": exits, "image": image, "slots": slots, "flip": flip,
+		},
+	})
+}
+
+// exits STATUS COMMAND... runs a command that must exit with this status.
+func exits(ts *testscript.TestScript, neg bool, args []string) {
+	wantArgs(ts, neg, len(args) >= 2, "exits STATUS COMMAND...")
+	status := 0
+	if failed, ok := errors.AsType[*exec.ExitError](ts.Exec(args[1], args[2:]...)); ok {
+		status = failed.ExitCode()
+	}
+	if want := number(ts, args[0]); status != want {
+		ts.Fatalf("exit status %d, want %d", status, want)
+	}
+}
+
+// image FILE PART... writes a file of parts, each random:SEED:BYTES or zeros:BYTES.
+func image(ts *testscript.TestScript, neg bool, args []string) {
+	wantArgs(ts, neg, len(args) >= 1, "image FILE PART...")
+	var data []byte
+	for _, part := range args[1:] {
+		switch words := strings.Split(part, ":"); words[0] {
+		case "random":
+			data = append(data, testimages.Random(uint64(number(ts, words[1])), number(ts, words[2]))...)
+		case "zeros":
+			data = append(data, make([]byte, number(ts, words[1]))...)
+		default:
+			ts.Fatalf("%s is no part of an image", part)
+		}
+	}
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), data, 0o644))
+}
+
+// slots FILE IMAGE writes a disk image with two slots of 4 MiB, of which root-a holds the image.
+func slots(ts *testscript.TestScript, neg bool, args []string) {
+	wantArgs(ts, neg, len(args) == 2, "slots FILE IMAGE")
+	ts.Check(testimages.GPTDisk(ts.MkAbs(args[0]), 512, testimages.Slots(4<<20, ts.MkAbs(args[1]), "")...))
+}
+
+// flip FILE OFFSET changes a byte; FILE may be a pattern that one file matches.
+func flip(ts *testscript.TestScript, neg bool, args []string) {
+	wantArgs(ts, neg, len(args) == 2, "flip FILE OFFSET")
+	files, err := filepath.Glob(ts.MkAbs(args[0]))
+	if err != nil || len(files) != 1 {
+		ts.Fatalf("%s is %q, %v", args[0], files, err)
+	}
+	data, err := os.ReadFile(files[0])
+	ts.Check(err)
+	data[number(ts, args[1])] ^= 1
+	ts.Check(errors.Join(os.Chmod(files[0], 0o644), os.WriteFile(files[0], data, 0o644)))
+}
+
+func wantArgs(ts *testscript.TestScript, neg, right bool, usage string) {
+	if neg || !right {
+		ts.Fatalf("usage: %s", usage)
+	}
+}
+
+func number(ts *testscript.TestScript, text string) int {
+	n, err := strconv.Atoi(text)
+	ts.Check(err)
+	return n
+}
