@@ -297,6 +297,31 @@ func changed(t testing.TB, path string) int64 {
 	return info.ModTime().UnixNano()
 }
 
+// TestRememberedSeedHasChanged: what a device held is remembered, and what it does not hold any more costs a
+// download.
+func TestRememberedSeedHasChanged(t *testing.T) {
+	t.Parallel()
+	r := publish(t, ext4(t))
+	server := newNginx(t, r.dir)
+	s, state := newSlots(t, r, true), t.TempDir()
+	u := update{name: "seed remembered"}
+	known := u.known(t, r, s)
+	args := append(u.args(server.url, s), "--state", state)
+	cairn(t, args...)
+	server.sent(t)
+	s.change(t)
+	must(t, "dd", "if=/dev/zero", "of="+strings.Replace(s.b, "#root-b", "p3", 1), "bs=1M", "count=40", "conv=fsync",
+		"status=none")
+	ended := run(t, "cairn", args...)
+	if ended.status != 0 || strings.Contains(ended.stderr, "scanning "+s.a) {
+		t.Fatalf("exit status %d, or the seed was scanned again\n%s", ended.status, ended.stderr)
+	}
+	var got assembled
+	parse(t, ended.stdout, &got)
+	u.check(t, got, server.sent(t), r.needed(t, known, s.seed(t)))
+	cairn(t, "verify", r.index("b"), s.b)
+}
+
 // TestPlanForetells: plan tells what assemble then does, and neither fetches nor writes.
 func TestPlanForetells(t *testing.T) {
 	t.Parallel()

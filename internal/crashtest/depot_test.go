@@ -1,0 +1,81 @@
+package crashtest
+
+import (
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+)
+
+// depot is a web server over releases that knows what it has sent.
+type depot struct {
+	url string
+
+	mu   sync.Mutex // guards what follows
+	sent map[string]int64
+	// before is called before a chunk is sent, with how many were asked for; false ends the connection.
+	before func(n int) bool
+	asked  int
+}
+
+// newDepot serves a directory until the test ends.
+func newDepot(t testing.TB, r releases) *depot {
+	t.Helper()
+	d := &depot{sent: map[string]int64{}}
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		d.serve(w, q, filepath.Join(r.dir, filepath.FromSlash(q.URL.Path)))
+	}))
+	t.Cleanup(server.Close)
+	d.url = server.URL
+	return d
+}
+
+func (d *depot) serve(w http.ResponseWriter, q *http.Request, path string) {
+	if !strings.HasSuffix(path, ".cacnk") {
+		http.ServeFile(w, q, path)
+		return
+	}
+	d.mu.Lock()
+	before, n := d.before, d.asked
+	d.asked++
+	d.mu.Unlock()
+	if before != nil && !before(n) {
+		panic(http.ErrAbortHandler)
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		http.NotFound(w, q)
+		return
+	}
+	if n, err := w.Write(data); err == nil && n == len(data) {
+		d.mu.Lock()
+		d.sent[filepath.Base(path)] += int64(n)
+		d.mu.Unlock()
+	}
+}
+
+// meanwhile has f called before each chunk from now on.
+func (d *depot) meanwhile(f func(n int) bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.before, d.asked = f, 0
+}
+
+// news is what was sent since it was asked last: the chunks' names, and bytes.
+func (d *depot) news() map[string]int64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	was := d.sent
+	d.sent = map[string]int64{}
+	return was
+}
+
+func total(sent map[string]int64) (n int64) {
+	for _, size := range sent {
+		n += size
+	}
+	return n
+}

@@ -1,0 +1,121 @@
+package crashtest
+
+import (
+	"bytes"
+	"os"
+	"testing"
+
+	"cairn/internal/need"
+	"cairn/testimages"
+)
+
+// eachKind runs a test with the releases of each kind of file system.
+func eachKind(t *testing.T, test func(t *testing.T, r releases)) {
+	need.Root(t)
+	for name, made := range map[string]func() (releases, error){"ext4": ext4, "squashfs": squashfs} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			test(t, published(t, made))
+		})
+	}
+}
+
+// slotsOf are slots with room for the releases: release a in the first one, and something else in the second.
+func slotsOf(t testing.TB, r releases, b string) slots {
+	t.Helper()
+	size := (max(r.size(t, "a"), r.size(t, "b"), r.size(t, "c"))/mib + 2) * mib
+	return newSlots(t, size, 512, r.image("a"), b)
+}
+
+// TestUpdateIsFrugal: an update to release b from the slot with release a downloads their difference, writes what
+// is not in place, reads the seed once or, when it has to be scanned, twice; once more it writes nothing.
+func TestUpdateIsFrugal(t *testing.T) {
+	eachKind(t, func(t *testing.T, r releases) {
+		d, state := newDepot(t, r), t.TempDir()
+		difference, two := r.difference(t, "a", "b")
+		for _, c := range []struct {
+			name, seed, held string
+			reads            int64 // of the seed
+		}{
+			{"first scan", "", "", 2},
+			{"remembered scan, onto an older release", "", r.image("c"), 1},
+			{"index", "=" + r.index("a"), "", 1},
+		} {
+			s := slotsOf(t, r, c.held)
+			args := []string{d.url + "/b.caibx", s.b, "--state", state, "--seed", s.a + c.seed}
+			if c.held != "" { // a first scan is remembered by the device, which is new
+				must(t, "cairn", "assemble", d.url+"/c.caibx", s.b, "--state", state, "--seed", s.a)
+			}
+			d.news()
+			allowed := writable(t, r.read(t, "b"), openFile(t, s.b))
+			forget(t, s.a)
+			var seed counts
+			target := counted(t, s.b, func() { seed = counted(t, s.a, func() { assemble(t, args...) }) })
+			got := total(d.news())
+			t.Logf("%s: downloaded %d of %d bytes, written %d of %d, read %d of the seed's %d", c.name,
+				got, difference, target.written, allowed, seed.read, s.size)
+			if got > difference*1005/1000+two {
+				t.Errorf("%s: downloaded %d bytes, want at most %d and two chunks", c.name, got, difference)
+			}
+			if target.written > allowed {
+				t.Errorf("%s: the kernel has written %d bytes, want at most %d", c.name, target.written, allowed)
+			}
+			if most := c.reads*s.size + mib; seed.read > most {
+				t.Errorf("%s: %d bytes of the seed were read, want at most %d", c.name, seed.read, most)
+			}
+			wantImage(t, s.b, r.image("b"))
+			wantNothingWritten(t, d, s.b, args)
+		}
+	})
+}
+
+// wantNothingWritten assembles once more.
+func wantNothingWritten(t testing.TB, d *depot, target string, args []string) {
+	t.Helper()
+	var again assembled
+	wrote := counted(t, target, func() { again = assemble(t, args...) })
+	if wrote.written != 0 || again.Written != 0 || again.InPlace != again.Size || total(d.news()) != 0 {
+		t.Errorf("once more, the kernel has written %d bytes: %+v", wrote.written, again)
+	}
+}
+
+func openFile(t testing.TB, path string) *os.File {
+	t.Helper()
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
+// TestFlippedByte: a wrong byte in a seed costs the download of one chunk.
+func TestFlippedByte(t *testing.T) {
+	t.Parallel()
+	size := 64 * mib
+	if long() {
+		size = gib
+	}
+	content := testimages.Sparse(3, size)
+	at := int64(size)/2 + 4711
+	for bytes.Equal(content[at:at+kib], make([]byte, kib)) {
+		at += kib
+	}
+	r := single(t, content)
+	x := r.read(t, "x")
+	content[at] ^= 1
+	seed := t.TempDir() + "/seed"
+	if err := os.WriteFile(seed, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, index := range []string{"", "=" + r.index("x")} {
+		d := newDepot(t, r)
+		target := t.TempDir() + "/target"
+		got := assemble(t, d.url+"/x.caibx", target, "--state", "", "--seed", seed+index)
+		want := r.stored(t, x.At(x.Find(at)).Digest)
+		if sent := total(d.news()); sent != want || got.Downloads != 1 {
+			t.Errorf("seed%s: downloaded %d chunks, %d bytes, want one of %d", index, got.Downloads, sent, want)
+		}
+		wantImage(t, target, r.image("x"))
+	}
+}
