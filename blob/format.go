@@ -2,6 +2,7 @@ package blob
 
 import (
 	"bytes"
+	"crypto/sha512"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -28,7 +29,7 @@ const (
 )
 
 // EncodedSize is the length of the index file in bytes: 104 + 40 a chunk.
-func (x *Index) EncodedSize() int64 { return headSize + rowSize*int64(len(x.rows)+1) }
+func (x *Index) EncodedSize() int64 { return headSize + rowSize*int64(x.n+1) }
 
 // WriteTo writes the index as a .caibx file. Decode of what it wrote gives an equal index, and WriteTo
 // of what Decode read gives the same bytes.
@@ -47,7 +48,8 @@ func (x *Index) WriteTo(w io.Writer) (int64, error) {
 		return err
 	}
 	u64(indexSize, typeIndex, x.flags, uint64(x.params.Min), uint64(x.params.Avg), uint64(x.params.Max), unsized, typeTable)
-	for _, r := range x.rows {
+	for i := range x.n {
+		r := x.row(i)
 		u64(uint64(r.end))
 		p = append(p, r.digest[:]...)
 		if len(p)+2*rowSize > cap(p) {
@@ -69,7 +71,11 @@ func (x *Index) Encode() []byte {
 }
 
 // Digest names the index itself: SHA-512/256 of its file. Exports and journals are bound to it.
-func (x *Index) Digest() Digest { return SHA512_256.Sum(x.Encode()) }
+func (x *Index) Digest() Digest {
+	h := sha512.New512_256()
+	_, _ = x.WriteTo(h) // a hash does not fail
+	return Digest(h.Sum(nil))
+}
 
 // Decode reads a .caibx file to its end. Every field is checked, and nothing may follow the tail; memory
 // grows with what was read and found valid, not with what the file claims. An error about the content
@@ -147,7 +153,7 @@ func (x *Index) decodeRow(p []byte) error {
 		return fmt.Errorf("%w: bytes follow the tail", ErrInvalid)
 	}
 	if end > 1<<63-1 {
-		return fmt.Errorf("%w: chunk %d ends beyond 2^63", ErrInvalid, len(x.rows))
+		return fmt.Errorf("%w: chunk %d ends beyond 2^63", ErrInvalid, x.n)
 	}
 	return x.add(int64(end), Digest(p[8:]))
 }

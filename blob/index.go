@@ -52,7 +52,8 @@ type row struct {
 type Index struct {
 	flags  uint64
 	params Params
-	rows   []row
+	blocks [][]row // all but the last one full; so that a growing index is never copied
+	n      int     // rows in them
 
 	zeros sync.Once // guards the making of
 	zero  zeroDigests
@@ -83,11 +84,11 @@ func (b *Builder) Add(size int64, digest Digest) (first int, err error) {
 	if err := b.x.add(b.x.Size()+size, digest); err != nil {
 		return 0, err
 	}
-	return b.table.add(len(b.x.rows) - 1), nil
+	return b.table.add(b.x.n - 1), nil
 }
 
 // Len is the number of chunks so far.
-func (b *Builder) Len() int { return len(b.x.rows) }
+func (b *Builder) Len() int { return b.x.n }
 
 // Index returns what was collected. The builder must not be used afterwards.
 func (b *Builder) Index() *Index { return b.x }
@@ -95,14 +96,24 @@ func (b *Builder) Index() *Index { return b.x }
 func (x *Index) add(end int64, digest Digest) error {
 	if start := x.Size(); end <= start || end-start > x.params.Max {
 		return fmt.Errorf("%w: chunk %d ends at %d, after %d, with chunks of at most %d bytes",
-			ErrInvalid, len(x.rows), end, start, x.params.Max)
+			ErrInvalid, x.n, end, start, x.params.Max)
 	}
-	if len(x.rows) == MaxChunks {
+	if x.n == MaxChunks {
 		return fmt.Errorf("%w: more than %d chunks; use larger chunks", ErrInvalid, MaxChunks)
 	}
-	x.rows = append(x.rows, row{end, digest})
+	if x.n%blockRows == 0 {
+		x.blocks = append(x.blocks, nil)
+	}
+	last := &x.blocks[len(x.blocks)-1]
+	*last = append(*last, row{end, digest})
+	x.n++
 	return nil
 }
+
+// blockRows is how many rows a block holds.
+const blockRows = 1 << 12
+
+func (x *Index) row(i int) *row { return &x.blocks[i/blockRows][i%blockRows] }
 
 // Algorithm is the hash function of the index's digests.
 func (x *Index) Algorithm() Algorithm {
@@ -117,27 +128,28 @@ func (x *Index) Params() Params { return x.params }
 
 // Size is the image's length in bytes.
 func (x *Index) Size() int64 {
-	if len(x.rows) == 0 {
+	if x.n == 0 {
 		return 0
 	}
-	return x.rows[len(x.rows)-1].end
+	return x.row(x.n - 1).end
 }
 
 // Len is the number of chunks.
-func (x *Index) Len() int { return len(x.rows) }
+func (x *Index) Len() int { return x.n }
 
 // At is the i-th chunk. It panics unless 0 ≤ i < Len.
 func (x *Index) At(i int) Chunk {
-	c := Chunk{Digest: x.rows[i].digest, Size: x.rows[i].end}
+	r := x.row(i)
+	c := Chunk{Digest: r.digest, Size: r.end}
 	if i > 0 {
-		c.Offset = x.rows[i-1].end
+		c.Offset = x.row(i - 1).end
 		c.Size -= c.Offset
 	}
 	return c
 }
 
 // All yields the chunks in order.
-func (x *Index) All() iter.Seq2[int, Chunk] { return x.Range(0, len(x.rows)) }
+func (x *Index) All() iter.Seq2[int, Chunk] { return x.Range(0, x.n) }
 
 // Range yields the chunks from lo up to but not including hi, in order.
 func (x *Index) Range(lo, hi int) iter.Seq2[int, Chunk] {
@@ -159,7 +171,7 @@ func (x *Index) Span(lo int, size int64) (hi int) {
 
 // Find is the number of the chunk that holds the byte at offset, or Len when the image ends before it.
 func (x *Index) Find(offset int64) int {
-	return sort.Search(len(x.rows), func(i int) bool { return x.rows[i].end > offset })
+	return sort.Search(x.n, func(i int) bool { return x.row(i).end > offset })
 }
 
 // zeroDigests are the digests an all-zero chunk may have: of a largest chunk, as runs of zeros are cut,
@@ -171,8 +183,8 @@ type zeroDigests struct{ largest, last Digest }
 func (x *Index) IsZero(i int) bool {
 	x.zeros.Do(func() {
 		x.zero.largest = x.Algorithm().SumZeros(x.params.Max)
-		x.zero.last = x.Algorithm().SumZeros(x.At(len(x.rows) - 1).Size)
+		x.zero.last = x.Algorithm().SumZeros(x.At(x.n - 1).Size)
 	})
 	c := x.At(i)
-	return c.Size == x.params.Max && c.Digest == x.zero.largest || i == len(x.rows)-1 && c.Digest == x.zero.last
+	return c.Size == x.params.Max && c.Digest == x.zero.largest || i == x.n-1 && c.Digest == x.zero.last
 }

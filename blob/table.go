@@ -35,7 +35,7 @@ func (t *Table) Find(d Digest) int { return int(t.slots[t.slot(d)]) - 1 }
 func (t *Table) slot(d Digest) int {
 	mask := len(t.slots) - 1
 	for at := int(maphash.Bytes(t.seed, d[:])) & mask; ; at = (at + 1) & mask {
-		if i := t.slots[at]; i == 0 || t.x.rows[i-1].digest == d {
+		if i := t.slots[at]; i == 0 || t.x.row(int(i)-1).digest == d {
 			return at
 		}
 	}
@@ -43,7 +43,7 @@ func (t *Table) slot(d Digest) int {
 
 // add takes in chunk i, and returns the first chunk with its digest: i itself when it is new.
 func (t *Table) add(i int) int {
-	at := t.slot(t.x.rows[i].digest)
+	at := t.slot(t.x.row(i).digest)
 	if first := int(t.slots[at]) - 1; first >= 0 {
 		return first
 	}
@@ -59,7 +59,7 @@ func (t *Table) grow() {
 	t.slots = make([]uint32, 2*len(old))
 	for _, i := range old {
 		if i != 0 {
-			t.slots[t.slot(t.x.rows[i-1].digest)] = i
+			t.slots[t.slot(t.x.row(int(i)-1).digest)] = i
 		}
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"cairn/blob"
 	"cairn/blob/build"
 	"cairn/chunker"
+	"cairn/internal/atomicfile"
 	"cairn/internal/disk"
 	"cairn/store"
 	"cairn/store/locate"
@@ -116,7 +117,7 @@ func runMake(ctx context.Context, stdout io.Writer, f makeFlags, index, image st
 	if err != nil {
 		return fmt.Errorf("making %s of %s: %w", index, image, err)
 	}
-	if err := publish(ctx, x.Encode()); err != nil {
+	if err := publish(x); err != nil {
 		return fmt.Errorf("writing index %s: %w", index, err)
 	}
 	result := madeResult{index, x.Digest().String(), f.store, p.took().Seconds(), stats}
@@ -146,19 +147,31 @@ func tellMade(r madeResult) {
 		chunks(int64(r.Chunks)), chunks(r.New, "new"), size(r.NewBytes), size(r.Stored), took)
 }
 
-// openIndexWriter finds out early where the index will go, and returns what publishes it there.
-func openIndexWriter(index string, stdout io.Writer) (func(context.Context, []byte) error, error) {
+// openIndexWriter finds out early that an index can be written there, and returns what publishes it.
+func openIndexWriter(index string, stdout io.Writer) (publish func(*blob.Index) error, err error) {
 	if index == "-" {
-		return func(_ context.Context, file []byte) error {
-			_, err := stdout.Write(file)
+		return func(x *blob.Index) error {
+			_, err := x.WriteTo(stdout)
 			return err
 		}, nil
 	}
-	bucket, name, err := locate.IndexBucket(index, locate.Options{})
-	if err != nil {
+	if _, _, err := locate.IndexBucket(index, locate.Options{}); err != nil {
 		return nil, err
 	}
-	return func(ctx context.Context, file []byte) error { return bucket.Write(ctx, name, file) }, nil
+	return func(x *blob.Index) error { return writeIndex(index, x) }, nil
+}
+
+// writeIndex writes an index to a file, whole and durable, without holding it in memory twice.
+func writeIndex(path string, x *blob.Index) error {
+	f, err := atomicfile.Create(path, 0o644)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if _, err := x.WriteTo(f); err != nil {
+		return err
+	}
+	return f.Commit()
 }
 
 func openWriter(f makeFlags) (*store.Writer, error) {
