@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -98,6 +99,13 @@ type Stats struct {
 // headSize is how much of an image file systems and boot loaders look at to recognise it: the superblocks
 // of squashfs, ext4, erofs, xfs and btrfs lie in the first 128 KiB.
 const headSize = 128 << 10
+
+// The marks are the blocks of the head that are made invalid first and written last: none of these file systems is
+// mounted without its own. A block is what today's media write whole or not at all when the power fails.
+const (
+	markSize  = 4 << 10
+	btrfsMark = 64 << 10 // where btrfs has its superblock; all others have it in the first block
+)
 
 // maxSegment is how many bytes of the image are put together at once, unless memory is short or a chunk is
 // larger; flushEvery how many written bytes a power cut may cost.
@@ -256,7 +264,7 @@ func (j *job) run(ctx context.Context) error {
 func (j *job) body(ctx context.Context) error {
 	return j.each(ctx, func(ctx context.Context, s *segment) error {
 		if err := s.gather(ctx); err != nil {
-			return err
+			return errors.Join(err, s.salvage())
 		}
 		if err := s.write(); err != nil {
 			return err
@@ -330,12 +338,51 @@ func (j *job) change() error {
 	return j.guarded
 }
 
-// breakHead makes the head invalid, durably.
+// breakHead makes the head invalid, durably; its marks first, so that no half of the old head is taken for all of
+// it.
 func (j *job) breakHead() error {
-	if err := j.writeAt(make([]byte, min(headSize, j.plan.Index.Size())), 0); err != nil {
+	zeros := make([]byte, min(headSize, j.plan.Index.Size()))
+	marks, others := parts(len(zeros))
+	if err := j.writeParts(zeros, append(slices.Clone(marks), others...)); err != nil {
 		return fmt.Errorf("making the old head invalid: %w", err)
 	}
-	return j.sync()
+	return nil
+}
+
+// span is a run of bytes of the head.
+type span struct{ lo, hi int }
+
+// parts divides n bytes of head into the marks and the rest. None of them is empty.
+func parts(n int) (marks, others []span) {
+	for _, s := range []span{{0, markSize}, {btrfsMark, btrfsMark + markSize}} {
+		marks = appendPart(marks, s, n)
+	}
+	for _, s := range []span{{markSize, btrfsMark}, {btrfsMark + markSize, n}} {
+		others = appendPart(others, s, n)
+	}
+	return marks, others
+}
+
+// appendPart appends what of s lies within n bytes.
+func appendPart(list []span, s span, n int) []span {
+	if s.lo >= min(s.hi, n) {
+		return list
+	}
+	return append(list, span{s.lo, min(s.hi, n)})
+}
+
+// writeParts writes parts of the head p, each of which is on the medium before the next one is begun: else a power
+// cut could lose one of two marks, and leave the other.
+func (j *job) writeParts(p []byte, parts []span) error {
+	for _, s := range parts {
+		if err := j.writeAt(p[s.lo:s.hi], int64(s.lo)); err != nil {
+			return err
+		}
+		if err := j.sync(); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // commit makes the target the whole image: all but the head is on the medium, and read back if that is
@@ -351,9 +398,6 @@ func (j *job) commit(ctx context.Context, head *segment) error {
 		return err
 	}
 	if err := head.writeWhole(); err != nil {
-		return err
-	}
-	if err := j.sync(); err != nil {
 		return err
 	}
 	if err := j.readBack(ctx, head.lo, head.hi); err != nil {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"cairn/blob"
 	"cairn/seed"
@@ -97,6 +98,7 @@ func (s *segment) gather(ctx context.Context) error {
 	if err := s.turn.pass(ctx); err != nil {
 		return err
 	}
+	s.turn = nil
 	if err := s.fetch(ctx); err != nil {
 		return err
 	}
@@ -338,6 +340,21 @@ func (s *segment) fetch(ctx context.Context) error {
 	return nil
 }
 
+// salvage writes what there is of a segment that could not be gathered, so that it need not be fetched again. When
+// its turn has not come others still read what it would overwrite.
+func (s *segment) salvage() error {
+	if s.turn != nil {
+		return nil
+	}
+	for i := range s.chunksIn(missing) {
+		if c := s.chunk(i); s.job.plan.Index.Algorithm().Sum(s.part(s.buf, c)) == c.Digest {
+			*s.state(i) = held
+			s.came(i, Source{Kind: Fetched})
+		}
+	}
+	return s.write()
+}
+
 // repeatsWithin copies the chunks that repeat one of this segment.
 func (s *segment) repeatsWithin() {
 	for i := range s.chunksIn(deferred) {
@@ -412,7 +429,7 @@ func (s *segment) write() error {
 
 // writeRun writes the chunks from lo to hi, which are all in state st.
 func (s *segment) writeRun(st state, lo, hi int) error {
-	if st == inPlace || st == deferred || st == cloned || st == zero && s.job.options.New {
+	if st == missing || st == inPlace || st == deferred || st == cloned || st == zero && s.job.options.New {
 		return nil
 	}
 	if err := s.job.change(); err != nil {
@@ -429,11 +446,14 @@ func (s *segment) writeRun(st state, lo, hi int) error {
 	return s.job.writeAt(s.buf[start-s.start:end-s.start], start)
 }
 
-// writeWhole writes all of the segment, as nothing of it is in place any more. In a new file there is
-// nothing to make up for.
+// writeWhole writes all of the segment, which is the head, durably, as nothing of it is in place any more; its marks
+// when the rest is on the medium. In a new file there is nothing to make up for.
 func (s *segment) writeWhole() error {
 	if s.job.options.New {
-		return s.write()
+		if err := s.write(); err != nil {
+			return err
+		}
+		return s.job.sync()
 	}
 	for i := s.lo; i < s.hi; i++ {
 		switch *s.state(i) {
@@ -446,7 +466,9 @@ func (s *segment) writeWhole() error {
 		}
 	}
 	s.changes(s.lo, s.hi)
-	return s.job.writeAt(s.buf, s.start)
+	marks, others := parts(len(s.buf))
+	slices.Reverse(marks)
+	return s.job.writeParts(s.buf, append(others, marks...))
 }
 
 // changes notes that the chunks from lo to hi are not what they were.
