@@ -13,18 +13,25 @@ import (
 
 // Limits of a Cache. The zero value of a field is its default.
 type Limits struct {
-	Bytes   int64 // of chunks kept in memory, besides those in use; default 64 MiB. One is always kept
+	Bytes   int64 // of chunks that are kept or being fetched; default 64 MiB. One is always kept
 	Fetches int   // chunks asked of the store at once, as far as Bytes has room for them; default 64
 }
 
+// maxBatch is how many chunks are fetched together at most: enough to hash them at full speed, few enough for
+// who needs one that is on its way with others.
+const maxBatch = 32
+
 // Cache gets chunks, each once however many ask for it at the same time, and keeps what was used last.
-// A failure is not kept: who asks next, asks the store again. Safe for concurrent use.
+// A failure is not kept: who asks next, asks the store again. What is asked for together is fetched
+// together if the store is a store.ManyGetter. Safe for concurrent use.
 type Cache struct {
 	ctx     context.Context // of the fetches, which outlive who asked first
 	end     context.CancelFunc
 	from    store.Getter
 	limit   int64
-	fetches chan struct{}       // a token for each fetch under way
+	batch   int // chunks that are fetched together at most
+	slots   store.Slots
+	spare   *semaphore.Weighted // of the slots, those that chunks nobody waits for may take
 	room    *semaphore.Weighted // bytes of the fetches under way, at most limit
 	running sync.WaitGroup
 
@@ -32,6 +39,7 @@ type Cache struct {
 	chunks map[key]*entry
 	recent *list.List // of the entries whose bytes are here; last used first
 	bytes  int64      // in recent
+	taken  int64      // of room
 	onWay  int64      // bytes of the chunks being fetched
 }
 
@@ -50,6 +58,7 @@ type entry struct {
 	ready chan struct{} // closed when data or err is set
 	err   error
 	place *list.Element // in recent, when data is here
+	hurry func()        // says that somebody waits for the chunk; nil if it was fetched for that
 }
 
 // NewCache makes a cache before from. Its fetches end with ctx, or with Close.
@@ -60,12 +69,19 @@ func NewCache(ctx context.Context, from store.Getter, limits Limits) *Cache {
 	if limits.Fetches <= 0 {
 		limits.Fetches = 64
 	}
-	c := &Cache{from: from, limit: limits.Bytes, fetches: make(chan struct{}, limits.Fetches)}
+	c := &Cache{from: from, limit: limits.Bytes, slots: make(store.Slots, limits.Fetches), batch: 1}
+	if _, ok := from.(store.ManyGetter); ok {
+		c.batch = maxBatch
+	}
+	c.spare = semaphore.NewWeighted(spareSlots(limits.Fetches))
 	c.room = semaphore.NewWeighted(c.limit)
 	c.ctx, c.end = context.WithCancel(ctx)
 	c.chunks, c.recent = map[key]*entry{}, list.New()
 	return c
 }
+
+// spareSlots leaves some slots to those who wait, if there are several.
+func spareSlots(all int) int64 { return int64(all - all/4) }
 
 // Close ends the fetches that are under way, and returns when none is left. No other begins afterwards.
 func (c *Cache) Close() {
@@ -85,29 +101,44 @@ func (c *Cache) here(k key) []byte {
 	return nil
 }
 
-// start makes sure that the chunk is here or on its way.
-func (c *Cache) start(k key) *entry {
+// start makes sure that the chunks are here or on their way, as somebody waits for them.
+func (c *Cache) start(keys []key) []*entry {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if e := c.use(k); e != nil {
-		return e
+	entries := make([]*entry, len(keys))
+	var missing []*entry
+	for i, k := range keys {
+		e := c.use(k)
+		if e == nil {
+			e = c.add(k)
+			missing = append(missing, e)
+		}
+		if e.hurry != nil {
+			e.hurry()
+		}
+		entries[i] = e
 	}
-	return c.begin(k)
+	c.begin(missing, false)
+	return entries
 }
 
-// prefetch is start for a chunk that nobody waits for. It refuses when half a cache is on its way: more
-// would pile up, and push out what was not read yet.
-func (c *Cache) prefetch(k key) bool {
+// prefetch is start for chunks that nobody waits for, and returns how many of them it took. It refuses when
+// half a cache is on its way: more would pile up, and push out what was not read yet.
+func (c *Cache) prefetch(keys []key) int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.use(k) != nil {
-		return true
+	var missing []*entry
+	defer func() { c.begin(missing, true) }()
+	for i, k := range keys {
+		if c.use(k) != nil {
+			continue
+		}
+		if c.onWay+k.size > c.limit/2 {
+			return i
+		}
+		missing = append(missing, c.add(k))
 	}
-	if c.onWay+k.size > c.limit/2 {
-		return false
-	}
-	c.begin(k)
-	return true
+	return len(keys)
 }
 
 // use is the entry of a chunk that is here or on its way, else nil. The caller holds mu.
@@ -119,17 +150,55 @@ func (c *Cache) use(k key) *entry {
 	return e
 }
 
-// begin starts a fetch, unless the cache is closed. The caller holds mu.
-func (c *Cache) begin(k key) *entry {
+// add makes an entry for a chunk that is not here, which the caller begins to fetch. The caller holds mu.
+func (c *Cache) add(k key) *entry {
 	e := &entry{key: k, ready: make(chan struct{})}
-	if e.err = c.ctx.Err(); e.err != nil {
-		close(e.ready)
-		return e
-	}
 	c.chunks[k] = e
 	c.onWay += k.size
-	c.running.Go(func() { c.fetch(e) })
 	return e
+}
+
+// begin starts to fetch entries, unless the cache is closed. The caller holds mu.
+func (c *Cache) begin(entries []*entry, ahead bool) {
+	for len(entries) > 0 {
+		n := min(len(entries), c.batch)
+		for n > 1 && total(entries[:n]) > c.limit {
+			n--
+		}
+		batch := entries[:n:n]
+		entries = entries[n:]
+		switch {
+		case c.ctx.Err() != nil:
+			c.fail(batch, c.ctx.Err())
+		case ahead:
+			c.beginAhead(batch)
+		default:
+			c.running.Go(func() { c.fetch(batch) })
+		}
+	}
+}
+
+// beginAhead fetches when enough of the slots are free, or when somebody is in a hurry. The caller holds mu.
+func (c *Cache) beginAhead(batch []*entry) {
+	patience, hurry := context.WithCancel(c.ctx)
+	for _, e := range batch {
+		e.hurry = hurry
+	}
+	c.running.Go(func() {
+		defer hurry()
+		n := min(int64(len(batch)), spareSlots(cap(c.slots)))
+		if c.spare.Acquire(patience, n) == nil {
+			defer c.spare.Release(n)
+		}
+		c.fetch(batch)
+	})
+}
+
+func total(entries []*entry) (bytes int64) {
+	for _, e := range entries {
+		bytes += e.key.size
+	}
+	return bytes
 }
 
 // wait returns the entry's bytes, which must not be changed. Giving up does not end the fetch.
@@ -142,45 +211,72 @@ func (e *entry) wait(ctx context.Context) ([]byte, error) {
 	}
 }
 
-func (c *Cache) fetch(e *entry) {
-	data, err := c.get(e.key)
+// fetch gets a batch. What fails together may be one chunk's fault, so that each is asked for alone then.
+func (c *Cache) fetch(batch []*entry) {
+	wants, err := c.get(batch)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	defer close(e.ready)
-	c.onWay -= e.key.size
-	if err != nil {
-		e.err = err
-		delete(c.chunks, e.key)
-		return
+	switch {
+	case err == nil:
+		c.keep(batch, wants)
+	case len(batch) == 1 || c.ctx.Err() != nil:
+		c.fail(batch, err)
+	default:
+		for i := range batch {
+			c.running.Go(func() { c.fetch(batch[i : i+1]) })
+		}
 	}
-	e.data = data
-	e.place = c.recent.PushFront(e)
-	c.bytes += e.key.size
-	c.evict()
 }
 
-func (c *Cache) get(k key) ([]byte, error) {
-	select {
-	case c.fetches <- struct{}{}:
-		defer func() { <-c.fetches }()
-	case <-c.ctx.Done():
-		return nil, c.ctx.Err()
-	}
-	room := min(k.size, c.limit)
+func (c *Cache) get(batch []*entry) ([]store.Want, error) {
+	room := min(total(batch), c.limit)
 	if err := c.room.Acquire(c.ctx, room); err != nil {
 		return nil, err
 	}
+	c.take(room)
 	defer c.room.Release(room)
-	data := make([]byte, k.size)
-	if err := c.from.Get(c.ctx, k.digest, data); err != nil {
-		return nil, err
+	defer c.take(-room)
+	wants := make([]store.Want, len(batch))
+	for i, e := range batch {
+		wants[i] = store.Want{Digest: e.key.digest, Dst: make([]byte, e.key.size)}
 	}
-	return data, nil
+	return wants, store.GetMany(c.ctx, c.from, wants, c.slots)
 }
 
-// evict drops what was not used for longest until the rest fits. Who reads an entry keeps its bytes.
+// take notes that room was taken, and has the cache make it.
+func (c *Cache) take(room int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.taken += room
+	c.evict()
+}
+
+// keep takes a batch's bytes in. The caller holds mu.
+func (c *Cache) keep(batch []*entry, wants []store.Want) {
+	for i, e := range batch {
+		c.onWay -= e.key.size
+		c.bytes += e.key.size
+		e.data, e.hurry = wants[i].Dst, nil
+		e.place = c.recent.PushFront(e)
+		close(e.ready)
+	}
+	c.evict()
+}
+
+// fail tells all who wait for a batch, and forgets it. The caller holds mu.
+func (c *Cache) fail(batch []*entry, err error) {
+	for _, e := range batch {
+		c.onWay -= e.key.size
+		delete(c.chunks, e.key)
+		e.err = err
+		close(e.ready)
+	}
+}
+
+// evict drops what was not used for longest until the rest fits, beside what is being fetched. Who reads an
+// entry keeps its bytes.
 func (c *Cache) evict() {
-	for c.bytes > c.limit && c.recent.Len() > 1 {
+	for c.bytes+c.taken > c.limit && c.recent.Len() > 1 {
 		e := c.recent.Remove(c.recent.Back()).(*entry)
 		delete(c.chunks, e.key)
 		c.bytes -= e.key.size

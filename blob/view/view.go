@@ -16,10 +16,13 @@ import (
 type Image struct {
 	index *blob.Index
 	cache *Cache
+	ahead readAhead
 }
 
 // New is x's image with chunks from cache, whose store must know them by x's digest algorithm.
-func New(x *blob.Index, cache *Cache) *Image { return &Image{x, cache} }
+func New(x *blob.Index, cache *Cache) *Image {
+	return &Image{index: x, cache: cache, ahead: readAhead{index: x, most: min(maxAhead, cache.limit/8)}}
+}
 
 // Size is the image's length in bytes.
 func (v *Image) Size() int64 { return v.index.Size() }
@@ -54,17 +57,35 @@ func (v *Image) check(off, n int64) error {
 	return nil
 }
 
-// ReadAt fills p with the image's bytes from off on, or fails. All the chunks it needs are fetched at once.
+// ReadAt fills p with the image's bytes from off on, or fails. All the chunks it needs are fetched at once,
+// and, when reads follow each other, some of those behind them.
 func (v *Image) ReadAt(ctx context.Context, p []byte, off int64) error {
 	if err := v.check(off, int64(len(p))); err != nil {
 		return err
 	}
-	var entries []*entry
-	for part := range v.pieces(off, int64(len(p))) {
+	if len(p) == 0 {
+		return nil
+	}
+	entries := v.cache.start(v.keys(off, int64(len(p))))
+	if from, to := v.ahead.next(off, int64(len(p))); from < to {
+		v.prefetch(from, to)
+	}
+	return v.fill(ctx, p, off, entries)
+}
+
+// keys lists the chunks that make up n bytes from off on, without those that are all zero.
+func (v *Image) keys(off, n int64) []key {
+	var keys []key
+	for part := range v.pieces(off, n) {
 		if !v.index.IsZero(part.number) {
-			entries = append(entries, v.cache.start(keyOf(part.chunk)))
+			keys = append(keys, keyOf(part.chunk))
 		}
 	}
+	return keys
+}
+
+// fill copies the image's bytes from off on to p, as they come.
+func (v *Image) fill(ctx context.Context, p []byte, off int64, entries []*entry) error {
 	for part := range v.pieces(off, int64(len(p))) {
 		dst := p[:part.size]
 		p = p[part.size:]
@@ -116,11 +137,17 @@ func (v *Image) Prefetch(_ context.Context, off, n int64) error {
 // prefetch starts to fetch the chunks from off to end until the cache takes no more, and returns how far
 // that is.
 func (v *Image) prefetch(off, end int64) int64 {
+	n := v.cache.prefetch(v.keys(off, end-off))
 	for part := range v.pieces(off, end-off) {
-		if !v.index.IsZero(part.number) && !v.cache.prefetch(keyOf(part.chunk)) {
+		if v.index.IsZero(part.number) {
+			off += part.size
+			continue
+		}
+		if n == 0 {
 			return off
 		}
 		off += part.size
+		n--
 	}
 	return off
 }
@@ -147,7 +174,7 @@ func (v *Image) CopyTo(ctx context.Context, w io.Writer, off, n int64) error {
 	for off < end && ctx.Err() == nil {
 		ahead = v.prefetch(max(ahead, off), min(off+v.cache.limit/2, end))
 		buf = buf[:min(copySize, end-off)]
-		if err := v.ReadAt(ctx, buf, off); err != nil {
+		if err := v.fill(ctx, buf, off, v.cache.start(v.keys(off, int64(len(buf))))); err != nil {
 			return err
 		}
 		if _, err := w.Write(buf); err != nil {

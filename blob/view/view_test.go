@@ -163,6 +163,9 @@ func checkCache(t testing.TB, c *Cache) {
 	if sum != c.bytes || sum > max(c.limit, params.Max) {
 		t.Errorf("the cache keeps %d bytes, counts %d, and may keep %d", sum, c.bytes, c.limit)
 	}
+	if c.recent.Len() > 1 && sum+c.taken > c.limit {
+		t.Errorf("the cache keeps %d bytes beside the %d being fetched, and may take %d", sum, c.taken, c.limit)
+	}
 	if len(c.chunks) < c.recent.Len() {
 		t.Errorf("%d chunks are kept, %d can be found", c.recent.Len(), len(c.chunks))
 	}
