@@ -12,7 +12,7 @@ BENCH ?= .
 COUNT ?= 6
 PKGS ?= ./...
 
-.PHONY: help build check fmt vet lint tidy race fuzz-short cross test test-long fuzz bench bench-compare demo cover tools clean
+.PHONY: help build check fmt vet lint tidy race libzstd fuzz-short cross test test-long fuzz bench bench-compare demo cover tools clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -20,7 +20,7 @@ help: ## list the targets
 build: ## the static binary ./cairn
 	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION)' -o cairn ./cmd/cairn
 
-check: fmt vet lint tidy race fuzz-short cross ## before a commit: format, vet, lint, race tests, short fuzz, cross-build
+check: fmt vet lint tidy race libzstd fuzz-short cross ## before a commit: format, vet, lint, race tests, short fuzz, cross-build
 
 fmt:
 	@bad=$$(gofmt -l .); [[ -z $$bad ]] || { echo "not gofmt'ed:" $$bad; exit 1; }
@@ -36,6 +36,11 @@ tidy:
 
 race:
 	go test -race -short ./...
+
+libzstd: ## the tests of the build that links libzstd, where there is a C compiler
+	@if command -v "$$(go env CC)" >/dev/null; then \
+	  set -x; go vet -tags libzstd ./store/... && CGO_ENABLED=1 go test -short -tags libzstd ./store ./blob/build; \
+	else echo "no C compiler: the libzstd build is not tested"; fi
 
 fuzz-short:
 	.ci/fuzz 1s

@@ -2,8 +2,10 @@ package store
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/klauspost/compress/zstd"
 
@@ -67,25 +69,115 @@ func (u unpacker) unzstd(dst, packed []byte) error {
 
 func sizeError(got, want int) error { return fmt.Errorf("it has %d bytes, not %d", got, want) }
 
-// newPacker makes an encoder whose frames casync, desync and zstd read fastest: one segment, its size in the
-// head, and no checksum beside the digest. It may be shared, and is as wide as the machine.
-func newPacker(level int) (*zstd.Encoder, error) {
+// encoder makes zstd frames with the size of their content in the head and no checksum: the digest is one.
+// Safe for concurrent use, and as wide as the machine. The build tag libzstd says which encoder it is.
+type encoder interface {
+	// encode returns the frame of data, in dst's memory if that is large enough.
+	encode(dst, data []byte) ([]byte, error)
+}
+
+// packer makes frames that casync, desync and zstd read fastest: of one segment, and of raw blocks where
+// nothing is to be gained. Safe for concurrent use.
+type packer struct{ encoder encoder }
+
+func newPacker(level int) (*packer, error) {
 	if level == 0 {
 		level = defaultLevel
 	}
 	if level < 1 || level > maxLevel {
 		return nil, fmt.Errorf("compression level %d is not in 1 to %d", level, maxLevel)
 	}
-	return zstd.NewWriter(nil,
-		zstd.WithEncoderLevel(zstd.EncoderLevelFromZstd(level)),
-		zstd.WithEncoderCRC(false),
-		zstd.WithSingleSegment(true),
-		zstd.WithLowerEncoderMem(true),
-		zstd.WithEncoderConcurrency(0))
+	e, err := newEncoder(level)
+	if err != nil {
+		return nil, fmt.Errorf("preparing compression: %w", err)
+	}
+	return &packer{e}, nil
 }
 
-// Levels are those of the zstd tool, each mapped to the nearest that the encoder has.
+// pack returns the frame of a chunk, in dst's memory if that is large enough.
+func (p *packer) pack(dst, data []byte) ([]byte, error) {
+	if incompressible(data) {
+		return appendRawFrame(dst[:0], data), nil
+	}
+	packed, err := p.encoder.encode(dst, data)
+	if err != nil {
+		return nil, fmt.Errorf("compressing: %w", err)
+	}
+	return packed, nil
+}
+
+// Levels are those of the zstd tool; only libzstd tells all of them apart.
 const (
 	defaultLevel = 3
 	maxLevel     = 22
 )
+
+// incompressible guesses from samples that data will not get smaller: their bytes are spread as evenly as
+// chance spreads them. It misses some, and is wrong where noise repeats in a distance of 4 KiB or more.
+func incompressible(data []byte) bool {
+	const (
+		windows, width = 16, 256
+		samples        = windows * width
+		// What the sum of the squared counts is in the mean when every byte is as likely as any other.
+		even = samples + samples*(samples-1)/256
+	)
+	if len(data) < samples {
+		return false
+	}
+	var counts [4][256]uint16 // four, so that equal neighbours do not wait for each other
+	for w := range windows {
+		at := w * (len(data) - width) / (windows - 1)
+		for s := data[at : at+width]; len(s) >= 4; s = s[4:] {
+			counts[0][s[0]]++
+			counts[1][s[1]]++
+			counts[2][s[2]]++
+			counts[3][s[3]]++
+		}
+	}
+	sum := 0
+	for b := range 256 {
+		n := int(counts[0][b]) + int(counts[1][b]) + int(counts[2][b]) + int(counts[3][b])
+		sum += n * n
+	}
+	return sum < even+even/20
+}
+
+// rawBlock is the largest block that zstd has.
+const rawBlock = 128 << 10
+
+// appendRawFrame appends a frame that holds data as it is (RFC 8878, 3.1.1): the head of a single segment
+// with its size, then raw blocks. There is at least one byte of data, and less than 4 GiB.
+func appendRawFrame(dst, data []byte) []byte {
+	const last, blockHead = 1, 3 // a raw block is of type 0
+	dst = appendRawHead(slices.Grow(dst, rawFrameSize(len(data))), len(data))
+	for len(data) > 0 {
+		block := data[:min(len(data), rawBlock)]
+		data = data[len(block):]
+		head := uint32(len(block)) << blockHead
+		if len(data) == 0 {
+			head |= last
+		}
+		dst = append(dst, byte(head), byte(head>>8), byte(head>>16))
+		dst = append(dst, block...)
+	}
+	return dst
+}
+
+// appendRawHead appends the head of a frame of one segment: the size takes as few bytes as can be.
+func appendRawHead(dst []byte, size int) []byte {
+	const single, twoBytes, fourBytes = 1 << 5, 1 << 6, 2 << 6
+	dst = append(dst, zstdMagic...)
+	switch {
+	case size < 1<<8:
+		return append(dst, single, byte(size))
+	case size < 1<<16+1<<8: // two bytes count from 256
+		return binary.LittleEndian.AppendUint16(append(dst, single|twoBytes), uint16(size-1<<8))
+	}
+	return binary.LittleEndian.AppendUint32(append(dst, single|fourBytes), uint32(size))
+}
+
+// rawFrameSize bounds the size of a frame of raw blocks.
+func rawFrameSize(size int) int {
+	const head, blockHead = len(zstdMagic) + 1 + 4, 3
+	return head + size + (size/rawBlock+1)*blockHead
+}

@@ -4,11 +4,15 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"math/rand/v2"
+	"os/exec"
 	"runtime"
 	"testing"
 
 	"github.com/klauspost/compress/zstd"
+
+	"cairn/internal/need"
 )
 
 func random(seed uint64, size int) []byte {
@@ -55,7 +59,7 @@ func streamed(t testing.TB, data []byte) []byte {
 
 func TestPackedForm(t *testing.T) {
 	for _, level := range []int{0, 1, 3, 6, 10, maxLevel} {
-		e, err := newPacker(level)
+		p, err := newPacker(level)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -63,7 +67,10 @@ func TestPackedForm(t *testing.T) {
 			"one byte": {7}, "small": random(1, 255), "zeros": make([]byte, 256<<10), "random": random(2, 300_000),
 			"text": bytes.Repeat([]byte("compressible "), 20_000),
 		} {
-			packed := e.EncodeAll(data, nil)
+			packed, err := p.pack(nil, data)
+			if err != nil {
+				t.Fatal(err)
+			}
 			var head zstd.Header
 			if err := head.Decode(packed); err != nil {
 				t.Fatal(err)
@@ -84,6 +91,27 @@ func TestPackedForm(t *testing.T) {
 		if _, err := newPacker(level); err == nil {
 			t.Errorf("newPacker(%d) succeeded", level)
 		}
+	}
+}
+
+// TestLargeChunk: one of many windows comes back; its frame says its size, but need not be one segment.
+func TestLargeChunk(t *testing.T) {
+	p, err := newPacker(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data := bytes.Repeat(append(random(1, 100_000), make([]byte, 900_000)...), 6)
+	packed, err := p.pack(nil, data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var head zstd.Header
+	if err := head.Decode(packed); err != nil || head.FrameContentSize != uint64(len(data)) {
+		t.Errorf("frame head %+v, %v", head, err)
+	}
+	got := make([]byte, len(data))
+	if err := newUnpacker().unpack(got, packed); err != nil || !bytes.Equal(got, data) {
+		t.Errorf("unpack: %v", err)
 	}
 }
 
@@ -185,15 +213,142 @@ func FuzzUnpack(f *testing.F) {
 func FuzzPack(f *testing.F) {
 	f.Add([]byte("x"), 3)
 	f.Fuzz(func(t *testing.T, data []byte, level int) {
-		e, err := newPacker(level)
+		p, err := newPacker(level)
 		if err != nil || len(data) == 0 {
 			return
 		}
+		packed, err := p.pack(nil, data)
+		if err != nil {
+			t.Fatal(err)
+		}
 		got := make([]byte, len(data))
-		if err := newUnpacker().unpack(got, e.EncodeAll(data, nil)); err != nil || !bytes.Equal(got, data) {
+		if err := newUnpacker().unpack(got, packed); err != nil || !bytes.Equal(got, data) {
 			t.Errorf("unpack: %v", err)
 		}
 	})
+}
+
+func TestIncompressible(t *testing.T) {
+	mostly := random(3, 64<<10)
+	clear(mostly[40<<10:])
+	for name, c := range map[string]struct {
+		data []byte
+		want bool
+	}{
+		"random":         {random(1, 64<<10), true},
+		"random, large":  {random(2, 1<<20+1), true},
+		"smallest":       {random(4, 4096), true},
+		"too small":      {random(5, 4095), false},
+		"nothing":        {nil, false},
+		"zeros":          {make([]byte, 64<<10), false},
+		"text":           {bytes.Repeat([]byte("compressible "), 9_000), false},
+		"partly zeros":   {mostly, false},
+		"noise of 1 KiB": {bytes.Repeat(random(6, 1<<10), 64), false},
+		"hexadecimal":    {fmt.Appendf(nil, "%x", random(7, 32<<10)), false},
+	} {
+		if got := incompressible(c.data); got != c.want {
+			t.Errorf("%s: incompressible = %v, want %v", name, got, c.want)
+		}
+	}
+}
+
+// edges are sizes around which a frame of raw blocks changes its form.
+var edges = []int{
+	1, 255, 256, 257, 65_535, 65_536, 65_791, 65_792, rawBlock - 1, rawBlock, rawBlock + 1, 2 * rawBlock, 300_000,
+}
+
+func TestRawFrame(t *testing.T) {
+	for _, size := range edges {
+		checkRawFrame(t, random(uint64(size), size))
+	}
+}
+
+// checkRawFrame: a raw frame says its size, is one segment, holds data, and is no larger than announced.
+func checkRawFrame(t *testing.T, data []byte) {
+	t.Helper()
+	packed := appendRawFrame(nil, data)
+	var head zstd.Header
+	if err := head.Decode(packed); err != nil {
+		t.Fatal(err)
+	}
+	if !head.SingleSegment || head.HasCheckSum || !head.HasFCS || head.FrameContentSize != uint64(len(data)) {
+		t.Errorf("%d bytes: frame head %+v", len(data), head)
+	}
+	got := make([]byte, len(data))
+	if err := newUnpacker().unpack(got, packed); err != nil || !bytes.Equal(got, data) {
+		t.Errorf("%d bytes: unpack: %v", len(data), err)
+	}
+	if len(packed) > rawFrameSize(len(data)) {
+		t.Errorf("%d bytes: a frame of %d, announced as %d at most", len(data), len(packed), rawFrameSize(len(data)))
+	}
+}
+
+// FuzzRawFrame: whatever is put into raw blocks comes back; data is repeated to make more than one.
+func FuzzRawFrame(f *testing.F) {
+	for _, size := range edges {
+		f.Add([]byte{byte(size), 1, 2}, size)
+	}
+	f.Fuzz(func(t *testing.T, data []byte, size int) {
+		size &= 1<<19 - 1
+		if len(data) > 0 && size > 0 {
+			checkRawFrame(t, bytes.Repeat(data, size/len(data)+1)[:size])
+		}
+	})
+}
+
+// TestZstdReadsRawFrames: so does the zstd tool; casync and desync get them in TestOthersReadOurs.
+func TestZstdReadsRawFrames(t *testing.T) {
+	tool := need.Tool(t, "zstd")
+	for _, size := range edges {
+		data := random(uint64(size), size)
+		cmd := exec.CommandContext(t.Context(), tool, "-d", "-c")
+		cmd.Stdin = bytes.NewReader(appendRawFrame(nil, data))
+		if got, err := cmd.Output(); err != nil || !bytes.Equal(got, data) {
+			t.Errorf("zstd -d of a raw frame of %d bytes gives %d, %v", size, len(got), err)
+		}
+	}
+}
+
+// TestPackAllocates nothing, once there is a buffer.
+func TestPackAllocates(t *testing.T) {
+	p, err := newPacker(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, data := range map[string][]byte{
+		"text": bytes.Repeat([]byte("compressible "), 9_000), "random": random(1, 100_000),
+	} {
+		buf := make([]byte, 0, 256<<10)
+		allocs := testing.AllocsPerRun(50, func() {
+			if _, err := p.pack(buf, data); err != nil {
+				t.Fatal(err)
+			}
+		})
+		if allocs > 1 {
+			t.Errorf("%s: pack allocates %v times, want at most once", name, allocs)
+		}
+	}
+}
+
+func BenchmarkPack(b *testing.B) {
+	mixed := bytes.Repeat(random(1, 8<<10), 8)
+	copy(mixed[32<<10:], random(2, 16<<10))
+	p, err := newPacker(0)
+	if err != nil {
+		b.Fatal(err)
+	}
+	for name, data := range map[string][]byte{"mixed": mixed, "random": random(3, 64<<10)} {
+		b.Run(name, func(b *testing.B) {
+			buf := make([]byte, 0, 256<<10)
+			b.SetBytes(int64(len(data)))
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := p.pack(buf, data); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
 }
 
 func BenchmarkUnpack(b *testing.B) {

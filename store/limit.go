@@ -58,7 +58,8 @@ type Budget struct {
 func NewBudget(bytes int64) *Budget { return &Budget{left: bytes, changed: make(chan struct{})} }
 
 // Limit reads from r as long as the budget lasts, and never takes more from it than it has: a read that
-// might need more than is left waits for what others give back, and is ErrBudget in the end.
+// might need more than is left waits for what others give back, then asks for the object's size before it is
+// sent, and is ErrBudget in the end.
 func (b *Budget) Limit(r Reader) Reader { return budgeted{r, b} }
 
 type budgeted struct {
@@ -71,12 +72,27 @@ func (r budgeted) Read(ctx context.Context, name string, dst []byte, limit int64
 	if err != nil {
 		return nil, fmt.Errorf("reading %s/%s: %w", r.Reader, name, err)
 	}
-	out, err := r.Reader.Read(ctx, name, dst, got)
-	r.budget.giveBack(got, max(int64(len(out)-len(dst)), 0))
-	if errors.Is(err, ErrTooLarge) && got < limit {
-		return nil, fmt.Errorf("reading %s/%s, of which %d bytes are left: %w", r.Reader, name, got, ErrBudget)
+	if got < limit {
+		err = r.affordable(ctx, name, got)
 	}
+	var out []byte
+	if err == nil {
+		out, err = r.Reader.Read(ctx, name, dst, got)
+	}
+	r.budget.giveBack(got, max(int64(len(out)-len(dst)), 0))
 	return out, err
+}
+
+// affordable asks how large an object is before more of it is sent than there is left.
+func (r budgeted) affordable(ctx context.Context, name string, left int64) error {
+	size, err := r.Reader.Stat(ctx, name)
+	switch {
+	case err != nil:
+		return fmt.Errorf("asking for a size, as %d bytes are left of the download budget: %w", left, err)
+	case size > left:
+		return fmt.Errorf("reading %s/%s of %d bytes, where %d are left: %w", r.Reader, name, size, left, ErrBudget)
+	}
+	return nil
 }
 
 // take promises want bytes; or, when no other read is under way that could give some back, what is left.

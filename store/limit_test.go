@@ -85,3 +85,27 @@ func TestBudgetGivesBack(t *testing.T) {
 		t.Errorf("Read over the budget = %v, want ErrBudget", err)
 	}
 }
+
+// TestBudgetAsksFirst: what cannot be afforded is not even begun to be sent.
+func TestBudgetAsksFirst(t *testing.T) {
+	far := &countedReads{Bucket: objects(t, 2, 60)}
+	r := store.NewBudget(100).Limit(far)
+	for i, want := range []error{nil, store.ErrBudget} {
+		if _, err := r.Read(t.Context(), fmt.Sprint(i), nil, 80); !errors.Is(err, want) {
+			t.Errorf("Read(%d) = %v, want %v", i, err, want)
+		}
+	}
+	if got := far.reads.Load(); got != 1 {
+		t.Errorf("%d objects were read, want 1", got)
+	}
+}
+
+type countedReads struct {
+	*mem.Bucket
+	reads atomic.Int64
+}
+
+func (c *countedReads) Read(ctx context.Context, name string, dst []byte, limit int64) ([]byte, error) {
+	c.reads.Add(1)
+	return c.Bucket.Read(ctx, name, dst, limit)
+}

@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/klauspost/compress/zstd"
-
 	"cairn/blob"
 )
 
@@ -29,7 +27,7 @@ type WriterOptions struct {
 type Writer struct {
 	bucket  Bucket
 	batch   Batch
-	packer  *zstd.Encoder // nil when chunks are stored as they are
+	packer  *packer // nil when chunks are stored as they are
 	buffers buffers
 }
 
@@ -64,8 +62,12 @@ func (w *Writer) Put(ctx context.Context, d blob.Digest, data []byte) (stored in
 	}
 	buf := w.buffers.get()
 	defer w.buffers.put(buf)
-	*buf = w.packer.EncodeAll(data, (*buf)[:0])
-	return w.write(ctx, packedName(d), *buf)
+	packed, err := w.packer.pack(*buf, data)
+	if err != nil {
+		return 0, fmt.Errorf("putting chunk %v: %w", d, err)
+	}
+	*buf = packed
+	return w.write(ctx, packedName(d), packed)
 }
 
 func (w *Writer) write(ctx context.Context, name string, data []byte) (int64, error) {

@@ -1,0 +1,78 @@
+//go:build libzstd
+
+package store
+
+import (
+	"bytes"
+	"testing"
+
+	libzstd "github.com/DataDog/zstd"
+	"github.com/klauspost/compress/zstd"
+)
+
+// TestLibzstdReadsOurs: libzstd reads what either encoder, and the writer of raw frames, makes. That Go
+// reads libzstd's frames is what every other test of this build shows.
+func TestLibzstdReadsOurs(t *testing.T) {
+	p, err := newPacker(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, size := range edges {
+		data := append(random(uint64(size), size), make([]byte, size)...)
+		packed, err := p.pack(nil, data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for name, frame := range map[string][]byte{
+			"libzstd": packed,
+			"go":      pack(t, data, zstd.WithEncoderCRC(false), zstd.WithSingleSegment(true)),
+			"raw":     appendRawFrame(nil, data),
+		} {
+			if got, err := libzstd.Decompress(nil, frame); err != nil || !bytes.Equal(got, data) {
+				t.Errorf("%s: %d bytes: libzstd reads %d, %v", name, len(data), len(got), err)
+			}
+		}
+	}
+}
+
+// FuzzLibzstd: both decoders agree on what the encoder made of any data.
+func FuzzLibzstd(f *testing.F) {
+	f.Add([]byte("some text, some text"), 3, 100)
+	f.Fuzz(func(t *testing.T, data []byte, level, repeat int) {
+		data = bytes.Repeat(data, 1+repeat&0xff)
+		p, err := newPacker(level)
+		if err != nil || len(data) == 0 || len(data) > 1<<20 {
+			return
+		}
+		packed, err := p.pack(nil, data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := make([]byte, len(data))
+		if err := newUnpacker().unpack(got, packed); err != nil || !bytes.Equal(got, data) {
+			t.Errorf("level %d: unpack: %v", level, err)
+		}
+		if got, err := libzstd.Decompress(nil, packed); err != nil || !bytes.Equal(got, data) {
+			t.Errorf("level %d: libzstd reads %d bytes, %v", level, len(got), err)
+		}
+	})
+}
+
+// TestLevels: the encoder's levels are libzstd's own.
+func TestLevels(t *testing.T) {
+	data := append(bytes.Repeat(random(1, 3000), 20), make([]byte, 5000)...)
+	for level := 1; level <= maxLevel; level++ {
+		p, err := newPacker(level)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := p.pack(nil, data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want, err := libzstd.CompressLevel(nil, data, level)
+		if err != nil || !bytes.Equal(got, want) {
+			t.Errorf("level %d: %d bytes, want libzstd's %d, %v", level, len(got), len(want), err)
+		}
+	}
+}

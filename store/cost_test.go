@@ -1,0 +1,45 @@
+package store_test
+
+import (
+	"bytes"
+	"context"
+	"testing"
+
+	"cairn/blob"
+	"cairn/store"
+	"cairn/store/mem"
+	"cairn/store/storetest"
+)
+
+// sink is a bucket that counts what is written to it, and keeps nothing.
+type sink struct {
+	mem.Bucket
+	writes int
+}
+
+func (s *sink) Write(context.Context, string, []byte) error {
+	s.writes++
+	return nil
+}
+
+// TestPutAllocatesLittle: the chunk's names, whatever its size and content, and one write.
+func TestPutAllocatesLittle(t *testing.T) {
+	for name, data := range map[string][]byte{
+		"text": bytes.Repeat([]byte("some text "), 10_000), "random": storetest.Bytes(1, 200_000),
+	} {
+		s, d := new(sink), blob.SHA512_256.Sum(data)
+		w := newWriter(t, s, store.WriterOptions{})
+		const puts = 100
+		perPut := testing.AllocsPerRun(puts-1, func() { // it calls once more, first
+			if _, err := w.Put(t.Context(), d, data); err != nil {
+				t.Fatal(err)
+			}
+		})
+		if perPut > 12 {
+			t.Errorf("%s: Put allocates %v times", name, perPut)
+		}
+		if s.writes != puts {
+			t.Errorf("%s: %d writes for %d chunks", name, s.writes, puts)
+		}
+	}
+}
