@@ -92,7 +92,8 @@ func passes(err error) bool {
 	return isAny(err, syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.ECONNABORTED)
 }
 
-// start serves a connection in a goroutine of its own, if there is room for it.
+// start serves a connection in a goroutine of its own, if there is room for it. A unix socket's buffer does not
+// grow by itself, as TCP's does; one that holds a whole write spares the client and us most of the turns.
 func (s *Server) start(ctx context.Context, conn net.Conn, conns *sync.WaitGroup) {
 	log := s.log().With("client", conn.RemoteAddr().String())
 	if s.conns.Add(1) > s.maxConns() {
@@ -100,6 +101,9 @@ func (s *Server) start(ctx context.Context, conn net.Conn, conns *sync.WaitGroup
 		conn.Close()
 		log.Warn("connection refused: too many", "limit", s.maxConns())
 		return
+	}
+	if local, ok := conn.(*net.UnixConn); ok {
+		_ = local.SetWriteBuffer(writeSize) // a help: the system may allow less
 	}
 	conns.Go(func() {
 		defer s.conns.Add(-1)

@@ -4,74 +4,156 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 )
 
 // job is done by several tools, one after the other, so that all see the same noise.
 type job struct {
 	name     string
+	bytes    int64 // of image that the job is about, holes included; 0 is the size of the images
 	commands []command
 }
 
-// command is how a tool does a job. It runs in a directory of the tool's own, beside the images ../a and ../b.
+// command is how a tool does a job. It runs in a directory, beside the images ../a and ../b.
 type command struct {
 	tool    string
+	dir     string // the name of the directory, for commands that share one; "" is the tool's
+	env     []string
 	args    []string
 	prepare func(dir string) error // before the clock runs; may be nil
 	check   func(dir string) error // after it; may be nil
-	// Of a server: where it listens, and how often its export is copied out, which is what is measured.
-	socket string
-	copies int
+	server  *server                // what is measured is a server under load; nil if it is the command itself
+}
+
+// suite makes the jobs.
+type suite struct {
+	cairn, libzstd string // binaries; "" for none of the build that links libzstd
+	disk           string // directory on a disk; "" for none
+	socket         string // where servers listen
 }
 
 // jobs are what is measured, in an order in which each finds what it needs: the store of a, then of b too.
-// Servers listen on socket.
-func jobs(cairn, socket string) []job {
-	return []job{
-		{"make", []command{
-			{tool: "cairn", prepare: newStore, args: words(cairn, "make", "-s", "store", "a.caibx", "../a")},
-			{tool: "casync", prepare: newStore, args: words("casync", "make", "--store=store", "a.caibx", "../a")},
-			{tool: "desync", prepare: newStore, args: words("desync", "make", "-s", "store", "a.caibx", "../a")},
-		}},
-		{"make b, a is stored", []command{
-			{tool: "cairn", args: words(cairn, "make", "-s", "store", "b.caibx", "../b")},
-			{tool: "casync", args: words("casync", "make", "--store=store", "b.caibx", "../b")},
-			{tool: "desync", args: words("desync", "make", "-s", "store", "b.caibx", "../b")},
-		}},
-		{"assemble b from the store", []command{
-			assembles("cairn", cairn, "assemble", "-s", "store", "b.caibx", "b"),
-			assembles("casync", "casync", "extract", "--store=store", "b.caibx", "b"),
-			assembles("desync", "desync", "extract", "-s", "store", "b.caibx", "b"),
-		}},
-		{"assemble b, a is a seed", []command{
-			assembles("cairn", cairn, "assemble", "-s", "store", "--seed", "../a=a.caibx", "b.caibx", "b"),
-			assembles("casync", "casync", "extract", "--store=store", "--seed=../a", "b.caibx", "b"),
-			assembles("desync", "desync", "extract", "-s", "store", "--seed", "a.caibx:../a", "b.caibx", "b"),
-		}},
-		{"verify b", []command{
-			{tool: "cairn", args: words(cairn, "verify", "b.caibx", "../b")},
-			{tool: "desync", args: words("desync", "verify-index", "b.caibx", "../b")},
-		}},
-		{"serve b, copied once", servers(cairn, socket, 1)},
-		{"serve b, copied 5 times", servers(cairn, socket, 5)},
+func (s suite) jobs() []job {
+	jobs := []job{
+		{name: "make", commands: s.with(command{prepare: newStore, args: words("make -s store a.caibx ../a")}, s.builds(),
+			command{tool: "casync", prepare: newStore, args: words("casync make --store=store a.caibx ../a")},
+			command{tool: "desync", prepare: newStore, args: words("desync make -s store a.caibx ../a")})},
+		{name: "index only, the store has all", commands: s.with(command{args: words("make -s store a.caibx ../a")}, s.simd(),
+			command{tool: "desync", args: words("desync make again.caibx ../a")})},
+		{name: "make b, a is stored", commands: s.with(command{args: words("make -s store b.caibx ../b")}, s.builds(),
+			command{tool: "casync", args: words("casync make --store=store b.caibx ../b")},
+			command{tool: "desync", args: words("desync make -s store b.caibx ../b")})},
+		{name: "assemble b from the store", commands: s.with(
+			assembles("", "assemble -s store b.caibx b"), s.simd(),
+			assembles("casync", "casync extract --store=store b.caibx b"),
+			assembles("desync", "desync extract -s store b.caibx b"))},
+		{name: "assemble b, a is a seed", commands: s.with(
+			assembles("", "assemble -s store --seed ../a=a.caibx b.caibx b"), s.simd(),
+			assembles("casync", "casync extract --store=store --seed=../a b.caibx b"),
+			assembles("desync", "desync extract -s store --seed a.caibx:../a b.caibx b"))},
+		{name: "verify b", commands: s.with(command{args: words("verify b.caibx ../b")}, s.simd(),
+			command{tool: "desync", args: words("desync verify-index b.caibx ../b")})},
+		s.sparse(),
+		{name: "serve b, first copy", commands: s.servers(server{load: copyOut})},
+		{name: "serve b, 8 copies, hot", commands: s.servers(server{warm: true, load: copyOften})},
+		{name: "serve b, 4 KiB random, 16 in flight, hot", commands: s.servers(server{warm: true, load: readRandomly})},
+	}
+	if s.disk != "" {
+		jobs = append(jobs, s.onDisk())
+	}
+	return jobs
+}
+
+func words(text string) []string { return strings.Fields(text) }
+
+// variant is a way to run cairn.
+type variant struct{ tool, dir, binary, env string }
+
+func (s suite) plain() variant { return variant{tool: "cairn", binary: s.cairn} }
+
+// builds are the builds of cairn. Each has a store of its own.
+func (s suite) builds() []variant {
+	if s.libzstd == "" {
+		return []variant{s.plain()}
+	}
+	return []variant{s.plain(), {tool: "cairn, libzstd", binary: s.libzstd}}
+}
+
+// simd are the levels of vector instructions, with one store.
+func (s suite) simd() []variant {
+	return []variant{
+		s.plain(),
+		{tool: "cairn, AVX2", dir: "cairn", binary: s.cairn, env: "CAIRN_SIMD=avx2"},
+		{tool: "cairn, no SIMD", dir: "cairn", binary: s.cairn, env: "CAIRN_SIMD=off"},
 	}
 }
 
-func words(w ...string) []string { return w }
-
-func assembles(tool string, args ...string) command {
-	return command{tool: tool, args: args, prepare: noImage, check: sameImage}
+// with is c done by each variant of cairn, then by the others.
+func (s suite) with(c command, variants []variant, others ...command) []command {
+	var commands []command
+	for _, v := range variants {
+		commands = append(commands, c.by(v))
+	}
+	return append(commands, others...)
 }
 
-// servers serve b: cairn out of its store, with room for all of it in memory, the others the file itself.
-func servers(cairn, socket string, copies int) []command {
-	return []command{
-		{tool: "cairn", socket: socket, copies: copies,
-			args: words(cairn, "serve", "-s", "store", "--memory", "4GiB", "--listen", "unix:"+socket, "b.caibx")},
-		{tool: "qemu-nbd", socket: socket, copies: copies,
-			args: words("qemu-nbd", "-t", "-r", "-e", "16", "-f", "raw", "-k", socket, "../b")},
-		{tool: "nbdkit", socket: socket, copies: copies,
-			args: words("nbdkit", "-f", "-r", "-U", socket, "file", "../b")},
+func (c command) by(v variant) command {
+	c.tool, c.dir, c.args = v.tool, v.dir, append([]string{v.binary}, c.args...)
+	if v.env != "" {
+		c.env = []string{v.env}
 	}
+	return c
+}
+
+func assembles(tool, args string) command {
+	return command{tool: tool, args: words(args), prepare: noImage, check: sameImage}
+}
+
+// sparse is the index of an image of 1 TiB, which is a and a hole.
+func (s suite) sparse() job {
+	const huge = 1 << 40
+	var size int64
+	image := func(dir string) string { return filepath.Join(dir, "../a") }
+	extend := func(dir string) error {
+		info, err := os.Stat(image(dir))
+		if err != nil {
+			return err
+		}
+		size = info.Size()
+		return os.Truncate(image(dir), huge)
+	}
+	restore := func(dir string) error {
+		return errors.Join(os.Truncate(image(dir), size), os.Remove(filepath.Join(dir, "huge.caibx")))
+	}
+	c := command{prepare: extend, check: restore, args: words("make -s store huge.caibx ../a")}
+	return job{name: "index only, a and a hole of 1 TiB", bytes: huge, commands: []command{c.by(s.plain())}}
+}
+
+// onDisk is a make whose store, unlike all else, is on a disk.
+func (s suite) onDisk() job {
+	fresh := func(dir string) error {
+		link := filepath.Join(dir, "disk")
+		return errors.Join(os.RemoveAll(link), os.Symlink(s.disk, link), newStore(s.disk))
+	}
+	remove := func(string) error { return os.RemoveAll(filepath.Join(s.disk, "store")) }
+	makes := func(tool, args string) command {
+		return command{tool: tool, prepare: fresh, check: remove, args: words(args)}
+	}
+	return job{name: "make, the store on a disk", commands: s.with(
+		makes("", "make -s disk/store a.caibx ../a"), s.builds(),
+		makes("casync", "casync make --store=disk/store a.caibx ../a"),
+		makes("desync", "desync make -s disk/store a.caibx ../a"))}
+}
+
+// servers serve b under load: cairn out of its store, with room for all of it in memory, the others the file itself, without holes.
+func (s suite) servers(under server) []command {
+	under.socket = s.socket
+	const here = "../nbd" // the socket, as seen from where they run
+	return s.with(
+		command{server: &under, args: words("serve -s store --memory 4GiB --listen unix:" + here + " b.caibx")},
+		[]variant{s.plain()},
+		command{tool: "qemu-nbd", server: &under, args: append(words("qemu-nbd -t -r -e 16 -f raw -k"), s.socket, "../dense")},
+		command{tool: "nbdkit", server: &under, args: append(words("nbdkit -f -r -U"), s.socket, "file", "../dense")})
 }
 
 // newStore empties the store.

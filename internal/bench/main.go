@@ -6,7 +6,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -14,16 +13,20 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"syscall"
+	"time"
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	var o options
 	flag.StringVar(&o.cairn, "cairn", "cairn", "the `binary` to measure")
+	flag.StringVar(&o.libzstd, "libzstd", "", "the `binary` that links libzstd (default: not measured)")
 	flag.StringVar(&o.images, "images", "", "`directory` with a.FORMAT and b.FORMAT")
 	flag.StringVar(&o.work, "work", "/dev/shm", "`directory` to work in")
-	flag.StringVar(&o.out, "out", "", "write results to this `path` with .md and .json added")
+	flag.StringVar(&o.disk, "disk", "", "`directory` on a disk, for a store (default: nothing on a disk is measured)")
+	flag.StringVar(&o.out, "out", "", "write results to this `path` with .md, .json and -FORMAT-….svg added")
 	flag.IntVar(&o.rounds, "rounds", 5, "how many `times` to run everything")
 	flag.Parse()
 	if err := run(ctx, o, flag.Args()); err != nil {
@@ -33,18 +36,20 @@ func main() {
 }
 
 type options struct {
-	cairn, images, work, out string
-	rounds                   int
+	cairn, libzstd, images, work, disk, out string
+	rounds                                  int
 }
 
 // run measures with the images of each format, and writes the results.
 func run(ctx context.Context, o options, formats []string) error {
-	if len(formats) == 0 || o.rounds < 1 || o.out == "" {
-		return errors.New("usage: bench -images DIR [-cairn BINARY] [-work DIR] [-rounds N] -out PATH FORMAT [FORMAT]")
+	if len(formats) == 0 || o.rounds < 1 || o.images == "" || o.out == "" {
+		return errors.New("usage: bench -images DIR [-cairn BINARY] [-libzstd BINARY] [-work DIR] [-disk DIR] [-rounds N] " +
+			"-out PATH FORMAT [FORMAT]")
 	}
-	var err error
-	if o.cairn, err = filepath.Abs(o.cairn); err != nil { // the tools run in directories of their own
-		return err
+	for _, path := range []*string{&o.cairn, &o.libzstd, &o.disk} { // the tools run in directories of their own
+		if err := makeAbsolute(path); err != nil {
+			return err
+		}
 	}
 	machine, err := describeMachine(ctx, o.cairn)
 	if err != nil {
@@ -56,13 +61,14 @@ func run(ctx context.Context, o options, formats []string) error {
 			return fmt.Errorf("%s: %w", format, err)
 		}
 	}
-	text, err := json.MarshalIndent(r, "", "  ")
-	if err != nil {
-		return err
+	return r.write(o.out)
+}
+
+func makeAbsolute(path *string) (err error) {
+	if *path != "" {
+		*path, err = filepath.Abs(*path)
 	}
-	return errors.Join(
-		os.WriteFile(o.out+".json", append(text, '\n'), 0o644),
-		os.WriteFile(o.out+".md", []byte(r.markdown()), 0o644))
+	return err
 }
 
 // measure runs all rounds with the images of one format.
@@ -72,16 +78,20 @@ func (r *results) measure(ctx context.Context, o options, format string) (err er
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(work)) }()
-	for _, name := range []string{"a", "b"} {
-		from := filepath.Join(o.images, name+"."+format)
-		if err := quietly(exec.CommandContext(ctx, "cp", "--sparse=always", from, filepath.Join(work, name))); err != nil {
+	if o.disk != "" {
+		if o.disk, err = os.MkdirTemp(o.disk, "cairn-bench-"); err != nil {
 			return err
 		}
+		defer func() { err = errors.Join(err, os.RemoveAll(o.disk)) }()
 	}
-	jobs := jobs(o.cairn, filepath.Join(work, "nbd"))
+	size, err := copyImages(ctx, o.images, work, format)
+	if err != nil {
+		return err
+	}
+	suite := suite{cairn: o.cairn, libzstd: o.libzstd, disk: o.disk, socket: filepath.Join(work, "nbd")}
 	for round := range o.rounds {
-		fmt.Fprintf(os.Stderr, "bench: %s, round %d of %d\n", format, round+1, o.rounds)
-		samples, err := measureRound(ctx, work, jobs)
+		begun := time.Now()
+		samples, err := measureRound(ctx, work, suite.jobs(), size)
 		if err != nil {
 			return err
 		}
@@ -89,6 +99,26 @@ func (r *results) measure(ctx context.Context, o options, format string) (err er
 			samples[i].Image = format
 		}
 		r.Samples = append(r.Samples, samples...)
+		took := time.Since(begun).Round(time.Second)
+		fmt.Fprintf(os.Stderr, "bench: %s, round %d of %d took %v\n", format, round+1, o.rounds, took)
 	}
 	return nil
+}
+
+// copyImages brings the images of a format to where the work is done, and returns a's size: a, b, and b without
+// holes for servers of files, since asking a tmpfs for holes is slow, and qemu-nbd asks before every read.
+func copyImages(ctx context.Context, from, work, format string) (int64, error) {
+	for _, c := range []struct{ name, sparse, as string }{
+		{"a", "always", "a"}, {"b", "always", "b"}, {"b", "never", "dense"},
+	} {
+		image, as := filepath.Join(from, c.name+"."+format), filepath.Join(work, c.as)
+		if err := quietly(exec.CommandContext(ctx, "cp", "--sparse="+c.sparse, image, as)); err != nil {
+			return 0, err
+		}
+	}
+	info, err := os.Stat(filepath.Join(work, "a"))
+	if err != nil {
+		return 0, err
+	}
+	return info.Size(), nil
 }

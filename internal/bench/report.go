@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
@@ -43,6 +44,7 @@ func describeMachine(ctx context.Context, cairn string) (machine, error) {
 	m.Kernel = strings.TrimSpace(string(kernel))
 	for _, tool := range [][]string{
 		{cairn, "version"}, {"casync", "--version"}, {"qemu-nbd", "--version"}, {"nbdkit", "--version"}, {"nbdcopy", "--version"},
+		{"fio", "--version"},
 	} {
 		out, err := exec.CommandContext(ctx, tool[0], tool[1:]...).Output()
 		if err != nil {
@@ -64,8 +66,27 @@ func valueOf(text []byte, key string) string {
 	return "unknown"
 }
 
+// write writes the results as JSON, with every sample, as tables, and as charts.
+func (r *results) write(path string) error {
+	text, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return err
+	}
+	files := map[string]string{path + ".json": string(text) + "\n", path + ".md": r.markdown()}
+	for image, samples := range groups(r.Samples, func(s sample) string { return s.Image }) {
+		files[path+"-"+image+"-cpu.svg"] = chartOf(image+": CPU time, cairn's is 1", samples, func(c cost) float64 { return c.cpu })
+		files[path+"-"+image+"-wall.svg"] = chartOf(image+": wall time, cairn's is 1", samples, func(c cost) float64 { return c.wall })
+	}
+	for name, text := range files {
+		if err := os.WriteFile(name, []byte(text), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // cost is what a tool's job cost in the median; each figure has its own.
-type cost struct{ user, sys, cpu, wall, rss float64 }
+type cost struct{ user, sys, cpu, wall, rss, perGB, perOp float64 }
 
 func median(values []float64) float64 {
 	values = slices.Sorted(slices.Values(values))
@@ -82,11 +103,13 @@ func costOf(samples []sample) cost {
 		return median(values)
 	}
 	return cost{
-		user: of(func(s sample) float64 { return s.User }),
-		sys:  of(func(s sample) float64 { return s.Sys }),
-		cpu:  of(func(s sample) float64 { return s.User + s.Sys }),
-		wall: of(func(s sample) float64 { return s.Wall }),
-		rss:  of(func(s sample) float64 { return float64(s.RSS) / (1 << 20) }),
+		user:  of(func(s sample) float64 { return s.User }),
+		sys:   of(func(s sample) float64 { return s.Sys }),
+		cpu:   of(func(s sample) float64 { return s.User + s.Sys }),
+		wall:  of(func(s sample) float64 { return s.Wall }),
+		rss:   of(func(s sample) float64 { return float64(s.RSS) / (1 << 20) }),
+		perGB: of(func(s sample) float64 { return (s.User + s.Sys) / float64(s.Bytes) * 1e9 }),
+		perOp: of(func(s sample) float64 { return (s.User + s.Sys) / float64(max(s.Ops, 1)) * 1e6 }),
 	}
 }
 
@@ -98,8 +121,8 @@ func (r *results) markdown() string {
 	fmt.Fprintf(&b, "%s.\n", strings.Join(r.Machine.Tools, " · "))
 	for image, samples := range groups(r.Samples, func(s sample) string { return s.Image }) {
 		fmt.Fprintf(&b, "\n### %s\n\n", image)
-		b.WriteString("| job | tool | user + sys, s | wall, s | peak, MiB | CPU to cairn's | wall to cairn's |\n")
-		b.WriteString("|---|---|---|---|---|---|---|\n")
+		b.WriteString("| job | tool | user + sys, s | CPU | wall, s | peak, MiB | CPU to cairn's | wall to cairn's |\n")
+		b.WriteString("|---|---|---|---|---|---|---|---|\n")
 		for job, samples := range groups(samples, func(s sample) string { return s.Job }) {
 			writeJob(&b, job, samples)
 		}
@@ -115,8 +138,12 @@ func writeJob(b *strings.Builder, job string, samples []sample) {
 		if ours == (cost{}) {
 			ours = c
 		}
-		fmt.Fprintf(b, "| %s | %s | %.2f + %.2f | %.2f | %.0f | %.1f | %.1f |\n",
-			job, tool, c.user, c.sys, c.wall, c.rss, c.cpu/ours.cpu, c.wall/ours.wall)
+		rate := fmt.Sprintf("%.2f s/GB", c.perGB)
+		if samples[0].Ops > 0 {
+			rate = fmt.Sprintf("%.1f µs/read", c.perOp)
+		}
+		fmt.Fprintf(b, "| %s | %s | %.2f + %.2f | %s | %.2f | %.0f | %.1f | %.1f |\n",
+			job, tool, c.user, c.sys, rate, c.wall, c.rss, c.cpu/ours.cpu, c.wall/ours.wall)
 	}
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/xml"
 	"strings"
 	"testing"
 )
@@ -20,18 +21,84 @@ func TestMarkdown(t *testing.T) {
 	r := results{Machine: machine{Date: "2026-01-02", CPU: "Abacus", CPUs: 2, Kernel: "6.1", Tools: []string{"cairn 1", "casync 2"}}, Rounds: 2}
 	for _, wall := range []float64{1, 3} {
 		r.Samples = append(r.Samples,
-			sample{Image: "ext4", Job: "make", Tool: "cairn", User: 1.5, Sys: 0.5, Wall: wall, RSS: 40 << 20},
-			sample{Image: "ext4", Job: "make", Tool: "casync", User: 4, Sys: 1, Wall: 4 * wall, RSS: 7 << 20})
+			sample{Image: "ext4", Job: "make", Tool: "cairn", Bytes: 5e8, User: 1.5, Sys: 0.5, Wall: wall, RSS: 40 << 20},
+			sample{Image: "ext4", Job: "make", Tool: "casync", Bytes: 5e8, User: 4, Sys: 1, Wall: 4 * wall, RSS: 7 << 20},
+			sample{Image: "ext4", Job: "serve", Tool: "cairn", Bytes: 4096e4, Ops: 1e4, User: 0.05, Sys: 0.01, Wall: 1})
 	}
 	got := r.markdown()
 	for _, want := range []string{
 		"2026-01-02, Abacus, 2 CPUs, Linux 6.1; medians of 2 rounds.\ncairn 1 · casync 2.\n",
 		"\n### ext4\n",
-		"\n| make | cairn | 1.50 + 0.50 | 2.00 | 40 | 1.0 | 1.0 |\n",
-		"\n| make | casync | 4.00 + 1.00 | 8.00 | 7 | 2.5 | 4.0 |\n",
+		"\n| make | cairn | 1.50 + 0.50 | 4.00 s/GB | 2.00 | 40 | 1.0 | 1.0 |\n",
+		"\n| serve | cairn | 0.05 + 0.01 | 6.0 µs/read | 1.00 | 0 | 1.0 | 1.0 |\n",
+		"\n| make | casync | 4.00 + 1.00 | 10.00 s/GB | 8.00 | 7 | 2.5 | 4.0 |\n",
 	} {
 		if !strings.Contains(got, want) {
 			t.Errorf("markdown lacks %q:\n%s", want, got)
 		}
+	}
+}
+
+func TestParseStat(t *testing.T) {
+	const stat = "42 (a) R (b) S 1 2 3 0 -1 4194304 10 0 0 0 250 75 9 9 20 0 1 0"
+	user, sys, err := parseStat([]byte(stat))
+	if user != 2.5 || sys != 0.75 || err != nil {
+		t.Errorf("parseStat = %v, %v, %v, want 2.5, 0.75", user, sys, err)
+	}
+	for _, bad := range []string{"", "42 (a) S 1 2", "42 (a) S 1 2 3 0 -1 4194304 10 0 0 0 x 75 9"} {
+		if _, _, err := parseStat([]byte(bad)); err == nil {
+			t.Errorf("parseStat(%q) succeeded", bad)
+		}
+	}
+}
+
+func TestParseFio(t *testing.T) {
+	const words = "fio: a note\n"
+	if n, err := parseFio([]byte(words + `{"jobs": [{"read": {"total_ios": 77}}]}`)); n != 77 || err != nil {
+		t.Errorf("parseFio = %v, %v, want 77", n, err)
+	}
+	for _, bad := range []string{"", words, `{"jobs": []}`, `{"jobs": [{"read": {"total_ios": 0}}]}`} {
+		if _, err := parseFio([]byte(bad)); err == nil {
+			t.Errorf("parseFio(%q) succeeded", bad)
+		}
+	}
+}
+
+func TestScaleOps(t *testing.T) {
+	s := sample{Ops: 50_000, Bytes: 50_000 * 4096, User: 0.5, Sys: 1, Wall: 3}
+	s.scaleOps()
+	if want := (sample{Ops: 100_000, Bytes: 100_000 * 4096, User: 1, Sys: 2, Wall: 6}); s != want {
+		t.Errorf("scaled to %+v, want %+v", s, want)
+	}
+}
+
+// TestChart: the drawing is XML, has a bar for each tool, and the longest fits.
+func TestChart(t *testing.T) {
+	samples := []sample{
+		{Job: "make <a>", Tool: "cairn", User: 1}, {Job: "make <a>", Tool: "casync", User: 4},
+		{Job: "verify", Tool: "cairn", User: 2}, {Job: "verify", Tool: "desync", User: 100},
+	}
+	svg := chartOf("CPU & more", samples, func(c cost) float64 { return c.cpu })
+	type rect struct {
+		X     float64 `xml:"x,attr"`
+		Width float64 `xml:"width,attr"`
+	}
+	var drawing struct {
+		Width float64 `xml:"width,attr"`
+		Bars  []rect  `xml:"rect"`
+	}
+	if err := xml.Unmarshal([]byte(svg), &drawing); err != nil {
+		t.Fatalf("%v in\n%s", err, svg)
+	}
+	if len(drawing.Bars) != 1+len(samples) { // the background is one
+		t.Fatalf("%d rectangles, want %d:\n%s", len(drawing.Bars), 1+len(samples), svg)
+	}
+	for i, bar := range drawing.Bars {
+		if bar.Width < 0 || bar.X+bar.Width > drawing.Width {
+			t.Errorf("bar %d, %+v, does not fit in %v", i, bar, drawing.Width)
+		}
+	}
+	if bars := drawing.Bars[1:]; bars[1].Width < 3*bars[0].Width {
+		t.Errorf("bars for 4 and 1 are %v and %v wide", bars[1].Width, bars[0].Width)
 	}
 }

@@ -1,0 +1,163 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"strconv"
+	"syscall"
+	"time"
+)
+
+// server says how to measure a server.
+type server struct {
+	socket string // where it listens
+	warm   bool   // its export is copied out once before the clock runs
+	load   load
+}
+
+// load is work for a server, given by its URI; it says in the sample how much it was.
+type load func(ctx context.Context, uri string, s *sample) error
+
+// run starts a server, and enters what a load costs it.
+func (v server) run(ctx context.Context, cmd *exec.Cmd, s *sample) (err error) {
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	defer func() {
+		// Not every server ends well on a signal, and what counts is what it did before.
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		_ = cmd.Wait()
+		err = errors.Join(err, removeSocket(v.socket))
+	}()
+	if err := listens(ctx, v.socket); err != nil {
+		return err
+	}
+	uri := "nbd+unix:///?socket=" + v.socket
+	if v.warm {
+		if err := copyOut(ctx, uri, new(sample)); err != nil {
+			return err
+		}
+	}
+	user, sys, err := cpuTime(cmd.Process.Pid)
+	if err != nil {
+		return err
+	}
+	begun := time.Now()
+	if err := v.load(ctx, uri, s); err != nil {
+		return err
+	}
+	s.Wall = time.Since(begun).Seconds()
+	s.User, s.Sys, err = cpuTime(cmd.Process.Pid)
+	s.User, s.Sys = s.User-user, s.Sys-sys
+	if s.Ops > 0 {
+		s.scaleOps()
+	}
+	return err
+}
+
+func removeSocket(path string) error {
+	if err := os.Remove(path); !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// copyOut reads all of an export, in large pieces and on several connections.
+func copyOut(ctx context.Context, uri string, _ *sample) error {
+	return quietly(exec.CommandContext(ctx, "nbdcopy", uri, "null:"))
+}
+
+// copyOften is copyOut, and again, until its cost can be told from the tick of the clock.
+func copyOften(ctx context.Context, uri string, s *sample) error {
+	const times = 8
+	s.Bytes *= times
+	for range times {
+		if err := copyOut(ctx, uri, s); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// readRandomly reads blocks of an export on one connection for some seconds, and counts them.
+func readRandomly(ctx context.Context, uri string, s *sample) error {
+	const block = 4096
+	out, err := exec.CommandContext(ctx, "fio", "--name=random", "--ioengine=nbd", "--uri="+uri, "--rw=randread",
+		"--bs="+strconv.Itoa(block), "--runtime=3", "--time_based", "--iodepth=16", "--output-format=json").Output()
+	if err != nil {
+		return fmt.Errorf("fio: %w", err)
+	}
+	s.Ops, err = parseFio(out)
+	s.Bytes = block * s.Ops
+	return err
+}
+
+// parseFio reads how many reads fio did. Its JSON may follow some words.
+func parseFio(out []byte) (int64, error) {
+	var result struct {
+		Jobs []struct {
+			Read struct {
+				Total int64 `json:"total_ios"`
+			} `json:"read"`
+		} `json:"jobs"`
+	}
+	if err := json.Unmarshal(out[max(0, bytes.IndexByte(out, '{')):], &result); err != nil {
+		return 0, fmt.Errorf("reading fio's results: %w", err)
+	}
+	if len(result.Jobs) != 1 || result.Jobs[0].Read.Total == 0 {
+		return 0, errors.New("fio says that it read nothing")
+	}
+	return result.Jobs[0].Read.Total, nil
+}
+
+// scaleOps makes a sample of random reads that of opsShown reads, so that tools of other speed compare.
+func (s *sample) scaleOps() {
+	const opsShown = 100_000
+	f := opsShown / float64(s.Ops)
+	s.User, s.Sys, s.Wall = s.User*f, s.Sys*f, s.Wall*f
+	s.Bytes, s.Ops = s.Bytes/s.Ops*opsShown, opsShown
+}
+
+// cpuTime is what a process used so far, in seconds, with all its threads.
+func cpuTime(pid int) (user, sys float64, err error) {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, 0, err
+	}
+	return parseStat(stat)
+}
+
+// parseStat reads fields 14 and 15 of proc_pid_stat(5), in hundredths of a second. The second field is a
+// name in parentheses, which may hold anything.
+func parseStat(stat []byte) (user, sys float64, err error) {
+	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
+	if len(fields) < 13 {
+		return 0, 0, fmt.Errorf("reading the CPU time of a process: it says %q", stat)
+	}
+	user, userErr := strconv.ParseFloat(string(fields[11]), 64)
+	sys, sysErr := strconv.ParseFloat(string(fields[12]), 64)
+	return user / 100, sys / 100, errors.Join(userErr, sysErr)
+}
+
+// listens waits until a server accepts connections.
+func listens(ctx context.Context, socket string) error {
+	ctx, stop := context.WithTimeout(ctx, 10*time.Second)
+	defer stop()
+	for {
+		conn, err := new(net.Dialer).DialContext(ctx, "unix", socket)
+		if err == nil {
+			return conn.Close()
+		}
+		select {
+		case <-time.After(5 * time.Millisecond):
+		case <-ctx.Done():
+			return fmt.Errorf("waiting for the server: %w", err)
+		}
+	}
+}
