@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -153,11 +154,11 @@ type assembled struct {
 
 func runAssemble(ctx context.Context, stdout io.Writer, f assembleFlags, index, location string) error {
 	begun := time.Now()
-	if err := f.settle(); err != nil {
-		return err
-	}
 	x, err := readIndex(ctx, index)
 	if err != nil {
+		return err
+	}
+	if err := f.settle(x); err != nil {
 		return err
 	}
 	result := assembled{Index: index, Digest: x.Digest().String(), Target: location}
@@ -171,11 +172,11 @@ func runAssemble(ctx context.Context, stdout io.Writer, f assembleFlags, index, 
 	return f.runHook(ctx, result)
 }
 
-// settle makes the process as modest as it was told to be.
-func (f *assembleFlags) settle() error {
-	if f.memory > 0 {
-		debug.SetMemoryLimit(f.memory + 16<<20) // the program itself takes the rest
-	}
+// settle makes the process as modest as it was told to be. Besides the buffers, which are 32 MiB by default, it
+// has the program's own needs and the indexes in memory.
+func (f *assembleFlags) settle(x *blob.Index) error {
+	const program, chunk = 16 << 20, 128
+	debug.SetMemoryLimit(cmp.Or(f.memory, 32<<20) + program + chunk*int64(x.Len()))
 	if f.idle {
 		if err := ioprio.Idle(); err != nil {
 			return fmt.Errorf("making the job idle: %w", err)
@@ -262,7 +263,7 @@ func (t *target) before() *blockdev.File {
 func (f *assembleFlags) run(ctx context.Context, plan *seed.Plan, own int, from *source, t *target, result *assembled) (err error) {
 	p := newProgress(f.progress, "assembling "+result.Index, plan.Index.Size())
 	defer p.end()
-	result.Stats, err = assemble.Run(ctx, plan, from, t, assemble.Options{
+	result.Stats, err = assemble.Run(ctx, plan, from.Getter, t, assemble.Options{
 		New:      t.blank,
 		Memory:   f.memory,
 		Fetches:  f.fetches,

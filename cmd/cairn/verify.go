@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -42,7 +43,8 @@ type verified struct {
 	Image  string `json:"image,omitempty"` // or the store was verified
 	Chunks int    `json:"chunks"`
 	verify.Report
-	Causes []string `json:"causes,omitempty"`
+	Unfinished bool     `json:"unfinished,omitempty"` // the image begins as an interrupted assemble leaves it
+	Causes     []string `json:"causes,omitempty"`
 }
 
 func runVerify(ctx context.Context, stdout io.Writer, f verifyFlags, args []string) error {
@@ -54,8 +56,10 @@ func runVerify(ctx context.Context, stdout io.Writer, f verifyFlags, args []stri
 	if err != nil {
 		return fmt.Errorf("verifying %s: %w", what, err)
 	}
+	unfinished := len(args) > 1 && report.Bad > 0 && isUnfinished(args[1], x.Size())
 	if f.json {
-		v := verified{Index: args[0], Chunks: x.Len(), Report: report}
+		v := verified{Index: args[0], Chunks: x.Len(), Report: report, Unfinished: unfinished}
+		v.First = append([]verify.Range{}, v.First...) // a list, also when it is empty
 		for _, cause := range report.Causes {
 			v.Causes = append(v.Causes, cause.Error())
 		}
@@ -66,7 +70,7 @@ func runVerify(ctx context.Context, stdout io.Writer, f verifyFlags, args []stri
 	}
 	if report.Bad > 0 {
 		tellBad(report)
-		return damaged(what, args[0], x, report)
+		return damaged(what, args[0], x, report, unfinished)
 	}
 	if !f.json {
 		say("%s is whole: %s in %s", what, size(x.Size()), chunks(int64(x.Len())))
@@ -124,12 +128,28 @@ func (f *verifyFlags) report(what string, x *blob.Index, o verify.Options, do fu
 }
 
 // damaged says how much is not right.
-func damaged(what, index string, x *blob.Index, r verify.Report) error {
+func damaged(what, index string, x *blob.Index, r verify.Report, unfinished bool) error {
 	much := fmt.Sprintf("%d of %s (%s)", r.Bad, chunks(int64(x.Len())), size(r.BadBytes))
 	if len(r.Causes) > 0 {
 		return damagedError{fmt.Sprintf("%s does not hold %s whole: %s are missing or damaged", what, index, much)}
 	}
+	if unfinished {
+		much = "it begins with zeros, as an assemble that was not finished leaves it; " + much
+	}
 	return damagedError{fmt.Sprintf("%s is not the image of %s: %s differ", what, index, much)}
+}
+
+// isUnfinished says whether what should hold an image of size bytes begins with zeros where file systems are
+// recognised, as it does while an assemble changes it.
+func isUnfinished(location string, size int64) bool {
+	f, err := openWhole(location, size)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	start := make([]byte, min(size, 4096))
+	n, _ := f.ReadAt(start, 0)
+	return n == len(start) && len(bytes.Trim(start, "\x00")) == 0
 }
 
 // tellBad names the first things that are not right.

@@ -5,6 +5,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -34,7 +35,7 @@ func newDepot(t testing.TB, r releases) *depot {
 }
 
 func (d *depot) serve(w http.ResponseWriter, q *http.Request, path string) {
-	if !strings.HasSuffix(path, ".cacnk") {
+	if !strings.HasSuffix(path, ".cacnk") || q.Method != http.MethodGet {
 		http.ServeFile(w, q, path)
 		return
 	}
@@ -50,6 +51,7 @@ func (d *depot) serve(w http.ResponseWriter, q *http.Request, path string) {
 		http.NotFound(w, q)
 		return
 	}
+	w.Header().Set("Content-Length", strconv.Itoa(len(data)))
 	if n, err := w.Write(data); err == nil && n == len(data) {
 		d.mu.Lock()
 		d.sent[filepath.Base(path)] += int64(n)

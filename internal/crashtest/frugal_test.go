@@ -3,14 +3,21 @@ package crashtest
 import (
 	"bytes"
 	"os"
+	"path/filepath"
+	"sync/atomic"
 	"testing"
 
+	update "cairn/blob/assemble" // assemble is a helper here
 	"cairn/internal/need"
+	"cairn/seed"
+	"cairn/store"
+	"cairn/store/locate"
 	"cairn/testimages"
 )
 
 // eachKind runs a test with the releases of each kind of file system.
 func eachKind(t *testing.T, test func(t *testing.T, r releases)) {
+	t.Parallel()
 	need.Root(t)
 	for name, made := range map[string]func() (releases, error){"ext4": ext4, "squashfs": squashfs} {
 		t.Run(name, func(t *testing.T) {
@@ -32,7 +39,7 @@ func slotsOf(t testing.TB, r releases, b string) slots {
 func TestUpdateIsFrugal(t *testing.T) {
 	eachKind(t, func(t *testing.T, r releases) {
 		d, state := newDepot(t, r), t.TempDir()
-		difference, two := r.difference(t, "a", "b")
+		difference, two := r.difference(t, r.read(t, "a"), "b")
 		for _, c := range []struct {
 			name, seed, held string
 			reads            int64 // of the seed
@@ -77,6 +84,59 @@ func wantNothingWritten(t testing.TB, d *depot, target string, args []string) {
 	if wrote.written != 0 || again.Written != 0 || again.InPlace != again.Size || total(d.news()) != 0 {
 		t.Errorf("once more, the kernel has written %d bytes: %+v", wrote.written, again)
 	}
+}
+
+// TestCountedInGo counts at the interfaces what the kernel counts below.
+func TestCountedInGo(t *testing.T) {
+	t.Parallel()
+	r := published(t, ext4)
+	x, held := r.read(t, "b"), r.read(t, "a")
+	from, err := locate.Open(filepath.Join(r.dir, "default.castr"), locate.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	slot := filepath.Join(t.TempDir(), "slot")
+	must(t, "cp", r.image("c"), slot)
+	allowed := writable(t, x, openFile(t, slot))
+	f, err := os.OpenFile(slot, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	target, a := &counting{File: f}, &counting{File: openFile(t, r.image("a"))}
+	plan := seed.NewPlan(x, seed.Seed{Name: "a", Index: held, Data: a})
+	chunks := store.NewChunks(from, x.Algorithm())
+	if _, err := update.Run(t.Context(), plan, chunks, target, update.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	wantImage(t, slot, r.image("b"))
+	t.Logf("written %d of %d, read %d of the seed's %d", target.wrote.Load(), allowed, a.got.Load(), held.Size())
+	if target.wrote.Load() > allowed || a.got.Load() > held.Size() {
+		t.Errorf("written %d bytes, want at most %d; read %d of the seed, want at most %d",
+			target.wrote.Load(), allowed, a.got.Load(), held.Size())
+	}
+}
+
+// counting is a file that counts the bytes that are read and written.
+type counting struct {
+	*os.File
+	got, wrote atomic.Int64
+}
+
+func (c *counting) ReadAt(p []byte, off int64) (int, error) {
+	c.got.Add(int64(len(p)))
+	return c.File.ReadAt(p, off)
+}
+
+func (c *counting) WriteAt(p []byte, off int64) (int, error) {
+	c.wrote.Add(int64(len(p)))
+	return c.File.WriteAt(p, off)
+}
+
+// Zero implements assemble.Target, by writing.
+func (c *counting) Zero(off, n int64) error {
+	_, err := c.WriteAt(make([]byte, n), off)
+	return err
 }
 
 func openFile(t testing.TB, path string) *os.File {

@@ -10,6 +10,7 @@ package crashtest
 
 import (
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -33,6 +34,9 @@ func testAll(m *testing.M) (status int, err error) {
 	if inGuest() {
 		return m.Run(), nil
 	}
+	if err := readSources(); err != nil {
+		return 0, err
+	}
 	if scratch, err = os.MkdirTemp("", "cairn-crashtest-"); err != nil {
 		return 0, err
 	}
@@ -44,6 +48,21 @@ func testAll(m *testing.M) (status int, err error) {
 		return 0, err
 	}
 	return m.Run(), nil
+}
+
+// readSources looks at every source file, so that go test knows what its cached result depends on: it does not
+// see what the build reads.
+func readSources() error {
+	return filepath.WalkDir("../..", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !d.IsDir() && filepath.Ext(path) != ".go" {
+			return err
+		}
+		if name := d.Name(); d.IsDir() && (name == ".git" || name == ".cache" || name == ".bin") {
+			return fs.SkipDir
+		}
+		_, err = os.Stat(path)
+		return err
+	})
 }
 
 // static builds a binary that needs no libraries: a program (go build) or a package's tests (go test -c).

@@ -10,7 +10,6 @@ import (
 	"os/exec"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -33,7 +32,6 @@ const (
 type ran struct {
 	stdout, stderr string
 	status         int
-	peak           int64 // bytes of memory that it had at most
 }
 
 // run runs a program to its end.
@@ -127,11 +125,7 @@ func (j *job) wait(t testing.TB) ran {
 		t.Fatal(err)
 	}
 	j.cancel()
-	var peak int64
-	if usage, is := j.cmd.ProcessState.SysUsage().(*syscall.Rusage); is {
-		peak = int64(usage.Maxrss) << 10
-	}
-	return ran{j.stdout.String(), j.stderr.String(), j.cmd.ProcessState.ExitCode(), peak}
+	return ran{j.stdout.String(), j.stderr.String(), j.cmd.ProcessState.ExitCode()}
 }
 
 // killAt kills the job when it has run for that long, and returns how it has ended, by then or before.

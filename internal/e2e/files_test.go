@@ -39,13 +39,19 @@ func mkdir(t testing.TB, path string) string {
 	return path
 }
 
+// fileSize is how many bytes a file or device has.
 func fileSize(t testing.TB, path string) int64 {
 	t.Helper()
-	info, err := os.Stat(path)
+	f, err := os.Open(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return info.Size()
+	defer f.Close()
+	n, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
 }
 
 // sum is the SHA-256 of the n bytes at off of a file or device.

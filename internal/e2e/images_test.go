@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 
@@ -14,14 +15,26 @@ import (
 // pair is two releases of one system.
 type pair struct{ name, a, b string }
 
-// smallExt4 and smallSquashfs make two releases of a small system, once for all tests.
+// small is two releases without a file system, quick to make: the next one begins with another byte, and has
+// something new, and zeros, put in between.
+func small(t testing.TB) pair {
+	t.Helper()
+	dir := t.TempDir()
+	a := testimages.Random(2, 6*mib)
+	b := slices.Concat(a[:mib], testimages.Random(3, 24*4096), a[mib:3*mib], make([]byte, mib), a[3*mib:5*mib+12_345],
+		testimages.Random(5, 74*4096), a[5*mib+12_345:])
+	b[0]++
+	return pair{"small", writeFile(t, dir, "a", a), writeFile(t, dir, "b", b)}
+}
+
+// ext4 and squashfs make two releases of a small system, once for all tests.
 var (
-	smallExt4 = sync.OnceValues(func() (pair, error) {
+	ext4 = sync.OnceValues(func() (pair, error) {
 		return newPair("ext4", func(path string, tree []testimages.Entry) error {
-			return testimages.Ext4(path, tree, 40<<20)
+			return testimages.Ext4(path, tree, 40*mib)
 		})
 	})
-	smallSquashfs = sync.OnceValues(func() (pair, error) { return newPair("squashfs", testimages.Squashfs) })
+	squashfs = sync.OnceValues(func() (pair, error) { return newPair("squashfs", testimages.Squashfs) })
 )
 
 func newPair(kind string, write func(path string, tree []testimages.Entry) error) (pair, error) {
@@ -32,28 +45,27 @@ func newPair(kind string, write func(path string, tree []testimages.Entry) error
 	return p, write(p.b, testimages.Tree(1, 1))
 }
 
-// ext4 is the pair that is quick to make.
-func ext4(t testing.TB) pair {
-	t.Helper()
-	p, err := smallExt4()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return p
-}
-
 // pairs are the releases that everything is tried on.
 func pairs(t testing.TB) []pair {
 	t.Helper()
-	all := []pair{ext4(t)}
 	if testing.Short() {
-		return all // the race detector makes compressing a squashfs slow
+		return []pair{small(t)}
 	}
-	p, err := smallSquashfs()
-	if err != nil {
-		t.Fatal(err)
+	return append(filesystems(t), realPairs(t)...)
+}
+
+// filesystems are the pairs of the small system.
+func filesystems(t testing.TB) []pair {
+	t.Helper()
+	var all []pair
+	for _, make := range []func() (pair, error){ext4, squashfs} {
+		p, err := make()
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, p)
 	}
-	return append(append(all, p), realPairs(t)...)
+	return all
 }
 
 // realPairs are the releases of a real system, in a long run.

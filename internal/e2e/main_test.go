@@ -6,6 +6,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -15,7 +16,9 @@ import (
 	"testing"
 )
 
-// scratch is a directory that outlives single tests. TestMain makes it before, and removes it after all of them.
+const mib = 1 << 20
+
+// scratch is a directory that outlives single tests. TestMain makes it before all of them, and removes it.
 var scratch string
 
 func TestMain(m *testing.M) {
@@ -41,7 +44,8 @@ func testAll(m *testing.M) (status int, err error) {
 	}
 	// /usr/bin, since nbdsh wants the system's python.
 	path := []string{scratch, "/usr/bin", os.Getenv("PATH"), "/usr/sbin", "/sbin"}
-	if err := os.Setenv("PATH", strings.Join(path, ":")); err != nil {
+	err = errors.Join(os.Setenv("PATH", strings.Join(path, ":")), os.Setenv("XDG_RUNTIME_DIR", scratch))
+	if err != nil {
 		return 0, err
 	}
 	return m.Run(), nil

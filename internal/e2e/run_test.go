@@ -23,7 +23,6 @@ const patience = 5 * time.Minute
 // The exit statuses that the design promises.
 const (
 	failed      = 1
-	usage       = 2
 	damaged     = 3
 	notFound    = 4
 	refused     = 5

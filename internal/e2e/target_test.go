@@ -16,7 +16,7 @@ import (
 // refuses says that assemble leaves a target alone, which is told by its bytes.
 func refuses(t testing.TB, words, bytes string, args ...string) {
 	t.Helper()
-	n := size(t, bytes)
+	n := fileSize(t, bytes)
 	before := sum(t, bytes, 0, n)
 	fails(t, refused, words, append([]string{"assemble"}, args...)...)
 	if sum(t, bytes, 0, n) != before {
@@ -24,19 +24,9 @@ func refuses(t testing.TB, words, bytes string, args ...string) {
 	}
 }
 
-// size is how many bytes a file or device has.
-func size(t testing.TB, path string) int64 {
-	t.Helper()
-	n, err := open(t, path).Seek(0, 2)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return n
-}
-
 func TestTargetTooSmall(t *testing.T) {
 	t.Parallel()
-	r, _ := noise(t, 2*mib+1)
+	r := noise(t, 2*mib+1)
 	disk := filepath.Join(t.TempDir(), "disk.img")
 	parts := []testimages.Part{{Name: "small", Size: 2 * mib}, {Name: "next", Size: 2 * mib}}
 	if err := testimages.GPTDisk(disk, 512, parts...); err != nil {
@@ -54,18 +44,19 @@ func TestTargetTooSmall(t *testing.T) {
 func TestTargetInUse(t *testing.T) {
 	t.Parallel()
 	need.Root(t)
-	r := publish(t, ext4(t))
+	r := publish(t, small(t))
 	s := newSlots(t, r, true)
 	node := strings.TrimSuffix(s.a, "#root-a")
+	must(t, "mkfs.ext4", "-q", "-F", node+"p2")
 	mount(t, "-o", "ro", node+"p2")
 	refuses(t, "is mounted on", node, r.index("b"), s.a)
 	refuses(t, "its partition", node, r.index("b"), node)
 	refuses(t, "the loop device "+node, s.disk, r.index("b"), s.disk+"#root-b")
-	cairn(t, "assemble", r.index("b"), s.b, "--seed", s.a) // the other slot may be written, and the mounted one be read
+	cairn(t, "assemble", r.index("b"), s.b, "--seed", s.a) // the mounted slot may be read
 
 	server := newNginx(t, r.dir)
 	g := newGate(t, server.url, 0)
-	must(t, "dd", "if=/dev/zero", "of="+node+"p3", "bs=1M", "count=1", "conv=fsync", "status=none")
+	wipe(t, node+"p3")
 	first := start(t, nil, "assemble", g.url+"/b.caibx", s.b)
 	g.await(t)
 	fails(t, refused, "", "assemble", r.index("b"), s.b)
@@ -93,7 +84,7 @@ func mount(t testing.TB, args ...string) string {
 func TestTargetMistyped(t *testing.T) {
 	t.Parallel()
 	need.Root(t)
-	r, _ := noise(t, 100_001)
+	r := noise(t, 100_001)
 	stray := fmt.Sprintf("/dev/e2e-%d", os.Getpid())
 	if err := os.WriteFile(stray, []byte("stray"), 0o600); err != nil {
 		t.Skip("cannot write to /dev")
@@ -110,7 +101,7 @@ func TestTargetMistyped(t *testing.T) {
 // TestSeedOverlapsTarget: a seed that is the target's own bytes, by whatever name.
 func TestSeedOverlapsTarget(t *testing.T) {
 	t.Parallel()
-	r := publish(t, ext4(t))
+	r := publish(t, small(t))
 	image, device := newSlots(t, r, false), newSlots(t, r, true)
 	node := strings.TrimSuffix(device.a, "#root-a")
 	link := filepath.Join(t.TempDir(), "link")
@@ -135,7 +126,7 @@ func TestSeedOverlapsTarget(t *testing.T) {
 // TestPartitionNames: a name that no partition has, or two, leads nowhere.
 func TestPartitionNames(t *testing.T) {
 	t.Parallel()
-	r, _ := noise(t, 100_001)
+	r := noise(t, 100_001)
 	disk := filepath.Join(t.TempDir(), "disk.img")
 	label := fmt.Sprintf("e2e-twin-%d", os.Getpid())
 	parts := []testimages.Part{{Name: label, Size: mib}, {Name: label, Size: mib}}
@@ -166,13 +157,13 @@ func smallDisks(t testing.TB) map[string]string {
 
 func TestDiskFull(t *testing.T) {
 	t.Parallel()
-	r, image := noise(t, 6*mib)
+	r := noise(t, 6*mib)
 	for name, dir := range smallDisks(t) {
 		t.Run(name, func(t *testing.T) {
 			const words = "no space left on device"
 			elsewhere := t.TempDir()
 			index := filepath.Join(elsewhere, "x.caibx")
-			fails(t, failed, words, "make", "-s", filepath.Join(dir, "store"), index, image)
+			fails(t, failed, words, "make", "-s", filepath.Join(dir, "store"), index, r.b)
 			wantOnly(t, elsewhere)
 			wantOnly(t, filepath.Join(dir, "store"))
 			fails(t, failed, words, "assemble", r.index("b"), filepath.Join(dir, "target"))
@@ -184,11 +175,12 @@ func TestDiskFull(t *testing.T) {
 				if got.status != 0 || !strings.Contains(got.stderr, "warning: the cache") {
 					t.Errorf("with a cache that %s: %+v", when, got)
 				}
-				wantSame(t, target, image)
+				wantSame(t, target, r.b)
 				must(t, "rm", target)
 				run(t, "dd", "if=/dev/zero", "of="+filepath.Join(dir, "fill"), "bs=1k", "status=none")
 			}
-			fails(t, failed, words, "make", filepath.Join(dir, "x.caibx"), image, "-s", filepath.Join(elsewhere, "store"))
+			store := filepath.Join(elsewhere, "store")
+			fails(t, failed, words, "make", filepath.Join(dir, "x.caibx"), r.b, "-s", store)
 			wantNone(t, filepath.Join(dir, "x.caibx"))
 		})
 	}
@@ -197,7 +189,7 @@ func TestDiskFull(t *testing.T) {
 // TestMediumFull: a device that finds out when it is flushed that it cannot hold what was written.
 func TestMediumFull(t *testing.T) {
 	t.Parallel()
-	r, _ := noise(t, 6*mib)
+	r := noise(t, 6*mib)
 	file := filepath.Join(mount(t, "-t", "tmpfs", "-o", "size=2m", "tmpfs"), "thin.img")
 	must(t, "truncate", "-s", "8M", file)
 	node := looptest.Attach(t, file, 512)
@@ -206,14 +198,16 @@ func TestMediumFull(t *testing.T) {
 
 func TestReadOnlyDirectories(t *testing.T) {
 	t.Parallel()
-	r, image := noise(t, mib)
+	r := noise(t, mib)
 	dir, elsewhere := mount(t, "-t", "tmpfs", "-o", "ro", "tmpfs"), t.TempDir()
+	here := func(name string) string { return filepath.Join(dir, name) }
+	there := func(name string) string { return filepath.Join(elsewhere, name) }
 	const words = "read-only file system"
-	fails(t, failed, words, "make", filepath.Join(dir, "x.caibx"), image, "-s", filepath.Join(elsewhere, "store"))
-	fails(t, failed, words, "make", filepath.Join(elsewhere, "x.caibx"), image, "-s", filepath.Join(dir, "store"))
-	fails(t, failed, words, "assemble", r.index("b"), filepath.Join(dir, "target"))
-	wantNone(t, filepath.Join(elsewhere, "x.caibx"))
-	got := run(t, "cairn", "assemble", "-c", filepath.Join(dir, "cache"), r.index("b"), filepath.Join(elsewhere, "out"))
+	fails(t, failed, words, "make", here("x.caibx"), r.b, "-s", there("store"))
+	fails(t, failed, words, "make", there("x.caibx"), r.b, "-s", here("store"))
+	fails(t, failed, words, "assemble", r.index("b"), here("target"))
+	wantNone(t, there("x.caibx"))
+	got := run(t, "cairn", "assemble", "-c", here("cache"), r.index("b"), there("out"))
 	if got.status != 0 || !strings.Contains(got.stderr, "warning: the cache") {
 		t.Errorf("with a cache that cannot be written: %+v", got)
 	}
