@@ -9,6 +9,7 @@
 package crashtest
 
 import (
+	"flag"
 	"fmt"
 	"io/fs"
 	"os"
@@ -21,6 +22,10 @@ import (
 var scratch string
 
 func TestMain(m *testing.M) {
+	if flag.Parse(); testing.Short() { // `make test` runs them
+		fmt.Println("the finished binary is not tested with -short")
+		os.Exit(0)
+	}
 	status, err := testAll(m)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

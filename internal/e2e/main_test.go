@@ -7,6 +7,7 @@ package e2e
 
 import (
 	"errors"
+	"flag"
 	"fmt"
 	"io/fs"
 	"os"
@@ -22,6 +23,10 @@ const mib = 1 << 20
 var scratch string
 
 func TestMain(m *testing.M) {
+	if flag.Parse(); testing.Short() { // `make test` runs them
+		fmt.Println("the finished binary is not tested with -short")
+		os.Exit(0)
+	}
 	status, err := testAll(m)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
