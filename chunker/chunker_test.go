@@ -17,6 +17,8 @@ import (
 	"testing/iotest"
 
 	"github.com/google/go-cmp/cmp"
+
+	"cairn/testimages"
 )
 
 // reference is casync's algorithm as docs/format.md tells it, byte by byte: the ends of the chunks.
@@ -262,22 +264,12 @@ func (s sparseBytes) NextData(off int64) (start, end int64, err error) {
 // TestCutAtMin: a boundary at exactly the minimum size counts, which other tools have got wrong.
 func TestCutAtMin(t *testing.T) {
 	p := Params{16 << 10, 64 << 10, 256 << 10}
-	s := stream(200_000)
+	s := testimages.SHA256Stream(200_000)
 	image := s[64537:164537]
 	got := ends(t, FromReaderAt(bytes.NewReader(image), int64(len(image))), image, p, 2)
 	if len(got) != 3 || got[0] != p.Min {
 		t.Errorf("cuts at %d, want the first of three at %d", got, p.Min)
 	}
-}
-
-// stream is SHA256(LE64(0)), SHA256(LE64(1)), …
-func stream(n int) []byte {
-	var s []byte
-	for i := uint64(0); len(s) < n; i++ {
-		sum := sha256.Sum256(binary.LittleEndian.AppendUint64(nil, i))
-		s = append(s, sum[:]...)
-	}
-	return s[:n]
 }
 
 // TestZeroCandidates: with sizes for which zeros are candidates, runs of zeros are cut at every minimum.

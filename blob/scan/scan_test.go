@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"sync"
@@ -12,21 +11,12 @@ import (
 
 	"cairn/blob"
 	"cairn/chunker"
+	"cairn/testimages"
 )
-
-// stream is SHA256(LE64(0)), SHA256(LE64(1)), …: the input of the golden vectors.
-func stream(n int) []byte {
-	var s []byte
-	for i := uint64(0); len(s) < n; i++ {
-		sum := sha256.Sum256(binary.LittleEndian.AppendUint64(nil, i))
-		s = append(s, sum[:]...)
-	}
-	return s[:n]
-}
 
 // TestGolden compares with digests of the indexes that the casync binary makes (docs/format.md).
 func TestGolden(t *testing.T) {
-	s := stream(20 << 20)
+	s := testimages.SHA256Stream(20 << 20)
 	avg := func(n int64) chunker.Params { return chunker.Params{Min: n / 4, Avg: n, Max: n * 4} }
 	for _, c := range []struct {
 		id     string
@@ -69,7 +59,7 @@ func TestGolden(t *testing.T) {
 
 // TestFresh: each different chunk is handed on once, with its own bytes.
 func TestFresh(t *testing.T) {
-	s := stream(3 << 20)
+	s := testimages.SHA256Stream(3 << 20)
 	image := bytes.Join([][]byte{s, make([]byte, 4<<20), s, make([]byte, 1<<20+77)}, nil)
 	var mu sync.Mutex
 	fresh := map[blob.Digest]int64{}
@@ -115,7 +105,7 @@ func (h holes) NextData(off int64) (start, end int64, err error) {
 func TestFreshFails(t *testing.T) {
 	full := errors.New("full")
 	o := Options{Params: chunker.Default, Workers: 2, Fresh: func(context.Context, blob.Chunk, []byte) error { return full }}
-	if _, _, err := Image(t.Context(), chunker.FromReader(bytes.NewReader(stream(1<<20))), o); !errors.Is(err, full) {
+	if _, _, err := Image(t.Context(), chunker.FromReader(bytes.NewReader(testimages.SHA256Stream(1<<20))), o); !errors.Is(err, full) {
 		t.Errorf("Image = %v, want %v", err, full)
 	}
 }
