@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -13,6 +14,7 @@ import (
 
 	"cairn/blob"
 	"cairn/internal/blockdev/looptest"
+	"cairn/internal/need"
 	"cairn/testimages"
 )
 
@@ -268,4 +270,48 @@ func TestTags(t *testing.T) {
 			t.Errorf("%s does not hold the image", target)
 		}
 	}
+}
+
+// TestUpdateSharesBlocks: on a file system with reflinks a new file shares blocks with the seed.
+func TestUpdateSharesBlocks(t *testing.T) {
+	t.Parallel()
+	need.Root(t)
+	for _, kind := range []string{"xfs", "btrfs"} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			for _, p := range filesystems(t) {
+				shareBlocks(t, p, mounted(t, kind))
+			}
+		})
+	}
+}
+
+func shareBlocks(t *testing.T, p pair, dir string) {
+	t.Helper()
+	r := publish(t, p)
+	seed, target := writeFile(t, dir, "a.img", readFile(t, r.a)), filepath.Join(dir, "b.img")
+	var got assembled
+	parse(t, cairn(t, "assemble", "--json", r.index("b"), target, "--seed", seed+"="+r.index("a")), &got)
+	wantSame(t, target, r.b)
+	// Files of an ext4 move in whole blocks; of a squashfs they do not.
+	if most := got.Size - got.Zero - got.Seeds[0]/2; p.name == "ext4" && got.Written > most {
+		t.Errorf("%d bytes written, want at most %d, as %d come from a seed", got.Written, most, got.Seeds[0])
+	}
+}
+
+// mounted is the mount point of a new file system.
+func mounted(t *testing.T, kind string) string {
+	t.Helper()
+	image, dir := writeFile(t, t.TempDir(), kind, nil), t.TempDir()
+	if err := os.Truncate(image, 1<<30); err != nil {
+		t.Fatal(err)
+	}
+	must(t, "mkfs."+kind, "-q", image)
+	must(t, "mount", "-o", "loop", image, dir)
+	t.Cleanup(func() { // the test's context has ended
+		if err := exec.Command("umount", dir).Run(); err != nil {
+			t.Errorf("umount %s: %v", dir, err)
+		}
+	})
+	return dir
 }
