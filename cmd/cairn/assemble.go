@@ -116,8 +116,10 @@ disk or disk image by its GPT name), PARTLABEL=NAME, PARTUUID=UUID, or a file.
 What is in place stays, what a seed holds is read there, the rest is fetched from the stores. Every byte is
 hashed before it is written. A device is written in place, exclusively, and never while it is in use; its
 first bytes are made invalid first and written last, so that a half-written slot is not taken for a whole
-one. Switch a boot loader to it only when the exit status is 0; 5 says that the target was refused. A file appears under its name when it is whole and on the medium. Run it again after an interruption:
-what is there already is not fetched again.`,
+one. Switch a boot loader to it only when the exit status is 0; 5 says that the target was refused.
+
+A file appears under its name when it is whole and on the medium. Run it again after an interruption: what
+is there already is not fetched again.`,
 		Example: `  cairn assemble https://images.example.com/v2.caibx PARTLABEL=root-b --seed PARTLABEL=root-a
   cairn assemble v2.caibx disk.img#root-b --seed disk.img#root-a=v1.caibx -s /srv/images/default.castr
   cairn assemble v2.caibx root.squashfs`,
