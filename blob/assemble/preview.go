@@ -12,7 +12,7 @@ import (
 func Preview(ctx context.Context, p *seed.Plan, target io.ReaderAt, o Options) (Stats, []Source, error) {
 	o.New = target == nil
 	j := newJob(p, nil, readOnly{target}, o)
-	j.order = newOrder(p, 0, maxSegment, -1)
+	j.order = newOrder(p, 0, j.order.segment, -1)
 	j.sources = make([]Source, p.Index.Len())
 	err := j.each(ctx, func(_ context.Context, s *segment) error {
 		s.gatherLocal()
