@@ -265,7 +265,7 @@ func (t *target) before() *blockdev.File {
 func (f *assembleFlags) run(ctx context.Context, plan *seed.Plan, own int, from *source, t *target, result *assembled) (err error) {
 	p := newProgress(f.progress, "assembling "+result.Index, plan.Index.Size())
 	defer p.end()
-	result.Stats, err = assemble.Run(ctx, plan, from.Getter, t, assemble.Options{
+	result.Stats, err = assemble.Run(ctx, plan, from.chunks, t, assemble.Options{
 		New:      t.blank,
 		Memory:   f.memory,
 		Fetches:  f.fetches,

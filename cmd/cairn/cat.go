@@ -48,7 +48,7 @@ func runCat(ctx context.Context, stdout io.Writer, f catFlags, index string) err
 		return err
 	}
 	defer from.close()
-	cache := view.NewCache(ctx, from.Getter, view.Limits{Fetches: f.fetches})
+	cache := view.NewCache(ctx, from.chunks, view.Limits{Fetches: f.fetches})
 	defer cache.Close()
 	if err := view.New(x, cache).CopyTo(ctx, stdout, f.offset, length); err != nil {
 		return fmt.Errorf("reading the image of %s: %w", index, err)

@@ -65,9 +65,9 @@ func cancellable(ctx context.Context, r io.Reader) io.Reader {
 
 // source is where chunks come from, and how much came over from the stores.
 type source struct {
-	store.Getter
+	chunks  store.Getter // a field, since embedding it would hide that it may be a store.ManyGetter
 	counter store.Counter
-	readers []store.Reader // the stores, in order
+	stores  []*store.Chunks // each of them, in order
 	close   func()
 }
 
@@ -90,12 +90,13 @@ func openStores(f stores, index string, a blob.Algorithm, budget int64) (*source
 		if err != nil {
 			return nil, hintError{fmt.Errorf("opening store %s: %w", location, err), "name the store with -s LOCATION"}
 		}
-		s.readers = append(s.readers, r)
-		getters = append(getters, store.NewChunks(store.Meter(limit(r), &s.counter), a))
+		chunks := store.NewChunks(store.Meter(limit(r), &s.counter), a)
+		s.stores = append(s.stores, chunks)
+		getters = append(getters, chunks)
 	}
-	s.Getter = getters[0]
+	s.chunks = getters[0]
 	if len(getters) > 1 {
-		s.Getter = store.Fallback(getters...)
+		s.chunks = store.Fallback(getters...)
 	}
 	if f.cache != "" {
 		s.addCache(f.cache, a)
@@ -137,10 +138,10 @@ func (s *source) addCache(dir string, a blob.Algorithm) {
 	keep, err := store.NewWriter(bucket, store.WriterOptions{})
 	if err != nil {
 		failed(err)
-		s.Getter = store.Fallback(near, s.Getter)
+		s.chunks = store.Fallback(near, s.chunks)
 		return
 	}
-	s.Getter = store.Cache(near, keep, s.Getter, failed)
+	s.chunks = store.Cache(near, keep, s.chunks, failed)
 	s.close = func() { _ = keep.Close() } // what it kept is kept
 }
 

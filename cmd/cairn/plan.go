@@ -16,7 +16,6 @@ import (
 	"cairn/internal/blockdev"
 	"cairn/internal/disk"
 	"cairn/internal/imagemap"
-	"cairn/store"
 )
 
 func newPlan() *cobra.Command {
@@ -157,7 +156,7 @@ func (s *source) storedSizes(ctx context.Context, x *blob.Index, numbers []int, 
 	group.SetLimit(atOnce)
 	for at, i := range numbers {
 		group.Go(func() (err error) {
-			sizes[at], err = s.stat(groupCtx, x.At(i).Digest, x.Algorithm())
+			sizes[at], err = s.stat(groupCtx, x.At(i).Digest)
 			return err
 		})
 	}
@@ -168,10 +167,10 @@ func (s *source) storedSizes(ctx context.Context, x *blob.Index, numbers []int, 
 }
 
 // stat is the size of a chunk in the first store that has it.
-func (s *source) stat(ctx context.Context, d blob.Digest, a blob.Algorithm) (int64, error) {
+func (s *source) stat(ctx context.Context, d blob.Digest) (int64, error) {
 	var errs []error
-	for _, r := range s.readers {
-		n, err := store.NewChunks(r, a).Stat(ctx, d)
+	for _, chunks := range s.stores {
+		n, err := chunks.Stat(ctx, d)
 		if err == nil {
 			return n, nil
 		}

@@ -22,7 +22,15 @@ type memory struct {
 	frozen bool // recall only
 }
 
-func (m memory) off() bool { return m.dir == "" }
+// device is the name that f's device is remembered by, if anything is remembered at all.
+func (m memory) device(f *blockdev.File) (name string, ok bool) {
+	if m.dir == "" {
+		return "", false
+	}
+	name, err := f.Identity()
+	m.worked(err)
+	return name, err == nil
+}
 
 // worked says, unless nobody asked, that something could not be remembered.
 func (m memory) worked(err error) {
@@ -38,11 +46,8 @@ func contentOf(f *blockdev.File, x *blob.Index) known.Content {
 
 // recall is what f is thought to hold, cut as x is, or nil.
 func (m memory) recall(f *blockdev.File, x *blob.Index) *blob.Index {
-	if m.off() {
-		return nil
-	}
-	device, err := f.Identity()
-	if err != nil {
+	device, ok := m.device(f)
+	if !ok {
 		return nil
 	}
 	held := m.dir.Recall(device, contentOf(f, x))
@@ -75,46 +80,30 @@ func plausible(x *blob.Index, f *blockdev.File) bool {
 
 // remember keeps what f holds.
 func (m memory) remember(f *blockdev.File, x *blob.Index) {
-	if m.off() || m.frozen {
-		return
+	if device, ok := m.device(f); ok && !m.frozen {
+		m.worked(m.dir.Remember(device, contentOf(f, x), x))
 	}
-	device, err := f.Identity()
-	if err == nil {
-		err = m.dir.Remember(device, contentOf(f, x), x)
-	}
-	m.worked(err)
 }
 
 // begin notes that x is being put onto a target, whose content is not what it was from now on.
 func (m memory) begin(f *blockdev.File, x *blob.Index, index, target string) {
-	if m.off() {
-		return
+	if device, ok := m.device(f); ok {
+		m.worked(m.dir.Begin(device, known.Work{Index: index, Digest: x.Digest(), Target: target, Begun: time.Now()}))
 	}
-	device, err := f.Identity()
-	if err == nil {
-		err = m.dir.Begin(device, known.Work{Index: index, Digest: x.Digest(), Target: target, Begun: time.Now()})
-	}
-	m.worked(err)
 }
 
 // finish notes that the target holds x.
 func (m memory) finish(f *blockdev.File, x *blob.Index) {
-	if m.off() {
-		return
-	}
 	m.remember(f, x)
-	if device, err := f.Identity(); err == nil {
+	if device, ok := m.device(f); ok {
 		m.worked(m.dir.Finish(device))
 	}
 }
 
 // unfinished is the work that was begun on f and not finished, or nil.
 func (m memory) unfinished(f *blockdev.File) *known.Work {
-	if m.off() {
-		return nil
-	}
-	device, err := f.Identity()
-	if err != nil {
+	device, ok := m.device(f)
+	if !ok {
 		return nil
 	}
 	return m.dir.Unfinished(device)

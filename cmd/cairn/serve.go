@@ -138,7 +138,7 @@ func (f *serveFlags) open(ctx, fetching context.Context, indexes []string) ([]*n
 			return nil, nil, err
 		}
 		limits := view.Limits{Bytes: max(f.memory/int64(len(indexes)), 1), Fetches: f.fetches}
-		cache := view.NewCache(fetching, from.Getter, limits)
+		cache := view.NewCache(fetching, from.chunks, limits)
 		closers = append(closers, func() { cache.Close(); from.close() })
 		exports = append(exports, newExport(name, x, cache))
 	}

@@ -88,7 +88,7 @@ func (f *verifyFlags) verify(ctx context.Context, x *blob.Index, args []string) 
 		defer from.close()
 		o.Workers = max(f.fetches, f.jobs)
 		return f.report("the store", x, o, func(o verify.Options) (verify.Report, error) {
-			return verify.Store(ctx, x, from, o)
+			return verify.Store(ctx, x, from.chunks, o)
 		})
 	}
 	image, err := openWhole(args[1], x.Size())
