@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"iter"
 	"strings"
 	"time"
 
@@ -29,6 +30,8 @@ var (
 	ErrUnavailable = errors.New("store unavailable")
 	// ErrTooLarge says that an object is larger than the caller's limit.
 	ErrTooLarge = errors.New("larger than allowed")
+	// ErrExists says that a name that was to be new is taken.
+	ErrExists = errors.New("exists already")
 )
 
 // CorruptError says that bytes were read and are not what they are named for.
@@ -76,6 +79,27 @@ type Bucket interface {
 	// Write stores an object, whole and durable when it returns nil, and replaces one of that name.
 	// A failed or cancelled Write leaves the old object, or none.
 	Write(ctx context.Context, name string, data []byte) error
+}
+
+// Object is what a listing tells of an object.
+type Object struct {
+	Name string
+	Size int64 // bytes
+}
+
+// Lister is a Reader that can say what it holds.
+type Lister interface {
+	// List yields the objects whose names begin with prefix, which need not end at a slash; "" lists all.
+	// They come in any order, each once, in memory that does not grow with their number. What is written or
+	// removed meanwhile may be among them or not; what was not finished is not. An error, also that of ctx,
+	// is the last thing yielded.
+	List(ctx context.Context, prefix string) iter.Seq2[Object, error]
+}
+
+// Creator is a Bucket that can tell a new object from one that is replaced, whoever else writes.
+type Creator interface {
+	// Create is Write for a name that nobody has taken; else it is ErrExists, and nothing changes.
+	Create(ctx context.Context, name string, data []byte) error
 }
 
 // Batch writes many objects that become durable, then visible, together at Commit. Safe for concurrent use.

@@ -95,7 +95,7 @@ func (t *batch) publish(ctx context.Context) error {
 		if err := errors.Join(ctx.Err(), err); err != nil {
 			return err
 		}
-		return t.bucket.publish(filepath.Join(t.stage.dir, file), name)
+		return t.bucket.publish(filepath.Join(t.stage.dir, file), name, os.Rename)
 	})
 	if err != nil {
 		return fmt.Errorf("committing: %w", err)
@@ -115,7 +115,7 @@ func (e *eager) Write(ctx context.Context, name string, data []byte) error {
 	if err := check(ctx, name); err != nil {
 		return err
 	}
-	return e.bucket.writeThrough(ctx, e.stage, name, data)
+	return e.bucket.writeThrough(ctx, e.stage, name, data, os.Rename)
 }
 
 func (e *eager) Commit(ctx context.Context) error { return ctx.Err() }

@@ -39,6 +39,8 @@ type Bucket struct {
 var (
 	_ store.Bucket  = (*Bucket)(nil)
 	_ store.Batcher = (*Bucket)(nil)
+	_ store.Lister  = (*Bucket)(nil)
+	_ store.Creator = (*Bucket)(nil)
 )
 
 // Open is a bucket in a directory that exists; if it does not, that is store.ErrNotFound. Afterwards a
@@ -124,6 +126,22 @@ func fileSize(info fs.FileInfo, err error) (int64, error) {
 
 // Write implements store.Bucket: it flushes the object, then its name and the directories it lies in.
 func (b *Bucket) Write(ctx context.Context, name string, data []byte) error {
+	return b.writeAlone(ctx, name, data, os.Rename)
+}
+
+// Create implements store.Creator, as Write does its work: a name is linked to only if it is free.
+func (b *Bucket) Create(ctx context.Context, name string, data []byte) error {
+	err := b.writeAlone(ctx, name, data, os.Link)
+	if errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("%s: %w", b.path(name), store.ErrExists)
+	}
+	return err
+}
+
+// move gives a file its name, as os.Rename and os.Link do.
+type move func(from, to string) error
+
+func (b *Bucket) writeAlone(ctx context.Context, name string, data []byte, into move) error {
 	if err := check(ctx, name); err != nil {
 		return err
 	}
@@ -131,11 +149,11 @@ func (b *Bucket) Write(ctx context.Context, name string, data []byte) error {
 	if err != nil {
 		return err
 	}
-	err = b.writeThrough(ctx, s, name, data)
+	err = b.writeThrough(ctx, s, name, data, into)
 	return errors.Join(err, s.close())
 }
 
-func (b *Bucket) writeThrough(ctx context.Context, s *stage, name string, data []byte) error {
+func (b *Bucket) writeThrough(ctx context.Context, s *stage, name string, data []byte, into move) error {
 	temp, err := s.add(data, b.options)
 	if err != nil {
 		return b.writing(name, err)
@@ -143,7 +161,7 @@ func (b *Bucket) writeThrough(ctx context.Context, s *stage, name string, data [
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if err := b.publish(temp, name); err != nil {
+	if err := b.publish(temp, name, into); err != nil {
 		return err
 	}
 	if b.options.NoSync {
@@ -161,14 +179,14 @@ func (b *Bucket) writeThrough(ctx context.Context, s *stage, name string, data [
 
 // publish gives a staged file its name. Directories are made when they turn out to be missing, so that most
 // objects cost one system call; another process may remove an empty one at any time.
-func (b *Bucket) publish(temp, name string) error {
+func (b *Bucket) publish(temp, name string, into move) error {
 	final := b.path(name)
-	err := os.Rename(temp, final)
+	err := into(temp, final)
 	for tries := 0; errors.Is(err, fs.ErrNotExist) && tries < 3; tries++ {
 		if err := os.MkdirAll(filepath.Dir(final), 0o755); err != nil {
 			return b.writing(name, err)
 		}
-		err = os.Rename(temp, final)
+		err = into(temp, final)
 	}
 	if err != nil {
 		return b.writing(name, err)

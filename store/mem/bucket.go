@@ -6,6 +6,8 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"iter"
+	"strings"
 	"sync"
 
 	"cairn/store"
@@ -17,7 +19,11 @@ type Bucket struct {
 	objects map[string][]byte
 }
 
-var _ store.Bucket = (*Bucket)(nil)
+var (
+	_ store.Bucket  = (*Bucket)(nil)
+	_ store.Lister  = (*Bucket)(nil)
+	_ store.Creator = (*Bucket)(nil)
+)
 
 // String implements store.Reader.
 func (b *Bucket) String() string { return "memory" }
@@ -55,16 +61,54 @@ func (b *Bucket) object(ctx context.Context, name string) ([]byte, error) {
 
 // Write implements store.Bucket.
 func (b *Bucket) Write(ctx context.Context, name string, data []byte) error {
+	return b.write(ctx, name, data, true)
+}
+
+// Create implements store.Creator.
+func (b *Bucket) Create(ctx context.Context, name string, data []byte) error {
+	return b.write(ctx, name, data, false)
+}
+
+func (b *Bucket) write(ctx context.Context, name string, data []byte, replace bool) error {
 	if err := check(ctx, name); err != nil {
 		return err
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if _, taken := b.objects[name]; taken && !replace {
+		return fmt.Errorf("memory/%s: %w", name, store.ErrExists)
+	}
 	if b.objects == nil {
 		b.objects = map[string][]byte{}
 	}
 	b.objects[name] = bytes.Clone(data)
 	return nil
+}
+
+// List implements store.Lister. It lists what there was when it began.
+func (b *Bucket) List(ctx context.Context, prefix string) iter.Seq2[store.Object, error] {
+	return func(yield func(store.Object, error) bool) {
+		for _, o := range b.list(prefix) {
+			if err := ctx.Err(); err != nil {
+				yield(store.Object{}, err)
+				return
+			}
+			if !yield(o, nil) {
+				return
+			}
+		}
+	}
+}
+
+func (b *Bucket) list(prefix string) (objects []store.Object) {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	for name, data := range b.objects {
+		if strings.HasPrefix(name, prefix) {
+			objects = append(objects, store.Object{Name: name, Size: int64(len(data))})
+		}
+	}
+	return objects
 }
 
 func check(ctx context.Context, name string) error {

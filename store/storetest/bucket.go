@@ -5,7 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"cairn/store"
@@ -30,6 +34,10 @@ func TestBucket(t *testing.T, open func(t *testing.T) store.Bucket) {
 		"batch concurrent":  testBatchConcurrent,
 		"batch bad names":   testBatchBadNames,
 		"batch after batch": testBatchAfterBatch,
+		"list":              testList,
+		"list cancelled":    testListCancelled,
+		"create":            testCreate,
+		"create concurrent": testCreateConcurrent,
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) { test(t, open(t)) })
@@ -229,5 +237,112 @@ func testBatchAfterBatch(t *testing.T, b store.Bucket) {
 		mustCommit(t, batch)
 		mustClose(t, batch)
 		checkRead(t, b, "dir/x", []byte(data))
+	}
+}
+
+// testList checks store.Lister where there is one.
+func testList(t *testing.T, b store.Bucket) {
+	lister, ok := b.(store.Lister)
+	if !ok {
+		t.Skip("it lists nothing")
+	}
+	checkList(t, lister, "", nil)
+	sizes := map[string]int64{}
+	for i, name := range []string{
+		"abcd/abcdef.cacnk", "abcd/abce", "abce/x", "ab/y", "top", "tip", "a space/percent%2F", "d/e/e/p", "top.d/below",
+	} {
+		mustWrite(t, b, name, Bytes(1, i))
+		sizes[name] = int64(i)
+	}
+	for _, prefix := range []string{"", "a", "ab", "ab/", "abc", "abcd", "abcd/", "abcd/abcd", "abcd/abce", "top", "d/e", "d/e/", "zz", "zz/z", "a space/percent%"} {
+		checkList(t, lister, prefix, sizes)
+	}
+	for object, err := range lister.List(t.Context(), "a") { // a listing may be left
+		if err != nil || object.Name == "" {
+			t.Errorf("List yields %q, %v", object.Name, err)
+		}
+		break
+	}
+}
+
+// checkList compares a listing with those of the objects that have the prefix.
+func checkList(t *testing.T, l store.Lister, prefix string, sizes map[string]int64) {
+	t.Helper()
+	want := map[string]int64{}
+	for name, size := range sizes {
+		if strings.HasPrefix(name, prefix) {
+			want[name] = size
+		}
+	}
+	for object, err := range l.List(t.Context(), prefix) {
+		if err != nil {
+			t.Fatalf("List(%q): %v", prefix, err)
+		}
+		size, ok := want[object.Name]
+		if !ok || size != object.Size {
+			t.Errorf("List(%q) yields %q of %d bytes, too often or not as it was put", prefix, object.Name, object.Size)
+		}
+		delete(want, object.Name)
+	}
+	if len(want) > 0 {
+		t.Errorf("List(%q) lacks %v", prefix, slices.Sorted(maps.Keys(want)))
+	}
+}
+
+func testListCancelled(t *testing.T, b store.Bucket) {
+	lister, ok := b.(store.Lister)
+	if !ok {
+		t.Skip("it lists nothing")
+	}
+	mustWrite(t, b, "abcd/x", nil)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	var last error
+	for _, last = range lister.List(ctx, "") {
+	}
+	if !errors.Is(last, context.Canceled) {
+		t.Errorf("cancelled List ends with %v, want context.Canceled", last)
+	}
+}
+
+// testCreate checks store.Creator where there is one.
+func testCreate(t *testing.T, b store.Bucket) {
+	creator, ok := b.(store.Creator)
+	if !ok {
+		t.Skip("it creates nothing")
+	}
+	if err := creator.Create(t.Context(), "dir/x", []byte("first")); err != nil {
+		t.Fatalf("Create: %v", err)
+	}
+	if err := creator.Create(t.Context(), "dir/x", []byte("second")); !errors.Is(err, store.ErrExists) {
+		t.Errorf("Create of what is there = %v, want ErrExists", err)
+	}
+	checkRead(t, b, "dir/x", []byte("first"))
+}
+
+// testCreateConcurrent has many create one object: one of them succeeds, and it is the one whose bytes are there.
+func testCreateConcurrent(t *testing.T, b store.Bucket) {
+	creator, ok := b.(store.Creator)
+	if !ok {
+		t.Skip("it creates nothing")
+	}
+	var wg sync.WaitGroup
+	var made atomic.Int64
+	for i := range 8 {
+		wg.Go(func() {
+			err := creator.Create(t.Context(), "x", Bytes(uint64(i), 1000))
+			switch {
+			case err == nil && !made.CompareAndSwap(0, int64(i)+1):
+				t.Error("two Creates of one name succeeded")
+			case err != nil && !errors.Is(err, store.ErrExists):
+				t.Errorf("Create beside others = %v, want ErrExists", err)
+			}
+		})
+	}
+	wg.Wait()
+	if n := made.Load(); n > 0 {
+		checkRead(t, b, "x", Bytes(uint64(n)-1, 1000))
+	} else {
+		t.Error("no Create succeeded")
 	}
 }

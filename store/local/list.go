@@ -1,0 +1,83 @@
+package local
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"iter"
+	"os"
+	"path"
+	"strings"
+
+	"cairn/store"
+)
+
+// List implements store.Lister: of directories it enters only those that the prefix leads to, and of files it
+// yields the regular ones. Memory is that of the names in one directory's block, for each level.
+func (b *Bucket) List(ctx context.Context, prefix string) iter.Seq2[store.Object, error] {
+	return func(yield func(store.Object, error) bool) {
+		w := walk{ctx: ctx, bucket: b, prefix: prefix, yield: yield}
+		start := "."
+		if cut := strings.LastIndexByte(prefix, '/'); cut > 0 {
+			start = prefix[:cut]
+			if !fs.ValidPath(start) {
+				return // no object's name begins like that
+			}
+		}
+		if err := w.enter(start); err != nil && !errors.Is(err, errStop) {
+			yield(store.Object{}, err)
+		}
+	}
+}
+
+// errStop ends a walk whose caller has seen enough.
+var errStop = errors.New("stop")
+
+// walk is a listing under way.
+type walk struct {
+	ctx    context.Context
+	bucket *Bucket
+	prefix string
+	yield  func(store.Object, error) bool
+}
+
+// enter lists what is below a directory. One that is not there is empty.
+func (w *walk) enter(dir string) error {
+	err := eachName(w.bucket.path(dir), func(name string) error {
+		if err := w.ctx.Err(); err != nil {
+			return err
+		}
+		if dir == "." && strings.HasPrefix(name, stagePrefix) {
+			return nil
+		}
+		return w.visit(path.Join(dir, name))
+	})
+	if err == nil || errors.Is(err, errStop) || w.ctx.Err() != nil {
+		return err
+	}
+	if err = explain(w.bucket.path(dir), err); errors.Is(err, store.ErrNotFound) {
+		return nil
+	}
+	return err
+}
+
+func (w *walk) visit(name string) error {
+	if !strings.HasPrefix(name, w.prefix) && !strings.HasPrefix(w.prefix, name+"/") {
+		return nil
+	}
+	info, err := os.Lstat(w.bucket.path(name))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil // removed meanwhile
+	case err != nil:
+		return explain(w.bucket.path(name), err)
+	case info.IsDir():
+		return w.enter(name)
+	case !info.Mode().IsRegular() || store.CheckName(name) != nil || !strings.HasPrefix(name, w.prefix):
+		return nil
+	}
+	if !w.yield(store.Object{Name: name, Size: info.Size()}, nil) {
+		return errStop
+	}
+	return nil
+}
