@@ -43,7 +43,7 @@ func (s sample) get(t *testing.T, g store.Getter) error {
 }
 
 // bucketOf is a bucket with these chunks, compressed.
-func bucketOf(t *testing.T, samples ...sample) *mem.Bucket {
+func bucketOf(t testing.TB, samples ...sample) *mem.Bucket {
 	t.Helper()
 	b := new(mem.Bucket)
 	w := newWriter(t, b, store.WriterOptions{})
@@ -58,7 +58,7 @@ func bucketOf(t *testing.T, samples ...sample) *mem.Bucket {
 	return b
 }
 
-func newWriter(t *testing.T, b store.Bucket, o store.WriterOptions) *store.Writer {
+func newWriter(t testing.TB, b store.Bucket, o store.WriterOptions) *store.Writer {
 	t.Helper()
 	w, err := store.NewWriter(b, o)
 	if err != nil {

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"testing"
 
-	"cairn/blob"
 	"cairn/store"
 	"cairn/store/storetest"
 )
@@ -24,6 +23,15 @@ func wants(samples []sample) []store.Want {
 type onlyGet struct{ store.Getter }
 
 func TestGetMany(t *testing.T) {
+	for name, wrap := range map[string]func(store.Getter) store.Getter{
+		"together":   func(g store.Getter) store.Getter { return g },
+		"one by one": func(g store.Getter) store.Getter { return onlyGet{g} },
+	} {
+		t.Run(name, func(t *testing.T) { testGetMany(t, wrap) })
+	}
+}
+
+func testGetMany(t *testing.T, wrap func(store.Getter) store.Getter) {
 	var samples []sample
 	for i := range 40 {
 		samples = append(samples, newSample(uint64(i), 1000+i))
@@ -47,27 +55,21 @@ func TestGetMany(t *testing.T) {
 		{"absent", storetest.Nth(20), storetest.Fails(store.ErrNotFound), is(store.ErrNotFound)},
 		{"away", storetest.Nth(20), storetest.Fails(store.ErrUnavailable), is(store.ErrUnavailable)},
 	} {
-		for _, one := range []bool{false, true} {
-			var g store.Getter = store.NewChunks(storetest.Faulty(bucket, c.when, c.fault), blob.SHA512_256)
-			if one {
-				g = onlyGet{g}
+		list := wants(samples)
+		err := store.GetMany(t.Context(), wrap(chunksOf(storetest.Faulty(bucket, c.when, c.fault))), list, make(store.Slots, 4))
+		if c.failed != nil {
+			if !c.failed(err) {
+				t.Errorf("%s: GetMany = %v", c.name, err)
 			}
-			list := wants(samples)
-			err := store.GetMany(t.Context(), g, list, make(store.Slots, 4))
-			if c.failed != nil {
-				if !c.failed(err) {
-					t.Errorf("%s, one by one %v: GetMany = %v", c.name, one, err)
-				}
-				continue
-			}
-			if err != nil {
-				t.Errorf("%s, one by one %v: GetMany = %v, want nil", c.name, one, err)
-				continue
-			}
-			for i, s := range samples {
-				if !bytes.Equal(list[i].Dst, s.data) {
-					t.Errorf("%s, one by one %v: chunk %d is wrong", c.name, one, i)
-				}
+			continue
+		}
+		if err != nil {
+			t.Errorf("%s: GetMany = %v, want nil", c.name, err)
+			continue
+		}
+		for i, s := range samples {
+			if !bytes.Equal(list[i].Dst, s.data) {
+				t.Errorf("%s: chunk %d is wrong", c.name, i)
 			}
 		}
 	}
@@ -86,8 +88,7 @@ func TestGetManyCancelled(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	s := newSample(1, 1000)
-	g := store.NewChunks(bucketOf(t, s), blob.SHA512_256)
-	if err := store.GetMany(ctx, g, wants([]sample{s}), make(store.Slots, 1)); !errors.Is(err, context.Canceled) {
+	if err := store.GetMany(ctx, chunksOf(bucketOf(t, s)), wants([]sample{s}), make(store.Slots, 1)); !errors.Is(err, context.Canceled) {
 		t.Errorf("GetMany = %v, want %v", err, context.Canceled)
 	}
 }

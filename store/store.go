@@ -146,8 +146,8 @@ type Want struct {
 // runs, and the capacity is how many there are.
 type Slots chan struct{}
 
-// take waits for a place; the caller calls leave in the end.
-func (s Slots) take(ctx context.Context) (leave func(), err error) {
+// Take waits for a place; the caller calls leave in the end.
+func (s Slots) Take(ctx context.Context) (leave func(), err error) {
 	select {
 	case s <- struct{}{}:
 		return func() { <-s }, nil
@@ -156,13 +156,13 @@ func (s Slots) take(ctx context.Context) (leave func(), err error) {
 	}
 }
 
-// ManyGetter is a Getter that gets many chunks together cheaper than one by one.
+// ManyGetter is a Getter that gets many chunks together cheaper than each alone.
 type ManyGetter interface {
-	// GetMany is Get for all wants, in any order; an error says that some may be missing.
+	// GetMany is Get for all wants, as many at once as there are slots, until one fails: then some are missing.
 	GetMany(ctx context.Context, wants []Want, slots Slots) error
 }
 
-// GetMany gets chunks from g, together if it can, else several at once.
+// GetMany gets chunks from g, together if it can, else each alone.
 func GetMany(ctx context.Context, g Getter, wants []Want, slots Slots) error {
 	if many, ok := g.(ManyGetter); ok {
 		return many.GetMany(ctx, wants, slots)
@@ -176,7 +176,7 @@ func each(ctx context.Context, wants []Want, slots Slots, get func(context.Conte
 	group.SetLimit(cap(slots))
 	for _, w := range wants {
 		group.Go(func() error {
-			leave, err := slots.take(groupCtx)
+			leave, err := slots.Take(groupCtx)
 			if err != nil {
 				return err
 			}

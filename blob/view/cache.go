@@ -17,19 +17,13 @@ type Limits struct {
 	Fetches int   // chunks asked of the store at once, as far as Bytes has room for them; default 64
 }
 
-// maxBatch is how many chunks are fetched together at most: enough to hash them at full speed, few enough for
-// who needs one that is on its way with others.
-const maxBatch = 32
-
 // Cache gets chunks, each once however many ask for it at the same time, and keeps what was used last.
-// A failure is not kept: who asks next, asks the store again. What is asked for together is fetched
-// together if the store is a store.ManyGetter. Safe for concurrent use.
+// A failure is not kept: who asks next, asks the store again. Safe for concurrent use.
 type Cache struct {
 	ctx     context.Context // of the fetches, which outlive who asked first
 	end     context.CancelFunc
 	from    store.Getter
 	limit   int64
-	batch   int // chunks that are fetched together at most
 	slots   store.Slots
 	spare   *semaphore.Weighted // of the slots, those that chunks nobody waits for may take
 	room    *semaphore.Weighted // bytes of the fetches under way, at most limit
@@ -69,10 +63,7 @@ func NewCache(ctx context.Context, from store.Getter, limits Limits) *Cache {
 	if limits.Fetches <= 0 {
 		limits.Fetches = 64
 	}
-	c := &Cache{from: from, limit: limits.Bytes, slots: make(store.Slots, limits.Fetches), batch: 1}
-	if _, ok := from.(store.ManyGetter); ok {
-		c.batch = maxBatch
-	}
+	c := &Cache{from: from, limit: limits.Bytes, slots: make(store.Slots, limits.Fetches)}
 	c.spare = semaphore.NewWeighted(spareSlots(limits.Fetches))
 	c.room = semaphore.NewWeighted(c.limit)
 	c.ctx, c.end = context.WithCancel(ctx)
@@ -106,19 +97,17 @@ func (c *Cache) start(keys []key) []*entry {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	entries := make([]*entry, len(keys))
-	var missing []*entry
 	for i, k := range keys {
 		e := c.use(k)
 		if e == nil {
 			e = c.add(k)
-			missing = append(missing, e)
+			c.begin(e)
 		}
 		if e.hurry != nil {
 			e.hurry()
 		}
 		entries[i] = e
 	}
-	c.begin(missing, false)
 	return entries
 }
 
@@ -127,8 +116,6 @@ func (c *Cache) start(keys []key) []*entry {
 func (c *Cache) prefetch(keys []key) int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	var missing []*entry
-	defer func() { c.begin(missing, true) }()
 	for i, k := range keys {
 		if c.use(k) != nil {
 			continue
@@ -136,7 +123,7 @@ func (c *Cache) prefetch(keys []key) int {
 		if c.onWay+k.size > c.limit/2 {
 			return i
 		}
-		missing = append(missing, c.add(k))
+		c.beginAhead(c.add(k))
 	}
 	return len(keys)
 }
@@ -158,47 +145,37 @@ func (c *Cache) add(k key) *entry {
 	return e
 }
 
-// begin starts to fetch entries, unless the cache is closed. The caller holds mu.
-func (c *Cache) begin(entries []*entry, ahead bool) {
-	for len(entries) > 0 {
-		n := min(len(entries), c.batch)
-		for n > 1 && total(entries[:n]) > c.limit {
-			n--
-		}
-		batch := entries[:n:n]
-		entries = entries[n:]
-		switch {
-		case c.ctx.Err() != nil:
-			c.fail(batch, c.ctx.Err())
-		case ahead:
-			c.beginAhead(batch)
-		default:
-			c.running.Go(func() { c.fetch(batch) })
-		}
+// begin starts to fetch an entry. The caller holds mu.
+func (c *Cache) begin(e *entry) {
+	if c.refused(e) {
+		return
 	}
+	c.running.Go(func() { c.fetch(e) })
 }
 
 // beginAhead fetches when enough of the slots are free, or when somebody is in a hurry. The caller holds mu.
-func (c *Cache) beginAhead(batch []*entry) {
-	patience, hurry := context.WithCancel(c.ctx)
-	for _, e := range batch {
-		e.hurry = hurry
+func (c *Cache) beginAhead(e *entry) {
+	if c.refused(e) {
+		return
 	}
+	patience, hurry := context.WithCancel(c.ctx)
+	e.hurry = hurry
 	c.running.Go(func() {
 		defer hurry()
-		n := min(int64(len(batch)), spareSlots(cap(c.slots)))
-		if c.spare.Acquire(patience, n) == nil {
-			defer c.spare.Release(n)
+		if c.spare.Acquire(patience, 1) == nil {
+			defer c.spare.Release(1)
 		}
-		c.fetch(batch)
+		c.fetch(e)
 	})
 }
 
-func total(entries []*entry) (bytes int64) {
-	for _, e := range entries {
-		bytes += e.key.size
+// refused fails an entry if the cache is closed. The caller holds mu.
+func (c *Cache) refused(e *entry) bool {
+	if c.ctx.Err() != nil {
+		c.fail(e, c.ctx.Err())
+		return true
 	}
-	return bytes
+	return false
 }
 
 // wait returns the entry's bytes, which must not be changed. Giving up does not end the fetch.
@@ -211,36 +188,32 @@ func (e *entry) wait(ctx context.Context) ([]byte, error) {
 	}
 }
 
-// fetch gets a batch. What fails together may be one chunk's fault, so that each is asked for alone then.
-func (c *Cache) fetch(batch []*entry) {
-	wants, err := c.get(batch)
+func (c *Cache) fetch(e *entry) {
+	data, err := c.get(e.key)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	switch {
-	case err == nil:
-		c.keep(batch, wants)
-	case len(batch) == 1 || c.ctx.Err() != nil:
-		c.fail(batch, err)
-	default:
-		for i := range batch {
-			c.running.Go(func() { c.fetch(batch[i : i+1]) })
-		}
+	if err != nil {
+		c.fail(e, err)
+		return
 	}
+	c.keep(e, data)
 }
 
-func (c *Cache) get(batch []*entry) ([]store.Want, error) {
-	room := min(total(batch), c.limit)
+func (c *Cache) get(k key) ([]byte, error) {
+	room := min(k.size, c.limit)
 	if err := c.room.Acquire(c.ctx, room); err != nil {
 		return nil, err
 	}
 	c.take(room)
 	defer c.room.Release(room)
 	defer c.take(-room)
-	wants := make([]store.Want, len(batch))
-	for i, e := range batch {
-		wants[i] = store.Want{Digest: e.key.digest, Dst: make([]byte, e.key.size)}
+	leave, err := c.slots.Take(c.ctx)
+	if err != nil {
+		return nil, err
 	}
-	return wants, store.GetMany(c.ctx, c.from, wants, c.slots)
+	defer leave()
+	data := make([]byte, k.size)
+	return data, c.from.Get(c.ctx, k.digest, data)
 }
 
 // take notes that room was taken, and has the cache make it.
@@ -251,26 +224,22 @@ func (c *Cache) take(room int64) {
 	c.evict()
 }
 
-// keep takes a batch's bytes in. The caller holds mu.
-func (c *Cache) keep(batch []*entry, wants []store.Want) {
-	for i, e := range batch {
-		c.onWay -= e.key.size
-		c.bytes += e.key.size
-		e.data, e.hurry = wants[i].Dst, nil
-		e.place = c.recent.PushFront(e)
-		close(e.ready)
-	}
+// keep takes an entry's bytes in. The caller holds mu.
+func (c *Cache) keep(e *entry, data []byte) {
+	c.onWay -= e.key.size
+	c.bytes += e.key.size
+	e.data, e.hurry = data, nil
+	e.place = c.recent.PushFront(e)
+	close(e.ready)
 	c.evict()
 }
 
-// fail tells all who wait for a batch, and forgets it. The caller holds mu.
-func (c *Cache) fail(batch []*entry, err error) {
-	for _, e := range batch {
-		c.onWay -= e.key.size
-		delete(c.chunks, e.key)
-		e.err = err
-		close(e.ready)
-	}
+// fail tells all who wait for an entry, and forgets it. The caller holds mu.
+func (c *Cache) fail(e *entry, err error) {
+	c.onWay -= e.key.size
+	delete(c.chunks, e.key)
+	e.err = err
+	close(e.ready)
 }
 
 // evict drops what was not used for longest until the rest fits, beside what is being fetched. Who reads an

@@ -1,0 +1,109 @@
+package view
+
+import (
+	"bytes"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"cairn/blob"
+	"cairn/testimages"
+)
+
+// TestReadBeforePrefetch: who waits is served before what nobody waits for, also when that includes it.
+func TestReadBeforePrefetch(t *testing.T) {
+	image := testimages.Random(1, 1<<20)
+	x := index(t, image)
+	synctest.Test(t, func(t *testing.T) {
+		from := holding(t, image)
+		from.latency = time.Second
+		v := open(t, x, from, Limits{Bytes: 2 << 20, Fetches: 64})
+		mustPrefetch(t, v, 0, 800_000)
+		synctest.Wait()
+		for _, off := range []int64{790_000, 1_000_000} {
+			start := time.Now()
+			checkRead(t, v, image, make([]byte, 100), off)
+			if took := time.Since(start); took > 2*time.Second {
+				t.Errorf("reading at %d beside a prefetch took %v, want at most 2s", off, took)
+			}
+		}
+	})
+}
+
+func ahead(t *testing.T, chunks, size int64) readAhead {
+	t.Helper()
+	b, err := blob.NewBuilder(blob.SHA512_256, blob.Params{Min: size, Avg: size, Max: size})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range chunks {
+		if _, err := b.Add(size, blob.Digest{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return readAhead{index: b.Index(), most: 512 << 10}
+}
+
+// TestReadAheadNext walks through what is read ahead of reads of 4 KiB, in an image of 64 KiB chunks.
+func TestReadAheadNext(t *testing.T) {
+	const kib, mib = 1 << 10, 1 << 20
+	type step struct{ off, from, to int64 }
+	for name, steps := range map[string][]step{
+		"in order": {
+			{0, 0, 0}, {64 * kib, 128 * kib, 196 * kib}, {256 * kib, 320 * kib, 516 * kib},
+			{576 * kib, 640 * kib, 1092 * kib}, {1152 * kib, 1216 * kib, 1668 * kib},
+		},
+		"at random":       {{5 * mib, 0, 0}, {1 * mib, 0, 0}, {9 * mib, 0, 0}, {3 * mib, 0, 0}},
+		"again and again": {{0, 0, 0}, {0, 0, 0}, {0, 0, 0}},
+		"backwards":       {{192 * kib, 0, 0}, {128 * kib, 0, 0}, {64 * kib, 0, 0}, {0, 0, 0}},
+		"to the end":      {{10*mib - 128*kib, 0, 0}, {10*mib - 64*kib, 10 * mib, 10 * mib}},
+		"two at once": {
+			{0, 0, 0}, {5 * mib, 0, 0},
+			{64 * kib, 128 * kib, 196 * kib}, {5*mib + 64*kib, 5*mib + 128*kib, 5*mib + 196*kib},
+		},
+		"in another order": {
+			{0, 0, 0}, {64 * kib, 128 * kib, 196 * kib}, {60 * kib, 0, 0}, {256 * kib, 320 * kib, 772 * kib},
+		},
+	} {
+		a := ahead(t, 160, 64*kib)
+		for i, s := range steps {
+			if from, to := a.next(s.off, 4*kib); from != s.from || to != s.to {
+				t.Errorf("%s: next(%d KiB) of read %d = %d, %d, want %d, %d KiB",
+					name, s.off/kib, i, from/kib, to/kib, s.from/kib, s.to/kib)
+			}
+		}
+	}
+}
+
+// TestReadAhead: reading in order waits for few fetches, here and there for one each, and fetches no more.
+func TestReadAhead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		image := testimages.Random(1, 4<<20)
+		x, from := index(t, image), holding(t, image)
+		from.latency = time.Second
+		v := open(t, x, from, Limits{Fetches: 10_000})
+		start := time.Now()
+		var got bytes.Buffer
+		p := make([]byte, 4096)
+		for off := int64(0); off < v.Size(); off += 4096 {
+			if !v.ReadResident(p, off) {
+				checkRead(t, v, image, p, off)
+			}
+			got.Write(p)
+		}
+		if took := time.Since(start); took > 10*time.Second || !bytes.Equal(got.Bytes(), image) {
+			t.Errorf("reading in order waited for %v, want at most 10 fetches", took)
+		}
+		from.checkOnce(t, x, 0, x.Len())
+
+		from = holding(t, image)
+		v = open(t, x, from, Limits{})
+		for _, off := range []int64{3 << 20, 1 << 20, 2 << 20, 0} {
+			checkRead(t, v, image, make([]byte, 1), off)
+		}
+		synctest.Wait()
+		if all, _ := from.asked(); all != 4 {
+			t.Errorf("4 bytes here and there took %d chunks, want 4", all)
+		}
+	})
+}
