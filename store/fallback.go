@@ -4,20 +4,46 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
+	"time"
 
 	"cairn/blob"
 )
 
-// Fallback asks the getters in order until one supplies the chunk. It is ErrNotFound only when every one of
-// them proved absence; otherwise the error holds those of the getters that failed or had other bytes.
-func Fallback(getters ...Getter) Getter { return fallback(getters) }
+// Source is a store as one of several.
+type Source struct {
+	Getter Getter
+	// Gate limits how many requests are under way, and says that the store is reached over a network, so
+	// that an answer may be slow. Nil for a store on this machine.
+	Gate *Gate
+}
 
-type fallback []Getter
+// Fallback asks the sources in order until one supplies the chunk, also when one has other bytes. It is
+// ErrNotFound only when every one of them proved absence; otherwise the error holds those of the sources that
+// failed. A source that failed is asked last for a while, which gets longer each time; then a single request
+// tries it again, and when that is answered it has its place back.
+//
+// When a network's answer takes much longer than usual, a second request is sent, to the next source or else
+// to the same one, and the first answer counts. One in twenty requests may be sent twice, and any request to
+// a source that does not answer at all while there is another.
+func Fallback(sources ...Source) Getter {
+	f := &fallback{}
+	for _, s := range sources {
+		f.members = append(f.members, &member{Source: s})
+	}
+	return f
+}
 
-func (f fallback) Get(ctx context.Context, d blob.Digest, dst []byte) error {
+type fallback struct {
+	members []*member
+	spare   spare
+}
+
+func (f *fallback) Get(ctx context.Context, d blob.Digest, dst []byte) error {
 	var absent, failed error
-	for _, g := range f {
-		err := g.Get(ctx, d, dst)
+	order := f.order(time.Now())
+	for i, m := range order {
+		err := f.ask(ctx, m, order[min(i+1, len(order)-1)], d, dst)
 		if err == nil {
 			return nil
 		}
@@ -45,4 +71,127 @@ func join(a, b error) error {
 		return b
 	}
 	return fmt.Errorf("%w; %w", a, b)
+}
+
+// order is the members as they are to be asked: those that failed lately come last.
+func (f *fallback) order(now time.Time) []*member {
+	if len(f.members) < 2 {
+		return f.members
+	}
+	order, last := make([]*member, 0, len(f.members)), []*member(nil)
+	for _, m := range f.members {
+		if m.well(now) {
+			order = append(order, m)
+		} else {
+			last = append(last, m)
+		}
+	}
+	return append(order, last...)
+}
+
+// ask gets a chunk from m, and when m takes long from the second too, which may be m.
+func (f *fallback) ask(ctx context.Context, m, second *member, d blob.Digest, dst []byte) error {
+	leave, err := m.enter(ctx)
+	if err != nil {
+		return err
+	}
+	if m.Gate == nil {
+		return m.get(ctx, leave, d, dst)
+	}
+	f.spare.earn()
+	r := newRace(ctx)
+	defer r.end()
+	r.run(func(ctx context.Context) entrant { return entrant{dst, m.get(ctx, leave, d, dst)} })
+	patience := time.NewTimer(m.patience())
+	defer patience.Stop()
+	select {
+	case first := <-r.finish:
+		return first.err
+	case <-patience.C:
+	}
+	if silent := second != m && m.silent(); !silent && !f.spare.spend() {
+		return (<-r.finish).err
+	}
+	r.run(func(ctx context.Context) entrant { return second.enterAndGet(ctx, d, len(dst)) })
+	return f.winner(r, m, second, dst)
+}
+
+// winner puts the first good answer of two into dst.
+func (f *fallback) winner(r *race, m, second *member, dst []byte) error {
+	var failed error
+	for range 2 {
+		e := <-r.finish
+		if e.err != nil {
+			failed = join(failed, e.err)
+			continue
+		}
+		r.end()
+		if &e.data[0] != &dst[0] {
+			copy(dst, e.data)
+			if second != m {
+				m.late()
+			}
+		}
+		return nil
+	}
+	return failed
+}
+
+// race is one chunk on its way by up to two ways.
+type race struct {
+	ctx     context.Context
+	cancel  context.CancelFunc
+	running sync.WaitGroup
+	finish  chan entrant
+}
+
+type entrant struct {
+	data []byte
+	err  error
+}
+
+func newRace(ctx context.Context) *race {
+	ctx, cancel := context.WithCancel(ctx)
+	return &race{ctx: ctx, cancel: cancel, finish: make(chan entrant, 2)}
+}
+
+func (r *race) run(way func(context.Context) entrant) {
+	r.running.Go(func() { r.finish <- way(r.ctx) })
+}
+
+// end returns when nothing of the race is under way any more: its memory is the caller's then.
+func (r *race) end() {
+	r.cancel()
+	r.running.Wait()
+}
+
+// spare is how many requests may be sent twice: one in twenty, and a few to begin with.
+type spare struct {
+	mu      sync.Mutex // guards what follows
+	earned  int
+	started bool
+}
+
+const (
+	spareFor  = 20 // requests that earn one
+	spareMost = 8  // that can be saved up
+)
+
+func (s *spare) earn() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.started {
+		s.started, s.earned = true, spareMost*spareFor/2
+	}
+	s.earned = min(s.earned+1, spareMost*spareFor)
+}
+
+func (s *spare) spend() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.earned < spareFor {
+		return false
+	}
+	s.earned -= spareFor
+	return true
 }

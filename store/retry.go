@@ -1,37 +1,79 @@
 package store
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"math/rand/v2"
 	"time"
+
+	"cairn/blob"
 )
 
 // Policy says how long to be patient with a store that is unavailable. Waits double from First to Max, less
-// a random part of up to a half. The zero value waits about half a minute in all.
+// a random part of up to a half. The zero value is good for a job that somebody waits for.
 type Policy struct {
-	Attempts int           // in all; 0 is 8
+	Patience time.Duration // how long a call goes on after its first failure; 0 is a minute, less than 0 for ever
 	First    time.Duration // wait after the first attempt; 0 is 250 ms
 	Max      time.Duration // longest wait; 0 is 10 s
+	// Waiting is called before each wait, with what failed. May be nil.
+	Waiting func(failed error, wait time.Duration)
 }
 
-// longestAsked is how long a store may ask to be left alone (HTTP's Retry-After) and be obeyed.
-const longestAsked = time.Minute
+const (
+	// longestAsked is how long a store may ask to be left alone (HTTP's Retry-After) and be obeyed.
+	longestAsked = time.Minute
+	// mostAsked is how often such a wait is not counted as patience: the store is there, and busy.
+	mostAsked = 8
+)
 
-// Retry reads from r, and asks again when the answer is ErrUnavailable; when that is an UnavailableError, not
+// Do calls ask until its answer is not ErrUnavailable, or patience ends; when that is an UnavailableError, not
 // before the store wants it. Any other error is final. Waits end with the context.
-func Retry(r Reader, p Policy) Reader {
-	if p.Attempts == 0 {
-		p.Attempts = 8
+func (p Policy) Do(ctx context.Context, ask func() error) error {
+	var begun time.Time
+	asked := time.Duration(0)
+	for n := 1; ; n++ {
+		err := ask()
+		if !errors.Is(err, ErrUnavailable) {
+			return err
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if n == 1 {
+			begun = time.Now()
+		}
+		wait := jitter(p.backoff(n))
+		if busy, ok := errors.AsType[*UnavailableError](err); ok && busy.After > 0 {
+			wait = max(wait, min(busy.After, longestAsked))
+			if n <= mostAsked {
+				asked += wait
+			}
+		}
+		if p.over(time.Since(begun) + wait - asked) {
+			return err
+		}
+		if p.Waiting != nil {
+			p.Waiting(err, wait)
+		}
+		if err := sleep(ctx, wait); err != nil {
+			return err
+		}
 	}
-	if p.First == 0 {
-		p.First = 250 * time.Millisecond
-	}
-	if p.Max == 0 {
-		p.Max = 10 * time.Second
-	}
-	return retry{r, p}
 }
+
+// over says whether patience has ended after some time of failure.
+func (p Policy) over(after time.Duration) bool {
+	patience := p.Patience
+	if patience == 0 {
+		patience = time.Minute
+	}
+	return patience > 0 && after > patience
+}
+
+// Retry reads from r as the policy says.
+func Retry(r Reader, p Policy) Reader { return retry{r, p} }
 
 type retry struct {
 	r Reader
@@ -41,7 +83,7 @@ type retry struct {
 func (t retry) String() string { return t.r.String() }
 
 func (t retry) Read(ctx context.Context, name string, dst []byte, limit int64) (out []byte, err error) {
-	err = t.p.do(ctx, func() error {
+	err = t.p.Do(ctx, func() error {
 		out, err = t.r.Read(ctx, name, dst, limit)
 		return err
 	})
@@ -49,36 +91,91 @@ func (t retry) Read(ctx context.Context, name string, dst []byte, limit int64) (
 }
 
 func (t retry) Stat(ctx context.Context, name string) (size int64, err error) {
-	err = t.p.do(ctx, func() error {
+	err = t.p.Do(ctx, func() error {
 		size, err = t.r.Stat(ctx, name)
 		return err
 	})
 	return size, err
 }
 
-func (p Policy) do(ctx context.Context, ask func() error) error {
-	for n := 1; ; n++ {
-		err := ask()
-		if n >= p.Attempts || !errors.Is(err, ErrUnavailable) {
-			return err
-		}
-		wait := jitter(p.backoff(n))
-		if busy, ok := errors.AsType[*UnavailableError](err); ok {
-			wait = max(wait, min(busy.After, longestAsked))
-		}
-		if err := sleep(ctx, wait); err != nil {
-			return err
-		}
+// RetryGets gets from g as the policy says.
+func RetryGets(g Getter, p Policy) Getter { return retryGets{g, p} }
+
+type retryGets struct {
+	g Getter
+	p Policy
+}
+
+func (t retryGets) Get(ctx context.Context, d blob.Digest, dst []byte) error {
+	return t.p.Do(ctx, func() error { return t.g.Get(ctx, d, dst) })
+}
+
+// RetryBucket reads from b and writes to it as the policy says. It lists and creates if b does.
+func RetryBucket(b Bucket, p Policy) Bucket {
+	t := retryBucket{retry{b, p}, b}
+	lister, lists := b.(Lister)
+	creator, creates := b.(Creator)
+	switch {
+	case lists && creates:
+		return struct {
+			retryBucket
+			Lister
+			retryCreator
+		}{t, lister, retryCreator{t, creator}}
+	case lists:
+		return struct {
+			retryBucket
+			Lister
+		}{t, lister}
+	case creates:
+		return struct {
+			retryBucket
+			retryCreator
+		}{t, retryCreator{t, creator}}
 	}
+	return t
+}
+
+type retryBucket struct {
+	retry
+	b Bucket
+}
+
+func (t retryBucket) Write(ctx context.Context, name string, data []byte) error {
+	return t.p.Do(ctx, func() error { return t.b.Write(ctx, name, data) })
+}
+
+// retryCreator is the Creator of a retryBucket, which is a field so that its methods are not there twice.
+type retryCreator struct {
+	bucket  retryBucket
+	creator Creator
+}
+
+// Create implements Creator. An attempt whose answer was lost may have done its work: then the object is
+// there, with these bytes, and that is success.
+func (t retryCreator) Create(ctx context.Context, name string, data []byte) error {
+	attempts := 0
+	err := t.bucket.p.Do(ctx, func() error {
+		attempts++
+		return t.creator.Create(ctx, name, data)
+	})
+	if attempts == 1 || !errors.Is(err, ErrExists) {
+		return err
+	}
+	there, readErr := t.bucket.Read(ctx, name, nil, int64(len(data)))
+	if readErr == nil && bytes.Equal(there, data) {
+		return nil
+	}
+	return err
 }
 
 // backoff is the longest wait after the n-th attempt, counted from 1.
 func (p Policy) backoff(n int) time.Duration {
-	wait := p.First
-	for ; n > 1 && wait < p.Max; n-- {
+	wait, most := cmp.Or(p.First, 250*time.Millisecond), cmp.Or(p.Max, 10*time.Second)
+	for ; n > 1 && wait < most; n-- {
 		wait *= 2
 	}
-	return min(wait, p.Max)
+	return min(wait, most)
 }
 
 // jitter spreads what many devices do at the same moment.

@@ -45,8 +45,9 @@ func (e *CorruptError) Unwrap() error { return e.Err }
 
 // UnavailableError is an ErrUnavailable with its cause, and with the store's own word on when to ask again.
 type UnavailableError struct {
-	Err   error
-	After time.Duration // how long the store wants to be left alone; 0 when it did not say
+	Err       error
+	After     time.Duration // how long the store wants to be left alone; 0 when it did not say
+	Throttled bool          // the store is there, and is asked too much
 }
 
 func (e *UnavailableError) Error() string   { return fmt.Sprintf("%v: %v", ErrUnavailable, e.Err) }

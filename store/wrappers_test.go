@@ -27,6 +27,14 @@ func failing(err error) store.Getter {
 	return getter(func(context.Context, blob.Digest, []byte) error { return err })
 }
 
+// sources are getters on this machine.
+func sources(getters ...store.Getter) (list []store.Source) {
+	for _, g := range getters {
+		list = append(list, store.Source{Getter: g})
+	}
+	return list
+}
+
 func noFailure(t *testing.T) func(error) {
 	return func(err error) { t.Errorf("failure reported: %v", err) }
 }
@@ -121,7 +129,7 @@ func TestFallback(t *testing.T) {
 		"first": {good, failing(errors.New("asked in vain"))}, "absent": {absent, good},
 		"corrupt": {corrupt, good}, "down": {down, good}, "last": {absent, corrupt, down, good},
 	} {
-		t.Run(name, func(t *testing.T) { s.wantFrom(t, store.Fallback(getters...)) })
+		t.Run(name, func(t *testing.T) { s.wantFrom(t, store.Fallback(sources(getters...)...)) })
 	}
 	for name, test := range map[string]struct {
 		getters []store.Getter
@@ -134,7 +142,7 @@ func TestFallback(t *testing.T) {
 		"two fail": {[]store.Getter{failing(store.ErrDenied), absent, down},
 			[]error{store.ErrDenied, store.ErrUnavailable}, store.ErrNotFound},
 	} {
-		err := s.get(t, store.Fallback(test.getters...))
+		err := s.get(t, store.Fallback(sources(test.getters...)...))
 		for _, want := range test.want {
 			if !errors.Is(err, want) || errors.Is(err, test.not) || strings.Contains(err.Error(), "\n") {
 				t.Errorf("%s: Get = %v, want %v and not %v", name, err, want, test.not)
@@ -153,88 +161,10 @@ func TestFallbackStopsWhenCancelled(t *testing.T) {
 		t.Error("the second store was asked")
 		return nil
 	})
-	err := store.Fallback(first, second).Get(ctx, blob.Digest{}, nil)
+	err := store.Fallback(sources(first, second)...).Get(ctx, blob.Digest{}, nil)
 	if !errors.Is(err, context.Canceled) || errors.Is(err, store.ErrNotFound) {
 		t.Errorf("Get = %v, want context.Canceled", err)
 	}
-}
-
-func TestRetry(t *testing.T) {
-	b := new(mem.Bucket)
-	mustWrite(t, b, "x", []byte("data"))
-	busy := &store.UnavailableError{Err: errors.New("429"), After: 30 * time.Second}
-	fails := func(when storetest.When, err error) store.Reader {
-		return storetest.Faulty(b, when, storetest.Fails(err))
-	}
-	const ms = time.Millisecond
-	for name, test := range map[string]struct {
-		r        store.Reader
-		want     error
-		from, to time.Duration // how long it takes
-	}{
-		"good":         {b, nil, 0, 0},
-		"absent":       {fails(storetest.Always, store.ErrNotFound), store.ErrNotFound, 0, 0},
-		"denied":       {fails(storetest.Always, store.ErrDenied), store.ErrDenied, 0, 0},
-		"two failures": {fails(storetest.First(2), store.ErrUnavailable), nil, 375 * ms, 750 * ms},
-		"retry after":  {fails(storetest.First(1), busy), nil, 30 * time.Second, 30 * time.Second},
-		"down": {fails(storetest.Always, store.ErrUnavailable), store.ErrUnavailable,
-			12 * time.Second, 28 * time.Second},
-	} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				start := time.Now()
-				got, err := store.Retry(test.r, store.Policy{}).Read(t.Context(), "x", []byte("> "), 10)
-				if !errors.Is(err, test.want) || err == nil && string(got) != "> data" {
-					t.Errorf("Read = %q, %v; want %v", got, err, test.want)
-				}
-				if took := time.Since(start); took < test.from || took > test.to {
-					t.Errorf("Read took %v, want %v to %v", took, test.from, test.to)
-				}
-			})
-		})
-	}
-}
-
-func TestRetryBounds(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		busy := &store.UnavailableError{Err: errors.New("503"), After: 24 * time.Hour}
-		down := storetest.Faulty(new(mem.Bucket), storetest.Always, storetest.Fails(busy))
-		start := time.Now()
-		_, err := store.Retry(down, store.Policy{Attempts: 3}).Read(t.Context(), "x", nil, 10)
-		if took := time.Since(start); !errors.Is(err, store.ErrUnavailable) || took != 2*time.Minute {
-			t.Errorf("Read = %v after %v, want ErrUnavailable after two minutes", err, took)
-		}
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-		defer cancel()
-		start = time.Now()
-		_, err = store.Retry(down, store.Policy{}).Read(ctx, "x", nil, 10)
-		if took := time.Since(start); !errors.Is(err, context.DeadlineExceeded) || took != time.Second {
-			t.Errorf("Read = %v after %v, want its context's end", err, took)
-		}
-	})
-}
-
-func TestRetryStat(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := new(mem.Bucket)
-		mustWrite(t, b, "x", []byte("data"))
-		r := store.Retry(&twiceDown{Reader: b}, store.Policy{})
-		if size, err := r.Stat(t.Context(), "x"); size != 4 || err != nil {
-			t.Errorf("Stat = %d, %v", size, err)
-		}
-	})
-}
-
-type twiceDown struct {
-	store.Reader
-	calls int
-}
-
-func (d *twiceDown) Stat(ctx context.Context, name string) (int64, error) {
-	if d.calls++; d.calls <= 2 {
-		return 0, store.ErrUnavailable
-	}
-	return d.Reader.Stat(ctx, name)
 }
 
 func TestMeter(t *testing.T) {

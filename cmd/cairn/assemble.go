@@ -35,6 +35,7 @@ type planFlags struct {
 func (f *planFlags) add(c *cobra.Command) {
 	f.common.add(c)
 	f.stores.add(c)
+	f.stores.addPatience(c)
 	flags := c.Flags()
 	flags.StringArrayVar(&f.seeds, "seed", nil,
 		"`PATH[=INDEX]` that may hold wanted chunks: a file, device, DISK#NAME, PARTLABEL=NAME, PARTUUID=UUID, @root (the "+
@@ -268,7 +269,7 @@ func (f *assembleFlags) run(ctx context.Context, plan *seed.Plan, own int, from 
 	result.Stats, err = assemble.Run(ctx, plan, from.chunks, t, assemble.Options{
 		New:      t.blank,
 		Memory:   f.memory,
-		Fetches:  f.fetches,
+		Fetches:  from.fetches,
 		Own:      own,
 		Verify:   f.verifyAfter(t),
 		Progress: func(s assemble.Stats) { p.show(s.Done, share(s), s) },

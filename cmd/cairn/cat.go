@@ -25,6 +25,7 @@ func newCat() *cobra.Command {
 		RunE:    func(c *cobra.Command, args []string) error { return runCat(c.Context(), c.OutOrStdout(), f, args[0]) },
 	}
 	f.add(c)
+	f.addPatience(c)
 	c.Flags().Var(bytesFlag{&f.offset}, "offset", "begin at that many `bytes` (default: 0)")
 	length := c.Flags().VarPF(bytesFlag{&f.length}, "length", "", "write that many `bytes` (default: to the end)")
 	length.DefValue = ""
@@ -48,7 +49,7 @@ func runCat(ctx context.Context, stdout io.Writer, f catFlags, index string) err
 		return err
 	}
 	defer from.close()
-	cache := view.NewCache(ctx, from.chunks, view.Limits{Fetches: f.fetches})
+	cache := view.NewCache(ctx, from.chunks, view.Limits{Fetches: from.fetches})
 	defer cache.Close()
 	if err := view.New(x, cache).CopyTo(ctx, stdout, f.offset, length); err != nil {
 		return fmt.Errorf("reading the image of %s: %w", index, err)

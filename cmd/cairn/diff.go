@@ -29,6 +29,7 @@ func newDiff() *cobra.Command {
 		},
 	}
 	f.add(c)
+	f.addPatience(c)
 	c.Flags().Lookup("store").Usage = "`location` of a store, to tell the size of the download too; repeatable"
 	c.Flags().Lookup("cache").Hidden = true
 	c.Flags().StringVar(&f.html, "html", "", "draw a map of the new image to that `file`, each block coloured by where its bytes come from")
@@ -73,7 +74,7 @@ func runDiff(ctx context.Context, stdout io.Writer, f diffFlags, oldName, newNam
 		if err != nil {
 			return err
 		}
-		if drawn.stored, err = from.storedSizes(ctx, x, news, f.fetches); err != nil {
+		if drawn.stored, err = from.storedSizes(ctx, x, news); err != nil {
 			return fmt.Errorf("asking the store for sizes: %w", err)
 		}
 		n := sum(drawn.stored)

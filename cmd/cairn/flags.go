@@ -6,10 +6,12 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"cairn/blob"
+	"cairn/store/locate"
 )
 
 // common are the flags of all jobs.
@@ -37,22 +39,37 @@ func (f *common) add(c *cobra.Command) {
 type stores struct {
 	locations []string
 	cache     string
-	fetches   int
+	fetches   int // 0: as many as fill the way to each store
 	rateLimit int64
+	patience  time.Duration
 }
 
 func (f *stores) add(c *cobra.Command) {
 	c.Flags().StringArrayVarP(&f.locations, "store", "s", nil,
-		"`location` of a store: a path or URL; repeatable, tried in order (default: default.castr beside the index)")
+		"`location` of a store: a path or URL, or several that stand in for each other, A|B; repeatable, tried in "+
+			"order (default: default.castr beside the index)")
 	c.Flags().StringVarP(&f.cache, "cache", "c", "", "`directory` that keeps fetched chunks")
 	c.Flags().Var(bytesFlag{&f.rateLimit}, "rate-limit", "read at most that many `bytes` a second from the stores")
-	c.Flags().IntVar(&f.fetches, "fetches", 32, "how many `chunks` to ask a store for at once")
+	c.Flags().IntVar(&f.fetches, "fetches", 0, "how many `chunks` to ask a store for at once (default: as many as fill the way to it)")
 	check(c, func([]string) error {
-		if f.fetches < 1 || f.fetches > 1024 {
+		if f.fetches < 0 || f.fetches > 1024 {
 			return fmt.Errorf("--fetches %d: want 1 to 1024", f.fetches)
 		}
-		if slices.Contains(f.locations, "") {
-			return fmt.Errorf("--store is empty")
+		for _, location := range f.locations {
+			if slices.Contains(locate.Group(location), "") {
+				return fmt.Errorf("--store %q: a location is empty", location)
+			}
+		}
+		return nil
+	})
+}
+
+// addPatience adds how long a job waits for stores that do not answer.
+func (f *stores) addPatience(c *cobra.Command) {
+	c.Flags().DurationVar(&f.patience, "patience", time.Minute, "how long to wait for stores that do not answer, from the first failure on")
+	check(c, func([]string) error {
+		if f.patience <= 0 {
+			return fmt.Errorf("--patience %v: want more than nothing", f.patience)
 		}
 		return nil
 	})

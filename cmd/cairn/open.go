@@ -3,11 +3,14 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"io"
 	"os"
 	"strings"
+	"sync"
+	"time"
 
 	"cairn/blob"
 	"cairn/internal/blockdev"
@@ -66,10 +69,19 @@ func cancellable(ctx context.Context, r io.Reader) io.Reader {
 // source is where chunks come from, and how much came over from the stores.
 type source struct {
 	chunks  store.Getter // a field, since embedding it would hide that it may be a store.ManyGetter
+	fetches int          // how many it may be asked for at once
 	counter store.Counter
 	stores  []*store.Chunks // each of them, in order
+	policy  store.Policy    // of asking again
 	close   func()
 }
+
+// How many chunks are asked for at once where no flag says so. The gates before remote stores let through as
+// many of them as are useful.
+const (
+	fetchesLocal  = 32
+	fetchesRemote = 256
+)
 
 // openStores opens the stores of a command: those named, or the default one beside the index. No more than
 // budget bytes are read from them, unless it is 0.
@@ -82,26 +94,64 @@ func openStores(f stores, index string, a blob.Algorithm, budget int64) (*source
 		}
 		locations = []string{location}
 	}
-	s := &source{close: func() {}}
-	var getters []store.Getter
+	s := &source{close: func() {}, fetches: cmp.Or(f.fetches, fetchesLocal), policy: f.policy()}
+	var sources []store.Source
 	limit := f.limiter(budget)
-	for _, location := range locations {
-		r, err := locate.Open(location, locate.Options{})
-		if err != nil {
-			return nil, hintError{fmt.Errorf("opening store %s: %w", location, err), "name the store with -s LOCATION"}
+	for _, group := range locations {
+		for _, location := range locate.Group(group) {
+			r, err := locate.Open(location, locate.Options{})
+			if err != nil {
+				return nil, hintError{fmt.Errorf("opening store %s: %w", location, err), "name the store with -s LOCATION"}
+			}
+			sources = append(sources, s.add(store.Meter(limit(r), &s.counter), a, f.gate(location)))
 		}
-		chunks := store.NewChunks(store.Meter(limit(r), &s.counter), a)
-		s.stores = append(s.stores, chunks)
-		getters = append(getters, chunks)
 	}
-	s.chunks = getters[0]
-	if len(getters) > 1 {
-		s.chunks = store.Fallback(getters...)
+	switch gate := sources[0].Gate; {
+	case gate == nil && len(sources) == 1:
+		s.chunks = sources[0].Getter
+	default:
+		s.chunks = store.RetryGets(store.Fallback(sources...), s.policy)
 	}
 	if f.cache != "" {
 		s.addCache(f.cache, a)
 	}
 	return s, nil
+}
+
+// add makes one more store of a reader.
+func (s *source) add(r store.Reader, a blob.Algorithm, gate *store.Gate) store.Source {
+	chunks := store.NewChunks(r, a)
+	s.stores = append(s.stores, chunks)
+	if gate != nil {
+		s.fetches = max(s.fetches, gate.Most())
+	}
+	return store.Source{Getter: chunks, Gate: gate}
+}
+
+// gate is what limits the requests to a store, or nil for one on this machine.
+func (f *stores) gate(location string) *store.Gate {
+	switch {
+	case !locate.Remote(location):
+		return nil
+	case f.fetches > 0:
+		return store.NewFixedGate(f.fetches)
+	}
+	return store.NewGate(fetchesRemote)
+}
+
+// policy is how long the stores are waited for. What they are waited for is said, but not all the time.
+func (f *stores) policy() store.Policy {
+	const pause = 10 * time.Second
+	var mu sync.Mutex
+	var said time.Time
+	return store.Policy{Patience: f.patience, Waiting: func(failed error, _ time.Duration) {
+		mu.Lock()
+		defer mu.Unlock()
+		if time.Since(said) >= pause {
+			said = time.Now()
+			say("waiting for an answer: %v", failed)
+		}
+	}}
 }
 
 // limiter returns what holds the readers of all stores within the limits that they share.
@@ -138,7 +188,7 @@ func (s *source) addCache(dir string, a blob.Algorithm) {
 	keep, err := store.NewWriter(bucket, store.WriterOptions{})
 	if err != nil {
 		failed(err)
-		s.chunks = store.Fallback(near, s.chunks)
+		s.chunks = store.Fallback(store.Source{Getter: near}, store.Source{Getter: s.chunks})
 		return
 	}
 	s.chunks = store.Cache(near, keep, s.chunks, failed)

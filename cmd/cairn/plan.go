@@ -103,7 +103,7 @@ func (f *planFlags) preview(ctx context.Context, m memory, x *blob.Index, result
 		title: result.Index + " onto " + result.Target, index: x, seeds: result.SeedNames, fetched: fetched(sources),
 		source: func(i int) (imagemap.Kind, int) { return kindOf(sources[i]) },
 	}
-	p.stored, err = from.storedSizes(ctx, x, p.fetched, f.fetches)
+	p.stored, err = from.storedSizes(ctx, x, p.fetched)
 	result.DownloadedBytes = sum(p.stored)
 	return p, err
 }
@@ -150,14 +150,16 @@ func fetched(sources []assemble.Source) []int {
 }
 
 // storedSizes asks the stores how many bytes each of the chunks with these numbers takes there.
-func (s *source) storedSizes(ctx context.Context, x *blob.Index, numbers []int, atOnce int) ([]int64, error) {
+func (s *source) storedSizes(ctx context.Context, x *blob.Index, numbers []int) ([]int64, error) {
 	sizes := make([]int64, len(numbers))
 	group, groupCtx := errgroup.WithContext(ctx)
-	group.SetLimit(atOnce)
+	group.SetLimit(min(s.fetches, mostQuestions))
 	for at, i := range numbers {
-		group.Go(func() (err error) {
-			sizes[at], err = s.stat(groupCtx, x.At(i).Digest)
-			return err
+		group.Go(func() error {
+			return s.policy.Do(groupCtx, func() (err error) {
+				sizes[at], err = s.stat(groupCtx, x.At(i).Digest)
+				return err
+			})
 		})
 	}
 	if err := group.Wait(); err != nil {
@@ -165,6 +167,9 @@ func (s *source) storedSizes(ctx context.Context, x *blob.Index, numbers []int, 
 	}
 	return sizes, ctx.Err()
 }
+
+// mostQuestions is how many chunks' sizes are asked for at once: no gate is before questions.
+const mostQuestions = 32
 
 // stat is the size of a chunk in the first store that has it.
 func (s *source) stat(ctx context.Context, d blob.Digest) (int64, error) {

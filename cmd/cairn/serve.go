@@ -34,6 +34,7 @@ type serveFlags struct {
 
 func newServe() *cobra.Command {
 	f := serveFlags{memory: 256 << 20}
+	f.patience = 10 * time.Minute
 	c := &cobra.Command{
 		Use:   "serve INDEX...",
 		Short: "Export images over NBD, fetching chunks when they are read",
@@ -137,7 +138,7 @@ func (f *serveFlags) open(ctx, fetching context.Context, indexes []string) ([]*n
 			closeAll()
 			return nil, nil, err
 		}
-		limits := view.Limits{Bytes: max(f.memory/int64(len(indexes)), 1), Fetches: f.fetches}
+		limits := view.Limits{Bytes: max(f.memory/int64(len(indexes)), 1), Fetches: from.fetches}
 		cache := view.NewCache(fetching, from.chunks, limits)
 		closers = append(closers, func() { cache.Close(); from.close() })
 		exports = append(exports, newExport(name, x, cache))

@@ -34,6 +34,7 @@ Exit status 3 says that something is damaged or missing.`,
 	}
 	f.common.add(c)
 	f.stores.add(c)
+	f.stores.addPatience(c)
 	return c
 }
 
@@ -86,7 +87,7 @@ func (f *verifyFlags) verify(ctx context.Context, x *blob.Index, args []string) 
 			return "the store", verify.Report{}, err
 		}
 		defer from.close()
-		o.Workers = max(f.fetches, f.jobs)
+		o.Workers = max(min(from.fetches, 64), f.jobs)
 		return f.report("the store", x, o, func(o verify.Options) (verify.Report, error) {
 			return verify.Store(ctx, x, from.chunks, o)
 		})

@@ -24,6 +24,9 @@ func Index(location string, o Options) (r store.Reader, name string, err error) 
 		return nil, "", err
 	}
 	r, err = Open(dir, o)
+	if err == nil && Remote(dir) {
+		r = store.Retry(r, o.Retry)
+	}
 	return r, name, err
 }
 

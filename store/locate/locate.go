@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"strings"
 
 	"cairn/store"
 	"cairn/store/local"
@@ -16,11 +17,19 @@ import (
 type Options struct {
 	Local local.Options
 	Web   web.Options
-	Retry store.Policy // of what is reached over a network
+	Retry store.Policy // of indexes and buckets that are reached over a network
 }
 
+// Group is the locations of a failover group, A|B|C: stores of which each may stand in for the others. Most
+// groups are a single location.
+func Group(location string) []string { return strings.Split(location, "|") }
+
+// Remote says whether a location is reached over a network.
+func Remote(location string) bool { return schemeOf(location) != "" }
+
 // Open is a store to read: a directory's path, or an http or https URL. A directory that does not exist is
-// store.ErrNotFound; a server is not asked anything yet.
+// store.ErrNotFound; a server is not asked anything yet. It is asked once for each read: retrying is the
+// caller's, who may have other stores to ask meanwhile.
 func Open(location string, o Options) (store.Reader, error) {
 	switch scheme := schemeOf(location); scheme {
 	case "":
@@ -34,7 +43,7 @@ func Open(location string, o Options) (store.Reader, error) {
 		if err != nil {
 			return nil, err
 		}
-		return store.Retry(r, o.Retry), nil
+		return r, nil
 	default:
 		return nil, unsupported(scheme)
 	}

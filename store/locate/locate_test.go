@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -128,4 +129,16 @@ func FuzzLocations(f *testing.F) {
 			t.Errorf("DefaultStore(%q) = %q", location, got)
 		}
 	})
+}
+
+func TestGroup(t *testing.T) {
+	for location, want := range map[string][]string{
+		"dir":                        {"dir"},
+		"https://a/s|https://b/s|/c": {"https://a/s", "https://b/s", "/c"},
+		"a|":                         {"a", ""},
+	} {
+		if got := locate.Group(location); !slices.Equal(got, want) {
+			t.Errorf("Group(%q) = %q, want %q", location, got, want)
+		}
+	}
 }

@@ -1,0 +1,224 @@
+package store_test
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"cairn/blob"
+	"cairn/store"
+	"cairn/store/storetest"
+)
+
+// origin is a store over a network in a test's time, that can be in trouble.
+type origin struct {
+	store.Getter
+	gate *store.Gate
+
+	asked   atomic.Int64
+	mu      sync.Mutex // guards what follows
+	latency time.Duration
+	fault   error
+	silent  bool
+}
+
+func newOrigin(t *testing.T, s ...sample) *origin {
+	return &origin{Getter: chunksOf(bucketOf(t, s...)), gate: store.NewFixedGate(64), latency: 10 * time.Millisecond}
+}
+
+func (o *origin) set(latency time.Duration, fault error, silent bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.latency, o.fault, o.silent = latency, fault, silent
+}
+
+func (o *origin) Get(ctx context.Context, d blob.Digest, dst []byte) error {
+	o.asked.Add(1)
+	o.mu.Lock()
+	latency, fault, silent := o.latency, o.fault, o.silent
+	o.mu.Unlock()
+	if silent {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	select {
+	case <-time.After(latency):
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if fault != nil {
+		return fault
+	}
+	return o.Getter.Get(ctx, d, dst)
+}
+
+func (o *origin) source() store.Source { return store.Source{Getter: o, Gate: o.gate} }
+
+// getFor gets a chunk again and again for some time, and returns the longest that took.
+func getFor(t *testing.T, g store.Getter, s sample, span time.Duration) (longest time.Duration) {
+	t.Helper()
+	for begun := time.Now(); time.Since(begun) < span; {
+		at := time.Now()
+		s.wantFrom(t, g)
+		longest = max(longest, time.Since(at))
+		time.Sleep(10 * time.Millisecond)
+	}
+	return longest
+}
+
+// TestFailover: a store that is down is asked seldom, and has its place back soon after it is up again.
+func TestFailover(t *testing.T) {
+	for name, fault := range map[string]error{
+		"away": store.ErrUnavailable, "denied": store.ErrDenied, "broken": errors.New("unexpected"),
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			s := newSample(1, 1000)
+			a, b := newOrigin(t, s), newOrigin(t, s)
+			g := store.Fallback(a.source(), b.source())
+			getFor(t, g, s, time.Second)
+			if n := b.asked.Load(); n != 0 {
+				t.Errorf("%s: the second store was asked %d times while the first was well", name, n)
+			}
+			a.set(10*time.Millisecond, fault, false)
+			before := a.asked.Load()
+			if longest := getFor(t, g, s, 10*time.Minute); longest > 20*time.Millisecond {
+				t.Errorf("%s: a chunk took %v, want two answers' time at most", name, longest)
+			}
+			if n := a.asked.Load() - before; n < 10 || n > 20 {
+				t.Errorf("%s: a store that was down for ten minutes was asked %d times, want 10 to 20", name, n)
+			}
+			a.set(10*time.Millisecond, nil, false)
+			getFor(t, g, s, time.Minute+time.Second)
+			a.asked.Store(0)
+			b.asked.Store(0)
+			getFor(t, g, s, time.Second)
+			if a.asked.Load() < 40 || b.asked.Load() > 0 {
+				t.Errorf("%s: a minute after it came back the first store was asked %d times, the second %d times",
+					name, a.asked.Load(), b.asked.Load())
+			}
+		})
+	}
+}
+
+// TestFailoverFromSilence: a store that answers nothing costs seconds once, not for every chunk.
+func TestFailoverFromSilence(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSample(1, 1000)
+		a, b := newOrigin(t, s), newOrigin(t, s)
+		g := store.Fallback(a.source(), b.source())
+		a.set(0, nil, true)
+		var wg sync.WaitGroup
+		begun := time.Now()
+		for range 64 {
+			wg.Go(func() { s.wantFrom(t, g) })
+		}
+		wg.Wait()
+		if took := time.Since(begun); took > 3*time.Second {
+			t.Errorf("leaving a silent store took %v, want 3 s at most", took)
+		}
+		begun = time.Now()
+		for range 200 {
+			s.wantFrom(t, g)
+		}
+		if took := time.Since(begun); took > 8*time.Second {
+			t.Errorf("200 chunks beside a silent store took %v", took)
+		}
+	})
+}
+
+// TestFailoverAsksTheUnwellLast: absence is proven only by all, also by those that failed lately.
+func TestFailoverAsksTheUnwellLast(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, other := newSample(1, 1000), newSample(2, 1000)
+		a, b := newOrigin(t, s), newOrigin(t, other)
+		g := store.Fallback(a.source(), b.source())
+		a.set(0, store.ErrUnavailable, false)
+		if err := s.get(t, g); !errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrNotFound) {
+			t.Errorf("Get = %v, want ErrUnavailable", err)
+		}
+		if err := s.get(t, g); !errors.Is(err, store.ErrUnavailable) {
+			t.Errorf("Get = %v, want ErrUnavailable", err)
+		}
+		a.set(0, nil, false)
+		s.wantFrom(t, g)
+	})
+}
+
+// TestSecondRequest: an answer that is lost costs little when others come.
+func TestSecondRequest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSample(1, 1000)
+		a := newOrigin(t, s)
+		var n atomic.Int64
+		lost := getter(func(ctx context.Context, d blob.Digest, dst []byte) error {
+			if n.Add(1)%50 == 0 {
+				<-ctx.Done()
+				return ctx.Err()
+			}
+			return a.Get(ctx, d, dst)
+		})
+		g := store.Fallback(store.Source{Getter: lost, Gate: store.NewGate(64)})
+		if longest := getFor(t, g, s, time.Minute); longest > 500*time.Millisecond {
+			t.Errorf("a chunk took %v where one answer in 50 is lost, want half a second at most", longest)
+		}
+	})
+}
+
+// TestSecondRequestsAreFew: a store that gets slow is not asked twice as much for that.
+func TestSecondRequestsAreFew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSample(1, 1000)
+		a := newOrigin(t, s)
+		g := store.Fallback(a.source())
+		getFor(t, g, s, 10*time.Second)
+		a.set(5*time.Second, nil, false)
+		a.asked.Store(0)
+		const count = 400
+		var wg sync.WaitGroup
+		for range count {
+			wg.Go(func() { s.wantFrom(t, g) })
+		}
+		wg.Wait()
+		if n := a.asked.Load(); n > count*107/100 {
+			t.Errorf("%d requests for %d chunks of a slow store, want 7 %% more at most", n, count)
+		}
+	})
+}
+
+// TestSecondRequestLeavesNothing: when Get returns, nobody writes to the caller's memory any more.
+func TestSecondRequestLeavesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSample(1, 1000)
+		var n atomic.Int64
+		late := getter(func(ctx context.Context, d blob.Digest, dst []byte) error {
+			if n.Add(1) > 1 {
+				return chunksOf(bucketOf(t, s)).Get(ctx, d, dst)
+			}
+			<-ctx.Done()
+			time.Sleep(time.Second)
+			clear(dst)
+			return ctx.Err()
+		})
+		s.wantFrom(t, store.Fallback(store.Source{Getter: late, Gate: store.NewFixedGate(4)}))
+	})
+}
+
+func TestGateThrottledByTheStore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSample(1, 1000)
+		gate := store.NewGate(64)
+		busy := &store.UnavailableError{Err: errors.New("429"), After: time.Second, Throttled: true}
+		r := storetest.Faulty(bucketOf(t, s), storetest.First(1), storetest.Fails(busy))
+		before := gate.Limit()
+		g := store.RetryGets(store.Fallback(store.Source{Getter: chunksOf(r), Gate: gate}), store.Policy{})
+		begun := time.Now()
+		s.wantFrom(t, g)
+		if took := time.Since(begun); took < time.Second || gate.Limit() >= before {
+			t.Errorf("a refusal cost %v and left %d of %d at once, want a second, and fewer", took, gate.Limit(), before)
+		}
+	})
+}

@@ -1,0 +1,180 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// link is a way to a store: each answer takes as long as the latency says, and then its turn on the wire.
+type link struct {
+	latency func() time.Duration
+	rate    float64 // bytes a second
+
+	mu   sync.Mutex // guards free
+	free time.Time  // when the wire is
+}
+
+func (l *link) get(bytes int) {
+	time.Sleep(l.latency())
+	l.mu.Lock()
+	if now := time.Now(); l.free.Before(now) {
+		l.free = now
+	}
+	l.free = l.free.Add(time.Duration(float64(bytes) / l.rate * float64(time.Second)))
+	until := l.free
+	l.mu.Unlock()
+	time.Sleep(time.Until(until))
+}
+
+func always(d time.Duration) func() time.Duration { return func() time.Duration { return d } }
+
+// varying is the latency of an object store: seldom short, sometimes very long.
+func varying() time.Duration {
+	return time.Duration((12 + 24*rand.ExpFloat64()) * float64(time.Millisecond))
+}
+
+// through gets total bytes in answers of 4 to 50 KB through a gate, as fast as it lets them, and returns how
+// long that took.
+func through(t *testing.T, g *Gate, l *link, total int) time.Duration {
+	t.Helper()
+	r := rand.New(rand.NewPCG(3, 4))
+	begun := time.Now()
+	var wg sync.WaitGroup
+	slots := make(Slots, 512)
+	for total > 0 {
+		bytes := 4000 + r.IntN(46_000)
+		total -= bytes
+		leaveSlot, _ := slots.Take(t.Context())
+		wg.Go(func() {
+			defer leaveSlot()
+			leave, err := g.enter(t.Context())
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			l.get(bytes)
+			leave(bytes, false)
+		})
+	}
+	wg.Wait()
+	return time.Since(begun)
+}
+
+// TestGateFillsLinks: the link is full, whatever its kind, and not many times over.
+func TestGateFillsLinks(t *testing.T) {
+	const mbit, ms = 125_000, time.Millisecond
+	for name, c := range map[string]struct {
+		latency     func() time.Duration
+		rate        float64
+		seconds     float64 // worth of data
+		share       float64 // of the link, at least
+		least, most int     // the limit in the end
+	}{
+		"40 ms 100 Mbit/s":    {always(40 * ms), 100 * mbit, 10, 0.95, 18, 120},
+		"5 ms 1 Gbit/s":       {always(5 * ms), 1000 * mbit, 3, 0.95, 20, 130},
+		"100 ms 1 Gbit/s":     {always(100 * ms), 1000 * mbit, 20, 0.9, 250, 512},
+		"100 ms 5 Mbit/s":     {always(100 * ms), 5 * mbit, 30, 0.95, 4, 24},
+		"1 ms 1 Mbit/s":       {always(ms), mbit, 60, 0.98, 4, 16},
+		"object store 1 Gbit": {varying, 1000 * mbit, 10, 0.9, 60, 512},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				g := NewGate(512)
+				took := through(t, g, &link{latency: c.latency, rate: c.rate}, int(c.rate*c.seconds))
+				share := c.seconds / took.Seconds()
+				t.Logf("%.1f %% of the link, %d at once", 100*share, g.Limit())
+				if share < c.share {
+					t.Errorf("%.1f %% of the link were used, want %.0f %%", 100*share, 100*c.share)
+				}
+				if n := g.Limit(); n < c.least || n > c.most {
+					t.Errorf("%d at once in the end, want %d to %d", n, c.least, c.most)
+				}
+			})
+		})
+	}
+}
+
+// TestGateNoticesAFasterLink: what was learnt on a slow link is not for ever.
+func TestGateNoticesAFasterLink(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := NewGate(512)
+		l := &link{latency: always(40 * time.Millisecond), rate: 625_000}
+		through(t, g, l, 5_000_000)
+		l.rate = 12_500_000
+		took := through(t, g, l, 125_000_000)
+		if share := 10 / took.Seconds(); share < 0.85 {
+			t.Errorf("%.1f %% of the faster link were used, want 85 %%", 100*share)
+		}
+	})
+}
+
+func TestGateThrottled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := NewGate(64)
+		l := &link{latency: always(10 * time.Millisecond), rate: 1e9}
+		through(t, g, l, 20_000_000)
+		before := g.Limit()
+		leave, err := g.enter(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		leave(0, true)
+		if got := g.Limit(); got != before/2 {
+			t.Errorf("the limit is %d after a refusal, was %d, want half", got, before)
+		}
+		through(t, g, l, 40_000_000)
+		if got := g.Limit(); got < before*3/4 {
+			t.Errorf("the limit is %d long after a refusal, was %d", got, before)
+		}
+	})
+}
+
+func TestFixedGate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := NewFixedGate(3)
+		took := through(t, g, &link{latency: always(time.Second), rate: 1e12}, 27_000*30)
+		if g.Limit() != 3 || took < 9*time.Second {
+			t.Errorf("a gate for 3 let %d in, and took %v", g.Limit(), took)
+		}
+	})
+}
+
+// TestGateCancelled: who gives up waiting takes nobody's turn.
+func TestGateCancelled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := NewFixedGate(1)
+		leave, err := g.enter(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		for i := range 10 {
+			wg.Go(func() {
+				ctx := ctx
+				if i%2 == 0 {
+					ctx = t.Context()
+				}
+				leave, err := g.enter(ctx)
+				switch {
+				case err == nil:
+					leave(1, false)
+				case !errors.Is(err, context.Canceled) || i%2 == 0:
+					t.Errorf("enter = %v", err)
+				}
+			})
+		}
+		synctest.Wait()
+		go cancel()
+		go leave(1, false)
+		wg.Wait()
+		if g.inside != 0 || len(g.waiting) != 0 {
+			t.Errorf("%d inside and %d waiting in the end, want none", g.inside, len(g.waiting))
+		}
+	})
+}
