@@ -31,8 +31,7 @@ const (
 // Do calls ask until its answer is not ErrUnavailable, or patience ends; when that is an UnavailableError, not
 // before the store wants it. Any other error is final. Waits end with the context.
 func (p Policy) Do(ctx context.Context, ask func() error) error {
-	var begun time.Time
-	asked := time.Duration(0)
+	var end time.Time // of patience
 	for n := 1; ; n++ {
 		err := ask()
 		if !errors.Is(err, ErrUnavailable) {
@@ -42,18 +41,17 @@ func (p Policy) Do(ctx context.Context, ask func() error) error {
 			return ctx.Err()
 		}
 		if n == 1 {
-			begun = time.Now()
+			end = p.end(time.Now())
 		}
-		wait := jitter(p.backoff(n))
-		if busy, ok := errors.AsType[*UnavailableError](err); ok && busy.After > 0 {
-			wait = max(wait, min(busy.After, longestAsked))
-			if n <= mostAsked {
-				asked += wait
-			}
+		wait, asked := p.wait(n, err)
+		if asked && n <= mostAsked {
+			end = end.Add(wait)
 		}
-		if p.over(time.Since(begun) + wait - asked) {
+		left := time.Until(end)
+		if left <= 0 || asked && left < wait {
 			return err
 		}
+		wait = min(wait, left)
 		if p.Waiting != nil {
 			p.Waiting(err, wait)
 		}
@@ -63,13 +61,26 @@ func (p Policy) Do(ctx context.Context, ask func() error) error {
 	}
 }
 
-// over says whether patience has ended after some time of failure.
-func (p Policy) over(after time.Duration) bool {
-	patience := p.Patience
-	if patience == 0 {
-		patience = time.Minute
+// end is when patience ends that begins now.
+func (p Policy) end(now time.Time) time.Time {
+	const forEver = 100 * 365 * 24 * time.Hour
+	switch {
+	case p.Patience == 0:
+		return now.Add(time.Minute)
+	case p.Patience < 0:
+		return now.Add(forEver)
 	}
-	return patience > 0 && after > patience
+	return now.Add(p.Patience)
+}
+
+// wait is how long to wait after the n-th attempt, and whether the store asked for that.
+func (p Policy) wait(n int, err error) (wait time.Duration, asked bool) {
+	wait = jitter(p.backoff(n))
+	busy, ok := errors.AsType[*UnavailableError](err)
+	if !ok || busy.After <= 0 {
+		return wait, false
+	}
+	return max(wait, min(busy.After, longestAsked)), true
 }
 
 // Retry reads from r as the policy says.
