@@ -4,9 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
+	"io/fs"
 	"net/url"
-	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -26,7 +26,7 @@ func (b *Bucket) NewBatch() (store.Batch, error) {
 	if b.options.NoSync {
 		return &eager{b, s}, nil
 	}
-	return &batch{bucket: b, stage: s}, nil
+	return &batch{bucket: b, stage: s, seed: maphash.MakeSeed()}, nil
 }
 
 // batch keeps each object in its stage, under readyPrefix and its escaped name, until Commit.
@@ -35,6 +35,8 @@ type batch struct {
 	stage  *stage
 	mu     sync.RWMutex // held shared by Write and alone by Commit, which must not meet unfinished files
 	dirty  atomic.Bool  // something waits for Commit
+	seed   maphash.Seed
+	turns  [64]sync.Mutex // of those who write, by the name
 }
 
 const readyPrefix = "ready-"
@@ -45,15 +47,29 @@ func (t *batch) Write(ctx context.Context, name string, data []byte) error {
 	}
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	temp, err := t.stage.add(data, Options{NoSync: true, Mode: t.bucket.options.Mode})
-	if err != nil {
+	if err := t.add(readyPrefix+url.PathEscape(name), data); err != nil {
 		return t.bucket.writing(name, err)
-	}
-	if err := os.Rename(temp, filepath.Join(t.stage.dir, readyPrefix+url.PathEscape(name))); err != nil {
-		return t.bucket.writing(name, errors.Join(err, os.Remove(temp)))
 	}
 	t.dirty.Store(true)
 	return nil
+}
+
+// add writes a file of a name in the stage, whole or not at all. Of those who write the same name one does it
+// at a time, and the last one's stays.
+func (t *batch) add(ready string, data []byte) error {
+	turn := &t.turns[maphash.String(t.seed, ready)%uint64(len(t.turns))]
+	turn.Lock()
+	defer turn.Unlock()
+	o := Options{NoSync: true, Mode: t.bucket.options.Mode}
+	err := t.stage.write(ready, data, o)
+	if !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	temp, err := t.stage.add(data, o)
+	if err != nil {
+		return err
+	}
+	return unix.Renameat(t.stage.fd(), temp, t.stage.fd(), ready)
 }
 
 func (t *batch) Commit(ctx context.Context) error {
@@ -95,7 +111,10 @@ func (t *batch) publish(ctx context.Context) error {
 		if err := errors.Join(ctx.Err(), err); err != nil {
 			return err
 		}
-		return t.bucket.publish(filepath.Join(t.stage.dir, file), name, os.Rename)
+		if err := t.stage.into(file, name, false); err != nil {
+			return t.bucket.writing(name, err)
+		}
+		return nil
 	})
 	if err != nil {
 		return fmt.Errorf("committing: %w", err)
@@ -115,7 +134,7 @@ func (e *eager) Write(ctx context.Context, name string, data []byte) error {
 	if err := check(ctx, name); err != nil {
 		return err
 	}
-	return e.bucket.writeThrough(ctx, e.stage, name, data, os.Rename)
+	return e.bucket.writeThrough(ctx, e.stage, name, data, false)
 }
 
 func (e *eager) Commit(ctx context.Context) error { return ctx.Err() }

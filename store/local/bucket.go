@@ -126,22 +126,19 @@ func fileSize(info fs.FileInfo, err error) (int64, error) {
 
 // Write implements store.Bucket: it flushes the object, then its name and the directories it lies in.
 func (b *Bucket) Write(ctx context.Context, name string, data []byte) error {
-	return b.writeAlone(ctx, name, data, os.Rename)
+	return b.writeAlone(ctx, name, data, false)
 }
 
-// Create implements store.Creator, as Write does its work: a name is linked to only if it is free.
+// Create implements store.Creator, as Write does its work.
 func (b *Bucket) Create(ctx context.Context, name string, data []byte) error {
-	err := b.writeAlone(ctx, name, data, os.Link)
+	err := b.writeAlone(ctx, name, data, true)
 	if errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("%s: %w", b.path(name), store.ErrExists)
 	}
 	return err
 }
 
-// move gives a file its name, as os.Rename and os.Link do.
-type move func(from, to string) error
-
-func (b *Bucket) writeAlone(ctx context.Context, name string, data []byte, into move) error {
+func (b *Bucket) writeAlone(ctx context.Context, name string, data []byte, noReplace bool) error {
 	if err := check(ctx, name); err != nil {
 		return err
 	}
@@ -149,11 +146,11 @@ func (b *Bucket) writeAlone(ctx context.Context, name string, data []byte, into 
 	if err != nil {
 		return err
 	}
-	err = b.writeThrough(ctx, s, name, data, into)
+	err = b.writeThrough(ctx, s, name, data, noReplace)
 	return errors.Join(err, s.close())
 }
 
-func (b *Bucket) writeThrough(ctx context.Context, s *stage, name string, data []byte, into move) error {
+func (b *Bucket) writeThrough(ctx context.Context, s *stage, name string, data []byte, noReplace bool) error {
 	temp, err := s.add(data, b.options)
 	if err != nil {
 		return b.writing(name, err)
@@ -161,8 +158,8 @@ func (b *Bucket) writeThrough(ctx context.Context, s *stage, name string, data [
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if err := b.publish(temp, name, into); err != nil {
-		return err
+	if err := s.into(temp, name, noReplace); err != nil {
+		return b.writing(name, err)
 	}
 	if b.options.NoSync {
 		return nil
@@ -175,23 +172,6 @@ func (b *Bucket) writeThrough(ctx context.Context, s *stage, name string, data [
 			return nil
 		}
 	}
-}
-
-// publish gives a staged file its name. Directories are made when they turn out to be missing, so that most
-// objects cost one system call; another process may remove an empty one at any time.
-func (b *Bucket) publish(temp, name string, into move) error {
-	final := b.path(name)
-	err := into(temp, final)
-	for tries := 0; errors.Is(err, fs.ErrNotExist) && tries < 3; tries++ {
-		if err := os.MkdirAll(filepath.Dir(final), 0o755); err != nil {
-			return b.writing(name, err)
-		}
-		err = into(temp, final)
-	}
-	if err != nil {
-		return b.writing(name, err)
-	}
-	return nil
 }
 
 func (b *Bucket) writing(name string, err error) error {

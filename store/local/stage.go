@@ -27,6 +27,8 @@ const (
 type stage struct {
 	dir  string
 	lock *os.File
+	here *os.File // the stage, and
+	root *os.File // the bucket's directory, both to name files in
 	next atomic.Uint64
 }
 
@@ -40,7 +42,7 @@ func (b *Bucket) newStage() (*stage, error) {
 		}
 		lock, err := own(dir, os.O_CREATE)
 		if err == nil {
-			return &stage{dir: dir, lock: lock}, nil
+			return openStage(b.root, dir, lock)
 		}
 		if !errors.Is(err, errTaken) && !errors.Is(err, fs.ErrNotExist) {
 			return nil, fmt.Errorf("writing to %s: %w", b.root, errors.Join(err, remove(dir)))
@@ -48,6 +50,18 @@ func (b *Bucket) newStage() (*stage, error) {
 		lost = err // a sweeping process was between our two steps, and removes it
 	}
 	return nil, fmt.Errorf("writing to %s: %w", b.root, lost)
+}
+
+func openStage(root, dir string, lock *os.File) (*stage, error) {
+	s := &stage{dir: dir, lock: lock}
+	var err error
+	if s.here, err = os.Open(dir); err == nil {
+		s.root, err = os.Open(root)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("writing to %s: %w", root, errors.Join(denied(err), s.close()))
+	}
+	return s, nil
 }
 
 // errTaken says that another process holds the lock of a stage.
@@ -146,25 +160,94 @@ func eachName(dir string, do func(name string) error) error {
 	}
 }
 
-// add writes data to a new file, flushed if the options ask for it, and returns its path.
+// add writes data to a new file, flushed if the options ask for it, and returns its name in the stage.
 func (s *stage) add(data []byte, o Options) (string, error) {
-	f, err := os.OpenFile(s.newName(), os.O_WRONLY|os.O_CREATE|os.O_EXCL, o.Mode)
-	if err != nil {
-		return "", err
-	}
-	_, err = f.Write(data)
-	if err == nil && !o.NoSync {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return "", errors.Join(err, os.Remove(f.Name()))
-	}
-	return f.Name(), nil
+	name := strconv.FormatUint(s.next.Add(1), 10) + ".tmp"
+	return name, s.write(name, data, o)
 }
 
-func (s *stage) newName() string {
-	return filepath.Join(s.dir, strconv.FormatUint(s.next.Add(1), 10)+".tmp")
+// write writes data to a new file of a name in the stage. It is fs.ErrExist when the name is taken; after
+// any other error there is no such file. The calls are the kernel's own, as there is one of each for every
+// chunk of an image, and package os makes more of them.
+func (s *stage) write(name string, data []byte, o Options) error {
+	flags := unix.O_WRONLY | unix.O_CREAT | unix.O_EXCL | unix.O_CLOEXEC
+	fd, err := again(func() (int, error) { return unix.Openat(s.fd(), name, flags, uint32(o.Mode.Perm())) })
+	if err != nil {
+		return &fs.PathError{Op: "create", Path: filepath.Join(s.dir, name), Err: err}
+	}
+	err = writeAll(fd, data)
+	if err == nil && !o.NoSync {
+		_, err = again(func() (int, error) { return 0, unix.Fsync(fd) })
+	}
+	if err = errors.Join(err, unix.Close(fd)); err != nil {
+		return errors.Join(&fs.PathError{Op: "write", Path: filepath.Join(s.dir, name), Err: err}, s.discard(name))
+	}
+	return nil
+}
+
+func (s *stage) fd() int { return int(s.here.Fd()) }
+
+func (s *stage) discard(name string) error { return unix.Unlinkat(s.fd(), name, 0) }
+
+func writeAll(fd int, data []byte) error {
+	for len(data) > 0 {
+		n, err := again(func() (int, error) { return unix.Write(fd, data) })
+		if err != nil {
+			return err
+		}
+		data = data[n:]
+	}
+	return nil
+}
+
+// again repeats a call that a signal interrupted.
+func again(call func() (int, error)) (int, error) {
+	for {
+		n, err := call()
+		if !errors.Is(err, unix.EINTR) {
+			return n, err
+		}
+	}
+}
+
+// into gives a staged file its name in the bucket. Directories are made when they turn out to be missing, so
+// that most objects cost one system call; another process may remove an empty one at any time. With noReplace
+// a name that is taken is fs.ErrExist.
+func (s *stage) into(staged, name string, noReplace bool) error {
+	move := func() error { return unix.Renameat(s.fd(), staged, int(s.root.Fd()), name) }
+	if noReplace { // not all file systems can rename like that
+		move = func() error { return unix.Linkat(s.fd(), staged, int(s.root.Fd()), name, 0) }
+	}
+	err := move()
+	for tries := 0; errors.Is(err, unix.ENOENT) && tries < 3; tries++ {
+		if err := s.makeDirs(name); err != nil {
+			return err
+		}
+		err = move()
+	}
+	return err
+}
+
+// makeDirs makes the directories that name lies in, as far as they are missing.
+func (s *stage) makeDirs(name string) error {
+	for i, c := range name {
+		if c != '/' {
+			continue
+		}
+		if err := unix.Mkdirat(int(s.root.Fd()), name[:i], 0o755); err != nil && !errors.Is(err, unix.EEXIST) {
+			return err
+		}
+	}
+	return nil
 }
 
 // close removes the stage with everything in it.
-func (s *stage) close() error { return errors.Join(remove(s.dir), s.lock.Close()) }
+func (s *stage) close() error {
+	err := errors.Join(remove(s.dir), s.lock.Close())
+	for _, dir := range []*os.File{s.here, s.root} {
+		if dir != nil {
+			err = errors.Join(err, dir.Close())
+		}
+	}
+	return err
+}
