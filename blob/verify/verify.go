@@ -3,6 +3,7 @@
 package verify
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -44,12 +45,19 @@ const firsts = 10
 // readSize is how many bytes are read at once, unless a chunk is larger.
 const readSize = 4 << 20
 
+// Sparse is an image that knows where it has holes; see chunker.Sparse.
+type Sparse interface {
+	NextData(off int64) (start, end int64, err error)
+}
+
 // Image compares what r holds with the index's digests. Other bytes are in the report; a read that fails,
-// or an image that ends too early, is an error.
+// or an image that ends too early, is an error. Zeros are compared, which is many times cheaper than hashing
+// them, and where r is Sparse its holes are not read.
 func Image(ctx context.Context, x *blob.Index, r io.ReaderAt, o Options) (Report, error) {
 	j := &job{index: x, options: o, report: Report{Size: x.Size()}}
 	err := j.each(ctx, func(lo int) int { return x.Span(lo, readSize) }, func() func(context.Context, int, int) error {
 		c := checker{job: j, image: r}
+		c.sparse, _ = r.(Sparse)
 		return c.check
 	})
 	return j.report, err
@@ -156,14 +164,43 @@ func (j *job) ranges() []Range {
 
 // checker is one worker of Image.
 type checker struct {
-	job   *job
-	image io.ReaderAt
-	buf   []byte
+	job    *job
+	image  io.ReaderAt
+	sparse Sparse // nil when it does not know its holes
+	buf    []byte
+	// The chunks to hash, their numbers, and their digests.
 	data  [][]byte
+	which []int
 	sums  []blob.Digest
 }
 
 func (c *checker) check(_ context.Context, lo, hi int) error {
+	if !c.inHole(lo, hi) {
+		p, err := c.read(lo, hi)
+		if err != nil {
+			return err
+		}
+		c.prove(lo, hi, p)
+	}
+	c.job.done(lo, hi)
+	return nil
+}
+
+// inHole says whether the chunks from lo to hi are zero and the image has nothing but a hole there.
+func (c *checker) inHole(lo, hi int) bool {
+	if c.sparse == nil {
+		return false
+	}
+	for i := lo; i < hi; i++ {
+		if !c.job.index.IsZero(i) {
+			return false
+		}
+	}
+	start, _, err := c.sparse.NextData(c.job.index.At(lo).Offset)
+	return err == nil && start >= c.job.index.At(hi-1).End()
+}
+
+func (c *checker) read(lo, hi int) ([]byte, error) {
 	x := c.job.index
 	start, end := x.At(lo).Offset, x.At(hi-1).End()
 	if int64(cap(c.buf)) < end-start {
@@ -172,26 +209,47 @@ func (c *checker) check(_ context.Context, lo, hi int) error {
 	p := c.buf[:end-start]
 	if n, err := c.image.ReadAt(p, start); n < len(p) {
 		if errors.Is(err, io.EOF) {
-			return fmt.Errorf("it ends at %d, the image has %d bytes", start+int64(n), x.Size())
+			return nil, fmt.Errorf("it ends at %d, the image has %d bytes", start+int64(n), x.Size())
 		}
-		return fmt.Errorf("reading at %d: %w", start+int64(n), err)
+		return nil, fmt.Errorf("reading at %d: %w", start+int64(n), err)
 	}
-	c.data = c.data[:0]
-	for _, chunk := range x.Range(lo, hi) {
-		c.data = append(c.data, p[chunk.Offset-start:chunk.End()-start])
+	return p, nil
+}
+
+// prove compares the chunks from lo to hi, whose bytes are p.
+func (c *checker) prove(lo, hi int, p []byte) {
+	x, start := c.job.index, c.job.index.At(lo).Offset
+	c.data, c.which = c.data[:0], c.which[:0]
+	for i, chunk := range x.Range(lo, hi) {
+		data := p[chunk.Offset-start : chunk.End()-start]
+		switch {
+		case !x.IsZero(i):
+			c.data, c.which = append(c.data, data), append(c.which, i)
+		case !isZero(data):
+			c.job.bad(i, nil)
+		}
 	}
 	if len(c.sums) < len(c.data) {
 		c.sums = make([]blob.Digest, 2*len(c.data))
 	}
 	x.Algorithm().SumAll(c.sums, c.data)
-	for i, chunk := range x.Range(lo, hi) {
-		if c.sums[i-lo] != chunk.Digest {
+	for n, i := range c.which {
+		if c.sums[n] != x.At(i).Digest {
 			c.job.bad(i, nil)
 		}
 	}
-	c.job.done(lo, hi)
-	return nil
 }
+
+func isZero(p []byte) bool {
+	for ; len(p) > len(zeros); p = p[len(zeros):] {
+		if !bytes.Equal(p[:len(zeros)], zeros[:]) {
+			return false
+		}
+	}
+	return bytes.Equal(p, zeros[:len(p)])
+}
+
+var zeros [4096]byte
 
 // getter is one worker of Store.
 type getter struct {

@@ -1,0 +1,78 @@
+package verify
+
+import (
+	"bytes"
+	"testing"
+
+	"cairn/testimages"
+)
+
+// sparse is an image whose hole, from lo to hi, must not be read.
+type sparse struct {
+	*bytes.Reader
+	t      *testing.T
+	lo, hi int64
+}
+
+func (s sparse) ReadAt(p []byte, off int64) (int, error) {
+	if off >= s.lo && off+int64(len(p)) <= s.hi {
+		s.t.Errorf("%d bytes at %d were read, in a hole", len(p), off)
+	}
+	return s.Reader.ReadAt(p, off)
+}
+
+func (s sparse) NextData(off int64) (start, end int64, err error) {
+	switch {
+	case off < s.lo:
+		return off, s.lo, nil
+	case off < s.hi:
+		return s.hi, s.Size(), nil
+	}
+	return off, s.Size(), nil
+}
+
+// TestZeros: zeros and holes are proven like all else, and holes are not read.
+func TestZeros(t *testing.T) {
+	const lo, hi = 5 * chunkSize, 205 * chunkSize
+	image := testimages.Random(1, 220*chunkSize+10)
+	clear(image[lo:hi])
+	clear(image[len(image)-10:])
+	x := index(t, image)
+	for name, c := range map[string]struct {
+		flips  []int
+		lo, hi int64 // the hole of what is verified
+		want   int
+	}{
+		"right":                     {nil, lo, hi, 0},
+		"zeros that are no hole":    {nil, 0, 0, 0},
+		"a byte where zeros belong": {[]int{lo, lo + 100*chunkSize + 5, hi - 1, len(image) - 1}, 0, 0, 4},
+		"beside the hole":           {[]int{lo - 1, hi}, lo, hi, 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := sparse{bytes.NewReader(flipped(image, c.flips...)), t, c.lo, c.hi}
+			got, err := Image(t.Context(), x, r, Options{Workers: 2})
+			if err != nil || got.Bad != c.want || got.Done != int64(len(image)) {
+				t.Errorf("Image = %+v, %v; want %d bad chunks", got, err, c.want)
+			}
+		})
+	}
+}
+
+// TestHoleWhereDataBelongs: a hole is zeros, and nothing else.
+func TestHoleWhereDataBelongs(t *testing.T) {
+	image := testimages.Random(1, 100*chunkSize)
+	x := index(t, image)
+	held := bytes.Clone(image)
+	clear(held[10*chunkSize : 90*chunkSize])
+	r := sparse{bytes.NewReader(held), t, 0, 0}
+	r.lo, r.hi = 10*chunkSize, 90*chunkSize
+	got, err := Image(t.Context(), x, holeMayBeRead{r}, Options{})
+	if err != nil || got.Bad != 80 {
+		t.Errorf("Image = %+v, %v; want 80 bad chunks", got, err)
+	}
+}
+
+// holeMayBeRead is sparse without its complaint.
+type holeMayBeRead struct{ sparse }
+
+func (h holeMayBeRead) ReadAt(p []byte, off int64) (int, error) { return h.Reader.ReadAt(p, off) }
