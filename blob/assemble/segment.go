@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"unsafe"
 
 	"cairn/blob"
 	"cairn/seed"
@@ -33,6 +34,7 @@ type segment struct {
 	lo, hi int   // the chunks' numbers
 	start  int64 // offset of the first one in the image
 	states []state
+	space  []byte // memory of buf
 	buf    []byte // the image's bytes
 	old    []byte // the target's bytes, empty when they are not known
 	// The chunks to prove, and their digests.
@@ -57,8 +59,20 @@ func (s *segment) set(lo, hi int) {
 	for range hi - lo {
 		s.states = append(s.states, missing)
 	}
-	s.buf = resize(s.buf, size)
+	s.space = resize(s.space, size+pageSize)
+	s.buf = inStep(s.space, s.start)[:size]
 	s.old = nil
+}
+
+// pageSize is what direct writes want memory and devices to be in step by: 4096 or, for all of today's sectors, a
+// divisor of it.
+const pageSize = 4096
+
+// inStep is the part of space whose first byte lies in memory as the byte at off lies on the target, modulo
+// pageSize.
+func inStep(space []byte, off int64) []byte {
+	at := int64(uintptr(unsafe.Pointer(&space[0])))
+	return space[((off-at)%pageSize+pageSize)%pageSize:]
 }
 
 // resize gives p the length n, in new memory if it must; the content is lost.

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -181,12 +182,76 @@ func TestSyncReportsLostWrites(t *testing.T) {
 	if err := os.Truncate(file, 8<<20); err != nil {
 		t.Fatal(err)
 	}
-	target := openTarget(t, looptest.Attach(t, file, 512), Section{})
+	device := looptest.Attach(t, file, 512)
+	lost := func(err error) bool { return errors.Is(err, unix.EIO) || errors.Is(err, unix.ENOSPC) }
+	target := openTarget(t, device, Section{})
+	if _, err := target.WriteAt(testimages.Random(1, 4<<20), 0); !lost(err) {
+		t.Errorf("a direct write that is lost = %v, want EIO or ENOSPC", err)
+	}
+	buffered(t, target)
 	if _, err := target.WriteAt(testimages.Random(1, 4<<20), 0); err != nil {
 		t.Fatal(err)
 	}
-	if err := target.Sync(); !errors.Is(err, unix.EIO) && !errors.Is(err, unix.ENOSPC) {
+	if err := target.Sync(); !lost(err) {
 		t.Errorf("Sync after lost writes = %v, want EIO or ENOSPC", err)
+	}
+}
+
+// buffered lets a target write through the page cache, as where nothing else is possible.
+func buffered(t *testing.T, target *Target) {
+	t.Helper()
+	if target.direct == nil {
+		t.Fatal("the target is not written past the page cache")
+	}
+	if err := target.direct.Close(); err != nil {
+		t.Fatal(err)
+	}
+	target.direct = nil
+}
+
+func TestTargetDeviceBuffered(t *testing.T) {
+	target := openTarget(t, looptest.Attach(t, looptest.File(t, 300_032), 512), Section{Offset: 1024})
+	buffered(t, target)
+	exercise(t, target)
+}
+
+// TestDirectWritesBesideEachOther has neighbours who share sectors write at once, from memory in step with the
+// device and out of step, and read meanwhile: the page cache holds nothing that is not on the device.
+func TestDirectWritesBesideEachOther(t *testing.T) {
+	for _, sector := range []int{512, 4096} {
+		const size, pieces = 8 << 20, 61
+		file := looptest.File(t, size)
+		target := openTarget(t, looptest.Attach(t, file, sector), Section{})
+		want := testimages.Random(9, size)
+		space := make([]byte, size+4097)
+		for _, shift := range []int{0, 1, 8, 511} {
+			data := space[shift:][:size]
+			for i := range want {
+				want[i] ^= byte(shift + 1)
+			}
+			copy(data, want)
+			var wg sync.WaitGroup
+			for i := range pieces {
+				lo, hi := i*size/pieces, (i+1)*size/pieces
+				wg.Go(func() {
+					_, _ = target.ReadAt(make([]byte, 100_000), int64(lo))
+					if n, err := target.WriteAt(data[lo:hi], int64(lo)); n != hi-lo || err != nil {
+						t.Errorf("WriteAt = %d, %v", n, err)
+					}
+				})
+			}
+			wg.Wait()
+			if err := target.Sync(); err != nil {
+				t.Fatalf("Sync: %v", err)
+			}
+			got := make([]byte, size)
+			if _, err := target.ReadAt(got, 0); err != nil || !bytes.Equal(got, want) {
+				t.Errorf("sector %d, shift %d: the target's bytes differ (%v)", sector, shift, err)
+			}
+			if onFile, err := os.ReadFile(file); err != nil || !bytes.Equal(onFile, want) {
+				t.Errorf("sector %d, shift %d: the medium's bytes differ (%v)", sector, shift, err)
+			}
+		}
 	}
 }
 

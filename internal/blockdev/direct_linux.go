@@ -2,7 +2,6 @@ package blockdev
 
 import (
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -27,14 +26,7 @@ type direct struct {
 
 // openDirect opens what f is open on, and makes sure that at off direct reads work.
 func openDirect(f *os.File, off int64) (directFile, error) {
-	var path string
-	if err := control(f, func(fd int) error { path = fmt.Sprint("/proc/self/fd/", fd); return nil }); err != nil {
-		return nil, err
-	}
-	again, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECT, 0)
-	if errors.Is(err, unix.EINVAL) || errors.Is(err, fs.ErrNotExist) { // the file system has none; there is no /proc
-		return nil, errors.ErrUnsupported
-	}
+	again, err := reopenDirect(f, os.O_RDONLY)
 	if err != nil {
 		return nil, err
 	}
@@ -59,8 +51,7 @@ func newDirect(f *os.File) (*direct, error) {
 	if sector, err := sectorSize(f); err == nil { // else it is a regular file
 		d.block = max(d.block, sector)
 	}
-	const flags = unix.MAP_PRIVATE | unix.MAP_ANONYMOUS
-	memory, err := unix.Mmap(-1, 0, directBuffers*directBuffer, unix.PROT_READ|unix.PROT_WRITE, flags)
+	memory, err := alignedMemory(directBuffers * directBuffer)
 	if err != nil {
 		return nil, err
 	}

@@ -193,6 +193,7 @@ func TestDiscardUnsupported(t *testing.T) {
 func TestStartWriteback(t *testing.T) {
 	file := looptest.File(t, 2<<20)
 	target := openTarget(t, looptest.Attach(t, file, 512), Section{Offset: 4096})
+	buffered(t, target)
 	if _, err := target.WriteAt(testimages.Random(5, 2<<20-4096), 0); err != nil {
 		t.Fatal(err)
 	}

@@ -24,6 +24,8 @@ func blockSize(*os.File) (int64, error)                       { return 0, errors
 func cloneRange(_, _ *os.File, srcOff, dstOff, n int64) error { return errors.ErrUnsupported }
 func openDirect(*os.File, int64) (directFile, error)          { return nil, errors.ErrUnsupported }
 
+func openDirectWriter(*os.File) (writer, error) { return nil, errors.ErrUnsupported }
+
 func seekData(_ *os.File, off, end int64) (first, last int64, err error) { return off, end, nil }
 
 func syncData(f *os.File) error { return f.Sync() }

@@ -3,6 +3,7 @@ package blockdev
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 )
 
@@ -17,8 +18,15 @@ type Options struct {
 // another method is running; all others may be called concurrently.
 type Target struct {
 	File
-	resizable bool // all of a regular file
-	borrowed  bool // Close is not ours to do
+	resizable bool   // all of a regular file
+	borrowed  bool   // Close is not ours to do
+	direct    writer // past the page cache; nil where that is not possible, and for files
+}
+
+// writer is a way to write to a file or device; see openDirectWriter.
+type writer interface {
+	io.WriterAt
+	io.Closer
 }
 
 // OpenTarget claims an existing file or block device for writing: a device exclusively (O_EXCL), which the
@@ -68,7 +76,15 @@ func newTarget(f *os.File, path string, section Section) (*Target, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Target{File: *file, resizable: !file.device && section == Section{}}, nil
+	t := &Target{File: *file, resizable: !file.device && section == Section{}}
+	if !file.device {
+		return t, nil
+	}
+	t.direct, err = openDirectWriter(f)
+	if err != nil && !errors.Is(err, errors.ErrUnsupported) {
+		return nil, fmt.Errorf("opening %s for direct writes: %w", path, err)
+	}
+	return t, nil
 }
 
 // openClaimed opens what info describes, and claims it.
@@ -128,12 +144,22 @@ func (t *Target) resize(n int64) error {
 	return nil
 }
 
-// WriteAt is as io.WriterAt has it. It never writes outside the section: then nothing is written.
+// WriteAt is as io.WriterAt has it. It never writes outside the section: then nothing is written. Devices are
+// written past the page cache where the kernel can do that; it saves a copy when p lies in memory as the bytes
+// lie in the section, modulo 4096.
 func (t *Target) WriteAt(p []byte, off int64) (int, error) {
 	if err := t.check(off, int64(len(p))); err != nil {
 		return 0, fmt.Errorf("writing to %s: %w", t.path, err)
 	}
-	return t.f.WriteAt(p, t.offset()+off)
+	return t.writeAt(p, t.offset()+off)
+}
+
+// writeAt takes an offset of the file or device, not of the section.
+func (t *Target) writeAt(p []byte, off int64) (int, error) {
+	if t.direct != nil {
+		return t.direct.WriteAt(p, off)
+	}
+	return t.f.WriteAt(p, off)
 }
 
 // Zero makes n bytes at off read as zeros: holes are punched into files, devices zero their own blocks, and
@@ -194,7 +220,7 @@ func (t *Target) zeroOr(kernels func(f *os.File, off, n int64) error, off, n int
 func (t *Target) writeZeros(off, n int64) error {
 	zeros := make([]byte, min(n, 1<<20))
 	for n > 0 {
-		k, err := t.f.WriteAt(zeros[:min(n, int64(len(zeros)))], off)
+		k, err := t.writeAt(zeros[:min(n, int64(len(zeros)))], off)
 		if err != nil {
 			return err
 		}
@@ -238,6 +264,9 @@ func (t *Target) StartWriteback(off, n int64) error {
 	if err := t.check(off, n); err != nil {
 		return fmt.Errorf("starting writeback of %s: %w", t.path, err)
 	}
+	if t.direct != nil {
+		return nil // nothing waits in the page cache
+	}
 	err := startWriteback(t.f, t.offset()+off, n)
 	if err != nil && !errors.Is(err, errors.ErrUnsupported) {
 		return fmt.Errorf("starting writeback of %s: %w", t.path, err)
@@ -258,6 +287,9 @@ func (t *Target) Sync() error {
 func (t *Target) Close() error {
 	if t.borrowed {
 		return nil
+	}
+	if t.direct != nil {
+		return errors.Join(t.direct.Close(), t.File.Close())
 	}
 	return t.File.Close()
 }
