@@ -43,6 +43,8 @@ var imports = map[string]string{
 	"testimages":      "",
 	"cmd/cairn":       anything,
 	"internal/demo":   "nbd/nbdtest testimages",
+
+	"internal/transfer": "store",
 }
 
 // testOnly are the packages that only tests, and one another, may import.

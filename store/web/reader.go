@@ -7,12 +7,12 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"net/url"
 	"strings"
 	"time"
 
+	"cairn/internal/transfer"
 	"cairn/store"
 )
 
@@ -27,12 +27,7 @@ type Options struct {
 	TLS *tls.Config
 }
 
-const (
-	maxRedirects   = 5
-	maxHeaderBytes = 64 << 10
-	readBuffer     = 64 << 10
-	idleTimeout    = 90 * time.Second
-)
+const maxRedirects = 5
 
 // Reader reads objects below a base URL. Safe for concurrent use.
 type Reader struct {
@@ -60,29 +55,8 @@ func New(base string, o Options) (*Reader, error) {
 	if o.Patience == 0 {
 		o.Patience = 30 * time.Second
 	}
-	client := &http.Client{Transport: transport(o), CheckRedirect: checkRedirect}
+	client := &http.Client{Transport: transfer.Transport(o.Connections, o.Patience, o.TLS), CheckRedirect: checkRedirect}
 	return &Reader{base: u, client: client, patience: o.Patience}, nil
-}
-
-// transport speaks HTTP/1.1 only: for many small objects its connections cost less than HTTP/2's streams.
-func transport(o Options) *http.Transport {
-	protocols := new(http.Protocols)
-	protocols.SetHTTP1(true)
-	return &http.Transport{
-		Proxy:                  http.ProxyFromEnvironment,
-		DialContext:            (&net.Dialer{Timeout: o.Patience}).DialContext,
-		TLSClientConfig:        o.TLS,
-		TLSHandshakeTimeout:    o.Patience,
-		ResponseHeaderTimeout:  o.Patience,
-		MaxConnsPerHost:        o.Connections,
-		MaxIdleConns:           o.Connections,
-		MaxIdleConnsPerHost:    o.Connections,
-		IdleConnTimeout:        idleTimeout,
-		ReadBufferSize:         readBuffer,
-		MaxResponseHeaderBytes: maxHeaderBytes,
-		DisableCompression:     true,
-		Protocols:              protocols,
-	}
 }
 
 // errRedirect is wrapped by errors about redirects that are not followed.
@@ -118,7 +92,8 @@ func (r *Reader) url(name string) *url.URL {
 // Read implements store.Reader.
 func (r *Reader) Read(ctx context.Context, name string, dst []byte, limit int64) (out []byte, err error) {
 	err = r.do(ctx, http.MethodGet, name, func(answer *http.Response, abort func(error)) error {
-		out, err = r.body(answer, dst, limit, abort)
+		in := transfer.Incoming{Answer: answer, Patience: r.patience, Abort: abort}
+		out, err = in.Body(dst, limit)
 		return err
 	})
 	return out, err
