@@ -77,11 +77,15 @@ cover: ## test coverage, in numbers and as .cache/cover.html
 	go tool cover -html=.cache/cover.out -o .cache/cover.html
 	@go tool cover -func=.cache/cover.out | tail -n 1
 
-tools: .bin/desync .bin/golangci-lint ## desync and the linters, built into .bin
+tools: .bin/desync .bin/versitygw .bin/golangci-lint ## desync, versitygw and the linters, built into .bin
 	@:
 
 .bin/desync: .ci/peers/go.mod .ci/peers/go.sum
 	cd .ci/peers && go build -buildvcs=false -o $(CURDIR)/$@ github.com/folbricht/desync/cmd/desync
+	@touch $@
+
+.bin/versitygw: .ci/s3server/go.mod .ci/s3server/go.sum
+	cd .ci/s3server && go build -buildvcs=false -o $(CURDIR)/$@ github.com/versity/versitygw/cmd/versitygw
 	@touch $@
 
 .bin/golangci-lint: .ci/tools/go.mod .ci/tools/go.sum

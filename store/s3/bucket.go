@@ -1,0 +1,241 @@
+// Package s3 is a bucket in S3, or in any object storage that speaks like it. It knows nothing of digests and
+// never tries twice, but for two questions that only it can answer: whether newer keys are accepted, and in which
+// region the bucket is. See store.Retry.
+//
+// Of minio-go it has the signatures and the ways to find keys. The requests are its own: five kinds are few, and
+// minio-go's reads the bodies of answers without end and lists without a context.
+package s3
+
+import (
+	"context"
+	"crypto/md5"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"cairn/internal/transfer"
+	"cairn/store"
+)
+
+// Options are the limits of a Bucket. The zero value suits a wide-area network.
+type Options struct {
+	// Connections is how many there may be to one host, and so how many requests run at once; 0 is 64.
+	Connections int
+	// Patience is how long the server may take to accept a connection, to finish the TLS handshake, to begin
+	// its answer, and to send or take each further 32 KiB; 0 is 30 s. There is no limit on a whole request.
+	Patience time.Duration
+	// TLS holds trust and client certificates; nil is the system's trust. Unless it has roots of its own, the
+	// file that AWS_CA_BUNDLE names takes their place.
+	TLS *tls.Config
+
+	dial func(ctx context.Context, network, address string) (net.Conn, error) // of tests, which have no DNS
+}
+
+// Bucket keeps each object as one of S3 below a prefix. Safe for concurrent use.
+type Bucket struct {
+	location Location
+	endpoint endpoint
+	client   *http.Client
+	patience time.Duration
+	keys     *keys
+	learnt   atomic.Pointer[string] // the region, once the server has said that it is not ours
+	seen     atomic.Bool            // an answer has shown that the bucket exists
+}
+
+var (
+	_ store.Bucket  = (*Bucket)(nil)
+	_ store.Lister  = (*Bucket)(nil)
+	_ store.Creator = (*Bucket)(nil)
+)
+
+// largestObject is how much S3 takes in one request.
+const largestObject = 5 << 30
+
+// New is a bucket at a location. It reads the environment and AWS's shared files. Nothing is asked of the server
+// yet.
+func New(l Location, o Options) (*Bucket, error) {
+	around, err := lookAround(l.Profile)
+	if err != nil {
+		return nil, err
+	}
+	e, err := resolve(l, around)
+	if err != nil {
+		return nil, err
+	}
+	if o.Connections == 0 {
+		o.Connections = 64
+	}
+	if o.Patience == 0 {
+		o.Patience = 30 * time.Second
+	}
+	trust, err := withBundle(o.TLS, os.Getenv("AWS_CA_BUNDLE"))
+	if err != nil {
+		return nil, err
+	}
+	transport := transfer.Transport(o.Connections, o.Patience, trust)
+	if o.dial != nil {
+		transport.DialContext = o.dial
+	}
+	return &Bucket{
+		location: l,
+		endpoint: e,
+		client:   &http.Client{Transport: transport, CheckRedirect: stay},
+		patience: o.Patience,
+		keys:     newKeys(l.Profile, e.atAWS()),
+	}, nil
+}
+
+// stay keeps signed requests where they were meant to go. The answer that would lead elsewhere is a refusal.
+func stay(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+
+// withBundle is trust, or trust in the certificates of a file alone.
+func withBundle(trust *tls.Config, bundle string) (*tls.Config, error) {
+	if bundle == "" || trust != nil && trust.RootCAs != nil {
+		return trust, nil
+	}
+	text, err := os.ReadFile(bundle)
+	if err != nil {
+		return nil, fmt.Errorf("reading AWS_CA_BUNDLE: %w", err)
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(text) {
+		return nil, fmt.Errorf("AWS_CA_BUNDLE, %s, has no certificates", bundle)
+	}
+	if trust == nil {
+		trust = &tls.Config{}
+	}
+	trust = trust.Clone()
+	trust.RootCAs = roots
+	return trust, nil
+}
+
+// String implements store.Reader: it is the location without its options.
+func (b *Bucket) String() string { return b.location.url("").String() }
+
+// Read implements store.Reader, with one request.
+func (b *Bucket) Read(ctx context.Context, name string, dst []byte, limit int64) (out []byte, err error) {
+	err = b.object(ctx, name, call{method: http.MethodGet}, func(in transfer.Incoming) error {
+		out, err = in.Body(dst, limit)
+		return err
+	})
+	return out, err
+}
+
+// Stat implements store.Reader.
+func (b *Bucket) Stat(ctx context.Context, name string) (size int64, err error) {
+	err = b.object(ctx, name, call{method: http.MethodHead}, func(in transfer.Incoming) error {
+		size = in.Answer.ContentLength
+		if size < 0 {
+			return errors.New("the server does not tell the size")
+		}
+		return nil
+	})
+	if errors.Is(err, store.ErrNotFound) {
+		if missing := b.checkBucket(ctx); missing != nil {
+			return 0, missing
+		}
+	}
+	return size, err
+}
+
+// checkBucket tells a missing bucket from a missing object, which look the same to a HEAD. It asks only as long as
+// nothing has shown that the bucket exists.
+func (b *Bucket) checkBucket(ctx context.Context) error {
+	if b.seen.Load() {
+		return nil
+	}
+	err := b.do(ctx, call{method: http.MethodHead}, func(transfer.Incoming) error { return nil })
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		return fmt.Errorf("%s: %w", b, ErrNoBucket)
+	case errors.Is(err, store.ErrUnavailable), ctx.Err() != nil:
+		return fmt.Errorf("%s: %w", b, err)
+	}
+	b.seen.Store(true) // also a refusal is one of a bucket that exists
+	return nil
+}
+
+// Write implements store.Bucket: S3 answers when the object is durable.
+func (b *Bucket) Write(ctx context.Context, name string, data []byte) error {
+	return b.put(ctx, name, data, http.Header{})
+}
+
+const (
+	conflicts    = 6 // attempts at a name that others are writing
+	conflictWait = 50 * time.Millisecond
+)
+
+// Create implements store.Creator. A server that knows If-None-Match decides; one that does not, and says nothing,
+// replaces an object only if it came up since the question that is asked first.
+func (b *Bucket) Create(ctx context.Context, name string, data []byte) error {
+	if _, err := b.Stat(ctx, name); err == nil {
+		return fmt.Errorf("%s: %w", b.location.url(name), store.ErrExists)
+	}
+	for n := 1; ; n++ {
+		err := b.put(ctx, name, data, http.Header{"If-None-Match": {"*"}})
+		if n == conflicts || !errors.Is(err, errConflict) {
+			return err
+		}
+		// One of the writers at the same time wins, maybe none does.
+		if err := sleep(ctx, time.Duration(n)*(conflictWait+rand.N(conflictWait))); err != nil {
+			return err
+		}
+	}
+}
+
+// put sends an object, with its length and sums for the server to check.
+func (b *Bucket) put(ctx context.Context, name string, data []byte, header http.Header) error {
+	if int64(len(data)) > largestObject {
+		return fmt.Errorf("%s has %d bytes: %w (%d)", b.location.url(name), len(data), store.ErrTooLarge, int64(largestObject))
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	sum := md5.Sum(data)
+	header.Set("Content-Md5", base64.StdEncoding.EncodeToString(sum[:]))
+	header.Set("Content-Type", "application/octet-stream")
+	return b.object(ctx, name, call{method: http.MethodPut, header: header, data: data}, func(in transfer.Incoming) error {
+		if in.Answer.Header.Get("ETag") == "" {
+			return errors.New("the answer has no ETag, as those of S3 have: is it stored?")
+		}
+		return nil
+	})
+}
+
+// object makes a call about an object, and names it in every error.
+func (b *Bucket) object(ctx context.Context, name string, c call, use use) error {
+	if err := store.CheckName(name); err != nil {
+		return err
+	}
+	c.key = b.location.key(name)
+	if err := b.do(ctx, c, use); err != nil {
+		return fmt.Errorf("%s: %w", b.location.url(name), err)
+	}
+	return nil
+}
+
+func hash(data []byte) string {
+	sum := sha256.Sum256(data)
+	return hex.EncodeToString(sum[:])
+}
+
+func sleep(ctx context.Context, wait time.Duration) error {
+	t := time.NewTimer(wait)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}

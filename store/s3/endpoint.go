@@ -1,0 +1,154 @@
+package s3
+
+import (
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/minio/minio-go/v7/pkg/s3utils"
+	"gopkg.in/ini.v1"
+)
+
+const defaultRegion = "us-east-1"
+
+// endpoint is a server of S3, and how to ask it.
+type endpoint struct {
+	scheme string
+	host   string // "" is AWS's, which depends on the region
+	dns    bool   // the bucket's name goes before the host's
+	region string // that requests are signed for
+	fixed  bool   // the location names the region, so that the server's word does not count
+}
+
+// surroundings are what the environment and the profile say about endpoints.
+type surroundings struct {
+	endpoint, region string
+}
+
+// atAWS says that the server is one of AWS's.
+func (e endpoint) atAWS() bool {
+	name := strings.TrimSuffix(e.url("", defaultRegion).Hostname(), ".")
+	return strings.HasSuffix(name, ".amazonaws.com") || strings.HasSuffix(name, ".amazonaws.com.cn")
+}
+
+// url is the server's, with the bucket's name before it unless that is "".
+func (e endpoint) url(bucket, region string) *url.URL {
+	u := &url.URL{Scheme: e.scheme, Host: e.host}
+	if u.Host == "" {
+		u.Host = "s3." + region + ".amazonaws.com"
+		if strings.HasPrefix(region, "cn-") {
+			u.Host += ".cn"
+		}
+	}
+	if bucket != "" {
+		u.Host = bucket + "." + u.Host
+	}
+	return u
+}
+
+// address is that of an object; key "" is the bucket's own.
+func (e endpoint) address(bucket, key, region string) *url.URL {
+	if e.dns {
+		u := e.url(bucket, region)
+		u.Path = "/" + key
+		u.RawPath = s3utils.EncodePath(u.Path)
+		return u
+	}
+	u := e.url("", region)
+	u.Path = strings.TrimSuffix("/"+bucket+"/"+key, "/")
+	u.RawPath = s3utils.EncodePath(u.Path)
+	return u
+}
+
+// resolve decides on the endpoint of a location.
+func resolve(l Location, around surroundings) (endpoint, error) {
+	e := endpoint{scheme: l.Scheme, host: l.Host}
+	if l.Host == "" {
+		e.scheme = "https"
+		if err := e.configure(around.endpoint); err != nil {
+			return e, err
+		}
+	}
+	switch {
+	case l.Region != "":
+		e.region, e.fixed = l.Region, true
+	case s3utils.GetRegionFromURL(url.URL{Host: e.host}) != "":
+		e.region = s3utils.GetRegionFromURL(url.URL{Host: e.host})
+	case around.region != "":
+		e.region = around.region
+	default:
+		e.region = defaultRegion
+	}
+	if !regionPattern.MatchString(e.region) {
+		return e, errors.New("what AWS_REGION or the profile has as region is not a region's name")
+	}
+	e.dns = l.Lookup == LookupDNS || l.Lookup == LookupAuto && e.atAWS() && fitsDNS(l.Bucket, e.scheme)
+	return e, nil
+}
+
+// fitsDNS says that a bucket's name can be a part of a host's. A certificate for *.host has no names with more dots.
+func fitsDNS(bucket, scheme string) bool {
+	return bucket == strings.ToLower(bucket) && !strings.Contains(bucket, "_") &&
+		(scheme == "http" || !strings.Contains(bucket, "."))
+}
+
+// configure takes the endpoint that the environment or the profile names.
+func (e *endpoint) configure(text string) error {
+	if text == "" {
+		return nil
+	}
+	u, err := url.Parse(text)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || !hostPattern.MatchString(u.Host) ||
+		u.User != nil || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.Fragment != "" {
+		return errors.New("AWS_ENDPOINT_URL, or what the profile has as endpoint_url, is not http(s)://host[:port]")
+	}
+	e.scheme, e.host = u.Scheme, u.Host
+	return nil
+}
+
+// lookAround asks the environment, and then the shared files about the profile.
+func lookAround(profile string) (surroundings, error) {
+	s := surroundings{
+		endpoint: firstOf(os.Getenv("AWS_ENDPOINT_URL_S3"), os.Getenv("AWS_ENDPOINT_URL")),
+		region:   firstOf(os.Getenv("AWS_REGION"), os.Getenv("AWS_DEFAULT_REGION")),
+	}
+	profile = firstOf(profile, os.Getenv("AWS_PROFILE"), "default")
+	config, err := ini.LooseLoad(sharedFile("AWS_CONFIG_FILE", "config"))
+	if err != nil {
+		return s, fmt.Errorf("reading AWS's configuration file: %s", printable(err.Error()))
+	}
+	for _, name := range []string{"profile " + profile, profile} {
+		if section, err := config.GetSection(name); err == nil {
+			s.endpoint = firstOf(s.endpoint, section.Key("endpoint_url").String())
+			s.region = firstOf(s.region, section.Key("region").String())
+		}
+	}
+	if os.Getenv("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS") == "true" {
+		s.endpoint = ""
+	}
+	return s, nil
+}
+
+func firstOf(texts ...string) string {
+	for _, t := range texts {
+		if t != "" {
+			return t
+		}
+	}
+	return ""
+}
+
+// sharedFile is where AWS's tools keep a file, if there is a home to keep it in.
+func sharedFile(variable, name string) string {
+	if path := os.Getenv(variable); path != "" {
+		return path
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return os.DevNull
+	}
+	return filepath.Join(home, ".aws", name)
+}

@@ -1,0 +1,14 @@
+package s3
+
+import (
+	"context"
+	"net"
+)
+
+// DialTo lets every connection go to one address, whatever its host is called.
+func (o Options) DialTo(address string) Options {
+	o.dial = func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, network, address)
+	}
+	return o
+}

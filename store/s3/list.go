@@ -1,0 +1,123 @@
+package s3
+
+import (
+	"context"
+	"encoding/xml"
+	"errors"
+	"fmt"
+	"iter"
+	"net/http"
+	"net/url"
+	"path"
+	"strconv"
+	"strings"
+
+	"cairn/internal/transfer"
+	"cairn/store"
+)
+
+const (
+	pageNames   = 1000    // names that are asked for at once
+	largestPage = 8 << 20 // bytes of an answer; names of 1024 bytes, each written as %XX, are 3 MiB
+)
+
+// page is the answer to ListObjectsV2.
+type page struct {
+	XMLName               xml.Name `xml:"ListBucketResult"`
+	EncodingType          string
+	IsTruncated           bool
+	NextContinuationToken string
+	Contents              []struct {
+		Key  string
+		Size int64
+	}
+}
+
+// List implements store.Lister, a thousand names at a time.
+func (b *Bucket) List(ctx context.Context, prefix string) iter.Seq2[store.Object, error] {
+	return func(yield func(store.Object, error) bool) {
+		if err := b.list(ctx, prefix, yield); err != nil {
+			yield(store.Object{}, fmt.Errorf("listing %s: %w", b, err))
+		}
+	}
+}
+
+func (b *Bucket) list(ctx context.Context, prefix string, yield func(store.Object, error) bool) error {
+	var space []byte
+	for token := ""; ; {
+		p, body, err := b.page(ctx, prefix, token, space[:0])
+		if err != nil {
+			return err
+		}
+		space = body
+		for _, c := range p.Contents {
+			o, ok, err := b.objectOf(c.Key, c.Size, prefix, p.EncodingType)
+			if err != nil || ctx.Err() != nil {
+				return errors.Join(err, ctx.Err())
+			}
+			if ok && !yield(o, nil) {
+				return nil
+			}
+		}
+		if !p.IsTruncated {
+			return nil
+		}
+		if p.NextContinuationToken == "" || p.NextContinuationToken == token {
+			return errors.New("the server says that there is more, and not where")
+		}
+		token = p.NextContinuationToken
+	}
+}
+
+// page asks for the names behind token.
+func (b *Bucket) page(ctx context.Context, prefix, token string, space []byte) (p page, body []byte, err error) {
+	query := url.Values{
+		"list-type":     {"2"},
+		"encoding-type": {"url"}, // XML cannot have all characters
+		"max-keys":      {strconv.Itoa(pageNames)},
+		"prefix":        {b.keyPrefix(prefix)},
+	}
+	if token != "" {
+		query.Set("continuation-token", token)
+	}
+	err = b.do(ctx, call{method: http.MethodGet, query: query}, func(in transfer.Incoming) error {
+		body, err = in.Body(space, largestPage)
+		if err != nil {
+			return err
+		}
+		if err := xml.Unmarshal(body, &p); err != nil {
+			return fmt.Errorf("the answer is no listing: %s", printable(err.Error()))
+		}
+		return nil
+	})
+	return p, body, err
+}
+
+// keyPrefix is what the S3 names of the objects with a prefix begin with.
+func (b *Bucket) keyPrefix(prefix string) string {
+	if b.location.Prefix == "" {
+		return prefix
+	}
+	return b.location.Prefix + "/" + prefix
+}
+
+// objectOf is what a listing says of an object; it is not ok for what has no name here, such as the markers of
+// directories.
+func (b *Bucket) objectOf(key string, size int64, prefix, encoding string) (o store.Object, ok bool, err error) {
+	if encoding == "url" {
+		if key, err = url.QueryUnescape(key); err != nil {
+			return o, false, errors.New("the listing has a name that cannot be decoded")
+		}
+	}
+	if !strings.HasPrefix(key, b.keyPrefix(prefix)) {
+		return o, false, errors.New("the listing has a name that was not asked for")
+	}
+	name := key
+	if b.location.Prefix != "" {
+		name = key[len(b.location.Prefix)+1:]
+	}
+	if size < 0 {
+		return o, false, fmt.Errorf("the listing has a size of %d bytes", size)
+	}
+	return store.Object{Name: name, Size: size}, store.CheckName(name) == nil && name == path.Clean(name), nil
+}

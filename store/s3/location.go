@@ -1,0 +1,196 @@
+package s3
+
+import (
+	"errors"
+	"fmt"
+	"net/url"
+	"path"
+	"regexp"
+	"strings"
+
+	"cairn/store"
+)
+
+// Lookup says where a bucket's name stands in a request.
+type Lookup string
+
+// The ways to address a bucket.
+const (
+	LookupAuto Lookup = ""     // dns at AWS where the name allows it, else path
+	LookupPath Lookup = "path" // https://host/bucket/object
+	LookupDNS  Lookup = "dns"  // https://bucket.host/object
+)
+
+// Location is where a store lies: s3://bucket/prefix at AWS, or at the endpoint that the environment names, or
+// s3+http://host/bucket/prefix and s3+https://host/bucket/prefix anywhere.
+type Location struct {
+	Scheme  string // of the endpoint, http or https; "" is AWS or the environment's endpoint
+	Host    string // of the endpoint, with its port; "" as Scheme
+	Bucket  string
+	Prefix  string // of all names, a clean relative path; "" is the whole bucket
+	Region  string // "" is what the environment says, or what the server does
+	Lookup  Lookup
+	Profile string // in the shared credentials files; "" is the environment's
+}
+
+var (
+	bucketPattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{1,61}[A-Za-z0-9]$`)
+	regionPattern = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
+	hostPattern   = regexp.MustCompile(`^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?)(:[0-9]{1,5})?$`)
+)
+
+// Parse reads a location as people write it. Its errors hold neither a password nor the value of an option.
+func Parse(location string) (Location, error) {
+	u, err := url.Parse(location)
+	if wrapped, ok := errors.AsType[*url.Error](err); ok {
+		return Location{}, fmt.Errorf("not a URL: %w", wrapped.Err)
+	}
+	switch {
+	case err != nil:
+		return Location{}, err
+	case u.User != nil:
+		return Location{}, errors.New("an S3 location holds no keys: " +
+			"give them as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or in a profile of ~/.aws/credentials")
+	case u.Fragment != "" || strings.HasSuffix(location, "#"):
+		return Location{}, errors.New("an S3 location has no #fragment: write %23 for a # in a name")
+	case u.Opaque != "":
+		return Location{}, errors.New("an S3 location needs // behind its scheme")
+	}
+	l, err := parsePlace(u)
+	if err != nil {
+		return Location{}, err
+	}
+	err = l.parseOptions(u.RawQuery)
+	return l, err
+}
+
+// parsePlace reads all but the options.
+func parsePlace(u *url.URL) (l Location, err error) {
+	bucket, prefix := u.Host, u.Path
+	switch u.Scheme {
+	case "s3":
+	case "s3+http", "s3+https":
+		l.Scheme, l.Host = strings.TrimPrefix(u.Scheme, "s3+"), u.Host
+		if !hostPattern.MatchString(l.Host) {
+			return l, fmt.Errorf("%s needs a host: %s://host/bucket/prefix", u.Scheme, u.Scheme)
+		}
+		bucket, prefix, _ = strings.Cut(strings.TrimPrefix(u.Path, "/"), "/")
+		prefix = "/" + prefix
+	default:
+		return l, errors.New("not an S3 location (s3://bucket/prefix, s3+https://host/bucket/prefix)")
+	}
+	l.Bucket = bucket
+	if !bucketPattern.MatchString(bucket) {
+		return l, fmt.Errorf("%q is not a bucket's name (3 to 63 letters, digits, dots and hyphens)", bucket)
+	}
+	l.Prefix = strings.TrimSuffix(strings.TrimPrefix(prefix, "/"), "/")
+	if l.Prefix != "" {
+		err = store.CheckName(l.Prefix)
+	}
+	return l, err
+}
+
+func (l *Location) parseOptions(query string) error {
+	options, err := url.ParseQuery(query)
+	if err != nil {
+		return errors.New("the options behind ? are not as URLs have them")
+	}
+	for name, values := range options {
+		if len(values) > 1 {
+			return fmt.Errorf("the option %s is given twice", printable(name))
+		}
+		if err := l.setOption(name, values[0]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (l *Location) setOption(name, value string) error {
+	switch name {
+	case "region":
+		l.Region = value
+		if !regionPattern.MatchString(value) {
+			return errors.New("the option region is not a region's name")
+		}
+	case "lookup":
+		l.Lookup = Lookup(strings.TrimPrefix(value, "auto"))
+		if l.Lookup != LookupAuto && l.Lookup != LookupPath && l.Lookup != LookupDNS || value == "" {
+			return errors.New("the option lookup is path, dns or auto")
+		}
+	case "profile":
+		l.Profile = value
+		if value == "" || printable(value) != value {
+			return errors.New("the option profile is not a profile's name")
+		}
+	default:
+		return fmt.Errorf("unknown option %s (region, lookup, profile)", printable(name))
+	}
+	return nil
+}
+
+// String is the location as it is written, in its one spelling.
+func (l Location) String() string {
+	options := url.Values{}
+	for name, value := range map[string]string{
+		"region": l.Region, "lookup": string(l.Lookup), "profile": l.Profile,
+	} {
+		if value != "" {
+			options.Set(name, value)
+		}
+	}
+	u := l.url("")
+	u.RawQuery = options.Encode()
+	return u.String()
+}
+
+// url is the location of an object, or of all when name is "", without options.
+func (l Location) url(name string) *url.URL {
+	key := l.key(name)
+	if l.Host == "" {
+		return &url.URL{Scheme: "s3", Host: l.Bucket, Path: path.Join("/", key)}
+	}
+	return &url.URL{Scheme: "s3+" + l.Scheme, Host: l.Host, Path: path.Join("/", l.Bucket, key)}
+}
+
+// key is the S3 name of an object.
+func (l Location) key(name string) string { return path.Join(l.Prefix, name) }
+
+// Split is the location of the directory that an object lies in, and its name there.
+func Split(location string) (dir, name string, err error) {
+	l, err := Parse(location)
+	if err != nil {
+		return "", "", err
+	}
+	if l.Prefix == "" || strings.HasSuffix(strings.SplitN(location, "?", 2)[0], "/") {
+		return "", "", fmt.Errorf("%s does not end in a file's name", l.url(""))
+	}
+	parent, name := path.Split(l.Prefix)
+	l.Prefix = strings.TrimSuffix(parent, "/")
+	return l.String(), name, nil
+}
+
+// Below is a location below another.
+func Below(location, name string) (string, error) {
+	l, err := Parse(location)
+	if err != nil {
+		return "", err
+	}
+	l.Prefix = l.key(name)
+	return l.String(), store.CheckName(l.Prefix)
+}
+
+// printable is text from outside as it may be shown: of one line, and not long.
+func printable(text string) string {
+	const longest = 200
+	clean := strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 || r == '\u2028' || r == '\u2029' {
+			return ' '
+		}
+		return r
+	}, strings.ToValidUTF8(text, "?"))
+	if len(clean) > longest {
+		clean = strings.ToValidUTF8(clean[:longest], "") + "…"
+	}
+	return clean
+}
