@@ -10,6 +10,7 @@ import (
 
 	"cairn/store"
 	"cairn/store/local"
+	"cairn/store/s3"
 )
 
 const (
@@ -30,15 +31,16 @@ func Index(location string, o Options) (r store.Reader, name string, err error) 
 	return r, name, err
 }
 
-// IndexBucket is where an index is to be written. Its directory must exist: making one for a mistyped path
-// helps nobody. The file's permissions are 0644 less the umask unless the options say otherwise.
+// IndexBucket is where an index is to be written. A directory must exist: making one for a mistyped path helps
+// nobody. The file's permissions are 0644 less the umask unless the options say otherwise.
 func IndexBucket(location string, o Options) (b store.Bucket, name string, err error) {
-	if scheme := schemeOf(location); scheme != "" {
-		return nil, "", readOnly(scheme)
-	}
 	dir, name, err := split(location)
 	if err != nil {
 		return nil, "", err
+	}
+	if schemeOf(location) != "" {
+		b, err = OpenBucket(dir, o)
+		return b, name, err
 	}
 	if o.Local.Mode == 0 {
 		o.Local.Mode = indexMode
@@ -60,6 +62,9 @@ func DefaultStore(index string) (string, error) {
 	if schemeOf(dir) == "" {
 		return filepath.Join(dir, defaultStore), nil
 	}
+	if isS3(dir) {
+		return s3.Below(dir, defaultStore)
+	}
 	u, err := parse(dir)
 	if err != nil {
 		return "", err
@@ -73,6 +78,9 @@ func DefaultStore(index string) (string, error) {
 
 // split is the location of the directory that an object lies in, and its name there.
 func split(location string) (dir, name string, err error) {
+	if isS3(location) {
+		return s3.Split(location)
+	}
 	if schemeOf(location) != "" {
 		return splitURL(location)
 	}

@@ -10,6 +10,7 @@ import (
 
 	"cairn/store"
 	"cairn/store/local"
+	"cairn/store/s3"
 	"cairn/store/web"
 )
 
@@ -17,6 +18,7 @@ import (
 type Options struct {
 	Local local.Options
 	Web   web.Options
+	S3    s3.Options
 	Retry store.Policy // of indexes and buckets that are reached over a network
 }
 
@@ -27,8 +29,8 @@ func Group(location string) []string { return strings.Split(location, "|") }
 // Remote says whether a location is reached over a network.
 func Remote(location string) bool { return schemeOf(location) != "" }
 
-// Open is a store to read: a directory's path, or an http or https URL. A directory that does not exist is
-// store.ErrNotFound; a server is not asked anything yet. It is asked once for each read: retrying is the
+// Open is a store to read: a directory's path, an http or https URL, or an S3 location. A directory that does not
+// exist is store.ErrNotFound; a server is not asked anything yet. It is asked once for each read: retrying is the
 // caller's, who may have other stores to ask meanwhile.
 func Open(location string, o Options) (store.Reader, error) {
 	switch scheme := schemeOf(location); scheme {
@@ -44,13 +46,23 @@ func Open(location string, o Options) (store.Reader, error) {
 			return nil, err
 		}
 		return r, nil
+	case "s3", "s3+http", "s3+https":
+		return openS3(location, o)
 	default:
 		return nil, unsupported(scheme)
 	}
 }
 
-// OpenBucket is a store to write: a directory's path. The directory is made if it does not exist.
+// OpenBucket is a store to write: a directory's path, or an S3 location. The directory is made if it does not
+// exist; the bucket in S3 is not.
 func OpenBucket(location string, o Options) (store.Bucket, error) {
+	if isS3(location) {
+		b, err := openS3(location, o)
+		if err != nil {
+			return nil, err
+		}
+		return store.RetryBucket(b, o.Retry), nil
+	}
 	if scheme := schemeOf(location); scheme != "" {
 		return nil, readOnly(scheme)
 	}
@@ -59,6 +71,25 @@ func OpenBucket(location string, o Options) (store.Bucket, error) {
 		return nil, err
 	}
 	return b, nil
+}
+
+func openS3(location string, o Options) (store.Bucket, error) {
+	l, err := s3.Parse(location)
+	if err != nil {
+		return nil, err
+	}
+	o.S3.Retry = o.Retry
+	b, err := s3.New(l, o.S3)
+	if err != nil {
+		return nil, err
+	}
+	return b, nil
+}
+
+// isS3 says that a location is one of S3.
+func isS3(location string) bool {
+	scheme := schemeOf(location)
+	return scheme == "s3" || scheme == "s3+http" || scheme == "s3+https"
 }
 
 func readOnly(scheme string) error {
@@ -70,10 +101,10 @@ func readOnly(scheme string) error {
 
 func unsupported(scheme string) error {
 	switch scheme {
-	case "s3", "s3+http", "s3+https", "sftp":
+	case "sftp":
 		return fmt.Errorf("%s locations are not supported yet: %w", scheme, errors.ErrUnsupported)
 	}
-	return fmt.Errorf("unknown kind of location %s:// (a path, http or https)", scheme)
+	return fmt.Errorf("unknown kind of location %s:// (a path, http, https, s3, s3+http or s3+https)", scheme)
 }
 
 var schemePattern = regexp.MustCompile(`^([A-Za-z][A-Za-z0-9+.-]*)://`)

@@ -39,8 +39,9 @@ func TestRefused(t *testing.T) {
 		file + "-absent":           store.ErrNotFound,
 		file:                       nil,
 		"":                         store.ErrNotFound,
-		"s3://bucket/prefix":       errors.ErrUnsupported,
-		"s3+https://k:hush@h/b":    errors.ErrUnsupported,
+		"s3://b":                   nil,
+		"s3+https://k:hush@h/bkt":  nil,
+		"s3+https://h/bkt?x=:hush": nil,
 		"sftp://hush@host/path":    errors.ErrUnsupported,
 		"gopher://host/?hush":      nil,
 		"HTTP://host:port/?hush":   nil,
@@ -54,7 +55,7 @@ func TestRefused(t *testing.T) {
 			t.Errorf("Open(%q) = %v, want %v", location, err, want)
 		}
 	}
-	for _, location := range []string{"http://host/", "s3://bucket", file} {
+	for _, location := range []string{"http://host/", "s3://b", file} {
 		if _, err := locate.OpenBucket(location, locate.Options{}); err == nil {
 			t.Errorf("OpenBucket(%q) succeeded", location)
 		}
@@ -85,10 +86,46 @@ func TestIndex(t *testing.T) {
 	}
 }
 
+func TestS3(t *testing.T) {
+	server := storetest.S3(t, storetest.S3Options{})
+	server.Bucket(t, "images")
+	t.Setenv("AWS_ACCESS_KEY_ID", server.AccessKey)
+	t.Setenv("AWS_SECRET_ACCESS_KEY", server.SecretKey)
+	index := server.Location("images/v 1/x.caibx", "?lookup=path")
+	b, name, err := locate.IndexBucket(index, locate.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := b.(store.Creator).Create(t.Context(), name, []byte("index")); err != nil {
+		t.Fatal(err)
+	}
+	r, name, err := locate.Index(index, locate.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := r.Read(t.Context(), name, nil, 10); err != nil || string(got) != "index" {
+		t.Errorf("Read of %s = %q, %v", index, got, err)
+	}
+	location, err := locate.DefaultStore(index)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err = locate.OpenBucket(location, locate.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Write(t.Context(), "abcd/x", []byte("chunk")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(server.Dir, "images/v 1/default.castr/abcd/x")); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestIndexRefused(t *testing.T) {
 	dir := t.TempDir()
 	for _, location := range []string{"", "/", "..", dir + "/", "http://host", "http://host/", "http://host/a%2Fb",
-		"http://ho st/x", "s3://bucket/x"} {
+		"http://ho st/x", "s3://bucket", "s3://bucket/x/", "s3+http://h/bucket"} {
 		if _, _, err := locate.Index(location, locate.Options{}); err == nil {
 			t.Errorf("Index(%q) succeeded", location)
 		}
@@ -108,6 +145,8 @@ func TestDefaultStore(t *testing.T) {
 		"http://host/x.caibx":              "http://host/default.castr",
 		"https://u:p@host:1/a%20b/x?sig=1": "https://u:p@host:1/a%20b/default.castr?sig=1",
 		"https://host/a%2Fb/x.caibx":       "https://host/a%2Fb/default.castr",
+		"s3://bucket/x.caibx":              "s3://bucket/default.castr",
+		"s3+http://h:1/bkt/a/x?region=r":   "s3+http://h:1/bkt/a/default.castr?region=r",
 	} {
 		if got, err := locate.DefaultStore(index); got != want || err != nil {
 			t.Errorf("DefaultStore(%q) = %q, %v; want %q", index, got, err, want)

@@ -1,6 +1,6 @@
-// Package s3 is a bucket in S3, or in any object storage that speaks like it. It knows nothing of digests and
-// never tries twice, but for two questions that only it can answer: whether newer keys are accepted, and in which
-// region the bucket is. See store.Retry.
+// Package s3 is a bucket in S3, or in any object storage that speaks like it. It knows nothing of digests. What
+// store.Retry may try again it does not: it asks a second time only with newer keys, in the region that the server
+// names, or for a page of a listing.
 //
 // Of minio-go it has the signatures and the ways to find keys. The requests are its own: five kinds are few, and
 // minio-go's reads the bodies of answers without end and lists without a context.
@@ -37,6 +37,8 @@ type Options struct {
 	// TLS holds trust and client certificates; nil is the system's trust. Unless it has roots of its own, the
 	// file that AWS_CA_BUNDLE names takes their place.
 	TLS *tls.Config
+	// Retry is for the pages of a listing: nobody else can ask for one of them again.
+	Retry store.Policy
 
 	dial func(ctx context.Context, network, address string) (net.Conn, error) // of tests, which have no DNS
 }
@@ -47,6 +49,7 @@ type Bucket struct {
 	endpoint endpoint
 	client   *http.Client
 	patience time.Duration
+	retry    store.Policy // of the pages of listings
 	keys     *keys
 	learnt   atomic.Pointer[string] // the region, once the server has said that it is not ours
 	seen     atomic.Bool            // an answer has shown that the bucket exists
@@ -91,6 +94,7 @@ func New(l Location, o Options) (*Bucket, error) {
 		endpoint: e,
 		client:   &http.Client{Transport: transport, CheckRedirect: stay},
 		patience: o.Patience,
+		retry:    o.Retry,
 		keys:     newKeys(l.Profile, e.atAWS()),
 	}, nil
 }

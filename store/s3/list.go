@@ -45,11 +45,14 @@ func (b *Bucket) List(ctx context.Context, prefix string) iter.Seq2[store.Object
 func (b *Bucket) list(ctx context.Context, prefix string, yield func(store.Object, error) bool) error {
 	var space []byte
 	for token := ""; ; {
-		p, body, err := b.page(ctx, prefix, token, space[:0])
+		var p page
+		err := b.retry.Do(ctx, func() (err error) {
+			p, space, err = b.page(ctx, prefix, token, space[:0])
+			return err
+		})
 		if err != nil {
 			return err
 		}
-		space = body
 		for _, c := range p.Contents {
 			o, ok, err := b.objectOf(c.Key, c.Size, prefix, p.EncodingType)
 			if err != nil || ctx.Err() != nil {

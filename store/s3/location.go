@@ -148,7 +148,7 @@ func (l Location) String() string {
 func (l Location) url(name string) *url.URL {
 	key := l.key(name)
 	if l.Host == "" {
-		return &url.URL{Scheme: "s3", Host: l.Bucket, Path: path.Join("/", key)}
+		return &url.URL{Scheme: "s3", Host: l.Bucket, Path: strings.TrimSuffix("/"+key, "/")}
 	}
 	return &url.URL{Scheme: "s3+" + l.Scheme, Host: l.Host, Path: path.Join("/", l.Bucket, key)}
 }

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net/http"
 	"net/url"
+	"strings"
 
 	"github.com/minio/minio-go/v7/pkg/credentials"
 	"github.com/minio/minio-go/v7/pkg/signer"
@@ -131,7 +132,7 @@ func (b *Bucket) attempt(ctx context.Context, c call, p pass, use use) error {
 // request is a call that is not signed yet.
 func (b *Bucket) request(ctx context.Context, c call, region string) (*http.Request, error) {
 	u := b.endpoint.address(b.location.Bucket, c.key, region)
-	u.RawQuery = c.query.Encode()
+	u.RawQuery = strings.ReplaceAll(c.query.Encode(), "+", "%20") // as it is signed
 	request, err := http.NewRequestWithContext(ctx, c.method, u.String(), nil)
 	if err != nil {
 		return nil, err

@@ -1,0 +1,109 @@
+package s3
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+// TestResolve: which server is asked, and how the request is addressed and signed.
+func TestResolve(t *testing.T) {
+	for _, c := range []struct {
+		location string
+		around   surroundings
+		region   string
+		address  string
+	}{
+		{"s3://bucket/p", surroundings{}, "us-east-1", "https://bucket.s3.us-east-1.amazonaws.com/p/x"},
+		{"s3://bucket", surroundings{region: "eu-west-1"}, "eu-west-1", "https://bucket.s3.eu-west-1.amazonaws.com/x"},
+		{"s3://bucket?region=cn-north-1", surroundings{region: "eu-west-1"}, "cn-north-1", "https://bucket.s3.cn-north-1.amazonaws.com.cn/x"},
+		{"s3://a.bucket", surroundings{}, "us-east-1", "https://s3.us-east-1.amazonaws.com/a.bucket/x"},
+		{"s3://Bucket", surroundings{}, "us-east-1", "https://s3.us-east-1.amazonaws.com/Bucket/x"},
+		{"s3://bucket?lookup=path", surroundings{}, "us-east-1", "https://s3.us-east-1.amazonaws.com/bucket/x"},
+		{"s3://bucket/p", surroundings{endpoint: "http://h:9/"}, "us-east-1", "http://h:9/bucket/p/x"},
+		{"s3://bucket/p?lookup=dns", surroundings{endpoint: "https://h"}, "us-east-1", "https://bucket.h/p/x"},
+		{"s3+http://h:9/bucket/p", surroundings{endpoint: "https://other"}, "us-east-1", "http://h:9/bucket/p/x"},
+		{"s3+https://h/bucket?lookup=dns", surroundings{}, "us-east-1", "https://bucket.h/x"},
+		{"s3+https://s3.eu-north-1.amazonaws.com/bucket", surroundings{region: "x"}, "eu-north-1",
+			"https://bucket.s3.eu-north-1.amazonaws.com/x"},
+		{"s3+https://s3.amazonaws.com/bucket", surroundings{region: "eu-west-2"}, "eu-west-2", "https://bucket.s3.amazonaws.com/x"},
+		{"s3+https://amazonaws.com.example.org/bucket", surroundings{}, "us-east-1", "https://amazonaws.com.example.org/bucket/x"},
+	} {
+		l, err := Parse(c.location)
+		if err != nil {
+			t.Fatal(err)
+		}
+		e, err := resolve(l, c.around)
+		if err != nil {
+			t.Errorf("resolve(%s): %v", c.location, err)
+			continue
+		}
+		if got := e.address(l.Bucket, l.key("x"), e.region).String(); got != c.address || e.region != c.region {
+			t.Errorf("resolve(%s, %+v) asks %s in %s, want %s in %s", c.location, c.around, got, e.region, c.address, c.region)
+		}
+	}
+}
+
+func TestResolveRefuses(t *testing.T) {
+	l := Location{Bucket: "bucket"}
+	for _, around := range []surroundings{
+		{region: "evil.example.com/"}, {endpoint: "h:9"}, {endpoint: "ftp://h"}, {endpoint: "http://user:hush@h"},
+		{endpoint: "http://h/path"}, {endpoint: "http://h?x"}, {endpoint: "http://"}, {endpoint: "http://h:x"},
+	} {
+		if e, err := resolve(l, around); err == nil {
+			t.Errorf("resolve(%+v) = %+v", around, e)
+		}
+	}
+}
+
+// TestAddressEncoding: a name is written in the one way that is signed.
+func TestAddressEncoding(t *testing.T) {
+	e := endpoint{scheme: "http", host: "h"}
+	for name, want := range map[string]string{
+		"a b":       "http://h/bucket/a%20b",
+		"a+b":       "http://h/bucket/a%2Bb",
+		"a%2Fb":     "http://h/bucket/a%252Fb",
+		"é#?":       "http://h/bucket/%C3%A9%23%3F",
+		"..x/(y)":   "http://h/bucket/..x/%28y%29",
+		"a:b@c=d&~": "http://h/bucket/a%3Ab%40c%3Dd%26~",
+		"":          "http://h/bucket",
+	} {
+		if got := e.address("bucket", name, "").String(); got != want {
+			t.Errorf("address of %q = %s, want %s", name, got, want)
+		}
+	}
+}
+
+// TestSharedFiles: region and endpoint come from the environment, else from the profile.
+func TestSharedFiles(t *testing.T) {
+	config := filepath.Join(t.TempDir(), "config")
+	text := "[default]\nregion = r-default\n[profile p]\nregion = r-p\nendpoint_url = http://h-p\n"
+	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, variable := range []string{"AWS_PROFILE", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS"} {
+		t.Setenv(variable, "")
+	}
+	t.Setenv("AWS_CONFIG_FILE", config)
+	check := func(profile string, want surroundings) {
+		t.Helper()
+		if got, err := lookAround(profile); got != want || err != nil {
+			t.Errorf("lookAround(%q) = %+v, %v, want %+v", profile, got, err, want)
+		}
+	}
+	check("", surroundings{"", "r-default"})
+	check("p", surroundings{"http://h-p", "r-p"})
+	check("absent", surroundings{})
+	t.Setenv("AWS_PROFILE", "p")
+	check("", surroundings{"http://h-p", "r-p"})
+	t.Setenv("AWS_DEFAULT_REGION", "r-2")
+	t.Setenv("AWS_ENDPOINT_URL", "http://h-1")
+	check("", surroundings{"http://h-1", "r-2"})
+	t.Setenv("AWS_REGION", "r-1")
+	t.Setenv("AWS_ENDPOINT_URL_S3", "http://h-2")
+	check("", surroundings{"http://h-2", "r-1"})
+	t.Setenv("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "true")
+	check("", surroundings{"", "r-1"})
+	t.Setenv("AWS_CONFIG_FILE", filepath.Join(t.TempDir(), "absent"))
+	check("p", surroundings{"", "r-1"})
+}

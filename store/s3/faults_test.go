@@ -1,0 +1,604 @@
+package s3_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"cairn/store"
+	"cairn/store/s3"
+	"cairn/store/storetest"
+)
+
+// impatient makes the tests of silence short.
+var impatient = s3.Options{Patience: 200 * time.Millisecond, Retry: store.Policy{Patience: 1}}
+
+// scripted is a bucket whose server answers as handler does.
+func scripted(t *testing.T, handler http.HandlerFunc) *s3.Bucket {
+	t.Helper()
+	server := httptest.NewServer(handler)
+	t.Cleanup(server.Close)
+	return openBucket(t, "s3+"+server.URL+"/bucket/p", impatient)
+}
+
+// refuses answers with a status and S3's words for it.
+func refuses(status int, code string) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/xml")
+		w.WriteHeader(status)
+		if code != "" {
+			fmt.Fprintf(w, "<?xml version=\"1.0\"?>\n<Error><Code>%s</Code><Message>words</Message></Error>", code)
+		}
+	}
+}
+
+// raw answers with these bytes and cuts the connection.
+func raw(text string) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		conn, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			panic(err)
+		}
+		io.WriteString(conn, text)
+		conn.Close()
+	}
+}
+
+func head(status string, fields ...string) string {
+	return "HTTP/1.1 " + status + "\r\n" + strings.Join(fields, "\r\n") + "\r\n\r\n"
+}
+
+func silent(_ http.ResponseWriter, r *http.Request) {
+	io.Copy(io.Discard, r.Body) // only then the server notices that the client has gone
+	<-r.Context().Done()
+}
+
+const bomb = `<!DOCTYPE e [<!ENTITY a "lol"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;"><!ENTITY c "&b;&b;&b;&b;&b;&b;&b;&b;">]>
+<Error><Code>NoSuchKey</Code><Message>&c;&c;&c;</Message></Error>`
+
+// TestFaults has one answer a case, and what Read makes of it. An error that is nil here matches none of the errors
+// that a caller decides by.
+func TestFaults(t *testing.T) {
+	tests := map[string]struct {
+		handler http.HandlerFunc
+		want    error
+	}{
+		"no key":            {refuses(404, "NoSuchKey"), store.ErrNotFound},
+		"no bucket":         {refuses(404, "NoSuchBucket"), s3.ErrNoBucket},
+		"404 not of S3":     {refuses(404, ""), nil},
+		"404 page":          {http.NotFound, nil},
+		"410":               {refuses(410, ""), nil},
+		"access denied":     {refuses(403, "AccessDenied"), store.ErrDenied},
+		"403 without words": {refuses(403, ""), store.ErrDenied},
+		"403 NoSuchKey":     {refuses(403, "NoSuchKey"), store.ErrDenied},
+		"401":               {refuses(401, ""), store.ErrDenied},
+		"expired":           {refuses(400, "ExpiredToken"), store.ErrDenied},
+		"unknown key":       {refuses(403, "InvalidAccessKeyId"), store.ErrDenied},
+		"wrong secret":      {refuses(403, "SignatureDoesNotMatch"), store.ErrDenied},
+		"wrong clock":       {refuses(403, "RequestTimeTooSkewed"), store.ErrDenied},
+		"slow down":         {refuses(503, "SlowDown"), store.ErrUnavailable},
+		"503 without words": {refuses(503, ""), store.ErrUnavailable},
+		"429":               {refuses(429, ""), store.ErrUnavailable},
+		"internal":          {refuses(500, "InternalError"), store.ErrUnavailable},
+		"timeout":           {refuses(400, "RequestTimeout"), store.ErrUnavailable},
+		"501":               {refuses(501, "NotImplemented"), errors.ErrUnsupported},
+		"400":               {refuses(400, "InvalidArgument"), nil},
+		"204":               {refuses(204, ""), nil},
+		"206":               {refuses(206, ""), nil},
+		"304":               {refuses(304, ""), nil},
+		"web page": {func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "text/html; charset=utf-8")
+			io.WriteString(w, "<html>")
+		}, nil},
+		"no answer":     {raw(""), store.ErrUnavailable},
+		"no HTTP":       {raw("SSH-2.0-x\r\n\r\n"), store.ErrUnavailable},
+		"truncated":     {raw(head("200 OK", "Content-Length: 10") + "12345"), store.ErrUnavailable},
+		"cut chunks":    {raw(head("200 OK", "Transfer-Encoding: chunked") + "5\r\n12345\r\n"), store.ErrUnavailable},
+		"without end":   {raw(head("200 OK", "Connection: close") + "0123456789"), nil},
+		"too long":      {raw(head("200 OK", "Content-Length: 1000000000000") + "1"), store.ErrTooLarge},
+		"long chunked":  {raw(head("200 OK", "Transfer-Encoding: chunked") + "ff\r\n" + strings.Repeat("1", 255)), store.ErrTooLarge},
+		"bad length":    {raw(head("200 OK", "Content-Length: -1") + "1"), store.ErrUnavailable},
+		"endless head":  {raw("HTTP/1.1 200 OK\r\nX: " + strings.Repeat("x", 1<<20)), store.ErrUnavailable},
+		"bomb":          {raw(head("404 Not Found", fmt.Sprint("Content-Length: ", len(bomb))) + bomb), nil},
+		"garbage":       {raw(head("403 Forbidden", "Content-Length: 9") + "\x00\xff<Error>"), store.ErrDenied},
+		"short refusal": {raw(head("503 Busy", "Content-Length: 90") + "<Error>"), store.ErrUnavailable},
+		"deep":          {raw(head("404 Not Found", "Content-Length: 60000") + strings.Repeat("<a>", 20000)), nil},
+		"endless refusal": {func(w http.ResponseWriter, r *http.Request) {
+			w.WriteHeader(403)
+			for r.Context().Err() == nil {
+				w.Write(make([]byte, 32<<10))
+			}
+		}, store.ErrDenied},
+		"silent":         {silent, store.ErrUnavailable},
+		"silent refusal": {stall("403 Forbidden"), store.ErrDenied},
+		"stalled":        {stall("200 OK"), store.ErrUnavailable},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			got, err := scripted(t, test.handler).Read(t.Context(), "x", nil, 100)
+			if err == nil {
+				t.Fatalf("Read = %q, want an error", got)
+			}
+			checkClass(t, err, test.want)
+		})
+	}
+}
+
+// stall begins an answer and does not go on.
+func stall(status string) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		conn, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			panic(err)
+		}
+		defer conn.Close()
+		io.WriteString(conn, head(status, "Content-Length: 10")+"12345")
+		io.Copy(io.Discard, conn) // until the other side has enough
+	}
+}
+
+func checkClass(t *testing.T, err, want error) {
+	t.Helper()
+	for _, class := range []error{store.ErrNotFound, store.ErrDenied, store.ErrUnavailable, store.ErrTooLarge, store.ErrExists,
+		s3.ErrNoBucket, errors.ErrUnsupported} {
+		if errors.Is(err, class) != (class == want) {
+			t.Errorf("got %v, want %v", err, want)
+		}
+	}
+}
+
+// TestStatFaults: the answers to a HEAD have no words.
+func TestStatFaults(t *testing.T) {
+	for status, want := range map[int]error{
+		403: store.ErrDenied, 401: store.ErrDenied, 400: nil, 500: store.ErrUnavailable, 503: store.ErrUnavailable, 404: s3.ErrNoBucket,
+	} {
+		_, err := scripted(t, refuses(status, "")).Stat(t.Context(), "x")
+		checkClass(t, err, want)
+	}
+	b := scripted(t, func(w http.ResponseWriter, r *http.Request) {
+		if strings.Contains(r.URL.Path, "/p/") {
+			w.WriteHeader(404)
+		}
+	})
+	_, err := b.Stat(t.Context(), "x")
+	checkClass(t, err, store.ErrNotFound)
+	_, err = scripted(t, raw(head("200 OK", "Transfer-Encoding: chunked"))).Stat(t.Context(), "x")
+	checkClass(t, err, nil)
+}
+
+// TestETagsMeanNothing: an ETag is the MD5 of the object, or not, as the server likes. Lengths are what counts.
+func TestETagsMeanNothing(t *testing.T) {
+	b := scripted(t, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("ETag", `"00000000000000000000000000000000"`)
+		io.WriteString(w, "data")
+	})
+	if got, err := b.Read(t.Context(), "x", nil, 10); string(got) != "data" || err != nil {
+		t.Errorf("Read = %q, %v", got, err)
+	}
+}
+
+// TestRetryAfter: what the server asks for reaches store.Retry.
+func TestRetryAfter(t *testing.T) {
+	b := scripted(t, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Retry-After", "7")
+		refuses(503, "SlowDown")(w, r)
+	})
+	_, err := b.Read(t.Context(), "x", nil, 10)
+	if busy, ok := errors.AsType[*store.UnavailableError](err); !ok || busy.After != 7*time.Second {
+		t.Errorf("Read = %v, want to be asked to wait for 7 s", err)
+	}
+}
+
+// TestRequests: what each call asks, and nothing besides.
+func TestRequests(t *testing.T) {
+	var asked []string
+	b := scripted(t, func(w http.ResponseWriter, r *http.Request) {
+		asked = append(asked, r.Method+" "+r.RequestURI)
+		w.Header().Set("ETag", `"x"`)
+		switch {
+		case r.Method == "HEAD" && strings.HasSuffix(r.URL.Path, "absent"):
+			w.WriteHeader(404)
+		case r.Method == "HEAD":
+			w.Header().Set("Content-Length", "4")
+		case r.URL.RawQuery != "":
+			io.WriteString(w, "<ListBucketResult></ListBucketResult>")
+		}
+	})
+	check := func(want ...string) {
+		t.Helper()
+		if got := strings.Join(asked, ", "); got != strings.Join(want, ", ") {
+			t.Errorf("asked for %s, want %s", got, want)
+		}
+		asked = nil
+	}
+	b.Stat(t.Context(), "absent")
+	check("HEAD /bucket/p/absent", "HEAD /bucket")
+	b.Stat(t.Context(), "absent")
+	check("HEAD /bucket/p/absent")
+	b.Read(t.Context(), "a b+c", nil, 10)
+	check("GET /bucket/p/a%20b%2Bc")
+	b.Write(t.Context(), "x", []byte("data"))
+	check("PUT /bucket/p/x")
+	b.Create(t.Context(), "absent", []byte("data"))
+	check("HEAD /bucket/p/absent", "PUT /bucket/p/absent")
+	b.Create(t.Context(), "x", []byte("data"))
+	check("HEAD /bucket/p/x")
+	for range b.List(t.Context(), "ab c") {
+	}
+	check("GET /bucket?encoding-type=url&list-type=2&max-keys=1000&prefix=p%2Fab%20c")
+}
+
+// TestPut: the server can check what it gets.
+func TestPut(t *testing.T) {
+	b := scripted(t, func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		if string(body) != "data" || r.ContentLength != 4 || r.Header.Get("Content-Md5") != "jXd/OF09/siBXSD3SWAm3A==" ||
+			r.Header.Get("X-Amz-Content-Sha256") != "3a6eb0790f39ac87c94f3856b2dd2c5d110e6811602261a9a923d3bb23adc8b7" {
+			t.Errorf("got %q with %v", body, r.Header)
+		}
+		w.Header().Set("ETag", `"x"`)
+	})
+	if err := b.Write(t.Context(), "x", []byte("data")); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestPutFaults: an object counts as stored only when S3 has said so.
+func TestPutFaults(t *testing.T) {
+	for name, test := range map[string]struct {
+		handler http.HandlerFunc
+		want    error
+	}{
+		"portal":    {func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "<html>log in") }, nil},
+		"no ETag":   {func(w http.ResponseWriter, _ *http.Request) {}, nil},
+		"denied":    {refuses(403, "AccessDenied"), store.ErrDenied},
+		"no bucket": {refuses(404, "NoSuchBucket"), s3.ErrNoBucket},
+		"bad sum":   {refuses(400, "BadDigest"), nil},
+		"busy":      {refuses(409, "OperationAborted"), store.ErrUnavailable},
+		"cut":       {raw(""), store.ErrUnavailable},
+		"redirect":  {http.RedirectHandler("http://example.com/", 307).ServeHTTP, nil},
+		"silent":    {silent, store.ErrUnavailable},
+	} {
+		err := scripted(t, test.handler).Write(t.Context(), "x", []byte("data"))
+		if err == nil {
+			t.Errorf("%s: Write succeeded", name)
+			continue
+		}
+		checkClass(t, err, test.want)
+	}
+}
+
+// TestServerThatNeverReads: an upload that nobody takes is given up.
+func TestServerThatNeverReads(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close() // closes what was never accepted, too
+	b := openBucket(t, "s3+http://"+listener.Addr().String()+"/bucket", impatient)
+	err = b.Write(t.Context(), "x", make([]byte, 64<<20))
+	checkClass(t, err, store.ErrUnavailable)
+	if !strings.Contains(fmt.Sprint(err), "stalled") {
+		t.Errorf("Write = %v, want a stalled transfer", err)
+	}
+}
+
+// TestDataIsTheCallersAgain as soon as Write returns, also if the server answers before it has it all. The race
+// detector sees it when it is read later.
+func TestDataIsTheCallersAgain(t *testing.T) {
+	b := scripted(t, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Connection", "close")
+		refuses(403, "AccessDenied")(w, r)
+	})
+	data := make([]byte, 32<<20)
+	for range 5 {
+		err := b.Write(t.Context(), "x", data)
+		if !errors.Is(err, store.ErrDenied) && !errors.Is(err, store.ErrUnavailable) {
+			t.Errorf("Write = %v", err)
+		}
+		clear(data)
+	}
+}
+
+// TestCreateFaults: a name is taken when the server says so, and not while others are trying.
+func TestCreateFaults(t *testing.T) {
+	for name, test := range map[string]struct {
+		answers []http.HandlerFunc // to the PUTs; the last one stays
+		want    error
+	}{
+		"taken":           {[]http.HandlerFunc{refuses(412, "PreconditionFailed")}, store.ErrExists},
+		"conflict, taken": {[]http.HandlerFunc{refuses(409, "ConditionalRequestConflict"), refuses(412, "PreconditionFailed")}, store.ErrExists},
+		"conflict, free":  {[]http.HandlerFunc{refuses(409, "ConditionalRequestConflict"), stored}, nil},
+		"conflicts":       {[]http.HandlerFunc{refuses(409, "ConditionalRequestConflict")}, store.ErrUnavailable},
+		"not known":       {[]http.HandlerFunc{refuses(501, "NotImplemented")}, errors.ErrUnsupported},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var puts atomic.Int64
+			b := scripted(t, func(w http.ResponseWriter, r *http.Request) {
+				if r.Method == "HEAD" {
+					w.WriteHeader(404)
+					return
+				}
+				if r.Header.Get("If-None-Match") != "*" {
+					t.Error("the PUT has no condition")
+				}
+				n := int(puts.Add(1)) - 1
+				test.answers[min(n, len(test.answers)-1)](w, r)
+			})
+			err := b.Create(t.Context(), "x", []byte("data"))
+			checkClass(t, err, test.want)
+			if n := puts.Load(); test.want == nil && err != nil || n > 6 {
+				t.Errorf("Create = %v after %d PUTs", err, n)
+			}
+		})
+	}
+}
+
+func stored(w http.ResponseWriter, _ *http.Request) { w.Header().Set("ETag", `"x"`) }
+
+func TestCancelled(t *testing.T) {
+	calls := map[string]func(context.Context, *s3.Bucket) error{
+		"Read": func(ctx context.Context, b *s3.Bucket) error {
+			_, err := b.Read(ctx, "x", nil, 10)
+			return err
+		},
+		"Stat": func(ctx context.Context, b *s3.Bucket) error {
+			_, err := b.Stat(ctx, "x")
+			return err
+		},
+		"Write":  func(ctx context.Context, b *s3.Bucket) error { return b.Write(ctx, "x", make([]byte, 1<<20)) },
+		"Create": func(ctx context.Context, b *s3.Bucket) error { return b.Create(ctx, "x", nil) },
+		"List": func(ctx context.Context, b *s3.Bucket) (last error) {
+			for _, last = range b.List(ctx, "") {
+			}
+			return last
+		},
+	}
+	for name, call := range calls {
+		asked := make(chan struct{}, 1)
+		b := scripted(t, func(_ http.ResponseWriter, r *http.Request) {
+			asked <- struct{}{}
+			silent(nil, r)
+		})
+		ctx, cancel := context.WithCancel(t.Context())
+		go func() {
+			<-asked
+			cancel()
+		}()
+		if err := call(ctx, b); !errors.Is(err, context.Canceled) || errors.Is(err, store.ErrUnavailable) {
+			t.Errorf("%s while cancelling = %v, want context.Canceled", name, err)
+		}
+	}
+}
+
+// TestRedirects: what a server says of another place is not followed there, and the keys go nowhere.
+func TestRedirects(t *testing.T) {
+	t.Setenv("AWS_ACCESS_KEY_ID", "id")
+	t.Setenv("AWS_SECRET_ACCESS_KEY", "hush")
+	other := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("the other server was asked") }))
+	defer other.Close()
+	for _, status := range []int{301, 302, 303, 307, 308} {
+		b := scripted(t, func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, other.URL+r.URL.Path, status) })
+		_, err := b.Read(t.Context(), "x", nil, 10)
+		checkClass(t, err, nil)
+		if err == nil || !strings.Contains(err.Error(), "not followed") {
+			t.Errorf("Read = %v, want a redirect that is not followed", err)
+		}
+		if err := b.Write(t.Context(), "x", []byte("data")); err == nil {
+			t.Error("Write through a redirect succeeded")
+		}
+	}
+}
+
+// TestRegion: the region that the server names is signed for, at the same server, unless the location has one.
+func TestRegion(t *testing.T) {
+	t.Setenv("AWS_ACCESS_KEY_ID", "id")
+	t.Setenv("AWS_SECRET_ACCESS_KEY", "hush")
+	answers := map[string]http.HandlerFunc{
+		"header": func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("X-Amz-Bucket-Region", "eu-west-9")
+			w.Header().Set("Location", "http://evil.example.com/")
+			refuses(301, "PermanentRedirect")(w, r)
+		},
+		"body": func(w http.ResponseWriter, r *http.Request) {
+			w.WriteHeader(400)
+			io.WriteString(w, "<Error><Code>AuthorizationHeaderMalformed</Code><Region>eu-west-9</Region></Error>")
+		},
+		"evil": func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("X-Amz-Bucket-Region", "evil.example.com/")
+			w.WriteHeader(400)
+		},
+	}
+	for name, answer := range answers {
+		var asked atomic.Int64
+		handler := func(w http.ResponseWriter, r *http.Request) {
+			asked.Add(1)
+			if !strings.Contains(r.Header.Get("Authorization"), "/eu-west-9/s3/") {
+				answer(w, r)
+				return
+			}
+			io.WriteString(w, "data")
+		}
+		server := httptest.NewServer(http.HandlerFunc(handler))
+		b := openBucket(t, "s3+"+server.URL+"/bucket", impatient)
+		for range 2 {
+			got, err := b.Read(t.Context(), "x", nil, 10)
+			if (string(got) == "data") != (name != "evil") {
+				t.Errorf("%s: Read = %q, %v", name, got, err)
+			}
+		}
+		if n := asked.Load(); name != "evil" && n != 3 {
+			t.Errorf("%s: %d requests for two reads, want 3", name, n)
+		}
+		b = openBucket(t, "s3+"+server.URL+"/bucket?region=us-east-1", impatient)
+		if got, err := b.Read(t.Context(), "x", nil, 10); err == nil {
+			t.Errorf("%s: Read in another region than the location's = %q", name, got)
+		}
+		server.Close()
+	}
+}
+
+// listing is a page of names, and the token of the next one.
+func listing(next string, names ...string) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "<ListBucketResult xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><IsTruncated>%t</IsTruncated>", next != "")
+	fmt.Fprintf(&b, "<EncodingType>url</EncodingType><NextContinuationToken>%s</NextContinuationToken>", next)
+	for _, name := range names {
+		fmt.Fprintf(&b, "<Contents><Key>%s</Key><Size>1</Size></Contents>", name)
+	}
+	return b.String() + "</ListBucketResult>"
+}
+
+func TestListPages(t *testing.T) {
+	b := scripted(t, func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Query().Get("continuation-token") {
+		case "":
+			io.WriteString(w, listing("a/+=", "p/a+b", "p/dir/"))
+		case "a/+=":
+			io.WriteString(w, listing("3"))
+		case "3":
+			io.WriteString(w, listing("", "p/c%2Bd%25", "p//odd"))
+		}
+	})
+	var names []string
+	for o, err := range b.List(t.Context(), "") {
+		if err != nil {
+			t.Fatal(err)
+		}
+		names = append(names, o.Name)
+	}
+	if got := strings.Join(names, "|"); got != "a b|c+d%" {
+		t.Errorf("List = %s", got)
+	}
+}
+
+// TestListFaults: a page that is not one ends the listing with an error, and never without.
+func TestListFaults(t *testing.T) {
+	text := func(s string) http.HandlerFunc {
+		return func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, s) }
+	}
+	for name, test := range map[string]struct {
+		second http.HandlerFunc
+		want   error
+	}{
+		"denied":      {refuses(403, "AccessDenied"), store.ErrDenied},
+		"no bucket":   {refuses(404, "NoSuchBucket"), s3.ErrNoBucket},
+		"busy":        {refuses(503, "SlowDown"), store.ErrUnavailable},
+		"cut":         {raw(head("200 OK", "Content-Length: 100") + "<ListBucketResult>"), store.ErrUnavailable},
+		"not XML":     {text("data"), nil},
+		"half":        {text("<ListBucketResult><Contents>"), nil},
+		"other XML":   {text("<Error><Code>NoSuchKey</Code></Error>"), nil},
+		"same token":  {text(listing("2", "p/x")), nil},
+		"no token":    {text("<ListBucketResult><IsTruncated>true</IsTruncated></ListBucketResult>"), nil},
+		"other names": {text(listing("", "q/x")), nil},
+		"bad coding":  {text(listing("", "p/%zz")), nil},
+		"bad size":    {text("<ListBucketResult><Contents><Key>p/x</Key><Size>-1</Size></Contents></ListBucketResult>"), nil},
+		"too large":   {raw(head("200 OK", "Content-Length: 1000000000") + "<"), store.ErrTooLarge},
+		"bomb":        {text(strings.NewReplacer("Error", "ListBucketResult", "Code", "Contents").Replace(bomb)), nil},
+		"portal":      {text("<html>"), nil},
+		"silent":      {silent, store.ErrUnavailable},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := scripted(t, func(w http.ResponseWriter, r *http.Request) {
+				if r.URL.Query().Get("continuation-token") == "" {
+					io.WriteString(w, listing("2", "p/first"))
+					return
+				}
+				test.second(w, r)
+			})
+			var last error
+			n := 0
+			for _, last = range b.List(t.Context(), "") {
+				n++
+			}
+			if last == nil || n < 2 {
+				t.Fatalf("List ends with %v after %d, want an error", last, n)
+			}
+			checkClass(t, last, test.want)
+		})
+	}
+}
+
+// TestListRetries a page, and goes on from there.
+func TestListRetries(t *testing.T) {
+	var asked atomic.Int64
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch n := asked.Add(1); {
+		case n%3 != 0:
+			refuses(503, "SlowDown")(w, r)
+		case r.URL.Query().Get("continuation-token") == "":
+			io.WriteString(w, listing("2", "a"))
+		default:
+			io.WriteString(w, listing("", "b"))
+		}
+	}))
+	defer server.Close()
+	b := openBucket(t, "s3+"+server.URL+"/bucket", s3.Options{Retry: store.Policy{First: time.Millisecond}})
+	names := ""
+	for o, err := range b.List(t.Context(), "") {
+		if err != nil {
+			t.Fatal(err)
+		}
+		names += o.Name
+	}
+	if names != "ab" {
+		t.Errorf("List = %q, want each name once", names)
+	}
+}
+
+// TestErrorsKeepSecrets, and what a server says cannot write to a terminal.
+func TestErrorsKeepSecrets(t *testing.T) {
+	t.Setenv("AWS_ACCESS_KEY_ID", "id")
+	t.Setenv("AWS_SECRET_ACCESS_KEY", "hush")
+	t.Setenv("AWS_SESSION_TOKEN", "hush")
+	b := scripted(t, func(w http.ResponseWriter, r *http.Request) {
+		w.WriteHeader(403)
+		fmt.Fprintf(w, "<Error><Code>SignatureDoesNotMatch</Code><Message>a\n\u009b31m%s</Message><StringToSign>%s</StringToSign></Error>",
+			strings.Repeat("long ", 1000), r.Header.Get("X-Amz-Security-Token"))
+	})
+	_, err := b.Read(t.Context(), "x", nil, 10)
+	text := fmt.Sprint(err, b)
+	if !errors.Is(err, store.ErrDenied) || strings.Contains(text, "hush") || strings.ContainsAny(text, "\n\u009b") || len(text) > 1000 {
+		t.Errorf("Read of %v = %v", b, err)
+	}
+}
+
+// TestUnreliableServer fails most requests, each in another way; RetryBucket above it brings every object there and back.
+func TestUnreliableServer(t *testing.T) {
+	var asked atomic.Int64
+	var object []byte
+	b := store.RetryBucket(scripted(t, func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		answers := []http.HandlerFunc{refuses(503, "SlowDown"), raw(""), refuses(500, "InternalError"), silent, nil}
+		if answer := answers[asked.Add(1)%5]; answer != nil {
+			answer(w, r)
+			return
+		}
+		if stored(w, r); r.Method == "PUT" {
+			object = body
+			return
+		}
+		w.Write(object)
+	}), store.Policy{First: time.Millisecond, Max: time.Millisecond})
+	for i := range 3 {
+		want := storetest.Bytes(uint64(i), 100_000)
+		if err := b.Write(t.Context(), "x", want); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := b.Read(t.Context(), "x", nil, 1<<20); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("Read = %d bytes, %v", len(got), err)
+		}
+	}
+}
