@@ -1,9 +1,13 @@
 package s3
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
+
+	"github.com/minio/minio-go/v7/pkg/credentials"
 )
 
 // TestResolve: which server is asked, and how the request is addressed and signed.
@@ -107,3 +111,39 @@ func TestSharedFiles(t *testing.T) {
 	t.Setenv("AWS_CONFIG_FILE", filepath.Join(t.TempDir(), "absent"))
 	check("p", surroundings{"", "r-1"})
 }
+
+// expiring has keys that are to be renewed, and cannot be.
+type expiring struct {
+	credentials.Expiry
+	asked int
+	ends  time.Time
+}
+
+func (e *expiring) Retrieve() (credentials.Value, error) { return e.RetrieveWithCredContext(nil) }
+
+func (e *expiring) RetrieveWithCredContext(*credentials.CredContext) (credentials.Value, error) {
+	if e.asked++; e.asked > 1 {
+		return credentials.Value{}, errors.New("busy")
+	}
+	return credentials.Value{AccessKeyID: "id", SecretAccessKey: "s", Expiration: e.ends}, nil
+}
+
+// TestRenewalFails: keys are used to their end when they cannot be renewed before it, and not beyond.
+func TestRenewalFails(t *testing.T) {
+	for lasts, good := range map[time.Duration]bool{time.Hour: true, -time.Second: false} {
+		source := &expiring{ends: time.Now().Add(lasts)}
+		k := newKeys("", false)
+		k.sources = append(k.sources[:0], sourceOf(source))
+		for n := range 3 {
+			v, err := k.get(t.Context())
+			if ok := err == nil && v.AccessKeyID == "id"; ok != (good || n == 0) {
+				t.Errorf("get %d of keys that last %v = %q, %v", n, lasts, v.AccessKeyID, err)
+			}
+		}
+		if source.asked != 3 {
+			t.Errorf("the source was asked %d times, want each time", source.asked)
+		}
+	}
+}
+
+func sourceOf(p credentials.Provider) source { return source{"a test", p, true} }

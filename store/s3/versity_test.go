@@ -1,6 +1,7 @@
 package s3_test
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -52,6 +53,133 @@ func TestVersityTLS(t *testing.T) {
 	storetest.TestBucket(t, func(t *testing.T) store.Bucket {
 		return openBucket(t, server.Location(newBucket(t, server), ""), s3.Options{})
 	})
+}
+
+// TestVersityKeys: rights are told from absence, and keys that are taken away from those that come instead.
+func TestVersityKeys(t *testing.T) {
+	server := storetest.S3(t, storetest.S3Options{})
+	name := newBucket(t, server)
+	useKeys(t, server)
+	root := openBucket(t, server.Location(name, ""), s3.Options{})
+	if err := root.Write(t.Context(), "x", []byte("data")); err != nil {
+		t.Fatal(err)
+	}
+	for _, user := range []string{"reader", "reader-2", "nobody"} {
+		server.User(t, user, user+"-secret")
+	}
+	server.Do(t, "PUT", "/"+name+"?policy", fmt.Appendf(nil, `{"Version": "2012-10-17", "Statement": [{
+		"Effect": "Allow", "Principal": {"AWS": ["reader", "reader-2"]}, "Action": ["s3:GetObject", "s3:ListBucket"],
+		"Resource": ["arn:aws:s3:::%[1]s", "arn:aws:s3:::%[1]s/*"]}]}`, name))
+	path := filepath.Join(t.TempDir(), "credentials")
+	location := server.Location(name, "?profile=p")
+
+	profile(t, path, "nobody", "nobody-secret")
+	nobody := openBucket(t, location, s3.Options{})
+	checkAll(t, nobody, store.ErrDenied)
+
+	profile(t, path, "reader", "reader-secret")
+	reader := openBucket(t, location, s3.Options{})
+	checkReads(t, reader)
+	for what, err := range map[string]error{
+		"Write": reader.Write(t.Context(), "x", nil), "Create": reader.Create(t.Context(), "new", nil),
+	} {
+		if !errors.Is(err, store.ErrDenied) {
+			t.Errorf("%s by a reader = %v, want ErrDenied", what, err)
+		}
+	}
+
+	server.Admin(t, "delete-user", "--access", "reader")
+	if _, err := reader.Read(t.Context(), "x", nil, 10); !errors.Is(err, store.ErrDenied) {
+		t.Errorf("Read by a deleted user = %v, want ErrDenied", err)
+	}
+	profile(t, path, "reader-2", "reader-2-secret")
+	checkReads(t, reader)
+
+	profile(t, path, "reader-2", "wrong")
+	checkAll(t, openBucket(t, location, s3.Options{}), store.ErrDenied)
+}
+
+// checkReads checks what a reader may do in a bucket with one object, x.
+func checkReads(t *testing.T, b *s3.Bucket) {
+	t.Helper()
+	if got, err := b.Read(t.Context(), "x", nil, 10); err != nil || string(got) != "data" {
+		t.Errorf("Read = %q, %v", got, err)
+	}
+	if _, err := b.Read(t.Context(), "absent", nil, 10); !errors.Is(err, store.ErrNotFound) {
+		t.Errorf("Read = %v, want ErrNotFound", err)
+	}
+	if _, err := b.Stat(t.Context(), "absent"); !errors.Is(err, store.ErrNotFound) {
+		t.Errorf("Stat = %v, want ErrNotFound", err)
+	}
+	for o, err := range b.List(t.Context(), "") {
+		if o.Name != "x" || err != nil {
+			t.Errorf("List yields %v, %v", o, err)
+		}
+	}
+}
+
+// checkAll checks that everything fails with want alone, for names that are there and that are not.
+func checkAll(t *testing.T, b *s3.Bucket, want error) {
+	t.Helper()
+	for _, name := range []string{"x", "absent"} {
+		_, err := b.Read(t.Context(), name, nil, 10)
+		checkClass(t, err, want)
+		_, err = b.Stat(t.Context(), name)
+		checkClass(t, err, want)
+		checkClass(t, b.Write(t.Context(), name, nil), want)
+		checkClass(t, b.Create(t.Context(), name, nil), want)
+	}
+	for _, err := range b.List(t.Context(), "") {
+		checkClass(t, err, want)
+	}
+}
+
+// TestVersityNoBucket: a bucket that is not there is not an empty one.
+func TestVersityNoBucket(t *testing.T) {
+	server := storetest.S3(t, storetest.S3Options{})
+	useKeys(t, server)
+	checkAll(t, openBucket(t, server.Location("mistyped/p", ""), s3.Options{}), s3.ErrNoBucket)
+}
+
+// TestVersityPages lists more than fits on a page, behind a store's prefix.
+func TestVersityPages(t *testing.T) {
+	server := storetest.S3(t, storetest.S3Options{})
+	useKeys(t, server)
+	name := newBucket(t, server)
+	want := map[string]bool{}
+	for i := range 2345 {
+		object := fmt.Sprintf("%04d/%d é+%%", i%7, i)
+		path := filepath.Join(server.Dir, name, "p", object)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte("x"), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+		want[object] = true
+	}
+	for o, err := range openBucket(t, server.Location(name+"/p", ""), s3.Options{}).List(t.Context(), "") {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !want[o.Name] || o.Size != 1 {
+			t.Errorf("List yields %v, which was not put or came before", o)
+		}
+		delete(want, o.Name)
+	}
+	if len(want) > 0 {
+		t.Errorf("List lacks %d objects", len(want))
+	}
+}
+
+// TestUnknownAuthority: a server that is not who it says gets nothing, and asking again would not help.
+func TestUnknownAuthority(t *testing.T) {
+	server := storetest.S3(t, storetest.S3Options{TLS: true})
+	useKeys(t, server)
+	_, err := openBucket(t, server.Location("bucket", ""), s3.Options{}).Read(t.Context(), "x", nil, 10)
+	checkClass(t, err, nil)
+	t.Setenv("AWS_CA_BUNDLE", filepath.Join(t.TempDir(), "absent"))
+	l, _ := s3.Parse("s3://bucket")
+	if _, err := s3.New(l, s3.Options{}); err == nil {
+		t.Error("New with a CA bundle that is not there succeeded")
+	}
 }
 
 var buckets atomic.Int64
