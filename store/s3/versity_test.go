@@ -38,6 +38,9 @@ func TestVersity(t *testing.T) {
 }
 
 func TestVersityVirtualHost(t *testing.T) {
+	if testing.Short() {
+		t.Skip("the suite runs over plain HTTP")
+	}
 	server := storetest.S3(t, storetest.S3Options{Domain: "s3.example.com"})
 	useKeys(t, server)
 	storetest.TestBucket(t, func(t *testing.T) store.Bucket {
@@ -47,6 +50,9 @@ func TestVersityVirtualHost(t *testing.T) {
 }
 
 func TestVersityTLS(t *testing.T) {
+	if testing.Short() {
+		t.Skip("the suite runs over plain HTTP")
+	}
 	server := storetest.S3(t, storetest.S3Options{TLS: true})
 	useKeys(t, server)
 	t.Setenv("AWS_CA_BUNDLE", server.CA)

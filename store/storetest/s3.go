@@ -123,7 +123,7 @@ func (s *S3Server) waitFor(path string, ended chan struct{}) bool {
 	for range 3000 {
 		answer, err := s.client.Get(s.Scheme + "://" + s.Host + path)
 		if err == nil {
-			answer.Body.Close()
+			_ = answer.Body.Close() // nothing of it is used
 			if answer.StatusCode == http.StatusOK {
 				return true
 			}

@@ -1,0 +1,34 @@
+package e2e
+
+import (
+	"path/filepath"
+	"testing"
+
+	"cairn/internal/need"
+	"cairn/store/storetest"
+)
+
+// TestS3: an image that lies in S3, index and chunks, is assembled, verified and looked at from there. A bucket
+// that is not there, and keys that are refused, are said.
+func TestS3(t *testing.T) {
+	need.Tool(t, "desync")
+	server := storetest.S3(t, storetest.S3Options{})
+	server.Bucket(t, "images")
+	for name, value := range map[string]string{
+		"AWS_ACCESS_KEY_ID": server.AccessKey, "AWS_SECRET_ACCESS_KEY": server.SecretKey,
+		"AWS_ENDPOINT_URL": "http://" + server.Host, // so that s3:// leads there
+		"S3_ACCESS_KEY":    server.AccessKey, "S3_SECRET_KEY": server.SecretKey, "S3_REGION": "us-east-1",
+	} {
+		t.Setenv(name, value)
+	}
+	p := small(t)
+	must(t, "desync", "make", "-s", server.Location("images/v 1/default.castr", ""), "-m", "16:64:256",
+		server.Location("images/v 1/a.caibx", ""), p.a)
+	out := filepath.Join(t.TempDir(), "out")
+	cairn(t, "assemble", "s3://images/v 1/a.caibx", out)
+	wantSame(t, out, p.a)
+	cairn(t, "verify", "-s", server.Location("images/v 1/default.castr", "?region=us-east-1"), "s3://images/v%201/a.caibx")
+	fails(t, 1, "there is no such bucket", "assemble", "s3://mistyped/a.caibx", out)
+	t.Setenv("AWS_SECRET_ACCESS_KEY", "hush")
+	fails(t, 4, "access denied", "assemble", "s3://images/v%201/a.caibx", out)
+}
