@@ -60,7 +60,7 @@ func guarded(t *testing.T, refusal http.HandlerFunc, query string) (*guard, *s3.
 	g := &guard{refusal: refusal}
 	server := httptest.NewServer(g)
 	t.Cleanup(server.Close)
-	return g, openBucket(t, "s3+"+server.URL+"/bucket"+query, impatient)
+	return g, openBucket(t, "s3+"+server.URL+"/bucket"+query, patient)
 }
 
 // TestNewKeysInTheFile are used when the old ones are refused, in whatever words and without any, and each call is
@@ -215,7 +215,7 @@ func TestKeysThatHang(t *testing.T) {
 // TestProxy runs itself, since net/http reads the environment only once.
 func TestProxy(t *testing.T) {
 	if os.Getenv("CAIRN_TEST_PROXIED") != "" {
-		got, err := openBucket(t, "s3+http://s3.example.com/bucket", impatient).Read(t.Context(), "x", nil, 10)
+		got, err := openBucket(t, "s3+http://s3.example.com/bucket", patient).Read(t.Context(), "x", nil, 10)
 		if string(got) != "proxied" {
 			t.Errorf("Read = %q, %v", got, err)
 		}
