@@ -6,14 +6,32 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 
 	"cairn/internal/need"
 )
 
-// Nginx serves a directory with a real nginx on 127.0.0.1 until the test ends, and returns its URL.
-func Nginx(t testing.TB, dir string) string {
+// Nginx serves a directory with a real nginx on 127.0.0.1 until the test ends, and returns its URL. The
+// directives are added to those of its only server.
+func Nginx(t testing.TB, dir string, directives ...string) string {
+	t.Helper()
+	return "http://" + startNginx(t, dir, "", directives)
+}
+
+// NginxTLS is Nginx with a certificate of the authority for 127.0.0.1 and localhost.
+func NginxTLS(t testing.TB, dir string, a *Authority, directives ...string) string {
+	t.Helper()
+	cert, key := a.Server(t, "127.0.0.1", "localhost")
+	own := fmt.Sprintf("ssl_certificate %s; ssl_certificate_key %s;", cert, key)
+	return "https://" + startNginx(t, dir, "ssl", append(directives, own))
+}
+
+// WebDAV are the directives that let clients write.
+const WebDAV = "dav_methods PUT; create_full_put_path on; client_max_body_size 64m;"
+
+func startNginx(t testing.TB, dir, listenOptions string, directives []string) string {
 	t.Helper()
 	path := need.Tool(t, "nginx")
 	listener, err := net.Listen("tcp4", "127.0.0.1:0")
@@ -28,7 +46,8 @@ func Nginx(t testing.TB, dir string) string {
 	defer socket.Close()
 	work := t.TempDir()
 	config := filepath.Join(work, "nginx.conf")
-	if err := os.WriteFile(config, nginxConfig(work, dir, listener.Addr().String()), 0o644); err != nil {
+	listen := listener.Addr().String() + " " + listenOptions
+	if err := os.WriteFile(config, nginxConfig(work, dir, listen, directives), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	log := filepath.Join(work, "error.log")
@@ -47,12 +66,12 @@ func Nginx(t testing.TB, dir string) string {
 			t.Logf("nginx: %s", text)
 		}
 	})
-	return "http://" + listener.Addr().String()
+	return listener.Addr().String()
 }
 
 // nginxConfig has every path below work. The worker stays who the test is, to read its private directories;
 // without a master process nginx 1.22 crashes on inherited sockets.
-func nginxConfig(work, dir, address string) []byte {
+func nginxConfig(work, dir, listen string, directives []string) []byte {
 	return fmt.Appendf(nil, `
 daemon off;
 worker_processes 1;
@@ -67,7 +86,11 @@ http {
 	fastcgi_temp_path %[1]s/fastcgi;
 	uwsgi_temp_path %[1]s/uwsgi;
 	scgi_temp_path %[1]s/scgi;
-	server { listen %[3]s; root %[2]s; }
+	server {
+		listen %[3]s;
+		root %[2]s;
+		%[4]s
+	}
 }
-`, work, dir, address)
+`, work, dir, listen, strings.Join(directives, "\n"))
 }
