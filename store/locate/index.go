@@ -30,15 +30,16 @@ func Index(location string, o Options) (r store.Reader, name string, err error) 
 	return r, name, err
 }
 
-// IndexBucket is where an index is to be written. Its directory must exist: making one for a mistyped path
-// helps nobody. The file's permissions are 0644 less the umask unless the options say otherwise.
+// IndexBucket is where an index is to be written. A directory must exist: making one for a mistyped path helps
+// nobody. The file's permissions are 0644 less the umask unless the options say otherwise.
 func IndexBucket(location string, o Options) (b store.Bucket, name string, err error) {
-	if scheme := schemeOf(location); scheme != "" {
-		return nil, "", readOnly(scheme)
-	}
 	dir, name, err := split(location)
 	if err != nil {
 		return nil, "", err
+	}
+	if schemeOf(location) != "" {
+		b, err = OpenBucket(dir, o)
+		return b, name, err
 	}
 	if o.Local.Mode == 0 {
 		o.Local.Mode = indexMode

@@ -5,6 +5,7 @@ package locate
 import (
 	"errors"
 	"fmt"
+	"net/url"
 	"regexp"
 	"strings"
 
@@ -49,23 +50,25 @@ func Open(location string, o Options) (store.Reader, error) {
 	}
 }
 
-// OpenBucket is a store to write: a directory's path. The directory is made if it does not exist.
+// OpenBucket is a store to write: a directory's path, or the http or https URL of a server that takes WebDAV's
+// PUT. The directory is made if it does not exist.
 func OpenBucket(location string, o Options) (store.Bucket, error) {
-	if scheme := schemeOf(location); scheme != "" {
-		return nil, readOnly(scheme)
+	switch scheme := schemeOf(location); scheme {
+	case "":
+		b, err := local.Create(location, o.Local)
+		if err != nil {
+			return nil, err
+		}
+		return b, nil
+	case "http", "https":
+		b, err := web.NewBucket(location, o.Web)
+		if err != nil {
+			return nil, err
+		}
+		return b, nil
+	default:
+		return nil, unsupported(scheme)
 	}
-	b, err := local.Create(location, o.Local)
-	if err != nil {
-		return nil, err
-	}
-	return b, nil
-}
-
-func readOnly(scheme string) error {
-	if scheme == "http" || scheme == "https" {
-		return fmt.Errorf("a web server (%s) can be read, not written: %w", scheme, errors.ErrUnsupported)
-	}
-	return unsupported(scheme)
 }
 
 func unsupported(scheme string) error {
@@ -77,6 +80,18 @@ func unsupported(scheme string) error {
 }
 
 var schemePattern = regexp.MustCompile(`^([A-Za-z][A-Za-z0-9+.-]*)://`)
+
+// Public is a location without what may be secret: a URL's user, password, query and fragment.
+func Public(location string) string {
+	if schemeOf(location) == "" {
+		return location
+	}
+	u, err := url.Parse(location)
+	if err != nil {
+		return schemeOf(location) + "://..."
+	}
+	return (&url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path, RawPath: u.RawPath}).String()
+}
 
 // schemeOf is what stands before "://" as it is written, or "" for a path.
 func schemeOf(location string) string {

@@ -54,7 +54,7 @@ func TestRefused(t *testing.T) {
 			t.Errorf("Open(%q) = %v, want %v", location, err, want)
 		}
 	}
-	for _, location := range []string{"http://host/", "s3://bucket", file} {
+	for _, location := range []string{"http:///", "s3://bucket", file} {
 		if _, err := locate.OpenBucket(location, locate.Options{}); err == nil {
 			t.Errorf("OpenBucket(%q) succeeded", location)
 		}
@@ -93,7 +93,7 @@ func TestIndexRefused(t *testing.T) {
 			t.Errorf("Index(%q) succeeded", location)
 		}
 	}
-	for _, location := range []string{dir + "/absent/x", "https://host/x.caibx", dir + "/"} {
+	for _, location := range []string{dir + "/absent/x", "https://host/", dir + "/"} {
 		if _, _, err := locate.IndexBucket(location, locate.Options{}); err == nil {
 			t.Errorf("IndexBucket(%q) succeeded", location)
 		}

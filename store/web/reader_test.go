@@ -224,7 +224,7 @@ func TestRequest(t *testing.T) {
 	if agent := got.UserAgent(); agent != "cairn" {
 		t.Errorf("User-Agent is %q", agent)
 	}
-	if coding := got.Header.Get("Accept-Encoding"); coding != "" {
+	if coding := got.Header.Get("Accept-Encoding"); coding != "identity" {
 		t.Errorf("Accept-Encoding is %q", coding)
 	}
 }
