@@ -1,6 +1,7 @@
 package storetest
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -52,7 +53,7 @@ func startNginx(t testing.TB, dir, listenOptions string, directives []string) st
 	}
 	log := filepath.Join(work, "error.log")
 	cmd := exec.Command(path, "-p", work, "-c", config, "-e", log)
-	// nginx takes over a socket that listens already: no port is lost to others, and none has to be waited for.
+	// nginx takes over a socket that listens already: no port is lost to others.
 	cmd.ExtraFiles = []*os.File{socket}
 	cmd.Env = append(os.Environ(), "NGINX=3;")
 	if err := cmd.Start(); err != nil {
@@ -66,7 +67,26 @@ func startNginx(t testing.TB, dir, listenOptions string, directives []string) st
 			t.Logf("nginx: %s", text)
 		}
 	})
+	_ = errors.Join(listener.Close(), socket.Close()) // nginx's own is the last one now
+	if err := greet(listener.Addr().String()); err != nil {
+		t.Fatalf("nginx does not start: %v", err)
+	}
 	return listener.Addr().String()
+}
+
+// greet returns when nginx answers, whatever that is; the socket takes connections before. A signal that comes
+// while it starts would be forgotten, and nginx run for ever.
+func greet(address string) error {
+	conn, err := net.Dial("tcp", address)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if _, err := conn.Write([]byte("GET / HTTP/1.0\r\n\r\n")); err != nil {
+		return err
+	}
+	_, err = conn.Read(make([]byte, 1))
+	return err
 }
 
 // nginxConfig has every path below work. The worker stays who the test is, to read its private directories;

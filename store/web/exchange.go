@@ -17,7 +17,6 @@ import (
 const (
 	maxRedirects = 5
 	part         = 32 << 10        // bytes of an upload that have to be taken within the patience
-	askFirst     = 1 << 20         // a body of more bytes is sent when the server has agreed to take it
 	pageBytes    = 4 << 10         // of a page that comes with a refusal
 	pagePatience = 2 * time.Second // for all of it
 )
@@ -202,9 +201,6 @@ func (r *Reader) attach(request *http.Request, body []byte, abort func(error)) (
 			return &upload{Reader: bytes.NewReader(body), progress: func() { stalled.Reset(r.patience) }}, nil
 		}
 		request.Body, _ = request.GetBody()
-	}
-	if len(body) > askFirst {
-		request.Header.Set("Expect", "100-continue")
 	}
 	if request.Method == http.MethodPut {
 		request.Header.Set("Content-Type", "application/octet-stream")

@@ -73,7 +73,7 @@ func refusedByTLS(err error) error {
 		code == alertUnknownCA, code == alertAccessDenied:
 		return fmt.Errorf("%w: %w", ErrNoCertificate, remote.Err)
 	case code == alertHandshakeFailure, code == alertProtocolVersion, code == alertInsufficientSafety:
-		return fmt.Errorf("the server agrees to no TLS that is safe: %w", remote.Err)
+		return fmt.Errorf("the server ends the handshake: it speaks no TLS 1.2 or later, or it wants a client certificate: %w", remote.Err)
 	}
 	return nil
 }

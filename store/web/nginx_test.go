@@ -345,4 +345,3 @@ func newBucket(t *testing.T, base string, o web.Options) *web.Bucket {
 	}
 	return b
 }
-

@@ -87,7 +87,6 @@ func transports(o Options) (own, foreign *http.Transport) {
 	for _, t := range []*http.Transport{own, foreign} {
 		t.Proxy = proxy
 		t.OnProxyConnectResponse = checkProxy
-		t.ExpectContinueTimeout = time.Second
 	}
 	return own, foreign
 }

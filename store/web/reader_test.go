@@ -3,18 +3,15 @@ package web_test
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
-	"io"
-	"log"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
+	"unicode"
 
 	"cairn/blob"
 	"cairn/store"
@@ -71,7 +68,20 @@ func TestFaults(t *testing.T) {
 		"204":       {status(204), nil},
 		"206":       {status(206), nil},
 		"400":       {status(400), nil},
+		"300":       {status(300), nil},
+		"301":       {status(301), nil}, // and no Location
 		"304":       {status(304), nil},
+		"402":       {status(402), store.ErrDenied},
+		"405":       {status(405), nil},
+		"416":       {status(416), nil},
+		"425":       {status(425), store.ErrUnavailable},
+		"451":       {status(451), store.ErrDenied},
+		"501":       {status(501), nil},
+		"505":       {status(505), nil},
+		"507":       {status(507), store.ErrUnavailable},
+		"511":       {status(511), store.ErrUnavailable},
+		"599":       {status(599), store.ErrUnavailable},
+		"999":       {raw(head("999 No", "Content-Length: 0")), store.ErrUnavailable},
 		"no answer": {raw(""), store.ErrUnavailable},
 		"no HTTP":   {raw("SSH-2.0-x\r\n\r\n"), store.ErrUnavailable},
 		"truncated": {raw(head("200 OK", "Content-Length: 10") + "12345"), store.ErrUnavailable},
@@ -85,6 +95,28 @@ func TestFaults(t *testing.T) {
 			w.Header().Set("Content-Type", "text/html; charset=utf-8")
 			w.Write([]byte("<html>"))
 		}, nil},
+		"part unasked":    {raw(head("206 Partial Content", "Content-Range: bytes 0-4/10", "Content-Length: 5") + "12345"), nil},
+		"gzip unasked":    {raw(head("200 OK", "Content-Encoding: gzip", "Content-Length: 5") + "12345"), nil},
+		"two codings":     {raw(head("200 OK", "Content-Encoding: identity", "Content-Encoding: br", "Content-Length: 5") + "12345"), nil},
+		"two lengths":     {raw(head("200 OK", "Content-Length: 5", "Content-Length: 6") + "12345"), store.ErrUnavailable},
+		"negative length": {raw(head("200 OK", "Content-Length: -5") + "12345"), store.ErrUnavailable},
+		"huge length":     {raw(head("200 OK", "Content-Length: 99999999999999999999") + "12345"), store.ErrUnavailable},
+		"flood of 1xx":    {raw(strings.Repeat(head("103 Early Hints", "Link: </x>"), 10_000)), store.ErrUnavailable},
+		"endless 1xx": {func(w http.ResponseWriter, r *http.Request) {
+			for r.Context().Err() == nil {
+				w.WriteHeader(http.StatusEarlyHints)
+			}
+		}, store.ErrUnavailable},
+		"many headers":       {raw("HTTP/1.1 200 OK\r\n" + strings.Repeat("X: y\r\n", 1<<16)), store.ErrUnavailable},
+		"switches protocols": {raw(head("101 Switching Protocols", "Upgrade: h2c", "Connection: Upgrade")), nil},
+		"status injects":     {raw("HTTP/1.1 403 \x1b[2J\r\nContent-Length: 0\r\n\r\n"), store.ErrDenied},
+		"endless refusal":    {raw(head("403 Forbidden", "Content-Length: 1000000000") + "no"), store.ErrDenied},
+		"silent refusal": {func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Length", "100")
+			w.WriteHeader(404)
+			w.(http.Flusher).Flush()
+			<-r.Context().Done()
+		}, store.ErrNotFound},
 		"endless header":  {raw("HTTP/1.1 200 OK\r\nX: " + strings.Repeat("x", 1<<20)), store.ErrUnavailable},
 		"redirect circle": {http.RedirectHandler("/x", 302).ServeHTTP, nil},
 		"silent":          {func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }, store.ErrUnavailable},
@@ -127,6 +159,9 @@ func checkFault(t *testing.T, got []byte, err, want error) {
 	if err == nil {
 		t.Fatalf("Read = %q, want an error", got)
 	}
+	if strings.ContainsFunc(err.Error(), unicode.IsControl) {
+		t.Errorf("Read = %q, which is not fit for a terminal", err)
+	}
 	for _, class := range []error{store.ErrNotFound, store.ErrDenied, store.ErrUnavailable, store.ErrTooLarge} {
 		if errors.Is(err, class) != (class == want) {
 			t.Errorf("Read = %v, want %v", err, want)
@@ -141,13 +176,21 @@ func TestNoServer(t *testing.T) {
 	checkFault(t, nil, err, store.ErrUnavailable)
 }
 
+// wait is time that a server takes.
+func wait(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}
+
 // TestSlowIsNotStalled: a transfer that takes longer than the patience in all is no failure.
 func TestSlowIsNotStalled(t *testing.T) {
 	want := storetest.Bytes(1, 8*32<<10)
 	url := serve(t, func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Length", fmt.Sprint(len(want)))
 		for part := range 8 {
-			time.Sleep(impatient.Patience / 4)
+			wait(r.Context(), impatient.Patience/4)
 			w.Write(want[part*32<<10 : (part+1)*32<<10])
 			w.(http.Flusher).Flush()
 		}
@@ -260,34 +303,6 @@ func TestBadBase(t *testing.T) {
 			t.Errorf("New(%q) succeeded", base)
 		}
 	}
-}
-
-func TestRedirects(t *testing.T) {
-	plain := serve(t, func(w http.ResponseWriter, r *http.Request) {
-		if r.Referer() != "" {
-			t.Errorf("the other server learns %q", r.Referer())
-		}
-		w.Write([]byte("moved"))
-	})
-	onward := func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, plain+r.URL.Path, 307) }
-	r := newReader(t, serve(t, onward)+"/?sig=hush", web.Options{})
-	if got, err := r.Read(t.Context(), "x", nil, 10); err != nil || string(got) != "moved" {
-		t.Errorf("Read through a redirect = %q, %v", got, err)
-	}
-	secure := httptest.NewUnstartedServer(http.HandlerFunc(onward))
-	secure.Config.ErrorLog = log.New(io.Discard, "", 0) // it tells of the handshake that is to fail
-	secure.StartTLS()
-	t.Cleanup(secure.Close)
-	roots := x509.NewCertPool()
-	roots.AddCert(secure.Certificate())
-	r = newReader(t, secure.URL, web.Options{TLS: &tls.Config{RootCAs: roots}})
-	_, err := r.Read(t.Context(), "x", nil, 10)
-	checkFault(t, nil, err, nil)
-	if !strings.Contains(fmt.Sprint(err), "redirect refused") {
-		t.Errorf("Read through a redirect from https to http = %v", err)
-	}
-	_, err = newReader(t, secure.URL, web.Options{}).Read(t.Context(), "x", nil, 10) // an unknown authority
-	checkFault(t, nil, err, nil)
 }
 
 // TestRetryAfter: what the server asks for reaches store.Retry.
