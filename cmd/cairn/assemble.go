@@ -64,7 +64,7 @@ func (f *planFlags) plan(ctx context.Context, m memory, x *blob.Index, opened []
 			return nil, 0, err
 		}
 	}
-	seeds, err := learn(ctx, opened, x, m, f.common)
+	seeds, err := learn(ctx, opened, x, m, f)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -157,7 +157,7 @@ type assembled struct {
 
 func runAssemble(ctx context.Context, stdout io.Writer, f assembleFlags, index, location string) error {
 	begun := time.Now()
-	x, err := readIndex(ctx, index)
+	x, err := readIndex(ctx, index, f.access)
 	if err != nil {
 		return err
 	}

@@ -33,7 +33,7 @@ func newCat() *cobra.Command {
 }
 
 func runCat(ctx context.Context, stdout io.Writer, f catFlags, index string) error {
-	x, err := readIndex(ctx, index)
+	x, err := readIndex(ctx, index, f.access)
 	if err != nil {
 		return err
 	}

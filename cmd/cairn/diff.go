@@ -51,11 +51,11 @@ type difference struct {
 }
 
 func runDiff(ctx context.Context, stdout io.Writer, f diffFlags, oldName, newName string) error {
-	old, err := readIndex(ctx, oldName)
+	old, err := readIndex(ctx, oldName, f.access)
 	if err != nil {
 		return err
 	}
-	x, err := readIndex(ctx, newName)
+	x, err := readIndex(ctx, newName, f.access)
 	if err != nil {
 		return err
 	}

@@ -42,7 +42,7 @@ would be downloaded. It writes nothing, and needs no claim on the target.`,
 
 func runPlan(ctx context.Context, stdout io.Writer, f planFlags, m memory, html, index, location string) error {
 	begun := time.Now()
-	x, err := readIndex(ctx, index)
+	x, err := readIndex(ctx, index, f.access)
 	if err != nil {
 		return err
 	}

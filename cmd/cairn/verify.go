@@ -49,7 +49,7 @@ type verified struct {
 }
 
 func runVerify(ctx context.Context, stdout io.Writer, f verifyFlags, args []string) error {
-	x, err := readIndex(ctx, args[0])
+	x, err := readIndex(ctx, args[0], f.access)
 	if err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@
 package locate
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net/url"
@@ -18,7 +19,15 @@ import (
 type Options struct {
 	Local local.Options
 	Web   web.Options
+	TLS   *tls.Config  // of every backend that speaks it and has none of its own
 	Retry store.Policy // of indexes and buckets that are reached over a network
+}
+
+func (o Options) web() web.Options {
+	if o.Web.TLS == nil {
+		o.Web.TLS = o.TLS
+	}
+	return o.Web
 }
 
 // Group is the locations of a failover group, A|B|C: stores of which each may stand in for the others. Most
@@ -40,7 +49,7 @@ func Open(location string, o Options) (store.Reader, error) {
 		}
 		return b, nil
 	case "http", "https":
-		r, err := web.New(location, o.Web)
+		r, err := web.New(location, o.web())
 		if err != nil {
 			return nil, err
 		}
@@ -61,11 +70,11 @@ func OpenBucket(location string, o Options) (store.Bucket, error) {
 		}
 		return b, nil
 	case "http", "https":
-		b, err := web.NewBucket(location, o.Web)
+		b, err := web.NewBucket(location, o.web())
 		if err != nil {
 			return nil, err
 		}
-		return b, nil
+		return store.RetryBucket(b, o.Retry), nil
 	default:
 		return nil, unsupported(scheme)
 	}
