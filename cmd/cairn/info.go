@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"cairn/blob"
+	"cairn/store/locate"
 )
 
 func newInfo() *cobra.Command {
@@ -25,9 +26,9 @@ func newInfo() *cobra.Command {
 				return err
 			}
 			if asJSON {
-				return writeJSON(c.OutOrStdout(), describe(args[0], x, chunks))
+				return writeJSON(c.OutOrStdout(), describe(locate.Public(args[0]), x, chunks))
 			}
-			return printInfo(c.OutOrStdout(), describe(args[0], x, chunks))
+			return printInfo(c.OutOrStdout(), describe(locate.Public(args[0]), x, chunks))
 		},
 	}
 	f.add(c)

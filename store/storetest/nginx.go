@@ -100,6 +100,7 @@ pid %[1]s/nginx.pid;
 events { worker_connections 512; }
 http {
 	access_log off;
+	log_not_found off;
 	default_type application/octet-stream;
 	client_body_temp_path %[1]s/body;
 	proxy_temp_path %[1]s/proxy;
