@@ -15,18 +15,21 @@ import (
 )
 
 // Nginx serves a directory with a real nginx on 127.0.0.1 until the test ends, and returns its URL. The
-// directives are added to those of its only server.
+// directives are added to those of its only server; they name its root when dir is "".
 func Nginx(t testing.TB, dir string, directives ...string) string {
 	t.Helper()
 	return "http://" + startNginx(t, dir, "", directives)
 }
 
-// NginxTLS is Nginx with a certificate of the authority for 127.0.0.1 and localhost.
+// NginxTLS is Nginx with a certificate of the authority for 127.0.0.1, localhost and store.test, which a proxy may know;
+// without an authority the directives name one.
 func NginxTLS(t testing.TB, dir string, a *Authority, directives ...string) string {
 	t.Helper()
-	cert, key := a.Server(t, "127.0.0.1", "localhost")
-	own := fmt.Sprintf("ssl_certificate %s; ssl_certificate_key %s;", cert, key)
-	return "https://" + startNginx(t, dir, "ssl", append(directives, own))
+	if a != nil {
+		cert, key := a.Server(t, "127.0.0.1", "localhost", "store.test")
+		directives = append(directives, fmt.Sprintf("ssl_certificate %s; ssl_certificate_key %s;", cert, key))
+	}
+	return "https://" + startNginx(t, dir, "ssl", directives)
 }
 
 // WebDAV are the directives that let clients write.
@@ -48,7 +51,10 @@ func startNginx(t testing.TB, dir, listenOptions string, directives []string) st
 	work := t.TempDir()
 	config := filepath.Join(work, "nginx.conf")
 	listen := listener.Addr().String() + " " + listenOptions
-	if err := os.WriteFile(config, nginxConfig(work, dir, listen, directives), 0o644); err != nil {
+	if dir != "" {
+		directives = append(directives, "root "+dir+";")
+	}
+	if err := os.WriteFile(config, nginxConfig(work, listen, directives), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	log := filepath.Join(work, "error.log")
@@ -91,7 +97,7 @@ func greet(address string) error {
 
 // nginxConfig has every path below work. The worker stays who the test is, to read its private directories;
 // without a master process nginx 1.22 crashes on inherited sockets.
-func nginxConfig(work, dir, listen string, directives []string) []byte {
+func nginxConfig(work, listen string, directives []string) []byte {
 	return fmt.Appendf(nil, `
 daemon off;
 worker_processes 1;
@@ -108,10 +114,9 @@ http {
 	uwsgi_temp_path %[1]s/uwsgi;
 	scgi_temp_path %[1]s/scgi;
 	server {
-		listen %[3]s;
-		root %[2]s;
-		%[4]s
+		listen %[2]s;
+		%[3]s
 	}
 }
-`, work, dir, listen, strings.Join(directives, "\n"))
+`, work, listen, strings.Join(directives, "\n"))
 }

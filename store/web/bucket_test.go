@@ -226,3 +226,27 @@ func TestIdleConnectionsAreReplaced(t *testing.T) {
 		t.Errorf("%d objects are there, %v", len(files), err)
 	}
 }
+
+// TestNginxReplacesWhateverIsAsked is why a Bucket is no store.Creator. Should nginx learn to honour
+// If-None-Match, this fails, and a Creator may be had for servers that prove it.
+func TestNginxReplacesWhateverIsAsked(t *testing.T) {
+	url := storetest.Nginx(t, t.TempDir(), storetest.WebDAV) + "/x"
+	for _, want := range []int{http.StatusCreated, http.StatusNoContent} {
+		request, err := http.NewRequestWithContext(t.Context(), http.MethodPut, url, strings.NewReader("data"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		request.Header.Set("If-None-Match", "*")
+		answer, err := http.DefaultClient.Do(request)
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer.Body.Close()
+		if answer.StatusCode != want {
+			t.Errorf("PUT with If-None-Match is answered %s, want %d", answer.Status, want)
+		}
+	}
+	if _, is := any(newBucket(t, url, web.Options{})).(store.Creator); is {
+		t.Error("a Bucket is a store.Creator")
+	}
+}

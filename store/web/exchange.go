@@ -86,7 +86,7 @@ func (r *Reader) follow(ctx context.Context, m message, abort func(error)) (*htt
 			return answer, nil
 		}
 		r.page(answer, abort)
-		answer.Body.Close()
+		_ = answer.Body.Close()
 		if m.url, err = m.next(answer); err != nil {
 			return nil, err
 		}
@@ -160,7 +160,7 @@ func (r *Reader) send(ctx context.Context, m message, home bool, abort func(erro
 		return answer, nil
 	}
 	r.page(answer, abort)
-	answer.Body.Close()
+	_ = answer.Body.Close()
 	if err != nil {
 		return nil, fmt.Errorf("%w: %s, and credentials cannot be read again: %w",
 			store.ErrDenied, statusText(answer.StatusCode), err)

@@ -85,19 +85,9 @@ func transports(o Options) (own, foreign *http.Transport) {
 	o.TLS.Certificates, o.TLS.GetClientCertificate = nil, nil
 	foreign = transport(o)
 	for _, t := range []*http.Transport{own, foreign} {
-		t.Proxy = proxy
 		t.OnProxyConnectResponse = checkProxy
 	}
 	return own, foreign
-}
-
-// proxy is the one that the environment names.
-func proxy(request *http.Request) (*url.URL, error) {
-	u, err := http.ProxyFromEnvironment(request)
-	if err != nil { // its text has the whole value, and that may have a password
-		return nil, errors.New("the proxy in the environment (HTTP_PROXY, HTTPS_PROXY) is not a URL")
-	}
-	return u, nil
 }
 
 // checkProxy tells a proxy that refuses from one that cannot reach the server.
