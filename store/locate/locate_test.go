@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"cairn/internal/trust"
 	"cairn/store"
 	"cairn/store/locate"
 	"cairn/store/storetest"
@@ -81,6 +82,51 @@ func TestIndex(t *testing.T) {
 		}
 		if got, err := r.Read(t.Context(), name, nil, 10); err != nil || !bytes.Equal(got, []byte("index")) {
 			t.Errorf("Read of %s = %q, %v", location, got, err)
+		}
+	}
+}
+
+// TestWriteOverHTTP: a store and an index on a server, whose TLS is believed by the options of all backends.
+func TestWriteOverHTTP(t *testing.T) {
+	a := storetest.NewAuthority(t)
+	url := storetest.NginxTLS(t, t.TempDir(), a, storetest.WebDAV)
+	config, err := trust.Files{CA: a.Cert}.Config()
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := locate.Options{TLS: config}
+	b, err := locate.OpenBucket(url+"/default.castr", o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	index, name, err := locate.IndexBucket(url+"/new/x.caibx?sig=1", o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, b := range map[string]store.Bucket{"abcd/x": b, name: index} {
+		if err := b.Write(t.Context(), name, []byte("data")); err != nil {
+			t.Errorf("Write(%s): %v", name, err)
+		}
+		if got, err := b.Read(t.Context(), name, nil, 10); err != nil || string(got) != "data" {
+			t.Errorf("Read(%s) = %q, %v", name, got, err)
+		}
+	}
+	if r, _, err := locate.Index(url+"/new/x.caibx", o); err != nil {
+		t.Error(err)
+	} else if size, err := r.Stat(t.Context(), "x.caibx"); size != 4 || err != nil {
+		t.Errorf("Stat of the index = %d, %v", size, err)
+	}
+}
+
+func TestPublic(t *testing.T) {
+	for location, want := range map[string]string{
+		"/srv/x.caibx?y":                       "/srv/x.caibx?y",
+		"https://u:hush@h:1/a%2Fb/x?hush#hush": "https://h:1/a%2Fb/x",
+		"https://hush%zz@h/":                   "https://...",
+		"-":                                    "-",
+	} {
+		if got := locate.Public(location); got != want {
+			t.Errorf("Public(%q) = %q, want %q", location, got, want)
 		}
 	}
 }

@@ -138,6 +138,27 @@ func TestFaults(t *testing.T) {
 	}
 }
 
+// TestStatFaults: absence is proven to Stat as it is to Read, by two statuses only.
+func TestStatFaults(t *testing.T) {
+	for status := 200; status < 600; status++ {
+		if status == 200 || http.StatusText(status) == "" {
+			continue
+		}
+		url := serve(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(status) })
+		r := newReader(t, url, web.Options{})
+		_, statErr := r.Stat(t.Context(), "x")
+		_, readErr := r.Read(t.Context(), "x", nil, 10)
+		for _, kind := range []error{store.ErrNotFound, store.ErrDenied, store.ErrUnavailable} {
+			if statErr == nil || errors.Is(statErr, kind) != errors.Is(readErr, kind) {
+				t.Errorf("%d: Stat = %v, and Read = %v", status, statErr, readErr)
+			}
+		}
+		if absent := status == 404 || status == 410; errors.Is(statErr, store.ErrNotFound) != absent {
+			t.Errorf("%d: Stat = %v", status, statErr)
+		}
+	}
+}
+
 // trickle sends a byte now and then, for as long as anybody listens: slower than any patience.
 func trickle(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Length", "90")
@@ -247,6 +268,31 @@ func TestConnectionsAreReused(t *testing.T) {
 		if _, err := r.Read(t.Context(), "x", make([]byte, 0, 1000), 1000); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// TestConnectionsSurviveRefusals: what a store lacks, denies or has moved costs no connection.
+func TestConnectionsSurviveRefusals(t *testing.T) {
+	var addresses atomic.Value
+	url := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		if first := addresses.Swap(r.RemoteAddr); first != nil && first != r.RemoteAddr {
+			t.Errorf("another connection for %s: %s after %s", r.URL.Path, r.RemoteAddr, first)
+		}
+		switch r.URL.Path {
+		case "/moved":
+			http.Redirect(w, r, "/there", http.StatusFound)
+		case "/denied":
+			http.Error(w, strings.Repeat("denied ", 300), http.StatusUnauthorized)
+		case "/there":
+			w.Write([]byte("data"))
+		default:
+			http.NotFound(w, r)
+		}
+	})
+	r := newReader(t, url, bearing(t, token))
+	for _, name := range []string{"absent", "denied", "moved", "absent", "there", "moved"} {
+		_, _ = r.Read(t.Context(), name, nil, 10) // what it says is for other tests
+		_, _ = r.Stat(t.Context(), name)
 	}
 }
 
