@@ -1,6 +1,34 @@
 package main
 
-import "testing"
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	"cairn/store"
+	"cairn/store/web"
+)
+
+// TestAccessHint: as the errors come, deep in others.
+func TestAccessHint(t *testing.T) {
+	untrusted := func(err error) error { return &tls.CertificateVerificationError{Err: err} }
+	for want, err := range map[string]error{
+		"--ca-cert":     untrusted(x509.UnknownAuthorityError{}),
+		"a name":        untrusted(x509.HostnameError{}),
+		"clock":         untrusted(x509.CertificateInvalidError{Reason: x509.Expired}),
+		"--client-cert": web.ErrNoCertificate,
+		"https://":      web.ErrScheme,
+		"--bearer":      store.ErrDenied,
+	} {
+		err := fmt.Errorf("reading index x: %w", errors.Join(err))
+		if got := hintFor(err, exitStatus(t.Context(), err)); !strings.Contains(got, want) {
+			t.Errorf("hintFor(%v) = %q, want %q in it", err, got, want)
+		}
+	}
+}
 
 func TestSplitHost(t *testing.T) {
 	for text, want := range map[string][2]string{
