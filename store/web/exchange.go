@@ -182,13 +182,13 @@ func (r *Reader) trip(ctx context.Context, by http.RoundTripper, m message, proo
 	stop := r.attach(request, m.body, abort)
 	answer, err := by.RoundTrip(request)
 	stop()
-	if errors.Is(context.Cause(ctx), errNotTaken) {
+	switch {
+	case err == nil:
+		return answer, nil
+	case errors.Is(context.Cause(ctx), errNotTaken):
 		err = errNotTaken
 	}
-	if err != nil {
-		return nil, classify(err)
-	}
-	return answer, nil
+	return nil, classify(err)
 }
 
 // attach gives a request its body; stop ends the watch over how fast it is taken.
