@@ -21,6 +21,7 @@ import (
 	"cairn/internal/ioprio"
 	"cairn/seed"
 	"cairn/seed/known"
+	"cairn/store/locate"
 )
 
 // planFlags are the flags of assemble and plan.
@@ -64,7 +65,7 @@ func (f *planFlags) plan(ctx context.Context, m memory, x *blob.Index, opened []
 			return nil, 0, err
 		}
 	}
-	seeds, err := learn(ctx, opened, x, m, f.common)
+	seeds, err := learn(ctx, opened, x, m, f)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -153,20 +154,22 @@ type assembled struct {
 	Downloads       int64    `json:"downloads"`        // chunks read from the stores
 	DownloadedBytes int64    `json:"downloaded_bytes"` // their size there
 	Seconds         float64  `json:"seconds"`
+
+	index string // its location, with what may be secret in it
 }
 
 func runAssemble(ctx context.Context, stdout io.Writer, f assembleFlags, index, location string) error {
 	begun := time.Now()
-	x, err := readIndex(ctx, index)
+	x, err := readIndex(ctx, index, f.access)
 	if err != nil {
 		return err
 	}
 	if err := f.settle(x); err != nil {
 		return err
 	}
-	result := assembled{Index: index, Digest: x.Digest().String(), Target: location}
+	result := assembled{Index: locate.Public(index), index: index, Digest: x.Digest().String(), Target: location}
 	if err := f.assemble(ctx, x, &result); err != nil {
-		return fmt.Errorf("assembling %s onto %s: %w", index, location, err)
+		return fmt.Errorf("assembling %s onto %s: %w", locate.Public(index), location, err)
 	}
 	result.Seconds = time.Since(begun).Seconds()
 	if err := f.report(stdout, result, rounded(time.Since(begun))); err != nil {
@@ -228,7 +231,7 @@ func (f *assembleFlags) assemble(ctx context.Context, x *blob.Index, result *ass
 		return nil
 	}
 	defer func() { t.close(err) }()
-	from, err := openStores(f.stores, result.Index, x.Algorithm(), f.maxDownload)
+	from, err := openStores(f.stores, result.index, x.Algorithm(), f.maxDownload)
 	if err != nil {
 		return err
 	}

@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"cairn/blob/view"
+	"cairn/store/locate"
 )
 
 type catFlags struct {
@@ -33,12 +34,12 @@ func newCat() *cobra.Command {
 }
 
 func runCat(ctx context.Context, stdout io.Writer, f catFlags, index string) error {
-	x, err := readIndex(ctx, index)
+	x, err := readIndex(ctx, index, f.access)
 	if err != nil {
 		return err
 	}
 	if f.offset > x.Size() || f.length > x.Size()-f.offset {
-		return fmt.Errorf("reading %s: --offset %d --length %d reach beyond the image's %d bytes", index, f.offset, max(f.length, 0), x.Size())
+		return fmt.Errorf("reading %s: --offset %d --length %d reach beyond the image's %d bytes", locate.Public(index), f.offset, max(f.length, 0), x.Size())
 	}
 	length := f.length
 	if length < 0 {
@@ -52,7 +53,7 @@ func runCat(ctx context.Context, stdout io.Writer, f catFlags, index string) err
 	cache := view.NewCache(ctx, from.chunks, view.Limits{Fetches: from.fetches})
 	defer cache.Close()
 	if err := view.New(x, cache).CopyTo(ctx, stdout, f.offset, length); err != nil {
-		return fmt.Errorf("reading the image of %s: %w", index, err)
+		return fmt.Errorf("reading the image of %s: %w", locate.Public(index), err)
 	}
 	return nil
 }

@@ -9,6 +9,7 @@ import (
 
 	"cairn/internal/imagemap"
 	"cairn/seed"
+	"cairn/store/locate"
 )
 
 type diffFlags struct {
@@ -51,22 +52,23 @@ type difference struct {
 }
 
 func runDiff(ctx context.Context, stdout io.Writer, f diffFlags, oldName, newName string) error {
-	old, err := readIndex(ctx, oldName)
+	old, err := readIndex(ctx, oldName, f.access)
 	if err != nil {
 		return err
 	}
-	x, err := readIndex(ctx, newName)
+	x, err := readIndex(ctx, newName, f.access)
 	if err != nil {
 		return err
 	}
+	shownOld, shownNew := locate.Public(oldName), locate.Public(newName)
 	if old.Algorithm() != x.Algorithm() {
-		return fmt.Errorf("comparing %s with %s: %v and %v digests cannot be compared", oldName, newName, old.Algorithm(), x.Algorithm())
+		return fmt.Errorf("comparing %s with %s: %v and %v digests cannot be compared", shownOld, shownNew, old.Algorithm(), x.Algorithm())
 	}
 	plan := seed.NewPlan(x, seed.Seed{Index: old})
 	d, news := compare(plan)
-	d.Old, d.New = oldName, newName
+	d.Old, d.New = shownOld, shownNew
 	drawn := picture{
-		title: "from " + oldName + " to " + newName, index: x, seeds: []string{oldName}, fetched: news,
+		title: "from " + shownOld + " to " + shownNew, index: x, seeds: []string{shownOld}, fetched: news,
 		source: func(i int) (imagemap.Kind, int) { return kindOfStep(plan.At(i)) },
 	}
 	if len(f.locations) > 0 {

@@ -97,6 +97,9 @@ func hintFor(err error, status int) string {
 	if u, ok := errors.AsType[usageError](err); ok {
 		return fmt.Sprintf("see '%s --help'", u.command.CommandPath())
 	}
+	if hint := accessHint(err); hint != "" {
+		return hint
+	}
 	switch {
 	case status == exitUsage:
 		return "see 'cairn help'"
@@ -109,7 +112,7 @@ func hintFor(err error, status int) string {
 	case errors.Is(err, store.ErrUnavailable):
 		return "check the network and the server, and run it again: what is done is not done twice"
 	case errors.Is(err, store.ErrDenied):
-		return "check permissions and credentials"
+		return "check permissions and credentials (--bearer-token-file, --basic-auth-file)"
 	case errors.Is(err, blob.ErrInvalid):
 		return "the index is damaged or is something else; get it again"
 	case is[*store.CorruptError](err):

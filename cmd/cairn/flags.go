@@ -37,6 +37,7 @@ func (f *common) add(c *cobra.Command) {
 
 // stores are the flags that say where chunks are.
 type stores struct {
+	access
 	locations []string
 	cache     string
 	fetches   int // 0: as many as fill the way to each store
@@ -45,6 +46,7 @@ type stores struct {
 }
 
 func (f *stores) add(c *cobra.Command) {
+	f.access.add(c)
 	c.Flags().StringArrayVarP(&f.locations, "store", "s", nil,
 		"`location` of a store: a path or URL, or several that stand in for each other, A|B; repeatable, tried in "+
 			"order (default: default.castr beside the index)")

@@ -8,10 +8,12 @@ import (
 	"github.com/spf13/cobra"
 
 	"cairn/blob"
+	"cairn/store/locate"
 )
 
 func newInfo() *cobra.Command {
 	var asJSON, chunks bool
+	var f access
 	c := &cobra.Command{
 		Use:   "info INDEX",
 		Short: "What an index says: size, chunks, digest, parameters, zero bytes",
@@ -19,16 +21,17 @@ func newInfo() *cobra.Command {
   cairn info https://images.example.com/v2.caibx --json`,
 		Args: arguments(cobra.ExactArgs(1)),
 		RunE: func(c *cobra.Command, args []string) error {
-			x, err := readIndex(c.Context(), args[0])
+			x, err := readIndex(c.Context(), args[0], f)
 			if err != nil {
 				return err
 			}
 			if asJSON {
-				return writeJSON(c.OutOrStdout(), describe(args[0], x, chunks))
+				return writeJSON(c.OutOrStdout(), describe(locate.Public(args[0]), x, chunks))
 			}
-			return printInfo(c.OutOrStdout(), describe(args[0], x, chunks))
+			return printInfo(c.OutOrStdout(), describe(locate.Public(args[0]), x, chunks))
 		},
 	}
+	f.add(c)
 	c.Flags().BoolVar(&asJSON, "json", false, "print the result as one JSON object")
 	c.Flags().BoolVar(&chunks, "chunks", false, "list the chunks: offset, size, digest")
 	return c

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -21,6 +20,7 @@ import (
 
 type makeFlags struct {
 	common
+	access
 	store       string
 	digest      blob.Algorithm
 	chunkSize   string
@@ -48,21 +48,17 @@ system's superblock claims (squashfs, ext2/3/4, erofs); what is used is printed.
 			return runMake(c.Context(), c.OutOrStdout(), f, args[0], args[1])
 		},
 	}
-	f.add(c)
+	f.common.add(c)
+	f.access.add(c)
 	flags := c.Flags()
-	flags.StringVarP(&f.store, "store", "s", "", "`directory` of the store to write to (default: default.castr beside the index)")
+	flags.StringVarP(&f.store, "store", "s", "", "`location` of the store to write to (default: default.castr beside the index)")
 	flags.Var(digestFlag{&f.digest}, "digest", "`name` of the hash: sha512-256 (casync's default) or sha256")
 	flags.StringVar(&f.chunkSize, "chunk-size", "16:64:256", "chunk `sizes` MIN:AVG:MAX in KiB (or with a suffix), or AVG alone")
 	f.compression = "zstd"
 	flags.Var(choice{&f.compression, []string{"zstd", "none"}}, "compression", "`how` to store chunks: zstd or none")
 	flags.IntVar(&f.level, "compression-level", 3, "zstd `level`, 1 to 22")
 	flags.StringVar(&f.size, "size", "", "use only the first `bytes` of the image, or \"filesystem\"")
-	check(c, func(args []string) error {
-		for _, location := range []string{f.store, args[0]} {
-			if strings.Contains(location, "://") {
-				return fmt.Errorf("%s cannot be written to: make into the directory that the server serves", location)
-			}
-		}
+	check(c, func([]string) error {
 		if f.level < 1 || f.level > 22 {
 			return fmt.Errorf("--compression-level %d: want 1 to 22", f.level)
 		}
@@ -97,30 +93,34 @@ func runMake(ctx context.Context, stdout io.Writer, f makeFlags, index, image st
 			return err
 		}
 	}
-	publish, err := openIndexWriter(index, stdout)
+	options, err := f.options()
 	if err != nil {
-		return fmt.Errorf("writing index %s: %w", index, err)
+		return err
 	}
-	writer, err := openWriter(f)
+	publish, err := openIndexWriter(index, stdout, options)
 	if err != nil {
-		return fmt.Errorf("opening store %s: %w", f.store, err)
+		return fmt.Errorf("writing index %s: %w", locate.Public(index), err)
+	}
+	writer, err := openWriter(f, options)
+	if err != nil {
+		return fmt.Errorf("opening store %s: %w", locate.Public(f.store), err)
 	}
 	defer writer.Close()
 
 	params, _ := chunker.ParseParams(f.chunkSize) // checked with the flags
-	p := newProgress(f.progress, "making "+index, total)
+	p := newProgress(f.progress, "making "+locate.Public(index), total)
 	x, stats, err := build.Image(ctx, src.chunks, writer, build.Options{
 		Algorithm: f.digest, Params: params, Workers: f.jobs,
 		Progress: func(s build.Stats) { p.show(s.Size, "new "+size(s.NewBytes), s) },
 	})
 	p.end()
 	if err != nil {
-		return fmt.Errorf("making %s of %s: %w", index, image, err)
+		return fmt.Errorf("making %s of %s: %w", locate.Public(index), image, err)
 	}
-	if err := publish(x); err != nil {
-		return fmt.Errorf("writing index %s: %w", index, err)
+	if err := publish(ctx, x); err != nil {
+		return fmt.Errorf("writing index %s: %w", locate.Public(index), err)
 	}
-	result := madeResult{index, x.Digest().String(), f.store, p.took().Seconds(), stats}
+	result := madeResult{locate.Public(index), x.Digest().String(), locate.Public(f.store), p.took().Seconds(), stats}
 	if f.json {
 		return writeJSON(jsonOut(index, stdout), result)
 	}
@@ -148,17 +148,21 @@ func tellMade(r madeResult) {
 }
 
 // openIndexWriter finds out early that an index can be written there, and returns what publishes it.
-func openIndexWriter(index string, stdout io.Writer) (publish func(*blob.Index) error, err error) {
+func openIndexWriter(index string, stdout io.Writer, o locate.Options) (publish func(context.Context, *blob.Index) error, err error) {
 	if index == "-" {
-		return func(x *blob.Index) error {
+		return func(_ context.Context, x *blob.Index) error {
 			_, err := x.WriteTo(stdout)
 			return err
 		}, nil
 	}
-	if _, _, err := locate.IndexBucket(index, locate.Options{}); err != nil {
+	b, name, err := locate.IndexBucket(index, o)
+	if err != nil {
 		return nil, err
 	}
-	return func(x *blob.Index) error { return writeIndex(index, x) }, nil
+	if locate.Remote(index) {
+		return func(ctx context.Context, x *blob.Index) error { return b.Write(ctx, name, x.Encode()) }, nil
+	}
+	return func(_ context.Context, x *blob.Index) error { return writeIndex(index, x) }, nil
 }
 
 // writeIndex writes an index to a file, whole and durable, without holding it in memory twice.
@@ -174,16 +178,16 @@ func writeIndex(path string, x *blob.Index) error {
 	return f.Commit()
 }
 
-func openWriter(f makeFlags) (*store.Writer, error) {
-	bucket, err := locate.OpenBucket(f.store, locate.Options{})
+func openWriter(f makeFlags, o locate.Options) (*store.Writer, error) {
+	bucket, err := locate.OpenBucket(f.store, o)
 	if err != nil {
 		return nil, err
 	}
-	o := store.WriterOptions{Level: f.level}
+	w := store.WriterOptions{Level: f.level}
 	if f.compression == "none" {
-		o.Compression = store.None
+		w.Compression = store.None
 	}
-	return store.NewWriter(bucket, o)
+	return store.NewWriter(bucket, w)
 }
 
 // imageSource is an image to be cut.

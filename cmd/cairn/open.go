@@ -21,15 +21,15 @@ import (
 )
 
 // readIndex reads an index from a path, a URL or, for "-", stdin.
-func readIndex(ctx context.Context, location string) (*blob.Index, error) {
-	x, err := decodeIndex(ctx, location)
+func readIndex(ctx context.Context, location string, a access) (*blob.Index, error) {
+	x, err := decodeIndex(ctx, location, a)
 	if err != nil {
-		return nil, fmt.Errorf("reading index %s: %w", location, err)
+		return nil, fmt.Errorf("reading index %s: %w", locate.Public(location), err)
 	}
 	return x, nil
 }
 
-func decodeIndex(ctx context.Context, location string) (*blob.Index, error) {
+func decodeIndex(ctx context.Context, location string, a access) (*blob.Index, error) {
 	if location == "-" {
 		return blob.Decode(bufio.NewReader(cancellable(ctx, os.Stdin)))
 	}
@@ -41,7 +41,11 @@ func decodeIndex(ctx context.Context, location string) (*blob.Index, error) {
 		defer f.Close()
 		return blob.Decode(bufio.NewReaderSize(f, 1<<16))
 	}
-	r, name, err := locate.Index(location, locate.Options{})
+	o, err := a.options()
+	if err != nil {
+		return nil, err
+	}
+	r, name, err := locate.Index(location, o)
 	if err != nil {
 		return nil, err
 	}
@@ -94,14 +98,18 @@ func openStores(f stores, index string, a blob.Algorithm, budget int64) (*source
 		}
 		locations = []string{location}
 	}
+	options, err := f.options()
+	if err != nil {
+		return nil, err
+	}
 	s := &source{close: func() {}, fetches: cmp.Or(f.fetches, fetchesLocal), policy: f.policy()}
 	var sources []store.Source
 	limit := f.limiter(budget)
 	for _, group := range locations {
 		for _, location := range locate.Group(group) {
-			r, err := locate.Open(location, locate.Options{})
+			r, err := locate.Open(location, options)
 			if err != nil {
-				return nil, hintError{fmt.Errorf("opening store %s: %w", location, err), "name the store with -s LOCATION"}
+				return nil, hintError{fmt.Errorf("opening store %s: %w", locate.Public(location), err), "name the store with -s LOCATION"}
 			}
 			sources = append(sources, s.add(store.Meter(limit(r), &s.counter), a, f.gate(location)))
 		}

@@ -16,6 +16,7 @@ import (
 	"cairn/internal/blockdev"
 	"cairn/internal/disk"
 	"cairn/internal/imagemap"
+	"cairn/store/locate"
 )
 
 func newPlan() *cobra.Command {
@@ -42,14 +43,14 @@ would be downloaded. It writes nothing, and needs no claim on the target.`,
 
 func runPlan(ctx context.Context, stdout io.Writer, f planFlags, m memory, html, index, location string) error {
 	begun := time.Now()
-	x, err := readIndex(ctx, index)
+	x, err := readIndex(ctx, index, f.access)
 	if err != nil {
 		return err
 	}
-	result := assembled{Index: index, Digest: x.Digest().String(), Target: location}
+	result := assembled{Index: locate.Public(index), index: index, Digest: x.Digest().String(), Target: location}
 	drawn, err := f.preview(ctx, m, x, &result)
 	if err != nil {
-		return fmt.Errorf("planning %s onto %s: %w", index, location, err)
+		return fmt.Errorf("planning %s onto %s: %w", locate.Public(index), location, err)
 	}
 	if html != "" {
 		if err := drawn.draw(html); err != nil {
@@ -60,7 +61,7 @@ func runPlan(ctx context.Context, stdout io.Writer, f planFlags, m memory, html,
 	if f.json {
 		return writeJSON(stdout, result)
 	}
-	fmt.Fprintf(stdout, "%s onto %s: %s\n", index, location, size(x.Size()))
+	fmt.Fprintf(stdout, "%s onto %s: %s\n", result.Index, location, size(x.Size()))
 	return tellSources(stdout, result, "to download")
 }
 
@@ -77,7 +78,7 @@ func (f *planFlags) preview(ctx context.Context, m memory, x *blob.Index, result
 			target = before
 		}
 	}
-	from, err := openStores(f.stores, result.Index, x.Algorithm(), 0)
+	from, err := openStores(f.stores, result.index, x.Algorithm(), 0)
 	if err != nil {
 		return p, err
 	}

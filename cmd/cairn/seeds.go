@@ -108,10 +108,10 @@ func splitSeed(text string, exists func(string) bool) (location, index string) {
 // learn finds out what the seeds hold, so that x can be planned with them: from the index given with a
 // seed, from memory, or by scanning it. A seed that cannot be used is left out with a warning: it costs a
 // download.
-func learn(ctx context.Context, seeds []openSeed, x *blob.Index, m memory, o common) ([]seed.Seed, error) {
+func learn(ctx context.Context, seeds []openSeed, x *blob.Index, m memory, f *planFlags) ([]seed.Seed, error) {
 	var usable []seed.Seed
 	for _, s := range seeds {
-		held, err := s.learn(ctx, x, m, o)
+		held, err := s.learn(ctx, x, m, f)
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
@@ -124,9 +124,9 @@ func learn(ctx context.Context, seeds []openSeed, x *blob.Index, m memory, o com
 	return usable, nil
 }
 
-func (s openSeed) learn(ctx context.Context, x *blob.Index, m memory, o common) (*blob.Index, error) {
+func (s openSeed) learn(ctx context.Context, x *blob.Index, m memory, f *planFlags) (*blob.Index, error) {
 	if s.index != "" {
-		held, err := readIndex(ctx, s.index)
+		held, err := readIndex(ctx, s.index, f.access)
 		switch {
 		case err != nil:
 			say("warning: seed %s is looked into: %v", s.name, err)
@@ -136,5 +136,5 @@ func (s openSeed) learn(ctx context.Context, x *blob.Index, m memory, o common) 
 			return held, nil
 		}
 	}
-	return m.look(ctx, s.name, s.file, x, o)
+	return m.look(ctx, s.name, s.file, x, f.common)
 }

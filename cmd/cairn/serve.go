@@ -128,7 +128,7 @@ func (f *serveFlags) open(ctx, fetching context.Context, indexes []string) ([]*n
 		}
 	}
 	for _, name := range indexes {
-		x, err := readIndex(ctx, name)
+		x, err := readIndex(ctx, name, f.access)
 		if err != nil {
 			closeAll()
 			return nil, nil, err

@@ -12,6 +12,7 @@ import (
 	"cairn/blob/verify"
 	"cairn/internal/blockdev"
 	"cairn/internal/disk"
+	"cairn/store/locate"
 )
 
 type verifyFlags struct {
@@ -49,7 +50,7 @@ type verified struct {
 }
 
 func runVerify(ctx context.Context, stdout io.Writer, f verifyFlags, args []string) error {
-	x, err := readIndex(ctx, args[0])
+	x, err := readIndex(ctx, args[0], f.access)
 	if err != nil {
 		return err
 	}
@@ -59,7 +60,7 @@ func runVerify(ctx context.Context, stdout io.Writer, f verifyFlags, args []stri
 	}
 	unfinished := len(args) > 1 && report.Bad > 0 && isUnfinished(args[1], x.Size())
 	if f.json {
-		v := verified{Index: args[0], Chunks: x.Len(), Report: report, Unfinished: unfinished}
+		v := verified{Index: locate.Public(args[0]), Chunks: x.Len(), Report: report, Unfinished: unfinished}
 		v.First = append([]verify.Range{}, v.First...) // a list, also when it is empty
 		for _, cause := range report.Causes {
 			v.Causes = append(v.Causes, cause.Error())
@@ -71,7 +72,7 @@ func runVerify(ctx context.Context, stdout io.Writer, f verifyFlags, args []stri
 	}
 	if report.Bad > 0 {
 		tellBad(report)
-		return damaged(what, args[0], x, report, unfinished)
+		return damaged(what, locate.Public(args[0]), x, report, unfinished)
 	}
 	if !f.json {
 		say("%s is whole: %s in %s", what, size(x.Size()), chunks(int64(x.Len())))

@@ -57,7 +57,7 @@ func (o *outgoing) read(p []byte, at int) (int, error) {
 func (o *outgoing) wait(d time.Duration) {
 	o.recent = 0
 	if o.stalled == nil {
-		o.stalled = time.AfterFunc(d, func() { o.abort(errStalled) })
+		o.stalled = time.AfterFunc(d, func() { o.abort(ErrStalled) })
 		return
 	}
 	o.stalled.Reset(d)

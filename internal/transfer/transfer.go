@@ -73,8 +73,8 @@ const (
 	firstSpace = 1 << 20  // memory that a promised length may take before its bytes arrive
 )
 
-// errStalled says that the server sends or takes too little.
-var errStalled = errors.New("the transfer has stalled")
+// ErrStalled says that the server sends or takes too little.
+var ErrStalled = errors.New("the transfer has stalled")
 
 // Incoming is an answer whose body is still to come.
 type Incoming struct {
@@ -93,7 +93,7 @@ func (in Incoming) Body(dst []byte, limit int64) ([]byte, error) {
 	if length < 0 && len(in.Answer.TransferEncoding) == 0 {
 		return nil, errors.New("the server does not tell where its answer ends")
 	}
-	stalled := time.AfterFunc(in.Patience, func() { in.Abort(errStalled) })
+	stalled := time.AfterFunc(in.Patience, func() { in.Abort(ErrStalled) })
 	defer stalled.Stop()
 	start, recent := len(dst), 0
 	dst = slices.Grow(dst, int(min(max(length, 0), firstSpace)))
@@ -121,8 +121,8 @@ func (in Incoming) Body(dst []byte, limit int64) ([]byte, error) {
 
 // broken explains a body that ended after got bytes.
 func (in Incoming) broken(got int64, err error) error {
-	if errors.Is(context.Cause(in.Answer.Request.Context()), errStalled) {
-		err = errStalled
+	if errors.Is(context.Cause(in.Answer.Request.Context()), ErrStalled) {
+		err = ErrStalled
 	}
 	return &store.UnavailableError{Err: fmt.Errorf("after %d bytes: %w", got, err)}
 }

@@ -3,8 +3,9 @@
 package locate
 
 import (
-	"errors"
+	"crypto/tls"
 	"fmt"
+	"net/url"
 	"regexp"
 	"strings"
 
@@ -19,6 +20,7 @@ type Options struct {
 	Local local.Options
 	Web   web.Options
 	S3    s3.Options
+	TLS   *tls.Config  // of every backend that speaks it and has none of its own
 	Retry store.Policy // of indexes and buckets that are reached over a network
 }
 
@@ -29,23 +31,37 @@ func Group(location string) []string { return strings.Split(location, "|") }
 // Remote says whether a location is reached over a network.
 func Remote(location string) bool { return schemeOf(location) != "" }
 
-// Open is a store to read: a directory's path, an http or https URL, or an S3 location. A directory that does not
-// exist is store.ErrNotFound; a server is not asked anything yet. It is asked once for each read: retrying is the
+// Open is a store to read: a directory's path, or the location of a server. A directory that does not exist is
+// store.ErrNotFound; a server is not asked anything yet. It is asked once for each read: retrying is the
 // caller's, who may have other stores to ask meanwhile.
 func Open(location string, o Options) (store.Reader, error) {
+	if Remote(location) {
+		return remote(location, o)
+	}
+	return bucket(local.Open(location, o.Local))
+}
+
+// OpenBucket is a store to write: a directory's path, the http or https URL of a server that takes WebDAV's PUT,
+// or an S3 location. A directory is made if it does not exist; a bucket in S3 is not.
+func OpenBucket(location string, o Options) (store.Bucket, error) {
+	if !Remote(location) {
+		return bucket(local.Create(location, o.Local))
+	}
+	b, err := remote(location, o)
+	if err != nil {
+		return nil, err
+	}
+	return store.RetryBucket(b, o.Retry), nil
+}
+
+// remote is a store on a server.
+func remote(location string, o Options) (store.Bucket, error) {
 	switch scheme := schemeOf(location); scheme {
-	case "":
-		b, err := local.Open(location, o.Local)
-		if err != nil {
-			return nil, err
-		}
-		return b, nil
 	case "http", "https":
-		r, err := web.New(location, o.Web)
-		if err != nil {
-			return nil, err
+		if o.Web.TLS == nil {
+			o.Web.TLS = o.TLS
 		}
-		return r, nil
+		return bucket(web.NewBucket(location, o.Web))
 	case "s3", "s3+http", "s3+https":
 		return openS3(location, o)
 	default:
@@ -53,20 +69,8 @@ func Open(location string, o Options) (store.Reader, error) {
 	}
 }
 
-// OpenBucket is a store to write: a directory's path, or an S3 location. The directory is made if it does not
-// exist; the bucket in S3 is not.
-func OpenBucket(location string, o Options) (store.Bucket, error) {
-	if isS3(location) {
-		b, err := openS3(location, o)
-		if err != nil {
-			return nil, err
-		}
-		return store.RetryBucket(b, o.Retry), nil
-	}
-	if scheme := schemeOf(location); scheme != "" {
-		return nil, readOnly(scheme)
-	}
-	b, err := local.Create(location, o.Local)
+// bucket is what a backend opened, and no interface around nil.
+func bucket[B store.Bucket](b B, err error) (store.Bucket, error) {
 	if err != nil {
 		return nil, err
 	}
@@ -79,35 +83,35 @@ func openS3(location string, o Options) (store.Bucket, error) {
 		return nil, err
 	}
 	o.S3.Retry = o.Retry
-	b, err := s3.New(l, o.S3)
-	if err != nil {
-		return nil, err
+	if o.S3.TLS == nil {
+		o.S3.TLS = o.TLS
 	}
-	return b, nil
+	return bucket(s3.New(l, o.S3))
 }
 
 // isS3 says that a location is one of S3.
 func isS3(location string) bool {
 	scheme := schemeOf(location)
-	return scheme == "s3" || scheme == "s3+http" || scheme == "s3+https"
-}
-
-func readOnly(scheme string) error {
-	if scheme == "http" || scheme == "https" {
-		return fmt.Errorf("a web server (%s) can be read, not written: %w", scheme, errors.ErrUnsupported)
-	}
-	return unsupported(scheme)
+	return scheme == "s3" || strings.HasPrefix(scheme, "s3+")
 }
 
 func unsupported(scheme string) error {
-	switch scheme {
-	case "sftp":
-		return fmt.Errorf("%s locations are not supported yet: %w", scheme, errors.ErrUnsupported)
-	}
 	return fmt.Errorf("unknown kind of location %s:// (a path, http, https, s3, s3+http or s3+https)", scheme)
 }
 
 var schemePattern = regexp.MustCompile(`^([A-Za-z][A-Za-z0-9+.-]*)://`)
+
+// Public is a location without what may be secret: a URL's user, password, query and fragment.
+func Public(location string) string {
+	if schemeOf(location) == "" {
+		return location
+	}
+	u, err := url.Parse(location)
+	if err != nil {
+		return schemeOf(location) + "://..."
+	}
+	return (&url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path, RawPath: u.RawPath}).String()
+}
 
 // schemeOf is what stands before "://" as it is written, or "" for a path.
 func schemeOf(location string) string {

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"cairn/internal/trust"
 	"cairn/store"
 	"cairn/store/locate"
 	"cairn/store/storetest"
@@ -42,7 +43,6 @@ func TestRefused(t *testing.T) {
 		"s3://b":                   nil,
 		"s3+https://k:hush@h/bkt":  nil,
 		"s3+https://h/bkt?x=:hush": nil,
-		"sftp://hush@host/path":    errors.ErrUnsupported,
 		"gopher://host/?hush":      nil,
 		"HTTP://host:port/?hush":   nil,
 		"http:///hush":             nil,
@@ -55,7 +55,7 @@ func TestRefused(t *testing.T) {
 			t.Errorf("Open(%q) = %v, want %v", location, err, want)
 		}
 	}
-	for _, location := range []string{"http://host/", "s3://b", file} {
+	for _, location := range []string{"http:///", "s3://b", file} {
 		if _, err := locate.OpenBucket(location, locate.Options{}); err == nil {
 			t.Errorf("OpenBucket(%q) succeeded", location)
 		}
@@ -122,6 +122,51 @@ func TestS3(t *testing.T) {
 	}
 }
 
+// TestWriteOverHTTP: a store and an index on a server, whose TLS is believed by the options of all backends.
+func TestWriteOverHTTP(t *testing.T) {
+	a := storetest.NewAuthority(t)
+	url := storetest.NginxTLS(t, t.TempDir(), a, storetest.WebDAV)
+	config, err := trust.Files{CA: a.Cert}.Config()
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := locate.Options{TLS: config}
+	b, err := locate.OpenBucket(url+"/default.castr", o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	index, name, err := locate.IndexBucket(url+"/new/x.caibx?sig=1", o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, b := range map[string]store.Bucket{"abcd/x": b, name: index} {
+		if err := b.Write(t.Context(), name, []byte("data")); err != nil {
+			t.Errorf("Write(%s): %v", name, err)
+		}
+		if got, err := b.Read(t.Context(), name, nil, 10); err != nil || string(got) != "data" {
+			t.Errorf("Read(%s) = %q, %v", name, got, err)
+		}
+	}
+	if r, _, err := locate.Index(url+"/new/x.caibx", o); err != nil {
+		t.Error(err)
+	} else if size, err := r.Stat(t.Context(), "x.caibx"); size != 4 || err != nil {
+		t.Errorf("Stat of the index = %d, %v", size, err)
+	}
+}
+
+func TestPublic(t *testing.T) {
+	for location, want := range map[string]string{
+		"/srv/x.caibx?y":                       "/srv/x.caibx?y",
+		"https://u:hush@h:1/a%2Fb/x?hush#hush": "https://h:1/a%2Fb/x",
+		"https://hush%zz@h/":                   "https://...",
+		"-":                                    "-",
+	} {
+		if got := locate.Public(location); got != want {
+			t.Errorf("Public(%q) = %q, want %q", location, got, want)
+		}
+	}
+}
+
 func TestIndexRefused(t *testing.T) {
 	dir := t.TempDir()
 	for _, location := range []string{"", "/", "..", dir + "/", "http://host", "http://host/", "http://host/a%2Fb",
@@ -130,7 +175,7 @@ func TestIndexRefused(t *testing.T) {
 			t.Errorf("Index(%q) succeeded", location)
 		}
 	}
-	for _, location := range []string{dir + "/absent/x", "https://host/x.caibx", dir + "/"} {
+	for _, location := range []string{dir + "/absent/x", "https://host/", dir + "/"} {
 		if _, _, err := locate.IndexBucket(location, locate.Options{}); err == nil {
 			t.Errorf("IndexBucket(%q) succeeded", location)
 		}

@@ -1,19 +1,41 @@
 package storetest
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 
 	"cairn/internal/need"
 )
 
-// Nginx serves a directory with a real nginx on 127.0.0.1 until the test ends, and returns its URL.
-func Nginx(t testing.TB, dir string) string {
+// Nginx serves a directory with a real nginx on 127.0.0.1 until the test ends, and returns its URL. The
+// directives are added to those of its only server; they name its root when dir is "".
+func Nginx(t testing.TB, dir string, directives ...string) string {
+	t.Helper()
+	return "http://" + startNginx(t, dir, "", directives)
+}
+
+// NginxTLS is Nginx with a certificate of the authority for 127.0.0.1, localhost and store.test, which a proxy may know;
+// without an authority the directives name one.
+func NginxTLS(t testing.TB, dir string, a *Authority, directives ...string) string {
+	t.Helper()
+	if a != nil {
+		cert, key := a.Server(t, "127.0.0.1", "localhost", "store.test")
+		directives = append(directives, fmt.Sprintf("ssl_certificate %s; ssl_certificate_key %s;", cert, key))
+	}
+	return "https://" + startNginx(t, dir, "ssl", directives)
+}
+
+// WebDAV are the directives that let clients write.
+const WebDAV = "dav_methods PUT; create_full_put_path on; client_max_body_size 64m;"
+
+func startNginx(t testing.TB, dir, listenOptions string, directives []string) string {
 	t.Helper()
 	path := need.Tool(t, "nginx")
 	listener, err := net.Listen("tcp4", "127.0.0.1:0")
@@ -28,12 +50,16 @@ func Nginx(t testing.TB, dir string) string {
 	defer socket.Close()
 	work := t.TempDir()
 	config := filepath.Join(work, "nginx.conf")
-	if err := os.WriteFile(config, nginxConfig(work, dir, listener.Addr().String()), 0o644); err != nil {
+	listen := listener.Addr().String() + " " + listenOptions
+	if dir != "" {
+		directives = append(directives, "root "+dir+";")
+	}
+	if err := os.WriteFile(config, nginxConfig(work, listen, directives), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	log := filepath.Join(work, "error.log")
 	cmd := exec.Command(path, "-p", work, "-c", config, "-e", log)
-	// nginx takes over a socket that listens already: no port is lost to others, and none has to be waited for.
+	// nginx takes over a socket that listens already: no port is lost to others.
 	cmd.ExtraFiles = []*os.File{socket}
 	cmd.Env = append(os.Environ(), "NGINX=3;")
 	if err := cmd.Start(); err != nil {
@@ -47,12 +73,31 @@ func Nginx(t testing.TB, dir string) string {
 			t.Logf("nginx: %s", text)
 		}
 	})
-	return "http://" + listener.Addr().String()
+	_ = errors.Join(listener.Close(), socket.Close()) // nginx's own is the last one now
+	if err := greet(listener.Addr().String()); err != nil {
+		t.Fatalf("nginx does not start: %v", err)
+	}
+	return listener.Addr().String()
+}
+
+// greet returns when nginx answers, whatever that is; the socket takes connections before. A signal that comes
+// while it starts would be forgotten, and nginx run for ever.
+func greet(address string) error {
+	conn, err := net.Dial("tcp", address)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if _, err := conn.Write([]byte("GET / HTTP/1.0\r\n\r\n")); err != nil {
+		return err
+	}
+	_, err = conn.Read(make([]byte, 1))
+	return err
 }
 
 // nginxConfig has every path below work. The worker stays who the test is, to read its private directories;
 // without a master process nginx 1.22 crashes on inherited sockets.
-func nginxConfig(work, dir, address string) []byte {
+func nginxConfig(work, listen string, directives []string) []byte {
 	return fmt.Appendf(nil, `
 daemon off;
 worker_processes 1;
@@ -61,13 +106,17 @@ pid %[1]s/nginx.pid;
 events { worker_connections 512; }
 http {
 	access_log off;
+	log_not_found off;
 	default_type application/octet-stream;
 	client_body_temp_path %[1]s/body;
 	proxy_temp_path %[1]s/proxy;
 	fastcgi_temp_path %[1]s/fastcgi;
 	uwsgi_temp_path %[1]s/uwsgi;
 	scgi_temp_path %[1]s/scgi;
-	server { listen %[3]s; root %[2]s; }
+	server {
+		listen %[2]s;
+		%[3]s
+	}
 }
-`, work, dir, address)
+`, work, listen, strings.Join(directives, "\n"))
 }

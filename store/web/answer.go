@@ -4,27 +4,107 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 	"time"
 
 	"cairn/internal/transfer"
 	"cairn/store"
 )
 
+// check is nil when the answer is success.
+func check(method string, answer *http.Response) error {
+	switch method {
+	case http.MethodPut:
+		return checkStored(answer)
+	case mkcol:
+		return checkMade(answer)
+	}
+	return checkAnswer(answer)
+}
+
 // checkAnswer is nil when the body is the object.
 func checkAnswer(answer *http.Response) error {
-	status := errors.New(answer.Status)
-	switch code := answer.StatusCode; {
-	case code == http.StatusOK:
-		return transfer.CheckType(answer)
-	case code == http.StatusNotFound, code == http.StatusGone:
+	switch answer.StatusCode {
+	case http.StatusOK:
+		return checkBody(answer)
+	case http.StatusNotFound, http.StatusGone:
 		return store.ErrNotFound
-	case code == http.StatusUnauthorized, code == http.StatusForbidden,
-		code == http.StatusProxyAuthRequired:
+	}
+	return refusal(answer)
+}
+
+// checkStored is nil when the object is where it was sent.
+func checkStored(answer *http.Response) error {
+	status := statusText(answer.StatusCode)
+	switch answer.StatusCode {
+	case http.StatusOK, http.StatusCreated, http.StatusNoContent:
+		return transfer.CheckType(answer)
+	case http.StatusNotFound, http.StatusConflict:
+		return fmt.Errorf("%w: %s", errNoParent, status)
+	case http.StatusMethodNotAllowed, http.StatusNotImplemented:
+		return fmt.Errorf("the server takes no uploads there (%s): %w", status, errors.ErrUnsupported)
+	case http.StatusRequestEntityTooLarge:
+		return fmt.Errorf("the object is larger than the server takes: %s", status)
+	case http.StatusInsufficientStorage:
+		return fmt.Errorf("the server has no room left: %s", status)
+	}
+	return refusal(answer)
+}
+
+// checkMade is nil when a directory is there, made now (201) or before (405, RFC 4918 §9.3.1).
+func checkMade(answer *http.Response) error {
+	switch code := answer.StatusCode; code {
+	case http.StatusOK, http.StatusCreated, http.StatusNoContent, http.StatusMethodNotAllowed:
+		return nil
+	case http.StatusNotFound, http.StatusConflict:
+		return fmt.Errorf("%w: %s", errNoParent, statusText(code))
+	}
+	return refusal(answer)
+}
+
+// errBadRequest is wrapped by the error about a request that the server calls bad.
+var errBadRequest = errors.New(statusText(http.StatusBadRequest))
+
+// refusal is what a status means that is no success, whatever was asked.
+func refusal(answer *http.Response) error {
+	status := errors.New(statusText(answer.StatusCode))
+	switch code := answer.StatusCode; code {
+	case http.StatusBadRequest:
+		return fmt.Errorf("unexpected answer %w", errBadRequest)
+	case http.StatusUnauthorized, http.StatusPaymentRequired, http.StatusForbidden,
+		http.StatusProxyAuthRequired, http.StatusUnavailableForLegalReasons:
 		return fmt.Errorf("%w: %w", store.ErrDenied, status)
-	case code == http.StatusTooManyRequests, code == http.StatusRequestTimeout,
-		code == http.StatusTooEarly, code >= 500:
-		after := transfer.RetryAfter(answer.Header.Get("Retry-After"), time.Now())
-		return &store.UnavailableError{Err: status, After: after}
+	case http.StatusNotImplemented, http.StatusHTTPVersionNotSupported: // asking again does not teach it
+	case http.StatusTooManyRequests, http.StatusRequestTimeout, http.StatusTooEarly, http.StatusLocked:
+		return unavailable(answer, status)
+	default:
+		if code >= 500 {
+			return unavailable(answer, status)
+		}
 	}
 	return fmt.Errorf("unexpected answer %w", status)
+}
+
+func unavailable(answer *http.Response, status error) error {
+	return &store.UnavailableError{
+		Err:       status,
+		After:     transfer.RetryAfter(answer.Header.Get("Retry-After"), time.Now()),
+		Throttled: answer.StatusCode == http.StatusTooManyRequests || answer.StatusCode == http.StatusServiceUnavailable,
+	}
+}
+
+// statusText is a status in our words: the server's own may be anything, and are meant for a terminal here.
+func statusText(code int) string {
+	return strings.TrimSpace(fmt.Sprintf("%d %s", code, http.StatusText(code)))
+}
+
+// checkBody refuses what cannot be the object's bytes. A coding that nobody asked for is not undone: the object
+// is compressed already, and what a server does to it behind everybody's back is better mended there.
+func checkBody(answer *http.Response) error {
+	for _, coding := range answer.Header.Values("Content-Encoding") {
+		if coding != "" && !strings.EqualFold(coding, "identity") {
+			return fmt.Errorf("the server sends it with Content-Encoding %.20q, which was not asked for", coding)
+		}
+	}
+	return transfer.CheckType(answer)
 }

@@ -1,5 +1,5 @@
-// Package web reads objects from any static web server over HTTP or HTTPS. It knows nothing of digests and
-// never tries twice: see store.Retry.
+// Package web reads objects from any static web server over HTTP or HTTPS, and writes them to one that takes
+// WebDAV's PUT. It knows nothing of digests and never tries twice what the network broke: see store.Retry.
 package web
 
 import (
@@ -16,31 +16,34 @@ import (
 	"cairn/store"
 )
 
-// Options are the limits of a Reader. The zero value suits a wide-area network.
+// Options are the limits of a Reader, and what it says of itself. The zero value suits a wide-area network.
 type Options struct {
 	// Connections is how many there may be to one host, and so how many requests run at once; 0 is 64.
 	Connections int
 	// Patience is how long the server may take to accept a connection, to finish the TLS handshake, to begin
-	// its answer, and to send each further 32 KiB of it; 0 is 30 s. There is no limit on a whole request.
+	// its answer, and to send or take each further 32 KiB; 0 is 30 s. There is no limit on a whole request.
 	Patience time.Duration
-	// TLS holds trust and client certificates; nil is the system's trust.
+	// TLS holds trust and client certificates; nil is the system's trust. Nothing below TLS 1.2 is spoken.
 	TLS *tls.Config
+	// Credentials are sent with each request to the hosts that they are for, see Credential.
+	Credentials []*Credential
 }
-
-const maxRedirects = 5
 
 // Reader reads objects below a base URL. Safe for concurrent use.
 type Reader struct {
-	base     *url.URL
-	client   *http.Client
+	base     *url.URL          // without user and password
+	own      http.RoundTripper // to the base's own origin
+	foreign  http.RoundTripper // to where redirects lead: it has no client certificate
+	keys     keys
 	patience time.Duration
 }
 
 var _ store.Reader = (*Reader)(nil)
 
 // New reads below base, an http or https URL. Its query goes with every request (pre-signed URLs), and its
-// user and password are sent as basic authentication; neither appears in String or in an error. Nothing is
-// asked of the server yet.
+// user and password are sent as basic authentication; neither appears in String or in an error. Redirects are
+// followed, but none of these, no credential and no client certificate goes with them to another origin, and
+// they never lead from https to http. Nothing is asked of the server yet.
 func New(base string, o Options) (*Reader, error) {
 	u, err := url.Parse(base)
 	if err != nil {
@@ -55,20 +58,37 @@ func New(base string, o Options) (*Reader, error) {
 	if o.Patience == 0 {
 		o.Patience = 30 * time.Second
 	}
-	client := &http.Client{Transport: transfer.Transport(o.Connections, o.Patience, o.TLS), CheckRedirect: checkRedirect}
-	return &Reader{base: u, client: client, patience: o.Patience}, nil
+	keys, err := keysFor(u, o.Credentials)
+	if err != nil {
+		return nil, err
+	}
+	u.User = nil
+	own, foreign := transports(o)
+	return &Reader{base: u, own: own, foreign: foreign, keys: keys, patience: o.Patience}, nil
 }
 
-// errRedirect is wrapped by errors about redirects that are not followed.
-var errRedirect = errors.New("redirect refused")
-
-func checkRedirect(req *http.Request, via []*http.Request) error {
-	req.Header.Del("Referer") // it would hand our query, maybe a signature, to another server
-	if len(via) > maxRedirects {
-		return fmt.Errorf("%w: more than %d in a row", errRedirect, maxRedirects)
+// transports are the ways to the base's origin and to all others.
+func transports(o Options) (own, foreign *http.Transport) {
+	if o.TLS == nil {
+		o.TLS = new(tls.Config)
 	}
-	if req.URL.Scheme != "https" && via[len(via)-1].URL.Scheme == "https" {
-		return fmt.Errorf("%w: from https to %s", errRedirect, req.URL.Scheme)
+	o.TLS = o.TLS.Clone()
+	o.TLS.MinVersion = max(o.TLS.MinVersion, tls.VersionTLS12)
+	own = transfer.Transport(o.Connections, o.Patience, o.TLS)
+	o.TLS = o.TLS.Clone()
+	o.TLS.Certificates, o.TLS.GetClientCertificate = nil, nil
+	foreign = transfer.Transport(o.Connections, o.Patience, o.TLS)
+	for _, t := range []*http.Transport{own, foreign} {
+		t.OnProxyConnectResponse = checkProxy
+	}
+	return own, foreign
+}
+
+// checkProxy tells a proxy that refuses from one that cannot reach the server.
+func checkProxy(_ context.Context, proxy *url.URL, _ *http.Request, answer *http.Response) error {
+	switch answer.StatusCode {
+	case http.StatusProxyAuthRequired, http.StatusForbidden:
+		return fmt.Errorf("%w by the proxy %s: %s", store.ErrDenied, proxy.Host, statusText(answer.StatusCode))
 	}
 	return nil
 }
@@ -91,7 +111,7 @@ func (r *Reader) url(name string) *url.URL {
 
 // Read implements store.Reader.
 func (r *Reader) Read(ctx context.Context, name string, dst []byte, limit int64) (out []byte, err error) {
-	err = r.do(ctx, http.MethodGet, name, func(answer *http.Response, abort func(error)) error {
+	err = r.do(ctx, http.MethodGet, name, nil, func(answer *http.Response, abort func(error)) error {
 		in := transfer.Incoming{Answer: answer, Patience: r.patience, Abort: abort}
 		out, err = in.Body(dst, limit)
 		return err
@@ -101,69 +121,25 @@ func (r *Reader) Read(ctx context.Context, name string, dst []byte, limit int64)
 
 // Stat implements store.Reader.
 func (r *Reader) Stat(ctx context.Context, name string) (size int64, err error) {
-	err = r.do(ctx, http.MethodHead, name, func(answer *http.Response, _ func(error)) error {
+	err = r.do(ctx, http.MethodHead, name, nil, func(answer *http.Response, _ func(error)) error {
 		if answer.ContentLength < 0 {
 			return errors.New("the server does not tell the size")
 		}
 		size = answer.ContentLength
 		return nil
 	})
+	if errors.Is(err, errBadRequest) {
+		return 0, r.reason(ctx, name, err)
+	}
 	return size, err
 }
 
-// do asks for an object and hands a good answer to use. It names the object in every error.
-func (r *Reader) do(ctx context.Context, method, name string, use use) error {
-	if err := store.CheckName(name); err != nil {
-		return err
-	}
-	u := r.url(name)
-	err := r.exchange(ctx, method, u.String(), use)
+// reason asks for an object's bytes where the question for its size was called a bad one: only then servers say
+// on a page that what they miss is a client certificate.
+func (r *Reader) reason(ctx context.Context, name string, unexplained error) error {
+	err := r.do(ctx, http.MethodGet, name, nil, ignore)
 	if err == nil {
-		return nil
-	}
-	if ctx.Err() != nil {
-		err = ctx.Err()
-	}
-	return fmt.Errorf("%s: %w", public(u), err)
-}
-
-// use takes what it needs of an answer; abort ends the request when it takes too long.
-type use func(answer *http.Response, abort func(error)) error
-
-func (r *Reader) exchange(ctx context.Context, method, address string, use use) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	request, err := http.NewRequestWithContext(ctx, method, address, nil)
-	if err != nil {
-		return cause(err)
-	}
-	request.Header.Set("User-Agent", "cairn")
-	answer, err := r.client.Do(request)
-	if err != nil {
-		return classify(cause(err))
-	}
-	defer answer.Body.Close()
-	if err := checkAnswer(answer); err != nil {
-		return err
-	}
-	return use(answer, cancel)
-}
-
-// cause takes off the *url.Error, which repeats the URL with its query.
-func cause(err error) error {
-	if wrapped, ok := errors.AsType[*url.Error](err); ok {
-		return wrapped.Err
+		return unexplained
 	}
 	return err
-}
-
-// classify tells what a later attempt may mend from what it cannot.
-func classify(err error) error {
-	if _, untrusted := errors.AsType[*tls.CertificateVerificationError](err); untrusted {
-		return err
-	}
-	if errors.Is(err, errRedirect) {
-		return err
-	}
-	return &store.UnavailableError{Err: err}
 }

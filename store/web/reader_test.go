@@ -3,18 +3,15 @@ package web_test
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
-	"io"
-	"log"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
+	"unicode"
 
 	"cairn/blob"
 	"cairn/store"
@@ -71,7 +68,20 @@ func TestFaults(t *testing.T) {
 		"204":       {status(204), nil},
 		"206":       {status(206), nil},
 		"400":       {status(400), nil},
+		"300":       {status(300), nil},
+		"301":       {status(301), nil}, // and no Location
 		"304":       {status(304), nil},
+		"402":       {status(402), store.ErrDenied},
+		"405":       {status(405), nil},
+		"416":       {status(416), nil},
+		"425":       {status(425), store.ErrUnavailable},
+		"451":       {status(451), store.ErrDenied},
+		"501":       {status(501), nil},
+		"505":       {status(505), nil},
+		"507":       {status(507), store.ErrUnavailable},
+		"511":       {status(511), store.ErrUnavailable},
+		"599":       {status(599), store.ErrUnavailable},
+		"999":       {raw(head("999 No", "Content-Length: 0")), store.ErrUnavailable},
 		"no answer": {raw(""), store.ErrUnavailable},
 		"no HTTP":   {raw("SSH-2.0-x\r\n\r\n"), store.ErrUnavailable},
 		"truncated": {raw(head("200 OK", "Content-Length: 10") + "12345"), store.ErrUnavailable},
@@ -85,6 +95,28 @@ func TestFaults(t *testing.T) {
 			w.Header().Set("Content-Type", "text/html; charset=utf-8")
 			w.Write([]byte("<html>"))
 		}, nil},
+		"part unasked":    {raw(head("206 Partial Content", "Content-Range: bytes 0-4/10", "Content-Length: 5") + "12345"), nil},
+		"gzip unasked":    {raw(head("200 OK", "Content-Encoding: gzip", "Content-Length: 5") + "12345"), nil},
+		"two codings":     {raw(head("200 OK", "Content-Encoding: identity", "Content-Encoding: br", "Content-Length: 5") + "12345"), nil},
+		"two lengths":     {raw(head("200 OK", "Content-Length: 5", "Content-Length: 6") + "12345"), store.ErrUnavailable},
+		"negative length": {raw(head("200 OK", "Content-Length: -5") + "12345"), store.ErrUnavailable},
+		"huge length":     {raw(head("200 OK", "Content-Length: 99999999999999999999") + "12345"), store.ErrUnavailable},
+		"flood of 1xx":    {raw(strings.Repeat(head("103 Early Hints", "Link: </x>"), 10_000)), store.ErrUnavailable},
+		"endless 1xx": {func(w http.ResponseWriter, r *http.Request) {
+			for r.Context().Err() == nil {
+				w.WriteHeader(http.StatusEarlyHints)
+			}
+		}, store.ErrUnavailable},
+		"many headers":       {raw("HTTP/1.1 200 OK\r\n" + strings.Repeat("X: y\r\n", 1<<16)), store.ErrUnavailable},
+		"switches protocols": {raw(head("101 Switching Protocols", "Upgrade: h2c", "Connection: Upgrade")), nil},
+		"status injects":     {raw("HTTP/1.1 403 \x1b[2J\r\nContent-Length: 0\r\n\r\n"), store.ErrDenied},
+		"endless refusal":    {raw(head("403 Forbidden", "Content-Length: 1000000000") + "no"), store.ErrDenied},
+		"silent refusal": {func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Length", "100")
+			w.WriteHeader(404)
+			w.(http.Flusher).Flush()
+			<-r.Context().Done()
+		}, store.ErrNotFound},
 		"endless header":  {raw("HTTP/1.1 200 OK\r\nX: " + strings.Repeat("x", 1<<20)), store.ErrUnavailable},
 		"redirect circle": {http.RedirectHandler("/x", 302).ServeHTTP, nil},
 		"silent":          {func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }, store.ErrUnavailable},
@@ -103,6 +135,27 @@ func TestFaults(t *testing.T) {
 			got, err := r.Read(t.Context(), "x", nil, 100)
 			checkFault(t, got, err, test.want)
 		})
+	}
+}
+
+// TestStatFaults: absence is proven to Stat as it is to Read, by two statuses only.
+func TestStatFaults(t *testing.T) {
+	for status := 200; status < 600; status++ {
+		if status == 200 || http.StatusText(status) == "" {
+			continue
+		}
+		url := serve(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(status) })
+		r := newReader(t, url, web.Options{})
+		_, statErr := r.Stat(t.Context(), "x")
+		_, readErr := r.Read(t.Context(), "x", nil, 10)
+		for _, kind := range []error{store.ErrNotFound, store.ErrDenied, store.ErrUnavailable} {
+			if statErr == nil || errors.Is(statErr, kind) != errors.Is(readErr, kind) {
+				t.Errorf("%d: Stat = %v, and Read = %v", status, statErr, readErr)
+			}
+		}
+		if absent := status == 404 || status == 410; errors.Is(statErr, store.ErrNotFound) != absent {
+			t.Errorf("%d: Stat = %v", status, statErr)
+		}
 	}
 }
 
@@ -127,6 +180,9 @@ func checkFault(t *testing.T, got []byte, err, want error) {
 	if err == nil {
 		t.Fatalf("Read = %q, want an error", got)
 	}
+	if strings.ContainsFunc(err.Error(), unicode.IsControl) {
+		t.Errorf("Read = %q, which is not fit for a terminal", err)
+	}
 	for _, class := range []error{store.ErrNotFound, store.ErrDenied, store.ErrUnavailable, store.ErrTooLarge} {
 		if errors.Is(err, class) != (class == want) {
 			t.Errorf("Read = %v, want %v", err, want)
@@ -141,13 +197,21 @@ func TestNoServer(t *testing.T) {
 	checkFault(t, nil, err, store.ErrUnavailable)
 }
 
+// wait is time that a server takes.
+func wait(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}
+
 // TestSlowIsNotStalled: a transfer that takes longer than the patience in all is no failure.
 func TestSlowIsNotStalled(t *testing.T) {
 	want := storetest.Bytes(1, 8*32<<10)
 	url := serve(t, func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Length", fmt.Sprint(len(want)))
 		for part := range 8 {
-			time.Sleep(impatient.Patience / 4)
+			wait(r.Context(), impatient.Patience/4)
 			w.Write(want[part*32<<10 : (part+1)*32<<10])
 			w.(http.Flusher).Flush()
 		}
@@ -207,6 +271,31 @@ func TestConnectionsAreReused(t *testing.T) {
 	}
 }
 
+// TestConnectionsSurviveRefusals: what a store lacks, denies or has moved costs no connection.
+func TestConnectionsSurviveRefusals(t *testing.T) {
+	var addresses atomic.Value
+	url := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		if first := addresses.Swap(r.RemoteAddr); first != nil && first != r.RemoteAddr {
+			t.Errorf("another connection for %s: %s after %s", r.URL.Path, r.RemoteAddr, first)
+		}
+		switch r.URL.Path {
+		case "/moved":
+			http.Redirect(w, r, "/there", http.StatusFound)
+		case "/denied":
+			http.Error(w, strings.Repeat("denied ", 300), http.StatusUnauthorized)
+		case "/there":
+			w.Write([]byte("data"))
+		default:
+			http.NotFound(w, r)
+		}
+	})
+	r := newReader(t, url, bearing(t, token))
+	for _, name := range []string{"absent", "denied", "moved", "absent", "there", "moved"} {
+		_, _ = r.Read(t.Context(), name, nil, 10) // what it says is for other tests
+		_, _ = r.Stat(t.Context(), name)
+	}
+}
+
 func TestRequest(t *testing.T) {
 	var got *http.Request
 	url := serve(t, func(_ http.ResponseWriter, r *http.Request) { got = r })
@@ -224,7 +313,7 @@ func TestRequest(t *testing.T) {
 	if agent := got.UserAgent(); agent != "cairn" {
 		t.Errorf("User-Agent is %q", agent)
 	}
-	if coding := got.Header.Get("Accept-Encoding"); coding != "" {
+	if coding := got.Header.Get("Accept-Encoding"); coding != "identity" {
 		t.Errorf("Accept-Encoding is %q", coding)
 	}
 }
@@ -260,34 +349,6 @@ func TestBadBase(t *testing.T) {
 			t.Errorf("New(%q) succeeded", base)
 		}
 	}
-}
-
-func TestRedirects(t *testing.T) {
-	plain := serve(t, func(w http.ResponseWriter, r *http.Request) {
-		if r.Referer() != "" {
-			t.Errorf("the other server learns %q", r.Referer())
-		}
-		w.Write([]byte("moved"))
-	})
-	onward := func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, plain+r.URL.Path, 307) }
-	r := newReader(t, serve(t, onward)+"/?sig=hush", web.Options{})
-	if got, err := r.Read(t.Context(), "x", nil, 10); err != nil || string(got) != "moved" {
-		t.Errorf("Read through a redirect = %q, %v", got, err)
-	}
-	secure := httptest.NewUnstartedServer(http.HandlerFunc(onward))
-	secure.Config.ErrorLog = log.New(io.Discard, "", 0) // it tells of the handshake that is to fail
-	secure.StartTLS()
-	t.Cleanup(secure.Close)
-	roots := x509.NewCertPool()
-	roots.AddCert(secure.Certificate())
-	r = newReader(t, secure.URL, web.Options{TLS: &tls.Config{RootCAs: roots}})
-	_, err := r.Read(t.Context(), "x", nil, 10)
-	checkFault(t, nil, err, nil)
-	if !strings.Contains(fmt.Sprint(err), "redirect refused") {
-		t.Errorf("Read through a redirect from https to http = %v", err)
-	}
-	_, err = newReader(t, secure.URL, web.Options{}).Read(t.Context(), "x", nil, 10) // an unknown authority
-	checkFault(t, nil, err, nil)
 }
 
 // TestRetryAfter: what the server asks for reaches store.Retry.

@@ -1,0 +1,128 @@
+package rotate_test
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"cairn/internal/rotate"
+)
+
+var errHalf = errors.New("the files do not belong together")
+
+// pair takes two files with the same text.
+func pair(texts [][]byte) (string, error) {
+	if string(texts[0]) != string(texts[1]) {
+		return "", errHalf
+	}
+	return string(texts[0]), nil
+}
+
+func write(t *testing.T, path, text string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// replace gives a file a new text as careful programs do.
+func replace(t *testing.T, path, text string) {
+	t.Helper()
+	write(t, path+".new", text)
+	if err := os.Rename(path+".new", path); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func check(t *testing.T, value func() (string, error), want string, wantErr error) {
+	t.Helper()
+	if got, err := value(); got != want || !errors.Is(err, wantErr) {
+		t.Errorf("value is %q, %v; want %q, %v", got, err, want, wantErr)
+	}
+}
+
+func TestValueFollowsFiles(t *testing.T) {
+	dir := t.TempDir()
+	a, b := filepath.Join(dir, "a"), filepath.Join(dir, "b")
+	write(t, a, "one")
+	write(t, b, "one")
+	f, err := rotate.Open(pair, a, b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	check(t, f.Value, "one", nil)
+	replace(t, a, "two")
+	check(t, f.Value, "one", errHalf)
+	check(t, f.Value, "one", errHalf)
+	replace(t, b, "two")
+	check(t, f.Value, "two", nil)
+	if err := os.Remove(a); err != nil {
+		t.Fatal(err)
+	}
+	check(t, f.Value, "two", fs.ErrNotExist)
+	check(t, f.Reread, "two", fs.ErrNotExist)
+	write(t, a, "three")
+	write(t, b, "three")
+	check(t, f.Value, "three", nil)
+}
+
+// TestReread: a change that the file's metadata does not tell of.
+func TestReread(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "a")
+	moment := time.Now().Add(-time.Hour)
+	set := func(text string) {
+		write(t, path, text)
+		if err := os.Chtimes(path, moment, moment); err != nil {
+			t.Fatal(err)
+		}
+	}
+	set("one")
+	f, err := rotate.Open(pair, path, path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	set("two")
+	check(t, f.Value, "one", nil)
+	check(t, f.Reread, "two", nil)
+	check(t, f.Value, "two", nil)
+}
+
+func TestRefused(t *testing.T) {
+	dir := t.TempDir()
+	large := filepath.Join(dir, "large")
+	write(t, large, strings.Repeat("x", 1<<20+1))
+	for _, path := range []string{dir, large, filepath.Join(dir, "absent")} {
+		if _, err := rotate.Open(pair, path, path); err == nil {
+			t.Errorf("Open(%s) succeeded", path)
+		}
+	}
+}
+
+func TestConcurrent(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "a")
+	write(t, path, "0")
+	f, err := rotate.Open(pair, path, path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for range 50 {
+				if got, err := f.Value(); err != nil && !errors.Is(err, errHalf) || got == "" {
+					t.Errorf("Value = %q, %v", got, err)
+				}
+			}
+		})
+	}
+	for range 50 {
+		replace(t, path, strings.Repeat("x", 10))
+		replace(t, path, "0")
+	}
+	wg.Wait()
+}

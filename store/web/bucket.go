@@ -1,0 +1,71 @@
+package web
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strings"
+
+	"cairn/store"
+)
+
+// Bucket is a Reader of a server that takes WebDAV's PUT, such as nginx with dav_methods and
+// create_full_put_path. The server is trusted to show an object only when it is whole, and to keep it: HTTP has
+// no word for either. It is no store.Creator: nginx, for one, ignores If-None-Match on PUT, and a server that
+// ignores it answers as one does that found the name free.
+type Bucket struct{ *Reader }
+
+var _ store.Bucket = (*Bucket)(nil)
+
+// NewBucket is New for a location that is written too.
+func NewBucket(base string, o Options) (*Bucket, error) {
+	r, err := New(base, o)
+	if err != nil {
+		return nil, err
+	}
+	return &Bucket{r}, nil
+}
+
+// errNoParent says that the directory above an object is missing, in the word of servers that do not make it.
+var errNoParent = errors.New("the directory above it is missing there")
+
+const mkcol = "MKCOL" // RFC 4918 §9.3
+
+// Write implements store.Bucket. On a server that does not make the directories above an object, they are made
+// when it asks for them.
+func (b *Bucket) Write(ctx context.Context, name string, data []byte) error {
+	err := b.do(ctx, http.MethodPut, name, data, ignore)
+	if !errors.Is(err, errNoParent) {
+		return err
+	}
+	above := parent(b.url(name))
+	if err := b.makeDirectory(ctx, above); err != nil {
+		return named(ctx, above, fmt.Errorf("making the directory: %w", err))
+	}
+	return b.do(ctx, http.MethodPut, name, data, ignore)
+}
+
+// makeDirectory makes a collection, and those above it as far as they are missing.
+func (b *Bucket) makeDirectory(ctx context.Context, u *url.URL) error {
+	slash := *u
+	slash.Path += "/"
+	slash.RawPath = u.EscapedPath() + "/"
+	err := b.exchange(ctx, message{method: mkcol, url: &slash}, ignore)
+	if above := parent(u); errors.Is(err, errNoParent) && above.Path != "" {
+		if err := b.makeDirectory(ctx, above); err != nil {
+			return err
+		}
+		return b.exchange(ctx, message{method: mkcol, url: &slash}, ignore)
+	}
+	return err
+}
+
+// parent is the URL of the directory that something lies in, without a slash at its end.
+func parent(u *url.URL) *url.URL {
+	above, path := *u, u.EscapedPath()
+	above.RawPath = path[:max(strings.LastIndex(path, "/"), 0)]
+	above.Path, _ = url.PathUnescape(above.RawPath) // a part of what was well escaped is so too
+	return &above
+}

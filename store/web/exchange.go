@@ -1,0 +1,223 @@
+package web
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"cairn/internal/transfer"
+	"cairn/store"
+)
+
+const (
+	maxRedirects = 5
+	pageBytes    = 4 << 10         // of a page that comes with a refusal
+	pagePatience = 2 * time.Second // for all of it
+)
+
+// message is a request without what proves who asks.
+type message struct {
+	method string
+	url    *url.URL
+	body   []byte // of PUT
+}
+
+// use takes what it needs of an answer; abort ends the request when it takes too long.
+type use func(answer *http.Response, abort func(error)) error
+
+func ignore(*http.Response, func(error)) error { return nil }
+
+// do asks about an object and hands a good answer to use. It names the object in every error.
+func (r *Reader) do(ctx context.Context, method, name string, body []byte, use use) error {
+	if err := store.CheckName(name); err != nil {
+		return err
+	}
+	m := message{method, r.url(name), body}
+	return named(ctx, m.url, r.exchange(ctx, m, use))
+}
+
+// named says which object an error is about.
+func named(ctx context.Context, u *url.URL, err error) error {
+	if err == nil {
+		return nil
+	}
+	if ctx.Err() != nil {
+		err = ctx.Err()
+	}
+	return fmt.Errorf("%s: %w", public(u), err)
+}
+
+func (r *Reader) exchange(ctx context.Context, m message, use use) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	answer, err := r.follow(ctx, m, cancel)
+	if err != nil {
+		return err
+	}
+	defer answer.Body.Close()
+	err = check(m.method, answer)
+	if err != nil {
+		err = explain(answer.StatusCode, r.page(answer, cancel), err)
+	} else {
+		err = use(answer, cancel)
+	}
+	return r.atHand(m.url, answer.Request.URL, err)
+}
+
+// follow sends a message to where redirects lead it. Only the origin of the base is told who asks, and a chain
+// that has left it is not trusted when it comes back.
+func (r *Reader) follow(ctx context.Context, m message, abort func(error)) (*http.Response, error) {
+	start, home := m.url, true
+	for range maxRedirects + 1 {
+		answer, err := r.send(ctx, m, home, abort)
+		if err != nil {
+			return nil, r.atHand(start, m.url, err)
+		}
+		if !redirects(answer.StatusCode) {
+			return answer, nil
+		}
+		r.page(answer, abort)
+		_ = answer.Body.Close()
+		if m.url, err = m.next(answer); err != nil {
+			return nil, err
+		}
+		home = home && origin(m.url) == origin(r.base)
+	}
+	return nil, fmt.Errorf("%w: more than %d in a row", errRedirect, maxRedirects)
+}
+
+// errRedirect is wrapped by errors about redirects that are not followed.
+var errRedirect = errors.New("redirect refused")
+
+func redirects(code int) bool {
+	switch code {
+	case http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther,
+		http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
+		return true
+	}
+	return false
+}
+
+// next is where a redirect leads. The target's user, password and fragment are not ours to send.
+func (m message) next(answer *http.Response) (*url.URL, error) {
+	location := answer.Header.Get("Location")
+	to, err := m.url.Parse(location)
+	if location == "" || err != nil || to.Host == "" {
+		return nil, fmt.Errorf("%w: %s leads to no URL", errRedirect, statusText(answer.StatusCode))
+	}
+	to.User, to.Fragment, to.RawFragment = nil, "", ""
+	switch {
+	case m.method != http.MethodGet && m.method != http.MethodHead:
+		return nil, fmt.Errorf("%w: a write goes to the server that the location names, and to no other (it is sent to %s)",
+			errRedirect, origin(to))
+	case to.Scheme != "https" && (to.Scheme != "http" || m.url.Scheme == "https"):
+		return nil, fmt.Errorf("%w: from %s to %s", errRedirect, m.url.Scheme, origin(to))
+	}
+	return to, nil
+}
+
+// atHand says of an error where it happened, if redirects led elsewhere, and what was withheld there.
+func (r *Reader) atHand(start, at *url.URL, err error) error {
+	if err == nil {
+		return nil
+	}
+	if origin(start) != origin(at) {
+		err = fmt.Errorf("redirected to %s: %w", origin(at), err)
+	}
+	if !errors.Is(err, store.ErrDenied) {
+		return err
+	}
+	switch {
+	case r.keys.withheld:
+		return fmt.Errorf("%w (credentials are not sent over plain http)", err)
+	case origin(start) != origin(at) && len(r.keys.all) > 0:
+		return fmt.Errorf("%w (credentials are sent to %s only)", err, origin(start))
+	}
+	return err
+}
+
+// send sends a message, and once more when its credentials are refused and their files have new ones.
+func (r *Reader) send(ctx context.Context, m message, home bool, abort func(error)) (*http.Response, error) {
+	if !home {
+		return r.trip(ctx, r.foreign, m, nil, abort)
+	}
+	proof := r.keys.header()
+	answer, err := r.trip(ctx, r.own, m, proof, abort)
+	if err != nil || answer.StatusCode != http.StatusUnauthorized {
+		return answer, err
+	}
+	fresh, err := r.keys.reread()
+	if err == nil && equal(proof, fresh) {
+		return answer, nil
+	}
+	r.page(answer, abort)
+	_ = answer.Body.Close()
+	if err != nil {
+		return nil, fmt.Errorf("%w: %s, and credentials cannot be read again: %w",
+			store.ErrDenied, statusText(answer.StatusCode), err)
+	}
+	return r.trip(ctx, r.own, m, fresh, abort)
+}
+
+// trip is one request and its answer.
+func (r *Reader) trip(ctx context.Context, by http.RoundTripper, m message, proof http.Header, abort func(error)) (*http.Response, error) {
+	request, err := http.NewRequestWithContext(ctx, m.method, m.url.String(), http.NoBody)
+	if err != nil {
+		return nil, cause(err)
+	}
+	request.Header.Set("User-Agent", "cairn")
+	request.Header.Set("Accept-Encoding", "identity")
+	for name, values := range proof {
+		request.Header[name] = values
+	}
+	stop := r.attach(request, m.body, abort)
+	answer, err := by.RoundTrip(request)
+	stop()
+	switch {
+	case err == nil:
+		return answer, nil
+	case errors.Is(context.Cause(ctx), transfer.ErrStalled):
+		err = transfer.ErrStalled
+	}
+	return nil, classify(err)
+}
+
+// attach gives a request its body, which nobody reads any more after stop.
+func (r *Reader) attach(request *http.Request, body []byte, abort func(error)) (stop func()) {
+	if request.Method == http.MethodPut {
+		request.Header.Set("Content-Type", "application/octet-stream")
+		request.Header["Idempotency-Key"] = nil // not sent: it lets the transport repeat what an idle connection lost
+	}
+	return transfer.Send(request, body, r.patience, abort)
+}
+
+// page reads the beginning of what comes with a refusal or a redirect. Most such bodies end there, so that the
+// connection can be used again.
+func (r *Reader) page(answer *http.Response, abort func(error)) []byte {
+	late := time.AfterFunc(min(r.patience, pagePatience), func() { abort(nil) })
+	defer late.Stop()
+	page, _ := io.ReadAll(io.LimitReader(answer.Body, pageBytes)) // what came of it has to do
+	return page
+}
+
+// origin is whom a URL speaks to: scheme, host and port.
+func origin(u *url.URL) string {
+	port := u.Port()
+	if port == "" {
+		port = map[string]string{"http": "80", "https": "443"}[u.Scheme]
+	}
+	return u.Scheme + "://" + hostPort(u.Hostname(), port)
+}
+
+func hostPort(host, port string) string {
+	host = strings.ToLower(strings.TrimSuffix(host, "."))
+	if strings.Contains(host, ":") {
+		host = "[" + host + "]"
+	}
+	return host + ":" + port
+}
