@@ -10,6 +10,7 @@ import (
 
 	"cairn/store"
 	"cairn/store/local"
+	"cairn/store/sftp"
 )
 
 const (
@@ -33,12 +34,17 @@ func Index(location string, o Options) (r store.Reader, name string, err error) 
 // IndexBucket is where an index is to be written. Its directory must exist: making one for a mistyped path
 // helps nobody. The file's permissions are 0644 less the umask unless the options say otherwise.
 func IndexBucket(location string, o Options) (b store.Bucket, name string, err error) {
-	if scheme := schemeOf(location); scheme != "" {
+	scheme := schemeOf(location)
+	if scheme != "" && scheme != "sftp" {
 		return nil, "", readOnly(scheme)
 	}
 	dir, name, err := split(location)
 	if err != nil {
 		return nil, "", err
+	}
+	if scheme == "sftp" {
+		b, err := sftpIndexes(dir, o)
+		return b, name, err
 	}
 	if o.Local.Mode == 0 {
 		o.Local.Mode = indexMode
@@ -48,6 +54,18 @@ func IndexBucket(location string, o Options) (b store.Bucket, name string, err e
 		return nil, "", err
 	}
 	return bucket, name, nil
+}
+
+// sftpIndexes is a directory on a server, which is not asked yet whether it is there.
+func sftpIndexes(dir string, o Options) (store.Bucket, error) {
+	if o.SFTP.Mode == 0 {
+		o.SFTP.Mode = indexMode
+	}
+	b, err := sftp.New(dir, o.SFTP)
+	if err != nil {
+		return nil, err
+	}
+	return store.RetryBucket(b, o.Retry), nil
 }
 
 // DefaultStore is the store of an index for which none is named: default.castr beside it, as casync has it.

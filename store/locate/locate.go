@@ -10,6 +10,7 @@ import (
 
 	"cairn/store"
 	"cairn/store/local"
+	"cairn/store/sftp"
 	"cairn/store/web"
 )
 
@@ -17,6 +18,7 @@ import (
 type Options struct {
 	Local local.Options
 	Web   web.Options
+	SFTP  sftp.Options
 	Retry store.Policy // of indexes and buckets that are reached over a network
 }
 
@@ -27,7 +29,7 @@ func Group(location string) []string { return strings.Split(location, "|") }
 // Remote says whether a location is reached over a network.
 func Remote(location string) bool { return schemeOf(location) != "" }
 
-// Open is a store to read: a directory's path, or an http or https URL. A directory that does not exist is
+// Open is a store to read: a directory's path, or an http, https or sftp URL. A directory that does not exist is
 // store.ErrNotFound; a server is not asked anything yet. It is asked once for each read: retrying is the
 // caller's, who may have other stores to ask meanwhile.
 func Open(location string, o Options) (store.Reader, error) {
@@ -44,14 +46,29 @@ func Open(location string, o Options) (store.Reader, error) {
 			return nil, err
 		}
 		return r, nil
+	case "sftp":
+		b, err := sftp.New(location, o.SFTP)
+		if err != nil {
+			return nil, err
+		}
+		return b, nil
 	default:
 		return nil, unsupported(scheme)
 	}
 }
 
-// OpenBucket is a store to write: a directory's path. The directory is made if it does not exist.
+// OpenBucket is a store to write: a directory's path, or an sftp URL. The directory is made if it does not exist.
 func OpenBucket(location string, o Options) (store.Bucket, error) {
-	if scheme := schemeOf(location); scheme != "" {
+	switch scheme := schemeOf(location); scheme {
+	case "":
+	case "sftp":
+		o.SFTP.MakeRoot = true
+		b, err := sftp.New(location, o.SFTP)
+		if err != nil {
+			return nil, err
+		}
+		return store.RetryBucket(b, o.Retry), nil
+	default:
 		return nil, readOnly(scheme)
 	}
 	b, err := local.Create(location, o.Local)
@@ -70,10 +87,10 @@ func readOnly(scheme string) error {
 
 func unsupported(scheme string) error {
 	switch scheme {
-	case "s3", "s3+http", "s3+https", "sftp":
+	case "s3", "s3+http", "s3+https":
 		return fmt.Errorf("%s locations are not supported yet: %w", scheme, errors.ErrUnsupported)
 	}
-	return fmt.Errorf("unknown kind of location %s:// (a path, http or https)", scheme)
+	return fmt.Errorf("unknown kind of location %s:// (a path, http, https or sftp)", scheme)
 }
 
 var schemePattern = regexp.MustCompile(`^([A-Za-z][A-Za-z0-9+.-]*)://`)

@@ -11,6 +11,7 @@ import (
 
 	"cairn/store"
 	"cairn/store/locate"
+	"cairn/store/sftp"
 	"cairn/store/storetest"
 )
 
@@ -19,8 +20,9 @@ func TestOpen(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "x"), []byte("data"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	for _, location := range []string{dir, dir + "/", storetest.Nginx(t, dir)} {
-		r, err := locate.Open(location, locate.Options{})
+	o := locate.Options{SFTP: sftp.Options{Config: storetest.NewSSHD(t, "internal-sftp").Config}}
+	for _, location := range []string{dir, dir + "/", storetest.Nginx(t, dir), "sftp://store" + dir} {
+		r, err := locate.Open(location, o)
 		if err != nil {
 			t.Fatalf("Open(%s): %v", location, err)
 		}
@@ -36,18 +38,19 @@ func TestRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	for location, want := range map[string]error{
-		file + "-absent":           store.ErrNotFound,
-		file:                       nil,
-		"":                         store.ErrNotFound,
-		"s3://bucket/prefix":       errors.ErrUnsupported,
-		"s3+https://k:hush@h/b":    errors.ErrUnsupported,
-		"sftp://hush@host/path":    errors.ErrUnsupported,
-		"gopher://host/?hush":      nil,
-		"HTTP://host:port/?hush":   nil,
-		"http:///hush":             nil,
-		"https://user:hush@h:x/":   nil,
-		"file:///etc?hush":         nil,
-		"relative/path/not://here": store.ErrNotFound,
+		file + "-absent":             store.ErrNotFound,
+		file:                         nil,
+		"":                           store.ErrNotFound,
+		"s3://bucket/prefix":         errors.ErrUnsupported,
+		"s3+https://k:hush@h/b":      errors.ErrUnsupported,
+		"sftp://user:hush@host/path": nil,
+		"sftp://-hush@host/path":     nil,
+		"gopher://host/?hush":        nil,
+		"HTTP://host:port/?hush":     nil,
+		"http:///hush":               nil,
+		"https://user:hush@h:x/":     nil,
+		"file:///etc?hush":           nil,
+		"relative/path/not://here":   store.ErrNotFound,
 	} {
 		_, err := locate.Open(location, locate.Options{})
 		if err == nil || want != nil && !errors.Is(err, want) || strings.Contains(err.Error(), ":hush") {
@@ -85,6 +88,42 @@ func TestIndex(t *testing.T) {
 	}
 }
 
+// TestSFTP: a store is made with its parents, an index is put only where there is a directory.
+func TestSFTP(t *testing.T) {
+	root := "sftp://store" + t.TempDir()
+	o := locate.Options{SFTP: sftp.Options{Config: storetest.NewSSHD(t, "internal-sftp").Config}}
+	index := root + "/a/x.caibx"
+	b, name, err := locate.IndexBucket(index, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Write(t.Context(), name, []byte("index")); !errors.Is(err, store.ErrNotFound) {
+		t.Errorf("Write of an index into no directory = %v, want ErrNotFound", err)
+	}
+	chunks, err := locate.DefaultStore(index)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := locate.OpenBucket(chunks, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(c.Write(t.Context(), "abcd/x", nil), b.Write(t.Context(), name, []byte("index"))); err != nil {
+		t.Fatal(err)
+	}
+	path, _ := strings.CutPrefix(root, "sftp://store")
+	if info, err := os.Stat(path + "/a/x.caibx"); err != nil || info.Mode().Perm()&0o600 != 0o600 {
+		t.Errorf("the index has mode %v, %v", info.Mode(), err)
+	}
+	r, name, err := locate.Index(index, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := r.Read(t.Context(), name, nil, 10); err != nil || string(got) != "index" {
+		t.Errorf("Read of %s = %q, %v", index, got, err)
+	}
+}
+
 func TestIndexRefused(t *testing.T) {
 	dir := t.TempDir()
 	for _, location := range []string{"", "/", "..", dir + "/", "http://host", "http://host/", "http://host/a%2Fb",
@@ -106,6 +145,8 @@ func TestDefaultStore(t *testing.T) {
 		"/srv/images/x.caibx":              "/srv/images/default.castr",
 		"../a b/x.caibx":                   "../a b/default.castr",
 		"http://host/x.caibx":              "http://host/default.castr",
+		"sftp://me@host:1/x.caibx":         "sftp://me@host:1/default.castr",
+		"sftp://host/~/x.caibx":            "sftp://host/~/default.castr",
 		"https://u:p@host:1/a%20b/x?sig=1": "https://u:p@host:1/a%20b/default.castr?sig=1",
 		"https://host/a%2Fb/x.caibx":       "https://host/a%2Fb/default.castr",
 	} {
