@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"os/exec"
 	"strings"
 	"sync"
 	"testing"
 
 	"cairn/blob"
+	"cairn/internal/need"
 	"cairn/store"
 	"cairn/store/mem"
 	"cairn/store/storetest"
@@ -223,8 +225,14 @@ func TestLyingIndex(t *testing.T) {
 func TestUnsupportedCodecIsNotCorrupt(t *testing.T) {
 	s := newSample(1, 1000)
 	b := new(mem.Bucket)
-	mustWrite(t, b, s.packed(), []byte("\xfd7zXZ\x00 and so on"))
-	err := s.get(t, chunksOf(b))
+	cmd := exec.CommandContext(t.Context(), need.Tool(t, "xz"), "--delta", "--lzma2", "-c")
+	cmd.Stdin = bytes.NewReader(s.data)
+	packed, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustWrite(t, b, s.packed(), packed)
+	err = s.get(t, chunksOf(b))
 	if _, ok := errors.AsType[*store.CorruptError](err); ok || !errors.Is(err, errors.ErrUnsupported) {
 		t.Errorf("Get = %v, want errors.ErrUnsupported", err)
 	}

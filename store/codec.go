@@ -5,8 +5,11 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
+	"sync"
 
+	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 
 	"cairn/blob"
@@ -24,7 +27,10 @@ const (
 func packedLimit(size int) int64 { return int64(size) + int64(size)/128 + 64<<10 }
 
 // unpacker decompresses chunks. Safe for concurrent use, and as wide as the machine.
-type unpacker struct{ zstd *zstd.Decoder }
+type unpacker struct {
+	zstd *zstd.Decoder
+	gzip *sync.Pool // of *gzip.Reader
+}
 
 func newUnpacker() unpacker {
 	d, err := zstd.NewReader(nil,
@@ -35,7 +41,7 @@ func newUnpacker() unpacker {
 	if err != nil {
 		panic("store: zstd decoder options: " + err.Error())
 	}
-	return unpacker{d}
+	return unpacker{d, new(sync.Pool)}
 }
 
 // unpack fills dst with the chunk that packed holds. A frame that holds more or less than len(dst) bytes is
@@ -45,9 +51,9 @@ func (u unpacker) unpack(dst, packed []byte) error {
 	case bytes.HasPrefix(packed, []byte(zstdMagic)):
 		return u.unzstd(dst, packed)
 	case bytes.HasPrefix(packed, []byte(xzMagic)):
-		return fmt.Errorf("xz compression is not supported yet: %w", errors.ErrUnsupported)
+		return unxz(dst, packed)
 	case bytes.HasPrefix(packed, []byte(gzipMagic)):
-		return fmt.Errorf("gzip compression is not supported yet: %w", errors.ErrUnsupported)
+		return u.ungzip(dst, packed)
 	case len(packed) == 0:
 		return errors.New("it is empty")
 	}
@@ -64,6 +70,33 @@ func (u unpacker) unzstd(dst, packed []byte) error {
 		return sizeError(len(out), len(dst))
 	}
 	copy(dst, out) // a no-op unless the decoder moved its output
+	return nil
+}
+
+// ungzip decodes exactly one member. The decoder's window is 32 KiB, whatever the member holds.
+func (u unpacker) ungzip(dst, packed []byte) error {
+	in := bytes.NewReader(packed)
+	r, ok := u.gzip.Get().(*gzip.Reader)
+	if !ok {
+		r = new(gzip.Reader)
+	}
+	defer u.gzip.Put(r)
+	if err := r.Reset(in); err != nil {
+		return fmt.Errorf("decompressing: %w", err)
+	}
+	r.Multistream(false)
+	n, err := io.ReadFull(r, dst)
+	if err != nil {
+		return fmt.Errorf("decompressing: %w (after %d of %d bytes)", err, n, len(dst))
+	}
+	switch n, err := r.Read(make([]byte, 1)); {
+	case n > 0:
+		return fmt.Errorf("it has more than %d bytes", len(dst))
+	case !errors.Is(err, io.EOF):
+		return fmt.Errorf("decompressing: %w", err)
+	case in.Len() > 0:
+		return fmt.Errorf("%d bytes follow the compressed data", in.Len())
+	}
 	return nil
 }
 

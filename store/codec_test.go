@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/klauspost/compress/zstd"
+	"github.com/ulikunitz/xz"
 
 	"cairn/internal/need"
 )
@@ -149,8 +150,8 @@ func TestUnpackRefuses(t *testing.T) {
 		"no size, long": {streamed(t, data), len(data) - 1, nil},
 		"nothing":       {pack(t, nil, zstd.WithZeroFrames(true)), 10, nil},
 		"twice":         {append(bytes.Clone(packed), packed...), len(data), nil},
-		"xz":            {[]byte(xzMagic + "more"), 10, errors.ErrUnsupported},
-		"gzip":          {[]byte(gzipMagic + "more"), 10, errors.ErrUnsupported},
+		"xz alone":      {[]byte(xzMagic + "more"), 10, nil},
+		"gzip alone":    {[]byte(gzipMagic + "more"), 10, nil},
 	} {
 		err := newUnpacker().unpack(make([]byte, test.size), test.packed)
 		if err == nil || test.want != nil && !errors.Is(err, test.want) {
@@ -193,6 +194,9 @@ func FuzzUnpack(f *testing.F) {
 	data := bytes.Repeat(random(1, 100), 20)
 	f.Add(pack(f, data), len(data))
 	f.Add(streamed(f, data), len(data))
+	f.Add(packXZ(f, data, xz.WriterConfig{}), len(data))
+	f.Add(packXZ(f, data, xz.WriterConfig{CheckSum: xz.SHA256, BlockSize: 700}), len(data))
+	f.Add(packGzip(f, data), len(data))
 	f.Add([]byte(xzMagic), 1)
 	f.Add([]byte(zstdMagic+"\x00\x88"), 1)
 	u := newUnpacker()

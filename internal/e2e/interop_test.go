@@ -8,6 +8,7 @@ import (
 
 	"cairn/internal/blockdev/looptest"
 	"cairn/internal/need"
+	"cairn/testimages"
 )
 
 // sizes are chunk sizes as cairn and desync take them, in KiB, and as casync does, in bytes.
@@ -112,6 +113,25 @@ func TestAssembleOthers(t *testing.T) {
 			cairn(t, "verify", "-s", m.store, m.index)
 		}
 	})
+}
+
+// TestAssembleOtherCodecs: cairn assembles and verifies what casync has packed with xz and gzip, also in one store
+// with chunks of its own.
+func TestAssembleOtherCodecs(t *testing.T) {
+	t.Parallel()
+	need.Tool(t, "casync")
+	image := writeFile(t, t.TempDir(), "image", append(testimages.Random(1, 500_000), make([]byte, 1<<20)...))
+	for _, codec := range []string{"xz", "gzip"} {
+		dir := t.TempDir()
+		m := made{filepath.Join(dir, "x.caibx"), mkdir(t, filepath.Join(dir, "x.castr"))}
+		must(t, "casync", "make", "--compression="+codec, "--store="+m.store, m.index, image)
+		ours := made{filepath.Join(dir, "ours.caibx"), m.store}
+		cairn(t, "make", "-s", m.store, "--chunk-size", smallSizes.kib, ours.index, image)
+		for _, m := range []made{m, ours} {
+			wantSame(t, extractWith(t, "cairn", digest512, m), image)
+			cairn(t, "verify", "-s", m.store, m.index)
+		}
+	}
 }
 
 // eachInterop tries the ways between the tools with all images and both digests.

@@ -1,6 +1,7 @@
 package locate
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -38,8 +39,9 @@ func IndexBucket(location string, o Options) (b store.Bucket, name string, err e
 	if err != nil {
 		return nil, "", err
 	}
-	if schemeOf(location) != "" {
-		b, err = OpenBucket(dir, o)
+	if Remote(location) {
+		o.SFTP.Mode = cmp.Or(o.SFTP.Mode, indexMode)
+		b, err = patient(dir, o)
 		return b, name, err
 	}
 	if o.Local.Mode == 0 {

@@ -12,6 +12,7 @@ import (
 	"cairn/store"
 	"cairn/store/local"
 	"cairn/store/s3"
+	"cairn/store/sftp"
 	"cairn/store/web"
 )
 
@@ -20,6 +21,7 @@ type Options struct {
 	Local local.Options
 	Web   web.Options
 	S3    s3.Options
+	SFTP  sftp.Options
 	TLS   *tls.Config  // of every backend that speaks it and has none of its own
 	Retry store.Policy // of indexes and buckets that are reached over a network
 }
@@ -42,11 +44,17 @@ func Open(location string, o Options) (store.Reader, error) {
 }
 
 // OpenBucket is a store to write: a directory's path, the http or https URL of a server that takes WebDAV's PUT,
-// or an S3 location. A directory is made if it does not exist; a bucket in S3 is not.
+// an S3 or an SFTP location. A directory is made if it does not exist; a bucket in S3 is not.
 func OpenBucket(location string, o Options) (store.Bucket, error) {
 	if !Remote(location) {
 		return bucket(local.Create(location, o.Local))
 	}
+	o.SFTP.MakeRoot = true
+	return patient(location, o)
+}
+
+// patient is a store on a server that is asked again when it does not answer.
+func patient(location string, o Options) (store.Bucket, error) {
 	b, err := remote(location, o)
 	if err != nil {
 		return nil, err
@@ -64,6 +72,8 @@ func remote(location string, o Options) (store.Bucket, error) {
 		return bucket(web.NewBucket(location, o.Web))
 	case "s3", "s3+http", "s3+https":
 		return openS3(location, o)
+	case "sftp":
+		return bucket(sftp.New(location, o.SFTP))
 	default:
 		return nil, unsupported(scheme)
 	}
@@ -96,7 +106,7 @@ func isS3(location string) bool {
 }
 
 func unsupported(scheme string) error {
-	return fmt.Errorf("unknown kind of location %s:// (a path, http, https, s3, s3+http or s3+https)", scheme)
+	return fmt.Errorf("unknown kind of location %s:// (a path, http, https, s3, s3+http, s3+https or sftp)", scheme)
 }
 
 var schemePattern = regexp.MustCompile(`^([A-Za-z][A-Za-z0-9+.-]*)://`)

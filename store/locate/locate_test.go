@@ -12,6 +12,7 @@ import (
 	"cairn/internal/trust"
 	"cairn/store"
 	"cairn/store/locate"
+	"cairn/store/sftp"
 	"cairn/store/storetest"
 )
 
@@ -37,18 +38,20 @@ func TestRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	for location, want := range map[string]error{
-		file + "-absent":           store.ErrNotFound,
-		file:                       nil,
-		"":                         store.ErrNotFound,
-		"s3://b":                   nil,
-		"s3+https://k:hush@h/bkt":  nil,
-		"s3+https://h/bkt?x=:hush": nil,
-		"gopher://host/?hush":      nil,
-		"HTTP://host:port/?hush":   nil,
-		"http:///hush":             nil,
-		"https://user:hush@h:x/":   nil,
-		"file:///etc?hush":         nil,
-		"relative/path/not://here": store.ErrNotFound,
+		file + "-absent":             store.ErrNotFound,
+		file:                         nil,
+		"":                           store.ErrNotFound,
+		"s3://b":                     nil,
+		"s3+https://k:hush@h/bkt":    nil,
+		"s3+https://h/bkt?x=:hush":   nil,
+		"sftp://user:hush@host/path": nil,
+		"sftp://-hush@host/path":     nil,
+		"gopher://host/?hush":        nil,
+		"HTTP://host:port/?hush":     nil,
+		"http:///hush":               nil,
+		"https://user:hush@h:x/":     nil,
+		"file:///etc?hush":           nil,
+		"relative/path/not://here":   store.ErrNotFound,
 	} {
 		_, err := locate.Open(location, locate.Options{})
 		if err == nil || want != nil && !errors.Is(err, want) || strings.Contains(err.Error(), ":hush") {
@@ -83,6 +86,42 @@ func TestIndex(t *testing.T) {
 		if got, err := r.Read(t.Context(), name, nil, 10); err != nil || !bytes.Equal(got, []byte("index")) {
 			t.Errorf("Read of %s = %q, %v", location, got, err)
 		}
+	}
+}
+
+// TestSFTP: a store is made with its parents, an index is put only where there is a directory.
+func TestSFTP(t *testing.T) {
+	root := "sftp://store" + t.TempDir()
+	o := locate.Options{SFTP: sftp.Options{Config: storetest.NewSSHD(t, "internal-sftp").Config}}
+	index := root + "/a/x.caibx"
+	b, name, err := locate.IndexBucket(index, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Write(t.Context(), name, []byte("index")); !errors.Is(err, store.ErrNotFound) {
+		t.Errorf("Write of an index into no directory = %v, want ErrNotFound", err)
+	}
+	chunks, err := locate.DefaultStore(index)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := locate.OpenBucket(chunks, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(c.Write(t.Context(), "abcd/x", nil), b.Write(t.Context(), name, []byte("index"))); err != nil {
+		t.Fatal(err)
+	}
+	path, _ := strings.CutPrefix(root, "sftp://store")
+	if info, err := os.Stat(path + "/a/x.caibx"); err != nil || info.Mode().Perm()&0o600 != 0o600 {
+		t.Errorf("the index has mode %v, %v", info.Mode(), err)
+	}
+	r, name, err := locate.Index(index, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := r.Read(t.Context(), name, nil, 10); err != nil || string(got) != "index" {
+		t.Errorf("Read of %s = %q, %v", index, got, err)
 	}
 }
 

@@ -1,0 +1,92 @@
+package sftp
+
+import (
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestLocation(t *testing.T) {
+	for text, want := range map[string]location{
+		"sftp://host/srv/images":           {"", "host", "", "/srv/images", "sftp://host/srv/images"},
+		"sftp://me@host:2222/srv/":         {"me", "host", "2222", "/srv", "sftp://me@host:2222/srv"},
+		"sftp://host":                      {"", "host", "", "/", "sftp://host"},
+		"sftp://host/":                     {"", "host", "", "/", "sftp://host"},
+		"sftp://host/~":                    {"", "host", "", ".", "sftp://host/~"},
+		"sftp://host/~/images/v2":          {"", "host", "", "./images/v2", "sftp://host/~/images/v2"},
+		"sftp://[fe80::1%25eth0]:22/a%20b": {"", "fe80::1%eth0", "22", "/a b", "sftp://[fe80::1%25eth0]:22/a%20b"},
+		"sftp://DOM%5Cme@build_host.x/p":   {`DOM\me`, "build_host.x", "", "/p", "sftp://DOM%5Cme@build_host.x/p"},
+	} {
+		if got, err := parseLocation(text); got != want || err != nil {
+			t.Errorf("parseLocation(%q) = %+v, %v; want %+v", text, got, err, want)
+		}
+	}
+}
+
+// hostile are locations that ssh, or a shell that its configuration hands them to, could misread.
+var hostile = []string{
+	"sftp://-oProxyCommand=touch%20x/path", "sftp://-oProxyCommand=true/path", "sftp://-oProxyCommand=true:22/path",
+	"sftp://-l@host/path", "sftp://%2DoProxyCommand@host/path", "sftp://-/p", "sftp://@-x/p",
+	"sftp://a%0ab@host/p", "sftp://$(id)@host/p", "sftp://a%60id%60@host/p", "sftp://x;y@host/p", "sftp://x y@host/p",
+	"sftp://host;id/p", "sftp://ho$st/p", "sftp://ho`id`st/p", "sftp://ho%0ast/p", "sftp://a'b/p", "sftp:///path",
+	"sftp://me%5C@host/p", "sftp://@host/p", "sftp://host:x/p", "sftp://host:-1/p", "sftp://host:22:22/p",
+	"sftp://host/p?hush", "sftp://host/p#hush", "sftp://host/a%00b", "http://host/p", "//host/p", "host:/p", "",
+	"sftp://me:hush@host/p", "sftp://:hush@host/p",
+}
+
+func TestLocationRefused(t *testing.T) {
+	for _, text := range hostile {
+		if got, err := parseLocation(text); err == nil || strings.Contains(err.Error(), "hush") {
+			t.Errorf("parseLocation(%q) = %+v, %v; want an error that tells no secret", text, got, err)
+		}
+	}
+}
+
+// TestArguments: options end before the host, and what the location does not say is left to ssh_config.
+func TestArguments(t *testing.T) {
+	at, err := parseLocation("sftp://host/p")
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := Options{Patience: time.Minute}
+	got := sshArgs(at, o)
+	if tail := got[len(got)-4:]; !slices.Equal(tail, []string{"-s", "--", "host", "sftp"}) {
+		t.Errorf("arguments end with %q", tail)
+	}
+	for _, option := range []string{"-l", "-p", "-F"} {
+		if slices.Contains(got, option) {
+			t.Errorf("arguments %q have %s", got, option)
+		}
+	}
+	at.user, at.port, o.Config = "me", "22", "file"
+	got = sshArgs(at, o)
+	for _, want := range []string{"-F file -l me -p 22 -s -- host sftp", "-oBatchMode=yes", "-oConnectTimeout=60"} {
+		if !strings.Contains(strings.Join(got, " "), want) {
+			t.Errorf("arguments %q lack %q", got, want)
+		}
+	}
+}
+
+// FuzzLocation: whatever is taken leaves ssh nothing to misread, and is shown without a secret.
+func FuzzLocation(f *testing.F) {
+	for _, seed := range append(slices.Clone(hostile), "sftp://me@host:22/p", "sftp://[::1]/p") {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		at, err := parseLocation(text)
+		if err != nil {
+			return
+		}
+		again, err := parseLocation(at.public)
+		if err != nil || again != at {
+			t.Errorf("%q is shown as %q, which is %+v, %v, not %+v", text, at.public, again, err, at)
+		}
+		args := sshArgs(at, Options{Patience: time.Second})
+		host := slices.Index(args, "--") + 1
+		if !strings.HasPrefix(args[0], "-o") || args[host] != at.host || at.host[0] == '-' || strings.HasPrefix(at.user, "-") ||
+			strings.ContainsAny(at.user+at.host+at.port, "\x00\n\r;&|`$'\"<>(){} \t") {
+			t.Errorf("%q has ssh run as %q", text, args)
+		}
+	})
+}

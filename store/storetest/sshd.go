@@ -1,0 +1,235 @@
+package storetest
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+
+	"cairn/internal/need"
+)
+
+// SSHD is a real sshd with keys and a configuration of its own: one process for each connection to a port of
+// 127.0.0.1, so that a test can stop, kill and count them. It ends with the test.
+type SSHD struct {
+	// Config is an ssh_config whose Host "store" leads here as the user who runs the test, and "nobody" as nobody,
+	// who can be denied something. "stranger" has not seen the host's key.
+	Config string
+
+	t        testing.TB
+	program  string
+	server   string // sshd_config
+	log      string
+	listener net.Listener
+	accepted atomic.Int64
+	cut      atomic.Int64 // bytes after which a connection is cut; 0 is never
+	most     atomic.Int64 // connections that are let in; 0 is all
+	work     sync.WaitGroup
+	mu       sync.Mutex
+	sessions map[*exec.Cmd]net.Conn
+}
+
+// NewSSHD starts one. Lines are put at the end of sshd_config; subsystem is the server of SFTP, such as
+// "internal-sftp".
+func NewSSHD(t testing.TB, subsystem string, lines ...string) *SSHD {
+	t.Helper()
+	if os.Geteuid() == 0 {
+		need.Tool(t, "ssh")
+		if err := os.MkdirAll("/run/sshd", 0o755); err != nil { // where sshd's unprivileged part lives; the boot makes it
+			t.Fatal(err)
+		}
+	}
+	dir := t.TempDir()
+	for _, d := range []string{filepath.Dir(dir), dir} { // the files here are read as the user who logs in
+		if err := os.Chmod(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	listener, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &SSHD{
+		Config: filepath.Join(dir, "ssh_config"), t: t, program: sshdPath(t), server: filepath.Join(dir, "sshd_config"),
+		log: filepath.Join(dir, "log"), listener: listener, sessions: map[*exec.Cmd]net.Conn{},
+	}
+	s.configure(dir, subsystem, lines)
+	s.work.Go(s.accept)
+	t.Cleanup(s.end)
+	return s
+}
+
+// sshdPath is absolute, as sshd wants it; users who are not root rarely have sbin in their path.
+func sshdPath(t testing.TB) string {
+	if _, err := os.Stat("/usr/sbin/sshd"); err == nil {
+		return "/usr/sbin/sshd"
+	}
+	return need.Tool(t, "sshd")
+}
+
+func (s *SSHD) configure(dir, subsystem string, lines []string) {
+	s.t.Helper()
+	keygen := need.Tool(s.t, "ssh-keygen")
+	for _, key := range []string{"host", "id"} {
+		out, err := exec.Command(keygen, "-q", "-t", "ed25519", "-N", "", "-f", filepath.Join(dir, key)).CombinedOutput()
+		if err != nil {
+			s.t.Fatalf("ssh-keygen: %v: %s", err, out)
+		}
+	}
+	me, err := user.Current()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	port := s.listener.Addr().(*net.TCPAddr).Port
+	hostKey := s.read(filepath.Join(dir, "host.pub"))
+	s.write(filepath.Join(dir, "authorized"), s.read(filepath.Join(dir, "id.pub")))
+	s.write(filepath.Join(dir, "known_hosts"), fmt.Sprintf("[127.0.0.1]:%d %s", port, hostKey))
+	s.write(filepath.Join(dir, "empty"), "")
+	s.write(s.server, fmt.Sprintf(`
+HostKey %[1]s/host
+AuthorizedKeysFile %[1]s/authorized
+PidFile none
+UsePAM no
+StrictModes no
+PermitRootLogin yes
+PasswordAuthentication no
+KbdInteractiveAuthentication no
+UseDNS no
+Subsystem sftp %[2]s
+%[3]s
+`, dir, subsystem, strings.Join(lines, "\n")))
+	s.write(s.Config, fmt.Sprintf(`
+Host stranger
+	UserKnownHostsFile %[1]s/empty
+Host nobody
+	User nobody
+Host store nobody stranger
+	HostName 127.0.0.1
+	Port %[2]d
+	User %[3]s
+	IdentityFile %[1]s/id
+	IdentitiesOnly yes
+	IdentityAgent none
+	StrictHostKeyChecking yes
+	UserKnownHostsFile %[1]s/known_hosts
+	GlobalKnownHostsFile %[1]s/empty
+`, dir, port, me.Username))
+}
+
+func (s *SSHD) read(path string) string {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return string(text)
+}
+
+func (s *SSHD) write(path, text string) {
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// Accepted is how many connections there were.
+func (s *SSHD) Accepted() int { return int(s.accepted.Load()) }
+
+// CutAfter has sshd killed once that many bytes have gone over a connection in either direction, from the next
+// connection on; 0 is never.
+func (s *SSHD) CutAfter(bytes int64) { s.cut.Store(bytes) }
+
+// Admit has all connections but the first n closed at once; 0 lets all in.
+func (s *SSHD) Admit(n int64) { s.most.Store(n) }
+
+// Signal sends a signal to what serves connections. SIGSTOP makes the server silent, SIGKILL breaks connections.
+func (s *SSHD) Signal(signal syscall.Signal) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for cmd := range s.sessions {
+		_ = syscall.Kill(-cmd.Process.Pid, signal) // it may have ended
+	}
+}
+
+// Refuse ends the listening: there is no server any more.
+func (s *SSHD) Refuse() { s.listener.Close() }
+
+func (s *SSHD) end() {
+	s.listener.Close()
+	s.Signal(syscall.SIGCONT)
+	s.Signal(syscall.SIGKILL)
+	s.mu.Lock()
+	for _, c := range s.sessions {
+		c.Close()
+	}
+	s.mu.Unlock()
+	s.work.Wait()
+	if text, err := os.ReadFile(s.log); err == nil && s.t.Failed() {
+		s.t.Logf("sshd: %s", text[max(0, len(text)-4000):])
+	}
+}
+
+func (s *SSHD) accept() {
+	for {
+		c, err := s.listener.Accept()
+		if err != nil {
+			return
+		}
+		n := s.accepted.Add(1)
+		if most := s.most.Load(); most > 0 && n > most {
+			c.Close()
+			continue
+		}
+		s.work.Go(func() { s.serve(c) })
+	}
+}
+
+// serve is one connection: an sshd as inetd would start it, with the bytes going through our hands.
+func (s *SSHD) serve(c net.Conn) {
+	defer c.Close()
+	cmd := exec.Command(s.program, "-i", "-E", s.log, "-f", s.server)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Stderr = nil
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		s.t.Error(err)
+		return
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		s.t.Error(err)
+		return
+	}
+	s.mu.Lock()
+	err = cmd.Start()
+	s.sessions[cmd] = c
+	s.mu.Unlock()
+	if err != nil {
+		s.t.Error(err)
+		return
+	}
+	cut := s.cut.Load()
+	pass := func(to io.Writer, from io.Reader) {
+		if cut == 0 {
+			_, _ = io.Copy(to, from)
+		} else if n, _ := io.CopyN(to, from, cut); n == cut {
+			_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
+		}
+	}
+	s.work.Go(func() {
+		pass(in, c)
+		_ = in.Close() // sshd may have ended
+	})
+	pass(c, out)
+	c.Close()
+	_ = cmd.Wait() // it is killed, or ends as its client does
+	s.mu.Lock()
+	delete(s.sessions, cmd)
+	s.mu.Unlock()
+}
