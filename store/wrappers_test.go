@@ -67,24 +67,33 @@ func TestCache(t *testing.T) {
 	}
 }
 
-// TestCacheOnFullDisk: a near store that cannot be written is no reason to fail, is told once, and is left
-// alone afterwards.
+// TestCacheOnFullDisk: a near store that cannot be written is no reason to fail, is told once, is left alone for
+// a while, and then tried again.
 func TestCacheOnFullDisk(t *testing.T) {
-	a, b := newSample(1, 1000), newSample(2, 1000)
-	full := errors.New("disk full")
-	w := newWriter(t, storetest.FaultyWrites(new(mem.Bucket), storetest.Nth(1), full), store.WriterOptions{})
-	var told []error
-	near := chunksOf(new(mem.Bucket))
-	c := store.Cache(near, w, chunksOf(bucketOf(t, a, b)), func(err error) { told = append(told, err) })
-	for _, s := range []sample{a, b, a} {
-		s.wantFrom(t, c)
-	}
-	if len(told) != 1 || !errors.Is(told[0], full) {
-		t.Errorf("told %v, want the failure once", told)
-	}
-	if has, err := w.Has(t.Context(), b.digest); has || err != nil {
-		t.Errorf("the near store was written again: %v, %v", has, err)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		a, b := newSample(1, 1000), newSample(2, 1000)
+		full := errors.New("disk full")
+		w := newWriter(t, storetest.FaultyWrites(new(mem.Bucket), storetest.First(2), full), store.WriterOptions{})
+		var told []error
+		near := chunksOf(new(mem.Bucket))
+		c := store.Cache(near, w, chunksOf(bucketOf(t, a, b)), func(err error) { told = append(told, err) })
+		for range 2 {
+			for _, s := range []sample{a, b, a} {
+				s.wantFrom(t, c)
+			}
+			if len(told) != 1 || !errors.Is(told[0], full) {
+				t.Errorf("told %v, want the failure once", told)
+			}
+			if has, err := w.Has(t.Context(), b.digest); has || err != nil {
+				t.Errorf("the near store was written again at once: %v, %v", has, err)
+			}
+			time.Sleep(10 * time.Second)
+		}
+		b.wantFrom(t, c)
+		if has, err := w.Has(t.Context(), b.digest); !has || err != nil {
+			t.Errorf("the near store is not written again after a while: %v, %v", has, err)
+		}
+	})
 }
 
 // TestCacheTakesOnlyProvenBytes: what far cannot supply is not kept.

@@ -38,11 +38,12 @@ func (f *common) add(c *cobra.Command) {
 // stores are the flags that say where chunks are.
 type stores struct {
 	access
-	locations []string
-	cache     string
-	fetches   int // 0: as many as fill the way to each store
-	rateLimit int64
-	patience  time.Duration
+	locations  []string
+	cache      string
+	cacheLimit int64 // 0 when it is the cache's to choose
+	fetches    int   // 0: as many as fill the way to each store
+	rateLimit  int64
+	patience   time.Duration
 }
 
 func (f *stores) add(c *cobra.Command) {
@@ -51,6 +52,8 @@ func (f *stores) add(c *cobra.Command) {
 		"`location` of a store: a path or URL, or several that stand in for each other, A|B; repeatable, tried in "+
 			"order (default: default.castr beside the index)")
 	c.Flags().StringVarP(&f.cache, "cache", "c", "", "`directory` that keeps fetched chunks")
+	c.Flags().Var(limitFlag{&f.cacheLimit}, "cache-limit",
+		"`size` that the cache may have; 0 is no limit (default: a tenth of its file system, at most half of what is free)")
 	c.Flags().Var(bytesFlag{&f.rateLimit}, "rate-limit", "read at most that many `bytes` a second from the stores")
 	c.Flags().IntVar(&f.fetches, "fetches", 0, "how many `chunks` to ask a store for at once (default: as many as fill the way to it)")
 	check(c, func([]string) error {
@@ -61,6 +64,9 @@ func (f *stores) add(c *cobra.Command) {
 			if slices.Contains(locate.Group(location), "") {
 				return fmt.Errorf("--store %q: a location is empty", location)
 			}
+		}
+		if f.cacheLimit != 0 && f.cache == "" {
+			return fmt.Errorf("--cache-limit needs --cache DIRECTORY")
 		}
 		return nil
 	})

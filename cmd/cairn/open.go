@@ -16,7 +16,6 @@ import (
 	"cairn/internal/blockdev"
 	"cairn/internal/disk"
 	"cairn/store"
-	"cairn/store/local"
 	"cairn/store/locate"
 )
 
@@ -121,7 +120,9 @@ func openStores(f stores, index string, a blob.Algorithm, budget int64) (*source
 		s.chunks = store.RetryGets(store.Fallback(sources...), s.policy)
 	}
 	if f.cache != "" {
-		s.addCache(f.cache, a)
+		if err := s.addCache(f.cache, f.cacheLimit, a); err != nil {
+			return nil, err
+		}
 	}
 	return s, nil
 }
@@ -181,26 +182,6 @@ func defaultStore(index string) (string, error) {
 		return "default.castr", nil
 	}
 	return locate.DefaultStore(index)
-}
-
-// addCache puts a directory of chunks in front of the stores. It is a help, and no condition: one that cannot
-// be written, since its disk is full for instance, is still read.
-func (s *source) addCache(dir string, a blob.Algorithm) {
-	bucket, err := local.Create(dir, local.Options{NoSync: true})
-	if err != nil {
-		say("warning: the cache is not used: %v", err)
-		return
-	}
-	near := store.NewChunks(bucket, a)
-	failed := func(err error) { say("warning: the cache takes no more chunks: %v", err) }
-	keep, err := store.NewWriter(bucket, store.WriterOptions{})
-	if err != nil {
-		failed(err)
-		s.chunks = store.Fallback(store.Source{Getter: near}, store.Source{Getter: s.chunks})
-		return
-	}
-	s.chunks = store.Cache(near, keep, s.chunks, failed)
-	s.close = func() { _ = keep.Close() } // what it kept is kept
 }
 
 // openImage opens the file, device or partition that a location means, for reading.

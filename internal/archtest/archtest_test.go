@@ -29,6 +29,7 @@ var imports = map[string]string{
 	"chunker":         "",
 	"store":           "blob",
 	"store/local":     "store",
+	"store/cachedir":  "store store/local",
 	"store/web":       "store",
 	"store/s3":        "store",
 	"store/sftp":      "store",

@@ -120,7 +120,7 @@ func TestInterruptedReaders(t *testing.T) {
 	}
 }
 
-// wantNoStage says that a store holds nothing but chunks' directories.
+// wantNoStage says that a store holds nothing but chunks' directories, and a cache beside them its count.
 func wantNoStage(t testing.TB, store string) {
 	t.Helper()
 	entries, err := os.ReadDir(store)
@@ -128,9 +128,12 @@ func wantNoStage(t testing.TB, store string) {
 		t.Fatal(err)
 	}
 	for _, e := range entries {
-		if len(e.Name()) != 4 {
+		if len(e.Name()) != 4 && e.Name() != ".cairn-cache" {
 			t.Errorf("%s holds %s", store, e.Name())
 		}
+	}
+	if left, err := filepath.Glob(filepath.Join(store, ".cairn-cache", "*.tmp")); err != nil || len(left) > 0 {
+		t.Errorf("%s holds %q, %v", store, left, err)
 	}
 }
 

@@ -243,6 +243,37 @@ func TestCacheSavesDownloads(t *testing.T) {
 	}
 }
 
+// TestCacheLimit: a cache that is far too small costs downloads, and nothing else; at its default limit a cache on
+// a small disk leaves room for others.
+func TestCacheLimit(t *testing.T) {
+	t.Parallel()
+	r := publish(t, small(t))
+	server := newNginx(t, r.dir)
+	dir, disk := t.TempDir(), mount(t, "-t", "tmpfs", "-o", "size=8m", "tmpfs")
+	for n, limit := range []string{"--cache-limit=300K", "--cache-limit=1", "--progress=none"} {
+		cache, most := filepath.Join(dir, fmt.Sprint("cache", n)), int64(300<<10)
+		if n == 2 {
+			cache, most = filepath.Join(disk, "cache"), 8*mib/10
+		}
+		for range 2 {
+			target := filepath.Join(t.TempDir(), "target")
+			got := run(t, "cairn", "assemble", "-c", cache, limit, server.url+"/b.caibx", target)
+			if got.status != 0 || strings.Contains(got.stderr, "warning") {
+				t.Errorf("with %s: %+v", limit, got)
+			}
+			wantSame(t, target, r.b)
+		}
+		var bytes int64
+		chunks, err := filepath.Glob(filepath.Join(cache, "????", "*"))
+		for _, chunk := range chunks {
+			bytes += fileSize(t, chunk)
+		}
+		if err != nil || bytes > most || (bytes == 0) != (n == 1) {
+			t.Errorf("with %s the cache has %d bytes, %v; want at most %d", limit, bytes, err, most)
+		}
+	}
+}
+
 // TestTags: partitions are found by label and UUID among all disks of the machine.
 func TestTags(t *testing.T) {
 	t.Parallel()

@@ -64,6 +64,9 @@ func Create(dir string, o Options) (*Bucket, error) {
 	return Open(dir, o)
 }
 
+// At is a bucket in a directory that need not exist: a missing one is like an empty one.
+func At(dir string, o Options) *Bucket { return newBucket(dir, o) }
+
 func newBucket(dir string, o Options) *Bucket {
 	if o.Mode == 0 {
 		o.Mode = 0o444

@@ -47,7 +47,7 @@ func (w *walk) enter(dir string) error {
 		if err := w.ctx.Err(); err != nil {
 			return err
 		}
-		if dir == "." && strings.HasPrefix(name, stagePrefix) {
+		if dir == "." && strings.HasPrefix(name, hiddenPrefix) {
 			return nil
 		}
 		return w.visit(path.Join(dir, name))

@@ -17,9 +17,12 @@ import (
 // stagePrefix begins the names of stages. Neither casync gc nor desync verify and prune look into them, for
 // no file in there is called like a chunk.
 const (
-	stagePrefix = ".cairn-stage-"
+	stagePrefix = hiddenPrefix + "stage-"
 	lockName    = "lock"
 )
+
+// hiddenPrefix begins the names of all that is no object: stages, and what store/cachedir keeps of its own.
+const hiddenPrefix = ".cairn-"
 
 // stage is a private directory inside the bucket's, where objects wait for their names. The lock on a file
 // in it says that its owner lives; the stages of dead owners are removed by whoever writes there next. Only

@@ -1,0 +1,376 @@
+package cachedir
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// controlName is the directory for what is no chunk. Neither casync gc nor desync verify and prune look into
+// it, and local.List does not show it.
+const (
+	controlName = ".cairn-cache"
+	tempSuffix  = ".tmp"
+)
+
+// ledger is a cache directory that this process takes part in.
+type ledger struct {
+	root    string // with no symbolic link in it
+	control string
+	option  int64 // Options.Limit
+	boot    [16]byte
+	id      uint64 // of the ledger, for the names of its files
+	next    atomic.Uint64
+	turn    chan struct{} // holds one thing when nobody of this process is at the state
+	state   *os.File
+}
+
+// errForeign protects stores: what a limit would evict from them is needed.
+var errForeign = errors.New("it holds chunks and was not made as a cache: " +
+	"name another directory, or make the directory " + controlName + " in it if it may be evicted from")
+
+// making says whether a directory that is no cache yet becomes one.
+type making bool
+
+const (
+	mustExist making = false
+	mayMake   making = true
+)
+
+// openLedger takes part in a directory. Absence is fs.ErrNotExist when nothing may be made.
+func openLedger(path string, o Options, m making) (l *ledger, needsCount bool, err error) {
+	if m == mayMake {
+		if err := makeDir(path); err != nil {
+			return nil, false, err
+		}
+	}
+	root, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return nil, false, err
+	}
+	l = &ledger{root: root, control: filepath.Join(root, controlName), option: o.Limit,
+		boot: bootID(), id: rand.Uint64(), turn: make(chan struct{}, 1)}
+	l.turn <- struct{}{}
+	fresh, err := l.claim(m)
+	if err != nil {
+		return nil, false, err
+	}
+	if l.state, err = l.open("state"); err != nil {
+		return nil, false, err
+	}
+	if evictor, err := l.open("evictor"); err == nil { // a full disk may not let it be made later
+		evictor.Close()
+	}
+	if needsCount, err = l.begin(fresh); err != nil {
+		return nil, false, errors.Join(err, l.close())
+	}
+	return l, needsCount, nil
+}
+
+// makeDir makes a directory with its parents. It is fs.ErrNotExist when somebody removes it meanwhile.
+func makeDir(path string) error {
+	err := os.MkdirAll(path, 0o755)
+	if errors.Is(err, fs.ErrExist) { // a file, or a directory a moment ago
+		if _, gone := os.Lstat(path); gone != nil {
+			return gone
+		}
+	}
+	return err
+}
+
+// isThere says whether the directory is still what it was when it was opened.
+func (l *ledger) isThere() bool {
+	opened, err := l.state.Stat()
+	if err != nil {
+		return false
+	}
+	found, err := os.Lstat(l.state.Name())
+	return err == nil && os.SameFile(opened, found)
+}
+
+func (l *ledger) close() error { return l.state.Close() }
+
+// claim finds the control directory, or makes it where there are no chunks; then the cache is fresh.
+func (l *ledger) claim(m making) (fresh bool, err error) {
+	info, err := os.Lstat(l.control)
+	switch {
+	case err == nil && info.IsDir():
+		return false, nil
+	case err == nil:
+		return false, fmt.Errorf("%s is not a directory", l.control)
+	case !errors.Is(err, fs.ErrNotExist) || m == mustExist:
+		return false, err
+	}
+	holds, err := holdsChunks(l.root)
+	if err != nil {
+		return false, err
+	}
+	if holds {
+		if _, err := os.Lstat(l.control); err == nil {
+			return false, nil // another process was quicker than we
+		}
+		return false, errForeign
+	}
+	err = os.Mkdir(l.control, 0o755)
+	if errors.Is(err, fs.ErrExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+func holdsChunks(root string) (holds bool, err error) {
+	err = eachName(root, func(_ *os.File, name string) error {
+		if isChunkDir(name) {
+			return fs.SkipAll
+		}
+		return nil
+	})
+	if errors.Is(err, fs.SkipAll) {
+		return true, nil
+	}
+	return false, err
+}
+
+// eachName calls do for the names in a directory, of which do may remove some, until it fails. The directory
+// is no symbolic link, so that nothing outside is ever counted or removed.
+func eachName(dir string, do func(d *os.File, name string) error) error {
+	d, err := os.OpenFile(dir, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	for {
+		names, err := d.Readdirnames(1024)
+		for _, name := range names {
+			if err := do(d, name); err != nil {
+				return err
+			}
+		}
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// open opens one of the files in the control directory.
+func (l *ledger) open(name string) (*os.File, error) {
+	return os.OpenFile(filepath.Join(l.control, name), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o644)
+}
+
+func (l *ledger) tempName() string {
+	return filepath.Join(l.control, fmt.Sprintf("%016x-%d%s", l.id, l.next.Add(1), tempSuffix))
+}
+
+// begin makes the tally of a fresh cache, and removes what dead writers left, if none lives.
+func (l *ledger) begin(fresh bool) (needsCount bool, err error) {
+	err = l.update(context.Background(), func(t *tally) error {
+		if fresh && !t.known {
+			t.counted(0, l.boot, time.Now())
+		}
+		limit, err := l.limit(t.used)
+		if err != nil {
+			return err
+		}
+		needsCount = t.stale(l.boot, time.Now()) || t.used > highWater(limit)
+		alone, err := l.lock("writers", unix.LOCK_EX)
+		if err != nil || alone == nil {
+			return err
+		}
+		defer alone.Close()
+		return l.sweep()
+	})
+	return needsCount, err
+}
+
+// limit is the limit when the cache takes used bytes.
+func (l *ledger) limit(used int64) (int64, error) {
+	switch l.option {
+	case Unlimited:
+		return math.MaxInt64, nil
+	case 0:
+		var s unix.Statfs_t
+		if err := unix.Statfs(l.root, &s); err != nil {
+			return 0, &fs.PathError{Op: "statfs", Path: l.root, Err: err}
+		}
+		return DefaultLimit(int64(s.Blocks)*s.Bsize, int64(s.Bavail)*s.Bsize, used), nil
+	}
+	return l.option, nil
+}
+
+// DefaultLimit is the limit of a cache that takes used bytes of a file system with so many bytes, of which so
+// many are free: a tenth of it, and no more than half of what would be free without the cache. What others take
+// makes it lower.
+func DefaultLimit(size, free, used int64) int64 { return min(size/10, (free+used)/2) }
+
+// sweep removes the files of writers; the caller knows that none lives.
+func (l *ledger) sweep() error {
+	return eachName(l.control, func(d *os.File, name string) error {
+		if !strings.HasSuffix(name, tempSuffix) {
+			return nil
+		}
+		return os.Remove(filepath.Join(d.Name(), name))
+	})
+}
+
+// reservation is the answer to who wants to write.
+type reservation struct {
+	lock    *os.File // held until the chunk has its name; nil if there is no room
+	crowded bool     // room should be made
+}
+
+// reserve takes room for a write.
+func (l *ledger) reserve(ctx context.Context, need int64) (r reservation, err error) {
+	err = l.update(ctx, func(t *tally) error {
+		limit, err := l.limit(t.used)
+		switch {
+		case err != nil:
+			return err
+		case l.option == 0 && need > limit: // nobody asked for so little
+			return fmt.Errorf("its disk leaves a cache room for %d bytes: %w", limit, unix.ENOSPC)
+		}
+		r.crowded = need <= limit && (!t.known || need > highWater(limit)-t.used)
+		if !t.known || need > limit-t.used {
+			return nil
+		}
+		// An evictor locks it only while it is at the state, as we are.
+		r.lock, err = l.lock("writers", unix.LOCK_SH)
+		if r.lock != nil {
+			t.take(need, limit)
+		}
+		return err
+	})
+	if err != nil && r.lock != nil {
+		err = errors.Join(err, r.lock.Close())
+	}
+	return r, err
+}
+
+// giveBack gives back the room of a file that is gone. If that fails, the count is too high until the next one.
+func (l *ledger) giveBack(n int64) {
+	if n > 0 {
+		_ = l.update(context.Background(), func(t *tally) error { t.giveBack(n); return nil })
+	}
+}
+
+// cancel gives back what reserve took, before its lock is given up.
+func (l *ledger) cancel(n int64) {
+	_ = l.update(context.Background(), func(t *tally) error { t.cancel(n); return nil })
+}
+
+// patience is how long to wait for a lock that others hold for microseconds, unless they are stopped or the
+// disk does not answer.
+const patience = 2 * time.Second
+
+var errBusy = errors.New("another process does not let go of it")
+
+// update changes the tally while nobody else can. It is fs.ErrNotExist when the cache was removed.
+func (l *ledger) update(ctx context.Context, change func(*tally) error) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("%s: %w", l.control, errBusy))
+	defer cancel()
+	select {
+	case <-l.turn:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	defer func() { l.turn <- struct{}{} }()
+	if err := lockWithin(ctx, l.state, unix.LOCK_EX); err != nil {
+		return err
+	}
+	defer func() { _ = flock(l.state, unix.LOCK_UN) }() // it is open and ours: nothing can fail
+	return l.change(change)
+}
+
+func (l *ledger) change(change func(*tally) error) error {
+	info, err := l.state.Stat()
+	if err != nil {
+		return err
+	}
+	if s, is := info.Sys().(*syscall.Stat_t); is && s.Nlink == 0 {
+		return &fs.PathError{Op: "lock", Path: l.state.Name(), Err: fs.ErrNotExist}
+	}
+	line := make([]byte, tallySize+1)
+	n, err := l.state.ReadAt(line, 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return err
+	}
+	old, _ := decodeTally(line[:n]) // one that cannot be read is not known
+	t := old
+	if err := change(&t); err != nil || t == old {
+		return err
+	}
+	_, err = l.state.WriteAt(t.encode(), 0)
+	return err
+}
+
+// lock locks one of the files if nobody else does; closing unlocks it. It is nil if somebody does.
+func (l *ledger) lock(name string, how int) (*os.File, error) {
+	f, err := l.open(name)
+	if err != nil {
+		return nil, err
+	}
+	err = flock(f, how|unix.LOCK_NB)
+	if err == nil {
+		return f, nil
+	}
+	f.Close()
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return nil, nil
+	}
+	return nil, &fs.PathError{Op: "lock", Path: f.Name(), Err: err}
+}
+
+// lockWithin locks a file, and waits for that until the context ends.
+func lockWithin(ctx context.Context, f *os.File, how int) error {
+	const shortest, longest = 50 * time.Microsecond, 5 * time.Millisecond
+	for wait := shortest; ; wait = min(2*wait, longest) {
+		err := flock(f, how|unix.LOCK_NB)
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			return err
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// flock does not take the descriptor out of the file, which another goroutine may close.
+func flock(f *os.File, how int) error {
+	c, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var locking error
+	if err := c.Control(func(fd uintptr) { locking = unix.Flock(int(fd), how) }); err != nil {
+		return fmt.Errorf("locking %s: %w", f.Name(), fs.ErrClosed) // its own error is none that can be told
+	}
+	return locking
+}
+
+// bootID tells one run of the system from the next; where it is not known, all are one.
+func bootID() (id [16]byte) {
+	text, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return id
+	}
+	decoded, _ := hex.DecodeString(strings.ReplaceAll(strings.TrimSpace(string(text)), "-", ""))
+	copy(id[:], decoded)
+	return id
+}
