@@ -67,6 +67,7 @@ type Faults struct {
 	Mix  map[Fault]int            // weights
 	Only func(*http.Request) bool // picks requests that may fail; nil picks all
 
+	First      int           // so many requests for an object may fail, and later ones do not; 0 is no limit
 	RetryAfter time.Duration // what a Throttled answer asks for, in whole seconds
 	Length     int           // how many requests a Burst and a Denied hit; 0 is 4
 	Drip       time.Duration // between the bytes of slow answers; 0 is 50 ms

@@ -91,6 +91,8 @@ func (s *Faulty) decide(r *http.Request) (Faults, Fault, *rand.Rand) {
 	switch {
 	case s.faults.Only != nil && !s.faults.Only(r):
 		return s.faults, Honest, chance
+	case s.faults.First > 0 && s.asked[object] > s.faults.First:
+		return s.faults, Honest, chance
 	case s.left > 0:
 		s.left--
 		return s.faults, s.lasting, chance

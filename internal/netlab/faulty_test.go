@@ -234,3 +234,18 @@ func TestSeed(t *testing.T) {
 		t.Errorf("%d of 120 requests failed, want about half", sum)
 	}
 }
+
+// TestFirst: an object's first requests fail, and the others do not.
+func TestFirst(t *testing.T) {
+	f := Of(1, 1, ServerError)
+	f.First = 2
+	s, url, _ := newFaulty(t, f)
+	for range 5 {
+		for _, path := range []string{"/o1", "/o2"} {
+			outcome(t, http.MethodGet, url, path)
+		}
+	}
+	if got := outcome(t, http.MethodGet, url, "/o1"); got != "200, right" || s.Total() != 4 {
+		t.Errorf("the sixth request saw %q, and %d failed, want 4", got, s.Total())
+	}
+}
