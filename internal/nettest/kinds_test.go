@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"cairn/internal/netlab"
-	"cairn/store"
 )
 
 // outcomes say what becomes of a job when each chunk fails in one way: once, and for good. "" is success. A second
@@ -41,7 +40,11 @@ var outcomes = map[netlab.Fault]struct{ once, forever string }{
 // TestEachFault has what retries heal, what a second store heals, and what is final.
 func TestEachFault(t *testing.T) {
 	t.Parallel()
-	r := newRelease(t, 128)
+	chunks := 96
+	if testing.Short() {
+		chunks = 24
+	}
+	r := newRelease(t, chunks)
 	for _, kind := range netlab.AllFaults() {
 		t.Run(kind.String(), func(t *testing.T) {
 			t.Parallel()
@@ -51,10 +54,10 @@ func TestEachFault(t *testing.T) {
 			}
 			once, forever := netlab.Of(1, 1, kind), netlab.Of(1, 1, kind)
 			once.First, once.Length, forever.Length = 1, 1, 1
-			wantClass(t, "once", assembled(t, r, newRig(t, r, once)), want.once)
-			wantClass(t, "for good", assembled(t, r, newRig(t, r, forever)), want.forever)
+			wantClass(t, "once", assembled(t, r, from(patient, newRig(t, r, once))), want.once)
+			wantClass(t, "for good", assembled(t, r, from(hasty, newRig(t, r, forever))), want.forever)
 			faulty, good := newRig(t, r, forever), newRig(t, r, netlab.Faults{})
-			wantClass(t, "with a second store", assembled(t, r, store.Fallback(faulty, good)), "")
+			wantClass(t, "with a second store", assembled(t, r, from(patient, faulty, good)), "")
 			if kind != netlab.Stale && faulty.Total() == 0 {
 				t.Error("nothing failed")
 			}
@@ -84,7 +87,7 @@ func TestRetryAfter(t *testing.T) {
 			g := newRig(t, r, f)
 			begun := time.Now()
 			err := within(t, func(ctx context.Context) error {
-				return g.Get(ctx, r.index.At(0).Digest, make([]byte, chunkSize))
+				return from(patient, g).Get(ctx, r.index.At(0).Digest, make([]byte, chunkSize))
 			})
 			if took := time.Since(begun); err != nil || took < 900*time.Millisecond { // a date has whole seconds
 				t.Errorf("it took %v and gave %v, want about 2 s", took, err)

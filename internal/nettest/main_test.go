@@ -43,15 +43,16 @@ func TestMain(m *testing.M) {
 
 // How patient the reader under test is, how long any job may take, and how many chunks are asked for at once.
 const (
-	patience = 150 * time.Millisecond
+	patience = 250 * time.Millisecond
 	limit    = time.Minute
 	fetches  = 64
 )
 
-var hasty = locate.Options{
-	Web:   web.Options{Patience: patience},
-	Retry: store.Policy{First: time.Millisecond, Max: 20 * time.Millisecond},
-}
+// How long stores are asked again: for as long as a busy machine may need, and, where it is to no avail, not long.
+var (
+	patient = store.Policy{First: time.Millisecond, Max: 20 * time.Millisecond, Patience: limit / 2}
+	hasty   = store.Policy{First: time.Millisecond, Max: 20 * time.Millisecond, Patience: time.Second}
+)
 
 // theSeed is what decides over the faults of this run.
 func theSeed(t testing.TB) uint64 {
@@ -109,8 +110,7 @@ func (r *release) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 // rig is a store behind a server that fails.
 type rig struct {
 	*netlab.Faulty
-	url string
-	store.Getter
+	source store.Source
 }
 
 func newRig(t testing.TB, r *release, f netlab.Faults) *rig {
@@ -120,18 +120,20 @@ func newRig(t testing.TB, r *release, f netlab.Faults) *rig {
 	server.Config.ErrorLog = log.New(io.Discard, "", 0)
 	server.Start()
 	t.Cleanup(func() { faulty.Close(); server.Close() })
-	g := &rig{Faulty: faulty, url: server.URL}
-	g.Getter = store.NewChunks(g.open(t), r.index.Algorithm())
-	return g
-}
-
-func (g *rig) open(t testing.TB) store.Reader {
-	t.Helper()
-	reader, err := locate.Open(g.url, hasty)
+	reader, err := locate.Open(server.URL, locate.Options{Web: web.Options{Patience: patience}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return reader
+	return &rig{faulty, store.Source{Getter: store.NewChunks(reader, r.index.Algorithm()), Gate: store.NewGate(fetches)}}
+}
+
+// from is a group of stores, as the commands make it.
+func from(p store.Policy, rigs ...*rig) store.Getter {
+	var sources []store.Source
+	for _, g := range rigs {
+		sources = append(sources, g.source)
+	}
+	return store.RetryGets(store.Fallback(sources...), p)
 }
 
 // disk is a target.

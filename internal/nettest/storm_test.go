@@ -78,11 +78,11 @@ func TestStorm(t *testing.T) {
 		weigh(second.Mix)
 		for name, job := range jobs() {
 			bad, worse := newRig(t, r, first), newRig(t, r, second)
-			if err := job(t, r, store.Fallback(bad, worse)); err != nil {
+			if err := job(t, r, from(patient, bad, worse)); err != nil {
 				t.Errorf("%s in round %d: %v, and a second store had all", name, round, err)
 			}
 			alone := newRig(t, r, mild(first))
-			switch err := job(t, r, alone); class(err) {
+			switch err := job(t, r, from(patient, alone)); class(err) {
 			case "":
 				healed++
 			case "plain":
