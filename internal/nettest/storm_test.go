@@ -71,12 +71,15 @@ func TestStorm(t *testing.T) {
 	all := tally{counts: map[netlab.Fault]int64{}}
 	var healed, clear int
 	for round := uint64(0); all.total() < faults; round++ {
-		first := netlab.Of(seed+2*round, 0.4, but(netlab.Stale)...)
+		first := netlab.Of(seed+2*round, 0.5, but(netlab.Stale)...)
 		second := netlab.Of(seed+2*round+1, 0.2, but(netlab.Stale, netlab.WebPage, netlab.Denied, netlab.Missing,
 			netlab.ShortLength, netlab.BitFlip, netlab.OtherBytes, netlab.Zeros, netlab.Disguised)...)
 		weigh(first.Mix)
 		weigh(second.Mix)
 		for name, job := range jobs() {
+			if all.total() >= faults && round > 0 { // each job was under way
+				break
+			}
 			bad, worse := newRig(t, r, first), newRig(t, r, second)
 			if err := job(t, r, from(patient, bad, worse)); err != nil {
 				t.Errorf("%s in round %d: %v, and a second store had all", name, round, err)
@@ -104,7 +107,7 @@ func weigh(mix map[netlab.Fault]int) {
 	slow := []netlab.Fault{netlab.Silent, netlab.SlowHeader, netlab.SlowBody}
 	for k := range mix {
 		if !slices.Contains(slow, k) {
-			mix[k] *= 4
+			mix[k] *= 12
 		}
 	}
 }
