@@ -92,8 +92,15 @@ var links = map[string]Link{
 	"no limit, no wait": {},
 }
 
-// attempts are for a machine that is busy: a link that is honest is so at least once, and none is ever too fast.
-const attempts = 8
+// again is for a machine that is busy: a link that is honest is so at least once, and none is ever too fast. It calls
+// measure until that is no longer than most, or for too long, and returns the shortest.
+func again(most time.Duration, measure func() time.Duration) time.Duration {
+	best, late := time.Hour, time.Now().Add(20*time.Second)
+	for best > most && time.Now().Before(late) {
+		best = min(best, measure())
+	}
+	return best
+}
 
 // TestLatency: a small request takes a round trip, and one more on a new connection.
 func TestLatency(t *testing.T) {
@@ -102,18 +109,20 @@ func TestLatency(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			p := newProxy(t, newSource(t), l, nil)
-			fresh, kept := time.Hour, time.Hour
-			for range attempts {
-				c := newClient(t)
-				fresh = min(fresh, fetch(t, c, p, 10))
-				kept = min(kept, fetch(t, c, p, 10))
-			}
 			for _, c := range []struct {
 				what      string
-				got, want time.Duration
-			}{{"the first request", fresh, 2 * l.RTT}, {"a further request", kept, l.RTT}} {
-				if c.got < c.want-2*tick || c.got > c.want+slack {
-					t.Errorf("%s took %v, want %v", c.what, c.got, c.want)
+				want      time.Duration
+				onceKnown bool
+			}{{"the first request", 2 * l.RTT, false}, {"a further request", l.RTT, true}} {
+				got := again(c.want+slack, func() time.Duration {
+					client := newClient(t)
+					if c.onceKnown {
+						fetch(t, client, p, 10)
+					}
+					return fetch(t, client, p, 10)
+				})
+				if got < c.want-2*tick || got > c.want+slack {
+					t.Errorf("%s took %v, want %v", c.what, got, c.want)
 				}
 			}
 		})
@@ -132,18 +141,20 @@ func TestThroughput(t *testing.T) {
 				c := newClient(t)
 				size := int(l.Rate / 8 / 3) // a third of a second
 				warm(t, c, p, streams)
-				best := time.Hour
-				for range attempts {
+				want := l.takes(size) + l.RTT
+				most := want*103/100 + 2*tick
+				if l.Rate > 100*Mbit { // others may want the CPU that this takes
+					most = want * 6 / 5
+				}
+				best := again(most, func() time.Duration {
 					took := transfer(t, c, p, streams, size/streams)
-					want := l.takes(size) + l.RTT
 					if took < want*97/100-2*tick {
 						t.Errorf("%d bytes took %v, want at least %v", size, took, want)
 					}
-					if best = min(best, took); best < want*103/100 {
-						break
-					}
-				}
-				if want := l.takes(size) + l.RTT; best > want*103/100+2*tick {
+					return took
+				})
+				t.Logf("%.1f %% of the link", 100*want.Seconds()/best.Seconds())
+				if best > most {
 					t.Errorf("%d bytes took %v, want %v", size, best, want)
 				}
 			})
@@ -184,12 +195,13 @@ func TestFair(t *testing.T) {
 		time.Sleep(tick)
 	}
 	const n = 10_000
+	want := l.takes(n*(many+1)) + l.RTT + 25*time.Millisecond
 	best := time.Hour
-	for range attempts {
+	for range 8 { // while the others go on
 		best = min(best, fetch(t, c, p, n))
 	}
 	others.Wait()
-	if want := l.takes(n*(many+1)) + l.RTT + 15*time.Millisecond; best > want {
+	if best > want {
 		t.Errorf("%d bytes beside %d large transfers took %v, want %v at most", n, many, best, want)
 	}
 }
@@ -201,17 +213,18 @@ func TestUp(t *testing.T) {
 	c := newClient(t)
 	fetch(t, c, p, 10)
 	size := int(l.Rate / 8 / 4)
-	best := time.Hour
-	for range attempts {
+	want := l.takes(size) + l.RTT
+	best := again(want*103/100+3*tick, func() time.Duration {
 		begun := time.Now()
 		answer, err := c.Post("http://"+p.Addr()+"/10", "", bytes.NewReader(make([]byte, size)))
 		if err != nil {
 			t.Fatal(err)
 		}
+		io.Copy(io.Discard, answer.Body) // else the next one needs a new connection
 		answer.Body.Close()
-		best = min(best, time.Since(begun))
-	}
-	if want := l.takes(size) + l.RTT; best < want*97/100 || best > want*103/100+3*tick {
+		return time.Since(begun)
+	})
+	if best < want*97/100 || best > want*103/100+3*tick {
 		t.Errorf("%d bytes took %v, want %v", size, best, want)
 	}
 }
