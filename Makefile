@@ -12,7 +12,7 @@ BENCH ?= .
 COUNT ?= 6
 PKGS ?= ./...
 
-.PHONY: help build check fmt vet lint tidy race libzstd fuzz-short cross test test-long fuzz bench bench-compare demo cover tools clean
+.PHONY: help build check fmt vet lint tidy race libzstd fuzz-short cross test test-long fuzz bench bench-net bench-compare demo cover tools clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -62,6 +62,9 @@ fuzz: ## every fuzz target for FUZZTIME (default 30s) each
 
 bench: ## measure cairn against its peers
 	.ci/bench
+
+bench-net: ## measure cairn beside desync over slow, long and lossy links
+	.ci/bench net
 
 bench-compare: ## Go benchmarks of REF=... against this tree (BENCH=regexp PKGS=./... COUNT=6)
 	@[[ -n "$(REF)" ]] || { echo "usage: make bench-compare REF=commit [BENCH=regexp] [PKGS=./...] [COUNT=6]"; exit 2; }

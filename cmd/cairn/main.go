@@ -6,6 +6,8 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
+	"log"
 	"os"
 	"os/signal"
 	"strings"
@@ -18,6 +20,7 @@ func main() { os.Exit(run(os.Args[1:])) }
 
 // run is the program, and returns its exit status.
 func run(args []string) int {
+	log.SetOutput(io.Discard) // net/http tells there what a broken server sends beyond its answers, byte by byte
 	ctx, stop := withSignals(context.Background())
 	defer stop()
 	root := newRoot()

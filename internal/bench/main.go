@@ -27,6 +27,9 @@ func main() {
 	flag.StringVar(&o.work, "work", "/dev/shm", "`directory` to work in")
 	flag.StringVar(&o.disk, "disk", "", "`directory` on a disk, for a store (default: nothing on a disk is measured)")
 	flag.StringVar(&o.out, "out", "", "write results to this `path` with .md, .json and -FORMAT-….svg added")
+	flag.BoolVar(&o.net, "net", false, "measure over links instead: how fast release b comes from a web server")
+	flag.StringVar(&o.link, "link", "", "only links whose name has this `text` in it, such as 100 Mbit")
+	flag.Int64Var(&o.bytes, "bytes", 0, "of each image, use that many `bytes` over links (default: all)")
 	flag.IntVar(&o.rounds, "rounds", 5, "how many `times` to run everything")
 	flag.Parse()
 	if err := run(ctx, o, flag.Args()); err != nil {
@@ -38,12 +41,15 @@ func main() {
 type options struct {
 	cairn, libzstd, images, work, disk, out string
 	rounds                                  int
+	net                                     bool
+	link                                    string
+	bytes                                   int64
 }
 
 // run measures with the images of each format, and writes the results.
 func run(ctx context.Context, o options, formats []string) error {
 	if len(formats) == 0 || o.rounds < 1 || o.images == "" || o.out == "" {
-		return errors.New("usage: bench -images DIR [-cairn BINARY] [-libzstd BINARY] [-work DIR] [-disk DIR] [-rounds N] " +
+		return errors.New("usage: bench [-net] -images DIR [-cairn BINARY] [-libzstd BINARY] [-work DIR] [-disk DIR] [-rounds N] [-link TEXT] [-bytes N] " +
 			"-out PATH FORMAT [FORMAT]")
 	}
 	for _, path := range []*string{&o.cairn, &o.libzstd, &o.disk} { // the tools run in directories of their own
@@ -51,7 +57,11 @@ func run(ctx context.Context, o options, formats []string) error {
 			return err
 		}
 	}
-	machine, err := describeMachine(ctx, o.cairn)
+	if o.net {
+		return runNet(ctx, o, formats)
+	}
+	machine, err := describeMachine(ctx, []string{o.cairn, "version"}, words("casync --version"), words("qemu-nbd --version"),
+		words("nbdkit --version"), words("nbdcopy --version"), words("fio --version"))
 	if err != nil {
 		return err
 	}

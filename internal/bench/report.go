@@ -30,7 +30,8 @@ type machine struct {
 	Tools  []string `json:"tools"`
 }
 
-func describeMachine(ctx context.Context, cairn string) (machine, error) {
+// describeMachine asks the tools by these commands for their versions.
+func describeMachine(ctx context.Context, tools ...[]string) (machine, error) {
 	m := machine{Date: time.Now().Format(time.DateOnly), CPUs: runtime.NumCPU()}
 	info, err := os.ReadFile("/proc/cpuinfo")
 	if err != nil {
@@ -42,11 +43,8 @@ func describeMachine(ctx context.Context, cairn string) (machine, error) {
 		return m, err
 	}
 	m.Kernel = strings.TrimSpace(string(kernel))
-	for _, tool := range [][]string{
-		{cairn, "version"}, {"casync", "--version"}, {"qemu-nbd", "--version"}, {"nbdkit", "--version"}, {"nbdcopy", "--version"},
-		{"fio", "--version"},
-	} {
-		out, err := exec.CommandContext(ctx, tool[0], tool[1:]...).Output()
+	for _, tool := range tools {
+		out, err := exec.CommandContext(ctx, tool[0], tool[1:]...).CombinedOutput() // nginx tells it on stderr
 		if err != nil {
 			return m, fmt.Errorf("asking %s for its version: %w", tool[0], err)
 		}
@@ -148,10 +146,10 @@ func writeJob(b *strings.Builder, job string, samples []sample) {
 }
 
 // groups yields the samples of each name, in the order in which the names first appear.
-func groups(samples []sample, name func(sample) string) func(yield func(string, []sample) bool) {
-	return func(yield func(string, []sample) bool) {
+func groups[S any](samples []S, name func(S) string) func(yield func(string, []S) bool) {
+	return func(yield func(string, []S) bool) {
 		var names []string
-		by := map[string][]sample{}
+		by := map[string][]S{}
 		for _, s := range samples {
 			n := name(s)
 			if by[n] == nil {
