@@ -24,8 +24,8 @@ type Source struct {
 // tries it again, and when that is answered it has its place back.
 //
 // When a network's answer takes much longer than usual, a second request is sent, to the next source or else
-// to the same one, and the first answer counts. One in twenty requests may be sent twice, and any request to
-// a source that does not answer at all while there is another.
+// to the same one, and the first answer counts. One in twenty requests may be sent twice in vain, and any request
+// to a source that does not answer at all while there is another.
 func Fallback(sources ...Source) Getter {
 	f := &fallback{}
 	for _, s := range sources {
@@ -128,6 +128,7 @@ func (f *fallback) winner(r *race, m, second *member, dst []byte) error {
 		r.end()
 		if &e.data[0] != &dst[0] {
 			copy(dst, e.data)
+			f.spare.refund()
 			if second != m {
 				m.late()
 			}
@@ -165,7 +166,7 @@ func (r *race) end() {
 	r.running.Wait()
 }
 
-// spare is how many requests may be sent twice: one in twenty, and a few to begin with.
+// spare is how many requests may be sent twice in vain: one in twenty, and a few to begin with.
 type spare struct {
 	mu      sync.Mutex // guards what follows
 	earned  int
@@ -194,4 +195,11 @@ func (s *spare) spend() bool {
 	}
 	s.earned -= spareFor
 	return true
+}
+
+// refund gives back what was spent, as the second request was of use.
+func (s *spare) refund() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.earned += spareFor
 }

@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"io"
 	"math/rand/v2"
 	"time"
 
@@ -83,7 +84,7 @@ func (p Policy) wait(n int, err error) (wait time.Duration, asked bool) {
 	return max(wait, min(busy.After, longestAsked)), true
 }
 
-// Retry reads from r as the policy says.
+// Retry reads from r as the policy says. It is an io.Closer, which closes r if that is one.
 func Retry(r Reader, p Policy) Reader { return retry{r, p} }
 
 type retry struct {
@@ -92,6 +93,14 @@ type retry struct {
 }
 
 func (t retry) String() string { return t.r.String() }
+
+// Close closes r if it can be closed.
+func (t retry) Close() error {
+	if c, ok := t.r.(io.Closer); ok {
+		return c.Close()
+	}
+	return nil
+}
 
 func (t retry) Read(ctx context.Context, name string, dst []byte, limit int64) (out []byte, err error) {
 	err = t.p.Do(ctx, func() error {
@@ -109,7 +118,7 @@ func (t retry) Stat(ctx context.Context, name string) (size int64, err error) {
 	return size, err
 }
 
-// RetryGets gets from g as the policy says.
+// RetryGets gets from g as the policy says. What is under way when patience ends is given up: chunks are small.
 func RetryGets(g Getter, p Policy) Getter { return retryGets{g, p} }
 
 type retryGets struct {
@@ -118,10 +127,28 @@ type retryGets struct {
 }
 
 func (t retryGets) Get(ctx context.Context, d blob.Digest, dst []byte) error {
-	return t.p.Do(ctx, func() error { return t.g.Get(ctx, d, dst) })
+	var failed error
+	var end time.Time
+	return t.p.Do(ctx, func() error {
+		attempt, cancel := ctx, context.CancelFunc(func() {})
+		if failed != nil {
+			attempt, cancel = context.WithDeadline(ctx, end)
+		}
+		defer cancel()
+		err := t.g.Get(attempt, d, dst)
+		switch {
+		case attempt.Err() != nil && ctx.Err() == nil:
+			return failed
+		case failed == nil:
+			end = t.p.end(time.Now())
+		}
+		failed = err
+		return err
+	})
 }
 
-// RetryBucket reads from b and writes to it as the policy says. It lists and creates if b does.
+// RetryBucket reads from b and writes to it as the policy says. It lists and creates if b does, and is an io.Closer,
+// which closes b if that is one.
 func RetryBucket(b Bucket, p Policy) Bucket {
 	t := retryBucket{retry{b, p}, b}
 	lister, lists := b.(Lister)

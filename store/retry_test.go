@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -187,3 +188,43 @@ func TestRetryCreate(t *testing.T) {
 		})
 	}
 }
+
+// TestRetryGetsSilence: what is asked for again does not outlive patience, however long an answer is waited for.
+func TestRetryGetsSilence(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		calls := 0
+		silent := getter(func(ctx context.Context, _ blob.Digest, _ []byte) error {
+			calls++
+			select {
+			case <-time.After(30 * time.Second):
+				return &store.UnavailableError{Err: errors.New("no answer")}
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		})
+		begun := time.Now()
+		err := newSample(1, 1000).get(t, store.RetryGets(silent, store.Policy{Patience: 2 * time.Second}))
+		if took := time.Since(begun); !errors.Is(err, store.ErrUnavailable) || took != 32*time.Second || calls != 2 {
+			t.Errorf("Get = %v after %v and %d calls, want ErrUnavailable after 32 s", err, took, calls)
+		}
+	})
+}
+
+func TestRetryCloses(t *testing.T) {
+	c := &closable{Bucket: new(mem.Bucket)}
+	for _, r := range []any{store.Retry(c, store.Policy{}), store.RetryBucket(c, store.Policy{})} {
+		if err := r.(io.Closer).Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if c.closed != 2 {
+		t.Errorf("closed %d times, want twice", c.closed)
+	}
+}
+
+type closable struct {
+	store.Bucket
+	closed int
+}
+
+func (c *closable) Close() error { c.closed++; return nil }

@@ -32,9 +32,9 @@ func (s *source) addCache(dir string, limit int64, a blob.Algorithm) error {
 	}
 	failed := func(err error) { say("warning: the cache takes no more chunks for now: %v", err) }
 	s.chunks = store.Cache(store.NewChunks(near, a), keep, s.chunks, failed)
-	s.close = func() {
+	s.closers = append(s.closers, func() {
 		_ = keep.Close() // what it kept is kept
 		_ = near.Close()
-	}
+	})
 	return nil
 }

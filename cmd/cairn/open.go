@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -48,11 +49,27 @@ func decodeIndex(ctx context.Context, location string, a access) (*blob.Index, e
 	if err != nil {
 		return nil, err
 	}
+	defer closeReader(r)
+	x, err := fetchIndex(ctx, r, name)
+	if errors.Is(err, blob.ErrInvalid) { // it may have been damaged on its way
+		x, err = fetchIndex(ctx, r, name)
+	}
+	return x, err
+}
+
+func fetchIndex(ctx context.Context, r store.Reader, name string) (*blob.Index, error) {
 	file, err := r.Read(ctx, name, nil, largestIndex)
 	if err != nil {
 		return nil, err
 	}
 	return blob.Decode(bytes.NewReader(file))
+}
+
+// closeReader ends what a reader may have running, such as an ssh. There is nothing to lose by then.
+func closeReader(r store.Reader) {
+	if c, ok := r.(io.Closer); ok {
+		_ = c.Close()
+	}
 }
 
 // largestIndex is the size of an index with as many chunks as an index may have.
@@ -76,7 +93,14 @@ type source struct {
 	counter store.Counter
 	stores  []*store.Chunks // each of them, in order
 	policy  store.Policy    // of asking again
-	close   func()
+	closers []func()
+}
+
+// close ends what the stores have running.
+func (s *source) close() {
+	for _, end := range s.closers {
+		end()
+	}
 }
 
 // How many chunks are asked for at once where no flag says so. The gates before remote stores let through as
@@ -101,15 +125,18 @@ func openStores(f stores, index string, a blob.Algorithm, budget int64) (*source
 	if err != nil {
 		return nil, err
 	}
-	s := &source{close: func() {}, fetches: cmp.Or(f.fetches, fetchesLocal), policy: f.policy()}
+	options.Web.Connections, options.S3.Connections = fetchesRemote, fetchesRemote // gates say how many are used
+	s := &source{fetches: cmp.Or(f.fetches, fetchesLocal), policy: f.policy()}
 	var sources []store.Source
 	limit := f.limiter(budget)
 	for _, group := range locations {
 		for _, location := range locate.Group(group) {
 			r, err := locate.Open(location, options)
 			if err != nil {
+				s.close()
 				return nil, hintError{fmt.Errorf("opening store %s: %w", locate.Public(location), err), "name the store with -s LOCATION"}
 			}
+			s.closers = append(s.closers, func() { closeReader(r) })
 			sources = append(sources, s.add(store.Meter(limit(r), &s.counter), a, f.gate(location)))
 		}
 	}
@@ -121,6 +148,7 @@ func openStores(f stores, index string, a blob.Algorithm, budget int64) (*source
 	}
 	if f.cache != "" {
 		if err := s.addCache(f.cache, f.cacheLimit, a); err != nil {
+			s.close()
 			return nil, err
 		}
 	}

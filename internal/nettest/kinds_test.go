@@ -29,8 +29,8 @@ var outcomes = map[netlab.Fault]struct{ once, forever string }{
 	netlab.OtherBytes:    {"", "corrupt"},
 	netlab.Zeros:         {"", "corrupt"},
 	netlab.Disguised:     {"", "corrupt"},
+	netlab.WebPage:       {"", "unavailable"},
 	// These are the server's word, and are believed.
-	netlab.WebPage: {"plain", "plain"},
 	netlab.Denied:  {"denied", "denied"},
 	netlab.Missing: {"not found", "not found"},
 	// Nothing was under a chunk's name before.

@@ -48,11 +48,12 @@ func Transport(connections int, patience time.Duration, trust *tls.Config) *http
 	}
 }
 
-// CheckType refuses the pages that captive portals and error handlers serve in place of any object.
+// CheckType refuses the pages that captive portals and error handlers serve in place of any object. They come
+// from somebody who stands before the store, or in for it, and go away again: a *store.UnavailableError.
 func CheckType(answer *http.Response) error {
 	kind, _, _ := mime.ParseMediaType(answer.Header.Get("Content-Type"))
 	if kind == "text/html" {
-		return errors.New("the answer is a web page: an error page or a login form?")
+		return &store.UnavailableError{Err: errors.New("the answer is a web page: an error page or a login form?")}
 	}
 	return nil
 }

@@ -109,7 +109,7 @@ func TestFaults(t *testing.T) {
 		"web page": {func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", "text/html; charset=utf-8")
 			io.WriteString(w, "<html>")
-		}, nil},
+		}, store.ErrUnavailable},
 		"no answer":     {raw(""), store.ErrUnavailable},
 		"no HTTP":       {raw("SSH-2.0-x\r\n\r\n"), store.ErrUnavailable},
 		"truncated":     {raw(head("200 OK", "Content-Length: 10") + "12345"), store.ErrUnavailable},
@@ -270,7 +270,7 @@ func TestPutFaults(t *testing.T) {
 		handler http.HandlerFunc
 		want    error
 	}{
-		"portal":    {func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "<html>log in") }, nil},
+		"portal":    {func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "<html>log in") }, store.ErrUnavailable},
 		"no ETag":   {func(w http.ResponseWriter, _ *http.Request) {}, nil},
 		"denied":    {refuses(403, "AccessDenied"), store.ErrDenied},
 		"no bucket": {refuses(404, "NoSuchBucket"), s3.ErrNoBucket},
@@ -517,7 +517,7 @@ func TestListFaults(t *testing.T) {
 		"bad size":    {text("<ListBucketResult><Contents><Key>p/x</Key><Size>-1</Size></Contents></ListBucketResult>"), nil},
 		"too large":   {raw(head("200 OK", "Content-Length: 1000000000") + "<"), store.ErrTooLarge},
 		"bomb":        {text(strings.NewReplacer("Error", "ListBucketResult", "Code", "Contents").Replace(bomb)), nil},
-		"portal":      {text("<html>"), nil},
+		"portal":      {text("<html>"), store.ErrUnavailable},
 		"silent":      {silent, store.ErrUnavailable},
 	} {
 		t.Run(name, func(t *testing.T) {
