@@ -103,7 +103,10 @@ func FuzzTransmission(f *testing.F) {
 		}
 		ours, theirs := net.Pipe()
 		defer ours.Close()
-		agreed := &session{&Export{Device: d, ReadOnly: readOnly}, uint64(d.Size()), structured, structured}
+		agreed := &session{export: &Export{Device: d, ReadOnly: readOnly}, size: uint64(d.Size()), structured: structured}
+		if structured {
+			agreed.contexts = agreed.export.contexts()
+		}
 		tr := newTransmission(t.Context(), new(Server), ours, agreed, slog.New(slog.DiscardHandler))
 		go talk(theirs, said)
 		if err := tr.run(); err == nil {

@@ -44,6 +44,8 @@ type transmission struct {
 	extents  Extenter // nil if there is none
 	prefetch Prefetcher
 
+	describer Describer // nil if there is none
+
 	in    *bufio.Reader
 	out   *sender
 	gate  *gate
@@ -66,11 +68,12 @@ func newTransmission(
 		stopping:     ctx,
 		writer:       agreed.export.writer(),
 		in:           bufio.NewReaderSize(conn, readBuffer),
-		gate:         newGate(),
+		gate:         newGate(&s.held, s.maxBytes()),
 	}
 	t.resident, _ = agreed.export.Device.(Resident)
 	t.extents, _ = agreed.export.Device.(Extenter)
 	t.prefetch, _ = agreed.export.Device.(Prefetcher)
+	t.describer, _ = agreed.export.Device.(Describer)
 	t.now = t.fillNow
 	t.work, t.stopWork = context.WithCancel(context.WithoutCancel(ctx))
 	t.reads, t.goodbye = context.WithCancel(t.work)
