@@ -57,7 +57,7 @@ type handshake struct {
 	exports  Exports
 	deadline time.Time
 	// secure puts TLS around conn. Until it has, the client is told nothing. Nil if there is no TLS.
-	secure func(ctx context.Context) (io.ReadWriter, error)
+	secure func() (io.ReadWriter, error)
 
 	protected  bool // by TLS
 	noZeroes   bool
@@ -110,7 +110,7 @@ func (h *handshake) run(ctx context.Context) (*session, error) {
 }
 
 // startTLS begins anew under TLS: of what was said in the open, nothing counts.
-func (h *handshake) startTLS(ctx context.Context, o option) error {
+func (h *handshake) startTLS(o option) error {
 	switch {
 	case h.secure == nil:
 		h.refuse(o, repErrUnsup, "the server has no TLS")
@@ -126,7 +126,7 @@ func (h *handshake) startTLS(ctx context.Context, o option) error {
 	if err := h.flush(); err != nil {
 		return err
 	}
-	conn, err := h.secure(ctx)
+	conn, err := h.secure()
 	if err != nil {
 		return fmt.Errorf("TLS: %w", err)
 	}
@@ -212,7 +212,7 @@ func (h *handshake) answer(ctx context.Context, o option) (*session, error) {
 	case o.tooBig:
 		h.refuse(o, repErrTooBig, fmt.Sprintf("the option's data is longer than %d bytes", maxOptionData))
 	case o.id == optStartTLS:
-		return nil, h.startTLS(ctx, o)
+		return nil, h.startTLS(o)
 	case h.veiled():
 		h.refuse(o, repErrTLSReqd, "this server speaks TLS only")
 	case o.id == optInfo || o.id == optGo:

@@ -26,7 +26,9 @@ type Server struct {
 	Observe func(Request)
 
 	// TLS, if set, is required of every client: without it there is neither a list nor an export. Its
-	// GetConfigForClient may choose anew for each client.
+	// GetConfigForClient may choose anew for each client. Where ClientCAs sign with RSA it should go no further
+	// than TLS 1.2: GnuTLS's clients, which are qemu and libnbd, keep such a certificate back in TLS 1.3, since
+	// crypto/tls does not list PKCS #1 v1.5 among the signatures it takes.
 	TLS *tls.Config
 
 	MaxConns         int           // connections at a time, of all listeners, as admission says. 0: 128
@@ -171,10 +173,10 @@ func (s *Server) negotiate(ctx context.Context, conn net.Conn) (net.Conn, *sessi
 	h := handshake{conn: conn, exports: s.Exports, deadline: deadline}
 	secured := conn
 	if s.TLS != nil {
-		h.secure = func(ctx context.Context) (io.ReadWriter, error) {
+		h.secure = func() (io.ReadWriter, error) {
 			server := tls.Server(conn, s.TLS)
 			secured = server
-			return server, server.HandshakeContext(context.WithoutCancel(ctx)) // conn's deadline ends it
+			return server, server.Handshake() // conn's deadline ends it
 		}
 	}
 	agreed, err := h.run(ctx)
