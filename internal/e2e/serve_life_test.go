@@ -279,8 +279,10 @@ func holdOpen(t testing.TB, uri string) *holder {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	t.Cleanup(cancel)
-	h := &holder{cmd: exec.CommandContext(ctx, need.Tool(t, "nbdsh"), "-u", uri, "-c", `
+	h := &holder{cmd: exec.CommandContext(ctx, need.Tool(t, "nbdsh"), "-c", `
 import sys
+h.set_uri_allow_local_file(True)
+h.connect_uri("`+uri+`")
 print("open", flush=True)
 for line in sys.stdin:
     want = open(line.rstrip("\n"), "rb").read()
