@@ -1,10 +1,14 @@
 package nbd
 
 import (
+	"bytes"
 	"io"
+	"log/slog"
 	"net"
+	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 )
 
 func TestAdmission(t *testing.T) {
@@ -112,6 +116,23 @@ func TestBytesInAllAreBounded(t *testing.T) {
 		}
 		if s.held.used != 0 {
 			t.Errorf("%d bytes are still held", s.held.used)
+		}
+	})
+}
+
+// TestSparing: a thousand strangers a second fill no log, and are counted.
+func TestSparing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var text bytes.Buffer
+		var s sparing
+		log := slog.New(slog.NewTextHandler(&text, nil))
+		for range 1000 {
+			s.warn(log, "no")
+		}
+		time.Sleep(sparingly)
+		s.warn(log, "no")
+		if n := strings.Count(text.String(), "msg=no"); n != 2 || !strings.Contains(text.String(), `"left out before"=999`) {
+			t.Errorf("the log has\n%s", text.String())
 		}
 	})
 }

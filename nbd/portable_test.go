@@ -3,6 +3,7 @@ package nbd_test
 import (
 	"bytes"
 	"fmt"
+	"net"
 	"strings"
 	"testing"
 
@@ -254,5 +255,21 @@ func TestNBDKitFilters(t *testing.T) {
 	d.data[9*mib]++
 	if out, status := run(t, "nbdcopy", through...); status == 0 {
 		t.Errorf("a byte differs, and checkwrite does not see it:\n%s", out)
+	}
+}
+
+// TestListers: what other clients' lists say.
+func TestListers(t *testing.T) {
+	r := startTCP(t, &nbd.Server{}, twoExports()...)
+	if out := must(t, "qemu-nbd", "--list", "-k", r.socket); !strings.Contains(out, "exports available: 2") ||
+		!strings.Contains(out, "description: the first") || !strings.Contains(out, "base:allocation") {
+		t.Errorf("qemu-nbd --list says:\n%s", out)
+	}
+	host, port, err := net.SplitHostPort(r.address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out := must(t, "nbd-client", "-l", host, port); !strings.Contains(out, "one") || !strings.Contains(out, "two") {
+		t.Errorf("nbd-client -l says:\n%s", out)
 	}
 }

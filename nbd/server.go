@@ -37,9 +37,10 @@ type Server struct {
 	WriteTimeout     time.Duration // for a client to take 1 MiB, or what there is to send. 0: 30 s
 	DrainTimeout     time.Duration // for requests in flight when the server stops. 0: 10 s
 
-	conns   admission
-	held    pool
-	buffers buffers
+	conns     admission
+	held      pool
+	buffers   buffers
+	strangers sparing
 }
 
 // Request is a request that was answered, as Server.Observe sees it.
@@ -111,13 +112,13 @@ func (s *Server) start(ctx context.Context, conn net.Conn, conns *sync.WaitGroup
 	if !ok {
 		cancel()
 		conn.Close()
-		log.Warn("connection refused: too many", "limit", s.maxConns())
+		s.strangers.warn(log, "connection refused: too many", "limit", s.maxConns())
 		return
 	}
 	if lost != nil {
 		lost.cancel()
 		lost.conn.Close()
-		log.Warn("too many connections: one that had not chosen its export was closed for this one", "limit", s.maxConns())
+		s.strangers.warn(log, "too many connections: one without an export made room for this", "limit", s.maxConns())
 	}
 	if local, ok := conn.(*net.UnixConn); ok {
 		_ = local.SetWriteBuffer(writeSize) // a help: the system may allow less
@@ -132,14 +133,17 @@ func (s *Server) start(ctx context.Context, conn net.Conn, conns *sync.WaitGroup
 
 func (s *Server) serve(ctx context.Context, v *visitor, log *slog.Logger) {
 	conn, agreed, err := s.negotiate(ctx, v.conn)
-	if err != nil {
-		report(log, "handshake ended", err)
+	switch {
+	case err != nil && usual(err):
+		log.Debug("handshake ended", "cause", err)
+		return
+	case err != nil:
+		s.strangers.warn(log, "handshake ended", "cause", err)
 		return
 	}
 	defer agreed.export.release()
 	if !s.conns.settle(v) {
-		report(log, "handshake ended", errDisplaced)
-		return
+		return // to make room
 	}
 	log = log.With("export", agreed.export.Name)
 	log.Debug("connected", "structured", agreed.structured, "tls", s.TLS != nil)
@@ -148,15 +152,17 @@ func (s *Server) serve(ctx context.Context, v *visitor, log *slog.Logger) {
 	report(log, "connection ended", err)
 }
 
-var errDisplaced = errors.New("there were too many connections")
-
 // report logs how a connection ended: a warning unless it is how connections end.
 func report(log *slog.Logger, what string, err error) {
 	level := slog.LevelWarn
-	if isAny(err, io.EOF, errAborted, errDisconnected, context.Canceled, os.ErrDeadlineExceeded, net.ErrClosed) {
+	if usual(err) {
 		level = slog.LevelDebug
 	}
 	log.Log(context.Background(), level, what, "cause", err)
+}
+
+func usual(err error) bool {
+	return isAny(err, io.EOF, errAborted, errDisconnected, context.Canceled, os.ErrDeadlineExceeded, net.ErrClosed)
 }
 
 func isAny(err error, targets ...error) bool {

@@ -3,6 +3,7 @@ package nbd
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -141,7 +142,7 @@ func (t *transmission) shutDown() {
 	if !closedWithin(idle, t.drainTimeout) {
 		t.stopWork()
 		if !closedWithin(idle, shutdownGrace) {
-			t.conn.Close() // the client does not read
+			hangUp(t.conn) // the client does not read
 			return
 		}
 	}
@@ -152,7 +153,15 @@ func (t *transmission) shutDown() {
 func (t *transmission) lost(err error) {
 	t.log.Info("the client does not take its replies", "err", err)
 	t.goodbye()
-	t.conn.Close()
+	hangUp(t.conn)
+}
+
+// hangUp closes a connection without TLS's goodbye, for which a client that takes nothing would have us wait.
+func hangUp(conn net.Conn) {
+	if secured, ok := conn.(*tls.Conn); ok {
+		conn = secured.NetConn()
+	}
+	conn.Close()
 }
 
 // handle answers a request or starts what will. An error ends the connection.
