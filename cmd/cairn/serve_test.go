@@ -287,3 +287,49 @@ func TestExportURI(t *testing.T) {
 		}
 	}
 }
+
+// TestKeepalive: whoever is gone is noticed, on TCP sockets that were opened here and on those handed over.
+func TestKeepalive(t *testing.T) {
+	opened, err := listen("tcp:127.0.0.1:0", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer opened.Close()
+	f, err := opened.(*net.TCPListener).File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	fd, err := syscall.Dup(int(f.Fd()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	handed, err := adopt(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer handed.Close()
+	for what, l := range map[string]net.Listener{"opened": opened, "handed over": handed} {
+		client, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer client.Close()
+		conn, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		raw, err := conn.(*net.TCPConn).SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		on := 0
+		if err := raw.Control(func(fd uintptr) { on, err = syscall.GetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_KEEPALIVE) }); err != nil {
+			t.Fatal(err)
+		}
+		if err != nil || on != 1 {
+			t.Errorf("%s: keepalive is %d, %v", what, on, err)
+		}
+	}
+}
