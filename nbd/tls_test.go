@@ -329,6 +329,7 @@ func TestTLSRefuses(t *testing.T) {
 
 // TestTLSClients has GnuTLS's clients speak to us, with keys of both kinds, over TCP and unix sockets.
 func TestTLSClients(t *testing.T) {
+	long(t)
 	for _, kind := range []string{"ecdsa", "rsa"} {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
