@@ -189,7 +189,7 @@ func (f *serveFlags) images(fetching context.Context) *images {
 
 // open implements opener.
 func (i *images) open(ctx context.Context, path string) (*nbd.Export, func(), error) {
-	x, err := readIndex(ctx, path)
+	x, err := readIndex(ctx, path, i.flags.access)
 	if err != nil {
 		return nil, nil, err
 	}
