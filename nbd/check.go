@@ -33,7 +33,7 @@ func (t *transmission) allowed(c Command) (uint16, error) {
 		return flagNoHole, nil
 	case c == CmdWrite, c == CmdFlush && t.writer != nil, c == CmdCache && t.prefetch != nil:
 		return 0, nil
-	case c == CmdBlockStatus && t.allocation:
+	case c == CmdBlockStatus && len(t.contexts) > 0:
 		return flagReqOne, nil
 	}
 	return 0, &refusal{errINVAL, fmt.Sprintf("command %d (%v) is not supported here", uint16(c), c)}

@@ -16,12 +16,22 @@ import (
 // fake is a device that reads as zeros, in parts resident and in parts known to be zeros, and takes writes.
 type fake struct{ extents []Extent }
 
-func (fake) Size() int64                                   { return 256 << 10 }
-func (fake) ReadAt(context.Context, []byte, int64) error   { return nil }
-func (fake) WriteAt(context.Context, []byte, int64) error  { return nil }
-func (fake) Flush(context.Context) error                   { return nil }
-func (fake) Prefetch(context.Context, int64, int64) error  { return nil }
-func (fake) ReadResident(p []byte, off int64) bool         { return off%8192 < 4096 }
+func (fake) Size() int64                                  { return 256 << 10 }
+func (fake) ReadAt(context.Context, []byte, int64) error  { return nil }
+func (fake) WriteAt(context.Context, []byte, int64) error { return nil }
+func (fake) Flush(context.Context) error                  { return nil }
+func (fake) Prefetch(context.Context, int64, int64) error { return nil }
+func (fake) ReadResident(p []byte, off int64) bool        { return off%8192 < 4096 }
+func (fake) Contexts() []string                           { return []string{"x-a:b", "x-a:c"} }
+func (f fake) States(_ string, off, n int64) iter.Seq[State] {
+	return func(yield func(State) bool) {
+		for i, e := range f.extents {
+			if !yield(State{e.Length, uint32(i % 3)}) {
+				return
+			}
+		}
+	}
+}
 func (f fake) Extents(off, n int64) (all iter.Seq[Extent]) { return slices.Values(f.extents) }
 
 func frame(id uint32, data string) []byte {
@@ -46,19 +56,94 @@ func FuzzHandshake(f *testing.F) {
 	f.Add(slices.Concat(flags, frame(optExportName, "x")))
 	f.Add(slices.Concat(flags, frame(optGo, "\xf0\x00\x00\x00x\x00\x00")))
 	f.Add([]byte{0, 0, 0, 4})
-	exports, err := NewStatic(&Export{Name: "x", Device: fake{}})
-	if err != nil {
-		f.Fatal(err)
-	}
 	f.Fuzz(func(t *testing.T, said []byte) {
-		s := &script{Reader: bytes.NewReader(said)}
-		h := handshake{conn: s, exports: exports, deadline: time.Now().Add(time.Hour)}
+		s, h, lent := newScript(said)
 		agreed, err := h.run(t.Context())
 		if (agreed == nil) == (err == nil) {
 			t.Fatalf("run = %v, %v", agreed, err)
 		}
+		if agreed != nil {
+			agreed.export.release()
+		}
+		if *lent != 0 {
+			t.Fatalf("%d exports are not released", *lent)
+		}
 		checkOptionReplies(t, s.Next(18), s.Bytes())
 	})
+}
+
+// newScript is a handshake with a client that says this, and how many exports it holds.
+func newScript(said []byte) (*script, *handshake, *int) {
+	s, lent := &script{Reader: bytes.NewReader(said)}, new(int)
+	return s, &handshake{conn: s, exports: lending{lent}, deadline: time.Now().Add(time.Hour)}, lent
+}
+
+// lending offers x, and counts how often it is held.
+type lending struct{ lent *int }
+
+func (l lending) Open(_ context.Context, name string) (*Export, error) {
+	if name != "x" {
+		return nil, ErrUnknown
+	}
+	*l.lent++
+	return &Export{Name: "x", Device: fake{}, Release: func() { *l.lent-- }}, nil
+}
+
+func (l lending) All(context.Context) ([]Listing, error) {
+	return []Listing{{Name: "x", Description: "secret"}}, nil
+}
+
+// FuzzTLSRequired has a client talk to a server that wants TLS. Before it has it, the server says nothing of what it
+// has, and of what the client has said nothing counts afterwards.
+func FuzzTLSRequired(f *testing.F) {
+	flags := []byte{0, 0, 0, 3}
+	set := frame(optSetMetaContext, "\x00\x00\x00\x01x\x00\x00\x00\x01\x00\x00\x00\x05x-a:b")
+	use := frame(optGo, "\x00\x00\x00\x01x\x00\x00")
+	f.Add(slices.Concat(flags, frame(optStructuredReply, ""), set, frame(optStartTLS, ""), use))
+	f.Add(slices.Concat(flags, use, frame(optStartTLS, "x"), frame(optStartTLS, ""), frame(optStartTLS, ""), frame(optList, "")))
+	f.Add(slices.Concat(flags, frame(optStartTLS, ""), frame(optStructuredReply, ""), set, use))
+	f.Add(slices.Concat(flags, frame(optExportName, "x")))
+	f.Add(slices.Concat(flags, frame(optInfo, "\x00\x00\x00\x01x\x00\x00"), frame(optList, ""), frame(optAbort, "")))
+	f.Fuzz(func(t *testing.T, said []byte) {
+		s, h, lent := newScript(said)
+		h.secure = func() (io.ReadWriter, error) {
+			if *lent != 0 || h.opened != nil {
+				t.Fatal("an export was opened without TLS")
+			}
+			checkVeiled(t, s.Bytes())
+			return s, nil
+		}
+		agreed, err := h.run(t.Context())
+		if (agreed == nil) == (err == nil) {
+			t.Fatalf("run = %v, %v", agreed, err)
+		}
+		if !h.protected {
+			checkVeiled(t, s.Bytes())
+		}
+		if agreed != nil && !h.protected {
+			t.Fatal("an export without TLS")
+		}
+		if agreed == nil {
+			return
+		}
+		_, secret, _ := bytes.Cut(said, frame(optStartTLS, ""))
+		if agreed.structured && !bytes.Contains(secret, frame(optStructuredReply, "")) {
+			t.Fatal("what was negotiated without TLS counts")
+		}
+	})
+}
+
+// checkVeiled sees that a server has told nothing but refusals, and that it is ready for TLS or the end.
+func checkVeiled(t *testing.T, p []byte) {
+	for p = p[18:]; len(p) >= 20; p = p[20+binary.BigEndian.Uint32(p[16:]):] {
+		option, kind := binary.BigEndian.Uint32(p[8:]), binary.BigEndian.Uint32(p[12:])
+		if kind>>31 == 0 && (kind != repAck || option != optAbort && option != optStartTLS) {
+			t.Fatalf("option %d is answered with %d", option, kind)
+		}
+	}
+	if len(p) > 0 {
+		t.Fatalf("%d bytes are no reply", len(p))
+	}
 }
 
 // checkOptionReplies sees that what a server said is a greeting and whole replies, but for the answer to
@@ -103,7 +188,10 @@ func FuzzTransmission(f *testing.F) {
 		}
 		ours, theirs := net.Pipe()
 		defer ours.Close()
-		agreed := &session{&Export{Device: d, ReadOnly: readOnly}, uint64(d.Size()), structured, structured}
+		agreed := &session{export: &Export{Device: d, ReadOnly: readOnly}, size: uint64(d.Size()), structured: structured}
+		if structured {
+			agreed.contexts = agreed.export.contexts()
+		}
 		tr := newTransmission(t.Context(), new(Server), ours, agreed, slog.New(slog.DiscardHandler))
 		go talk(theirs, said)
 		if err := tr.run(); err == nil {

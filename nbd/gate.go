@@ -8,8 +8,11 @@ const (
 	maxHeld     = 64<<20 + maxRequests*headroom // bytes of buffers
 )
 
-// gate bounds the requests and bytes that a connection holds. Only one goroutine enters.
+// gate bounds the requests and bytes that a connection holds, alone and with the others. Only one goroutine
+// enters.
 type gate struct {
+	share share
+
 	mu       sync.Mutex // guards what follows
 	room     sync.Cond
 	requests int
@@ -17,8 +20,8 @@ type gate struct {
 	idle     chan struct{} // to be closed when no request is held; nil if nobody asked
 }
 
-func newGate() *gate {
-	g := new(gate)
+func newGate(pool *pool, limit int) *gate {
+	g := &gate{share: share{pool: pool, limit: limit}}
 	g.room.L = &g.mu
 	return g
 }
@@ -31,7 +34,7 @@ func (g *gate) fits(requests, bytes int) bool {
 func (g *gate) tryEnter(requests, bytes int) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if !g.fits(requests, bytes) {
+	if !g.fits(requests, bytes) || bytes > 0 && !g.share.tryTake(bytes) {
 		return false
 	}
 	g.requests += requests
@@ -41,6 +44,9 @@ func (g *gate) tryEnter(requests, bytes int) bool {
 
 // enter takes room, and waits until there is enough.
 func (g *gate) enter(requests, bytes int) {
+	if bytes > 0 {
+		defer g.share.take(bytes)
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for !g.fits(requests, bytes) {
@@ -52,6 +58,9 @@ func (g *gate) enter(requests, bytes int) {
 
 // leave gives room back.
 func (g *gate) leave(requests, bytes int) {
+	if bytes > 0 {
+		g.share.give(bytes)
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.requests -= requests

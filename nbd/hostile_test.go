@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"runtime"
+	"syscall"
 	"testing"
 	"time"
 
@@ -61,7 +62,7 @@ func TestClosed(t *testing.T) {
 }
 
 func TestHandshakeTimeout(t *testing.T) {
-	r := start(t, &nbd.Server{HandshakeTimeout: 50 * time.Millisecond}, &nbd.Export{Device: newLazy(data(mib))})
+	r := start(t, &nbd.Server{HandshakeTimeout: 500 * time.Millisecond}, &nbd.Export{Device: newLazy(data(mib))})
 	client := r.use(t)
 	var idle []net.Conn
 	for range 50 {
@@ -70,7 +71,8 @@ func TestHandshakeTimeout(t *testing.T) {
 		idle = append(idle, conn)
 	}
 	for _, conn := range idle {
-		if _, err := io.Copy(io.Discard, conn); err != nil {
+		// Where the server's time is over before the client's bytes are there, the end is a reset.
+		if _, err := io.Copy(io.Discard, conn); err != nil && !errors.Is(err, syscall.ECONNRESET) {
 			t.Errorf("an unfinished handshake ended with %v", err)
 		}
 	}

@@ -1,5 +1,5 @@
-// Package nbd serves devices over the NBD protocol: fixed newstyle negotiation, simple and structured
-// replies, base:allocation. It is written from the public specification (NetworkBlockDevice/nbd,
+// Package nbd serves devices over the NBD protocol: fixed newstyle negotiation, TLS, simple and
+// structured replies, metadata contexts. It is written from the public specification (NetworkBlockDevice/nbd,
 // doc/proto.md). It knows nothing of images, chunks or stores, and it neither opens nor makes a device.
 package nbd
 
@@ -13,7 +13,7 @@ import (
 )
 
 // Device is a run of bytes that clients read. Its methods are called by many goroutines at once. A device
-// offers more by having the methods of Extenter, Prefetcher, Resident or Writer as well.
+// offers more by having the methods of Extenter, Describer, Prefetcher, Resident or Writer as well.
 type Device interface {
 	// Size is the length in bytes, at most 2^62. It does not change.
 	Size() int64
@@ -35,6 +35,26 @@ type Extenter interface {
 	// memory, without I/O. What is not yielded counts as data.
 	Extents(off, n int64) iter.Seq[Extent]
 }
+
+// State is a run of Length bytes that have something in common; what the bits mean is the context's affair.
+type State struct {
+	Length int64
+	Bits   uint32
+}
+
+// Describer is a Device that can tell more of its bytes than where zeros are. Clients ask for it by the names of
+// metadata contexts.
+type Describer interface {
+	// Contexts names what can be told, each name such as "x-vendor:thing". It is always the same, and at most
+	// MaxContexts.
+	Contexts() []string
+	// States yields in order what holds in a context between off and off+n; the last may reach beyond. It
+	// answers from memory, without I/O. What is not yielded is 0.
+	States(context string, off, n int64) iter.Seq[State]
+}
+
+// MaxContexts is how many metadata contexts a device may have, besides base:allocation.
+const MaxContexts = 7
 
 // Prefetcher is a Device that can be told what will be read.
 type Prefetcher interface {
@@ -66,6 +86,26 @@ type Export struct {
 	Device      Device
 	ReadOnly    bool // refuse writes although Device is a Writer
 	MultiConn   bool // several connections see one device: what one of them wrote and flushed, all read
+
+	// Release, if set, is called once for each time that Exports.Open returned the export, when the client that
+	// it was opened for needs it no more and nothing uses Device on its behalf.
+	Release func()
+}
+
+func (e *Export) release() {
+	if e.Release != nil {
+		e.Release()
+	}
+}
+
+// contexts is the names of the metadata contexts that a client may choose.
+func (e *Export) contexts() []string {
+	names := []string{contextAllocation}
+	if d, ok := e.Device.(Describer); ok {
+		more := d.Contexts()
+		names = append(names, more[:min(len(more), MaxContexts)]...)
+	}
+	return names
 }
 
 func (e *Export) canonical() string {

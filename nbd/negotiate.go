@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -19,6 +20,7 @@ const (
 
 var (
 	errAborted = errors.New("the client gave up")
+	errNoTLS   = errors.New("the client wants an export without TLS")
 	errOptions = fmt.Errorf("more than %d options", maxOptions)
 )
 
@@ -26,8 +28,8 @@ var (
 type session struct {
 	export     *Export
 	size       uint64
-	structured bool // replies to reads are structured
-	allocation bool // base:allocation was chosen
+	structured bool     // replies to reads are structured
+	contexts   []string // that were chosen; each one's id is its place, from 1 on
 }
 
 func (s *session) flags() uint16 {
@@ -48,23 +50,28 @@ func (s *session) flags() uint16 {
 }
 
 // handshake is the negotiation with one client. It reads exactly the bytes of each message and holds none
-// back, so that whatever comes next may read from conn, be it transmission or a TLS layer, and nothing
+// back, so that whatever comes next may read from conn, be it transmission or the TLS layer, and nothing
 // that a man in the middle put behind an option is taken for protected. All it remembers is in its fields.
 type handshake struct {
 	conn     io.ReadWriter
 	exports  Exports
 	deadline time.Time
+	// secure puts TLS around conn. Until it has, the client is told nothing. Nil if there is no TLS.
+	secure func() (io.ReadWriter, error)
 
+	protected  bool // by TLS
 	noZeroes   bool
 	structured bool
 	contexts   contexts
-	data, out  []byte // buffers
+	opened     *Export // the export that was looked at last, nil if none was
+	openedAs   string  // by this name
+	data, out  []byte  // buffers
 }
 
 // contexts is what the last SET_META_CONTEXT chose, and for which export.
 type contexts struct {
-	export     string
-	allocation bool
+	export string
+	names  []string
 }
 
 // option is a client's wish.
@@ -75,8 +82,10 @@ type option struct {
 }
 
 // run speaks with the client until it is agreed what is served, or the client, or its breach of the
-// protocol, ends the session. When ctx is over, options are refused.
+// protocol, ends the session. When ctx is over, options are refused. The session's export is to be released by
+// the caller.
 func (h *handshake) run(ctx context.Context) (*session, error) {
+	defer h.forget()
 	if err := h.greet(); err != nil {
 		return nil, err
 	}
@@ -89,11 +98,49 @@ func (h *handshake) run(ctx context.Context) (*session, error) {
 		if err := h.flush(); err != nil {
 			return nil, err
 		}
-		if s != nil || verdict != nil {
-			return s, verdict
+		if verdict != nil {
+			return nil, verdict
+		}
+		if s != nil {
+			h.opened = nil // it is the session's now
+			return s, nil
 		}
 	}
 	return nil, errOptions
+}
+
+// startTLS begins anew under TLS: of what was said in the open, nothing counts.
+func (h *handshake) startTLS(o option) error {
+	switch {
+	case h.secure == nil:
+		h.refuse(o, repErrUnsup, "the server has no TLS")
+		return nil
+	case h.protected:
+		h.refuse(o, repErrInvalid, "TLS is on already")
+		return nil
+	case len(o.data) > 0:
+		h.refuse(o, repErrInvalid, "STARTTLS takes no data")
+		return nil
+	}
+	h.reply(o, repAck, nil)
+	if err := h.flush(); err != nil {
+		return err
+	}
+	conn, err := h.secure()
+	if err != nil {
+		return fmt.Errorf("TLS: %w", err)
+	}
+	h.conn, h.protected = conn, true
+	h.structured, h.contexts = false, contexts{}
+	return nil
+}
+
+// forget releases the export that was looked at.
+func (h *handshake) forget() {
+	if h.opened != nil {
+		h.opened.release()
+	}
+	h.opened = nil
 }
 
 func (h *handshake) greet() error {
@@ -156,12 +203,18 @@ func (h *handshake) answer(ctx context.Context, o option) (*session, error) {
 	case o.id == optAbort:
 		h.reply(o, repAck, nil)
 		return nil, errAborted
+	case o.id == optExportName && h.veiled():
+		return nil, errNoTLS
 	case o.id == optExportName:
 		return h.exportName(ctx, o)
 	case ctx.Err() != nil:
 		h.refuse(o, repErrShutdown, "the server is stopping")
 	case o.tooBig:
 		h.refuse(o, repErrTooBig, fmt.Sprintf("the option's data is longer than %d bytes", maxOptionData))
+	case o.id == optStartTLS:
+		return nil, h.startTLS(o)
+	case h.veiled():
+		h.refuse(o, repErrTLSReqd, "this server speaks TLS only")
 	case o.id == optInfo || o.id == optGo:
 		return h.info(ctx, o)
 	case o.id == optList:
@@ -169,12 +222,15 @@ func (h *handshake) answer(ctx context.Context, o option) (*session, error) {
 	case o.id == optStructuredReply:
 		h.structuredReply(o)
 	case o.id == optListMetaContext || o.id == optSetMetaContext:
-		h.metaContext(o)
+		h.metaContext(ctx, o)
 	default:
 		h.refuse(o, repErrUnsup, fmt.Sprintf("option %d is not supported", o.id))
 	}
 	return nil, nil
 }
+
+// veiled says whether the client is to be told nothing yet.
+func (h *handshake) veiled() bool { return h.secure != nil && !h.protected }
 
 func (h *handshake) reply(o option, kind uint32, data []byte) {
 	h.out = appendU32(appendU32(appendU64(h.out, magicOptionReply), o.id), kind)
@@ -185,20 +241,34 @@ func (h *handshake) refuse(o option, kind uint32, text string) {
 	h.reply(o, kind, []byte(cut(text, maxErrorText)))
 }
 
-// open finds an export while there is time.
-func (h *handshake) open(ctx context.Context, name string) (*session, error) {
+// open finds an export while there is time. What was looked at last under the same name is not opened anew, so
+// that a client gets what it was told of.
+func (h *handshake) open(ctx context.Context, name string) (*Export, error) {
+	if h.opened != nil && h.openedAs == name {
+		return h.opened, nil
+	}
+	h.forget()
 	ctx, cancel := context.WithDeadline(ctx, h.deadline)
 	defer cancel()
 	export, err := h.exports.Open(ctx, name)
 	if err != nil {
 		return nil, err
 	}
-	return &session{
-		export:     export,
-		size:       uint64(export.Device.Size()),
-		structured: h.structured,
-		allocation: h.contexts.allocation && h.contexts.export == name,
-	}, nil
+	h.opened, h.openedAs = export, name
+	return export, nil
+}
+
+// session is what is agreed if the client chooses this export.
+func (h *handshake) session(ctx context.Context, name string) (*session, error) {
+	export, err := h.open(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	s := &session{export: export, size: uint64(export.Device.Size()), structured: h.structured}
+	if h.contexts.export == name {
+		s.contexts = h.contexts.names
+	}
+	return s, nil
 }
 
 // exportName is the old way to choose an export. It has no reply for an error, only the end.
@@ -209,7 +279,7 @@ func (h *handshake) exportName(ctx context.Context, o option) (*session, error) 
 	if len(o.data) > maxString || o.tooBig {
 		return nil, fmt.Errorf("an export name is longer than %d bytes", maxString)
 	}
-	s, err := h.open(ctx, string(o.data))
+	s, err := h.session(ctx, string(o.data))
 	if err != nil {
 		return nil, err
 	}
@@ -233,7 +303,7 @@ func (h *handshake) info(ctx context.Context, o option) (*session, error) {
 		h.refuse(o, repErrTooBig, fmt.Sprintf("the export name is longer than %d bytes", maxString))
 		return nil, nil
 	}
-	s, err := h.open(ctx, name)
+	s, err := h.session(ctx, name)
 	if err != nil {
 		h.fail(o, err)
 		return nil, nil
@@ -303,9 +373,8 @@ func (h *handshake) structuredReply(o option) {
 	h.reply(o, repAck, nil)
 }
 
-// metaContext lists or sets the contexts of an export. There is one, whatever the export is: so the export
-// need not be looked up.
-func (h *handshake) metaContext(o option) {
+// metaContext lists or sets the contexts of an export.
+func (h *handshake) metaContext(ctx context.Context, o option) {
 	if !h.structured {
 		h.refuse(o, repErrInvalid, "structured replies must be negotiated first")
 		return
@@ -315,22 +384,36 @@ func (h *handshake) metaContext(o option) {
 		h.refuse(o, repErrInvalid, "the option's data is malformed")
 		return
 	}
-	if o.id == optListMetaContext {
-		h.listContexts(o, queries)
+	export, err := h.open(ctx, name)
+	if err != nil {
+		h.fail(o, err)
 		return
 	}
-	if slices.Contains(queries, contextAllocation) {
-		h.contexts = contexts{export: name, allocation: true}
-		h.reply(o, repMetaContext, append(appendU32(nil, allocationID), contextAllocation...))
+	list := o.id == optListMetaContext
+	matches := matching(export.contexts(), queries, list)
+	if !list {
+		h.contexts = contexts{name, matches}
+	}
+	for i, match := range matches {
+		h.reply(o, repMetaContext, append(appendU32(nil, uint32(i+1)), match...))
 	}
 	h.reply(o, repAck, nil)
 }
 
-func (h *handshake) listContexts(o option, queries []string) {
-	if len(queries) == 0 || slices.Contains(queries, contextAllocation) || slices.Contains(queries, "base:") {
-		h.reply(o, repMetaContext, append(appendU32(nil, 0), contextAllocation...))
+// matching is those of the contexts that a client asks for. In a list, no query stands for all, and one such as
+// "base:" for all of a namespace.
+func matching(contexts, queries []string, list bool) []string {
+	if list && len(queries) == 0 {
+		return contexts
 	}
-	h.reply(o, repAck, nil)
+	var matches []string
+	for _, c := range contexts {
+		namespace, _, _ := strings.Cut(c, ":")
+		if slices.Contains(queries, c) || list && slices.Contains(queries, namespace+":") {
+			matches = append(matches, c)
+		}
+	}
+	return matches
 }
 
 func parseMetaContext(p []byte) (name string, queries []string, ok bool) {

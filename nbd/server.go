@@ -3,6 +3,7 @@ package nbd
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -11,7 +12,6 @@ import (
 	"os"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -25,13 +25,22 @@ type Server struct {
 	// once. Requests wait for it.
 	Observe func(Request)
 
-	MaxConns         int           // connections at a time, of all listeners; more are closed at once. 0: 128
-	HandshakeTimeout time.Duration // from the first byte until the export is chosen. 0: 10 s
+	// TLS, if set, is required of every client: without it there is neither a list nor an export. Its
+	// GetConfigForClient may choose anew for each client. Where ClientCAs sign with RSA it should go no further
+	// than TLS 1.2: GnuTLS's clients, which are qemu and libnbd, keep such a certificate back in TLS 1.3, since
+	// crypto/tls does not list PKCS #1 v1.5 among the signatures it takes.
+	TLS *tls.Config
+
+	MaxConns         int           // connections at a time, of all listeners, as admission says. 0: 128
+	MaxBytes         int           // of requests and replies in memory, of all connections, as share says. 0: 512 MiB
+	HandshakeTimeout time.Duration // from the first byte until the export is chosen, TLS included. 0: 10 s
 	WriteTimeout     time.Duration // for a client to take 1 MiB, or what there is to send. 0: 30 s
 	DrainTimeout     time.Duration // for requests in flight when the server stops. 0: 10 s
 
-	conns   atomic.Int64
-	buffers buffers
+	conns     admission
+	held      pool
+	buffers   buffers
+	strangers sparing
 }
 
 // Request is a request that was answered, as Server.Observe sees it.
@@ -44,7 +53,8 @@ type Request struct {
 	Err     error         // nil if it succeeded
 }
 
-func (s *Server) maxConns() int64                 { return int64(cmp.Or(s.MaxConns, 128)) }
+func (s *Server) maxConns() int                   { return cmp.Or(s.MaxConns, 128) }
+func (s *Server) maxBytes() int                   { return cmp.Or(s.MaxBytes, 512<<20) }
 func (s *Server) handshakeTimeout() time.Duration { return cmp.Or(s.HandshakeTimeout, 10*time.Second) }
 func (s *Server) writeTimeout() time.Duration     { return cmp.Or(s.WriteTimeout, 30*time.Second) }
 func (s *Server) drainTimeout() time.Duration     { return cmp.Or(s.DrainTimeout, 10*time.Second) }
@@ -96,60 +106,95 @@ func passes(err error) bool {
 // grow by itself, as TCP's does; one that holds a whole write spares the client and us most of the turns.
 func (s *Server) start(ctx context.Context, conn net.Conn, conns *sync.WaitGroup) {
 	log := s.log().With("client", conn.RemoteAddr().String())
-	if s.conns.Add(1) > s.maxConns() {
-		s.conns.Add(-1)
+	ctx, cancel := context.WithCancel(ctx)
+	v := &visitor{conn: conn, cancel: cancel}
+	lost, ok := s.conns.enter(v, s.maxConns())
+	if !ok {
+		cancel()
 		conn.Close()
-		log.Warn("connection refused: too many", "limit", s.maxConns())
+		s.strangers.warn(log, "connection refused: too many", "limit", s.maxConns())
 		return
+	}
+	if lost != nil {
+		lost.cancel()
+		lost.conn.Close()
+		s.strangers.warn(log, "too many connections: one without an export made room for this", "limit", s.maxConns())
 	}
 	if local, ok := conn.(*net.UnixConn); ok {
 		_ = local.SetWriteBuffer(writeSize) // a help: the system may allow less
 	}
 	conns.Go(func() {
-		defer s.conns.Add(-1)
+		defer cancel()
+		defer s.conns.leave(v)
 		defer conn.Close()
-		s.serve(ctx, conn, log)
+		s.serve(ctx, v, log)
 	})
 }
 
-func (s *Server) serve(ctx context.Context, conn net.Conn, log *slog.Logger) {
-	agreed, err := s.negotiate(ctx, conn)
-	if err != nil {
-		report(log, "handshake ended", err)
+func (s *Server) serve(ctx context.Context, v *visitor, log *slog.Logger) {
+	conn, agreed, err := s.negotiate(ctx, v.conn)
+	switch {
+	case err != nil && usual(err):
+		log.Debug("handshake ended", "cause", err)
+		return
+	case err != nil:
+		s.strangers.warn(log, "handshake ended", "cause", err)
 		return
 	}
+	defer agreed.export.release()
+	if !s.conns.settle(v) {
+		return // to make room
+	}
 	log = log.With("export", agreed.export.Name)
-	log.Debug("connected", "structured", agreed.structured)
+	log.Debug("connected", "structured", agreed.structured, "tls", s.TLS != nil)
 	err = newTransmission(ctx, s, conn, agreed, log).run()
+	conn.Close() // TLS has a goodbye of its own
 	report(log, "connection ended", err)
 }
 
 // report logs how a connection ended: a warning unless it is how connections end.
 func report(log *slog.Logger, what string, err error) {
 	level := slog.LevelWarn
-	if isAny(err, io.EOF, errAborted, errDisconnected, context.Canceled, os.ErrDeadlineExceeded, net.ErrClosed) {
+	if usual(err) {
 		level = slog.LevelDebug
 	}
 	log.Log(context.Background(), level, what, "cause", err)
+}
+
+func usual(err error) bool {
+	return isAny(err, io.EOF, errAborted, errDisconnected, context.Canceled, os.ErrDeadlineExceeded, net.ErrClosed)
 }
 
 func isAny(err error, targets ...error) bool {
 	return slices.ContainsFunc(targets, func(target error) bool { return errors.Is(err, target) })
 }
 
-func (s *Server) negotiate(ctx context.Context, conn net.Conn) (*session, error) {
+// negotiate returns the connection as it is to be used from now on, and what was agreed.
+func (s *Server) negotiate(ctx context.Context, conn net.Conn) (net.Conn, *session, error) {
 	deadline := time.Now().Add(s.handshakeTimeout())
 	if err := conn.SetDeadline(deadline); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	stop := onDone(ctx, func() { conn.SetDeadline(time.Now().Add(shutdownGrace)) })
 	h := handshake{conn: conn, exports: s.Exports, deadline: deadline}
+	secured := conn
+	if s.TLS != nil {
+		h.secure = func() (io.ReadWriter, error) {
+			server := tls.Server(conn, s.TLS)
+			secured = server
+			return server, server.Handshake() // conn's deadline ends it
+		}
+	}
 	agreed, err := h.run(ctx)
 	stop()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return agreed, conn.SetDeadline(time.Time{})
+	if err := conn.SetDeadline(time.Time{}); err != nil {
+		agreed.export.release()
+		return nil, nil, err
+	}
+	return secured, agreed, nil
 }
 
 // onDone has f run when ctx ends. The function it returns calls that off, or waits until f has run.

@@ -1,49 +1,91 @@
 package nbd
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"iter"
+)
 
-// maxStatus is the number of extents in one reply. The protocol has room for 2^20; a client asks again for
-// what is missing, and half a MiB a reply is enough memory.
+// maxStatus is the number of extents in one chunk of a reply. The protocol has room for 2^20; a client asks again
+// for what is missing, and half a MiB is enough memory.
 const maxStatus = 1 << 16
 
-// blockStatus answers where data and zeros are. It needs no device I/O, but may take a while.
+// blockStatus answers what holds in the chosen contexts. It needs no device I/O, but may take a while.
 func (t *transmission) blockStatus(q request) {
 	extents := maxStatus
 	if q.flags&flagReqOne != 0 {
 		extents = 1
 	}
-	b := t.take(chunkSize + 4 + 8*extents)
+	b := t.take(len(t.contexts) * (chunkSize + 4 + 8*extents))
 	b.requests = 1
 	start := t.begin()
 	t.tasks.Go(func() {
-		b.p = t.appendStatus(b.p, q, extents)
+		for i, name := range t.contexts {
+			var flags uint16
+			if i == len(t.contexts)-1 {
+				flags = chunkDone
+			}
+			b.p = appendStatus(b.p, q, flags, uint32(i+1), t.states(name, q), extents)
+		}
 		t.done(q, start, nil)
 		t.out.send(b)
 	})
 }
 
-// appendStatus appends the whole reply: at most so many extents, from the request's offset on.
-func (t *transmission) appendStatus(p []byte, q request, extents int) []byte {
-	head := len(p)
-	p = appendU32(appendChunk(p, q, chunkDone, chunkBlockStatus, 0), allocationID)
-	body := len(p)
-	add := func(length int64, state uint32) {
-		if length > 0 && len(p)-body < 8*extents {
-			p = appendU32(appendU32(p, uint32(length)), state)
-		}
+// states yields what holds in a context, from the request's offset on.
+func (t *transmission) states(context string, q request) iter.Seq[State] {
+	if context == contextAllocation {
+		return t.allocation(q)
 	}
-	at, end := int64(q.offset), int64(q.offset)+int64(q.length)
-	if t.extents != nil {
+	return t.describer.States(context, int64(q.offset), int64(q.length))
+}
+
+func (t *transmission) allocation(q request) iter.Seq[State] {
+	return func(yield func(State) bool) {
+		if t.extents == nil {
+			return
+		}
+		at, end := int64(q.offset), int64(q.offset)+int64(q.length)
 		for from, to := range zeros(t.extents.Extents(at, end-at), at, end, int64(t.size), 1) {
-			add(from-at, 0)
-			add(to-from, stateHole|stateZero)
-			at = to
-			if len(p)-body == 8*extents {
-				break
+			if !yield(State{from - at, 0}) || !yield(State{to - from, stateHole | stateZero}) {
+				return
 			}
+			at = to
 		}
 	}
-	add(end-at, 0)
+}
+
+// appendStatus appends one context's chunk: at most so many extents, from the request's offset on. Neighbours of
+// one state are one extent, and what the states do not reach is 0.
+func appendStatus(p []byte, q request, flags uint16, id uint32, states iter.Seq[State], extents int) []byte {
+	head := len(p)
+	p = appendU32(appendChunk(p, q, flags, chunkBlockStatus, 0), id)
+	body, left := len(p), int64(q.length)
+	var run State
+	full := func() bool { return len(p)-body == 8*extents }
+	end := func() {
+		if run.Length > 0 && !full() {
+			p = appendU32(appendU32(p, uint32(run.Length)), run.Bits)
+		}
+		run.Length = 0
+	}
+	for s := range states {
+		n := min(max(s.Length, 0), left)
+		if n > 0 && s.Bits != run.Bits {
+			end()
+		}
+		if n > 0 {
+			run = State{run.Length + n, s.Bits}
+		}
+		if left -= n; left == 0 || full() {
+			break
+		}
+	}
+	if left > 0 && run.Bits != 0 {
+		end()
+		run.Bits = 0
+	}
+	run.Length += left
+	end()
 	binary.BigEndian.PutUint32(p[head+chunkSize-4:], uint32(len(p)-head-chunkSize))
 	return p
 }

@@ -3,6 +3,7 @@ package nbd
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -44,6 +45,8 @@ type transmission struct {
 	extents  Extenter // nil if there is none
 	prefetch Prefetcher
 
+	describer Describer // nil if there is none
+
 	in    *bufio.Reader
 	out   *sender
 	gate  *gate
@@ -66,11 +69,12 @@ func newTransmission(
 		stopping:     ctx,
 		writer:       agreed.export.writer(),
 		in:           bufio.NewReaderSize(conn, readBuffer),
-		gate:         newGate(),
+		gate:         newGate(&s.held, s.maxBytes()),
 	}
 	t.resident, _ = agreed.export.Device.(Resident)
 	t.extents, _ = agreed.export.Device.(Extenter)
 	t.prefetch, _ = agreed.export.Device.(Prefetcher)
+	t.describer, _ = agreed.export.Device.(Describer)
 	t.now = t.fillNow
 	t.work, t.stopWork = context.WithCancel(context.WithoutCancel(ctx))
 	t.reads, t.goodbye = context.WithCancel(t.work)
@@ -138,7 +142,7 @@ func (t *transmission) shutDown() {
 	if !closedWithin(idle, t.drainTimeout) {
 		t.stopWork()
 		if !closedWithin(idle, shutdownGrace) {
-			t.conn.Close() // the client does not read
+			hangUp(t.conn) // the client does not read
 			return
 		}
 	}
@@ -149,7 +153,15 @@ func (t *transmission) shutDown() {
 func (t *transmission) lost(err error) {
 	t.log.Info("the client does not take its replies", "err", err)
 	t.goodbye()
-	t.conn.Close()
+	hangUp(t.conn)
+}
+
+// hangUp closes a connection without TLS's goodbye, for which a client that takes nothing would have us wait.
+func hangUp(conn net.Conn) {
+	if secured, ok := conn.(*tls.Conn); ok {
+		conn = secured.NetConn()
+	}
+	conn.Close()
 }
 
 // handle answers a request or starts what will. An error ends the connection.

@@ -22,6 +22,7 @@ const (
 	optExportName      = 1
 	optAbort           = 2
 	optList            = 3
+	optStartTLS        = 5
 	optInfo            = 6
 	optGo              = 7
 	optStructuredReply = 8
@@ -35,6 +36,7 @@ const (
 	repErrUnsup    = 1<<31 + 1
 	repErrInvalid  = 1<<31 + 3
 	repErrPlatform = 1<<31 + 4
+	repErrTLSReqd  = 1<<31 + 5
 	repErrUnknown  = 1<<31 + 6
 	repErrShutdown = 1<<31 + 7
 	repErrTooBig   = 1<<31 + 9
@@ -66,7 +68,6 @@ const (
 	chunkErrorOffset = 1<<15 + 2
 
 	contextAllocation = "base:allocation"
-	allocationID      = 1
 	stateHole         = 1 << 0
 	stateZero         = 1 << 1
 )

@@ -14,7 +14,6 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -27,13 +26,18 @@ import (
 
 type serveFlags struct {
 	stores
-	listen  []string
-	memory  int64
-	verbose bool
+	listening
+	security
+	life
+	memory   int64
+	watchDir string
+	maxConns int
+	inFlight int64
+	verbose  bool
 }
 
 func newServe() *cobra.Command {
-	f := serveFlags{memory: 256 << 20}
+	f := serveFlags{memory: 256 << 20, inFlight: 512 << 20}
 	f.patience = 10 * time.Minute
 	c := &cobra.Command{
 		Use:   "serve INDEX...",
@@ -43,23 +47,34 @@ read, once however many ask, checked, and kept in memory for a while. A chunk th
 only the reads that need it, and is asked for anew by the next one.
 
 An export is named as its index file without .caibx, and also NAME@DIGEST with the digest of the index, which
-never stands for another image; the first export answers to the empty name too. The URIs are printed when
-clients can connect. SIGINT or SIGTERM lets the reads under way end, and exits with status 0.`,
+never stands for another image; the first export answers to the empty name too. With --watch each index file of a
+directory is an export as long as it is there, without a restart. The URIs are printed when clients can connect.
+
+Sockets that systemd or a client hands over are used instead of the default one. With --tls-cert, clients must speak
+TLS. SIGINT or SIGTERM lets the reads under way end, for some seconds at most, and exits with status 0.`,
 		Example: `  cairn serve v2.caibx --listen unix:/run/v2.sock
-  cairn serve https://images.example.com/v2.caibx --listen tcp:127.0.0.1:10809
+  cairn serve --watch /srv/images --listen tcp:0.0.0.0:10809 --tls-cert server.pem --tls-key server.key
+  nbdinfo -- [ cairn serve https://images.example.com/v2.caibx ]
   qemu-system-x86_64 -drive file=nbd+unix:///v2?socket=/run/v2.sock,format=raw,if=virtio,readonly=on …`,
-		Args: arguments(cobra.MinimumNArgs(1)),
+		Args: arguments(cobra.ArbitraryArgs),
 		RunE: func(c *cobra.Command, args []string) error { return runServe(c.Context(), c.OutOrStdout(), f, args) },
 	}
-	f.add(c)
-	c.Flags().StringArrayVar(&f.listen, "listen", nil,
-		"`address` to listen on: unix:PATH or tcp:HOST:PORT; repeatable (default: a unix socket in the runtime directory)")
+	f.stores.add(c)
+	f.listening.add(c)
+	f.security.add(c)
+	f.life.add(c)
+	c.Flags().StringVar(&f.watchDir, "watch", "", "`directory` whose index files are exports, as they come and go")
 	c.Flags().Var(bytesFlag{&f.memory}, "memory", "keep at most that many `bytes` of chunks in memory, of all exports together")
-	check(c, func([]string) error {
-		for _, address := range f.listen {
-			if network, at, ok := strings.Cut(address, ":"); !ok || at == "" || network != "unix" && network != "tcp" {
-				return fmt.Errorf("--listen %s: want unix:PATH or tcp:HOST:PORT", address)
-			}
+	c.Flags().IntVar(&f.maxConns, "max-connections", 128, "serve at most that many `clients` at a time")
+	c.Flags().Var(bytesFlag{&f.inFlight}, "max-in-flight", "hold at most that many `bytes` of replies on their way, of all clients together")
+	check(c, func(args []string) error {
+		switch {
+		case len(args) == 0 && f.watchDir == "":
+			return errors.New("want an INDEX, or --watch DIRECTORY")
+		case f.maxConns < 1:
+			return fmt.Errorf("--max-connections %d: want at least 1", f.maxConns)
+		case f.inFlight < 64<<20 || f.inFlight > 1<<40:
+			return fmt.Errorf("--max-in-flight %s: want 64 MiB to 1 TiB", size(f.inFlight))
 		}
 		return nil
 	})
@@ -74,40 +89,127 @@ const garbagePercent = 25
 
 func runServe(ctx context.Context, stdout io.Writer, f serveFlags, indexes []string) error {
 	defer debug.SetGCPercent(debug.SetGCPercent(garbagePercent))
+	ctx, stop, err := f.follow(ctx)
+	if err != nil {
+		return err
+	}
+	defer stop()
 	fetching, end := context.WithCancel(context.WithoutCancel(ctx)) // reads under way may end after a signal
 	defer end()
-	exports, closeExports, err := f.open(ctx, fetching, indexes)
+	server := &nbd.Server{Log: f.log(), MaxConns: f.maxConns, MaxBytes: int(f.inFlight)}
+	if server.TLS, err = f.config(server.Log); err != nil {
+		return err
+	}
+	offer, err := f.offer(ctx, fetching, indexes)
 	if err != nil {
 		return err
 	}
-	defer closeExports()
-	static, err := nbd.NewStatic(exports...)
+	defer offer.close()
+	server.Exports = offer
+	listeners, cleanUp, err := f.listening.open()
 	if err != nil {
 		return err
 	}
-	if len(f.listen) == 0 {
-		dir, err := socketDir()
-		if err != nil {
-			return err
+	defer cleanUp()
+	return f.serve(ctx, stdout, server, offer, listeners)
+}
+
+// serve serves until ctx ends, or a listener fails.
+func (f *serveFlags) serve(ctx context.Context, stdout io.Writer, server *nbd.Server, o *offer, listeners []net.Listener) error {
+	defer closeAll(listeners)
+	if f.printURIs {
+		for _, l := range listeners {
+			for _, name := range o.names {
+				fmt.Fprintln(stdout, exportURI(l.Addr(), name, f.on()))
+			}
 		}
-		defer os.Remove(dir)
-		f.listen = []string{"unix:" + filepath.Join(dir, "nbd.sock")}
 	}
-	listeners, err := listenAll(f.listen)
+	over, err := f.begin(ctx)
 	if err != nil {
 		return err
 	}
-	for _, l := range listeners {
-		for _, e := range exports {
-			fmt.Fprintln(stdout, exportURI(l.Addr(), e.Name))
-		}
-	}
-	server := &nbd.Server{Exports: static, Log: f.log()}
+	defer over()
 	group, groupCtx := errgroup.WithContext(ctx)
 	for _, l := range listeners {
 		group.Go(func() error { return server.Serve(groupCtx, l) })
 	}
+	if o.watched != nil {
+		group.Go(func() error { o.watched.run(groupCtx); return nil })
+	}
 	return group.Wait()
+}
+
+// offer is what is exported.
+type offer struct {
+	nbd.Exports
+	names   []string // that clients are told of
+	watched *watch   // nil without --watch
+	close   func()   // when no client is there any more
+}
+
+func (f *serveFlags) offer(ctx, fetching context.Context, indexes []string) (*offer, error) {
+	exports, closeExports, err := f.open(ctx, fetching, indexes)
+	if err != nil {
+		return nil, err
+	}
+	static, err := nbd.NewStatic(exports...)
+	if err != nil {
+		closeExports()
+		return nil, err
+	}
+	o := &offer{Exports: static, close: closeExports}
+	for _, e := range exports {
+		o.names = append(o.names, e.Name)
+	}
+	if f.watchDir == "" {
+		return o, nil
+	}
+	images := f.images(fetching)
+	if o.watched, err = newWatch(f.watchDir, images.open, f.log()); err != nil {
+		closeExports()
+		return nil, err
+	}
+	o.Exports = chain{static, o.watched}
+	o.names = append(o.names, "") // clients add theirs
+	o.close = func() { o.watched.shut(); images.close(); closeExports() }
+	return o, nil
+}
+
+// images are those of a watched directory. They share stores and memory: one cache for each kind of digest.
+type images struct {
+	flags    *serveFlags
+	fetching context.Context
+	caches   map[blob.Algorithm]*view.Cache
+	closers  []func()
+}
+
+func (f *serveFlags) images(fetching context.Context) *images {
+	return &images{flags: f, fetching: fetching, caches: make(map[blob.Algorithm]*view.Cache)}
+}
+
+// open implements opener.
+func (i *images) open(ctx context.Context, path string) (*nbd.Export, func(), error) {
+	x, err := readIndex(ctx, path, i.flags.access)
+	if err != nil {
+		return nil, nil, err
+	}
+	cache := i.caches[x.Algorithm()]
+	if cache == nil {
+		from, err := openStores(i.flags.stores, path, x.Algorithm(), 0)
+		if err != nil {
+			return nil, nil, err
+		}
+		cache = view.NewCache(i.fetching, from.chunks, view.Limits{Bytes: i.flags.memory, Fetches: from.fetches})
+		i.caches[x.Algorithm()] = cache
+		i.closers = append(i.closers, func() { cache.Close(); from.close() })
+	}
+	return newExport(path, x, cache), func() {}, nil
+}
+
+func (i *images) close() {
+	for _, c := range i.closers {
+		c()
+	}
 }
 
 func (f *serveFlags) log() *slog.Logger {
@@ -185,76 +287,4 @@ func (e exported) Extents(off, n int64) iter.Seq[nbd.Extent] {
 			}
 		}
 	}
-}
-
-// listenAll opens all addresses, or none.
-func listenAll(addresses []string) ([]net.Listener, error) {
-	var listeners []net.Listener
-	for _, address := range addresses {
-		l, err := listen(address)
-		if err != nil {
-			for _, l := range listeners {
-				l.Close()
-			}
-			return nil, fmt.Errorf("listening on %s: %w", address, err)
-		}
-		listeners = append(listeners, l)
-	}
-	return listeners, nil
-}
-
-// socketDir is a new directory for a socket, in the user's runtime directory.
-func socketDir() (string, error) {
-	dir := os.Getenv("XDG_RUNTIME_DIR")
-	if dir == "" {
-		dir = os.TempDir()
-	}
-	dir, err := os.MkdirTemp(dir, "cairn-")
-	if err != nil {
-		return "", fmt.Errorf("making a directory for the socket: %w", err)
-	}
-	return dir, nil
-}
-
-func listen(address string) (net.Listener, error) {
-	network, at, _ := strings.Cut(address, ":")
-	if network == "unix" {
-		return listenUnix(at)
-	}
-	return net.Listen("tcp", at)
-}
-
-// listenUnix takes the place of a socket whose server is gone.
-func listenUnix(at string) (net.Listener, error) {
-	l, err := net.Listen("unix", at)
-	if !errors.Is(err, syscall.EADDRINUSE) || !abandoned(at) {
-		return l, err
-	}
-	if err := os.Remove(at); err != nil {
-		return nil, err
-	}
-	return net.Listen("unix", at)
-}
-
-// abandoned says whether at is a socket that nobody listens on.
-func abandoned(at string) bool {
-	info, err := os.Lstat(at)
-	if err != nil || info.Mode().Type() != os.ModeSocket {
-		return false
-	}
-	conn, err := net.DialTimeout("unix", at, time.Second)
-	if err == nil {
-		conn.Close()
-	}
-	return errors.Is(err, syscall.ECONNREFUSED)
-}
-
-// exportURI is the export's address as NBD clients take it (NetworkBlockDevice/nbd, doc/uri.md).
-func exportURI(at net.Addr, name string) string {
-	if at.Network() == "unix" {
-		name, socket := url.URL{Path: name}, url.URL{Path: at.String()}
-		return "nbd+unix:///" + name.EscapedPath() + "?socket=" + socket.EscapedPath()
-	}
-	u := url.URL{Scheme: "nbd", Host: at.String(), Path: "/" + name}
-	return u.String()
 }

@@ -1,11 +1,12 @@
 // Package nbdtest is a small NBD client for tests and for the replay of traces. It is strict: a server
 // that breaks the protocol where a lenient client would not mind is an error. It knows nothing of package
-// nbd, so that it can judge it, and speaks neither TLS nor to the kernel.
+// nbd, so that it can judge it, and does not speak to the kernel.
 package nbdtest
 
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -127,6 +128,16 @@ func (c *Client) StructuredReplies() error {
 	_, err := c.Option(OptStructuredReply, nil)
 	c.structured = c.structured || err == nil
 	return err
+}
+
+// StartTLS puts TLS around the connection. What was negotiated before is to be negotiated anew.
+func (c *Client) StartTLS(config *tls.Config) error {
+	if _, err := c.Option(OptStartTLS, nil); err != nil {
+		return err
+	}
+	conn := tls.Client(c.conn, config)
+	c.conn, c.structured, c.contexts = conn, false, nil
+	return conn.Handshake()
 }
 
 func metaContextData(export string, queries []string) []byte {

@@ -11,13 +11,14 @@ import (
 
 // Reply is the answer to a request.
 type Reply struct {
-	Data    []byte // of a read
-	Extents []Extent
-	Chunks  int // of a structured reply, all kinds
-	Holes   int // of them, holes
+	Data    []byte              // of a read
+	Extents []Extent            // of base:allocation
+	States  map[string][]Extent // of each chosen context, by its name
+	Chunks  int                 // of a structured reply, all kinds
+	Holes   int                 // of them, holes
 }
 
-// Extent is a part of a block status: base:allocation's bits, hole 1, zero 2.
+// Extent is a part of a block status. In base:allocation the bits are hole 1, zero 2.
 type Extent struct {
 	Length uint32
 	State  uint32
@@ -26,11 +27,12 @@ type Extent struct {
 // call is a request that waits for its reply.
 type call struct {
 	Request
-	reply   Reply
-	covered []span // of a read's data, so far
-	failure *Error
-	done    chan struct{}
-	err     error // of the connection; valid when done
+	reply    Reply
+	covered  []span // of a read's data, so far
+	contexts int    // of a block status, still to come
+	failure  *Error
+	done     chan struct{}
+	err      error // of the connection; valid when done
 }
 
 type span struct{ from, to uint64 }
@@ -211,9 +213,11 @@ func (c *call) cover(offset, length uint64) error {
 }
 
 func (c *Client) status(call *call, p []byte) error {
-	if _, known := c.contexts[binary.BigEndian.Uint32(p)]; !known || call.reply.Extents != nil {
+	name, known := c.contexts[binary.BigEndian.Uint32(p)]
+	if !known || call.reply.States[name] != nil {
 		return errors.New("a block status of an unknown context, or a second one")
 	}
+	var extents []Extent
 	var total uint64
 	for p = p[4:]; len(p) > 0; p = p[8:] {
 		e := Extent{binary.BigEndian.Uint32(p), binary.BigEndian.Uint32(p[4:])}
@@ -221,15 +225,21 @@ func (c *Client) status(call *call, p []byte) error {
 			return errors.New("an empty extent, or one behind the last")
 		}
 		total += uint64(e.Length)
-		call.reply.Extents = append(call.reply.Extents, e)
+		extents = append(extents, e)
 	}
 	one := call.Flags&CmdFlagReqOne != 0
-	if one && (len(call.reply.Extents) > 1 || total > uint64(call.Length)) {
+	if one && (len(extents) > 1 || total > uint64(call.Length)) {
 		return errors.New("more than the one extent that was asked for")
 	}
 	if total > c.info.Size-call.Offset {
 		return errors.New("a block status reaches beyond the end")
 	}
+	if call.reply.States == nil {
+		call.reply.States = make(map[string][]Extent)
+	}
+	call.reply.States[name] = extents
+	call.reply.Extents = call.reply.States["base:allocation"]
+	call.contexts = len(c.contexts) - len(call.reply.States)
 	return nil
 }
 
@@ -262,8 +272,8 @@ func (c *call) complete() error {
 	if c.Command == CmdRead && total != uint64(c.Length) {
 		return fmt.Errorf("a reply has %d of %d bytes", total, c.Length)
 	}
-	if c.Command == CmdBlockStatus && c.reply.Extents == nil {
-		return errors.New("a reply has no block status")
+	if c.Command == CmdBlockStatus && (c.reply.States == nil || c.contexts > 0) {
+		return errors.New("a reply lacks a block status")
 	}
 	return nil
 }

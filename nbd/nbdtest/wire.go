@@ -23,6 +23,7 @@ const (
 	RepErrPolicy   = 0x80000002
 	RepErrInvalid  = 0x80000003
 	RepErrPlatform = 0x80000004
+	RepErrTLSReqd  = 0x80000005
 	RepErrUnknown  = 0x80000006
 	RepErrShutdown = 0x80000007
 	RepErrTooBig   = 0x80000009

@@ -1,0 +1,335 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"cairn/nbd"
+)
+
+// fakeImage is an image whose "index" is a file with its text.
+type fakeImage struct{ text string }
+
+func (d fakeImage) Size() int64 { return int64(len(d.text)) }
+func (d fakeImage) ReadAt(_ context.Context, p []byte, o int64) error {
+	copy(p, d.text[o:])
+	return nil
+}
+
+// watchRig is a watched directory, with what is open in it.
+type watchRig struct {
+	*watch
+	t    *testing.T
+	open map[string]int // by text
+	log  bytes.Buffer
+}
+
+func newWatchRig(t *testing.T) *watchRig {
+	r := &watchRig{t: t, open: make(map[string]int)}
+	w, err := newWatch(t.TempDir(), r.openFile, slog.New(slog.NewTextHandler(&r.log, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.watch = w
+	return r
+}
+
+// openFile is called with the watch's lock held, as is what it returns.
+func (r *watchRig) openFile(_ context.Context, path string) (*nbd.Export, func(), error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, nil, err
+	}
+	if !strings.HasSuffix(string(text), "end") {
+		return nil, nil, errors.New("it is cut short")
+	}
+	name := exportName(path)
+	r.open[string(text)]++
+	return &nbd.Export{Name: name, Canonical: name + "@" + string(text), Device: fakeImage{string(text)}},
+		func() { r.open[string(text)]-- }, nil
+}
+
+func (r *watchRig) write(name, text string) {
+	r.t.Helper()
+	path := filepath.Join(r.dir, name+indexSuffix)
+	if err := errors.Join(os.WriteFile(path+".new", []byte(text), 0o600), os.Rename(path+".new", path)); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// get opens an export, which must be the image with this text; "" wants it unknown.
+func (r *watchRig) get(name, want string) *nbd.Export {
+	r.t.Helper()
+	e, err := r.Open(r.t.Context(), name)
+	if want == "" {
+		if !errors.Is(err, nbd.ErrUnknown) {
+			r.t.Errorf("Open(%q) = %+v, %v, want it unknown", name, e, err)
+		}
+		return nil
+	}
+	if err != nil {
+		r.t.Fatalf("Open(%q): %v", name, err)
+	}
+	if got := e.Device.(fakeImage).text; got != want {
+		r.t.Errorf("Open(%q) is %q, want %q", name, got, want)
+	}
+	return e
+}
+
+func (r *watchRig) wantOpen(want map[string]int) {
+	r.t.Helper()
+	got := make(map[string]int)
+	for text, n := range r.open {
+		if n != 0 {
+			got[text] = n
+		}
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		r.t.Errorf("open are:\n%s", diff)
+	}
+}
+
+func (r *watchRig) names() []string {
+	r.t.Helper()
+	all, err := r.All(r.t.Context())
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	var names []string
+	for _, l := range all {
+		names = append(names, l.Name)
+	}
+	return names
+}
+
+func TestWatch(t *testing.T) {
+	r := newWatchRig(t)
+	r.get("a", "")
+	r.get("", "")
+	r.write("a", "1 end")
+	old := r.get("a", "1 end")
+	r.get("", "1 end").Release()
+
+	r.write("a", "2 end")
+	r.write("b", "b end")
+	newer := r.get("a", "2 end")
+	r.get("", "") // there are two
+	if diff := cmp.Diff([]string{"a", "b"}, r.names()); diff != "" {
+		t.Error(diff)
+	}
+	r.get("a@1 end", "1 end").Release() // it is in use
+	r.get("a@2 end", "2 end").Release()
+	r.get("b@2 end", "")
+	r.wantOpen(map[string]int{"1 end": 1, "2 end": 1})
+	old.Release()
+	old.Release() // once more does no harm
+	r.wantOpen(map[string]int{"2 end": 1})
+	r.get("a@1 end", "")
+
+	if err := os.Remove(filepath.Join(r.dir, "a.caibx")); err != nil {
+		t.Fatal(err)
+	}
+	r.get("a", "")
+	if diff := cmp.Diff([]string{"b"}, r.names()); diff != "" {
+		t.Error(diff)
+	}
+	r.get("a@2 end", "2 end").Release()
+	newer.Release()
+	r.get("a@2 end", "")
+	r.wantOpen(map[string]int{})
+
+	r.get("b", "b end").Release()
+	r.wantOpen(map[string]int{"b end": 1}) // warm, for the next client
+	r.shut()
+	r.wantOpen(map[string]int{})
+}
+
+// TestWatchBroken: a file that is no whole index is told of once, and what was served before stays.
+func TestWatchBroken(t *testing.T) {
+	r := newWatchRig(t)
+	r.write("a", "1 en")
+	r.get("a", "")
+	if names := r.names(); names != nil {
+		t.Errorf("a broken index is listed: %q", names)
+	}
+	r.names()
+	if n := strings.Count(r.log.String(), "an index is ignored"); n != 1 {
+		t.Errorf("the log tells %d times of the broken index:\n%s", n, r.log.String())
+	}
+	r.write("a", "1 end")
+	first := r.get("a", "1 end")
+	r.write("a", "2 e")
+	r.get("a", "1 end").Release()
+	r.write("a", "2 end")
+	r.get("a", "2 end").Release()
+	first.Release()
+	r.wantOpen(map[string]int{"2 end": 1})
+	if err := os.Chtimes(filepath.Join(r.dir, "a.caibx"), time.Unix(1, 0), time.Unix(1, 0)); err != nil {
+		t.Fatal(err)
+	}
+	r.get("a", "2 end").Release() // touched, and the same
+	r.wantOpen(map[string]int{"2 end": 1})
+}
+
+// TestWatchNames: clients choose names, and none leads out of the directory.
+func TestWatchNames(t *testing.T) {
+	r := newWatchRig(t)
+	inner := filepath.Join(r.dir, "in")
+	if err := os.Mkdir(inner, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{filepath.Join(filepath.Dir(r.dir), "out.caibx"), filepath.Join(inner, "x.caibx"), filepath.Join(r.dir, ".hidden.caibx")} {
+		if err := os.WriteFile(path, []byte("1 end"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Mkdir(filepath.Join(r.dir, "dir.caibx"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"../out", "in/x", ".hidden", "dir", "..", "/", "a\x00", strings.Repeat("x", 4096), "@", "x@"} {
+		r.get(name, "")
+	}
+	r.write("v@2", "1 end")
+	r.get("v@2", "1 end").Release()
+	r.get("v@2@1 end", "1 end").Release()
+}
+
+func TestChain(t *testing.T) {
+	r := newWatchRig(t)
+	r.write("a", "1 end")
+	r.write("b", "b end")
+	static, err := nbd.NewStatic(&nbd.Export{Name: "a", Description: "fixed", Device: fakeImage{"fixed"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := chain{static, r}
+	for name, want := range map[string]string{"": "fixed", "a": "fixed", "b": "b end"} {
+		e, err := c.Open(t.Context(), name)
+		if err != nil || e.Device.(fakeImage).text != want {
+			t.Errorf("Open(%q) = %+v, %v, want %q", name, e, err, want)
+		}
+	}
+	all, err := c.All(t.Context())
+	if diff := cmp.Diff([]nbd.Listing{{Name: "a", Description: "fixed"}, {Name: "b"}}, all); diff != "" || err != nil {
+		t.Errorf("All: %v\n%s", err, diff)
+	}
+}
+
+// TestListenUnix: the socket has its permissions from the first moment on, whatever the umask, and of two servers
+// that start at once on a stale socket one gets it.
+func TestListenUnix(t *testing.T) {
+	at := filepath.Join(t.TempDir(), "s")
+	for _, mode := range []os.FileMode{0o600, 0o660, 0o666} {
+		l, err := listenUnix(at, mode)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if info, err := os.Lstat(at); err != nil || info.Mode().Perm() != mode {
+			t.Errorf("the socket is %v, %v, want %v", info.Mode(), err, mode)
+		}
+		l.Close()
+	}
+	l, err := listenUnix(at, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.(*net.UnixListener).SetUnlinkOnClose(false)
+	l.Close() // as a killed server leaves it
+	type result struct {
+		l   net.Listener
+		err error
+	}
+	results := make(chan result)
+	for range 8 {
+		go func() {
+			l, err := listenUnix(at, 0o600)
+			results <- result{l, err}
+		}()
+	}
+	got := 0
+	for range 8 {
+		switch r := <-results; {
+		case r.err == nil:
+			got++
+			defer r.l.Close()
+		case !errors.Is(r.err, syscall.EADDRINUSE):
+			t.Error(r.err)
+		}
+	}
+	if got != 1 {
+		t.Errorf("%d servers have the socket", got)
+	}
+}
+
+func TestExportURI(t *testing.T) {
+	unix, tcp := &net.UnixAddr{Name: "/run/a b", Net: "unix"}, &net.TCPAddr{IP: net.IPv6loopback, Port: 1}
+	for _, tc := range []struct {
+		at     net.Addr
+		secure bool
+		want   string
+	}{
+		{unix, false, "nbd+unix:///x%20y?socket=/run/a%20b"}, {unix, true, "nbds+unix:///x%20y?socket=/run/a%20b"},
+		{tcp, false, "nbd://[::1]:1/x%20y"}, {tcp, true, "nbds://[::1]:1/x%20y"},
+	} {
+		if got := exportURI(tc.at, "x y", tc.secure); got != tc.want {
+			t.Errorf("exportURI(%v, %v) = %s, want %s", tc.at, tc.secure, got, tc.want)
+		}
+	}
+}
+
+// TestKeepalive: whoever is gone is noticed, on TCP sockets that were opened here and on those handed over.
+func TestKeepalive(t *testing.T) {
+	opened, err := listen("tcp:127.0.0.1:0", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer opened.Close()
+	f, err := opened.(*net.TCPListener).File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	fd, err := syscall.Dup(int(f.Fd()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	handed, err := adopt(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer handed.Close()
+	for what, l := range map[string]net.Listener{"opened": opened, "handed over": handed} {
+		client, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer client.Close()
+		conn, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		raw, err := conn.(*net.TCPConn).SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		on := 0
+		if err := raw.Control(func(fd uintptr) { on, err = syscall.GetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_KEEPALIVE) }); err != nil {
+			t.Fatal(err)
+		}
+		if err != nil || on != 1 {
+			t.Errorf("%s: keepalive is %d, %v", what, on, err)
+		}
+	}
+}
