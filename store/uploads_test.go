@@ -20,7 +20,9 @@ type uploading struct {
 	options store.UploadOptions
 }
 
-func (u *uploading) NewBatch() (store.Batch, error) { return store.NewUploads(&u.Bucket, u.options), nil }
+func (u *uploading) NewBatch() (store.Batch, error) {
+	return store.NewUploads(&u.Bucket, u.options), nil
+}
 
 func TestUploads(t *testing.T) {
 	for name, o := range map[string]store.UploadOptions{"usual": {}, "one at a time": {AtOnce: 1}, "few bytes": {Bytes: 1}} {
