@@ -3,6 +3,7 @@ package keep
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sort"
 	"sync"
 
@@ -72,9 +73,8 @@ type copier struct {
 
 func (c *copier) run(ctx context.Context, from store.Reader) error {
 	if len(c.options.Indexes) > 0 {
-		chunks, _ := wanted(c.options.Indexes)
 		c.failed = map[blob.Digest]struct{}{}
-		return c.chunks(ctx, chunks, "")
+		return c.chunks(ctx, wanted(c.options.Indexes), "")
 	}
 	l, err := listerOf(from)
 	if err != nil {
@@ -92,26 +92,19 @@ func (c *copier) run(ctx context.Context, from store.Reader) error {
 }
 
 // preferred are the chunks of objects, each in the form that readers prefer.
-func preferred(objects []object) []chunk {
-	all, _ := listed(objects)
-	chunks := all[:0]
-	for i, c := range all {
-		if i == 0 || c.digest != objects[i-1].digest {
-			chunks = append(chunks, c)
-		}
-	}
-	return chunks
+func preferred(objects []object) series {
+	return listed(slices.CompactFunc(objects, func(a, b object) bool { return a.digest == b.digest }))
 }
 
 // chunks copies those whose digests have a prefix.
-func (c *copier) chunks(ctx context.Context, chunks []chunk, prefix string) error {
-	if len(chunks) == 0 {
+func (c *copier) chunks(ctx context.Context, s series, prefix string) error {
+	if s.n == 0 {
 		return nil
 	}
-	held := store.TakeInventory(ctx, c.to, store.InventoryOptions{Chunks: int64(len(chunks)), Prefix: prefix})
+	held := store.TakeInventory(ctx, c.to, store.InventoryOptions{Chunks: int64(s.n), Prefix: prefix})
 	defer held.Close()
-	for lo := 0; lo < len(chunks); lo += stretch {
-		if err := c.stretch(ctx, chunks[lo:min(lo+stretch, len(chunks))], held); err != nil {
+	for lo := 0; lo < s.n; lo += stretch {
+		if err := c.stretch(ctx, s.part(lo, min(lo+stretch, s.n)), held); err != nil {
 			return err
 		}
 	}

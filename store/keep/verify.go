@@ -110,8 +110,7 @@ func (v *verifier) prepare(r store.Reader) (err error) {
 
 func (v *verifier) run(ctx context.Context, r store.Reader) error {
 	if len(v.options.Indexes) > 0 {
-		chunks, sizes := wanted(v.options.Indexes)
-		return v.chunks(ctx, chunks, sizes)
+		return v.chunks(ctx, wanted(v.options.Indexes))
 	}
 	l, err := listerOf(r)
 	if err != nil {
@@ -121,8 +120,7 @@ func (v *verifier) run(ctx context.Context, r store.Reader) error {
 		if err != nil {
 			return fmt.Errorf("listing %v: %w", r, err)
 		}
-		chunks, sizes := listed(s.objects)
-		if err := v.chunks(ctx, chunks, sizes); err != nil {
+		if err := v.chunks(ctx, listed(s.objects)); err != nil {
 			return err
 		}
 		// Behind the chunks, since a mark among them does not have what comes again with the shard.
@@ -158,44 +156,57 @@ func (t tail) List(ctx context.Context, prefix string) iter.Seq2[store.Object, e
 
 func isHex(text string) bool { return len(bytes.Trim([]byte(text), hexDigits)) == 0 }
 
-// listed are the chunks of objects, and their stored sizes.
-func listed(objects []object) ([]chunk, func(i int) int64) {
-	chunks := make([]chunk, len(objects))
-	for i, o := range objects {
-		chunks[i] = chunk{digest: o.digest, form: plain}
-		if o.packed {
-			chunks[i].form = packed
-		}
-	}
-	return chunks, func(i int) int64 { return objects[i].size }
+// series are chunks by digest, made as they are needed.
+type series struct {
+	n      int
+	at     func(i int) chunk
+	stored func(i int) int64 // bytes, as listed; negative when that is not known
 }
 
-// wanted are the different chunks of indexes, by digest. What they take in the store is not known, and not 0.
-func wanted(indexes []*blob.Index) ([]chunk, func(i int) int64) {
+// listed are the chunks of objects.
+func listed(objects []object) series {
+	at := func(i int) chunk {
+		c := chunk{digest: objects[i].digest, form: plain}
+		if objects[i].packed {
+			c.form = packed
+		}
+		return c
+	}
+	return series{len(objects), at, func(i int) int64 { return objects[i].size }}
+}
+
+// wanted are the different chunks of indexes.
+func wanted(indexes []*blob.Index) series {
 	t := newTable()
 	for i, x := range indexes {
 		t.add(x, int32(i))
 	}
 	rows := t.sorted()
-	chunks := make([]chunk, len(rows))
-	for i, r := range rows {
-		chunks[i] = chunk{digest: r.digest, size: int64(r.size)}
-	}
-	return chunks, func(int) int64 { return -1 }
+	at := func(i int) chunk { return chunk{digest: rows[i].digest, size: int64(rows[i].size)} }
+	return series{len(rows), at, func(int) int64 { return -1 }}
 }
 
-// chunks verifies those behind the mark, which are sorted, a stretch at a time.
-func (v *verifier) chunks(ctx context.Context, chunks []chunk, sizes func(int) int64) error {
+// part is the chunks from lo to hi.
+func (s series) part(lo, hi int) []chunk {
+	chunks := make([]chunk, 0, hi-lo)
+	for i := lo; i < hi; i++ {
+		chunks = append(chunks, s.at(i))
+	}
+	return chunks
+}
+
+// chunks verifies those behind the mark, a stretch at a time.
+func (v *verifier) chunks(ctx context.Context, s series) error {
 	lo := 0
 	if after := v.options.After; after != nil {
-		lo = sort.Search(len(chunks), func(i int) bool { return bytes.Compare(chunks[i].digest[:], after.Digest[:]) > 0 })
+		lo = sort.Search(s.n, func(i int) bool { d := s.at(i).digest; return bytes.Compare(d[:], after.Digest[:]) > 0 })
 	}
-	for lo < len(chunks) {
-		hi := min(lo+stretch, len(chunks))
-		for hi < len(chunks) && chunks[hi].digest == chunks[hi-1].digest {
+	for lo < s.n {
+		hi := min(lo+stretch, s.n)
+		for hi < s.n && s.at(hi).digest == s.at(hi-1).digest {
 			hi++ // both forms of a chunk are on one side of a mark
 		}
-		if err := v.stretch(ctx, chunks[lo:hi], func(i int) int64 { return sizes(lo + i) }); err != nil {
+		if err := v.stretch(ctx, s.part(lo, hi), func(i int) int64 { return s.stored(lo + i) }); err != nil {
 			return err
 		}
 		lo = hi
@@ -203,11 +214,11 @@ func (v *verifier) chunks(ctx context.Context, chunks []chunk, sizes func(int) i
 	return nil
 }
 
-func (v *verifier) stretch(ctx context.Context, chunks []chunk, sizes func(int) int64) error {
+func (v *verifier) stretch(ctx context.Context, chunks []chunk, stored func(int) int64) error {
 	before := v.report
 	err := work(ctx, len(chunks), v.options.Workers, func() func(context.Context, int, int) error {
 		w := verifyWorker{verifier: v, p: newProver(v.source)}
-		return func(ctx context.Context, lo, hi int) error { return w.check(ctx, chunks[lo:hi], lo, sizes) }
+		return func(ctx context.Context, lo, hi int) error { return w.check(ctx, chunks[lo:hi], lo, stored) }
 	})
 	if err == nil && v.writer != nil {
 		err = v.writer.Commit(ctx)
@@ -240,13 +251,13 @@ type verifyWorker struct {
 	spare store.Raw
 }
 
-func (w *verifyWorker) check(ctx context.Context, chunks []chunk, at int, sizes func(int) int64) error {
+func (w *verifyWorker) check(ctx context.Context, chunks []chunk, at int, stored func(int) int64) error {
 	errs, err := w.p.prove(ctx, chunks)
 	if err != nil {
 		return err
 	}
 	for i, c := range chunks {
-		if err := w.judge(ctx, c, at+i, sizes(at+i), errs[i], int64(len(w.p.raws[i].Stored))); err != nil {
+		if err := w.judge(ctx, c, at+i, stored(at+i), errs[i], int64(len(w.p.raws[i].Stored))); err != nil {
 			return err
 		}
 	}
