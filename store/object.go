@@ -83,10 +83,13 @@ func (c *Chunks) open(size int, into *Raw) (err error) {
 		into.unpacked, err = c.unpacker.unpackAll(into.unpacked, into.Stored)
 	}
 	into.Plain = into.unpacked
-	if err != nil && !errors.Is(err, errors.ErrUnsupported) {
+	if errors.Is(err, errors.ErrUnsupported) {
+		return fmt.Errorf("reading %v: %w", c.r, err)
+	}
+	if err != nil {
 		return content{err}
 	}
-	return err
+	return nil
 }
 
 func grown(p []byte, size int) []byte {
@@ -96,23 +99,71 @@ func grown(p []byte, size int) []byte {
 	return p[:size]
 }
 
-// unpackAll is unpack of a chunk whose size nobody knows, in dst's memory if that is large enough.
+// unpackAll is unpack of a chunk whose size nobody knows, in dst's memory if that is large enough. Memory is
+// bounded by the largest chunk there may be.
 func (u unpacker) unpackAll(dst, packed []byte) ([]byte, error) {
-	var head zstd.Header
-	if !bytes.HasPrefix(packed, []byte(zstdMagic)) {
-		return dst, u.unpack(nil, packed)
+	size, told, err := toldSize(packed)
+	switch {
+	case err != nil:
+		return dst, err
+	case !told:
+		return u.unpackUntold(dst, packed)
+	case size == 0 || size > blob.MaxChunkSize:
+		return dst, fmt.Errorf("it says to hold %d bytes, which no chunk has", size)
 	}
-	if err := head.Decode(packed); err != nil {
-		return dst, fmt.Errorf("decompressing: %w", err)
-	}
-	if head.HasFCS {
-		if n := head.FrameContentSize; n == 0 || n > blob.MaxChunkSize {
-			return dst, fmt.Errorf("it holds %d bytes, which no chunk has", n)
+	dst = grown(dst, int(size))
+	return dst, u.unpack(dst, packed)
+}
+
+// toldSize is how many bytes a compressed chunk says to hold. Only zstd need not tell.
+func toldSize(packed []byte) (size uint64, told bool, err error) {
+	switch {
+	case bytes.HasPrefix(packed, []byte(zstdMagic)):
+		var head zstd.Header
+		if err := head.Decode(packed); err != nil {
+			return 0, false, fmt.Errorf("decompressing: %w", err)
 		}
-		dst = grown(dst, int(head.FrameContentSize))
-		return dst, u.unzstd(dst, packed)
+		return head.FrameContentSize, head.HasFCS, nil
+	case bytes.HasPrefix(packed, []byte(gzipMagic)) && len(packed) >= 18: // RFC 1952: the last four bytes
+		return uint64(binary.LittleEndian.Uint32(packed[len(packed)-4:])), true, nil
+	case bytes.HasPrefix(packed, []byte(xzMagic)):
+		size, ok := xzSize(packed)
+		if !ok {
+			return 0, false, errors.New("xz: its end is damaged")
+		}
+		return size, true, nil
+	case len(packed) == 0:
+		return 0, false, errors.New("it is empty")
 	}
-	guess := max(256<<10, 4*len(packed)) // room for most chunks
+	return 0, false, errors.New("it is neither zstd, xz nor gzip")
+}
+
+// xzSize adds up what the index at the end of an xz stream says of its blocks (The .xz File Format, 2.1.2 and 4).
+func xzSize(packed []byte) (size uint64, ok bool) {
+	const footer = 12
+	if len(packed) < 2*footer || !bytes.HasSuffix(packed, []byte("YZ")) {
+		return 0, false
+	}
+	end := len(packed) - footer
+	length := 4 * (int64(binary.LittleEndian.Uint32(packed[end+4:])) + 1)
+	if length > int64(end) {
+		return 0, false
+	}
+	index := bytes.NewReader(packed[int64(end)-length : end])
+	mark, _ := index.ReadByte()
+	blocks, err := binary.ReadUvarint(index)
+	for ok = mark == 0 && err == nil; ok && blocks > 0; blocks-- {
+		_, err1 := binary.ReadUvarint(index) // as compressed
+		n, err2 := binary.ReadUvarint(index)
+		ok = err1 == nil && err2 == nil && n <= blob.MaxChunkSize
+		size += n
+	}
+	return size, ok
+}
+
+// unpackUntold is unpackAll of a zstd frame that does not tell, such as casync's.
+func (u unpacker) unpackUntold(dst, packed []byte) ([]byte, error) {
+	guess := max(256<<10, min(4*len(packed), blob.MaxChunkSize)) // room for most chunks
 	out, err := u.zstd.DecodeAll(packed, grown(dst, max(guess, cap(dst)))[:0])
 	if err != nil || len(out) == 0 {
 		return unpackStream(dst, packed)

@@ -115,7 +115,7 @@ func runMake(ctx context.Context, stdout io.Writer, f makeFlags, index, image st
 			return fmt.Errorf("opening store %s: %w", f.store, err)
 		}
 	}
-	return makeInto(ctx, destination{index, image, outlet, bucket, locate.IsRemote(f.store)}, src, total, f, stdout)
+	return makeInto(ctx, destination{index, image, outlet, bucket, locate.Remote(f.store)}, src, total, f, stdout)
 }
 
 // makeInto is make with everything open.

@@ -77,7 +77,7 @@ func unwritable(err error) error {
 
 // openRemote opens a store to write, if it is remote; else it is nil.
 func openRemote(location string) (store.Bucket, error) {
-	if !locate.IsRemote(location) {
+	if !locate.Remote(location) {
 		return nil, nil
 	}
 	b, err := locate.OpenBucket(location, locate.Options{})
@@ -97,7 +97,7 @@ func openOutlet(ctx context.Context, index string, createOnly bool, stdout io.Wr
 		return nil, unwritable(err)
 	}
 	publish, err := outletIn(ctx, b, name, createOnly)
-	if err == nil && !createOnly && !locate.IsRemote(index) {
+	if err == nil && !createOnly && !locate.Remote(index) {
 		publish = func(_ context.Context, x *blob.Index) error { return writeIndex(index, x) }
 	}
 	return publish, err

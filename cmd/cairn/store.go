@@ -28,7 +28,8 @@ type reading struct {
 	fetches   int
 	rateLimit int64
 	digest    blob.Algorithm
-	given     bool // the digest was
+	given     bool   // the digest was
+	waiting   stores // how long for stores that do not answer
 }
 
 func (f *reading) add(c *cobra.Command) {
@@ -36,6 +37,7 @@ func (f *reading) add(c *cobra.Command) {
 	c.Flags().Var(bytesFlag{&f.rateLimit}, "rate-limit", "read at most that many `bytes` a second")
 	c.Flags().Var(digestFlag{&f.digest}, "digest", "`name` of the hash: sha512-256 or sha256 (default: found out)")
 	c.Flags().Lookup("digest").DefValue = ""
+	f.waiting.addPatience(c)
 	check(c, func([]string) error {
 		f.given = c.Flags().Changed("digest")
 		if f.fetches < 1 || f.fetches > 1024 {
@@ -55,30 +57,37 @@ func (f *reading) algorithm() *blob.Algorithm {
 
 // workers is how many read and hash: hashing needs CPUs, and a store that is away needs patience.
 func (f *reading) workers(location string, jobs int) int {
-	if locate.IsRemote(location) {
+	if locate.Remote(location) {
 		return max(f.fetches, jobs)
 	}
 	return jobs
 }
 
-// paced is a reader that keeps to a pace; its listing does not.
-type paced struct {
+// options are how stores are opened, to read and to write.
+func (f *reading) options() locate.Options { return locate.Options{Retry: f.waiting.policy()} }
+
+// listable is a reader with limits, and a listing that has none.
+type listable struct {
 	store.Reader
 	store.Lister
 }
 
 // openStore opens a store to read, and to list if it can be listed.
 func (f *reading) openStore(location string) (store.Reader, error) {
-	r, err := locate.Open(location, locate.Options{})
+	o := f.options()
+	r, err := locate.Open(location, o)
 	if err != nil {
 		return nil, fmt.Errorf("opening store %s: %w", location, err)
 	}
-	if f.rateLimit == 0 {
-		return r, nil
+	limited := r
+	if f.rateLimit > 0 {
+		limited = store.NewPace(f.rateLimit).Limit(limited)
 	}
-	limited := store.NewPace(f.rateLimit).Limit(r)
+	if locate.Remote(location) {
+		limited = store.Retry(limited, o.Retry)
+	}
 	if l, can := r.(store.Lister); can {
-		return paced{limited, l}, nil
+		return listable{limited, l}, nil
 	}
 	return limited, nil
 }

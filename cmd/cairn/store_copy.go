@@ -14,7 +14,6 @@ import (
 	"cairn/blob"
 	"cairn/store"
 	"cairn/store/keep"
-	"cairn/store/local"
 	"cairn/store/locate"
 )
 
@@ -89,7 +88,7 @@ func runStoreCopy(ctx context.Context, stdout io.Writer, f storeCopyFlags, args 
 	if err != nil {
 		return err
 	}
-	to, err := locate.OpenBucket(args[1], locate.Options{})
+	to, err := locate.OpenBucket(args[1], f.options())
 	if err != nil {
 		return fmt.Errorf("opening store %s: %w", args[1], unwritable(err))
 	}
@@ -124,7 +123,9 @@ func (f *storeCopyFlags) openIndexes() (func(context.Context, string, *blob.Inde
 	if f.indexesTo == "" {
 		return nil, nil
 	}
-	b, err := locate.OpenBucket(f.indexesTo, locate.Options{Local: local.Options{Mode: mode}})
+	o := f.options()
+	o.Local.Mode = mode
+	b, err := locate.OpenBucket(f.indexesTo, o)
 	if err != nil {
 		return nil, err
 	}
@@ -145,7 +146,7 @@ func (f *storeCopyFlags) copy(ctx context.Context, from store.Reader, to store.B
 		Algorithm: f.algorithm(), Indexes: indexes, Workers: f.workers(result.From, f.jobs),
 		Writer: store.WriterOptions{Level: f.level},
 	}
-	if locate.IsRemote(result.To) {
+	if locate.Remote(result.To) {
 		o.Writer.Uploads = f.uploads
 		o.Workers = max(o.Workers, f.uploads)
 	}

@@ -131,7 +131,7 @@ func (f *storeVerifyFlags) openRepair(location string, o *keep.VerifyOptions) er
 	if !f.remove && len(f.repair) == 0 {
 		return nil
 	}
-	b, err := locate.OpenBucket(location, locate.Options{}) // it was there to be read
+	b, err := locate.OpenBucket(location, f.options()) // it was there to be read
 	if err != nil {
 		return fmt.Errorf("opening store %s: %w", location, unwritable(err))
 	}
@@ -213,7 +213,7 @@ func (f *storeVerifyFlags) place(location string, indexes []*blob.Index, quiet b
 	if f.state == "" {
 		return place{}
 	}
-	if abs, err := filepath.Abs(location); err == nil && !locate.IsRemote(location) {
+	if abs, err := filepath.Abs(location); err == nil && !locate.Remote(location) {
 		location = abs
 	}
 	parts := []string{location, fmt.Sprint(f.given, f.digest, f.remove), strings.Join(f.repair, "\n")}

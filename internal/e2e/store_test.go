@@ -105,9 +105,9 @@ func TestMillionChunks(t *testing.T) {
 		args []string
 		most int64 // MiB
 	}{
-		{[]string{"stat", from}, 128},
-		{[]string{"verify", from, "--state", filepath.Join(dir, "state")}, 160},
-		{[]string{"copy", from, held}, 160},
+		{[]string{"stat", from}, 192},
+		{[]string{"verify", from, "--state", filepath.Join(dir, "state")}, 192},
+		{[]string{"copy", from, held}, 192},
 		{[]string{"stat", from, index}, 384},
 		{[]string{"verify", from, index, "--state", ""}, 384},
 		{[]string{"copy", from, held, index}, 384},
