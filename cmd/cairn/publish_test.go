@@ -22,7 +22,8 @@ type remoteStore struct {
 	counts func() storetest.Counts                                             // of its requests so far
 }
 
-// checkPublishCosts makes two releases into a store that is empty.
+// checkPublishCosts makes two releases into a store that is empty. A real server is held to it by running make with
+// its location behind storetest.CountingProxy.
 func checkPublishCosts(t *testing.T, s remoteStore) {
 	a, b := releases(t)
 	before := s.counts()
