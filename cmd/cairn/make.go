@@ -19,6 +19,7 @@ import (
 
 type makeFlags struct {
 	common
+	access
 	store       string
 	digest      blob.Algorithm
 	chunkSize   string
@@ -58,6 +59,7 @@ system's superblock claims (squashfs, ext2/3/4, erofs); what is used is printed.
 		},
 	}
 	f.common.add(c)
+	f.access.add(c)
 	flags := c.Flags()
 	flags.StringVarP(&f.store, "store", "s", "", "`location` of the store to write to (default: default.castr beside the index)")
 	flags.Var(digestFlag{&f.digest}, "digest", "`name` of the hash: sha512-256 (casync's default) or sha256")
@@ -97,13 +99,17 @@ func runMake(ctx context.Context, stdout io.Writer, f makeFlags, index, image st
 			return err
 		}
 	}
-	outlet, err := openOutlet(ctx, index, f.createOnly, stdout)
+	options, err := f.options()
 	if err != nil {
-		return fmt.Errorf("writing index %s: %w", index, err)
+		return err
 	}
-	bucket, err := openRemote(f.store)
+	outlet, err := openOutlet(ctx, index, f.createOnly, stdout, options)
 	if err != nil {
-		return fmt.Errorf("opening store %s: %w", f.store, err)
+		return fmt.Errorf("writing index %s: %w", locate.Public(index), err)
+	}
+	bucket, err := openRemote(f.store, options)
+	if err != nil {
+		return fmt.Errorf("opening store %s: %w", locate.Public(f.store), err)
 	}
 	src, total, err := openSource(ctx, image, f.size)
 	if err != nil {
@@ -111,11 +117,11 @@ func runMake(ctx context.Context, stdout io.Writer, f makeFlags, index, image st
 	}
 	defer src.Close()
 	if bucket == nil { // a directory is not made before the image is there
-		if bucket, err = locate.OpenBucket(f.store, locate.Options{}); err != nil {
-			return fmt.Errorf("opening store %s: %w", f.store, err)
+		if bucket, err = locate.OpenBucket(f.store, options); err != nil {
+			return fmt.Errorf("opening store %s: %w", locate.Public(f.store), err)
 		}
 	}
-	return makeInto(ctx, destination{index, image, outlet, bucket, locate.Remote(f.store)}, src, total, f, stdout)
+	return makeInto(ctx, destination{index, image, outlet, bucket, locate.Remote(f.store), f.access}, src, total, f, stdout)
 }
 
 // makeInto is make with everything open.
@@ -130,20 +136,20 @@ func makeInto(ctx context.Context, to destination, src imageSource, total int64,
 		return err
 	}
 	defer writer.close()
-	p := newProgress(f.progress, "making "+to.index, total)
+	p := newProgress(f.progress, "making "+locate.Public(to.index), total)
 	x, stats, err := build.Image(ctx, src.chunks, writer, build.Options{
 		Algorithm: f.digest, Params: params, Workers: f.jobs, AtOnce: f.atOnce(to),
 		Progress: func(s build.Stats) { p.show(s.Size, "new "+size(s.NewBytes), s) },
 	})
 	p.end()
 	if err != nil {
-		return fmt.Errorf("making %s of %s: %w", to.index, to.image, err)
+		return fmt.Errorf("making %s of %s: %w", locate.Public(to.index), to.image, err)
 	}
 	writer.warn()
 	if err := to.publish(ctx, x); err != nil {
-		return fmt.Errorf("writing index %s: %w", to.index, err)
+		return fmt.Errorf("writing index %s: %w", locate.Public(to.index), err)
 	}
-	result := madeResult{to.index, x.Digest().String(), f.store, p.took().Seconds(), stats}
+	result := madeResult{locate.Public(to.index), x.Digest().String(), locate.Public(f.store), p.took().Seconds(), stats}
 	if f.json {
 		return writeJSON(jsonOut(to.index, stdout), result)
 	}

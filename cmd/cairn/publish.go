@@ -52,6 +52,7 @@ type destination struct {
 	publish      func(context.Context, *blob.Index) error
 	bucket       store.Bucket
 	remote       bool
+	access       access // to the bases
 }
 
 // atOnce is how many chunks are on their way beside the workers: a directory would not gain by it.
@@ -76,23 +77,23 @@ func unwritable(err error) error {
 }
 
 // openRemote opens a store to write, if it is remote; else it is nil.
-func openRemote(location string) (store.Bucket, error) {
+func openRemote(location string, o locate.Options) (store.Bucket, error) {
 	if !locate.Remote(location) {
 		return nil, nil
 	}
-	b, err := locate.OpenBucket(location, locate.Options{})
+	b, err := locate.OpenBucket(location, o)
 	return b, unwritable(err)
 }
 
 // openOutlet finds out early that an index can be written there, and returns what publishes it.
-func openOutlet(ctx context.Context, index string, createOnly bool, stdout io.Writer) (func(context.Context, *blob.Index) error, error) {
+func openOutlet(ctx context.Context, index string, createOnly bool, stdout io.Writer, o locate.Options) (func(context.Context, *blob.Index) error, error) {
 	if index == "-" {
 		return func(_ context.Context, x *blob.Index) error {
 			_, err := x.WriteTo(stdout)
 			return err
 		}, nil
 	}
-	b, name, err := locate.IndexBucket(index, locate.Options{})
+	b, name, err := locate.IndexBucket(index, o)
 	if err != nil {
 		return nil, unwritable(err)
 	}
@@ -160,7 +161,7 @@ type publisher struct {
 // published there, a listing if it is remote, else asking.
 func (f *publish) openWriter(ctx context.Context, to destination, o store.WriterOptions, want expected) (publisher, error) {
 	var p publisher
-	known, err := f.openBases(ctx, to.bucket, want.algorithm)
+	known, err := f.openBases(ctx, to, want.algorithm)
 	switch {
 	case err != nil:
 		return p, err
@@ -193,17 +194,17 @@ func (p publisher) warn() {
 }
 
 // openBases is what the bases hold, or nil. One that the store does not hold whole is left out.
-func (f *publish) openBases(ctx context.Context, b store.Bucket, a blob.Algorithm) (store.Haser, error) {
+func (f *publish) openBases(ctx context.Context, to destination, a blob.Algorithm) (store.Haser, error) {
 	var known *store.Set
 	for _, base := range f.bases {
-		x, err := readIndex(ctx, base)
+		x, err := readIndex(ctx, base, to.access)
 		if err != nil {
 			return nil, err
 		}
 		if x.Algorithm() != a {
 			return nil, fmt.Errorf("base %s has %v digests, and %v are made", base, x.Algorithm(), a)
 		}
-		err = sample(ctx, b, x)
+		err = sample(ctx, to.bucket, x)
 		if errors.Is(err, store.ErrNotFound) {
 			say("warning: %s is no base, as the store does not hold it whole: %v", base, err)
 			continue

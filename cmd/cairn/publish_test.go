@@ -113,7 +113,7 @@ func mustMakeInto(t *testing.T, b store.Bucket, index, image string, p publish) 
 	}
 	var stdout bytes.Buffer
 	var made madeResult
-	err = makeInto(t.Context(), destination{index, image, out, b, true}, src, total, f, &stdout)
+	err = makeInto(t.Context(), destination{index: index, image: image, publish: out, bucket: b, remote: true}, src, total, f, &stdout)
 	if err := errors.Join(err, json.Unmarshal(stdout.Bytes(), &made)); err != nil {
 		t.Fatal(err)
 	}

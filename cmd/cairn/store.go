@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"io/fs"
 
 	"github.com/spf13/cobra"
 
@@ -29,7 +30,7 @@ type reading struct {
 	rateLimit int64
 	digest    blob.Algorithm
 	given     bool   // the digest was
-	waiting   stores // how long for stores that do not answer
+	stores    stores // how to get into them, and how long to wait for them; its other fields are not used
 }
 
 func (f *reading) add(c *cobra.Command) {
@@ -37,7 +38,8 @@ func (f *reading) add(c *cobra.Command) {
 	c.Flags().Var(bytesFlag{&f.rateLimit}, "rate-limit", "read at most that many `bytes` a second")
 	c.Flags().Var(digestFlag{&f.digest}, "digest", "`name` of the hash: sha512-256 or sha256 (default: found out)")
 	c.Flags().Lookup("digest").DefValue = ""
-	f.waiting.addPatience(c)
+	f.stores.addPatience(c)
+	f.stores.access.add(c)
 	check(c, func([]string) error {
 		f.given = c.Flags().Changed("digest")
 		if f.fetches < 1 || f.fetches > 1024 {
@@ -64,7 +66,11 @@ func (f *reading) workers(location string, jobs int) int {
 }
 
 // options are how stores are opened, to read and to write.
-func (f *reading) options() locate.Options { return locate.Options{Retry: f.waiting.policy()} }
+func (f *reading) options() (locate.Options, error) {
+	o, err := f.stores.options()
+	o.Retry = f.stores.policy()
+	return o, err
+}
 
 // listable is a reader with limits, and a listing that has none.
 type listable struct {
@@ -74,10 +80,13 @@ type listable struct {
 
 // openStore opens a store to read, and to list if it can be listed.
 func (f *reading) openStore(location string) (store.Reader, error) {
-	o := f.options()
+	o, err := f.options()
+	if err != nil {
+		return nil, err
+	}
 	r, err := locate.Open(location, o)
 	if err != nil {
-		return nil, fmt.Errorf("opening store %s: %w", location, err)
+		return nil, fmt.Errorf("opening store %s: %w", locate.Public(location), err)
 	}
 	limited := r
 	if f.rateLimit > 0 {
@@ -92,11 +101,25 @@ func (f *reading) openStore(location string) (store.Reader, error) {
 	return limited, nil
 }
 
+// openBucket opens a store to write.
+func (f *reading) openBucket(location string, mode fs.FileMode) (store.Bucket, error) {
+	o, err := f.options()
+	if err != nil {
+		return nil, err
+	}
+	o.Local.Mode = mode
+	b, err := locate.OpenBucket(location, o)
+	if err != nil {
+		return nil, fmt.Errorf("opening %s: %w", locate.Public(location), unwritable(err))
+	}
+	return b, nil
+}
+
 // readIndexes reads many indexes.
-func readIndexes(ctx context.Context, locations []string) ([]*blob.Index, error) {
+func (f *reading) readIndexes(ctx context.Context, locations []string) ([]*blob.Index, error) {
 	var indexes []*blob.Index
 	for _, location := range locations {
-		x, err := readIndex(ctx, location)
+		x, err := readIndex(ctx, location, f.stores.access)
 		if err != nil {
 			return nil, err
 		}

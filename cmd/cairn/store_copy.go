@@ -80,7 +80,7 @@ type storeCopied struct {
 }
 
 func runStoreCopy(ctx context.Context, stdout io.Writer, f storeCopyFlags, args []string) error {
-	indexes, err := readIndexes(ctx, args[2:])
+	indexes, err := f.readIndexes(ctx, args[2:])
 	if err != nil {
 		return err
 	}
@@ -88,17 +88,17 @@ func runStoreCopy(ctx context.Context, stdout io.Writer, f storeCopyFlags, args 
 	if err != nil {
 		return err
 	}
-	to, err := locate.OpenBucket(args[1], f.options())
+	to, err := f.openBucket(args[1], 0)
 	if err != nil {
-		return fmt.Errorf("opening store %s: %w", args[1], unwritable(err))
+		return err
 	}
 	publish, err := f.openIndexes()
 	if err != nil {
-		return fmt.Errorf("opening %s: %w", f.indexesTo, unwritable(err))
+		return err
 	}
-	result := storeCopied{From: args[0], To: args[1]}
+	result := storeCopied{From: locate.Public(args[0]), To: locate.Public(args[1])}
 	if err := f.copy(ctx, from, to, indexes, &result); err != nil {
-		return fmt.Errorf("copying %s to %s: %w", args[0], args[1], err)
+		return fmt.Errorf("copying %s to %s: %w", result.From, result.To, err)
 	}
 	for i, x := range indexes {
 		if publish == nil || !result.Whole[i] {
@@ -107,7 +107,7 @@ func runStoreCopy(ctx context.Context, stdout io.Writer, f storeCopyFlags, args 
 		if err := publish(ctx, args[2+i], x); err != nil {
 			return err
 		}
-		result.Indexes = append(result.Indexes, args[2+i])
+		result.Indexes = append(result.Indexes, locate.Public(args[2+i]))
 	}
 	if f.json {
 		err = writeJSON(stdout, result)
@@ -123,9 +123,7 @@ func (f *storeCopyFlags) openIndexes() (func(context.Context, string, *blob.Inde
 	if f.indexesTo == "" {
 		return nil, nil
 	}
-	o := f.options()
-	o.Local.Mode = mode
-	b, err := locate.OpenBucket(f.indexesTo, o)
+	b, err := f.openBucket(f.indexesTo, mode)
 	if err != nil {
 		return nil, err
 	}
@@ -135,7 +133,7 @@ func (f *storeCopyFlags) openIndexes() (func(context.Context, string, *blob.Inde
 			err = b.Write(ctx, name, x.Encode())
 		}
 		if err != nil {
-			return fmt.Errorf("copying index %s to %s: %w", location, f.indexesTo, err)
+			return fmt.Errorf("copying index %s to %s: %w", locate.Public(location), locate.Public(f.indexesTo), err)
 		}
 		return nil
 	}, nil

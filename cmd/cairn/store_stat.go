@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"cairn/store/keep"
+	"cairn/store/locate"
 )
 
 func newStoreStat() *cobra.Command {
@@ -53,7 +54,7 @@ type namedStat struct {
 }
 
 func runStoreStat(ctx context.Context, stdout io.Writer, f reading, o common, args []string) error {
-	indexes, err := readIndexes(ctx, args[1:])
+	indexes, err := f.readIndexes(ctx, args[1:])
 	if err != nil {
 		return err
 	}
@@ -61,16 +62,16 @@ func runStoreStat(ctx context.Context, stdout io.Writer, f reading, o common, ar
 	if err != nil {
 		return err
 	}
-	p := newProgress(o.progress, "counting "+args[0], -1)
+	p := newProgress(o.progress, "counting "+locate.Public(args[0]), -1)
 	report, err := keep.Stat(ctx, r, keep.StatOptions{Indexes: indexes, Workers: f.fetches,
 		Show: func(n int64) { p.show(0, chunks(n), n) }})
 	p.end()
 	if err != nil {
 		return err
 	}
-	s := storeStat{Store: args[0], StatReport: report}
+	s := storeStat{Store: locate.Public(args[0]), StatReport: report}
 	for i, x := range report.Indexes {
-		s.Indexes = append(s.Indexes, namedStat{args[1+i], x})
+		s.Indexes = append(s.Indexes, namedStat{locate.Public(args[1+i]), x})
 	}
 	if o.json {
 		return writeJSON(stdout, s)

@@ -85,7 +85,7 @@ type storeVerified struct {
 const findingsMost = 10_000
 
 func runStoreVerify(ctx context.Context, stdout io.Writer, f storeVerifyFlags, quiet bool, args []string) error {
-	indexes, err := readIndexes(ctx, args[1:])
+	indexes, err := f.readIndexes(ctx, args[1:])
 	if err != nil {
 		return err
 	}
@@ -101,13 +101,13 @@ func runStoreVerify(ctx context.Context, stdout io.Writer, f storeVerifyFlags, q
 	if f.restart {
 		place.forget()
 	}
-	result := storeVerified{Store: args[0], Findings: []told{}}
+	result := storeVerified{Store: locate.Public(args[0]), Findings: []told{}}
 	err = f.verify(ctx, stdout, r, o, place, &result)
 	switch {
 	case errors.Is(err, errors.ErrUnsupported):
 		return unwritableError{err}
 	case err != nil:
-		return fmt.Errorf("verifying %s: %w", args[0], err)
+		return fmt.Errorf("verifying %s: %w", result.Store, err)
 	}
 	place.forget()
 	if f.json {
@@ -131,12 +131,9 @@ func (f *storeVerifyFlags) openRepair(location string, o *keep.VerifyOptions) er
 	if !f.remove && len(f.repair) == 0 {
 		return nil
 	}
-	b, err := locate.OpenBucket(location, f.options()) // it was there to be read
-	if err != nil {
-		return fmt.Errorf("opening store %s: %w", location, unwritable(err))
-	}
+	b, err := f.openBucket(location, 0) // it was there to be read
 	o.Bucket = b
-	return nil
+	return err
 }
 
 func (f *storeVerifyFlags) verify(ctx context.Context, stdout io.Writer, r store.Reader, o keep.VerifyOptions, at place, result *storeVerified) (err error) {
