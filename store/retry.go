@@ -147,13 +147,21 @@ func (t retryGets) Get(ctx context.Context, d blob.Digest, dst []byte) error {
 	})
 }
 
-// RetryBucket reads from b and writes to it as the policy says. It lists and creates if b does, and is an io.Closer,
-// which closes b if that is one.
+// RetryBucket reads from b and writes to it as the policy says. It lists and creates if b does, and removes if b
+// does all three. It is an io.Closer, which closes b if that is one.
 func RetryBucket(b Bucket, p Policy) Bucket {
 	t := retryBucket{retry{b, p}, b}
 	lister, lists := b.(Lister)
 	creator, creates := b.(Creator)
+	remover, removes := b.(Remover)
 	switch {
+	case lists && creates && removes:
+		return struct {
+			retryBucket
+			Lister
+			retryCreator
+			Remover
+		}{t, lister, retryCreator{t, creator}, remover}
 	case lists && creates:
 		return struct {
 			retryBucket

@@ -153,6 +153,9 @@ func TestRetryBucket(t *testing.T) {
 				t.Errorf("List: %v", err)
 			}
 		}
+		if err := b.(store.Remover).Remove(t.Context(), "x"); err != nil {
+			t.Errorf("Remove: %v", err)
+		}
 		if _, is := store.RetryBucket(struct{ store.Bucket }{b}, store.Policy{}).(store.Lister); is {
 			t.Error("a bucket that lists nothing has become a Lister")
 		}

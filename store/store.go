@@ -103,6 +103,12 @@ type Creator interface {
 	Create(ctx context.Context, name string, data []byte) error
 }
 
+// Remover is a Bucket that objects can be taken out of.
+type Remover interface {
+	// Remove takes an object away, durably when it returns nil. One that is not there is ErrNotFound.
+	Remove(ctx context.Context, name string) error
+}
+
 // Batch writes many objects that become durable, then visible, together at Commit. Safe for concurrent use.
 type Batch interface {
 	// Write takes an object in. It may not be readable under its name before Commit; data may be reused

@@ -20,13 +20,23 @@ const (
 type WriterOptions struct {
 	Compression Compression
 	Level       int // of compression, 1 to 22 as the zstd tool counts; 0 is 3
+	// Uploads is how many objects are written at once, for a bucket that is far away and has no batches of
+	// its own (see NewUploads). At 0 each Put waits for its own.
+	Uploads int
+	// Known says which chunks the bucket holds; nil asks the bucket for each.
+	Known Haser
+}
+
+// Haser says whether a store holds a chunk. Safe for concurrent use.
+type Haser interface {
+	Has(ctx context.Context, d blob.Digest) (bool, error)
 }
 
 // Writer writes chunks into a bucket as a casync chunk store, in one batch. Safe for concurrent use; the
 // work of Put is done by its callers, so that parallel calls use all cores.
 type Writer struct {
-	bucket  Bucket
 	batch   Batch
+	known   Haser
 	packer  *packer // nil when chunks are stored as they are
 	buffers buffers
 }
@@ -35,7 +45,10 @@ var _ Putter = (*Writer)(nil)
 
 // NewWriter starts writing to b. Close must be called in the end.
 func NewWriter(b Bucket, o WriterOptions) (*Writer, error) {
-	w := &Writer{bucket: b}
+	w := &Writer{known: o.Known}
+	if w.known == nil {
+		w.known = asking{b}
+	}
 	if o.Compression == Zstd {
 		packer, err := newPacker(o.Level)
 		if err != nil {
@@ -43,12 +56,19 @@ func NewWriter(b Bucket, o WriterOptions) (*Writer, error) {
 		}
 		w.packer = packer
 	}
-	batch, err := NewBatch(b)
+	batch, err := newBatch(b, o.Uploads)
 	if err != nil {
 		return nil, fmt.Errorf("writing to %v: %w", b, err)
 	}
 	w.batch = batch
 	return w, nil
+}
+
+func newBatch(b Bucket, uploads int) (Batch, error) {
+	if _, own := b.(Batcher); own || uploads == 0 {
+		return NewBatch(b)
+	}
+	return NewUploads(b, UploadOptions{AtOnce: uploads}), nil
 }
 
 // Put implements Putter. The chunk is durable, and certain to be readable, after the next Commit. One that
@@ -77,10 +97,24 @@ func (w *Writer) write(ctx context.Context, name string, data []byte) (int64, er
 	return int64(len(data)), nil
 }
 
+// PutRaw is Put of a chunk that was read from another store and proven to be d. It stays compressed as it is
+// when every reader of stores can read that; else it is compressed anew.
+func (w *Writer) PutRaw(ctx context.Context, d blob.Digest, chunk *Raw) (stored int64, err error) {
+	if w.packer != nil && chunk.Packed && oneFrame(chunk.Stored) {
+		return w.write(ctx, packedName(d), chunk.Stored)
+	}
+	return w.Put(ctx, d, chunk.Plain)
+}
+
 // Has says whether the bucket holds the chunk under either of its names. It does not look into it, but an
 // empty object does not count (see Chunks.Stat). What was put but not committed may count or not.
-func (w *Writer) Has(ctx context.Context, d blob.Digest) (bool, error) {
-	_, err := stat(ctx, w.bucket, d)
+func (w *Writer) Has(ctx context.Context, d blob.Digest) (bool, error) { return w.known.Has(ctx, d) }
+
+// asking asks a bucket about each chunk: for one request if it is there, for two if not.
+type asking struct{ r Reader }
+
+func (a asking) Has(ctx context.Context, d blob.Digest) (bool, error) {
+	_, err := stat(ctx, a.r, d)
 	if errors.Is(err, ErrNotFound) {
 		return false, nil
 	}

@@ -6,7 +6,11 @@ package build
 import (
 	"context"
 	"fmt"
+	"sync"
 	"sync/atomic"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
 
 	"cairn/blob"
 	"cairn/blob/scan"
@@ -27,8 +31,11 @@ type Store interface {
 type Options struct {
 	Algorithm blob.Algorithm
 	Params    chunker.Params
-	Workers   int         // at least one works
-	Progress  func(Stats) // called now and then, never twice at once; may be nil
+	Workers   int // at least one works
+	// AtOnce is how many chunks are asked for, compressed and put at once beside the workers, who need not
+	// wait then: for a store that is far away. They take 64 MiB at most. At 0 workers do it themselves.
+	AtOnce   int
+	Progress func(Stats) // called now and then, never twice at once; may be nil
 }
 
 // Stats tell what was done. Sizes are in bytes.
@@ -47,7 +54,7 @@ func Image(ctx context.Context, src *chunker.Source, dst Store, o Options) (*blo
 	if o.Progress != nil {
 		so.Progress = func(s scan.Stats) { o.Progress(p.stats(s)) }
 	}
-	index, scanned, err := scan.Image(ctx, src, so)
+	index, scanned, err := overlapped(ctx, src, so, o.AtOnce)
 	if err != nil {
 		return nil, Stats{}, err
 	}
@@ -55,6 +62,60 @@ func Image(ctx context.Context, src *chunker.Source, dst Store, o Options) (*blo
 		return nil, Stats{}, fmt.Errorf("making the chunks durable: %w", err)
 	}
 	return index, p.stats(scanned), ctx.Err()
+}
+
+// overlapped is scan.Image, but what is Fresh is handed on beside it, atOnce chunks at a time.
+func overlapped(ctx context.Context, src *chunker.Source, so scan.Options, atOnce int) (*blob.Index, scan.Stats, error) {
+	if atOnce == 0 {
+		return scan.Image(ctx, src, so)
+	}
+	group, groupCtx := errgroup.WithContext(ctx)
+	group.SetLimit(atOnce + 1) // this one too
+	r := relay{group: group, ctx: groupCtx, fresh: so.Fresh, room: semaphore.NewWeighted(relayBytes)}
+	so.Fresh = r.take
+	var index *blob.Index
+	var scanned scan.Stats
+	group.Go(func() (err error) {
+		index, scanned, err = scan.Image(groupCtx, src, so)
+		return err
+	})
+	if err := group.Wait(); err != nil {
+		return nil, scan.Stats{}, err
+	}
+	return index, scanned, ctx.Err()
+}
+
+// relayBytes is what a relay holds at most.
+const relayBytes = 64 << 20
+
+// relay hands chunks on beside those who bring them. What fails ends the group.
+type relay struct {
+	group *errgroup.Group
+	ctx   context.Context // the group's
+	fresh func(context.Context, blob.Chunk, []byte) error
+	room  *semaphore.Weighted // in bytes
+	spare sync.Pool           // of *[]byte
+}
+
+func (r *relay) take(ctx context.Context, c blob.Chunk, data []byte) error {
+	room := min(c.Size, relayBytes)
+	if err := r.room.Acquire(ctx, room); err != nil {
+		return err
+	}
+	buf, _ := r.spare.Get().(*[]byte)
+	if buf == nil {
+		buf = new([]byte)
+	}
+	*buf = append((*buf)[:0], data...)
+	r.group.Go(func() error {
+		defer r.room.Release(room)
+		defer r.spare.Put(buf)
+		if err := r.fresh(r.ctx, c, *buf); err != nil {
+			return fmt.Errorf("chunk %v of the image's bytes at %d: %w", c.Digest, c.Offset, err)
+		}
+		return nil
+	})
+	return nil
 }
 
 // putter stores chunks, and counts them.

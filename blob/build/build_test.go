@@ -236,8 +236,15 @@ func (r *recorder) work(n int) {
 
 // TestDurableOrder: every different chunk is put once, and all are committed, once, when all were put.
 func TestDurableOrder(t *testing.T) {
+	for _, atOnce := range []int{0, 8} {
+		checkDurableOrder(t, Options{Params: fixed, Workers: 4, AtOnce: atOnce})
+	}
+}
+
+func checkDurableOrder(t *testing.T, o Options) {
+	t.Helper()
 	r := newRecorder(nil)
-	x, _ := mustBuild(t, source(image()), r, Options{Params: fixed, Workers: 4})
+	x, _ := mustBuild(t, source(image()), r, o)
 	if len(r.puts) >= x.Len() {
 		t.Errorf("%d chunks, %d of them different; the image should have repeats", x.Len(), len(r.puts))
 	}
@@ -258,16 +265,20 @@ func TestDurableOrder(t *testing.T) {
 func TestStoreFails(t *testing.T) {
 	full, image := errors.New("no space left"), image()
 	for _, c := range []struct {
-		op string
-		at int
-	}{{"has", 1}, {"has", 40}, {"put", 1}, {"put", 40}, {"commit", 1}} {
+		op     string
+		at     int
+		atOnce int
+	}{
+		{"has", 1, 0}, {"has", 40, 0}, {"put", 1, 0}, {"put", 40, 0}, {"commit", 1, 0},
+		{"has", 1, 8}, {"has", 40, 8}, {"put", 1, 8}, {"put", 40, 8}, {"commit", 1, 8},
+	} {
 		r := newRecorder(func(_ context.Context, op string, n int) error {
 			if op == c.op && n == c.at {
 				return full
 			}
 			return nil
 		})
-		x, stats, err := Image(t.Context(), source(image), r, Options{Params: fixed, Workers: 3})
+		x, stats, err := Image(t.Context(), source(image), r, Options{Params: fixed, Workers: 3, AtOnce: c.atOnce})
 		if !errors.Is(err, full) || x != nil || stats != (Stats{}) {
 			t.Errorf("%s %d failed: Image = %v, %+v, %v, want nothing, %v", c.op, c.at, x, stats, err, full)
 		}
@@ -295,10 +306,15 @@ func TestAgainAfterFailure(t *testing.T) {
 func TestCancelled(t *testing.T) {
 	image := image()
 	for _, c := range []struct {
-		op string
-		at int
-	}{{"has", 1}, {"has", 40}, {"put", 1}, {"put", 40}, {"commit", 1}, {"progress", 1}, {"progress", 2}, {"read", 2}} {
-		t.Run(fmt.Sprint(c.op, " ", c.at), func(t *testing.T) {
+		op     string
+		at     int
+		atOnce int
+	}{
+		{"has", 1, 0}, {"has", 40, 0}, {"put", 1, 0}, {"put", 40, 0}, {"commit", 1, 0}, {"progress", 1, 0},
+		{"progress", 2, 0}, {"read", 2, 0},
+		{"has", 1, 8}, {"has", 40, 8}, {"put", 1, 8}, {"put", 40, 8}, {"commit", 1, 8}, {"progress", 1, 8}, {"read", 2, 8},
+	} {
+		t.Run(fmt.Sprint(c.op, " ", c.at, " ", c.atOnce), func(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
 			stop := func(_ context.Context, op string, n int) error {
@@ -309,7 +325,7 @@ func TestCancelled(t *testing.T) {
 			}
 			r := newRecorder(stop)
 			told := 0
-			o := Options{Params: fixed, Workers: 2, Progress: func(Stats) {
+			o := Options{Params: fixed, Workers: 2, AtOnce: c.atOnce, Progress: func(Stats) {
 				told++
 				stop(ctx, "progress", told)
 			}}

@@ -60,7 +60,7 @@ func exitStatus(ctx context.Context, err error) int {
 	switch {
 	case is[usageError](err) || errors.Is(err, blockdev.ErrNotLiftable) || strings.HasPrefix(err.Error(), "unknown command"):
 		return exitUsage
-	case is[*blockdev.RefusedError](err) || errors.Is(err, disk.ErrAmbiguous):
+	case is[*blockdev.RefusedError](err) || errors.Is(err, disk.ErrAmbiguous) || errors.Is(err, store.ErrExists):
 		return exitRefused
 	case is[damagedError](err) || is[*store.CorruptError](err) || errors.Is(err, assemble.ErrMedium) || errors.Is(err, blob.ErrInvalid) || errors.Is(err, disk.ErrInvalidTable):
 		return exitDamaged
@@ -111,6 +111,8 @@ func hintFor(err error, status int) string {
 		return "make room and run it again"
 	case errors.Is(err, store.ErrUnavailable):
 		return "check the network and the server, and run it again: what is done is not done twice"
+	case errors.Is(err, store.ErrExists):
+		return "choose another name, or leave --create-only out to replace it"
 	case errors.Is(err, store.ErrDenied):
 		return "check permissions and credentials (--bearer-token-file, --basic-auth-file)"
 	case errors.Is(err, blob.ErrInvalid):

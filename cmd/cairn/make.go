@@ -12,7 +12,6 @@ import (
 	"cairn/blob"
 	"cairn/blob/build"
 	"cairn/chunker"
-	"cairn/internal/atomicfile"
 	"cairn/internal/disk"
 	"cairn/store"
 	"cairn/store/locate"
@@ -27,6 +26,7 @@ type makeFlags struct {
 	compression string
 	level       int
 	size        string
+	publish
 }
 
 func newMake() *cobra.Command {
@@ -38,14 +38,24 @@ func newMake() *cobra.Command {
 chunks, puts those into the store that it lacks, and when all of them are on the medium writes INDEX (- for
 stdout). The same image and sizes give the index that casync gives, byte for byte.
 
+INDEX and the store may be remote. Then the store is listed once, beside the cutting, instead of being asked
+about each chunk; with --base it is not even listed: the chunks of OLD, an index of this store, are taken to be
+there (a few of them are asked for), and all others are sent. Name as base only what was published into this
+store and whose chunks nobody has removed since.
+
 The whole device is the image. --size says otherwise: a number of bytes, or "filesystem" for what the file
 system's superblock claims (squashfs, ext2/3/4, erofs); what is used is printed.`,
 		Example: `  cairn make v2.caibx root.squashfs -s /srv/images/default.castr
   cairn make slot-a.caibx /dev/disk/by-partlabel/root-a --size filesystem
-  zcat root.img.gz | cairn make v2.caibx -`,
+  zcat root.img.gz | cairn make v2.caibx -
+  cairn make s3://images/v2.caibx root.squashfs --base s3://images/v1.caibx --create-only`,
 		Args: arguments(cobra.ExactArgs(2)),
 		RunE: func(c *cobra.Command, args []string) error {
-			return runMake(c.Context(), c.OutOrStdout(), f, args[0], args[1])
+			err := runMake(c.Context(), c.OutOrStdout(), f, args[0], args[1])
+			if is[unwritableError](err) {
+				return usageError{c, err}
+			}
+			return err
 		},
 	}
 	f.common.add(c)
@@ -58,7 +68,8 @@ system's superblock claims (squashfs, ext2/3/4, erofs); what is used is printed.
 	flags.Var(choice{&f.compression, []string{"zstd", "none"}}, "compression", "`how` to store chunks: zstd or none")
 	flags.IntVar(&f.level, "compression-level", 3, "zstd `level`, 1 to 22")
 	flags.StringVar(&f.size, "size", "", "use only the first `bytes` of the image, or \"filesystem\"")
-	check(c, func([]string) error {
+	f.publish.add(c)
+	check(c, func(args []string) error {
 		if f.level < 1 || f.level > 22 {
 			return fmt.Errorf("--compression-level %d: want 1 to 22", f.level)
 		}
@@ -82,12 +93,7 @@ type madeResult struct {
 	build.Stats
 }
 
-func runMake(ctx context.Context, stdout io.Writer, f makeFlags, index, image string) error {
-	src, total, err := openSource(ctx, image, f.size)
-	if err != nil {
-		return fmt.Errorf("opening image %s: %w", image, err)
-	}
-	defer src.Close()
+func runMake(ctx context.Context, stdout io.Writer, f makeFlags, index, image string) (err error) {
 	if f.store == "" {
 		if f.store, err = defaultStore(index); err != nil {
 			return err
@@ -97,32 +103,56 @@ func runMake(ctx context.Context, stdout io.Writer, f makeFlags, index, image st
 	if err != nil {
 		return err
 	}
-	publish, err := openIndexWriter(index, stdout, options)
+	outlet, err := openOutlet(ctx, index, f.createOnly, stdout, options)
 	if err != nil {
 		return fmt.Errorf("writing index %s: %w", locate.Public(index), err)
 	}
-	writer, err := openWriter(f, options)
+	bucket, err := openRemote(f.store, options)
 	if err != nil {
 		return fmt.Errorf("opening store %s: %w", locate.Public(f.store), err)
 	}
-	defer writer.Close()
+	src, total, err := openSource(ctx, image, f.size)
+	if err != nil {
+		return fmt.Errorf("opening image %s: %w", image, err)
+	}
+	defer src.Close()
+	if bucket == nil { // a directory is not made before the image is there
+		if bucket, err = locate.OpenBucket(f.store, options); err != nil {
+			return fmt.Errorf("opening store %s: %w", locate.Public(f.store), err)
+		}
+	}
+	defer closeReader(bucket)
+	return makeInto(ctx, destination{index, image, outlet, bucket, locate.Remote(f.store), f.access}, src, total, f, stdout)
+}
 
+// makeInto is make with everything open.
+func makeInto(ctx context.Context, to destination, src imageSource, total int64, f makeFlags, stdout io.Writer) error {
 	params, _ := chunker.ParseParams(f.chunkSize) // checked with the flags
-	p := newProgress(f.progress, "making "+locate.Public(index), total)
+	o := store.WriterOptions{Level: f.level, Uploads: f.atOnce(to)}
+	if f.compression == "none" {
+		o.Compression = store.None
+	}
+	writer, err := f.openWriter(ctx, to, o, expected{f.digest, total / params.Avg})
+	if err != nil {
+		return err
+	}
+	defer writer.close()
+	p := newProgress(f.progress, "making "+locate.Public(to.index), total)
 	x, stats, err := build.Image(ctx, src.chunks, writer, build.Options{
-		Algorithm: f.digest, Params: params, Workers: f.jobs,
+		Algorithm: f.digest, Params: params, Workers: f.jobs, AtOnce: f.atOnce(to),
 		Progress: func(s build.Stats) { p.show(s.Size, "new "+size(s.NewBytes), s) },
 	})
 	p.end()
 	if err != nil {
-		return fmt.Errorf("making %s of %s: %w", locate.Public(index), image, err)
+		return fmt.Errorf("making %s of %s: %w", locate.Public(to.index), to.image, err)
 	}
-	if err := publish(ctx, x); err != nil {
-		return fmt.Errorf("writing index %s: %w", locate.Public(index), err)
+	writer.warn()
+	if err := to.publish(ctx, x); err != nil {
+		return fmt.Errorf("writing index %s: %w", locate.Public(to.index), err)
 	}
-	result := madeResult{locate.Public(index), x.Digest().String(), locate.Public(f.store), p.took().Seconds(), stats}
+	result := madeResult{locate.Public(to.index), x.Digest().String(), locate.Public(f.store), p.took().Seconds(), stats}
 	if f.json {
-		return writeJSON(jsonOut(index, stdout), result)
+		return writeJSON(jsonOut(to.index, stdout), result)
 	}
 	tellMade(result)
 	return nil
@@ -145,49 +175,6 @@ func tellMade(r madeResult) {
 	}
 	say("made %s of %s (%s): %s (%s), stored in %s, in %s", r.Index, size(r.Size),
 		chunks(int64(r.Chunks)), chunks(r.New, "new"), size(r.NewBytes), size(r.Stored), took)
-}
-
-// openIndexWriter finds out early that an index can be written there, and returns what publishes it.
-func openIndexWriter(index string, stdout io.Writer, o locate.Options) (publish func(context.Context, *blob.Index) error, err error) {
-	if index == "-" {
-		return func(_ context.Context, x *blob.Index) error {
-			_, err := x.WriteTo(stdout)
-			return err
-		}, nil
-	}
-	b, name, err := locate.IndexBucket(index, o)
-	if err != nil {
-		return nil, err
-	}
-	if locate.Remote(index) {
-		return func(ctx context.Context, x *blob.Index) error { return b.Write(ctx, name, x.Encode()) }, nil
-	}
-	return func(_ context.Context, x *blob.Index) error { return writeIndex(index, x) }, nil
-}
-
-// writeIndex writes an index to a file, whole and durable, without holding it in memory twice.
-func writeIndex(path string, x *blob.Index) error {
-	f, err := atomicfile.Create(path, 0o644)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	if _, err := x.WriteTo(f); err != nil {
-		return err
-	}
-	return f.Commit()
-}
-
-func openWriter(f makeFlags, o locate.Options) (*store.Writer, error) {
-	bucket, err := locate.OpenBucket(f.store, o)
-	if err != nil {
-		return nil, err
-	}
-	w := store.WriterOptions{Level: f.level}
-	if f.compression == "none" {
-		w.Compression = store.None
-	}
-	return store.NewWriter(bucket, w)
 }
 
 // imageSource is an image to be cut.

@@ -23,6 +23,7 @@ var (
 	_ store.Bucket  = (*Bucket)(nil)
 	_ store.Lister  = (*Bucket)(nil)
 	_ store.Creator = (*Bucket)(nil)
+	_ store.Remover = (*Bucket)(nil)
 )
 
 // String implements store.Reader.
@@ -82,6 +83,17 @@ func (b *Bucket) write(ctx context.Context, name string, data []byte, replace bo
 		b.objects = map[string][]byte{}
 	}
 	b.objects[name] = bytes.Clone(data)
+	return nil
+}
+
+// Remove implements store.Remover.
+func (b *Bucket) Remove(ctx context.Context, name string) error {
+	if _, err := b.object(ctx, name); err != nil {
+		return err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.objects, name)
 	return nil
 }
 

@@ -38,6 +38,7 @@ func TestBucket(t *testing.T, open func(t *testing.T) store.Bucket) {
 		"list cancelled":    testListCancelled,
 		"create":            testCreate,
 		"create concurrent": testCreateConcurrent,
+		"remove":            testRemove,
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) { test(t, open(t)) })
@@ -345,4 +346,34 @@ func testCreateConcurrent(t *testing.T, b store.Bucket) {
 	} else {
 		t.Error("no Create succeeded")
 	}
+}
+
+// testRemove checks store.Remover where there is one.
+func testRemove(t *testing.T, b store.Bucket) {
+	remover, ok := b.(store.Remover)
+	if !ok {
+		t.Skip("it removes nothing")
+	}
+	mustWrite(t, b, "dir/x", []byte("x"))
+	mustWrite(t, b, "dir/y", []byte("y"))
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := remover.Remove(ctx, "dir/x"); !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled Remove = %v, want context.Canceled", err)
+	}
+	checkRead(t, b, "dir/x", []byte("x"))
+	if err := remover.Remove(t.Context(), "dir/x"); err != nil {
+		t.Fatalf("Remove: %v", err)
+	}
+	for _, name := range []string{"dir/x", "dir/absent", "absent/x"} {
+		checkAbsent(t, "Remove", name, remover.Remove(t.Context(), name))
+	}
+	for _, name := range []string{"", "..", "/x", "dir/../dir/y"} {
+		if err := remover.Remove(t.Context(), name); err == nil || errors.Is(err, store.ErrNotFound) {
+			t.Errorf("Remove(%q) = %v, want a refusal", name, err)
+		}
+	}
+	checkRead(t, b, "dir/y", []byte("y"))
+	mustWrite(t, b, "dir/x", []byte("again"))
+	checkRead(t, b, "dir/x", []byte("again"))
 }

@@ -1,0 +1,162 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"cairn/blob"
+	"cairn/store"
+	"cairn/store/mem"
+	"cairn/store/storetest"
+	"cairn/testimages"
+)
+
+// remoteStore is a store that is asked over a network, whichever it is.
+type remoteStore struct {
+	make   func(t *testing.T, index, image string, bases ...string) madeResult // with the index and the store in it
+	counts func() storetest.Counts                                             // of its requests so far
+}
+
+// checkPublishCosts makes two releases into a store that is empty. A real server is held to it by running make with
+// its location behind storetest.CountingProxy.
+func checkPublishCosts(t *testing.T, s remoteStore) {
+	a, b := releases(t)
+	before := s.counts()
+	spent := func() storetest.Counts {
+		now := s.counts()
+		defer func() { before = now }()
+		return storetest.Counts{Gets: now.Gets - before.Gets, Heads: now.Heads - before.Heads, Puts: now.Puts - before.Puts, Lists: now.Lists - before.Lists}
+	}
+	s.make(t, "a.caibx", a)
+	spent()
+	for _, c := range []struct {
+		name  string
+		index string
+		image string
+		bases []string
+		isNew bool
+	}{
+		{"the next release", "b.caibx", b, nil, true},
+		{"the same again", "b.caibx", b, nil, false},
+		{"under another name, with bases", "c.caibx", b, []string{"a.caibx", "b.caibx"}, false},
+	} {
+		made := s.make(t, c.index, c.image, c.bases...)
+		got := spent()
+		t.Logf("%s: %d chunks, %d new: %+v", c.name, made.Chunks, made.New, got)
+		if c.isNew != (made.New > 0) {
+			t.Errorf("%s: %d chunks are new", c.name, made.New)
+		}
+		if want := made.New + 1; got.Puts < want || c.isNew && got.Puts > want+5 || !c.isNew && got.Puts > want {
+			t.Errorf("%s: %d PUTs for %d new chunks and the index", c.name, got.Puts, made.New)
+		}
+		if got.Heads > int64(made.Chunks/100) {
+			t.Errorf("%s: %d HEADs for %d chunks", c.name, got.Heads, made.Chunks)
+		}
+		if len(c.bases) > 0 && got.Lists > 0 {
+			t.Errorf("%s: %d listings", c.name, got.Lists)
+		}
+	}
+}
+
+// releases are two images, of which the second has 3 MiB that the first has not.
+func releases(t *testing.T) (a, b string) {
+	t.Helper()
+	dir, old := t.TempDir(), testimages.Random(1, 60<<20)
+	a, b = filepath.Join(dir, "a.img"), filepath.Join(dir, "b.img")
+	next := slices.Concat(old[:20<<20], testimages.Random(2, 1<<20), old[20<<20:50<<20], testimages.Random(3, 2<<20), old[51<<20:])
+	if err := errors.Join(os.WriteFile(a, old, 0o644), os.WriteFile(b, next, 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	return a, b
+}
+
+// TestPublishCosts holds make to what it may ask of a store over a network.
+func TestPublishCosts(t *testing.T) {
+	r := &storetest.Remote{Full: new(mem.Bucket)}
+	checkPublishCosts(t, remoteStore{counts: r.Counts, make: func(t *testing.T, index, image string, bases ...string) madeResult {
+		return mustMakeInto(t, r, index, image, publish{bases: saved(t, r.Full, bases), uploads: 8})
+	}})
+}
+
+// saved are files of the indexes in the bucket.
+func saved(t *testing.T, b store.Reader, names []string) (files []string) {
+	t.Helper()
+	for _, name := range names {
+		data, err := b.Read(t.Context(), name, nil, 1<<20)
+		file := filepath.Join(t.TempDir(), name)
+		if err := errors.Join(err, os.WriteFile(file, data, 0o644)); err != nil {
+			t.Fatal(err)
+		}
+		files = append(files, file)
+	}
+	return files
+}
+
+// mustMakeInto is make into a bucket for which there is no location.
+func mustMakeInto(t *testing.T, b store.Bucket, index, image string, p publish) madeResult {
+	t.Helper()
+	f := makeFlags{chunkSize: "16:64:256", compression: "zstd", level: 3, publish: p}
+	f.jobs, f.json, f.progress = 2, true, progressNone
+	src, total, err := openSource(t.Context(), image, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer src.Close()
+	out, err := outletIn(t.Context(), b, index, p.createOnly)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var stdout bytes.Buffer
+	var made madeResult
+	err = makeInto(t.Context(), destination{index: index, image: image, publish: out, bucket: b, remote: true}, src, total, f, &stdout)
+	if err := errors.Join(err, json.Unmarshal(stdout.Bytes(), &made)); err != nil {
+		t.Fatal(err)
+	}
+	return made
+}
+
+// TestBaseIsLeftOut: a base whose chunks were removed is not believed.
+func TestBaseIsLeftOut(t *testing.T) {
+	r := &storetest.Remote{Full: new(mem.Bucket)}
+	a, b := releases(t)
+	mustMakeInto(t, r, "a.caibx", a, publish{uploads: 8})
+	base := saved(t, r.Full, []string{"a.caibx"})
+	emptied := &storetest.Remote{Full: new(mem.Bucket)}
+	made := mustMakeInto(t, emptied, "b.caibx", b, publish{uploads: 8, bases: base})
+	if made.New != int64(made.Distinct) {
+		t.Errorf("%d of %d chunks are put into an empty store", made.New, made.Distinct)
+	}
+}
+
+// noCreator hides that a bucket can tell what is new.
+type noCreator struct{ store.Bucket }
+
+func TestCreateOnly(t *testing.T) {
+	r := &storetest.Remote{Full: new(mem.Bucket)}
+	if _, err := outletIn(t.Context(), noCreator{r}, "x.caibx", true); !is[unwritableError](err) {
+		t.Errorf("--create-only where nobody can tell = %v", err)
+	}
+	out, err := outletIn(t.Context(), r, "x.caibx", true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	builder, err := blob.NewBuilder(blob.SHA512_256, blob.Params{Min: 1, Avg: 1, Max: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	x := builder.Index()
+	if err := out(t.Context(), x); err != nil {
+		t.Errorf("publishing what is new = %v", err)
+	}
+	if err := out(t.Context(), x); !errors.Is(err, store.ErrExists) || exitStatus(t.Context(), err) != exitRefused {
+		t.Errorf("publishing it again = %v", err)
+	}
+	if _, err := outletIn(t.Context(), r, "x.caibx", true); !errors.Is(err, store.ErrExists) {
+		t.Errorf("the early check = %v", err)
+	}
+}

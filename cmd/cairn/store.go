@@ -1,0 +1,158 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io/fs"
+
+	"github.com/spf13/cobra"
+
+	"cairn/blob"
+	"cairn/store"
+	"cairn/store/keep"
+	"cairn/store/locate"
+)
+
+func newStore() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "store",
+		Short: "Look after a store: check and repair it, count what is in it, copy it",
+		Args:  arguments(cobra.NoArgs),
+		RunE:  func(c *cobra.Command, _ []string) error { return c.Help() },
+	}
+	c.AddCommand(newStoreVerify(), newStoreStat(), newStoreCopy())
+	return c
+}
+
+// reading are the flags of commands that read whole stores.
+type reading struct {
+	fetches   int
+	rateLimit int64
+	digest    blob.Algorithm
+	given     bool   // the digest was
+	stores    stores // how to get into them, and how long to wait for them; its other fields are not used
+}
+
+func (f *reading) add(c *cobra.Command) {
+	c.Flags().IntVar(&f.fetches, "fetches", 32, "how many `chunks` to ask a store for at once")
+	c.Flags().Var(bytesFlag{&f.rateLimit}, "rate-limit", "read at most that many `bytes` a second")
+	c.Flags().Var(digestFlag{&f.digest}, "digest", "`name` of the hash: sha512-256 or sha256 (default: found out)")
+	c.Flags().Lookup("digest").DefValue = ""
+	f.stores.addPatience(c)
+	f.stores.access.add(c)
+	check(c, func([]string) error {
+		f.given = c.Flags().Changed("digest")
+		if f.fetches < 1 || f.fetches > 1024 {
+			return fmt.Errorf("--fetches %d: want 1 to 1024", f.fetches)
+		}
+		return nil
+	})
+}
+
+// algorithm is that of the digests, or nil when nobody has said it.
+func (f *reading) algorithm() *blob.Algorithm {
+	if f.given {
+		return &f.digest
+	}
+	return nil
+}
+
+// workers is how many read and hash: hashing needs CPUs, and a store that is away needs patience.
+func (f *reading) workers(location string, jobs int) int {
+	if locate.Remote(location) {
+		return max(f.fetches, jobs)
+	}
+	return jobs
+}
+
+// options are how stores are opened, to read and to write.
+func (f *reading) options() (locate.Options, error) {
+	o, err := f.stores.options()
+	o.Retry = f.stores.policy()
+	return o, err
+}
+
+// listable is a reader with limits, and a listing that has none.
+type listable struct {
+	store.Reader
+	store.Lister
+}
+
+// openStore opens a store to read, and to list if it can be listed.
+func (f *reading) openStore(location string) (store.Reader, error) {
+	o, err := f.options()
+	if err != nil {
+		return nil, err
+	}
+	r, err := locate.Open(location, o)
+	if err != nil {
+		return nil, fmt.Errorf("opening store %s: %w", locate.Public(location), err)
+	}
+	limited := r
+	if f.rateLimit > 0 {
+		limited = store.NewPace(f.rateLimit).Limit(limited)
+	}
+	if locate.Remote(location) {
+		limited = store.Retry(limited, o.Retry)
+	}
+	if l, can := r.(store.Lister); can {
+		return listable{limited, l}, nil
+	}
+	return limited, nil
+}
+
+// openBucket opens a store to write.
+func (f *reading) openBucket(location string, mode fs.FileMode) (store.Bucket, error) {
+	o, err := f.options()
+	if err != nil {
+		return nil, err
+	}
+	o.Local.Mode = mode
+	b, err := locate.OpenBucket(location, o)
+	if err != nil {
+		return nil, fmt.Errorf("opening %s: %w", locate.Public(location), unwritable(err))
+	}
+	return b, nil
+}
+
+// readIndexes reads many indexes.
+func (f *reading) readIndexes(ctx context.Context, locations []string) ([]*blob.Index, error) {
+	var indexes []*blob.Index
+	for _, location := range locations {
+		x, err := readIndex(ctx, location, f.stores.access)
+		if err != nil {
+			return nil, err
+		}
+		indexes = append(indexes, x)
+	}
+	return indexes, nil
+}
+
+// told is a finding as --json prints it.
+type told struct {
+	keep.Finding
+	Why string `json:"why,omitempty"`
+}
+
+func tell(f keep.Finding) told {
+	t := told{Finding: f}
+	if f.Err != nil {
+		t.Why = f.Err.Error()
+	}
+	return t
+}
+
+// tellOthers mentions objects that are no chunks.
+func tellOthers(what string, o keep.Others) {
+	if o.Objects == 0 {
+		return
+	}
+	names := ""
+	for _, name := range o.First {
+		names += " " + name
+	}
+	if o.Objects > int64(len(o.First)) {
+		names += " and more"
+	}
+	say("note: objects that are %s: %d (%s):%s", what, o.Objects, size(o.Bytes), names)
+}

@@ -1,0 +1,254 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"cairn/blob"
+	"cairn/internal/atomicfile"
+	"cairn/store"
+	"cairn/store/keep"
+	"cairn/store/locate"
+)
+
+type storeVerifyFlags struct {
+	common
+	reading
+	state   string
+	restart bool
+	repair  []string
+	remove  bool
+}
+
+func newStoreVerify() *cobra.Command {
+	var f storeVerifyFlags
+	quiet := true
+	c := &cobra.Command{
+		Use:   "verify LOCATION [INDEX...]",
+		Short: "Read and hash every chunk of a store again; repair it from others",
+		Long: `verify reads every chunk of a store, or only those of the indexes, and compares it with the digest that it is
+named by. What is damaged, empty or misnamed is listed on stdout; objects that are no chunks are mentioned. Exit
+status 3 says that something is damaged or missing.
+
+--repair replaces damaged, empty and missing chunks by those of another store, which are hashed before.
+--remove-damaged takes away what could not be repaired, so that the next make stores those chunks anew: a damaged
+chunk is of no use to readers, and makes writers believe that it is there. Nothing else is ever removed.
+
+A verify that was interrupted is gone on with: how far it came is kept in --state, and forgotten at its end. It
+begins anew for another store, other indexes or another --repair, --remove-damaged or --digest, and with --restart.
+Chunks that were written since, before the place it came to, are not looked at.`,
+		Example: `  cairn store verify /srv/images/default.castr
+  cairn store verify /srv/images/default.castr --repair https://mirror.example.com/default.castr
+  cairn store verify s3://images/default.castr v2.caibx`,
+		Args: arguments(cobra.MinimumNArgs(1)),
+		RunE: func(c *cobra.Command, args []string) error {
+			quiet = !c.Flags().Changed("state")
+			err := runStoreVerify(c.Context(), c.OutOrStdout(), f, quiet, args)
+			switch {
+			case errors.Is(err, keep.ErrCannotList):
+				return usageError{c, fmt.Errorf("%w: name indexes", err)}
+			case is[unwritableError](err):
+				return usageError{c, err}
+			}
+			return err
+		},
+	}
+	f.common.add(c)
+	f.reading.add(c)
+	flags := c.Flags()
+	flags.StringVar(&f.state, "state", defaultState, "`directory` that remembers how far it came; \"\" for none")
+	flags.BoolVar(&f.restart, "restart", false, "begin anew, wherever an earlier run was interrupted")
+	flags.StringArrayVar(&f.repair, "repair", nil, "`location` of a store to repair from; repeatable, tried in order")
+	flags.BoolVar(&f.remove, "remove-damaged", false, "remove damaged and empty chunks that are not repaired")
+	return c
+}
+
+// storeVerified is what store verify --json prints.
+type storeVerified struct {
+	Store string `json:"store"`
+	keep.VerifyReport
+	Findings []told  `json:"findings"` // the first of them
+	Seconds  float64 `json:"seconds"`  // of this run
+}
+
+// findingsMost is how many findings are kept for the result and for the next run.
+const findingsMost = 10_000
+
+func runStoreVerify(ctx context.Context, stdout io.Writer, f storeVerifyFlags, quiet bool, args []string) error {
+	indexes, err := f.readIndexes(ctx, args[1:])
+	if err != nil {
+		return err
+	}
+	r, err := f.openStore(args[0])
+	if err != nil {
+		return err
+	}
+	o := keep.VerifyOptions{Algorithm: f.algorithm(), Indexes: indexes, Workers: f.workers(args[0], f.jobs), Remove: f.remove}
+	if err := f.openRepair(args[0], &o); err != nil {
+		return err
+	}
+	place := f.place(args[0], indexes, quiet)
+	if f.restart {
+		place.forget()
+	}
+	result := storeVerified{Store: locate.Public(args[0]), Findings: []told{}}
+	err = f.verify(ctx, stdout, r, o, place, &result)
+	switch {
+	case errors.Is(err, errors.ErrUnsupported):
+		return unwritableError{err}
+	case err != nil:
+		return fmt.Errorf("verifying %s: %w", result.Store, err)
+	}
+	place.forget()
+	if f.json {
+		err = writeJSON(stdout, result)
+	} else {
+		tellOthers("no chunks", result.Foreign)
+		tellVerified(result)
+	}
+	return errors.Join(err, result.failure())
+}
+
+// openRepair opens what to repair from, and the store again if it is to be changed.
+func (f *storeVerifyFlags) openRepair(location string, o *keep.VerifyOptions) error {
+	for _, from := range f.repair {
+		r, err := f.openStore(from)
+		if err != nil {
+			return err
+		}
+		o.Repair = append(o.Repair, r)
+	}
+	if !f.remove && len(f.repair) == 0 {
+		return nil
+	}
+	b, err := f.openBucket(location, 0) // it was there to be read
+	o.Bucket = b
+	return err
+}
+
+func (f *storeVerifyFlags) verify(ctx context.Context, stdout io.Writer, r store.Reader, o keep.VerifyOptions, at place, result *storeVerified) (err error) {
+	o.Found = func(found keep.Finding) {
+		t := tell(found)
+		if len(result.Findings) < findingsMost {
+			result.Findings = append(result.Findings, t)
+		}
+		if !f.json {
+			printFinding(stdout, t)
+		}
+	}
+	if before := at.recall(); before != nil {
+		say("going on behind %s, as an earlier run left it: %s", before.Digest, chunks(before.Report.Chunks, "verified"))
+		o.After = &before.Mark
+		for _, t := range before.Findings {
+			found := t.Finding
+			found.Err = errors.New(t.Why)
+			o.Found(found)
+		}
+	}
+	o.Done = func(m keep.Mark) error {
+		at.remember(state{m, result.Findings})
+		return nil
+	}
+	p := newProgress(f.progress, "verifying "+result.Store, -1)
+	o.Show = func(r keep.VerifyReport) { p.show(r.Bytes, chunks(r.Chunks), r) }
+	result.VerifyReport, err = keep.Verify(ctx, r, o)
+	p.end()
+	result.Seconds = p.took().Seconds()
+	return err
+}
+
+func printFinding(w io.Writer, t told) {
+	line := fmt.Sprintf("%-8s  %s", t.Kind, t.Name)
+	if t.Fate != keep.Left {
+		line += "  " + string(t.Fate)
+	}
+	fmt.Fprintln(w, line)
+}
+
+func tellVerified(r storeVerified) {
+	say("verified %s (%s stored) in %s: %d damaged, %d empty, %d missing, %d repaired, %d removed",
+		chunks(r.Chunks), size(r.Bytes), r.Store, r.Damaged, r.Empty, r.Missing, r.Repaired, r.Removed)
+}
+
+// failure says what is not right in the end.
+func (r storeVerified) failure() error {
+	switch {
+	case r.Bad() > 0:
+		err := damagedError{fmt.Sprintf("%s is not whole: %s damaged, empty or missing", r.Store, chunks(r.Bad()))}
+		return hintError{err, "--repair STORE replaces what another store holds whole; --remove-damaged lets make store the rest anew"}
+	case r.Unknown > 0:
+		return hintError{fmt.Errorf("%s in %s compressed in a way that cannot be read", chunks(r.Unknown), r.Store), "name the indexes that they belong to"}
+	}
+	return nil
+}
+
+// place is the file that keeps how far a verify came. What cannot be kept costs a beginning, and no job.
+type place struct {
+	file  string // or ""
+	quiet bool   // the user did not ask for it, so nothing is said when it does not work
+}
+
+// state is what is kept.
+type state struct {
+	keep.Mark
+	Findings []told `json:"findings"`
+}
+
+// place is named by all that a verify must have in common with an earlier one to go on with it. The location is
+// only hashed, since it may hold a password.
+func (f *storeVerifyFlags) place(location string, indexes []*blob.Index, quiet bool) place {
+	if f.state == "" {
+		return place{}
+	}
+	if abs, err := filepath.Abs(location); err == nil && !locate.Remote(location) {
+		location = abs
+	}
+	parts := []string{location, fmt.Sprint(f.given, f.digest, f.remove), strings.Join(f.repair, "\n")}
+	for _, x := range indexes {
+		parts = append(parts, x.Digest().String())
+	}
+	sum := sha256.Sum256([]byte(strings.Join(parts, "\x00")))
+	return place{filepath.Join(f.state, "verify-"+hex.EncodeToString(sum[:16])+".json"), quiet}
+}
+
+// recall is what was kept, or nil.
+func (p place) recall() *state {
+	if p.file == "" {
+		return nil
+	}
+	data, err := os.ReadFile(p.file)
+	var s state
+	if err != nil || json.Unmarshal(data, &s) != nil {
+		return nil
+	}
+	return &s
+}
+
+func (p place) remember(s state) {
+	if p.file == "" {
+		return
+	}
+	data, err := json.Marshal(s)
+	if err == nil {
+		err = errors.Join(os.MkdirAll(filepath.Dir(p.file), 0o755), atomicfile.Write(p.file, data, 0o600))
+	}
+	if err != nil && !p.quiet {
+		say("warning: cannot remember how far the store is verified: %v", err)
+	}
+}
+
+func (p place) forget() {
+	if p.file != "" {
+		os.Remove(p.file)
+	}
+}

@@ -1,0 +1,161 @@
+package keep
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"iter"
+	"path"
+	"slices"
+	"strings"
+	"sync"
+
+	"cairn/blob"
+	"cairn/store"
+)
+
+// How a store is listed. A store of a million chunks has sixteen shards of one digit.
+const (
+	rootMost  = 4096     // objects that are listed in one go; more are listed in parts, several at once
+	shardMost = 1 << 16  // chunks in a shard, or it is split
+	depthMost = 4        // digits of a shard's prefix: those of a directory
+	tooMany   = 64 << 16 // chunks in a shard that cannot be split
+	listings  = 8        // under way at once
+)
+
+// object is a chunk as a listing tells of it. 48 bytes.
+type object struct {
+	digest blob.Digest
+	size   int64 // as stored
+	packed bool
+}
+
+// shard is the part of a store whose names begin with a prefix.
+type shard struct {
+	prefix            string
+	objects           []object // by digest; the packed form of one before the plain
+	foreign, misnamed Others
+	split             bool // it has too many, and nothing of it is here
+	err               error
+}
+
+// shards lists a store in parts, those with chunks in the order of their digests, then the rest. Foreign
+// objects whose names begin outside of ASCII may be overlooked in a store of more than a few chunks. An error is
+// the last thing that is yielded.
+func shards(ctx context.Context, l store.Lister) iter.Seq2[shard, error] {
+	return func(yield func(shard, error) bool) {
+		if s := list(ctx, l, "", rootMost); !s.split {
+			yield(s, s.err)
+			return
+		}
+		splitShards(ctx, l, "", yield)
+	}
+}
+
+func splitShards(ctx context.Context, l store.Lister, prefix string, yield func(shard, error) bool) bool {
+	parts := continuations(prefix)
+	limit := shardMost
+	if len(prefix)+1 >= depthMost {
+		limit = tooMany
+	}
+	for s := range ahead(ctx, len(parts), listings, func(ctx context.Context, i int) shard { return list(ctx, l, parts[i], limit) }) {
+		switch {
+		case s.err == nil && s.split && limit < tooMany:
+			if !splitShards(ctx, l, s.prefix, yield) {
+				return false
+			}
+			continue
+		case s.err == nil && s.split:
+			s.err = fmt.Errorf("more than %d chunks begin with %s", tooMany, s.prefix)
+		}
+		if !yield(s, s.err) || s.err != nil {
+			return false
+		}
+	}
+	return true
+}
+
+const hexDigits = "0123456789abcdef"
+
+// continuations are the prefixes that are one character longer: digits first.
+func continuations(prefix string) []string {
+	var digits, others []string
+	for c := ' '; c <= '~'; c++ {
+		if strings.ContainsRune(hexDigits, c) {
+			digits = append(digits, prefix+string(c))
+		} else {
+			others = append(others, prefix+string(c))
+		}
+	}
+	return append(digits, others...)
+}
+
+// list lists what begins with a prefix, unless that is more than most chunks.
+func list(ctx context.Context, l store.Lister, prefix string, most int) shard {
+	s := shard{prefix: prefix}
+	for o, err := range l.List(ctx, prefix) {
+		if err != nil {
+			return shard{prefix: prefix, err: err}
+		}
+		s.take(o)
+		if len(s.objects) > most {
+			return shard{prefix: prefix, split: true}
+		}
+	}
+	slices.SortFunc(s.objects, func(a, b object) int {
+		if c := bytes.Compare(a.digest[:], b.digest[:]); c != 0 || a.packed == b.packed {
+			return c
+		}
+		if a.packed {
+			return -1
+		}
+		return 1
+	})
+	return s
+}
+
+func (s *shard) take(o store.Object) {
+	d, packed, ok := store.ChunkObject(o.Name)
+	switch {
+	case ok:
+		s.objects = append(s.objects, object{d, o.Size, packed})
+	case misnamed(o.Name):
+		s.misnamed.count(o)
+	default:
+		s.foreign.count(o)
+	}
+}
+
+// misnamed says whether what is no chunk's name ends like one.
+func misnamed(name string) bool {
+	hex := strings.ToLower(strings.TrimSuffix(path.Base(name), path.Ext(name)))
+	_, err := blob.ParseDigest(hex)
+	return err == nil && (path.Ext(name) == "" || path.Ext(name) == ".cacnk")
+}
+
+// ahead yields what do makes of 0 to n-1, in order, with up to atOnce of them at work. Nothing runs when it ends.
+func ahead[T any](ctx context.Context, n, atOnce int, do func(ctx context.Context, i int) T) iter.Seq[T] {
+	return func(yield func(T) bool) {
+		ctx, cancel := context.WithCancel(ctx)
+		var running sync.WaitGroup
+		defer running.Wait()
+		defer cancel()
+		made := make([]chan T, n)
+		start := func(i int) {
+			made[i] = make(chan T, 1)
+			running.Go(func() { made[i] <- do(ctx, i) })
+		}
+		for i := range min(n, atOnce) {
+			start(i)
+		}
+		for i := range n {
+			v := <-made[i]
+			if i+atOnce < n {
+				start(i + atOnce)
+			}
+			if !yield(v) {
+				return
+			}
+		}
+	}
+}

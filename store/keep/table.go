@@ -1,0 +1,94 @@
+package keep
+
+import (
+	"bytes"
+	"hash/maphash"
+	"slices"
+
+	"cairn/blob"
+)
+
+// table holds the different chunks of many indexes, in about 60 bytes each.
+type table struct {
+	seed  maphash.Seed
+	rows  []row
+	slots []uint32 // 1 + number of a row, or 0; the length is a power of two
+}
+
+// row is a chunk. 48 bytes.
+type row struct {
+	digest blob.Digest
+	stored int64  // bytes in the store; 0 when it is not there
+	size   uint32 // of the chunk
+	owner  int32  // the only index that has it, or shared
+}
+
+const shared = -1
+
+func newTable() *table { return &table{seed: maphash.MakeSeed(), slots: make([]uint32, 64)} }
+
+// slot is where d stands, or the empty slot where it belongs. Chosen digests do not make it slow.
+func (t *table) slot(d blob.Digest) int {
+	mask := len(t.slots) - 1
+	for at := int(maphash.Bytes(t.seed, d[:])) & mask; ; at = (at + 1) & mask {
+		if i := t.slots[at]; i == 0 || t.rows[i-1].digest == d {
+			return at
+		}
+	}
+}
+
+// find is the row of d, or nil.
+func (t *table) find(d blob.Digest) *row {
+	if i := t.slots[t.slot(d)]; i > 0 {
+		return &t.rows[i-1]
+	}
+	return nil
+}
+
+// add takes the chunks of an index in, and returns the numbers of their rows, each once.
+func (t *table) add(x *blob.Index, owner int32) []uint32 {
+	seen, distinct := blob.NewTable(x), 0
+	for i, c := range x.All() {
+		if seen.Find(c.Digest) == i {
+			distinct++
+		}
+	}
+	mine := make([]uint32, 0, distinct)
+	t.rows = slices.Grow(t.rows, distinct) // at once, since growing leaves much behind
+	for i, c := range x.All() {
+		if seen.Find(c.Digest) == i {
+			mine = append(mine, t.put(c, owner))
+		}
+	}
+	return mine
+}
+
+func (t *table) put(c blob.Chunk, owner int32) uint32 {
+	at := t.slot(c.Digest)
+	if i := t.slots[at]; i > 0 {
+		if r := &t.rows[i-1]; r.owner != owner {
+			r.owner = shared
+		}
+		return i - 1
+	}
+	t.rows = append(t.rows, row{digest: c.Digest, size: uint32(c.Size), owner: owner})
+	t.slots[at] = uint32(len(t.rows))
+	if len(t.rows)*4 > len(t.slots)*3 {
+		t.grow()
+	}
+	return uint32(len(t.rows) - 1)
+}
+
+func (t *table) grow() {
+	t.slots = make([]uint32, 2*len(t.slots))
+	for i, r := range t.rows {
+		t.slots[t.slot(r.digest)] = uint32(i + 1)
+	}
+}
+
+// sorted gives up the table for its rows by digest.
+func (t *table) sorted() []row {
+	t.slots = nil
+	slices.SortFunc(t.rows, func(a, b row) int { return bytes.Compare(a.digest[:], b.digest[:]) })
+	return t.rows
+}

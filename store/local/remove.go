@@ -1,0 +1,33 @@
+package local
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+
+	"cairn/store"
+)
+
+var _ store.Remover = (*Bucket)(nil)
+
+// Remove implements store.Remover. Directories stay, since others may be about to write into them.
+func (b *Bucket) Remove(ctx context.Context, name string) error {
+	if err := check(ctx, name); err != nil {
+		return err
+	}
+	if _, err := b.Stat(ctx, name); err != nil {
+		return err // a directory is no object
+	}
+	if err := os.Remove(b.path(name)); errors.Is(err, fs.ErrNotExist) {
+		return explain(b.path(name), err)
+	} else if err != nil {
+		return fmt.Errorf("removing %s: %w", b.path(name), denied(err))
+	}
+	if b.options.NoSync {
+		return nil
+	}
+	return syncDir(b.path(path.Dir(name)))
+}

@@ -1,0 +1,171 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"maps"
+	"slices"
+	"sync"
+)
+
+// UploadOptions are the limits of NewUploads. The zero value is good.
+type UploadOptions struct {
+	AtOnce int   // objects; 0 is 32
+	Bytes  int64 // held for those under way, or one object if it is larger; 0 is 64 MiB
+}
+
+// NewUploads is a batch for a bucket whose every Write is durable and takes long, as over a network: it writes
+// several objects at once, each as soon as it is taken in. The outcome is told later: an object that could not
+// be written fails all following Writes until a Commit, which tries it again, has brought it there. What is
+// under way ends with Close at the latest.
+func NewUploads(b Bucket, o UploadOptions) Batch {
+	if o.AtOnce < 1 {
+		o.AtOnce = 32
+	}
+	if o.Bytes < 1 {
+		o.Bytes = 64 << 20
+	}
+	// Uploads outlive the call that brings them, whose context may end, as an errgroup's does, before Commit.
+	ctx, cancel := context.WithCancel(context.Background())
+	return &uploads{bucket: b, limits: o, ctx: ctx, cancel: cancel,
+		running: map[string]*upload{}, changed: make(chan struct{})}
+}
+
+type uploads struct {
+	bucket  Bucket
+	limits  UploadOptions
+	ctx     context.Context // of the uploads; Close ends it
+	cancel  context.CancelFunc
+	workers sync.WaitGroup
+
+	mu      sync.Mutex // guards what follows
+	running map[string]*upload
+	held    int64         // bytes of those that run
+	failed  []*upload     // no more than run at once, since none is taken in any more
+	changed chan struct{} // closed and made anew when an upload ends
+	closed  bool
+}
+
+// upload is an object on its way.
+type upload struct {
+	name string
+	data []byte
+	err  error
+	done chan struct{} // closed when err is final
+}
+
+var errClosed = errors.New("the batch is closed")
+
+// Write implements Batch. Of two objects of one name the first is waited for, so that the second stays.
+func (u *uploads) Write(ctx context.Context, name string, data []byte) error {
+	if err := CheckName(name); err != nil {
+		return err
+	}
+	for {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		changed, err := u.take(name, data)
+		if changed == nil || err != nil {
+			return err
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+		}
+	}
+}
+
+// take starts an upload, or returns what to wait for.
+func (u *uploads) take(name string, data []byte) (changed chan struct{}, err error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	switch {
+	case u.closed:
+		return nil, errClosed
+	case len(u.failed) > 0:
+		return nil, u.failed[0].err
+	case u.running[name] != nil || len(u.running) >= u.limits.AtOnce,
+		len(u.running) > 0 && u.held+int64(len(data)) > u.limits.Bytes:
+		return u.changed, nil
+	}
+	u.start(name, bytes.Clone(data))
+	return nil, nil
+}
+
+// start is called with the lock held.
+func (u *uploads) start(name string, data []byte) {
+	up := &upload{name: name, data: data, done: make(chan struct{})}
+	u.running[name] = up
+	u.held += int64(len(data))
+	u.workers.Go(func() {
+		up.err = u.bucket.Write(u.ctx, name, data)
+		u.end(up)
+	})
+}
+
+func (u *uploads) end(up *upload) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	delete(u.running, up.name)
+	u.held -= int64(len(up.data))
+	if up.err != nil {
+		u.failed = append(u.failed, up)
+	}
+	close(up.done)
+	close(u.changed)
+	u.changed = make(chan struct{})
+}
+
+// Commit implements Batch.
+func (u *uploads) Commit(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	running, err := u.retry()
+	if err != nil {
+		return err
+	}
+	for _, up := range running {
+		select {
+		case <-up.done:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return u.failure()
+}
+
+// retry starts what failed once more, and returns all that is under way.
+func (u *uploads) retry() ([]*upload, error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.closed {
+		return nil, errClosed
+	}
+	for _, up := range u.failed {
+		u.start(up.name, up.data)
+	}
+	u.failed = nil
+	return slices.Collect(maps.Values(u.running)), nil
+}
+
+func (u *uploads) failure() error {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if len(u.failed) > 0 {
+		return u.failed[0].err
+	}
+	return nil
+}
+
+// Close implements Batch. It waits for what it ends.
+func (u *uploads) Close() error {
+	u.mu.Lock()
+	u.closed = true
+	u.mu.Unlock()
+	u.cancel()
+	u.workers.Wait()
+	return nil
+}
