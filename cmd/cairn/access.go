@@ -6,10 +6,13 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"cairn/internal/trust"
+	"cairn/store"
 	"cairn/store/locate"
 	"cairn/store/web"
 )
@@ -17,11 +20,12 @@ import (
 // tokenVariable may hold a bearer token. Unlike a flag, a variable is not shown to other users.
 const tokenVariable = "CAIRN_BEARER_TOKEN"
 
-// access are the flags that say how to get into servers. They name files: a secret on a command line can be
+// access are the flags that say how to get into servers, and how long to wait for them. They name files: a secret on a command line can be
 // read by everybody on the machine.
 type access struct {
 	tls                    trust.Files
 	bearer, basic, headers []string // [HOST=]FILE
+	patience               time.Duration
 }
 
 func (f *access) add(c *cobra.Command) {
@@ -41,9 +45,35 @@ func (f *access) add(c *cobra.Command) {
 	})
 }
 
+// addPatience adds how long a job waits for stores that do not answer.
+func (f *access) addPatience(c *cobra.Command) {
+	c.Flags().DurationVar(&f.patience, "patience", time.Minute, "how long to wait for stores that do not answer, from the first failure on")
+	check(c, func([]string) error {
+		if f.patience <= 0 {
+			return fmt.Errorf("--patience %v: want more than nothing", f.patience)
+		}
+		return nil
+	})
+}
+
+// policy is how long the stores are waited for. What they are waited for is said, but not all the time.
+func (f *access) policy() store.Policy {
+	const pause = 10 * time.Second
+	var mu sync.Mutex
+	var said time.Time
+	return store.Policy{Patience: f.patience, Waiting: func(failed error, _ time.Duration) {
+		mu.Lock()
+		defer mu.Unlock()
+		if time.Since(said) >= pause {
+			said = time.Now()
+			say("waiting for an answer: %v", failed)
+		}
+	}}
+}
+
 // options are what the flags mean to stores. Files that are to be there are read.
 func (f *access) options() (locate.Options, error) {
-	var o locate.Options
+	o := locate.Options{Retry: f.policy()}
 	config, err := f.tls.Config()
 	if err != nil {
 		return o, err

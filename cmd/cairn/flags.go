@@ -6,7 +6,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -43,7 +42,6 @@ type stores struct {
 	cacheLimit int64 // 0 when it is the cache's to choose
 	fetches    int   // 0: as many as fill the way to each store
 	rateLimit  int64
-	patience   time.Duration
 }
 
 func (f *stores) add(c *cobra.Command) {
@@ -67,17 +65,6 @@ func (f *stores) add(c *cobra.Command) {
 		}
 		if f.cacheLimit != 0 && f.cache == "" {
 			return fmt.Errorf("--cache-limit needs --cache DIRECTORY")
-		}
-		return nil
-	})
-}
-
-// addPatience adds how long a job waits for stores that do not answer.
-func (f *stores) addPatience(c *cobra.Command) {
-	c.Flags().DurationVar(&f.patience, "patience", time.Minute, "how long to wait for stores that do not answer, from the first failure on")
-	check(c, func([]string) error {
-		if f.patience <= 0 {
-			return fmt.Errorf("--patience %v: want more than nothing", f.patience)
 		}
 		return nil
 	})

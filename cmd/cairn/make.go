@@ -60,6 +60,7 @@ system's superblock claims (squashfs, ext2/3/4, erofs); what is used is printed.
 	}
 	f.common.add(c)
 	f.access.add(c)
+	f.addPatience(c)
 	flags := c.Flags()
 	flags.StringVarP(&f.store, "store", "s", "", "`location` of the store to write to (default: default.castr beside the index)")
 	flags.Var(digestFlag{&f.digest}, "digest", "`name` of the hash: sha512-256 (casync's default) or sha256")

@@ -10,8 +10,6 @@ import (
 	"io"
 	"os"
 	"strings"
-	"sync"
-	"time"
 
 	"cairn/blob"
 	"cairn/internal/blockdev"
@@ -126,7 +124,7 @@ func openStores(f stores, index string, a blob.Algorithm, budget int64) (*source
 		return nil, err
 	}
 	options.Web.Connections, options.S3.Connections = fetchesRemote, fetchesRemote // gates say how many are used
-	s := &source{fetches: cmp.Or(f.fetches, fetchesLocal), policy: f.policy()}
+	s := &source{fetches: cmp.Or(f.fetches, fetchesLocal), policy: options.Retry}
 	var sources []store.Source
 	limit := f.limiter(budget)
 	for _, group := range locations {
@@ -174,21 +172,6 @@ func (f *stores) gate(location string) *store.Gate {
 		return store.NewFixedGate(f.fetches)
 	}
 	return store.NewGate(fetchesRemote)
-}
-
-// policy is how long the stores are waited for. What they are waited for is said, but not all the time.
-func (f *stores) policy() store.Policy {
-	const pause = 10 * time.Second
-	var mu sync.Mutex
-	var said time.Time
-	return store.Policy{Patience: f.patience, Waiting: func(failed error, _ time.Duration) {
-		mu.Lock()
-		defer mu.Unlock()
-		if time.Since(said) >= pause {
-			said = time.Now()
-			say("waiting for an answer: %v", failed)
-		}
-	}}
 }
 
 // limiter returns what holds the readers of all stores within the limits that they share.

@@ -67,9 +67,7 @@ func (f *reading) workers(location string, jobs int) int {
 
 // options are how stores are opened, to read and to write.
 func (f *reading) options() (locate.Options, error) {
-	o, err := f.stores.options()
-	o.Retry = f.stores.policy()
-	return o, err
+	return f.stores.options()
 }
 
 // listable is a reader with limits, and a listing that has none.

@@ -58,7 +58,13 @@ type faultyServer struct {
 
 func newFaultyServer(t testing.TB, r release, f netlab.Faults) *faultyServer {
 	t.Helper()
-	s := &faultyServer{Faulty: netlab.NewFaulty(http.FileServer(http.Dir(r.dir)), f)}
+	return newFaultyBefore(t, http.FileServer(http.Dir(r.dir)), f)
+}
+
+// newFaultyBefore is a server that fails before a handler that does not.
+func newFaultyBefore(t testing.TB, inner http.Handler, f netlab.Faults) *faultyServer {
+	t.Helper()
+	s := &faultyServer{Faulty: netlab.NewFaulty(inner, f)}
 	server := httptest.NewUnstartedServer(s)
 	server.Config.ErrorLog = log.New(io.Discard, "", 0) // clients that give up are what this is for
 	server.Start()

@@ -141,4 +141,9 @@ func (k Fault) applies(r *http.Request, honest *answer) bool {
 	return true
 }
 
+// refuses says whether a server that fails like this does not do what it was asked to.
+func (k Fault) refuses() bool {
+	return slices.Contains([]Fault{ServerError, Burst, Throttled, ThrottledDate, Denied, ResetMidBody, Silent}, k)
+}
+
 func isWrite(r *http.Request) bool { return r.Method == http.MethodPut || r.Method == http.MethodPost }

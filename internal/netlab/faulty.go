@@ -107,7 +107,7 @@ func (s *Faulty) decide(r *http.Request) (Faults, Fault, *rand.Rand) {
 // honest is the right answer, or what was right before. A request to write is carried out if that can be told
 // from the answer's being lost only.
 func (s *Faulty) honest(r *http.Request, body []byte, kind Fault, f Faults) *answer {
-	if isWrite(r) && kind != Honest && kind != ResetEarly {
+	if isWrite(r) && kind.refuses() {
 		return &answer{status: http.StatusOK}
 	}
 	again := r.Clone(r.Context())
