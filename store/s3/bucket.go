@@ -59,6 +59,7 @@ var (
 	_ store.Bucket  = (*Bucket)(nil)
 	_ store.Lister  = (*Bucket)(nil)
 	_ store.Creator = (*Bucket)(nil)
+	_ store.Remover = (*Bucket)(nil)
 )
 
 // largestObject is how much S3 takes in one request.
@@ -195,6 +196,14 @@ func (b *Bucket) Create(ctx context.Context, name string, data []byte) error {
 			return err
 		}
 	}
+}
+
+// Remove implements store.Remover. S3 does not say whether there was something to remove, so that is asked first.
+func (b *Bucket) Remove(ctx context.Context, name string) error {
+	if _, err := b.Stat(ctx, name); err != nil {
+		return err
+	}
+	return b.object(ctx, name, call{method: http.MethodDelete}, func(transfer.Incoming) error { return nil })
 }
 
 // put sends an object, with its length and sums for the server to check.

@@ -119,7 +119,8 @@ func (b *Bucket) attempt(ctx context.Context, c call, p pass, use use) error {
 	}
 	defer answer.Body.Close()
 	in := transfer.Incoming{Answer: answer, Patience: b.patience, Abort: cancel}
-	if answer.StatusCode != http.StatusOK {
+	removed := c.method == http.MethodDelete && answer.StatusCode == http.StatusNoContent
+	if answer.StatusCode != http.StatusOK && !removed {
 		body, _ := in.Body(nil, largestRefusal) // what cannot be read says nothing
 		return readRefusal(answer, body)
 	}

@@ -57,6 +57,7 @@ var (
 	_ store.Bucket  = (*Bucket)(nil)
 	_ store.Lister  = (*Bucket)(nil)
 	_ store.Creator = (*Bucket)(nil)
+	_ store.Remover = (*Bucket)(nil)
 )
 
 // New is a bucket at sftp://[user@]host[:port]/path, or below the user's home at sftp://host/~/path. The host may
@@ -178,6 +179,17 @@ func (b *Bucket) Stat(ctx context.Context, name string) (size int64, err error) 
 		return err
 	})
 	return size, err
+}
+
+// Remove implements store.Remover. A server that flushes directories has the name off its disk when it returns.
+func (b *Bucket) Remove(ctx context.Context, name string) error {
+	return b.call(ctx, "removing", name, func(c *conn, object string) error {
+		if err := c.do(ctx, pathPacket(typeRemove, object)); err != nil {
+			return err
+		}
+		w := writing{ctx: ctx, bucket: b, conn: c}
+		return w.flushDir(path.Dir(object))
+	})
 }
 
 // Read implements store.Reader.
