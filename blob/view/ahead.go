@@ -8,14 +8,16 @@ import (
 
 const (
 	firstAhead = 128 << 10 // bytes that are read ahead at first
-	maxAhead   = 4 << 20   // and at most
+	leastPitch = 512 << 10 // and at most, on a link that holds little
+	maxAhead   = 4 << 20   // and on any
 )
 
 // readAhead finds reads that follow each other, and says what to fetch before it is asked for. It is told of
-// the reads that miss something: those that find what was read ahead are silent.
+// the reads that miss something, and of the first read of each chunk that was fetched ahead: so it goes on before a
+// reader comes to the end of that.
 type readAhead struct {
 	index *blob.Index
-	most  int64 // bytes to read ahead
+	most  int64 // bytes to read ahead, on any link
 
 	mu      sync.Mutex // guards what follows
 	streams [8]stream
@@ -30,8 +32,8 @@ type stream struct {
 }
 
 // next takes note of a read of n bytes at off, which is not empty, and returns from where to where to read
-// ahead: nothing when from is not less than to.
-func (a *readAhead) next(off, n int64) (from, to int64) {
+// ahead, at most so far: nothing when from is not less than to.
+func (a *readAhead) next(off, n, most int64) (from, to int64) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	s := a.find(off)
@@ -40,8 +42,11 @@ func (a *readAhead) next(off, n int64) (from, to int64) {
 		a.oldest = (a.oldest + 1) % len(a.streams)
 		return 0, 0
 	}
+	if off <= s.last && s.window > 0 {
+		return 0, 0 // it was here before: another reader, or the same
+	}
 	s.last = max(s.last, off)
-	s.window = min(max(2*s.window, firstAhead), a.most)
+	s.window = min(max(2*s.window, firstAhead), most, a.most)
 	from = max(s.ahead, a.chunkEnd(off+n))
 	to = min(off+n+s.window, a.index.Size())
 	if to-from < s.window/2 && to < a.index.Size() {

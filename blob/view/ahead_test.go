@@ -30,7 +30,7 @@ func TestReadBeforePrefetch(t *testing.T) {
 	})
 }
 
-func ahead(t *testing.T, chunks, size int64) readAhead {
+func readsAhead(t *testing.T, chunks, size int64) readAhead {
 	t.Helper()
 	b, err := blob.NewBuilder(blob.SHA512_256, blob.Params{Min: size, Avg: size, Max: size})
 	if err != nil {
@@ -57,17 +57,20 @@ func TestReadAheadNext(t *testing.T) {
 		"again and again": {{0, 0, 0}, {0, 0, 0}, {0, 0, 0}},
 		"backwards":       {{192 * kib, 0, 0}, {128 * kib, 0, 0}, {64 * kib, 0, 0}, {0, 0, 0}},
 		"to the end":      {{10*mib - 128*kib, 0, 0}, {10*mib - 64*kib, 10 * mib, 10 * mib}},
+		"many readers": {
+			{0, 0, 0}, {0, 0, 0}, {64 * kib, 128 * kib, 196 * kib}, {64 * kib, 0, 0}, {64 * kib, 0, 0}, {256 * kib, 320 * kib, 516 * kib},
+		},
 		"two at once": {
 			{0, 0, 0}, {5 * mib, 0, 0},
 			{64 * kib, 128 * kib, 196 * kib}, {5*mib + 64*kib, 5*mib + 128*kib, 5*mib + 196*kib},
 		},
 		"in another order": {
-			{0, 0, 0}, {64 * kib, 128 * kib, 196 * kib}, {60 * kib, 0, 0}, {256 * kib, 320 * kib, 772 * kib},
+			{0, 0, 0}, {64 * kib, 128 * kib, 196 * kib}, {60 * kib, 0, 0}, {256 * kib, 320 * kib, 516 * kib},
 		},
 	} {
-		a := ahead(t, 160, 64*kib)
+		a := readsAhead(t, 160, 64*kib)
 		for i, s := range steps {
-			if from, to := a.next(s.off, 4*kib); from != s.from || to != s.to {
+			if from, to := a.next(s.off, 4*kib, maxAhead); from != s.from || to != s.to {
 				t.Errorf("%s: next(%d KiB) of read %d = %d, %d, want %d, %d KiB",
 					name, s.off/kib, i, from/kib, to/kib, s.from/kib, s.to/kib)
 			}

@@ -1,20 +1,25 @@
 package view
 
 import (
+	"cmp"
 	"container/list"
 	"context"
+	"errors"
+	"log/slog"
 	"sync"
 
-	"golang.org/x/sync/semaphore"
-
 	"cairn/blob"
+	"cairn/blob/view/imagecache"
 	"cairn/store"
 )
 
 // Limits of a Cache. The zero value of a field is its default.
 type Limits struct {
-	Bytes   int64 // of chunks that are kept or being fetched; default 64 MiB. One is always kept
-	Fetches int   // chunks asked of the store at once, as far as Bytes has room for them; default 64
+	Bytes   int64             // of chunks that are kept or being fetched; default 64 MiB. One is always kept
+	Fetches int               // chunks asked at once of a source that has no number of its own, as far as Bytes has room; default 64
+	Disk    *imagecache.Dir   // where chunks of other images may be found; may be nil
+	Log     *slog.Logger      // hears of stores that do not answer; nil is nobody
+	Held    func(HeldRequest) // is told of each request that the store failed and that is tried again; may be nil
 }
 
 // Cache gets chunks, each once however many ask for it at the same time, and keeps what was used last.
@@ -22,64 +27,96 @@ type Limits struct {
 type Cache struct {
 	ctx     context.Context // of the fetches, which outlive who asked first
 	end     context.CancelFunc
-	from    store.Getter
+	limits  Limits
 	limit   int64
-	slots   store.Slots
-	spare   *semaphore.Weighted // of the slots, those that chunks nobody waits for may take
-	room    *semaphore.Weighted // bytes of the fetches under way, at most limit
 	running sync.WaitGroup
 
-	mu     sync.Mutex // guards what follows
+	mu     sync.Mutex // guards what follows, and all sources
 	chunks map[key]*entry
 	recent *list.List // of the entries whose bytes are here; last used first
 	bytes  int64      // in recent
-	taken  int64      // of room
-	onWay  int64      // bytes of the chunks being fetched
+	taken  int64      // of the fetches under way, as far as they fit
+	onWay  int64      // bytes of the chunks being fetched, or to be
+	near   *Source    // what is on disk
+	all    []*Source
 }
 
 // key has the size too: indexes may disagree about it, and what is proven for one size is not for another.
 type key struct {
-	digest blob.Digest
-	size   int64
+	digest    blob.Digest
+	size      int64
+	algorithm blob.Algorithm
 }
-
-func keyOf(c blob.Chunk) key { return key{c.Digest, c.Size} }
 
 // entry is a chunk that is here, or on its way.
 type entry struct {
-	key   key
-	data  []byte        // nil until it is here
-	ready chan struct{} // closed when data or err is set
-	err   error
-	place *list.Element // in recent, when data is here
-	hurry func()        // says that somebody waits for the chunk; nil if it was fetched for that
+	key     key
+	data    []byte        // nil until it is here
+	ready   chan struct{} // closed when data or err is set
+	err     error
+	place   *list.Element // in recent, when data is here
+	homes   []home        // whose files want it
+	source  *Source       // whose store is asked in the end
+	rank    rank
+	at      *Source       // in whose queue it is, or who fetches it
+	queued  *list.Element // there
+	began   departure
+	unread  bool  // came from a feed and was not used
+	feed    *feed // that wanted it; may be nil
+	waiting int   // for it
+	held    int   // how many wait that would wait for a store that is away
+	away    error // why the store did not answer, while it is asked again
 }
 
-// NewCache makes a cache before from. Its fetches end with ctx, or with Close.
-func NewCache(ctx context.Context, from store.Getter, limits Limits) *Cache {
+// home is a chunk's place in an image.
+type home struct {
+	image *Image
+	chunk int
+}
+
+const maxHomes = 8
+
+// NewCache makes a cache. Its fetches end with ctx, or with Close.
+func NewCache(ctx context.Context, limits Limits) *Cache {
 	if limits.Bytes <= 0 {
 		limits.Bytes = 64 << 20
 	}
 	if limits.Fetches <= 0 {
 		limits.Fetches = 64
 	}
-	c := &Cache{from: from, limit: limits.Bytes, slots: make(store.Slots, limits.Fetches)}
-	c.spare = semaphore.NewWeighted(spareSlots(limits.Fetches))
-	c.room = semaphore.NewWeighted(c.limit)
+	if limits.Log == nil {
+		limits.Log = slog.New(slog.DiscardHandler)
+	}
+	c := &Cache{limits: limits, limit: limits.Bytes}
 	c.ctx, c.end = context.WithCancel(ctx)
 	c.chunks, c.recent = map[key]*entry{}, list.New()
+	c.near = c.newSource(nil, nearSlots)
+	context.AfterFunc(c.ctx, c.abandon)
 	return c
 }
 
-// spareSlots leaves some slots to those who wait, if there are several.
-func spareSlots(all int) int64 { return int64(all - all/4) }
+// Source is a store that the cache fetches from, for as many images as like. It must know chunks by the digest
+// algorithm of their indexes, and is asked for so many chunks at once; 0 is the cache's default.
+func (c *Cache) Source(from store.Getter, fetches int) *Source {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.newSource(from, cmp.Or(fetches, c.limits.Fetches))
+}
 
 // Close ends the fetches that are under way, and returns when none is left. No other begins afterwards.
 func (c *Cache) Close() {
-	c.mu.Lock()
 	c.end()
-	c.mu.Unlock()
+	c.abandon()
 	c.running.Wait()
+}
+
+// abandon fails all that has not begun, when the context has ended.
+func (c *Cache) abandon() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, s := range c.all {
+		s.clear()
+	}
 }
 
 // here is the chunk's bytes if they are in memory, else nil. They must not be changed.
@@ -92,40 +129,55 @@ func (c *Cache) here(k key) []byte {
 	return nil
 }
 
-// start makes sure that the chunks are here or on their way, as somebody waits for them.
-func (c *Cache) start(keys []key) []*entry {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	entries := make([]*entry, len(keys))
-	for i, k := range keys {
-		e := c.use(k)
-		if e == nil {
-			e = c.add(k)
-			c.begin(e)
-		}
-		if e.hurry != nil {
-			e.hurry()
-		}
-		entries[i] = e
+// wanted is a chunk of an image that is to be here.
+type wanted struct {
+	key key
+	home
+}
+
+// start makes sure that a chunk is here or on its way, as somebody waits for it. The caller holds mu.
+func (c *Cache) start(w wanted) *entry {
+	e := c.use(w.key)
+	if e == nil {
+		return c.add(w, demand)
 	}
-	return entries
+	c.join(e, w.home)
+	if e.queued != nil && e.rank != demand {
+		e.at.promote(e)
+	}
+	return e
+}
+
+// join notes that an image without the chunk on its disk wants it too.
+func (c *Cache) join(e *entry, h home) {
+	if h.image.disk == nil || len(e.homes) >= maxHomes || e.data != nil {
+		return
+	}
+	for _, known := range e.homes {
+		if known == h {
+			return
+		}
+	}
+	e.homes = append(e.homes, h)
 }
 
 // prefetch is start for chunks that nobody waits for, and returns how many of them it took. It refuses when
 // half a cache is on its way: more would pile up, and push out what was not read yet.
-func (c *Cache) prefetch(keys []key) int {
+func (c *Cache) prefetch(chunks []wanted, r rank) int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for i, k := range keys {
-		if c.use(k) != nil {
+	defer c.pump()
+	for i, w := range chunks {
+		if e := c.use(w.key); e != nil {
+			c.join(e, w.home)
 			continue
 		}
-		if c.onWay+k.size > c.limit/2 {
+		if c.onWay+w.key.size > c.limit/2 {
 			return i
 		}
-		c.beginAhead(c.add(k))
+		c.add(w, r)
 	}
-	return len(keys)
+	return len(chunks)
 }
 
 // use is the entry of a chunk that is here or on its way, else nil. The caller holds mu.
@@ -137,101 +189,128 @@ func (c *Cache) use(k key) *entry {
 	return e
 }
 
-// add makes an entry for a chunk that is not here, which the caller begins to fetch. The caller holds mu.
-func (c *Cache) add(k key) *entry {
-	e := &entry{key: k, ready: make(chan struct{})}
-	c.chunks[k] = e
-	c.onWay += k.size
+// add queues a chunk that is not here. The caller holds mu, and pumps.
+func (c *Cache) add(w wanted, r rank) *entry {
+	e := &entry{key: w.key, ready: make(chan struct{}), source: w.image.source, rank: r, homes: []home{w.home}}
+	c.chunks[w.key] = e
+	c.onWay += w.key.size
+	if c.ctx.Err() != nil {
+		c.fail(e, c.ctx.Err())
+		return e
+	}
+	if r != demand {
+		w.image.expect(w.chunk, r)
+	}
+	if c.mayBeNear(w) {
+		c.near.push(e)
+		return e
+	}
+	if r == demand {
+		w.image.missed(w.chunk)
+	}
+	e.source.push(e)
 	return e
 }
 
-// begin starts to fetch an entry. The caller holds mu.
-func (c *Cache) begin(e *entry) {
-	if c.refused(e) {
+// mayBeNear says whether a chunk may be on disk, to be proven.
+func (c *Cache) mayBeNear(w wanted) bool {
+	if d := w.image.disk; d != nil && d.Claims(w.chunk) {
+		return true
+	}
+	return c.limits.Disk != nil && c.limits.Disk.MayCopy(w.key.algorithm, w.key.digest, w.key.size)
+}
+
+// pump begins all fetches that may begin. The caller holds mu.
+func (c *Cache) pump() {
+	if c.ctx.Err() != nil {
 		return
 	}
+	for _, s := range c.all {
+		s.pump()
+	}
+}
+
+// begin fetches an entry that a source took from its queue. The caller holds mu.
+func (c *Cache) begin(e *entry) {
+	c.taken += c.room(e)
+	c.evict()
 	c.running.Go(func() { c.fetch(e) })
 }
 
-// beginAhead fetches when enough of the slots are free, or when somebody is in a hurry. The caller holds mu.
-func (c *Cache) beginAhead(e *entry) {
-	if c.refused(e) {
-		return
-	}
-	patience, hurry := context.WithCancel(c.ctx)
-	e.hurry = hurry
-	c.running.Go(func() {
-		defer hurry()
-		if c.spare.Acquire(patience, 1) == nil {
-			defer c.spare.Release(1)
-		}
-		c.fetch(e)
-	})
-}
+// room is how much of the limit the fetch of an entry takes.
+func (c *Cache) room(e *entry) int64 { return min(e.key.size, c.limit) }
 
-// refused fails an entry if the cache is closed. The caller holds mu.
-func (c *Cache) refused(e *entry) bool {
-	if c.ctx.Err() != nil {
-		c.fail(e, c.ctx.Err())
-		return true
-	}
-	return false
-}
+// fits says whether a fetch may begin beside those under way. The caller holds mu.
+func (c *Cache) fits(e *entry) bool { return c.taken == 0 || c.taken+c.room(e) <= c.limit }
 
-// wait returns the entry's bytes, which must not be changed. Giving up does not end the fetch.
-func (e *entry) wait(ctx context.Context) ([]byte, error) {
-	select {
-	case <-e.ready:
-		return e.data, e.err
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-}
-
+// fetch gets an entry's bytes, from near or far, and hands them out.
 func (c *Cache) fetch(e *entry) {
-	data, err := c.get(e.key)
+	data, at, waited := make([]byte, e.key.size), e.at, e.rank == demand
+	origin, err := at.get(e, data)
+	homes, r := c.deliver(e, data, origin, err)
+	c.settle(homes, data, r)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err != nil {
+	at.landed(e.key.size, waited)
+	c.pump()
+}
+
+// deliver hands out what a fetch brought, and returns whose files want it.
+func (c *Cache) deliver(e *entry, data []byte, origin tier, err error) ([]home, rank) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.taken -= c.room(e)
+	switch {
+	case errors.Is(err, errElsewhere) && c.ctx.Err() == nil:
+		e.source.push(e)
+		return nil, e.rank
+	case err != nil:
+		e.at.failed(err)
 		c.fail(e, err)
-		return
+		return nil, e.rank
 	}
+	e.at.answered(e)
+	e.homes[0].image.came(origin, e)
 	c.keep(e, data)
+	c.pump()
+	return e.homes, e.rank
 }
 
-func (c *Cache) get(k key) ([]byte, error) {
-	room := min(k.size, c.limit)
-	if err := c.room.Acquire(c.ctx, room); err != nil {
-		return nil, err
+// settle has the files of those who want a chunk take it in.
+func (c *Cache) settle(homes []home, data []byte, r rank) {
+	for _, h := range homes {
+		switch {
+		case h.image.disk == nil:
+		case r == demand:
+			h.image.disk.Offer(h.chunk, data)
+		default:
+			h.image.disk.OfferWait(c.ctx, h.chunk, data)
+		}
 	}
-	c.take(room)
-	defer c.room.Release(room)
-	defer c.take(-room)
-	leave, err := c.slots.Take(c.ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer leave()
-	data := make([]byte, k.size)
-	return data, c.from.Get(c.ctx, k.digest, data)
-}
-
-// take notes that room was taken, and has the cache make it.
-func (c *Cache) take(room int64) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.taken += room
-	c.evict()
 }
 
 // keep takes an entry's bytes in. The caller holds mu.
 func (c *Cache) keep(e *entry, data []byte) {
 	c.onWay -= e.key.size
 	c.bytes += e.key.size
-	e.data, e.hurry = data, nil
+	e.data = data
+	e.leaveFeed(nil)
 	e.place = c.recent.PushFront(e)
 	close(e.ready)
 	c.evict()
+}
+
+// leaveFeed tells the feed that wanted the entry what came of it. The caller holds mu.
+func (e *entry) leaveFeed(err error) {
+	if e.feed == nil {
+		return
+	}
+	if e.unread && err != nil {
+		e.unread = false
+		e.homes[0].image.unread -= e.key.size
+	}
+	e.feed.landed(e.homes[0].chunk, err)
+	e.feed = nil
 }
 
 // fail tells all who wait for an entry, and forgets it. The caller holds mu.
@@ -240,6 +319,10 @@ func (c *Cache) fail(e *entry, err error) {
 	delete(c.chunks, e.key)
 	e.err = err
 	close(e.ready)
+	for _, h := range e.homes {
+		h.image.lost(h.chunk)
+	}
+	e.leaveFeed(err)
 }
 
 // evict drops what was not used for longest until the rest fits, beside what is being fetched. Who reads an
@@ -249,5 +332,8 @@ func (c *Cache) evict() {
 		e := c.recent.Remove(c.recent.Back()).(*entry)
 		delete(c.chunks, e.key)
 		c.bytes -= e.key.size
+		if e.unread {
+			e.homes[0].image.unread -= e.key.size
+		}
 	}
 }

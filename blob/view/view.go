@@ -1,31 +1,86 @@
 // Package view is an image that is not here yet, as bytes at offsets: a chunk is fetched when it is first
-// read, once however many ask, proven by its store, and kept in memory for a while. It knows nothing of
-// how the bytes are served.
+// read, once however many ask, proven by its store, and kept in memory for a while, and on disk if there is an
+// image cache. What is likely to be read next is fetched before: what reads in order come to, what lies
+// beside a chunk that was missed, what a profile of earlier reads tells, and in the end everything. Who waits is
+// always served first. The package knows nothing of how the bytes are served.
 package view
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"iter"
+	"log/slog"
+	"math"
+	"sync/atomic"
+	"time"
 
 	"cairn/blob"
+	"cairn/blob/view/imagecache"
+	"cairn/internal/bitset"
 )
+
+// ForEver is a time that does not end.
+const ForEver = time.Duration(math.MaxInt64)
+
+// Options of an Image. The zero value is the plainest.
+type Options struct {
+	Name   string           // for messages
+	Disk   *imagecache.File // where the image is kept; may be nil
+	Around bool             // fetch what lies beside a chunk that is missed
+	Hold   time.Duration    // how long a read waits for a store that is unavailable, which is asked again; 0 is not at all
+	Record *Recorder        // is told of each chunk's first read; may be nil
+}
 
 // Image is an index's image, seen through a cache. Safe for concurrent use.
 type Image struct {
-	index *blob.Index
-	cache *Cache
-	ahead readAhead
+	name   string
+	index  *blob.Index
+	source *Source
+	disk   *imagecache.File
+	hold   time.Duration
+	record *Recorder
+	ahead  readAhead
+	count  counters
+
+	// fresh are the chunks that were fetched before anybody asked, and not read yet; besideSet and foretoldSet are
+	// those of them that came for that reason.
+	fresh, besideSet, foretoldSet *bitset.Set
+	freshCount                    atomic.Int64
+
+	// The cache's mutex guards what follows.
+	around  around
+	widely  bool // fetch around
+	trust   trust
+	profile map[int]int // chunk to its place in the profile, while that is being fetched
+	unread  int64       // bytes in memory that a feed brought and that were not read
+	waits   map[*waiting]struct{}
+	told    int // tenths of the filling that were told of
 }
 
-// New is x's image with chunks from cache, whose store must know them by x's digest algorithm.
-func New(x *blob.Index, cache *Cache) *Image {
-	return &Image{index: x, cache: cache, ahead: readAhead{index: x, most: min(maxAhead, cache.limit/8)}}
+// waiting is a read that waits for a chunk.
+type waiting struct {
+	chunk int
+	since time.Time
+	entry *entry
+}
+
+// New is x's image with chunks from source.
+func New(x *blob.Index, source *Source, o Options) *Image {
+	n := x.Len()
+	return &Image{
+		name: o.Name, index: x, source: source, disk: o.Disk, hold: o.Hold, record: o.Record,
+		ahead: readAhead{index: x, most: min(maxAhead, source.cache.limit/8)},
+		fresh: bitset.New(n), besideSet: bitset.New(n), foretoldSet: bitset.New(n),
+		around: newAround(), widely: o.Around, waits: map[*waiting]struct{}{},
+	}
 }
 
 // Size is the image's length in bytes.
 func (v *Image) Size() int64 { return v.index.Size() }
+
+func (v *Image) key(c blob.Chunk) key { return key{c.Digest, c.Size, v.index.Algorithm()} }
 
 // piece is the part of a chunk that a read covers.
 type piece struct {
@@ -50,6 +105,14 @@ func (v *Image) pieces(off, n int64) iter.Seq[piece] {
 	}
 }
 
+// span are the chunks that n bytes from off on lie in; n is not 0.
+func (v *Image) span(off, n int64) (lo, hi int) {
+	lo = v.index.Find(off)
+	for hi = lo + 1; v.index.At(hi-1).End() < off+n; hi++ {
+	}
+	return lo, hi
+}
+
 func (v *Image) check(off, n int64) error {
 	if off < 0 || n < 0 || off > v.Size()-n {
 		return fmt.Errorf("%d bytes at %d are not within the image's %d", n, off, v.Size())
@@ -60,54 +123,228 @@ func (v *Image) check(off, n int64) error {
 // ReadAt fills p with the image's bytes from off on, or fails. All the chunks it needs are fetched at once,
 // and, when reads follow each other, some of those behind them.
 func (v *Image) ReadAt(ctx context.Context, p []byte, off int64) error {
-	if err := v.check(off, int64(len(p))); err != nil {
+	n := int64(len(p))
+	if err := v.check(off, n); err != nil {
 		return err
 	}
-	if len(p) == 0 {
+	if n == 0 {
 		return nil
 	}
-	entries := v.cache.start(v.keys(off, int64(len(p))))
-	if from, to := v.ahead.next(off, int64(len(p))); from < to {
-		v.prefetch(from, to)
+	lo, hi := v.span(off, n)
+	entries, missing := v.start(lo, hi)
+	if from, to := v.ahead.next(off, n, v.pitch()); from < to {
+		v.prefetch(from, to, ahead)
+	} else if missing {
+		v.neighbours(lo, hi)
 	}
-	return v.fill(ctx, p, off, entries)
+	v.touch(lo, hi)
+	if err := v.fill(ctx, p, off, entries); err != nil {
+		v.count.failures.Add(1)
+		return err
+	}
+	v.answered(n)
+	return nil
 }
 
-// keys lists the chunks that make up n bytes from off on, without those that are all zero.
-func (v *Image) keys(off, n int64) []key {
-	var keys []key
-	for part := range v.pieces(off, n) {
-		if !v.index.IsZero(part.number) {
-			keys = append(keys, keyOf(part.chunk))
-		}
-	}
-	return keys
+func (v *Image) answered(n int64) {
+	v.count.reads.Add(1)
+	v.count.wanted.Add(n)
 }
+
+// pitch is how far to read ahead of a stream at most: what the link holds, twice.
+func (v *Image) pitch() int64 {
+	c := v.source.cache
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return min(max(2*v.source.pace.product(), leastPitch), v.ahead.most)
+}
+
+// start sees to it that the chunks from lo to hi come, and returns what to wait for: nil for those that are
+// on disk, or zeros. missing says that something was neither here nor on its way.
+func (v *Image) start(lo, hi int) (entries []*entry, missing bool) {
+	entries = make([]*entry, hi-lo)
+	c := v.source.cache
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for i := lo; i < hi; i++ {
+		if v.index.IsZero(i) || v.disk != nil && v.disk.Has(i) {
+			continue
+		}
+		w := v.want(i)
+		missing = missing || c.chunks[w.key] == nil
+		entries[i-lo] = c.start(w)
+	}
+	c.pump()
+	return entries, missing
+}
+
+func (v *Image) want(i int) wanted { return wanted{v.key(v.index.At(i)), home{v, i}} }
 
 // fill copies the image's bytes from off on to p, as they come.
 func (v *Image) fill(ctx context.Context, p []byte, off int64, entries []*entry) error {
+	first := v.index.Find(off)
+	onDisk := 0 // bytes of p that are already there
 	for part := range v.pieces(off, int64(len(p))) {
+		i := part.number - first
 		dst := p[:part.size]
-		p = p[part.size:]
-		if v.index.IsZero(part.number) {
+		switch {
+		case onDisk > 0:
+			onDisk -= len(dst)
+		case entries[i] != nil:
+			if err := v.copyFrom(ctx, entries[i], part, dst); err != nil {
+				return err
+			}
+		case v.index.IsZero(part.number):
 			clear(dst)
-			continue
+		default:
+			n, err := v.readDisk(ctx, p, part, entries[i:])
+			if err != nil {
+				return err
+			}
+			onDisk = n - len(dst)
 		}
-		data, err := entries[0].wait(ctx)
-		if err != nil {
-			return fmt.Errorf("the image's bytes at %d: %w", part.chunk.Offset, err)
-		}
-		entries = entries[1:]
-		copy(dst, data[part.from:])
+		p = p[part.size:]
 	}
 	return nil
 }
 
-// ReadResident fills p like ReadAt if that takes no waiting, and says whether it did.
+// readDisk fills p from the image's file, as far as the chunks from part on are there one after the other, and
+// returns how far. What has gone from there meanwhile is fetched.
+func (v *Image) readDisk(ctx context.Context, p []byte, part piece, entries []*entry) (int, error) {
+	at := part.chunk.Offset + part.from
+	n, hi := part.size, part.number+1
+	for hi-part.number < len(entries) && entries[hi-part.number] == nil && n < int64(len(p)) && v.disk.Has(hi) {
+		n = min(v.index.At(hi).End()-at, int64(len(p)))
+		hi++
+	}
+	if v.disk.Read(p[:n], at, part.number, hi) {
+		return int(n), nil
+	}
+	again, _ := v.start(part.number, part.number+1)
+	if again[0] == nil { // it came back
+		if v.disk.Read(p[:part.size], at, part.number, part.number+1) {
+			return int(part.size), nil
+		}
+		again[0] = v.startAnyway(part.number)
+	}
+	return int(part.size), v.copyFrom(ctx, again[0], part, p[:part.size])
+}
+
+// startAnyway has a chunk fetched into memory, whatever the disk says.
+func (v *Image) startAnyway(i int) *entry {
+	c := v.source.cache
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e := c.start(v.want(i))
+	c.pump()
+	return e
+}
+
+// copyFrom waits for a chunk and copies a part of it. When another image's store failed to bring it, this
+// image's is asked.
+func (v *Image) copyFrom(ctx context.Context, e *entry, part piece, dst []byte) error {
+	data, err := v.wait(ctx, e, part.number)
+	if err != nil && e.source != v.source && ctx.Err() == nil {
+		data, err = v.wait(ctx, v.startAnyway(part.number), part.number)
+	}
+	if err != nil {
+		return fmt.Errorf("the image's bytes at %d: %w", part.chunk.Offset, err)
+	}
+	copy(dst, data[part.from:])
+	return nil
+}
+
+// errStall is the cause of a wait that took too long.
+var errStall = errors.New("the store did not answer in time")
+
+// wait returns an entry's bytes, which must not be changed. Giving up does not end the fetch.
+func (v *Image) wait(ctx context.Context, e *entry, chunk int) ([]byte, error) {
+	select {
+	case <-e.ready:
+		return e.data, e.err
+	default:
+	}
+	w := v.stall(e, chunk)
+	defer v.unstall(w)
+	if v.hold > 0 && v.hold < ForEver {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, v.hold, errStall)
+		defer cancel()
+	}
+	select {
+	case <-e.ready:
+		return e.data, e.err
+	case <-ctx.Done():
+		return nil, v.gaveUp(ctx, e)
+	}
+}
+
+// gaveUp is why a wait ended.
+func (v *Image) gaveUp(ctx context.Context, e *entry) error {
+	if context.Cause(ctx) != errStall { //nolint:errorlint // this very value is set above
+		return ctx.Err()
+	}
+	c := v.source.cache
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if e.away != nil {
+		return fmt.Errorf("%w (%v): %w", errStall, v.hold, e.away)
+	}
+	return fmt.Errorf("%w (%v)", errStall, v.hold)
+}
+
+func (v *Image) stall(e *entry, chunk int) *waiting {
+	v.count.stalls.Add(1)
+	w := &waiting{chunk, time.Now(), e}
+	c := v.source.cache
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	v.waits[w] = struct{}{}
+	e.waiting++
+	if v.hold > 0 {
+		e.held++
+	}
+	return w
+}
+
+func (v *Image) unstall(w *waiting) {
+	v.count.stallFor.Add(int64(time.Since(w.since)))
+	c := v.source.cache
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(v.waits, w)
+	w.entry.waiting--
+	if v.hold > 0 {
+		w.entry.held--
+	}
+}
+
+// ReadResident fills p like ReadAt if that takes no waiting, and says whether it did. It does not allocate,
+// unless it comes to a chunk that was fetched ahead for the first time.
 func (v *Image) ReadResident(p []byte, off int64) bool {
-	if v.check(off, int64(len(p))) != nil {
+	n := int64(len(p))
+	if v.check(off, n) != nil {
 		return false
 	}
+	if n == 0 {
+		return true
+	}
+	lo, hi := v.span(off, n)
+	switch {
+	case v.disk != nil && v.disk.ReadNow(p, off, lo, hi):
+		v.count.diskHits.Add(1)
+	case v.readPieces(p, off):
+		v.count.memoryHits.Add(1)
+	default:
+		return false
+	}
+	v.answered(n)
+	v.touch(lo, hi)
+	return true
+}
+
+// readPieces fills p from memory, zeros and, in part, the disk, if all is there.
+func (v *Image) readPieces(p []byte, off int64) bool {
 	for part := range v.pieces(off, int64(len(p))) {
 		dst := p[:part.size]
 		p = p[part.size:]
@@ -115,13 +352,147 @@ func (v *Image) ReadResident(p []byte, off int64) bool {
 			clear(dst)
 			continue
 		}
-		data := v.cache.here(keyOf(part.chunk))
-		if data == nil {
+		if data := v.source.cache.here(v.key(part.chunk)); data != nil {
+			copy(dst, data[part.from:])
+			if v.disk != nil {
+				v.disk.Offer(part.number, data) // it was too busy when the chunk came
+			}
+			continue
+		}
+		i := part.number
+		if v.disk == nil || !v.disk.ReadNow(dst, part.chunk.Offset+part.from, i, i+1) {
 			return false
 		}
-		copy(dst, data[part.from:])
 	}
 	return true
+}
+
+// touch takes note that chunks were read.
+func (v *Image) touch(lo, hi int) {
+	if v.record != nil {
+		for i := lo; i < hi; i++ {
+			v.record.touch(i)
+		}
+	}
+	if v.freshCount.Load() == 0 {
+		return
+	}
+	for ; lo < hi && !v.fresh.Has(lo); lo++ {
+	}
+	if lo < hi {
+		v.used(lo, hi)
+	}
+}
+
+// used takes note of the first read of chunks that were fetched ahead: it was right to do so, and goes on there,
+// unless a profile had them fetched, which knows better what comes next.
+func (v *Image) used(lo, hi int) {
+	told := false
+	for i := lo; i < hi; i++ {
+		if v.fresh.Remove(i) {
+			v.freshCount.Add(-1)
+			told = v.credit(i, v.index.At(i)) || told
+		}
+	}
+	start, end := v.index.At(lo).Offset, v.index.At(hi-1).End()
+	if told {
+		return
+	}
+	if from, to := v.ahead.next(start, end-start, v.pitch()); from < to {
+		v.prefetch(from, to, ahead)
+	}
+}
+
+// credit gives credit to what had a chunk fetched ahead, and says whether that was a profile.
+func (v *Image) credit(i int, chunk blob.Chunk) (told bool) {
+	v.count.aheadUsed.Add(chunk.Size)
+	c := v.source.cache
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if v.besideSet.Remove(i) {
+		v.around.wanted(chunk.Size)
+	}
+	if told = v.foretoldSet.Remove(i); told {
+		v.trust.note(true)
+	}
+	if e := c.chunks[v.key(chunk)]; e != nil && e.unread {
+		e.unread = false
+		v.unread -= chunk.Size
+		c.pump()
+	}
+	return told
+}
+
+// missed takes note that a chunk is demanded that is neither here nor on its way. The caller holds the cache's
+// mutex.
+func (v *Image) missed(i int) {
+	if v.profile == nil {
+		return
+	}
+	place, known := v.profile[i]
+	if !known || place-v.cursor() > soon {
+		v.trust.note(false)
+	}
+}
+
+// soon is how many chunks ahead of what was fetched of a profile a read may be and not speak against it.
+const soon = 256
+
+// expect takes note that a chunk is fetched before anybody asks. The caller holds the cache's mutex.
+func (v *Image) expect(i int, r rank) {
+	if r == filling {
+		return
+	}
+	size := v.index.At(i).Size
+	v.count.ahead.Add(size)
+	if v.fresh.Add(i) {
+		v.freshCount.Add(1)
+	}
+	switch r {
+	case beside:
+		v.besideSet.Add(i)
+		v.around.fetched(size)
+	case foretold:
+		v.foretoldSet.Add(i)
+	}
+}
+
+// came takes note of where a chunk came from. The caller holds the cache's mutex.
+func (v *Image) came(from tier, e *entry) {
+	switch from {
+	case fromDisk:
+		v.count.proven.Add(1)
+	case fromOther:
+		v.count.copied.Add(1)
+	default:
+		v.count.fetched.Add(1)
+		v.count.fetchedBytes.Add(e.key.size)
+	}
+}
+
+// lost takes note that a chunk could not be had.
+func (v *Image) lost(i int) {
+	if v.fresh.Remove(i) {
+		v.freshCount.Add(-1)
+	}
+}
+
+// neighbours fetches what lies beside the chunks from lo to hi, which were missed.
+func (v *Image) neighbours(lo, hi int) {
+	c := v.source.cache
+	c.mu.Lock()
+	window := int64(0)
+	if v.widely {
+		window = v.around.window(v.source.pace.product())
+	}
+	c.mu.Unlock()
+	if window == 0 {
+		return
+	}
+	start, end := v.index.At(lo).Offset, v.index.At(hi-1).End()
+	from, to := spread(start, end, window, v.Size())
+	v.prefetch(end, to, beside)
+	v.prefetch(from, start, beside)
 }
 
 // Prefetch starts to fetch the chunks of n bytes from off on, as far as they may stay in the cache, and
@@ -130,26 +501,32 @@ func (v *Image) Prefetch(_ context.Context, off, n int64) error {
 	if err := v.check(off, n); err != nil {
 		return err
 	}
-	v.prefetch(off, off+min(n, v.cache.limit/2))
+	v.prefetch(off, off+min(n, v.source.cache.limit/2), ahead)
 	return nil
 }
 
 // prefetch starts to fetch the chunks from off to end until the cache takes no more, and returns how far
 // that is.
-func (v *Image) prefetch(off, end int64) int64 {
-	n := v.cache.prefetch(v.keys(off, end-off))
+func (v *Image) prefetch(off, end int64, r rank) int64 {
+	var list []wanted
 	for part := range v.pieces(off, end-off) {
-		if v.index.IsZero(part.number) {
-			off += part.size
-			continue
+		if w, ok := v.absent(part.number); ok {
+			list = append(list, w)
 		}
-		if n == 0 {
-			return off
-		}
-		off += part.size
-		n--
 	}
-	return off
+	n := v.source.cache.prefetch(list, r)
+	if n == len(list) {
+		return max(off, end)
+	}
+	return max(off, v.index.At(list[n].chunk).Offset)
+}
+
+// absent is chunk i as it is wanted, unless it is zero or on disk.
+func (v *Image) absent(i int) (wanted, bool) {
+	if v.index.IsZero(i) || v.disk != nil && v.disk.Has(i) {
+		return wanted{}, false
+	}
+	return v.want(i), true
 }
 
 // Extents yields the lengths of the chunks' parts that make up n bytes from off on, and whether they are
@@ -169,12 +546,13 @@ func (v *Image) CopyTo(ctx context.Context, w io.Writer, off, n int64) error {
 	if err := v.check(off, n); err != nil {
 		return err
 	}
-	ahead, end := off, off+n
+	next, end := off, off+n
 	buf := make([]byte, 0, copySize)
 	for off < end && ctx.Err() == nil {
-		ahead = v.prefetch(max(ahead, off), min(off+v.cache.limit/2, end))
+		next = v.prefetch(max(next, off), min(off+v.source.cache.limit/2, end), ahead)
 		buf = buf[:min(copySize, end-off)]
-		if err := v.fill(ctx, buf, off, v.cache.start(v.keys(off, int64(len(buf))))); err != nil {
+		entries, _ := v.start(v.span(off, int64(len(buf))))
+		if err := v.fill(ctx, buf, off, entries); err != nil {
 			return err
 		}
 		if _, err := w.Write(buf); err != nil {
@@ -187,3 +565,5 @@ func (v *Image) CopyTo(ctx context.Context, w io.Writer, off, n int64) error {
 
 // copySize is how many bytes CopyTo writes at once.
 const copySize = 1 << 20
+
+func (v *Image) log() *slog.Logger { return v.source.cache.limits.Log }

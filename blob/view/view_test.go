@@ -135,9 +135,9 @@ func sleep(ctx context.Context, d time.Duration) error {
 // open is a view of an image through a cache of its own, which is closed when the test ends.
 func open(t testing.TB, x *blob.Index, from store.Getter, limits Limits) *Image {
 	t.Helper()
-	cache := NewCache(t.Context(), from, limits)
+	cache := NewCache(t.Context(), limits)
 	t.Cleanup(cache.Close)
-	return New(x, cache)
+	return New(x, cache.Source(from, 0), Options{})
 }
 
 // checkRead reads len(p) bytes at off and compares.
@@ -189,7 +189,7 @@ func TestReadAt(t *testing.T) {
 		}
 		wg.Wait()
 		checkRead(t, v, image, make([]byte, len(image)), 0)
-		checkCache(t, v.cache)
+		checkCache(t, v.source.cache)
 	}
 }
 
@@ -324,11 +324,12 @@ func TestWaiterGivesUp(t *testing.T) {
 // TestLimit: two images that are larger than their cache leave no more in it than may stay.
 func TestLimit(t *testing.T) {
 	a, b := testimages.Random(1, 300_000), testimages.Random(2, 300_000)
-	cache := NewCache(t.Context(), holding(t, a, b), Limits{Bytes: 70_000})
+	cache := NewCache(t.Context(), Limits{Bytes: 70_000})
 	defer cache.Close()
+	source := cache.Source(holding(t, a, b), 0)
 	var wg sync.WaitGroup
 	for _, image := range [][]byte{a, b} {
-		v := New(index(t, image), cache)
+		v := New(index(t, image), source, Options{})
 		wg.Go(func() {
 			for off := int64(0); off < v.Size(); off += 10_000 {
 				checkRead(t, v, image, make([]byte, 10_000), off)
@@ -517,7 +518,7 @@ func TestCopyTo(t *testing.T) {
 				t.Errorf("CopyTo(%d, %d) gave %d bytes, %v, not the image's", c.off, c.n, got.Len(), err)
 			}
 		}
-		checkCache(t, v.cache)
+		checkCache(t, v.source.cache)
 	}
 }
 
@@ -620,8 +621,8 @@ func TestClose(t *testing.T) {
 			from.latency = time.Hour
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
-			cache := NewCache(ctx, from, Limits{Fetches: 2})
-			v, start := New(x, cache), time.Now()
+			cache := NewCache(ctx, Limits{Fetches: 2})
+			v, start := New(x, cache.Source(from, 0), Options{}), time.Now()
 			for range 3 {
 				go func() {
 					if err := v.ReadAt(t.Context(), make([]byte, 10_000), 5000); !errors.Is(err, context.Canceled) {
@@ -654,8 +655,8 @@ func TestCloseBesideReads(t *testing.T) {
 	x := index(t, image)
 	for range 50 {
 		from := holding(t, image)
-		cache := NewCache(t.Context(), from, Limits{Bytes: 20_000})
-		v := New(x, cache)
+		cache := NewCache(t.Context(), Limits{Bytes: 20_000})
+		v := New(x, cache.Source(from, 0), Options{})
 		var wg sync.WaitGroup
 		begun := make(chan struct{}, 4)
 		for range 4 {

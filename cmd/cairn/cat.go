@@ -50,9 +50,9 @@ func runCat(ctx context.Context, stdout io.Writer, f catFlags, index string) err
 		return err
 	}
 	defer from.close()
-	cache := view.NewCache(ctx, from.chunks, view.Limits{Fetches: from.fetches})
+	cache := view.NewCache(ctx, view.Limits{})
 	defer cache.Close()
-	if err := view.New(x, cache).CopyTo(ctx, stdout, f.offset, length); err != nil {
+	if err := view.New(x, cache.Source(from.chunks, from.fetches), view.Options{}).CopyTo(ctx, stdout, f.offset, length); err != nil {
 		return fmt.Errorf("reading the image of %s: %w", locate.Public(index), err)
 	}
 	return nil

@@ -13,6 +13,7 @@ import (
 
 	"cairn/blob"
 	"cairn/blob/assemble"
+	"cairn/blob/profile"
 	"cairn/internal/blockdev"
 	"cairn/internal/disk"
 	"cairn/store"
@@ -62,7 +63,7 @@ func exitStatus(ctx context.Context, err error) int {
 		return exitUsage
 	case is[*blockdev.RefusedError](err) || errors.Is(err, disk.ErrAmbiguous) || errors.Is(err, store.ErrExists):
 		return exitRefused
-	case is[damagedError](err) || is[*store.CorruptError](err) || errors.Is(err, assemble.ErrMedium) || errors.Is(err, blob.ErrInvalid) || errors.Is(err, disk.ErrInvalidTable):
+	case is[damagedError](err) || is[*store.CorruptError](err) || errors.Is(err, assemble.ErrMedium) || errors.Is(err, blob.ErrInvalid) || errors.Is(err, profile.ErrInvalid) || errors.Is(err, disk.ErrInvalidTable):
 		return exitDamaged
 	case errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrDenied),
 		errors.Is(err, fs.ErrNotExist) || errors.Is(err, disk.ErrNotFound) || errors.Is(err, disk.ErrNoTable) || errors.Is(err, disk.ErrNoRoot):

@@ -14,7 +14,6 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
@@ -29,7 +28,7 @@ type serveFlags struct {
 	listening
 	security
 	life
-	memory   int64
+	imageFlags
 	watchDir string
 	maxConns int
 	inFlight int64
@@ -37,13 +36,13 @@ type serveFlags struct {
 }
 
 func newServe() *cobra.Command {
-	f := serveFlags{memory: 256 << 20, inFlight: 512 << 20}
-	f.patience = 10 * time.Minute
+	f := serveFlags{imageFlags: defaultImageFlags(), inFlight: 512 << 20}
 	c := &cobra.Command{
 		Use:   "serve INDEX...",
 		Short: "Export images over NBD, fetching chunks when they are read",
 		Long: `serve exports the image of each INDEX (a path or URL) read-only over NBD. A chunk is fetched when it is first
-read, once however many ask, checked, and kept in memory for a while. A chunk that cannot be fetched fails
+read, once however many ask, checked, and kept in memory for a while, and in --cache for good. What a boot profile
+names is fetched before it is read. A read waits for a store that is away; a chunk that cannot be fetched fails
 only the reads that need it, and is asked for anew by the next one.
 
 An export is named as its index file without .caibx, and also NAME@DIGEST with the digest of the index, which
@@ -63,8 +62,8 @@ TLS. SIGINT or SIGTERM lets the reads under way end, for some seconds at most, a
 	f.listening.add(c)
 	f.security.add(c)
 	f.life.add(c)
+	f.imageFlags.add(c)
 	c.Flags().StringVar(&f.watchDir, "watch", "", "`directory` whose index files are exports, as they come and go")
-	c.Flags().Var(bytesFlag{&f.memory}, "memory", "keep at most that many `bytes` of chunks in memory, of all exports together")
 	c.Flags().IntVar(&f.maxConns, "max-connections", 128, "serve at most that many `clients` at a time")
 	c.Flags().Var(bytesFlag{&f.inFlight}, "max-in-flight", "hold at most that many `bytes` of replies on their way, of all clients together")
 	check(c, func(args []string) error {
@@ -76,7 +75,7 @@ TLS. SIGINT or SIGTERM lets the reads under way end, for some seconds at most, a
 		case f.inFlight < 64<<20 || f.inFlight > 1<<40:
 			return fmt.Errorf("--max-in-flight %s: want 64 MiB to 1 TiB", size(f.inFlight))
 		}
-		return nil
+		return f.imageFlags.check(f.cache, f.watchDir, args)
 	})
 	c.Flags().BoolVarP(&f.verbose, "verbose", "v", false, "log every connection")
 	return c
@@ -147,114 +146,56 @@ type offer struct {
 	close   func()   // when no client is there any more
 }
 
-func (f *serveFlags) offer(ctx, fetching context.Context, indexes []string) (*offer, error) {
-	exports, closeExports, err := f.open(ctx, fetching, indexes)
-	if err != nil {
-		return nil, err
+func (f *serveFlags) offer(ctx, fetching context.Context, indexes []string) (o *offer, err error) {
+	images := newImages(fetching, f.imageFlags, f.stores, f.log())
+	defer func() {
+		if err != nil {
+			images.close()
+		}
+	}()
+	var exports []*nbd.Export
+	for _, index := range indexes {
+		e, _, err := images.open(ctx, index) // it is open to the end
+		if err != nil {
+			return nil, err
+		}
+		exports = append(exports, e)
 	}
 	static, err := nbd.NewStatic(exports...)
 	if err != nil {
-		closeExports()
 		return nil, err
 	}
-	o := &offer{Exports: static, close: closeExports}
+	o = &offer{Exports: static, close: images.close}
 	for _, e := range exports {
 		o.names = append(o.names, e.Name)
 	}
 	if f.watchDir == "" {
 		return o, nil
 	}
-	images := f.images(fetching)
 	if o.watched, err = newWatch(f.watchDir, images.open, f.log()); err != nil {
-		closeExports()
 		return nil, err
 	}
 	o.Exports = chain{static, o.watched}
 	o.names = append(o.names, "") // clients add theirs
-	o.close = func() { o.watched.shut(); images.close(); closeExports() }
+	o.close = func() { o.watched.shut(); images.close() }
 	return o, nil
 }
 
-// images are those of a watched directory. They share stores and memory: one cache for each kind of digest.
-type images struct {
-	flags    *serveFlags
-	fetching context.Context
-	caches   map[blob.Algorithm]*view.Cache
-	closers  []func()
-}
-
-func (f *serveFlags) images(fetching context.Context) *images {
-	return &images{flags: f, fetching: fetching, caches: make(map[blob.Algorithm]*view.Cache)}
-}
-
-// open implements opener.
-func (i *images) open(ctx context.Context, path string) (*nbd.Export, func(), error) {
-	x, err := readIndex(ctx, path, i.flags.access)
-	if err != nil {
-		return nil, nil, err
-	}
-	cache := i.caches[x.Algorithm()]
-	if cache == nil {
-		from, err := openStores(i.flags.stores, path, x.Algorithm(), 0)
-		if err != nil {
-			return nil, nil, err
-		}
-		cache = view.NewCache(i.fetching, from.chunks, view.Limits{Bytes: i.flags.memory, Fetches: from.fetches})
-		i.caches[x.Algorithm()] = cache
-		i.closers = append(i.closers, func() { cache.Close(); from.close() })
-	}
-	return newExport(path, x, cache), func() {}, nil
-}
-
-func (i *images) close() {
-	for _, c := range i.closers {
-		c()
-	}
-}
-
 func (f *serveFlags) log() *slog.Logger {
-	level := slog.LevelWarn
+	level := slog.LevelInfo
 	if f.verbose {
 		level = slog.LevelDebug
 	}
 	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
 }
 
-// open makes an export of each index; the chunks of all of them share the memory.
-func (f *serveFlags) open(ctx, fetching context.Context, indexes []string) ([]*nbd.Export, func(), error) {
-	var exports []*nbd.Export
-	var closers []func()
-	closeAll := func() {
-		for _, c := range closers {
-			c()
-		}
-	}
-	for _, name := range indexes {
-		x, err := readIndex(ctx, name, f.access)
-		if err != nil {
-			closeAll()
-			return nil, nil, err
-		}
-		from, err := openStores(f.stores, name, x.Algorithm(), 0)
-		if err != nil {
-			closeAll()
-			return nil, nil, err
-		}
-		limits := view.Limits{Bytes: max(f.memory/int64(len(indexes)), 1), Fetches: from.fetches}
-		cache := view.NewCache(fetching, from.chunks, limits)
-		closers = append(closers, func() { cache.Close(); from.close() })
-		exports = append(exports, newExport(name, x, cache))
-	}
-	return exports, closeAll, nil
-}
-
-func newExport(index string, x *blob.Index, cache *view.Cache) *nbd.Export {
+func newExport(index string, x *blob.Index, v *view.Image) *nbd.Export {
 	name := exportName(index)
 	return &nbd.Export{
 		Name:        name,
 		Canonical:   name + "@" + x.Digest().String(),
 		Description: fmt.Sprintf("%s, %s, index digest %v", name, size(x.Size()), x.Digest()),
-		Device:      exported{view.New(x, cache)},
+		Device:      exported{v},
 		ReadOnly:    true,
 		MultiConn:   true,
 	}

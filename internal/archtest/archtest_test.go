@@ -25,7 +25,8 @@ var imports = map[string]string{
 	"blob/build":      "blob blob/scan chunker store",
 	"blob/verify":     "blob store",
 	"blob/assemble":   "blob seed store",
-	"blob/view":       "blob store",
+	"blob/profile":    "blob",
+	"blob/view":       "blob blob/view/imagecache store",
 	"chunker":         "",
 	"store":           "blob",
 	"store/local":     "store",
@@ -46,13 +47,14 @@ var imports = map[string]string{
 	"cmd/cairn":       anything,
 	"internal/demo":   "nbd/nbdtest testimages",
 
-	"internal/transfer": "store",
+	"internal/transfer":    "store",
+	"blob/view/imagecache": "blob",
 }
 
 // testOnly are the packages that only tests, and one another, may import.
 var testOnly = []string{
 	"testimages", "store/storetest", "nbd/nbdtest", "internal/need", "internal/vmtest", "internal/archtest",
-	"internal/blockdev/looptest", "internal/netlab",
+	"internal/blockdev/looptest", "internal/netlab", "internal/boottrace",
 }
 
 // tools are programs for developers, no part of the product: they may print, and use what is for tests only.

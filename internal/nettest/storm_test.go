@@ -135,10 +135,10 @@ func jobs() map[string]func(*testing.T, *release, store.Getter) error {
 // concatenated writes the image in order.
 func concatenated(t *testing.T, r *release, from store.Getter) error {
 	return within(t, func(ctx context.Context) error {
-		cache := view.NewCache(ctx, from, view.Limits{Fetches: fetches, Bytes: 256 * chunkSize})
+		cache := view.NewCache(ctx, view.Limits{Fetches: fetches, Bytes: 256 * chunkSize})
 		defer cache.Close()
 		var out bytes.Buffer
-		err := view.New(r.index, cache).CopyTo(ctx, &out, 0, r.index.Size())
+		err := view.New(r.index, cache.Source(from, 0), view.Options{}).CopyTo(ctx, &out, 0, r.index.Size())
 		if !bytes.HasPrefix(r.image, out.Bytes()) || err == nil && out.Len() != len(r.image) {
 			t.Errorf("cat wrote %d bytes, and not the image's; it returned %v", out.Len(), err)
 		}
@@ -150,9 +150,9 @@ func concatenated(t *testing.T, r *release, from store.Getter) error {
 // for again a few times; it returns the error of one that kept failing.
 func served(t *testing.T, r *release, from store.Getter) error {
 	return within(t, func(ctx context.Context) error {
-		cache := view.NewCache(ctx, from, view.Limits{Fetches: fetches, Bytes: 64 * chunkSize})
+		cache := view.NewCache(ctx, view.Limits{Fetches: fetches, Bytes: 64 * chunkSize})
 		defer cache.Close()
-		image := view.New(r.index, cache)
+		image := view.New(r.index, cache.Source(from, 0), view.Options{Around: true})
 		const readers = 16
 		failed := make([]error, readers)
 		var group sync.WaitGroup

@@ -1,0 +1,160 @@
+// Package profile is what reads of an image touch, in the order in which they do: a boot, mostly. Whoever serves
+// the image fetches these chunks before they are asked for. An entry is known by its chunk's digest, so that the
+// profile of a release serves the next one too, and by its place, which helps to find what has changed. A
+// profile is a hint: a wrong one costs time and can never give a wrong byte. The package knows nothing of stores
+// or of how images are served.
+package profile
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"cairn/blob"
+)
+
+// Suffix ends the name of a profile's file, which lies beside the index: NAME.caprf for NAME.caibx.
+const Suffix = ".caprf"
+
+const (
+	magic   = "cairnprf"
+	version = 1
+	head    = 72
+	row     = 16
+	// Block is what places are told in.
+	Block = 4096
+	// MaxEntries is how many chunks a profile may have: 16 MiB of file, 64 GiB of image at the default sizes.
+	MaxEntries = 1 << 20
+	// MaxSize is the size of the largest file of a profile.
+	MaxSize = head + row*MaxEntries + sha256.Size
+)
+
+// ErrInvalid is wrapped by every error about a profile that breaks the format.
+var ErrInvalid = errors.New("invalid profile")
+
+// Prefix is the beginning of a digest, which is enough to tell the chunks of an image from each other.
+type Prefix [8]byte
+
+// Entry is a chunk that was read.
+type Entry struct {
+	Prefix Prefix
+	Block  uint32 // the chunk's offset in the image, in whole blocks of 4096 bytes
+	After  uint32 // milliseconds from the first read of all to that of this chunk
+}
+
+// Profile is a list of chunks in the order of their first reads, each digest once. It does not change.
+type Profile struct {
+	algorithm blob.Algorithm
+	index     blob.Digest // of the index whose image was read
+	size      int64       // of that image
+	boots     int         // recordings that are in it
+	entries   []Entry
+}
+
+// Read is a chunk of an image that was read.
+type Read struct {
+	Chunk blob.Chunk
+	After time.Duration // since the first read
+}
+
+// New is the profile of reads of x's image. A chunk that comes twice counts the first time; what is beyond
+// MaxEntries is left out.
+func New(x *blob.Index, reads []Read) *Profile {
+	p := &Profile{algorithm: x.Algorithm(), index: x.Digest(), size: x.Size(), boots: 1}
+	seen := map[Prefix]bool{}
+	for _, r := range reads {
+		e := Entry{Prefix(r.Chunk.Digest[:8]), block(r.Chunk.Offset), uint32(min(max(r.After.Milliseconds(), 0), 1<<32-1))}
+		if !seen[e.Prefix] && len(p.entries) < MaxEntries {
+			seen[e.Prefix] = true
+			p.entries = append(p.entries, e)
+		}
+	}
+	return p
+}
+
+func block(off int64) uint32 { return uint32(min(off/Block, 1<<32-1)) }
+
+// Entries are the chunks in order. They must not be changed.
+func (p *Profile) Entries() []Entry { return p.entries }
+
+// Index is the digest of the index whose image was read.
+func (p *Profile) Index() blob.Digest { return p.index }
+
+// Algorithm is that of the digests.
+func (p *Profile) Algorithm() blob.Algorithm { return p.algorithm }
+
+// ImageSize is the size of the image that was read.
+func (p *Profile) ImageSize() int64 { return p.size }
+
+// Boots is how many recordings are in the profile.
+func (p *Profile) Boots() int { return p.boots }
+
+// Encode is the profile as the bytes of a file.
+func (p *Profile) Encode() []byte {
+	b := make([]byte, 0, head+row*len(p.entries)+sha256.Size)
+	b = append(b, magic...)
+	b = binary.LittleEndian.AppendUint32(b, version)
+	b = binary.LittleEndian.AppendUint32(b, uint32(p.algorithm))
+	b = append(b, p.index[:]...)
+	for _, v := range []uint64{uint64(p.size), uint64(p.boots), uint64(len(p.entries))} {
+		b = binary.LittleEndian.AppendUint64(b, v)
+	}
+	for _, e := range p.entries {
+		b = append(b, e.Prefix[:]...)
+		b = binary.LittleEndian.AppendUint32(b, e.Block)
+		b = binary.LittleEndian.AppendUint32(b, e.After)
+	}
+	sum := sha256.Sum256(b)
+	return append(b, sum[:]...)
+}
+
+// Decode reads a profile's file to its end. Memory grows with what was read, not with what the file claims. An
+// error about the content wraps ErrInvalid; any other is r's.
+func Decode(r io.Reader) (*Profile, error) {
+	data, err := io.ReadAll(io.LimitReader(r, MaxSize+1))
+	if err != nil {
+		return nil, err
+	}
+	return decode(data)
+}
+
+func decode(data []byte) (*Profile, error) {
+	if len(data) < head+sha256.Size || string(data[:8]) != magic {
+		return nil, fmt.Errorf("%w: not a profile", ErrInvalid)
+	}
+	u64 := func(at int) uint64 { return binary.LittleEndian.Uint64(data[at:]) }
+	if v := binary.LittleEndian.Uint32(data[8:]); v != version {
+		return nil, fmt.Errorf("%w: its version is %d, and %d is known", ErrInvalid, v, version)
+	}
+	body := data[:len(data)-sha256.Size]
+	if sha256.Sum256(body) != [sha256.Size]byte(data[len(body):]) {
+		return nil, fmt.Errorf("%w: damaged (its checksum is wrong)", ErrInvalid)
+	}
+	algorithm, n := binary.LittleEndian.Uint32(data[12:]), u64(64)
+	switch {
+	case algorithm > uint32(blob.SHA256):
+		return nil, fmt.Errorf("%w: unknown digest algorithm %d", ErrInvalid, algorithm)
+	case n > MaxEntries || len(body) != head+row*int(n):
+		return nil, fmt.Errorf("%w: %d bytes for %d chunks", ErrInvalid, len(data), n)
+	case u64(48) > 1<<62 || u64(56) < 1 || u64(56) > 1<<20:
+		return nil, fmt.Errorf("%w: an image of %d bytes, %d recordings", ErrInvalid, u64(48), u64(56))
+	}
+	p := &Profile{algorithm: blob.Algorithm(algorithm), index: blob.Digest(data[16:48]), size: int64(u64(48)), boots: int(u64(56))}
+	return p, p.decodeRows(body[head:])
+}
+
+func (p *Profile) decodeRows(rows []byte) error {
+	seen := make(map[Prefix]bool, len(rows)/row)
+	for ; len(rows) > 0; rows = rows[row:] {
+		e := Entry{Prefix(rows[:8]), binary.LittleEndian.Uint32(rows[8:]), binary.LittleEndian.Uint32(rows[12:])}
+		if seen[e.Prefix] {
+			return fmt.Errorf("%w: a chunk comes twice", ErrInvalid)
+		}
+		seen[e.Prefix] = true
+		p.entries = append(p.entries, e)
+	}
+	return nil
+}

@@ -1,0 +1,458 @@
+package view
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"cairn/blob"
+	"cairn/blob/view/imagecache"
+	"cairn/store"
+	"cairn/testimages"
+)
+
+// kept is a view of an image that is kept on disk.
+type kept struct {
+	dir   *imagecache.Dir
+	cache *Cache
+	*Image
+}
+
+func openDir(t testing.TB, path string) *imagecache.Dir {
+	t.Helper()
+	dir, err := imagecache.Open(path, imagecache.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = dir.Close() })
+	return dir
+}
+
+func file(t testing.TB, dir *imagecache.Dir, x *blob.Index) *imagecache.File {
+	t.Helper()
+	f, err := dir.Image(x)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+// openKept opens a view with little memory and a cache on disk.
+func openKept(t testing.TB, path string, x *blob.Index, from store.Getter) *kept {
+	t.Helper()
+	dir := openDir(t, path)
+	cache := NewCache(t.Context(), Limits{Bytes: 100_000, Disk: dir})
+	t.Cleanup(cache.Close)
+	return &kept{dir, cache, New(x, cache.Source(from, 0), Options{Disk: file(t, dir, x)})}
+}
+
+func (k *kept) close(t testing.TB) {
+	t.Helper()
+	k.cache.Close()
+	if err := k.dir.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestDiskServes: what was read once is not fetched again, also after a restart with the store away, and is
+// then at hand.
+func TestDiskServes(t *testing.T) {
+	image := mixed()
+	x, path := index(t, image), t.TempDir()
+	from := holding(t, image)
+	k := openKept(t, path, x, from)
+	checkRead(t, k.Image, image, make([]byte, len(image)), 0)
+	k.close(t)
+	k = openKept(t, path, x, &origin{gets: map[blob.Digest]int{}})
+	checkRead(t, k.Image, image, make([]byte, len(image)), 0)
+	checkResident(t, k.Image, image, 0, len(image))
+	from.checkOnce(t, x, 0, x.Len())
+	if s := k.Stats(); s.Fetched != 0 || s.DiskHits == 0 || s.BytesLocal != int64(len(image)) {
+		t.Errorf("Stats = %+v, want all from disk", s)
+	}
+	p := make([]byte, 60_000)
+	if n := testing.AllocsPerRun(100, func() { k.ReadResident(p, 250_000) }); n != 0 {
+		t.Errorf("ReadResident from disk allocates %v times", n)
+	}
+}
+
+// TestDamagedDisk: after an unclean stop no damaged byte is served, and only what is damaged is fetched again.
+func TestDamagedDisk(t *testing.T) {
+	image := mixed()
+	x, path := index(t, image), t.TempDir()
+	k := openKept(t, path, x, holding(t, image))
+	checkRead(t, k.Image, image, make([]byte, len(image)), 0)
+	k.close(t)
+	files, err := filepath.Glob(filepath.Join(path, "images", "*", "image.*"))
+	if err != nil || len(files) != 1 {
+		t.Fatal(files, err)
+	}
+	f, err := os.OpenFile(files[0], os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for _, off := range []int64{10, 200_000, 350_000} { // the last one in zeros
+		if _, err := f.WriteAt([]byte{image[off] ^ 1}, off); err != nil {
+			t.Fatal(err)
+		}
+	}
+	from := holding(t, image)
+	k = openKept(t, path, x, from)
+	for off := 0; off < len(image); off += 7000 {
+		checkRead(t, k.Image, image, make([]byte, min(7000, len(image)-off)), int64(off))
+	}
+	if all, _ := from.asked(); all > 2 {
+		t.Errorf("the store was asked for %d chunks, want the two that are damaged at most", all)
+	}
+	if s := k.Stats(); s.ProvenChunks == 0 {
+		t.Errorf("Stats = %+v, want chunks that were proven", s)
+	}
+}
+
+// TestOtherImagesDisk: what one image has on disk is not fetched for another.
+func TestOtherImagesDisk(t *testing.T) {
+	a := testimages.Random(1, 500_000)
+	b := append(testimages.Random(2, 50_000), a...)
+	dir := openDir(t, t.TempDir())
+	cache := NewCache(t.Context(), Limits{Bytes: 1, Disk: dir})
+	t.Cleanup(cache.Close)
+	xa, xb := index(t, a), index(t, b)
+	from := holding(t, a, b)
+	va := New(xa, cache.Source(from, 0), Options{Disk: file(t, dir, xa)})
+	fill(t, va)
+	before, _ := from.asked()
+	vb := New(xb, cache.Source(from, 0), Options{Disk: file(t, dir, xb)})
+	checkRead(t, vb, b, make([]byte, len(b)), 0)
+	after, _ := from.asked()
+	if got := after - before; got > xb.Len()-xa.Len()+3 {
+		t.Errorf("%d chunks were fetched for the second image, of %d", got, xb.Len())
+	}
+	if s := vb.Stats(); s.CopiedChunks < int64(xa.Len()-3) {
+		t.Errorf("%d chunks were copied, want about %d", s.CopiedChunks, xa.Len())
+	}
+}
+
+// fill fills an image's file, and returns when it is complete.
+func fill(t testing.TB, v *Image) {
+	t.Helper()
+	done := make(chan struct{})
+	v.source.cache.limits.Log = slog.New(heard{"complete on disk", done})
+	v.Fill(0)
+	<-done
+}
+
+// heard closes a channel when something is logged.
+type heard struct {
+	text string
+	done chan struct{}
+}
+
+func (h heard) Enabled(context.Context, slog.Level) bool { return true }
+func (h heard) WithAttrs([]slog.Attr) slog.Handler       { return h }
+func (h heard) WithGroup(string) slog.Handler            { return h }
+func (h heard) Handle(_ context.Context, r slog.Record) error {
+	if strings.Contains(r.Message, h.text) {
+		close(h.done)
+	}
+	return nil
+}
+
+// TestFill: a filled image's file is the image, and is named as such; each chunk is fetched once.
+func TestFill(t *testing.T) {
+	image := mixed()
+	x, from := index(t, image), holding(t, image)
+	k := openKept(t, t.TempDir(), x, from)
+	fill(t, k.Image)
+	from.checkOnce(t, x, 0, x.Len())
+	disk := k.disk
+	k.close(t)
+	raw, complete := disk.Raw()
+	if got, err := os.ReadFile(raw); !complete || err != nil || !bytes.Equal(got, image) {
+		t.Errorf("the file is complete: %v; %d bytes, %v", complete, len(got), err)
+	}
+}
+
+// TestCloseImage: reads go on when an image was closed, and its file is whole.
+func TestCloseImage(t *testing.T) {
+	image := mixed()
+	x, from := index(t, image), holding(t, image)
+	k := openKept(t, t.TempDir(), x, from)
+	k.Follow(upTo(x.Len()))
+	checkRead(t, k.Image, image, make([]byte, 300_000), 0)
+	if err := k.Image.Close(); err != nil {
+		t.Fatal(err)
+	}
+	checkRead(t, k.Image, image, make([]byte, len(image)), 0)
+}
+
+// TestFillRate: filling takes as long as its rate wants it to.
+func TestFillRate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		image := testimages.Random(1, 1<<20)
+		x, from := index(t, image), holding(t, image)
+		k := openKept(t, t.TempDir(), x, from)
+		defer k.close(t)
+		start := time.Now()
+		done := make(chan struct{})
+		k.cache.limits.Log = slog.New(heard{"complete on disk", done})
+		k.Fill(100_000)
+		<-done
+		if took := time.Since(start); took < 9*time.Second || took > 13*time.Second {
+			t.Errorf("filling 1 MiB at 100 kB/s took %v", took)
+		}
+	})
+}
+
+// TestOneFetchForTwoImages: a chunk that two images share is fetched once; and when the store of the one that
+// asked first fails, the other's own store is asked.
+func TestOneFetchForTwoImages(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		shared := testimages.Random(1, 300_000)
+		a, b := append(testimages.Random(2, 10_000), shared...), append(testimages.Random(3, 10_000), shared...)
+		xa, xb := index(t, a), index(t, b)
+		cache := NewCache(t.Context(), Limits{})
+		defer cache.Close()
+		good, bad := holding(t, a, b), holding(t, a, b)
+		good.latency, bad.latency = time.Second, time.Second
+		for _, c := range xa.All() {
+			bad.fail[c.Digest] = store.ErrDenied
+		}
+		vb := New(xb, cache.Source(good, 0), Options{})
+		va := New(xa, cache.Source(bad, 0), Options{})
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			if err := va.ReadAt(t.Context(), make([]byte, len(a)), 0); !errors.Is(err, store.ErrDenied) {
+				t.Errorf("ReadAt with a bad store = %v, want %v", err, store.ErrDenied)
+			}
+		})
+		synctest.Wait()
+		checkRead(t, vb, b, make([]byte, len(b)), 0)
+		wg.Wait()
+		checkRead(t, va, a, make([]byte, 100_000), 100_000) // it is here now
+		good.checkOnce(t, xb, 0, xb.Len())
+		cache2 := NewCache(t.Context(), Limits{})
+		defer cache2.Close()
+		both := holding(t, a, b)
+		both.latency = time.Second
+		source := cache2.Source(both, 0)
+		for range 64 {
+			for _, v := range []*Image{New(xa, source, Options{}), New(xb, source, Options{})} {
+				wg.Go(func() {
+					checkRead(t, v, map[bool][]byte{true: a, false: b}[v.index == xa], make([]byte, 200_000), 100_000)
+				})
+			}
+		}
+		wg.Wait()
+		for d, n := range both.gets {
+			if n != 1 {
+				t.Errorf("chunk %v was fetched %d times by 128 clients", d, n)
+			}
+		}
+	})
+}
+
+// TestDemandFirst: a read waits no longer beside prefetching and filling than the link is busy for a little
+// while, and a queued chunk that is demanded comes at once.
+func TestDemandFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		image := testimages.Random(1, 8<<20)
+		x := index(t, image)
+		l := newLink(holding(t, image), 20*time.Millisecond, 12_500_000)
+		k := openKept(t, t.TempDir(), x, l)
+		defer k.close(t)
+		k.cache.limit = 4 << 20
+		k.Fill(0)
+		k.Follow(upTo(x.Len()))
+		time.Sleep(200 * time.Millisecond)
+		for _, i := range []int{x.Len() - 1, x.Len() - 100, x.Len() / 2, x.Len() / 3} {
+			start := time.Now()
+			checkRead(t, k.Image, image, make([]byte, 100), x.At(i).Offset)
+			if took := time.Since(start); took > 120*time.Millisecond {
+				t.Errorf("reading chunk %d of %d beside prefetching took %v", i, x.Len(), took)
+			}
+		}
+	})
+}
+
+func upTo(n int) []int {
+	list := make([]int, n)
+	for i := range list {
+		list[i] = i
+	}
+	return list
+}
+
+// TestHold: a read waits for a store that is away and is answered when that is back; the log says at once what it
+// waits for. After the stall timeout the read fails, and the next one asks again.
+func TestHold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		image := testimages.Random(1, 100_000)
+		x, from := index(t, image), holding(t, image)
+		var mu sync.Mutex
+		var held []HeldRequest
+		var said bytes.Buffer // the handler locks it, and all have ended when it is read
+		cache := NewCache(t.Context(), Limits{Log: slog.New(slog.NewTextHandler(&said, nil)), Held: func(h HeldRequest) {
+			mu.Lock()
+			defer mu.Unlock()
+			held = append(held, h)
+		}})
+		defer cache.Close()
+		v := New(x, cache.Source(from, 0), Options{Name: "root", Hold: time.Minute})
+		from.outage(x, store.ErrUnavailable)
+		start := time.Now()
+		go func() {
+			time.Sleep(50 * time.Second)
+			from.outage(x, nil)
+		}()
+		go func() {
+			time.Sleep(time.Millisecond)
+			synctest.Wait()
+			if s := v.Stats(); len(s.Waiting) != 1 || s.Waiting[0].Chunk != x.At(0) || s.Waiting[0].Err == nil {
+				t.Errorf("Stats tell of waiting for %+v, want the first chunk", s.Waiting)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			if len(held) == 0 || held[0].Chunk != x.At(0) || held[0].Image != "root" || !errors.Is(held[0].Err, store.ErrUnavailable) {
+				t.Errorf("told was %+v", held)
+			}
+		}()
+		checkRead(t, v, image, make([]byte, 10), 0)
+		if took := time.Since(start); took < 50*time.Second || took > 56*time.Second {
+			t.Errorf("a read beside an outage of 50s took %v", took)
+		}
+		if text := said.String(); strings.Count(text, "reads wait for the store") != 2 || !strings.Contains(text, "answers again") ||
+			!strings.Contains(text, x.At(0).Digest.String()) {
+			t.Errorf("the log says:\n%s", text)
+		}
+		from.outage(x, store.ErrUnavailable)
+		start = time.Now()
+		last := x.At(x.Len() - 1)
+		err := v.ReadAt(t.Context(), make([]byte, 10), last.Offset)
+		if took := time.Since(start); took != time.Minute || !errors.Is(err, store.ErrUnavailable) || !errors.Is(err, errStall) {
+			t.Errorf("a read in an outage = %v after %v", err, took)
+		}
+		from.outage(x, nil)
+		time.Sleep(10 * time.Second)
+		checkRead(t, v, image, make([]byte, 10), last.Offset)
+		if s := v.Stats(); s.Failures != 1 || s.StallTime < 110*time.Second || len(s.Waiting) != 0 {
+			t.Errorf("Stats = %+v", s)
+		}
+	})
+}
+
+// outage has all chunks fail, or none.
+func (o *origin) outage(x *blob.Index, err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, c := range x.All() {
+		o.fail[c.Digest] = err
+	}
+}
+
+// TestPrefetchInOutage: what nobody waits for does not hammer a store that is away, and goes on afterwards.
+func TestPrefetchInOutage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		image := testimages.Random(1, 300_000)
+		x, from := index(t, image), holding(t, image)
+		v := open(t, x, from, Limits{})
+		from.outage(x, store.ErrUnavailable)
+		v.Follow(upTo(x.Len()))
+		time.Sleep(time.Minute)
+		if all, _ := from.asked(); all > 400 {
+			t.Errorf("a store that is away was asked %d times in a minute", all)
+		}
+		from.outage(x, nil)
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		checkResident(t, v, image, 0, len(image))
+	})
+}
+
+// TestRecord: what is read is recorded in order, from memory, disk or the store, zeros apart.
+func TestRecord(t *testing.T) {
+	image := mixed()
+	x := index(t, image)
+	cache := NewCache(t.Context(), Limits{})
+	defer cache.Close()
+	r := NewRecorder(x, 0)
+	v := New(x, cache.Source(holding(t, image), 0), Options{Record: r})
+	var want []int
+	for _, i := range []int{9, 3, 9, x.Find(350_000), 3, 20} {
+		checkRead(t, v, image, make([]byte, 1), x.At(i).Offset)
+		v.ReadResident(make([]byte, 1), x.At(i).Offset)
+	}
+	want = []int{9, 3, 20}
+	got := r.Reads()
+	if len(got) != len(want) {
+		t.Fatalf("%d chunks are recorded, want %d", len(got), len(want))
+	}
+	for i, n := range want {
+		if got[i].Chunk != x.At(n) {
+			t.Errorf("chunk %d is recorded as %+v, want %+v", i, got[i].Chunk, x.At(n))
+		}
+	}
+}
+
+// link is a store behind a link: each answer takes its latency, and all share the bandwidth.
+type link struct {
+	store.Getter
+	latency time.Duration
+	rate    float64                        // bytes a second
+	size    func(d blob.Digest, n int) int // of an answer on the link
+
+	mu   sync.Mutex // guards what follows
+	free time.Time  // when the link is
+	gets int
+	sent int64
+}
+
+func newLink(g store.Getter, latency time.Duration, rate float64) *link {
+	return &link{Getter: g, latency: latency, rate: rate, size: func(_ blob.Digest, n int) int { return n }}
+}
+
+func (l *link) Get(ctx context.Context, d blob.Digest, dst []byte) error {
+	if err := sleep(ctx, l.latency); err != nil {
+		return err
+	}
+	if err := sleep(ctx, time.Until(l.send(l.size(d, len(dst))))); err != nil {
+		return err
+	}
+	return l.Getter.Get(ctx, d, dst)
+}
+
+// send takes the link for so many bytes, and returns when they are through.
+func (l *link) send(n int) time.Time {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if now := time.Now(); l.free.Before(now) {
+		l.free = now
+	}
+	l.free = l.free.Add(time.Duration(float64(n) / l.rate * float64(time.Second)))
+	l.gets++
+	l.sent += int64(n)
+	return l.free
+}
+
+// BenchmarkReadResidentDisk is BenchmarkReadResident from the image's file, whose pages the kernel has.
+func BenchmarkReadResidentDisk(b *testing.B) {
+	image := testimages.Random(1, 8<<20)
+	k := openKept(b, b.TempDir(), index(b, image), holding(b, image))
+	fill(b, k.Image)
+	p, off := make([]byte, 4096), int64(0)
+	b.SetBytes(int64(len(p)))
+	b.ReportAllocs()
+	for b.Loop() {
+		if off = (off + 1_000_003) % (8<<20 - 4096); !k.ReadResident(p, off) {
+			b.Fatal("not here")
+		}
+	}
+}

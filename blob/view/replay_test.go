@@ -1,0 +1,336 @@
+package view
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"cairn/blob"
+	"cairn/blob/profile"
+	"cairn/internal/boottrace"
+	"cairn/store"
+)
+
+// bootTime is how long a boot of the system takes on a machine of today that has the image.
+const bootTime = 6 * time.Second
+
+const traces = "../../internal/boottrace/testdata"
+
+// boot is a recorded boot of an image, whose chunks have made-up bytes.
+type boot struct {
+	trace *boottrace.Trace
+	index *blob.Index
+	store *madeUp
+}
+
+// madeUp is a store of chunks whose bytes follow from their digests.
+type madeUp struct{ stored map[blob.Digest]int }
+
+func (m *madeUp) Get(ctx context.Context, d blob.Digest, dst []byte) error {
+	if _, ok := m.stored[d]; !ok {
+		return store.ErrNotFound
+	}
+	makeUp(d, dst)
+	return ctx.Err()
+}
+
+// makeUp makes up a chunk: its digest, again and again.
+func makeUp(d blob.Digest, dst []byte) {
+	for n := copy(dst, d[:]); n < len(dst); n *= 2 {
+		copy(dst[n:], dst[:n])
+	}
+}
+
+func loadBoot(t testing.TB, name string) *boot {
+	t.Helper()
+	read := func(suffix string) *bytes.Reader {
+		p, err := os.ReadFile(filepath.Join(traces, name+suffix))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return bytes.NewReader(p)
+	}
+	trace, err := boottrace.Decode(read(".trace.gz"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	shape, err := boottrace.DecodeShape(read(".shape.gz"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The machine that the trace was made on is emulated and slow; reads would have all the time to come early.
+	b := &boot{trace: trace.Within(bootTime), store: &madeUp{map[blob.Digest]int{}}}
+	const most = 256 << 10
+	builder, err := blob.NewBuilder(blob.SHA512_256, blob.Params{Min: most / 16, Avg: most / 4, Max: most})
+	if err != nil {
+		t.Fatal(err)
+	}
+	zeros := map[int64]blob.Digest{}
+	for _, c := range shape {
+		if _, ok := zeros[c.Size]; !ok && c.ID < 0 {
+			zeros[c.Size] = blob.SHA512_256.SumZeros(c.Size)
+		}
+		d := zeros[c.Size]
+		if c.ID >= 0 {
+			d = blob.SHA512_256.Sum(binary.LittleEndian.AppendUint64(nil, uint64(c.ID)))
+			b.store.stored[d] = int(c.Stored)
+		}
+		if _, err := builder.Add(c.Size, d); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b.index = builder.Index()
+	return b
+}
+
+// check says whether a read gave what the image has there.
+func (b *boot) check(t testing.TB, p []byte, off int64) {
+	for at := int64(0); at < int64(len(p)); {
+		i := b.index.Find(off + at)
+		c := b.index.At(i)
+		from := off + at - c.Offset
+		n := min(c.Size-from, int64(len(p))-at)
+		want := c.Digest
+		if b.index.IsZero(i) {
+			want = blob.Digest{}
+		}
+		for k := range n {
+			if p[at+k] != want[(from+k)%32] {
+				t.Errorf("the read of %d bytes at %d has wrong bytes in chunk %d", len(p), off, i)
+				return
+			}
+		}
+		at += n
+	}
+}
+
+// link is the store behind 20 ms and 100 Mbit/s.
+func (b *boot) link() *link {
+	l := newLink(b.store, 20*time.Millisecond, 12_500_000)
+	l.size = func(d blob.Digest, _ int) int { return b.store.stored[d] + 500 }
+	return l
+}
+
+// profile is what the boot reads, as recorded on a machine that has the image.
+func (b *boot) profile() *profile.Profile {
+	r := NewRecorder(b.index, 0)
+	for _, read := range b.trace.Reads {
+		for i := b.index.Find(read.Offset); i < b.index.Len() && b.index.At(i).Offset < read.Offset+read.Length; i++ {
+			r.touch(i)
+		}
+	}
+	var reads []profile.Read
+	for _, touch := range r.Reads() {
+		reads = append(reads, profile.Read{Chunk: touch.Chunk, After: touch.After})
+	}
+	return profile.New(b.index, reads)
+}
+
+// outcome is what a replay cost.
+type outcome struct {
+	boottrace.Waited
+	gets  int
+	sent  int64
+	stats Stats
+}
+
+func (o outcome) String() string {
+	return fmt.Sprintf("stalled %6.2fs, %5d requests, %5.1f MiB, used of what came early %.0f %%", o.Stalled.Seconds(), o.gets,
+		float64(o.sent)/(1<<20), 100*float64(o.stats.BytesUsed)/float64(max(o.stats.BytesAhead, 1)))
+}
+
+// replay boots through a view, in virtual time.
+func (b *boot) replay(t *testing.T, o Options, begin func(v *Image)) (out outcome) {
+	return b.replayMany(t, 1, o, begin)
+}
+
+// replayMany boots so many machines at once.
+func (b *boot) replayMany(t *testing.T, machines int, o Options, begin func(v *Image)) (out outcome) {
+	synctest.Test(t, func(t *testing.T) {
+		l := b.link()
+		cache := NewCache(t.Context(), Limits{Bytes: 256 << 20})
+		defer cache.Close()
+		v := New(b.index, cache.Source(l, 64), o)
+		if begin != nil {
+			begin(v)
+		}
+		read := func(ctx context.Context, p []byte, off int64) error {
+			if !v.ReadResident(p, off) {
+				if err := v.ReadAt(ctx, p, off); err != nil {
+					return err
+				}
+			}
+			b.check(t, p, off)
+			return nil
+		}
+		var others sync.WaitGroup
+		for range machines - 1 {
+			others.Go(func() {
+				if _, err := b.trace.Replay(t.Context(), read); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		var err error
+		if out.Waited, err = b.trace.Replay(t.Context(), read); err != nil {
+			t.Error(err)
+		}
+		others.Wait()
+		out.gets, out.sent, out.stats = l.gets, l.sent, v.Stats()
+	})
+	return out
+}
+
+// oneByOne boots as a plain client does: each read fetches the chunks that it lacks, one after the other.
+func (b *boot) oneByOne(t *testing.T) (out outcome) {
+	synctest.Test(t, func(t *testing.T) {
+		l := b.link()
+		d := store.Dedup(l)
+		var here sync.Map
+		var err error
+		out.Waited, err = b.trace.Replay(t.Context(), func(ctx context.Context, p []byte, off int64) error {
+			for i := b.index.Find(off); i < b.index.Len() && b.index.At(i).Offset < off+int64(len(p)); i++ {
+				c := b.index.At(i)
+				if _, ok := here.Load(c.Digest); ok || b.index.IsZero(i) {
+					continue
+				}
+				if err := d.Get(ctx, c.Digest, make([]byte, c.Size)); err != nil {
+					return err
+				}
+				here.Store(c.Digest, true)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Error(err)
+		}
+		out.gets, out.sent = l.gets, l.sent
+	})
+	return out
+}
+
+// TestBoot replays a recorded boot of a Debian system behind a link of 20 ms and 100 Mbit/s, and compares the time
+// that it waits for its disk.
+func TestBoot(t *testing.T) {
+	a, b := loadBoot(t, "debian-a"), loadBoot(t, "debian-b")
+	t.Logf("%d reads of %.1f MiB, %v of thinking", len(b.trace.Reads), float64(b.trace.Bytes())/(1<<20), b.trace.Think())
+	plain := b.oneByOne(t)
+	t.Logf("one chunk at a time:        %v", plain)
+	limit := func(name string, got outcome, share float64) {
+		t.Helper()
+		t.Logf("%-27s %v: %.1f %%", name+":", got, 100*got.Stalled.Seconds()/plain.Stalled.Seconds())
+		if got.Stalled.Seconds() > share*plain.Stalled.Seconds() {
+			t.Errorf("%s: stalled for %v, want at most %.0f %% of %v", name, got.Stalled, 100*share, plain.Stalled)
+		}
+	}
+	limit("reading ahead", b.replay(t, Options{}, nil), 1)
+	demandOnly := b.replay(t, Options{Around: true}, nil)
+	limit("and around", demandOnly, 0.6)
+	follow := func(p *profile.Profile) func(v *Image) {
+		return func(v *Image) { v.Follow(p.Plan(b.index).Chunks) }
+	}
+	limit("with its profile", b.replay(t, Options{Around: true}, follow(b.profile())), 0.1)
+	limit("with the last one's profile", b.replay(t, Options{Around: true}, follow(a.profile())), 1)
+
+	if testing.Short() {
+		return
+	}
+	many := b.replayMany(t, 20, Options{Around: true}, nil)
+	t.Logf("20 machines at once:        %v", many)
+	if many.sent > demandOnly.sent*102/100 {
+		t.Errorf("20 machines took %d bytes of the store, one alone %d", many.sent, demandOnly.sent)
+	}
+
+	rng := rand.New(rand.NewPCG(1, 1))
+	for name, chunks := range map[string][]int{"backwards": backwards(b.index.Len()), "at random": rng.Perm(b.index.Len())} {
+		lie := b.replay(t, Options{Around: true}, func(v *Image) { v.Follow(chunks) })
+		t.Logf("a profile %-9s         %v", name+":", lie)
+		if lie.Total > demandOnly.Total*11/10 {
+			t.Errorf("a profile %s makes a boot of %v take %v", name, demandOnly.Total, lie.Total)
+		}
+	}
+}
+
+func backwards(n int) []int {
+	list := upTo(n)
+	for i := range list {
+		list[i] = n - 1 - i
+	}
+	return list
+}
+
+// TestProfileOfLastRelease: it knows most of the bytes that the next release's boot reads.
+func TestProfileOfLastRelease(t *testing.T) {
+	a, b := loadBoot(t, "debian-a"), loadBoot(t, "debian-b")
+	plan := a.profile().Plan(b.index)
+	planned := map[int]bool{}
+	for _, i := range plan.Chunks {
+		planned[i] = true
+	}
+	var read, covered int64
+	for _, i := range b.profile().Plan(b.index).Chunks {
+		read += b.index.At(i).Size
+		if planned[i] {
+			covered += b.index.At(i).Size
+		}
+	}
+	t.Logf("%d chunks known, %d guessed, %d unknown: %.1f %% of %.1f MiB", plan.Known, plan.Guessed, plan.Unknown,
+		100*float64(covered)/float64(read), float64(read)/(1<<20))
+	if float64(covered) < 0.85*float64(read) {
+		t.Errorf("the last release's profile covers %.1f %% of the bytes, want 85", 100*float64(covered)/float64(read))
+	}
+}
+
+// TestMakeShape makes the shapes in testdata of two releases' indexes:
+//
+//	CAIRN_SHAPE_DIR=DIR go test -run TestMakeShape ./blob/view
+//
+// where DIR has a.caibx, b.caibx and default.castr.
+func TestMakeShape(t *testing.T) {
+	dir := os.Getenv("CAIRN_SHAPE_DIR")
+	if dir == "" {
+		t.Skip("CAIRN_SHAPE_DIR names no directory")
+	}
+	ids := map[blob.Digest]int{}
+	for _, name := range []string{"a", "b"} {
+		f, err := os.Open(filepath.Join(dir, name+".caibx"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		x, err := blob.Decode(f)
+		f.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(traces, "debian-"+name+".shape.gz"), shape(t, x, ids, dir).Encode(), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func shape(t *testing.T, x *blob.Index, ids map[blob.Digest]int, dir string) (s boottrace.Shape) {
+	for i, c := range x.All() {
+		if x.IsZero(i) {
+			s = append(s, boottrace.Chunk{ID: -1, Size: c.Size})
+			continue
+		}
+		if _, ok := ids[c.Digest]; !ok {
+			ids[c.Digest] = len(ids)
+		}
+		hex := c.Digest.String()
+		info, err := os.Stat(filepath.Join(dir, "default.castr", hex[:4], hex+".cacnk"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		s = append(s, boottrace.Chunk{ID: ids[c.Digest], Size: c.Size, Stored: info.Size()})
+	}
+	return s
+}

@@ -1,0 +1,148 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"cairn/blob"
+	"cairn/blob/profile"
+	"cairn/internal/atomicfile"
+)
+
+func newProfileCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "profile",
+		Short: "Merge and show boot profiles, which 'cairn serve --record' writes",
+		Long: `A profile is what a boot reads of an image, in order. 'cairn serve --record FILE' makes one of the reads of its
+clients. 'cairn serve' fetches what a profile names before it is asked for: it finds NAME.caprf beside NAME.caibx. A
+profile of one release serves the next one too, as far as chunks have not changed.`,
+	}
+	c.AddCommand(newProfileMerge(), newProfileShow())
+	return c
+}
+
+func newProfileMerge() *cobra.Command {
+	var a access
+	least := 1
+	c := &cobra.Command{
+		Use:   "merge OUT IN...",
+		Short: "Make one profile of several recordings, the newest last",
+		Example: `  cairn serve v2.caibx --record 1.caprf          # boot, stop; again into 2.caprf
+  cairn profile merge v2.caprf 1.caprf 2.caprf`,
+		Args: arguments(cobra.MinimumNArgs(2)),
+		RunE: func(c *cobra.Command, args []string) error {
+			return mergeProfiles(c.Context(), args[0], args[1:], least, a)
+		},
+	}
+	a.add(c)
+	c.Flags().IntVar(&least, "min-boots", 1, "keep the chunks that at least so `many` of the recordings have")
+	check(c, func(args []string) error {
+		if n := len(args) - 1; least < 1 || least > max(n, 1) {
+			return fmt.Errorf("--min-boots %d: there are %d recordings", least, n)
+		}
+		return nil
+	})
+	return c
+}
+
+func mergeProfiles(ctx context.Context, out string, in []string, least int, a access) error {
+	var all []*profile.Profile
+	for _, name := range in {
+		p, err := readProfile(ctx, name, a)
+		if err != nil {
+			return err
+		}
+		all = append(all, p)
+	}
+	merged, err := profile.Merge(all, least)
+	if err != nil {
+		return err
+	}
+	return atomicfile.Write(out, merged.Encode(), 0o644)
+}
+
+// shownProfile is what 'cairn profile show' tells.
+type shownProfile struct {
+	Index      blob.Digest `json:"index"`
+	Algorithm  string      `json:"digest"`
+	ImageBytes int64       `json:"image_bytes"`
+	Recordings int         `json:"recordings"`
+	Chunks     int         `json:"chunks"`
+	Seconds    float64     `json:"seconds"`
+	Known      *int        `json:"known_chunks,omitempty"`
+	Guessed    *int        `json:"guessed_chunks,omitempty"`
+	Bytes      *int64      `json:"bytes,omitempty"`
+}
+
+func newProfileShow() *cobra.Command {
+	var a access
+	var asJSON, list bool
+	var index string
+	c := &cobra.Command{
+		Use:   "show PROFILE",
+		Short: "Say what is in a profile",
+		Args:  arguments(cobra.ExactArgs(1)),
+		RunE: func(c *cobra.Command, args []string) error {
+			p, err := readProfile(c.Context(), args[0], a)
+			if err != nil {
+				return err
+			}
+			shown, err := showProfile(c.Context(), p, index, a)
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return writeJSON(c.OutOrStdout(), shown)
+			}
+			return printProfile(c.OutOrStdout(), p, shown, list)
+		},
+	}
+	a.add(c)
+	c.Flags().BoolVar(&asJSON, "json", false, "print the result as one JSON object on stdout")
+	c.Flags().BoolVar(&list, "chunks", false, "list the chunks: the digest's beginning, the offset, the time")
+	c.Flags().StringVar(&index, "index", "", "also say what the profile means for the image of this `INDEX`")
+	return c
+}
+
+func showProfile(ctx context.Context, p *profile.Profile, index string, a access) (shownProfile, error) {
+	s := shownProfile{Index: p.Index(), Algorithm: p.Algorithm().String(), ImageBytes: p.ImageSize(),
+		Recordings: p.Boots(), Chunks: len(p.Entries())}
+	for _, e := range p.Entries() {
+		s.Seconds = max(s.Seconds, (time.Duration(e.After) * time.Millisecond).Seconds())
+	}
+	if index == "" {
+		return s, nil
+	}
+	x, err := readIndex(ctx, index, a)
+	if err != nil {
+		return s, err
+	}
+	plan, sum := p.Plan(x), int64(0)
+	for _, i := range plan.Chunks {
+		sum += x.At(i).Size
+	}
+	s.Known, s.Guessed, s.Bytes = &plan.Known, &plan.Guessed, &sum
+	return s, nil
+}
+
+func printProfile(w io.Writer, p *profile.Profile, s shownProfile, list bool) error {
+	rows := [][]string{
+		{"recorded from", fmt.Sprintf("an image of %s, index digest %v", size(s.ImageBytes), s.Index)},
+		{"recordings", fmt.Sprint(s.Recordings)},
+		{"chunks", fmt.Sprintf("%d, %s digests", s.Chunks, s.Algorithm)},
+		{"time", rounded(time.Duration(s.Seconds * float64(time.Second)))},
+	}
+	if s.Known != nil {
+		rows = append(rows, []string{"in that image", fmt.Sprintf("%d chunks known, %d guessed, %s", *s.Known, *s.Guessed, size(*s.Bytes))})
+	}
+	if list {
+		for _, e := range p.Entries() {
+			rows = append(rows, []string{fmt.Sprintf("%x", e.Prefix), fmt.Sprint(int64(e.Block) * profile.Block), fmt.Sprintf("%d ms", e.After)})
+		}
+	}
+	return table(w, rows)
+}
