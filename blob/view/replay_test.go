@@ -184,6 +184,7 @@ func (b *boot) replayMany(t *testing.T, machines int, o Options, begin func(v *I
 			t.Error(err)
 		}
 		others.Wait()
+		cache.Close() // what is on its way counts too
 		out.gets, out.sent, out.stats = l.gets, l.sent, v.Stats()
 	})
 	return out
