@@ -26,6 +26,7 @@ const (
 	batchBytes  = 16 << 20 // are written before they are flushed, if not a batchTime has gone by
 	unsyncedMax = 40 << 20 // are written and not flushed, at most: what a crash may cost, with what is queued
 	batchTime   = time.Second
+	lookEvery   = 16               // batch times: how often the limit is looked at when nothing is written here
 	retryTime   = 30 * time.Second // after which a disk that failed is tried again
 	imagesName  = "images"
 )
@@ -206,7 +207,7 @@ func (d *Dir) rouse() {
 func (d *Dir) keep() {
 	tick := time.NewTicker(batchTime)
 	defer tick.Stop()
-	for {
+	for n := 0; ; n++ {
 		select {
 		case <-d.wake:
 		case <-tick.C:
@@ -216,13 +217,15 @@ func (d *Dir) keep() {
 			d.mu.Unlock()
 			return
 		}
-		d.sync()
-		d.evict()
+		if d.sync() || n%lookEvery == 0 {
+			d.evict()
+		}
 	}
 }
 
-// sync flushes what was written to all images, and then says so in their maps. Reads go on meanwhile.
-func (d *Dir) sync() {
+// sync flushes what was written to all images, and then says so in their maps. Reads go on meanwhile. It
+// returns whether there was anything.
+func (d *Dir) sync() bool {
 	d.turn.Lock()
 	defer d.turn.Unlock()
 	d.mu.Lock()
@@ -235,6 +238,7 @@ func (d *Dir) sync() {
 	defer d.mu.Unlock()
 	d.unsynced -= covered
 	d.flushed.Broadcast()
+	return covered > 0
 }
 
 // working says whether the disk may be written: it has not failed just now.
