@@ -95,6 +95,7 @@ type Waited struct {
 	Total   time.Duration // from the first read to the last answer
 	Stalled time.Duration // of that, what a disk that takes no time would have saved
 	Sum     time.Duration // that the reads took, each by itself
+	Waiting time.Duration // in which at least one read was under way; late timers do not count
 }
 
 // Replay makes the reads again, with the times between them, and measures. The read function is called by many
@@ -105,8 +106,30 @@ func (t *Trace) Replay(ctx context.Context, read func(ctx context.Context, p []b
 		done[i] = make(chan struct{})
 	}
 	var mu sync.Mutex
-	var sum time.Duration
+	var sum, waiting time.Duration
 	var failures []error
+	var under int       // reads under way
+	var since time.Time // when the first of them began
+	begin := func() time.Time {
+		mu.Lock()
+		defer mu.Unlock()
+		now := time.Now()
+		if under++; under == 1 {
+			since = now
+		}
+		return now
+	}
+	end := func(begun time.Time, err error) {
+		mu.Lock()
+		defer mu.Unlock()
+		sum += time.Since(begun)
+		if under--; under == 0 {
+			waiting += time.Since(since)
+		}
+		if err != nil {
+			failures = append(failures, err)
+		}
+	}
 	var wg sync.WaitGroup
 	start := time.Now()
 	for i, r := range t.Reads {
@@ -115,18 +138,12 @@ func (t *Trace) Replay(ctx context.Context, read func(ctx context.Context, p []b
 			if !r.due(ctx, done) {
 				return
 			}
-			begun := time.Now()
-			err := read(ctx, make([]byte, r.Length), r.Offset)
-			mu.Lock()
-			defer mu.Unlock()
-			sum += time.Since(begun)
-			if err != nil {
-				failures = append(failures, err)
-			}
+			begun := begin()
+			end(begun, read(ctx, make([]byte, r.Length), r.Offset))
 		})
 	}
 	wg.Wait()
-	w := Waited{Total: time.Since(start), Sum: sum}
+	w := Waited{Total: time.Since(start), Sum: sum, Waiting: waiting}
 	w.Stalled = max(w.Total-t.Think(), 0)
 	return w, errors.Join(append(failures, ctx.Err())...)
 }

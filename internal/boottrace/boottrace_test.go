@@ -55,7 +55,7 @@ func TestReplay(t *testing.T) {
 			time.Sleep(10 * time.Second)
 			return nil
 		})
-		if err != nil || w.Stalled != 30*time.Second || w.Sum != 40*time.Second || w.Total != w.Stalled+trace.Think() {
+		if err != nil || w.Stalled != 30*time.Second || w.Sum != 40*time.Second || w.Waiting != 30*time.Second || w.Total != w.Stalled+trace.Think() {
 			t.Errorf("Replay = %+v, %v, want 30s stalled, 40s in all reads", w, err)
 		}
 		fault := errors.New("no disk")

@@ -1,0 +1,215 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/klauspost/compress/zstd"
+
+	"cairn/blob"
+	"cairn/internal/boottrace"
+	"cairn/internal/netlab"
+	"cairn/nbd/nbdtest"
+	"cairn/store"
+	"cairn/store/web"
+)
+
+// bootImage is an image that is cut as the recorded one was, with made-up bytes that compress as well, and a web
+// server that makes its chunks when they are asked for.
+type bootImage struct {
+	index   *blob.Index
+	ids     map[blob.Digest]boottrace.Chunk
+	packer  *zstd.Encoder
+	profile []byte // served beside the index; nil is none
+
+	mu     sync.Mutex // guards packed
+	packed map[blob.Digest][]byte
+}
+
+// content makes up the bytes of a chunk.
+func content(c boottrace.Chunk) []byte {
+	p := make([]byte, c.Size)
+	var seed [32]byte
+	binary.LittleEndian.PutUint64(seed[:], uint64(c.ID)+1)
+	rand.NewChaCha8(seed).Read(p[:min(c.Stored, c.Size)])
+	return p
+}
+
+func newBootImage(t *testing.T, shape boottrace.Shape) *bootImage {
+	t.Helper()
+	const most, batch = 256 << 10, 64
+	b, err := blob.NewBuilder(blob.SHA512_256, blob.Params{Min: most / 16, Avg: most / 4, Max: most})
+	if err != nil {
+		t.Fatal(err)
+	}
+	packer, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest))
+	if err != nil {
+		t.Fatal(err)
+	}
+	im := &bootImage{ids: map[blob.Digest]boottrace.Chunk{}, packed: map[blob.Digest][]byte{}, packer: packer}
+	for some := range slices.Chunk(shape, batch) {
+		data, sums := make([][]byte, len(some)), make([]blob.Digest, len(some))
+		for i, c := range some {
+			data[i] = make([]byte, c.Size)
+			if c.ID >= 0 {
+				data[i] = content(c)
+			}
+		}
+		blob.SHA512_256.SumAll(sums, data)
+		for i, c := range some {
+			if _, err := b.Add(c.Size, sums[i]); err != nil {
+				t.Fatal(err)
+			}
+			im.ids[sums[i]] = c
+		}
+	}
+	im.index = b.Index()
+	return im
+}
+
+func (im *bootImage) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	name := path.Base(r.URL.Path)
+	digest, err := blob.ParseDigest(strings.TrimSuffix(name, ".cacnk"))
+	c, known := im.ids[digest]
+	switch {
+	case name == "v.caibx":
+		_, _ = w.Write(im.index.Encode())
+	case name == "v.caprf" && im.profile != nil:
+		_, _ = w.Write(im.profile)
+	case err == nil && known && strings.HasSuffix(name, ".cacnk"):
+		_, _ = w.Write(im.pack(digest, c))
+	default:
+		http.NotFound(w, r)
+	}
+}
+
+func (im *bootImage) pack(d blob.Digest, c boottrace.Chunk) []byte {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	if im.packed[d] == nil {
+		im.packed[d] = im.packer.EncodeAll(content(c), nil)
+	}
+	return im.packed[d]
+}
+
+// TestBootBehindLink replays the recorded boot of a Debian system with an NBD client against cairn serve, whose store
+// is behind 20 ms and 100 Mbit/s, and compares the time that its reads wait: one chunk at a time, as they are asked
+// for, and with the profile that the boot before recorded.
+func TestBootBehindLink(t *testing.T) {
+	if testing.Short() {
+		t.Skip("several boots of some seconds each")
+	}
+	t.Parallel()
+	times := 1
+	if os.Getenv("CAIRN_LONG") != "" {
+		times = 5
+	}
+	trace, shape := recordedBoot(t)
+	image := newBootImage(t, shape)
+	server := httptest.NewServer(image)
+	t.Cleanup(server.Close)
+	link, err := netlab.NewProxy(strings.TrimPrefix(server.URL, "http://"), netlab.Link{RTT: 20 * time.Millisecond, Rate: 100 * netlab.Mbit}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = link.Close() })
+	url := "http://" + link.Addr()
+
+	var plain, onDemand, profiled []time.Duration
+	for range times {
+		plain = append(plain, replayPlainly(t, trace, image.index, url))
+		recorded := filepath.Join(t.TempDir(), "p.caprf")
+		image.profile = nil
+		onDemand = append(onDemand, replayServed(t, trace, url, "--record", recorded))
+		image.profile = readFile(t, recorded)
+		profiled = append(profiled, replayServed(t, trace, url))
+	}
+	base := median(plain)
+	t.Logf("reads waited for %v, one chunk at a time; %v on demand, %v with a profile", base, median(onDemand), median(profiled))
+	if got := median(onDemand); got > base*6/10 {
+		t.Errorf("on demand reads waited for %v, want at most 60 %% of %v", got, base)
+	}
+	if got := median(profiled); got > base/10 {
+		t.Errorf("with a profile reads waited for %v, want at most 10 %% of %v", got, base)
+	}
+}
+
+func median(list []time.Duration) time.Duration {
+	slices.Sort(list)
+	return list[len(list)/2]
+}
+
+// recordedBoot is the boot, on a machine that takes 6 s for it when its disk takes no time.
+func recordedBoot(t *testing.T) (*boottrace.Trace, boottrace.Shape) {
+	t.Helper()
+	const dir = "../boottrace/testdata"
+	trace, err := boottrace.Decode(bytes.NewReader(readFile(t, filepath.Join(dir, "debian-b.trace.gz"))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	shape, err := boottrace.DecodeShape(bytes.NewReader(readFile(t, filepath.Join(dir, "debian-b.shape.gz"))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return trace.Within(6 * time.Second), shape
+}
+
+// replayServed boots from a new server, and returns how long reads waited.
+func replayServed(t *testing.T, trace *boottrace.Trace, url string, args ...string) time.Duration {
+	t.Helper()
+	s := serve(t, 1, append([]string{url + "/v.caibx"}, args...)...)
+	_, socket, _ := strings.Cut(s.uris[0], "?socket=")
+	c := client(t, socket)
+	w, err := trace.Replay(t.Context(), func(ctx context.Context, p []byte, off int64) error {
+		_, err := c.Do(ctx, nbdtest.Request{Command: nbdtest.CmdRead, Offset: uint64(off), Length: uint32(len(p))})
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = c.Close()
+	s.signal(t, syscall.SIGTERM)
+	s.wantStopped(t)
+	return w.Waiting
+}
+
+// replayPlainly boots as a plain client does: each read fetches the chunks that it lacks, one after the other.
+func replayPlainly(t *testing.T, trace *boottrace.Trace, x *blob.Index, url string) time.Duration {
+	t.Helper()
+	r, err := web.New(url+"/default.castr", web.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	from := store.Dedup(store.NewChunks(r, x.Algorithm()))
+	var here sync.Map
+	w, err := trace.Replay(t.Context(), func(ctx context.Context, p []byte, off int64) error {
+		for i := x.Find(off); i < x.Len() && x.At(i).Offset < off+int64(len(p)); i++ {
+			c := x.At(i)
+			if _, ok := here.Load(c.Digest); ok || x.IsZero(i) {
+				continue
+			}
+			if err := from.Get(ctx, c.Digest, make([]byte, c.Size)); err != nil {
+				return err
+			}
+			here.Store(c.Digest, true)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return w.Waiting
+}
