@@ -54,8 +54,8 @@ func (c counting) Write(p []byte) (int, error) {
 	return c.ResponseWriter.Write(p)
 }
 
-// published is an image of random bytes with an index and a store.
-func published(t testing.TB, size int) (dir string, image []byte) {
+// publishedNoise is an image of random bytes with an index and a store.
+func publishedNoise(t testing.TB, size int) (dir string, image []byte) {
 	t.Helper()
 	dir, image = t.TempDir(), testimages.Random(7, size)
 	cairn(t, "make", filepath.Join(dir, "v.caibx"), writeFile(t, dir, "image", image), "--compression-level", "1")
@@ -102,7 +102,7 @@ func TestServeKilled(t *testing.T) {
 	if testing.Short() {
 		kills = 2
 	}
-	dir, image := published(t, 32<<20)
+	dir, image := publishedNoise(t, 32<<20)
 	o := newOrigin(t, dir)
 	socket := filepath.Join(socketDir(t), "s")
 	args := []string{o.URL + "/v.caibx", "--cache", filepath.Join(t.TempDir(), "cache"), "--listen", "unix:" + socket}
@@ -156,7 +156,7 @@ func killUnderLoad(t *testing.T, s *serving, socket string, image []byte, rng *r
 // TestServeFromCache: with the store gone, a filled cache serves the image; the file in it is the image.
 func TestServeFromCache(t *testing.T) {
 	t.Parallel()
-	dir, image := published(t, 8<<20)
+	dir, image := publishedNoise(t, 8<<20)
 	o := newOrigin(t, dir)
 	cache := filepath.Join(t.TempDir(), "cache")
 	s := serve(t, 1, o.URL+"/v.caibx", "--cache", cache, "--prefetch", "all")
@@ -199,7 +199,7 @@ func testTwoServers(t *testing.T, dir, cache string, image []byte) {
 // store is back; with a stall timeout it fails, and only it.
 func TestServeOutage(t *testing.T) {
 	t.Parallel()
-	dir, image := published(t, 1<<20)
+	dir, image := publishedNoise(t, 1<<20)
 	o := newOrigin(t, dir)
 	s := serve(t, 1, o.URL+"/v.caibx", "--prefetch", "none")
 	_, socket, _ := strings.Cut(s.uris[0], "?socket=")
@@ -235,7 +235,7 @@ func TestServeOutage(t *testing.T) {
 // TestServeProfile: what one server records, another one fetches before it is asked.
 func TestServeProfile(t *testing.T) {
 	t.Parallel()
-	dir, image := published(t, 4<<20)
+	dir, image := publishedNoise(t, 4<<20)
 	o := newOrigin(t, dir)
 	recorded := filepath.Join(dir, "r.caprf")
 	s := serve(t, 1, filepath.Join(dir, "v.caibx"), "--record", recorded)
