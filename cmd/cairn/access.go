@@ -26,6 +26,7 @@ type access struct {
 	tls                    trust.Files
 	bearer, basic, headers []string // [HOST=]FILE
 	patience               time.Duration
+	quiet                  bool // about what is waited for, as somebody else tells
 }
 
 func (f *access) add(c *cobra.Command) {
@@ -58,6 +59,9 @@ func (f *access) addPatience(c *cobra.Command) {
 
 // policy is how long the stores are waited for. What they are waited for is said, but not all the time.
 func (f *access) policy() store.Policy {
+	if f.quiet {
+		return store.Policy{Patience: f.patience}
+	}
 	const pause = 10 * time.Second
 	var mu sync.Mutex
 	var said time.Time

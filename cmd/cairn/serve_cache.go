@@ -119,7 +119,7 @@ func newImages(ctx context.Context, f imageFlags, s stores, log *slog.Logger) *i
 		im.dir = openImageCache(s.cache, s.cacheLimit, log)
 		im.stores.cache, im.stores.cacheLimit = "", 0
 	}
-	im.stores.patience = storePatience
+	im.stores.patience, im.stores.quiet = storePatience, true
 	im.cache = view.NewCache(ctx, view.Limits{Bytes: max(f.memory, 1), Disk: im.dir, Log: log})
 	return im
 }
