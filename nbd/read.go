@@ -108,9 +108,10 @@ func (t *transmission) read(q request) {
 	}
 	b := t.take(replySize(pieces))
 	b.requests = 1
-	start, pieces := t.begin(), slices.Clone(pieces)
+	start, pending, pieces := t.begin(), t.seat.begin(q), slices.Clone(pieces)
 	t.tasks.Go(func() {
 		err := t.explain(q, t.readAll(q, b, pieces))
+		t.seat.end(pending)
 		if err != nil {
 			b.p = appendError(b.p[:0], q, err, t.structured)
 		}

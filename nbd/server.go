@@ -41,6 +41,7 @@ type Server struct {
 	held      pool
 	buffers   buffers
 	strangers sparing
+	audience  audience
 }
 
 // Request is a request that was answered, as Server.Observe sees it.
@@ -112,10 +113,12 @@ func (s *Server) start(ctx context.Context, conn net.Conn, conns *sync.WaitGroup
 	if !ok {
 		cancel()
 		conn.Close()
+		s.audience.refused.Add(1)
 		s.strangers.warn(log, "connection refused: too many", "limit", s.maxConns())
 		return
 	}
 	if lost != nil {
+		s.audience.refused.Add(1)
 		lost.cancel()
 		lost.conn.Close()
 		s.strangers.warn(log, "too many connections: one without an export made room for this", "limit", s.maxConns())

@@ -29,6 +29,8 @@ var (
 type transmission struct {
 	session
 	conn         net.Conn
+	seat         *seat
+	leave        func(*seat)
 	log          *slog.Logger
 	observe      func(Request)
 	drainTimeout time.Duration
@@ -62,6 +64,8 @@ func newTransmission(
 	t := &transmission{
 		session:      *agreed,
 		conn:         conn,
+		seat:         s.audience.enter(conn.RemoteAddr().String(), agreed.export, s.TLS != nil),
+		leave:        s.audience.leave,
 		log:          log,
 		observe:      s.Observe,
 		drainTimeout: s.drainTimeout(),
@@ -86,6 +90,7 @@ func newTransmission(
 // run serves requests until the client leaves, breaks the protocol or cannot be written to, or the server
 // stops. All that it started has ended when it returns.
 func (t *transmission) run() error {
+	defer t.leave(t.seat)
 	defer t.stopWork()
 	defer onDone(t.stopping, t.shutDown)()
 	err := t.loop()
@@ -264,9 +269,10 @@ func (t *transmission) later(q request, work func() error) {
 }
 
 func (t *transmission) finish(q request, b *buffer, work func() error) {
-	start := t.begin()
+	start, pending := t.begin(), t.seat.begin(q)
 	t.tasks.Go(func() {
 		err := t.explain(q, work())
+		t.seat.end(pending)
 		if err != nil {
 			b.p = appendError(b.p[:0], q, err, t.structured)
 		} else {
@@ -299,6 +305,7 @@ func (t *transmission) begin() time.Time {
 }
 
 func (t *transmission) done(q request, start time.Time, err error) {
+	t.seat.count(q, err)
 	if t.observe == nil {
 		return
 	}
