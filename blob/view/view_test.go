@@ -338,6 +338,9 @@ func TestLimit(t *testing.T) {
 		})
 	}
 	wg.Wait()
+	if used, limit := cache.Usage(); limit != 70_000 || used > limit || used < limit-params.Max {
+		t.Errorf("Usage() = %d, %d", used, limit)
+	}
 	if cache.bytes < 70_000-params.Max {
 		t.Errorf("the cache keeps %d bytes, though it may keep 70000", cache.bytes)
 	}

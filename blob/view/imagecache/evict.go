@@ -26,6 +26,8 @@ func (d *Dir) evict() {
 		return
 	}
 	target := d.limit - d.limit/16
+	was := used
+	defer func() { d.evicted.Add(was - used) }()
 	used -= d.evictClosed(files, used-target)
 	if used > target {
 		used -= d.evictOpen(files, used-target, false)

@@ -57,6 +57,7 @@ type Dir struct {
 	paused  atomic.Int64 // until then, in nanoseconds since 1970, nothing is written
 	failing atomic.Bool  // the last write or flush failed
 	dropped atomic.Int64
+	evicted atomic.Int64
 	full    atomic.Bool // the limit is near
 
 	mu       sync.Mutex // guards what follows

@@ -533,6 +533,10 @@ func TestLimit(t *testing.T) {
 			t.Errorf("chunk %d was evicted, though pinned", i)
 		}
 	}
+	u := r.dir.Usage()
+	if u.Bytes > limit || u.Limit != limit || u.Evicted < int64(len(image))-limit-limit/2 || u.Evicted > int64(len(image)) || !u.Working {
+		t.Errorf("the usage is %+v, want a limit of %d and most of %d bytes evicted", u, limit, len(image))
+	}
 	if n < r.x.Len()/10 {
 		t.Errorf("only %d of %d chunks are left", n, r.x.Len())
 	}
