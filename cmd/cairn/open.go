@@ -92,6 +92,7 @@ type source struct {
 	stores  []*store.Chunks // each of them, in order
 	policy  store.Policy    // of asking again
 	closers []func()
+	gates   []*store.Gate // of those that are remote
 }
 
 // close ends what the stores have running.
@@ -159,6 +160,7 @@ func (s *source) add(r store.Reader, a blob.Algorithm, gate *store.Gate) store.S
 	s.stores = append(s.stores, chunks)
 	if gate != nil {
 		s.fetches = max(s.fetches, gate.Most())
+		s.gates = append(s.gates, gate)
 	}
 	return store.Source{Getter: chunks, Gate: gate}
 }

@@ -28,6 +28,7 @@ type serveFlags struct {
 	listening
 	security
 	life
+	seeing
 	imageFlags
 	watchDir string
 	maxConns int
@@ -62,6 +63,7 @@ TLS. SIGINT or SIGTERM lets the reads under way end, for some seconds at most, a
 	f.listening.add(c)
 	f.security.add(c)
 	f.life.add(c)
+	f.seeing.add(c)
 	f.imageFlags.add(c)
 	c.Flags().StringVar(&f.watchDir, "watch", "", "`directory` whose index files are exports, as they come and go")
 	c.Flags().IntVar(&f.maxConns, "max-connections", 128, "serve at most that many `clients` at a time")
@@ -123,6 +125,10 @@ func (f *serveFlags) serve(ctx context.Context, stdout io.Writer, server *nbd.Se
 			}
 		}
 	}
+	show, err := f.seeing.open(server, o)
+	if err != nil {
+		return err
+	}
 	over, err := f.begin(ctx)
 	if err != nil {
 		return err
@@ -132,6 +138,7 @@ func (f *serveFlags) serve(ctx context.Context, stdout io.Writer, server *nbd.Se
 	for _, l := range listeners {
 		group.Go(func() error { return server.Serve(groupCtx, l) })
 	}
+	group.Go(func() error { show(groupCtx); return nil })
 	if o.watched != nil {
 		group.Go(func() error { o.watched.run(groupCtx); return nil })
 	}
@@ -142,8 +149,10 @@ func (f *serveFlags) serve(ctx context.Context, stdout io.Writer, server *nbd.Se
 type offer struct {
 	nbd.Exports
 	names   []string // that clients are told of
-	watched *watch   // nil without --watch
-	close   func()   // when no client is there any more
+	static  []*nbd.Export
+	watched *watch // nil without --watch
+	images  *images
+	close   func() // when no client is there any more
 }
 
 func (f *serveFlags) offer(ctx, fetching context.Context, indexes []string) (o *offer, err error) {
@@ -165,7 +174,7 @@ func (f *serveFlags) offer(ctx, fetching context.Context, indexes []string) (o *
 	if err != nil {
 		return nil, err
 	}
-	o = &offer{Exports: static, close: images.close}
+	o = &offer{Exports: static, static: exports, images: images, close: images.close}
 	for _, e := range exports {
 		o.names = append(o.names, e.Name)
 	}

@@ -97,6 +97,8 @@ type images struct {
 	cache  *view.Cache
 	log    *slog.Logger
 
+	seen seenStores
+
 	recording sync.WaitGroup
 	stop      chan struct{}
 
@@ -186,7 +188,7 @@ func (im *images) source(index string, a blob.Algorithm) (*view.Source, error) {
 		return nil, err
 	}
 	im.closers = append(im.closers, from.close)
-	im.sources[k] = im.cache.Source(from.chunks, from.fetches)
+	im.sources[k] = im.cache.Source(im.seen.add(locations, a, from), from.fetches)
 	return im.sources[k], nil
 }
 
