@@ -10,9 +10,6 @@ import (
 	"sync"
 
 	"github.com/klauspost/compress/gzip"
-	"github.com/klauspost/compress/zstd"
-
-	"cairn/blob"
 )
 
 // How compressed chunks begin. The codec is nowhere declared, and a store may mix them.
@@ -28,21 +25,19 @@ func packedLimit(size int) int64 { return int64(size) + int64(size)/128 + 64<<10
 
 // unpacker decompresses chunks. Safe for concurrent use, and as wide as the machine.
 type unpacker struct {
-	zstd *zstd.Decoder
+	zstd decoder
 	gzip *sync.Pool // of *gzip.Reader
 }
 
-func newUnpacker() unpacker {
-	d, err := zstd.NewReader(nil,
-		zstd.WithDecoderConcurrency(0),
-		zstd.WithDecodeAllCapLimit(true),
-		zstd.WithDecoderMaxWindow(blob.MaxChunkSize),
-		zstd.WithDecoderMaxMemory(blob.MaxChunkSize))
-	if err != nil {
-		panic("store: zstd decoder options: " + err.Error())
-	}
-	return unpacker{d, new(sync.Pool)}
+// decoder decodes zstd frames. Safe for concurrent use, and as wide as the machine. The build tag libzstd
+// says which decoder it is.
+type decoder interface {
+	// decode writes what the frame holds to dst, which is not empty, and returns how much it is: at most
+	// len(dst), or it fails. Its memory does not depend on what the frame claims.
+	decode(dst, frame []byte) (int, error)
 }
+
+func newUnpacker() unpacker { return unpacker{newDecoder(), new(sync.Pool)} }
 
 // unpack fills dst with the chunk that packed holds. A frame that holds more or less than len(dst) bytes is
 // an error; whatever it claims or holds, it takes no more memory than about len(dst) again.
@@ -60,16 +55,21 @@ func (u unpacker) unpack(dst, packed []byte) error {
 	return errors.New("it is neither zstd, xz nor gzip")
 }
 
-// unzstd decodes in place: the decoder uses its output as the window, and is held to its capacity.
+// unzstd decodes exactly one frame, in place.
 func (u unpacker) unzstd(dst, packed []byte) error {
-	out, err := u.zstd.DecodeAll(packed, dst[:0:len(dst)])
+	if len(dst) == 0 {
+		return errors.New("no chunk is empty")
+	}
+	if err := oneFrame(packed); err != nil {
+		return err
+	}
+	n, err := u.zstd.decode(dst, packed)
 	if err != nil {
 		return fmt.Errorf("decompressing: %w", err)
 	}
-	if len(out) != len(dst) {
-		return sizeError(len(out), len(dst))
+	if n != len(dst) {
+		return sizeError(n, len(dst))
 	}
-	copy(dst, out) // a no-op unless the decoder moved its output
 	return nil
 }
 

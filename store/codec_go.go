@@ -2,7 +2,11 @@
 
 package store
 
-import "github.com/klauspost/compress/zstd"
+import (
+	"github.com/klauspost/compress/zstd"
+
+	"cairn/blob"
+)
 
 // goEncoder compresses in Go. Each level is mapped to the nearest that the encoder has.
 type goEncoder struct{ zstd *zstd.Encoder }
@@ -24,4 +28,28 @@ const goWindow = 2 << 20
 
 func (e goEncoder) encode(dst, data []byte) ([]byte, error) {
 	return e.zstd.EncodeAll(data, dst[:0]), nil
+}
+
+// goDecoder decompresses in Go.
+type goDecoder struct{ zstd *zstd.Decoder }
+
+func newDecoder() decoder {
+	d, err := zstd.NewReader(nil,
+		zstd.WithDecoderConcurrency(0),
+		zstd.WithDecodeAllCapLimit(true),
+		zstd.WithDecoderMaxWindow(blob.MaxChunkSize),
+		zstd.WithDecoderMaxMemory(blob.MaxChunkSize))
+	if err != nil {
+		panic("store: zstd decoder options: " + err.Error())
+	}
+	return goDecoder{d}
+}
+
+// decode uses dst as the window, and the decoder is held to its capacity.
+func (d goDecoder) decode(dst, frame []byte) (int, error) {
+	out, err := d.zstd.DecodeAll(frame, dst[:0:len(dst)])
+	if err != nil {
+		return 0, err
+	}
+	return copy(dst, out), nil // nothing is copied unless the decoder moved its output
 }

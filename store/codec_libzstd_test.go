@@ -52,8 +52,8 @@ func FuzzLibzstd(f *testing.F) {
 		if err := newUnpacker().unpack(got, packed); err != nil || !bytes.Equal(got, data) {
 			t.Errorf("level %d: unpack: %v", level, err)
 		}
-		if got, err := libzstd.Decompress(nil, packed); err != nil || !bytes.Equal(got, data) {
-			t.Errorf("level %d: libzstd reads %d bytes, %v", level, len(got), err)
+		if got, err := goReads(t, packed); err != nil || !bytes.Equal(got, data) {
+			t.Errorf("level %d: the Go decoder reads %d bytes, %v", level, len(got), err)
 		}
 	})
 }
@@ -75,4 +75,32 @@ func TestLevels(t *testing.T) {
 			t.Errorf("level %d: %d bytes, want libzstd's %d, %v", level, len(got), len(want), err)
 		}
 	}
+}
+
+func goReads(t testing.TB, packed []byte) ([]byte, error) {
+	t.Helper()
+	d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(1<<20))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	return d.DecodeAll(packed, nil)
+}
+
+// FuzzDecodersAgree: what libzstd makes of any bytes as a chunk, and the Go decoder takes too, is the same.
+func FuzzDecodersAgree(f *testing.F) {
+	data := bytes.Repeat(random(1, 100), 20)
+	for _, packed := range [][]byte{pack(f, data), streamed(f, data), appendRawFrame(nil, data), wantsDictionary} {
+		f.Add(packed, len(data))
+	}
+	u := newUnpacker()
+	f.Fuzz(func(t *testing.T, packed []byte, size int) {
+		got := make([]byte, size&(1<<18-1)+1)
+		if !bytes.HasPrefix(packed, []byte(zstdMagic)) || u.unpack(got, packed) != nil {
+			return
+		}
+		if want, err := goReads(t, packed); err == nil && !bytes.Equal(got, want) {
+			t.Errorf("libzstd reads %d bytes that are not the %d that Go reads", len(got), len(want))
+		}
+	})
 }

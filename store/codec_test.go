@@ -150,12 +150,40 @@ func TestUnpackRefuses(t *testing.T) {
 		"no size, long": {streamed(t, data), len(data) - 1, nil},
 		"nothing":       {pack(t, nil, zstd.WithZeroFrames(true)), 10, nil},
 		"twice":         {append(bytes.Clone(packed), packed...), len(data), nil},
+		"twice for two": {append(bytes.Clone(packed), packed...), 2 * len(data), nil},
+		"a byte more":   {append(bytes.Clone(packed), 0), len(data), nil},
+		"then to skip":  {append(bytes.Clone(packed), "\x50\x2a\x4d\x18\x01\x00\x00\x00x"...), len(data), nil},
+		"then nothing":  {append(bytes.Clone(packed), pack(t, nil, zstd.WithZeroFrames(true))...), len(data), nil},
+		"dictionary":    {wantsDictionary, 10, nil},
+		"nothing asked": {packed, 0, nil},
 		"xz alone":      {[]byte(xzMagic + "more"), 10, nil},
 		"gzip alone":    {[]byte(gzipMagic + "more"), 10, nil},
 	} {
 		err := newUnpacker().unpack(make([]byte, test.size), test.packed)
 		if err == nil || test.want != nil && !errors.Is(err, test.want) {
 			t.Errorf("%s: unpack = %v, want %v", name, err, test.want)
+		}
+	}
+}
+
+// wantsDictionary is a whole frame of ten raw bytes that names a dictionary nobody has.
+var wantsDictionary = []byte(zstdMagic + "\x21\x07\x0a\x51\x00\x00" + "0123456789")
+
+// TestUnpackRefusesPieces: no frame that is cut off anywhere is taken for a whole one.
+func TestUnpackRefusesPieces(t *testing.T) {
+	data := bytes.Repeat(random(1, 100), 30)
+	u, dst := newUnpacker(), make([]byte, len(data))
+	for name, packed := range map[string][]byte{
+		"checksum": pack(t, data), "no checksum": pack(t, data, zstd.WithEncoderCRC(false)),
+		"raw": appendRawFrame(nil, data), "no size": streamed(t, data),
+	} {
+		if err := u.unpack(dst, packed); err != nil || !bytes.Equal(dst, data) {
+			t.Errorf("%s: unpack: %v", name, err)
+		}
+		for n := range packed {
+			if u.unpack(dst, packed[:n]) == nil {
+				t.Errorf("%s: unpack of %d of %d bytes succeeded", name, n, len(packed))
+			}
 		}
 	}
 }

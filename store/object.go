@@ -163,12 +163,16 @@ func xzSize(packed []byte) (size uint64, ok bool) {
 
 // unpackUntold is unpackAll of a zstd frame that does not tell, such as casync's.
 func (u unpacker) unpackUntold(dst, packed []byte) ([]byte, error) {
+	if err := oneFrame(packed); err != nil {
+		return dst, err
+	}
 	guess := max(256<<10, min(4*len(packed), blob.MaxChunkSize)) // room for most chunks
-	out, err := u.zstd.DecodeAll(packed, grown(dst, max(guess, cap(dst)))[:0])
-	if err != nil || len(out) == 0 {
+	dst = grown(dst, max(guess, cap(dst)))
+	n, err := u.zstd.decode(dst, packed)
+	if err != nil || n == 0 {
 		return unpackStream(dst, packed)
 	}
-	return out, nil
+	return dst[:n], nil
 }
 
 // unpackStream is unpackAll in small steps, as nothing tells how much it will be.
@@ -187,28 +191,4 @@ func unpackStream(dst, packed []byte) ([]byte, error) {
 		return dst, fmt.Errorf("it holds %d bytes or more, which no chunk has", n)
 	}
 	return out.Bytes(), nil
-}
-
-// oneFrame says whether data is one zstd frame and nothing else, which is all that casync reads.
-func oneFrame(data []byte) bool {
-	const blockHead, checksum = 3, 4
-	const last, kinds, rle, sizes = 1, 3, 1, 3 // of the three bytes: a bit, two bits, the rest
-	var head zstd.Header
-	if head.Decode(data) != nil || head.Skippable || head.DictionaryID != 0 {
-		return false
-	}
-	for at := head.HeaderSize; at+blockHead <= len(data); {
-		block := uint32(data[at]) | uint32(binary.LittleEndian.Uint16(data[at+1:]))<<8
-		at += blockHead + int(block>>sizes)
-		if block>>1&kinds == rle {
-			at += 1 - int(block>>sizes)
-		}
-		if block&last != 0 {
-			if head.HasCheckSum {
-				at += checksum
-			}
-			return at == len(data)
-		}
-	}
-	return false
 }

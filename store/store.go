@@ -12,6 +12,7 @@ import (
 	"io/fs"
 	"iter"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -177,24 +178,34 @@ func GetMany(ctx context.Context, g Getter, wants []Want, slots Slots) error {
 	return each(ctx, wants, slots, func(ctx context.Context, w Want) error { return g.Get(ctx, w.Digest, w.Dst) })
 }
 
-// each calls get for all wants, as many at once as there are slots, until one fails.
+// each calls get for all wants, as many at once as there are slots, until one fails. A goroutine does one after
+// the other, as each would have to grow its stack anew.
 func each(ctx context.Context, wants []Want, slots Slots, get func(context.Context, Want) error) error {
 	group, groupCtx := errgroup.WithContext(ctx)
-	group.SetLimit(cap(slots))
-	for _, w := range wants {
+	var next atomic.Int64
+	for range min(len(wants), cap(slots)) {
 		group.Go(func() error {
-			leave, err := slots.Take(groupCtx)
-			if err != nil {
-				return err
+			for i := next.Add(1); i <= int64(len(wants)); i = next.Add(1) {
+				if err := inSlot(groupCtx, wants[i-1], slots, get); err != nil {
+					return err
+				}
 			}
-			defer leave()
-			return get(groupCtx, w)
+			return nil
 		})
 	}
 	if err := group.Wait(); err != nil {
 		return err
 	}
 	return ctx.Err()
+}
+
+func inSlot(ctx context.Context, w Want, slots Slots, get func(context.Context, Want) error) error {
+	leave, err := slots.Take(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	return get(ctx, w)
 }
 
 // Getter supplies chunks by digest. Safe for concurrent use.

@@ -100,7 +100,7 @@ func (w *Writer) write(ctx context.Context, name string, data []byte) (int64, er
 // PutRaw is Put of a chunk that was read from another store and proven to be d. It stays compressed as it is
 // when every reader of stores can read that; else it is compressed anew.
 func (w *Writer) PutRaw(ctx context.Context, d blob.Digest, chunk *Raw) (stored int64, err error) {
-	if w.packer != nil && chunk.Packed && oneFrame(chunk.Stored) {
+	if w.packer != nil && chunk.Packed && oneFrame(chunk.Stored) == nil {
 		return w.write(ctx, packedName(d), chunk.Stored)
 	}
 	return w.Put(ctx, d, chunk.Plain)

@@ -124,9 +124,15 @@ func (r *results) markdown() string {
 		for job, samples := range groups(samples, func(s sample) string { return s.Job }) {
 			writeJob(&b, job, samples)
 		}
+		if isLarge(samples) {
+			b.WriteString(goalsTable(samples))
+		}
 	}
 	return b.String()
 }
+
+// isLarge says whether the image is of the size that the goals are about.
+func isLarge(samples []sample) bool { return samples[0].Bytes >= 1<<30 }
 
 // writeJob writes the rows of a job, of which cairn's is the first.
 func writeJob(b *strings.Builder, job string, samples []sample) {

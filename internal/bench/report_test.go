@@ -39,6 +39,54 @@ func TestMarkdown(t *testing.T) {
 	}
 }
 
+// TestGoals: ratios and limits on both sides of what is wanted, and what was not measured.
+func TestGoals(t *testing.T) {
+	took := func(job, tool string, cpu, wall float64, mib int64) sample {
+		return sample{Image: "ext4", Job: job, Tool: tool, Bytes: 1 << 30, User: cpu, Wall: wall, RSS: mib << 20}
+	}
+	r := results{Samples: []sample{
+		took(jobMake, "cairn", 2, 1, 65), took(jobMake, "desync", 3.4, 1, 10), took(jobMake, "casync", 4, 5, 10),
+		took(jobIndex, "cairn", 1, 0.5, 20), took(jobIndex, "desync", 3.4, 1, 10),
+		took(jobHole, "cairn", 1, 0.75, 20+4*40), took(jobAssemble, "cairn", 1, 1, 48),
+		took(jobDisk, "cairn", 1, 2, 10), took(jobDisk, "casync", 1, 6, 10),
+	}}
+	got := r.markdown()
+	for _, want := range []string{
+		"| make: CPU of cairn, times less than desync | ≥ 1.7 | 1.70 | yes |\n",
+		"| make: CPU of cairn, libzstd, times less than desync | ≥ 3 | not measured | |\n",
+		"| index only, the store has all: CPU of cairn, times less than desync | ≥ 3.5 | 3.40 | **no** |\n",
+		"| make, the store on a disk: wall of cairn, times less than casync | ≥ 3 | 3.00 | yes |\n",
+		"| make: peak memory | ≤ 64 MiB | 65 | **no** |\n",
+		"| assemble b from the store: peak memory | ≤ 48 MiB | 48 | yes |\n",
+		"hole adds to a chunk | ≤ 64 bytes | 40 | yes |\n",
+		"wall to that of make | ≤ 1.5 | 1.25 | yes |\n",
+	} {
+		if !strings.Contains(got, want) {
+			t.Errorf("the report lacks %q:\n%s", want, got)
+		}
+	}
+	small := results{Samples: []sample{{Image: "squashfs", Job: jobMake, Tool: "cairn", Bytes: 1 << 20, User: 1, Wall: 1}}}
+	if strings.Contains(small.markdown(), "wanted") {
+		t.Error("a small image is held to the goals of a large one")
+	}
+}
+
+// TestGoalsAreOfJobs: each job and tool that a goal names is measured.
+func TestGoalsAreOfJobs(t *testing.T) {
+	all := costs{}
+	for _, j := range (suite{cairn: "cairn", libzstd: "other", disk: "disk"}).jobs() {
+		all[j.name] = map[string]cost{}
+		for _, c := range j.commands {
+			all[j.name][c.tool] = cost{cpu: 1, wall: 1, rss: 1}
+		}
+	}
+	for _, b := range goals() {
+		if _, ok := b.measure(all); !ok {
+			t.Errorf("nothing measures %q", b.what)
+		}
+	}
+}
+
 func TestParseStat(t *testing.T) {
 	const stat = "42 (a) R (b) S 1 2 3 0 -1 4194304 10 0 0 0 250 75 9 9 20 0 1 0"
 	user, sys, err := parseStat([]byte(stat))

@@ -14,7 +14,8 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
-	"syscall"
+
+	"golang.org/x/sys/unix"
 
 	"cairn/store"
 )
@@ -84,23 +85,39 @@ func (b *Bucket) Read(ctx context.Context, name string, dst []byte, limit int64)
 	if err := check(ctx, name); err != nil {
 		return nil, err
 	}
+	path := b.path(name)
 	// Whatever lies under the name, a pipe too, opening it does not wait.
-	f, err := os.OpenFile(b.path(name), os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	fd, err := again(func() (int, error) { return unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0) })
 	if err != nil {
-		return nil, explain(b.path(name), err)
+		return nil, explain(path, err)
 	}
-	defer f.Close()
-	size, err := fileSize(f.Stat())
-	if err != nil {
-		return nil, fmt.Errorf("reading %s: %w", f.Name(), err)
+	defer unix.Close(fd)
+	return readAll(fd, path, dst, limit)
+}
+
+// readAll appends what the open file holds to dst. The calls are the kernel's own, as in stage.write.
+func readAll(fd int, path string, dst []byte, limit int64) ([]byte, error) {
+	var info unix.Stat_t
+	if _, err := again(func() (int, error) { return 0, unix.Fstat(fd, &info) }); err != nil {
+		return nil, explain(path, err)
 	}
-	if size > min(limit, math.MaxInt) {
-		return nil, fmt.Errorf("%s has %d bytes: %w (%d)", f.Name(), size, store.ErrTooLarge, limit)
+	switch {
+	case info.Mode&unix.S_IFMT != unix.S_IFREG:
+		return nil, fmt.Errorf("reading %s: %w", path, errNotRegular)
+	case info.Size > min(limit, math.MaxInt):
+		return nil, fmt.Errorf("%s has %d bytes: %w (%d)", path, info.Size, store.ErrTooLarge, limit)
 	}
-	start := len(dst)
-	dst = slices.Grow(dst, int(size))[:start+int(size)]
-	if _, err := io.ReadFull(f, dst[start:]); err != nil {
-		return nil, fmt.Errorf("reading %s: %w", f.Name(), err)
+	start, end := len(dst), len(dst)+int(info.Size)
+	dst = slices.Grow(dst, end-start)[:end]
+	for start < end {
+		n, err := again(func() (int, error) { return unix.Read(fd, dst[start:]) })
+		if err == nil && n == 0 {
+			err = io.ErrUnexpectedEOF
+		}
+		if err != nil {
+			return nil, explain(path, err)
+		}
+		start += n
 	}
 	return dst, nil
 }
@@ -117,12 +134,14 @@ func (b *Bucket) Stat(ctx context.Context, name string) (int64, error) {
 	return size, nil
 }
 
+var errNotRegular = errors.New("not a regular file")
+
 func fileSize(info fs.FileInfo, err error) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
 	if !info.Mode().IsRegular() {
-		return 0, errors.New("not a regular file")
+		return 0, errNotRegular
 	}
 	return info.Size(), nil
 }

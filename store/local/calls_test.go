@@ -1,0 +1,123 @@
+package local_test
+
+import (
+	"bufio"
+	"bytes"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"cairn/blob"
+	"cairn/internal/need"
+	"cairn/store"
+	"cairn/store/local"
+	"cairn/store/storetest"
+)
+
+// TestCallsForAChunk counts what the kernel is asked to do for one chunk more: this program is run with few and
+// with many chunks under strace, once to store them and once to read them. Each call costs about as much as
+// compressing a kilobyte, and on a slow file system much more. What the Go runtime calls on its own is not counted.
+func TestCallsForAChunk(t *testing.T) {
+	const few, many = 20, 220
+	for what, most := range map[string]float64{
+		"store": 8, // twice whether it is there, create, write, close; to its name, or make a directory and then
+		"read":  4, // open, size, read, close
+	} {
+		before, after := fileCalls(t, what, few), fileCalls(t, what, many)
+		perChunk := float64(after-before) / (many - few)
+		if perChunk > most+0.1 {
+			t.Errorf("%s: %.2f system calls for a chunk, want at most %v", what, perChunk, most)
+		}
+		if perChunk < 3 {
+			t.Errorf("%s: %.2f system calls for a chunk: they are not counted", what, perChunk)
+		}
+	}
+}
+
+// fileCalls is how many system calls about files TestHelperChunks makes.
+func fileCalls(t *testing.T, what string, chunks int) (calls int) {
+	t.Helper()
+	strace := need.Tool(t, "strace")
+	out := filepath.Join(t.TempDir(), "calls")
+	dir := filepath.Join(t.TempDir(), "store")
+	if what == "read" {
+		storeChunks(t, dir, chunks)
+	}
+	cmd := exec.CommandContext(t.Context(), strace, "-f", "-qq", "-o", out, "-e", "trace=file,desc",
+		os.Args[0], "-test.run=^TestHelperChunks$")
+	cmd.Env = append(os.Environ(), "CAIRN_TEST_CHUNKS="+strconv.Itoa(chunks), "CAIRN_TEST_WHAT="+what, "CAIRN_TEST_DIR="+dir)
+	if text, err := cmd.CombinedOutput(); err != nil {
+		if bytes.Contains(text, []byte("ptrace")) || bytes.Contains(text, []byte("PTRACE")) {
+			need.Missing(t, "this process may not trace another: "+string(text))
+		}
+		t.Fatalf("%v: %s", err, text)
+	}
+	text, err := os.ReadFile(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for lines := bufio.NewScanner(bytes.NewReader(text)); lines.Scan(); {
+		if isFileCall(lines.Text()) {
+			calls++
+		}
+	}
+	return calls
+}
+
+// isFileCall says whether a line of strace begins a call that is not one of the runtime's own.
+func isFileCall(line string) bool {
+	_, call, _ := strings.Cut(strings.TrimLeft(line, " "), " ") // behind the thread's number
+	name, _, begins := strings.Cut(strings.TrimLeft(call, " "), "(")
+	own := []string{"epoll_pwait", "epoll_create1", "eventfd2", "mmap", "madvise", "pipe2"}
+	return begins && !strings.ContainsAny(name, " <+-") && !slices.Contains(own, name)
+}
+
+// TestHelperChunks is what TestCallsForAChunk runs.
+func TestHelperChunks(t *testing.T) {
+	dir := os.Getenv("CAIRN_TEST_DIR")
+	if dir == "" {
+		t.Skip("it is run by TestCallsForAChunk")
+	}
+	n, err := strconv.Atoi(os.Getenv("CAIRN_TEST_CHUNKS"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if os.Getenv("CAIRN_TEST_WHAT") == "store" {
+		storeChunks(t, dir, n)
+		return
+	}
+	chunks := store.NewChunks(create(t, dir, local.Options{}), blob.SHA512_256)
+	for i := range n {
+		data := storetest.Bytes(uint64(i), 5000)
+		if err := chunks.Get(t.Context(), blob.SHA512_256.Sum(data), make([]byte, len(data))); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// storeChunks stores n chunks, as a make does with those that may be there.
+func storeChunks(t *testing.T, dir string, n int) {
+	t.Helper()
+	w, err := store.NewWriter(create(t, dir, local.Options{}), store.WriterOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	for i := range n {
+		data := storetest.Bytes(uint64(i), 5000)
+		d := blob.SHA512_256.Sum(data)
+		if has, err := w.Has(t.Context(), d); has || err != nil {
+			t.Fatalf("Has = %v, %v", has, err)
+		}
+		if _, err := w.Put(t.Context(), d, data); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
