@@ -80,7 +80,7 @@ func TestGateFillsLinks(t *testing.T) {
 		"100 ms 1 Gbit/s":     {always(100 * ms), 1000 * mbit, 20, 0.9, 250, 512},
 		"100 ms 5 Mbit/s":     {always(100 * ms), 5 * mbit, 30, 0.95, 4, 24},
 		"1 ms 1 Mbit/s":       {always(ms), mbit, 60, 0.98, 4, 16},
-		"object store 1 Gbit": {varying, 1000 * mbit, 10, 0.9, 60, 512},
+		"object store 1 Gbit": {varying, 1000 * mbit, 30, 0.85, 60, 512},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
