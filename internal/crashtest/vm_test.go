@@ -36,7 +36,7 @@ func TestVM(t *testing.T) {
 			must(t, "truncate", "-s", "128M", spare)
 			vm := vmtest.Boot(t, vmtest.Config{
 				Modules: []string{"virtio_pci", "virtio_blk", "squashfs", "ext4", "erofs", "loop", "dm-log-writes", "dm-flakey"},
-				Files:   withLibraries(t, need.Tool(t, "dmsetup")),
+				Files:   vmtest.Program(t, "dmsetup"),
 				Init:    strings.ReplaceAll(guestInit, "PART", part) + passOn("CAIRN_LONG", "CAIRN_SEED") + guestRun,
 				Args:    []string{"-smp", "2", "-drive", drive(data) + ",readonly=on", "-drive", drive(spare)},
 			})
@@ -79,18 +79,6 @@ func passOn(names ...string) (script string) {
 		}
 	}
 	return script
-}
-
-// withLibraries is a program and the libraries that it needs, as files for the guest.
-func withLibraries(t testing.TB, program string) map[string]string {
-	t.Helper()
-	files := map[string]string{"/bin/" + filepath.Base(program): program}
-	for _, word := range strings.Fields(must(t, "ldd", program)) {
-		if strings.HasPrefix(word, "/") {
-			files[word] = word
-		}
-	}
-	return files
 }
 
 // guestData makes the guest's disk: the programs, and releases with their stores.

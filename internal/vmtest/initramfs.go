@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"os/exec"
 	"path"
 	"path/filepath"
 	"slices"
@@ -50,6 +51,23 @@ func initramfs(t testing.TB, k kernel, c Config) string {
 		t.Fatal(err)
 	}
 	return file
+}
+
+// Program is an installed program and the libraries that it needs, for Config.Files. It is in /bin there.
+func Program(t testing.TB, name string) map[string]string {
+	t.Helper()
+	program := need.Tool(t, name)
+	files := map[string]string{"/bin/" + path.Base(program): program}
+	out, err := exec.CommandContext(t.Context(), need.Tool(t, "ldd"), program).CombinedOutput()
+	if err != nil {
+		t.Fatalf("ldd %s: %v\n%s", program, err, out)
+	}
+	for _, word := range strings.Fields(string(out)) {
+		if strings.HasPrefix(word, "/") {
+			files[word] = word
+		}
+	}
+	return files
 }
 
 func readFile(t testing.TB, file string) []byte {

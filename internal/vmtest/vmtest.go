@@ -37,6 +37,7 @@ const (
 // VM is a virtual machine that was started. Its methods are for the goroutine of the test that booted it.
 type VM struct {
 	cmd   *exec.Cmd
+	input io.Writer   // what is typed on the console
 	lines chan string // of the console; closed when qemu has ended
 	seen  []string    // lines taken from the channel
 }
@@ -59,11 +60,15 @@ func Boot(t testing.TB, c Config) *VM {
 	if err != nil {
 		t.Fatal(err)
 	}
+	keyboard, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
 	cmd.Stderr = cmd.Stdout
 	if err := cmd.Start(); err != nil {
 		t.Fatalf("starting qemu: %v", err)
 	}
-	vm := &VM{cmd: cmd, lines: make(chan string, consoleLines)}
+	vm := &VM{cmd: cmd, input: keyboard, lines: make(chan string, consoleLines)}
 	go vm.follow(console)
 	t.Cleanup(vm.Stop)
 	return vm
@@ -91,6 +96,14 @@ func (vm *VM) Wait(t testing.TB, text string, timeout time.Duration) string {
 		if strings.Contains(line, text) {
 			return line
 		}
+	}
+}
+
+// Type types a line on the console: what Init reads, if it does.
+func (vm *VM) Type(t testing.TB, line string) {
+	t.Helper()
+	if _, err := io.WriteString(vm.input, line+"\n"); err != nil {
+		t.Fatalf("typing %q: %v; the VM's console:\n%s", line, err, vm.Console())
 	}
 }
 

@@ -29,6 +29,8 @@ test -b /dev/nbd0 && echo there is an nbd0
 grep -q dm_flakey /proc/modules && echo there is a dm-flakey
 echo ready
 echo ready again
+read word
+echo "read $word"
 `,
 	})
 	want := []string{"brought along", "there is an nbd0", "there is a dm-flakey", "ready", "ready again"}
@@ -37,6 +39,8 @@ echo ready again
 			t.Errorf("Wait(%q) = %q", text, got)
 		}
 	}
+	vm.Type(t, "what was typed")
+	vm.Wait(t, "read what was typed", patience)
 	vm.WaitOff(t, patience)
 }
 
