@@ -102,7 +102,7 @@ func chunkOf(t testing.TB, index, image string, data []byte) blob.Chunk {
 	}
 	x := readIndex(t, index)
 	for i := range x.Len() {
-		if c := x.At(i); c.Offset <= int64(at) && int64(at) < c.Offset+int64(c.Size) {
+		if c := x.At(i); c.Offset <= int64(at) && int64(at) < c.Offset+c.Size {
 			return c
 		}
 	}

@@ -50,7 +50,7 @@ func TestVMOutages(t *testing.T) {
 
 	line.down.Store(true)
 	line.Sever()
-	second.stderr.await(t, "wait") // it says that it waits for the store
+	second.stderr.await(t, "reads wait for the store")
 	time.Sleep(store)
 	if strings.Contains(vm.Console(), "guest: part 2") {
 		t.Error("the guest has read all before the store was away")
