@@ -46,6 +46,11 @@ func TestVMOutages(t *testing.T) {
 	time.Sleep(server) // nobody tells that qemu waits
 	web.sent(t)
 	second := serve(t, 1, args...)
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("the second server says:\n%s", second.stderr)
+		}
+	})
 	g.wantPart(t, vm, 0)
 
 	line.down.Store(true)
