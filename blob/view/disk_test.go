@@ -291,6 +291,31 @@ func upTo(n int) []int {
 	return list
 }
 
+// TestHoldOfManyChunks: a read of several chunks waits for each of them, whichever it comes to first, and for no longer
+// than it says.
+func TestHoldOfManyChunks(t *testing.T) {
+	for hold, whole := range map[time.Duration]bool{time.Minute: true, 30 * time.Second: false} {
+		synctest.Test(t, func(t *testing.T) {
+			image := testimages.Random(1, 1_000_000)
+			x, from := index(t, image), holding(t, image)
+			cache := NewCache(t.Context(), Limits{})
+			defer cache.Close()
+			v := New(x, cache.Source(from, 0), Options{Name: "root", Hold: hold})
+			from.outage(x, store.ErrUnavailable)
+			time.AfterFunc(50*time.Second, func() { from.outage(x, nil) })
+			start, got := time.Now(), make([]byte, len(image))
+			err := v.ReadAt(t.Context(), got, 0)
+			took := time.Since(start)
+			if whole && (err != nil || !bytes.Equal(got, image) || took > time.Minute) {
+				t.Errorf("with %v of patience: %v after %v", hold, err, took)
+			}
+			if !whole && (err == nil || took != hold) {
+				t.Errorf("with %v of patience: %v after %v", hold, err, took)
+			}
+		})
+	}
+}
+
 // TestHold: a read waits for a store that is away and is answered when that is back; the log says at once what it
 // waits for. After the stall timeout the read fails, and the next one asks again.
 func TestHold(t *testing.T) {

@@ -19,6 +19,7 @@ import (
 	"cairn/blob"
 	"cairn/blob/view/imagecache"
 	"cairn/internal/bitset"
+	"cairn/store"
 )
 
 // ForEver is a time that does not end.
@@ -257,20 +258,39 @@ func (v *Image) copyFrom(ctx context.Context, e *entry, part piece, dst []byte) 
 // errStall is the cause of a wait that took too long.
 var errStall = errors.New("the store did not answer in time")
 
-// wait returns an entry's bytes, which must not be changed. Giving up does not end the fetch.
+// wait returns an entry's bytes, which must not be changed. Giving up does not end the fetch. An entry may have failed
+// because nobody waited for it just then: a read of several chunks waits for one after the other.
 func (v *Image) wait(ctx context.Context, e *entry, chunk int) ([]byte, error) {
 	select {
 	case <-e.ready:
-		return e.data, e.err
+		if !v.holds(e.err) {
+			return e.data, e.err
+		}
 	default:
 	}
-	w := v.stall(e, chunk)
-	defer v.unstall(w)
 	if v.hold > 0 && v.hold < ForEver {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeoutCause(ctx, v.hold, errStall)
 		defer cancel()
 	}
+	for {
+		data, err := v.await(ctx, e, chunk)
+		if ctx.Err() != nil || !v.holds(err) {
+			return data, err
+		}
+		e = v.startAnyway(chunk)
+	}
+}
+
+// holds says whether a read waits for a store that failed like this.
+func (v *Image) holds(err error) bool {
+	return v.hold > 0 && errors.Is(err, store.ErrUnavailable) && v.source.cache.ctx.Err() == nil
+}
+
+// await returns an entry's bytes, or why it failed.
+func (v *Image) await(ctx context.Context, e *entry, chunk int) ([]byte, error) {
+	w := v.stall(e, chunk)
+	defer v.unstall(w)
 	select {
 	case <-e.ready:
 		return e.data, e.err
