@@ -148,6 +148,21 @@ func TestFailoverAsksTheUnwellLast(t *testing.T) {
 	})
 }
 
+// TestAbsentFromTheSecondOnly: the first store fails after the second one, asked meanwhile, proved absence there.
+func TestAbsentFromTheSecondOnly(t *testing.T) {
+	for name, fault := range map[string]error{"away": store.ErrUnavailable, "denied": store.ErrDenied, "broken": errors.New("unexpected")} {
+		synctest.Test(t, func(t *testing.T) {
+			s, other := newSample(1, 1000), newSample(2, 1000)
+			a, b := newOrigin(t, s), newOrigin(t, other)
+			a.set(10*time.Second, fault, false)
+			err := s.get(t, store.Fallback(a.source(), b.source()))
+			if !errors.Is(err, fault) || errors.Is(err, store.ErrNotFound) {
+				t.Errorf("%s: Get = %v, want what the first store said and not ErrNotFound", name, err)
+			}
+		})
+	}
+}
+
 // TestSecondRequest: an answer that is lost costs little when others come.
 func TestSecondRequest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

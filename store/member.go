@@ -49,10 +49,10 @@ func (m *member) get(ctx context.Context, leave func(int, bool), d blob.Digest, 
 func (m *member) enterAndGet(ctx context.Context, d blob.Digest, size int) entrant {
 	leave, err := m.enter(ctx)
 	if err != nil {
-		return entrant{nil, err}
+		return entrant{err: err}
 	}
 	dst := make([]byte, size)
-	return entrant{dst, m.get(ctx, leave, d, dst)}
+	return entrant{data: dst, err: m.get(ctx, leave, d, dst)}
 }
 
 // throttled says that a store asked to be left alone.
