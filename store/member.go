@@ -69,10 +69,10 @@ func (m *member) note(ctx context.Context, took time.Duration, err error) {
 	switch {
 	case err == nil:
 		m.answers.add(took)
-		m.fails = 0
+		m.fails, m.until = 0, time.Time{}
 	case errors.Is(err, ErrNotFound):
 		m.answers.last = time.Now()
-		m.fails = 0
+		m.fails, m.until = 0, time.Time{}
 	case corrupt || ctx.Err() != nil:
 	default:
 		m.rest(err)
