@@ -101,7 +101,7 @@ func (f *fallback) ask(ctx context.Context, m, second *member, d blob.Digest, ds
 	f.spare.earn()
 	r := newRace(ctx)
 	defer r.end()
-	r.run(func(ctx context.Context) entrant { return entrant{dst, m.get(ctx, leave, d, dst)} })
+	r.run(func(ctx context.Context) entrant { return entrant{dst, m.get(ctx, leave, d, dst), true} })
 	patience := time.NewTimer(m.patience())
 	defer patience.Stop()
 	select {
@@ -116,17 +116,20 @@ func (f *fallback) ask(ctx context.Context, m, second *member, d blob.Digest, ds
 	return f.winner(r, m, second, dst)
 }
 
-// winner puts the first good answer of two into dst.
+// winner puts the first good answer of two into dst. When there is none, what m said counts: another source's word
+// on its own bytes is no word on m's, and it is asked in its turn.
 func (f *fallback) winner(r *race, m, second *member, dst []byte) error {
 	var failed error
 	for range 2 {
 		e := <-r.finish
 		if e.err != nil {
-			failed = join(failed, e.err)
+			if e.first {
+				failed = e.err
+			}
 			continue
 		}
 		r.end()
-		if &e.data[0] != &dst[0] {
+		if !e.first {
 			copy(dst, e.data)
 			f.spare.refund()
 			if second != m {
@@ -147,8 +150,9 @@ type race struct {
 }
 
 type entrant struct {
-	data []byte
-	err  error
+	data  []byte
+	err   error
+	first bool // the one that the caller asked
 }
 
 func newRace(ctx context.Context) *race {

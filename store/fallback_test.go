@@ -148,6 +148,40 @@ func TestFailoverAsksTheUnwellLast(t *testing.T) {
 	})
 }
 
+// TestFailoverAgain: a store that failed, answered what nobody else had while it was asked last, and fails again.
+func TestFailoverAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, own := newSample(1, 1000), newSample(2, 1000)
+		a, b := newOrigin(t, s, own), newOrigin(t, s)
+		g := store.Fallback(a.source(), b.source())
+		a.set(10*time.Millisecond, store.ErrUnavailable, false)
+		getFor(t, g, s, 3*time.Minute)
+		a.set(10*time.Millisecond, nil, false)
+		own.wantFrom(t, g)
+		a.set(10*time.Millisecond, store.ErrUnavailable, false)
+		a.asked.Store(0)
+		getFor(t, g, s, 20*time.Second)
+		if n := a.asked.Load(); n > 10 {
+			t.Errorf("a store that fails again was asked %d times in 20 s, want 10 at most", n)
+		}
+	})
+}
+
+// TestAbsentFromTheSecondOnly: the first store fails after the second one, asked meanwhile, proved absence there.
+func TestAbsentFromTheSecondOnly(t *testing.T) {
+	for name, fault := range map[string]error{"away": store.ErrUnavailable, "denied": store.ErrDenied, "broken": errors.New("unexpected")} {
+		synctest.Test(t, func(t *testing.T) {
+			s, other := newSample(1, 1000), newSample(2, 1000)
+			a, b := newOrigin(t, s), newOrigin(t, other)
+			a.set(10*time.Second, fault, false)
+			err := s.get(t, store.Fallback(a.source(), b.source()))
+			if !errors.Is(err, fault) || errors.Is(err, store.ErrNotFound) {
+				t.Errorf("%s: Get = %v, want what the first store said and not ErrNotFound", name, err)
+			}
+		})
+	}
+}
+
 // TestSecondRequest: an answer that is lost costs little when others come.
 func TestSecondRequest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"golang.org/x/time/rate"
 )
@@ -31,7 +32,7 @@ type paced struct {
 }
 
 func (p paced) Read(ctx context.Context, name string, dst []byte, limit int64) ([]byte, error) {
-	if err := p.limiter.WaitN(ctx, 1); err != nil {
+	if err := p.wait(ctx, 1); err != nil {
 		return nil, err
 	}
 	out, err := p.Reader.Read(ctx, name, dst, limit)
@@ -39,11 +40,22 @@ func (p paced) Read(ctx context.Context, name string, dst []byte, limit int64) (
 		return nil, err
 	}
 	for n := len(out) - len(dst); n > 0; n -= p.limiter.Burst() {
-		if err := p.limiter.WaitN(ctx, min(n, p.limiter.Burst())); err != nil {
+		if err := p.wait(ctx, min(n, p.limiter.Burst())); err != nil {
 			return nil, err
 		}
 	}
 	return out, nil
+}
+
+// wait waits for the turn of n bytes. When that comes behind a deadline, which is set for the store and not for us,
+// the bytes count, and others wait for them.
+func (p paced) wait(ctx context.Context, n int) error {
+	err := p.limiter.WaitN(ctx, n)
+	if err == nil || ctx.Err() != nil {
+		return err
+	}
+	p.limiter.ReserveN(time.Now(), n)
+	return nil
 }
 
 // Budget is a number of bytes that readers may take together. Safe for concurrent use.

@@ -12,6 +12,7 @@ import (
 
 	"cairn/store"
 	"cairn/store/mem"
+	"cairn/store/storetest"
 )
 
 // objects is a bucket with n objects of size bytes each, named by their numbers.
@@ -37,6 +38,33 @@ func TestPace(t *testing.T) {
 		}
 		if took := time.Since(begun); took < 9500*time.Millisecond || took > 10500*time.Millisecond {
 			t.Errorf("20 MiB at 2 MiB/s took %v, want about 10 s", took)
+		}
+	})
+}
+
+// TestPaceBehindRetries: the store failed once, and so many others read that their bytes use up what is left of patience.
+func TestPaceBehindRetries(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSample(1, 1000)
+		pace := store.NewPace(10_000)
+		busy := storetest.Faulty(bucketOf(t, s), storetest.First(1), storetest.Fails(store.ErrUnavailable))
+		g := store.RetryGets(chunksOf(pace.Limit(busy)), store.Policy{})
+		others := pace.Limit(objects(t, 10, 200_000))
+		var wg sync.WaitGroup
+		for i := range 10 {
+			wg.Go(func() {
+				if _, err := others.Read(t.Context(), fmt.Sprint(i), nil, 200_000); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		synctest.Wait()
+		begun := time.Now()
+		s.wantFrom(t, g)
+		s.wantFrom(t, g)
+		wg.Wait()
+		if took := time.Since(begun); took < 150*time.Second {
+			t.Errorf("2 MB at 10 kB/s took %v", took)
 		}
 	})
 }

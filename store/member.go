@@ -49,10 +49,10 @@ func (m *member) get(ctx context.Context, leave func(int, bool), d blob.Digest, 
 func (m *member) enterAndGet(ctx context.Context, d blob.Digest, size int) entrant {
 	leave, err := m.enter(ctx)
 	if err != nil {
-		return entrant{nil, err}
+		return entrant{err: err}
 	}
 	dst := make([]byte, size)
-	return entrant{dst, m.get(ctx, leave, d, dst)}
+	return entrant{data: dst, err: m.get(ctx, leave, d, dst)}
 }
 
 // throttled says that a store asked to be left alone.
@@ -69,10 +69,10 @@ func (m *member) note(ctx context.Context, took time.Duration, err error) {
 	switch {
 	case err == nil:
 		m.answers.add(took)
-		m.fails = 0
+		m.fails, m.until = 0, time.Time{}
 	case errors.Is(err, ErrNotFound):
 		m.answers.last = time.Now()
-		m.fails = 0
+		m.fails, m.until = 0, time.Time{}
 	case corrupt || ctx.Err() != nil:
 	default:
 		m.rest(err)

@@ -32,9 +32,14 @@ const (
 // Do calls ask until its answer is not ErrUnavailable, or patience ends; when that is an UnavailableError, not
 // before the store wants it. Any other error is final. Waits end with the context.
 func (p Policy) Do(ctx context.Context, ask func() error) error {
+	return p.until(ctx, func(time.Time) error { return ask() })
+}
+
+// until is Do that tells ask when patience ends; zero says that it has not begun.
+func (p Policy) until(ctx context.Context, ask func(end time.Time) error) error {
 	var end time.Time // of patience
 	for n := 1; ; n++ {
-		err := ask()
+		err := ask(end)
 		if !errors.Is(err, ErrUnavailable) {
 			return err
 		}
@@ -128,19 +133,15 @@ type retryGets struct {
 
 func (t retryGets) Get(ctx context.Context, d blob.Digest, dst []byte) error {
 	var failed error
-	var end time.Time
-	return t.p.Do(ctx, func() error {
+	return t.p.until(ctx, func(end time.Time) error {
 		attempt, cancel := ctx, context.CancelFunc(func() {})
 		if failed != nil {
 			attempt, cancel = context.WithDeadline(ctx, end)
 		}
 		defer cancel()
 		err := t.g.Get(attempt, d, dst)
-		switch {
-		case attempt.Err() != nil && ctx.Err() == nil:
+		if attempt.Err() != nil && ctx.Err() == nil {
 			return failed
-		case failed == nil:
-			end = t.p.end(time.Now())
 		}
 		failed = err
 		return err

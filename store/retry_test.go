@@ -213,6 +213,28 @@ func TestRetryGetsSilence(t *testing.T) {
 	})
 }
 
+// TestRetryGetsWhenAsked: a store that wants to be left alone for as long as patience lasts is asked again then.
+func TestRetryGetsWhenAsked(t *testing.T) {
+	for _, after := range []time.Duration{20 * time.Second, 40 * time.Second, time.Minute, time.Hour} {
+		synctest.Test(t, func(t *testing.T) {
+			s, calls := newSample(1, 1000), 0
+			busy := getter(func(ctx context.Context, d blob.Digest, dst []byte) error {
+				if calls++; calls <= 3 {
+					return &store.UnavailableError{Err: errors.New("503"), After: after}
+				}
+				if err := ctx.Err(); err != nil {
+					return err
+				}
+				copy(dst, s.data)
+				return nil
+			})
+			if err := s.get(t, store.RetryGets(busy, store.Policy{})); err != nil || calls != 4 {
+				t.Errorf("Get from a store that says Retry-After: %v = %v after %d calls, want success after 4", after, err, calls)
+			}
+		})
+	}
+}
+
 func TestRetryCloses(t *testing.T) {
 	c := &closable{Bucket: new(mem.Bucket)}
 	for _, r := range []any{store.Retry(c, store.Policy{}), store.RetryBucket(c, store.Policy{})} {

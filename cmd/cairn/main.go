@@ -47,6 +47,8 @@ unreachable, 5 refused to protect data, 130 and 143 interrupted.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
+	const width = "120"
+	root.SetUsageTemplate(strings.ReplaceAll(root.UsageTemplate(), "Flags.FlagUsages ", "Flags.FlagUsagesWrapped "+width+" "))
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return usageError{c, err} })
 	root.AddCommand(newMake(), newAssemble(), newServe(), newStatus(), newPlan(), newVerify(), newCat(), newInfo(), newDiff(), newDisk(), newProfileCommand(), newStore(), newVersion())
 	return root
@@ -60,6 +62,14 @@ func arguments(check cobra.PositionalArgs) cobra.PositionalArgs {
 		}
 		return nil
 	}
+}
+
+// onlyCommands are the arguments of a command that is nothing without one of its own.
+func onlyCommands(c *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	return usageError{c, fmt.Errorf("unknown command %q for %q", args[0], c.CommandPath())}
 }
 
 // interrupted is the cause of a context that a signal ended.

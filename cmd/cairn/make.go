@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -106,7 +107,11 @@ func runMake(ctx context.Context, stdout io.Writer, f makeFlags, index, image st
 	}
 	outlet, err := openOutlet(ctx, index, f.createOnly, stdout, options)
 	if err != nil {
-		return fmt.Errorf("writing index %s: %w", locate.Public(index), err)
+		err = fmt.Errorf("writing index %s: %w", locate.Public(index), err)
+		if errors.Is(err, store.ErrNotFound) {
+			return hintError{err, "check the index's location, or make its directory"}
+		}
+		return err
 	}
 	bucket, err := openRemote(f.store, options)
 	if err != nil {

@@ -21,10 +21,14 @@ import (
 // readIndex reads an index from a path, a URL or, for "-", stdin.
 func readIndex(ctx context.Context, location string, a access) (*blob.Index, error) {
 	x, err := decodeIndex(ctx, location, a)
-	if err != nil {
-		return nil, fmt.Errorf("reading index %s: %w", locate.Public(location), err)
+	if err == nil {
+		return x, nil
 	}
-	return x, nil
+	err = fmt.Errorf("reading index %s: %w", locate.Public(location), err)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, hintError{err, "check the index's location"}
+	}
+	return nil, err
 }
 
 func decodeIndex(ctx context.Context, location string, a access) (*blob.Index, error) {

@@ -20,6 +20,8 @@ func newProfileCommand() *cobra.Command {
 		Long: `A profile is what a boot reads of an image, in order. 'cairn serve --record FILE' makes one of the reads of its
 clients. 'cairn serve' fetches what a profile names before it is asked for: it finds NAME.caprf beside NAME.caibx. A
 profile of one release serves the next one too, as far as chunks have not changed.`,
+		Args: onlyCommands,
+		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
 	c.AddCommand(newProfileMerge(), newProfileShow())
 	return c

@@ -17,7 +17,7 @@ func newStore() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "store",
 		Short: "Look after a store: check and repair it, count what is in it, copy it",
-		Args:  arguments(cobra.NoArgs),
+		Args:  onlyCommands,
 		RunE:  func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
 	c.AddCommand(newStoreVerify(), newStoreStat(), newStoreCopy())
@@ -84,7 +84,7 @@ func (f *reading) openStore(location string) (store.Reader, error) {
 	}
 	r, err := locate.Open(location, o)
 	if err != nil {
-		return nil, fmt.Errorf("opening store %s: %w", locate.Public(location), err)
+		return nil, hintError{fmt.Errorf("opening store %s: %w", locate.Public(location), err), "check the store's location"}
 	}
 	limited := r
 	if f.rateLimit > 0 {

@@ -2,6 +2,7 @@ package keep_test
 
 import (
 	"bytes"
+	"compress/gzip"
 	"context"
 	"errors"
 	"fmt"
@@ -478,8 +479,13 @@ type listedBucket struct {
 // TestCopyCompressesAnew: what casync could not read does not stay as it is.
 func TestCopyCompressesAnew(t *testing.T) {
 	from, to := new(mem.Bucket), new(mem.Bucket)
-	two := append(read(t, filled(t, 0, 1), name(0)), 0x50, 0x2a, 0x4d, 0x18, 0, 0, 0, 0) // and a frame to be skipped
-	write(t, from, name(0), two)
+	var gzipped bytes.Buffer
+	z := gzip.NewWriter(&gzipped)
+	_, err := z.Write(data(0))
+	if err := errors.Join(err, z.Close()); err != nil {
+		t.Fatal(err)
+	}
+	write(t, from, name(0), gzipped.Bytes())
 	write(t, from, store.ObjectName(digestOf(1), false), data(1))
 	if report, err := keep.Copy(t.Context(), from, to, keep.CopyOptions{}); err != nil || report.Copied.Chunks != 2 {
 		t.Fatalf("Copy = %+v, %v", report, err)
@@ -489,6 +495,16 @@ func TestCopyCompressesAnew(t *testing.T) {
 		if !bytes.Equal(read(t, to, name(i)), read(t, want, name(i))) {
 			t.Errorf("chunk %d is not compressed as the writer does it", i)
 		}
+	}
+}
+
+// TestCopyRefusesMore: a chunk is one frame, and what follows it is damage.
+func TestCopyRefusesMore(t *testing.T) {
+	from, to := new(mem.Bucket), new(mem.Bucket)
+	two := append(read(t, filled(t, 0, 1), name(0)), 0x50, 0x2a, 0x4d, 0x18, 0, 0, 0, 0) // and a frame to be skipped
+	write(t, from, name(0), two)
+	if report, err := keep.Copy(t.Context(), from, to, keep.CopyOptions{}); err != nil || report.Damaged != 1 || report.Copied.Chunks != 0 {
+		t.Errorf("Copy = %+v, %v; want the chunk damaged", report, err)
 	}
 }
 

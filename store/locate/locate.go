@@ -4,6 +4,7 @@ package locate
 
 import (
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"net/url"
 	"regexp"
@@ -105,8 +106,11 @@ func isS3(location string) bool {
 	return scheme == "s3" || strings.HasPrefix(scheme, "s3+")
 }
 
+// ErrKind says that no backend knows a location.
+var ErrKind = errors.New("unknown kind of location")
+
 func unsupported(scheme string) error {
-	return fmt.Errorf("unknown kind of location %s:// (a path, http, https, s3, s3+http, s3+https or sftp)", scheme)
+	return fmt.Errorf("%w %s:// (a path, http, https, s3, s3+http, s3+https or sftp)", ErrKind, scheme)
 }
 
 var schemePattern = regexp.MustCompile(`^([A-Za-z][A-Za-z0-9+.-]*)://`)

@@ -93,8 +93,9 @@ var (
 	}
 	codesOfLoad = []string{
 		"SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "RequestLimitExceeded", "ServiceUnavailable",
-		"InternalError", "RequestTimeout", "Busy", "OperationAborted", "BandwidthLimitExceeded",
+		"Busy", "BandwidthLimitExceeded",
 	}
+	codesOfTrouble = []string{"InternalError", "RequestTimeout", "OperationAborted"}
 )
 
 // refusesKeys says that the server takes these keys for invalid or expired; sure is false if it gave no reason.
@@ -111,6 +112,12 @@ func (r *refusal) absent() bool {
 	return r.status == http.StatusNotFound && (r.code == "NoSuchKey" || r.code == "" && r.head)
 }
 
+// throttles says that the server is asked too much.
+func (r *refusal) throttles() bool {
+	return slices.Contains(codesOfLoad, r.code) || r.status == http.StatusTooManyRequests ||
+		r.status == http.StatusServiceUnavailable && !slices.Contains(codesOfTrouble, r.code)
+}
+
 // Error implements error, for use within this package.
 func (r *refusal) Error() string { return r.words().Error() }
 
@@ -122,8 +129,10 @@ func (r *refusal) err() error {
 	case slices.Contains(codesOfKeys, r.code), slices.Contains(codesOfDenial, r.code),
 		code == http.StatusUnauthorized, code == http.StatusForbidden, code == http.StatusProxyAuthRequired:
 		return fmt.Errorf("%w: %w", store.ErrDenied, r.words())
-	case slices.Contains(codesOfLoad, r.code), code == http.StatusTooManyRequests,
-		code == http.StatusRequestTimeout, code >= 500 && code != http.StatusNotImplemented:
+	case r.throttles():
+		return &store.UnavailableError{Err: r.words(), After: r.after, Throttled: true}
+	case slices.Contains(codesOfTrouble, r.code), code == http.StatusRequestTimeout,
+		code >= 500 && code != http.StatusNotImplemented:
 		return &store.UnavailableError{Err: r.words(), After: r.after}
 	case r.absent():
 		return store.ErrNotFound

@@ -210,6 +210,28 @@ func TestRetryAfter(t *testing.T) {
 	}
 }
 
+// TestThrottled: that the server is asked too much, which the gate before a store wants to know, is told from other faults.
+func TestThrottled(t *testing.T) {
+	for _, test := range []struct {
+		status int
+		code   string
+		want   bool
+	}{
+		{503, "SlowDown", true}, {503, "", true}, {429, "", true}, {400, "Throttling", true}, {503, "ServiceUnavailable", true},
+		{500, "InternalError", false}, {400, "RequestTimeout", false}, {502, "", false},
+	} {
+		_, err := scripted(t, patient, refuses(test.status, test.code)).Stat(t.Context(), "x")
+		_, readErr := scripted(t, patient, refuses(test.status, test.code)).Read(t.Context(), "x", nil, 10)
+		busy, ok := errors.AsType[*store.UnavailableError](readErr)
+		if !ok || busy.Throttled != test.want {
+			t.Errorf("%d %s: Read = %#v, want throttled: %v", test.status, test.code, readErr, test.want)
+		}
+		if busy, ok := errors.AsType[*store.UnavailableError](err); test.status > 400 && (!ok || busy.Throttled != test.want) {
+			t.Errorf("%d %s: Stat = %#v, want throttled: %v", test.status, test.code, err, test.want)
+		}
+	}
+}
+
 // TestRequests: what each call asks, and nothing besides.
 func TestRequests(t *testing.T) {
 	var asked []string

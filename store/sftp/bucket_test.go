@@ -272,6 +272,32 @@ func TestNothingIsLeft(t *testing.T) {
 	wantFiles(t, dir, "taken", "taken/by a directory")
 }
 
+// TestNothingIsLeftByClose: the server has removed what cancelled Writes were making when Close returns.
+func TestNothingIsLeftByClose(t *testing.T) {
+	sshd := storetest.NewSSHD(t, "internal-sftp")
+	dir := t.TempDir()
+	for range 2 {
+		b := open(t, "sftp://store"+dir, sftp.Options{Config: sshd.Config, Connections: 1})
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		var wg sync.WaitGroup
+		for i := range 32 {
+			wg.Go(func() {
+				for n := 0; b.Write(ctx, fmt.Sprintf("%d/%d", i, n), make([]byte, 256<<10)) == nil; n++ {
+					cancel()
+				}
+			})
+		}
+		wg.Wait()
+		closeBucket(t, b)
+		for _, name := range files(t, dir) {
+			if strings.HasSuffix(name, ".tmp") {
+				t.Errorf("%s is left", name)
+			}
+		}
+	}
+}
+
 // TestListed: only whole objects are, and one that may not be read is an error.
 func TestListed(t *testing.T) {
 	sshd := storetest.NewSSHD(t, "internal-sftp")

@@ -19,6 +19,8 @@ type conn struct {
 	patience   time.Duration
 	extensions map[string]string // as the server offers them
 	out        chan packet
+	posted     chan struct{} // has one thing when something is in behind
+	settled    chan struct{} // has one thing when nothing is pending
 	closing    chan struct{} // closed when it is to end by itself
 	done       chan struct{} // closed when it has failed
 	work       sync.WaitGroup
@@ -26,6 +28,7 @@ type conn struct {
 	mu       sync.Mutex
 	next     uint32
 	pending  map[uint32]*request // sent, and not answered
+	behind   []packet            // to be sent behind all that is in out
 	moved    time.Time           // when a packet last went either way
 	watching bool                // watch will fire
 	watch    *time.Timer
@@ -63,7 +66,8 @@ func dial(ctx context.Context, at location, o Options) (*conn, error) {
 	}
 	c := &conn{
 		ssh: p, patience: o.Patience, extensions: extensions,
-		out: make(chan packet, queued), closing: make(chan struct{}), done: make(chan struct{}),
+		out: make(chan packet, queued), posted: make(chan struct{}, 1), settled: make(chan struct{}, 1),
+		closing: make(chan struct{}), done: make(chan struct{}),
 		pending: map[uint32]*request{},
 	}
 	c.watch = time.AfterFunc(o.Patience, c.look)
@@ -114,18 +118,27 @@ func (c *conn) start(ctx context.Context, p packet) (*request, error) {
 	}
 }
 
-// post sends a request whose answer does not matter, and never waits.
+// post sends a request whose answer does not matter, behind all that was sent, and never waits.
 func (c *conn) post(p packet) {
 	p = p.numbered(c.register(&request{answer: make(chan answer, 1), abandoned: true}))
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.behind) == 0 {
+		select {
+		case c.out <- p:
+			return
+		default:
+		}
+	}
+	c.behind = append(c.behind, p)
+	signal(c.posted)
+}
+
+// signal leaves word in a channel that has room for one.
+func signal(c chan struct{}) {
 	select {
-	case c.out <- p:
+	case c <- struct{}{}:
 	default:
-		go func() { // ends at the latest when the connection does
-			select {
-			case c.out <- p:
-			case <-c.done:
-			}
-		}()
 	}
 }
 
@@ -147,7 +160,17 @@ func (c *conn) register(r *request) (number uint32) {
 func (c *conn) forget(number uint32) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.take(number)
+}
+
+// take takes a request out of those that are pending. The caller holds mu.
+func (c *conn) take(number uint32) (r *request, known bool) {
+	r, known = c.pending[number]
 	delete(c.pending, number)
+	if len(c.pending) == 0 {
+		signal(c.settled)
+	}
+	return r, known
 }
 
 // wait is the answer to a request. After an error, a handle that the server opens still is closed.
@@ -225,7 +248,8 @@ func (c *conn) discard(a answer) {
 }
 
 // send writes packets, several with one call where they wait, until the connection ends. One that is to end by
-// itself gets what waits, and then the end of its input.
+// itself gets what waits and, when that is answered, the end of its input: OpenSSH's server leaves undone what it
+// has read when it sees that.
 func (c *conn) send() {
 	out := bufio.NewWriterSize(c.ssh.in, pipeBuffer)
 	for {
@@ -234,16 +258,64 @@ func (c *conn) send() {
 			if !c.sendOne(out, p) {
 				return
 			}
-		case <-c.closing:
-			for len(c.out) > 0 && c.sendOne(out, <-c.out) {
-				continue
+		case <-c.posted:
+			if !c.sendPosted(out) {
+				return
 			}
-			c.ssh.in.Close()
+		case <-c.closing:
+			if c.sendRest(out) {
+				c.ssh.in.Close()
+			}
 			return
 		case <-c.done:
 			return
 		}
 	}
+}
+
+// sendRest sends what waits until all is answered.
+func (c *conn) sendRest(out *bufio.Writer) bool {
+	for c.sendPosted(out) {
+		if c.idle() {
+			return true
+		}
+		select {
+		case p := <-c.out:
+			if !c.sendOne(out, p) {
+				return false
+			}
+		case <-c.posted:
+		case <-c.settled:
+		case <-c.done:
+			return false
+		}
+	}
+	return false
+}
+
+func (c *conn) idle() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.pending) == 0
+}
+
+// sendPosted sends what was posted, and before it what was in the queue by then.
+func (c *conn) sendPosted(out *bufio.Writer) bool {
+	c.mu.Lock()
+	behind := c.behind
+	c.behind = nil
+	c.mu.Unlock()
+	for range len(c.out) {
+		if !c.sendOne(out, <-c.out) {
+			return false
+		}
+	}
+	for _, p := range behind {
+		if !c.sendOne(out, p) {
+			return false
+		}
+	}
+	return true
 }
 
 // sendOne fails when ssh has ended. receive notices that too, and says why.
@@ -280,8 +352,7 @@ func (c *conn) receive(in io.Reader) {
 func (c *conn) deliver(a answer) error {
 	c.mu.Lock()
 	c.moved = time.Now()
-	r, known := c.pending[a.number]
-	delete(c.pending, a.number)
+	r, known := c.take(a.number)
 	wanted := known && !r.abandoned
 	if wanted {
 		r.answer <- a
@@ -364,7 +435,8 @@ func (c *conn) abort(err error) {
 	c.ssh.kill()
 }
 
-// close ends the connection, after what was posted, and waits until nothing is left of it.
+// close ends the connection when what was asked and posted is done, or by force when that takes long, and waits until
+// nothing is left of it.
 func (c *conn) close() {
 	close(c.closing)
 	unwilling := time.AfterFunc(grace, c.ssh.kill)
