@@ -16,6 +16,8 @@ type Source struct {
 	// Gate limits how many requests are under way, and says that the store is reached over a network, so
 	// that an answer may be slow. Nil for a store on this machine.
 	Gate *Gate
+	// Once says that no second request is sent for a slow answer.
+	Once bool
 }
 
 // Fallback asks the sources in order until one supplies the chunk, also when one has other bytes. It is
@@ -95,7 +97,7 @@ func (f *fallback) ask(ctx context.Context, m, second *member, d blob.Digest, ds
 	if err != nil {
 		return err
 	}
-	if m.Gate == nil {
+	if m.Gate == nil || m.Once {
 		return m.get(ctx, leave, d, dst)
 	}
 	f.spare.earn()

@@ -36,13 +36,13 @@ func (p paced) Read(ctx context.Context, name string, dst []byte, limit int64) (
 		return nil, err
 	}
 	out, err := p.Reader.Read(ctx, name, dst, limit)
-	if err != nil {
-		return nil, err
-	}
-	for n := len(out) - len(dst); n > 0; n -= p.limiter.Burst() {
+	for n := int(came(dst, out, err)); n > 0; n -= p.limiter.Burst() {
 		if err := p.wait(ctx, min(n, p.limiter.Burst())); err != nil {
 			return nil, err
 		}
+	}
+	if err != nil {
+		return nil, err
 	}
 	return out, nil
 }
@@ -69,9 +69,10 @@ type Budget struct {
 // NewBudget is a budget of so many bytes.
 func NewBudget(bytes int64) *Budget { return &Budget{left: bytes, changed: make(chan struct{})} }
 
-// Limit reads from r as long as the budget lasts, and never takes more from it than it has: a read that
-// might need more than is left waits for what others give back, then asks for the object's size before it is
-// sent, and is ErrBudget in the end.
+// Limit reads from r as long as the budget lasts, and never takes more from it than it has: a read that might
+// need more than is left waits for what others give back, then asks for the object's size before it is sent, and
+// is ErrBudget in the end. What came in vain counts too, where r tells it (see UnavailableError); of a request that
+// is cancelled nobody knows, so that with a budget none should be sent twice (see Source.Once).
 func (b *Budget) Limit(r Reader) Reader { return budgeted{r, b} }
 
 type budgeted struct {
@@ -91,8 +92,19 @@ func (r budgeted) Read(ctx context.Context, name string, dst []byte, limit int64
 	if err == nil {
 		out, err = r.Reader.Read(ctx, name, dst, got)
 	}
-	r.budget.giveBack(got, max(int64(len(out)-len(dst)), 0))
+	r.budget.giveBack(got, came(dst, out, err))
 	return out, err
+}
+
+// came is how many bytes a read brought behind dst, also in vain.
+func came(dst, out []byte, err error) int64 {
+	if err == nil {
+		return int64(len(out) - len(dst))
+	}
+	if broken, ok := errors.AsType[*UnavailableError](err); ok {
+		return broken.Received
+	}
+	return 0
 }
 
 // affordable asks how large an object is before more of it is sent than there is left.

@@ -137,3 +137,33 @@ func (c *countedReads) Read(ctx context.Context, name string, dst []byte, limit 
 	c.reads.Add(1)
 	return c.Bucket.Read(ctx, name, dst, limit)
 }
+
+// TestBudgetCountsWhatCameInVain: an answer that breaks off has taken its bytes all the same.
+func TestBudgetCountsWhatCameInVain(t *testing.T) {
+	b := new(mem.Bucket)
+	mustWrite(t, b, "x", make([]byte, 600))
+	broken := storetest.Faulty(b, storetest.First(1), storetest.Fails(&store.UnavailableError{Err: errors.New("cut"), Received: 500}))
+	budget := store.NewBudget(1000)
+	r := budget.Limit(broken)
+	if _, err := r.Read(t.Context(), "x", nil, 700); !errors.Is(err, store.ErrUnavailable) {
+		t.Fatalf("Read = %v, want ErrUnavailable", err)
+	}
+	if _, err := r.Read(t.Context(), "x", nil, 700); !errors.Is(err, store.ErrBudget) {
+		t.Errorf("Read of 600 bytes where 500 are left = %v, want ErrBudget", err)
+	}
+}
+
+// TestOnce: a source that is to be asked once is, however long that takes.
+func TestOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSample(1, 1000)
+		a := newOrigin(t, s)
+		a.set(time.Minute, nil, false)
+		from := a.source()
+		from.Once = true
+		s.wantFrom(t, store.Fallback(from))
+		if n := a.asked.Load(); n != 1 {
+			t.Errorf("asked %d times, want once", n)
+		}
+	})
+}

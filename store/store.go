@@ -49,6 +49,7 @@ type UnavailableError struct {
 	Err       error
 	After     time.Duration // how long the store wants to be left alone; 0 when it did not say
 	Throttled bool          // the store is there, and is asked too much
+	Received  int64         // bytes of an object that came before, in vain
 }
 
 func (e *UnavailableError) Error() string   { return fmt.Sprintf("%v: %v", ErrUnavailable, e.Err) }

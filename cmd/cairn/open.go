@@ -140,7 +140,9 @@ func openStores(f stores, index string, a blob.Algorithm, budget int64) (*source
 				return nil, hintError{fmt.Errorf("opening store %s: %w", locate.Public(location), err), "name the store with -s LOCATION"}
 			}
 			s.closers = append(s.closers, func() { closeReader(r) })
-			sources = append(sources, s.add(store.Meter(limit(r), &s.counter), a, f.gate(location)))
+			from := s.add(store.Meter(limit(r), &s.counter), a, f.gate(location))
+			from.Once = budget > 0 // nobody knows how much came of a request that is cancelled
+			sources = append(sources, from)
 		}
 	}
 	switch gate := sources[0].Gate; {

@@ -125,5 +125,5 @@ func (in Incoming) broken(got int64, err error) error {
 	if errors.Is(context.Cause(in.Answer.Request.Context()), ErrStalled) {
 		err = ErrStalled
 	}
-	return &store.UnavailableError{Err: fmt.Errorf("after %d bytes: %w", got, err)}
+	return &store.UnavailableError{Err: fmt.Errorf("after %d bytes: %w", got, err), Received: got}
 }
