@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"fmt"
+	"io"
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
@@ -13,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -89,11 +92,30 @@ func (im *bootImage) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		_, _ = w.Write(im.index.Encode())
 	case name == "v.caprf" && im.profile != nil:
 		_, _ = w.Write(im.profile)
+	case name == "v.raw":
+		http.ServeContent(w, r, "", time.Time{}, io.NewSectionReader(im, 0, im.index.Size()))
 	case err == nil && known && strings.HasSuffix(name, ".cacnk"):
 		_, _ = w.Write(im.pack(digest, c))
 	default:
 		http.NotFound(w, r)
 	}
+}
+
+// ReadAt makes up the image's bytes.
+func (im *bootImage) ReadAt(p []byte, off int64) (n int, err error) {
+	for n < len(p) && off < im.index.Size() {
+		c := im.index.At(im.index.Find(off))
+		data := make([]byte, c.Size)
+		if shape := im.ids[c.Digest]; shape.ID >= 0 {
+			data = content(shape)
+		}
+		k := copy(p[n:], data[off-c.Offset:])
+		n, off = n+k, off+int64(k)
+	}
+	if n < len(p) {
+		return n, io.EOF
+	}
+	return n, nil
 }
 
 func (im *bootImage) pack(d blob.Digest, c boottrace.Chunk) []byte {
@@ -128,8 +150,11 @@ func TestBootBehindLink(t *testing.T) {
 	t.Cleanup(func() { _ = link.Close() })
 	url := "http://" + link.Addr()
 
-	var plain, onDemand, profiled []time.Duration
+	var through, plain, onDemand, profiled []time.Duration
 	for range times {
+		if times > 1 {
+			through = append(through, replayThrough(t, trace, url))
+		}
 		plain = append(plain, replayPlainly(t, trace, image.index, url))
 		recorded := filepath.Join(t.TempDir(), "p.caprf")
 		image.profile = nil
@@ -139,6 +164,9 @@ func TestBootBehindLink(t *testing.T) {
 	}
 	base := median(plain)
 	t.Logf("reads waited for %v, one chunk at a time; %v on demand, %v with a profile", base, median(onDemand), median(profiled))
+	if len(through) > 0 {
+		t.Logf("and for %v when each goes through to a raw image", median(through))
+	}
 	if got := median(onDemand); got > base*6/10 {
 		t.Errorf("on demand reads waited for %v, want at most 60 %% of %v", got, base)
 	}
@@ -184,6 +212,75 @@ func replayServed(t *testing.T, trace *boottrace.Trace, url string, args ...stri
 	s.signal(t, syscall.SIGTERM)
 	s.wantStopped(t)
 	return w.Waiting
+}
+
+// replayThrough boots as a client without a cache does: each read is a request for a range of the raw image.
+func replayThrough(t *testing.T, trace *boottrace.Trace, url string) time.Duration {
+	t.Helper()
+	client := &http.Client{Transport: &http.Transport{DisableCompression: true}}
+	defer client.CloseIdleConnections()
+	w, err := trace.Replay(t.Context(), func(ctx context.Context, p []byte, off int64) error {
+		q, err := http.NewRequestWithContext(ctx, http.MethodGet, url+"/v.raw", nil)
+		if err != nil {
+			return err
+		}
+		q.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", off, off+int64(len(p))-1))
+		answer, err := client.Do(q)
+		if err != nil {
+			return err
+		}
+		defer answer.Body.Close()
+		_, err = io.ReadFull(answer.Body, p)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return w.Waiting
+}
+
+// TestServeColdDepth: 64 reads at once of an image that is not here are answered nearly as fast as a store 20 ms away
+// answers 64 requests at once.
+func TestServeColdDepth(t *testing.T) {
+	if testing.Short() || os.Getenv("CAIRN_LONG") == "" {
+		t.Skip("its figure needs an idle machine: CAIRN_LONG=1")
+	}
+	const reads, depth, trip = 2000, 64, 20 * time.Millisecond
+	_, shape := recordedBoot(t)
+	image := newBootImage(t, shape)
+	var places []int64
+	for i, c := range image.index.All() {
+		if !image.index.IsZero(i) && image.ids[c.Digest].ID >= 0 {
+			image.pack(c.Digest, image.ids[c.Digest])
+			places = append(places, c.Offset&^4095)
+		}
+	}
+	rand.New(rand.NewPCG(1, 2)).Shuffle(len(places), func(i, j int) { places[i], places[j] = places[j], places[i] })
+	server := httptest.NewServer(image)
+	t.Cleanup(server.Close)
+	link, through := newLink(t, server.URL, netlab.Link{RTT: trip, Rate: 10_000 * netlab.Mbit}, nil)
+	s := serve(t, 1, through+"/v.caibx", "--prefetch", "none")
+	_, socket, _ := strings.Cut(s.uris[0], "?socket=")
+	c := client(t, socket)
+	begun := time.Now()
+	var next atomic.Int64
+	var all sync.WaitGroup
+	for range depth {
+		all.Go(func() {
+			for i := next.Add(1) - 1; i < reads; i = next.Add(1) - 1 {
+				q := nbdtest.Request{Command: nbdtest.CmdRead, Offset: uint64(places[i]), Length: 4096}
+				if _, err := c.Do(t.Context(), q); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	all.Wait()
+	rate, most := reads/time.Since(begun).Seconds(), depth/trip.Seconds()
+	t.Logf("%.0f reads a second, %.0f %% of %.0f; requests: %v", rate, 100*rate/most, most, link.Counts().Requests)
+	if rate < most*6/10 {
+		t.Errorf("%.0f reads a second, want 60 %% of %.0f", rate, most)
+	}
 }
 
 // replayPlainly boots as a plain client does: each read fetches the chunks that it lacks, one after the other.
