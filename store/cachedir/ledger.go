@@ -208,7 +208,8 @@ func (l *ledger) limit(used int64) (int64, error) {
 		if err := unix.Statfs(l.root, &s); err != nil {
 			return 0, &fs.PathError{Op: "statfs", Path: l.root, Err: err}
 		}
-		return DefaultLimit(int64(s.Blocks)*s.Bsize, int64(s.Bavail)*s.Bsize, used), nil
+		block := int64(s.Bsize) //nolint:unconvert // it is an int32 on 32-bit machines
+		return DefaultLimit(int64(s.Blocks)*block, int64(s.Bavail)*block, used), nil
 	}
 	return l.option, nil
 }
