@@ -152,7 +152,7 @@ func TestBootBehindLink(t *testing.T) {
 
 	var through, plain, onDemand, profiled []time.Duration
 	for range times {
-		if times > 1 {
+		if times > 1 && len(through) == 0 { // it takes a minute and a half
 			through = append(through, replayThrough(t, trace, url))
 		}
 		plain = append(plain, replayPlainly(t, trace, image.index, url))
