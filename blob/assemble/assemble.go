@@ -63,7 +63,8 @@ type Options struct {
 	// New says that the target is a new file that nobody uses yet: it reads as zeros, nothing in it is
 	// worth keeping, and it needs no guard against being taken for whole before it is.
 	New bool
-	// Segments is how many runs of the image are in work at once, if Memory allows. 0 means 6.
+	// Segments is how many runs of the image are in work at once, if Memory allows. 0 means 4, or 6
+	// for a new file.
 	Segments int
 	// Memory limits the buffers, in bytes; chunks larger than a sixteenth of it still get theirs. 0 means
 	// 32 MiB.
@@ -191,7 +192,10 @@ func newJob(p *seed.Plan, from store.Getter, t Target, o Options) *job {
 	}
 	segment := min(maxSegment, max(o.Memory/16, 64<<10))
 	if o.Segments <= 0 {
-		o.Segments = 6
+		o.Segments = 4
+		if o.New { // its segments have one buffer: what the target held is not read
+			o.Segments = 6
+		}
 	}
 	o.Segments = int(max(min(int64(o.Segments), o.Memory/2/segment), 1)) // a segment has two buffers
 	if o.Fetches <= 0 {
