@@ -148,20 +148,10 @@ func (s *segment) zeros() {
 			continue
 		}
 		*s.state(i) = zero
-		if s.old != nil && isZero(s.part(s.old, s.chunk(i))) {
+		if s.old != nil && blob.AllZero(s.part(s.old, s.chunk(i))) {
 			s.keep(i)
 		}
 	}
-}
-
-func isZero(p []byte) bool {
-	var zeros [4096]byte
-	for ; len(p) > len(zeros); p = p[len(zeros):] {
-		if !bytes.Equal(p[:len(zeros)], zeros[:]) {
-			return false
-		}
-	}
-	return bytes.Equal(p, zeros[:len(p)])
 }
 
 // keep settles that chunk i is in place.

@@ -3,7 +3,6 @@
 package verify
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -225,7 +224,7 @@ func (c *checker) prove(lo, hi int, p []byte) {
 		switch {
 		case !x.IsZero(i):
 			c.data, c.which = append(c.data, data), append(c.which, i)
-		case !isZero(data):
+		case !blob.AllZero(data):
 			c.job.bad(i, nil)
 		}
 	}
@@ -239,17 +238,6 @@ func (c *checker) prove(lo, hi int, p []byte) {
 		}
 	}
 }
-
-func isZero(p []byte) bool {
-	for ; len(p) > len(zeros); p = p[len(zeros):] {
-		if !bytes.Equal(p[:len(zeros)], zeros[:]) {
-			return false
-		}
-	}
-	return bytes.Equal(p, zeros[:len(p)])
-}
-
-var zeros [4096]byte
 
 // getter is one worker of Store.
 type getter struct {

@@ -16,24 +16,21 @@ import (
 )
 
 // s3Keys lets the programs of a test into a server.
-func s3Keys(t testing.TB, server *storetest.S3Server) {
+func s3Keys(t *testing.T, server *storetest.S3Server) {
 	t.Helper()
 	for name, value := range map[string]string{
 		"AWS_ACCESS_KEY_ID": server.AccessKey, "AWS_SECRET_ACCESS_KEY": server.SecretKey,
 		"S3_ACCESS_KEY": server.AccessKey, "S3_SECRET_KEY": server.SecretKey, "S3_REGION": "us-east-1",
 	} {
-		if tt, ok := t.(*testing.T); ok {
-			tt.Setenv(name, value)
-		}
+		t.Setenv(name, value)
 	}
 }
 
 // publication is what make --json says.
 type publication struct {
-	Chunks    int   `json:"chunks"`
-	New       int64 `json:"new_chunks"`
-	Distinct  int64 `json:"distinct"`
-	Published string
+	Chunks   int   `json:"chunks"`
+	New      int64 `json:"new_chunks"`
+	Distinct int64 `json:"distinct"`
 }
 
 // TestPublishIntoS3: of a release whose predecessor is there, the new chunks are sent and the index, and almost

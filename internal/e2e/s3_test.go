@@ -14,13 +14,8 @@ func TestS3(t *testing.T) {
 	need.Tool(t, "desync")
 	server := storetest.S3(t, storetest.S3Options{})
 	server.Bucket(t, "images")
-	for name, value := range map[string]string{
-		"AWS_ACCESS_KEY_ID": server.AccessKey, "AWS_SECRET_ACCESS_KEY": server.SecretKey,
-		"AWS_ENDPOINT_URL": "http://" + server.Host, // so that s3:// leads there
-		"S3_ACCESS_KEY":    server.AccessKey, "S3_SECRET_KEY": server.SecretKey, "S3_REGION": "us-east-1",
-	} {
-		t.Setenv(name, value)
-	}
+	s3Keys(t, server)
+	t.Setenv("AWS_ENDPOINT_URL", "http://"+server.Host) // so that s3:// leads there
 	p := small(t)
 	must(t, "desync", "make", "-s", server.Location("images/v 1/default.castr", ""), "-m", "16:64:256",
 		server.Location("images/v 1/a.caibx", ""), p.a)
