@@ -5,19 +5,22 @@ const (
 	mostAround  = 768 << 10 // bytes around a chunk that was missed
 	firstAround = 384 << 10
 	aroundPrior = 2 << 20 // bytes of good experience that everybody begins with
+	crowd       = 4       // chunks waited for that halve it
 )
 
 // around decides how much of a chunk's neighbourhood comes along when it is missed: as much as the link holds, as
-// it costs no more time then, less the less of it proved useful. Pure: it is told what happened.
+// it costs no more time then, less the less of it proved useful, and less the more is asked for at once: that fills the
+// link by itself. Pure: it is told what happened.
 type around struct {
 	issued, used int64 // bytes of neighbours, of late
 }
 
 func newAround() around { return around{issued: aroundPrior, used: aroundPrior} }
 
-// window is how many bytes of neighbours are worth their fetch on a link that holds so many.
-func (a *around) window(product int64) int64 {
-	most := min(max(product, firstAround), mostAround)
+// window is how many bytes of neighbours are worth their fetch on a link that holds so many, beside so many other
+// chunks that somebody waits for.
+func (a *around) window(product int64, others int) int64 {
+	most := min(max(product, firstAround), mostAround) * crowd / int64(crowd+max(others, 0))
 	share := float64(a.used) / float64(a.issued)
 	switch n := int64(float64(most) * share); {
 	case share < 0.1 || n < leastAround:

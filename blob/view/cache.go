@@ -61,6 +61,7 @@ type entry struct {
 	at      *Source       // in whose queue it is, or who fetches it
 	queued  *list.Element // there
 	began   departure
+	early   bool  // it began before anybody waited for it
 	unread  bool  // came from a feed and was not used
 	feed    *feed // that wanted it; may be nil
 	waiting int   // for it
@@ -262,6 +263,9 @@ func (c *Cache) deliver(e *entry, data []byte, origin tier, err error) ([]home, 
 	c.taken -= c.room(e)
 	switch {
 	case errors.Is(err, errElsewhere) && c.ctx.Err() == nil:
+		if e.waiting > 0 {
+			e.rank = demand
+		}
 		e.source.push(e)
 		return nil, e.rank
 	case err != nil:

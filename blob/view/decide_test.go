@@ -12,20 +12,23 @@ func TestAround(t *testing.T) {
 		name         string
 		issued, used int64 // KiB, besides the good experience of the beginning
 		product      int64
+		others       int
 		least, most  int64 // KiB
 	}{
-		{"at first, short link", 0, 0, 0, 384, 384},
-		{"at first, long link", 0, 0, 100 << 20, 768, 768},
-		{"all useful", 10_000, 10_000, 100 << 20, 768, 768},
-		{"half useful", 8_000, 3_000, 100 << 20, 300, 500},
-		{"useless", 30_000, 0, 100 << 20, 0, 0},
+		{"at first, short link", 0, 0, 0, 0, 384, 384},
+		{"at first, long link", 0, 0, 100 << 20, 0, 768, 768},
+		{"all useful", 10_000, 10_000, 100 << 20, 0, 768, 768},
+		{"half useful", 8_000, 3_000, 100 << 20, 0, 300, 500},
+		{"useless", 30_000, 0, 100 << 20, 0, 0, 0},
+		{"some wait too", 0, 0, 100 << 20, 4, 384, 384},
+		{"many wait too", 0, 0, 100 << 20, 63, 0, 0},
 	} {
 		a := newAround()
 		for range 10 {
 			a.fetched(c.issued * kib / 10)
 			a.wanted(c.used * kib / 10)
 		}
-		if got := a.window(c.product) / kib; got < c.least || got > c.most {
+		if got := a.window(c.product, c.others) / kib; got < c.least || got > c.most {
 			t.Errorf("%s: window = %d KiB, want %d to %d", c.name, got, c.least, c.most)
 		}
 	}

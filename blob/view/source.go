@@ -125,6 +125,7 @@ func (s *Source) launch(e *entry) {
 	if e.rank == demand {
 		s.demands++
 	}
+	e.early = e.rank != demand
 	e.began = s.pace.depart(time.Now())
 	s.cache.begin(e)
 }

@@ -241,11 +241,11 @@ func (v *Image) startAnyway(i int) *entry {
 	return e
 }
 
-// copyFrom waits for a chunk and copies a part of it. When another image's store failed to bring it, this
-// image's is asked.
+// copyFrom waits for a chunk and copies a part of it. When another image's store failed to bring it, this image's is
+// asked. So is it again when the fetch had begun before anybody waited: what it failed on may be mended by now.
 func (v *Image) copyFrom(ctx context.Context, e *entry, part piece, dst []byte) error {
 	data, err := v.wait(ctx, e, part.number)
-	if err != nil && e.source != v.source && ctx.Err() == nil {
+	if err != nil && (e.source != v.source || e.early) && ctx.Err() == nil {
 		data, err = v.wait(ctx, v.startAnyway(part.number), part.number)
 	}
 	if err != nil {
@@ -503,7 +503,7 @@ func (v *Image) neighbours(lo, hi int) {
 	c.mu.Lock()
 	window := int64(0)
 	if v.widely {
-		window = v.around.window(v.source.pace.product())
+		window = v.around.window(v.source.pace.product(), v.source.demands-(hi-lo))
 	}
 	c.mu.Unlock()
 	if window == 0 {

@@ -295,6 +295,26 @@ func TestFailure(t *testing.T) {
 	checkRead(t, v, image, make([]byte, len(image)), 0)
 }
 
+// TestMendedMeanwhile: a read that comes upon a fetch that began before anybody waited does not fail with it.
+func TestMendedMeanwhile(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		image := testimages.Random(1, 1000)
+		x, from := index(t, image), holding(t, image)
+		from.latency = time.Second
+		from.fail[x.At(0).Digest] = store.ErrNotFound
+		v := open(t, x, from, Limits{})
+		if err := v.Prefetch(t.Context(), 0, 1000); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		delete(from.fail, x.At(0).Digest)
+		checkRead(t, v, image, make([]byte, 10), 0)
+		if n := from.gets[x.At(0).Digest]; n != 2 {
+			t.Errorf("the store was asked %d times, want 2", n)
+		}
+	})
+}
+
 // TestWaiterGivesUp: who gives up leaves alone; the fetch goes on, for others and for later.
 func TestWaiterGivesUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
