@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -334,4 +335,52 @@ func shape(t *testing.T, x *blob.Index, ids map[blob.Digest]int, dir string) (s 
 		s = append(s, boottrace.Chunk{ID: ids[c.Digest], Size: c.Size, Stored: info.Size()})
 	}
 	return s
+}
+
+// TestColdDepth: 64 reads at once of an image that is not here are answered nearly as fast as a store 20 ms away, on a
+// link that holds all of them, answers 64 requests at once.
+func TestColdDepth(t *testing.T) {
+	b := loadBoot(t, "debian-b")
+	places := b.places(2000)
+	synctest.Test(t, func(t *testing.T) {
+		const depth, trip = 64, 20 * time.Millisecond
+		l := newLink(b.store, trip, 1.25e9)
+		l.size = b.link().size
+		cache := NewCache(t.Context(), Limits{Bytes: 64 << 20})
+		defer cache.Close()
+		gate := store.NewGate(256)
+		from := store.Fallback(store.Source{Getter: l, Gate: gate})
+		v := New(b.index, cache.Source(from, gate.Most()), Options{Around: true})
+		begun := time.Now()
+		var next atomic.Int64
+		var readers sync.WaitGroup
+		for range depth {
+			readers.Go(func() {
+				p := make([]byte, 4096)
+				for i := int(next.Add(1)) - 1; i < len(places); i = int(next.Add(1)) - 1 {
+					if err := v.ReadAt(t.Context(), p, places[i]); err != nil {
+						t.Error(err)
+					}
+					b.check(t, p, places[i])
+				}
+			})
+		}
+		readers.Wait()
+		rate, most := float64(len(places))/time.Since(begun).Seconds(), depth/trip.Seconds()
+		t.Logf("%.0f reads a second, %.0f %% of %.0f, with %d requests", rate, 100*rate/most, most, l.gets)
+		if rate < 0.8*most || l.gets > len(places)*11/10 {
+			t.Errorf("%.0f reads a second with %d requests, want 80 %% of %.0f, and hardly more than %d", rate, l.gets, most, len(places))
+		}
+	})
+}
+
+// places are pages, each in a chunk of its own that is not zero, in no order.
+func (b *boot) places(n int) (places []int64) {
+	for i, c := range b.index.All() {
+		if !b.index.IsZero(i) {
+			places = append(places, (c.Offset+4095)&^4095)
+		}
+	}
+	rand.New(rand.NewPCG(1, 2)).Shuffle(len(places), func(i, j int) { places[i], places[j] = places[j], places[i] })
+	return places[:n]
 }
