@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 )
@@ -56,7 +57,7 @@ func (s suite) jobs() []job {
 		s.sparse(),
 		{name: "serve b, first copy", commands: s.servers(server{load: copyOut})},
 		{name: jobCopies, commands: s.servers(server{warm: true, load: copyOften})},
-		{name: jobRandom, commands: s.servers(server{warm: true, load: readRandomly})},
+		{name: jobRandom, commands: s.servers(server{warm: true, load: readRandomly(16)})},
 	}
 	if s.disk != "" {
 		jobs = append(jobs, s.onDisk())
@@ -157,9 +158,52 @@ func (s suite) servers(under server) []command {
 	const here = "../nbd" // the socket, as seen from where they run
 	return s.with(
 		command{server: &under, args: words("serve -s store --memory 4GiB --listen unix:" + here + " b.caibx")},
-		[]variant{s.plain()},
-		command{tool: "qemu-nbd", server: &under, args: append(words("qemu-nbd -t -r -e 16 -f raw -k"), s.socket, "../dense")},
-		command{tool: "nbdkit", server: &under, args: append(words("nbdkit -f -r -U"), s.socket, "file", "../dense")})
+		[]variant{s.plain()}, under.qemu("../dense"), under.nbdkit("../dense"))
+}
+
+// inMemory is cairn without its image cache.
+const inMemory = "cairn, memory"
+
+// serveJobs are about b when all of it is warm: cairn has it in its image cache, whose file the kernel has in memory,
+// and besides in its own memory; the others have the plain file. All lie in one file system, and all know the holes.
+func (s suite) serveJobs() []job {
+	loads := []struct {
+		name string
+		load load
+	}{{jobWarmCopies, copyOften}, {jobWarmDeep, readRandomly(64)}, {jobWarmAlone, readRandomly(1)}}
+	var jobs []job
+	for _, l := range loads {
+		under := server{warm: true, load: l.load, socket: s.socket}
+		serves := func(tool, options string) command {
+			c := command{server: &under, dir: "cairn", prepare: s.stored, args: words("serve -s store --listen unix:../nbd b.caibx " + options)}
+			c = c.by(s.plain())
+			c.tool = tool
+			return c
+		}
+		jobs = append(jobs, job{name: l.name, commands: []command{
+			serves("cairn", "--cache cache --prefetch all"), serves(inMemory, "--memory 4GiB"),
+			under.qemu("../b"), under.nbdkit("../b"),
+		}})
+	}
+	return jobs
+}
+
+// stored makes b's store, unless that is done.
+func (s suite) stored(dir string) error {
+	if _, err := os.Stat(filepath.Join(dir, "b.caibx")); err == nil {
+		return nil
+	}
+	cmd := exec.Command(s.cairn, words("make -s store b.caibx ../b")...)
+	cmd.Dir = dir
+	return quietly(cmd)
+}
+
+func (v server) qemu(image string) command {
+	return command{tool: "qemu-nbd", server: &v, args: append(words("qemu-nbd -t -r -e 16 -f raw -k"), v.socket, image)}
+}
+
+func (v server) nbdkit(image string) command {
+	return command{tool: "nbdkit", server: &v, args: append(words("nbdkit -f -r -U"), v.socket, "file", image)}
 }
 
 // newStore empties the store.

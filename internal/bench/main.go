@@ -27,6 +27,7 @@ func main() {
 	flag.StringVar(&o.work, "work", "/dev/shm", "`directory` to work in")
 	flag.StringVar(&o.disk, "disk", "", "`directory` on a disk, for a store (default: nothing on a disk is measured)")
 	flag.StringVar(&o.out, "out", "", "write results to this `path` with .md, .json and -FORMAT-….svg added")
+	flag.BoolVar(&o.serve, "serve", false, "measure servers of a warm image instead")
 	flag.BoolVar(&o.net, "net", false, "measure over links instead: how fast release b comes from a web server")
 	flag.StringVar(&o.link, "link", "", "only links whose name has this `text` in it, such as 100 Mbit")
 	flag.Int64Var(&o.bytes, "bytes", 0, "of each image, use that many `bytes` over links (default: all)")
@@ -41,7 +42,7 @@ func main() {
 type options struct {
 	cairn, libzstd, images, work, disk, out string
 	rounds                                  int
-	net                                     bool
+	net, serve                              bool
 	link                                    string
 	bytes                                   int64
 }
@@ -49,10 +50,10 @@ type options struct {
 // run measures with the images of each format, and writes the results.
 func run(ctx context.Context, o options, formats []string) error {
 	if len(formats) == 0 || o.rounds < 1 || o.images == "" || o.out == "" {
-		return errors.New("usage: bench [-net] -images DIR [-cairn BINARY] [-libzstd BINARY] [-work DIR] [-disk DIR] [-rounds N] [-link TEXT] [-bytes N] " +
+		return errors.New("usage: bench [-net | -serve] -images DIR [-cairn BINARY] [-libzstd BINARY] [-work DIR] [-disk DIR] [-rounds N] [-link TEXT] [-bytes N] " +
 			"-out PATH FORMAT [FORMAT]")
 	}
-	for _, path := range []*string{&o.cairn, &o.libzstd, &o.disk} { // the tools run in directories of their own
+	for _, path := range []*string{&o.cairn, &o.libzstd, &o.disk, &o.work} { // the tools run in directories of their own
 		if err := makeAbsolute(path); err != nil {
 			return err
 		}
@@ -65,7 +66,10 @@ func run(ctx context.Context, o options, formats []string) error {
 	if err != nil {
 		return err
 	}
-	r := results{Machine: machine, Rounds: o.rounds}
+	r := results{Machine: machine, Rounds: o.rounds, goals: goals()}
+	if o.serve {
+		r.goals = serveGoals()
+	}
 	for _, format := range formats {
 		if err := r.measure(ctx, o, format); err != nil {
 			return fmt.Errorf("%s: %w", format, err)
@@ -101,7 +105,11 @@ func (r *results) measure(ctx context.Context, o options, format string) (err er
 	suite := suite{cairn: o.cairn, libzstd: o.libzstd, disk: o.disk, socket: filepath.Join(work, "nbd")}
 	for round := range o.rounds {
 		begun := time.Now()
-		samples, err := measureRound(ctx, work, suite.jobs(), size)
+		jobs := suite.jobs()
+		if o.serve {
+			jobs = suite.serveJobs()
+		}
+		samples, err := measureRound(ctx, work, jobs, size)
 		if err != nil {
 			return err
 		}

@@ -19,6 +19,7 @@ type results struct {
 	Machine machine  `json:"machine"`
 	Rounds  int      `json:"rounds"`
 	Samples []sample `json:"samples"`
+	goals   []goal
 }
 
 // machine is what the figures depend on, besides the images.
@@ -125,7 +126,7 @@ func (r *results) markdown() string {
 			writeJob(&b, job, samples)
 		}
 		if isLarge(samples) {
-			b.WriteString(goalsTable(samples))
+			b.WriteString(goalsTable(r.goals, samples))
 		}
 	}
 	return b.String()

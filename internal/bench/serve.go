@@ -17,7 +17,7 @@ import (
 // server says how to measure a server.
 type server struct {
 	socket string // where it listens
-	warm   bool   // its export is copied out once before the clock runs
+	warm   bool   // its export is copied out twice before the clock runs
 	load   load
 }
 
@@ -40,7 +40,7 @@ func (v server) run(ctx context.Context, cmd *exec.Cmd, s *sample) (err error) {
 	}
 	uri := "nbd+unix:///?socket=" + v.socket
 	if v.warm {
-		if err := copyOut(ctx, uri, new(sample)); err != nil {
+		if err := errors.Join(copyOut(ctx, uri, new(sample)), copyOut(ctx, uri, new(sample))); err != nil {
 			return err
 		}
 	}
@@ -85,17 +85,19 @@ func copyOften(ctx context.Context, uri string, s *sample) error {
 	return nil
 }
 
-// readRandomly reads blocks of an export on one connection for some seconds, and counts them.
-func readRandomly(ctx context.Context, uri string, s *sample) error {
+// readRandomly reads blocks of an export on one connection for some seconds, so many at once, and counts them.
+func readRandomly(depth int) load {
 	const block = 4096
-	out, err := exec.CommandContext(ctx, "fio", "--name=random", "--ioengine=nbd", "--uri="+uri, "--rw=randread",
-		"--bs="+strconv.Itoa(block), "--runtime=3", "--time_based", "--iodepth=16", "--output-format=json").Output()
-	if err != nil {
-		return fmt.Errorf("fio: %w", err)
+	return func(ctx context.Context, uri string, s *sample) error {
+		out, err := exec.CommandContext(ctx, "fio", "--name=random", "--ioengine=nbd", "--uri="+uri, "--rw=randread",
+			"--bs="+strconv.Itoa(block), "--runtime=3", "--time_based", "--iodepth="+strconv.Itoa(depth), "--output-format=json").Output()
+		if err != nil {
+			return fmt.Errorf("fio: %w", err)
+		}
+		s.Ops, err = parseFio(out)
+		s.Bytes = block * s.Ops
+		return err
 	}
-	s.Ops, err = parseFio(out)
-	s.Bytes = block * s.Ops
-	return err
 }
 
 // parseFio reads how many reads fio did. Its JSON may follow some words.
