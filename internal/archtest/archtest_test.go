@@ -54,7 +54,7 @@ var imports = map[string]string{
 // testOnly are the packages that only tests, and one another, may import.
 var testOnly = []string{
 	"testimages", "store/storetest", "nbd/nbdtest", "internal/need", "internal/vmtest", "internal/archtest",
-	"internal/blockdev/looptest", "internal/netlab", "internal/boottrace",
+	"internal/blockdev/looptest", "internal/netlab", "internal/nginx", "internal/boottrace",
 }
 
 // tools are programs for developers, no part of the product: they may print, and use what is for tests only.

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"cairn/internal/netlab"
+	"cairn/internal/nginx"
 )
 
 // netLink is a link over which release b is assembled from nothing.
@@ -104,7 +105,7 @@ func (r *netResults) measure(ctx context.Context, o options, format string) (err
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, depot.nginx.stop()) }()
+	defer func() { err = errors.Join(err, depot.nginx.Stop()) }()
 	for round := range o.rounds {
 		for _, l := range netLinks() {
 			if !strings.Contains(l.name, o.link) {
@@ -127,7 +128,7 @@ func (r *netResults) measure(ctx context.Context, o options, format string) (err
 // depot is release b, published behind nginx.
 type depot struct {
 	work, image string
-	nginx       *nginx
+	nginx       *nginx.Server
 	payload     int64
 }
 
@@ -147,7 +148,7 @@ func newDepot(ctx context.Context, o options, work, format string) (*depot, erro
 	if d.payload, err = sizeOf(served); err != nil {
 		return nil, err
 	}
-	d.nginx, err = startNginx(work, served)
+	d.nginx, err = nginx.Start(nginx.Options{Root: served, Work: work})
 	return d, err
 }
 
@@ -175,7 +176,7 @@ func sizeOf(dir string) (n int64, err error) {
 // measure assembles b once over a link, and enters what that took. A tool that fails or takes ten times as long as the
 // link needs is a result; one that succeeds with a wrong image is an error.
 func (d *depot) measure(ctx context.Context, l netLink, tool netTool, s *netSample) (err error) {
-	proxy, err := netlab.NewProxy(d.nginx.address, l.link, l.fate)
+	proxy, err := netlab.NewProxy(d.nginx.Address(), l.link, l.fate)
 	if err != nil {
 		return err
 	}
@@ -235,7 +236,7 @@ func (d *depot) check(ideal float64, s *netSample) error {
 
 // rigCPU is the CPU time that the server and the link have used so far, in seconds.
 func (d *depot) rigCPU() (float64, error) {
-	server, err := d.nginx.cpu()
+	server, err := nginxCPU(d.nginx)
 	if err != nil {
 		return 0, err
 	}

@@ -8,6 +8,7 @@ import (
 
 	"cairn/internal/need"
 	"cairn/internal/netlab"
+	"cairn/internal/nginx"
 )
 
 func TestNetMarkdown(t *testing.T) {
@@ -46,11 +47,11 @@ func TestNetMeasure(t *testing.T) {
 	if err := os.WriteFile(image, []byte("an image"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	server, err := startNginx(work, served)
+	server, err := nginx.Start(nginx.Options{Root: served, Work: work})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer server.stop()
+	defer server.Stop()
 	d := &depot{work: filepath.Join(work, "work"), image: image, nginx: server, payload: 1000}
 	l := netLinks()[0]
 	var s netSample

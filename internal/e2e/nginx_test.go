@@ -4,21 +4,17 @@ import (
 	"fmt"
 	"io"
 	"log"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
-	"cairn/internal/need"
+	"cairn/internal/nginx"
+	"cairn/store/storetest"
 )
 
 // traffic is chunks that came over a network, and their bytes as they were sent.
@@ -27,67 +23,21 @@ type traffic struct {
 	bytes  int64
 }
 
-// nginx is a real nginx over a directory, with its access log.
-type nginx struct {
+// webServer is a real nginx over a directory, with its access log.
+type webServer struct {
 	url, log string
 	seen     traffic // what was told already
 }
 
 // newNginx serves a directory on 127.0.0.1 until the test ends.
-func newNginx(t testing.TB, dir string) *nginx {
+func newNginx(t testing.TB, dir string) *webServer {
 	t.Helper()
-	path := need.Tool(t, "nginx")
-	listener, err := net.Listen("tcp4", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer listener.Close()
-	socket, err := listener.(*net.TCPListener).File()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer socket.Close()
-	work, address := t.TempDir(), listener.Addr().String()
-	config := writeFile(t, work, "nginx.conf", nginxConfig(work, dir, address))
-	cmd := exec.Command(path, "-p", work, "-c", config, "-e", filepath.Join(work, "error.log"))
-	// nginx takes over a socket that listens already: no port is lost to others, and none has to be waited for.
-	cmd.ExtraFiles = []*os.File{socket}
-	cmd.Env = append(os.Environ(), "NGINX=3;")
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Signal(syscall.SIGTERM)
-		_ = cmd.Wait() // the status depends on how far it had come
-	})
-	return &nginx{url: "http://" + address, log: filepath.Join(work, "access.log")}
-}
-
-// nginxConfig has every path below work. The worker stays who the test is, to read its private directories;
-// without a master process nginx 1.22 crashes on inherited sockets.
-func nginxConfig(work, dir, address string) []byte {
-	return fmt.Appendf(nil, `
-daemon off;
-worker_processes 1;
-user root;
-pid %[1]s/nginx.pid;
-events { worker_connections 512; }
-http {
-	log_format sizes "$request_method $status $body_bytes_sent $uri";
-	access_log %[1]s/access.log sizes;
-	default_type application/octet-stream;
-	client_body_temp_path %[1]s/body;
-	proxy_temp_path %[1]s/proxy;
-	fastcgi_temp_path %[1]s/fastcgi;
-	uwsgi_temp_path %[1]s/uwsgi;
-	scgi_temp_path %[1]s/scgi;
-	server { listen %[3]s; root %[2]s; }
-}
-`, work, dir, address)
+	s := storetest.StartNginx(t, nginx.Options{Root: dir})
+	return &webServer{url: "http://" + s.Address(), log: s.AccessLog()}
 }
 
 // sent is the chunks that nginx has sent since it was asked last, by its access log.
-func (n *nginx) sent(t testing.TB) traffic {
+func (n *webServer) sent(t testing.TB) traffic {
 	t.Helper()
 	// The only worker logs a request before it turns to the next one: when this is answered, all before is there.
 	answer, err := http.Get(n.url + "/are-you-done")

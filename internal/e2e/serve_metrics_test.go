@@ -133,7 +133,7 @@ func namedClient(t testing.TB, socket, name string) *nbdtest.Client {
 }
 
 // settled are a server's metrics, and what a web server has sent by then: nothing is fetched any more.
-func settled(t testing.TB, base string, web *nginx) (m map[string]float64, sent traffic) {
+func settled(t testing.TB, base string, web *webServer) (m map[string]float64, sent traffic) {
 	t.Helper()
 	for range 20 {
 		before := metricsOf(t, base)

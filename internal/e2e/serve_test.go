@@ -165,7 +165,7 @@ func hexdump(text string) string {
 }
 
 // useNBDInfo: what nbdinfo tells comes from the index alone.
-func useNBDInfo(t *testing.T, server *nginx, r release) {
+func useNBDInfo(t *testing.T, server *webServer, r release) {
 	s := serve(t, 1, server.url+"/b.caibx", "--listen", "unix:"+filepath.Join(socketDir(t), "socket"))
 	uri := s.uris[0]
 	server.sent(t)

@@ -88,7 +88,7 @@ func (u update) args(url string, s slots) []string {
 }
 
 // run assembles. A seed that changes is written to after the planning, before most of it is read.
-func (u update) run(t testing.TB, server *nginx, s slots) (got assembled) {
+func (u update) run(t testing.TB, server *webServer, s slots) (got assembled) {
 	t.Helper()
 	if !u.changes {
 		parse(t, cairn(t, u.args(server.url, s)...), &got)
@@ -125,7 +125,7 @@ func (u update) check(t testing.TB, got assembled, wire, limit traffic) {
 }
 
 // again assembles once more, which must write nothing.
-func (u update) again(t testing.TB, server *nginx, s slots) {
+func (u update) again(t testing.TB, server *webServer, s slots) {
 	t.Helper()
 	before := changed(t, s.disk)
 	var got assembled
