@@ -128,6 +128,9 @@ type guestImages struct {
 	digest, dataDigest  string // of root.caibx and data.caibx
 }
 
+// index is that of the system.
+func (g guestImages) index() string { return filepath.Join(g.dir, "root.caibx") }
+
 // guests makes guestImages, once for all tests, which do not change them.
 func guests(t testing.TB) guestImages {
 	t.Helper()
@@ -154,7 +157,7 @@ func newGuestImages(t testing.TB) (g guestImages) {
 	if err := testimages.Ext4(g.ext4, more, 80*mib); err != nil {
 		t.Fatal(err)
 	}
-	cairn(t, "make", filepath.Join(dir, "root.caibx"), g.squashfs)
+	cairn(t, "make", g.index(), g.squashfs)
 	cairn(t, "make", filepath.Join(dir, "data.caibx"), g.ext4)
 	g.digest, g.dataDigest = treeDigest(tree), treeDigest(more)
 	return g
