@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -36,7 +37,7 @@ type nginx struct {
 // newNginx serves a directory on 127.0.0.1 until the test ends.
 func newNginx(t testing.TB, dir string) *nginx {
 	t.Helper()
-	path := need.Tool(t, "nginx")
+	program := need.Tool(t, "nginx")
 	listener, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -49,7 +50,7 @@ func newNginx(t testing.TB, dir string) *nginx {
 	defer socket.Close()
 	work, address := t.TempDir(), listener.Addr().String()
 	config := writeFile(t, work, "nginx.conf", nginxConfig(work, dir, address))
-	cmd := exec.Command(path, "-p", work, "-c", config, "-e", filepath.Join(work, "error.log"))
+	cmd := exec.Command(program, "-p", work, "-c", config, "-e", filepath.Join(work, "error.log"))
 	// nginx takes over a socket that listens already: no port is lost to others, and none has to be waited for.
 	cmd.ExtraFiles = []*os.File{socket}
 	cmd.Env = append(os.Environ(), "NGINX=3;")
@@ -89,27 +90,46 @@ http {
 // sent is the chunks that nginx has sent since it was asked last, by its access log.
 func (n *nginx) sent(t testing.TB) traffic {
 	t.Helper()
+	var all traffic
+	n.each(t, func(_ string, status int, size int64) {
+		if status == http.StatusOK {
+			all.chunks++
+			all.bytes += size
+		}
+	})
+	news := traffic{all.chunks - n.seen.chunks, all.bytes - n.seen.bytes}
+	n.seen = all
+	return news
+}
+
+// asked is how often nginx was asked for each chunk, by its digest, whatever became of that.
+func (n *nginx) asked(t testing.TB) map[string]int {
+	t.Helper()
+	all := map[string]int{}
+	n.each(t, func(digest string, _ int, _ int64) { all[digest]++ })
+	return all
+}
+
+// each calls back for the requests for chunks in the access log.
+func (n *nginx) each(t testing.TB, request func(digest string, status int, size int64)) {
+	t.Helper()
 	// The only worker logs a request before it turns to the next one: when this is answered, all before is there.
 	answer, err := http.Get(n.url + "/are-you-done")
 	if err != nil {
 		t.Fatal(err)
 	}
 	answer.Body.Close()
-	var all traffic
 	for line := range strings.Lines(string(readFile(t, n.log))) {
-		var method, path string
-		var status, size int64
-		if _, err := fmt.Sscan(line, &method, &status, &size, &path); err != nil {
+		var method, name string
+		var status int
+		var size int64
+		if _, err := fmt.Sscan(line, &method, &status, &size, &name); err != nil {
 			t.Fatalf("nginx logs %q: %v", line, err)
 		}
-		if method == http.MethodGet && status == http.StatusOK && strings.HasSuffix(path, ".cacnk") {
-			all.chunks++
-			all.bytes += size
+		if digest, is := strings.CutSuffix(path.Base(name), ".cacnk"); is && method == http.MethodGet {
+			request(digest, status, size)
 		}
 	}
-	news := traffic{all.chunks - n.seen.chunks, all.bytes - n.seen.bytes}
-	n.seen = all
-	return news
 }
 
 // gate is a proxy that hands on a few chunks at once, and holds back the others until it is opened.

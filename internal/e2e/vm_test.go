@@ -42,12 +42,23 @@ func recipe(t testing.TB, name string, values map[string]string) []string {
 // qemuArgs are the arguments of a recipe's qemu that are about what it has, not about the machine that runs it.
 func qemuArgs(t testing.TB, name string, values map[string]string) []string {
 	t.Helper()
+	return recipeArgs(t, name, values, "qemu-system-x86_64", "-accel", "kvm", "-m", "2G", "-nographic")
+}
+
+// serveArgs are the arguments of a recipe's cairn serve.
+func serveArgs(t testing.TB, name string, values map[string]string) []string {
+	t.Helper()
+	return recipeArgs(t, name, values, "cairn", "serve")
+}
+
+// recipeArgs are the words of a recipe's command behind those that it begins with.
+func recipeArgs(t testing.TB, name string, values map[string]string, begin ...string) []string {
+	t.Helper()
 	words := strings.Fields(strings.Join(recipe(t, name, values), " "))
-	machine := []string{"qemu-system-x86_64", "-accel", "kvm", "-m", "2G", "-nographic"}
-	if len(words) < len(machine) || !slices.Equal(words[:len(machine)], machine) {
-		t.Fatalf("the recipe %q begins with %q, want %q", name, words, machine)
+	if len(words) < len(begin) || !slices.Equal(words[:len(begin)], begin) {
+		t.Fatalf("the recipe %q begins with %q, want %q", name, words, begin)
 	}
-	return words[len(machine):]
+	return words[len(begin):]
 }
 
 // shell is a recipe as lines of a guest's script, which tells when one of them has failed.
