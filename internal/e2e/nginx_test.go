@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
+	"path"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -39,27 +40,46 @@ func newNginx(t testing.TB, dir string) *webServer {
 // sent is the chunks that nginx has sent since it was asked last, by its access log.
 func (n *webServer) sent(t testing.TB) traffic {
 	t.Helper()
+	var all traffic
+	n.each(t, func(_ string, status int, size int64) {
+		if status == http.StatusOK {
+			all.chunks++
+			all.bytes += size
+		}
+	})
+	news := traffic{all.chunks - n.seen.chunks, all.bytes - n.seen.bytes}
+	n.seen = all
+	return news
+}
+
+// asked is how often nginx was asked for each chunk, by its digest, whatever became of that.
+func (n *webServer) asked(t testing.TB) map[string]int {
+	t.Helper()
+	all := map[string]int{}
+	n.each(t, func(digest string, _ int, _ int64) { all[digest]++ })
+	return all
+}
+
+// each calls back for the requests for chunks in the access log.
+func (n *webServer) each(t testing.TB, request func(digest string, status int, size int64)) {
+	t.Helper()
 	// The only worker logs a request before it turns to the next one: when this is answered, all before is there.
 	answer, err := http.Get(n.url + "/are-you-done")
 	if err != nil {
 		t.Fatal(err)
 	}
 	answer.Body.Close()
-	var all traffic
 	for line := range strings.Lines(string(readFile(t, n.log))) {
-		var method, path string
-		var status, size int64
-		if _, err := fmt.Sscan(line, &method, &status, &size, &path); err != nil {
+		var method, name string
+		var status int
+		var size int64
+		if _, err := fmt.Sscan(line, &method, &status, &size, &name); err != nil {
 			t.Fatalf("nginx logs %q: %v", line, err)
 		}
-		if method == http.MethodGet && status == http.StatusOK && strings.HasSuffix(path, ".cacnk") {
-			all.chunks++
-			all.bytes += size
+		if digest, is := strings.CutSuffix(path.Base(name), ".cacnk"); is && method == http.MethodGet {
+			request(digest, status, size)
 		}
 	}
-	news := traffic{all.chunks - n.seen.chunks, all.bytes - n.seen.bytes}
-	n.seen = all
-	return news
 }
 
 // gate is a proxy that hands on a few chunks at once, and holds back the others until it is opened.

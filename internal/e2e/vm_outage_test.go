@@ -24,56 +24,102 @@ func outages() (server, store time.Duration) {
 // started again, and the store is away for a while: the boot goes on, with the right bytes and no error.
 func TestVMOutages(t *testing.T) {
 	t.Parallel()
-	g := guests(t)
-	web := newNginx(t, g.dir)
-	line := newFlakyLine(t, web.url)
-	socket := filepath.Join(socketDir(t), "socket")
-	args := []string{line.url() + "/root.caibx", "--listen", "unix:" + socket}
-	values := map[string]string{"SOCKET": socket, "EXPORT": pinned(t, filepath.Join(g.dir, "root.caibx"))}
-	server, store := outages()
+	b := newOutageBoot(t)
+	b.untilRunning(t)
+	b.killServer(t)
+	b.goOn(t)
+}
 
-	first := serve(t, 1, args...)
-	began := time.Now()
-	vm := vmtest.Boot(t, vmtest.Config{
-		Modules: []string{"virtio_pci", "virtio_blk", "squashfs"},
-		Init:    bootFromDisk,
-		Args:    qemuArgs(t, "disk", values),
-	})
-	vm.Wait(t, "guest: running", guestPatience)
-	t.Logf("the guest runs after %v", time.Since(began).Round(time.Second))
-	first.signal(t, syscall.SIGKILL)
-	first.wait(t)
-	time.Sleep(server) // nobody tells that qemu waits
-	web.sent(t)
-	second := serve(t, 1, args...)
+// outageBoot is a boot during which first the server is away and then its store.
+type outageBoot struct {
+	guestImages
+	web    *webServer
+	line   *flakyLine
+	values map[string]string // for recipes
+	args   []string          // of the server
+	server *serving
+	vm     *vmtest.VM
+	began  time.Time
+}
+
+// newOutageBoot starts nothing yet but nginx.
+func newOutageBoot(t *testing.T) *outageBoot {
+	t.Helper()
+	b := &outageBoot{guestImages: guests(t)}
+	b.values = map[string]string{"SOCKET": filepath.Join(socketDir(t), "socket"), "EXPORT": pinned(t, b.index())}
+	b.connect(t)
+	b.args = []string{b.values["INDEX"], "--listen", "unix:" + b.values["SOCKET"]}
+	return b
+}
+
+// connect makes the way to a web server, which was asked for nothing yet.
+func (b *outageBoot) connect(t *testing.T) {
+	t.Helper()
+	b.web = newNginx(t, b.dir)
+	b.line = newFlakyLine(t, b.web.url)
+	b.values["STORE"], b.values["INDEX"] = b.line.url()+"/default.castr", b.line.url()+"/root.caibx"
+}
+
+// untilRunning boots until the guest runs from its root.
+func (b *outageBoot) untilRunning(t *testing.T) {
+	t.Helper()
+	b.server = serve(t, 1, b.args...)
+	b.began = time.Now()
+	b.vm = bootFromDisk(t, b.values, "")
+	b.vm.Wait(t, "guest: running", guestPatience)
+	t.Logf("the guest runs after %v", time.Since(b.began).Round(time.Second))
+}
+
+// killServer leaves the guest without a server for a while.
+func (b *outageBoot) killServer(t *testing.T) {
+	t.Helper()
+	b.server.signal(t, syscall.SIGKILL)
+	b.server.wait(t)
+	away, _ := outages()
+	time.Sleep(away) // nobody tells that qemu waits
+}
+
+// goOn starts the server again, and takes the store away in the middle of what is left. It returns when the guest is
+// done.
+func (b *outageBoot) goOn(t *testing.T) {
+	t.Helper()
+	second := serve(t, 1, b.args...)
+	b.server = second
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Logf("the second server says:\n%s", second.stderr)
 		}
 	})
-	g.wantPart(t, vm, 0)
+	b.wantPart(t, b.vm, 0)
 
-	line.down.Store(true)
-	line.Sever()
+	b.line.down.Store(true)
+	b.line.Sever()
 	second.stderr.await(t, "reads wait for the store")
+	server, store := outages()
 	time.Sleep(store)
-	if strings.Contains(vm.Console(), "guest: part 2") {
-		t.Error("the guest has read all before the store was away")
-	}
-	line.down.Store(false)
-	g.wantSystem(t, vm, 1)
-	t.Logf("the guest is done after %v, with the server away for %v and the store for %v", time.Since(began).Round(time.Second), server, store)
-	if sent := web.sent(t); sent.chunks == 0 {
-		t.Error("the second server fetched nothing")
+	b.web.sent(t)
+	b.line.down.Store(false)
+	b.wantSystem(t, b.vm, 1)
+	t.Logf("the guest is done after %v, with the server away for %v and the store for %v", time.Since(b.began).Round(time.Second), server, store)
+	if sent := b.web.sent(t); sent.chunks == 0 {
+		t.Error("the guest had read all before the store was away")
 	}
 }
 
-// bootFromDisk goes on with what is on the first disk.
-const bootFromDisk = `
+// bootFromDisk boots a machine whose root is the disk of the recipe "disk". These lines run when it is mounted.
+func bootFromDisk(t testing.TB, values map[string]string, lines string) *vmtest.VM {
+	t.Helper()
+	return vmtest.Boot(t, vmtest.Config{
+		Modules: []string{"virtio_pci", "virtio_blk", "squashfs"},
+		Init: `
 mount -t squashfs -o ro /dev/vda /root
+` + lines + `
 mount -t devtmpfs dev /root/dev
 exec switch_root /root /init
-`
+`,
+		Args: qemuArgs(t, "disk", values),
+	})
+}
 
 // flakyLine is the way to a web server, which may be down: connections are refused.
 type flakyLine struct {

@@ -42,12 +42,23 @@ func recipe(t testing.TB, name string, values map[string]string) []string {
 // qemuArgs are the arguments of a recipe's qemu that are about what it has, not about the machine that runs it.
 func qemuArgs(t testing.TB, name string, values map[string]string) []string {
 	t.Helper()
+	return recipeArgs(t, name, values, "qemu-system-x86_64", "-accel", "kvm", "-m", "2G", "-nographic")
+}
+
+// serveArgs are the arguments of a recipe's cairn serve.
+func serveArgs(t testing.TB, name string, values map[string]string) []string {
+	t.Helper()
+	return recipeArgs(t, name, values, "cairn", "serve")
+}
+
+// recipeArgs are the words of a recipe's command behind those that it begins with.
+func recipeArgs(t testing.TB, name string, values map[string]string, begin ...string) []string {
+	t.Helper()
 	words := strings.Fields(strings.Join(recipe(t, name, values), " "))
-	machine := []string{"qemu-system-x86_64", "-accel", "kvm", "-m", "2G", "-nographic"}
-	if len(words) < len(machine) || !slices.Equal(words[:len(machine)], machine) {
-		t.Fatalf("the recipe %q begins with %q, want %q", name, words, machine)
+	if len(words) < len(begin) || !slices.Equal(words[:len(begin)], begin) {
+		t.Fatalf("the recipe %q begins with %q, want %q", name, words, begin)
 	}
-	return words[len(machine):]
+	return words[len(begin):]
 }
 
 // shell is a recipe as lines of a guest's script, which tells when one of them has failed.
@@ -128,6 +139,9 @@ type guestImages struct {
 	digest, dataDigest  string // of root.caibx and data.caibx
 }
 
+// index is that of the system.
+func (g guestImages) index() string { return filepath.Join(g.dir, "root.caibx") }
+
 // guests makes guestImages, once for all tests, which do not change them.
 func guests(t testing.TB) guestImages {
 	t.Helper()
@@ -154,7 +168,7 @@ func newGuestImages(t testing.TB) (g guestImages) {
 	if err := testimages.Ext4(g.ext4, more, 80*mib); err != nil {
 		t.Fatal(err)
 	}
-	cairn(t, "make", filepath.Join(dir, "root.caibx"), g.squashfs)
+	cairn(t, "make", g.index(), g.squashfs)
 	cairn(t, "make", filepath.Join(dir, "data.caibx"), g.ext4)
 	g.digest, g.dataDigest = treeDigest(tree), treeDigest(more)
 	return g
