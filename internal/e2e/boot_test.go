@@ -13,6 +13,7 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -95,7 +96,9 @@ func (im *bootImage) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case name == "v.raw":
 		http.ServeContent(w, r, "", time.Time{}, io.NewSectionReader(im, 0, im.index.Size()))
 	case err == nil && known && strings.HasSuffix(name, ".cacnk"):
-		_, _ = w.Write(im.pack(digest, c))
+		packed := im.pack(digest, c)
+		w.Header().Set("Content-Length", strconv.Itoa(len(packed)))
+		_, _ = w.Write(packed)
 	default:
 		http.NotFound(w, r)
 	}
@@ -265,47 +268,67 @@ func replayThrough(t *testing.T, trace *boottrace.Trace, url string) time.Durati
 }
 
 // TestServeColdDepth: 64 reads at once of an image that is not here are answered nearly as fast as a store 20 ms away
-// answers 64 requests at once.
+// answers 64 requests at once. Its figure needs an idle machine, and real images:
+//
+//	CAIRN_LONG=1 CAIRN_IMAGES=DIR go test -v -run TestServeColdDepth ./internal/e2e
+//
+// (TestColdDepth of blob/view is the same on any machine, in virtual time.)
 func TestServeColdDepth(t *testing.T) {
-	if testing.Short() || os.Getenv("CAIRN_LONG") == "" {
-		t.Skip("its figure needs an idle machine: CAIRN_LONG=1")
+	all := realPairs(t)
+	if len(all) == 0 {
+		t.Skip("CAIRN_LONG and CAIRN_IMAGES are not set")
 	}
-	const reads, depth, trip = 2000, 64, 20 * time.Millisecond
-	_, shape := recordedBoot(t)
-	image := newBootImage(t, shape)
-	var places []int64
-	for i, c := range image.index.All() {
-		if !image.index.IsZero(i) && image.ids[c.Digest].ID >= 0 {
-			image.pack(c.Digest, image.ids[c.Digest])
-			places = append(places, (c.Offset+4095)&^4095) // a page of this chunk alone
+	for _, p := range all {
+		dir := t.TempDir()
+		cairn(t, "make", filepath.Join(dir, "b.caibx"), p.b)
+		web := newNginx(t, dir)
+		pages := pagesOfChunks(readIndex(t, filepath.Join(dir, "b.caibx")))
+		for range 3 {
+			readCold(t, p.name, web.url, pages)
 		}
 	}
-	rand.New(rand.NewPCG(1, 2)).Shuffle(len(places), func(i, j int) { places[i], places[j] = places[j], places[i] })
-	server := httptest.NewServer(image)
-	t.Cleanup(server.Close)
-	link, through := newLink(t, server.URL, netlab.Link{RTT: trip, Rate: 10_000 * netlab.Mbit}, nil)
-	s := serve(t, 1, through+"/v.caibx", "--prefetch", "none")
+}
+
+// pagesOfChunks are pages of the image, in no order, each in a chunk of its own that is not zero.
+func pagesOfChunks(x *blob.Index) (pages []int64) {
+	for i, c := range x.All() {
+		if !x.IsZero(i) {
+			pages = append(pages, (c.Offset+4095)&^4095)
+		}
+	}
+	rand.New(rand.NewPCG(1, 2)).Shuffle(len(pages), func(i, j int) { pages[i], pages[j] = pages[j], pages[i] })
+	return pages
+}
+
+// readCold reads pages from a new server, 64 at once.
+func readCold(t *testing.T, name, url string, pages []int64) {
+	t.Helper()
+	const reads, depth, trip = 2000, 64, 20 * time.Millisecond
+	link, through := newLink(t, url, netlab.Link{RTT: trip, Rate: 10 * netlab.Gbit}, nil)
+	s := serve(t, 1, through+"/b.caibx", "--prefetch", "none")
 	_, socket, _ := strings.Cut(s.uris[0], "?socket=")
 	c := client(t, socket)
 	begun := time.Now()
 	var next atomic.Int64
-	var all sync.WaitGroup
+	var readers sync.WaitGroup
 	for range depth {
-		all.Go(func() {
+		readers.Go(func() {
 			for i := next.Add(1) - 1; i < reads; i = next.Add(1) - 1 {
-				q := nbdtest.Request{Command: nbdtest.CmdRead, Offset: uint64(places[i]), Length: 4096}
+				q := nbdtest.Request{Command: nbdtest.CmdRead, Offset: uint64(pages[i]), Length: 4096}
 				if _, err := c.Do(t.Context(), q); err != nil {
 					t.Error(err)
 				}
 			}
 		})
 	}
-	all.Wait()
+	readers.Wait()
 	rate, most := reads/time.Since(begun).Seconds(), depth/trip.Seconds()
-	t.Logf("%.0f reads a second, %.0f %% of %.0f; requests: %v", rate, 100*rate/most, most, link.Counts().Requests)
+	t.Logf("%s: %.0f reads a second, %.0f %% of %.0f; requests: %v", name, rate, 100*rate/most, most, link.Counts().Requests)
 	if rate < most*6/10 {
-		t.Errorf("%.0f reads a second, want 60 %% of %.0f", rate, most)
+		t.Errorf("%s: %.0f reads a second, want 60 %% of %.0f", name, rate, most)
 	}
+	s.signal(t, syscall.SIGTERM)
+	s.wantStopped(t)
 }
 
 // replayPlainly boots as a plain client does: each read fetches the chunks that it lacks, one after the other.
