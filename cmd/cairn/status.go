@@ -242,6 +242,9 @@ func roomRows(s dashboard.Status) [][]string {
 		if c.Limit < 0 {
 			limit = "no limit"
 		}
+		if !c.Working {
+			limit += ", the disk fails"
+		}
 		rows = append(rows, []string{"images on disk", size(c.Bytes), limit})
 	}
 	return rows

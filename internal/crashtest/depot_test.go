@@ -9,11 +9,14 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"cairn/blob"
 )
 
 // depot is a web server over releases that knows what it has sent.
 type depot struct {
-	url string
+	url      string
+	releases releases
 
 	mu   sync.Mutex // guards what follows
 	sent map[string]int64
@@ -25,7 +28,7 @@ type depot struct {
 // newDepot serves a directory until the test ends.
 func newDepot(t testing.TB, r releases) *depot {
 	t.Helper()
-	d := &depot{sent: map[string]int64{}}
+	d := &depot{releases: r, sent: map[string]int64{}}
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
 		d.serve(w, q, filepath.Join(r.dir, filepath.FromSlash(q.URL.Path)))
 	}))
@@ -57,6 +60,12 @@ func (d *depot) serve(w http.ResponseWriter, q *http.Request, path string) {
 		d.sent[filepath.Base(path)] += int64(n)
 		d.mu.Unlock()
 	}
+}
+
+// index is that of release x.
+func (d *depot) index(t testing.TB) *blob.Index {
+	t.Helper()
+	return d.releases.read(t, "x")
 }
 
 // meanwhile has f called before each chunk from now on.

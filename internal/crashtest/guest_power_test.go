@@ -81,6 +81,7 @@ type entry struct {
 	flush, fua bool // what came before, or this, is on the medium
 	at         int64
 	data       []byte
+	mark       string // somebody's note; no request, then
 }
 
 // parseLog reads a log of sectors of 512 bytes, as drivers/md/dm-log-writes.c writes it.
@@ -97,13 +98,14 @@ func parseLog(t testing.TB, log []byte) (all []entry) {
 	rest := log[sector:]
 	for range number(log, 2) {
 		at, n, flags := number(rest, 0)*sector, number(rest, 1)*sector, number(rest, 2)
+		note := string(rest[4*8:][:min(number(rest, 3), sector-4*8)])
 		rest = rest[sector:]
 		e := entry{flush: flags&flush != 0, fua: flags&fua != 0, at: at}
 		switch {
 		case flags&mark != 0:
-			continue
+			e = entry{mark: note}
 		case flags&discard != 0:
-			t.Fatal("assemble has discarded")
+			t.Fatal("something was discarded")
 		}
 		e.data, rest = rest[:n:n], rest[n:]
 		all = append(all, e)

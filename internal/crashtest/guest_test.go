@@ -18,6 +18,8 @@ func guestParts() map[string]func(*testing.T) {
 		"power squashfs": func(t *testing.T) { guestPower(t, guestReleases("squashfs")) },
 		"faults":         guestFaults,
 		"roots":          guestRoots,
+		"cache power":    guestCachePower,
+		"cache faults":   guestCacheFaults,
 	}
 }
 

@@ -1,6 +1,6 @@
 // Package crashtest judges how images are assembled onto A/B slots: what an update downloads, reads and writes,
 // what is left of a slot when the program is killed or the power fails, and what faulty disks, stores and seeds
-// do to it. It uses the finished binary on real devices: loop devices here, and device-mapper targets that
+// do to it; and what these do to a server's image cache. It uses the finished binary on real devices: loop devices here, and device-mapper targets that
 // record writes and fail in a virtual machine, where this same test binary runs again (TestGuest). Of cairn's
 // packages it knows the index format and, to wrap a target in Go, what assembles.
 //

@@ -1,6 +1,7 @@
 package crashtest
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -35,7 +36,7 @@ func TestVM(t *testing.T) {
 			spare := filepath.Join(t.TempDir(), "spare")
 			must(t, "truncate", "-s", "128M", spare)
 			vm := vmtest.Boot(t, vmtest.Config{
-				Modules: []string{"virtio_pci", "virtio_blk", "squashfs", "ext4", "erofs", "loop", "dm-log-writes", "dm-flakey"},
+				Modules: []string{"virtio_pci", "virtio_blk", "squashfs", "ext4", "xfs", "erofs", "loop", "dm-log-writes", "dm-flakey"},
 				Files:   vmtest.Program(t, "dmsetup"),
 				Init:    strings.ReplaceAll(guestInit, "PART", part) + passOn("CAIRN_LONG", "CAIRN_SEED") + guestRun,
 				Args:    []string{"-smp", "2", "-drive", drive(data) + ",readonly=on", "-drive", drive(spare)},
@@ -111,9 +112,24 @@ func guestData(t testing.TB) string {
 	if err := os.Rename(large.dir, filepath.Join(dir, "noise")); err != nil {
 		t.Fatal(err)
 	}
+	cached := single(t, cachedImage())
+	makeEmpty(t, cached)
+	if err := os.Rename(cached.dir, filepath.Join(dir, "cached")); err != nil {
+		t.Fatal(err)
+	}
 	image := filepath.Join(t.TempDir(), "data.squashfs")
 	must(t, mksquashfs, dir, image, "-noD", "-noF", "-noI", "-no-progress", "-quiet")
 	return image
+}
+
+// makeEmpty makes the file systems that an image cache is kept on.
+func makeEmpty(t testing.TB, r releases) {
+	t.Helper()
+	for kind, args := range map[string][]string{"ext4": nil, "xfs": {"--unsupported"}} { // so small a one is
+		file := r.image("empty-" + kind)
+		must(t, "truncate", "-s", fmt.Sprint(cacheSize), file)
+		must(t, "mkfs."+kind, append(args, "-q", file)...)
+	}
 }
 
 // guestKinds are the kinds of file system that the guest has releases of, small enough for an emulated machine.

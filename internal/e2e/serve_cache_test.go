@@ -172,14 +172,7 @@ func TestServeFromCache(t *testing.T) {
 	}
 	o.away.Store(true)
 	s = serve(t, 1, filepath.Join(dir, "v.caibx"), "-s", o.URL+"/default.castr", "--cache", cache)
-	_, socket, _ := strings.Cut(s.uris[0], "?socket=")
-	c := client(t, socket)
-	defer c.Close()
-	for off := 0; off < len(image); off += 1 << 20 {
-		if !read(t, c, image, off, 1<<20) {
-			t.Errorf("the read at %d fails", off)
-		}
-	}
+	wantServed(t, s, image)
 	t.Run("two servers", func(t *testing.T) { testTwoServers(t, dir, cache, image) })
 }
 
@@ -268,4 +261,89 @@ func TestServeProfile(t *testing.T) {
 	checkFailed(t, run(t, "cairn", "profile", "show", filepath.Join(dir, "v.caibx")), damaged, "not a profile", nil)
 	need.Tool(t, "nbdinfo")
 	fails(t, 2, "needs --cache", "serve", filepath.Join(dir, "v.caibx"), "--prefetch", "all")
+}
+
+// TestServeDamagedCache: whatever happened to the files of a cache while no server had them, no wrong byte comes out, and
+// what is not damaged is mostly not fetched again. After a stop in good order the server sees by the file's size and
+// time that it was touched; after another end it needs neither.
+func TestServeDamagedCache(t *testing.T) {
+	t.Parallel()
+	dir, image := publishedNoise(t, 8<<20)
+	const most = 2 << 20 // bytes fetched again, by damage to 1 MiB
+	for name, c := range map[string]struct {
+		file   string
+		damage func(p []byte) []byte
+		most   int64
+	}{
+		"data flipped":      {"image.*", func(p []byte) []byte { return flipped(p[:1<<20], p[1<<20:]) }, most},
+		"data cut off":      {"image.*", func(p []byte) []byte { return p[:7<<20] }, most},
+		"data of no length": {"image.*", func([]byte) []byte { return nil }, 9 << 20},
+		"map flipped":       {"map", func(p []byte) []byte { return flipped(p, nil) }, 0},
+		"a slot flipped":    {"map", func(p []byte) []byte { return flipped(p[:4096], p[4096:]) }, 0},
+		"map cut off":       {"map", func(p []byte) []byte { return p[:100] }, 0},
+		"map says all":      {"map", func(p []byte) []byte { return bytes.Repeat([]byte{255}, len(p)) }, 0},
+		"index flipped":     {"index.caibx", func(p []byte) []byte { return flipped(p, nil) }, 0},
+	} {
+		for ended, signal := range map[string]syscall.Signal{"stopped": syscall.SIGTERM, "killed": syscall.SIGKILL} {
+			t.Run(name+", "+ended, func(t *testing.T) {
+				t.Parallel()
+				o := newOrigin(t, dir)
+				cache := filepath.Join(t.TempDir(), "cache")
+				args := []string{o.URL + "/v.caibx", "--cache", cache}
+				s := serve(t, 1, append(args, "--prefetch", "all")...)
+				s.stderr.await(t, "complete on disk")
+				s.signal(t, signal)
+				s.wait(t)
+				damage(t, filepath.Join(cache, "images", "*", c.file), c.damage, ended == "killed")
+				before := o.bytes.Load()
+				s = serve(t, 1, append(args, "--prefetch", "none")...)
+				wantServed(t, s, image)
+				if got := o.bytes.Load() - before; got > c.most {
+					t.Errorf("%d bytes are fetched again, want at most %d", got, c.most)
+				}
+			})
+		}
+	}
+}
+
+// flipped is p with a bit in each 4000 bytes changed, and what follows it.
+func flipped(p, rest []byte) []byte {
+	for i := 90; i < len(p); i += 4000 {
+		p[i] ^= 4
+	}
+	return append(p, rest...)
+}
+
+// damage changes the only file of that name, and may put back its times.
+func damage(t testing.TB, pattern string, change func(p []byte) []byte, secretly bool) {
+	t.Helper()
+	files, err := filepath.Glob(pattern)
+	if err != nil || len(files) != 1 {
+		t.Fatal(files, err)
+	}
+	info, err := os.Stat(files[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(files[0], change(readFile(t, files[0])), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if secretly {
+		if err := os.Chtimes(files[0], info.ModTime(), info.ModTime()); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// wantServed reads the whole image, which has to be right.
+func wantServed(t testing.TB, s *serving, image []byte) {
+	t.Helper()
+	_, socket, _ := strings.Cut(s.uris[0], "?socket=")
+	c := client(t, socket)
+	defer c.Close()
+	for off := 0; off < len(image); off += 1 << 20 {
+		if !read(t, c, image, off, min(1<<20, len(image)-off)) {
+			t.Errorf("the read at %d fails", off)
+		}
+	}
 }

@@ -2,8 +2,10 @@ package imagecache
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -30,6 +32,7 @@ type medium interface {
 	io.WriterAt
 	readNow(p []byte, off int64) bool
 	flush() error
+	uncache()
 	punch(off, n int64) error
 	nextData(off int64) (from, to int64, err error)
 	Stat() (os.FileInfo, error)
@@ -52,9 +55,11 @@ type File struct {
 
 	proven  *bitset.Set // chunks in the file that need no hashing; zeros, which are holes, too
 	claimed *bitset.Set // chunks said to be in the file, to be proven first
+	written *bitset.Set // those of them that were written and not flushed: they may not have come to the disk
 	broken  *bitset.Set // chunks whose place on the disk cannot be read
 	queued  *bitset.Set // chunks that wait to be written
 	pinned  *bitset.Set // chunks that are evicted last
+	gone    atomic.Bool // the file was removed: it is read, and written no more
 	used    []atomic.Uint32
 	holes   atomic.Uint64 // how often holes were punched: a read beside that does not count
 	readers atomic.Int64
@@ -63,7 +68,7 @@ type File struct {
 	epoch   time.Time
 
 	mu       sync.Mutex  // guards what follows
-	recent   *bitset.Set // chunks written since the last good flush began
+	recent   *bitset.Set // chunks written since the last flush began
 	dirty    bool        // there are such, or bits were taken out
 	sequence uint64
 	complete bool // the file has its final name
@@ -149,6 +154,12 @@ func (f *File) unreadable(lo, hi int, err error) {
 func (f *File) forget(i int) {
 	f.proven.Remove(i)
 	f.claimed.Remove(i)
+	f.written.Remove(i)
+	f.changed()
+}
+
+// changed has the map written with the next flush.
+func (f *File) changed() {
 	f.mu.Lock()
 	f.dirty = true
 	f.mu.Unlock()
@@ -179,18 +190,25 @@ func (f *File) Prove(i int, dst []byte) bool {
 	}
 	if f.index.Algorithm().Sum(dst) != c.Digest || f.holes.Load() != holes {
 		f.claimed.Remove(i)
+		f.written.Remove(i)
 		return false
+	}
+	f.stamp(c.Offset)
+	if f.written.Has(i) { // what was read may be in the kernel's memory only
+		return true
 	}
 	f.proven.Add(i)
 	f.claimed.Remove(i)
-	f.stamp(c.Offset)
+	if f.Missing() == 0 {
+		f.changed() // it gets its final name
+	}
 	return true
 }
 
 // Offer has a proven chunk written in the background; data must not change any more. The chunk is not kept when
 // the disk is behind, or fails.
 func (f *File) Offer(i int, data []byte) {
-	if !f.wanted(i) || f.queued.Has(i) {
+	if !f.wanted(i) || f.Queued(i) {
 		return
 	}
 	f.dir.enqueue(job{f, i, data})
@@ -198,19 +216,21 @@ func (f *File) Offer(i int, data []byte) {
 
 // OfferWait is Offer that waits until the disk is not behind.
 func (f *File) OfferWait(ctx context.Context, i int, data []byte) bool {
-	return f.wanted(i) && f.dir.enqueueWait(ctx, job{f, i, data})
+	return f.wanted(i) && !f.written.Has(i) && f.dir.enqueueWait(ctx, job{f, i, data})
 }
 
 // Wants says whether chunk i is not here and would be kept.
 func (f *File) Wants(i int) bool { return f.wanted(i) }
 
-// Queued says whether chunk i waits to be written.
-func (f *File) Queued(i int) bool { return f.queued.Has(i) }
+// Queued says whether chunk i waits to be written, or flushed.
+func (f *File) Queued(i int) bool { return f.queued.Has(i) || f.written.Has(i) }
 
 // Room says whether the disk takes more: it has not failed, and the limit is not near.
 func (f *File) Room() bool { return f.dir.working() && !f.dir.full.Load() }
 
-func (f *File) wanted(i int) bool { return !f.proven.Has(i) && !f.broken.Has(i) && !f.closed.Load() }
+func (f *File) wanted(i int) bool {
+	return !f.proven.Has(i) && !f.broken.Has(i) && !f.closed.Load() && !f.gone.Load()
+}
 
 // store writes a chunk, also to the first place that it has in the image: there it is found by its digest.
 func (f *File) store(i int, data []byte) bool {
@@ -224,21 +244,21 @@ func (f *File) store(i int, data []byte) bool {
 }
 
 func (f *File) storeAt(i int, data []byte) bool {
-	if !f.wanted(i) {
+	if !f.wanted(i) || !f.written.Add(i) {
 		return false
 	}
 	c := f.index.At(i)
 	if _, err := f.data.WriteAt(data, c.Offset); err != nil {
+		f.written.Remove(i)
 		f.dir.failed(fmt.Sprintf("writing %s", f.path), err)
 		return false
 	}
-	f.dir.worked()
+	f.written.Add(i) // a proof meanwhile may have found half of it
+	f.claimed.Add(i) // before a flush looks for it
 	f.mu.Lock()
 	f.recent.Add(i)
 	f.dirty = true
 	f.mu.Unlock()
-	f.claimed.Remove(i)
-	f.proven.Add(i)
 	f.stamp(c.Offset)
 	return true
 }
@@ -269,8 +289,7 @@ func (f *File) copy(a blob.Algorithm, digest blob.Digest, dst []byte) bool {
 	return a.Sum(dst) == digest
 }
 
-// sync flushes the data, and then the map that speaks of it. What was written to a disk that then failed to
-// flush it must be proven again: the kernel may have dropped it.
+// sync flushes the data, and then the map that speaks of it.
 func (f *File) sync() {
 	f.mu.Lock()
 	if !f.dirty {
@@ -280,28 +299,52 @@ func (f *File) sync() {
 	written := f.recent
 	f.recent, f.dirty = bitset.New(f.index.Len()), false
 	f.mu.Unlock()
+	f.look()
 	bits := f.bits()
 	if err := f.data.flush(); err != nil {
-		f.distrust(written)
+		f.lose(written)
 		f.dir.failed(fmt.Sprintf("flushing %s", f.path), err)
 		return
 	}
+	f.trust(written)
 	if err := f.save(mapState{bits: bits}); err != nil {
+		f.changed()
 		f.dir.failed(fmt.Sprintf("writing the map of %s", f.path), err)
 		return
 	}
+	f.dir.worked()
 	f.finish()
 }
 
-func (f *File) distrust(written *bitset.Set) {
-	for i := range written.Len() {
-		if written.Has(i) && f.proven.Remove(i) {
-			f.claimed.Add(i)
+// look notices that somebody has removed the file: nobody would find again what is written to it.
+func (f *File) look() {
+	there, err := os.Stat(filepath.Join(f.path, lockName))
+	mine, bad := f.lock.Stat()
+	if errors.Is(err, fs.ErrNotExist) || err == nil && bad == nil && !os.SameFile(mine, there) {
+		if !f.gone.Swap(true) {
+			f.dir.log.Warn("the image cache was removed under the server; new chunks are kept in memory only", "directory", f.path)
 		}
 	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.dirty = true
+}
+
+// trust takes in what was written and is on the disk now.
+func (f *File) trust(written *bitset.Set) {
+	for i := range written.Len() {
+		if written.Has(i) && f.written.Remove(i) && f.claimed.Has(i) {
+			f.proven.Add(i)
+			f.claimed.Remove(i)
+		}
+	}
+}
+
+// lose forgets what was written to a disk that then failed to flush it. The kernel may show it still, as long as it
+// has the memory, so that no proof counts.
+func (f *File) lose(written *bitset.Set) {
+	for i := range written.Len() {
+		if written.Has(i) {
+			f.forget(i)
+		}
+	}
 }
 
 // bits are the chunks that are in the file, proven or claimed.
@@ -329,7 +372,7 @@ func (f *File) save(s mapState) error {
 
 // finish gives a file that is complete its final name.
 func (f *File) finish() {
-	if f.Missing() > 0 {
+	if f.Missing() > 0 || f.gone.Load() {
 		return
 	}
 	f.mu.Lock()
@@ -399,6 +442,7 @@ func (f *File) closeClean() error {
 	if err := f.data.flush(); err != nil {
 		return fmt.Errorf("flushing %s: %w", f.path, err)
 	}
+	f.trust(f.written)
 	info, err := f.data.Stat()
 	if err != nil {
 		return fmt.Errorf("closing %s: %w", f.path, err)

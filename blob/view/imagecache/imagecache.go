@@ -253,9 +253,9 @@ func (d *Dir) failed(what string, err error) {
 	}
 }
 
-// worked takes note that the disk was written.
+// worked takes note that something came to the disk.
 func (d *Dir) worked() {
-	if d.failing.Swap(false) {
+	if d.working() && d.failing.Swap(false) {
 		d.log.Info("the image cache is written again")
 	}
 }

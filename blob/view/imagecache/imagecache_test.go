@@ -70,8 +70,15 @@ func (r *rig) open(o Options) {
 
 func (r *rig) data(i int) []byte { c := r.x.At(i); return r.image[c.Offset:c.End()] }
 
-// put writes chunks, and returns when they are written.
+// put writes chunks, and returns when they are flushed.
 func (r *rig) put(lo, hi int) {
+	r.t.Helper()
+	r.write(lo, hi)
+	r.dir.sync()
+}
+
+// write writes chunks, and returns when they are written.
+func (r *rig) write(lo, hi int) {
 	r.t.Helper()
 	for i := lo; i < hi; i++ {
 		r.file.OfferWait(r.t.Context(), i, r.data(i))
@@ -181,11 +188,12 @@ func TestComplete(t *testing.T) {
 func TestUncleanStop(t *testing.T) {
 	for _, synced := range []bool{true, false} {
 		r := newRig(t, mixed())
-		r.put(0, 20)
-		want, _ := r.check()
+		r.write(0, 20)
 		if synced {
 			r.dir.sync()
 		}
+		proven, claimed := r.check()
+		want := proven + claimed
 		r.crash()
 		r.open(Options{})
 		if n, claimed := r.check(); n != r.zeros() || claimed < want-n {
@@ -204,7 +212,6 @@ func TestMapSaysNoMoreThanDisk(t *testing.T) {
 	r.put(0, 10)
 	r.disk.before(func() { r.file.store(15, r.data(15)) }) // too late for this flush
 	r.put(10, 12)
-	r.dir.sync()
 	file, err := os.ReadFile(filepath.Join(r.file.path, mapName))
 	if err != nil {
 		t.Fatal(err)
@@ -356,6 +363,12 @@ type worse struct {
 	mu                          sync.Mutex
 	writeErr, readErr, flushErr error
 	beforeFlush                 func()
+	uncached                    bool
+}
+
+func (w *worse) uncache() {
+	w.uncached = true
+	w.medium.uncache()
 }
 
 func (w *worse) fail(which *error, err error) {
@@ -460,19 +473,126 @@ func TestFailingDisk(t *testing.T) {
 	r.check()
 }
 
-// TestFlushFails: what a disk failed to flush is not trusted, and no map speaks of it.
+// TestFlushFails: what a disk failed to flush is forgotten, whatever the kernel shows of it, and is written again.
 func TestFlushFails(t *testing.T) {
 	r := newRig(t, mixed())
 	disk := r.disk
 	disk.fail(&disk.flushErr, syscall.EIO)
 	r.put(0, 5)
-	r.dir.sync()
-	if n, claimed := r.check(); n != r.zeros() || claimed != 5 {
-		t.Errorf("%d chunks are trusted and %d to be proven, want %d, 5", n, claimed, r.zeros())
+	if n, claimed := r.check(); n != r.zeros() || claimed != 0 || !r.file.Wants(3) {
+		t.Errorf("%d chunks are trusted and %d to be proven, want %d, 0", n, claimed, r.zeros())
 	}
+	r.dir.turn.Lock()
 	disk.fail(&disk.flushErr, nil)
-	if got := r.prove(); got != 5 {
-		t.Errorf("%d chunks could be proven, want 5", got)
+	r.dir.paused.Store(0)
+	r.dir.turn.Unlock()
+	r.put(0, 5)
+	if n, _ := r.check(); n != r.zeros()+5 {
+		t.Errorf("%d chunks are trusted when the disk works again, want %d", n, r.zeros()+5)
+	}
+}
+
+// TestToldOnce: a disk whose memory takes everything and that fails to flush it is told of once.
+func TestToldOnce(t *testing.T) {
+	r := newRig(t, mixed())
+	if err := r.dir.Close(); err != nil {
+		t.Fatal(err)
+	}
+	var said spoken
+	r.open(Options{Log: slog.New(slog.NewTextHandler(&said, nil))})
+	disk := r.disk
+	disk.fail(&disk.flushErr, syscall.EIO)
+	for i := range 5 {
+		r.dir.paused.Store(0) // half a minute later
+		r.put(i, i+1)
+	}
+	if warned, again := said.count("level=WARN"), said.count("written again"); warned != 1 || again != 0 {
+		t.Errorf("told of %d times, and %d times that it works again", warned, again)
+	}
+}
+
+// TestUnflushed: a chunk is not taken for one on the disk before it is flushed, also when it was proven meanwhile: what
+// shows it may be the kernel's memory. Nor does a file get its final name.
+func TestUnflushed(t *testing.T) {
+	r := newRig(t, mixed())
+	r.dir.turn.Lock() // nothing is flushed meanwhile
+	r.write(0, r.x.Len())
+	for i, c := range r.x.All() {
+		if r.x.IsZero(i) {
+			continue
+		}
+		if !r.file.Prove(i, make([]byte, c.Size)) || r.file.Has(i) || !r.file.Queued(i) {
+			t.Errorf("chunk %d is not there, is trusted or would be written again", i)
+		}
+	}
+	r.file.finish()
+	if _, complete := r.file.Raw(); complete {
+		t.Error("the file is complete before it is flushed")
+	}
+	r.dir.turn.Unlock()
+	r.dir.sync()
+	if _, complete := r.file.Raw(); !complete || r.file.Missing() > 0 || r.file.Queued(0) {
+		t.Errorf("the file is incomplete when it was flushed: %d chunks are missing", r.file.Missing())
+	}
+}
+
+// TestStoreBesideFlush: a chunk that is written while others are flushed is trusted in the end.
+func TestStoreBesideFlush(t *testing.T) {
+	for range 20 {
+		r := newRig(t, mixed())
+		done := make(chan struct{})
+		var flusher sync.WaitGroup
+		flusher.Go(func() {
+			for {
+				select {
+				case <-done:
+					return
+				default:
+					r.dir.sync()
+				}
+			}
+		})
+		r.write(0, r.x.Len())
+		close(done)
+		flusher.Wait()
+		r.dir.sync()
+		if n := r.file.Missing(); n > 0 {
+			t.Fatalf("%d chunks are not trusted when all was flushed", n)
+		}
+	}
+}
+
+// TestDistrustsMemory: after an unclean stop chunks are proven as they are on the disk.
+func TestDistrustsMemory(t *testing.T) {
+	r := newRig(t, mixed())
+	r.put(0, 5)
+	r.crash()
+	r.open(Options{})
+	if !r.disk.uncached {
+		t.Error("the kernel's memory of the file is not let go")
+	}
+}
+
+// TestRemoved: that somebody removes the files under a process is told of once; reads go on, and nothing is written
+// that nobody would find.
+func TestRemoved(t *testing.T) {
+	r := newRig(t, mixed())
+	if err := r.dir.Close(); err != nil {
+		t.Fatal(err)
+	}
+	var said spoken
+	r.open(Options{Log: slog.New(slog.NewTextHandler(&said, nil))})
+	r.put(0, 5)
+	if err := os.RemoveAll(r.file.path); err != nil {
+		t.Fatal(err)
+	}
+	r.put(5, 6)
+	r.put(6, r.x.Len())
+	if n, _ := r.check(); n != r.zeros()+6 || r.file.Wants(9) {
+		t.Errorf("%d chunks are there, want %d", n, r.zeros()+6)
+	}
+	if n := said.count("removed under the server"); n != 1 || said.count("level=WARN") != 1 {
+		t.Errorf("it was told of %d times", n)
 	}
 }
 

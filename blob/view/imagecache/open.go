@@ -87,7 +87,7 @@ func current(f *os.File, name string) bool {
 func (f *File) open() (err error) {
 	n := f.index.Len()
 	f.proven, f.claimed, f.broken = bitset.New(n), bitset.New(n), bitset.New(n)
-	f.pinned, f.recent, f.queued = bitset.New(n), bitset.New(n), bitset.New(n)
+	f.pinned, f.recent, f.queued, f.written = bitset.New(n), bitset.New(n), bitset.New(n), bitset.New(n)
 	f.used = make([]atomic.Uint32, (f.layout.size+extentSize-1)/extentSize)
 	f.epoch = time.Now()
 	if err := f.keepIndex(); err != nil {
@@ -199,8 +199,11 @@ func (f *File) zeros() {
 }
 
 // salvage claims what may be in a file that nobody closed: what the map says, and all chunks that have data,
-// since the map lags behind. Each is proven before its first use. Zeros are made anew.
+// since the map lags behind. Each is proven before its first use, as it is on the disk: what an earlier process wrote
+// may have failed to get there, and be in the kernel's memory still. Zeros are made anew.
 func (f *File) salvage(bits []byte) {
+	_ = f.data.flush() // what it fails on is not right on the disk, and will not be proven
+	f.data.uncache()
 	if f.rezero() {
 		f.zeros()
 	}

@@ -50,6 +50,9 @@ func (s *sparse) flush() error {
 	}
 }
 
+// uncache has the next reads come from the disk, as far as all is flushed.
+func (s *sparse) uncache() { _ = unix.Fadvise(s.fd, 0, 0, unix.FADV_DONTNEED) }
+
 // punch makes a hole.
 func (s *sparse) punch(off, n int64) error {
 	for {

@@ -26,6 +26,8 @@ func (s *sparse) readNow(p []byte, off int64) bool {
 
 func (s *sparse) flush() error { return s.Sync() }
 
+func (s *sparse) uncache() {}
+
 func (s *sparse) punch(int64, int64) error { return errors.ErrUnsupported }
 
 func (s *sparse) nextData(off int64) (from, to int64, err error) {
