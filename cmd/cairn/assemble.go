@@ -179,9 +179,12 @@ func runAssemble(ctx context.Context, stdout io.Writer, f assembleFlags, index, 
 }
 
 // settle makes the process as modest as it was told to be. Besides the buffers, which are 32 MiB by default, it
-// has the program's own needs and the indexes in memory.
+// has the program's own needs and the indexes in memory. Garbage is collected when it comes to more than that, which it
+// seldom does, and not before.
 func (f *assembleFlags) settle(x *blob.Index) error {
 	const program, chunk = 16 << 20, 128
+	prepareHeap(x.Size())
+	debug.SetGCPercent(-1)
 	debug.SetMemoryLimit(cmp.Or(f.memory, 32<<20) + program + chunk*int64(x.Len()))
 	if f.idle {
 		if err := ioprio.Idle(); err != nil {

@@ -133,6 +133,7 @@ func runMake(ctx context.Context, stdout io.Writer, f makeFlags, index, image st
 
 // makeInto is make with everything open.
 func makeInto(ctx context.Context, to destination, src imageSource, total int64, f makeFlags, stdout io.Writer) error {
+	prepareHeap(total)
 	params, _ := chunker.ParseParams(f.chunkSize) // checked with the flags
 	o := store.WriterOptions{Level: f.level, Uploads: f.atOnce(to)}
 	if f.compression == "none" {

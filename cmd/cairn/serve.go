@@ -20,6 +20,7 @@ import (
 
 	"cairn/blob"
 	"cairn/blob/view"
+	"cairn/internal/hugepages"
 	"cairn/nbd"
 )
 
@@ -89,6 +90,7 @@ TLS. SIGINT or SIGTERM lets the reads under way end, for some seconds at most, a
 const garbagePercent = 25
 
 func runServe(ctx context.Context, stdout io.Writer, f serveFlags, indexes []string) error {
+	hugepages.Heap(f.memory + f.memory*garbagePercent/100)
 	defer debug.SetGCPercent(debug.SetGCPercent(garbagePercent))
 	ctx, stop, err := f.follow(ctx)
 	if err != nil {

@@ -54,6 +54,7 @@ func runVerify(ctx context.Context, stdout io.Writer, f verifyFlags, args []stri
 	if err != nil {
 		return err
 	}
+	prepareHeap(x.Size())
 	what, report, err := f.verify(ctx, x, args)
 	if err != nil {
 		return fmt.Errorf("verifying %s: %w", what, err)
