@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"fmt"
@@ -25,6 +26,7 @@ import (
 
 	"cairn/blob"
 	"cairn/internal/boottrace"
+	"cairn/internal/hugepages"
 	"cairn/internal/netlab"
 	"cairn/nbd/nbdtest"
 	"cairn/store"
@@ -151,14 +153,14 @@ func TestBootBehindLink(t *testing.T) {
 		t.Error(err)
 		return
 	}
-	var through, plain, onDemand, profiled []time.Duration
+	through := replayThrough(t, b.trace, b.url) // it takes a minute and a half
+	var plain, onDemand, profiled []time.Duration
 	for range 5 {
-		through = append(through, replayThrough(t, b.trace, b.url))
 		plain = append(plain, replayPlainly(t, b.trace, b.image.index, b.url))
 		d, p := b.boot(t)
 		onDemand, profiled = append(onDemand, d), append(profiled, p)
 	}
-	t.Logf("reads waited for %v when each goes through to a raw image", median(through))
+	t.Logf("reads waited for %v when each goes through to a raw image", through)
 	if err := judgeBoot(t, median(plain), median(onDemand), median(profiled)); err != nil {
 		t.Error(err)
 	}
@@ -203,7 +205,7 @@ func judgeBoot(t *testing.T, plain, onDemand, profiled time.Duration) error {
 	return nil
 }
 
-func median(list []time.Duration) time.Duration {
+func median[T cmp.Ordered](list []T) T {
 	slices.Sort(list)
 	return list[len(list)/2]
 }
@@ -278,16 +280,28 @@ func TestServeColdDepth(t *testing.T) {
 	if len(all) == 0 {
 		t.Skip("CAIRN_LONG and CAIRN_IMAGES are not set")
 	}
+	hugepages.Heap(128 << 20) // the link and the client are in this process
 	for _, p := range all {
 		dir := t.TempDir()
 		cairn(t, "make", filepath.Join(dir, "b.caibx"), p.b)
 		web := newNginx(t, dir)
 		pages := pagesOfChunks(readIndex(t, filepath.Join(dir, "b.caibx")))
-		for range 3 {
-			readCold(t, p.name, web.url, pages)
+		var rates []float64
+		for range 5 {
+			rates = append(rates, readCold(t, web.url, pages))
+		}
+		got, most := median(rates), coldDepth/coldTrip.Seconds()
+		t.Logf("%s: %.0f reads a second, %.0f %% of %.0f", p.name, got, 100*got/most, most)
+		if got < 0.6*most {
+			t.Errorf("%s: %.0f reads a second, want 60 %% of %.0f", p.name, got, most)
 		}
 	}
 }
+
+const (
+	coldDepth = 64
+	coldTrip  = 20 * time.Millisecond
+)
 
 // pagesOfChunks are pages of the image, in no order, each in a chunk of its own that is not zero.
 func pagesOfChunks(x *blob.Index) (pages []int64) {
@@ -300,18 +314,18 @@ func pagesOfChunks(x *blob.Index) (pages []int64) {
 	return pages
 }
 
-// readCold reads pages from a new server, 64 at once.
-func readCold(t *testing.T, name, url string, pages []int64) {
+// readCold reads pages from a new server, and returns how many it answers in a second.
+func readCold(t *testing.T, url string, pages []int64) (rate float64) {
 	t.Helper()
-	const reads, depth, trip = 2000, 64, 20 * time.Millisecond
-	link, through := newLink(t, url, netlab.Link{RTT: trip, Rate: 10 * netlab.Gbit}, nil)
+	const reads = 2000
+	link, through := newLink(t, url, netlab.Link{RTT: coldTrip, Rate: 10 * netlab.Gbit}, nil)
 	s := serve(t, 1, through+"/b.caibx", "--prefetch", "none")
 	_, socket, _ := strings.Cut(s.uris[0], "?socket=")
 	c := client(t, socket)
 	begun := time.Now()
 	var next atomic.Int64
 	var readers sync.WaitGroup
-	for range depth {
+	for range coldDepth {
 		readers.Go(func() {
 			for i := next.Add(1) - 1; i < reads; i = next.Add(1) - 1 {
 				q := nbdtest.Request{Command: nbdtest.CmdRead, Offset: uint64(pages[i]), Length: 4096}
@@ -322,13 +336,11 @@ func readCold(t *testing.T, name, url string, pages []int64) {
 		})
 	}
 	readers.Wait()
-	rate, most := reads/time.Since(begun).Seconds(), depth/trip.Seconds()
-	t.Logf("%s: %.0f reads a second, %.0f %% of %.0f; requests: %v", name, rate, 100*rate/most, most, link.Counts().Requests)
-	if rate < most*6/10 {
-		t.Errorf("%s: %.0f reads a second, want 60 %% of %.0f", name, rate, most)
-	}
+	rate = reads / time.Since(begun).Seconds()
+	t.Logf("%.0f reads a second, with %d requests", rate, link.Counts().Requests)
 	s.signal(t, syscall.SIGTERM)
 	s.wantStopped(t)
+	return rate
 }
 
 // replayPlainly boots as a plain client does: each read fetches the chunks that it lacks, one after the other.
