@@ -43,7 +43,7 @@ func (t *transmission) flush() {
 	case len(b.p) == 0:
 		t.free(b)
 	default:
-		t.out.sendNow(b)
+		t.out.send(b)
 	}
 }
 

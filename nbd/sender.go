@@ -17,7 +17,6 @@ type sender struct {
 	conn    net.Conn
 	raw     syscall.RawConn // nil if conn cannot be written without waiting
 	timeout time.Duration
-	tasks   *sync.WaitGroup // of the connection
 	free    func(*buffer)
 	failed  func(error) // called once, when conn cannot be written any more
 
@@ -32,8 +31,8 @@ type sender struct {
 	attempt attempt
 }
 
-func newSender(conn net.Conn, timeout time.Duration, tasks *sync.WaitGroup) *sender {
-	s := &sender{conn: conn, timeout: timeout, tasks: tasks}
+func newSender(conn net.Conn, timeout time.Duration) *sender {
+	s := &sender{conn: conn, timeout: timeout}
 	s.attempt.write = s.attempt.once
 	if c, ok := conn.(syscall.Conn); ok {
 		s.raw, _ = c.SyscallConn() // fails only on a closed connection, as all else will
@@ -41,22 +40,16 @@ func newSender(conn net.Conn, timeout time.Duration, tasks *sync.WaitGroup) *sen
 	return s
 }
 
-// send takes b over and has it written. It may wait for the client.
+// send takes b over and has it written. It may wait for the client: what is made ready meanwhile would only be cold in
+// the CPU's caches when its turn comes.
 func (s *sender) send(b *buffer) {
-	if s.push(b) {
-		s.drain()
-	}
-}
-
-// sendNow takes b over and has it written. It does not wait.
-func (s *sender) sendNow(b *buffer) {
 	if !s.push(b) {
 		return
 	}
 	if s.raw != nil && s.next() && s.tryRound() && !s.next() {
 		return
 	}
-	s.tasks.Go(s.drain)
+	s.drain()
 }
 
 // push queues b, and says whether the caller is now the one who writes.

@@ -82,7 +82,7 @@ func newTransmission(
 	t.now = t.fillNow
 	t.work, t.stopWork = context.WithCancel(context.WithoutCancel(ctx))
 	t.reads, t.goodbye = context.WithCancel(t.work)
-	t.out = newSender(conn, s.writeTimeout(), &t.tasks)
+	t.out = newSender(conn, s.writeTimeout())
 	t.out.free, t.out.failed = t.free, t.lost
 	return t
 }
