@@ -49,7 +49,7 @@ func newFaulty(t testing.TB, f Faults) (s *Faulty, url string, put *sync.Map) {
 // outcome is what a client saw, in a word or two.
 func outcome(t testing.TB, method, url, path string) string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
 	q, err := http.NewRequestWithContext(ctx, method, url+path, strings.NewReader(strings.Repeat("x", 1000)))
 	if err != nil {
