@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"math"
 	"sync"
 	"time"
 )
@@ -98,7 +99,7 @@ func (g *Gate) admit() {
 // a second; from then on the limit is what the best rate of the last rounds needs to be kept up over the time
 // an answer takes when little else is asked, and as much again, so that a link that got faster is noticed.
 // The model is that of TCP's BBR (Cardwell et al. 2016) with answers in the place of acknowledgements; but
-// answers of object stores vary by themselves, so that the shortest time is the round's with the least mean.
+// answers of object stores vary by themselves, so that the shortest time is the round's with the least mean, chance allowed for.
 type pace struct {
 	limit, most int
 	fixed       bool
@@ -109,12 +110,13 @@ type pace struct {
 	size  float64    // of an answer on average, bytes
 	rates [8]float64 // of the last rounds that were limited, bytes a second; newest first
 
-	begun   time.Time     // of the round
-	left    int           // answers until it ends
-	bytes   int           // that came in it
-	answers int           // with bytes
-	took    time.Duration // all of those together
-	last    time.Time     // when the last answer came
+	begun   time.Time // of the round
+	left    int       // answers until it ends
+	bytes   int       // that came in it
+	answers int       // with bytes
+	took    float64   // all of those together, seconds
+	squares float64   // and their squares
+	last    time.Time // when the last answer came
 }
 
 const (
@@ -137,7 +139,7 @@ func (p *pace) wake(now time.Time, inside int) {
 }
 
 func (p *pace) begin(now time.Time) {
-	p.begun, p.left, p.bytes, p.answers, p.took, p.limited = now, p.limit, 0, 0, 0, false
+	p.begun, p.left, p.bytes, p.answers, p.took, p.squares, p.limited = now, p.limit, 0, 0, 0, 0, false
 }
 
 // done takes note of an answer of so many bytes to a request that was sent at begun.
@@ -160,7 +162,9 @@ func (p *pace) done(now, begun time.Time, bytes int, throttled bool) {
 		p.size += (float64(bytes) - p.size) / 32
 		p.bytes += bytes
 		p.answers++
-		p.took += now.Sub(begun)
+		took := now.Sub(begun).Seconds()
+		p.took += took
+		p.squares += took * took
 	}
 	if p.left--; p.left <= 0 {
 		p.endRound(now)
@@ -169,14 +173,22 @@ func (p *pace) done(now, begun time.Time, bytes int, throttled bool) {
 
 func (p *pace) endRound(now time.Time) {
 	if p.answers >= leastPace {
-		if mean := p.took.Seconds() / float64(p.answers); p.base == 0 || mean < p.base {
-			p.base = mean
+		if most := p.usual(); p.base == 0 || most < p.base {
+			p.base = most
 		}
 	}
 	if took := now.Sub(p.begun).Seconds(); p.limited && p.base > 0 && took > 0 {
 		p.learn(float64(p.bytes) / took)
 	}
 	p.begin(now)
+}
+
+// usual is how long an answer took on average in this round, and half as much again as chance makes of that: a few
+// answers that happened to be quick would otherwise hold the limit down for good.
+func (p *pace) usual() float64 {
+	n := float64(p.answers)
+	mean := p.took / n
+	return mean + 1.5*math.Sqrt(max(p.squares/n-mean*mean, 0)/n)
 }
 
 // learn chooses the limit after a round in which bytes came at a rate.

@@ -178,3 +178,27 @@ func TestGateCancelled(t *testing.T) {
 		}
 	})
 }
+
+// TestUsual: of a few answers that differ their mean says little, of many a lot, and of equal ones all.
+func TestUsual(t *testing.T) {
+	after := func(answers int, times ...time.Duration) float64 {
+		p := newPace(512)
+		p.limit = answers
+		start := time.Unix(0, 0)
+		p.begin(start)
+		for i := range answers - 1 {
+			p.done(start.Add(times[i%len(times)]), start, 1000, false)
+		}
+		return p.usual() * 1000
+	}
+	const ms = time.Millisecond
+	for _, c := range []struct {
+		got, least, most float64 // milliseconds
+	}{
+		{after(7, 10*ms, 20*ms), 17, 19}, {after(1001, 10*ms, 20*ms), 15, 15.5}, {after(7, 40*ms), 40, 40.001},
+	} {
+		if c.got < c.least || c.got > c.most {
+			t.Errorf("usual = %.2f ms, want %v to %v", c.got, c.least, c.most)
+		}
+	}
+}
