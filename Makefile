@@ -51,7 +51,7 @@ cross:
 
 test: ## install the peers, then run every test against them (15 minutes at most)
 	.ci/install
-	go test -count=1 -timeout 25m ./...
+	go test -count=1 -timeout 40m ./...
 
 test-long: ## the same with large counts and real images (hours)
 	.ci/install
