@@ -99,7 +99,8 @@ func (g *Gate) admit() {
 // a second; from then on the limit is what the best rate of the last rounds needs to be kept up over the time
 // an answer takes when little else is asked, and as much again, so that a link that got faster is noticed.
 // The model is that of TCP's BBR (Cardwell et al. 2016) with answers in the place of acknowledgements; but
-// answers of object stores vary by themselves, so that the shortest time is the round's with the least mean, chance allowed for.
+// answers of object stores vary by themselves, so that the shortest time is the round's with the least mean, chance
+// allowed for.
 type pace struct {
 	limit, most int
 	fixed       bool
