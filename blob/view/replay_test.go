@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -341,7 +340,7 @@ func shape(t *testing.T, x *blob.Index, ids map[blob.Digest]int, dir string) (s 
 // link that holds all of them, answers 64 requests at once.
 func TestColdDepth(t *testing.T) {
 	b := loadBoot(t, "debian-b")
-	places := b.places(2000)
+	places := boottrace.Pages(b.index.Len(), func(i int) (int64, bool) { return b.index.At(i).Offset, b.index.IsZero(i) })[:2000]
 	synctest.Test(t, func(t *testing.T) {
 		const depth, trip = 64, 20 * time.Millisecond
 		l := newLink(b.store, trip, 1.25e9)
@@ -352,35 +351,17 @@ func TestColdDepth(t *testing.T) {
 		from := store.Fallback(store.Source{Getter: l, Gate: gate})
 		v := New(b.index, cache.Source(from, gate.Most()), Options{Around: true})
 		begun := time.Now()
-		var next atomic.Int64
-		var readers sync.WaitGroup
-		for range depth {
-			readers.Go(func() {
-				p := make([]byte, 4096)
-				for i := int(next.Add(1)) - 1; i < len(places); i = int(next.Add(1)) - 1 {
-					if err := v.ReadAt(t.Context(), p, places[i]); err != nil {
-						t.Error(err)
-					}
-					b.check(t, p, places[i])
-				}
-			})
+		err := boottrace.ReadPages(t.Context(), places, depth, func(ctx context.Context, p []byte, off int64) error {
+			defer b.check(t, p, off)
+			return v.ReadAt(ctx, p, off)
+		})
+		if err != nil {
+			t.Error(err)
 		}
-		readers.Wait()
 		rate, most := float64(len(places))/time.Since(begun).Seconds(), depth/trip.Seconds()
 		t.Logf("%.0f reads a second, %.0f %% of %.0f, with %d requests", rate, 100*rate/most, most, l.gets)
 		if rate < 0.8*most || l.gets > len(places)*11/10 {
 			t.Errorf("%.0f reads a second with %d requests, want 80 %% of %.0f, and hardly more than %d", rate, l.gets, most, len(places))
 		}
 	})
-}
-
-// places are pages, each in a chunk of its own that is not zero, in no order.
-func (b *boot) places(n int) (places []int64) {
-	for i, c := range b.index.All() {
-		if !b.index.IsZero(i) {
-			places = append(places, (c.Offset+4095)&^4095)
-		}
-	}
-	rand.New(rand.NewPCG(1, 2)).Shuffle(len(places), func(i, j int) { places[i], places[j] = places[j], places[i] })
-	return places[:n]
 }

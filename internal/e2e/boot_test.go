@@ -17,7 +17,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -285,7 +284,8 @@ func TestServeColdDepth(t *testing.T) {
 		dir := t.TempDir()
 		cairn(t, "make", filepath.Join(dir, "b.caibx"), p.b)
 		web := newNginx(t, dir)
-		pages := pagesOfChunks(readIndex(t, filepath.Join(dir, "b.caibx")))
+		x := readIndex(t, filepath.Join(dir, "b.caibx"))
+		pages := boottrace.Pages(x.Len(), func(i int) (int64, bool) { return x.At(i).Offset, x.IsZero(i) })[:2000]
 		var rates []float64
 		for range 5 {
 			rates = append(rates, readCold(t, web.url, pages))
@@ -303,40 +303,22 @@ const (
 	coldTrip  = 20 * time.Millisecond
 )
 
-// pagesOfChunks are pages of the image, in no order, each in a chunk of its own that is not zero.
-func pagesOfChunks(x *blob.Index) (pages []int64) {
-	for i, c := range x.All() {
-		if !x.IsZero(i) {
-			pages = append(pages, (c.Offset+4095)&^4095)
-		}
-	}
-	rand.New(rand.NewPCG(1, 2)).Shuffle(len(pages), func(i, j int) { pages[i], pages[j] = pages[j], pages[i] })
-	return pages
-}
-
 // readCold reads pages from a new server, and returns how many it answers in a second.
 func readCold(t *testing.T, url string, pages []int64) (rate float64) {
 	t.Helper()
-	const reads = 2000
 	link, through := newLink(t, url, netlab.Link{RTT: coldTrip, Rate: 10 * netlab.Gbit}, nil)
 	s := serve(t, 1, through+"/b.caibx", "--prefetch", "none")
 	_, socket, _ := strings.Cut(s.uris[0], "?socket=")
 	c := client(t, socket)
 	begun := time.Now()
-	var next atomic.Int64
-	var readers sync.WaitGroup
-	for range coldDepth {
-		readers.Go(func() {
-			for i := next.Add(1) - 1; i < reads; i = next.Add(1) - 1 {
-				q := nbdtest.Request{Command: nbdtest.CmdRead, Offset: uint64(pages[i]), Length: 4096}
-				if _, err := c.Do(t.Context(), q); err != nil {
-					t.Error(err)
-				}
-			}
-		})
+	err := boottrace.ReadPages(t.Context(), pages, coldDepth, func(ctx context.Context, p []byte, off int64) error {
+		_, err := c.Do(ctx, nbdtest.Request{Command: nbdtest.CmdRead, Offset: uint64(off), Length: uint32(len(p))})
+		return err
+	})
+	if err != nil {
+		t.Error(err)
 	}
-	readers.Wait()
-	rate = reads / time.Since(begun).Seconds()
+	rate = float64(len(pages)) / time.Since(begun).Seconds()
 	t.Logf("%.0f reads a second, with %d requests", rate, link.Counts().Requests)
 	s.signal(t, syscall.SIGTERM)
 	s.wantStopped(t)
