@@ -68,6 +68,17 @@ func (r *rig) open(o Options) {
 	}
 }
 
+// newHeardRig is a rig, and what its directory says.
+func newHeardRig(t testing.TB, image []byte) (*rig, *spoken) {
+	t.Helper()
+	r, said := newRig(t, image), new(spoken)
+	if err := r.dir.Close(); err != nil {
+		t.Fatal(err)
+	}
+	r.open(Options{Log: slog.New(slog.NewTextHandler(said, nil))})
+	return r, said
+}
+
 func (r *rig) data(i int) []byte { c := r.x.At(i); return r.image[c.Offset:c.End()] }
 
 // put writes chunks, and returns when they are flushed.
@@ -441,12 +452,7 @@ func (s *spoken) count(text string) int {
 
 // TestFailingDisk: a disk that is full or broken costs what it kept, is told of once, and is tried again.
 func TestFailingDisk(t *testing.T) {
-	r := newRig(t, mixed())
-	if err := r.dir.Close(); err != nil {
-		t.Fatal(err)
-	}
-	var said spoken
-	r.open(Options{Log: slog.New(slog.NewTextHandler(&said, nil))})
+	r, said := newHeardRig(t, mixed())
 	disk := r.disk
 	r.put(0, 5)
 	disk.fail(&disk.writeErr, syscall.ENOSPC)
@@ -494,12 +500,7 @@ func TestFlushFails(t *testing.T) {
 
 // TestToldOnce: a disk whose memory takes everything and that fails to flush it is told of once.
 func TestToldOnce(t *testing.T) {
-	r := newRig(t, mixed())
-	if err := r.dir.Close(); err != nil {
-		t.Fatal(err)
-	}
-	var said spoken
-	r.open(Options{Log: slog.New(slog.NewTextHandler(&said, nil))})
+	r, said := newHeardRig(t, mixed())
 	disk := r.disk
 	disk.fail(&disk.flushErr, syscall.EIO)
 	for i := range 5 {
@@ -576,12 +577,7 @@ func TestDistrustsMemory(t *testing.T) {
 // TestRemoved: that somebody removes the files under a process is told of once; reads go on, and nothing is written
 // that nobody would find.
 func TestRemoved(t *testing.T) {
-	r := newRig(t, mixed())
-	if err := r.dir.Close(); err != nil {
-		t.Fatal(err)
-	}
-	var said spoken
-	r.open(Options{Log: slog.New(slog.NewTextHandler(&said, nil))})
+	r, said := newHeardRig(t, mixed())
 	r.put(0, 5)
 	if err := os.RemoveAll(r.file.path); err != nil {
 		t.Fatal(err)
