@@ -33,7 +33,7 @@ type webServer struct {
 // newNginx serves a directory on 127.0.0.1 until the test ends.
 func newNginx(t testing.TB, dir string) *webServer {
 	t.Helper()
-	s := storetest.StartNginx(t, nginx.Options{Root: dir})
+	s := storetest.StartNginx(t, nginx.Options{Root: dir, Log: true})
 	return &webServer{url: "http://" + s.Address(), log: s.AccessLog()}
 }
 

@@ -17,8 +17,11 @@ type Options struct {
 	Root       string   // what is served; "" is nothing
 	Work       string   // a directory for its own files
 	TLS        bool     // the directives name the certificate
+	Log        bool     // each request is noted in AccessLog
 	Directives []string // of its server block
 }
+
+const accessLog = "access.log"
 
 // Server is an nginx that runs.
 type Server struct {
@@ -78,8 +81,9 @@ func (s *Server) Address() string { return s.address }
 // Pid is its process. The work is done by a child.
 func (s *Server) Pid() int { return s.cmd.Process.Pid }
 
-// AccessLog is the path of a file with a line "METHOD STATUS BODY-BYTES PATH" for each request.
-func (s *Server) AccessLog() string { return filepath.Join(s.work, "access.log") }
+// AccessLog is the path of a file with a line "METHOD STATUS BODY-BYTES PATH" for each request, if Options.Log asks for
+// it.
+func (s *Server) AccessLog() string { return filepath.Join(s.work, accessLog) }
 
 func (s *Server) errorLog() string { return filepath.Join(s.work, "error.log") }
 
@@ -106,6 +110,10 @@ func (o Options) config(address string) []byte {
 	if o.TLS {
 		address += " ssl"
 	}
+	log := "off"
+	if o.Log {
+		log = filepath.Join(o.Work, accessLog) + " sizes"
+	}
 	return fmt.Appendf(nil, `
 daemon off;
 worker_processes 1;
@@ -114,7 +122,7 @@ pid %[1]s/nginx.pid;
 events { worker_connections 1024; }
 http {
 	log_format sizes "$request_method $status $body_bytes_sent $uri";
-	access_log %[1]s/access.log sizes;
+	access_log %[4]s;
 	log_not_found off;
 	sendfile on;
 	default_type application/octet-stream;
@@ -128,5 +136,5 @@ http {
 		%[3]s
 	}
 }
-`, o.Work, address, strings.Join(directives, "\n\t\t"))
+`, o.Work, address, strings.Join(directives, "\n\t\t"), log)
 }
