@@ -55,7 +55,8 @@ type entry struct {
 	ready   chan struct{} // closed when data or err is set
 	err     error
 	place   *list.Element // in recent, when data is here
-	homes   []home        // whose files want it
+	first   home          // who wanted it first; never changes
+	homes   []home        // whose files want it, the first among them
 	source  *Source       // whose store is asked in the end
 	rank    rank
 	at      *Source       // in whose queue it is, or who fetches it
@@ -192,7 +193,7 @@ func (c *Cache) use(k key) *entry {
 
 // add queues a chunk that is not here. The caller holds mu, and pumps.
 func (c *Cache) add(w wanted, r rank) *entry {
-	e := &entry{key: w.key, ready: make(chan struct{}), source: w.image.source, rank: r, homes: []home{w.home}}
+	e := &entry{key: w.key, ready: make(chan struct{}), source: w.image.source, rank: r, first: w.home, homes: []home{w.home}}
 	c.chunks[w.key] = e
 	c.onWay += w.key.size
 	if c.ctx.Err() != nil {
@@ -274,7 +275,7 @@ func (c *Cache) deliver(e *entry, data []byte, origin tier, err error) ([]home, 
 		return nil, e.rank
 	}
 	e.at.answered(e)
-	e.homes[0].image.came(origin, e)
+	e.first.image.came(origin, e)
 	c.keep(e, data)
 	c.pump()
 	return e.homes, e.rank
@@ -311,9 +312,9 @@ func (e *entry) leaveFeed(err error) {
 	}
 	if e.unread && err != nil {
 		e.unread = false
-		e.homes[0].image.unread -= e.key.size
+		e.first.image.unread -= e.key.size
 	}
-	e.feed.landed(e.homes[0].chunk, err)
+	e.feed.landed(e.first.chunk, err)
 	e.feed = nil
 }
 
@@ -337,7 +338,7 @@ func (c *Cache) evict() {
 		delete(c.chunks, e.key)
 		c.bytes -= e.key.size
 		if e.unread {
-			e.homes[0].image.unread -= e.key.size
+			e.first.image.unread -= e.key.size
 		}
 	}
 }

@@ -250,7 +250,7 @@ func (s *Source) get(e *entry, data []byte) (tier, error) {
 
 // read gets a chunk from disk: from its own place, or from another that has it.
 func (s *Source) read(e *entry, data []byte) (tier, error) {
-	h := e.homes[0]
+	h := e.first
 	if d := h.image.disk; d != nil && d.Claims(h.chunk) && d.Prove(h.chunk, data) {
 		return fromDisk, nil
 	}
@@ -288,7 +288,7 @@ func (s *Source) slow(e *entry) {
 
 // tell says what is waited for: of many requests at once, the first, and one now and then.
 func (s *Source) tell(e *entry, err error, wait, waited time.Duration) {
-	h := HeldRequest{e.homes[0].image.name, e.homes[0].image.index.At(e.homes[0].chunk), err, wait, waited}
+	h := HeldRequest{e.first.image.name, e.first.image.index.At(e.first.chunk), err, wait, waited}
 	if s.cache.limits.Held != nil {
 		s.cache.limits.Held(h)
 	}
