@@ -79,14 +79,22 @@ func is[E error](err error) bool {
 }
 
 // complain tells the user what went wrong, and what to try.
-func complain(ctx context.Context, w io.Writer, err error, status int) {
-	if status >= exitSignal {
-		err = context.Cause(ctx)
-	}
+func complain(w io.Writer, err error, hint string) {
 	fmt.Fprintf(w, "cairn: error: %v\n", err)
-	if hint := hintFor(err, status); hint != "" {
+	if hint != "" {
 		fmt.Fprintf(w, "cairn: hint: %s\n", hint)
 	}
+}
+
+// interruptedHint says what a command that a signal ended has left, and how to go on.
+func interruptedHint(c *cobra.Command) string {
+	switch c.Name() {
+	case "assemble":
+		return "a target in place is not whole, and a file has not its name yet; run it again to go on"
+	case "make":
+		return "there is no new index; run it again: chunks that are stored stay"
+	}
+	return "run it again to go on"
 }
 
 func hintFor(err error, status int) string {
@@ -105,8 +113,6 @@ func hintFor(err error, status int) string {
 	switch {
 	case status == exitUsage:
 		return "see 'cairn help'"
-	case status >= exitSignal:
-		return "nothing got its final name, and a target in place is not whole; run it again to go on"
 	case errors.Is(err, store.ErrBudget):
 		return "run it again with a larger --max-download: what is done is not done twice"
 	case errors.Is(err, syscall.ENOSPC):

@@ -25,12 +25,16 @@ func run(args []string) int {
 	defer stop()
 	root := newRoot()
 	root.SetArgs(args)
-	err := root.ExecuteContext(ctx)
+	c, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		return exitDone
 	}
 	status := exitStatus(ctx, err)
-	complain(ctx, stderr, err, status)
+	if status >= exitSignal {
+		complain(stderr, context.Cause(ctx), interruptedHint(c))
+	} else {
+		complain(stderr, err, hintFor(err, status))
+	}
 	return status
 }
 

@@ -33,6 +33,7 @@ func (f *listening) add(c *cobra.Command) {
 	c.Flags().Var(&f.socketMode, "socket-mode", "permissions of unix sockets; who may write may connect")
 	c.Flags().BoolVar(&f.printURIs, "print-uri", true,
 		"print the exports' URIs on stdout, and nothing else (default: unless the sockets were inherited)")
+	c.Flags().Lookup("print-uri").DefValue = "" // the help says it in words
 	check(c, func([]string) error {
 		for _, address := range f.addresses {
 			if network, at, ok := strings.Cut(address, ":"); !ok || at == "" || network != "unix" && network != "tcp" {
