@@ -245,7 +245,7 @@ func (v *Image) startAnyway(i int) *entry {
 // asked. So is it again when the fetch had begun before anybody waited: what it failed on may be mended by now.
 func (v *Image) copyFrom(ctx context.Context, e *entry, part piece, dst []byte) error {
 	data, err := v.wait(ctx, e, part.number)
-	if err != nil && (e.source != v.source || e.early) && ctx.Err() == nil {
+	if err != nil && v.mayDoBetter(e) && ctx.Err() == nil {
 		data, err = v.wait(ctx, v.startAnyway(part.number), part.number)
 	}
 	if err != nil {
@@ -253,6 +253,14 @@ func (v *Image) copyFrom(ctx context.Context, e *entry, part piece, dst []byte) 
 	}
 	copy(dst, data[part.from:])
 	return nil
+}
+
+// mayDoBetter says whether this image's store, asked now, may bring what an entry did not.
+func (v *Image) mayDoBetter(e *entry) bool {
+	c := v.source.cache
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return e.source != v.source || e.early
 }
 
 // errStall is the cause of a wait that took too long.

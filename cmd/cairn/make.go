@@ -157,8 +157,9 @@ func makeInto(ctx context.Context, to destination, src imageSource, total int64,
 	if err := to.publish(ctx, x); err != nil {
 		return fmt.Errorf("writing index %s: %w", locate.Public(to.index), err)
 	}
-	result := madeResult{locate.Public(to.index), x.Digest().String(), locate.Public(f.store), p.took().Seconds(), stats}
+	result := madeResult{Index: locate.Public(to.index), Store: locate.Public(f.store), Seconds: p.took().Seconds(), Stats: stats}
 	if f.json {
+		result.Digest = x.Digest().String()
 		return writeJSON(jsonOut(to.index, stdout), result)
 	}
 	tellMade(result)

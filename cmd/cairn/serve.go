@@ -201,11 +201,11 @@ func (f *serveFlags) log() *slog.Logger {
 }
 
 func newExport(index string, x *blob.Index, v *view.Image) *nbd.Export {
-	name := exportName(index)
+	name, digest := exportName(index), x.Digest().String()
 	return &nbd.Export{
 		Name:        name,
-		Canonical:   name + "@" + x.Digest().String(),
-		Description: fmt.Sprintf("%s, %s, index digest %v", name, size(x.Size()), x.Digest()),
+		Canonical:   name + "@" + digest,
+		Description: fmt.Sprintf("%s, %s, index digest %s", name, size(x.Size()), digest),
 		Device:      exported{v},
 		ReadOnly:    true,
 		MultiConn:   true,
