@@ -55,6 +55,7 @@ var imports = map[string]string{
 var testOnly = []string{
 	"testimages", "store/storetest", "nbd/nbdtest", "internal/need", "internal/vmtest", "internal/archtest",
 	"internal/blockdev/looptest", "internal/netlab", "internal/nginx", "internal/boottrace",
+	"internal/browsertest",
 }
 
 // tools are programs for developers, no part of the product: they may print, and use what is for tests only.

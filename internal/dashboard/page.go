@@ -8,9 +8,10 @@ import (
 	"slices"
 	"strings"
 	"time"
-	"unicode"
 
 	"github.com/dustin/go-humanize"
+
+	"cairn/internal/plaintext"
 )
 
 // How much the page shows; /status.json has all.
@@ -305,18 +306,5 @@ func age(d time.Duration) string {
 	return fmt.Sprintf("%d days", d/(24*time.Hour))
 }
 
-// clean is what can be printed of a text, up to a limit.
-func clean(text string) string {
-	var b strings.Builder
-	n := 0
-	for _, r := range text {
-		if n++; n > maxName {
-			return b.String() + "…"
-		}
-		if !unicode.IsPrint(r) {
-			r = unicode.ReplacementChar
-		}
-		b.WriteRune(r)
-	}
-	return b.String()
-}
+// clean is what can be shown of a text.
+func clean(text string) string { return plaintext.Clean(text, maxName) }

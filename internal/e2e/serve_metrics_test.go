@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"context"
 	"fmt"
 	"io"
 	"net/http"
@@ -17,7 +16,7 @@ import (
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
 
-	"cairn/internal/need"
+	"cairn/internal/browsertest"
 	"cairn/nbd/nbdtest"
 )
 
@@ -363,25 +362,15 @@ func TestMetricsOfWatched(t *testing.T) {
 // TestStatusPageIsAlive: in a browser, the map of the image changes when a chunk is read over NBD.
 func TestStatusPageIsAlive(t *testing.T) {
 	t.Parallel()
-	chromium := need.Tool(t, "chromium")
+	tab := browsertest.Start(t).Tab(t)
 	dir, image := publishedNoise(t, 8<<20)
 	web := newNginx(t, dir)
 	socket := filepath.Join(socketDir(t), "s")
 	s := serve(t, 1, web.url+"/v.caibx", "--prefetch", "none", "--listen", "unix:"+socket, "--metrics", "tcp:127.0.0.1:0")
 	base := webOf(t, s)
-	options := append(slices.Clone(chromedp.DefaultExecAllocatorOptions[:]), chromedp.ExecPath(chromium), chromedp.NoSandbox,
-		chromedp.DisableGPU, chromedp.UserDataDir(t.TempDir()), chromedp.Flag("disable-component-update", true))
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 2*time.Minute)
-	defer cancel()
-	ctx, cancel = chromedp.NewExecAllocator(ctx, options...)
-	defer cancel()
-	ctx, _ = chromedp.NewContext(ctx, chromedp.WithErrorf(t.Logf))
-	defer func() { _ = chromedp.Cancel(ctx) }()
-	var first string
 	const cells = `document.querySelector("#export-0 svg").dataset.cells`
-	if err := chromedp.Run(ctx, chromedp.Navigate(base), chromedp.Evaluate(cells, &first)); err != nil {
-		t.Fatal(err)
-	}
+	tab.Run(chromedp.Navigate(base))
+	first := browsertest.Ask[string](tab, cells)
 	if strings.Trim(first, "0") != "" {
 		t.Fatalf("before the first read the map is %q", first)
 	}
@@ -393,11 +382,6 @@ func TestStatusPageIsAlive(t *testing.T) {
 	from, to := offset*len(first)/len(image)+1, (offset+length)*len(first)/len(image)-1
 	changed := fmt.Sprintf(`/^a+$/.test(%s.slice(%d, %d)) && document.querySelectorAll("#clients tbody tr").length === 1
 		&& document.querySelector("#export-0 .ca") !== null`, cells, from, to)
-	var shot []byte
-	if err := chromedp.Run(ctx, chromedp.Poll(changed, nil), chromedp.FullScreenshot(&shot, 100)); err != nil {
-		t.Fatalf("the map does not change: %v", err)
-	}
-	if err := os.WriteFile(filepath.Join(t.ArtifactDir(), "alive.png"), shot, 0o644); err != nil {
-		t.Fatal(err)
-	}
+	tab.Run(chromedp.Poll(changed, nil))
+	tab.Picture("alive.png")
 }

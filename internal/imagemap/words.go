@@ -3,10 +3,10 @@ package imagemap
 import (
 	"fmt"
 	"html/template"
-	"strings"
-	"unicode"
 
 	"github.com/dustin/go-humanize"
+
+	"cairn/internal/plaintext"
 )
 
 // How much of a text from outside is shown, in runes.
@@ -20,7 +20,7 @@ func show(p Page, s *survey) view {
 	return view{
 		Style: template.CSS(pageCSS), StyleHash: hash(pageCSS),
 		Script: template.JS(pageJS), ScriptHash: hash(pageJS),
-		Title: clean(p.Title, maxTitle), Note: clean(p.Note, maxTitle),
+		Title: plaintext.Clean(p.Title, maxTitle), Note: plaintext.Clean(p.Note, maxTitle),
 		Figures: s.figures(), Sources: s.sources(p.Seeds), Downloads: s.downloads(),
 		Map: s.chart(), Bar: drawBar(&s.bytes), BarView: viewBox(barHeight),
 	}
@@ -73,7 +73,7 @@ func className(k class, seeds []string) string {
 	case len(seeds) > seedClasses && i == seedClasses-1:
 		return fmt.Sprintf("from %d other seeds", len(seeds)-i)
 	}
-	return "from " + clean(seeds[i], maxName)
+	return "from " + plaintext.Clean(seeds[i], maxName)
 }
 
 func (s *survey) downloads() []download {
@@ -111,23 +111,6 @@ func (s *survey) chart() chart {
 func viewBox(height int) string {
 	const labels, line = 64, 1
 	return fmt.Sprintf("%d %d %d %d", -labels, -line, labels+barUnits+line, height+2*line)
-}
-
-// clean is what can be shown of a text from outside: no control characters, nor what changes the direction of
-// the text around it, and not too much.
-func clean(text string, limit int) string {
-	var b strings.Builder
-	n := 0
-	for _, r := range text {
-		if n++; n > limit {
-			return b.String() + "…"
-		}
-		if !unicode.IsPrint(r) {
-			r = unicode.ReplacementChar
-		}
-		b.WriteRune(r)
-	}
-	return b.String()
 }
 
 // size is a number of bytes for people.

@@ -2,7 +2,6 @@ package imagemap
 
 import (
 	"slices"
-	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -47,17 +46,5 @@ func TestFigures(t *testing.T) {
 	get.Stored = 0
 	if diff := cmp.Diff(rest, surveyed(t, page(here, get)).figures()); diff != "" {
 		t.Errorf("figures without stored sizes (-want +got):\n%s", diff)
-	}
-}
-
-func TestClean(t *testing.T) {
-	for text, want := range map[string]string{
-		"": "", "größe 1/2": "größe 1/2",
-		"a\x00b\x1b[2Jc\n": "a�b�[2Jc�", "a\u202eb\u2066c": "a�b�c", "\xff\xfe": "��",
-		strings.Repeat("é", 9): strings.Repeat("é", 9), strings.Repeat("é", 10): strings.Repeat("é", 9) + "…",
-	} {
-		if got := clean(text, 9); got != want {
-			t.Errorf("clean(%q) = %q, want %q", text, got, want)
-		}
 	}
 }
