@@ -31,6 +31,15 @@ func readIndex(ctx context.Context, location string, a access) (*blob.Index, err
 	return nil, err
 }
 
+// file is where the file at a location can be read, and under which name.
+func (a access) file(location string) (store.Reader, string, error) {
+	o, err := a.options()
+	if err != nil {
+		return nil, "", err
+	}
+	return locate.Index(location, o)
+}
+
 func decodeIndex(ctx context.Context, location string, a access) (*blob.Index, error) {
 	if location == "-" {
 		return blob.Decode(bufio.NewReader(cancellable(ctx, os.Stdin)))
@@ -43,11 +52,7 @@ func decodeIndex(ctx context.Context, location string, a access) (*blob.Index, e
 		defer f.Close()
 		return blob.Decode(bufio.NewReaderSize(f, 1<<16))
 	}
-	o, err := a.options()
-	if err != nil {
-		return nil, err
-	}
-	r, name, err := locate.Index(location, o)
+	r, name, err := a.file(location)
 	if err != nil {
 		return nil, err
 	}

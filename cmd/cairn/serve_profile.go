@@ -93,11 +93,7 @@ func readProfile(ctx context.Context, location string, a access) (*profile.Profi
 }
 
 func decodeProfile(ctx context.Context, location string, a access) (*profile.Profile, error) {
-	o, err := a.options()
-	if err != nil {
-		return nil, err
-	}
-	r, name, err := locate.Index(location, o)
+	r, name, err := a.file(location)
 	if err != nil {
 		return nil, err
 	}
