@@ -563,6 +563,29 @@ func TestStoreBesideFlush(t *testing.T) {
 	}
 }
 
+// TestLargeChunks: a chunk that is larger than all that may wait to be written is kept too.
+func TestLargeChunks(t *testing.T) {
+	image := testimages.Random(1, queueBytes+4096)
+	x, _, err := scan.Image(t.Context(), chunker.FromReader(bytes.NewReader(image)),
+		scan.Options{Params: chunker.Params{Min: 24 << 20, Avg: 24 << 20, Max: 24 << 20}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &rig{t: t, path: t.TempDir(), image: image, x: x}
+	r.open(Options{})
+	r.put(0, 1)
+	if n, _ := r.check(); n != 1 {
+		t.Error("a large chunk is not kept when its writer waits")
+	}
+	r.file.forget(0)
+	r.file.Offer(0, image)
+	r.settle()
+	r.dir.sync()
+	if n, _ := r.check(); n != 1 {
+		t.Error("a large chunk is not kept when it is offered")
+	}
+}
+
 // TestDistrustsMemory: after an unclean stop chunks are proven as they are on the disk.
 func TestDistrustsMemory(t *testing.T) {
 	r := newRig(t, mixed())
