@@ -302,7 +302,7 @@ func (f *File) sync() {
 	f.look()
 	bits := f.bits()
 	if err := f.data.flush(); err != nil {
-		f.lose(written)
+		f.lose()
 		f.dir.failed(fmt.Sprintf("flushing %s", f.path), err)
 		return
 	}
@@ -337,11 +337,14 @@ func (f *File) trust(written *bitset.Set) {
 	}
 }
 
-// lose forgets what was written to a disk that then failed to flush it. The kernel may show it still, as long as it
-// has the memory, so that no proof counts.
-func (f *File) lose(written *bitset.Set) {
-	for i := range written.Len() {
-		if written.Has(i) {
+// lose forgets all that was written to a disk that then failed to flush some of it: which, the kernel does not say, and
+// it says so once, so that what is written just now is lost too. It may show it still, as long as it has the memory, so
+// that no proof counts.
+func (f *File) lose() {
+	f.dir.keeping.Lock()
+	defer f.dir.keeping.Unlock()
+	for i := range f.written.Len() {
+		if f.written.Has(i) {
 			f.forget(i)
 		}
 	}

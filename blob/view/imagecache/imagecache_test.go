@@ -498,6 +498,21 @@ func TestFlushFails(t *testing.T) {
 	}
 }
 
+// TestFlushFailsBesideWrite: what was written while a flush failed is forgotten too. The kernel tells once that
+// something did not get to the disk, and the next flush succeeds.
+func TestFlushFailsBesideWrite(t *testing.T) {
+	r := newRig(t, mixed())
+	r.write(0, 3)
+	r.disk.before(func() { r.write(3, 5) })
+	r.disk.fail(&r.disk.flushErr, syscall.EIO)
+	r.dir.sync()
+	r.disk.fail(&r.disk.flushErr, nil)
+	r.dir.sync()
+	if n, claimed := r.check(); n != r.zeros() || claimed != 0 {
+		t.Errorf("%d chunks are trusted and %d to be proven, want %d, 0", n, claimed, r.zeros())
+	}
+}
+
 // TestToldOnce: a disk whose memory takes everything and that fails to flush it is told of once.
 func TestToldOnce(t *testing.T) {
 	r, said := newHeardRig(t, mixed())
