@@ -373,7 +373,7 @@ type worse struct {
 	medium
 	mu                          sync.Mutex
 	writeErr, readErr, flushErr error
-	beforeFlush                 func()
+	beforeFlush, afterRead      func()
 	uncached                    bool
 }
 
@@ -394,6 +394,12 @@ func (w *worse) before(f func()) {
 	w.beforeFlush = f
 }
 
+func (w *worse) after(f func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.afterRead = f
+}
+
 func (w *worse) get(which *error) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -411,7 +417,15 @@ func (w *worse) ReadAt(p []byte, off int64) (int, error) {
 	if err := w.get(&w.readErr); err != nil {
 		return 0, err
 	}
-	return w.medium.ReadAt(p, off)
+	n, err := w.medium.ReadAt(p, off)
+	w.mu.Lock()
+	after := w.afterRead
+	w.afterRead = nil
+	w.mu.Unlock()
+	if after != nil {
+		after()
+	}
+	return n, err
 }
 
 func (w *worse) readNow(p []byte, off int64) bool {
@@ -508,6 +522,21 @@ func TestFlushFailsBesideWrite(t *testing.T) {
 	r.dir.sync()
 	r.disk.fail(&r.disk.flushErr, nil)
 	r.dir.sync()
+	if n, claimed := r.check(); n != r.zeros() || claimed != 0 {
+		t.Errorf("%d chunks are trusted and %d to be proven, want %d, 0", n, claimed, r.zeros())
+	}
+}
+
+// TestProveBesideFailedFlush: a proof does not count when the disk fails to flush what it read.
+func TestProveBesideFailedFlush(t *testing.T) {
+	r := newRig(t, mixed())
+	r.write(0, 3)
+	r.disk.after(func() {
+		r.disk.fail(&r.disk.flushErr, syscall.EIO)
+		r.dir.sync()
+		r.disk.fail(&r.disk.flushErr, nil)
+	})
+	r.file.Prove(1, make([]byte, r.x.At(1).Size))
 	if n, claimed := r.check(); n != r.zeros() || claimed != 0 {
 		t.Errorf("%d chunks are trusted and %d to be proven, want %d, 0", n, claimed, r.zeros())
 	}
