@@ -414,6 +414,8 @@ func (f *File) rename(from, to string) error {
 // can still be copied by other images. Those who read it nevertheless get nothing.
 func (f *File) Close() error {
 	d := f.dir
+	d.opening.Lock()
+	defer d.opening.Unlock()
 	d.mu.Lock()
 	f.users--
 	if f.users > 0 || d.closed || f.closed.Load() {

@@ -60,6 +60,8 @@ type Dir struct {
 	evicted atomic.Int64
 	full    atomic.Bool // the limit is near
 
+	opening sync.Mutex // held while images are opened or closed, which takes its time; before all others
+
 	mu       sync.Mutex // guards what follows
 	open     []*File
 	donors   []*donor

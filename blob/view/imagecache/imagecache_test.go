@@ -11,6 +11,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -863,4 +864,57 @@ func FuzzMap(f *testing.F) {
 			t.Errorf("newest took what encode does not write")
 		}
 	})
+}
+
+// TestOpenBesideReads: who asks what is at hand does not wait for an image that is being opened, whose disk may be slow.
+func TestOpenBesideReads(t *testing.T) {
+	r := newRig(t, mixed())
+	r.put(0, 5)
+	r.crash()
+	var dir *Dir
+	asked := make(chan struct{})
+	dir, err := open(r.path, Options{}, func(m medium) medium {
+		disk := &worse{medium: m}
+		disk.before(func() {
+			go func() {
+				dir.MayCopy(r.x.Algorithm(), r.x.At(0).Digest, r.x.At(0).Size)
+				close(asked)
+			}()
+			select {
+			case <-asked:
+			case <-time.After(10 * time.Second):
+				t.Error("MayCopy waits for an image that is being opened")
+			}
+		})
+		return disk
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = dir.Close() })
+	if _, err := dir.Image(r.x); err != nil {
+		t.Fatal(err)
+	}
+	<-asked
+}
+
+// TestOpenBesideClose: who opens an image while its last user closes it gets it, and is not told that another process
+// has it.
+func TestOpenBesideClose(t *testing.T) {
+	r := newRig(t, mixed())
+	r.write(0, 5)
+	opened := make(chan error, 1)
+	r.disk.before(func() {
+		go func() {
+			_, err := r.dir.Image(r.x)
+			opened <- err
+		}()
+		time.Sleep(50 * time.Millisecond)
+	})
+	if err := r.file.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-opened; err != nil {
+		t.Errorf("Image beside Close = %v", err)
+	}
 }
