@@ -205,6 +205,23 @@ func TestWatchNames(t *testing.T) {
 	r.get("v@2@1 end", "1 end").Release()
 }
 
+// TestWatchReplacedMeanwhile: a name with a digest never stands for another image, not even when the file is replaced
+// between the look at it and its opening.
+func TestWatchReplacedMeanwhile(t *testing.T) {
+	r := newWatchRig(t)
+	r.write("a", "1 end")
+	r.names()
+	open := r.watch.open
+	r.watch.open = func(ctx context.Context, path string) (*nbd.Export, func(), error) {
+		r.write("a", "2 end")
+		return open(ctx, path)
+	}
+	r.get("a@1 end", "")
+	r.get("a", "2 end").Release()
+	r.shut()
+	r.wantOpen(map[string]int{})
+}
+
 func TestChain(t *testing.T) {
 	r := newWatchRig(t)
 	r.write("a", "1 end")

@@ -134,15 +134,17 @@ func (w *watch) Open(ctx context.Context, name string) (*nbd.Export, error) {
 		return w.lend(image), nil
 	}
 	if f := w.look(ctx, name); f != nil {
-		return w.lendFile(ctx, f)
+		return w.lendFile(ctx, f, "")
 	}
 	if at := strings.LastIndexByte(name, '@'); at > 0 {
 		if f := w.look(ctx, name[:at]); f != nil && f.image != nil && f.image.canonical == name {
-			return w.lendFile(ctx, f)
+			return w.lendFile(ctx, f, name)
 		}
 	}
-	return nil, fmt.Errorf("%w %q", nbd.ErrUnknown, name)
+	return nil, unknown(name)
 }
+
+func unknown(name string) error { return fmt.Errorf("%w %q", nbd.ErrUnknown, name) }
 
 func (w *watch) openOnly(ctx context.Context) (*nbd.Export, error) {
 	all, err := w.All(ctx)
@@ -235,8 +237,9 @@ func (i *watchedOne) shut() {
 	i.export, i.close = nil, nil
 }
 
-// lendFile lends the image that a file is, and opens it if it is closed.
-func (w *watch) lendFile(ctx context.Context, f *indexFile) (*nbd.Export, error) {
+// lendFile lends the image that a file is, and opens it if it is closed. A client that wants one image by its canonical
+// name gets that or none.
+func (w *watch) lendFile(ctx context.Context, f *indexFile, canonical string) (*nbd.Export, error) {
 	if f.image == nil {
 		return nil, fmt.Errorf("%w: its index is no good: %w", nbd.ErrUnknown, f.trouble)
 	}
@@ -247,6 +250,9 @@ func (w *watch) lendFile(ctx context.Context, f *indexFile) (*nbd.Export, error)
 		}
 		w.renew(f, export) // it may have changed since it was looked at
 		f.image.export, f.image.close = export, shut
+	}
+	if canonical != "" && f.image.canonical != canonical {
+		return nil, unknown(canonical)
 	}
 	return w.lend(f.image), nil
 }
