@@ -222,6 +222,28 @@ func TestWatchReplacedMeanwhile(t *testing.T) {
 	r.wantOpen(map[string]int{})
 }
 
+// TestWatchBack: an image that comes back while clients have it open is the same one, and found as long as one of them
+// does.
+func TestWatchBack(t *testing.T) {
+	r := newWatchRig(t)
+	r.write("a", "1 end")
+	first := r.get("a", "1 end")
+	r.write("a", "2 end")
+	r.get("a", "2 end").Release()
+	r.write("a", "1 end")
+	second := r.get("a", "1 end")
+	r.wantOpen(map[string]int{"1 end": 1})
+	r.write("a", "3 end")
+	r.get("a", "3 end").Release()
+	first.Release()
+	r.get("a@1 end", "1 end").Release()
+	second.Release()
+	r.get("a@1 end", "")
+	r.wantOpen(map[string]int{"3 end": 1})
+	r.shut()
+	r.wantOpen(map[string]int{})
+}
+
 func TestChain(t *testing.T) {
 	r := newWatchRig(t)
 	r.write("a", "1 end")

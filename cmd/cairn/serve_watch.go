@@ -203,7 +203,12 @@ func (w *watch) renew(f *indexFile, export *nbd.Export) {
 		return
 	}
 	w.retire(f.image)
-	f.image = &watchedOne{listing: nbd.Listing{Name: export.Name, Description: export.Description}, canonical: export.Canonical}
+	if f.image = w.leased[export.Canonical]; f.image != nil {
+		delete(w.leased, export.Canonical) // it is back, and open
+		f.image.retired = false
+	} else {
+		f.image = &watchedOne{listing: nbd.Listing{Name: export.Name, Description: export.Description}, canonical: export.Canonical}
+	}
 	w.log.Info("an index is published", "file", f.path, "export", export.Canonical)
 }
 
@@ -230,6 +235,15 @@ func (w *watch) retire(image *watchedOne) {
 	}
 }
 
+// keep takes an export that was opened, unless the image is open already.
+func (i *watchedOne) keep(export *nbd.Export, shut func()) {
+	if i.export != nil {
+		shut()
+		return
+	}
+	i.export, i.close = export, shut
+}
+
 func (i *watchedOne) shut() {
 	if i.export != nil {
 		i.close()
@@ -249,7 +263,7 @@ func (w *watch) lendFile(ctx context.Context, f *indexFile, canonical string) (*
 			return nil, err
 		}
 		w.renew(f, export) // it may have changed since it was looked at
-		f.image.export, f.image.close = export, shut
+		f.image.keep(export, shut)
 	}
 	if canonical != "" && f.image.canonical != canonical {
 		return nil, unknown(canonical)
