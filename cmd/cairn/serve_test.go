@@ -200,6 +200,11 @@ func TestWatchNames(t *testing.T) {
 	for _, name := range []string{"../out", "in/x", ".hidden", "dir", "..", "/", "a\x00", strings.Repeat("x", 4096), "@", "x@"} {
 		r.get(name, "")
 	}
+	r.write("\xff", "1 end")
+	r.get("\xff", "") // the protocol has names of UTF-8 only
+	if names := r.names(); names != nil {
+		t.Errorf("there are %q", names)
+	}
 	r.write("v@2", "1 end")
 	r.get("v@2", "1 end").Release()
 	r.get("v@2@1 end", "1 end").Release()

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"cairn/nbd"
 )
@@ -158,9 +159,9 @@ func (w *watch) openOnly(ctx context.Context) (*nbd.Export, error) {
 }
 
 // nameable says whether a file may be an export by that name. Clients choose names: none may lead out of the
-// directory.
+// directory. The protocol has names of UTF-8 only.
 func nameable(name string) bool {
-	return name != "" && name[0] != '.' && filepath.Base(name) == name && !strings.ContainsRune(name, 0)
+	return name != "" && name[0] != '.' && filepath.Base(name) == name && !strings.ContainsRune(name, 0) && utf8.ValidString(name)
 }
 
 // look brings up to date what is known of a file, and returns it, nil if there is none. A file that is no whole
