@@ -15,6 +15,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"cairn/blob"
 	"cairn/nbd"
 )
 
@@ -247,6 +248,21 @@ func TestWatchBack(t *testing.T) {
 	r.wantOpen(map[string]int{"3 end": 1})
 	r.shut()
 	r.wantOpen(map[string]int{})
+}
+
+// TestStoreNames: no two stores have one name in the metrics, also when only their secrets tell them apart.
+func TestStoreNames(t *testing.T) {
+	var s seenStores
+	names := make(map[string]bool)
+	for _, token := range []string{"a", "b", "c", "d"} {
+		s.add([]string{"https://images.example.com/default.castr?token=" + token}, blob.SHA512_256, &source{})
+	}
+	for _, st := range s.list() {
+		if names[st.name] || strings.Contains(st.name, "token") {
+			t.Errorf("a store is named %q, besides %v", st.name, names)
+		}
+		names[st.name] = true
+	}
 }
 
 func TestChain(t *testing.T) {
