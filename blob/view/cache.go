@@ -63,6 +63,7 @@ type entry struct {
 	queued  *list.Element // there
 	began   departure
 	early   bool  // it began before anybody waited for it
+	asked   bool  // somebody came for it since it was added
 	unread  bool  // came from a feed and was not used
 	feed    *feed // that wanted it; may be nil
 	waiting int   // for it
@@ -143,6 +144,7 @@ func (c *Cache) start(w wanted) *entry {
 	if e == nil {
 		return c.add(w, demand)
 	}
+	e.asked = true
 	c.join(e, w.home)
 	if e.queued != nil && e.rank != demand {
 		e.at.promote(e)
@@ -264,7 +266,7 @@ func (c *Cache) deliver(e *entry, data []byte, origin tier, err error) ([]home, 
 	c.taken -= c.room(e)
 	switch {
 	case errors.Is(err, errElsewhere) && c.ctx.Err() == nil:
-		if e.waiting > 0 {
+		if e.asked {
 			e.rank = demand
 		}
 		e.source.push(e)

@@ -91,20 +91,7 @@ func TestDamagedDisk(t *testing.T) {
 	k := openKept(t, path, x, holding(t, image))
 	checkRead(t, k.Image, image, make([]byte, len(image)), 0)
 	k.close(t)
-	files, err := filepath.Glob(filepath.Join(path, "images", "*", "image.*"))
-	if err != nil || len(files) != 1 {
-		t.Fatal(files, err)
-	}
-	f, err := os.OpenFile(files[0], os.O_WRONLY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	for _, off := range []int64{10, 200_000, 350_000} { // the last one in zeros
-		if _, err := f.WriteAt([]byte{image[off] ^ 1}, off); err != nil {
-			t.Fatal(err)
-		}
-	}
+	damage(t, path, image, 10, 200_000, 350_000) // the last one in zeros
 	from := holding(t, image)
 	k = openKept(t, path, x, from)
 	for off := 0; off < len(image); off += 7000 {
@@ -115,6 +102,50 @@ func TestDamagedDisk(t *testing.T) {
 	}
 	if s := k.Stats(); s.ProvenChunks == 0 {
 		t.Errorf("Stats = %+v, want chunks that were proven", s)
+	}
+}
+
+// damage changes bytes of the only image in a directory.
+func damage(t testing.TB, path string, image []byte, offsets ...int64) {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(path, "images", "*", "image.*"))
+	if err != nil || len(files) != 1 {
+		t.Fatal(files, err)
+	}
+	f, err := os.OpenFile(files[0], os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for _, off := range offsets {
+		if _, err := f.WriteAt([]byte{image[off] ^ 1}, off); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestDamagedDiskDemanded: a chunk that somebody comes for while it is being proven is demanded of the store when the
+// disk has it wrong, although he waits for another one first.
+func TestDamagedDiskDemanded(t *testing.T) {
+	image := mixed()
+	x, path := index(t, image), t.TempDir()
+	k := openKept(t, path, x, holding(t, image))
+	checkRead(t, k.Image, image, make([]byte, len(image)), 0)
+	k.close(t)
+	damage(t, path, image, 10)
+	k = openKept(t, path, x, holding(t, image))
+	k.cache.mu.Lock()
+	e := k.cache.add(k.want(0), ahead)
+	k.cache.near.launch(e)
+	if same := k.cache.start(k.want(0)); same != e || e.at != k.cache.near {
+		t.Error("the chunk is not being proven")
+	}
+	k.cache.mu.Unlock()
+	<-e.ready
+	k.cache.mu.Lock()
+	defer k.cache.mu.Unlock()
+	if e.at != k.source || e.rank != demand {
+		t.Errorf("the chunk came from the store with rank %d, want %d", e.rank, demand)
 	}
 }
 

@@ -445,7 +445,7 @@ func (v *Image) credit(i int, chunk blob.Chunk) (told bool) {
 	}
 	if e := c.chunks[v.key(chunk)]; e != nil && e.unread {
 		e.unread = false
-		v.unread -= chunk.Size
+		e.first.image.unread -= chunk.Size
 		c.pump()
 	}
 	return told

@@ -480,6 +480,29 @@ func TestPrefetch(t *testing.T) {
 	})
 }
 
+// TestUnreadOfAnother: what one image's profile brought and another image reads first counts for neither any more.
+func TestUnreadOfAnother(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		image := testimages.Random(1, 300_000)
+		x := index(t, image)
+		cache := NewCache(t.Context(), Limits{Bytes: 64 << 10})
+		defer cache.Close()
+		source := cache.Source(holding(t, image), 0)
+		a, b := New(x, source, Options{}), New(x, source, Options{})
+		mustPrefetch(t, b, 0, 1)
+		synctest.Wait()
+		checkRead(t, b, image, make([]byte, 200_000), 100_000) // pushes it out
+		a.Follow([]int{0})
+		synctest.Wait()
+		checkRead(t, b, image, make([]byte, 1), 0)
+		cache.mu.Lock()
+		defer cache.mu.Unlock()
+		if a.unread != 0 || b.unread != 0 {
+			t.Errorf("%d and %d bytes count as not read, want none", a.unread, b.unread)
+		}
+	})
+}
+
 func mustPrefetch(t *testing.T, v *Image, off, n int64) {
 	t.Helper()
 	if err := v.Prefetch(t.Context(), off, n); err != nil {

@@ -338,11 +338,25 @@ func (s *seenStores) add(locations []string, a blob.Algorithm, from *source) sto
 	st := &seenStore{chunks: from.chunks, name: strings.Join(names, " "), from: from, up: true, since: time.Now(), failed: map[blob.Digest]struct{}{}}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if slices.ContainsFunc(s.all, func(other *seenStore) bool { return other.name == st.name }) {
-		st.name += fmt.Sprintf(" (%v)", a)
-	}
+	st.name = s.unused(st.name, a)
 	s.all = append(s.all, st)
 	return st
+}
+
+// unused is a name that no other store has: metrics of one name twice would be no metrics at all. What tells stores
+// apart may be a secret, that no name shows.
+func (s *seenStores) unused(name string, a blob.Algorithm) string {
+	taken := func(name string) bool {
+		return slices.ContainsFunc(s.all, func(other *seenStore) bool { return other.name == name })
+	}
+	free := name
+	for n := 1; taken(free); n++ {
+		free = fmt.Sprintf("%s (%v)", name, a)
+		if n > 1 {
+			free = fmt.Sprintf("%s (%v, %d)", name, a, n)
+		}
+	}
+	return free
 }
 
 func (s *seenStores) list() []*seenStore {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"cairn/blob"
 	"cairn/nbd"
 )
 
@@ -200,9 +201,68 @@ func TestWatchNames(t *testing.T) {
 	for _, name := range []string{"../out", "in/x", ".hidden", "dir", "..", "/", "a\x00", strings.Repeat("x", 4096), "@", "x@"} {
 		r.get(name, "")
 	}
+	r.write("\xff", "1 end")
+	r.get("\xff", "") // the protocol has names of UTF-8 only
+	if names := r.names(); names != nil {
+		t.Errorf("there are %q", names)
+	}
 	r.write("v@2", "1 end")
 	r.get("v@2", "1 end").Release()
 	r.get("v@2@1 end", "1 end").Release()
+}
+
+// TestWatchReplacedMeanwhile: a name with a digest never stands for another image, not even when the file is replaced
+// between the look at it and its opening.
+func TestWatchReplacedMeanwhile(t *testing.T) {
+	r := newWatchRig(t)
+	r.write("a", "1 end")
+	r.names()
+	open := r.watch.open
+	r.watch.open = func(ctx context.Context, path string) (*nbd.Export, func(), error) {
+		r.write("a", "2 end")
+		return open(ctx, path)
+	}
+	r.get("a@1 end", "")
+	r.get("a", "2 end").Release()
+	r.shut()
+	r.wantOpen(map[string]int{})
+}
+
+// TestWatchBack: an image that comes back while clients have it open is the same one, and found as long as one of them
+// does.
+func TestWatchBack(t *testing.T) {
+	r := newWatchRig(t)
+	r.write("a", "1 end")
+	first := r.get("a", "1 end")
+	r.write("a", "2 end")
+	r.get("a", "2 end").Release()
+	r.write("a", "1 end")
+	second := r.get("a", "1 end")
+	r.wantOpen(map[string]int{"1 end": 1})
+	r.write("a", "3 end")
+	r.get("a", "3 end").Release()
+	first.Release()
+	r.get("a@1 end", "1 end").Release()
+	second.Release()
+	r.get("a@1 end", "")
+	r.wantOpen(map[string]int{"3 end": 1})
+	r.shut()
+	r.wantOpen(map[string]int{})
+}
+
+// TestStoreNames: no two stores have one name in the metrics, also when only their secrets tell them apart.
+func TestStoreNames(t *testing.T) {
+	var s seenStores
+	names := make(map[string]bool)
+	for _, token := range []string{"a", "b", "c", "d"} {
+		s.add([]string{"https://images.example.com/default.castr?token=" + token}, blob.SHA512_256, &source{})
+	}
+	for _, st := range s.list() {
+		if names[st.name] || strings.Contains(st.name, "token") {
+			t.Errorf("a store is named %q, besides %v", st.name, names)
+		}
+		names[st.name] = true
+	}
 }
 
 func TestChain(t *testing.T) {

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"cairn/nbd"
 )
@@ -134,15 +135,17 @@ func (w *watch) Open(ctx context.Context, name string) (*nbd.Export, error) {
 		return w.lend(image), nil
 	}
 	if f := w.look(ctx, name); f != nil {
-		return w.lendFile(ctx, f)
+		return w.lendFile(ctx, f, "")
 	}
 	if at := strings.LastIndexByte(name, '@'); at > 0 {
 		if f := w.look(ctx, name[:at]); f != nil && f.image != nil && f.image.canonical == name {
-			return w.lendFile(ctx, f)
+			return w.lendFile(ctx, f, name)
 		}
 	}
-	return nil, fmt.Errorf("%w %q", nbd.ErrUnknown, name)
+	return nil, unknown(name)
 }
+
+func unknown(name string) error { return fmt.Errorf("%w %q", nbd.ErrUnknown, name) }
 
 func (w *watch) openOnly(ctx context.Context) (*nbd.Export, error) {
 	all, err := w.All(ctx)
@@ -156,9 +159,9 @@ func (w *watch) openOnly(ctx context.Context) (*nbd.Export, error) {
 }
 
 // nameable says whether a file may be an export by that name. Clients choose names: none may lead out of the
-// directory.
+// directory. The protocol has names of UTF-8 only.
 func nameable(name string) bool {
-	return name != "" && name[0] != '.' && filepath.Base(name) == name && !strings.ContainsRune(name, 0)
+	return name != "" && name[0] != '.' && filepath.Base(name) == name && !strings.ContainsRune(name, 0) && utf8.ValidString(name)
 }
 
 // look brings up to date what is known of a file, and returns it, nil if there is none. A file that is no whole
@@ -201,7 +204,12 @@ func (w *watch) renew(f *indexFile, export *nbd.Export) {
 		return
 	}
 	w.retire(f.image)
-	f.image = &watchedOne{listing: nbd.Listing{Name: export.Name, Description: export.Description}, canonical: export.Canonical}
+	if f.image = w.leased[export.Canonical]; f.image != nil {
+		delete(w.leased, export.Canonical) // it is back, and open
+		f.image.retired = false
+	} else {
+		f.image = &watchedOne{listing: nbd.Listing{Name: export.Name, Description: export.Description}, canonical: export.Canonical}
+	}
 	w.log.Info("an index is published", "file", f.path, "export", export.Canonical)
 }
 
@@ -228,6 +236,15 @@ func (w *watch) retire(image *watchedOne) {
 	}
 }
 
+// keep takes an export that was opened, unless the image is open already.
+func (i *watchedOne) keep(export *nbd.Export, shut func()) {
+	if i.export != nil {
+		shut()
+		return
+	}
+	i.export, i.close = export, shut
+}
+
 func (i *watchedOne) shut() {
 	if i.export != nil {
 		i.close()
@@ -235,8 +252,9 @@ func (i *watchedOne) shut() {
 	i.export, i.close = nil, nil
 }
 
-// lendFile lends the image that a file is, and opens it if it is closed.
-func (w *watch) lendFile(ctx context.Context, f *indexFile) (*nbd.Export, error) {
+// lendFile lends the image that a file is, and opens it if it is closed. A client that wants one image by its canonical
+// name gets that or none.
+func (w *watch) lendFile(ctx context.Context, f *indexFile, canonical string) (*nbd.Export, error) {
 	if f.image == nil {
 		return nil, fmt.Errorf("%w: its index is no good: %w", nbd.ErrUnknown, f.trouble)
 	}
@@ -246,7 +264,10 @@ func (w *watch) lendFile(ctx context.Context, f *indexFile) (*nbd.Export, error)
 			return nil, err
 		}
 		w.renew(f, export) // it may have changed since it was looked at
-		f.image.export, f.image.close = export, shut
+		f.image.keep(export, shut)
+	}
+	if canonical != "" && f.image.canonical != canonical {
+		return nil, unknown(canonical)
 	}
 	return w.lend(f.image), nil
 }

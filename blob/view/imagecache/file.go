@@ -67,7 +67,7 @@ type File struct {
 	users   int // of the file; guarded by the directory's mu
 	epoch   time.Time
 
-	mu       sync.Mutex  // guards what follows
+	mu       sync.Mutex  // guards what follows; held while a proof is taken for good, or a chunk is taken out
 	recent   *bitset.Set // chunks written since the last flush began
 	dirty    bool        // there are such, or bits were taken out
 	sequence uint64
@@ -150,12 +150,14 @@ func (f *File) unreadable(lo, hi int, err error) {
 	f.dir.failed(fmt.Sprintf("reading %s", f.path), err)
 }
 
-// forget takes chunk i out.
+// forget takes chunk i out, so that no proof of it that is under way counts.
 func (f *File) forget(i int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	f.proven.Remove(i)
 	f.claimed.Remove(i)
 	f.written.Remove(i)
-	f.changed()
+	f.dirty = true
 }
 
 // changed has the map written with the next flush.
@@ -194,15 +196,21 @@ func (f *File) Prove(i int, dst []byte) bool {
 		return false
 	}
 	f.stamp(c.Offset)
-	if f.written.Has(i) { // what was read may be in the kernel's memory only
-		return true
+	f.accept(i)
+	return true
+}
+
+// accept trusts chunk i, which was found right: unless it was taken out meanwhile, or was not flushed, so that what was
+// read may be in the kernel's memory only.
+func (f *File) accept(i int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.written.Has(i) || !f.claimed.Has(i) {
+		return
 	}
 	f.proven.Add(i)
 	f.claimed.Remove(i)
-	if f.Missing() == 0 {
-		f.changed() // it gets its final name
-	}
-	return true
+	f.dirty = f.dirty || f.Missing() == 0 // it gets its final name
 }
 
 // Offer has a proven chunk written in the background; data must not change any more. The chunk is not kept when
@@ -302,7 +310,7 @@ func (f *File) sync() {
 	f.look()
 	bits := f.bits()
 	if err := f.data.flush(); err != nil {
-		f.lose(written)
+		f.lose()
 		f.dir.failed(fmt.Sprintf("flushing %s", f.path), err)
 		return
 	}
@@ -337,11 +345,14 @@ func (f *File) trust(written *bitset.Set) {
 	}
 }
 
-// lose forgets what was written to a disk that then failed to flush it. The kernel may show it still, as long as it
-// has the memory, so that no proof counts.
-func (f *File) lose(written *bitset.Set) {
-	for i := range written.Len() {
-		if written.Has(i) {
+// lose forgets all that was written to a disk that then failed to flush some of it: which, the kernel does not say, and
+// it says so once, so that what is written just now is lost too. It may show it still, as long as it has the memory, so
+// that no proof counts.
+func (f *File) lose() {
+	f.dir.keeping.Lock()
+	defer f.dir.keeping.Unlock()
+	for i := range f.written.Len() {
+		if f.written.Has(i) {
 			f.forget(i)
 		}
 	}
@@ -403,6 +414,8 @@ func (f *File) rename(from, to string) error {
 // can still be copied by other images. Those who read it nevertheless get nothing.
 func (f *File) Close() error {
 	d := f.dir
+	d.opening.Lock()
+	defer d.opening.Unlock()
 	d.mu.Lock()
 	f.users--
 	if f.users > 0 || d.closed || f.closed.Load() {

@@ -60,6 +60,8 @@ type Dir struct {
 	evicted atomic.Int64
 	full    atomic.Bool // the limit is near
 
+	opening sync.Mutex // held while images are opened or closed, which takes its time; before all others
+
 	mu       sync.Mutex // guards what follows
 	open     []*File
 	donors   []*donor
@@ -85,6 +87,9 @@ func (j job) content() content {
 	x := j.file.index
 	return content{x.Algorithm(), x.At(j.i).Digest, int64(len(j.data))}
 }
+
+// room is how much of what may wait to be written a job takes: a chunk that is larger than all of it waits alone.
+func (j job) room() int64 { return min(int64(len(j.data)), queueBytes) }
 
 // job is a chunk to be written.
 type job struct {
@@ -185,7 +190,7 @@ func (d *Dir) forget(j job) {
 	delete(d.pending, j.content())
 	d.mu.Unlock()
 	j.file.queued.Remove(j.i)
-	d.room.Release(int64(len(j.data)))
+	d.room.Release(j.room())
 }
 
 // batch is how much is written before it is flushed; a small limit must not be overrun by it.
@@ -308,7 +313,7 @@ func (d *Dir) MayCopy(a blob.Algorithm, digest blob.Digest, size int64) bool {
 
 // enqueue has a chunk written later, if there is room for it now.
 func (d *Dir) enqueue(j job) bool {
-	if !d.working() || !d.room.TryAcquire(int64(len(j.data))) {
+	if !d.working() || !d.room.TryAcquire(j.room()) {
 		d.dropped.Add(1)
 		return false
 	}
@@ -317,7 +322,7 @@ func (d *Dir) enqueue(j job) bool {
 
 // enqueueWait is enqueue that waits for room.
 func (d *Dir) enqueueWait(ctx context.Context, j job) bool {
-	if !d.working() || d.room.Acquire(ctx, min(int64(len(j.data)), queueBytes)) != nil {
+	if !d.working() || d.room.Acquire(ctx, j.room()) != nil {
 		return false
 	}
 	return d.send(j)

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -373,7 +374,7 @@ type worse struct {
 	medium
 	mu                          sync.Mutex
 	writeErr, readErr, flushErr error
-	beforeFlush                 func()
+	beforeFlush, afterRead      func()
 	uncached                    bool
 }
 
@@ -394,6 +395,12 @@ func (w *worse) before(f func()) {
 	w.beforeFlush = f
 }
 
+func (w *worse) after(f func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.afterRead = f
+}
+
 func (w *worse) get(which *error) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -411,7 +418,15 @@ func (w *worse) ReadAt(p []byte, off int64) (int, error) {
 	if err := w.get(&w.readErr); err != nil {
 		return 0, err
 	}
-	return w.medium.ReadAt(p, off)
+	n, err := w.medium.ReadAt(p, off)
+	w.mu.Lock()
+	after := w.afterRead
+	w.afterRead = nil
+	w.mu.Unlock()
+	if after != nil {
+		after()
+	}
+	return n, err
 }
 
 func (w *worse) readNow(p []byte, off int64) bool {
@@ -498,6 +513,36 @@ func TestFlushFails(t *testing.T) {
 	}
 }
 
+// TestFlushFailsBesideWrite: what was written while a flush failed is forgotten too. The kernel tells once that
+// something did not get to the disk, and the next flush succeeds.
+func TestFlushFailsBesideWrite(t *testing.T) {
+	r := newRig(t, mixed())
+	r.write(0, 3)
+	r.disk.before(func() { r.write(3, 5) })
+	r.disk.fail(&r.disk.flushErr, syscall.EIO)
+	r.dir.sync()
+	r.disk.fail(&r.disk.flushErr, nil)
+	r.dir.sync()
+	if n, claimed := r.check(); n != r.zeros() || claimed != 0 {
+		t.Errorf("%d chunks are trusted and %d to be proven, want %d, 0", n, claimed, r.zeros())
+	}
+}
+
+// TestProveBesideFailedFlush: a proof does not count when the disk fails to flush what it read.
+func TestProveBesideFailedFlush(t *testing.T) {
+	r := newRig(t, mixed())
+	r.write(0, 3)
+	r.disk.after(func() {
+		r.disk.fail(&r.disk.flushErr, syscall.EIO)
+		r.dir.sync()
+		r.disk.fail(&r.disk.flushErr, nil)
+	})
+	r.file.Prove(1, make([]byte, r.x.At(1).Size))
+	if n, claimed := r.check(); n != r.zeros() || claimed != 0 {
+		t.Errorf("%d chunks are trusted and %d to be proven, want %d, 0", n, claimed, r.zeros())
+	}
+}
+
 // TestToldOnce: a disk whose memory takes everything and that fails to flush it is told of once.
 func TestToldOnce(t *testing.T) {
 	r, said := newHeardRig(t, mixed())
@@ -560,6 +605,29 @@ func TestStoreBesideFlush(t *testing.T) {
 		if n := r.file.Missing(); n > 0 {
 			t.Fatalf("%d chunks are not trusted when all was flushed", n)
 		}
+	}
+}
+
+// TestLargeChunks: a chunk that is larger than all that may wait to be written is kept too.
+func TestLargeChunks(t *testing.T) {
+	image := testimages.Random(1, queueBytes+4096)
+	x, _, err := scan.Image(t.Context(), chunker.FromReader(bytes.NewReader(image)),
+		scan.Options{Params: chunker.Params{Min: 24 << 20, Avg: 24 << 20, Max: 24 << 20}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &rig{t: t, path: t.TempDir(), image: image, x: x}
+	r.open(Options{})
+	r.put(0, 1)
+	if n, _ := r.check(); n != 1 {
+		t.Error("a large chunk is not kept when its writer waits")
+	}
+	r.file.forget(0)
+	r.file.Offer(0, image)
+	r.settle()
+	r.dir.sync()
+	if n, _ := r.check(); n != 1 {
+		t.Error("a large chunk is not kept when it is offered")
 	}
 }
 
@@ -796,4 +864,57 @@ func FuzzMap(f *testing.F) {
 			t.Errorf("newest took what encode does not write")
 		}
 	})
+}
+
+// TestOpenBesideReads: who asks what is at hand does not wait for an image that is being opened, whose disk may be slow.
+func TestOpenBesideReads(t *testing.T) {
+	r := newRig(t, mixed())
+	r.put(0, 5)
+	r.crash()
+	var dir *Dir
+	asked := make(chan struct{})
+	dir, err := open(r.path, Options{}, func(m medium) medium {
+		disk := &worse{medium: m}
+		disk.before(func() {
+			go func() {
+				dir.MayCopy(r.x.Algorithm(), r.x.At(0).Digest, r.x.At(0).Size)
+				close(asked)
+			}()
+			select {
+			case <-asked:
+			case <-time.After(10 * time.Second):
+				t.Error("MayCopy waits for an image that is being opened")
+			}
+		})
+		return disk
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = dir.Close() })
+	if _, err := dir.Image(r.x); err != nil {
+		t.Fatal(err)
+	}
+	<-asked
+}
+
+// TestOpenBesideClose: who opens an image while its last user closes it gets it, and is not told that another process
+// has it.
+func TestOpenBesideClose(t *testing.T) {
+	r := newRig(t, mixed())
+	r.write(0, 5)
+	opened := make(chan error, 1)
+	r.disk.before(func() {
+		go func() {
+			_, err := r.dir.Image(r.x)
+			opened <- err
+		}()
+		time.Sleep(50 * time.Millisecond)
+	})
+	if err := r.file.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-opened; err != nil {
+		t.Errorf("Image beside Close = %v", err)
+	}
 }

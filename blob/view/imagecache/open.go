@@ -19,23 +19,35 @@ import (
 // Image opens the file of x's image, or makes it. ErrBusy means that another process has it. Who opens the same
 // image again gets the same file. It is closed with the directory, if not before.
 func (d *Dir) Image(x *blob.Index) (*File, error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
+	d.opening.Lock()
+	defer d.opening.Unlock()
 	layout := layoutOf(x)
-	for _, f := range d.open {
-		if f.layout == layout {
-			f.users++
-			return f, nil
-		}
+	if f := d.share(layout); f != nil {
+		return f, nil
 	}
 	f, err := d.openImage(x, layout)
 	if err != nil {
 		return nil, fmt.Errorf("opening the cache of image %v: %w", layout.digest, err)
 	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	d.closeDonor(f.path) // it is one of ours now
 	f.users = 1
 	d.open = append(d.open[:len(d.open):len(d.open)], f)
 	return f, nil
+}
+
+// share is the file of an image that is open already, for one more user, or nil.
+func (d *Dir) share(layout mapLayout) *File {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, f := range d.open {
+		if f.layout == layout {
+			f.users++
+			return f
+		}
+	}
+	return nil
 }
 
 func (d *Dir) openImage(x *blob.Index, layout mapLayout) (*File, error) {
