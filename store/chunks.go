@@ -62,8 +62,13 @@ func (c *Chunks) get(ctx context.Context, d blob.Digest, dst []byte) error {
 // read fills dst with what the store has for a chunk, which is not proven.
 func (c *Chunks) read(ctx context.Context, d blob.Digest, dst []byte) error {
 	err := c.getPacked(ctx, packedName(d), dst)
-	if errors.Is(err, ErrNotFound) {
+	switch {
+	case errors.Is(err, ErrNotFound):
 		err = c.getPlain(ctx, plainName(d), dst)
+	case errors.Is(err, content{errEmpty}): // it counts as none, see Stat
+		if plainErr := c.getPlain(ctx, plainName(d), dst); !errors.Is(plainErr, ErrNotFound) {
+			err = plainErr
+		}
 	}
 	if err != nil {
 		return c.explain(d, err)

@@ -148,6 +148,26 @@ func TestEmptyObjectIsAbsent(t *testing.T) {
 	s.wantFrom(t, c)
 }
 
+// TestPlainBesideEmpty: a chunk that Has and Stat find beside an empty object can be read.
+func TestPlainBesideEmpty(t *testing.T) {
+	s := newSample(1, 1000)
+	b := new(mem.Bucket)
+	mustWrite(t, b, s.packed(), nil)
+	mustWrite(t, b, s.plain(), s.data)
+	w, c := newWriter(t, b, store.WriterOptions{}), chunksOf(b)
+	if has, err := w.Has(t.Context(), s.digest); !has || err != nil {
+		t.Fatalf("Has = %v, %v; want true", has, err)
+	}
+	s.wantFrom(t, c)
+	dst := make([]byte, len(s.data))
+	wants := []store.Want{{Digest: s.digest, Dst: dst}}
+	if err := c.GetMany(t.Context(), wants, make(store.Slots, 1)); err != nil || !bytes.Equal(dst, s.data) {
+		t.Errorf("GetMany = %v", err)
+	}
+	mustWrite(t, b, s.plain(), nil)
+	checkCorrupt(t, "both empty", s, b)
+}
+
 func TestPlainIsTriedOnProvenAbsenceOnly(t *testing.T) {
 	s := newSample(1, 1000)
 	b := new(mem.Bucket)

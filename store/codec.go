@@ -50,10 +50,12 @@ func (u unpacker) unpack(dst, packed []byte) error {
 	case bytes.HasPrefix(packed, []byte(gzipMagic)):
 		return u.ungzip(dst, packed)
 	case len(packed) == 0:
-		return errors.New("it is empty")
+		return errEmpty
 	}
 	return errors.New("it is neither zstd, xz nor gzip")
 }
+
+var errEmpty = errors.New("it is empty")
 
 // unzstd decodes exactly one frame, in place.
 func (u unpacker) unzstd(dst, packed []byte) error {

@@ -150,6 +150,21 @@ func TestXZDictionary(t *testing.T) {
 	}
 }
 
+// TestXZClaimsMuch: a small block that says to hold more than an int has on some machines is refused.
+func TestXZClaimsMuch(t *testing.T) {
+	const coded, end = 0xff, 0
+	packed := packXZ(t, random(1, 1000), xz.WriterConfig{})
+	head := 12 + (int(packed[12])+1)*4
+	packed = packed[:head:head]
+	for range 1 << 10 { // of 2 MiB each
+		packed = append(packed, coded, 0xff, 0xff, 0, 0, 0, 0)
+	}
+	packed = append(packed, end)
+	if err := newUnpacker().unpack(make([]byte, 1000), packed); err == nil {
+		t.Error("unpack succeeded")
+	}
+}
+
 func memory(do func()) uint64 {
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)

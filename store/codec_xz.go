@@ -13,6 +13,8 @@ import (
 	"slices"
 
 	"github.com/ulikunitz/xz/lzma"
+
+	"cairn/blob"
 )
 
 // unxz decodes the one xz stream that packed holds (The .xz File Format 1.0.4) into dst. The container is read
@@ -54,6 +56,7 @@ type xzRecord struct{ unpadded, uncompressed uint64 }
 var (
 	errXZShort   = errors.New("it ends too early")
 	errXZDamaged = errors.New("its structure is damaged")
+	errXZLarge   = errors.New("it holds more than it should")
 )
 
 // take is the next n bytes.
@@ -149,7 +152,7 @@ func (p *xzParser) block(dst []byte, check xzCheck) (int, error) {
 		return 0, errXZDamaged
 	}
 	if uncompressed > len(dst) {
-		return 0, errors.New("it holds more than it should")
+		return 0, errXZLarge
 	}
 	dst = dst[:uncompressed]
 	if err := unlzma2(dst, packed, head.dictionary); err != nil {
@@ -253,7 +256,9 @@ func splitLZMA2(b []byte) (packed []byte, uncompressed int, err error) {
 		if control >= properties {
 			next++
 		}
-		uncompressed += size
+		if uncompressed += size; uncompressed > blob.MaxChunkSize { // on some machines an int has not much more
+			return nil, 0, errXZLarge
+		}
 		at += next
 	}
 }

@@ -94,13 +94,13 @@ func (g *Gate) admit() {
 	}
 }
 
-// pace decides how many requests should be under way. It measures in rounds: a round is as many answers as
-// were let in when it began. In the beginning each round doubles the limit, as long as that brings more bytes
-// a second; from then on the limit is what the best rate of the last rounds needs to be kept up over the time
-// an answer takes when little else is asked, and as much again, so that a link that got faster is noticed.
-// The model is that of TCP's BBR (Cardwell et al. 2016) with answers in the place of acknowledgements; but
-// answers of object stores vary by themselves, so that the shortest time is the round's with the least mean, chance
-// allowed for.
+// pace decides how many requests should be under way. It measures in rounds: a round is as many answers as were let
+// in when it began, and not fewer than four. In the beginning each round doubles the limit, as long as that brings
+// more bytes a second; from then on the limit is what the best rate of the last rounds needs to be kept up over the
+// time an answer takes when little else is asked, and as much again, so that a link that got faster is noticed. The
+// model is that of TCP's BBR (Cardwell et al. 2016) with answers in the place of acknowledgements; but answers of
+// object stores vary by themselves, so that the shortest time is the round's with the least mean, chance allowed
+// for.
 type pace struct {
 	limit, most int
 	fixed       bool
@@ -139,8 +139,9 @@ func (p *pace) wake(now time.Time, inside int) {
 	p.begin(now)
 }
 
+// begin begins a round. One of fewer answers than tell a time would teach nothing.
 func (p *pace) begin(now time.Time) {
-	p.begun, p.left, p.bytes, p.answers, p.took, p.squares, p.limited = now, p.limit, 0, 0, 0, 0, false
+	p.begun, p.left, p.bytes, p.answers, p.took, p.squares, p.limited = now, max(p.limit, leastPace), 0, 0, 0, 0, false
 }
 
 // done takes note of an answer of so many bytes to a request that was sent at begun.

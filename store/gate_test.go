@@ -134,6 +134,26 @@ func TestGateThrottled(t *testing.T) {
 	})
 }
 
+// TestGateThrottledAtFirst: a store that refuses before anything is known of it is asked more again later.
+func TestGateThrottledAtFirst(t *testing.T) {
+	for refusals := range 5 {
+		synctest.Test(t, func(t *testing.T) {
+			g := NewGate(64)
+			for range refusals {
+				leave, err := g.enter(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				leave(0, true)
+			}
+			through(t, g, &link{latency: always(10 * time.Millisecond), rate: 1e9}, 20_000_000)
+			if got := g.Limit(); got < 32 {
+				t.Errorf("the limit is %d long after %d refusals", got, refusals)
+			}
+		})
+	}
+}
+
 func TestFixedGate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := NewFixedGate(3)

@@ -133,7 +133,7 @@ func toldSize(packed []byte) (size uint64, told bool, err error) {
 		}
 		return size, true, nil
 	case len(packed) == 0:
-		return 0, false, errors.New("it is empty")
+		return 0, false, errEmpty
 	}
 	return 0, false, errors.New("it is neither zstd, xz nor gzip")
 }

@@ -140,7 +140,7 @@ func (t retryGets) Get(ctx context.Context, d blob.Digest, dst []byte) error {
 		}
 		defer cancel()
 		err := t.g.Get(attempt, d, dst)
-		if attempt.Err() != nil && ctx.Err() == nil {
+		if err != nil && attempt.Err() != nil && ctx.Err() == nil {
 			return failed
 		}
 		failed = err

@@ -213,6 +213,24 @@ func TestRetryGetsSilence(t *testing.T) {
 	})
 }
 
+// TestRetryGetsInTime: a chunk that is there when patience ends is there.
+func TestRetryGetsInTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, calls := newSample(1, 1000), 0
+		slow := getter(func(ctx context.Context, _ blob.Digest, dst []byte) error {
+			if calls++; calls == 1 {
+				return &store.UnavailableError{Err: errors.New("no answer")}
+			}
+			copy(dst, s.data)
+			<-ctx.Done() // it was on its way back
+			return nil
+		})
+		if err := s.get(t, store.RetryGets(slow, store.Policy{Patience: 2 * time.Second})); err != nil || calls != 2 {
+			t.Errorf("Get = %v after %d calls, want success", err, calls)
+		}
+	})
+}
+
 // TestRetryGetsWhenAsked: a store that wants to be left alone for as long as patience lasts is asked again then.
 func TestRetryGetsWhenAsked(t *testing.T) {
 	for _, after := range []time.Duration{20 * time.Second, 40 * time.Second, time.Minute, time.Hour} {

@@ -117,7 +117,8 @@ type Batch interface {
 	// when Write returns.
 	Write(ctx context.Context, name string, data []byte) error
 	// Commit makes all objects taken in so far durable and visible. More may be written afterwards. A
-	// failed or cancelled Commit may be called again; some objects may be visible, and each is whole.
+	// failed or cancelled Commit may be called again; some objects may be visible, and each is whole. It fails
+	// for good when the medium may have lost some.
 	Commit(ctx context.Context) error
 	// Close gives up what was neither committed nor made visible by Write, leaving no trace of it.
 	Close() error

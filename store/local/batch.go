@@ -34,6 +34,7 @@ type batch struct {
 	bucket *Bucket
 	stage  *stage
 	mu     sync.RWMutex // held shared by Write and alone by Commit, which must not meet unfinished files
+	failed error        // of a flush, which is told once of what was lost; Commit's
 	dirty  atomic.Bool  // something waits for Commit
 	seed   maphash.Seed
 	turns  [64]sync.Mutex // of those who write, by the name
@@ -92,12 +93,16 @@ func (t *batch) Commit(ctx context.Context) error {
 }
 
 // flush writes back the whole file system: one barrier for any number of files and names. The lock was
-// opened before the first of them was written, so that the kernel tells it of every failure since.
+// opened before the first of them was written, so that the kernel tells it of every failure since. It tells that
+// once, so that no flush mends one that failed.
 func (t *batch) flush() error {
-	if err := unix.Syncfs(int(t.stage.lock.Fd())); err != nil {
-		return fmt.Errorf("flushing the file system of %s: %w", t.bucket.root, err)
+	if t.failed != nil {
+		return t.failed
 	}
-	return nil
+	if err := unix.Syncfs(int(t.stage.lock.Fd())); err != nil {
+		t.failed = fmt.Errorf("flushing the file system of %s: %w", t.bucket.root, err)
+	}
+	return t.failed
 }
 
 // publish gives every object in the stage its name.

@@ -2,7 +2,6 @@ package locate
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
 	"io/fs"
 	"net/url"
@@ -67,7 +66,7 @@ func DefaultStore(index string) (string, error) {
 	if isS3(dir) {
 		return s3.Below(dir, defaultStore)
 	}
-	u, err := parse(dir)
+	u, err := store.ParseURL(dir)
 	if err != nil {
 		return "", err
 	}
@@ -94,7 +93,7 @@ func split(location string) (dir, name string, err error) {
 }
 
 func splitURL(location string) (dir, name string, err error) {
-	u, err := parse(location)
+	u, err := store.ParseURL(location)
 	if err != nil {
 		return "", "", err
 	}
@@ -107,12 +106,4 @@ func splitURL(location string) (dir, name string, err error) {
 	u.RawPath = full[:max(cut, 0)]
 	u.Path, err = url.PathUnescape(u.RawPath)
 	return u.String(), name, err
-}
-
-func parse(location string) (*url.URL, error) {
-	u, err := url.Parse(location)
-	if wrapped, ok := errors.AsType[*url.Error](err); ok {
-		return nil, fmt.Errorf("not a URL: %w", wrapped.Err) // the rest of it may hold a password
-	}
-	return u, err
 }

@@ -50,12 +50,19 @@ func TestRefused(t *testing.T) {
 		"HTTP://host:port/?hush":     nil,
 		"http:///hush":               nil,
 		"https://user:hush@h:x/":     nil,
+		"https://user:hush/x@h/":     nil,
+		"https://user:hush?x@h/":     nil,
+		"s3+https://user:hush#@h/b":  nil,
+		"sftp://user:hush/x@h/":      nil,
 		"file:///etc?hush":           nil,
 		"relative/path/not://here":   store.ErrNotFound,
 	} {
 		_, err := locate.Open(location, locate.Options{})
 		if err == nil || want != nil && !errors.Is(err, want) || strings.Contains(err.Error(), ":hush") {
 			t.Errorf("Open(%q) = %v, want %v", location, err, want)
+		}
+		if _, err := locate.DefaultStore(location); err != nil && strings.Contains(err.Error(), ":hush") {
+			t.Errorf("DefaultStore(%q) = %v", location, err)
 		}
 	}
 	for _, location := range []string{"http:///", "s3://b", file} {

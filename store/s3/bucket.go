@@ -181,10 +181,15 @@ const (
 )
 
 // Create implements store.Creator. A server that knows If-None-Match decides; one that does not, and says nothing,
-// replaces an object only if it came up since the question that is asked first.
+// replaces an object only if it came up since the question that is asked first, or if that is denied: who may write
+// need not be allowed to read.
 func (b *Bucket) Create(ctx context.Context, name string, data []byte) error {
-	if _, err := b.Stat(ctx, name); err == nil {
+	_, err := b.Stat(ctx, name)
+	switch {
+	case err == nil:
 		return fmt.Errorf("%s: %w", b.location.url(name), store.ErrExists)
+	case !errors.Is(err, store.ErrNotFound) && !errors.Is(err, store.ErrDenied) && !errors.Is(err, ErrNoBucket):
+		return err
 	}
 	for n := 1; ; n++ {
 		err := b.put(ctx, name, data, http.Header{"If-None-Match": {"*"}})

@@ -146,4 +146,18 @@ func TestRenewalFails(t *testing.T) {
 	}
 }
 
+// TestRenewalFailsOnTheMachine: that a source need not have keys does not mean that those it gave are forgotten.
+func TestRenewalFailsOnTheMachine(t *testing.T) {
+	k := newKeys("", false)
+	k.sources = append(k.sources[:0], source{name: "the machine", provider: &expiring{ends: time.Now().Add(time.Hour)}})
+	for n := range 3 {
+		if v, err := k.get(t.Context()); err != nil || v.AccessKeyID != "id" {
+			t.Errorf("get %d of keys that last an hour = %q, %v", n, v.AccessKeyID, err)
+		}
+	}
+	if changed, err := k.renew(t.Context(), k.held, true); changed || err == nil {
+		t.Errorf("renew = %v, %v; want an error", changed, err)
+	}
+}
+
 func sourceOf(p credentials.Provider) source { return source{"a test", p, true} }

@@ -378,6 +378,35 @@ func TestCreateFaults(t *testing.T) {
 	}
 }
 
+// TestCreateAsksFirst: a server that ignores If-None-Match replaces nothing when it did not say whether it is there.
+func TestCreateAsksFirst(t *testing.T) {
+	for code, want := range map[int]error{500: store.ErrUnavailable, 503: store.ErrUnavailable, 400: nil} {
+		b := scripted(t, patient, func(w http.ResponseWriter, r *http.Request) {
+			if r.Method == "HEAD" {
+				w.WriteHeader(code)
+				return
+			}
+			t.Errorf("%d: sent nevertheless", code)
+			stored(w, r)
+		})
+		err := b.Create(t.Context(), "x", []byte("data"))
+		if err == nil {
+			t.Errorf("%d: Create succeeded", code)
+		}
+		checkClass(t, err, want)
+	}
+	b := scripted(t, patient, func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == "HEAD" {
+			w.WriteHeader(403) // who may write need not be allowed to read
+			return
+		}
+		stored(w, r)
+	})
+	if err := b.Create(t.Context(), "x", []byte("data")); err != nil {
+		t.Errorf("Create where reading is denied = %v", err)
+	}
+}
+
 func stored(w http.ResponseWriter, _ *http.Request) { w.Header().Set("ETag", `"x"`) }
 
 func TestCancelled(t *testing.T) {

@@ -142,7 +142,8 @@ func (k *keys) expired() bool {
 	return k.from != nil && !k.held.Expiration.IsZero() && k.from.IsExpired()
 }
 
-// look asks the sources in order.
+// look asks the sources in order. One that gave keys with an end has more of them: when it fails, nobody's keys are
+// not what takes their place.
 func (k *keys) look(ctx context.Context) error {
 	for _, s := range k.sources {
 		v, err := s.provider.RetrieveWithCredContext(&credentials.CredContext{Client: k.client, Context: ctx})
@@ -153,7 +154,7 @@ func (k *keys) look(ctx context.Context) error {
 			k.held, k.from, k.known = v, s.provider, true
 			return nil
 		}
-		if s.must {
+		if s.must || err != nil && s.provider == k.from && !k.held.Expiration.IsZero() {
 			return fmt.Errorf("looking for keys in %s: %w", s.name, noKeys(err))
 		}
 	}

@@ -41,10 +41,7 @@ var (
 
 // Parse reads a location as people write it. Its errors hold neither a password nor the value of an option.
 func Parse(location string) (Location, error) {
-	u, err := url.Parse(location)
-	if wrapped, ok := errors.AsType[*url.Error](err); ok {
-		return Location{}, fmt.Errorf("not a URL: %w", wrapped.Err)
-	}
+	u, err := store.ParseURL(location)
 	switch {
 	case err != nil:
 		return Location{}, err

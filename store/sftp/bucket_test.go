@@ -574,6 +574,19 @@ func TestSilentAtConnect(t *testing.T) {
 	wantUnavailable(t, "Stat", err, "does not answer")
 }
 
+// TestUnusedConnection: one that was opened for who has gone waits for nothing.
+func TestUnusedConnection(t *testing.T) {
+	b := open(t, "sftp://store/x", sftp.Options{
+		Program: script(t, `sleep 0.1; printf '\0\0\0\5\2\0\0\0\3'; cat >/dev/null`), Patience: 200 * time.Millisecond,
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	if _, err := b.Stat(ctx, "x"); !errors.Is(err, ctx.Err()) {
+		t.Errorf("Stat = %v, want the context's end", err)
+	}
+	time.Sleep(600 * time.Millisecond)
+}
+
 // TestFewConnections: one is enough, for calls in a row and where the server lets in no more.
 func TestFewConnections(t *testing.T) {
 	sshd := storetest.NewSSHD(t, "internal-sftp")

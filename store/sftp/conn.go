@@ -25,7 +25,7 @@ type conn struct {
 	done       chan struct{} // closed when it has failed
 	work       sync.WaitGroup
 
-	mu       sync.Mutex
+	mu       sync.Mutex // guards all below
 	next     uint32
 	pending  map[uint32]*request // sent, and not answered
 	behind   []packet            // to be sent behind all that is in out
@@ -70,8 +70,10 @@ func dial(ctx context.Context, at location, o Options) (*conn, error) {
 		closing: make(chan struct{}), done: make(chan struct{}),
 		pending: map[uint32]*request{},
 	}
+	c.mu.Lock() // nothing else orders this before look
 	c.watch = time.AfterFunc(o.Patience, c.look)
 	c.watching = true
+	c.mu.Unlock()
 	c.work.Go(c.send)
 	c.work.Go(func() { c.receive(in) })
 	return c, nil

@@ -7,6 +7,8 @@ import (
 	"net/url"
 	"strings"
 	"unicode"
+
+	"cairn/store"
 )
 
 // location is where a bucket is: a host as ssh_config knows it, and a directory there.
@@ -22,10 +24,7 @@ type location struct {
 // What ssh could take for an option, or its configuration (ProxyCommand with %h, Match exec) hand to a shell,
 // is refused here, before anything is run.
 func parseLocation(text string) (location, error) {
-	u, err := url.Parse(text)
-	if wrapped, ok := errors.AsType[*url.Error](err); ok {
-		return location{}, fmt.Errorf("not a URL: %w", wrapped.Err) // the rest of it may hold a password
-	}
+	u, err := store.ParseURL(text)
 	if err != nil {
 		return location{}, err
 	}

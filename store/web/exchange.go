@@ -62,7 +62,7 @@ func (r *Reader) exchange(ctx context.Context, m message, use use) error {
 	defer answer.Body.Close()
 	err = check(m.method, answer)
 	if err != nil {
-		err = explain(answer.StatusCode, r.page(answer, cancel), err)
+		err = explain(answer.StatusCode, r.page(answer), err)
 	} else {
 		err = use(answer, cancel)
 	}
@@ -81,7 +81,7 @@ func (r *Reader) follow(ctx context.Context, m message, abort func(error)) (*htt
 		if !redirects(answer.StatusCode) {
 			return answer, nil
 		}
-		r.page(answer, abort)
+		r.page(answer)
 		_ = answer.Body.Close()
 		if m.url, err = m.next(answer); err != nil {
 			return nil, err
@@ -155,7 +155,7 @@ func (r *Reader) send(ctx context.Context, m message, home bool, abort func(erro
 	if err == nil && equal(proof, fresh) {
 		return answer, nil
 	}
-	r.page(answer, abort)
+	r.page(answer)
 	_ = answer.Body.Close()
 	if err != nil {
 		return nil, fmt.Errorf("%w: %s, and credentials cannot be read again: %w",
@@ -197,9 +197,9 @@ func (r *Reader) attach(request *http.Request, body []byte, abort func(error)) (
 }
 
 // page reads the beginning of what comes with a refusal or a redirect. Most such bodies end there, so that the
-// connection can be used again.
-func (r *Reader) page(answer *http.Response, abort func(error)) []byte {
-	late := time.AfterFunc(min(r.patience, pagePatience), func() { abort(nil) })
+// connection can be used again. One that does not costs its connection, not the request.
+func (r *Reader) page(answer *http.Response) []byte {
+	late := time.AfterFunc(min(r.patience, pagePatience), func() { _ = answer.Body.Close() })
 	defer late.Stop()
 	page, _ := io.ReadAll(io.LimitReader(answer.Body, pageBytes)) // what came of it has to do
 	return page

@@ -45,9 +45,9 @@ var _ store.Reader = (*Reader)(nil)
 // followed, but none of these, no credential and no client certificate goes with them to another origin, and
 // they never lead from https to http. Nothing is asked of the server yet.
 func New(base string, o Options) (*Reader, error) {
-	u, err := url.Parse(base)
+	u, err := store.ParseURL(base)
 	if err != nil {
-		return nil, fmt.Errorf("not a URL: %w", cause(err))
+		return nil, err
 	}
 	if u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
 		return nil, fmt.Errorf("%s is not an http or https URL with a host", public(u))

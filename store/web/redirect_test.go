@@ -165,6 +165,29 @@ func TestRedirectBackHome(t *testing.T) {
 	}
 }
 
+// TestSlowRedirect: the page of a redirect that does not end is not waited for, and the redirect is followed.
+func TestSlowRedirect(t *testing.T) {
+	base := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/there" {
+			io.WriteString(w, "data")
+			return
+		}
+		w.Header().Set("Location", "/there")
+		w.Header().Set("Content-Length", "1000")
+		w.WriteHeader(http.StatusFound)
+		http.NewResponseController(w).Flush()
+		<-r.Context().Done()
+	})
+	r, err := web.New(base, impatient)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := r.Read(t.Context(), "x", nil, 100)
+	if err != nil || string(got) != "data" {
+		t.Errorf("Read = %q, %v", got, err)
+	}
+}
+
 func TestRedirectsEnd(t *testing.T) {
 	last := newOrigin(t, "")
 	url := last.url
