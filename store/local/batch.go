@@ -105,13 +105,28 @@ func (t *batch) flush() error {
 	return t.failed
 }
 
-// publish gives every object in the stage its name.
+// publish gives every object in the stage its name. It looks until none is left: some file systems pass over names in a
+// directory that others are just taken out of.
 func (t *batch) publish(ctx context.Context) error {
-	err := eachName(t.stage.dir, func(file string) error {
+	for {
+		n, err := t.publishOnce(ctx)
+		if err != nil {
+			return fmt.Errorf("committing: %w", err)
+		}
+		if n == 0 {
+			return nil
+		}
+	}
+}
+
+// publishOnce is publish for those that one reading of the directory finds, and returns how many that were.
+func (t *batch) publishOnce(ctx context.Context) (n int, err error) {
+	err = eachName(t.stage.dir, func(file string) error {
 		escaped, ready := strings.CutPrefix(file, readyPrefix)
 		if !ready {
 			return nil
 		}
+		n++
 		name, err := url.PathUnescape(escaped)
 		if err := errors.Join(ctx.Err(), err); err != nil {
 			return err
@@ -121,10 +136,7 @@ func (t *batch) publish(ctx context.Context) error {
 		}
 		return nil
 	})
-	if err != nil {
-		return fmt.Errorf("committing: %w", err)
-	}
-	return nil
+	return n, err
 }
 
 func (t *batch) Close() error { return t.stage.close() }
