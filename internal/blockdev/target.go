@@ -79,7 +79,7 @@ func newTarget(f *os.File, path string, section Section) (*Target, error) {
 	if err := forgetLost(f); err != nil {
 		return nil, fmt.Errorf("dropping cache of %s: %w", path, err)
 	}
-	t := &Target{File: *file, resizable: !file.device && section == Section{}}
+	t := &Target{File: *file, resizable: !file.device && section.Offset == 0 && section.Size <= 0}
 	if !file.device {
 		return t, nil
 	}
