@@ -283,7 +283,7 @@ func (j *job) each(ctx context.Context, do func(context.Context, *segment) error
 	for range j.options.Segments {
 		group.Go(func() error {
 			s := j.newSegment()
-			for j.take(s) {
+			for ctx.Err() == nil && j.take(s) {
 				if err := do(ctx, s); err != nil {
 					return err
 				}
@@ -312,6 +312,9 @@ func (j *job) take(s *segment) bool {
 func (j *job) copyRepeats(ctx context.Context, head *segment) error {
 	s := j.newSegment()
 	for _, i := range j.repeats {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
 		s.set(i, i+1)
 		if err := s.copyFrom(ctx, j.plan.First(i), head); err != nil {
 			return err

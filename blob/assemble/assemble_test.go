@@ -471,6 +471,47 @@ func TestCancelled(t *testing.T) {
 	}
 }
 
+// TestPreviewCancelled: what is previewed is not read to its end for nobody.
+func TestPreviewCancelled(t *testing.T) {
+	image := random(1, 1<<20)
+	ctx, cancel := context.WithCancel(t.Context())
+	reads := 0
+	target := readerAtFunc(func(p []byte, off int64) (int, error) {
+		reads++
+		cancel()
+		return bytes.NewReader(image).ReadAt(p, off)
+	})
+	o := Options{Segments: 1, Memory: 1 << 20}
+	if _, _, err := Preview(ctx, seed.NewPlan(index(t, image)), target, o); !errors.Is(err, context.Canceled) || reads != 1 {
+		t.Errorf("Preview = %v after %d reads, want %v after 1", err, reads, context.Canceled)
+	}
+}
+
+type readerAtFunc func(p []byte, off int64) (int, error)
+
+func (f readerAtFunc) ReadAt(p []byte, off int64) (int, error) { return f(p, off) }
+
+// TestCancelledInRepeats: the chunks that are copied from elsewhere in the image are no longer copied then.
+func TestCancelledInRepeats(t *testing.T) {
+	part := random(1, 1<<20)
+	image := bytes.Join([][]byte{random(2, 200_000), part, random(3, 300_000), part}, nil)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var copied int64
+	o := Options{New: true, Segments: 1, Progress: func(s Stats) {
+		if s.Copied > 0 {
+			cancel()
+		}
+		copied = s.Copied
+	}}
+	d := &device{data: make([]byte, len(image))}
+	o.Memory = 1 << 20 // the two parts are not in one segment
+	_, err := Run(ctx, seed.NewPlan(index(t, image)), holding(t, image), d, o)
+	if !errors.Is(err, context.Canceled) || copied == 0 || copied > 16<<10 {
+		t.Errorf("Run = %v with %d bytes copied, want %v after the first chunk", err, copied, context.Canceled)
+	}
+}
+
 func TestSmallImages(t *testing.T) {
 	for _, n := range []int{0, 1, 47, 511, headSize, headSize + 1} {
 		for _, o := range []Options{{}, {New: true}} {

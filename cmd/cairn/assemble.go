@@ -231,6 +231,7 @@ func (f *assembleFlags) assemble(ctx context.Context, x *blob.Index, result *ass
 	}
 	if t.equal {
 		result.Stats = assemble.Stats{Size: x.Size(), Done: x.Size(), InPlace: x.Size(), Seeds: []int64{}}
+		result.SeedNames = []string{}
 		return nil
 	}
 	defer func() { t.close(err) }()
@@ -289,7 +290,7 @@ func (f *assembleFlags) run(ctx context.Context, plan *seed.Plan, own int, from 
 	if err != nil {
 		return err
 	}
-	if err := t.finish(plan.Index, f.tail); err != nil {
+	if err := t.finish(ctx, plan.Index, f.tail); err != nil {
 		return err
 	}
 	if t.inPlace {

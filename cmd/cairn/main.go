@@ -25,6 +25,7 @@ func run(args []string) int {
 	defer stop()
 	root := newRoot()
 	root.SetArgs(args)
+	root.SetOut(patient{ctx, os.Stdout})
 	c, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		return exitDone

@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"time"
 
 	"cairn/blob"
 	"cairn/internal/blockdev"
@@ -91,6 +92,36 @@ func cancellable(ctx context.Context, r io.Reader) io.Reader {
 	}()
 	context.AfterFunc(ctx, func() { pr.CloseWithError(ctx.Err()) })
 	return pr
+}
+
+// patient writes to w, and when the context has ended waits for nobody to take what is written. A write that is under
+// way then is left alone, with its bytes.
+type patient struct {
+	ctx context.Context
+	w   io.Writer
+}
+
+func (p patient) Write(b []byte) (int, error) {
+	type result struct {
+		n   int
+		err error
+	}
+	done := make(chan result, 1)
+	go func() {
+		n, err := p.w.Write(b)
+		done <- result{n, err}
+	}()
+	select {
+	case r := <-done:
+		return r.n, r.err
+	case <-p.ctx.Done():
+	}
+	select {
+	case r := <-done: // what is told in the end, when somebody reads it
+		return r.n, r.err
+	case <-time.After(time.Second):
+		return 0, p.ctx.Err()
+	}
 }
 
 // source is where chunks come from, and how much came over from the stores.

@@ -128,7 +128,11 @@ func replaceTarget(ctx context.Context, path string, x *blob.Index, mode fs.File
 	if err != nil {
 		return nil, err
 	}
-	if equal, err := holds(ctx, old, x, jobs); equal || err != nil {
+	equal, err := holds(ctx, old, x, jobs)
+	if equal {
+		equal = atomicfile.Sync(path) == nil // who wrote it may not have flushed it; then it is written anew
+	}
+	if equal || err != nil {
 		old.Close()
 		return &target{equal: equal}, err
 	}
@@ -161,22 +165,38 @@ func holds(ctx context.Context, f *blockdev.File, x *blob.Index, jobs int) (bool
 	return err == nil && report.Bad == 0, nil // what cannot be read will be written anew
 }
 
-// finish makes the target final: a file gets its name, and behind an image on a partition the tail is
-// treated as told.
-func (t *target) finish(x *blob.Index, tail string) error {
+// finish makes the target final: a file gets its name, or ends behind the image when it is written in place, as
+// under /dev; and behind an image on a partition the tail is treated as told.
+func (t *target) finish(ctx context.Context, x *blob.Index, tail string) error {
 	if t.file != nil {
 		return t.file.Commit()
 	}
+	err := t.Truncate(x.Size())
 	rest := t.Size() - x.Size()
-	var err error
 	switch tail {
 	case tailZero:
-		err = errors.Join(t.Zero(x.Size(), rest), t.Sync())
-	case tailDiscard:
-		err = errors.Join(t.Discard(x.Size(), rest), t.Sync())
+		err = errors.Join(err, inSteps(ctx, x.Size(), rest, 64<<20, t.Zero), t.Sync())
+	case tailDiscard: // some devices discard nothing smaller
+		err = errors.Join(err, inSteps(ctx, x.Size(), rest, 1<<30, t.Discard), t.Sync())
 	}
 	if err != nil {
 		return fmt.Errorf("the image is in place, but not the tail of %d bytes behind it: %w", rest, err)
+	}
+	return nil
+}
+
+// inSteps does n bytes from off on, in pieces that end at multiples of step: the kernel does each to its end, whatever
+// signal comes.
+func inSteps(ctx context.Context, off, n, step int64, do func(off, n int64) error) error {
+	for end := off + n; off < end; {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		k := min(end-off, step-off%step)
+		if err := do(off, k); err != nil {
+			return err
+		}
+		off += k
 	}
 	return nil
 }

@@ -124,3 +124,12 @@ func Write(name string, data []byte, mode fs.FileMode) error {
 	}
 	return f.Commit()
 }
+
+// Sync makes a file that is there durable, its bytes and its name, whoever wrote it.
+func Sync(name string) error {
+	f, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close(), syncDir(filepath.Dir(name)))
+}

@@ -153,3 +153,13 @@ func TestWrite(t *testing.T) {
 		t.Errorf("the directory holds %q, want the two files", got)
 	}
 }
+
+func TestSync(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "file")
+	if err := Sync(name); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("Sync of nothing = %v, want %v", err, fs.ErrNotExist)
+	}
+	if err := errors.Join(os.WriteFile(name, []byte("x"), 0o600), Sync(name)); err != nil {
+		t.Error(err)
+	}
+}

@@ -218,6 +218,10 @@ func TestReserveAndTruncate(t *testing.T) {
 	if got, err := os.ReadFile(path); err != nil || string(got) != "0123" {
 		t.Errorf("the file holds %q, %v, want 0123", got, err)
 	}
+	toEnd := openTarget(t, write(t, make([]byte, 10)), Section{Size: -1})
+	if err := errors.Join(toEnd.Reserve(20), toEnd.Truncate(5)); err != nil || toEnd.Size() != 5 {
+		t.Errorf("all of a file, up to its end, cannot be resized: %v, size %d", err, toEnd.Size())
+	}
 }
 
 func TestTargetOfLeavesTheFileOpen(t *testing.T) {

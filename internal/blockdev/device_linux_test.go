@@ -197,6 +197,40 @@ func TestSyncReportsLostWrites(t *testing.T) {
 	}
 }
 
+// TestLostWritesAreForgotten: what a flush could not bring to the medium is in the page cache all the same, as long as
+// somebody has the device open. Who claims the device next does not read it there.
+func TestLostWritesAreForgotten(t *testing.T) {
+	const size = 4 << 20
+	file := filepath.Join(memory(t, "tmpfs", ",size=1M"), "file")
+	if err := errors.Join(os.WriteFile(file, nil, 0o600), os.Truncate(file, size)); err != nil {
+		t.Fatal(err)
+	}
+	device := looptest.Attach(t, file, 512)
+	openRead(t, device, Section{})
+	target := openTarget(t, device, Section{})
+	buffered(t, target)
+	if _, err := target.WriteAt(testimages.Random(1, size), 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := target.Sync(); err == nil {
+		t.Fatal("no write was lost: this test shows nothing")
+	}
+	if err := target.File.Close(); err != nil {
+		t.Fatal(err)
+	}
+	again := openTarget(t, device, Section{})
+	seen, medium := make([]byte, size), make([]byte, size)
+	if _, err := again.ReadAt(seen, 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := readBack(t, &again.File).ReadAt(medium, 0); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(seen, medium) {
+		t.Error("a target was read where its writes were lost")
+	}
+}
+
 // buffered lets a target write through the page cache, as where nothing else is possible.
 func buffered(t *testing.T, target *Target) {
 	t.Helper()

@@ -76,7 +76,10 @@ func newTarget(f *os.File, path string, section Section) (*Target, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &Target{File: *file, resizable: !file.device && section == Section{}}
+	if err := forgetLost(f); err != nil {
+		return nil, fmt.Errorf("dropping cache of %s: %w", path, err)
+	}
+	t := &Target{File: *file, resizable: !file.device && section.Offset == 0 && section.Size <= 0}
 	if !file.device {
 		return t, nil
 	}
@@ -85,6 +88,16 @@ func newTarget(f *os.File, path string, section Section) (*Target, error) {
 		return nil, fmt.Errorf("opening %s for direct writes: %w", path, err)
 	}
 	return t, nil
+}
+
+// forgetLost lets go of what the page cache holds. After a flush that failed that is not what is on the medium, and
+// a later flush, which finds it clean, does not say so.
+func forgetLost(f *os.File) error {
+	err := dropCache(f, 0, 0) // to the end
+	if errors.Is(err, errors.ErrUnsupported) {
+		return nil
+	}
+	return err
 }
 
 // openClaimed opens what info describes, and claims it.

@@ -1,0 +1,101 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"cairn/blob"
+	"cairn/blob/scan"
+	"cairn/chunker"
+	"cairn/internal/blockdev"
+	"cairn/testimages"
+)
+
+func indexOf(t *testing.T, image []byte) *blob.Index {
+	t.Helper()
+	x, _, err := scan.Image(t.Context(), chunker.FromReader(bytes.NewReader(image)), scan.Options{Params: chunker.Params{Min: 1 << 10, Avg: 4 << 10, Max: 16 << 10}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return x
+}
+
+// TestFinishFileUnderDev: a file that is written in place ends where the image ends.
+func TestFinishFileUnderDev(t *testing.T) {
+	f, err := os.CreateTemp("/dev/shm", "cairn-test-")
+	if err != nil {
+		t.Skip(err)
+	}
+	defer os.Remove(f.Name())
+	if err := errors.Join(f.Truncate(10_000), f.Close()); err != nil {
+		t.Fatal(err)
+	}
+	x := indexOf(t, testimages.Random(1, 5000))
+	to, err := openTarget(t.Context(), f.Name(), x, nil, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer to.close(nil)
+	if err := to.finish(t.Context(), x, tailKeep); err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Stat(f.Name()); err != nil || info.Size() != x.Size() {
+		t.Errorf("the file has %v bytes, %v, want %d", info.Size(), err, x.Size())
+	}
+}
+
+// TestFinishCancelled: the tail of a large partition can take hours.
+func TestFinishCancelled(t *testing.T) {
+	path, old := filepath.Join(t.TempDir(), "disk"), testimages.Random(1, 200_000)
+	if err := os.WriteFile(path, old, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	slot, err := blockdev.OpenTarget(path, blockdev.Options{Section: blockdev.Section{Offset: 4096, Size: 150_000}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	to := &target{Target: slot, inPlace: true}
+	defer to.close(nil)
+	x := indexOf(t, old[4096:104_096])
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for _, tail := range []string{tailZero, tailDiscard} {
+		if err := to.finish(ctx, x, tail); !errors.Is(err, context.Canceled) {
+			t.Errorf("%s: finish = %v, want %v", tail, err, context.Canceled)
+		}
+		if now, err := os.ReadFile(path); err != nil || !bytes.Equal(now, old) {
+			t.Errorf("%s: the tail was changed after that, %v", tail, err)
+		}
+	}
+	if err := to.finish(t.Context(), x, tailZero); err != nil {
+		t.Fatal(err)
+	}
+	clear(old[104_096:154_096])
+	if now, err := os.ReadFile(path); err != nil || !bytes.Equal(now, old) {
+		t.Errorf("the tail is not zero, or more is, %v", err)
+	}
+}
+
+// TestInSteps: together the steps are what was asked for, and each ends where pages do.
+func TestInSteps(t *testing.T) {
+	const step = 1 << 20
+	for _, c := range [][2]int64{{0, 0}, {0, step}, {5, 1}, {5, 3 * step}, {3*step - 1, 2}} {
+		next := c[0]
+		err := inSteps(t.Context(), c[0], c[1], step, func(off, n int64) error {
+			if off != next || n <= 0 || n > step {
+				t.Errorf("%v: %d bytes at %d, want some at %d", c, n, off, next)
+			}
+			if next += n; next != c[0]+c[1] && next%step != 0 {
+				t.Errorf("%v: a step ends at %d", c, next)
+			}
+			return nil
+		})
+		if err != nil || next != c[0]+c[1] {
+			t.Errorf("%v: inSteps = %v, and ends at %d", c, err, next)
+		}
+	}
+}
