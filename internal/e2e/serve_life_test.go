@@ -385,8 +385,31 @@ func TestServeHostile(t *testing.T) {
 			t.Errorf("%s: the server has grown from %d to %d MiB", hostile.what, before/mib, most/mib)
 		}
 	}
+	awaitPlaces(t, socket, 8)
 	useNBDCopy(t, s.uris[0], r)
 	bystander.leave(t)
+}
+
+// awaitPlaces waits until the server has noticed that so many of those who took all its places have left.
+func awaitPlaces(t testing.TB, socket string, n int) {
+	t.Helper()
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		greeted := 0
+		for range n {
+			conn, err := net.Dial("unix", socket)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			if _, err := io.ReadFull(conn, make([]byte, len("NBDMAGIC"))); err == nil {
+				greeted++
+			}
+		}
+		if greeted == n {
+			return
+		}
+	}
+	t.Fatalf("the server has no %d places", n)
 }
 
 // resident is how much memory a process had at most.
