@@ -94,6 +94,9 @@ func (p *Profile) shifts(x *blob.Index, found []int) (shifts []shift) {
 	return shifts
 }
 
+// mostThere is how many chunks are looked at in the place of one. They are fewer, unless an index is made to do harm.
+const mostThere = 16
+
 // guess are the chunks of x that are now where a chunk of usual size at off was: as far from what lay before it,
 // and from what lay behind it.
 func guess(x *blob.Index, shifts []shift, off int64) (chunks []int) {
@@ -101,7 +104,8 @@ func guess(x *blob.Index, shifts []shift, off int64) (chunks []int) {
 	for n := max(at-1, 0); n <= at && n < len(shifts); n++ {
 		from := off + shifts[n].is - shifts[n].was
 		to := from + x.Params().Avg
-		for i := x.Find(max(from, 0)); i < x.Len() && x.At(i).Offset < to && to > 0; i++ {
+		first := x.Find(max(from, 0))
+		for i := first; i < min(first+mostThere, x.Len()) && x.At(i).Offset < to && to > 0; i++ {
 			if !slices.Contains(chunks, i) {
 				chunks = append(chunks, i)
 			}
