@@ -64,9 +64,28 @@ are copied.`,
 		if f.indexesTo != "" && (len(args) < 3 || slices.Contains(args[2:], "-")) {
 			return errors.New("--indexes-to: name the indexes to copy")
 		}
-		return nil
+		if f.indexesTo == "" {
+			return nil
+		}
+		return differentNames(args[2:])
 	})
 	return c
+}
+
+// differentNames says which indexes could not be copied to one place, as one would replace another.
+func differentNames(locations []string) error {
+	named := map[string]string{}
+	for _, location := range locations {
+		name, err := locate.IndexName(location)
+		if err != nil {
+			continue // to read it says why
+		}
+		if other, is := named[name]; is && other != location {
+			return fmt.Errorf("--indexes-to: two of the indexes are called %q", name)
+		}
+		named[name] = location
+	}
+	return nil
 }
 
 // storeCopied is what store copy --json prints.
