@@ -94,7 +94,7 @@ type storeCopied struct {
 	To   string `json:"to"`
 	keep.CopyReport
 	Indexes  []string `json:"indexes,omitempty"` // that were copied
-	Findings []told   `json:"findings,omitempty"`
+	Findings []told   `json:"findings,omitempty"` // the first of them
 	Seconds  float64  `json:"seconds"`
 }
 
@@ -174,7 +174,10 @@ func (f *storeCopyFlags) copy(ctx context.Context, from store.Reader, to store.B
 	p := newProgress(f.progress, "copying "+result.From+" to "+result.To, total)
 	o.Show = func(r keep.CopyReport) { p.show(r.Done, chunks(r.Copied.Chunks, "copied"), r) }
 	o.Found = func(found keep.Finding) {
-		if result.Findings = append(result.Findings, tell(found)); !f.json {
+		if len(result.Findings) < findingsMost {
+			result.Findings = append(result.Findings, tell(found))
+		}
+		if !f.json {
 			say("%s: %v", found.Kind, found.Err)
 		}
 	}
