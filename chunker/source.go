@@ -69,10 +69,8 @@ func (s *Source) take(before, data []byte, maxHole int64) (segment, bool, error)
 }
 
 func (s *Source) readStream(seg *segment, before, data []byte) error {
-	n, err := io.ReadFull(s.stream, data)
-	if err == io.EOF || err == io.ErrUnexpectedEOF {
-		seg.last, err = true, nil
-	}
+	n, ended, err := fillUp(s.stream, data)
+	seg.last = ended
 	if err != nil {
 		return fmt.Errorf("reading the image at %d: %w", seg.offset+int64(n), err)
 	}
@@ -82,6 +80,22 @@ func (s *Source) readStream(seg *segment, before, data []byte) error {
 		copy(s.before[:], data[n-window:n])
 	}
 	return nil
+}
+
+// fillUp reads until data is full or the stream has ended. io.ReadFull does not tell that from a stream that says of
+// itself that it was cut off.
+func fillUp(r io.Reader, data []byte) (n int, ended bool, err error) {
+	for n < len(data) {
+		k, err := r.Read(data[n:])
+		n += k
+		if err == io.EOF {
+			return n, true, nil
+		}
+		if err != nil {
+			return n, false, err
+		}
+	}
+	return n, false, nil
 }
 
 // plan chooses a segment: the rest of a hole, or data up to the next large hole.

@@ -69,17 +69,15 @@ func overlapped(ctx context.Context, src *chunker.Source, so scan.Options, atOnc
 	if atOnce == 0 {
 		return scan.Image(ctx, src, so)
 	}
-	group, groupCtx := errgroup.WithContext(ctx)
-	group.SetLimit(atOnce + 1) // this one too
-	r := relay{group: group, ctx: groupCtx, fresh: so.Fresh, room: semaphore.NewWeighted(relayBytes)}
+	r := newRelay(ctx, atOnce, so.Fresh)
 	so.Fresh = r.take
 	var index *blob.Index
 	var scanned scan.Stats
-	group.Go(func() (err error) {
-		index, scanned, err = scan.Image(groupCtx, src, so)
+	r.group.Go(func() (err error) {
+		index, scanned, err = scan.Image(r.ctx, src, so)
 		return err
 	})
-	if err := group.Wait(); err != nil {
+	if err := r.group.Wait(); err != nil {
 		return nil, scan.Stats{}, err
 	}
 	return index, scanned, ctx.Err()
@@ -95,6 +93,13 @@ type relay struct {
 	fresh func(context.Context, blob.Chunk, []byte) error
 	room  *semaphore.Weighted // in bytes
 	spare sync.Pool           // of *[]byte
+	most  int                 // bytes of what is kept there, as a small chunk may get it next
+}
+
+func newRelay(ctx context.Context, atOnce int, fresh func(context.Context, blob.Chunk, []byte) error) *relay {
+	group, groupCtx := errgroup.WithContext(ctx)
+	group.SetLimit(atOnce + 1) // who brings them, too
+	return &relay{group: group, ctx: groupCtx, fresh: fresh, room: semaphore.NewWeighted(relayBytes), most: relayBytes / atOnce}
 }
 
 func (r *relay) take(ctx context.Context, c blob.Chunk, data []byte) error {
@@ -109,7 +114,9 @@ func (r *relay) take(ctx context.Context, c blob.Chunk, data []byte) error {
 	*buf = append((*buf)[:0], data...)
 	r.group.Go(func() error {
 		defer r.room.Release(room)
-		defer r.spare.Put(buf)
+		if cap(*buf) <= r.most {
+			defer r.spare.Put(buf)
+		}
 		if err := r.fresh(r.ctx, c, *buf); err != nil {
 			return fmt.Errorf("chunk %v of the image's bytes at %d: %w", c.Digest, c.Offset, err)
 		}

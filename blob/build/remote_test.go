@@ -1,10 +1,13 @@
 package build
 
 import (
+	"context"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"cairn/blob"
 	"cairn/store"
 	"cairn/store/mem"
 	"cairn/store/storetest"
@@ -59,4 +62,39 @@ func TestRemoteAsks(t *testing.T) {
 			t.Errorf("256 chunks take %v", took)
 		}
 	})
+}
+
+// TestRelayIsBounded: small chunks do not hold the memory that large ones took before them.
+func TestRelayIsBounded(t *testing.T) {
+	const atOnce, large, small = 32, 32 << 20, 1 << 10
+	var held atomic.Int64
+	wait := make(chan struct{})
+	r := newRelay(t.Context(), atOnce, func(_ context.Context, c blob.Chunk, data []byte) error {
+		if c.Size == small {
+			held.Add(int64(cap(data)))
+			<-wait
+		}
+		return nil
+	})
+	data := make([]byte, large)
+	for n := range int64(8) {
+		for _, size := range []int64{large, small} {
+			if err := r.take(t.Context(), blob.Chunk{Size: size}, data[:size]); err != nil {
+				t.Error(err)
+			}
+			if size == large { // until it is done
+				if err := r.room.Acquire(t.Context(), relayBytes-n*small); err != nil {
+					t.Error(err)
+				}
+				r.room.Release(relayBytes - n*small)
+			}
+		}
+	}
+	close(wait)
+	if err := r.group.Wait(); err != nil {
+		t.Error(err)
+	}
+	if held.Load() > relayBytes {
+		t.Errorf("8 chunks of %d bytes hold %d MiB, want %d at most", small, held.Load()>>20, relayBytes>>20)
+	}
 }

@@ -94,8 +94,8 @@ func (p *Profile) shifts(x *blob.Index, found []int) (shifts []shift) {
 	return shifts
 }
 
-// mostGuessed bounds what an index of tiny chunks can make of one place.
-const mostGuessed = 64
+// mostThere is how many chunks are looked at in the place of one. They are fewer, unless an index is made to do harm.
+const mostThere = 16
 
 // guess are the chunks of x that are now where a chunk of usual size at off was: as far from what lay before it,
 // and from what lay behind it.
@@ -104,8 +104,8 @@ func guess(x *blob.Index, shifts []shift, off int64) (chunks []int) {
 	for n := max(at-1, 0); n <= at && n < len(shifts); n++ {
 		from := off + shifts[n].is - shifts[n].was
 		to := from + x.Params().Avg
-		lo := x.Find(max(from, 0))
-		for i := lo; i < min(x.Len(), lo+mostGuessed) && x.At(i).Offset < to && to > 0; i++ {
+		first := x.Find(max(from, 0))
+		for i := first; i < min(first+mostThere, x.Len()) && x.At(i).Offset < to && to > 0; i++ {
 			if !slices.Contains(chunks, i) {
 				chunks = append(chunks, i)
 			}

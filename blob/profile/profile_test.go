@@ -156,6 +156,36 @@ func TestPlanOfLies(t *testing.T) {
 	}
 }
 
+// TestPlanOfTinyChunks: an index whose usual size has nothing to do with its chunks costs a plan little: in the place
+// of one chunk a few are looked at, not all.
+func TestPlanOfTinyChunks(t *testing.T) {
+	tiny := func(n int, names ...byte) *blob.Index {
+		b, err := blob.NewBuilder(blob.SHA256, blob.Params{Min: 1, Avg: blob.MaxChunkSize, Max: blob.MaxChunkSize})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range n {
+			digest := blob.Digest(sha256.Sum256(binary.LittleEndian.AppendUint64(nil, uint64(i))))
+			if i < len(names) {
+				digest = blob.Digest{names[i]}
+			}
+			if _, err := b.Add(1, digest); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return b.Index()
+	}
+	old, x := tiny(2, 1, 2), tiny(1<<16, 1)
+	p := New(old, reads(old, 0, 1))
+	if got := p.Plan(x); got.Known != 1 || got.Guessed != 1 {
+		t.Errorf("the plan is %+v, want one chunk known and one guessed", got)
+	}
+	shifts := p.shifts(x, p.find(x))
+	if got := guess(x, shifts, 0); len(got) > 2*mostThere {
+		t.Errorf("%d chunks are looked at, want %d at most", len(got), 2*mostThere)
+	}
+}
+
 func TestMerge(t *testing.T) {
 	x := imageOf(t, blob.SHA256, upTo(20)...)
 	a, b, c := New(x, reads(x, 1, 2, 3, 4)), New(x, reads(x, 2, 1, 3, 5)), New(x, reads(x, 1, 3, 2, 6))

@@ -202,11 +202,11 @@ func (f *publish) openBases(ctx context.Context, to destination, a blob.Algorith
 			return nil, err
 		}
 		if x.Algorithm() != a {
-			return nil, fmt.Errorf("base %s has %v digests, and %v are made", base, x.Algorithm(), a)
+			return nil, fmt.Errorf("base %s has %v digests, and %v are made", locate.Public(base), x.Algorithm(), a)
 		}
 		err = sample(ctx, to.bucket, x)
 		if errors.Is(err, store.ErrNotFound) {
-			say("warning: %s is no base, as the store does not hold it whole: %v", base, err)
+			say("warning: %s is no base, as the store does not hold it whole: %v", locate.Public(base), err)
 			continue
 		}
 		if err != nil {

@@ -4,9 +4,12 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"cairn/blob"
@@ -130,6 +133,34 @@ func TestBaseIsLeftOut(t *testing.T) {
 	made := mustMakeInto(t, emptied, "b.caibx", b, publish{uploads: 8, bases: base})
 	if made.New != int64(made.Distinct) {
 		t.Errorf("%d of %d chunks are put into an empty store", made.New, made.Distinct)
+	}
+}
+
+// TestBaseShowsNoSecret: what opens the door to a base is in no message about it.
+func TestBaseShowsNoSecret(t *testing.T) {
+	builder, err := blob.NewBuilder(blob.SHA512_256, blob.Params{Min: 1, Avg: 1, Max: 1})
+	if err == nil {
+		_, err = builder.Add(1, blob.Digest{1})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	index := builder.Index().Encode()
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(index) }))
+	defer server.Close()
+	var told bytes.Buffer
+	stderr = &told
+	defer func() { stderr = os.Stderr }()
+	f := publish{bases: []string{server.URL + "/a.caibx?key=secret"}}
+	to := destination{bucket: new(mem.Bucket)}
+	if _, err := f.openBases(t.Context(), to, blob.SHA256); err == nil || strings.Contains(err.Error(), "secret") {
+		t.Errorf("a base with other digests: %v", err)
+	}
+	if _, err := f.openBases(t.Context(), to, blob.SHA512_256); err != nil || !strings.Contains(told.String(), "is no base") {
+		t.Errorf("a base that is not there: %v, and it is said: %s", err, &told)
+	}
+	if strings.Contains(told.String(), "secret") {
+		t.Errorf("it is said: %s", &told)
 	}
 }
 

@@ -64,9 +64,28 @@ are copied.`,
 		if f.indexesTo != "" && (len(args) < 3 || slices.Contains(args[2:], "-")) {
 			return errors.New("--indexes-to: name the indexes to copy")
 		}
-		return nil
+		if f.indexesTo == "" {
+			return nil
+		}
+		return differentNames(args[2:])
 	})
 	return c
+}
+
+// differentNames says which indexes could not be copied to one place, as one would replace another.
+func differentNames(locations []string) error {
+	named := map[string]string{}
+	for _, location := range locations {
+		name, err := locate.IndexName(location)
+		if err != nil {
+			continue // to read it says why
+		}
+		if other, is := named[name]; is && other != location {
+			return fmt.Errorf("--indexes-to: two of the indexes are called %q", name)
+		}
+		named[name] = location
+	}
+	return nil
 }
 
 // storeCopied is what store copy --json prints.
@@ -75,7 +94,7 @@ type storeCopied struct {
 	To   string `json:"to"`
 	keep.CopyReport
 	Indexes  []string `json:"indexes,omitempty"` // that were copied
-	Findings []told   `json:"findings,omitempty"`
+	Findings []told   `json:"findings,omitempty"` // the first of them
 	Seconds  float64  `json:"seconds"`
 }
 
@@ -155,7 +174,10 @@ func (f *storeCopyFlags) copy(ctx context.Context, from store.Reader, to store.B
 	p := newProgress(f.progress, "copying "+result.From+" to "+result.To, total)
 	o.Show = func(r keep.CopyReport) { p.show(r.Done, chunks(r.Copied.Chunks, "copied"), r) }
 	o.Found = func(found keep.Finding) {
-		if result.Findings = append(result.Findings, tell(found)); !f.json {
+		if len(result.Findings) < findingsMost {
+			result.Findings = append(result.Findings, tell(found))
+		}
+		if !f.json {
 			say("%s: %v", found.Kind, found.Err)
 		}
 	}

@@ -81,7 +81,7 @@ type storeVerified struct {
 	Seconds  float64 `json:"seconds"`  // of this run
 }
 
-// findingsMost is how many findings are kept for the result and for the next run.
+// findingsMost is how many findings are kept for a result, and for the next run of a verify.
 const findingsMost = 10_000
 
 func runStoreVerify(ctx context.Context, stdout io.Writer, f storeVerifyFlags, quiet bool, args []string) error {

@@ -75,6 +75,22 @@ func (d *depot) meanwhile(f func(n int) bool) {
 	d.before, d.asked = f, 0
 }
 
+// startAndKill starts a command of cairn, and kills it when it asks for the chunk of that number.
+func (d *depot) startAndKill(t testing.TB, chunk int, args ...string) *job {
+	t.Helper()
+	var j *job
+	started := make(chan struct{})
+	d.meanwhile(func(n int) bool {
+		if <-started; n == chunk {
+			_ = j.cmd.Process.Kill()
+		}
+		return true
+	})
+	j = start(t, "cairn", args...)
+	close(started)
+	return j
+}
+
 // news is what was sent since it was asked last: the chunks' names, and bytes.
 func (d *depot) news() map[string]int64 {
 	d.mu.Lock()

@@ -164,13 +164,7 @@ func TestUnfinishedIsRemembered(t *testing.T) {
 	r := published(t, ext4)
 	d, s, state := newDepot(t, r), slotsOf(t, r, r.image("c")), t.TempDir()
 	args := []string{"assemble", d.url + "/b.caibx", s.b, "--state", state}
-	j := start(t, "cairn", append(args, "--memory", "1MiB", "--fetches", "1")...)
-	d.meanwhile(func(n int) bool {
-		if n == 5 {
-			_ = j.cmd.Process.Kill()
-		}
-		return true
-	})
+	j := d.startAndKill(t, 5, append(args, "--memory", "1MiB", "--fetches", "1")...)
 	if got := j.wait(t); got.status != -1 {
 		t.Fatalf("not killed: %+v", got)
 	}

@@ -1,9 +1,11 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"log"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -13,6 +15,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"cairn/internal/nginx"
 	"cairn/store/storetest"
@@ -141,10 +145,33 @@ func (g *gate) await(t testing.TB) {
 // open hands on all chunks from now on. It is called once.
 func (g *gate) open() { close(g.opened) }
 
-// deadURL is the address of a server that is gone.
+// deadURL is an address where nobody listens until the test ends. The port is taken, so that no other test's server
+// gets it.
 func deadURL(t testing.TB) string {
 	t.Helper()
-	server := httptest.NewServer(http.NotFoundHandler())
-	server.Close()
-	return server.URL
+	socket, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Close(socket) })
+	if err := unix.Bind(socket, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		t.Fatal(err)
+	}
+	at, err := unix.Getsockname(socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprint("http://127.0.0.1:", at.(*unix.SockaddrInet4).Port)
+}
+
+// TestDeadURL: nobody answers there, and nobody else can.
+func TestDeadURL(t *testing.T) {
+	t.Parallel()
+	at := strings.TrimPrefix(deadURL(t), "http://")
+	if _, err := net.Dial("tcp", at); !errors.Is(err, unix.ECONNREFUSED) {
+		t.Errorf("a connection = %v, want %v", err, unix.ECONNREFUSED)
+	}
+	if _, err := net.Listen("tcp", at); !errors.Is(err, unix.EADDRINUSE) {
+		t.Errorf("another server = %v, want %v", err, unix.EADDRINUSE)
+	}
 }

@@ -76,10 +76,12 @@ func (t *batch) add(ready string, data []byte) error {
 func (t *batch) Commit(ctx context.Context) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if err := ctx.Err(); err != nil || !t.dirty.Load() {
+	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if err := t.flush(); err != nil {
+	// Also when nothing was written: what was found here may be another writer's, who has not flushed it yet, or never
+	// will.
+	if err := t.flush(); err != nil || !t.dirty.Load() {
 		return err
 	}
 	if err := t.publish(ctx); err != nil {

@@ -38,16 +38,34 @@ func TestCallsForAChunk(t *testing.T) {
 	}
 }
 
+// TestFoundIsFlushed: a Commit vouches for the chunks that were there, too: who wrote them may not have flushed them.
+func TestFoundIsFlushed(t *testing.T) {
+	if text := calls(t, "syncfs", "find", 5); !bytes.Contains(text, []byte("syncfs(")) {
+		t.Error("a batch that wrote nothing flushes nothing")
+	}
+}
+
 // fileCalls is how many system calls about files TestHelperChunks makes.
-func fileCalls(t *testing.T, what string, chunks int) (calls int) {
+func fileCalls(t *testing.T, what string, chunks int) (n int) {
+	t.Helper()
+	for lines := bufio.NewScanner(bytes.NewReader(calls(t, "file,desc", what, chunks))); lines.Scan(); {
+		if isFileCall(lines.Text()) {
+			n++
+		}
+	}
+	return n
+}
+
+// calls are the system calls of these kinds that TestHelperChunks makes.
+func calls(t *testing.T, kinds, what string, chunks int) []byte {
 	t.Helper()
 	strace := need.Tool(t, "strace")
 	out := filepath.Join(t.TempDir(), "calls")
 	dir := filepath.Join(t.TempDir(), "store")
-	if what == "read" {
+	if what != "store" {
 		storeChunks(t, dir, chunks)
 	}
-	cmd := exec.CommandContext(t.Context(), strace, "-f", "-qq", "-o", out, "-e", "trace=file,desc",
+	cmd := exec.CommandContext(t.Context(), strace, "-f", "-qq", "-o", out, "-e", "trace="+kinds,
 		os.Args[0], "-test.run=^TestHelperChunks$")
 	cmd.Env = append(os.Environ(), "CAIRN_TEST_CHUNKS="+strconv.Itoa(chunks), "CAIRN_TEST_WHAT="+what, "CAIRN_TEST_DIR="+dir)
 	if text, err := cmd.CombinedOutput(); err != nil {
@@ -60,12 +78,7 @@ func fileCalls(t *testing.T, what string, chunks int) (calls int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for lines := bufio.NewScanner(bytes.NewReader(text)); lines.Scan(); {
-		if isFileCall(lines.Text()) {
-			calls++
-		}
-	}
-	return calls
+	return text
 }
 
 // isFileCall says whether a line of strace begins a call that is not one of the runtime's own.
@@ -76,18 +89,22 @@ func isFileCall(line string) bool {
 	return begins && !strings.ContainsAny(name, " <+-") && !slices.Contains(own, name)
 }
 
-// TestHelperChunks is what TestCallsForAChunk runs.
+// TestHelperChunks is what is run under strace.
 func TestHelperChunks(t *testing.T) {
 	dir := os.Getenv("CAIRN_TEST_DIR")
 	if dir == "" {
-		t.Skip("it is run by TestCallsForAChunk")
+		t.Skip("it is run by other tests")
 	}
 	n, err := strconv.Atoi(os.Getenv("CAIRN_TEST_CHUNKS"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if os.Getenv("CAIRN_TEST_WHAT") == "store" {
+	switch os.Getenv("CAIRN_TEST_WHAT") {
+	case "store":
 		storeChunks(t, dir, n)
+		return
+	case "find":
+		findChunks(t, dir, n)
 		return
 	}
 	chunks := store.NewChunks(create(t, dir, local.Options{}), blob.SHA512_256)
@@ -115,6 +132,24 @@ func storeChunks(t *testing.T, dir string, n int) {
 		}
 		if _, err := w.Put(t.Context(), d, data); err != nil {
 			t.Fatal(err)
+		}
+	}
+	if err := w.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// findChunks looks for n chunks, as a make does whose chunks are all there.
+func findChunks(t *testing.T, dir string, n int) {
+	t.Helper()
+	w, err := store.NewWriter(create(t, dir, local.Options{}), store.WriterOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	for i := range n {
+		if has, err := w.Has(t.Context(), blob.SHA512_256.Sum(storetest.Bytes(uint64(i), 5000))); !has || err != nil {
+			t.Fatalf("Has = %v, %v", has, err)
 		}
 	}
 	if err := w.Commit(t.Context()); err != nil {

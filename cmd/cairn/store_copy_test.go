@@ -1,0 +1,40 @@
+package main
+
+import (
+	"bytes"
+	"encoding/binary"
+	"os"
+	"testing"
+
+	"cairn/blob"
+	"cairn/store/mem"
+)
+
+// TestCopyFindingsAreBounded: of a store that has lost everything not everything is kept in memory.
+func TestCopyFindingsAreBounded(t *testing.T) {
+	builder, err := blob.NewBuilder(blob.SHA256, blob.Params{Min: 1, Avg: 1, Max: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const lost = findingsMost + 100
+	for i := range uint64(lost) {
+		if _, err := builder.Add(1, blob.Digest(binary.BigEndian.AppendUint64(make([]byte, 24, 32), i))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var told bytes.Buffer
+	stderr = &told
+	defer func() { stderr = os.Stderr }()
+	var f storeCopyFlags
+	f.jobs, f.progress, f.level = 2, progressNone, 3
+	var result storeCopied
+	if err := f.copy(t.Context(), new(mem.Bucket), new(mem.Bucket), []*blob.Index{builder.Index()}, &result); err != nil {
+		t.Fatal(err)
+	}
+	if n := bytes.Count(told.Bytes(), []byte("missing: ")); n != lost || result.Missing != lost {
+		t.Errorf("%d chunks are said to be missing, %d counted, want %d", n, result.Missing, lost)
+	}
+	if len(result.Findings) > findingsMost {
+		t.Errorf("%d findings are kept, want %d at most", len(result.Findings), findingsMost)
+	}
+}
