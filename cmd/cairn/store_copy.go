@@ -93,7 +93,7 @@ type storeCopied struct {
 	From string `json:"from"`
 	To   string `json:"to"`
 	keep.CopyReport
-	Indexes  []string `json:"indexes,omitempty"` // that were copied
+	Indexes  []string `json:"indexes,omitempty"`  // that were copied
 	Findings []told   `json:"findings,omitempty"` // the first of them
 	Seconds  float64  `json:"seconds"`
 }
