@@ -257,7 +257,7 @@ func (f *File) storeAt(i int, data []byte) bool {
 	}
 	c := f.index.At(i)
 	if _, err := f.data.WriteAt(data, c.Offset); err != nil {
-		f.written.Remove(i)
+		f.forget(i)
 		f.dir.failed(fmt.Sprintf("writing %s", f.path), err)
 		return false
 	}
