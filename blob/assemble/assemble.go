@@ -64,8 +64,10 @@ type Options struct {
 	// worth keeping, and it needs no guard against being taken for whole before it is.
 	New bool
 	// Segments is how many runs of the image are in work at once, if Memory allows. 0 means 4, or 6
-	// for a new file.
+	// for a new file; when the store is far four times as many, of a quarter of the size.
 	Segments int
+	// Far says that the store answers late: what is waited for must not keep other requests from being made.
+	Far bool
 	// Memory limits the buffers, in bytes; chunks larger than a sixteenth of it still get theirs. 0 means
 	// 32 MiB.
 	Memory int64
@@ -195,6 +197,9 @@ func newJob(p *seed.Plan, from store.Getter, t Target, o Options) *job {
 		o.Segments = 4
 		if o.New { // its segments have one buffer: what the target held is not read
 			o.Segments = 6
+		}
+		if o.Far {
+			o.Segments, segment = 4*o.Segments, segment/4
 		}
 	}
 	o.Segments = int(max(min(int64(o.Segments), o.Memory/2/segment), 1)) // a segment has two buffers

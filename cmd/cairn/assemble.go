@@ -277,6 +277,7 @@ func (f *assembleFlags) run(ctx context.Context, plan *seed.Plan, own int, from 
 		New:      t.blank,
 		Memory:   f.memory,
 		Fetches:  from.fetches,
+		Far:      len(from.gates) > 0,
 		Own:      own,
 		Verify:   f.verifyAfter(t),
 		Progress: func(s assemble.Stats) { p.show(s.Done, share(s), s) },

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -36,23 +37,28 @@ func netLinks() []netLink {
 	}
 }
 
-// netTool assembles the image of the index at a URL, whose store is beside it, into the file b.
+// netTool assembles the image of the index at a URL, whose store is beside it, onto the file b or, as cairn does for a
+// living, onto a device.
 type netTool struct {
-	name string
-	args func(url string) []string
+	name   string
+	device bool
+	args   func(url, target string) []string
 }
 
-func netTools(cairn string) []netTool {
-	return []netTool{
-		{"cairn", func(url string) []string { return []string{cairn, "assemble", url + "/b.caibx", "b"} }},
-		{"desync", func(url string) []string { return desyncOver(url) }},
-		{"desync -n 64", func(url string) []string { return desyncOver(url, "-n", "64") }},
+func netTools(cairn string) (tools []netTool) {
+	assemble := func(url, target string) []string { return []string{cairn, "assemble", url + "/b.caibx", target} }
+	tools = append(tools, netTool{name: "cairn", args: assemble})
+	if os.Geteuid() == 0 {
+		tools = append(tools, netTool{name: "cairn, onto a device", device: true, args: assemble})
 	}
+	return append(tools, netTool{name: "desync", args: desync()}, netTool{name: "desync -n 64", args: desync("-n", "64")})
 }
 
-func desyncOver(url string, options ...string) []string {
-	args := append([]string{"desync", "extract"}, options...)
-	return append(args, "-s", url+"/default.castr", url+"/b.caibx", "b")
+func desync(options ...string) func(url, target string) []string {
+	return func(url, target string) []string {
+		args := append([]string{"desync", "extract"}, options...)
+		return append(args, "-s", url+"/default.castr", url+"/b.caibx", target)
+	}
 }
 
 // netSample is what one command did over a link. Times are in seconds.
@@ -188,9 +194,13 @@ func (d *depot) measure(ctx context.Context, l netLink, tool netTool, s *netSamp
 	if err != nil {
 		return err
 	}
-	d.assemble(limited, tool.args("http://"+proxy.Addr()), s)
-	if ctx.Err() != nil {
-		return ctx.Err()
+	target, release, err := d.target(tool.device)
+	if err != nil {
+		return err
+	}
+	d.assemble(limited, tool.args("http://"+proxy.Addr(), target), s)
+	if err := cmp.Or(release(), ctx.Err()); err != nil {
+		return err
 	}
 	after, err := d.rigCPU()
 	if err != nil {
@@ -198,6 +208,27 @@ func (d *depot) measure(ctx context.Context, l netLink, tool netTool, s *netSamp
 	}
 	s.RigCPU, s.Counts, s.Killed = after-rig, proxy.Counts(), limited.Err() != nil
 	return d.check(ideal, s)
+}
+
+// target is b, or a loop device over it until it is released.
+func (d *depot) target(device bool) (path string, release func() error, err error) {
+	if !device {
+		return "b", func() error { return nil }, nil
+	}
+	info, err := os.Stat(d.image)
+	if err != nil {
+		return "", nil, err
+	}
+	b := filepath.Join(d.work, "b")
+	if err := errors.Join(os.WriteFile(b, nil, 0o644), os.Truncate(b, info.Size())); err != nil {
+		return "", nil, err
+	}
+	node, err := exec.Command("losetup", "--find", "--show", b).Output()
+	if err != nil {
+		return "", nil, fmt.Errorf("losetup %s: %w", b, err)
+	}
+	path = strings.TrimSpace(string(node))
+	return path, func() error { return quietly(exec.Command("losetup", "--detach", path)) }, nil
 }
 
 // assemble runs a tool.

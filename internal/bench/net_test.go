@@ -55,16 +55,16 @@ func TestNetMeasure(t *testing.T) {
 	d := &depot{work: filepath.Join(work, "work"), image: image, nginx: server, payload: 1000}
 	l := netLinks()[0]
 	var s netSample
-	right := netTool{"right", func(string) []string { return []string{copies, image, "b"} }}
+	right := netTool{name: "right", args: func(_, _ string) []string { return []string{copies, image, "b"} }}
 	if err := d.measure(t.Context(), l, right, &s); err != nil || s.Status != 0 || s.Share <= 0 || s.Error != "" {
 		t.Errorf("a tool that is right: %v, %+v", err, s)
 	}
 	s = netSample{}
-	fails := netTool{"fails", func(string) []string { return []string{sh, "-c", "echo why >&2; exit 3"} }}
+	fails := netTool{name: "fails", args: func(_, _ string) []string { return []string{sh, "-c", "echo why >&2; exit 3"} }}
 	if err := d.measure(t.Context(), l, fails, &s); err != nil || s.Status != 3 || s.Share != 0 || !strings.HasSuffix(s.Error, ": why") {
 		t.Errorf("a tool that fails: %v, %+v", err, s)
 	}
-	wrong := netTool{"wrong", func(string) []string { return []string{sh, "-c", "echo wrong > b"} }}
+	wrong := netTool{name: "wrong", args: func(_, _ string) []string { return []string{sh, "-c", "echo wrong > b"} }}
 	if err := d.measure(t.Context(), l, wrong, new(netSample)); err == nil {
 		t.Error("a wrong image is taken for a result")
 	}

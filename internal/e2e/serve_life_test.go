@@ -459,7 +459,7 @@ func TestServeRestart(t *testing.T) {
 			fmt.Fprintf(in, "read -v %d 512\n", (round*reads+i)*7919%8000*512)
 		}
 		s.stderr.await(t, "connected") // again, since there are reads: without any qemu does not look for the server
-		s.signal(t, syscall.SIGKILL) // somewhere within
+		s.signal(t, syscall.SIGKILL)   // somewhere within
 		s.wait(t)
 		s = restart()
 	}
