@@ -21,12 +21,13 @@ type Files[T any] struct {
 	mu    sync.Mutex    // guards what follows, and lets one caller read the files at a time
 	seen  []fs.FileInfo // of the files that value is made of, before they were read
 	value T
+	pipes map[string][]byte // what came out of those of the files that can be read once only
 }
 
 // Open reads the files. What parse makes of their texts is the value; its errors may be shown to anybody, so
 // they quote no secret.
 func Open[T any](parse func(texts [][]byte) (T, error), paths ...string) (*Files[T], error) {
-	f := &Files[T]{paths: paths, parse: parse}
+	f := &Files[T]{paths: paths, parse: parse, pipes: map[string][]byte{}}
 	if _, err := f.Reread(); err != nil {
 		return nil, err
 	}
@@ -65,7 +66,7 @@ func (f *Files[T]) Reread() (T, error) {
 func (f *Files[T]) read(before []fs.FileInfo) (T, error) {
 	texts := make([][]byte, len(f.paths))
 	for i, path := range f.paths {
-		text, err := readFile(path)
+		text, err := f.text(path, before[i].Mode()&fs.ModeNamedPipe != 0)
 		if err != nil {
 			return f.value, err
 		}
@@ -77,6 +78,18 @@ func (f *Files[T]) read(before []fs.FileInfo) (T, error) {
 	}
 	f.value, f.seen = value, before
 	return value, nil
+}
+
+// text is what a file holds; a pipe, such as a shell's <(...), gave it once and for all.
+func (f *Files[T]) text(path string, pipe bool) ([]byte, error) {
+	if text, ok := f.pipes[path]; ok && pipe {
+		return text, nil
+	}
+	text, err := readFile(path)
+	if err == nil && pipe {
+		f.pipes[path] = text
+	}
+	return text, err
 }
 
 func stat(paths []string) ([]fs.FileInfo, error) {

@@ -2,6 +2,7 @@ package rotate_test
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -125,4 +126,26 @@ func TestConcurrent(t *testing.T) {
 		replace(t, path, "0")
 	}
 	wg.Wait()
+}
+
+// TestPipe: what came out of a pipe stays, since it cannot be read again.
+func TestPipe(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if _, err := w.WriteString("secret"); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	f, err := rotate.Open(func(texts [][]byte) (string, error) { return string(texts[0]), nil }, fmt.Sprintf("/dev/fd/%d", r.Fd()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, again := range []func() (string, error){f.Value, f.Reread, f.Value} {
+		if got, err := again(); got != "secret" || err != nil {
+			t.Errorf("the value is %q, %v", got, err)
+		}
+	}
 }
