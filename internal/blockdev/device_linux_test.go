@@ -448,8 +448,24 @@ func TestRefuseFileLockedByAnother(t *testing.T) {
 	bystander.Close()
 }
 
+// TestRefuseImageOfMachine: qemu locks the images of its machines in a way of its own, also those it only reads.
+func TestRefuseImageOfMachine(t *testing.T) {
+	for _, flags := range [][]string{{"-f", "raw"}, {"-f", "raw", "-r"}} {
+		path := write(t, make([]byte, 1<<20))
+		accepted(t, path)
+		qemu := besideSaying(t, "length\n", "qemu-io", append(flags, path)...)
+		refused(t, path, CheckClaimed, fmt.Sprintf("another program has locked it: qemu-io (process %d)", qemu))
+	}
+}
+
 // beside runs a program until the test ends, and returns its number when it has become cat.
 func beside(t *testing.T, name string, args ...string) (pid int) {
+	t.Helper()
+	return besideSaying(t, "?", name, args...)
+}
+
+// besideSaying runs a program until the test ends, and returns its number when it has answered what it was told.
+func besideSaying(t *testing.T, word, name string, args ...string) (pid int) {
 	t.Helper()
 	cmd := exec.Command(need.Tool(t, name), args...)
 	cmd.Stderr = t.Output()
@@ -470,7 +486,7 @@ func beside(t *testing.T, name string, args ...string) (pid int) {
 			t.Errorf("%s: %v", name, err)
 		}
 	})
-	_, err = io.WriteString(stdin, "?")
+	_, err = io.WriteString(stdin, word)
 	if _, e := stdout.Read(make([]byte, 1)); err != nil || e != nil {
 		t.Fatalf("%s: %v, %v", name, err, e)
 	}

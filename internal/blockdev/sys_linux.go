@@ -163,12 +163,34 @@ func claim(f *os.File, path string, info os.FileInfo) error {
 		}
 		return err
 	}
-	err := control(f, func(fd int) error { return unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) })
-	if errors.Is(err, unix.EWOULDBLOCK) {
+	err := control(f, lockWhole)
+	if errors.Is(err, unix.EWOULDBLOCK) || errors.Is(err, unix.EACCES) {
 		return live().locked(inodeOf(info)).refused(path)
 	}
 	if err != nil {
 		return fmt.Errorf("locking %s: %w", path, err)
 	}
 	return nil
+}
+
+// lockWhole locks a file in both ways that there are, or in none.
+func lockWhole(fd int) error {
+	if err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return err
+	}
+	err := lockBytes(fd)
+	if err != nil {
+		_ = unix.Flock(fd, unix.LOCK_UN) // or we were among those who have locked it
+	}
+	return err
+}
+
+// lockBytes locks all bytes of a file, which is what qemu looks at and has of the images of its machines. Some file systems
+// have no such locks.
+func lockBytes(fd int) error {
+	err := unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK})
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOLCK) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EOPNOTSUPP) {
+		return nil
+	}
+	return err
 }
