@@ -86,14 +86,9 @@ func TestDiskServes(t *testing.T) {
 
 // TestDamagedDisk: after an unclean stop no damaged byte is served, and only what is damaged is fetched again.
 func TestDamagedDisk(t *testing.T) {
-	image := mixed()
-	x, path := index(t, image), t.TempDir()
-	k := openKept(t, path, x, holding(t, image))
-	checkRead(t, k.Image, image, make([]byte, len(image)), 0)
-	k.close(t)
-	damage(t, path, image, 10, 200_000, 350_000) // the last one in zeros
+	image, x, path := damaged(t, 10, 200_000, 350_000) // the last one in zeros
 	from := holding(t, image)
-	k = openKept(t, path, x, from)
+	k := openKept(t, path, x, from)
 	for off := 0; off < len(image); off += 7000 {
 		checkRead(t, k.Image, image, make([]byte, min(7000, len(image)-off)), int64(off))
 	}
@@ -103,6 +98,18 @@ func TestDamagedDisk(t *testing.T) {
 	if s := k.Stats(); s.ProvenChunks == 0 {
 		t.Errorf("Stats = %+v, want chunks that were proven", s)
 	}
+}
+
+// damaged is an image whose file was read whole, closed, and then changed at some offsets.
+func damaged(t testing.TB, offsets ...int64) (image []byte, x *blob.Index, path string) {
+	t.Helper()
+	image, path = mixed(), t.TempDir()
+	x = index(t, image)
+	k := openKept(t, path, x, holding(t, image))
+	checkRead(t, k.Image, image, make([]byte, len(image)), 0)
+	k.close(t)
+	damage(t, path, image, offsets...)
+	return image, x, path
 }
 
 // damage changes bytes of the only image in a directory.
@@ -127,13 +134,8 @@ func damage(t testing.TB, path string, image []byte, offsets ...int64) {
 // TestDamagedDiskDemanded: a chunk that somebody comes for while it is being proven is demanded of the store when the
 // disk has it wrong, although he waits for another one first.
 func TestDamagedDiskDemanded(t *testing.T) {
-	image := mixed()
-	x, path := index(t, image), t.TempDir()
+	image, x, path := damaged(t, 10)
 	k := openKept(t, path, x, holding(t, image))
-	checkRead(t, k.Image, image, make([]byte, len(image)), 0)
-	k.close(t)
-	damage(t, path, image, 10)
-	k = openKept(t, path, x, holding(t, image))
 	k.cache.mu.Lock()
 	e := k.cache.add(k.want(0), ahead)
 	k.cache.near.launch(e)

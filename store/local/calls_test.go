@@ -119,28 +119,28 @@ func TestHelperChunks(t *testing.T) {
 // storeChunks stores n chunks, as a make does with those that may be there.
 func storeChunks(t *testing.T, dir string, n int) {
 	t.Helper()
-	w, err := store.NewWriter(create(t, dir, local.Options{}), store.WriterOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer w.Close()
-	for i := range n {
-		data := storetest.Bytes(uint64(i), 5000)
-		d := blob.SHA512_256.Sum(data)
+	makeOf(t, dir, n, func(w *store.Writer, d blob.Digest, data []byte) {
 		if has, err := w.Has(t.Context(), d); has || err != nil {
 			t.Fatalf("Has = %v, %v", has, err)
 		}
 		if _, err := w.Put(t.Context(), d, data); err != nil {
 			t.Fatal(err)
 		}
-	}
-	if err := w.Commit(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	})
 }
 
 // findChunks looks for n chunks, as a make does whose chunks are all there.
 func findChunks(t *testing.T, dir string, n int) {
+	t.Helper()
+	makeOf(t, dir, n, func(w *store.Writer, d blob.Digest, _ []byte) {
+		if has, err := w.Has(t.Context(), d); !has || err != nil {
+			t.Fatalf("Has = %v, %v", has, err)
+		}
+	})
+}
+
+// makeOf does something about each of n chunks with a writer, and commits.
+func makeOf(t *testing.T, dir string, n int, do func(w *store.Writer, d blob.Digest, data []byte)) {
 	t.Helper()
 	w, err := store.NewWriter(create(t, dir, local.Options{}), store.WriterOptions{})
 	if err != nil {
@@ -148,9 +148,8 @@ func findChunks(t *testing.T, dir string, n int) {
 	}
 	defer w.Close()
 	for i := range n {
-		if has, err := w.Has(t.Context(), blob.SHA512_256.Sum(storetest.Bytes(uint64(i), 5000))); !has || err != nil {
-			t.Fatalf("Has = %v, %v", has, err)
-		}
+		data := storetest.Bytes(uint64(i), 5000)
+		do(w, blob.SHA512_256.Sum(data), data)
 	}
 	if err := w.Commit(t.Context()); err != nil {
 		t.Fatal(err)

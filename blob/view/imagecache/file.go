@@ -196,21 +196,21 @@ func (f *File) Prove(i int, dst []byte) bool {
 		return false
 	}
 	f.stamp(c.Offset)
-	f.accept(i)
+	if f.accept(i); f.Missing() == 0 {
+		f.changed() // it gets its final name
+	}
 	return true
 }
 
-// accept trusts chunk i, which was found right: unless it was taken out meanwhile, or was not flushed, so that what was
-// read may be in the kernel's memory only.
+// accept trusts chunk i, which was found right or flushed: unless it was taken out meanwhile, or was not flushed, so that
+// what was read may be in the kernel's memory only.
 func (f *File) accept(i int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.written.Has(i) || !f.claimed.Has(i) {
-		return
+	if f.claimed.Has(i) && !f.written.Has(i) {
+		f.proven.Add(i)
+		f.claimed.Remove(i)
 	}
-	f.proven.Add(i)
-	f.claimed.Remove(i)
-	f.dirty = f.dirty || f.Missing() == 0 // it gets its final name
 }
 
 // Offer has a proven chunk written in the background; data must not change any more. The chunk is not kept when
@@ -338,9 +338,8 @@ func (f *File) look() {
 // trust takes in what was written and is on the disk now.
 func (f *File) trust(written *bitset.Set) {
 	for i := range written.Len() {
-		if written.Has(i) && f.written.Remove(i) && f.claimed.Has(i) {
-			f.proven.Add(i)
-			f.claimed.Remove(i)
+		if written.Has(i) && f.written.Remove(i) {
+			f.accept(i)
 		}
 	}
 }
