@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"runtime/debug"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -196,7 +197,7 @@ func (f *assembleFlags) settle(x *blob.Index) error {
 
 func (f *assembleFlags) report(stdout io.Writer, r assembled, took string) error {
 	if f.json {
-		return writeJSON(stdout, r)
+		return writeJSON(optional(stdout), r)
 	}
 	if r.InPlace == r.Size {
 		say("%s holds the image of %s (%s) already, nothing was written, in %s", r.Target, r.Index, size(r.Size), took)
@@ -206,7 +207,22 @@ func (f *assembleFlags) report(stdout io.Writer, r assembled, took string) error
 	return tellSources(stderr, r, "downloaded")
 }
 
-// runHook runs the program of --exec. It gets no shell, and the result on its stdin.
+// hookError says that the image is in place, and the program of --exec failed.
+type hookError struct {
+	target, program string
+	err             error
+}
+
+func (e hookError) Error() string {
+	return fmt.Sprintf("%s holds the image, but running %s afterwards: %v", e.target, e.program, e.err)
+}
+func (e hookError) Unwrap() error { return e.err }
+
+// hookGrace is how long the program of --exec may take to end after SIGTERM.
+const hookGrace = 10 * time.Second
+
+// runHook runs the program of --exec. It gets no shell, and the result on its stdin. It may switch a boot loader: a
+// signal from the terminal does not reach it, and when the job is interrupted it gets SIGTERM, and time to finish.
 func (f *assembleFlags) runHook(ctx context.Context, r assembled) error {
 	if f.exec == "" {
 		return nil
@@ -217,10 +233,14 @@ func (f *assembleFlags) runHook(ctx context.Context, r assembled) error {
 	}
 	hook := exec.CommandContext(ctx, f.exec)
 	hook.Stdin, hook.Stdout, hook.Stderr = bytes.NewReader(text), os.Stderr, os.Stderr
-	if err := hook.Run(); err != nil {
-		return fmt.Errorf("%s holds the image, but running %s afterwards: %w", r.Target, f.exec, err)
+	hook.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	hook.Cancel = func() error { return syscall.Kill(-hook.Process.Pid, syscall.SIGTERM) }
+	hook.WaitDelay = hookGrace
+	err = hook.Run()
+	if err == nil || hook.ProcessState != nil && hook.ProcessState.Success() { // it finished in spite of a signal
+		return nil
 	}
-	return nil
+	return hookError{r.Target, f.exec, err}
 }
 
 // assemble claims the target, learns what the seeds hold, and does the work.

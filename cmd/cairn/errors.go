@@ -87,14 +87,21 @@ func complain(w io.Writer, err error, hint string) {
 }
 
 // interruptedHint says what a command that a signal ended has left, and how to go on.
-func interruptedHint(c *cobra.Command) string {
+func interruptedHint(c *cobra.Command, signal syscall.Signal, err error) string {
+	hint := "run it again to go on"
 	switch c.Name() {
 	case "assemble":
-		return "a target in place is not whole, and a file has not its name yet; run it again to go on"
+		hint = "a target in place is not whole, and a file has not its name yet; run it again to go on"
 	case "make":
-		return "there is no new index; run it again: chunks that are stored stay"
+		hint = "there is no new index; run it again: chunks that are stored stay"
 	}
-	return "run it again to go on"
+	if h, ok := errors.AsType[hookError](err); ok {
+		hint = fmt.Sprintf("%s holds the image; run %s, or assemble again", h.target, h.program)
+	}
+	if signal == syscall.SIGHUP {
+		hint += ". 'nohup cairn …' or 'systemd-run cairn …' goes on when its terminal or ssh session is closed"
+	}
+	return hint
 }
 
 func hintFor(err error, status int) string {

@@ -5,11 +5,11 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log"
 	"os"
-	"os/signal"
 	"strings"
 	"syscall"
 
@@ -21,19 +21,21 @@ func main() { os.Exit(run(os.Args[1:])) }
 // run is the program, and returns its exit status.
 func run(args []string) int {
 	log.SetOutput(io.Discard) // net/http tells there what a broken server sends beyond its answers, byte by byte
-	ctx, stop := withSignals(context.Background())
+	ctx, interrupt, stop := withSignals(context.Background())
 	defer stop()
 	root := newRoot()
 	root.SetArgs(args)
-	root.SetOut(patient{ctx, os.Stdout})
+	root.SetOut(patient{ctx: ctx, w: os.Stdout, gone: func() { interrupt(syscall.SIGPIPE) }})
 	c, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		return exitDone
 	}
 	status := exitStatus(ctx, err)
-	if status >= exitSignal {
-		complain(stderr, context.Cause(ctx), interruptedHint(c))
-	} else {
+	switch i, _ := errors.AsType[interrupted](context.Cause(ctx)); {
+	case i.signal == syscall.SIGPIPE: // a reader that has enough, such as head, is no mistake
+	case i.signal != 0:
+		complain(stderr, i, interruptedHint(c, i.signal, err))
+	default:
 		complain(stderr, err, hintFor(err, status))
 	}
 	return status
@@ -48,7 +50,8 @@ any web server can serve, and assembles images onto partitions from what is alre
 serves them live over NBD. Its formats are casync's and desync's.
 
 Exit status: 0 done, 1 failed, 2 wrong usage, 3 data is not what its digest says, 4 not found or store
-unreachable, 5 refused to protect data, 130 and 143 interrupted.`,
+unreachable, 5 refused to protect data, 129, 130, 131 and 143 interrupted by SIGHUP, SIGINT, SIGQUIT and
+SIGTERM (serve ends with 0), 141 stdout is not read any more.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
@@ -75,26 +78,4 @@ func onlyCommands(c *cobra.Command, args []string) error {
 		return nil
 	}
 	return usageError{c, fmt.Errorf("unknown command %q for %q", args[0], c.CommandPath())}
-}
-
-// interrupted is the cause of a context that a signal ended.
-type interrupted struct{ signal syscall.Signal }
-
-func (i interrupted) Error() string { return fmt.Sprintf("interrupted (%v)", i.signal) }
-
-// withSignals is a context that ends with the first SIGINT or SIGTERM; the second one kills.
-func withSignals(ctx context.Context) (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
-	done := make(chan struct{})
-	go func() {
-		select {
-		case s := <-signals:
-			signal.Stop(signals)
-			cancel(interrupted{s.(syscall.Signal)})
-		case <-done:
-		}
-	}()
-	return ctx, func() { signal.Stop(signals); close(done); cancel(nil) }
 }

@@ -169,9 +169,9 @@ func makeInto(ctx context.Context, to destination, src imageSource, total int64,
 // jsonOut is where the result goes when stdout may be taken by the index.
 func jsonOut(index string, stdout io.Writer) io.Writer {
 	if index == "-" {
-		return os.Stderr
+		return stderr
 	}
-	return stdout
+	return optional(stdout)
 }
 
 func tellMade(r madeResult) {

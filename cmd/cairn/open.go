@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"syscall"
 	"time"
 
 	"cairn/blob"
@@ -94,14 +95,36 @@ func cancellable(ctx context.Context, r io.Reader) io.Reader {
 	return pr
 }
 
-// patient writes to w, and when the context has ended waits for nobody to take what is written. A write that is under
-// way then is left alone, with its bytes.
+// patient writes to w. When the context has ended it does not wait for a reader: a write under way then is left alone,
+// with its bytes. A reader that is gone (EPIPE) is reported to gone, and if that is nil, ignored.
 type patient struct {
-	ctx context.Context
-	w   io.Writer
+	ctx  context.Context
+	w    io.Writer
+	gone func()
+}
+
+// optional returns the writer for output that a job does not need: a reader that is gone does not end the job.
+func optional(w io.Writer) io.Writer {
+	if p, ok := w.(patient); ok {
+		p.gone = nil
+		return p
+	}
+	return w
 }
 
 func (p patient) Write(b []byte) (int, error) {
+	n, err := p.write(b)
+	switch {
+	case !errors.Is(err, syscall.EPIPE):
+	case p.gone == nil:
+		return len(b), nil
+	default:
+		p.gone()
+	}
+	return n, err
+}
+
+func (p patient) write(b []byte) (int, error) {
 	type result struct {
 		n   int
 		err error

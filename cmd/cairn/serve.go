@@ -52,7 +52,8 @@ never stands for another image; the first export answers to the empty name too. 
 directory is an export as long as it is there, without a restart. The URIs are printed when clients can connect.
 
 Sockets that systemd or a client hands over are used instead of the default one. With --tls-cert, clients must speak
-TLS. SIGINT or SIGTERM lets the reads under way end, for some seconds at most, and exits with status 0.`,
+TLS. SIGTERM, SIGINT, SIGHUP or SIGQUIT lets the reads under way end, for some seconds at most, and exits with
+status 0. Under nohup SIGHUP is ignored.`,
 		Example: `  cairn serve v2.caibx --listen unix:/run/v2.sock
   cairn serve --watch /srv/images --listen tcp:0.0.0.0:10809 --tls-cert server.pem --tls-key server.key
   nbdinfo -- [ cairn serve https://images.example.com/v2.caibx ]
@@ -123,7 +124,7 @@ func (f *serveFlags) serve(ctx context.Context, stdout io.Writer, server *nbd.Se
 	if f.printURIs {
 		for _, l := range listeners {
 			for _, name := range o.names {
-				fmt.Fprintln(stdout, exportURI(l.Addr(), name, f.on()))
+				fmt.Fprintln(optional(stdout), exportURI(l.Addr(), name, f.on()))
 			}
 		}
 	}

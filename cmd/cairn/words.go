@@ -12,8 +12,16 @@ import (
 	"github.com/dustin/go-humanize"
 )
 
-// stderr is where words go: there they are in nobody's way.
-var stderr io.Writer = os.Stderr
+// stderr is where messages go. A job goes on when they cannot be written: its terminal may be closed.
+var stderr io.Writer = unfailing{os.Stderr}
+
+// unfailing writes to w and reports no error.
+type unfailing struct{ w io.Writer }
+
+func (u unfailing) Write(b []byte) (int, error) {
+	_, _ = u.w.Write(b)
+	return len(b), nil
+}
 
 // say tells the user something.
 func say(format string, args ...any) { fmt.Fprintf(stderr, "cairn: "+format+"\n", args...) }

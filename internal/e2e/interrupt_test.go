@@ -245,20 +245,23 @@ func TestServeEndsWithReadUnderWay(t *testing.T) {
 	t.Parallel()
 	r := noise(t, mib)
 	server := newNginx(t, r.dir)
-	for _, s := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM} {
+	for _, s := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT} {
 		t.Run(s.String(), func(t *testing.T) {
 			t.Parallel()
 			g := newGate(t, server.url, 0)
-			serving := serve(t, 1, g.url+"/b.caibx")
+			pidfile := filepath.Join(t.TempDir(), "pid")
+			serving := serve(t, 1, g.url+"/b.caibx", "--pidfile", pidfile)
 			read := readUnderWay(t, g, serving)
 			stopping := untilStopping(t, serving)
 			serving.signal(t, s)
 			stopping()
+			serving.signal(t, syscall.SIGHUP) // a lost session sends it twice
 			g.open()
 			if out, err := read(); err != nil || !bytes.Equal(out, readFile(t, r.b)[:4096]) {
 				t.Errorf("the read under way gave %d bytes, %v", len(out), err)
 			}
 			serving.wantStopped(t)
+			wantNone(t, pidfile)
 		})
 	}
 }

@@ -26,7 +26,10 @@ const (
 	damaged     = 3
 	notFound    = 4
 	refused     = 5
+	hungUp      = 128 + int(syscall.SIGHUP)
 	interrupted = 128 + int(syscall.SIGINT)
+	quit        = 128 + int(syscall.SIGQUIT)
+	unread      = 128 + int(syscall.SIGPIPE)
 	terminated  = 128 + int(syscall.SIGTERM)
 )
 

@@ -72,6 +72,17 @@ func TestServeSocketActivation(t *testing.T) {
 	wantNone(t, pidfile)
 }
 
+// awaitFile waits until a file is there.
+func awaitFile(t testing.TB, path string) {
+	t.Helper()
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		if _, err := os.Stat(path); err == nil {
+			return
+		}
+	}
+	t.Fatalf("%s is not there in time", path)
+}
+
 func readPID(t testing.TB, path string) int {
 	t.Helper()
 	text, err := os.ReadFile(path)
@@ -138,12 +149,7 @@ func TestServePidfile(t *testing.T) {
 	dir := socketDir(t)
 	pidfile, socket := filepath.Join(dir, "pid"), filepath.Join(dir, "socket")
 	s := start(t, nil, "serve", r.index("b"), "--listen", "unix:"+socket, "--pidfile", pidfile, "--print-uri=false")
-	for {
-		if _, err := os.Stat(pidfile); err == nil {
-			break
-		}
-		time.Sleep(time.Millisecond)
-	}
+	awaitFile(t, pidfile)
 	if pid := readPID(t, pidfile); pid != s.cmd.Process.Pid {
 		t.Errorf("the pidfile has %d, want %d", pid, s.cmd.Process.Pid)
 	}
