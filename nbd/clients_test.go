@@ -230,6 +230,38 @@ func TestQEMUImg(t *testing.T) {
 	}
 }
 
+// TestMapOfLargeHole: clients ask about a few GiB at a time, up to places of their own within a block. A hole is one
+// extent nevertheless.
+func TestMapOfLargeHole(t *testing.T) {
+	const hole = 9<<30 + 512
+	d := &lazy{extents: []nbd.Extent{data(5 * kib), zero(hole - kib), data(4 * kib)}, plain: plain{size: hole + 8*kib}}
+	r := start(t, &nbd.Server{}, &nbd.Export{Device: d})
+	type extent struct{ Offset, Length, Type int64 }
+	var told []extent
+	if err := json.Unmarshal([]byte(must(t, "nbdinfo", "--map", "--json", r.uri(""))), &told); err != nil {
+		t.Fatal(err)
+	}
+	want := []extent{{0, 8 * kib, 0}, {8 * kib, hole - 512 - 4*kib, 3}, {hole - 512 + 4*kib, 4*kib + 512, 0}}
+	if diff := cmp.Diff(want, told); diff != "" {
+		t.Errorf("nbdinfo --map (-want +got):\n%s", diff)
+	}
+	var mapped []struct {
+		Start, Length int64
+		Zero          bool
+	}
+	if err := json.Unmarshal([]byte(must(t, "qemu-img", "map", "-f", "raw", "--output=json", r.uri(""))), &mapped); err != nil {
+		t.Fatal(err)
+	}
+	if len(mapped) != len(want) {
+		t.Fatalf("qemu-img map says %+v, want %+v", mapped, want)
+	}
+	for i, e := range mapped {
+		if e.Start != want[i].Offset || e.Length != want[i].Length || e.Zero != (want[i].Type != 0) {
+			t.Errorf("qemu-img map says %+v, want %+v", e, want[i])
+		}
+	}
+}
+
 // A client rounds extents to its sectors; where zeros begin and end within one, it must not lose data.
 func TestQEMUImgConvertRaggedZeros(t *testing.T) {
 	d := newLazy(repeat(30, data(10000), zero(50001), data(333), zero(9999))...)

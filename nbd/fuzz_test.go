@@ -210,6 +210,21 @@ func talk(conn net.Conn, said []byte) {
 	conn.Close()
 }
 
+// placed is the extents of a device from its start on.
+type placed []Extent
+
+func (p placed) Extents(off, n int64) iter.Seq[Extent] {
+	return func(yield func(Extent) bool) {
+		at := int64(0)
+		for _, e := range p {
+			from, to := max(at, off), min(at+e.Length, off+n)
+			if at += e.Length; from < to && !yield(Extent{to - from, e.Zero}) {
+				return
+			}
+		}
+	}
+}
+
 // FuzzPieces checks that a read's pieces are the range, in order, with holes only where zeros are.
 func FuzzPieces(f *testing.F) {
 	f.Add([]byte{10, 200, 3, 200}, uint32(5), uint32(1<<20))
@@ -227,7 +242,6 @@ func FuzzPieces(f *testing.F) {
 		if from == to {
 			return
 		}
-		var here []Extent
 		isZero := func(at, end int64) bool {
 			pos := int64(0)
 			for _, e := range extents {
@@ -238,14 +252,7 @@ func FuzzPieces(f *testing.F) {
 			}
 			return true
 		}
-		pos := int64(0)
-		for _, e := range extents {
-			if a, b := max(pos, from), pos+e.Length; a < b {
-				here = append(here, Extent{b - a, e.Zero})
-			}
-			pos += e.Length
-		}
-		pieces := appendPieces(nil, zeros(slices.Values(here), from, to, size, minHole), from, to)
+		pieces := appendPieces(nil, zeros(placed(extents), from, to, size, minHole), from, to)
 		at := from
 		for _, p := range pieces {
 			if p.offset != at || p.length <= 0 || p.hole && (p.length < minHole || !isZero(at, at+p.length)) {

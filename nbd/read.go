@@ -24,10 +24,23 @@ type piece struct {
 	hole           bool
 }
 
-// zeros yields from where to where [off, end) is known to be zeros, in order, for runs of at least `least`
-// bytes, which is at least 1. The extents start at off. Only whole blocks of a device of that size count,
-// since clients round what they are told to their sectors.
-func zeros(extents iter.Seq[Extent], off, end, size, least int64) iter.Seq2[int64, int64] {
+// zeros yields from where to where [off, end) of a device of that size is known to be zeros, in order, for runs of
+// at least `least` bytes, which is at least 1. Runs count in whole blocks of the device, since clients round them to their
+// sectors. A range that begins or ends within a block of zeros cuts the run there, and the block counts.
+func zeros(d Extenter, off, end, size, least int64) iter.Seq2[int64, int64] {
+	first, last := off&^(block-1), min((end+block-1)&^(block-1), size)
+	return func(yield func(from, to int64) bool) {
+		for from, to := range zeroBlocks(d.Extents(first, last-first), first, last, size) {
+			from, to = max(from, off), min(to, end)
+			if to-from >= least && !yield(from, to) {
+				return
+			}
+		}
+	}
+}
+
+// zeroBlocks yields from where to where [off, end) is zeros in whole blocks. The extents start at off.
+func zeroBlocks(extents iter.Seq[Extent], off, end, size int64) iter.Seq2[int64, int64] {
 	return func(yield func(from, to int64) bool) {
 		start, at := off, off // all from start to at is zeros
 		emit := func() bool {
@@ -35,7 +48,7 @@ func zeros(extents iter.Seq[Extent], off, end, size, least int64) iter.Seq2[int6
 			if to != size {
 				to &^= block - 1
 			}
-			return to-from < least || yield(from, to)
+			return from >= to || yield(from, to)
 		}
 		for e := range extents {
 			n := min(max(e.Length, 0), end-at)
@@ -83,7 +96,7 @@ func (t *transmission) pieces(q request) []piece {
 		t.plan = append(t.plan[:0], piece{offset: off, length: end - off})
 		return t.plan
 	}
-	holes := zeros(t.extents.Extents(off, end-off), off, end, int64(t.size), minHole)
+	holes := zeros(t.extents, off, end, int64(t.size), minHole)
 	t.plan = appendPieces(t.plan[:0], holes, off, end)
 	return t.plan
 }

@@ -45,7 +45,7 @@ func (t *transmission) allocation(q request) iter.Seq[State] {
 			return
 		}
 		at, end := int64(q.offset), int64(q.offset)+int64(q.length)
-		for from, to := range zeros(t.extents.Extents(at, end-at), at, end, int64(t.size), 1) {
+		for from, to := range zeros(t.extents, at, end, int64(t.size), 1) {
 			if !yield(State{from - at, 0}) || !yield(State{to - from, stateHole | stateZero}) {
 				return
 			}

@@ -219,8 +219,11 @@ func TestBlockStatus(t *testing.T) {
 		{0, 512, 0, []extent{{512, 0}}},
 		{8192, 4096, 0, []extent{{4096, hole}}},
 		{8192, 4096, nbdtest.CmdFlagReqOne, []extent{{4096, hole}}},
-		{9000, 12000, 0, []extent{{12288 - 9000, 0}, {8192, hole}, {21000 - 20480, 0}}},
-		{35749, 1, 0, []extent{{1, 0}}},
+		{9000, 12000, 0, []extent{{20480 - 9000, hole}, {21000 - 20480, 0}}},
+		{10000, 5000, 0, []extent{{5000, hole}}},
+		{20000, 5000, 0, []extent{{480, hole}, {4096, 0}, {424, hole}}},
+		{32767, 2, 0, []extent{{1, 0}, {1, hole}}},
+		{35749, 1, 0, []extent{{1, hole}}},
 	}
 	for _, tc := range cases {
 		all, err := c.BlockStatus(t.Context(), tc.off, tc.n, tc.flags)
