@@ -74,6 +74,36 @@ func Store(ctx context.Context, x *blob.Index, from store.Getter, o Options) (Re
 	return j.report, err
 }
 
+// Zeros reports whether the bytes of r from one offset to another are all zeros. Where r is Sparse its holes are not
+// read.
+func Zeros(ctx context.Context, r io.ReaderAt, from, to int64) (bool, error) {
+	buf := make([]byte, min(max(to-from, 0), readSize))
+	for from = skipHole(r, from); from < to; from = skipHole(r, from) {
+		if err := ctx.Err(); err != nil {
+			return false, err
+		}
+		p := buf[:min(to-from, readSize)]
+		if n, err := r.ReadAt(p, from); n < len(p) {
+			return false, fmt.Errorf("reading at %d: %w", from+int64(n), err)
+		}
+		if !blob.AllZero(p) {
+			return false, nil
+		}
+		from += int64(len(p))
+	}
+	return true, nil
+}
+
+// skipHole returns where data begins at or behind off, as far as r tells.
+func skipHole(r io.ReaderAt, off int64) int64 {
+	if sparse, ok := r.(Sparse); ok {
+		if start, _, err := sparse.NextData(off); err == nil {
+			return start
+		}
+	}
+	return off
+}
+
 type job struct {
 	index   *blob.Index
 	options Options

@@ -2,6 +2,7 @@ package verify
 
 import (
 	"bytes"
+	"context"
 	"testing"
 
 	"cairn/testimages"
@@ -76,3 +77,31 @@ func TestHoleWhereDataBelongs(t *testing.T) {
 type holeMayBeRead struct{ sparse }
 
 func (h holeMayBeRead) ReadAt(p []byte, off int64) (int, error) { return h.Reader.ReadAt(p, off) }
+
+// TestZerosOfRange: a range is looked at from its first byte to its last, and its holes are not read.
+func TestZerosOfRange(t *testing.T) {
+	const lo, hi = 2 * readSize, 5*readSize + 7
+	image := make([]byte, hi+3*readSize)
+	image[lo-1], image[hi], image[hi+readSize+1], image[len(image)-1] = 1, 1, 1, 1
+	r := sparse{bytes.NewReader(image), t, lo, hi}
+	for _, c := range []struct {
+		from, to int64
+		want     bool
+	}{
+		{lo, hi, true}, {lo + 5, hi, true}, {lo - 1, hi, false}, {lo, hi + 1, false}, {hi, hi, true}, {0, lo - 1, true},
+		{hi + 1, hi + readSize + 1, true}, {hi + 1, hi + readSize + 2, false},
+		{hi + readSize + 2, int64(len(image)) - 1, true}, {hi + readSize + 2, int64(len(image)), false},
+	} {
+		if got, err := Zeros(t.Context(), r, c.from, c.to); got != c.want || err != nil {
+			t.Errorf("Zeros from %d to %d = %v, %v, want %v", c.from, c.to, got, err, c.want)
+		}
+	}
+	if _, err := Zeros(t.Context(), bytes.NewReader(image[:10]), 5, 11); err == nil {
+		t.Error("Zeros beyond the end = nil, want an error")
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := Zeros(ctx, r, 0, lo-1); err != context.Canceled {
+		t.Errorf("cancelled: %v", err)
+	}
+}

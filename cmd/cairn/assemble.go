@@ -87,7 +87,11 @@ func (f *planFlags) oldContent(ctx context.Context, m memory, x *blob.Index, nam
 	case before == nil:
 		return nil
 	case seeded:
-		return m.recall(before, x)
+		held := m.recall(before, x)
+		if held == nil && isPadded(ctx, before, x.Size()) && plausible(x, before) {
+			held = x
+		}
+		return held
 	}
 	held, err := m.look(ctx, name, before, x, f.common)
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 
 	"cairn/blob"
 	"cairn/blob/scan"
+	"cairn/blob/verify"
 	"cairn/chunker"
 	"cairn/internal/blockdev"
 	"cairn/internal/disk"
@@ -114,15 +115,32 @@ func (m memory) look(ctx context.Context, name string, f *blockdev.File, x *blob
 	if held := m.recall(f, x); held != nil {
 		return held, nil
 	}
-	p := newProgress(o.progress, "scanning "+name, f.Size())
+	n := f.Size()
+	if isPadded(ctx, f, x.Size()) {
+		n = x.Size()
+	}
+	p := newProgress(o.progress, "scanning "+name, n)
 	defer p.end()
 	so := scan.Like(x)
 	so.Workers = o.jobs
 	so.Progress = func(s scan.Stats) { p.show(s.Size, "", s) }
-	held, _, err := scan.Image(ctx, chunker.FromReaderAt(f, f.Size()), so)
+	held, _, err := scan.Image(ctx, chunker.FromReaderAt(f, n), so)
 	if err != nil {
 		return nil, err
 	}
 	m.remember(f, held)
 	return held, nil
+}
+
+// maxPadding is how many zeros behind an image are looked for in a seed.
+const maxPadding = 1 << 20
+
+// isPadded reports whether f is an image of n bytes and zeros, as far as its size tells: a copy through NBD. Without the
+// zeros its last chunk is the image's.
+func isPadded(ctx context.Context, f *blockdev.File, n int64) bool {
+	if f.Size() <= n || f.Size()-n > maxPadding {
+		return false
+	}
+	zeros, err := verify.Zeros(ctx, f, n, f.Size())
+	return err == nil && zeros
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"iter"
 	"log/slog"
 	"net"
 	"net/url"
@@ -49,7 +48,8 @@ only the reads that need it, and is asked for anew by the next one.
 
 An export is named as its index file without .caibx, and also NAME@DIGEST with the digest of the index, which
 never stands for another image; the first export answers to the empty name too. With --watch each index file of a
-directory is an export as long as it is there, without a restart. The URIs are printed when clients can connect.
+directory is an export as long as it is there, without a restart. The URIs are printed when clients can connect. An
+image that does not fill its last sector of 512 bytes has some zeros behind it; its description has its own size.
 
 Sockets that systemd or a client hands over are used instead of the default one. With --tls-cert, clients must speak
 TLS. SIGTERM, SIGINT, SIGHUP or SIGQUIT lets the reads under way end, for some seconds at most, and exits with
@@ -206,7 +206,7 @@ func newExport(index string, x *blob.Index, v *view.Image) *nbd.Export {
 	return &nbd.Export{
 		Name:        name,
 		Canonical:   name + "@" + digest,
-		Description: fmt.Sprintf("%s, %s, index digest %s", name, size(x.Size()), digest),
+		Description: fmt.Sprintf("%s, an image of %d bytes, index digest %s", name, x.Size(), digest),
 		Device:      exported{v},
 		ReadOnly:    true,
 		MultiConn:   true,
@@ -219,25 +219,4 @@ func exportName(index string) string {
 		index = u.Path
 	}
 	return strings.TrimSuffix(path.Base(filepath.ToSlash(index)), ".caibx")
-}
-
-// exported is an image as a device that the NBD server knows.
-type exported struct{ *view.Image }
-
-var (
-	_ nbd.Device     = exported{}
-	_ nbd.Extenter   = exported{}
-	_ nbd.Prefetcher = exported{}
-	_ nbd.Resident   = exported{}
-)
-
-// Extents implements nbd.Extenter.
-func (e exported) Extents(off, n int64) iter.Seq[nbd.Extent] {
-	return func(yield func(nbd.Extent) bool) {
-		for length, zero := range e.Image.Extents(off, n) {
-			if !yield(nbd.Extent{Length: length, Zero: zero}) {
-				return
-			}
-		}
-	}
 }

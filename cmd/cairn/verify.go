@@ -26,7 +26,8 @@ func newVerify() *cobra.Command {
 		Use:   "verify INDEX [IMAGE]",
 		Short: "Check an image or partition, or that the store holds every chunk, whole",
 		Long: `verify hashes IMAGE (a file, device, DISK#NAME, PARTLABEL=NAME or PARTUUID=UUID) and compares it with INDEX; a
-device may be larger than the image. Without IMAGE it gets every chunk of INDEX from the store and checks it.
+device may be larger than the image, and a file may have zeros behind it, as a copy through NBD has. Without IMAGE it
+gets every chunk of INDEX from the store and checks it.
 Exit status 3 says that something is damaged or missing.`,
 		Example: `  cairn verify v2.caibx PARTLABEL=root-b
   cairn verify v2.caibx -s /srv/images/default.castr`,
@@ -59,7 +60,7 @@ func runVerify(ctx context.Context, stdout io.Writer, f verifyFlags, args []stri
 	if err != nil {
 		return fmt.Errorf("verifying %s: %w", what, err)
 	}
-	unfinished := len(args) > 1 && report.Bad > 0 && isUnfinished(args[1], x.Size())
+	unfinished := len(args) > 1 && report.Bad > 0 && isUnfinished(ctx, args[1], x.Size())
 	if f.json {
 		v := verified{Index: locate.Public(args[0]), Chunks: x.Len(), Report: report, Unfinished: unfinished}
 		v.First = append([]verify.Range{}, v.First...) // a list, also when it is empty
@@ -94,7 +95,7 @@ func (f *verifyFlags) verify(ctx context.Context, x *blob.Index, args []string) 
 			return verify.Store(ctx, x, from.chunks, o)
 		})
 	}
-	image, err := openWhole(args[1], x.Size())
+	image, err := openWhole(ctx, args[1], x.Size())
 	if err != nil {
 		return args[1], verify.Report{}, err
 	}
@@ -104,8 +105,9 @@ func (f *verifyFlags) verify(ctx context.Context, x *blob.Index, args []string) 
 	})
 }
 
-// openWhole opens what should hold an image of want bytes: a partition or device may hold more, a file not.
-func openWhole(location string, want int64) (*blockdev.File, error) {
+// openWhole opens what should hold an image of want bytes. A partition or device may hold more, a file zeros: a copy through
+// NBD or from a device has whole sectors.
+func openWhole(ctx context.Context, location string, want int64) (*blockdev.File, error) {
 	at, err := disk.Resolve(location)
 	if err != nil {
 		return nil, err
@@ -114,12 +116,25 @@ func openWhole(location string, want int64) (*blockdev.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	partition := f.IsDevice() || at.Partition != nil
-	if got := f.Size(); got < want || got > want && !partition {
+	if f.Size() < want {
+		err = damagedError{fmt.Sprintf("it has %d bytes, the image %d", f.Size(), want)}
+	} else if !f.IsDevice() && at.Partition == nil {
+		err = endsWithZeros(ctx, f, want)
+	}
+	if err != nil {
 		f.Close()
-		return nil, damagedError{fmt.Sprintf("it has %d bytes, the image %d", got, want)}
+		return nil, err
 	}
 	return f, nil
+}
+
+// endsWithZeros says what is wrong with a file that has something else than zeros behind an image of want bytes.
+func endsWithZeros(ctx context.Context, f *blockdev.File, want int64) error {
+	zeros, err := verify.Zeros(ctx, f, want, f.Size())
+	if err == nil && !zeros {
+		err = damagedError{fmt.Sprintf("it has %d bytes, the image %d, and more than zeros behind it", f.Size(), want)}
+	}
+	return err
 }
 
 func (f *verifyFlags) report(what string, x *blob.Index, o verify.Options, do func(verify.Options) (verify.Report, error)) (string, verify.Report, error) {
@@ -144,8 +159,8 @@ func damaged(what, index string, x *blob.Index, r verify.Report, unfinished bool
 
 // isUnfinished says whether what should hold an image of size bytes begins with zeros where file systems are
 // recognised, as it does while an assemble changes it.
-func isUnfinished(location string, size int64) bool {
-	f, err := openWhole(location, size)
+func isUnfinished(ctx context.Context, location string, size int64) bool {
+	f, err := openWhole(ctx, location, size)
 	if err != nil {
 		return false
 	}

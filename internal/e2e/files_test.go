@@ -78,6 +78,17 @@ func wantSame(t testing.TB, got, want string) {
 	}
 }
 
+// wantCopy says that got is what clients of NBD see of an image: all of it, and zeros that fill the last sector.
+func wantCopy(t testing.TB, got, image string) {
+	t.Helper()
+	n, m := fileSize(t, got), fileSize(t, image)
+	if n%512 != 0 || n < m || n >= m+1024 || sum(t, got, 0, m) != sum(t, image, 0, m) {
+		t.Errorf("%s (%d bytes) is no copy of %s (%d bytes)", got, n, image, m)
+		return
+	}
+	wantZeros(t, got, m, n-m)
+}
+
 // wantNone says that nothing is at path.
 func wantNone(t testing.TB, path string) {
 	t.Helper()

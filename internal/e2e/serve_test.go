@@ -84,7 +84,7 @@ func TestServeToTools(t *testing.T) {
 func useNBDCopy(t *testing.T, uri string, r release) {
 	out := filepath.Join(t.TempDir(), "out")
 	must(t, "nbdcopy", uri, out)
-	wantSame(t, out, r.b)
+	wantCopy(t, out, r.b)
 }
 
 func useConvert(t *testing.T, uri string, r release) {
@@ -258,6 +258,54 @@ func TestServeBrokenChunkToQemu(t *testing.T) {
 	if wrong := strings.Count(got.stdout, "Input/output error"); right != 2 || wrong != 2 {
 		t.Errorf("qemu-io says\n%s%s", got.stdout, got.stderr)
 	}
+}
+
+// TestServeOddSize: an image that does not fill its last sector has one size for all clients. What they copy is the
+// image, and zeros, which verify and assemble know.
+func TestServeOddSize(t *testing.T) {
+	t.Parallel()
+	r := noise(t, 300_001)
+	const want = 300_032
+	cache := t.TempDir()
+	s := serve(t, 1, r.index("b"), "--cache", cache, "--prefetch", "all")
+	uri := s.uris[0]
+	var info struct {
+		Exports []struct {
+			Size        int64 `json:"export-size"`
+			Description string
+		}
+	}
+	parse(t, must(t, "nbdinfo", "--json", uri), &info)
+	if e := info.Exports[0]; e.Size != want || !strings.Contains(e.Description, " 300001 bytes") {
+		t.Errorf("nbdinfo says %+v", e)
+	}
+	var image struct {
+		Size int64 `json:"virtual-size"`
+	}
+	parse(t, must(t, "qemu-img", "info", "-f", "raw", "--output=json", uri), &image)
+	if image.Size != want {
+		t.Errorf("qemu-img says %d bytes", image.Size)
+	}
+	var extents []struct{ Offset, Length, Type int64 }
+	parse(t, must(t, "nbdinfo", "--map", "--json", uri), &extents)
+	if last := extents[len(extents)-1]; last.Offset+last.Length != want {
+		t.Errorf("nbdinfo --map ends with %+v", last)
+	}
+	must(t, "qemu-img", "compare", "-f", "raw", "-F", "raw", uri, r.b)
+	for tool, args := range map[string][]string{"nbdcopy": {uri}, "qemu-img": {"convert", "-f", "raw", "-O", "raw", uri}} {
+		out := filepath.Join(t.TempDir(), "out")
+		must(t, tool, append(args, out)...)
+		wantCopy(t, out, r.b)
+		cairn(t, "verify", r.index("b"), out)
+		cairn(t, "assemble", "--max-download", "1B", r.index("b"), out)
+		wantSame(t, out, r.b)
+	}
+	s.stderr.await(t, "the image is complete on disk")
+	raw, err := filepath.Glob(filepath.Join(cache, "images/*/image.raw"))
+	if err != nil || len(raw) != 1 {
+		t.Fatalf("the cache has %q, %v", raw, err)
+	}
+	wantSame(t, raw[0], r.b)
 }
 
 // TestServeNames: exports are found by name, by name and digest, and the first one without a name; on sockets
