@@ -165,6 +165,9 @@ type assembled struct {
 
 func runAssemble(ctx context.Context, stdout io.Writer, f assembleFlags, index, location string) error {
 	begun := time.Now()
+	if err := checkProgram(f.exec); err != nil {
+		return err
+	}
 	x, err := readIndex(ctx, index, f.access)
 	if err != nil {
 		return err

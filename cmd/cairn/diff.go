@@ -52,6 +52,9 @@ type difference struct {
 }
 
 func runDiff(ctx context.Context, stdout io.Writer, f diffFlags, oldName, newName string) error {
+	if err := checkFile(f.html); err != nil {
+		return err
+	}
 	old, err := readIndex(ctx, oldName, f.access)
 	if err != nil {
 		return err

@@ -43,6 +43,9 @@ would be downloaded. It writes nothing, and needs no claim on the target.`,
 
 func runPlan(ctx context.Context, stdout io.Writer, f planFlags, m memory, html, index, location string) error {
 	begun := time.Now()
+	if err := checkFile(html); err != nil {
+		return err
+	}
 	x, err := readIndex(ctx, index, f.access)
 	if err != nil {
 		return err

@@ -52,6 +52,9 @@ func newProfileMerge() *cobra.Command {
 }
 
 func mergeProfiles(ctx context.Context, out string, in []string, least int, a access) error {
+	if err := checkFile(out); err != nil {
+		return err
+	}
 	var all []*profile.Profile
 	for _, name := range in {
 		p, err := readProfile(ctx, name, a)

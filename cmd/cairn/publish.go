@@ -98,10 +98,16 @@ func openOutlet(ctx context.Context, index string, createOnly bool, stdout io.Wr
 		return nil, unwritable(err)
 	}
 	publish, err := outletIn(ctx, b, name, createOnly)
-	if err == nil && !createOnly && !locate.Remote(index) {
+	if err != nil || locate.Remote(index) {
+		return publish, err
+	}
+	if err := checkFile(index); err != nil {
+		return nil, err
+	}
+	if !createOnly {
 		publish = func(_ context.Context, x *blob.Index) error { return writeIndex(index, x) }
 	}
-	return publish, err
+	return publish, nil
 }
 
 func outletIn(ctx context.Context, b store.Bucket, name string, createOnly bool) (func(context.Context, *blob.Index) error, error) {

@@ -104,39 +104,51 @@ func runServe(ctx context.Context, stdout io.Writer, f serveFlags, indexes []str
 	if server.TLS, err = f.config(server.Log); err != nil {
 		return err
 	}
+	for _, file := range []string{f.pidfile, f.record} {
+		if err := checkFile(file); err != nil {
+			return err
+		}
+	}
+	status, err := f.seeing.listen()
+	if err != nil {
+		return err
+	}
+	listeners, cleanUp, err := f.listening.open()
+	if err != nil {
+		closeAll(status)
+		return err
+	}
+	defer cleanUp()
+	defer closeAll(append(status, listeners...)) // clients that come before the images are open wait
 	offer, err := f.offer(ctx, fetching, indexes)
 	if err != nil {
 		return err
 	}
 	defer offer.close()
 	server.Exports = offer
-	listeners, cleanUp, err := f.listening.open()
-	if err != nil {
-		return err
-	}
-	defer cleanUp()
-	return f.serve(ctx, stdout, server, offer, listeners)
-}
-
-// serve serves until ctx ends, or a listener fails.
-func (f *serveFlags) serve(ctx context.Context, stdout io.Writer, server *nbd.Server, o *offer, listeners []net.Listener) error {
-	defer closeAll(listeners)
-	if f.printURIs {
-		for _, l := range listeners {
-			for _, name := range o.names {
-				fmt.Fprintln(optional(stdout), exportURI(l.Addr(), name, f.on()))
-			}
-		}
-	}
-	show, err := f.seeing.open(server, o)
-	if err != nil {
-		return err
-	}
 	over, err := f.begin(ctx)
 	if err != nil {
 		return err
 	}
 	defer over()
+	show := f.seeing.open(status, server, offer)
+	if f.printURIs {
+		f.print(optional(stdout), offer, listeners)
+	}
+	return f.serve(ctx, server, offer, listeners, show)
+}
+
+func (f *serveFlags) print(stdout io.Writer, o *offer, listeners []net.Listener) {
+	for _, l := range listeners {
+		for _, name := range o.names {
+			fmt.Fprintln(stdout, exportURI(l.Addr(), name, f.on()))
+		}
+	}
+}
+
+// serve serves until ctx ends, or a listener fails.
+func (f *serveFlags) serve(ctx context.Context, server *nbd.Server, o *offer, listeners []net.Listener, show func(context.Context)) error {
+	defer closeAll(listeners)
 	group, groupCtx := errgroup.WithContext(ctx)
 	for _, l := range listeners {
 		group.Go(func() error { return server.Serve(groupCtx, l) })

@@ -39,14 +39,22 @@ func (f *seeing) add(c *cobra.Command) {
 	})
 }
 
-// open opens the address, if there is one, and returns what answers there until a context ends.
-func (f *seeing) open(server *nbd.Server, o *offer) (func(context.Context), error) {
+// listen opens the address, if there is one.
+func (f *seeing) listen() ([]net.Listener, error) {
 	if f.metrics == "" {
-		return func(context.Context) {}, nil
+		return nil, nil
 	}
 	listeners, err := listenAll([]string{f.metrics}, 0o600)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("--metrics: %w", err)
+	}
+	return listeners, nil
+}
+
+// open returns what answers at the address, if there is one, until a context ends.
+func (f *seeing) open(listeners []net.Listener, server *nbd.Server, o *offer) func(context.Context) {
+	if len(listeners) == 0 {
+		return func(context.Context) {}
 	}
 	l := listeners[0]
 	if tcp, is := l.Addr().(*net.TCPAddr); is {
@@ -61,7 +69,7 @@ func (f *seeing) open(server *nbd.Server, o *offer) (func(context.Context), erro
 		if err := board.Serve(ctx, l); err != nil {
 			say("warning: metrics are not served any more: %v", err)
 		}
-	}, nil
+	}
 }
 
 // sight sees what a server does. One goroutine looks at a time.

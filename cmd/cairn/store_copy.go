@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -111,7 +112,7 @@ func runStoreCopy(ctx context.Context, stdout io.Writer, f storeCopyFlags, args 
 	if err != nil {
 		return err
 	}
-	publish, err := f.openIndexes()
+	publish, err := f.openIndexes(ctx, args[2:])
 	if err != nil {
 		return err
 	}
@@ -136,8 +137,8 @@ func runStoreCopy(ctx context.Context, stdout io.Writer, f storeCopyFlags, args 
 	return errors.Join(err, result.failure())
 }
 
-// openIndexes opens where indexes are copied to, if they are.
-func (f *storeCopyFlags) openIndexes() (func(context.Context, string, *blob.Index) error, error) {
+// openIndexes opens where indexes are copied to, if they are, and finds out early that they can be.
+func (f *storeCopyFlags) openIndexes(ctx context.Context, locations []string) (func(context.Context, string, *blob.Index) error, error) {
 	const mode = fs.FileMode(0o644)
 	if f.indexesTo == "" {
 		return nil, nil
@@ -146,16 +147,36 @@ func (f *storeCopyFlags) openIndexes() (func(context.Context, string, *blob.Inde
 	if err != nil {
 		return nil, err
 	}
+	wrap := func(location string, err error) error {
+		return fmt.Errorf("copying index %s to %s: %w", locate.Public(location), locate.Public(f.indexesTo), err)
+	}
+	for _, location := range locations {
+		name, err := locate.IndexName(location)
+		if err == nil {
+			err = f.checkIndex(ctx, b, name)
+		}
+		if err != nil {
+			return nil, wrap(location, err)
+		}
+	}
 	return func(ctx context.Context, location string, x *blob.Index) error {
 		name, err := locate.IndexName(location)
 		if err == nil {
 			err = b.Write(ctx, name, x.Encode())
 		}
 		if err != nil {
-			return fmt.Errorf("copying index %s to %s: %w", locate.Public(location), locate.Public(f.indexesTo), err)
+			return wrap(location, err)
 		}
 		return nil
 	}, nil
+}
+
+// checkIndex reports why an index of that name could not be copied, as far as it can be known before.
+func (f *storeCopyFlags) checkIndex(ctx context.Context, b store.Bucket, name string) error {
+	if locate.Remote(f.indexesTo) {
+		return reachable(ctx, b, name, false)
+	}
+	return checkFile(filepath.Join(f.indexesTo, name))
 }
 
 func (f *storeCopyFlags) copy(ctx context.Context, from store.Reader, to store.Bucket, indexes []*blob.Index, result *storeCopied) (err error) {

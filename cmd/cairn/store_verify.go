@@ -234,16 +234,20 @@ func (p place) recall() *state {
 	return &s
 }
 
-func (p place) remember(s state) {
+func (p *place) remember(s state) {
 	if p.file == "" {
 		return
 	}
 	data, err := json.Marshal(s)
 	if err == nil {
-		err = errors.Join(os.MkdirAll(filepath.Dir(p.file), 0o755), atomicfile.Write(p.file, data, 0o600))
+		err = os.MkdirAll(filepath.Dir(p.file), 0o755)
+	}
+	if err == nil {
+		err = atomicfile.Write(p.file, data, 0o600)
 	}
 	if err != nil && !p.quiet {
 		say("warning: cannot remember how far the store is verified: %v", err)
+		p.quiet = true
 	}
 }
 

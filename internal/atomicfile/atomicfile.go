@@ -125,6 +125,15 @@ func Write(name string, data []byte, mode fs.FileMode) error {
 	return f.Commit()
 }
 
+// Check reports why Create would fail now. It leaves nothing.
+func Check(name string) error {
+	f, err := Create(name, 0o600)
+	if err != nil {
+		return err
+	}
+	return f.Discard()
+}
+
 // Sync makes a file that is there durable, its bytes and its name, whoever wrote it.
 func Sync(name string) error {
 	f, err := os.Open(name)

@@ -154,6 +154,19 @@ func TestWrite(t *testing.T) {
 	}
 }
 
+// TestCheck: Check says what Create would say, and leaves nothing.
+func TestCheck(t *testing.T) {
+	dir := t.TempDir()
+	for name, want := range map[string]error{"new": nil, "absent/new": fs.ErrNotExist, ".": ErrNotRegular} {
+		if err := Check(filepath.Join(dir, name)); !errors.Is(err, want) {
+			t.Errorf("Check(%s) = %v, want %v", name, err, want)
+		}
+	}
+	if got := names(t, dir); len(got) != 0 {
+		t.Errorf("Check left %q", got)
+	}
+}
+
 func TestSync(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "file")
 	if err := Sync(name); !errors.Is(err, fs.ErrNotExist) {

@@ -160,7 +160,7 @@ func TestServePidfile(t *testing.T) {
 	}
 	wantNone(t, pidfile)
 	wantNone(t, socket)
-	fails(t, notFound, "absent/pid", "serve", r.index("b"), "--pidfile", filepath.Join(dir, "absent/pid"), "--print-uri=false")
+	fails(t, notFound, "absent/pid", "serve", r.index("b"), "--pidfile", filepath.Join(dir, "absent/pid"))
 }
 
 // TestServeExitWithParent: the server ends with the process that started it, however that ends, and not before.
