@@ -1,0 +1,66 @@
+// Package escape parts texts at a separator that the parts may contain too. A backslash before the separator makes it
+// an ordinary character, and backslashes that stand directly before a separator are doubled. All other backslashes
+// are ordinary characters, so that a path without the separator is written as it is.
+package escape
+
+import "strings"
+
+// Separators returns the offsets of the separators in text that no backslash makes ordinary.
+func Separators(text string, separator byte) (offsets []int) {
+	backslashes := 0 // directly before i
+	for i := range len(text) {
+		switch {
+		case text[i] == '\\':
+			backslashes++
+			continue
+		case text[i] == separator && backslashes%2 == 0:
+			offsets = append(offsets, i)
+		}
+		backslashes = 0
+	}
+	return offsets
+}
+
+// Cut returns what stands before and behind the separator at an offset, without their backslashes.
+func Cut(text string, separator byte, offset int) (before, behind string) {
+	before = Unescape(text[:offset+1], separator)
+	return before[:len(before)-1], Unescape(text[offset+1:], separator)
+}
+
+// Split returns the parts of text between its separators, without their backslashes.
+func Split(text string, separator byte) (parts []string) {
+	begin := 0
+	for _, offset := range Separators(text, separator) {
+		part, _ := Cut(text[begin:], separator, offset-begin)
+		parts, begin = append(parts, part), offset+1
+	}
+	return append(parts, Unescape(text[begin:], separator))
+}
+
+// Unescape returns text without the backslashes that Escape puts before separators.
+func Unescape(text string, separator byte) string {
+	return rewrite(text, separator, func(backslashes int) int { return backslashes / 2 })
+}
+
+// Escape returns text with backslashes, so that none of its separators parts it.
+func Escape(text string, separator byte) string {
+	return rewrite(text, separator, func(backslashes int) int { return 2*backslashes + 1 })
+}
+
+// rewrite changes the number of backslashes before each separator.
+func rewrite(text string, separator byte, count func(int) int) string {
+	var out strings.Builder
+	for text != "" {
+		at := strings.IndexByte(text, separator)
+		if at < 0 {
+			break
+		}
+		plain := strings.TrimRight(text[:at], `\`)
+		out.WriteString(plain)
+		out.WriteString(strings.Repeat(`\`, count(at-len(plain))))
+		out.WriteByte(separator)
+		text = text[at+1:]
+	}
+	out.WriteString(text)
+	return out.String()
+}
