@@ -5,41 +5,46 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
 
-	"cairn/internal/trust"
+	"cairn/internal/rotate"
 	"cairn/store"
 	"cairn/store/locate"
 	"cairn/store/web"
 )
 
-// tokenVariable may hold a bearer token. Unlike a flag, a variable is not shown to other users.
-const tokenVariable = "CAIRN_BEARER_TOKEN"
-
-// access are the flags that say how to get into servers, and how long to wait for them. They name files: a secret on a command line can be
-// read by everybody on the machine.
+// access are the flags that say how to authenticate to servers, and how long to wait for them. They name files: a secret
+// on a command line can be read by everybody on the machine.
 type access struct {
-	tls                    trust.Files
-	bearer, basic, headers []string // [HOST=]FILE
-	patience               time.Duration
-	quiet                  bool // about what is waited for, as somebody else tells
+	identity locate.Identity
+	patience time.Duration
+	quiet    bool // does not say that it waits: the caller tells
+	opened   *opened
+}
+
+// opened is what the files of an identity hold. It is made once for the whole process.
+type opened struct {
+	once   sync.Once
+	files  rotate.Reader
+	access locate.Access
+	err    error
 }
 
 func (f *access) add(c *cobra.Command) {
-	flags := c.Flags()
-	flags.StringVar(&f.tls.CA, "ca-cert", "", "trust the authorities in this PEM `file`, and not the system's")
-	flags.StringVar(&f.tls.Cert, "client-cert", "", "show servers the certificate in this PEM `file`")
-	flags.StringVar(&f.tls.Key, "client-key", "", "PEM `file` with the key of --client-cert (default: the same file)")
-	flags.StringArrayVar(&f.bearer, "bearer-token-file", nil,
-		"send the token in `[HOST=]FILE` to HOST, or to all https servers; repeatable (or "+tokenVariable+")")
-	flags.StringArrayVar(&f.basic, "basic-auth-file", nil, "send the USER:PASSWORD in `[HOST=]FILE`; repeatable")
-	flags.StringArrayVar(&f.headers, "header-file", nil, "send the header fields in `[HOST=]FILE`, NAME: VALUE on each line; repeatable")
+	f.opened = new(opened)
+	i, flags := &f.identity, c.Flags()
+	flags.StringVar(&i.TLS.CA, "ca-cert", "", "trust the authorities in this PEM `file`, and not the system's")
+	flags.StringVar(&i.TLS.Cert, "client-cert", "", "show servers the certificate in this PEM `file`")
+	flags.StringVar(&i.TLS.Key, "client-key", "", "PEM `file` with the key of --client-cert (default: the same file)")
+	flags.StringArrayVar(&i.Bearer, "bearer-token-file", nil,
+		"send the token in `[HOST=]FILE` to HOST, or to all https servers; repeatable (or "+locate.TokenVariable+")")
+	flags.StringArrayVar(&i.Basic, "basic-auth-file", nil, "send the USER:PASSWORD in `[HOST=]FILE`; repeatable")
+	flags.StringArrayVar(&i.Headers, "header-file", nil, "send the header fields in `[HOST=]FILE`, NAME: VALUE on each line; repeatable")
 	check(c, func([]string) error {
-		if f.tls.Key != "" && f.tls.Cert == "" {
+		if i.TLS.Key != "" && i.TLS.Cert == "" {
 			return errors.New("--client-key needs --client-cert")
 		}
 		return nil
@@ -75,50 +80,43 @@ func (f *access) policy() store.Policy {
 	}}
 }
 
-// options are what the flags mean to stores. Files that are to be there are read.
-func (f *access) options() (locate.Options, error) {
-	o := locate.Options{Retry: f.policy()}
-	config, err := f.tls.Config()
-	if err != nil {
-		return o, err
+// open returns access with what the flags name. The files are read the first time, for all locations.
+func (f *access) open() (locate.Access, error) {
+	o := f.opened
+	if o == nil {
+		o = new(opened) // of flags that were never added to a command
 	}
-	o.TLS = config
-	o.Web.Credentials, err = f.credentials()
-	return o, err
+	o.once.Do(func() {
+		if o.err = rereadableAWS(&o.files); o.err != nil {
+			return
+		}
+		identity := f.identity
+		identity.Token = os.Getenv(locate.TokenVariable)
+		o.access, o.err = identity.Access(&o.files)
+	})
+	a := o.access
+	a.Retry = f.policy()
+	return a, o.err
 }
 
-func (f *access) credentials() ([]*web.Credential, error) {
-	var all []*web.Credential
-	if token := os.Getenv(tokenVariable); token != "" {
-		c, err := web.FromText(web.Bearer, "", token)
+// rereadableAWS points the variables that name AWS's files to copies of those that can be read only once: each bucket
+// reads them.
+func rereadableAWS(r *rotate.Reader) error {
+	for _, variable := range []string{"AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE", "AWS_CA_BUNDLE",
+		"AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"} {
+		named := os.Getenv(variable)
+		if named == "" || !exists(named) {
+			continue // whether it is needed is for its readers to say
+		}
+		path, err := r.Path(named)
+		if err == nil && path != named {
+			err = os.Setenv(variable, path)
+		}
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", tokenVariable, err)
-		}
-		all = append(all, c)
-	}
-	for _, kind := range []struct {
-		form  web.Form
-		files []string
-	}{{web.Bearer, f.bearer}, {web.Basic, f.basic}, {web.Headers, f.headers}} {
-		for _, text := range kind.files {
-			host, file := splitHost(text)
-			c, err := web.FromFile(kind.form, host, file)
-			if err != nil {
-				return nil, fmt.Errorf("reading credentials: %w", err)
-			}
-			all = append(all, c)
+			return fmt.Errorf("reading the file that %s names: %w", variable, err)
 		}
 	}
-	return all, nil
-}
-
-// splitHost parts [HOST=]FILE. What has a slash is no host.
-func splitHost(text string) (host, file string) {
-	host, file, ok := strings.Cut(text, "=")
-	if !ok || strings.Contains(host, "/") {
-		return "", text
-	}
-	return host, file
+	return nil
 }
 
 // accessHint is what to try when a server, or we, do not believe who the other is.

@@ -29,7 +29,8 @@ import (
 type planFlags struct {
 	common
 	stores
-	seeds  []string
+	index  []locate.Location // one
+	seeds  []seedPlace
 	state  string
 	memory int64
 }
@@ -39,9 +40,12 @@ func (f *planFlags) add(c *cobra.Command) {
 	f.stores.add(c)
 	f.stores.addPatience(c)
 	flags := c.Flags()
-	flags.StringArrayVar(&f.seeds, "seed", nil,
+	indexArgs(c, &f.index, 0, 1)
+	localArgs(c, 1, "TARGET")
+	flags.Var(seedsFlag{&f.seeds}, "seed",
 		"`PATH[=INDEX]` that may hold wanted chunks: a file, device, DISK#NAME, PARTLABEL=NAME, PARTUUID=UUID, @root (the "+
-			"device that / is mounted from) or a directory of images; without INDEX it is scanned; repeatable")
+			"device that / is mounted from) or a directory of images; without INDEX it is scanned; \\= and \\# are = and # in "+
+			"a name; repeatable")
 	flags.StringVar(&f.state, "state", defaultState, "`directory` that remembers what devices hold; \"\" for none")
 	flags.Var(bytesFlag{&f.memory}, "memory", "limit of the buffers in `bytes` (default: 32MiB)")
 	check(c, func([]string) error {
@@ -133,7 +137,7 @@ is there already is not fetched again.`,
 		Args: arguments(cobra.ExactArgs(2)),
 		RunE: func(c *cobra.Command, args []string) error {
 			f.remember = f.remembering(c)
-			return runAssemble(c.Context(), c.OutOrStdout(), f, args[0], args[1])
+			return runAssemble(c.Context(), c.OutOrStdout(), f, args[1])
 		},
 	}
 	f.add(c)
@@ -151,20 +155,18 @@ is there already is not fetched again.`,
 
 // assembled is what assemble --json and plan --json print.
 type assembled struct {
-	Index  string `json:"index"`
-	Digest string `json:"index_digest"`
-	Target string `json:"target"`
+	Index  locate.Location `json:"index"`
+	Digest string          `json:"index_digest"`
+	Target string          `json:"target"`
 	assemble.Stats
 	SeedNames       []string `json:"seeds"`            // in the order of seed_bytes
 	Downloads       int64    `json:"downloads"`        // chunks read from the stores
 	DownloadedBytes int64    `json:"downloaded_bytes"` // their size there
 	Seconds         float64  `json:"seconds"`
-
-	index string // its location, with what may be secret in it
 }
 
-func runAssemble(ctx context.Context, stdout io.Writer, f assembleFlags, index, location string) error {
-	begun := time.Now()
+func runAssemble(ctx context.Context, stdout io.Writer, f assembleFlags, location string) error {
+	begun, index := time.Now(), f.index[0]
 	if err := checkProgram(f.exec); err != nil {
 		return err
 	}
@@ -175,9 +177,9 @@ func runAssemble(ctx context.Context, stdout io.Writer, f assembleFlags, index, 
 	if err := f.settle(x); err != nil {
 		return err
 	}
-	result := assembled{Index: locate.Public(index), index: index, Digest: x.Digest().String(), Target: location}
+	result := assembled{Index: index, Digest: x.Digest().String(), Target: location}
 	if err := f.assemble(ctx, x, &result); err != nil {
-		return fmt.Errorf("assembling %s onto %s: %w", locate.Public(index), location, err)
+		return fmt.Errorf("assembling %s onto %s: %w", index, location, err)
 	}
 	result.Seconds = time.Since(begun).Seconds()
 	if err := f.report(stdout, result, rounded(time.Since(begun))); err != nil {
@@ -262,7 +264,7 @@ func (f *assembleFlags) assemble(ctx context.Context, x *blob.Index, result *ass
 		return nil
 	}
 	defer func() { t.close(err) }()
-	from, err := openStores(f.stores, result.index, x.Algorithm(), f.maxDownload)
+	from, err := openStores(f.stores, result.Index, x.Algorithm(), f.maxDownload)
 	if err != nil {
 		return err
 	}
@@ -298,7 +300,7 @@ func (t *target) before() *blockdev.File {
 }
 
 func (f *assembleFlags) run(ctx context.Context, plan *seed.Plan, own int, from *source, t *target, result *assembled) (err error) {
-	p := newProgress(f.progress, "assembling "+result.Index, plan.Index.Size())
+	p := newProgress(f.progress, "assembling "+result.Index.String(), plan.Index.Size())
 	defer p.end()
 	result.Stats, err = assemble.Run(ctx, plan, from.chunks, t, assemble.Options{
 		New:      t.blank,
@@ -310,7 +312,7 @@ func (f *assembleFlags) run(ctx context.Context, plan *seed.Plan, own int, from 
 		Progress: func(s assemble.Stats) { p.show(s.Done, share(s), s) },
 		Changing: func() error {
 			if t.inPlace {
-				f.remember.begin(&t.File, plan.Index, result.Index, t.name)
+				f.remember.begin(&t.File, plan.Index, result.Index.String(), t.name)
 			}
 			return nil
 		},

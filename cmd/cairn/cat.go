@@ -13,6 +13,7 @@ import (
 
 type catFlags struct {
 	stores
+	index          []locate.Location // one
 	offset, length int64
 }
 
@@ -23,9 +24,10 @@ func newCat() *cobra.Command {
 		Short:   "Write an image to stdout",
 		Example: `  cairn cat v2.caibx --offset 1MiB --length 4096 | hexdump -C`,
 		Args:    arguments(cobra.ExactArgs(1)),
-		RunE:    func(c *cobra.Command, args []string) error { return runCat(c.Context(), c.OutOrStdout(), f, args[0]) },
+		RunE:    func(c *cobra.Command, _ []string) error { return runCat(c.Context(), c.OutOrStdout(), f) },
 	}
 	f.add(c)
+	indexArgs(c, &f.index, 0, 1)
 	f.addPatience(c)
 	c.Flags().Var(bytesFlag{&f.offset}, "offset", "begin at that many `bytes` (default: 0)")
 	length := c.Flags().VarPF(bytesFlag{&f.length}, "length", "", "write that many `bytes` (default: to the end)")
@@ -33,13 +35,14 @@ func newCat() *cobra.Command {
 	return c
 }
 
-func runCat(ctx context.Context, stdout io.Writer, f catFlags, index string) error {
+func runCat(ctx context.Context, stdout io.Writer, f catFlags) error {
+	index := f.index[0]
 	x, err := readIndex(ctx, index, f.access)
 	if err != nil {
 		return err
 	}
 	if f.offset > x.Size() || f.length > x.Size()-f.offset {
-		return fmt.Errorf("reading %s: --offset %d --length %d reach beyond the image's %d bytes", locate.Public(index), f.offset, max(f.length, 0), x.Size())
+		return fmt.Errorf("reading %s: --offset %d --length %d reach beyond the image's %d bytes", index, f.offset, max(f.length, 0), x.Size())
 	}
 	length := f.length
 	if length < 0 {
@@ -53,7 +56,7 @@ func runCat(ctx context.Context, stdout io.Writer, f catFlags, index string) err
 	cache := view.NewCache(ctx, view.Limits{})
 	defer cache.Close()
 	if err := view.New(x, cache.Source(from.chunks, from.fetches), view.Options{}).CopyTo(ctx, stdout, f.offset, length); err != nil {
-		return fmt.Errorf("reading the image of %s: %w", locate.Public(index), err)
+		return fmt.Errorf("reading the image of %s: %w", index, err)
 	}
 	return nil
 }

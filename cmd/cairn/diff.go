@@ -14,8 +14,9 @@ import (
 
 type diffFlags struct {
 	stores
-	json bool
-	html string
+	indexes []locate.Location // OLD and NEW
+	json    bool
+	html    string
 }
 
 func newDiff() *cobra.Command {
@@ -25,11 +26,12 @@ func newDiff() *cobra.Command {
 		Short:   "What an update from index OLD to index NEW costs",
 		Example: `  cairn diff v1.caibx v2.caibx -s https://images.example.com/default.castr`,
 		Args:    arguments(cobra.ExactArgs(2)),
-		RunE: func(c *cobra.Command, args []string) error {
-			return runDiff(c.Context(), c.OutOrStdout(), f, args[0], args[1])
+		RunE: func(c *cobra.Command, _ []string) error {
+			return runDiff(c.Context(), c.OutOrStdout(), f)
 		},
 	}
 	f.add(c)
+	indexArgs(c, &f.indexes, 0, 2)
 	f.addPatience(c)
 	c.Flags().Lookup("store").Usage = "`location` of a store, to tell the size of the download too; repeatable"
 	c.Flags().Lookup("cache").Hidden = true
@@ -40,42 +42,42 @@ func newDiff() *cobra.Command {
 
 // difference is what diff --json prints.
 type difference struct {
-	Old           string `json:"old"`
-	New           string `json:"new"`
-	Size          int64  `json:"size"`         // of the new image
-	Shared        int64  `json:"shared_bytes"` // of it, in chunks that the old one has
-	Zero          int64  `json:"zero_bytes"`
-	Repeated      int64  `json:"repeated_bytes"` // in chunks that come earlier in the new one
-	NewBytes      int64  `json:"new_bytes"`
-	NewChunks     int    `json:"new_chunks"`
-	DownloadBytes *int64 `json:"download_bytes,omitempty"` // of the new chunks, as stored
+	Old           locate.Location `json:"old"`
+	New           locate.Location `json:"new"`
+	Size          int64           `json:"size"`         // of the new image
+	Shared        int64           `json:"shared_bytes"` // of it, in chunks that the old one has
+	Zero          int64           `json:"zero_bytes"`
+	Repeated      int64           `json:"repeated_bytes"` // in chunks that come earlier in the new one
+	NewBytes      int64           `json:"new_bytes"`
+	NewChunks     int             `json:"new_chunks"`
+	DownloadBytes *int64          `json:"download_bytes,omitempty"` // of the new chunks, as stored
 }
 
-func runDiff(ctx context.Context, stdout io.Writer, f diffFlags, oldName, newName string) error {
+func runDiff(ctx context.Context, stdout io.Writer, f diffFlags) error {
 	if err := checkFile(f.html); err != nil {
 		return err
 	}
-	old, err := readIndex(ctx, oldName, f.access)
+	oldAt, newAt := f.indexes[0], f.indexes[1]
+	old, err := readIndex(ctx, oldAt, f.access)
 	if err != nil {
 		return err
 	}
-	x, err := readIndex(ctx, newName, f.access)
+	x, err := readIndex(ctx, newAt, f.access)
 	if err != nil {
 		return err
 	}
-	shownOld, shownNew := locate.Public(oldName), locate.Public(newName)
 	if old.Algorithm() != x.Algorithm() {
-		return fmt.Errorf("comparing %s with %s: %v and %v digests cannot be compared", shownOld, shownNew, old.Algorithm(), x.Algorithm())
+		return fmt.Errorf("comparing %s with %s: %v and %v digests cannot be compared", oldAt, newAt, old.Algorithm(), x.Algorithm())
 	}
 	plan := seed.NewPlan(x, seed.Seed{Index: old})
 	d, news := compare(plan)
-	d.Old, d.New = shownOld, shownNew
+	d.Old, d.New = oldAt, newAt
 	drawn := picture{
-		title: "from " + shownOld + " to " + shownNew, index: x, seeds: []string{shownOld}, fetched: news,
+		title: fmt.Sprintf("from %s to %s", oldAt, newAt), index: x, seeds: []string{oldAt.String()}, fetched: news,
 		source: func(i int) (imagemap.Kind, int) { return kindOfStep(plan.At(i)) },
 	}
-	if len(f.locations) > 0 {
-		from, err := openStores(f.stores, newName, x.Algorithm(), 0)
+	if len(f.groups) > 0 {
+		from, err := openStores(f.stores, newAt, x.Algorithm(), 0)
 		if err != nil {
 			return err
 		}

@@ -37,7 +37,7 @@ func (f *common) add(c *cobra.Command) {
 // stores are the flags that say where chunks are.
 type stores struct {
 	access
-	locations  []string
+	groups     [][]locate.Location // stores that stand in for each other, in order
 	cache      string
 	cacheLimit int64 // 0 when it is the cache's to choose
 	fetches    int   // 0: as many as fill the way to each store
@@ -46,9 +46,9 @@ type stores struct {
 
 func (f *stores) add(c *cobra.Command) {
 	f.access.add(c)
-	c.Flags().StringArrayVarP(&f.locations, "store", "s", nil,
-		"`location` of a store: a path or URL, or several that stand in for each other, A|B; repeatable, tried in "+
-			"order (default: default.castr beside the index)")
+	c.Flags().VarP(groupsFlag{&f.groups}, "store", "s",
+		"`location` of a store: a path or URL, or several that stand in for each other, A|B (\\| is a | in a name); "+
+			"repeatable, tried in order (default: default.castr beside the index)")
 	c.Flags().StringVarP(&f.cache, "cache", "c", "", "`directory` that keeps fetched chunks")
 	c.Flags().Var(limitFlag{&f.cacheLimit}, "cache-limit",
 		"`size` that the cache may have; 0 is no limit (default: a tenth of its file system, at most half of what is free)")
@@ -57,11 +57,6 @@ func (f *stores) add(c *cobra.Command) {
 	check(c, func([]string) error {
 		if f.fetches < 0 || f.fetches > 1024 {
 			return fmt.Errorf("--fetches %d: want 1 to 1024", f.fetches)
-		}
-		for _, location := range f.locations {
-			if slices.Contains(locate.Group(location), "") {
-				return fmt.Errorf("--store %q: a location is empty", location)
-			}
 		}
 		if f.cacheLimit != 0 && f.cache == "" {
 			return fmt.Errorf("--cache-limit needs --cache DIRECTORY")

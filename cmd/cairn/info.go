@@ -14,24 +14,26 @@ import (
 func newInfo() *cobra.Command {
 	var asJSON, chunks bool
 	var f access
+	var index []locate.Location // one
 	c := &cobra.Command{
 		Use:   "info INDEX",
 		Short: "What an index says: size, chunks, digest, parameters, zero bytes",
 		Example: `  cairn info v2.caibx
   cairn info https://images.example.com/v2.caibx --json`,
 		Args: arguments(cobra.ExactArgs(1)),
-		RunE: func(c *cobra.Command, args []string) error {
-			x, err := readIndex(c.Context(), args[0], f)
+		RunE: func(c *cobra.Command, _ []string) error {
+			x, err := readIndex(c.Context(), index[0], f)
 			if err != nil {
 				return err
 			}
 			if asJSON {
-				return writeJSON(c.OutOrStdout(), describe(locate.Public(args[0]), x, chunks))
+				return writeJSON(c.OutOrStdout(), describe(index[0].String(), x, chunks))
 			}
-			return printInfo(c.OutOrStdout(), describe(locate.Public(args[0]), x, chunks))
+			return printInfo(c.OutOrStdout(), describe(index[0].String(), x, chunks))
 		},
 	}
 	f.add(c)
+	indexArgs(c, &index, 0, 1)
 	c.Flags().BoolVar(&asJSON, "json", false, "print the result as one JSON object")
 	c.Flags().BoolVar(&chunks, "chunks", false, "list the chunks: offset, size, digest")
 	return c

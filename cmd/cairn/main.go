@@ -57,7 +57,8 @@ SIGTERM (serve ends with 0), 141 stdout is not read any more.`,
 	}
 	const width = "120"
 	root.SetUsageTemplate(strings.ReplaceAll(root.UsageTemplate(), "Flags.FlagUsages ", "Flags.FlagUsagesWrapped "+width+" "))
-	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return usageError{c, err} })
+	root.SetFlagErrorFunc(flagError)
+	root.PersistentPreRunE = localFlags
 	root.AddCommand(newMake(), newAssemble(), newServe(), newStatus(), newPlan(), newVerify(), newCat(), newInfo(), newDiff(), newDisk(), newProfileCommand(), newStore(), newVersion())
 	return root
 }
@@ -66,7 +67,11 @@ SIGTERM (serve ends with 0), 141 stdout is not read any more.`,
 func arguments(check cobra.PositionalArgs) cobra.PositionalArgs {
 	return func(c *cobra.Command, args []string) error {
 		if check(c, args) != nil {
-			return usageError{c, fmt.Errorf("want '%s', not '%s'", c.UseLine(), strings.Join(append([]string{c.CommandPath()}, args...), " "))}
+			got := make([]string, len(args))
+			for i, text := range args {
+				got[i] = hideURLs(text)
+			}
+			return usageError{c, fmt.Errorf("want '%s', not '%s'", c.UseLine(), strings.Join(append([]string{c.CommandPath()}, got...), " "))}
 		}
 		return nil
 	}
@@ -77,5 +82,5 @@ func onlyCommands(c *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil
 	}
-	return usageError{c, fmt.Errorf("unknown command %q for %q", args[0], c.CommandPath())}
+	return usageError{c, fmt.Errorf("unknown command %q for %q", hideURLs(args[0]), c.CommandPath())}
 }

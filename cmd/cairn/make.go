@@ -21,7 +21,8 @@ import (
 type makeFlags struct {
 	common
 	access
-	store       string
+	index       []locate.Location // one
+	store       locate.Location
 	digest      blob.Algorithm
 	chunkSize   string
 	compression string
@@ -52,7 +53,7 @@ system's superblock claims (squashfs, ext2/3/4, erofs); what is used is printed.
   cairn make s3://images/v2.caibx root.squashfs --base s3://images/v1.caibx --create-only`,
 		Args: arguments(cobra.ExactArgs(2)),
 		RunE: func(c *cobra.Command, args []string) error {
-			err := runMake(c.Context(), c.OutOrStdout(), f, args[0], args[1])
+			err := runMake(c.Context(), c.OutOrStdout(), f, args[1])
 			if is[unwritableError](err) {
 				return usageError{c, err}
 			}
@@ -63,7 +64,19 @@ system's superblock claims (squashfs, ext2/3/4, erofs); what is used is printed.
 	f.access.add(c)
 	f.addPatience(c)
 	flags := c.Flags()
-	flags.StringVarP(&f.store, "store", "s", "", "`location` of the store to write to (default: default.castr beside the index)")
+	indexArgs(c, &f.index, 0, 1)
+	localArgs(c, 1, "IMAGE")
+	var group [][]locate.Location
+	flags.VarP(groupsFlag{&group}, "store", "s", "`location` of the store to write to (default: default.castr beside the index)")
+	check(c, func([]string) (err error) {
+		switch {
+		case len(group) > 1:
+			return errors.New("--store: one store is written, and several are named")
+		case len(group) == 1:
+			f.store, err = onlyStore("--store", group[0])
+		}
+		return err
+	})
 	flags.Var(digestFlag{&f.digest}, "digest", "`name` of the hash: sha512-256 (casync's default) or sha256")
 	flags.StringVar(&f.chunkSize, "chunk-size", "16:64:256", "chunk `sizes` MIN:AVG:MAX in KiB (or with a suffix), or AVG alone")
 	f.compression = "zstd"
@@ -95,27 +108,28 @@ type madeResult struct {
 	build.Stats
 }
 
-func runMake(ctx context.Context, stdout io.Writer, f makeFlags, index, image string) (err error) {
-	if f.store == "" {
-		if f.store, err = defaultStore(index); err != nil {
+func runMake(ctx context.Context, stdout io.Writer, f makeFlags, image string) (err error) {
+	index := f.index[0]
+	if f.store.IsZero() {
+		if f.store, err = index.DefaultStore(); err != nil {
 			return err
 		}
 	}
-	options, err := f.options()
+	access, err := f.open()
 	if err != nil {
 		return err
 	}
-	outlet, err := openOutlet(ctx, index, f.createOnly, stdout, options)
+	outlet, err := openOutlet(ctx, index, f.createOnly, stdout, access)
 	if err != nil {
-		err = fmt.Errorf("writing index %s: %w", locate.Public(index), err)
+		err = fmt.Errorf("writing index %s: %w", index, err)
 		if errors.Is(err, store.ErrNotFound) {
 			return hintError{err, "check the index's location, or make its directory"}
 		}
 		return err
 	}
-	bucket, err := openRemote(f.store, options)
+	bucket, err := openRemote(f.store, access)
 	if err != nil {
-		return fmt.Errorf("opening store %s: %w", locate.Public(f.store), err)
+		return fmt.Errorf("opening store %s: %w", f.store, err)
 	}
 	src, total, err := openSource(ctx, image, f.size)
 	if err != nil {
@@ -123,12 +137,12 @@ func runMake(ctx context.Context, stdout io.Writer, f makeFlags, index, image st
 	}
 	defer src.Close()
 	if bucket == nil { // a directory is not made before the image is there
-		if bucket, err = locate.OpenBucket(f.store, options); err != nil {
-			return fmt.Errorf("opening store %s: %w", locate.Public(f.store), err)
+		if bucket, err = access.OpenBucket(f.store); err != nil {
+			return fmt.Errorf("opening store %s: %w", f.store, err)
 		}
 	}
 	defer closeReader(bucket)
-	return makeInto(ctx, destination{index, image, outlet, bucket, locate.Remote(f.store), f.access}, src, total, f, stdout)
+	return makeInto(ctx, destination{index, image, outlet, bucket, f.store.Remote(), f.access}, src, total, f, stdout)
 }
 
 // makeInto is make with everything open.
@@ -144,20 +158,20 @@ func makeInto(ctx context.Context, to destination, src imageSource, total int64,
 		return err
 	}
 	defer writer.close()
-	p := newProgress(f.progress, "making "+locate.Public(to.index), total)
+	p := newProgress(f.progress, "making "+to.index.String(), total)
 	x, stats, err := build.Image(ctx, src.chunks, writer, build.Options{
 		Algorithm: f.digest, Params: params, Workers: f.jobs, AtOnce: f.atOnce(to),
 		Progress: func(s build.Stats) { p.show(s.Size, "new "+size(s.NewBytes), s) },
 	})
 	p.end()
 	if err != nil {
-		return fmt.Errorf("making %s of %s: %w", locate.Public(to.index), to.image, err)
+		return fmt.Errorf("making %s of %s: %w", to.index, to.image, err)
 	}
 	writer.warn()
 	if err := to.publish(ctx, x); err != nil {
-		return fmt.Errorf("writing index %s: %w", locate.Public(to.index), err)
+		return fmt.Errorf("writing index %s: %w", to.index, err)
 	}
-	result := madeResult{Index: locate.Public(to.index), Store: locate.Public(f.store), Seconds: p.took().Seconds(), Stats: stats}
+	result := madeResult{Index: to.index.String(), Store: f.store.String(), Seconds: p.took().Seconds(), Stats: stats}
 	if f.json {
 		result.Digest = x.Digest().String()
 		return writeJSON(jsonOut(to.index, stdout), result)
@@ -167,8 +181,8 @@ func makeInto(ctx context.Context, to destination, src imageSource, total int64,
 }
 
 // jsonOut is where the result goes when stdout may be taken by the index.
-func jsonOut(index string, stdout io.Writer) io.Writer {
-	if index == "-" {
+func jsonOut(index locate.Location, stdout io.Writer) io.Writer {
+	if index.IsStream() {
 		return stderr
 	}
 	return optional(stdout)

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strings"
 	"syscall"
 	"time"
 
@@ -21,40 +20,40 @@ import (
 )
 
 // readIndex reads an index from a path, a URL or, for "-", stdin.
-func readIndex(ctx context.Context, location string, a access) (*blob.Index, error) {
-	x, err := decodeIndex(ctx, location, a)
+func readIndex(ctx context.Context, at locate.Location, a access) (*blob.Index, error) {
+	x, err := decodeIndex(ctx, at, a)
 	if err == nil {
 		return x, nil
 	}
-	err = fmt.Errorf("reading index %s: %w", locate.Public(location), err)
+	err = fmt.Errorf("reading index %s: %w", at, err)
 	if errors.Is(err, store.ErrNotFound) {
 		return nil, hintError{err, "check the index's location"}
 	}
 	return nil, err
 }
 
-// file is where the file at a location can be read, and under which name.
-func (a access) file(location string) (store.Reader, string, error) {
-	o, err := a.options()
+// file opens the directory that a file lies in, and returns the file's name there.
+func (a access) file(at locate.Location) (store.Reader, string, error) {
+	open, err := a.open()
 	if err != nil {
 		return nil, "", err
 	}
-	return locate.Index(location, o)
+	return open.File(at)
 }
 
-func decodeIndex(ctx context.Context, location string, a access) (*blob.Index, error) {
-	if location == "-" {
+func decodeIndex(ctx context.Context, at locate.Location, a access) (*blob.Index, error) {
+	if at.IsStream() {
 		return blob.Decode(bufio.NewReader(cancellable(ctx, os.Stdin)))
 	}
-	if !strings.Contains(location, "://") {
-		f, err := os.Open(location)
+	if path, ok := at.Local(); ok {
+		f, err := os.Open(path)
 		if err != nil {
 			return nil, err
 		}
 		defer f.Close()
 		return blob.Decode(bufio.NewReaderSize(f, 1<<16))
 	}
-	r, name, err := a.file(location)
+	r, name, err := a.file(at)
 	if err != nil {
 		return nil, err
 	}
@@ -172,36 +171,53 @@ const (
 	fetchesRemote = 256
 )
 
-// openStores opens the stores of a command: those named, or the default one beside the index. No more than
-// budget bytes are read from them, unless it is 0.
-func openStores(f stores, index string, a blob.Algorithm, budget int64) (*source, error) {
-	locations := f.locations
-	if len(locations) == 0 {
-		location, err := defaultStore(index)
-		if err != nil {
-			return nil, err
-		}
-		locations = []string{location}
+// of returns the stores of an index: those named, or the default one beside the index.
+func (f *stores) of(index locate.Location) ([][]locate.Location, error) {
+	if len(f.groups) > 0 {
+		return f.groups, nil
 	}
-	options, err := f.options()
+	beside, err := index.DefaultStore()
+	return [][]locate.Location{{beside}}, err
+}
+
+// warnLeftOut says that a store of a group cannot be opened, if others stand in for it.
+func warnLeftOut(group []locate.Location, err error) {
+	if len(group) > 1 {
+		say("warning: going on without one of the stores: %v", err)
+	}
+}
+
+// openStores opens the stores of an index. No more than budget bytes are read from them, unless it is 0.
+func openStores(f stores, index locate.Location, a blob.Algorithm, budget int64) (*source, error) {
+	groups, err := f.of(index)
 	if err != nil {
 		return nil, err
 	}
-	options.Web.Connections, options.S3.Connections = fetchesRemote, fetchesRemote // gates say how many are used
-	s := &source{fetches: cmp.Or(f.fetches, fetchesLocal), policy: options.Retry}
+	access, err := f.open()
+	if err != nil {
+		return nil, err
+	}
+	access.Web.Connections, access.S3.Connections = fetchesRemote, fetchesRemote // gates say how many are used
+	s := &source{fetches: cmp.Or(f.fetches, fetchesLocal), policy: access.Retry}
 	var sources []store.Source
 	limit := f.limiter(budget)
-	for _, group := range locations {
-		for _, location := range locate.Group(group) {
-			r, err := locate.Open(location, options)
-			if err != nil {
-				s.close()
-				return nil, hintError{fmt.Errorf("opening store %s: %w", locate.Public(location), err), "name the store with -s LOCATION"}
+	for _, group := range groups {
+		opened := len(sources)
+		for _, at := range group {
+			r, failed := access.Open(at)
+			if failed != nil {
+				err = hintError{fmt.Errorf("opening store %s: %w", at, failed), "name the store with -s LOCATION"}
+				warnLeftOut(group, err)
+				continue
 			}
 			s.closers = append(s.closers, func() { closeReader(r) })
-			from := s.add(store.Meter(limit(r), &s.counter), a, f.gate(location))
+			from := s.add(store.Meter(limit(r), &s.counter), a, f.gate(at))
 			from.Once = budget > 0 // nobody knows how much came of a request that is cancelled
 			sources = append(sources, from)
+		}
+		if len(sources) == opened {
+			s.close()
+			return nil, err
 		}
 	}
 	switch gate := sources[0].Gate; {
@@ -231,9 +247,9 @@ func (s *source) add(r store.Reader, a blob.Algorithm, gate *store.Gate) store.S
 }
 
 // gate is what limits the requests to a store, or nil for one on this machine.
-func (f *stores) gate(location string) *store.Gate {
+func (f *stores) gate(at locate.Location) *store.Gate {
 	switch {
-	case !locate.Remote(location):
+	case !at.Remote():
 		return nil
 	case f.fetches > 0:
 		return store.NewFixedGate(f.fetches)
@@ -253,13 +269,6 @@ func (f *stores) limiter(budget int64) func(store.Reader) store.Reader {
 		}
 		return r
 	}
-}
-
-func defaultStore(index string) (string, error) {
-	if index == "-" {
-		return "default.castr", nil
-	}
-	return locate.DefaultStore(index)
 }
 
 // openImage opens the file, device or partition that a location means, for reading.

@@ -16,7 +16,6 @@ import (
 	"cairn/internal/blockdev"
 	"cairn/internal/disk"
 	"cairn/internal/imagemap"
-	"cairn/store/locate"
 )
 
 func newPlan() *cobra.Command {
@@ -33,7 +32,7 @@ would be downloaded. It writes nothing, and needs no claim on the target.`,
 		RunE: func(c *cobra.Command, args []string) error {
 			m := f.remembering(c)
 			m.frozen = true
-			return runPlan(c.Context(), c.OutOrStdout(), f, m, html, args[0], args[1])
+			return runPlan(c.Context(), c.OutOrStdout(), f, m, html, args[1])
 		},
 	}
 	f.add(c)
@@ -41,8 +40,8 @@ would be downloaded. It writes nothing, and needs no claim on the target.`,
 	return c
 }
 
-func runPlan(ctx context.Context, stdout io.Writer, f planFlags, m memory, html, index, location string) error {
-	begun := time.Now()
+func runPlan(ctx context.Context, stdout io.Writer, f planFlags, m memory, html, location string) error {
+	begun, index := time.Now(), f.index[0]
 	if err := checkFile(html); err != nil {
 		return err
 	}
@@ -50,10 +49,10 @@ func runPlan(ctx context.Context, stdout io.Writer, f planFlags, m memory, html,
 	if err != nil {
 		return err
 	}
-	result := assembled{Index: locate.Public(index), index: index, Digest: x.Digest().String(), Target: location}
+	result := assembled{Index: index, Digest: x.Digest().String(), Target: location}
 	drawn, err := f.preview(ctx, m, x, &result)
 	if err != nil {
-		return fmt.Errorf("planning %s onto %s: %w", locate.Public(index), location, err)
+		return fmt.Errorf("planning %s onto %s: %w", index, location, err)
 	}
 	if html != "" {
 		if err := drawn.draw(html); err != nil {
@@ -81,7 +80,7 @@ func (f *planFlags) preview(ctx context.Context, m memory, x *blob.Index, result
 			target = before
 		}
 	}
-	from, err := openStores(f.stores, result.index, x.Algorithm(), 0)
+	from, err := openStores(f.stores, result.Index, x.Algorithm(), 0)
 	if err != nil {
 		return p, err
 	}
@@ -95,7 +94,7 @@ func (f *planFlags) preview(ctx context.Context, m memory, x *blob.Index, result
 	if err != nil {
 		return p, err
 	}
-	bar := newProgress(f.progress, "planning "+result.Index, x.Size())
+	bar := newProgress(f.progress, "planning "+result.Index.String(), x.Size())
 	o := assemble.Options{Memory: f.memory, Progress: func(s assemble.Stats) { bar.show(s.Done, share(s), s) }}
 	stats, sources, err := assemble.Preview(ctx, plan, target, o)
 	bar.end()
@@ -104,7 +103,7 @@ func (f *planFlags) preview(ctx context.Context, m memory, x *blob.Index, result
 	}
 	result.Stats, result.SeedNames, result.Downloads = stats, seedNames(plan), stats.Fetches
 	p = picture{
-		title: result.Index + " onto " + result.Target, index: x, seeds: result.SeedNames, fetched: fetched(sources),
+		title: result.Index.String() + " onto " + result.Target, index: x, seeds: result.SeedNames, fetched: fetched(sources),
 		source: func(i int) (imagemap.Kind, int) { return kindOf(sources[i]) },
 	}
 	p.stored, err = from.storedSizes(ctx, x, p.fetched)

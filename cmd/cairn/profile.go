@@ -11,6 +11,7 @@ import (
 	"cairn/blob"
 	"cairn/blob/profile"
 	"cairn/internal/atomicfile"
+	"cairn/store/locate"
 )
 
 func newProfileCommand() *cobra.Command {
@@ -30,6 +31,7 @@ profile of one release serves the next one too, as far as chunks have not change
 func newProfileMerge() *cobra.Command {
 	var a access
 	least := 1
+	var in []locate.Location
 	c := &cobra.Command{
 		Use:   "merge OUT IN...",
 		Short: "Make one profile of several recordings, the newest last",
@@ -37,10 +39,11 @@ func newProfileMerge() *cobra.Command {
   cairn profile merge v2.caprf 1.caprf 2.caprf`,
 		Args: arguments(cobra.MinimumNArgs(2)),
 		RunE: func(c *cobra.Command, args []string) error {
-			return mergeProfiles(c.Context(), args[0], args[1:], least, a)
+			return mergeProfiles(c.Context(), args[0], in, least, a)
 		},
 	}
 	a.add(c)
+	indexArgs(c, &in, 1, 0)
 	c.Flags().IntVar(&least, "min-boots", 1, "keep the chunks that at least so `many` of the recordings have")
 	check(c, func(args []string) error {
 		if n := len(args) - 1; least < 1 || least > max(n, 1) {
@@ -51,7 +54,7 @@ func newProfileMerge() *cobra.Command {
 	return c
 }
 
-func mergeProfiles(ctx context.Context, out string, in []string, least int, a access) error {
+func mergeProfiles(ctx context.Context, out string, in []locate.Location, least int, a access) error {
 	if err := checkFile(out); err != nil {
 		return err
 	}
@@ -86,13 +89,14 @@ type shownProfile struct {
 func newProfileShow() *cobra.Command {
 	var a access
 	var asJSON, list bool
-	var index string
+	var file []locate.Location // one
+	var index locate.Location
 	c := &cobra.Command{
 		Use:   "show PROFILE",
 		Short: "Say what is in a profile",
 		Args:  arguments(cobra.ExactArgs(1)),
-		RunE: func(c *cobra.Command, args []string) error {
-			p, err := readProfile(c.Context(), args[0], a)
+		RunE: func(c *cobra.Command, _ []string) error {
+			p, err := readProfile(c.Context(), file[0], a)
 			if err != nil {
 				return err
 			}
@@ -107,19 +111,20 @@ func newProfileShow() *cobra.Command {
 		},
 	}
 	a.add(c)
+	indexArgs(c, &file, 0, 1)
 	c.Flags().BoolVar(&asJSON, "json", false, "print the result as one JSON object on stdout")
 	c.Flags().BoolVar(&list, "chunks", false, "list the chunks: the digest's beginning, the offset, the time")
-	c.Flags().StringVar(&index, "index", "", "also say what the profile means for the image of this `INDEX`")
+	c.Flags().Var(locationFlag{&index}, "index", "also say what the profile means for the image of this `INDEX`")
 	return c
 }
 
-func showProfile(ctx context.Context, p *profile.Profile, index string, a access) (shownProfile, error) {
+func showProfile(ctx context.Context, p *profile.Profile, index locate.Location, a access) (shownProfile, error) {
 	s := shownProfile{Index: p.Index(), Algorithm: p.Algorithm().String(), ImageBytes: p.ImageSize(),
 		Recordings: p.Boots(), Chunks: len(p.Entries())}
 	for _, e := range p.Entries() {
 		s.Seconds = max(s.Seconds, (time.Duration(e.After) * time.Millisecond).Seconds())
 	}
-	if index == "" {
+	if index.IsZero() {
 		return s, nil
 	}
 	x, err := readIndex(ctx, index, a)

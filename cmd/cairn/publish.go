@@ -17,14 +17,14 @@ import (
 
 // publish are the flags that say how an index and its chunks are put where others find them.
 type publish struct {
-	bases      []string
+	bases      []locate.Location
 	createOnly bool
 	uploads    int
 }
 
 func (f *publish) add(c *cobra.Command) {
 	flags := c.Flags()
-	flags.StringArrayVar(&f.bases, "base", nil, "`index` whose chunks the store is known to hold; repeatable. No other chunk is asked for")
+	flags.Var(locationsFlag{&f.bases}, "base", "`index` whose chunks the store is known to hold; repeatable. No other chunk is asked for")
 	flags.BoolVar(&f.createOnly, "create-only", false, "refuse (exit status 5) to replace an index that exists")
 	addUploads(c, &f.uploads)
 	check(c, func(args []string) error {
@@ -48,11 +48,12 @@ func addUploads(c *cobra.Command, uploads *int) {
 
 // destination is where make writes to.
 type destination struct {
-	index, image string
-	publish      func(context.Context, *blob.Index) error
-	bucket       store.Bucket
-	remote       bool
-	access       access // to the bases
+	index   locate.Location
+	image   string
+	publish func(context.Context, *blob.Index) error
+	bucket  store.Bucket
+	remote  bool
+	access  access // to the bases
 }
 
 // atOnce is how many chunks are on their way beside the workers: a directory would not gain by it.
@@ -77,35 +78,36 @@ func unwritable(err error) error {
 }
 
 // openRemote opens a store to write, if it is remote; else it is nil.
-func openRemote(location string, o locate.Options) (store.Bucket, error) {
-	if !locate.Remote(location) {
+func openRemote(at locate.Location, a locate.Access) (store.Bucket, error) {
+	if !at.Remote() {
 		return nil, nil
 	}
-	b, err := locate.OpenBucket(location, o)
+	b, err := a.OpenBucket(at)
 	return b, unwritable(err)
 }
 
 // openOutlet finds out early that an index can be written there, and returns what publishes it.
-func openOutlet(ctx context.Context, index string, createOnly bool, stdout io.Writer, o locate.Options) (func(context.Context, *blob.Index) error, error) {
-	if index == "-" {
+func openOutlet(ctx context.Context, index locate.Location, createOnly bool, stdout io.Writer, a locate.Access) (func(context.Context, *blob.Index) error, error) {
+	if index.IsStream() {
 		return func(_ context.Context, x *blob.Index) error {
 			_, err := x.WriteTo(stdout)
 			return err
 		}, nil
 	}
-	b, name, err := locate.IndexBucket(index, o)
+	b, name, err := a.FileBucket(index)
 	if err != nil {
 		return nil, unwritable(err)
 	}
 	publish, err := outletIn(ctx, b, name, createOnly)
-	if err != nil || locate.Remote(index) {
+	path, ok := index.Local()
+	if err != nil || !ok {
 		return publish, err
 	}
-	if err := checkFile(index); err != nil {
+	if err := checkFile(path); err != nil {
 		return nil, err
 	}
 	if !createOnly {
-		publish = func(_ context.Context, x *blob.Index) error { return writeIndex(index, x) }
+		publish = func(_ context.Context, x *blob.Index) error { return writeIndex(path, x) }
 	}
 	return publish, nil
 }
@@ -208,11 +210,11 @@ func (f *publish) openBases(ctx context.Context, to destination, a blob.Algorith
 			return nil, err
 		}
 		if x.Algorithm() != a {
-			return nil, fmt.Errorf("base %s has %v digests, and %v are made", locate.Public(base), x.Algorithm(), a)
+			return nil, fmt.Errorf("base %s has %v digests, and %v are made", base, x.Algorithm(), a)
 		}
 		err = sample(ctx, to.bucket, x)
 		if errors.Is(err, store.ErrNotFound) {
-			say("warning: %s is no base, as the store does not hold it whole: %v", locate.Public(base), err)
+			say("warning: %s is no base, as the store does not hold it whole: %v", base, err)
 			continue
 		}
 		if err != nil {

@@ -14,6 +14,7 @@ import (
 
 	"cairn/blob"
 	"cairn/store"
+	"cairn/store/locate"
 	"cairn/store/mem"
 	"cairn/store/storetest"
 	"cairn/testimages"
@@ -87,7 +88,7 @@ func TestPublishCosts(t *testing.T) {
 }
 
 // saved are files of the indexes in the bucket.
-func saved(t *testing.T, b store.Reader, names []string) (files []string) {
+func saved(t *testing.T, b store.Reader, names []string) (files []locate.Location) {
 	t.Helper()
 	for _, name := range names {
 		data, err := b.Read(t.Context(), name, nil, 1<<20)
@@ -95,7 +96,7 @@ func saved(t *testing.T, b store.Reader, names []string) (files []string) {
 		if err := errors.Join(err, os.WriteFile(file, data, 0o644)); err != nil {
 			t.Fatal(err)
 		}
-		files = append(files, file)
+		files = append(files, locate.Path(file))
 	}
 	return files
 }
@@ -116,7 +117,7 @@ func mustMakeInto(t *testing.T, b store.Bucket, index, image string, p publish) 
 	}
 	var stdout bytes.Buffer
 	var made madeResult
-	err = makeInto(t.Context(), destination{index: index, image: image, publish: out, bucket: b, remote: true}, src, total, f, &stdout)
+	err = makeInto(t.Context(), destination{index: locate.Path(index), image: image, publish: out, bucket: b, remote: true}, src, total, f, &stdout)
 	if err := errors.Join(err, json.Unmarshal(stdout.Bytes(), &made)); err != nil {
 		t.Fatal(err)
 	}
@@ -151,7 +152,11 @@ func TestBaseShowsNoSecret(t *testing.T) {
 	var told bytes.Buffer
 	stderr = &told
 	defer func() { stderr = os.Stderr }()
-	f := publish{bases: []string{server.URL + "/a.caibx?key=secret"}}
+	at, err := locate.Parse(server.URL + "/a.caibx?key=secret")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := publish{bases: []locate.Location{at}}
 	to := destination{bucket: new(mem.Bucket)}
 	if _, err := f.openBases(t.Context(), to, blob.SHA256); err == nil || strings.Contains(err.Error(), "secret") {
 		t.Errorf("a base with other digests: %v", err)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -10,26 +11,27 @@ import (
 	"cairn/blob"
 	"cairn/internal/blockdev"
 	"cairn/internal/disk"
+	"cairn/internal/escape"
 	"cairn/seed"
+	"cairn/store/locate"
 )
 
 // openSeed is a seed that is open, and not yet looked into.
 type openSeed struct {
 	name  string
-	index string // where its index is, or ""
+	index locate.Location // or none
 	file  *blockdev.File
 }
 
 // openSeeds opens the seeds that the flags name; closeSeeds ends their use.
-func openSeeds(texts []string) ([]openSeed, error) {
+func openSeeds(places []seedPlace) ([]openSeed, error) {
 	var seeds []openSeed
-	for _, text := range texts {
-		location, index := splitSeed(text, exists)
-		more, err := openSeedsAt(location, index)
+	for _, place := range places {
+		more, err := openSeedsAt(place.path, place.index)
 		seeds = append(seeds, more...)
 		if err != nil {
 			closeSeeds(seeds)
-			return nil, hintError{fmt.Errorf("opening seed %s: %w", location, err), "leave the seed out, or name one that is there"}
+			return nil, hintError{fmt.Errorf("opening seed %s: %w", place.path, err), "leave the seed out, or name one that is there"}
 		}
 	}
 	return seeds, nil
@@ -42,7 +44,7 @@ func closeSeeds(seeds []openSeed) {
 }
 
 // openSeedsAt opens a seed, or all the images in a directory.
-func openSeedsAt(location, index string) ([]openSeed, error) {
+func openSeedsAt(location string, index locate.Location) ([]openSeed, error) {
 	if info, err := os.Stat(location); err == nil && info.IsDir() {
 		return openSeedDir(location)
 	}
@@ -77,7 +79,7 @@ func openSeedDir(dir string) (seeds []openSeed, err error) {
 		}
 		s := openSeed{name: path, file: f}
 		if exists(path + indexSuffix) {
-			s.index = path + indexSuffix
+			s.index = locate.Path(path + indexSuffix)
 		}
 		seeds = append(seeds, s)
 	}
@@ -91,18 +93,87 @@ func exists(path string) bool {
 	return err == nil
 }
 
-// splitSeed parts PATH=INDEX, where both parts may hold "=" and the index may be missing.
-func splitSeed(text string, exists func(string) bool) (location, index string) {
-	rest := text
-	for _, tag := range []string{"PARTLABEL=", "PARTUUID="} {
-		rest = strings.TrimPrefix(rest, tag)
+// seedPlace is a seed as the user names it.
+type seedPlace struct {
+	path  string          // as disk.Resolve takes it
+	index locate.Location // or none
+}
+
+// seedsFlag is a repeatable flag that takes PATH[=INDEX].
+type seedsFlag struct{ value *[]seedPlace }
+
+func (f seedsFlag) String() string { return "" }
+func (f seedsFlag) Type() string   { return "seed" }
+
+func (f seedsFlag) Set(text string) error {
+	s, err := parseSeed(text, exists)
+	*f.value = append(*f.value, s)
+	return err
+}
+
+// parseSeed parts PATH=INDEX, where both parts may hold "=" and the index may be missing. Text that is a path which
+// exists has no index. Of several "=", the one counts that a URL follows; else one between two names that exist; else
+// one behind such a name; else the last. A backslash makes an "=" part of a name.
+func parseSeed(text string, exists func(string) bool) (s seedPlace, err error) {
+	if isURL(text) {
+		return s, errors.New("a seed is on this machine, and not a URL (its INDEX may be one)")
 	}
-	cut := strings.LastIndexByte(rest, '=')
-	if cut < 0 || exists(text) {
-		return text, ""
+	tag := ""
+	for _, t := range []string{"PARTLABEL=", "PARTUUID="} {
+		if strings.HasPrefix(text, t) {
+			tag = t
+		}
 	}
-	at := len(text) - len(rest) + cut
-	return text[:at], text[at+1:]
+	rest := text[len(tag):]
+	cuts := escape.Separators(rest, '=')
+	if len(cuts) == 0 || exists(text) {
+		if !exists(text) {
+			rest = escape.Unescape(rest, '=')
+		}
+		return seedPlace{path: tag + rest}, nil
+	}
+	path, index := bestCut(rest, cuts, func(path string) bool { return tag != "" || isThere(path, exists) }, exists)
+	s.path = tag + path
+	if index == "" {
+		return s, nil
+	}
+	s.index, err = locate.Parse(index)
+	return s, err
+}
+
+// bestCut parts text at the offset of the "=" that is meant most likely.
+func bestCut(text string, cuts []int, seedExists, indexExists func(string) bool) (path, index string) {
+	best := -1
+	for _, at := range cuts {
+		before, behind := escape.Cut(text, '=', at)
+		if isURL(behind) {
+			return before, text[at+1:] // a URL has no backslashes to remove
+		}
+		rank := 0
+		if seedExists(before) {
+			rank += 2
+		}
+		if indexExists(behind) {
+			rank++
+		}
+		if rank >= best {
+			best, path, index = rank, before, behind
+		}
+	}
+	return path, index
+}
+
+// isThere reports whether a seed may be what text names: a path that exists, a partition of one, or the root.
+func isThere(text string, exists func(string) bool) bool {
+	if text == "@root" || exists(text) {
+		return true
+	}
+	for _, at := range escape.Separators(text, '#') {
+		if before, _ := escape.Cut(text, '#', at); exists(before) {
+			return true
+		}
+	}
+	return exists(escape.Unescape(text, '#'))
 }
 
 // learn finds out what the seeds hold, so that x can be planned with them: from the index given with a
@@ -125,7 +196,7 @@ func learn(ctx context.Context, seeds []openSeed, x *blob.Index, m memory, f *pl
 }
 
 func (s openSeed) learn(ctx context.Context, x *blob.Index, m memory, f *planFlags) (*blob.Index, error) {
-	if s.index != "" {
+	if !s.index.IsZero() {
 		held, err := readIndex(ctx, s.index, f.access)
 		switch {
 		case err != nil:

@@ -7,10 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"net/url"
 	"os"
-	"path"
-	"path/filepath"
 	"runtime/debug"
 	"strings"
 
@@ -21,6 +18,7 @@ import (
 	"cairn/blob/view"
 	"cairn/internal/hugepages"
 	"cairn/nbd"
+	"cairn/store/locate"
 )
 
 type serveFlags struct {
@@ -30,6 +28,7 @@ type serveFlags struct {
 	life
 	seeing
 	imageFlags
+	indexes  []locate.Location
 	watchDir string
 	maxConns int
 	inFlight int64
@@ -59,9 +58,10 @@ status 0. Under nohup SIGHUP is ignored.`,
   nbdinfo -- [ cairn serve https://images.example.com/v2.caibx ]
   qemu-system-x86_64 -drive file=nbd+unix:///v2?socket=/run/v2.sock,format=raw,if=virtio,readonly=on …`,
 		Args: arguments(cobra.ArbitraryArgs),
-		RunE: func(c *cobra.Command, args []string) error { return runServe(c.Context(), c.OutOrStdout(), f, args) },
+		RunE: func(c *cobra.Command, _ []string) error { return runServe(c.Context(), c.OutOrStdout(), f) },
 	}
 	f.stores.add(c)
+	indexArgs(c, &f.indexes, 0, 0)
 	f.listening.add(c)
 	f.security.add(c)
 	f.life.add(c)
@@ -79,7 +79,7 @@ status 0. Under nohup SIGHUP is ignored.`,
 		case f.inFlight < 64<<20 || f.inFlight > 1<<40:
 			return fmt.Errorf("--max-in-flight %s: want 64 MiB to 1 TiB", size(f.inFlight))
 		}
-		return f.imageFlags.check(f.cache, f.watchDir, args)
+		return f.imageFlags.check(f.cache, f.watchDir, len(args))
 	})
 	c.Flags().BoolVarP(&f.verbose, "verbose", "v", false, "log every connection")
 	return c
@@ -90,7 +90,7 @@ status 0. Under nohup SIGHUP is ignored.`,
 // fit into --memory is read, and nothing otherwise.
 const garbagePercent = 25
 
-func runServe(ctx context.Context, stdout io.Writer, f serveFlags, indexes []string) error {
+func runServe(ctx context.Context, stdout io.Writer, f serveFlags) error {
 	hugepages.Heap(f.memory + f.memory*garbagePercent/100)
 	defer debug.SetGCPercent(debug.SetGCPercent(garbagePercent))
 	ctx, stop, err := f.follow(ctx)
@@ -120,7 +120,7 @@ func runServe(ctx context.Context, stdout io.Writer, f serveFlags, indexes []str
 	}
 	defer cleanUp()
 	defer closeAll(append(status, listeners...)) // clients that come before the images are open wait
-	offer, err := f.offer(ctx, fetching, indexes)
+	offer, err := f.offer(ctx, fetching)
 	if err != nil {
 		return err
 	}
@@ -170,7 +170,7 @@ type offer struct {
 	close   func() // when no client is there any more
 }
 
-func (f *serveFlags) offer(ctx, fetching context.Context, indexes []string) (o *offer, err error) {
+func (f *serveFlags) offer(ctx, fetching context.Context) (o *offer, err error) {
 	images := newImages(fetching, f.imageFlags, f.stores, f.log())
 	defer func() {
 		if err != nil {
@@ -178,7 +178,7 @@ func (f *serveFlags) offer(ctx, fetching context.Context, indexes []string) (o *
 		}
 	}()
 	var exports []*nbd.Export
-	for _, index := range indexes {
+	for _, index := range f.indexes {
 		e, _, err := images.open(ctx, index) // it is open to the end
 		if err != nil {
 			return nil, err
@@ -213,7 +213,7 @@ func (f *serveFlags) log() *slog.Logger {
 	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
 }
 
-func newExport(index string, x *blob.Index, v *view.Image) *nbd.Export {
+func newExport(index locate.Location, x *blob.Index, v *view.Image) *nbd.Export {
 	name, digest := exportName(index), x.Digest().String()
 	return &nbd.Export{
 		Name:        name,
@@ -226,9 +226,10 @@ func newExport(index string, x *blob.Index, v *view.Image) *nbd.Export {
 }
 
 // exportName is the index's file name without .caibx.
-func exportName(index string) string {
-	if u, err := url.Parse(index); err == nil && u.Scheme != "" && u.Host != "" {
-		index = u.Path
+func exportName(index locate.Location) string {
+	_, name, err := index.Split()
+	if err != nil {
+		return index.String()
 	}
-	return strings.TrimSuffix(path.Base(filepath.ToSlash(index)), ".caibx")
+	return strings.TrimSuffix(name, indexSuffix)
 }

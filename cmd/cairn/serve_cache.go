@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"strings"
+	"slices"
 	"sync"
 	"time"
 
@@ -32,7 +32,7 @@ type imageFlags struct {
 	memory       int64
 	prefetch     string
 	prefetchRate int64
-	profile      string
+	profile      profileFlag
 	record       string
 	recordTime   time.Duration
 	stallTimeout time.Duration
@@ -44,7 +44,7 @@ const storePatience = 100 * time.Millisecond
 
 func defaultImageFlags() imageFlags {
 	return imageFlags{
-		memory: 256 << 20, prefetch: prefetchProfile, profile: profileAuto,
+		memory: 256 << 20, prefetch: prefetchProfile, profile: profileFlag{word: profileAuto},
 		recordTime: 5 * time.Minute, stallTimeout: 10 * time.Minute,
 	}
 }
@@ -61,7 +61,7 @@ func (f *imageFlags) add(c *cobra.Command) {
 	flags.Var(choice{&f.prefetch, []string{prefetchNone, prefetchProfile, prefetchAll}}, "prefetch",
 		"`what` to fetch before it is read: none, profile (what a boot reads, as a profile tells), or all (needs --cache)")
 	flags.Var(bytesFlag{&f.prefetchRate}, "prefetch-rate", "with --prefetch all: fetch at most that many `bytes` a second of what nobody has asked for (default: no limit)")
-	flags.StringVar(&f.profile, "profile", f.profile, "`file` with a boot profile; auto is NAME.caprf beside NAME.caibx, if there is one; none is none")
+	flags.Var(&f.profile, "profile", "`file` with a boot profile; auto is NAME.caprf beside NAME.caibx, if there is one; none is none")
 	flags.StringVar(&f.record, "record", "", "write what is read, in the order in which it is, into this profile `file`")
 	flags.DurationVar(&f.recordTime, "record-time", f.recordTime, "with --record: for how long after the first read; 0 is no limit")
 	flags.DurationVar(&f.stallTimeout, "stall-timeout", f.stallTimeout,
@@ -69,11 +69,11 @@ func (f *imageFlags) add(c *cobra.Command) {
 }
 
 // check says what is wrong with the flags, if anything.
-func (f *imageFlags) check(cache, watch string, indexes []string) error {
+func (f *imageFlags) check(cache, watch string, indexes int) error {
 	switch {
 	case f.prefetch == prefetchAll && cache == "":
 		return errors.New("--prefetch all needs --cache DIRECTORY to put the images in")
-	case f.record != "" && (len(indexes) != 1 || watch != ""):
+	case f.record != "" && (indexes != 1 || watch != ""):
 		return errors.New("--record is for one image: name one INDEX")
 	case f.recordTime < 0 || f.stallTimeout < 0:
 		return errors.New("--record-time and --stall-timeout are not less than nothing")
@@ -110,7 +110,7 @@ type images struct {
 
 // sourceKey is what tells the sources of images apart.
 type sourceKey struct {
-	locations string
+	locations string // the sum of each
 	algorithm blob.Algorithm
 }
 
@@ -138,7 +138,7 @@ func openImageCache(path string, limit int64, log *slog.Logger) *imagecache.Dir 
 
 // open makes an export of an index, and begins to fetch what is likely to be read of it. The caller calls release
 // when nobody reads from it any more. It implements opener.
-func (im *images) open(ctx context.Context, index string) (e *nbd.Export, release func(), err error) {
+func (im *images) open(ctx context.Context, index locate.Location) (e *nbd.Export, release func(), err error) {
 	x, err := readIndex(ctx, index, im.stores.access)
 	if err != nil {
 		return nil, nil, err
@@ -168,18 +168,19 @@ func (im *images) report(what string, err error) {
 }
 
 // source opens the stores of an index, unless another image has them already.
-func (im *images) source(index string, a blob.Algorithm) (*view.Source, error) {
-	locations := im.stores.locations
-	if len(locations) == 0 {
-		location, err := defaultStore(index)
-		if err != nil {
-			return nil, err
-		}
-		locations = []string{location}
+func (im *images) source(index locate.Location, a blob.Algorithm) (*view.Source, error) {
+	groups, err := im.stores.of(index)
+	if err != nil {
+		return nil, err
 	}
+	locations := slices.Concat(groups...)
 	im.mu.Lock()
 	defer im.mu.Unlock()
-	k := sourceKey{strings.Join(locations, "\n"), a}
+	k := sourceKey{algorithm: a}
+	for _, at := range locations {
+		sum := at.Sum()
+		k.locations += string(sum[:])
+	}
 	if s := im.sources[k]; s != nil {
 		return s, nil
 	}
@@ -193,13 +194,13 @@ func (im *images) source(index string, a blob.Algorithm) (*view.Source, error) {
 }
 
 // file is where an image is kept on disk, or nil.
-func (im *images) file(x *blob.Index, index string) *imagecache.File {
+func (im *images) file(x *blob.Index, index locate.Location) *imagecache.File {
 	if im.dir == nil {
 		return nil
 	}
 	file, err := im.dir.Image(x)
 	if err != nil {
-		say("warning: %s is kept in memory only: %v", locate.Public(index), err)
+		say("warning: %s is kept in memory only: %v", index, err)
 		return nil
 	}
 	return file

@@ -336,12 +336,10 @@ type seenStores struct {
 }
 
 // add returns a source's chunks, and sees what becomes of asking for them from now on.
-func (s *seenStores) add(locations []string, a blob.Algorithm, from *source) store.Getter {
+func (s *seenStores) add(locations []locate.Location, a blob.Algorithm, from *source) store.Getter {
 	var names []string
-	for _, group := range locations {
-		for _, location := range locate.Group(group) {
-			names = append(names, locate.Public(location))
-		}
+	for _, at := range locations {
+		names = append(names, at.String())
 	}
 	st := &seenStore{chunks: from.chunks, name: strings.Join(names, " "), from: from, up: true, since: time.Now(), failed: map[blob.Digest]struct{}{}}
 	s.mu.Lock()

@@ -21,8 +21,26 @@ const (
 	profileNone = "none"
 )
 
+// profileFlag is a flag that takes the location of a profile, or a word.
+type profileFlag struct {
+	word string // profileAuto, profileNone or ""
+	at   locate.Location
+}
+
+func (f *profileFlag) String() string { return f.word }
+func (f *profileFlag) Type() string   { return "location" }
+
+func (f *profileFlag) Set(text string) error {
+	f.word = ""
+	if text == profileAuto || text == profileNone {
+		f.word = text
+		return nil
+	}
+	return locationFlag{&f.at}.Set(text)
+}
+
 // prefetch begins to fetch what is likely to be read of an image, as the flags want it.
-func (im *images) prefetch(ctx context.Context, v *view.Image, x *blob.Index, index string) error {
+func (im *images) prefetch(ctx context.Context, v *view.Image, x *blob.Index, index locate.Location) error {
 	if im.flags.prefetch == prefetchNone {
 		return nil
 	}
@@ -43,22 +61,22 @@ func (im *images) prefetch(ctx context.Context, v *view.Image, x *blob.Index, in
 }
 
 // profile is the profile of an index, or nil. One that was not asked for by name is a help and no condition.
-func (im *images) profile(ctx context.Context, index string) (*profile.Profile, error) {
-	switch im.flags.profile {
+func (im *images) profile(ctx context.Context, index locate.Location) (*profile.Profile, error) {
+	switch f := im.flags.profile; f.word {
 	case profileNone:
 		return nil, nil
 	case profileAuto:
 		return im.profileBeside(ctx, index), nil
 	}
-	return readProfile(ctx, im.flags.profile, im.stores.access)
+	return readProfile(ctx, im.flags.profile.at, im.stores.access)
 }
 
-func (im *images) profileBeside(ctx context.Context, index string) *profile.Profile {
-	location := profileLocation(index)
-	if location == "" {
-		return nil
+func (im *images) profileBeside(ctx context.Context, index locate.Location) *profile.Profile {
+	at, err := profileOf(index)
+	if err != nil {
+		return nil // a stream has none
 	}
-	p, err := readProfile(ctx, location, im.stores.access)
+	p, err := readProfile(ctx, at, im.stores.access)
 	switch {
 	case err == nil:
 		return p
@@ -68,32 +86,26 @@ func (im *images) profileBeside(ctx context.Context, index string) *profile.Prof
 	return nil
 }
 
-// profileLocation is where the profile of an index lies: beside it, with another suffix. The query of a URL
-// stays, since it may be what opens the door.
-func profileLocation(index string) string {
-	if index == "-" {
-		return ""
+// profileOf returns the location of an index's profile: beside it, with another suffix.
+func profileOf(index locate.Location) (locate.Location, error) {
+	_, name, err := index.Split()
+	if err != nil {
+		return locate.Location{}, err
 	}
-	at, query := index, ""
-	if strings.Contains(index, "://") {
-		if n := strings.IndexAny(index, "?#"); n >= 0 {
-			at, query = index[:n], index[n:]
-		}
-	}
-	return strings.TrimSuffix(at, ".caibx") + profile.Suffix + query
+	return index.Beside(strings.TrimSuffix(name, indexSuffix) + profile.Suffix)
 }
 
 // readProfile reads a profile from a path or URL.
-func readProfile(ctx context.Context, location string, a access) (*profile.Profile, error) {
-	p, err := decodeProfile(ctx, location, a)
+func readProfile(ctx context.Context, at locate.Location, a access) (*profile.Profile, error) {
+	p, err := decodeProfile(ctx, at, a)
 	if err != nil {
-		return nil, fmt.Errorf("reading profile %s: %w", locate.Public(location), err)
+		return nil, fmt.Errorf("reading profile %s: %w", at, err)
 	}
 	return p, nil
 }
 
-func decodeProfile(ctx context.Context, location string, a access) (*profile.Profile, error) {
-	r, name, err := a.file(location)
+func decodeProfile(ctx context.Context, at locate.Location, a access) (*profile.Profile, error) {
+	r, name, err := a.file(at)
 	if err != nil {
 		return nil, err
 	}

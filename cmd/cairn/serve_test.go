@@ -17,6 +17,7 @@ import (
 
 	"cairn/blob"
 	"cairn/nbd"
+	"cairn/store/locate"
 )
 
 // fakeImage is an image whose "index" is a file with its text.
@@ -47,7 +48,8 @@ func newWatchRig(t *testing.T) *watchRig {
 }
 
 // openFile is called with the watch's lock held, as is what it returns.
-func (r *watchRig) openFile(_ context.Context, path string) (*nbd.Export, func(), error) {
+func (r *watchRig) openFile(_ context.Context, at locate.Location) (*nbd.Export, func(), error) {
+	path, _ := at.Local()
 	text, err := os.ReadFile(path)
 	if err != nil {
 		return nil, nil, err
@@ -55,7 +57,7 @@ func (r *watchRig) openFile(_ context.Context, path string) (*nbd.Export, func()
 	if !strings.HasSuffix(string(text), "end") {
 		return nil, nil, errors.New("it is cut short")
 	}
-	name := exportName(path)
+	name := exportName(at)
 	r.open[string(text)]++
 	return &nbd.Export{Name: name, Canonical: name + "@" + string(text), Device: fakeImage{string(text)}},
 		func() { r.open[string(text)]-- }, nil
@@ -218,9 +220,9 @@ func TestWatchReplacedMeanwhile(t *testing.T) {
 	r.write("a", "1 end")
 	r.names()
 	open := r.watch.open
-	r.watch.open = func(ctx context.Context, path string) (*nbd.Export, func(), error) {
+	r.watch.open = func(ctx context.Context, at locate.Location) (*nbd.Export, func(), error) {
 		r.write("a", "2 end")
-		return open(ctx, path)
+		return open(ctx, at)
 	}
 	r.get("a@1 end", "")
 	r.get("a", "2 end").Release()
@@ -255,7 +257,11 @@ func TestStoreNames(t *testing.T) {
 	var s seenStores
 	names := make(map[string]bool)
 	for _, token := range []string{"a", "b", "c", "d"} {
-		s.add([]string{"https://images.example.com/default.castr?token=" + token}, blob.SHA512_256, &source{})
+		at, err := locate.Parse("https://images.example.com/default.castr?token=" + token)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.add([]locate.Location{at}, blob.SHA512_256, &source{})
 	}
 	for _, st := range s.list() {
 		if names[st.name] || strings.Contains(st.name, "token") {

@@ -15,6 +15,7 @@ import (
 	"unicode/utf8"
 
 	"cairn/nbd"
+	"cairn/store/locate"
 )
 
 const (
@@ -23,7 +24,7 @@ const (
 )
 
 // opener makes an export of an index file, and returns what closes it.
-type opener func(ctx context.Context, path string) (*nbd.Export, func(), error)
+type opener func(ctx context.Context, index locate.Location) (*nbd.Export, func(), error)
 
 // watch is the index files of a directory as exports. A file is looked at whenever a client asks for it, so
 // that a name always means what the directory holds then. A client keeps the image that it has opened, and while one
@@ -184,7 +185,7 @@ func (w *watch) look(ctx context.Context, name string) *indexFile {
 	if f.state.same(state) {
 		return f
 	}
-	export, shut, err := w.open(ctx, path)
+	export, shut, err := w.open(ctx, locate.Path(path))
 	if ctx.Err() != nil && err != nil {
 		return f // it was not looked at
 	}
@@ -259,7 +260,7 @@ func (w *watch) lendFile(ctx context.Context, f *indexFile, canonical string) (*
 		return nil, fmt.Errorf("%w: its index is no good: %w", nbd.ErrUnknown, f.trouble)
 	}
 	if f.image.export == nil {
-		export, shut, err := w.open(ctx, f.path)
+		export, shut, err := w.open(ctx, locate.Path(f.path))
 		if err != nil {
 			return nil, err
 		}

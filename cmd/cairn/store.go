@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 
@@ -58,16 +59,11 @@ func (f *reading) algorithm() *blob.Algorithm {
 }
 
 // workers is how many read and hash: hashing needs CPUs, and a store that is away needs patience.
-func (f *reading) workers(location string, jobs int) int {
-	if locate.Remote(location) {
+func (f *reading) workers(at locate.Location, jobs int) int {
+	if at.Remote() {
 		return max(f.fetches, jobs)
 	}
 	return jobs
-}
-
-// options are how stores are opened, to read and to write.
-func (f *reading) options() (locate.Options, error) {
-	return f.stores.options()
 }
 
 // listable is a reader with limits, and a listing that has none.
@@ -77,21 +73,21 @@ type listable struct {
 }
 
 // openStore opens a store to read, and to list if it can be listed.
-func (f *reading) openStore(location string) (store.Reader, error) {
-	o, err := f.options()
+func (f *reading) openStore(at locate.Location) (store.Reader, error) {
+	a, err := f.stores.open()
 	if err != nil {
 		return nil, err
 	}
-	r, err := locate.Open(location, o)
+	r, err := a.Open(at)
 	if err != nil {
-		return nil, hintError{fmt.Errorf("opening store %s: %w", locate.Public(location), err), "check the store's location"}
+		return nil, hintError{fmt.Errorf("opening store %s: %w", at, err), "check the store's location"}
 	}
 	limited := r
 	if f.rateLimit > 0 {
 		limited = store.NewPace(f.rateLimit).Limit(limited)
 	}
-	if locate.Remote(location) {
-		limited = store.Retry(limited, o.Retry)
+	if at.Remote() {
+		limited = store.Retry(limited, a.Retry)
 	}
 	if l, can := r.(store.Lister); can {
 		return listable{limited, l}, nil
@@ -99,31 +95,65 @@ func (f *reading) openStore(location string) (store.Reader, error) {
 	return limited, nil
 }
 
+// openGroup opens stores that stand in for each other. One that is not there is left out, unless none is.
+func (f *reading) openGroup(group []locate.Location) (readers []store.Reader, err error) {
+	for _, at := range group {
+		r, failed := f.openStore(at)
+		if failed != nil {
+			err = failed
+			warnLeftOut(group, failed)
+			continue
+		}
+		readers = append(readers, r)
+	}
+	if len(readers) == 0 {
+		return nil, err
+	}
+	return readers, nil
+}
+
 // openBucket opens a store to write.
-func (f *reading) openBucket(location string, mode fs.FileMode) (store.Bucket, error) {
-	o, err := f.options()
+func (f *reading) openBucket(at locate.Location, mode fs.FileMode) (store.Bucket, error) {
+	a, err := f.stores.open()
 	if err != nil {
 		return nil, err
 	}
-	o.Local.Mode = mode
-	b, err := locate.OpenBucket(location, o)
+	a.Local.Mode = mode
+	b, err := a.OpenBucket(at)
 	if err != nil {
-		return nil, fmt.Errorf("opening %s: %w", locate.Public(location), unwritable(err))
+		return nil, fmt.Errorf("opening %s: %w", at, unwritable(err))
 	}
 	return b, nil
 }
 
 // readIndexes reads many indexes.
-func (f *reading) readIndexes(ctx context.Context, locations []string) ([]*blob.Index, error) {
+func (f *reading) readIndexes(ctx context.Context, locations []locate.Location) ([]*blob.Index, error) {
 	var indexes []*blob.Index
-	for _, location := range locations {
-		x, err := readIndex(ctx, location, f.stores.access)
+	for _, at := range locations {
+		x, err := readIndex(ctx, at, f.stores.access)
 		if err != nil {
 			return nil, err
 		}
 		indexes = append(indexes, x)
 	}
 	return indexes, nil
+}
+
+// eachStore does something to each of the stores that stand in for each other. The failures of all count.
+func eachStore(ctx context.Context, group []locate.Location, do func(locate.Location) error) error {
+	var errs []error
+	for _, at := range group {
+		if err := do(at); err != nil {
+			errs = append(errs, err)
+		}
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	if len(errs) == 1 {
+		return errs[0]
+	}
+	return errors.Join(errs...)
 }
 
 // told is a finding as --json prints it.

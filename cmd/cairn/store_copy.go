@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -23,7 +22,9 @@ type storeCopyFlags struct {
 	reading
 	level     int
 	uploads   int
-	indexesTo string
+	stores    [][]locate.Location // FROM and TO
+	indexes   []locate.Location
+	indexesTo locate.Location
 }
 
 func newStoreCopy() *cobra.Command {
@@ -42,8 +43,8 @@ are copied.`,
       https://images.example.com/v2.caibx --indexes-to /media/usb
   cairn store copy /srv/images/default.castr s3://mirror/default.castr`,
 		Args: arguments(cobra.MinimumNArgs(2)),
-		RunE: func(c *cobra.Command, args []string) error {
-			err := runStoreCopy(c.Context(), c.OutOrStdout(), f, args)
+		RunE: func(c *cobra.Command, _ []string) error {
+			err := runStoreCopy(c.Context(), c.OutOrStdout(), f)
 			switch {
 			case errors.Is(err, keep.ErrCannotList):
 				return usageError{c, fmt.Errorf("%w: name indexes", err)}
@@ -57,66 +58,76 @@ are copied.`,
 	f.reading.add(c)
 	addUploads(c, &f.uploads)
 	c.Flags().IntVar(&f.level, "compression-level", 3, "zstd `level` for chunks that are compressed anew, 1 to 22")
-	c.Flags().StringVar(&f.indexesTo, "indexes-to", "", "`location` to copy the indexes to: a directory, or a URL like one")
-	check(c, func(args []string) error {
-		if f.level < 1 || f.level > 22 {
-			return fmt.Errorf("--compression-level %d: want 1 to 22", f.level)
-		}
-		if f.indexesTo != "" && (len(args) < 3 || slices.Contains(args[2:], "-")) {
-			return errors.New("--indexes-to: name the indexes to copy")
-		}
-		if f.indexesTo == "" {
-			return nil
-		}
-		return differentNames(args[2:])
-	})
+	storeArgs(c, &f.stores, 2)
+	indexArgs(c, &f.indexes, 2, 0)
+	c.Flags().Var(locationFlag{&f.indexesTo}, "indexes-to", "`location` to copy the indexes to: a directory, or a URL like one")
+	check(c, func([]string) error { return f.check() })
 	return c
 }
 
-// differentNames says which indexes could not be copied to one place, as one would replace another.
-func differentNames(locations []string) error {
-	named := map[string]string{}
-	for _, location := range locations {
-		name, err := locate.IndexName(location)
+func (f *storeCopyFlags) check() error {
+	if f.level < 1 || f.level > 22 {
+		return fmt.Errorf("--compression-level %d: want 1 to 22", f.level)
+	}
+	if len(f.stores[0]) > 1 && len(f.indexes) == 0 {
+		return errors.New("stores that stand in for each other are not listed as one: name indexes")
+	}
+	if _, err := onlyStore("TO", f.stores[1]); err != nil {
+		return err
+	}
+	if f.indexesTo.IsZero() {
+		return nil
+	}
+	if len(f.indexes) == 0 || slices.ContainsFunc(f.indexes, locate.Location.IsStream) {
+		return errors.New("--indexes-to: name the indexes to copy")
+	}
+	return checkNamesDiffer(f.indexes)
+}
+
+// checkNamesDiffer refuses indexes that could not be copied to one place, as one would replace another.
+func checkNamesDiffer(indexes []locate.Location) error {
+	named := map[string]locate.Location{}
+	for _, index := range indexes {
+		_, name, err := index.Split()
 		if err != nil {
-			continue // to read it says why
+			continue // reading it says why
 		}
-		if other, is := named[name]; is && other != location {
+		if other, is := named[name]; is && other.Sum() != index.Sum() {
 			return fmt.Errorf("--indexes-to: two of the indexes are called %q", name)
 		}
-		named[name] = location
+		named[name] = index
 	}
 	return nil
 }
 
 // storeCopied is what store copy --json prints.
 type storeCopied struct {
-	From string `json:"from"`
-	To   string `json:"to"`
+	From string          `json:"from"`
+	To   locate.Location `json:"to"`
 	keep.CopyReport
-	Indexes  []string `json:"indexes,omitempty"`  // that were copied
-	Findings []told   `json:"findings,omitempty"` // the first of them
-	Seconds  float64  `json:"seconds"`
+	Indexes  []locate.Location `json:"indexes,omitempty"`  // that were copied
+	Findings []told            `json:"findings,omitempty"` // the first of them
+	Seconds  float64           `json:"seconds"`
 }
 
-func runStoreCopy(ctx context.Context, stdout io.Writer, f storeCopyFlags, args []string) error {
-	indexes, err := f.readIndexes(ctx, args[2:])
+func runStoreCopy(ctx context.Context, stdout io.Writer, f storeCopyFlags) error {
+	indexes, err := f.readIndexes(ctx, f.indexes)
 	if err != nil {
 		return err
 	}
-	from, err := f.openStore(args[0])
+	from, err := f.openGroup(f.stores[0])
 	if err != nil {
 		return err
 	}
-	to, err := f.openBucket(args[1], 0)
+	to, err := f.openBucket(f.stores[1][0], 0)
 	if err != nil {
 		return err
 	}
-	publish, err := f.openIndexes(ctx, args[2:])
+	publish, err := f.openIndexes(ctx)
 	if err != nil {
 		return err
 	}
-	result := storeCopied{From: locate.Public(args[0]), To: locate.Public(args[1])}
+	result := storeCopied{From: joinLocations(f.stores[0], "|"), To: f.stores[1][0]}
 	if err := f.copy(ctx, from, to, indexes, &result); err != nil {
 		return fmt.Errorf("copying %s to %s: %w", result.From, result.To, err)
 	}
@@ -124,10 +135,10 @@ func runStoreCopy(ctx context.Context, stdout io.Writer, f storeCopyFlags, args 
 		if publish == nil || !result.Whole[i] {
 			continue
 		}
-		if err := publish(ctx, args[2+i], x); err != nil {
+		if err := publish(ctx, f.indexes[i], x); err != nil {
 			return err
 		}
-		result.Indexes = append(result.Indexes, locate.Public(args[2+i]))
+		result.Indexes = append(result.Indexes, f.indexes[i])
 	}
 	if f.json {
 		err = writeJSON(stdout, result)
@@ -138,34 +149,34 @@ func runStoreCopy(ctx context.Context, stdout io.Writer, f storeCopyFlags, args 
 }
 
 // openIndexes opens where indexes are copied to, if they are, and finds out early that they can be.
-func (f *storeCopyFlags) openIndexes(ctx context.Context, locations []string) (func(context.Context, string, *blob.Index) error, error) {
+func (f *storeCopyFlags) openIndexes(ctx context.Context) (func(context.Context, locate.Location, *blob.Index) error, error) {
 	const mode = fs.FileMode(0o644)
-	if f.indexesTo == "" {
+	if f.indexesTo.IsZero() {
 		return nil, nil
 	}
 	b, err := f.openBucket(f.indexesTo, mode)
 	if err != nil {
 		return nil, err
 	}
-	wrap := func(location string, err error) error {
-		return fmt.Errorf("copying index %s to %s: %w", locate.Public(location), locate.Public(f.indexesTo), err)
+	wrap := func(index locate.Location, err error) error {
+		return fmt.Errorf("copying index %s to %s: %w", index, f.indexesTo, err)
 	}
-	for _, location := range locations {
-		name, err := locate.IndexName(location)
+	for _, index := range f.indexes {
+		_, name, err := index.Split()
 		if err == nil {
 			err = f.checkIndex(ctx, b, name)
 		}
 		if err != nil {
-			return nil, wrap(location, err)
+			return nil, wrap(index, err)
 		}
 	}
-	return func(ctx context.Context, location string, x *blob.Index) error {
-		name, err := locate.IndexName(location)
+	return func(ctx context.Context, index locate.Location, x *blob.Index) error {
+		_, name, err := index.Split()
 		if err == nil {
 			err = b.Write(ctx, name, x.Encode())
 		}
 		if err != nil {
-			return wrap(location, err)
+			return wrap(index, err)
 		}
 		return nil
 	}, nil
@@ -173,18 +184,19 @@ func (f *storeCopyFlags) openIndexes(ctx context.Context, locations []string) (f
 
 // checkIndex reports why an index of that name could not be copied, as far as it can be known before.
 func (f *storeCopyFlags) checkIndex(ctx context.Context, b store.Bucket, name string) error {
-	if locate.Remote(f.indexesTo) {
+	dir, ok := f.indexesTo.Local()
+	if !ok {
 		return reachable(ctx, b, name, false)
 	}
-	return checkFile(filepath.Join(f.indexesTo, name))
+	return checkFile(filepath.Join(dir, name))
 }
 
-func (f *storeCopyFlags) copy(ctx context.Context, from store.Reader, to store.Bucket, indexes []*blob.Index, result *storeCopied) (err error) {
+func (f *storeCopyFlags) copy(ctx context.Context, from []store.Reader, to store.Bucket, indexes []*blob.Index, result *storeCopied) (err error) {
 	o := keep.CopyOptions{
-		Algorithm: f.algorithm(), Indexes: indexes, Workers: f.workers(result.From, f.jobs),
+		Algorithm: f.algorithm(), Indexes: indexes, Else: from[1:], Workers: f.workers(f.stores[0][0], f.jobs),
 		Writer: store.WriterOptions{Level: f.level},
 	}
-	if locate.Remote(result.To) {
+	if result.To.Remote() {
 		o.Writer.Uploads = f.uploads
 		o.Workers = max(o.Workers, f.uploads)
 	}
@@ -192,7 +204,7 @@ func (f *storeCopyFlags) copy(ctx context.Context, from store.Reader, to store.B
 	if len(indexes) > 0 {
 		total = keep.DistinctBytes(indexes)
 	}
-	p := newProgress(f.progress, "copying "+result.From+" to "+result.To, total)
+	p := newProgress(f.progress, fmt.Sprintf("copying %s to %s", result.From, result.To), total)
 	o.Show = func(r keep.CopyReport) { p.show(r.Done, chunks(r.Copied.Chunks, "copied"), r) }
 	o.Found = func(found keep.Finding) {
 		if len(result.Findings) < findingsMost {
@@ -202,7 +214,7 @@ func (f *storeCopyFlags) copy(ctx context.Context, from store.Reader, to store.B
 			say("%s: %v", found.Kind, found.Err)
 		}
 	}
-	result.CopyReport, err = keep.Copy(ctx, from, to, o)
+	result.CopyReport, err = keep.Copy(ctx, from[0], to, o)
 	p.end()
 	result.Seconds = p.took().Seconds()
 	return err
@@ -211,7 +223,7 @@ func (f *storeCopyFlags) copy(ctx context.Context, from store.Reader, to store.B
 func tellCopied(r storeCopied) {
 	say("copied %s (%s) from %s to %s, which held %s already", chunks(r.Copied.Chunks), size(r.Copied.Bytes), r.From, r.To, chunks(r.Held))
 	if len(r.Indexes) > 0 {
-		say("copied %s", strings.Join(r.Indexes, ", "))
+		say("copied %s", joinLocations(r.Indexes, ", "))
 	}
 }
 

@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"cairn/blob"
+	"cairn/store"
+	"cairn/store/locate"
 	"cairn/store/mem"
 )
 
@@ -27,8 +29,9 @@ func TestCopyFindingsAreBounded(t *testing.T) {
 	defer func() { stderr = os.Stderr }()
 	var f storeCopyFlags
 	f.jobs, f.progress, f.level = 2, progressNone, 3
+	f.stores = [][]locate.Location{{locate.Path("a")}, {locate.Path("b")}}
 	var result storeCopied
-	if err := f.copy(t.Context(), new(mem.Bucket), new(mem.Bucket), []*blob.Index{builder.Index()}, &result); err != nil {
+	if err := f.copy(t.Context(), []store.Reader{new(mem.Bucket)}, new(mem.Bucket), []*blob.Index{builder.Index()}, &result); err != nil {
 		t.Fatal(err)
 	}
 	if n := bytes.Count(told.Bytes(), []byte("missing: ")); n != lost || result.Missing != lost {

@@ -16,6 +16,8 @@ import (
 func newStoreStat() *cobra.Command {
 	var f reading
 	var o common
+	var stores [][]locate.Location // one group
+	var indexes []locate.Location
 	c := &cobra.Command{
 		Use:   "stat LOCATION [INDEX...]",
 		Short: "What a store holds, and what of it belongs to which index",
@@ -25,16 +27,20 @@ belongs to none of them. A web server cannot be listed: it is asked for each chu
 		Example: `  cairn store stat /srv/images/default.castr
   cairn store stat s3://images/default.castr v1.caibx v2.caibx --json`,
 		Args: arguments(cobra.MinimumNArgs(1)),
-		RunE: func(c *cobra.Command, args []string) error {
-			err := runStoreStat(c.Context(), c.OutOrStdout(), f, o, args)
-			if errors.Is(err, keep.ErrCannotList) {
-				return usageError{c, fmt.Errorf("%w: name indexes", err)}
-			}
-			return err
+		RunE: func(c *cobra.Command, _ []string) error {
+			return eachStore(c.Context(), stores[0], func(at locate.Location) error {
+				err := runStoreStat(c.Context(), c.OutOrStdout(), f, o, at, indexes)
+				if errors.Is(err, keep.ErrCannotList) {
+					return usageError{c, fmt.Errorf("%w: name indexes", err)}
+				}
+				return err
+			})
 		},
 	}
 	o.add(c)
 	f.add(c)
+	storeArgs(c, &stores, 1)
+	indexArgs(c, &indexes, 1, 0)
 	for _, idle := range []string{"rate-limit", "digest", "jobs"} { // nothing is read or hashed
 		c.Flags().Lookup(idle).Hidden = true
 	}
@@ -43,35 +49,35 @@ belongs to none of them. A web server cannot be listed: it is asked for each chu
 
 // storeStat is what store stat --json prints.
 type storeStat struct {
-	Store string `json:"store"`
+	Store locate.Location `json:"store"`
 	keep.StatReport
 	Indexes []namedStat `json:"indexes,omitempty"`
 }
 
 type namedStat struct {
-	Index string `json:"index"`
+	Index locate.Location `json:"index"`
 	keep.IndexStat
 }
 
-func runStoreStat(ctx context.Context, stdout io.Writer, f reading, o common, args []string) error {
-	indexes, err := f.readIndexes(ctx, args[1:])
+func runStoreStat(ctx context.Context, stdout io.Writer, f reading, o common, at locate.Location, names []locate.Location) error {
+	indexes, err := f.readIndexes(ctx, names)
 	if err != nil {
 		return err
 	}
-	r, err := f.openStore(args[0])
+	r, err := f.openStore(at)
 	if err != nil {
 		return err
 	}
-	p := newProgress(o.progress, "counting "+locate.Public(args[0]), -1)
+	p := newProgress(o.progress, "counting "+at.String(), -1)
 	report, err := keep.Stat(ctx, r, keep.StatOptions{Indexes: indexes, Workers: f.fetches,
 		Show: func(n int64) { p.show(0, chunks(n), n) }})
 	p.end()
 	if err != nil {
 		return err
 	}
-	s := storeStat{Store: locate.Public(args[0]), StatReport: report}
+	s := storeStat{Store: at, StatReport: report}
 	for i, x := range report.Indexes {
-		s.Indexes = append(s.Indexes, namedStat{locate.Public(args[1+i]), x})
+		s.Indexes = append(s.Indexes, namedStat{names[i], x})
 	}
 	if o.json {
 		return writeJSON(stdout, s)
@@ -81,7 +87,7 @@ func runStoreStat(ctx context.Context, stdout io.Writer, f reading, o common, ar
 
 func printStoreStat(w io.Writer, s storeStat) error {
 	rows := [][]string{
-		{"store", s.Store},
+		{"store", s.Store.String()},
 		{"chunks", fmt.Sprintf("%s, %s stored", humanize.Comma(s.Chunks), size(s.Bytes))},
 	}
 	if !s.Listed {
@@ -113,7 +119,7 @@ func printIndexStats(w io.Writer, indexes []namedStat) error {
 	}
 	rows := [][]string{nil, {"index", "image", "different", "stored", "alone", "missing"}}
 	for _, x := range indexes {
-		rows = append(rows, []string{x.Index, size(x.ImageBytes), size(x.DistinctBytes), size(x.Stored.Bytes), size(x.Exclusive.Bytes), humanize.Comma(x.Missing)})
+		rows = append(rows, []string{x.Index.String(), size(x.ImageBytes), size(x.DistinctBytes), size(x.Stored.Bytes), size(x.Exclusive.Bytes), humanize.Comma(x.Missing)})
 	}
 	return table(w, rows)
 }

@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -24,9 +25,11 @@ import (
 type storeVerifyFlags struct {
 	common
 	reading
+	stores  [][]locate.Location // one group
+	indexes []locate.Location
 	state   string
 	restart bool
-	repair  []string
+	repair  [][]locate.Location
 	remove  bool
 }
 
@@ -51,31 +54,35 @@ Chunks that were written since, before the place it came to, are not looked at.`
   cairn store verify /srv/images/default.castr --repair https://mirror.example.com/default.castr
   cairn store verify s3://images/default.castr v2.caibx`,
 		Args: arguments(cobra.MinimumNArgs(1)),
-		RunE: func(c *cobra.Command, args []string) error {
+		RunE: func(c *cobra.Command, _ []string) error {
 			quiet = !c.Flags().Changed("state")
-			err := runStoreVerify(c.Context(), c.OutOrStdout(), f, quiet, args)
-			switch {
-			case errors.Is(err, keep.ErrCannotList):
-				return usageError{c, fmt.Errorf("%w: name indexes", err)}
-			case is[unwritableError](err):
-				return usageError{c, err}
-			}
-			return err
+			return eachStore(c.Context(), f.stores[0], func(at locate.Location) error {
+				err := runStoreVerify(c.Context(), c.OutOrStdout(), f, quiet, at)
+				switch {
+				case errors.Is(err, keep.ErrCannotList):
+					return usageError{c, fmt.Errorf("%w: name indexes", err)}
+				case is[unwritableError](err):
+					return usageError{c, err}
+				}
+				return err
+			})
 		},
 	}
 	f.common.add(c)
 	f.reading.add(c)
+	storeArgs(c, &f.stores, 1)
+	indexArgs(c, &f.indexes, 1, 0)
 	flags := c.Flags()
 	flags.StringVar(&f.state, "state", defaultState, "`directory` that remembers how far it came; \"\" for none")
 	flags.BoolVar(&f.restart, "restart", false, "begin anew, wherever an earlier run was interrupted")
-	flags.StringArrayVar(&f.repair, "repair", nil, "`location` of a store to repair from; repeatable, tried in order")
+	flags.Var(groupsFlag{&f.repair}, "repair", "`location` of a store to repair from; repeatable, tried in order")
 	flags.BoolVar(&f.remove, "remove-damaged", false, "remove damaged and empty chunks that are not repaired")
 	return c
 }
 
 // storeVerified is what store verify --json prints.
 type storeVerified struct {
-	Store string `json:"store"`
+	Store locate.Location `json:"store"`
 	keep.VerifyReport
 	Findings []told  `json:"findings"` // the first of them
 	Seconds  float64 `json:"seconds"`  // of this run
@@ -84,24 +91,24 @@ type storeVerified struct {
 // findingsMost is how many findings are kept for a result, and for the next run of a verify.
 const findingsMost = 10_000
 
-func runStoreVerify(ctx context.Context, stdout io.Writer, f storeVerifyFlags, quiet bool, args []string) error {
-	indexes, err := f.readIndexes(ctx, args[1:])
+func runStoreVerify(ctx context.Context, stdout io.Writer, f storeVerifyFlags, quiet bool, at locate.Location) error {
+	indexes, err := f.readIndexes(ctx, f.indexes)
 	if err != nil {
 		return err
 	}
-	r, err := f.openStore(args[0])
+	r, err := f.openStore(at)
 	if err != nil {
 		return err
 	}
-	o := keep.VerifyOptions{Algorithm: f.algorithm(), Indexes: indexes, Workers: f.workers(args[0], f.jobs), Remove: f.remove}
-	if err := f.openRepair(args[0], &o); err != nil {
+	o := keep.VerifyOptions{Algorithm: f.algorithm(), Indexes: indexes, Workers: f.workers(at, f.jobs), Remove: f.remove}
+	if err := f.openRepair(at, &o); err != nil {
 		return err
 	}
-	place := f.place(args[0], indexes, quiet)
+	place := f.place(at, indexes, quiet)
 	if f.restart {
 		place.forget()
 	}
-	result := storeVerified{Store: locate.Public(args[0]), Findings: []told{}}
+	result := storeVerified{Store: at, Findings: []told{}}
 	err = f.verify(ctx, stdout, r, o, place, &result)
 	switch {
 	case errors.Is(err, errors.ErrUnsupported):
@@ -120,18 +127,18 @@ func runStoreVerify(ctx context.Context, stdout io.Writer, f storeVerifyFlags, q
 }
 
 // openRepair opens what to repair from, and the store again if it is to be changed.
-func (f *storeVerifyFlags) openRepair(location string, o *keep.VerifyOptions) error {
-	for _, from := range f.repair {
-		r, err := f.openStore(from)
+func (f *storeVerifyFlags) openRepair(at locate.Location, o *keep.VerifyOptions) error {
+	for _, group := range f.repair {
+		readers, err := f.openGroup(group)
 		if err != nil {
 			return err
 		}
-		o.Repair = append(o.Repair, r)
+		o.Repair = append(o.Repair, readers...)
 	}
 	if !f.remove && len(f.repair) == 0 {
 		return nil
 	}
-	b, err := f.openBucket(location, 0) // it was there to be read
+	b, err := f.openBucket(at, 0) // it was there to be read
 	o.Bucket = b
 	return err
 }
@@ -159,7 +166,7 @@ func (f *storeVerifyFlags) verify(ctx context.Context, stdout io.Writer, r store
 		at.remember(state{m, result.Findings})
 		return nil
 	}
-	p := newProgress(f.progress, "verifying "+result.Store, -1)
+	p := newProgress(f.progress, "verifying "+result.Store.String(), -1)
 	o.Show = func(r keep.VerifyReport) { p.show(r.Bytes, chunks(r.Chunks), r) }
 	result.VerifyReport, err = keep.Verify(ctx, r, o)
 	p.end()
@@ -204,16 +211,16 @@ type state struct {
 	Findings []told `json:"findings"`
 }
 
-// place is named by all that a verify must have in common with an earlier one to go on with it. The location is
-// only hashed, since it may hold a password.
-func (f *storeVerifyFlags) place(location string, indexes []*blob.Index, quiet bool) place {
+// place is named by all that a verify must have in common with an earlier one to go on with it. Locations are
+// hashed, since they may hold passwords.
+func (f *storeVerifyFlags) place(at locate.Location, indexes []*blob.Index, quiet bool) place {
 	if f.state == "" {
 		return place{}
 	}
-	if abs, err := filepath.Abs(location); err == nil && !locate.Remote(location) {
-		location = abs
+	parts := []string{fmt.Sprint(f.given, f.digest, f.remove)}
+	for _, l := range append([]locate.Location{at}, slices.Concat(f.repair...)...) {
+		parts = append(parts, fmt.Sprintf("%x", l.Sum()))
 	}
-	parts := []string{location, fmt.Sprint(f.given, f.digest, f.remove), strings.Join(f.repair, "\n")}
 	for _, x := range indexes {
 		parts = append(parts, x.Digest().String())
 	}

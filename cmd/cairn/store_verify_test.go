@@ -13,6 +13,7 @@ import (
 	"cairn/store"
 	"cairn/store/keep"
 	"cairn/store/local"
+	"cairn/store/locate"
 )
 
 // TestStoreVerifyGoesOn: a run that was interrupted is gone on with, its findings come again, and at the end
@@ -69,7 +70,7 @@ func TestStoreVerifyGoesOn(t *testing.T) {
 func verifiedStdout(t *testing.T, ctx context.Context, f storeVerifyFlags, b *local.Bucket) []byte {
 	t.Helper()
 	var stdout bytes.Buffer
-	if err := runStoreVerify(ctx, &stdout, f, false, []string{b.String()}); !is[damagedError](err) {
+	if err := runStoreVerify(ctx, &stdout, f, false, locate.Path(b.String())); !is[damagedError](err) {
 		t.Fatalf("store verify = %v", err)
 	}
 	return stdout.Bytes()
@@ -79,7 +80,7 @@ func verifiedStdout(t *testing.T, ctx context.Context, f storeVerifyFlags, b *lo
 func interruptedIn(t *testing.T, f storeVerifyFlags, b *local.Bucket) {
 	t.Helper()
 	stop := errors.New("stop")
-	at := f.place(b.String(), nil, false)
+	at := f.place(locate.Path(b.String()), nil, false)
 	var findings []told
 	_, err := keep.Verify(t.Context(), b, keep.VerifyOptions{
 		Found: func(f keep.Finding) { findings = append(findings, tell(f)) },
@@ -101,18 +102,19 @@ func TestPlace(t *testing.T) {
 	}
 	seen := map[string]bool{}
 	for _, f := range []storeVerifyFlags{
-		{state: "x"}, {state: "x", remove: true}, {state: "x", repair: []string{"a"}}, {state: "x", repair: []string{"a", "b"}},
+		{state: "x"}, {state: "x", remove: true}, {state: "x", repair: [][]locate.Location{{locate.Path("a")}}},
+		{state: "x", repair: [][]locate.Location{{locate.Path("a"), locate.Path("b")}}},
 		{state: "x", reading: reading{given: true}}, {state: "y"},
 	} {
-		seen[f.place("s", nil, false).file] = true
-		seen[f.place("t", nil, false).file] = true
-		seen[f.place("s", []*blob.Index{b.Index()}, false).file] = true
+		seen[f.place(locate.Path("s"), nil, false).file] = true
+		seen[f.place(locate.Path("t"), nil, false).file] = true
+		seen[f.place(locate.Path("s"), []*blob.Index{b.Index()}, false).file] = true
 	}
 	if len(seen) != 18 {
 		t.Errorf("%d places for 18 different runs", len(seen))
 	}
 	f := storeVerifyFlags{state: "x"}
-	if abs, _ := filepath.Abs("s"); f.place(abs, nil, false) != f.place("s", nil, false) {
+	if abs, _ := filepath.Abs("s"); f.place(locate.Path(abs), nil, false) != f.place(locate.Path("s"), nil, false) {
 		t.Error("a path has two places")
 	}
 	if (place{}).recall() != nil {

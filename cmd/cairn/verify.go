@@ -18,6 +18,7 @@ import (
 type verifyFlags struct {
 	common
 	stores
+	index []locate.Location // one
 }
 
 func newVerify() *cobra.Command {
@@ -37,21 +38,23 @@ Exit status 3 says that something is damaged or missing.`,
 	f.common.add(c)
 	f.stores.add(c)
 	f.stores.addPatience(c)
+	indexArgs(c, &f.index, 0, 1)
+	localArgs(c, 1, "IMAGE")
 	return c
 }
 
 // verified is what verify --json prints.
 type verified struct {
-	Index  string `json:"index"`
-	Image  string `json:"image,omitempty"` // or the store was verified
-	Chunks int    `json:"chunks"`
+	Index  locate.Location `json:"index"`
+	Image  string          `json:"image,omitempty"` // or the store was verified
+	Chunks int             `json:"chunks"`
 	verify.Report
 	Unfinished bool     `json:"unfinished,omitempty"` // the image begins as an interrupted assemble leaves it
 	Causes     []string `json:"causes,omitempty"`
 }
 
 func runVerify(ctx context.Context, stdout io.Writer, f verifyFlags, args []string) error {
-	x, err := readIndex(ctx, args[0], f.access)
+	x, err := readIndex(ctx, f.index[0], f.access)
 	if err != nil {
 		return err
 	}
@@ -62,7 +65,7 @@ func runVerify(ctx context.Context, stdout io.Writer, f verifyFlags, args []stri
 	}
 	unfinished := len(args) > 1 && report.Bad > 0 && isUnfinished(ctx, args[1], x.Size())
 	if f.json {
-		v := verified{Index: locate.Public(args[0]), Chunks: x.Len(), Report: report, Unfinished: unfinished}
+		v := verified{Index: f.index[0], Chunks: x.Len(), Report: report, Unfinished: unfinished}
 		v.First = append([]verify.Range{}, v.First...) // a list, also when it is empty
 		for _, cause := range report.Causes {
 			v.Causes = append(v.Causes, cause.Error())
@@ -74,7 +77,7 @@ func runVerify(ctx context.Context, stdout io.Writer, f verifyFlags, args []stri
 	}
 	if report.Bad > 0 {
 		tellBad(report)
-		return damaged(what, locate.Public(args[0]), x, report, unfinished)
+		return damaged(what, f.index[0], x, report, unfinished)
 	}
 	if !f.json {
 		say("%s is whole: %s in %s", what, size(x.Size()), chunks(int64(x.Len())))
@@ -85,7 +88,7 @@ func runVerify(ctx context.Context, stdout io.Writer, f verifyFlags, args []stri
 func (f *verifyFlags) verify(ctx context.Context, x *blob.Index, args []string) (string, verify.Report, error) {
 	o := verify.Options{Workers: f.jobs}
 	if len(args) == 1 {
-		from, err := openStores(f.stores, args[0], x.Algorithm(), 0)
+		from, err := openStores(f.stores, f.index[0], x.Algorithm(), 0)
 		if err != nil {
 			return "the store", verify.Report{}, err
 		}
@@ -146,7 +149,7 @@ func (f *verifyFlags) report(what string, x *blob.Index, o verify.Options, do fu
 }
 
 // damaged says how much is not right.
-func damaged(what, index string, x *blob.Index, r verify.Report, unfinished bool) error {
+func damaged(what string, index locate.Location, x *blob.Index, r verify.Report, unfinished bool) error {
 	much := fmt.Sprintf("%d of %s (%s)", r.Bad, chunks(int64(x.Len())), size(r.BadBytes))
 	if len(r.Causes) > 0 {
 		return damagedError{fmt.Sprintf("%s does not hold %s whole: %s are missing or damaged", what, index, much)}

@@ -95,7 +95,7 @@ func TestCountedInGo(t *testing.T) {
 	t.Parallel()
 	r := published(t, ext4)
 	x, held := r.read(t, "b"), r.read(t, "a")
-	from, err := locate.Open(filepath.Join(r.dir, "default.castr"), locate.Options{})
+	from, err := locate.Access{}.Open(locate.Path(filepath.Join(r.dir, "default.castr")))
 	if err != nil {
 		t.Fatal(err)
 	}

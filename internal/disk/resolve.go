@@ -6,9 +6,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"cairn/internal/blockdev"
+	"cairn/internal/escape"
 )
 
 // Location is where the bytes of a seed, image or target are.
@@ -27,7 +29,8 @@ type Location struct {
 //	PARTUUID=UUID   the same
 //	@root           the device that / is mounted from; of an overlay, that of the lowest layer
 //
-// A path with # in it that exists is that path. Names that stand for no partition are ErrNotFound, those that
+// A path with # in it that exists is that path, and so is a new name without # in a directory that exists; \# is
+// a # that is part of a path. Names that stand for no partition are ErrNotFound, those that
 // stand for more than one ErrAmbiguous; an absent disk is fs.ErrNotExist; ErrNoRoot is about @root. Never does
 // the name of a partition give the whole disk. For a whole file or device Size is -1. No node is made in /dev.
 func Resolve(text string) (Location, error) {
@@ -47,10 +50,28 @@ func Resolve(text string) (Location, error) {
 	if disk, name, ok := splitName(text); ok {
 		return resolveName(disk, name)
 	}
-	if strings.Contains(text, "#") || strings.HasPrefix(filepath.Clean(text), "/dev/") {
+	path := escape.Unescape(text, '#')
+	if path != text {
+		if _, err = os.Stat(path); err == nil {
+			return resolvePath(path)
+		}
+	}
+	if strings.HasPrefix(filepath.Clean(path), "/dev/") {
 		return Location{}, err
 	}
-	return whole(text), nil
+	if len(escape.Separators(text, '#')) > 0 && !isNewFile(text) {
+		return Location{}, fmt.Errorf("%w (of DISK#NAME, DISK is not there; write \\# for a # in a file's name)", err)
+	}
+	return whole(path), nil
+}
+
+// isNewFile reports whether text is a path whose directory exists, and has # in the directory's name only.
+func isNewFile(text string) bool {
+	if len(escape.Separators(filepath.Base(text), '#')) > 0 {
+		return false
+	}
+	info, err := os.Stat(filepath.Dir(text))
+	return err == nil && info.IsDir()
 }
 
 func whole(path string) Location { return Location{Path: path, Section: blockdev.Section{Size: -1}} }
@@ -60,11 +81,14 @@ func resolvePath(path string) (Location, error) {
 	return whole(real), err
 }
 
-// splitName parts DISK#NAME at the last # that has an existing path before it: both may contain one.
+// splitName parts DISK#NAME at the last # that has an existing path before it: both may contain one. A directory is
+// no disk, unless the name cannot belong to a path in another one.
 func splitName(text string) (disk, name string, ok bool) {
-	for i := strings.LastIndexByte(text, '#'); i > 0; i = strings.LastIndexByte(text[:i], '#') {
-		if _, err := os.Stat(text[:i]); err == nil {
-			return text[:i], text[i+1:], true
+	for _, offset := range slices.Backward(escape.Separators(text, '#')) {
+		disk, name = escape.Cut(text, '#', offset)
+		info, err := os.Stat(disk)
+		if err == nil && (!info.IsDir() || !strings.Contains(name, "/")) {
+			return disk, name, true
 		}
 	}
 	return "", "", false

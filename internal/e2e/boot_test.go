@@ -328,7 +328,11 @@ func readCold(t *testing.T, url string, pages []int64) (rate float64) {
 // replayPlainly boots as a plain client does: each read fetches the chunks that it lacks, one after the other.
 func replayPlainly(t *testing.T, trace *boottrace.Trace, x *blob.Index, url string) time.Duration {
 	t.Helper()
-	r, err := web.New(url+"/default.castr", web.Options{})
+	base, err := web.Parse(url + "/default.castr")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := web.New(base, web.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

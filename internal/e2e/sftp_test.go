@@ -48,7 +48,11 @@ func TestSFTP(t *testing.T) {
 // upload writes what is below dir into a bucket.
 func upload(t *testing.T, location, dir string) {
 	t.Helper()
-	b, err := sftp.New(location, sftp.Options{MakeRoot: true})
+	at, err := sftp.Parse(location)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := sftp.New(at, sftp.Options{MakeRoot: true})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -120,7 +120,11 @@ func newRig(t testing.TB, r *release, f netlab.Faults) *rig {
 	server.Config.ErrorLog = log.New(io.Discard, "", 0)
 	server.Start()
 	t.Cleanup(func() { faulty.Close(); server.Close() })
-	reader, err := locate.Open(server.URL, locate.Options{Web: web.Options{Patience: patience}})
+	at, err := locate.Parse(server.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	reader, err := locate.Access{Web: web.Options{Patience: patience}}.Open(at)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,21 +13,62 @@ import (
 // largest is how many bytes a file may have.
 const largest = 1 << 20
 
+// Reader reads files for a whole process. It keeps the text of a file that can be read only once, such as the pipe
+// of a shell's <(...), for all who name that file. Regular files are read anew each time. The zero value is ready.
+// Safe for concurrent use.
+type Reader struct {
+	mu     sync.Mutex // guards what follows, and lets one caller read a pipe at a time
+	pipes  []pipe
+	copies []*os.File // of pipes, in memory
+}
+
+// pipe is a file that was read to its end and cannot be read again.
+type pipe struct {
+	info fs.FileInfo
+	text []byte
+}
+
+// Text returns the text of a file.
+func (r *Reader) Text(path string) ([]byte, error) {
+	info, err := statFile(path)
+	if err != nil {
+		return nil, err
+	}
+	if info.Mode().IsRegular() {
+		return readFile(path)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, p := range r.pipes {
+		if os.SameFile(p.info, info) {
+			return p.text, nil
+		}
+	}
+	text, err := readFile(path)
+	if err == nil {
+		r.pipes = append(r.pipes, pipe{info, text})
+	}
+	return text, err
+}
+
 // Files are a few files and what they mean together. Safe for concurrent use.
 type Files[T any] struct {
-	paths []string
-	parse func(texts [][]byte) (T, error)
+	reader *Reader
+	paths  []string
+	parse  func(texts [][]byte) (T, error)
 
 	mu    sync.Mutex    // guards what follows, and lets one caller read the files at a time
 	seen  []fs.FileInfo // of the files that value is made of, before they were read
 	value T
-	pipes map[string][]byte // what came out of those of the files that can be read once only
 }
 
-// Open reads the files. What parse makes of their texts is the value; its errors may be shown to anybody, so
-// they quote no secret.
-func Open[T any](parse func(texts [][]byte) (T, error), paths ...string) (*Files[T], error) {
-	f := &Files[T]{paths: paths, parse: parse, pipes: map[string][]byte{}}
+// Open reads the files with a reader; nil is one of their own. What parse makes of their texts is the value; its
+// errors may be shown to anybody, so they quote no secret.
+func Open[T any](r *Reader, parse func(texts [][]byte) (T, error), paths ...string) (*Files[T], error) {
+	if r == nil {
+		r = new(Reader)
+	}
+	f := &Files[T]{reader: r, paths: paths, parse: parse}
 	if _, err := f.Reread(); err != nil {
 		return nil, err
 	}
@@ -66,7 +107,7 @@ func (f *Files[T]) Reread() (T, error) {
 func (f *Files[T]) read(before []fs.FileInfo) (T, error) {
 	texts := make([][]byte, len(f.paths))
 	for i, path := range f.paths {
-		text, err := f.text(path, before[i].Mode()&fs.ModeNamedPipe != 0)
+		text, err := f.reader.Text(path)
 		if err != nil {
 			return f.value, err
 		}
@@ -80,31 +121,24 @@ func (f *Files[T]) read(before []fs.FileInfo) (T, error) {
 	return value, nil
 }
 
-// text is what a file holds; a pipe, such as a shell's <(...), gave it once and for all.
-func (f *Files[T]) text(path string, pipe bool) ([]byte, error) {
-	if text, ok := f.pipes[path]; ok && pipe {
-		return text, nil
-	}
-	text, err := readFile(path)
-	if err == nil && pipe {
-		f.pipes[path] = text
-	}
-	return text, err
-}
-
 func stat(paths []string) ([]fs.FileInfo, error) {
 	infos := make([]fs.FileInfo, len(paths))
 	for i, path := range paths {
-		info, err := os.Stat(path)
+		info, err := statFile(path)
 		if err != nil {
 			return nil, err
-		}
-		if info.IsDir() {
-			return nil, fmt.Errorf("%s is a directory", path)
 		}
 		infos[i] = info
 	}
 	return infos, nil
+}
+
+func statFile(path string) (fs.FileInfo, error) {
+	info, err := os.Stat(path)
+	if err == nil && info.IsDir() {
+		err = fmt.Errorf("%s is a directory", path)
+	}
+	return info, err
 }
 
 func same(a, b []fs.FileInfo) bool {
@@ -112,11 +146,17 @@ func same(a, b []fs.FileInfo) bool {
 		return false
 	}
 	for i := range a {
-		if !os.SameFile(a[i], b[i]) || a[i].Size() != b[i].Size() || !a[i].ModTime().Equal(b[i].ModTime()) {
+		if !sameText(a[i], b[i]) {
 			return false
 		}
 	}
 	return true
+}
+
+// sameText reports whether a file looks unchanged. A pipe always does: its text is kept.
+func sameText(a, b fs.FileInfo) bool {
+	unchanged := a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())
+	return os.SameFile(a, b) && (unchanged || !b.Mode().IsRegular())
 }
 
 func readFile(path string) ([]byte, error) {

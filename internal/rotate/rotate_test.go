@@ -52,7 +52,7 @@ func TestValueFollowsFiles(t *testing.T) {
 	a, b := filepath.Join(dir, "a"), filepath.Join(dir, "b")
 	write(t, a, "one")
 	write(t, b, "one")
-	f, err := rotate.Open(pair, a, b)
+	f, err := rotate.Open(nil, pair, a, b)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -83,7 +83,7 @@ func TestReread(t *testing.T) {
 		}
 	}
 	set("one")
-	f, err := rotate.Open(pair, path, path)
+	f, err := rotate.Open(nil, pair, path, path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -98,7 +98,7 @@ func TestRefused(t *testing.T) {
 	large := filepath.Join(dir, "large")
 	write(t, large, strings.Repeat("x", 1<<20+1))
 	for _, path := range []string{dir, large, filepath.Join(dir, "absent")} {
-		if _, err := rotate.Open(pair, path, path); err == nil {
+		if _, err := rotate.Open(nil, pair, path, path); err == nil {
 			t.Errorf("Open(%s) succeeded", path)
 		}
 	}
@@ -107,7 +107,7 @@ func TestRefused(t *testing.T) {
 func TestConcurrent(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "a")
 	write(t, path, "0")
-	f, err := rotate.Open(pair, path, path)
+	f, err := rotate.Open(nil, pair, path, path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -139,7 +139,7 @@ func TestPipe(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.Close()
-	f, err := rotate.Open(func(texts [][]byte) (string, error) { return string(texts[0]), nil }, fmt.Sprintf("/dev/fd/%d", r.Fd()))
+	f, err := rotate.Open(nil, func(texts [][]byte) (string, error) { return string(texts[0]), nil }, fmt.Sprintf("/dev/fd/%d", r.Fd()))
 	if err != nil {
 		t.Fatal(err)
 	}

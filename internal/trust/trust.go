@@ -6,7 +6,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
-	"os"
 	"time"
 
 	"cairn/internal/rotate"
@@ -19,13 +18,16 @@ type Files struct {
 	Key  string // its key, not encrypted; "" when it is in Cert too
 }
 
-// Config reads the files. The client's certificate and key are read again when they have changed, so that a
+// Config reads the files with a reader; nil is one of their own. The client's certificate and key are read again when they have changed, so that a
 // program which runs for long shows the new one on its next connection; while they cannot be read, or do not
 // belong together, it shows the one before for as long as that is valid.
-func (f Files) Config() (*tls.Config, error) {
+func (f Files) Config(r *rotate.Reader) (*tls.Config, error) {
+	if r == nil {
+		r = new(rotate.Reader)
+	}
 	config := &tls.Config{MinVersion: tls.VersionTLS12}
 	if f.CA != "" {
-		roots, err := authorities(f.CA)
+		roots, err := authorities(r, f.CA)
 		if err != nil {
 			return nil, fmt.Errorf("reading the authorities to trust: %w", err)
 		}
@@ -35,7 +37,7 @@ func (f Files) Config() (*tls.Config, error) {
 		return nil, fmt.Errorf("key %s has no certificate beside it", f.Key)
 	}
 	if f.Cert != "" {
-		show, err := shower(f.Cert, f.Key)
+		show, err := shower(r, f.Cert, f.Key)
 		if err != nil {
 			return nil, fmt.Errorf("reading the client certificate: %w", err)
 		}
@@ -44,8 +46,8 @@ func (f Files) Config() (*tls.Config, error) {
 	return config, nil
 }
 
-func authorities(path string) (*x509.CertPool, error) {
-	text, err := os.ReadFile(path)
+func authorities(r *rotate.Reader, path string) (*x509.CertPool, error) {
+	text, err := r.Text(path)
 	if err != nil {
 		return nil, err
 	}
@@ -60,7 +62,7 @@ type show = func(*tls.CertificateRequestInfo) (*tls.Certificate, error)
 
 // shower shows the certificate whoever the server says it believes: when that is somebody else, the server's
 // complaint is clearer than one about no certificate at all.
-func shower(cert, key string) (show, error) {
+func shower(r *rotate.Reader, cert, key string) (show, error) {
 	if key == "" {
 		key = cert
 	}
@@ -71,7 +73,7 @@ func shower(cert, key string) (show, error) {
 		}
 		return &c, nil
 	}
-	files, err := rotate.Open(pair, cert, key)
+	files, err := rotate.Open(r, pair, cert, key)
 	if err != nil {
 		return nil, err
 	}

@@ -65,7 +65,7 @@ func check(t *testing.T, config *tls.Config, url, want string) {
 
 func config(t *testing.T, files trust.Files) *tls.Config {
 	t.Helper()
-	c, err := files.Config()
+	c, err := files.Config(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -147,7 +147,7 @@ func TestRefused(t *testing.T) {
 		"no key":             {Cert: cert},
 		"key alone":          {Key: key},
 	} {
-		if _, err := files.Config(); err == nil {
+		if _, err := files.Config(nil); err == nil {
 			t.Errorf("%s: Config succeeded", name)
 		}
 	}

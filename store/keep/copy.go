@@ -6,6 +6,7 @@ import (
 	"slices"
 	"sort"
 	"sync"
+	"sync/atomic"
 
 	"cairn/blob"
 	"cairn/store"
@@ -15,6 +16,7 @@ import (
 type CopyOptions struct {
 	Algorithm *blob.Algorithm // of the digests; nil finds out, and takes both in one store
 	Indexes   []*blob.Index   // copy their chunks; without any, all that the store holds
+	Else      []store.Reader  // stores that stand in for the one copied from: chunks that it lacks are read there
 	Workers   int             // how many chunks are asked for, read and hashed at once; at least one is
 	Writer    store.WriterOptions
 	Found     func(Finding)      // called for each chunk that could not be copied, in order; may be nil
@@ -49,7 +51,7 @@ func Copy(ctx context.Context, from store.Reader, to store.Bucket, o CopyOptions
 		return CopyReport{}, err
 	}
 	defer w.Close()
-	c := &copier{source: newSource(from, o.Algorithm), to: to, writer: w, options: o}
+	c := &copier{source: newSource(from, o.Algorithm), standIns: newSources(o.Else, o.Algorithm), to: to, writer: w, options: o}
 	if err := c.run(ctx, from); err != nil {
 		return c.report, err
 	}
@@ -61,9 +63,11 @@ func Copy(ctx context.Context, from store.Reader, to store.Bucket, o CopyOptions
 
 type copier struct {
 	source
-	to      store.Bucket
-	writer  *store.Writer
-	options CopyOptions
+	standIns []source
+	down     atomic.Bool // the store cannot be reached: only those that stand in for it are asked
+	to       store.Bucket
+	writer   *store.Writer
+	options  CopyOptions
 
 	mu       sync.Mutex // guards what follows
 	report   CopyReport
@@ -168,7 +172,7 @@ func (w *copyWorker) copy(ctx context.Context, chunks []chunk, at int) error {
 	if len(w.lacks) == 0 {
 		return nil
 	}
-	errs, err := w.p.prove(ctx, w.lacks)
+	errs, err := w.load(ctx)
 	if err != nil {
 		return err
 	}
@@ -178,6 +182,37 @@ func (w *copyWorker) copy(ctx context.Context, chunks []chunk, at int) error {
 		}
 	}
 	return nil
+}
+
+// load reads and proves the chunks that are lacking, and tells of each what is wrong with it.
+func (w *copyWorker) load(ctx context.Context) (errs []error, err error) {
+	if w.down.Load() {
+		err = fmt.Errorf("reading %s: %w", w.name, store.ErrUnavailable)
+	} else {
+		errs, err = w.p.prove(ctx, w.lacks)
+	}
+	if err != nil && (len(w.standIns) == 0 || ctx.Err() != nil) {
+		return nil, err
+	}
+	if err != nil {
+		w.down.Store(true)
+		errs = slices.Repeat([]error{err}, len(w.lacks))
+	}
+	for i, c := range w.lacks {
+		if errs[i] == nil {
+			continue
+		}
+		found, failed := loadAny(ctx, w.standIns, c, &w.p.raws[i])
+		switch {
+		case failed != nil:
+			return nil, failed
+		case found:
+			errs[i] = nil
+		case !known(errs[i]):
+			return nil, errs[i]
+		}
+	}
+	return errs, nil
 }
 
 // put writes a chunk, if it is what it should be.

@@ -118,6 +118,27 @@ func (s source) load(ctx context.Context, c chunk, into *store.Raw) error {
 	return err
 }
 
+// loadAny reads a chunk from the first of some stores that has it whole, and reports whether one had.
+func loadAny(ctx context.Context, from []source, c chunk, into *store.Raw) (found bool, err error) {
+	for _, s := range from {
+		err := s.load(ctx, chunk{c.digest, c.size, either}, into)
+		switch {
+		case err == nil && s.is(c.digest, into.Plain):
+			return true, nil
+		case err != nil && !known(err):
+			return false, err
+		}
+	}
+	return false, nil
+}
+
+func newSources(readers []store.Reader, given *blob.Algorithm) (all []source) {
+	for _, r := range readers {
+		all = append(all, newSource(r, given))
+	}
+	return all
+}
+
 func (s source) corrupt(c chunk, sum blob.Digest) error {
 	return &store.CorruptError{Name: fmt.Sprintf("chunk %v in %s", c.digest, s.name), Err: fmt.Errorf("its digest is %v", sum)}
 }

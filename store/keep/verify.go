@@ -98,9 +98,7 @@ func (v *verifier) prepare(r store.Reader) (err error) {
 			return fmt.Errorf("removing from %v: %w", r, errors.ErrUnsupported)
 		}
 	}
-	for _, from := range v.options.Repair {
-		v.repair = append(v.repair, newSource(from, v.options.Algorithm))
-	}
+	v.repair = newSources(v.options.Repair, v.options.Algorithm)
 	if len(v.repair) == 0 {
 		return nil
 	}
@@ -322,14 +320,12 @@ func (v *verifier) note(f numbered, stored int64) {
 
 // mend replaces a chunk by another store's, or else removes what there is, if it was asked to.
 func (w *verifyWorker) mend(ctx context.Context, c chunk, kind Kind) (Fate, error) {
-	for _, from := range w.repair {
-		err := from.load(ctx, chunk{c.digest, c.size, either}, &w.spare)
-		switch {
-		case err == nil && from.is(c.digest, w.spare.Plain):
-			return Repaired, w.replace(ctx, c)
-		case err != nil && !known(err):
-			return Left, fmt.Errorf("repairing chunk %v: %w", c.digest, err)
-		}
+	found, err := loadAny(ctx, w.repair, c, &w.spare)
+	if err != nil {
+		return Left, fmt.Errorf("repairing chunk %v: %w", c.digest, err)
+	}
+	if found {
+		return Repaired, w.replace(ctx, c)
 	}
 	if w.remover == nil || kind == Missing {
 		return Left, nil

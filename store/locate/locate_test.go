@@ -2,7 +2,10 @@ package locate_test
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
+	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -22,7 +25,7 @@ func TestOpen(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, location := range []string{dir, dir + "/", storetest.Nginx(t, dir)} {
-		r, err := locate.Open(location, locate.Options{})
+		r, err := (locate.Access{}).Open(parse(t, location))
 		if err != nil {
 			t.Fatalf("Open(%s): %v", location, err)
 		}
@@ -38,35 +41,19 @@ func TestRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	for location, want := range map[string]error{
-		file + "-absent":             store.ErrNotFound,
-		file:                         nil,
-		"":                           store.ErrNotFound,
-		"s3://b":                     nil,
-		"s3+https://k:hush@h/bkt":    nil,
-		"s3+https://h/bkt?x=:hush":   nil,
-		"sftp://user:hush@host/path": nil,
-		"sftp://-hush@host/path":     nil,
-		"gopher://host/?hush":        nil,
-		"HTTP://host:port/?hush":     nil,
-		"http:///hush":               nil,
-		"https://user:hush@h:x/":     nil,
-		"https://user:hush/x@h/":     nil,
-		"https://user:hush?x@h/":     nil,
-		"s3+https://user:hush#@h/b":  nil,
-		"sftp://user:hush/x@h/":      nil,
-		"file:///etc?hush":           nil,
-		"relative/path/not://here":   store.ErrNotFound,
+		file + "-absent":           store.ErrNotFound,
+		file:                       nil,
+		"":                         store.ErrNotFound,
+		"-":                        locate.ErrKind,
+		"relative/path/not://here": store.ErrNotFound,
 	} {
-		_, err := locate.Open(location, locate.Options{})
+		_, err := (locate.Access{}).Open(parse(t, location))
 		if err == nil || want != nil && !errors.Is(err, want) || strings.Contains(err.Error(), ":hush") {
 			t.Errorf("Open(%q) = %v, want %v", location, err, want)
 		}
-		if _, err := locate.DefaultStore(location); err != nil && strings.Contains(err.Error(), ":hush") {
-			t.Errorf("DefaultStore(%q) = %v", location, err)
-		}
 	}
-	for _, location := range []string{"http:///", "s3://b", file} {
-		if _, err := locate.OpenBucket(location, locate.Options{}); err == nil {
+	for _, location := range []string{"-", file} {
+		if _, err := (locate.Access{}).OpenBucket(parse(t, location)); err == nil {
 			t.Errorf("OpenBucket(%q) succeeded", location)
 		}
 	}
@@ -75,7 +62,7 @@ func TestRefused(t *testing.T) {
 func TestIndex(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "x.caibx")
-	b, name, err := locate.IndexBucket(path, locate.Options{})
+	b, name, err := (locate.Access{}).FileBucket(parse(t, path))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -86,7 +73,7 @@ func TestIndex(t *testing.T) {
 		t.Errorf("the index has mode %v, %v", info.Mode(), err)
 	}
 	for _, location := range []string{path, storetest.Nginx(t, dir) + "/x.caibx?sig=x"} {
-		r, name, err := locate.Index(location, locate.Options{})
+		r, name, err := (locate.Access{}).File(parse(t, location))
 		if err != nil {
 			t.Fatalf("Index(%s): %v", location, err)
 		}
@@ -99,20 +86,20 @@ func TestIndex(t *testing.T) {
 // TestSFTP: a store is made with its parents, an index is put only where there is a directory.
 func TestSFTP(t *testing.T) {
 	root := "sftp://store" + t.TempDir()
-	o := locate.Options{SFTP: sftp.Options{Config: storetest.NewSSHD(t, "internal-sftp").Config}}
+	o := locate.Access{SFTP: sftp.Options{Config: storetest.NewSSHD(t, "internal-sftp").Config}}
 	index := root + "/a/x.caibx"
-	b, name, err := locate.IndexBucket(index, o)
+	b, name, err := o.FileBucket(parse(t, index))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := b.Write(t.Context(), name, []byte("index")); !errors.Is(err, store.ErrNotFound) {
 		t.Errorf("Write of an index into no directory = %v, want ErrNotFound", err)
 	}
-	chunks, err := locate.DefaultStore(index)
+	chunks, err := parse(t, index).DefaultStore()
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := locate.OpenBucket(chunks, o)
+	c, err := o.OpenBucket(chunks)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -123,7 +110,7 @@ func TestSFTP(t *testing.T) {
 	if info, err := os.Stat(path + "/a/x.caibx"); err != nil || info.Mode().Perm()&0o600 != 0o600 {
 		t.Errorf("the index has mode %v, %v", info.Mode(), err)
 	}
-	r, name, err := locate.Index(index, o)
+	r, name, err := o.File(parse(t, index))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -138,25 +125,25 @@ func TestS3(t *testing.T) {
 	t.Setenv("AWS_ACCESS_KEY_ID", server.AccessKey)
 	t.Setenv("AWS_SECRET_ACCESS_KEY", server.SecretKey)
 	index := server.Location("images/v 1/x.caibx", "?lookup=path")
-	b, name, err := locate.IndexBucket(index, locate.Options{})
+	b, name, err := (locate.Access{}).FileBucket(parse(t, index))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := b.(store.Creator).Create(t.Context(), name, []byte("index")); err != nil {
 		t.Fatal(err)
 	}
-	r, name, err := locate.Index(index, locate.Options{})
+	r, name, err := (locate.Access{}).File(parse(t, index))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if got, err := r.Read(t.Context(), name, nil, 10); err != nil || string(got) != "index" {
 		t.Errorf("Read of %s = %q, %v", index, got, err)
 	}
-	location, err := locate.DefaultStore(index)
+	location, err := parse(t, index).DefaultStore()
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, err = locate.OpenBucket(location, locate.Options{})
+	b, err = (locate.Access{}).OpenBucket(location)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -172,16 +159,16 @@ func TestS3(t *testing.T) {
 func TestWriteOverHTTP(t *testing.T) {
 	a := storetest.NewAuthority(t)
 	url := storetest.NginxTLS(t, t.TempDir(), a, storetest.WebDAV)
-	config, err := trust.Files{CA: a.Cert}.Config()
+	config, err := trust.Files{CA: a.Cert}.Config(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	o := locate.Options{TLS: config}
-	b, err := locate.OpenBucket(url+"/default.castr", o)
+	o := locate.Access{TLS: config}
+	b, err := o.OpenBucket(parse(t, url+"/default.castr"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	index, name, err := locate.IndexBucket(url+"/new/x.caibx?sig=1", o)
+	index, name, err := o.FileBucket(parse(t, url+"/new/x.caibx?sig=1"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -193,82 +180,186 @@ func TestWriteOverHTTP(t *testing.T) {
 			t.Errorf("Read(%s) = %q, %v", name, got, err)
 		}
 	}
-	if r, _, err := locate.Index(url+"/new/x.caibx", o); err != nil {
+	if r, _, err := o.File(parse(t, url+"/new/x.caibx")); err != nil {
 		t.Error(err)
 	} else if size, err := r.Stat(t.Context(), "x.caibx"); size != 4 || err != nil {
 		t.Errorf("Stat of the index = %d, %v", size, err)
 	}
 }
 
-func TestPublic(t *testing.T) {
-	for location, want := range map[string]string{
+// TestNothingIsShown: no way of printing a location, or something that holds one, shows its secrets.
+func TestNothingIsShown(t *testing.T) {
+	for text, want := range map[string]string{
 		"/srv/x.caibx?y":                       "/srv/x.caibx?y",
 		"https://u:hush@h:1/a%2Fb/x?hush#hush": "https://h:1/a%2Fb/x",
-		"https://hush%zz@h/":                   "https://...",
+		"http://hush@h/x":                      "http://h/x",
+		"s3+http://h/bkt/x?profile=r":          "s3+http://h/bkt/x",
+		"sftp://me@h:2/x":                      "sftp://me@h:2/x",
 		"-":                                    "-",
 	} {
-		if got := locate.Public(location); got != want {
-			t.Errorf("Public(%q) = %q, want %q", location, got, want)
+		l := parse(t, text)
+		if l.String() != want {
+			t.Errorf("Parse(%q) is shown as %q, want %q", text, l, want)
+		}
+		type holder struct {
+			Exported locate.Location
+			hidden   locate.Location
+			pointer  *locate.Location
+			list     []locate.Location
+			derived  locate.Location
+		}
+		beside, err := l.Beside("y")
+		if err != nil {
+			t.Fatal(err)
+		}
+		h := holder{l, l, &l, []locate.Location{l}, beside}
+		encoded, err := json.Marshal(map[string]any{"a": l, "b": &l, "c": []locate.Location{l}, "d": h})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var logged bytes.Buffer
+		slog.New(slog.NewTextHandler(&logged, nil)).Info("x", "at", l, "in", h)
+		shown := string(encoded) + logged.String()
+		for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%d"} {
+			shown += fmt.Sprintf(verb, l) + fmt.Sprintf(verb, &l) + fmt.Sprintf(verb, h) + fmt.Sprintf(verb, &h) + fmt.Sprintf(verb, h.list)
+		}
+		if strings.Contains(shown, "hush") || strings.Contains(shown, fmt.Sprintf("%x", "hush")) {
+			t.Errorf("%q is shown: %s", text, shown)
 		}
 	}
 }
 
-func TestIndexRefused(t *testing.T) {
-	dir := t.TempDir()
-	for _, location := range []string{"", "/", "..", dir + "/", "http://host", "http://host/", "http://host/a%2Fb",
-		"http://ho st/x", "s3://bucket", "s3://bucket/x/", "s3+http://h/bucket"} {
-		if _, _, err := locate.Index(location, locate.Options{}); err == nil {
-			t.Errorf("Index(%q) succeeded", location)
+func TestParseRefused(t *testing.T) {
+	for text, want := range map[string]error{
+		"s3://b": nil, "s3+https://k:hush@h/bkt": nil, "s3+https://h/bkt?x=:hush": nil, "sftp://user:hush@host/path": nil,
+		"sftp://-hush@host/path": nil, "http:///hush": nil, "http://host:port/?:hush": nil, "https://user:hush@h:x/": nil,
+		"https://user:hush/x@h/": nil, "https://user:hush?x@h/": nil, "s3+https://user:hush#@h/b": nil, "sftp://user:hush/x@h/": nil,
+		"https://:hush%zz@h/": nil, "http://ho st/x": nil,
+		"gopher://host/?:hush": locate.ErrKind, "HTTP://host:port/?:hush": locate.ErrKind, "file:///etc?:hush": locate.ErrKind,
+	} {
+		l, err := locate.Parse(text)
+		if err == nil || want != nil && !errors.Is(err, want) || strings.Contains(err.Error(), ":hush") {
+			t.Errorf("Parse(%q) = %v, %v, want %v", text, l, err, want)
 		}
 	}
-	for _, location := range []string{dir + "/absent/x", "https://host/", dir + "/"} {
-		if _, _, err := locate.IndexBucket(location, locate.Options{}); err == nil {
-			t.Errorf("IndexBucket(%q) succeeded", location)
+}
+
+func TestFileRefused(t *testing.T) {
+	dir := t.TempDir()
+	for _, location := range []string{"", "/", "..", "-", dir + "/", "http://host", "http://host/", "http://host/a%2Fb",
+		"s3://bucket", "s3://bucket/x/", "s3+http://h/bucket", "sftp://host/", "sftp://host/x/"} {
+		if _, _, err := (locate.Access{}).File(parse(t, location)); err == nil {
+			t.Errorf("File(%q) succeeded", location)
 		}
+	}
+	for _, location := range []string{dir + "/absent/x", "https://host/", dir + "/", "-"} {
+		if _, _, err := (locate.Access{}).FileBucket(parse(t, location)); err == nil {
+			t.Errorf("FileBucket(%q) succeeded", location)
+		}
+	}
+	if _, _, err := (locate.Access{}).File(locate.Location{}); err == nil {
+		t.Error("File of no location succeeded")
+	}
+	if _, err := (locate.Access{}).Open(locate.Location{}); err == nil {
+		t.Error("Open of no location succeeded")
 	}
 }
 
 func TestDefaultStore(t *testing.T) {
+	t.Chdir("/tmp")
 	for index, want := range map[string]string{
-		"x.caibx":                          "default.castr",
+		"x.caibx":                          "/tmp/default.castr",
+		"-":                                "/tmp/default.castr",
 		"/srv/images/x.caibx":              "/srv/images/default.castr",
-		"../a b/x.caibx":                   "../a b/default.castr",
+		"../a b/x.caibx":                   "/a b/default.castr",
+		"/srv/a|b/x#y=z.caibx":             "/srv/a|b/default.castr",
+		`/srv/a\|b/x.caibx`:                `/srv/a\|b/default.castr`,
 		"http://host/x.caibx":              "http://host/default.castr",
 		"https://u:p@host:1/a%20b/x?sig=1": "https://u:p@host:1/a%20b/default.castr?sig=1",
 		"https://host/a%2Fb/x.caibx":       "https://host/a%2Fb/default.castr",
+		"https://host/a|b/x.caibx":         "https://host/a%7Cb/default.castr",
 		"s3://bucket/x.caibx":              "s3://bucket/default.castr",
 		"s3+http://h:1/bkt/a/x?region=r":   "s3+http://h:1/bkt/a/default.castr?region=r",
+		"sftp://me@h:22/~/a b/x":           "sftp://me@h:22/~/a%20b/default.castr",
 	} {
-		if got, err := locate.DefaultStore(index); got != want || err != nil {
-			t.Errorf("DefaultStore(%q) = %q, %v; want %q", index, got, err, want)
+		if got, err := parse(t, index).DefaultStore(); err != nil || locate.Secret(got) != want {
+			t.Errorf("DefaultStore of %q = %q, %v; want %q", index, locate.Secret(got), err, want)
 		}
 	}
-	if got, err := locate.DefaultStore("http://host/"); err == nil {
+	if got, err := parse(t, "http://host/").DefaultStore(); err == nil {
 		t.Errorf("DefaultStore of a directory = %q", got)
 	}
 }
 
-// FuzzLocations: whatever people write, it is split so that the parts lead back to it.
+// FuzzLocations: whatever people write, no secret of it is shown, and what is beside it is where it is.
 func FuzzLocations(f *testing.F) {
-	for _, seed := range []string{"x", "a/b", "http://h/a%2Fb/x?q#f", "s3://b/x", "https://h", "http://h/%00"} {
+	for _, seed := range []string{"x", "a/b", "http://h/a%2Fb/x?q#f", "s3://b/x", "https://h", "http://h/%00", "sftp://h/x",
+		"http://ab:cdefgh@h/x?ijklmn"} {
 		f.Add(seed)
 	}
-	f.Fuzz(func(t *testing.T, location string) {
-		got, err := locate.DefaultStore(location)
-		if err == nil && !strings.Contains(got, "default.castr") {
-			t.Errorf("DefaultStore(%q) = %q", location, got)
+	f.Fuzz(func(t *testing.T, text string) {
+		l, err := locate.Parse(text)
+		if err != nil {
+			return
+		}
+		if l.Remote() && strings.ContainsAny(l.String(), "?#") {
+			t.Errorf("%q is shown as %q", text, l)
+		}
+		_, name, err := l.Split()
+		if err != nil {
+			return
+		}
+		beside, err := l.Beside(name)
+		if err != nil || l.Remote() && beside.Sum() != l.Sum() && beside.String() != l.String() {
+			t.Errorf("beside %q is %q, %v", text, beside, err)
 		}
 	})
 }
 
-func TestGroup(t *testing.T) {
-	for location, want := range map[string][]string{
-		"dir":                        {"dir"},
+func TestParseGroup(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Mkdir(dir+"/a|b", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for text, want := range map[string][]string{
+		"/dir":                       {"/dir"},
 		"https://a/s|https://b/s|/c": {"https://a/s", "https://b/s", "/c"},
-		"a|":                         {"a", ""},
+		`/a\|b|/c\\|/d\x`:            {"/a|b", `/c\`, `/d\x`},
+		dir + "/a|b":                 {dir + "/a|b"},
 	} {
-		if got := locate.Group(location); !slices.Equal(got, want) {
-			t.Errorf("Group(%q) = %q, want %q", location, got, want)
+		group, err := locate.ParseGroup(text)
+		var got []string
+		for _, l := range group {
+			got = append(got, l.String())
+		}
+		if !slices.Equal(got, want) || err != nil {
+			t.Errorf("ParseGroup(%q) = %q, %v, want %q", text, got, err, want)
 		}
 	}
+	for _, text := range []string{"", "a|", "|", "a||b", "a|gopher://b"} {
+		if group, err := locate.ParseGroup(text); err == nil {
+			t.Errorf("ParseGroup(%q) = %v", text, group)
+		}
+	}
+}
+
+// TestSum: locations that differ in their secrets only are different ones.
+func TestSum(t *testing.T) {
+	t.Chdir("/tmp")
+	sum := func(text string) [32]byte { return parse(t, text).Sum() }
+	if sum("http://u:a@h/x") == sum("http://u:b@h/x") || sum("http://h/x?a") == sum("http://h/x?b") {
+		t.Error("different secrets have one sum")
+	}
+	if sum("x") != sum("/tmp/x") {
+		t.Error("one location has two sums")
+	}
+}
+
+func parse(t *testing.T, text string) locate.Location {
+	t.Helper()
+	l, err := locate.Parse(text)
+	if err != nil {
+		t.Fatalf("Parse(%q): %v", text, err)
+	}
+	return l
 }

@@ -31,6 +31,7 @@ type Location struct {
 	Region  string // "" is what the environment says, or what the server does
 	Lookup  Lookup
 	Profile string // in the shared credentials files; "" is the environment's
+	Slash   bool   // written with a slash at its end: a directory, in any case
 }
 
 var (
@@ -81,6 +82,7 @@ func parsePlace(u *url.URL) (l Location, err error) {
 		return l, fmt.Errorf("%q is not a bucket's name (3 to 63 letters, digits, dots and hyphens)", bucket)
 	}
 	l.Prefix = strings.TrimSuffix(strings.TrimPrefix(prefix, "/"), "/")
+	l.Slash = l.Prefix != "" && strings.HasSuffix(prefix, "/")
 	if l.Prefix != "" {
 		err = store.CheckName(l.Prefix)
 	}
@@ -153,29 +155,24 @@ func (l Location) url(name string) *url.URL {
 // key is the S3 name of an object.
 func (l Location) key(name string) string { return path.Join(l.Prefix, name) }
 
-// Split is the location of the directory that an object lies in, and its name there.
-func Split(location string) (dir, name string, err error) {
-	l, err := Parse(location)
-	if err != nil {
-		return "", "", err
-	}
-	if l.Prefix == "" || strings.HasSuffix(strings.SplitN(location, "?", 2)[0], "/") {
-		return "", "", fmt.Errorf("%s does not end in a file's name", l.url(""))
+// Split returns the location of the directory that an object lies in, and the object's name there.
+func (l Location) Split() (dir Location, name string, err error) {
+	if l.Prefix == "" || l.Slash {
+		return Location{}, "", fmt.Errorf("%s does not end in a file's name", l.url(""))
 	}
 	parent, name := path.Split(l.Prefix)
 	l.Prefix = strings.TrimSuffix(parent, "/")
-	return l.String(), name, nil
+	return l, name, nil
 }
 
-// Below is a location below another.
-func Below(location, name string) (string, error) {
-	l, err := Parse(location)
-	if err != nil {
-		return "", err
-	}
-	l.Prefix = l.key(name)
-	return l.String(), store.CheckName(l.Prefix)
+// Join returns the location of a name in the directory.
+func (l Location) Join(name string) Location {
+	l.Prefix, l.Slash = l.key(name), false
+	return l
 }
+
+// Public returns the location without its options.
+func (l Location) Public() string { return l.url("").String() }
 
 // printable is text from outside as it may be shown: of one line, and not long.
 func printable(text string) string {

@@ -1,6 +1,7 @@
 package s3_test
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -13,7 +14,7 @@ func TestParse(t *testing.T) {
 	for text, want := range map[string]s3.Location{
 		"s3://bucket":                 {Bucket: "bucket"},
 		"s3://bucket/":                {Bucket: "bucket"},
-		"s3://my.bucket/a/b/":         {Bucket: "my.bucket", Prefix: "a/b"},
+		"s3://my.bucket/a/b/":         {Bucket: "my.bucket", Prefix: "a/b", Slash: true},
 		"s3://bucket/a%20b/c%2Bd+é":   {Bucket: "bucket", Prefix: "a b/c+d+é"},
 		"s3://Legacy_Bucket/x":        {Bucket: "Legacy_Bucket", Prefix: "x"},
 		"s3+http://h:9000/bucket":     {Scheme: "http", Host: "h:9000", Bucket: "bucket"},
@@ -58,27 +59,35 @@ func TestKeysInLocation(t *testing.T) {
 	}
 }
 
-func TestSplitAndBelow(t *testing.T) {
+func TestSplitAndJoin(t *testing.T) {
 	for text, want := range map[string]string{
 		"s3://bucket/x.caibx":                    "s3://bucket x.caibx s3://bucket/y",
 		"s3://bucket/a%20b/x%2By?region=r-1":     "s3://bucket/a%20b?region=r-1 x+y s3://bucket/a%20b/y?region=r-1",
 		"s3+http://h/bucket/x?lookup=path":       "s3+http://h/bucket?lookup=path x s3+http://h/bucket/y?lookup=path",
 		"s3+http://h/bucket/a/b/%23?profile=%26": "s3+http://h/bucket/a/b?profile=%26 # s3+http://h/bucket/a/b/y?profile=%26",
 	} {
-		dir, name, err := s3.Split(text)
+		dir, name, err := parse(t, text).Split()
 		if err != nil {
-			t.Fatalf("Split(%q): %v", text, err)
+			t.Fatalf("Split of %q: %v", text, err)
 		}
-		below, err := s3.Below(dir, "y")
-		if got := dir + " " + name + " " + below; got != want || err != nil {
-			t.Errorf("Split and Below of %q = %q, %v, want %q", text, got, err, want)
-		}
-	}
-	for _, text := range []string{"s3://bucket", "s3://bucket/", "s3://bucket/a/", "s3+http://h/bucket", "s3://bucket?region=a/b", "x"} {
-		if dir, name, err := s3.Split(text); err == nil {
-			t.Errorf("Split(%q) = %q, %q", text, dir, name)
+		if got := fmt.Sprint(dir, " ", name, " ", dir.Join("y")); got != want {
+			t.Errorf("Split and Join of %q = %q, want %q", text, got, want)
 		}
 	}
+	for _, text := range []string{"s3://bucket", "s3://bucket/", "s3://bucket/a/", "s3+http://h/bucket"} {
+		if dir, name, err := parse(t, text).Split(); err == nil {
+			t.Errorf("Split of %q = %v, %q", text, dir, name)
+		}
+	}
+}
+
+func parse(t *testing.T, text string) s3.Location {
+	t.Helper()
+	l, err := s3.Parse(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
 }
 
 // FuzzLocation: what is accepted has one spelling that means the same, and a password is not accepted.
@@ -93,13 +102,11 @@ func FuzzLocation(f *testing.F) {
 			return
 		}
 		again, err := s3.Parse(l.String())
-		if err != nil || again != l {
+		if err != nil || again.Join("x") != l.Join("x") {
 			t.Errorf("Parse(%q) = %+v, but its String %q = %+v, %v", text, l, l, again, err)
 		}
-		if dir, name, err := s3.Split(text); err == nil {
-			if back, err := s3.Below(dir, name); err != nil || back != l.String() {
-				t.Errorf("Split(%q) = %q, %q, which lead to %q, %v", text, dir, name, back, err)
-			}
+		if dir, name, err := l.Split(); err == nil && dir.Join(name) != l {
+			t.Errorf("Split of %q = %v, %q, which lead to %v", text, dir, name, dir.Join(name))
 		}
 	})
 }

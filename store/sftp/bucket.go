@@ -41,7 +41,7 @@ const callsPerConnection = 64
 // Bucket keeps each object as a file of its name below a directory. Safe for concurrent use, also by other buckets
 // and programs in the same directory.
 type Bucket struct {
-	at    location
+	at    Location
 	o     Options
 	calls chan struct{} // under way
 	life  context.Context
@@ -64,11 +64,7 @@ var (
 // be one of ssh_config. A missing directory is like an empty one. Nothing is asked of the server yet.
 //
 // The connections stay open until Close, or until the program ends, however it ends.
-func New(location string, o Options) (*Bucket, error) {
-	at, err := parseLocation(location)
-	if err != nil {
-		return nil, err
-	}
+func New(at Location, o Options) (*Bucket, error) {
 	if o.Connections == 0 {
 		o.Connections = 4
 	}
@@ -93,13 +89,13 @@ func New(location string, o Options) (*Bucket, error) {
 }
 
 // String implements store.Reader.
-func (b *Bucket) String() string { return b.at.public }
+func (b *Bucket) String() string { return b.at.String() }
 
-func (b *Bucket) path(name string) string { return path.Join(b.at.dir, name) }
+func (b *Bucket) path(name string) string { return path.Join(b.at.dir(), name) }
 
 // shown is an object's location, for messages.
 func (b *Bucket) shown(name string) string {
-	return b.at.public + (&url.URL{Path: "/" + name}).EscapedPath()
+	return b.at.String() + (&url.URL{Path: "/" + name}).EscapedPath()
 }
 
 // call has use work on an object by some connection. It says in every error what was done to what.

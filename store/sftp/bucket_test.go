@@ -28,7 +28,11 @@ import (
 
 func open(t *testing.T, location string, o sftp.Options) *sftp.Bucket {
 	t.Helper()
-	b, err := sftp.New(location, o)
+	at, err := sftp.Parse(location)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := sftp.New(at, o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -470,9 +474,9 @@ func TestOptionInjection(t *testing.T) {
 	ran := filepath.Join(t.TempDir(), "ran")
 	t.Setenv("CAIRN_SSH", script(t, "touch "+ran))
 	for _, location := range []string{"sftp://-oProxyCommand=true/path", "sftp://-oProxyCommand=true@host/path"} {
-		if b, err := sftp.New(location, sftp.Options{}); err == nil {
-			t.Errorf("New(%q) succeeded", location)
-			_, _ = b.Stat(t.Context(), "x")
+		if at, err := sftp.Parse(location); err == nil {
+			t.Errorf("Parse(%q) succeeded", location)
+			_, _ = open(t, at.String(), sftp.Options{}).Stat(t.Context(), "x")
 		}
 	}
 	if _, err := os.Stat(ran); err == nil {
@@ -654,8 +658,9 @@ const aloneLocation = "CAIRN_TEST_SFTP_ALONE"
 
 // alone is the program that is killed: it says that it is connected, and stays.
 func alone() {
-	b, err := sftp.New(os.Getenv(aloneLocation), sftp.Options{})
-	if err == nil {
+	at, err := sftp.Parse(os.Getenv(aloneLocation))
+	b, newErr := sftp.New(at, sftp.Options{})
+	if err = errors.Join(err, newErr); err == nil {
 		_, err = b.Stat(context.Background(), "x")
 	}
 	fmt.Println(err)

@@ -53,7 +53,7 @@ var (
 )
 
 // dial starts an ssh and greets the server. ctx is the bucket's life.
-func dial(ctx context.Context, at location, o Options) (*conn, error) {
+func dial(ctx context.Context, at Location, o Options) (*conn, error) {
 	p, err := startProcess(o.Program, sshArgs(at, o))
 	if err != nil {
 		return nil, explainStart(o.Program, err)

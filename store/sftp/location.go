@@ -5,48 +5,39 @@ import (
 	"fmt"
 	"net/netip"
 	"net/url"
+	"path"
 	"strings"
 	"unicode"
 
 	"cairn/store"
 )
 
-// location is where a bucket is: a host as ssh_config knows it, and a directory there.
-type location struct {
+// Location is where a bucket is: a host as ssh_config knows it, and a directory there. It holds no secret.
+type Location struct {
 	user, host, port string // user and port may be empty: ssh_config's hold
-	dir              string // as the server takes it: absolute, or relative to the user's home
-	public           string // the location as it is shown; it never holds a password
+	path             string // as written, unescaped
 }
 
-// parseLocation reads sftp://[user@]host[:port]/path. A path below /~/ is relative to the user's home;
+// Parse reads sftp://[user@]host[:port]/path. A path below /~/ is relative to the user's home;
 // no path is the server's root.
 //
 // What ssh could take for an option, or its configuration (ProxyCommand with %h, Match exec) hand to a shell,
 // is refused here, before anything is run.
-func parseLocation(text string) (location, error) {
+func Parse(text string) (Location, error) {
 	u, err := store.ParseURL(text)
 	if err != nil {
-		return location{}, err
+		return Location{}, err
 	}
-	l := location{user: u.User.Username(), host: u.Hostname(), port: u.Port()}
-	shown := &url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path, RawPath: u.RawPath}
-	if l.user != "" {
-		shown.User = url.User(l.user)
-	}
-	l.public = strings.TrimRight(shown.String(), "/")
-	if err := l.check(u); err != nil {
-		return location{}, err
-	}
-	l.dir, err = directory(u.Path)
-	return l, err
+	l := Location{user: u.User.Username(), host: u.Hostname(), port: u.Port(), path: u.Path}
+	return l, l.check(u)
 }
 
-func (l location) check(u *url.URL) error {
+func (l Location) check(u *url.URL) error {
 	if _, has := u.User.Password(); has {
 		return errors.New("a password in an sftp location would be seen by all: use a key, an agent or ~/.ssh/config")
 	}
 	if u.Scheme != "sftp" || u.RawQuery != "" || u.Fragment != "" {
-		return fmt.Errorf("%s is not sftp://[user@]host[:port]/path alone", l.public)
+		return fmt.Errorf("%s is not sftp://[user@]host[:port]/path alone", l)
 	}
 	if !validHost(l.host) {
 		return fmt.Errorf("%q is not a host's name", l.host)
@@ -54,7 +45,52 @@ func (l location) check(u *url.URL) error {
 	if u.User != nil && !validUser(l.user) {
 		return fmt.Errorf("%q is not a user's name", l.user)
 	}
+	if strings.ContainsRune(l.path, 0) {
+		return fmt.Errorf("%q is not a path", l.path)
+	}
 	return nil
+}
+
+// String returns the location as it is written, in its one spelling.
+func (l Location) String() string {
+	u := &url.URL{Scheme: "sftp", Host: l.host, Path: strings.TrimRight(l.path, "/")}
+	if strings.Contains(l.host, ":") {
+		u.Host = "[" + l.host + "]"
+	}
+	if l.port != "" {
+		u.Host += ":" + l.port
+	}
+	if l.user != "" {
+		u.User = url.User(l.user)
+	}
+	return u.String()
+}
+
+// Split returns the location of the directory that an object lies in, and the object's name there.
+func (l Location) Split() (dir Location, name string, err error) {
+	parent, name := path.Split(l.path)
+	if store.CheckName(name) != nil {
+		return Location{}, "", fmt.Errorf("%s does not end in a file's name", l)
+	}
+	l.path = strings.TrimRight(parent, "/")
+	return l, name, nil
+}
+
+// Join returns the location of a name in the directory.
+func (l Location) Join(name string) Location {
+	l.path = strings.TrimRight(l.path, "/") + "/" + name
+	return l
+}
+
+// dir is the directory as the server takes it: absolute, or relative to the user's home.
+func (l Location) dir() string {
+	if strings.TrimRight(l.path, "/") == "/~" {
+		return "."
+	}
+	if below, home := strings.CutPrefix(l.path, "/~/"); home {
+		return "./" + strings.Trim(below, "/")
+	}
+	return "/" + strings.Trim(l.path, "/")
 }
 
 // validHost takes names, addresses and what people call a Host in ssh_config.
@@ -75,17 +111,4 @@ func validUser(user string) bool {
 		return unicode.IsControl(r) || unicode.IsSpace(r) || strings.ContainsRune("'`\"$;&<>|(){}", r)
 	}
 	return user != "" && user[0] != '-' && !strings.HasSuffix(user, `\`) && !strings.ContainsFunc(user, odd)
-}
-
-func directory(path string) (string, error) {
-	switch {
-	case strings.ContainsRune(path, 0):
-		return "", fmt.Errorf("%q is not a path", path)
-	case path == "/~":
-		return ".", nil
-	}
-	if below, home := strings.CutPrefix(path, "/~/"); home {
-		return "./" + strings.Trim(below, "/"), nil
-	}
-	return "/" + strings.Trim(path, "/"), nil
 }

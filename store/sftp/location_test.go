@@ -8,18 +8,52 @@ import (
 )
 
 func TestLocation(t *testing.T) {
-	for text, want := range map[string]location{
-		"sftp://host/srv/images":           {"", "host", "", "/srv/images", "sftp://host/srv/images"},
-		"sftp://me@host:2222/srv/":         {"me", "host", "2222", "/srv", "sftp://me@host:2222/srv"},
-		"sftp://host":                      {"", "host", "", "/", "sftp://host"},
-		"sftp://host/":                     {"", "host", "", "/", "sftp://host"},
-		"sftp://host/~":                    {"", "host", "", ".", "sftp://host/~"},
-		"sftp://host/~/images/v2":          {"", "host", "", "./images/v2", "sftp://host/~/images/v2"},
-		"sftp://[fe80::1%25eth0]:22/a%20b": {"", "fe80::1%eth0", "22", "/a b", "sftp://[fe80::1%25eth0]:22/a%20b"},
-		"sftp://DOM%5Cme@build_host.x/p":   {`DOM\me`, "build_host.x", "", "/p", "sftp://DOM%5Cme@build_host.x/p"},
+	for text, want := range map[string]struct {
+		at         Location
+		dir, shown string
+	}{
+		"sftp://host/srv/images":           {Location{"", "host", "", "/srv/images"}, "/srv/images", "sftp://host/srv/images"},
+		"sftp://me@host:2222/srv/":         {Location{"me", "host", "2222", "/srv/"}, "/srv", "sftp://me@host:2222/srv"},
+		"sftp://host":                      {Location{"", "host", "", ""}, "/", "sftp://host"},
+		"sftp://host/":                     {Location{"", "host", "", "/"}, "/", "sftp://host"},
+		"sftp://host/~":                    {Location{"", "host", "", "/~"}, ".", "sftp://host/~"},
+		"sftp://host/~/":                   {Location{"", "host", "", "/~/"}, ".", "sftp://host/~"},
+		"sftp://host/~/images/v2":          {Location{"", "host", "", "/~/images/v2"}, "./images/v2", "sftp://host/~/images/v2"},
+		"sftp://[fe80::1%25eth0]:22/a%20b": {Location{"", "fe80::1%eth0", "22", "/a b"}, "/a b", "sftp://[fe80::1%25eth0]:22/a%20b"},
+		"sftp://DOM%5Cme@build_host.x/p":   {Location{`DOM\me`, "build_host.x", "", "/p"}, "/p", "sftp://DOM%5Cme@build_host.x/p"},
 	} {
-		if got, err := parseLocation(text); got != want || err != nil {
-			t.Errorf("parseLocation(%q) = %+v, %v; want %+v", text, got, err, want)
+		if got, err := Parse(text); got != want.at || err != nil || got.dir() != want.dir || got.String() != want.shown {
+			t.Errorf("Parse(%q) = %+v, %v: %q in %q; want %+v", text, got, err, got, got.dir(), want)
+		}
+	}
+}
+
+// TestSplitAndJoin: what Split parts, Join puts together.
+func TestSplitAndJoin(t *testing.T) {
+	for text, want := range map[string]string{
+		"sftp://host/x.caibx":         "sftp://host x.caibx",
+		"sftp://me@host/a%20b/x%25":   "sftp://me@host/a%20b x%",
+		"sftp://host:2/~/images/x":    "sftp://host:2/~/images x",
+		"sftp://host/~/x":             "sftp://host/~ x",
+		"sftp://[::1]:22/srv/x.caibx": "sftp://[::1]:22/srv x.caibx",
+	} {
+		l, err := Parse(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		dir, name, err := l.Split()
+		if got := dir.String() + " " + name; got != want || err != nil {
+			t.Errorf("Split of %q = %q, %v; want %q", text, got, err, want)
+		}
+		if got := dir.Join(name); got != l {
+			t.Errorf("%q is joined again as %v", text, got)
+		}
+	}
+	for _, text := range []string{"sftp://host", "sftp://host/", "sftp://host/srv/", "sftp://host/.."} {
+		if l, err := Parse(text); err != nil {
+			t.Fatal(err)
+		} else if dir, name, err := l.Split(); err == nil {
+			t.Errorf("Split of %q = %v, %q", text, dir, name)
 		}
 	}
 }
@@ -37,15 +71,15 @@ var hostile = []string{
 
 func TestLocationRefused(t *testing.T) {
 	for _, text := range hostile {
-		if got, err := parseLocation(text); err == nil || strings.Contains(err.Error(), "hush") {
-			t.Errorf("parseLocation(%q) = %+v, %v; want an error that tells no secret", text, got, err)
+		if got, err := Parse(text); err == nil || strings.Contains(err.Error(), "hush") {
+			t.Errorf("Parse(%q) = %+v, %v; want an error that tells no secret", text, got, err)
 		}
 	}
 }
 
 // TestArguments: options end before the host, and what the location does not say is left to ssh_config.
 func TestArguments(t *testing.T) {
-	at, err := parseLocation("sftp://host/p")
+	at, err := Parse("sftp://host/p")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -74,13 +108,13 @@ func FuzzLocation(f *testing.F) {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
-		at, err := parseLocation(text)
+		at, err := Parse(text)
 		if err != nil {
 			return
 		}
-		again, err := parseLocation(at.public)
-		if err != nil || again != at {
-			t.Errorf("%q is shown as %q, which is %+v, %v, not %+v", text, at.public, again, err, at)
+		again, err := Parse(at.String())
+		if err != nil || again.String() != at.String() || again.dir() != at.dir() {
+			t.Errorf("%q is shown as %q, which is %+v, %v, not %+v", text, at, again, err, at)
 		}
 		args := sshArgs(at, Options{Patience: time.Second})
 		host := slices.Index(args, "--") + 1

@@ -76,7 +76,7 @@ func (p *process) end() {
 }
 
 // sshArgs asks for SFTP on a host. Nothing can make ssh wait for a person, and options end before the host.
-func sshArgs(at location, o Options) []string {
+func sshArgs(at Location, o Options) []string {
 	seconds := int(max(1, o.Patience/time.Second))
 	args := []string{
 		"-oBatchMode=yes", "-oControlMaster=no", "-oForwardX11=no", "-oForwardAgent=no", "-oClearAllForwardings=yes",

@@ -20,7 +20,7 @@ type Bucket struct{ *Reader }
 var _ store.Bucket = (*Bucket)(nil)
 
 // NewBucket is New for a location that is written too.
-func NewBucket(base string, o Options) (*Bucket, error) {
+func NewBucket(base Location, o Options) (*Bucket, error) {
 	r, err := New(base, o)
 	if err != nil {
 		return nil, err

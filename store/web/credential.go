@@ -35,9 +35,9 @@ func FromText(form Form, host, text string) (*Credential, error) {
 	return &Credential{host: host, fixed: fixed}, nil
 }
 
-// FromFile is a credential that a file holds. It is read again when the file has changed, and when the server
+// FromFile is a credential that a file holds, read with a reader; nil is one of its own. The file is read again when the file has changed, and when the server
 // does not take it any more; while it cannot be read, what it held before is sent.
-func FromFile(form Form, host, path string) (*Credential, error) {
+func FromFile(r *rotate.Reader, form Form, host, path string) (*Credential, error) {
 	parse := func(texts [][]byte) (http.Header, error) {
 		header, err := form(string(texts[0]))
 		if err != nil {
@@ -45,7 +45,7 @@ func FromFile(form Form, host, path string) (*Credential, error) {
 		}
 		return header, nil
 	}
-	file, err := rotate.Open(parse, path)
+	file, err := rotate.Open(r, parse, path)
 	if err != nil {
 		return nil, err
 	}

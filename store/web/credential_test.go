@@ -156,7 +156,7 @@ func TestPlainHTTP(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = web.New(url, web.Options{Credentials: []*web.Credential{own}})
+	_, err = web.New(parse(t, url), web.Options{Credentials: []*web.Credential{own}})
 	if err == nil || !strings.Contains(err.Error(), "plain http") || strings.Contains(err.Error(), token) {
 		t.Errorf("New with credentials for just this server = %v, want a refusal", err)
 	}
@@ -164,13 +164,13 @@ func TestPlainHTTP(t *testing.T) {
 
 func TestCredentialFileRefused(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "token")
-	if _, err := web.FromFile(web.Bearer, "", path); err == nil {
+	if _, err := web.FromFile(nil, web.Bearer, "", path); err == nil {
 		t.Error("FromFile of an absent file succeeded")
 	}
 	if err := os.WriteFile(path, []byte("two words"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	_, err := web.FromFile(web.Bearer, "", path)
+	_, err := web.FromFile(nil, web.Bearer, "", path)
 	if err == nil || !strings.Contains(err.Error(), path) || strings.Contains(err.Error(), "two words") {
 		t.Errorf("FromFile = %v, want the path in it, and not the text", err)
 	}

@@ -72,7 +72,7 @@ func wantsCertificate(a *storetest.Authority) string {
 
 func trusting(t *testing.T, files trust.Files) web.Options {
 	t.Helper()
-	config, err := files.Config()
+	config, err := files.Config(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -240,7 +240,7 @@ func TestTokenRotates(t *testing.T) {
 	writeFile(t, filepath.Join(dir, "x"), "data")
 	url := storetest.Nginx(t, dir, `location / { auth_request /auth; `+storetest.WebDAV+` }
 		location = /auth { internal; proxy_pass `+authority+`; proxy_pass_request_body off; proxy_set_header Content-Length ""; }`)
-	c, err := web.FromFile(web.Bearer, "", path)
+	c, err := web.FromFile(nil, web.Bearer, "", path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -330,9 +330,18 @@ func deadURL(url string) string {
 	return url[:at] + ":1/" + path
 }
 
+func parse(t *testing.T, text string) web.Location {
+	t.Helper()
+	l, err := web.Parse(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
 func newReader(t *testing.T, base string, o web.Options) *web.Reader {
 	t.Helper()
-	r, err := web.New(base, o)
+	r, err := web.New(parse(t, base), o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -341,7 +350,7 @@ func newReader(t *testing.T, base string, o web.Options) *web.Reader {
 
 func newBucket(t *testing.T, base string, o web.Options) *web.Bucket {
 	t.Helper()
-	b, err := web.NewBucket(base, o)
+	b, err := web.NewBucket(parse(t, base), o)
 	if err != nil {
 		t.Fatal(err)
 	}

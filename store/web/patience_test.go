@@ -13,7 +13,11 @@ func TestPatienceIsDocumented(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, err := New("http://images.example.com", Options{})
+	base, err := Parse("http://images.example.com")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := New(base, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

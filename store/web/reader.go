@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
-	"strings"
 	"time"
 
 	"cairn/internal/transfer"
@@ -40,31 +39,25 @@ type Reader struct {
 
 var _ store.Reader = (*Reader)(nil)
 
-// New reads below base, an http or https URL. Its query goes with every request (pre-signed URLs), and its
+// New reads below base. Its query goes with every request (pre-signed URLs), and its
 // user and password are sent as basic authentication; neither appears in String or in an error. Redirects are
 // followed, but none of these, no credential and no client certificate goes with them to another origin, and
 // they never lead from https to http. Nothing is asked of the server yet.
-func New(base string, o Options) (*Reader, error) {
-	u, err := store.ParseURL(base)
-	if err != nil {
-		return nil, err
-	}
-	if u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
-		return nil, fmt.Errorf("%s is not an http or https URL with a host", public(u))
-	}
+func New(base Location, o Options) (*Reader, error) {
 	if o.Connections == 0 {
 		o.Connections = 64
 	}
 	if o.Patience == 0 {
 		o.Patience = 30 * time.Second
 	}
-	keys, err := keysFor(u, o.Credentials)
+	keys, err := keysFor(base.url(), o.Credentials)
 	if err != nil {
 		return nil, err
 	}
+	u := *base.url()
 	u.User = nil
 	own, foreign := transports(o)
-	return &Reader{base: u, own: own, foreign: foreign, keys: keys, patience: o.Patience}, nil
+	return &Reader{base: &u, own: own, foreign: foreign, keys: keys, patience: o.Patience}, nil
 }
 
 // transports are the ways to the base's origin and to all others.
@@ -96,18 +89,8 @@ func checkProxy(_ context.Context, proxy *url.URL, _ *http.Request, answer *http
 // String implements store.Reader.
 func (r *Reader) String() string { return public(r.base) }
 
-// public is a URL without what may be secret.
-func public(u *url.URL) string {
-	return (&url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path, RawPath: u.RawPath}).String()
-}
-
 // url is the address of an object.
-func (r *Reader) url(name string) *url.URL {
-	u := *r.base
-	u.Path = strings.TrimSuffix(r.base.Path, "/") + "/" + name
-	u.RawPath = strings.TrimSuffix(r.base.EscapedPath(), "/") + "/" + (&url.URL{Path: name}).EscapedPath()
-	return &u
-}
+func (r *Reader) url(name string) *url.URL { return hide(r.base).Join(name).url() }
 
 // Read implements store.Reader.
 func (r *Reader) Read(ctx context.Context, name string, dst []byte, limit int64) (out []byte, err error) {

@@ -337,16 +337,16 @@ func TestErrorsKeepSecrets(t *testing.T) {
 			t.Errorf("%s: Read of %v = %v", name, r, err)
 		}
 	}
-	_, err := web.New("http://user:hush@bad host/", web.Options{})
+	_, err := web.Parse("http://user:hush@bad host/")
 	if err == nil || strings.Contains(err.Error(), "hush") {
-		t.Errorf("New = %v", err)
+		t.Errorf("Parse = %v", err)
 	}
 }
 
 func TestBadBase(t *testing.T) {
 	for _, base := range []string{"", "/path", "ftp://host/", "http:///path", "http://%zz", "https:host/path"} {
-		if _, err := web.New(base, web.Options{}); err == nil {
-			t.Errorf("New(%q) succeeded", base)
+		if _, err := web.Parse(base); err == nil {
+			t.Errorf("Parse(%q) succeeded", base)
 		}
 	}
 }

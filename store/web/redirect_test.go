@@ -178,7 +178,7 @@ func TestSlowRedirect(t *testing.T) {
 		http.NewResponseController(w).Flush()
 		<-r.Context().Done()
 	})
-	r, err := web.New(base, impatient)
+	r, err := web.New(parse(t, base), impatient)
 	if err != nil {
 		t.Fatal(err)
 	}

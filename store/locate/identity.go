@@ -1,0 +1,63 @@
+package locate
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+
+	"cairn/internal/rotate"
+	"cairn/internal/trust"
+	"cairn/store/web"
+)
+
+// TokenVariable is the environment variable that a token may come from. Unlike a flag, a variable is not shown to
+// other users.
+const TokenVariable = "CAIRN_BEARER_TOKEN"
+
+// Identity names what authenticates a process to servers, and the servers to it. The zero value is no credentials and
+// the system's authorities.
+type Identity struct {
+	TLS                    trust.Files
+	Token                  string   // of TokenVariable: a bearer token for all https servers; "" is none
+	Bearer, Basic, Headers []string // [HOST=]FILE
+}
+
+// Access reads the files. A process calls it once, with one reader: a file that can be read only once serves every
+// location, and a regular file is read again when it is replaced.
+func (i Identity) Access(r *rotate.Reader) (Access, error) {
+	var a Access
+	var err error
+	if a.TLS, err = i.TLS.Config(r); err != nil {
+		return a, err
+	}
+	if i.Token != "" {
+		c, err := web.FromText(web.Bearer, "", i.Token)
+		if err != nil {
+			return a, fmt.Errorf("%s: %w", TokenVariable, err)
+		}
+		a.Web.Credentials = append(a.Web.Credentials, c)
+	}
+	for _, kind := range []struct {
+		form  func(string) (http.Header, error)
+		files []string
+	}{{web.Bearer, i.Bearer}, {web.Basic, i.Basic}, {web.Headers, i.Headers}} {
+		for _, text := range kind.files {
+			host, file := splitHost(text)
+			c, err := web.FromFile(r, kind.form, host, file)
+			if err != nil {
+				return a, fmt.Errorf("reading credentials: %w", err)
+			}
+			a.Web.Credentials = append(a.Web.Credentials, c)
+		}
+	}
+	return a, nil
+}
+
+// splitHost parts [HOST=]FILE. Text with a slash is not a host.
+func splitHost(text string) (host, file string) {
+	host, file, ok := strings.Cut(text, "=")
+	if !ok || strings.Contains(host, "/") {
+		return "", text
+	}
+	return host, file
+}

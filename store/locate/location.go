@@ -1,0 +1,230 @@
+package locate
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+
+	"cairn/internal/escape"
+	"cairn/store"
+	"cairn/store/s3"
+	"cairn/store/sftp"
+	"cairn/store/web"
+)
+
+// Location is where a file or a store lies: a local path, a stream (stdin or stdout), a URL, an S3 or an SFTP
+// location. Parse makes one of text that a user wrote, once; every other location is derived from one. A Location
+// shows no secret: not as a string, not with any verb of fmt, not in JSON. The zero value is no location.
+type Location struct{ at place }
+
+// place is one kind of location. Implementations hold secrets behind pointers only, so that fmt cannot reach them.
+type place interface {
+	fmt.Stringer // without secrets
+	secret() string
+	split() (dir place, name string, err error)
+	join(name string) place
+}
+
+// Parse reads a location as users write it: - for stdin or stdout, a scheme and :// for a server, else a path. An
+// unknown scheme is ErrKind. Its errors hold no secret.
+func Parse(text string) (Location, error) {
+	switch scheme := schemeOf(text); scheme {
+	case "":
+		if text == "-" {
+			return Location{stream{}}, nil
+		}
+		return Path(text), nil
+	case "http", "https":
+		l, err := web.Parse(text)
+		return location(webPlace{l}, err)
+	case "s3", "s3+http", "s3+https":
+		l, err := s3.Parse(text)
+		return location(s3Place{l}, err)
+	case "sftp":
+		l, err := sftp.Parse(text)
+		return location(sftpPlace{l}, err)
+	default:
+		return Location{}, fmt.Errorf("%w %s:// (a path, http, https, s3, s3+http, s3+https or sftp)", ErrKind, scheme)
+	}
+}
+
+func location(p place, err error) (Location, error) {
+	if err != nil {
+		return Location{}, err
+	}
+	return Location{p}, nil
+}
+
+// Path returns the location of a local file or directory, whatever characters its path has.
+func Path(path string) Location { return Location{localPath(path)} }
+
+// ErrKind means that no backend knows a location's scheme.
+var ErrKind = errors.New("unknown kind of location")
+
+// ParseGroup reads the locations of stores that stand in for each other, A|B|C. Most groups have a single one. A path
+// that exists as it is written is that path; elsewhere \| is a | within a path.
+func ParseGroup(text string) ([]Location, error) {
+	parts := escape.Split(text, '|')
+	if schemeOf(text) == "" && exists(text) {
+		parts = []string{text}
+	}
+	var group []Location
+	for _, part := range parts {
+		if part == "" {
+			return nil, errors.New("a location is empty")
+		}
+		l, err := Parse(part)
+		if err != nil {
+			return nil, err
+		}
+		group = append(group, l)
+	}
+	return group, nil
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+// String returns the location as it may be shown: a URL without its user, password, query and fragment.
+func (l Location) String() string {
+	if l.at == nil {
+		return ""
+	}
+	return l.at.String()
+}
+
+// GoString is String: %#v shows no more.
+func (l Location) GoString() string { return l.String() }
+
+// MarshalText is String, for JSON and logs.
+func (l Location) MarshalText() ([]byte, error) { return []byte(l.String()), nil }
+
+// IsZero reports whether there is no location.
+func (l Location) IsZero() bool { return l.at == nil }
+
+// IsStream reports whether the location is stdin or stdout.
+func (l Location) IsStream() bool { return l.at == stream{} }
+
+// Remote reports whether the location is reached over a network.
+func (l Location) Remote() bool {
+	_, isPath := l.at.(localPath)
+	return l.at != nil && !isPath && !l.IsStream()
+}
+
+// Local returns the path of a location that is one.
+func (l Location) Local() (path string, ok bool) {
+	p, ok := l.at.(localPath)
+	return string(p), ok
+}
+
+// Sum identifies the location, its secrets included: two locations have the same sum if they are the same. It may be
+// kept and shown.
+func (l Location) Sum() [sha256.Size]byte {
+	if l.at == nil {
+		return [sha256.Size]byte{}
+	}
+	return sha256.Sum256([]byte(l.at.secret()))
+}
+
+// Split returns the location of the directory that a file lies in, and the file's name there.
+func (l Location) Split() (dir Location, name string, err error) {
+	if l.at == nil {
+		return Location{}, "", errors.New("no location")
+	}
+	at, name, err := l.at.split()
+	return Location{at}, name, err
+}
+
+// Beside returns the location of another file in the same directory. The query of a URL stays, since it may hold
+// what opens the directory. Beside a stream is the working directory.
+func (l Location) Beside(name string) (Location, error) {
+	if l.IsStream() {
+		return Path(name), nil
+	}
+	dir, _, err := l.Split()
+	if err != nil {
+		return Location{}, err
+	}
+	return Location{dir.at.join(name)}, nil
+}
+
+// DefaultStore returns the store of an index for which none is named: default.castr beside it, as casync has it.
+func (l Location) DefaultStore() (Location, error) { return l.Beside("default.castr") }
+
+// stream is stdin or stdout.
+type stream struct{}
+
+func (stream) String() string                { return "-" }
+func (stream) secret() string                { return "-" }
+func (stream) join(name string) place        { return localPath(name) }
+func (stream) split() (place, string, error) { return nil, "", errors.New("a stream has no name") }
+
+// localPath is a path on this machine.
+type localPath string
+
+func (p localPath) String() string { return string(p) }
+
+// secret is the absolute path: one directory has one sum, wherever the process was started.
+func (p localPath) secret() string {
+	if abs, err := filepath.Abs(string(p)); err == nil {
+		return abs
+	}
+	return string(p)
+}
+
+func (p localPath) join(name string) place { return localPath(filepath.Join(string(p), name)) }
+
+func (p localPath) split() (place, string, error) {
+	if strings.HasSuffix(string(p), "/") {
+		return nil, "", fmt.Errorf("%q is a directory's name, not a file's", string(p))
+	}
+	name := filepath.Base(string(p))
+	return localPath(filepath.Dir(string(p))), name, store.CheckName(name)
+}
+
+type webPlace struct{ web.Location }
+
+func (p webPlace) secret() string         { return p.Secret() }
+func (p webPlace) join(name string) place { return webPlace{p.Join(name)} }
+
+func (p webPlace) split() (place, string, error) {
+	dir, name, err := p.Split()
+	return webPlace{dir}, name, err
+}
+
+type s3Place struct{ s3.Location }
+
+func (p s3Place) String() string         { return p.Public() }
+func (p s3Place) secret() string         { return p.Location.String() }
+func (p s3Place) join(name string) place { return s3Place{p.Join(name)} }
+
+func (p s3Place) split() (place, string, error) {
+	dir, name, err := p.Split()
+	return s3Place{dir}, name, err
+}
+
+type sftpPlace struct{ sftp.Location }
+
+func (p sftpPlace) secret() string         { return p.String() }
+func (p sftpPlace) join(name string) place { return sftpPlace{p.Join(name)} }
+
+func (p sftpPlace) split() (place, string, error) {
+	dir, name, err := p.Split()
+	return sftpPlace{dir}, name, err
+}
+
+var schemePattern = regexp.MustCompile(`^([A-Za-z][A-Za-z0-9+.-]*)://`)
+
+// schemeOf returns the text before "://" as it is written, or "" for a path.
+func schemeOf(location string) string {
+	if m := schemePattern.FindStringSubmatch(location); m != nil {
+		return m[1]
+	}
+	return ""
+}

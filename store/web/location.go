@@ -1,0 +1,65 @@
+package web
+
+import (
+	"fmt"
+	"net/url"
+	"strings"
+
+	"cairn/store"
+)
+
+// Location is the http or https URL of a directory or an object. Its user, password, query and fragment may be
+// secret: String leaves them out. The zero value is no location.
+type Location struct {
+	whole **url.URL // never changed; behind two pointers, since some verbs of fmt look behind one
+}
+
+func hide(u *url.URL) Location { return Location{&u} }
+
+func (l Location) url() *url.URL { return *l.whole }
+
+// Parse reads a URL. Its errors hold no secret.
+func Parse(text string) (Location, error) {
+	u, err := store.ParseURL(text)
+	if err != nil {
+		return Location{}, err
+	}
+	if u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
+		return Location{}, fmt.Errorf("%s is not an http or https URL with a host", public(u))
+	}
+	return hide(u), nil
+}
+
+// String returns the URL without its user, password, query and fragment.
+func (l Location) String() string { return public(l.url()) }
+
+// Secret returns the whole URL. It is for comparing and hashing, never for showing.
+func (l Location) Secret() string { return l.url().String() }
+
+// Split returns the location of the directory that an object lies in, and the object's name there. The query stays
+// with the directory, since it may hold a signature.
+func (l Location) Split() (dir Location, name string, err error) {
+	full := l.url().EscapedPath()
+	cut := strings.LastIndex(full, "/")
+	name, err = url.PathUnescape(full[cut+1:])
+	if err != nil || strings.Contains(name, "/") || store.CheckName(name) != nil {
+		return Location{}, "", fmt.Errorf("the path of a URL, %q, does not end in a file's name", full)
+	}
+	u := *l.url()
+	u.RawPath = full[:max(cut, 0)]
+	u.Path, err = url.PathUnescape(u.RawPath)
+	return hide(&u), name, err
+}
+
+// Join returns the location of a name in the directory. The query stays.
+func (l Location) Join(name string) Location {
+	u := *l.url()
+	u.Path = strings.TrimSuffix(l.url().Path, "/") + "/" + name
+	u.RawPath = strings.TrimSuffix(l.url().EscapedPath(), "/") + "/" + (&url.URL{Path: name}).EscapedPath()
+	return hide(&u)
+}
+
+// public is a URL without what may be secret.
+func public(u *url.URL) string {
+	return (&url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path, RawPath: u.RawPath}).String()
+}
