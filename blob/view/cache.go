@@ -15,11 +15,10 @@ import (
 
 // Limits of a Cache. The zero value of a field is its default.
 type Limits struct {
-	Bytes   int64             // of chunks that are kept or being fetched; default 64 MiB. One is always kept
-	Fetches int               // chunks asked at once of a source that has no number of its own, as far as Bytes has room; default 64
-	Disk    *imagecache.Dir   // where chunks of other images may be found; may be nil
-	Log     *slog.Logger      // hears of stores that do not answer; nil is nobody
-	Held    func(HeldRequest) // is told of each request that the store failed and that is tried again; may be nil
+	Bytes   int64           // of chunks that are kept or being fetched; default 64 MiB. One is always kept
+	Fetches int             // chunks asked at once of a source that has no number of its own, as far as Bytes has room; default 64
+	Disk    *imagecache.Dir // where chunks of other images may be found; may be nil
+	Log     *slog.Logger    // hears of stores that do not answer; nil is nobody
 }
 
 // Cache gets chunks, each once however many ask for it at the same time, and keeps what was used last.

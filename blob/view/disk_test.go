@@ -355,14 +355,8 @@ func TestHold(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		image := testimages.Random(1, 100_000)
 		x, from := index(t, image), holding(t, image)
-		var mu sync.Mutex
-		var held []HeldRequest
 		var said bytes.Buffer // the handler locks it, and all have ended when it is read
-		cache := NewCache(t.Context(), Limits{Log: slog.New(slog.NewTextHandler(&said, nil)), Held: func(h HeldRequest) {
-			mu.Lock()
-			defer mu.Unlock()
-			held = append(held, h)
-		}})
+		cache := NewCache(t.Context(), Limits{Log: slog.New(slog.NewTextHandler(&said, nil))})
 		defer cache.Close()
 		v := New(x, cache.Source(from, 0), Options{Name: "root", Hold: time.Minute})
 		from.outage(x, store.ErrUnavailable)
@@ -377,18 +371,13 @@ func TestHold(t *testing.T) {
 			if s := v.Stats(); len(s.Waiting) != 1 || s.Waiting[0].Chunk != x.At(0) || s.Waiting[0].Err == nil {
 				t.Errorf("Stats tell of waiting for %+v, want the first chunk", s.Waiting)
 			}
-			mu.Lock()
-			defer mu.Unlock()
-			if len(held) == 0 || held[0].Chunk != x.At(0) || held[0].Image != "root" || !errors.Is(held[0].Err, store.ErrUnavailable) {
-				t.Errorf("told was %+v", held)
-			}
 		}()
 		checkRead(t, v, image, make([]byte, 10), 0)
 		if took := time.Since(start); took < 50*time.Second || took > 56*time.Second {
 			t.Errorf("a read beside an outage of 50s took %v", took)
 		}
 		if text := said.String(); strings.Count(text, "reads wait for the store") != 2 || !strings.Contains(text, "answers again") ||
-			!strings.Contains(text, x.At(0).Digest.String()) {
+			!strings.Contains(text, "image=root chunk="+x.At(0).Digest.String()+" offset=0 waited=0s error=") {
 			t.Errorf("the log says:\n%s", text)
 		}
 		from.outage(x, store.ErrUnavailable)
@@ -433,6 +422,56 @@ func TestPrefetchInOutage(t *testing.T) {
 		synctest.Wait()
 		checkResident(t, v, image, 0, len(image))
 	})
+}
+
+// TestSlowFetch: while a read waits for a fetch that takes long, nothing is fetched that nobody waits for, whether the
+// log tells of it or has told of another just now.
+func TestSlowFetch(t *testing.T) {
+	for _, logged := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			image := testimages.Random(1, 300_000)
+			x, from := index(t, image), holding(t, image)
+			from.latency = 10 * time.Second
+			var said bytes.Buffer
+			v := open(t, x, from, Limits{Log: slog.New(slog.NewTextHandler(&said, nil))})
+			if !logged {
+				v.source.told = time.Now()
+			}
+			go checkRead(t, v, image, make([]byte, 1), 0)
+			time.Sleep(slowFetch + time.Second)
+			if err := v.Prefetch(t.Context(), 100_000, 100_000); err != nil {
+				t.Error(err)
+			}
+			synctest.Wait()
+			if all, _ := from.asked(); all != 1 {
+				t.Errorf("logged %v: %d requests beside a slow one", logged, all-1)
+			}
+			time.Sleep(from.latency)
+			synctest.Wait()
+			if all, _ := from.asked(); all < 3 {
+				t.Errorf("logged %v: %d requests when the store has answered", logged, all)
+			}
+			if got := strings.Contains(said.String(), "reads wait for the store"); got != logged {
+				t.Errorf("logged: %v, want %v", got, logged)
+			}
+			time.Sleep(time.Minute)
+		})
+	}
+}
+
+// TestLogWaitDecidesNothing: what the log says of a wait leaves what is fetched as it was.
+func TestLogWaitDecidesNothing(t *testing.T) {
+	image := testimages.Random(1, 100_000)
+	x := index(t, image)
+	var said bytes.Buffer
+	v := open(t, x, holding(t, image), Limits{Log: slog.New(slog.NewTextHandler(&said, nil))})
+	s := v.source
+	s.cache.mu.Lock()
+	defer s.cache.mu.Unlock()
+	s.logWait(&entry{first: home{v, 0}}, store.ErrUnavailable, slowFetch)
+	if !strings.Contains(said.String(), "waited=2s") || s.awayN != 0 || !s.awayTil.IsZero() || !s.mayAhead(1, queueDelay) {
+		t.Errorf("the log has %q; %d failures, away until %v", said.String(), s.awayN, s.awayTil)
+	}
 }
 
 // TestRecord: what is read is recorded in order, from memory, disk or the store, zeros apart.

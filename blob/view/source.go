@@ -7,7 +7,6 @@ import (
 	"math/rand/v2"
 	"time"
 
-	"cairn/blob"
 	"cairn/store"
 )
 
@@ -61,18 +60,9 @@ type Source struct {
 	awayTil time.Time // until then nothing is asked that nobody waits for
 	awayN   int       // failures in a row
 	back    chan struct{}
-	told    time.Time
+	told    time.Time // when the log was told last that reads wait; zero when the store has answered since
 	timer   *time.Timer
 	timerAt time.Time
-}
-
-// HeldRequest is a request that a store failed, and that is tried again since somebody waits for it.
-type HeldRequest struct {
-	Image  string // its Name
-	Chunk  blob.Chunk
-	Err    error
-	Wait   time.Duration // until the next attempt; 0 when the first one is still under way
-	Waited time.Duration // so far
 }
 
 func (c *Cache) newSource(from store.Getter, slots int) *Source {
@@ -241,7 +231,7 @@ func (s *Source) get(e *entry, data []byte) (tier, error) {
 			return fromStore, err
 		}
 		wait := again(n)
-		back := s.hold(e, err, wait, time.Since(began))
+		back := s.hold(e, err, time.Since(began))
 		if !pause(s.cache.ctx, wait, back) {
 			return fromStore, s.cache.ctx.Err()
 		}
@@ -269,35 +259,37 @@ func (s *Source) held(e *entry, err error) bool {
 }
 
 // hold takes note that a store is away and will be asked again, and returns what is closed when it is back.
-func (s *Source) hold(e *entry, err error, wait, waited time.Duration) <-chan struct{} {
+func (s *Source) hold(e *entry, err error, waited time.Duration) <-chan struct{} {
 	s.cache.mu.Lock()
 	defer s.cache.mu.Unlock()
 	s.failed(err)
-	s.tell(e, err, wait, waited)
+	s.logWait(e, err, waited)
 	return s.back
 }
 
-// slow tells of a fetch that takes long and that somebody waits for.
+// slow is called when a fetch takes long. If a read waits for it the store counts as away until it answers, and the log
+// tells.
 func (s *Source) slow(e *entry) {
 	s.cache.mu.Lock()
 	defer s.cache.mu.Unlock()
-	if e.waiting > 0 && e.data == nil && e.err == nil {
-		s.tell(e, e.away, 0, slowFetch)
+	if e.waiting == 0 || e.data != nil || e.err != nil {
+		return
 	}
+	s.awayN = max(s.awayN, 1)
+	s.logWait(e, e.away, slowFetch)
 }
 
-// tell says what is waited for: of many requests at once, the first, and one now and then.
-func (s *Source) tell(e *entry, err error, wait, waited time.Duration) {
-	h := HeldRequest{e.first.image.name, e.first.image.index.At(e.first.chunk), err, wait, waited}
-	if s.cache.limits.Held != nil {
-		s.cache.limits.Held(h)
+// logWait logs that reads wait for an entry: of many at once the first, and one now and then. It changes nothing that
+// decides what is fetched.
+func (s *Source) logWait(e *entry, err error, waited time.Duration) {
+	now := time.Now()
+	if !s.told.IsZero() && now.Sub(s.told) < tellAgain {
+		return
 	}
-	if now := time.Now(); s.told.IsZero() || now.Sub(s.told) >= tellAgain {
-		s.told = now
-		s.awayN = max(s.awayN, 1)
-		s.cache.limits.Log.Warn("reads wait for the store", "image", h.Image, "chunk", h.Chunk.Digest.String(),
-			"offset", h.Chunk.Offset, "waited", h.Waited.Round(time.Millisecond), "error", h.Err)
-	}
+	s.told = now
+	image, chunk := e.first.image, e.first.image.index.At(e.first.chunk)
+	s.cache.limits.Log.Warn("reads wait for the store", "image", image.name, "chunk", chunk.Digest.String(),
+		"offset", chunk.Offset, "waited", waited.Round(time.Millisecond), "error", err)
 }
 
 // pause waits, not longer than until back is closed, and says whether the context goes on.
