@@ -1,7 +1,7 @@
 // Package store keeps chunks under their digests. It has two floors: a Bucket moves named bytes and knows
 // nothing of digests (the packages below this one are buckets: local, web, mem); Chunks is a bucket seen
 // through digests, where names, compression and verification are written once. Wrappers stack on either
-// floor: Retry and Meter on readers, Cache, Fallback and Dedup on getters. The package knows nothing of
+// floor: Retry and Meter on readers, Cache and Fallback on getters. The package knows nothing of
 // images, seeds or devices.
 package store
 

@@ -3,11 +3,8 @@ package store_test
 import (
 	"context"
 	"errors"
-	"fmt"
-	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -196,108 +193,4 @@ func TestMeter(t *testing.T) {
 	if c.Objects.Load() != 10 || c.Bytes.Load() != 10_000 {
 		t.Errorf("counted %d objects, %d bytes; want 10, 10000", c.Objects.Load(), c.Bytes.Load())
 	}
-}
-
-func TestDedup(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s, other := newSample(1, 1000), newSample(2, 1000)
-		var counter store.Counter
-		g := store.Dedup(chunksOf(storetest.Slow(store.Meter(bucketOf(t, s, other), &counter), time.Second)))
-		for range 2 { // nothing is remembered
-			var wg sync.WaitGroup
-			for i := range 20 {
-				wg.Go(func() { []sample{s, other}[i%2].wantFrom(t, g) })
-			}
-			wg.Wait()
-		}
-		if n := counter.Objects.Load(); n != 4 {
-			t.Errorf("%d fetches, want 4", n)
-		}
-	})
-}
-
-// TestDedupOwnership: a waiter's bytes do not change with what the fetching caller does to its own.
-func TestDedupOwnership(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newSample(1, 1000)
-		g := store.Dedup(chunksOf(storetest.Slow(bucketOf(t, s), time.Second)))
-		var wg sync.WaitGroup
-		for range 4 {
-			wg.Go(func() {
-				dst := make([]byte, len(s.data))
-				err := g.Get(t.Context(), s.digest, dst)
-				if err != nil || !slices.Equal(dst, s.data) {
-					t.Errorf("Get = %v", err)
-				}
-				clear(dst)
-			})
-		}
-		wg.Wait()
-	})
-}
-
-// TestDedupCancel cancels the fetching caller and one of the waiters: the others get their chunk.
-func TestDedupCancel(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newSample(1, 1000)
-		g := store.Dedup(chunksOf(storetest.Slow(bucketOf(t, s), time.Second)))
-		ctx, cancel := context.WithCancel(t.Context())
-		var wg sync.WaitGroup
-		for i := range 6 {
-			wg.Go(func() {
-				if i >= 2 {
-					s.wantFrom(t, g)
-				} else if err := g.Get(ctx, s.digest, make([]byte, len(s.data))); !errors.Is(err, context.Canceled) {
-					t.Errorf("cancelled Get = %v", err)
-				}
-			})
-			synctest.Wait() // the first of them fetches
-		}
-		time.Sleep(time.Second / 2)
-		cancel()
-		wg.Wait()
-	})
-}
-
-func TestDedupFailure(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newSample(1, 1000)
-		var calls atomic.Int64
-		g := store.Dedup(getter(func(context.Context, blob.Digest, []byte) error {
-			time.Sleep(time.Second)
-			return fmt.Errorf("call %d: %w", calls.Add(1), store.ErrUnavailable)
-		}))
-		for round := range 2 {
-			var wg sync.WaitGroup
-			for range 5 {
-				wg.Go(func() {
-					if err := s.get(t, g); !errors.Is(err, store.ErrUnavailable) {
-						t.Errorf("Get = %v, want ErrUnavailable", err)
-					}
-				})
-			}
-			wg.Wait()
-			if n := calls.Load(); n != int64(round+1) {
-				t.Errorf("%d fetches after round %d", n, round)
-			}
-		}
-	})
-}
-
-func TestDedupPanic(t *testing.T) {
-	panics := true
-	s := newSample(1, 10)
-	g := store.Dedup(getter(func(_ context.Context, _ blob.Digest, dst []byte) error {
-		if panics {
-			panic("bug")
-		}
-		copy(dst, s.data)
-		return nil
-	}))
-	func() {
-		defer func() { recover() }()
-		s.get(t, g)
-	}()
-	panics = false
-	s.wantFrom(t, g)
 }

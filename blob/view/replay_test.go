@@ -13,6 +13,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"golang.org/x/sync/singleflight"
+
 	"cairn/blob"
 	"cairn/blob/profile"
 	"cairn/internal/boottrace"
@@ -194,7 +196,7 @@ func (b *boot) replayMany(t *testing.T, machines int, o Options, begin func(v *I
 func (b *boot) oneByOne(t *testing.T) (out outcome) {
 	synctest.Test(t, func(t *testing.T) {
 		l := b.link()
-		d := store.Dedup(l)
+		var flights singleflight.Group
 		var here sync.Map
 		var err error
 		out.Waited, err = b.trace.Replay(t.Context(), func(ctx context.Context, p []byte, off int64) error {
@@ -203,7 +205,10 @@ func (b *boot) oneByOne(t *testing.T) (out outcome) {
 				if _, ok := here.Load(c.Digest); ok || b.index.IsZero(i) {
 					continue
 				}
-				if err := d.Get(ctx, c.Digest, make([]byte, c.Size)); err != nil {
+				_, err, _ := flights.Do(c.Digest.String(), func() (any, error) {
+					return nil, l.Get(ctx, c.Digest, make([]byte, c.Size))
+				})
+				if err != nil {
 					return err
 				}
 				here.Store(c.Digest, true)

@@ -78,7 +78,8 @@ system's superblock claims (squashfs, ext2/3/4, erofs); what is used is printed.
 		return err
 	})
 	flags.Var(digestFlag{&f.digest}, "digest", "`name` of the hash: sha512-256 (casync's default) or sha256")
-	flags.StringVar(&f.chunkSize, "chunk-size", "16:64:256", "chunk `sizes` MIN:AVG:MAX in KiB (or with a suffix), or AVG alone")
+	sizes := chunker.Default
+	flags.StringVar(&f.chunkSize, "chunk-size", fmt.Sprintf("%d:%d:%d", sizes.Min>>10, sizes.Avg>>10, sizes.Max>>10), "chunk `sizes` MIN:AVG:MAX in KiB (or with a suffix), or AVG alone")
 	f.compression = "zstd"
 	flags.Var(choice{&f.compression, []string{"zstd", "none"}}, "compression", "`how` to store chunks: zstd or none")
 	flags.IntVar(&f.level, "compression-level", 3, "zstd `level`, 1 to 22")

@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"github.com/klauspost/compress/zstd"
+	"golang.org/x/sync/singleflight"
 
 	"cairn/blob"
 	"cairn/internal/boottrace"
@@ -336,7 +337,8 @@ func replayPlainly(t *testing.T, trace *boottrace.Trace, x *blob.Index, url stri
 	if err != nil {
 		t.Fatal(err)
 	}
-	from := store.Dedup(store.NewChunks(r, x.Algorithm()))
+	from := store.NewChunks(r, x.Algorithm())
+	var flights singleflight.Group
 	var here sync.Map
 	w, err := trace.Replay(t.Context(), func(ctx context.Context, p []byte, off int64) error {
 		for i := x.Find(off); i < x.Len() && x.At(i).Offset < off+int64(len(p)); i++ {
@@ -344,7 +346,10 @@ func replayPlainly(t *testing.T, trace *boottrace.Trace, x *blob.Index, url stri
 			if _, ok := here.Load(c.Digest); ok || x.IsZero(i) {
 				continue
 			}
-			if err := from.Get(ctx, c.Digest, make([]byte, c.Size)); err != nil {
+			_, err, _ := flights.Do(c.Digest.String(), func() (any, error) {
+				return nil, from.Get(ctx, c.Digest, make([]byte, c.Size))
+			})
+			if err != nil {
 				return err
 			}
 			here.Store(c.Digest, true)

@@ -102,32 +102,9 @@ func (f *faultyWrites) Write(ctx context.Context, name string, data []byte) erro
 	return f.Bucket.Write(ctx, name, data)
 }
 
-// Slow reads from r, each call latency later.
-func Slow(r store.Reader, latency time.Duration) store.Reader { return slow{r, latency} }
-
-type slow struct {
-	r       store.Reader
-	latency time.Duration
-}
-
-func (s slow) String() string { return s.r.String() }
-
-func (s slow) Read(ctx context.Context, name string, dst []byte, limit int64) ([]byte, error) {
-	if err := s.wait(ctx); err != nil {
-		return nil, err
-	}
-	return s.r.Read(ctx, name, dst, limit)
-}
-
-func (s slow) Stat(ctx context.Context, name string) (int64, error) {
-	if err := s.wait(ctx); err != nil {
-		return 0, err
-	}
-	return s.r.Stat(ctx, name)
-}
-
-func (s slow) wait(ctx context.Context) error {
-	t := time.NewTimer(s.latency)
+// sleep waits for d, or until ctx ends.
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
 	case <-t.C:

@@ -77,13 +77,6 @@ type File struct {
 // Path is the directory that holds the image's file.
 func (f *File) Path() string { return f.path }
 
-// Raw is the name of the file when it is the whole image, and whether it is now.
-func (f *File) Raw() (string, bool) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return filepath.Join(f.path, rawName), f.complete
-}
-
 // Has says whether chunk i is here and proven.
 func (f *File) Has(i int) bool { return f.proven.Has(i) }
 

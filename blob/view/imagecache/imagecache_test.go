@@ -80,6 +80,13 @@ func newHeardRig(t testing.TB, image []byte) (*rig, *spoken) {
 	return r, said
 }
 
+// raw is the name of the whole image's file, and whether the file has it.
+func (r *rig) raw() (string, bool) {
+	r.file.mu.Lock()
+	defer r.file.mu.Unlock()
+	return filepath.Join(r.file.path, rawName), r.file.complete
+}
+
 func (r *rig) data(i int) []byte { c := r.x.At(i); return r.image[c.Offset:c.End()] }
 
 // put writes chunks, and returns when they are flushed.
@@ -184,7 +191,7 @@ func TestComplete(t *testing.T) {
 	r.put(0, r.x.Len())
 	for range 2 {
 		r.dir.sync()
-		name, complete := r.file.Raw()
+		name, complete := r.raw()
 		got, err := os.ReadFile(name)
 		if !complete || err != nil || !bytes.Equal(got, r.image) {
 			t.Fatalf("complete: %v; reading %s: %d bytes, %v", complete, name, len(got), err)
@@ -263,7 +270,7 @@ func TestDamage(t *testing.T) {
 			r.check()
 			r.put(0, r.x.Len())
 			r.dir.sync()
-			raw, complete := r.file.Raw()
+			raw, complete := r.raw()
 			if got, err := os.ReadFile(raw); !complete || err != nil || !bytes.Equal(got, r.image) {
 				t.Errorf("afterwards the file cannot be completed: %v, %v", complete, err)
 			}
@@ -572,12 +579,12 @@ func TestUnflushed(t *testing.T) {
 		}
 	}
 	r.file.finish()
-	if _, complete := r.file.Raw(); complete {
+	if _, complete := r.raw(); complete {
 		t.Error("the file is complete before it is flushed")
 	}
 	r.dir.turn.Unlock()
 	r.dir.sync()
-	if _, complete := r.file.Raw(); !complete || r.file.Missing() > 0 || r.file.Queued(0) {
+	if _, complete := r.raw(); !complete || r.file.Missing() > 0 || r.file.Queued(0) {
 		t.Errorf("the file is incomplete when it was flushed: %d chunks are missing", r.file.Missing())
 	}
 }
@@ -758,7 +765,7 @@ func TestEvictComplete(t *testing.T) {
 	r.put(0, r.x.Len())
 	r.dir.sync()
 	r.dir.evictOpen([]*File{r.file}, 1<<20, false)
-	name, complete := r.file.Raw()
+	name, complete := r.raw()
 	if _, err := os.Stat(name); complete || !os.IsNotExist(err) {
 		t.Errorf("the file is complete: %v; its name: %v", complete, err)
 	}
