@@ -116,6 +116,7 @@ func open(path string, o Options, wrap func(medium) medium) (*Dir, error) {
 		d.limit = d.Used() + freeBytes(images)/2
 	}
 	d.donors = findDonors(images)
+	d.forgetEvicted()
 	d.ended.Go(d.write)
 	d.ended.Go(d.keep)
 	return d, nil

@@ -125,10 +125,11 @@ func (f *File) open() (err error) {
 	return nil
 }
 
-// keepIndex stores the index beside its image: what a later process needs to copy chunks out of it.
+// keepIndex stores the index beside its image: what a later process needs to copy chunks out of it, or to serve it
+// while the index cannot be had from its location.
 func (f *File) keepIndex() error {
 	name := filepath.Join(f.path, indexName)
-	if info, err := os.Stat(name); err == nil && info.Size() == f.index.EncodedSize() {
+	if isIndex(name, f.index) {
 		return nil
 	}
 	return atomicfile.Write(name, f.index.Encode(), 0o600)

@@ -1,0 +1,75 @@
+package imagecache
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+// TestRecall: the last index of a location is known in later processes, as long as its image is here and the index is
+// as it was.
+func TestRecall(t *testing.T) {
+	r := newRig(t, mixed())
+	here, elsewhere := sha256.Sum256([]byte("https://host/x.caibx?key=SECRET")), sha256.Sum256([]byte("https://host/y.caibx"))
+	want := func(when string, known bool) {
+		t.Helper()
+		x := r.dir.Recall(here)
+		if (x != nil) != known || known && x.Digest() != r.x.Digest() {
+			t.Errorf("%s: Recall = %v, want an index: %v", when, x, known)
+		}
+		if r.dir.Recall(elsewhere) != nil {
+			t.Errorf("%s: another location's index is known", when)
+		}
+	}
+	reopen := func() {
+		if err := r.dir.Close(); err != nil {
+			t.Fatal(err)
+		}
+		r.open(Options{})
+	}
+	want("new", false)
+	for range 2 {
+		if err := r.dir.Remember(here, r.x); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want("remembered", true)
+	reopen()
+	want("later", true)
+	r.change(indexName, flip)
+	want("the index is damaged", false)
+	reopen() // the index is fetched again
+	want("the index is mended", true)
+	record := filepath.Join(r.path, locationsName, "*")
+	files, err := filepath.Glob(record)
+	if err != nil || len(files) != 1 {
+		t.Fatal(files, err)
+	}
+	text, err := os.ReadFile(files[0])
+	if err != nil || bytes.Contains(text, []byte("SECRET")) {
+		t.Errorf("%s holds %q, %v", files[0], text, err)
+	}
+	for _, bad := range []string{"", "..\n", r.x.Digest().String()[:20] + "\n"} {
+		if err := os.WriteFile(files[0], []byte(bad), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		want("the record is damaged", false)
+	}
+	if err := r.dir.Remember(here, r.x); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(r.file.Path()); err != nil {
+		t.Fatal(err)
+	}
+	want("the image is evicted", false)
+	if dir, err := Open(r.path, Options{}); err != nil {
+		t.Fatal(err)
+	} else if err := dir.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if files, _ := filepath.Glob(record); len(files) != 0 {
+		t.Errorf("records of evicted images stay: %q", files)
+	}
+}
