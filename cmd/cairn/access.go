@@ -21,7 +21,8 @@ import (
 type access struct {
 	identity locate.Identity
 	patience time.Duration
-	quiet    bool // does not say that it waits: the caller tells
+	silence  time.Duration // of a server, until it is taken for unavailable; 0 is the backend's default
+	quiet    bool          // does not say that it waits: the caller tells
 	opened   *opened
 }
 
@@ -96,6 +97,7 @@ func (f *access) open() (locate.Access, error) {
 	})
 	a := o.access
 	a.Retry = f.policy()
+	a.Web.Patience, a.S3.Patience, a.SFTP.Patience = f.silence, f.silence, f.silence
 	return a, o.err
 }
 

@@ -104,10 +104,8 @@ func runServe(ctx context.Context, stdout io.Writer, f serveFlags) error {
 	if server.TLS, err = f.config(server.Log); err != nil {
 		return err
 	}
-	for _, file := range []string{f.pidfile, f.record} {
-		if err := checkFile(file); err != nil {
-			return err
-		}
+	if err := f.checkFiles(); err != nil {
+		return err
 	}
 	status, err := f.seeing.listen()
 	if err != nil {
@@ -121,6 +119,9 @@ func runServe(ctx context.Context, stdout io.Writer, f serveFlags) error {
 	defer cleanUp()
 	defer closeAll(append(status, listeners...)) // clients that come before the images are open wait
 	offer, err := f.offer(ctx, fetching)
+	if ctx.Err() != nil && err != nil {
+		return nil // it was to end before the images were there
+	}
 	if err != nil {
 		return err
 	}
@@ -136,6 +137,21 @@ func runServe(ctx context.Context, stdout io.Writer, f serveFlags) error {
 		f.print(optional(stdout), offer, listeners)
 	}
 	return f.serve(ctx, server, offer, listeners, show)
+}
+
+// checkFiles looks early at the files that are needed later.
+func (f *serveFlags) checkFiles() error {
+	for _, file := range []string{f.pidfile, f.record} {
+		if err := checkFile(file); err != nil {
+			return err
+		}
+	}
+	if path, local := f.profile.at.Local(); local && f.profile.word == "" {
+		if _, err := os.Stat(path); err != nil {
+			return fmt.Errorf("reading profile: %w", err)
+		}
+	}
+	return nil
 }
 
 func (f *serveFlags) print(stdout io.Writer, o *offer, listeners []net.Listener) {

@@ -65,7 +65,7 @@ func (f *imageFlags) add(c *cobra.Command) {
 	flags.StringVar(&f.record, "record", "", "write what is read, in the order in which it is, into this profile `file`")
 	flags.DurationVar(&f.recordTime, "record-time", f.recordTime, "with --record: for how long after the first read; 0 is no limit")
 	flags.DurationVar(&f.stallTimeout, "stall-timeout", f.stallTimeout,
-		"how long a read waits for stores that do not answer, before it fails; 0 is for ever")
+		"how long a read, and the start for its index, waits for stores that do not answer, before it fails; 0 is for ever")
 }
 
 // check says what is wrong with the flags, if anything.
@@ -99,8 +99,8 @@ type images struct {
 
 	seen seenStores
 
-	recording sync.WaitGroup
-	stop      chan struct{}
+	background sync.WaitGroup
+	stop       chan struct{} // ends what is in the background
 
 	mu      sync.Mutex // guards what follows
 	sources map[sourceKey]*view.Source
@@ -139,10 +139,11 @@ func openImageCache(path string, limit int64, log *slog.Logger) *imagecache.Dir 
 // open makes an export of an index, and begins to fetch what is likely to be read of it. The caller calls release
 // when nobody reads from it any more. It implements opener.
 func (im *images) open(ctx context.Context, index locate.Location) (e *nbd.Export, release func(), err error) {
-	x, err := readIndex(ctx, index, im.stores.access)
+	found, err := im.readIndex(ctx, index)
 	if err != nil {
 		return nil, nil, err
 	}
+	x := found.Index
 	source, err := im.source(index, x.Algorithm())
 	if err != nil {
 		return nil, nil, err
@@ -152,8 +153,19 @@ func (im *images) open(ctx context.Context, index locate.Location) (e *nbd.Expor
 		o.Record = im.recorder(x)
 	}
 	v := view.New(x, source, o)
-	release = func() { im.report("closing an image", v.Close()) }
-	if err := im.prefetch(ctx, v, x, index); err != nil {
+	ended := func() {}
+	if found.cached {
+		ended = im.inBackground(func(ctx context.Context) { im.awaitIndex(ctx, index, x) })
+	} else {
+		im.remember(index, x)
+	}
+	prefetched, err := im.prefetch(ctx, v, found, index)
+	release = func() {
+		ended()
+		prefetched()
+		im.report("closing an image", v.Close())
+	}
+	if err != nil {
 		release()
 		return nil, nil, err
 	}
@@ -208,9 +220,9 @@ func (im *images) file(x *blob.Index, index locate.Location) *imagecache.File {
 
 // close ends all fetches, and leaves recordings and cached images in order. Nobody may read from them any more.
 func (im *images) close() {
-	im.cache.Close()
 	close(im.stop)
-	im.recording.Wait()
+	im.background.Wait()
+	im.cache.Close()
 	for _, r := range im.records {
 		im.report("the recording is not written", r.write())
 	}
@@ -239,7 +251,7 @@ func (im *images) recorder(x *blob.Index) *view.Recorder {
 	im.mu.Lock()
 	defer im.mu.Unlock()
 	im.records = append(im.records, r)
-	im.recording.Go(func() {
+	im.background.Go(func() {
 		tick := time.NewTicker(recordEvery)
 		defer tick.Stop()
 		for {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"strings"
+	"time"
 
 	"cairn/blob"
 	"cairn/blob/profile"
@@ -39,51 +40,100 @@ func (f *profileFlag) Set(text string) error {
 	return locationFlag{&f.at}.Set(text)
 }
 
-// prefetch begins to fetch what is likely to be read of an image, as the flags want it.
-func (im *images) prefetch(ctx context.Context, v *view.Image, x *blob.Index, index locate.Location) error {
+// profileWait is how long a start waits for a profile that is not on this machine.
+const profileWait = 2 * time.Second
+
+// prefetch begins to fetch what is likely to be read of an image, as the flags want it. A profile that cannot be reached
+// is followed when it can be. The caller calls end before it closes the image.
+func (im *images) prefetch(ctx context.Context, v *view.Image, found foundIndex, index locate.Location) (end func(), err error) {
+	end = func() {}
 	if im.flags.prefetch == prefetchNone {
-		return nil
+		return end, nil
 	}
-	p, err := im.profile(ctx, index)
-	if err != nil {
-		return err
-	}
-	if p != nil {
-		plan := p.Plan(x)
-		im.log.Info("prefetching what a profile tells", "image", exportName(index), "chunks", len(plan.Chunks),
-			"known", plan.Known, "guessed", plan.Guessed, "unknown", plan.Unknown)
-		v.Follow(plan.Chunks)
+	if at := im.profileOf(index); !at.IsZero() {
+		p, err := im.readProfileNow(ctx, at, found.cached)
+		switch {
+		case errors.Is(err, store.ErrUnavailable):
+			say("warning: going on without a profile until it can be read: %v", err)
+			end = im.inBackground(func(ctx context.Context) { im.followLater(ctx, v, found.Index, index) })
+		case err != nil:
+			return end, err
+		case p != nil:
+			im.follow(v, p, found.Index, index)
+		}
 	}
 	if im.flags.prefetch == prefetchAll {
 		v.Fill(im.flags.prefetchRate)
 	}
-	return nil
+	return end, nil
 }
 
-// profile is the profile of an index, or nil. One that was not asked for by name is a help and no condition.
-func (im *images) profile(ctx context.Context, index locate.Location) (*profile.Profile, error) {
-	switch f := im.flags.profile; f.word {
+func (im *images) follow(v *view.Image, p *profile.Profile, x *blob.Index, index locate.Location) {
+	plan := p.Plan(x)
+	im.log.Info("prefetching what a profile tells", "image", exportName(index), "chunks", len(plan.Chunks),
+		"known", plan.Known, "guessed", plan.Guessed, "unknown", plan.Unknown)
+	v.Follow(plan.Chunks)
+}
+
+// followLater reads a profile as soon as its location can be reached.
+func (im *images) followLater(ctx context.Context, v *view.Image, x *blob.Index, index locate.Location) {
+	var p *profile.Profile
+	err := store.Policy{Patience: -1, First: time.Second, Max: time.Minute}.Do(ctx, func() (err error) {
+		p, err = im.readProfile(ctx, im.profileOf(index))
+		return err
+	})
+	switch {
+	case ctx.Err() != nil:
+	case err != nil:
+		im.log.Warn("there is no profile", "image", exportName(index), "error", err)
+	case p != nil:
+		im.follow(v, p, x, index)
+	}
+}
+
+// profileOf returns the location of the profile for an index, or none.
+func (im *images) profileOf(index locate.Location) locate.Location {
+	switch im.flags.profile.word {
 	case profileNone:
-		return nil, nil
+		return locate.Location{}
 	case profileAuto:
-		return im.profileBeside(ctx, index), nil
+		at, err := profileOf(index)
+		if err != nil {
+			return locate.Location{} // a stream has none
+		}
+		return at
 	}
-	return readProfile(ctx, im.flags.profile.at, im.stores.access)
+	return im.flags.profile.at
 }
 
-func (im *images) profileBeside(ctx context.Context, index locate.Location) *profile.Profile {
-	at, err := profileOf(index)
-	if err != nil {
-		return nil // a stream has none
+// auto reports whether the profile is not asked for by name: then it is a help and no condition.
+func (f profileFlag) auto() bool { return f.word == profileAuto }
+
+// readProfileNow is readProfile that does not keep the start waiting. Where the index was not to be had, a profile
+// beside it is not either.
+func (im *images) readProfileNow(ctx context.Context, at locate.Location, away bool) (*profile.Profile, error) {
+	if away && im.flags.profile.auto() {
+		return nil, fmt.Errorf("reading profile %s: %w", at, store.ErrUnavailable)
 	}
+	now, cancel := context.WithTimeout(ctx, profileWait)
+	defer cancel()
+	p, err := im.readProfile(now, at)
+	if err != nil && now.Err() != nil && ctx.Err() == nil {
+		err = &store.UnavailableError{Err: err}
+	}
+	return p, err
+}
+
+// readProfile reads the profile at a location. One that is not asked for by name may be nil.
+func (im *images) readProfile(ctx context.Context, at locate.Location) (*profile.Profile, error) {
 	p, err := readProfile(ctx, at, im.stores.access)
 	switch {
-	case err == nil:
-		return p
+	case err == nil || !im.flags.profile.auto() || errors.Is(err, store.ErrUnavailable) || ctx.Err() != nil:
+		return p, err
 	case !errors.Is(err, store.ErrNotFound) && !errors.Is(err, fs.ErrNotExist):
 		say("warning: going on without a profile: %v", err)
 	}
-	return nil
+	return nil, nil
 }
 
 // profileOf returns the location of an index's profile: beside it, with another suffix.
