@@ -101,8 +101,11 @@ func (x *Index) add(end int64, digest Digest) error {
 	if x.n == MaxChunks {
 		return fmt.Errorf("%w: more than %d chunks; use larger chunks", ErrInvalid, MaxChunks)
 	}
-	if x.n%blockRows == 0 {
-		x.blocks = append(x.blocks, nil)
+	switch {
+	case x.n == 0:
+		x.blocks = append(x.blocks, nil) // it grows: most indexes are small
+	case x.n%blockRows == 0:
+		x.blocks = append(x.blocks, make([]row, 0, blockRows))
 	}
 	last := &x.blocks[len(x.blocks)-1]
 	*last = append(*last, row{end, digest})

@@ -50,36 +50,42 @@ func (c *Chunks) Get(ctx context.Context, d blob.Digest, dst []byte) error {
 }
 
 func (c *Chunks) get(ctx context.Context, d blob.Digest, dst []byte) error {
-	if err := c.read(ctx, d, dst); err != nil {
+	suspicion, err := c.read(ctx, d, dst)
+	if err != nil {
 		return err
 	}
-	if got := c.summer.sum(dst); got != d {
-		return c.explain(d, content{fmt.Errorf("its %v digest is %v", c.summer.algorithm, got)})
+	got := c.summer.sum(dst)
+	switch {
+	case got == d:
+		return nil
+	case suspicion != nil:
+		return suspicion
 	}
-	return nil
+	return c.explain(d, content{fmt.Errorf("its %v digest is %v", c.summer.algorithm, got)})
 }
 
-// read fills dst with what the store has for a chunk, which is not proven.
-func (c *Chunks) read(ctx context.Context, d blob.Digest, dst []byte) error {
-	err := c.getPacked(ctx, packedName(d), dst)
+// read fills dst with what the store has for a chunk, which is not proven. The suspicion is the error to return when
+// the digest is wrong, if the answer's header contradicted the bytes.
+func (c *Chunks) read(ctx context.Context, d blob.Digest, dst []byte) (suspicion, err error) {
+	suspicion, err = c.getPacked(ctx, packedName(d), dst)
 	switch {
 	case errors.Is(err, ErrNotFound):
-		err = c.getPlain(ctx, plainName(d), dst)
+		suspicion, err = c.getPlain(ctx, plainName(d), dst)
 	case errors.Is(err, content{errEmpty}): // it counts as none, see Stat
-		if plainErr := c.getPlain(ctx, plainName(d), dst); !errors.Is(plainErr, ErrNotFound) {
-			err = plainErr
+		if reason, plainErr := c.getPlain(ctx, plainName(d), dst); !errors.Is(plainErr, ErrNotFound) {
+			suspicion, err = reason, plainErr
 		}
 	}
 	if err != nil {
-		return c.explain(d, err)
+		return nil, c.explain(d, err)
 	}
-	return nil
+	return suspicion, nil
 }
 
 // GetMany implements ManyGetter. It reads all before it hashes any, which fills the processor's lanes best.
 func (c *Chunks) GetMany(ctx context.Context, wants []Want, slots Slots) error {
 	err := each(ctx, wants, slots, func(ctx context.Context, w Want) error {
-		err := c.read(ctx, w.Digest, w.Dst)
+		_, err := c.read(ctx, w.Digest, w.Dst) // what is wrong is read again, and explained then
 		if _, corrupt := errors.AsType[*CorruptError](err); corrupt {
 			return c.get(ctx, w.Digest, w.Dst)
 		}
@@ -111,34 +117,39 @@ func (c *Chunks) wrong(wants []Want) (wrong []Want) {
 // content marks an error about what was read, as opposed to one of reading.
 type content struct{ error }
 
-func (c *Chunks) getPacked(ctx context.Context, name string, dst []byte) error {
+func (c *Chunks) getPacked(ctx context.Context, name string, dst []byte) (suspicion, err error) {
 	buf := c.buffers.get()
 	defer c.buffers.put(buf)
 	packed, err := c.r.Read(ctx, name, (*buf)[:0], packedLimit(len(dst)))
-	if err != nil {
-		return err
+	if suspicion, err = splitSuspicion(err); err != nil {
+		return nil, err
 	}
 	*buf = packed
 	err = c.unpacker.unpack(dst, packed)
 	switch {
 	case err == nil:
-		return nil
+		return suspicion, nil
 	case errors.Is(err, errors.ErrUnsupported):
-		return fmt.Errorf("reading %s in %v: %w", name, c.r, err)
+		return nil, fmt.Errorf("reading %s in %v: %w", name, c.r, err)
+	case suspicion != nil && len(packed) > 0:
+		return nil, suspicion
 	}
-	return content{err}
+	return nil, content{err}
 }
 
-func (c *Chunks) getPlain(ctx context.Context, name string, dst []byte) error {
+func (c *Chunks) getPlain(ctx context.Context, name string, dst []byte) (suspicion, err error) {
 	plain, err := c.r.Read(ctx, name, dst[:0:len(dst)], int64(len(dst)))
-	if err != nil {
-		return err
+	if suspicion, err = splitSuspicion(err); err != nil {
+		return nil, err
 	}
-	if len(plain) == 0 || len(plain) != len(dst) {
-		return content{sizeError(len(plain), len(dst))}
+	switch {
+	case len(plain) == len(dst) && len(plain) > 0:
+		copy(dst, plain) // a no-op unless the reader moved it
+		return suspicion, nil
+	case suspicion != nil && len(plain) > 0:
+		return nil, suspicion
 	}
-	copy(dst, plain) // a no-op unless the reader moved it
-	return nil
+	return nil, content{sizeError(len(plain), len(dst))}
 }
 
 // explain makes of an error what Get promises. A reader's own error names the object already.
@@ -157,22 +168,56 @@ func (c *Chunks) explain(d blob.Digest, err error) error {
 }
 
 // Stat is the size of a chunk as it is stored, in bytes; absence is ErrNotFound. An empty object is none:
-// casync never flushes what it writes, and a power cut leaves empty files under final names.
+// casync never flushes what it writes, and a power cut leaves empty files under final names. A chunk whose size the
+// store does not tell is read.
 func (c *Chunks) Stat(ctx context.Context, d blob.Digest) (stored int64, err error) {
-	return stat(ctx, c.r, d)
+	name, stored, err := findObject(ctx, c.r, d)
+	if err != nil || stored != sizeUntold {
+		return stored, err
+	}
+	buf := c.buffers.get()
+	defer c.buffers.put(buf)
+	object, err := c.r.Read(ctx, name, (*buf)[:0], packedLimit(blob.MaxChunkSize))
+	if _, err = splitSuspicion(err); err != nil {
+		return 0, c.explain(d, err)
+	}
+	*buf = object
+	if len(object) == 0 {
+		return 0, fmt.Errorf("chunk %v in %v: %w", d, c.r, ErrNotFound)
+	}
+	return int64(len(object)), nil
 }
 
-func stat(ctx context.Context, r Reader, d blob.Digest) (int64, error) {
-	for _, name := range []string{packedName(d), plainName(d)} {
-		size, err := r.Stat(ctx, name)
+// sizeUntold is the size of an object that is there, of which the store does not say how large it is.
+const sizeUntold = -1
+
+// findObject asks for a chunk under both of its names, and returns the one that it has.
+func findObject(ctx context.Context, r Reader, d blob.Digest) (name string, size int64, err error) {
+	for _, packed := range []bool{true, false} {
+		size, err := statObject(ctx, r, d, packed)
 		if err != nil && !errors.Is(err, ErrNotFound) {
-			return 0, err
+			return "", 0, err
 		}
-		if err == nil && size > 0 {
-			return size, nil
+		if err == nil && size != 0 {
+			return ObjectName(d, packed), size, nil
 		}
 	}
-	return 0, fmt.Errorf("chunk %v in %v: %w", d, r, ErrNotFound)
+	return "", 0, fmt.Errorf("chunk %v in %v: %w", d, r, ErrNotFound)
+}
+
+// statObject is the size of one object of a chunk. The word of an answer that looks like a login form counts only
+// when the bytes are the chunk.
+func statObject(ctx context.Context, r Reader, d blob.Digest, packed bool) (int64, error) {
+	size, err := r.Stat(ctx, ObjectName(d, packed))
+	switch {
+	case errors.Is(err, ErrNoSize):
+		return sizeUntold, nil
+	case isSuspect(err) && size == 0:
+		return 0, nil
+	case isSuspect(err):
+		return proveObject(ctx, r, d, packed)
+	}
+	return size, err
 }
 
 // buffers keeps buffers for compressed chunks between uses. The zero value is ready.

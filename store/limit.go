@@ -41,10 +41,7 @@ func (p paced) Read(ctx context.Context, name string, dst []byte, limit int64) (
 			return nil, err
 		}
 	}
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
+	return out, err
 }
 
 // wait waits for the turn of n bytes. When that comes behind a deadline, which is set for the store and not for us,
@@ -98,7 +95,7 @@ func (r budgeted) Read(ctx context.Context, name string, dst []byte, limit int64
 
 // came is how many bytes a read brought behind dst, also in vain.
 func came(dst, out []byte, err error) int64 {
-	if err == nil {
+	if err == nil || isSuspect(err) {
 		return int64(len(out) - len(dst))
 	}
 	if broken, ok := errors.AsType[*UnavailableError](err); ok {
@@ -111,7 +108,9 @@ func came(dst, out []byte, err error) int64 {
 func (r budgeted) affordable(ctx context.Context, name string, left int64) error {
 	size, err := r.Reader.Stat(ctx, name)
 	switch {
-	case err != nil:
+	case errors.Is(err, ErrNoSize):
+		return fmt.Errorf("reading %s/%s of unknown size, where %d are left: %w", r.Reader, name, left, ErrBudget)
+	case err != nil && !isSuspect(err):
 		return fmt.Errorf("asking for a size, as %d bytes are left of the download budget: %w", left, err)
 	case size > left:
 		return fmt.Errorf("reading %s/%s of %d bytes, where %d are left: %w", r.Reader, name, size, left, ErrBudget)

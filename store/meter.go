@@ -21,7 +21,7 @@ type meter struct {
 
 func (m meter) Read(ctx context.Context, name string, dst []byte, limit int64) ([]byte, error) {
 	out, err := m.Reader.Read(ctx, name, dst, limit)
-	if err == nil {
+	if err == nil || isSuspect(err) {
 		m.counter.Objects.Add(1)
 		m.counter.Bytes.Add(int64(len(out) - len(dst)))
 	}

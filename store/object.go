@@ -39,6 +39,8 @@ type Raw struct {
 	Packed bool   // Stored is compressed
 	Stored []byte // the object
 	Plain  []byte // what it unpacks to; not proven
+	// Suspicion is the error to return when Plain is not the chunk; nil unless a header contradicted the object.
+	Suspicion error
 
 	unpacked []byte // memory for Plain
 }
@@ -57,9 +59,13 @@ func (c *Chunks) Load(ctx context.Context, d blob.Digest, packed bool, size int6
 		limit = packedLimit(int(most))
 	}
 	stored, err := c.r.Read(ctx, ObjectName(d, packed), into.Stored[:0], limit)
+	into.Suspicion, err = splitSuspicion(err)
 	if err == nil {
 		into.Stored = stored
 		err = c.open(int(size), into)
+	}
+	if _, wrong := errors.AsType[content](err); wrong && into.Suspicion != nil && len(stored) > 0 {
+		return into.Suspicion
 	}
 	if err != nil {
 		return c.explain(d, err)

@@ -115,6 +115,11 @@ func (t retry) Read(ctx context.Context, name string, dst []byte, limit int64) (
 	return out, err
 }
 
+// Stream implements Streamer.
+func (t retry) Stream(ctx context.Context, name string, limit int64, use func(io.Reader) error) error {
+	return t.p.Do(ctx, func() error { return Stream(ctx, t.r, name, limit, use) })
+}
+
 func (t retry) Stat(ctx context.Context, name string) (size int64, err error) {
 	err = t.p.Do(ctx, func() error {
 		size, err = t.r.Stat(ctx, name)

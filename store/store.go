@@ -6,9 +6,11 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"iter"
 	"strings"
@@ -68,12 +70,38 @@ func CheckName(name string) error {
 type Reader interface {
 	// Read appends the whole object to dst and returns the extended slice. An object of more than limit
 	// bytes is ErrTooLarge, found before it is read into memory; a short body is an error, never a short
-	// result.
+	// result. A *SuspectError comes with the bytes.
 	Read(ctx context.Context, name string, dst []byte, limit int64) ([]byte, error)
-	// Stat is the object's size in bytes.
+	// Stat is the object's size in bytes. Of an object that is there it may be ErrNoSize, or a *SuspectError with the
+	// size.
 	Stat(ctx context.Context, name string) (int64, error)
 	// String is the location, for messages; it holds no credentials.
 	String() string
+}
+
+// Streamer is a Reader that hands an object over while it comes.
+type Streamer interface {
+	// Stream has use read an object from its first byte on, and returns what use does. io.EOF comes only when the whole
+	// object did; an object of more than limit bytes is ErrTooLarge. Where requests are repeated use is called again,
+	// for the object from its start.
+	Stream(ctx context.Context, name string, limit int64, use func(io.Reader) error) error
+}
+
+// Stream is r's own, or one that has the whole object in memory.
+func Stream(ctx context.Context, r Reader, name string, limit int64, use func(io.Reader) error) error {
+	if own, ok := r.(Streamer); ok {
+		return own.Stream(ctx, name, limit, use)
+	}
+	data, err := r.Read(ctx, name, nil, limit)
+	suspicion, err := splitSuspicion(err)
+	if err != nil {
+		return err
+	}
+	err = use(bytes.NewReader(data))
+	if err != nil && suspicion != nil {
+		return suspicion
+	}
+	return err
 }
 
 // Bucket is a Reader that can be written.

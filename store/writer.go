@@ -114,7 +114,7 @@ func (w *Writer) Has(ctx context.Context, d blob.Digest) (bool, error) { return 
 type asking struct{ r Reader }
 
 func (a asking) Has(ctx context.Context, d blob.Digest) (bool, error) {
-	_, err := stat(ctx, a.r, d)
+	_, _, err := findObject(ctx, a.r, d)
 	if errors.Is(err, ErrNotFound) {
 		return false, nil
 	}

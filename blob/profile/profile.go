@@ -6,6 +6,7 @@
 package profile
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
@@ -114,7 +115,14 @@ func (p *Profile) Encode() []byte {
 // Decode reads a profile's file to its end. Memory grows with what was read, not with what the file claims. An
 // error about the content wraps ErrInvalid; any other is r's.
 func Decode(r io.Reader) (*Profile, error) {
-	data, err := io.ReadAll(io.LimitReader(r, MaxSize+1))
+	first := make([]byte, len(magic))
+	switch n, err := io.ReadFull(r, first); {
+	case err != nil && err != io.EOF && err != io.ErrUnexpectedEOF:
+		return nil, err
+	case n < len(magic) || string(first) != magic:
+		return nil, fmt.Errorf("%w: not a profile", ErrInvalid)
+	}
+	data, err := io.ReadAll(io.MultiReader(bytes.NewReader(first), io.LimitReader(r, MaxSize+1-int64(len(magic)))))
 	if err != nil {
 		return nil, err
 	}

@@ -2,7 +2,6 @@ package main
 
 import (
 	"bufio"
-	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -65,12 +64,13 @@ func decodeIndex(ctx context.Context, at locate.Location, a access) (*blob.Index
 	return x, err
 }
 
-func fetchIndex(ctx context.Context, r store.Reader, name string) (*blob.Index, error) {
-	file, err := r.Read(ctx, name, nil, largestIndex)
-	if err != nil {
-		return nil, err
-	}
-	return blob.Decode(bytes.NewReader(file))
+// fetchIndex decodes an index while it comes, so that something else is refused by its first bytes.
+func fetchIndex(ctx context.Context, r store.Reader, name string) (x *blob.Index, err error) {
+	err = store.Stream(ctx, r, name, largestIndex, func(file io.Reader) error {
+		x, err = blob.Decode(bufio.NewReaderSize(file, 1<<16))
+		return err
+	})
+	return x, err
 }
 
 // closeReader ends what a reader may have running, such as an ssh. There is nothing to lose by then.

@@ -1,10 +1,10 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"strings"
 	"time"
@@ -160,11 +160,12 @@ func decodeProfile(ctx context.Context, at locate.Location, a access) (*profile.
 		return nil, err
 	}
 	defer closeReader(r)
-	data, err := r.Read(ctx, name, nil, profile.MaxSize)
-	if err != nil {
-		return nil, err
-	}
-	return profile.Decode(bytes.NewReader(data))
+	var p *profile.Profile
+	err = store.Stream(ctx, r, name, profile.MaxSize, func(file io.Reader) error {
+		p, err = profile.Decode(file)
+		return err
+	})
+	return p, err
 }
 
 func newProfile(x *blob.Index, touches []view.Touch) *profile.Profile {

@@ -532,3 +532,18 @@ func TestDistinctBytes(t *testing.T) {
 		t.Errorf("DistinctBytes = %d, want %d", got, want)
 	}
 }
+
+// portal answers every question with the page of a login form.
+type portal struct{ store.Reader }
+
+func (portal) Read(_ context.Context, _ string, dst []byte, _ int64) ([]byte, error) {
+	return append(dst, "<html>log in"...), &store.SuspectError{Err: &store.UnavailableError{Err: errors.New("a web page")}}
+}
+
+// TestPortal: a store behind a login form is unavailable, and none of its chunks counts as damaged.
+func TestPortal(t *testing.T) {
+	o := keep.VerifyOptions{Indexes: []*blob.Index{index(t, 0, 5)}, Workers: 1, Found: func(f keep.Finding) { t.Errorf("found %v", f) }}
+	if _, err := keep.Verify(t.Context(), portal{filled(t, 0, 5)}, o); !errors.Is(err, store.ErrUnavailable) {
+		t.Errorf("Verify = %v, want ErrUnavailable", err)
+	}
+}

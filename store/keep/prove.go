@@ -86,7 +86,7 @@ func (p *prover) prove(ctx context.Context, chunks []chunk) ([]error, error) {
 	first.SumAll(p.sums, p.data)
 	for n, i := range p.who {
 		if p.sums[n] != chunks[i].digest && !p.is(chunks[i].digest, p.raws[i].Plain) {
-			p.errs[i] = p.corrupt(chunks[i], p.sums[n])
+			p.errs[i] = p.wrong(chunks[i], &p.raws[i], p.sums[n])
 		}
 	}
 	for i, c := range chunks {
@@ -104,7 +104,7 @@ func (p *prover) again(ctx context.Context, c chunk, into *store.Raw) error {
 	err := p.load(ctx, c, into)
 	if err == nil && !p.is(c.digest, into.Plain) {
 		first, _ := p.try()
-		return p.corrupt(c, first.Sum(into.Plain))
+		return p.wrong(c, into, first.Sum(into.Plain))
 	}
 	return err
 }
@@ -125,6 +125,8 @@ func loadAny(ctx context.Context, from []source, c chunk, into *store.Raw) (foun
 		switch {
 		case err == nil && s.is(c.digest, into.Plain):
 			return true, nil
+		case err == nil && into.Suspicion != nil:
+			return false, into.Suspicion
 		case err != nil && !known(err):
 			return false, err
 		}
@@ -139,7 +141,12 @@ func newSources(readers []store.Reader, given *blob.Algorithm) (all []source) {
 	return all
 }
 
-func (s source) corrupt(c chunk, sum blob.Digest) error {
+// wrong is the error about a chunk that was read and is another: the store's failure if a header told of one, such as
+// a login form in place of every object, else damage.
+func (s source) wrong(c chunk, read *store.Raw, sum blob.Digest) error {
+	if read.Suspicion != nil {
+		return read.Suspicion
+	}
 	return &store.CorruptError{Name: fmt.Sprintf("chunk %v in %s", c.digest, s.name), Err: fmt.Errorf("its digest is %v", sum)}
 }
 

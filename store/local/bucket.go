@@ -95,6 +95,39 @@ func (b *Bucket) Read(ctx context.Context, name string, dst []byte, limit int64)
 	return readAll(fd, path, dst, limit)
 }
 
+// Stream implements store.Streamer.
+func (b *Bucket) Stream(ctx context.Context, name string, limit int64, use func(io.Reader) error) error {
+	if err := check(ctx, name); err != nil {
+		return err
+	}
+	path := b.path(name)
+	f, err := os.OpenFile(path, unix.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return explain(path, err)
+	}
+	defer f.Close()
+	size, err := fileSize(f.Stat())
+	switch {
+	case err != nil:
+		return explain(path, err)
+	case size > limit:
+		return fmt.Errorf("%s has %d bytes: %w (%d)", path, size, store.ErrTooLarge, limit)
+	}
+	return use(&whole{io.LimitedReader{R: f, N: size}})
+}
+
+// whole is a file that does not end before it has given its size.
+type whole struct{ io.LimitedReader }
+
+// Read implements io.Reader.
+func (w *whole) Read(p []byte) (int, error) {
+	n, err := w.LimitedReader.Read(p)
+	if errors.Is(err, io.EOF) && w.N > 0 {
+		return n, io.ErrUnexpectedEOF
+	}
+	return n, err
+}
+
 // readAll appends what the open file holds to dst. The calls are the kernel's own, as in stage.write.
 func readAll(fd int, path string, dst []byte, limit int64) ([]byte, error) {
 	var info unix.Stat_t

@@ -7,6 +7,7 @@
 package s3
 
 import (
+	"cmp"
 	"context"
 	"crypto/md5"
 	"crypto/sha256"
@@ -16,6 +17,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -130,20 +132,22 @@ func (b *Bucket) String() string { return b.location.url("").String() }
 // Read implements store.Reader, with one request.
 func (b *Bucket) Read(ctx context.Context, name string, dst []byte, limit int64) (out []byte, err error) {
 	err = b.object(ctx, name, call{method: http.MethodGet}, func(in transfer.Incoming) error {
-		out, err = in.Body(dst, limit)
+		out, err = in.Object(dst, limit)
 		return err
 	})
 	return out, err
 }
 
+// Stream implements store.Streamer, with one request.
+func (b *Bucket) Stream(ctx context.Context, name string, limit int64, use func(io.Reader) error) error {
+	return b.object(ctx, name, call{method: http.MethodGet}, func(in transfer.Incoming) error { return in.Stream(limit, use) })
+}
+
 // Stat implements store.Reader.
 func (b *Bucket) Stat(ctx context.Context, name string) (size int64, err error) {
 	err = b.object(ctx, name, call{method: http.MethodHead}, func(in transfer.Incoming) error {
-		size = in.Answer.ContentLength
-		if size < 0 {
-			return errors.New("the server does not tell the size")
-		}
-		return nil
+		size, err = transfer.Size(in.Answer)
+		return err
 	})
 	if errors.Is(err, store.ErrNotFound) {
 		if missing := b.checkBucket(ctx); missing != nil {
@@ -159,7 +163,7 @@ func (b *Bucket) checkBucket(ctx context.Context) error {
 	if b.seen.Load() {
 		return nil
 	}
-	err := b.do(ctx, call{method: http.MethodHead}, func(transfer.Incoming) error { return nil })
+	err := b.do(ctx, call{method: http.MethodHead}, func(in transfer.Incoming) error { return transfer.WebPage(in.Answer) })
 	switch {
 	case errors.Is(err, store.ErrNotFound):
 		return fmt.Errorf("%s: %w", b, ErrNoBucket)
@@ -185,9 +189,11 @@ const (
 // need not be allowed to read.
 func (b *Bucket) Create(ctx context.Context, name string, data []byte) error {
 	_, err := b.Stat(ctx, name)
+	_, suspect := errors.AsType[*store.SuspectError](err)
 	switch {
 	case err == nil:
 		return fmt.Errorf("%s: %w", b.location.url(name), store.ErrExists)
+	case suspect: // the server decides
 	case !errors.Is(err, store.ErrNotFound) && !errors.Is(err, store.ErrDenied) && !errors.Is(err, ErrNoBucket):
 		return err
 	}
@@ -208,7 +214,7 @@ func (b *Bucket) Remove(ctx context.Context, name string) error {
 	if _, err := b.Stat(ctx, name); err != nil {
 		return err
 	}
-	return b.object(ctx, name, call{method: http.MethodDelete}, func(transfer.Incoming) error { return nil })
+	return b.object(ctx, name, call{method: http.MethodDelete}, func(in transfer.Incoming) error { return transfer.WebPage(in.Answer) })
 }
 
 // put sends an object, with its length and sums for the server to check.
@@ -223,10 +229,10 @@ func (b *Bucket) put(ctx context.Context, name string, data []byte, header http.
 	header.Set("Content-Md5", base64.StdEncoding.EncodeToString(sum[:]))
 	header.Set("Content-Type", "application/octet-stream")
 	return b.object(ctx, name, call{method: http.MethodPut, header: header, data: data}, func(in transfer.Incoming) error {
-		if in.Answer.Header.Get("ETag") == "" {
-			return errors.New("the answer has no ETag, as those of S3 have: is it stored?")
+		if in.Answer.Header.Get("ETag") != "" {
+			return nil
 		}
-		return nil
+		return cmp.Or(transfer.WebPage(in.Answer), errors.New("the answer has no ETag, as those of S3 have: is it stored?"))
 	})
 }
 

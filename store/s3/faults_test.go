@@ -109,7 +109,7 @@ func TestFaults(t *testing.T) {
 		"web page": {func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", "text/html; charset=utf-8")
 			io.WriteString(w, "<html>")
-		}, store.ErrUnavailable},
+		}, nil}, // see TestHeaderExplains
 		"no answer":     {raw(""), store.ErrUnavailable},
 		"no HTTP":       {raw("SSH-2.0-x\r\n\r\n"), store.ErrUnavailable},
 		"truncated":     {raw(head("200 OK", "Content-Length: 10") + "12345"), store.ErrUnavailable},

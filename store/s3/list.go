@@ -1,6 +1,7 @@
 package s3
 
 import (
+	"cmp"
 	"context"
 	"encoding/xml"
 	"errors"
@@ -89,7 +90,7 @@ func (b *Bucket) page(ctx context.Context, prefix, token string, space []byte) (
 			return err
 		}
 		if err := xml.Unmarshal(body, &p); err != nil {
-			return fmt.Errorf("the answer is no listing: %s", printable(err.Error()))
+			return cmp.Or(transfer.WebPage(in.Answer), fmt.Errorf("the answer is no listing: %s", printable(err.Error())))
 		}
 		return nil
 	})

@@ -124,9 +124,6 @@ func (b *Bucket) attempt(ctx context.Context, c call, p pass, use use) error {
 		body, _ := in.Body(nil, largestRefusal) // what cannot be read says nothing
 		return readRefusal(answer, body)
 	}
-	if err := transfer.CheckType(answer); err != nil {
-		return err
-	}
 	return use(in)
 }
 

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net/url"
 	"os"
@@ -201,6 +202,23 @@ func (b *Bucket) Read(ctx context.Context, name string, dst []byte, limit int64)
 		return err
 	})
 	return out, err
+}
+
+// Stream implements store.Streamer.
+func (b *Bucket) Stream(ctx context.Context, name string, limit int64, use func(io.Reader) error) error {
+	return b.call(ctx, "reading", name, func(c *conn, path string) error {
+		handle, err := c.open(ctx, openPacket(path, flagRead))
+		if err != nil {
+			return err
+		}
+		defer c.closeHandle(handle)
+		r := &reading{ctx: ctx, conn: c, handle: handle}
+		size, err := r.begin(limit)
+		if err != nil {
+			return err
+		}
+		return use(&stream{reading: r, size: size})
+	})
 }
 
 // fileSize is the size of a regular file whose attributes were asked for.

@@ -52,48 +52,85 @@ func (r *reading) piece(off int64, size int) (piece, error) {
 	return piece{off, size, request}, err
 }
 
-// all appends the whole file to dst, in one round trip if it is small.
-func (r *reading) all(dst []byte, limit int64) ([]byte, error) {
+// begin returns the file's size, with its first bytes under way: a small one is read in one round trip.
+func (r *reading) begin(limit int64) (size int64, err error) {
 	asked, err := r.conn.start(r.ctx, pathPacket(typeFstat, r.handle))
 	if err != nil {
-		return nil, err
+		return 0, err
 	}
 	if err := r.ask(min(ahead, limit)); err != nil {
-		return nil, err
+		return 0, err
 	}
 	a, err := r.conn.wait(r.ctx, asked)
 	if err != nil {
-		return nil, err
+		return 0, err
 	}
-	size, err := fileSize(a)
+	size, err = fileSize(a)
 	if err != nil {
-		return nil, err
+		return 0, err
 	}
 	if size > limit {
-		return nil, fmt.Errorf("%d bytes: %w (%d)", size, store.ErrTooLarge, limit)
+		return 0, fmt.Errorf("%d bytes: %w (%d)", size, store.ErrTooLarge, limit)
 	}
-	return r.upTo(dst, size)
-}
-
-// upTo appends the first size bytes to dst.
-func (r *reading) upTo(dst []byte, size int64) ([]byte, error) {
 	for i, p := range r.pieces { // what was asked for on the off chance may go beyond
 		r.pieces[i].size = int(max(0, min(int64(p.size), size-p.off)))
 	}
+	return size, nil
+}
+
+// all appends the whole file to dst.
+func (r *reading) all(dst []byte, limit int64) ([]byte, error) {
+	size, err := r.begin(limit)
+	if err != nil {
+		return nil, err
+	}
 	dst = slices.Grow(dst, int(min(size, firstSpace)))
 	for got := int64(0); got < size; {
-		var data []byte
-		err := r.ask(size)
-		if err == nil {
-			data, err = r.first()
-		}
+		data, err := r.next(got, size)
 		if err != nil {
-			return nil, fmt.Errorf("after %d of %d bytes: %w", got, size, err)
+			return nil, err
 		}
 		dst = append(dst, data...)
 		got += int64(len(data))
 	}
 	return dst, nil
+}
+
+// next returns the data behind the first got bytes of size.
+func (r *reading) next(got, size int64) (data []byte, err error) {
+	err = r.ask(size)
+	if err == nil {
+		data, err = r.first()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("after %d of %d bytes: %w", got, size, err)
+	}
+	return data, nil
+}
+
+// stream is a file as an io.Reader.
+type stream struct {
+	*reading
+	got, size int64
+	data      []byte // of what was got, not read yet
+}
+
+// Read implements io.Reader. Its errors are what a store.Reader promises.
+func (s *stream) Read(p []byte) (int, error) {
+	for len(s.data) == 0 {
+		if s.got == s.size {
+			return 0, io.EOF
+		}
+		data, err := s.next(s.got, s.size)
+		if err != nil {
+			return 0, explain(err)
+		}
+		s.data = data
+		s.got += int64(len(data))
+	}
+	n := copy(p, s.data)
+	s.data = s.data[n:]
+	return n, nil
 }
 
 // first waits for the data of the first piece. If that is less than was asked for, the rest is asked for again.

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"sync"
 	"testing"
@@ -25,6 +26,7 @@ func Test(t *testing.T, open func(t *testing.T) (store.Reader, Put)) {
 		"bad names":  testBadNames,
 		"absent":     testAbsent,
 		"limit":      testLimit,
+		"stream":     testStream,
 		"concurrent": testConcurrent,
 		"cancelled":  testCancelled,
 		"location":   testLocation,
@@ -122,6 +124,50 @@ func testLimit(t *testing.T, r store.Reader, put Put) {
 		if _, err := r.Read(t.Context(), "ten", nil, limit); !errors.Is(err, store.ErrTooLarge) {
 			t.Errorf("Read of 10 bytes with limit %d = %v, want ErrTooLarge", limit, err)
 		}
+	}
+}
+
+func testStream(t *testing.T, r store.Reader, put Put) {
+	for _, size := range []int{0, 1, 300_000, 4 << 20} {
+		name, want := fmt.Sprintf("size-%d", size), Bytes(1, size)
+		put(name, want)
+		var got []byte
+		err := store.Stream(t.Context(), r, name, int64(size), func(in io.Reader) (err error) {
+			got, err = io.ReadAll(in)
+			return err
+		})
+		if err != nil || !bytes.Equal(got, want) {
+			t.Errorf("Stream(%s) = %d bytes, %v", name, len(got), err)
+		}
+	}
+	const large = "size-4194304"
+	enough := errors.New("enough")
+	err := store.Stream(t.Context(), r, large, noLimit, func(in io.Reader) error {
+		if n, err := io.ReadFull(in, make([]byte, 10)); n != 10 {
+			t.Errorf("reading the first 10 bytes of a stream: %v", err)
+		}
+		return enough
+	})
+	if !errors.Is(err, enough) || errors.Is(err, store.ErrUnavailable) {
+		t.Errorf("Stream that is left = %v, want its user's error", err)
+	}
+	unused := func(io.Reader) error {
+		t.Error("Stream hands over what it must not")
+		return nil
+	}
+	if err := store.Stream(t.Context(), r, large, 9, unused); !errors.Is(err, store.ErrTooLarge) {
+		t.Errorf("Stream of 4 MiB with limit 9 = %v, want ErrTooLarge", err)
+	}
+	checkAbsent(t, "Stream", "absent", store.Stream(t.Context(), r, "absent", noLimit, unused))
+	for _, name := range []string{"", "../x", "a//x"} {
+		if err := store.Stream(t.Context(), r, name, noLimit, unused); err == nil || errors.Is(err, store.ErrNotFound) {
+			t.Errorf("Stream(%q) = %v, want a refusal", name, err)
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := store.Stream(ctx, r, large, noLimit, unused); !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled Stream = %v, want context.Canceled", err)
 	}
 }
 

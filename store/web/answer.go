@@ -18,6 +18,8 @@ func check(method string, answer *http.Response) error {
 		return checkStored(answer)
 	case mkcol:
 		return checkMade(answer)
+	case http.MethodHead:
+		return checkHead(answer)
 	}
 	return checkAnswer(answer)
 }
@@ -26,19 +28,36 @@ func check(method string, answer *http.Response) error {
 func checkAnswer(answer *http.Response) error {
 	switch answer.StatusCode {
 	case http.StatusOK:
-		return checkBody(answer)
+		return nil
 	case http.StatusNotFound, http.StatusGone:
 		return store.ErrNotFound
 	}
 	return refusal(answer)
 }
 
+// errHead is wrapped by the error about an answer to HEAD that is no word on the object: GET gets another.
+var errHead = errors.New("HEAD is refused")
+
+// checkHead is checkAnswer of an answer without a body.
+func checkHead(answer *http.Response) error {
+	switch answer.StatusCode {
+	case http.StatusBadRequest, http.StatusMethodNotAllowed, http.StatusNotImplemented:
+		return fmt.Errorf("%w: %s", errHead, statusText(answer.StatusCode))
+	}
+	return checkAnswer(answer)
+}
+
 // checkStored is nil when the object is where it was sent.
 func checkStored(answer *http.Response) error {
 	status := statusText(answer.StatusCode)
 	switch answer.StatusCode {
-	case http.StatusOK, http.StatusCreated, http.StatusNoContent:
-		return transfer.CheckType(answer)
+	case http.StatusCreated, http.StatusNoContent:
+		return nil
+	case http.StatusOK: // a login form says that too
+		if page := transfer.WebPage(answer); page != nil {
+			return &store.SuspectError{Err: page}
+		}
+		return nil
 	case http.StatusNotFound, http.StatusConflict:
 		return fmt.Errorf("%w: %s", errNoParent, status)
 	case http.StatusMethodNotAllowed, http.StatusNotImplemented:
@@ -62,15 +81,10 @@ func checkMade(answer *http.Response) error {
 	return refusal(answer)
 }
 
-// errBadRequest is wrapped by the error about a request that the server calls bad.
-var errBadRequest = errors.New(statusText(http.StatusBadRequest))
-
 // refusal is what a status means that is no success, whatever was asked.
 func refusal(answer *http.Response) error {
 	status := errors.New(statusText(answer.StatusCode))
 	switch code := answer.StatusCode; code {
-	case http.StatusBadRequest:
-		return fmt.Errorf("unexpected answer %w", errBadRequest)
 	case http.StatusUnauthorized, http.StatusPaymentRequired, http.StatusForbidden,
 		http.StatusProxyAuthRequired, http.StatusUnavailableForLegalReasons:
 		return fmt.Errorf("%w: %w", store.ErrDenied, status)
@@ -96,15 +110,4 @@ func unavailable(answer *http.Response, status error) error {
 // statusText is a status in our words: the server's own may be anything, and are meant for a terminal here.
 func statusText(code int) string {
 	return strings.TrimSpace(fmt.Sprintf("%d %s", code, http.StatusText(code)))
-}
-
-// checkBody refuses what cannot be the object's bytes. A coding that nobody asked for is not undone: the object
-// is compressed already, and what a server does to it behind everybody's back is better mended there.
-func checkBody(answer *http.Response) error {
-	for _, coding := range answer.Header.Values("Content-Encoding") {
-		if coding != "" && !strings.EqualFold(coding, "identity") {
-			return fmt.Errorf("the server sends it with Content-Encoding %.20q, which was not asked for", coding)
-		}
-	}
-	return transfer.CheckType(answer)
 }

@@ -1,6 +1,7 @@
 package web
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -36,7 +37,7 @@ const mkcol = "MKCOL" // RFC 4918 §9.3
 // Write implements store.Bucket. On a server that does not make the directories above an object, they are made
 // when it asks for them.
 func (b *Bucket) Write(ctx context.Context, name string, data []byte) error {
-	err := b.do(ctx, http.MethodPut, name, data, ignore)
+	err := b.put(ctx, name, data)
 	if !errors.Is(err, errNoParent) {
 		return err
 	}
@@ -44,7 +45,22 @@ func (b *Bucket) Write(ctx context.Context, name string, data []byte) error {
 	if err := b.makeDirectory(ctx, above); err != nil {
 		return named(ctx, above, fmt.Errorf("making the directory: %w", err))
 	}
-	return b.do(ctx, http.MethodPut, name, data, ignore)
+	return b.put(ctx, name, data)
+}
+
+// put sends an object. An answer that may as well be a login form's is believed when the object can be read back.
+func (b *Bucket) put(ctx context.Context, name string, data []byte) error {
+	err := b.do(ctx, http.MethodPut, name, data, ignore)
+	suspect, is := errors.AsType[*store.SuspectError](err)
+	if !is {
+		return err
+	}
+	got, readErr := b.Read(ctx, name, nil, int64(len(data)))
+	_, has := errors.AsType[*store.SuspectError](readErr)
+	if (readErr == nil || has) && bytes.Equal(got, data) {
+		return nil
+	}
+	return named(ctx, b.url(name), suspect.Err)
 }
 
 // makeDirectory makes a collection, and those above it as far as they are missing.

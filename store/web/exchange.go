@@ -24,20 +24,24 @@ const (
 type message struct {
 	method string
 	url    *url.URL
+	name   string // of the object, or "" for a directory
 	body   []byte // of PUT
 }
 
-// use takes what it needs of an answer; abort ends the request when it takes too long.
-type use func(answer *http.Response, abort func(error)) error
+// reads reports whether the message changes nothing on the server.
+func (m message) reads() bool { return m.method == http.MethodGet || m.method == http.MethodHead }
 
-func ignore(*http.Response, func(error)) error { return nil }
+// use takes what it needs of a good answer.
+type use func(in transfer.Incoming) error
+
+func ignore(transfer.Incoming) error { return nil }
 
 // do asks about an object and hands a good answer to use. It names the object in every error.
 func (r *Reader) do(ctx context.Context, method, name string, body []byte, use use) error {
 	if err := store.CheckName(name); err != nil {
 		return err
 	}
-	m := message{method, r.url(name), body}
+	m := message{method, r.url(name), name, body}
 	return named(ctx, m.url, r.exchange(ctx, m, use))
 }
 
@@ -60,35 +64,54 @@ func (r *Reader) exchange(ctx context.Context, m message, use use) error {
 		return err
 	}
 	defer answer.Body.Close()
-	err = check(m.method, answer)
-	if err != nil {
-		err = explain(answer.StatusCode, r.page(answer), err)
+	if err = check(m.method, answer); err == nil {
+		r.forms.have(m.name)
+		err = use(transfer.Incoming{Answer: answer, Patience: r.patience, Abort: cancel})
 	} else {
-		err = use(answer, cancel)
+		err = r.explain(m, answer, err)
+	}
+	if errors.Is(err, store.ErrUnavailable) {
+		r.moved.Store(nil)
 	}
 	return r.atHand(m.url, answer.Request.URL, err)
 }
 
-// follow sends a message to where redirects lead it. Only the origin of the base is told who asks, and a chain
-// that has left it is not trusted when it comes back.
+// follow sends a message to where redirects lead it.
 func (r *Reader) follow(ctx context.Context, m message, abort func(error)) (*http.Response, error) {
-	start, home := m.url, true
+	if answer := r.shortcut(ctx, m, abort); answer != nil {
+		return answer, nil
+	}
+	return r.walk(ctx, m, chain{start: m.url, home: true, lasting: m.reads()}, abort)
+}
+
+// walk goes on with a chain. Only the origin of the base is told who asks, and a chain that has left it is not trusted
+// when it comes back.
+func (r *Reader) walk(ctx context.Context, m message, c chain, abort func(error)) (*http.Response, error) {
 	for range maxRedirects + 1 {
-		answer, err := r.send(ctx, m, home, abort)
+		answer, err := r.send(ctx, m, c.home, abort)
 		if err != nil {
-			return nil, r.atHand(start, m.url, err)
+			return nil, r.atHand(c.start, m.url, err)
 		}
 		if !redirects(answer.StatusCode) {
+			if answer.StatusCode == http.StatusOK && c.moved != nil {
+				r.moved.Store(c.moved)
+			}
 			return answer, nil
 		}
-		r.page(answer)
-		_ = answer.Body.Close()
+		r.drop(answer)
 		if m.url, err = m.next(answer); err != nil {
 			return nil, err
 		}
-		home = home && origin(m.url) == origin(r.base)
+		c.home = c.home && origin(m.url) == origin(r.base)
+		c.step(m, answer.StatusCode)
 	}
 	return nil, fmt.Errorf("%w: more than %d in a row", errRedirect, maxRedirects)
+}
+
+// drop leaves an answer whose page says nothing.
+func (r *Reader) drop(answer *http.Response) {
+	r.page(answer)
+	_ = answer.Body.Close()
 }
 
 // errRedirect is wrapped by errors about redirects that are not followed.
@@ -112,7 +135,7 @@ func (m message) next(answer *http.Response) (*url.URL, error) {
 	}
 	to.User, to.Fragment, to.RawFragment = nil, "", ""
 	switch {
-	case m.method != http.MethodGet && m.method != http.MethodHead:
+	case !m.reads():
 		return nil, fmt.Errorf("%w: a write goes to the server that the location names, and to no other (it is sent to %s)",
 			errRedirect, origin(to))
 	case to.Scheme != "https" && (to.Scheme != "http" || m.url.Scheme == "https"):
@@ -155,8 +178,7 @@ func (r *Reader) send(ctx context.Context, m message, home bool, abort func(erro
 	if err == nil && equal(proof, fresh) {
 		return answer, nil
 	}
-	r.page(answer)
-	_ = answer.Body.Close()
+	r.drop(answer)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %s, and credentials cannot be read again: %w",
 			store.ErrDenied, statusText(answer.StatusCode), err)

@@ -2,6 +2,7 @@ package web
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -79,9 +80,16 @@ func refusedByTLS(err error) error {
 }
 
 // explain finds in the page that came with a bad request what the server could not say by its status.
-func explain(code int, page []byte, err error) error {
-	if code != http.StatusBadRequest {
+func (r *Reader) explain(m message, answer *http.Response, err error) error {
+	page := r.page(answer)
+	if answer.StatusCode == http.StatusNotFound {
+		r.forms.have(m.name)
+	}
+	if answer.StatusCode != http.StatusBadRequest {
 		return err
+	}
+	if m.method == http.MethodHead {
+		return cmp.Or(r.forms.lacks(m.name), err)
 	}
 	for phrase, known := range map[string]error{
 		"No required SSL certificate was sent":         ErrNoCertificate, // nginx
@@ -94,5 +102,5 @@ func explain(code int, page []byte, err error) error {
 			return known
 		}
 	}
-	return err
+	return cmp.Or(r.explainDesync(m, page), err)
 }

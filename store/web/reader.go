@@ -7,8 +7,10 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/url"
+	"sync/atomic"
 	"time"
 
 	"cairn/internal/transfer"
@@ -35,6 +37,8 @@ type Reader struct {
 	foreign  http.RoundTripper // to where redirects lead: it has no client certificate
 	keys     keys
 	patience time.Duration
+	moved    atomic.Pointer[moved] // nil unless the server leads elsewhere for good
+	forms    forms
 }
 
 var _ store.Reader = (*Reader)(nil)
@@ -90,39 +94,35 @@ func checkProxy(_ context.Context, proxy *url.URL, _ *http.Request, answer *http
 func (r *Reader) String() string { return public(r.base) }
 
 // url is the address of an object.
-func (r *Reader) url(name string) *url.URL { return hide(r.base).Join(name).url() }
+func (r *Reader) url(name string) *url.URL { return below(r.base, name) }
+
+func below(base *url.URL, name string) *url.URL { return hide(base).Join(name).url() }
+
+func escaped(name string) string { return (&url.URL{Path: name}).EscapedPath() }
 
 // Read implements store.Reader.
 func (r *Reader) Read(ctx context.Context, name string, dst []byte, limit int64) (out []byte, err error) {
-	err = r.do(ctx, http.MethodGet, name, nil, func(answer *http.Response, abort func(error)) error {
-		in := transfer.Incoming{Answer: answer, Patience: r.patience, Abort: abort}
-		out, err = in.Body(dst, limit)
+	err = r.do(ctx, http.MethodGet, name, nil, func(in transfer.Incoming) error {
+		out, err = in.Object(dst, limit)
 		return err
 	})
 	return out, err
 }
 
-// Stat implements store.Reader.
-func (r *Reader) Stat(ctx context.Context, name string) (size int64, err error) {
-	err = r.do(ctx, http.MethodHead, name, nil, func(answer *http.Response, _ func(error)) error {
-		if answer.ContentLength < 0 {
-			return errors.New("the server does not tell the size")
-		}
-		size = answer.ContentLength
-		return nil
-	})
-	if errors.Is(err, errBadRequest) {
-		return 0, r.reason(ctx, name, err)
-	}
-	return size, err
+// Stream implements store.Streamer.
+func (r *Reader) Stream(ctx context.Context, name string, limit int64, use func(io.Reader) error) error {
+	return r.do(ctx, http.MethodGet, name, nil, func(in transfer.Incoming) error { return in.Stream(limit, use) })
 }
 
-// reason asks for an object's bytes where the question for its size was called a bad one: only then servers say
-// on a page that what they miss is a client certificate.
-func (r *Reader) reason(ctx context.Context, name string, unexplained error) error {
-	err := r.do(ctx, http.MethodGet, name, nil, ignore)
-	if err == nil {
-		return unexplained
+// Stat implements store.Reader. A server that refuses HEAD is asked for the object, of which the head will do.
+func (r *Reader) Stat(ctx context.Context, name string) (size int64, err error) {
+	take := func(in transfer.Incoming) error {
+		size, err = transfer.Size(in.Answer)
+		return err
 	}
-	return err
+	err = r.do(ctx, http.MethodHead, name, nil, take)
+	if errors.Is(err, errHead) {
+		err = r.do(ctx, http.MethodGet, name, nil, take)
+	}
+	return size, err
 }

@@ -235,8 +235,9 @@ func TestLogin(t *testing.T) {
 		_, readErr := b.Read(t.Context(), "x", nil, 1000)
 		_, statErr := b.Stat(t.Context(), "x")
 		for _, err := range []error{readErr, statErr} {
-			checkFault(t, nil, err, store.ErrUnavailable)
-			if !strings.Contains(fmt.Sprint(err), "login form") || name == "redirect" && !strings.Contains(fmt.Sprint(err), "redirected to "+form) {
+			checkFault(t, nil, err, nil)
+			suspect, is := errors.AsType[*store.SuspectError](err)
+			if !is || !errors.Is(suspect.Err, store.ErrUnavailable) || !strings.Contains(fmt.Sprint(err), "login form") || name == "redirect" && !strings.Contains(fmt.Sprint(err), "redirected to "+form) {
 				t.Errorf("%s: %v, want it to speak of a login form, and where", name, err)
 			}
 		}
