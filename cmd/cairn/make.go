@@ -80,8 +80,8 @@ system's superblock claims (squashfs, ext2/3/4, erofs); what is used is printed.
 	flags.Var(digestFlag{&f.digest}, "digest", "`name` of the hash: sha512-256 (casync's default) or sha256")
 	sizes := chunker.Default
 	flags.StringVar(&f.chunkSize, "chunk-size", fmt.Sprintf("%d:%d:%d", sizes.Min>>10, sizes.Avg>>10, sizes.Max>>10), "chunk `sizes` MIN:AVG:MAX in KiB (or with a suffix), or AVG alone")
-	f.compression = "zstd"
-	flags.Var(choice{&f.compression, []string{"zstd", "none"}}, "compression", "`how` to store chunks: zstd or none")
+	f.compression = compressionZstd
+	flags.Var(choice{&f.compression, []string{compressionZstd, compressionNone}}, "compression", "`how` to store chunks: zstd or none")
 	flags.IntVar(&f.level, "compression-level", 3, "zstd `level`, 1 to 22")
 	flags.StringVar(&f.size, "size", "", "use only the first `bytes` of the image, or \"filesystem\"")
 	f.publish.add(c)
@@ -98,6 +98,20 @@ system's superblock claims (squashfs, ext2/3/4, erofs); what is used is printed.
 		return err
 	})
 	return c
+}
+
+// What --compression may be.
+const (
+	compressionZstd = "zstd"
+	compressionNone = "none"
+)
+
+func writerOptions(compression string, level int) store.WriterOptions {
+	o := store.WriterOptions{Level: level}
+	if compression == compressionNone {
+		o.Compression = store.None
+	}
+	return o
 }
 
 // madeResult is what make --json prints.
@@ -150,10 +164,8 @@ func runMake(ctx context.Context, stdout io.Writer, f makeFlags, image string) (
 func makeInto(ctx context.Context, to destination, src imageSource, total int64, f makeFlags, stdout io.Writer) error {
 	prepareHeap(total)
 	params, _ := chunker.ParseParams(f.chunkSize) // checked with the flags
-	o := store.WriterOptions{Level: f.level, Uploads: f.atOnce(to)}
-	if f.compression == "none" {
-		o.Compression = store.None
-	}
+	o := writerOptions(f.compression, f.level)
+	o.Uploads = f.atOnce(to)
 	writer, err := f.openWriter(ctx, to, o, expected{f.digest, total / params.Avg})
 	if err != nil {
 		return err

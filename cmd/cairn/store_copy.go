@@ -20,11 +20,12 @@ import (
 type storeCopyFlags struct {
 	common
 	reading
-	level     int
-	uploads   int
-	stores    [][]locate.Location // FROM and TO
-	indexes   []locate.Location
-	indexesTo locate.Location
+	compression string
+	level       int
+	uploads     int
+	stores      [][]locate.Location // FROM and TO
+	indexes     []locate.Location
+	indexesTo   locate.Location
 }
 
 func newStoreCopy() *cobra.Command {
@@ -57,6 +58,8 @@ are copied.`,
 	f.common.add(c)
 	f.reading.add(c)
 	addUploads(c, &f.uploads)
+	f.compression = compressionZstd
+	c.Flags().Var(choice{&f.compression, []string{compressionZstd, compressionNone}}, "compression", "`how` to store chunks: zstd or none")
 	c.Flags().IntVar(&f.level, "compression-level", 3, "zstd `level` for chunks that are compressed anew, 1 to 22")
 	storeArgs(c, &f.stores, 2)
 	indexArgs(c, &f.indexes, 2, 0)
@@ -194,7 +197,7 @@ func (f *storeCopyFlags) checkIndex(ctx context.Context, b store.Bucket, name st
 func (f *storeCopyFlags) copy(ctx context.Context, from []store.Reader, to store.Bucket, indexes []*blob.Index, result *storeCopied) (err error) {
 	o := keep.CopyOptions{
 		Algorithm: f.algorithm(), Indexes: indexes, Else: from[1:], Workers: f.workers(f.stores[0][0], f.jobs),
-		Writer: store.WriterOptions{Level: f.level},
+		Writer: writerOptions(f.compression, f.level),
 	}
 	if result.To.Remote() {
 		o.Writer.Uploads = f.uploads
