@@ -11,9 +11,7 @@ func (t *transmission) check(q request) error {
 	if err != nil {
 		return err
 	}
-	if t.writer != nil {
-		allowed |= flagFUA // means nothing to most commands, but is valid for all
-	}
+	allowed |= flagFUA // means nothing to most commands, but is valid for all
 	if unknown := q.flags &^ allowed; unknown != 0 {
 		return &refusal{errINVAL, fmt.Sprintf("flags %#x are not known to %v", unknown, q.command)}
 	}
@@ -31,7 +29,7 @@ func (t *transmission) allowed(c Command) (uint16, error) {
 		return 0, &refusal{errPERM, "the export is read-only"}
 	case c == CmdWriteZeroes:
 		return flagNoHole, nil
-	case c == CmdWrite, c == CmdFlush && t.writer != nil, c == CmdCache && t.prefetch != nil:
+	case c == CmdWrite, c == CmdFlush, c == CmdCache: // with nothing to flush or to bring near there is no harm in asking
 		return 0, nil
 	case c == CmdBlockStatus && len(t.contexts) > 0:
 		return flagReqOne, nil

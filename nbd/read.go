@@ -121,14 +121,14 @@ func (t *transmission) read(q request) {
 	}
 	b := t.take(replySize(pieces))
 	b.requests = 1
-	start, pending, pieces := t.begin(), t.seat.begin(q), slices.Clone(pieces)
+	pending, pieces := t.seat.begin(q), slices.Clone(pieces)
 	t.tasks.Go(func() {
 		err := t.explain(q, t.readAll(q, b, pieces))
 		t.seat.end(pending)
 		if err != nil {
 			b.p = appendError(b.p[:0], q, err, t.structured)
 		}
-		t.done(q, start, err)
+		t.seat.count(q, err)
 		t.out.send(b)
 	})
 }
@@ -137,7 +137,6 @@ func (t *transmission) readNow(q request, pieces []piece) bool {
 	if t.resident == nil {
 		return false
 	}
-	start := t.begin()
 	b := t.place(replySize(pieces))
 	p, err := t.appendRead(b.p, q, pieces, t.now)
 	if err != nil {
@@ -145,7 +144,7 @@ func (t *transmission) readNow(q request, pieces []piece) bool {
 	}
 	b.p = p
 	b.requests++
-	t.done(q, start, nil)
+	t.seat.count(q, nil)
 	return true
 }
 

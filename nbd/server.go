@@ -21,9 +21,6 @@ type Server struct {
 	Exports Exports
 	// Log gets what an operator may want to know; nil discards it.
 	Log *slog.Logger
-	// Observe, if set, is called once for each request when its reply is ready, by many goroutines at
-	// once. Requests wait for it.
-	Observe func(Request)
 
 	// TLS, if set, is required of every client: without it there is neither a list nor an export. Its
 	// GetConfigForClient may choose anew for each client. Where ClientCAs sign with RSA it should go no further
@@ -42,16 +39,6 @@ type Server struct {
 	buffers   buffers
 	strangers sparing
 	audience  audience
-}
-
-// Request is a request that was answered, as Server.Observe sees it.
-type Request struct {
-	Export  string
-	Command Command
-	Offset  uint64 // not checked: of requests that are refused it may be anything
-	Length  uint32
-	Took    time.Duration // from the reading of the request until its reply is ready
-	Err     error         // nil if it succeeded
 }
 
 func (s *Server) maxConns() int                   { return cmp.Or(s.MaxConns, 128) }

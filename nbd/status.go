@@ -17,7 +17,6 @@ func (t *transmission) blockStatus(q request) {
 	}
 	b := t.take(len(t.contexts) * (chunkSize + 4 + 8*extents))
 	b.requests = 1
-	start := t.begin()
 	t.tasks.Go(func() {
 		for i, name := range t.contexts {
 			var flags uint16
@@ -26,7 +25,7 @@ func (t *transmission) blockStatus(q request) {
 			}
 			b.p = appendStatus(b.p, q, flags, uint32(i+1), t.states(name, q), extents)
 		}
-		t.done(q, start, nil)
+		t.seat.count(q, nil)
 		t.out.send(b)
 	})
 }

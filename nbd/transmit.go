@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"os"
 	"sync"
 	"time"
 )
@@ -32,7 +33,6 @@ type transmission struct {
 	seat         *seat
 	leave        func(*seat)
 	log          *slog.Logger
-	observe      func(Request)
 	drainTimeout time.Duration
 	buffers      *buffers
 
@@ -67,7 +67,6 @@ func newTransmission(
 		seat:         s.audience.enter(conn.RemoteAddr().String(), agreed.export, s.TLS != nil),
 		leave:        s.audience.leave,
 		log:          log,
-		observe:      s.Observe,
 		drainTimeout: s.drainTimeout(),
 		buffers:      &s.buffers,
 		stopping:     ctx,
@@ -156,7 +155,11 @@ func (t *transmission) shutDown() {
 
 // lost is called when the client cannot be written to.
 func (t *transmission) lost(err error) {
-	t.log.Info("the client does not take its replies", "err", err)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		t.log.Info("the client does not take its replies", "err", err)
+	} else {
+		report(t.log, "replies are not sent", err)
+	}
 	t.goodbye()
 	hangUp(t.conn)
 }
@@ -183,9 +186,9 @@ func (t *transmission) handle(q request) error {
 	case CmdWriteZeroes:
 		t.writeZeroes(q)
 	case CmdFlush:
-		t.later(q, func() error { return t.writer.Flush(t.work) })
+		t.later(q, func() error { return t.flushDevice() })
 	case CmdCache:
-		t.later(q, func() error { return t.prefetch.Prefetch(t.reads, int64(q.offset), int64(q.length)) })
+		t.later(q, func() error { return t.bringNear(q) })
 	case CmdBlockStatus:
 		t.blockStatus(q)
 	}
@@ -203,7 +206,7 @@ func (t *transmission) reject(q request, err error) error {
 	b := t.place(maxErrorReply)
 	b.p = appendError(b.p, q, err, t.structured)
 	b.requests++
-	t.done(q, t.begin(), err)
+	t.seat.count(q, err)
 	return nil
 }
 
@@ -233,6 +236,22 @@ func (t *transmission) write(q request) error {
 		return t.forceUnit(q)
 	})
 	return nil
+}
+
+// flushDevice makes durable what was written. Of a read-only export nothing was.
+func (t *transmission) flushDevice() error {
+	if t.writer == nil {
+		return nil
+	}
+	return t.writer.Flush(t.work)
+}
+
+// bringNear passes a hint on to a device that takes hints.
+func (t *transmission) bringNear(q request) error {
+	if t.prefetch == nil {
+		return nil
+	}
+	return t.prefetch.Prefetch(t.reads, int64(q.offset), int64(q.length))
 }
 
 // forceUnit makes a write durable if its client asked for that (FUA).
@@ -269,7 +288,7 @@ func (t *transmission) later(q request, work func() error) {
 }
 
 func (t *transmission) finish(q request, b *buffer, work func() error) {
-	start, pending := t.begin(), t.seat.begin(q)
+	pending := t.seat.begin(q)
 	t.tasks.Go(func() {
 		err := t.explain(q, work())
 		t.seat.end(pending)
@@ -278,7 +297,7 @@ func (t *transmission) finish(q request, b *buffer, work func() error) {
 		} else {
 			b.p = appendSimple(b.p[:0], q, 0)
 		}
-		t.done(q, start, err)
+		t.seat.count(q, err)
 		t.out.send(b)
 	})
 }
@@ -294,27 +313,4 @@ func (t *transmission) explain(q request, err error) error {
 		t.log.Warn("request failed", "command", q.command, "offset", q.offset, "length", q.length, "err", err)
 	}
 	return err
-}
-
-// begin is the time at which a request came, if anybody wants to know.
-func (t *transmission) begin() time.Time {
-	if t.observe == nil {
-		return time.Time{}
-	}
-	return time.Now()
-}
-
-func (t *transmission) done(q request, start time.Time, err error) {
-	t.seat.count(q, err)
-	if t.observe == nil {
-		return
-	}
-	t.observe(Request{
-		Export:  t.export.Name,
-		Command: q.command,
-		Offset:  q.offset,
-		Length:  q.length,
-		Took:    time.Since(start),
-		Err:     err,
-	})
 }

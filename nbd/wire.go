@@ -89,7 +89,7 @@ const (
 // Command is what a client asks for.
 type Command uint16
 
-// The commands that are served. Disconnecting is not seen as a Request.
+// The commands that are served.
 const (
 	CmdRead        Command = 0
 	CmdWrite       Command = 1
