@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -37,6 +38,59 @@ func TestAdmission(t *testing.T) {
 	enter(last, nil, true)
 	if a.n != 3 {
 		t.Errorf("%d places are taken, want 3", a.n)
+	}
+}
+
+// watchedConn calls a function before each write.
+type watchedConn struct {
+	net.Conn
+	beforeWrite func(p []byte)
+}
+
+func (c *watchedConn) Write(p []byte) (int, error) {
+	c.beforeWrite(p)
+	return c.Conn.Write(p)
+}
+
+// TestSettledBeforeTold: the place is the client's own when the server tells it that its export is chosen, and a client
+// that has lost its place meanwhile is not told so.
+func TestSettledBeforeTold(t *testing.T) {
+	exports, err := NewStatic(&Export{Device: &patient{size: 4096}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, data := range map[uint32]string{optGo: "\x00\x00\x00\x00\x00\x00", optExportName: ""} {
+		for _, lost := range []bool{false, true} {
+			s := &Server{Exports: exports, MaxConns: 1}
+			client, ours := net.Pipe()
+			told := false
+			conn := &watchedConn{ours, func(p []byte) {
+				switch greeting := len(p) == 18; {
+				case greeting && lost:
+					s.conns.enter(new(visitor), 1)
+				case !greeting:
+					told = true
+					if len(s.conns.fresh) > 0 {
+						t.Errorf("option %d: the client is told before its place is its own", name)
+					}
+				}
+			}}
+			var conns sync.WaitGroup
+			s.start(t.Context(), conn, &conns)
+			answered := make(chan struct{})
+			go func() {
+				defer close(answered)
+				_, _ = io.CopyN(io.Discard, client, 18)
+				_, _ = client.Write(append([]byte{0, 0, 0, 3}, frame(name, data)...))
+				_, _ = client.Read(make([]byte, 1))
+				_ = client.Close()
+			}()
+			<-answered
+			conns.Wait()
+			if told == lost {
+				t.Errorf("option %d: lost its place: %v, told that its export is chosen: %v", name, lost, told)
+			}
+		}
 	}
 }
 

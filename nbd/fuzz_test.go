@@ -75,7 +75,11 @@ func FuzzHandshake(f *testing.F) {
 // newScript is a handshake with a client that says this, and how many exports it holds.
 func newScript(said []byte) (*script, *handshake, *int) {
 	s, lent := &script{Reader: bytes.NewReader(said)}, new(int)
-	return s, &handshake{conn: s, exports: lending{lent}, deadline: time.Now().Add(time.Hour)}, lent
+	return s, &handshake{
+		conn: s, exports: lending{lent}, budget: newBudget(time.Hour),
+		extend: func(time.Time) error { return nil },
+		settle: func() bool { return true },
+	}, lent
 }
 
 // lending offers x, and counts how often it is held.
@@ -86,6 +90,13 @@ func (l lending) Open(_ context.Context, name string) (*Export, error) {
 		return nil, ErrUnknown
 	}
 	*l.lent++
+	return &Export{Name: "x", Device: fake{}, Release: func() { *l.lent-- }}, nil
+}
+
+func (l lending) Describe(_ context.Context, name string) (*Export, error) {
+	if name != "x" {
+		return nil, ErrUnknown
+	}
 	return &Export{Name: "x", Device: fake{}, Release: func() { *l.lent-- }}, nil
 }
 
@@ -107,7 +118,7 @@ func FuzzTLSRequired(f *testing.F) {
 	f.Fuzz(func(t *testing.T, said []byte) {
 		s, h, lent := newScript(said)
 		h.secure = func() (io.ReadWriter, error) {
-			if *lent != 0 || h.opened != nil {
+			if *lent != 0 || h.described != (described{}) {
 				t.Fatal("an export was opened without TLS")
 			}
 			checkVeiled(t, s.Bytes())

@@ -131,10 +131,13 @@ type Listing struct{ Name, Description string }
 
 // Exports is what a server offers. Safe for concurrent use.
 type Exports interface {
-	// Open finds the export that a client names; "" is the default one. It is asked when a client wants to
-	// know about the export or to use it, and ctx ends with the time for the handshake. The errors' texts go
-	// to the client; no such export is ErrUnknown.
+	// Open finds the export that a client wants to use, by its name; "" is the default one. ctx ends with the
+	// time for the handshake. The errors' texts go to the client; no such export is ErrUnknown.
 	Open(ctx context.Context, name string) (*Export, error)
+	// Describe finds an export as Open does, for a client that asks about it and may ask about many: it should
+	// cost little. Of the result's Device only Size and Contexts are called, besides what interfaces it has, and
+	// Release is not called at all.
+	Describe(ctx context.Context, name string) (*Export, error)
 	// All lists the exports in the order in which clients should see them.
 	All(ctx context.Context) ([]Listing, error)
 }
@@ -188,6 +191,11 @@ func (s *Static) Open(_ context.Context, name string) (*Export, error) {
 		return s.exports[0], nil
 	}
 	return nil, fmt.Errorf("%w %q (%s)", ErrUnknown, name, s.offer())
+}
+
+// Describe is Open: all exports are open.
+func (s *Static) Describe(ctx context.Context, name string) (*Export, error) {
+	return s.Open(ctx, name)
 }
 
 // offer says in a few words what there is, for a client that asked for something else.

@@ -1,6 +1,7 @@
 package nbd
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -11,17 +12,17 @@ import (
 	"time"
 )
 
-// Limits of a handshake. More options, or data beyond maxDrain, end the connection.
+// Limits of a handshake. Data beyond maxDrain ends the connection.
 const (
-	maxOptions    = 32
 	maxOptionData = 64 << 10
-	maxDrain      = 1 << 20 // an option's data that is read only to be thrown away
+	maxDrain      = 1 << 20  // an option's data that is read only to be thrown away
+	listPiece     = 64 << 10 // a list is sent in pieces of about this size
 )
 
 var (
 	errAborted = errors.New("the client gave up")
 	errNoTLS   = errors.New("the client wants an export without TLS")
-	errOptions = fmt.Errorf("more than %d options", maxOptions)
+	errNoPlace = errors.New("its place was given to a newer connection")
 )
 
 // session is what a handshake agreed on.
@@ -53,9 +54,13 @@ func (s *session) flags() uint16 {
 // back, so that whatever comes next may read from conn, be it transmission or the TLS layer, and nothing
 // that a man in the middle put behind an option is taken for protected. All it remembers is in its fields.
 type handshake struct {
-	conn     io.ReadWriter
-	exports  Exports
-	deadline time.Time
+	conn    io.ReadWriter
+	exports Exports
+	budget  budget
+	// extend moves the time at which conn's reads and writes fail. It fails when conn does.
+	extend func(time.Time) error
+	// settle makes the connection's place its own. It reports false if the place is lost.
+	settle func() bool
 	// secure puts TLS around conn. Until it has, the client is told nothing. Nil if there is no TLS.
 	secure func() (io.ReadWriter, error)
 
@@ -63,10 +68,14 @@ type handshake struct {
 	noZeroes   bool
 	structured bool
 	contexts   contexts
-	opened     *Export // the export that was looked at last, nil if none was
-	openedAs   string  // by this name
-	data, out  []byte  // buffers
+	listed     bool      // the client has seen the list
+	described  described // the export that the client asked about last
+	deadline   time.Time // of the option being answered
+	data, out  []byte    // buffers
 }
+
+// described is which export a name stood for when a client asked about it.
+type described struct{ name, canonical string }
 
 // contexts is what the last SET_META_CONTEXT chose, and for which export.
 type contexts struct {
@@ -85,28 +94,35 @@ type option struct {
 // protocol, ends the session. When ctx is over, options are refused. The session's export is to be released by
 // the caller.
 func (h *handshake) run(ctx context.Context) (*session, error) {
-	defer h.forget()
 	if err := h.greet(); err != nil {
 		return nil, err
 	}
-	for range maxOptions {
+	for {
 		o, err := h.next()
 		if err != nil {
 			return nil, err
 		}
 		s, verdict := h.answer(ctx, o)
-		if err := h.flush(); err != nil {
+		if s != nil {
+			return h.conclude(s)
+		}
+		if err := cmp.Or(h.flush(), verdict); err != nil {
 			return nil, err
 		}
-		if verdict != nil {
-			return nil, verdict
-		}
-		if s != nil {
-			h.opened = nil // it is the session's now
-			return s, nil
-		}
 	}
-	return nil, errOptions
+}
+
+// conclude tells the client that its export is chosen. Its place is its own before it hears of it.
+func (h *handshake) conclude(s *session) (*session, error) {
+	err := errNoPlace
+	if h.settle() {
+		err = h.flush()
+	}
+	if err != nil {
+		s.export.release()
+		return nil, err
+	}
+	return s, nil
 }
 
 // startTLS begins anew under TLS: of what was said in the open, nothing counts.
@@ -135,15 +151,10 @@ func (h *handshake) startTLS(o option) error {
 	return nil
 }
 
-// forget releases the export that was looked at.
-func (h *handshake) forget() {
-	if h.opened != nil {
-		h.opened.release()
-	}
-	h.opened = nil
-}
-
 func (h *handshake) greet() error {
+	if err := h.startTimer(); err != nil {
+		return err
+	}
 	h.out = appendU64(appendU64(h.out, magicServer), magicOption)
 	h.out = appendU16(h.out, handshakeFixedNewstyle|handshakeNoZeroes)
 	if err := h.flush(); err != nil {
@@ -170,7 +181,17 @@ func (h *handshake) flush() error {
 	return err
 }
 
+// startTimer sets the time by which the client's next message must be here and answered.
+func (h *handshake) startTimer() error {
+	h.deadline = h.budget.deadline(time.Now())
+	return h.extend(h.deadline)
+}
+
+// next reads an option, if the client may send one more.
 func (h *handshake) next() (option, error) {
+	if err := h.startTimer(); err != nil {
+		return option{}, err
+	}
 	var head [16]byte
 	if _, err := io.ReadFull(h.conn, head[:]); err != nil {
 		return option{}, err
@@ -179,6 +200,9 @@ func (h *handshake) next() (option, error) {
 		return option{}, fmt.Errorf("an option starts with %#x", magic)
 	}
 	o := option{id: binary.BigEndian.Uint32(head[8:])}
+	if err := h.budget.spend(o.id); err != nil {
+		return option{}, err
+	}
 	n := binary.BigEndian.Uint32(head[12:])
 	if n > maxDrain {
 		return option{}, fmt.Errorf("option %d has %d bytes of data", o.id, n)
@@ -218,7 +242,7 @@ func (h *handshake) answer(ctx context.Context, o option) (*session, error) {
 	case o.id == optInfo || o.id == optGo:
 		return h.info(ctx, o)
 	case o.id == optList:
-		h.list(ctx, o)
+		return nil, h.list(ctx, o)
 	case o.id == optStructuredReply:
 		h.structuredReply(o)
 	case o.id == optListMetaContext || o.id == optSetMetaContext:
@@ -241,34 +265,42 @@ func (h *handshake) refuse(o option, kind uint32, text string) {
 	h.reply(o, kind, []byte(cut(text, maxErrorText)))
 }
 
-// open finds an export while there is time. What was looked at last under the same name is not opened anew, so
-// that a client gets what it was told of.
-func (h *handshake) open(ctx context.Context, name string) (*Export, error) {
-	if h.opened != nil && h.openedAs == name {
-		return h.opened, nil
-	}
-	h.forget()
+// findExport finds an export that a client asks about, while there is time.
+func (h *handshake) findExport(ctx context.Context, name string) (*Export, error) {
 	ctx, cancel := context.WithDeadline(ctx, h.deadline)
 	defer cancel()
-	export, err := h.exports.Open(ctx, name)
-	if err != nil {
-		return nil, err
+	export, err := h.exports.Describe(ctx, name)
+	if err == nil {
+		h.described = described{name, export.canonical()}
 	}
-	h.opened, h.openedAs = export, name
-	return export, nil
+	return export, err
 }
 
-// session is what is agreed if the client chooses this export.
-func (h *handshake) session(ctx context.Context, name string) (*session, error) {
-	export, err := h.open(ctx, name)
-	if err != nil {
-		return nil, err
+// openExport opens an export while there is time. A client that has asked about this name gets the export that it was told
+// of, as long as that can be had.
+func (h *handshake) openExport(ctx context.Context, name string) (*Export, error) {
+	ctx, cancel := context.WithDeadline(ctx, h.deadline)
+	defer cancel()
+	if h.described.name == name && h.described.canonical != name {
+		export, err := h.exports.Open(ctx, h.described.canonical)
+		if !errors.Is(err, ErrUnknown) {
+			return export, err
+		}
 	}
+	return h.exports.Open(ctx, name)
+}
+
+// session is what is agreed if the client chooses this export, which it knows by this name.
+func (h *handshake) session(export *Export, name string) *session {
 	s := &session{export: export, size: uint64(export.Device.Size()), structured: h.structured}
-	if h.contexts.export == name {
+	if h.contexts.export == name && containsAll(export.contexts(), h.contexts.names) {
 		s.contexts = h.contexts.names
 	}
-	return s, nil
+	return s
+}
+
+func containsAll(all, some []string) bool {
+	return !slices.ContainsFunc(some, func(name string) bool { return !slices.Contains(all, name) })
 }
 
 // exportName is the old way to choose an export. It has no reply for an error, only the end.
@@ -279,10 +311,12 @@ func (h *handshake) exportName(ctx context.Context, o option) (*session, error) 
 	if len(o.data) > maxString || o.tooBig {
 		return nil, fmt.Errorf("an export name is longer than %d bytes", maxString)
 	}
-	s, err := h.session(ctx, string(o.data))
+	name := string(o.data)
+	export, err := h.openExport(ctx, name)
 	if err != nil {
 		return nil, err
 	}
+	s := h.session(export, name)
 	h.out = appendU16(appendU64(h.out, s.size), s.flags())
 	if !h.noZeroes {
 		h.out = append(h.out, make([]byte, 124)...)
@@ -303,12 +337,17 @@ func (h *handshake) info(ctx context.Context, o option) (*session, error) {
 		h.refuse(o, repErrTooBig, fmt.Sprintf("the export name is longer than %d bytes", maxString))
 		return nil, nil
 	}
-	s, err := h.session(ctx, name)
+	find := h.openExport
+	if o.id == optInfo {
+		find = h.findExport
+	}
+	export, err := find(ctx, name)
 	if err != nil {
 		h.fail(o, err)
 		return nil, nil
 	}
-	h.describe(o, s, wanted)
+	s := h.session(export, name)
+	h.replyInfo(o, s, name, wanted)
 	h.reply(o, repAck, nil)
 	if o.id == optInfo {
 		return nil, nil
@@ -324,8 +363,8 @@ func (h *handshake) fail(o option, err error) {
 	h.refuse(o, kind, err.Error())
 }
 
-// describe tells of an export what must be told, and what of the rest is wanted.
-func (h *handshake) describe(o option, s *session, wanted []byte) {
+// replyInfo sends the size and flags of an export, and what else the client wants to know.
+func (h *handshake) replyInfo(o option, s *session, name string, wanted []byte) {
 	var asked [infoBlockSize + 1]bool
 	for c := (cursor{p: wanted}); len(c.p) > 0; {
 		if kind := c.u16(); int(kind) < len(asked) {
@@ -334,7 +373,7 @@ func (h *handshake) describe(o option, s *session, wanted []byte) {
 	}
 	h.reply(o, repInfo, appendU16(appendU64(appendU16(nil, infoExport), s.size), s.flags()))
 	if asked[infoName] {
-		h.reply(o, repInfo, append(appendU16(nil, infoName), s.export.canonical()...))
+		h.reply(o, repInfo, append(appendU16(nil, infoName), h.infoName(o, s.export, name)...))
 	}
 	if asked[infoDescription] {
 		h.reply(o, repInfo, append(appendU16(nil, infoDescription), s.export.Description...))
@@ -345,23 +384,42 @@ func (h *handshake) describe(o option, s *session, wanted []byte) {
 	}
 }
 
-func (h *handshake) list(ctx context.Context, o option) {
+// infoName is the name of an export in a reply to INFO or GO: the canonical one. nbdinfo --list prints these names, not
+// those of the list. So a client that has listed the exports, and asks about one by its listed name, gets that name.
+func (h *handshake) infoName(o option, e *Export, name string) string {
+	if o.id == optInfo && h.listed && name == e.Name {
+		return e.Name
+	}
+	return e.canonical()
+}
+
+// list sends the list in pieces, so that a long one takes little memory.
+func (h *handshake) list(ctx context.Context, o option) error {
 	if len(o.data) > 0 {
 		h.refuse(o, repErrInvalid, "a list takes no data")
-		return
+		return nil
 	}
 	ctx, cancel := context.WithDeadline(ctx, h.deadline)
 	defer cancel()
 	all, err := h.exports.All(ctx)
 	if err != nil {
 		h.fail(o, err)
-		return
+		return nil
 	}
+	h.listed = true
+	h.budget.grow(len(all))
 	for _, e := range all {
 		name := append(appendU32(nil, uint32(len(e.Name))), e.Name...)
 		h.reply(o, repServer, append(name, e.Description...))
+		if len(h.out) < listPiece {
+			continue
+		}
+		if err := h.flush(); err != nil {
+			return err
+		}
 	}
 	h.reply(o, repAck, nil)
+	return nil
 }
 
 func (h *handshake) structuredReply(o option) {
@@ -384,7 +442,7 @@ func (h *handshake) metaContext(ctx context.Context, o option) {
 		h.refuse(o, repErrInvalid, "the option's data is malformed")
 		return
 	}
-	export, err := h.open(ctx, name)
+	export, err := h.findExport(ctx, name)
 	if err != nil {
 		h.fail(o, err)
 		return

@@ -257,6 +257,9 @@ type failing struct{}
 func (failing) Open(context.Context, string) (*nbd.Export, error) {
 	return nil, errors.New("disk on fire")
 }
+func (failing) Describe(context.Context, string) (*nbd.Export, error) {
+	return nil, errors.New("disk on fire")
+}
 func (failing) All(context.Context) ([]nbd.Listing, error) { return nil, errors.New("disk on fire") }
 
 func TestNewStatic(t *testing.T) {

@@ -14,6 +14,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Server answers NBD clients. Only Exports must be set; nothing may be changed while it serves.
@@ -30,8 +32,9 @@ type Server struct {
 
 	MaxConns         int           // connections at a time, of all listeners, as admission says. 0: 128
 	MaxBytes         int           // of requests and replies in memory, of all connections, as share says. 0: 512 MiB
-	HandshakeTimeout time.Duration // from the first byte until the export is chosen, TLS included. 0: 10 s
+	HandshakeTimeout time.Duration // from the first byte until the export is chosen, TLS included; more after a long list. 0: 10 s
 	WriteTimeout     time.Duration // for a client to take 1 MiB, or what there is to send. 0: 30 s
+	AckTimeout       time.Duration // for a client's host to acknowledge over TCP what it was sent. 0: 60 s
 	DrainTimeout     time.Duration // for requests in flight when the server stops. 0: 10 s
 
 	conns     admission
@@ -45,6 +48,7 @@ func (s *Server) maxConns() int                   { return cmp.Or(s.MaxConns, 12
 func (s *Server) maxBytes() int                   { return cmp.Or(s.MaxBytes, 512<<20) }
 func (s *Server) handshakeTimeout() time.Duration { return cmp.Or(s.HandshakeTimeout, 10*time.Second) }
 func (s *Server) writeTimeout() time.Duration     { return cmp.Or(s.WriteTimeout, 30*time.Second) }
+func (s *Server) ackTimeout() time.Duration       { return cmp.Or(s.AckTimeout, 60*time.Second) }
 func (s *Server) drainTimeout() time.Duration     { return cmp.Or(s.DrainTimeout, 10*time.Second) }
 
 func (s *Server) log() *slog.Logger { return cmp.Or(s.Log, slog.New(slog.DiscardHandler)) }
@@ -90,8 +94,7 @@ func passes(err error) bool {
 	return isAny(err, syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.ECONNABORTED)
 }
 
-// start serves a connection in a goroutine of its own, if there is room for it. A unix socket's buffer does not
-// grow by itself, as TCP's does; one that holds a whole write spares the client and us most of the turns.
+// start serves a connection in a goroutine of its own, if there is room for it.
 func (s *Server) start(ctx context.Context, conn net.Conn, conns *sync.WaitGroup) {
 	log := s.log().With("client", conn.RemoteAddr().String())
 	ctx, cancel := context.WithCancel(ctx)
@@ -110,9 +113,7 @@ func (s *Server) start(ctx context.Context, conn net.Conn, conns *sync.WaitGroup
 		lost.conn.Close()
 		s.strangers.warn(log, "too many connections: one without an export made room for this", "limit", s.maxConns())
 	}
-	if local, ok := conn.(*net.UnixConn); ok {
-		_ = local.SetWriteBuffer(writeSize) // a help: the system may allow less
-	}
+	s.tune(conn)
 	conns.Go(func() {
 		defer cancel()
 		defer s.conns.leave(v)
@@ -121,20 +122,35 @@ func (s *Server) start(ctx context.Context, conn net.Conn, conns *sync.WaitGroup
 	})
 }
 
+// tune sets a connection's options. They are a help: the system may allow less.
+//
+// A unix socket's buffer does not grow by itself, as TCP's does; one that holds a whole write spares the client and us
+// most of the turns. A host that dies answers nothing, neither keepalive probes nor the replies that the kernel sends
+// again and again, for 15 minutes by default, while no read or write of ours waits.
+func (s *Server) tune(conn net.Conn) {
+	switch c := conn.(type) {
+	case *net.UnixConn:
+		_ = c.SetWriteBuffer(writeSize)
+	case *net.TCPConn:
+		if raw, err := c.SyscallConn(); err == nil {
+			_ = raw.Control(func(fd uintptr) {
+				_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(s.ackTimeout().Milliseconds()))
+			})
+		}
+	}
+}
+
 func (s *Server) serve(ctx context.Context, v *visitor, log *slog.Logger) {
-	conn, agreed, err := s.negotiate(ctx, v.conn)
-	switch {
-	case err != nil && usual(err):
-		log.Debug("handshake ended", "cause", err)
-		return
-	case err != nil:
-		s.strangers.warn(log, "handshake ended", "cause", err)
+	conn, agreed, err := s.negotiate(ctx, v)
+	if err != nil {
+		if level := levelOf(err); level < slog.LevelWarn {
+			log.Log(context.Background(), level, "handshake ended", "cause", err)
+		} else {
+			s.strangers.warn(log, "handshake ended", "cause", err)
+		}
 		return
 	}
 	defer agreed.export.release()
-	if !s.conns.settle(v) {
-		return // to make room
-	}
 	log = log.With("export", agreed.export.Name)
 	log.Debug("connected", "structured", agreed.structured, "tls", s.TLS != nil)
 	err = newTransmission(ctx, s, conn, agreed, log).run()
@@ -142,17 +158,22 @@ func (s *Server) serve(ctx context.Context, v *visitor, log *slog.Logger) {
 	report(log, "connection ended", err)
 }
 
-// report logs how a connection ended: a warning unless it is how connections end.
+// report logs how a connection ended.
 func report(log *slog.Logger, what string, err error) {
-	level := slog.LevelWarn
-	if usual(err) {
-		level = slog.LevelDebug
-	}
-	log.Log(context.Background(), level, what, "cause", err)
+	log.Log(context.Background(), levelOf(err), what, "cause", err)
 }
 
-func usual(err error) bool {
-	return isAny(err, io.EOF, errAborted, errDisconnected, context.Canceled, os.ErrDeadlineExceeded, net.ErrClosed)
+// levelOf is the level at which the end of a connection is logged: a warning unless it is how connections end. Clients
+// and health checks close and reset them at any point; hosts and networks fail.
+func levelOf(err error) slog.Level {
+	switch {
+	case isAny(err, syscall.ETIMEDOUT, syscall.EHOSTUNREACH, syscall.EHOSTDOWN, syscall.ENETUNREACH, syscall.ENETDOWN):
+		return slog.LevelInfo
+	case isAny(err, io.EOF, io.ErrUnexpectedEOF, syscall.EPIPE, syscall.ECONNRESET, net.ErrClosed, os.ErrDeadlineExceeded,
+		context.Canceled, errAborted, errDisconnected, errNoPlace):
+		return slog.LevelDebug
+	}
+	return slog.LevelWarn
 }
 
 func isAny(err error, targets ...error) bool {
@@ -160,17 +181,18 @@ func isAny(err error, targets ...error) bool {
 }
 
 // negotiate returns the connection as it is to be used from now on, and what was agreed.
-func (s *Server) negotiate(ctx context.Context, conn net.Conn) (net.Conn, *session, error) {
-	deadline := time.Now().Add(s.handshakeTimeout())
-	if err := conn.SetDeadline(deadline); err != nil {
-		return nil, nil, err
+func (s *Server) negotiate(ctx context.Context, v *visitor) (net.Conn, *session, error) {
+	limit := &timeLimit{conn: v.conn}
+	stop := onDone(ctx, func() { limit.end(shutdownGrace) })
+	h := handshake{
+		conn: v.conn, exports: s.Exports, budget: newBudget(s.handshakeTimeout()),
+		extend: limit.extend,
+		settle: func() bool { return s.conns.settle(v) },
 	}
-	stop := onDone(ctx, func() { conn.SetDeadline(time.Now().Add(shutdownGrace)) })
-	h := handshake{conn: conn, exports: s.Exports, deadline: deadline}
-	secured := conn
+	secured := v.conn
 	if s.TLS != nil {
 		h.secure = func() (io.ReadWriter, error) {
-			server := tls.Server(conn, s.TLS)
+			server := tls.Server(v.conn, s.TLS)
 			secured = server
 			return server, server.Handshake() // conn's deadline ends it
 		}
@@ -180,11 +202,37 @@ func (s *Server) negotiate(ctx context.Context, conn net.Conn) (net.Conn, *sessi
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := conn.SetDeadline(time.Time{}); err != nil {
+	if err := v.conn.SetDeadline(time.Time{}); err != nil {
 		agreed.export.release()
 		return nil, nil, err
 	}
 	return secured, agreed, nil
+}
+
+// timeLimit is the time at which a connection's reads and writes fail.
+type timeLimit struct {
+	conn net.Conn
+
+	mu    sync.Mutex // guards what follows
+	ended bool
+}
+
+// extend moves the limit, unless its end was set.
+func (l *timeLimit) extend(to time.Time) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.ended {
+		return nil
+	}
+	return l.conn.SetDeadline(to)
+}
+
+// end sets the limit for good.
+func (l *timeLimit) end(after time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.ended = true
+	l.conn.SetDeadline(time.Now().Add(after))
 }
 
 // onDone has f run when ctx ends. The function it returns calls that off, or waits until f has run.

@@ -16,6 +16,7 @@ func TestServerTimeoutsAreDocumented(t *testing.T) {
 	var s Server
 	for _, row := range []string{
 		fmt.Sprintf("until it has chosen an export | – | %v |", s.handshakeTimeout()),
+		fmt.Sprintf("to acknowledge a reply or a keepalive probe (TCP) | – | %v |", s.ackTimeout()),
 		fmt.Sprintf("reads under way, when it is to end | – | %v |", s.drainTimeout()),
 	} {
 		if !strings.Contains(string(doc), row) {

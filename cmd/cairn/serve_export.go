@@ -123,3 +123,12 @@ func (e exported) runs(of func(off, n int64) iter.Seq2[int64, bool], off, n int6
 		}
 	}
 }
+
+// described is an image that is not open, for clients that ask about it.
+type described struct {
+	exported
+	size int64 // padded
+}
+
+// Size implements nbd.Device.
+func (d described) Size() int64 { return d.size }

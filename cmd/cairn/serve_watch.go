@@ -51,9 +51,9 @@ type indexFile struct {
 
 // watchedOne is one version of an image.
 type watchedOne struct {
-	listing   nbd.Listing
+	face      nbd.Export // what clients are told of it
 	canonical string
-	export    *nbd.Export // nil until the first client wants it
+	export    *nbd.Export // nil until the first client uses it
 	close     func()
 	clients   int
 	retired   bool // the file is another image by now, or gone
@@ -92,7 +92,7 @@ func (w *watch) All(ctx context.Context) ([]nbd.Listing, error) {
 	var all []nbd.Listing
 	for _, name := range slices.Sorted(maps.Keys(w.files)) {
 		if image := w.files[name].image; image != nil {
-			all = append(all, image.listing)
+			all = append(all, nbd.Listing{Name: image.face.Name, Description: image.face.Description})
 		}
 	}
 	return all, nil
@@ -125,39 +125,76 @@ func (w *watch) scan(ctx context.Context) error {
 	return nil
 }
 
-// Open finds an image by its name, or by its name and digest. The empty name is that of the only one.
+// Open opens an image.
 func (w *watch) Open(ctx context.Context, name string) (*nbd.Export, error) {
-	if name == "" {
-		return w.openOnly(ctx)
-	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if image := w.leased[name]; image != nil {
-		return w.lend(image), nil
-	}
-	if f := w.look(ctx, name); f != nil {
-		return w.lendFile(ctx, f, "")
-	}
-	if at := strings.LastIndexByte(name, '@'); at > 0 {
-		if f := w.look(ctx, name[:at]); f != nil && f.image != nil && f.image.canonical == name {
-			return w.lendFile(ctx, f, name)
-		}
-	}
-	return nil, unknown(name)
-}
-
-func unknown(name string) error { return fmt.Errorf("%w %q", nbd.ErrUnknown, name) }
-
-func (w *watch) openOnly(ctx context.Context) (*nbd.Export, error) {
-	all, err := w.All(ctx)
+	name, err := w.resolveEmpty(ctx, name)
 	if err != nil {
 		return nil, err
 	}
-	if len(all) != 1 {
-		return nil, fmt.Errorf("%w \"\" (there are %d exports, name one)", nbd.ErrUnknown, len(all))
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	image, f, err := w.find(ctx, name)
+	switch {
+	case err != nil:
+		return nil, err
+	case f == nil:
+		return w.lend(image), nil
 	}
-	return w.Open(ctx, all[0].Name)
+	return w.lendFile(ctx, f, name)
 }
+
+// Describe finds an image and opens nothing: clients that list a server's exports ask about every one of them.
+func (w *watch) Describe(ctx context.Context, name string) (*nbd.Export, error) {
+	name, err := w.resolveEmpty(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	image, _, err := w.find(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	face := image.face
+	return &face, nil
+}
+
+// resolveEmpty returns the name that clients mean. The empty name is that of the only image.
+func (w *watch) resolveEmpty(ctx context.Context, name string) (string, error) {
+	if name != "" {
+		return name, nil
+	}
+	all, err := w.All(ctx)
+	if err != nil {
+		return "", err
+	}
+	if len(all) != 1 {
+		return "", fmt.Errorf("%w \"\" (there are %d exports, name one)", nbd.ErrUnknown, len(all))
+	}
+	return all[0].Name, nil
+}
+
+// find finds an image by its name, or by its name and digest, and the file that it is. The file is nil if it is another
+// image by now: then clients have the image open.
+func (w *watch) find(ctx context.Context, name string) (*watchedOne, *indexFile, error) {
+	if image := w.leased[name]; image != nil {
+		return image, nil, nil
+	}
+	if f := w.look(ctx, name); f != nil {
+		if f.image == nil {
+			return nil, nil, fmt.Errorf("%w: its index is no good: %w", nbd.ErrUnknown, f.trouble)
+		}
+		return f.image, f, nil
+	}
+	if at := strings.LastIndexByte(name, '@'); at > 0 {
+		if f := w.look(ctx, name[:at]); f != nil && f.image != nil && f.image.canonical == name {
+			return f.image, f, nil
+		}
+	}
+	return nil, nil, unknown(name)
+}
+
+func unknown(name string) error { return fmt.Errorf("%w %q", nbd.ErrUnknown, name) }
 
 // nameable says whether a file may be an export by that name. Clients choose names: none may lead out of the
 // directory. The protocol has names of UTF-8 only.
@@ -209,7 +246,9 @@ func (w *watch) renew(f *indexFile, export *nbd.Export) {
 		delete(w.leased, export.Canonical) // it is back, and open
 		f.image.retired = false
 	} else {
-		f.image = &watchedOne{listing: nbd.Listing{Name: export.Name, Description: export.Description}, canonical: export.Canonical}
+		face := *export
+		face.Device = described{size: export.Device.Size()}
+		f.image = &watchedOne{face: face, canonical: export.Canonical}
 	}
 	w.log.Info("an index is published", "file", f.path, "export", export.Canonical)
 }
@@ -255,10 +294,8 @@ func (i *watchedOne) shut() {
 
 // lendFile lends the image that a file is, and opens it if it is closed. A client that wants one image by its canonical
 // name gets that or none.
-func (w *watch) lendFile(ctx context.Context, f *indexFile, canonical string) (*nbd.Export, error) {
-	if f.image == nil {
-		return nil, fmt.Errorf("%w: its index is no good: %w", nbd.ErrUnknown, f.trouble)
-	}
+func (w *watch) lendFile(ctx context.Context, f *indexFile, name string) (*nbd.Export, error) {
+	canonical := f.image.canonical
 	if f.image.export == nil {
 		export, shut, err := w.open(ctx, locate.Path(f.path))
 		if err != nil {
@@ -267,8 +304,8 @@ func (w *watch) lendFile(ctx context.Context, f *indexFile, canonical string) (*
 		w.renew(f, export) // it may have changed since it was looked at
 		f.image.keep(export, shut)
 	}
-	if canonical != "" && f.image.canonical != canonical {
-		return nil, unknown(canonical)
+	if name == canonical && f.image.canonical != canonical {
+		return nil, unknown(name)
 	}
 	return w.lend(f.image), nil
 }
@@ -316,15 +353,26 @@ func (c chain) Open(ctx context.Context, name string) (*nbd.Export, error) {
 	return export, err
 }
 
+// Describe asks the first, and if it does not know the name the other.
+func (c chain) Describe(ctx context.Context, name string) (*nbd.Export, error) {
+	export, err := c.first.Describe(ctx, name)
+	if errors.Is(err, nbd.ErrUnknown) {
+		return c.then.Describe(ctx, name)
+	}
+	return export, err
+}
+
 // All lists both, and of two of a name the one that Open finds.
 func (c chain) All(ctx context.Context) ([]nbd.Listing, error) {
 	first, err := c.first.All(ctx)
 	if err != nil {
 		return nil, err
 	}
-	then, err := c.then.All(ctx)
-	hidden := func(l nbd.Listing) bool {
-		return slices.ContainsFunc(first, func(other nbd.Listing) bool { return other.Name == l.Name })
+	names := make(map[string]bool, len(first))
+	for _, l := range first {
+		names[l.Name] = true
 	}
+	then, err := c.then.All(ctx)
+	hidden := func(l nbd.Listing) bool { return names[l.Name] }
 	return append(slices.Clip(first), slices.DeleteFunc(then, hidden)...), err
 }
