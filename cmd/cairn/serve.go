@@ -133,8 +133,9 @@ func runServe(ctx context.Context, stdout io.Writer, f serveFlags) error {
 	}
 	defer over()
 	show := f.seeing.open(status, server, offer)
+	warnOfExposure(listeners, f.on())
 	if f.printURIs {
-		f.print(optional(stdout), offer, listeners)
+		printURIs(optional(stdout), listeners, offer.names, f.on())
 	}
 	return f.serve(ctx, server, offer, listeners, show)
 }
@@ -152,14 +153,6 @@ func (f *serveFlags) checkFiles() error {
 		}
 	}
 	return nil
-}
-
-func (f *serveFlags) print(stdout io.Writer, o *offer, listeners []net.Listener) {
-	for _, l := range listeners {
-		for _, name := range o.names {
-			fmt.Fprintln(stdout, exportURI(l.Addr(), name, f.on()))
-		}
-	}
 }
 
 // serve serves until ctx ends, or a listener fails.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"net/url"
@@ -36,8 +37,8 @@ func (f *listening) add(c *cobra.Command) {
 	c.Flags().Lookup("print-uri").DefValue = "" // the help says it in words
 	check(c, func([]string) error {
 		for _, address := range f.addresses {
-			if network, at, ok := strings.Cut(address, ":"); !ok || at == "" || network != "unix" && network != "tcp" {
-				return fmt.Errorf("--listen %s: want unix:PATH or tcp:HOST:PORT", address)
+			if _, err := parseAddress(address); err != nil {
+				return fmt.Errorf("--listen %s: %w", address, err)
 			}
 		}
 		f.silent = !c.Flags().Changed("print-uri")
@@ -91,12 +92,12 @@ func (f *listening) open() (listeners []net.Listener, cleanUp func(), err error)
 func listenAll(addresses []string, mode fs.FileMode) ([]net.Listener, error) {
 	var listeners []net.Listener
 	for _, address := range addresses {
-		l, err := listen(address, mode)
+		opened, err := listen(address, mode)
 		if err != nil {
 			closeAll(listeners)
 			return nil, fmt.Errorf("listening on %s: %w", address, err)
 		}
-		listeners = append(listeners, l)
+		listeners = append(listeners, opened...)
 	}
 	return listeners, nil
 }
@@ -120,12 +121,20 @@ func socketDir() (string, error) {
 	return dir, nil
 }
 
-func listen(address string, mode fs.FileMode) (net.Listener, error) {
-	network, at, _ := strings.Cut(address, ":")
-	if network == "unix" {
-		return listenUnix(at, mode)
+// listen opens an address: one listener for each address that a host's name has.
+func listen(text string, mode fs.FileMode) ([]net.Listener, error) {
+	a, err := parseAddress(text)
+	if err != nil {
+		return nil, err
 	}
-	return net.Listen("tcp", at)
+	if a.network == "tcp" {
+		return listenTCP(context.Background(), a.at)
+	}
+	l, err := listenUnix(a.at, mode)
+	if err != nil {
+		return nil, err
+	}
+	return []net.Listener{l}, nil
 }
 
 // listenUnix takes the place of a socket whose server is gone. The directory is locked meanwhile, or of two servers
@@ -148,8 +157,8 @@ func listenUnix(at string, mode fs.FileMode) (net.Listener, error) {
 // bindUnix makes a socket with these permissions. Linux gives a socket's file the mode that the descriptor has, less
 // the umask: so there is no moment at which others may connect that should not.
 func bindUnix(at string, mode fs.FileMode) (net.Listener, error) {
-	if strings.HasPrefix(at, "@") { // the abstract namespace has no files
-		return net.Listen("unix", at)
+	if err := checkSocketPath(at); err != nil {
+		return nil, err
 	}
 	narrow := func(_, _ string, c syscall.RawConn) error {
 		var err error
@@ -223,16 +232,54 @@ func adopt(fd int) (net.Listener, error) {
 	return net.FileListener(f)
 }
 
-// exportURI is the export's address as NBD clients take it (NetworkBlockDevice/nbd, doc/uri.md).
+// warnOfExposure warns of listeners that let more clients in than their owner may know.
+func warnOfExposure(listeners []net.Listener, secure bool) {
+	for _, l := range listeners {
+		switch at := l.Addr(); {
+		case servesOthers(at) && !secure:
+			say("warning: %v takes clients of other machines, without TLS: whoever reaches it can read the images (--tls-cert)", at)
+		case at.Network() == "unix" && !hasPath(at):
+			say("warning: the socket %v has no permissions: every user of this machine can read the images", at)
+		}
+	}
+}
+
+// hasPath reports whether a unix socket is a file. One that was handed over may be another kind.
+func hasPath(at net.Addr) bool { return at.String() != "" && at.String()[0] != '@' }
+
+func printURIs(w io.Writer, listeners []net.Listener, names []string, secure bool) {
+	for _, l := range listeners {
+		for _, name := range names {
+			if uri := exportURI(l.Addr(), name, secure); uri != "" {
+				fmt.Fprintln(w, uri)
+			}
+		}
+	}
+}
+
+// exportURI is the export's address as NBD clients take it (NetworkBlockDevice/nbd, doc/uri.md), or "" if no URI can
+// say it.
 func exportURI(at net.Addr, name string, secure bool) string {
 	scheme := "nbd"
 	if secure {
 		scheme = "nbds"
 	}
-	if at.Network() == "unix" {
-		name, socket := url.URL{Path: name}, url.URL{Path: at.String()}
-		return scheme + "+unix:///" + name.EscapedPath() + "?socket=" + socket.EscapedPath()
+	if at.Network() != "unix" {
+		host := url.URL{Host: at.String()}
+		return scheme + ":" + host.String() + "/" + escapeURI(name)
 	}
-	u := url.URL{Scheme: scheme, Host: at.String(), Path: "/" + name}
-	return u.String()
+	if !hasPath(at) {
+		return ""
+	}
+	path, err := filepath.Abs(at.String())
+	if err != nil {
+		path = at.String()
+	}
+	return scheme + "+unix:///" + escapeURI(name) + "?socket=" + escapeURI(path)
+}
+
+// escapeURI escapes all that means something in any part of a URI, but for the slash. Clients differ in what they take
+// for a separator, and do not take + for a space.
+func escapeURI(text string) string {
+	return strings.NewReplacer("+", "%20", "%2F", "/").Replace(url.QueryEscape(text))
 }

@@ -32,8 +32,8 @@ func (f *seeing) add(c *cobra.Command) {
 		if f.metrics == "" {
 			return nil
 		}
-		if network, at, ok := strings.Cut(f.metrics, ":"); !ok || at == "" || network != "unix" && network != "tcp" {
-			return fmt.Errorf("--metrics %s: want tcp:HOST:PORT or unix:PATH", f.metrics)
+		if _, err := parseAddress(f.metrics); err != nil {
+			return fmt.Errorf("--metrics %s: %w", f.metrics, err)
 		}
 		return nil
 	})
@@ -56,17 +56,19 @@ func (f *seeing) open(listeners []net.Listener, server *nbd.Server, o *offer) fu
 	if len(listeners) == 0 {
 		return func(context.Context) {}
 	}
-	l := listeners[0]
-	if tcp, is := l.Addr().(*net.TCPAddr); is {
-		say("metrics and status: http://%v/", tcp)
-		if !tcp.IP.IsLoopback() {
-			say("warning: %v has no authentication: whoever reaches it sees names of images, clients and stores", tcp)
+	for _, l := range listeners {
+		if l.Addr().Network() == "unix" {
+			continue
+		}
+		say("metrics and status: http://%v/", l.Addr())
+		if servesOthers(l.Addr()) {
+			say("warning: %v has no authentication: whoever reaches it sees names of images, clients and stores", l.Addr())
 		}
 	}
 	s := &sight{server: server, offer: o, began: time.Now(), last: map[*view.Image]counted{}, past: map[string]view.Stats{}}
 	board := dashboard.New(s.look, s.totals)
 	return func(ctx context.Context) {
-		if err := board.Serve(ctx, l); err != nil {
+		if err := board.Serve(ctx, listeners...); err != nil {
 			say("warning: metrics are not served any more: %v", err)
 		}
 	}

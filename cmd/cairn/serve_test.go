@@ -90,6 +90,19 @@ func (r *watchRig) get(name, want string) *nbd.Export {
 	return e
 }
 
+// wantDescribed says which image clients are told of that ask about a name.
+func (r *watchRig) wantDescribed(name, canonical string) {
+	r.t.Helper()
+	e, err := r.Describe(r.t.Context(), name)
+	if err != nil {
+		r.t.Fatalf("Describe(%q): %v", name, err)
+	}
+	_, text, _ := strings.Cut(canonical, "@")
+	if e.Canonical != canonical || e.Device.Size() != int64(len(text)) || e.Release != nil {
+		r.t.Errorf("Describe(%q) = %+v, want %s", name, e, canonical)
+	}
+}
+
 func (r *watchRig) wantOpen(want map[string]int) {
 	r.t.Helper()
 	got := make(map[string]int)
@@ -132,6 +145,8 @@ func TestWatch(t *testing.T) {
 		t.Error(diff)
 	}
 	r.get("a@1 end", "1 end").Release() // it is in use
+	r.wantDescribed("a@1 end", "a@1 end")
+	r.wantDescribed("a", "a@2 end")
 	r.get("a@2 end", "2 end").Release()
 	r.get("b@2 end", "")
 	r.wantOpen(map[string]int{"1 end": 1, "2 end": 1})
@@ -152,6 +167,10 @@ func TestWatch(t *testing.T) {
 	r.get("a@2 end", "")
 	r.wantOpen(map[string]int{})
 
+	r.wantDescribed("b", "b@b end")
+	r.wantDescribed("b@b end", "b@b end")
+	r.wantDescribed("", "b@b end")
+	r.wantOpen(map[string]int{}) // who only asks opens nothing
 	r.get("b", "b end").Release()
 	r.wantOpen(map[string]int{"b end": 1}) // warm, for the next client
 	r.shut()
@@ -285,6 +304,9 @@ func TestChain(t *testing.T) {
 		if err != nil || e.Device.(fakeImage).text != want {
 			t.Errorf("Open(%q) = %+v, %v, want %q", name, e, err, want)
 		}
+		if d, err := c.Describe(t.Context(), name); err != nil || d.Name != e.Name || d.Device.Size() != int64(len(want)) {
+			t.Errorf("Describe(%q) = %+v, %v, want %q", name, d, err, want)
+		}
 	}
 	all, err := c.All(t.Context())
 	if diff := cmp.Diff([]nbd.Listing{{Name: "a", Description: "fixed"}, {Name: "b"}}, all); diff != "" || err != nil {
@@ -340,6 +362,11 @@ func TestListenUnix(t *testing.T) {
 
 func TestExportURI(t *testing.T) {
 	unix, tcp := &net.UnixAddr{Name: "/run/a b", Net: "unix"}, &net.TCPAddr{IP: net.IPv6loopback, Port: 1}
+	odd, abstract := &net.UnixAddr{Name: "/a&b;c%d?e#f+g=h:@,ü", Net: "unix"}, &net.UnixAddr{Name: "@a", Net: "unix"}
+	here, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, tc := range []struct {
 		at     net.Addr
 		secure bool
@@ -347,6 +374,9 @@ func TestExportURI(t *testing.T) {
 	}{
 		{unix, false, "nbd+unix:///x%20y?socket=/run/a%20b"}, {unix, true, "nbds+unix:///x%20y?socket=/run/a%20b"},
 		{tcp, false, "nbd://[::1]:1/x%20y"}, {tcp, true, "nbds://[::1]:1/x%20y"},
+		{odd, false, "nbd+unix:///x%20y?socket=/a%26b%3Bc%25d%3Fe%23f%2Bg%3Dh%3A%40%2C%C3%BC"},
+		{&net.UnixAddr{Name: "s", Net: "unix"}, false, "nbd+unix:///x%20y?socket=" + here + "/s"},
+		{abstract, false, ""},
 	} {
 		if got := exportURI(tc.at, "x y", tc.secure); got != tc.want {
 			t.Errorf("exportURI(%v, %v) = %s, want %s", tc.at, tc.secure, got, tc.want)
@@ -360,8 +390,8 @@ func TestKeepalive(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer opened.Close()
-	f, err := opened.(*net.TCPListener).File()
+	defer closeAll(opened)
+	f, err := opened[0].(*net.TCPListener).File()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -375,7 +405,7 @@ func TestKeepalive(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer handed.Close()
-	for what, l := range map[string]net.Listener{"opened": opened, "handed over": handed} {
+	for what, l := range map[string]net.Listener{"opened": opened[0], "handed over": handed} {
 		client, err := net.Dial("tcp", l.Addr().String())
 		if err != nil {
 			t.Fatal(err)

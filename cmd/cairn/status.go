@@ -74,11 +74,6 @@ func (f secondsFlag) Set(text string) error {
 	return nil
 }
 
-// address is where a server's status is.
-type address struct{ network, at string }
-
-func (a address) String() string { return a.network + ":" + a.at }
-
 func statusAddress(args []string) (address, error) {
 	text := os.Getenv(statusVariable)
 	if len(args) == 1 {
@@ -90,11 +85,11 @@ func statusAddress(args []string) (address, error) {
 	if host, is := strings.CutPrefix(text, "http://"); is {
 		text = "tcp:" + strings.TrimSuffix(host, "/")
 	}
-	network, at, ok := strings.Cut(text, ":")
-	if _, _, err := net.SplitHostPort(at); !ok || at == "" || network != "unix" && (network != "tcp" || err != nil) {
-		return address{}, fmt.Errorf("%q is no address: want tcp:HOST:PORT, unix:PATH or http://HOST:PORT/", text)
+	at, err := parseAddress(text)
+	if err != nil {
+		return address{}, fmt.Errorf("%q is not the address of a server: %w, or http://HOST:PORT/", text, err)
 	}
-	return address{network, at}, nil
+	return at, nil
 }
 
 // showStatus prints a server's status, once or every so often until the context ends.

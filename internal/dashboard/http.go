@@ -16,6 +16,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/common/expfmt"
+	"golang.org/x/sync/errgroup"
 )
 
 // Limits of the server. Whoever keeps a connection and does not go on is let go, and when there are too many the one
@@ -76,13 +77,13 @@ func New(look func() Status, totals func() Totals) *Board {
 	return b
 }
 
-// Serve answers on a listener until ctx ends, and closes it. It then returns nil.
-func (b *Board) Serve(ctx context.Context, l net.Listener) error {
+// Serve answers on all listeners until ctx ends or one of them fails, and closes them. When ctx ends it returns nil.
+func (b *Board) Serve(ctx context.Context, listeners ...net.Listener) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go b.sample(ctx)
 	server := &http.Server{
-		Handler:           b.handler(isLoopback(l.Addr())),
+		Handler:           b.handler(!slices.ContainsFunc(listeners, func(l net.Listener) bool { return !isLoopback(l.Addr()) })),
 		ReadHeaderTimeout: readTimeout,
 		ReadTimeout:       readTimeout,
 		WriteTimeout:      writeTimeout,
@@ -92,11 +93,18 @@ func (b *Board) Serve(ctx context.Context, l net.Listener) error {
 	}
 	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
 	defer stop()
-	err := server.Serve(&crowd{Listener: l, most: maxConns})
-	if ctx.Err() != nil || errors.Is(err, http.ErrServerClosed) {
-		return nil
+	var group errgroup.Group
+	for _, l := range listeners {
+		group.Go(func() error {
+			err := server.Serve(&crowd{Listener: l, most: maxConns})
+			if errors.Is(err, http.ErrServerClosed) {
+				return nil
+			}
+			cancel() // and with it the others
+			return err
+		})
 	}
-	return err
+	return group.Wait()
 }
 
 func isLoopback(a net.Addr) bool {

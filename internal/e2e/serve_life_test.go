@@ -32,7 +32,7 @@ func TestServeCaptive(t *testing.T) {
 	out := filepath.Join(t.TempDir(), "out")
 	must(t, "nbdcopy", "--", "[", "cairn", "serve", r.index("b"), "]", out)
 	wantCopy(t, out, r.b)
-	if list := must(t, "nbdinfo", "--list", "--", "[", "cairn", "serve", "--watch", r.dir, "]"); !strings.Contains(list, `export="b@`) {
+	if list := must(t, "nbdinfo", "--list", "--", "[", "cairn", "serve", "--watch", r.dir, "]"); !strings.Contains(list, `export="b"`) {
 		t.Errorf("nbdinfo --list says:\n%s", list)
 	}
 }

@@ -334,7 +334,7 @@ func TestMetricsOfWatched(t *testing.T) {
 	socket := filepath.Join(socketDir(t), "s")
 	s := serve(t, 1, "--watch", watched, "-s", filepath.Join(dir, "default.castr"), "--listen", "unix:"+socket, "--metrics", "tcp:0.0.0.0:0")
 	s.stderr.await(t, "has no authentication")
-	_, port, _ := strings.Cut(strings.TrimSuffix(webOf(t, s), "/"), "]:")
+	_, port, _ := strings.Cut(strings.TrimSuffix(webOf(t, s), "/"), "//0.0.0.0:")
 	at := "tcp:127.0.0.1:" + port
 	look(t, at, "nothing", func(s seen) bool { return len(s.Exports) == 0 })
 	c := namedClient(t, socket, "v")

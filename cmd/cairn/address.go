@@ -1,0 +1,134 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"syscall"
+)
+
+// address is where a server listens: tcp:HOST:PORT or unix:PATH.
+type address struct{ network, at string }
+
+func (a address) String() string { return a.network + ":" + a.at }
+
+var errAddress = errors.New("want unix:PATH or tcp:HOST:PORT")
+
+// parseAddress checks all that can be checked before the address is used.
+func parseAddress(text string) (address, error) {
+	network, at, _ := strings.Cut(text, ":")
+	a := address{network, at}
+	switch network {
+	case "unix":
+		if at == "" {
+			return a, errAddress
+		}
+		if at[0] == '@' {
+			return a, errors.New("an abstract socket has no permissions, and no NBD URI names it; want a path (./@… for a file of that name)")
+		}
+		return a, checkSocketPath(at)
+	case "tcp":
+		if _, port, err := net.SplitHostPort(at); err != nil || port == "" {
+			return a, errAddress
+		}
+		return a, nil
+	}
+	return a, errAddress
+}
+
+// checkSocketPath reports whether a unix socket can have this path. The kernel says no more than "invalid argument".
+func checkSocketPath(path string) error {
+	const most = len(syscall.RawSockaddrUnix{}.Path) - 1
+	if len(path) > most {
+		return fmt.Errorf("the path of a unix socket has at most %d bytes, this one has %d", most, len(path))
+	}
+	return nil
+}
+
+// listenTCP listens on the address family that HOST is of: a numeric one has its own, a name those of all its addresses, and
+// none at all stands for both.
+func listenTCP(ctx context.Context, at string) ([]net.Listener, error) {
+	host, port, err := net.SplitHostPort(at)
+	if err != nil {
+		return nil, err
+	}
+	if host == "" {
+		l, err := new(net.ListenConfig).Listen(ctx, "tcp", at)
+		return listenersOf(l), err
+	}
+	ips, err := lookUpHost(ctx, host)
+	if err != nil {
+		return nil, err
+	}
+	const tries = 10 // to find a port that is free in both families
+	for try := 1; ; try++ {
+		listeners, err := listenOnEach(ctx, ips, port)
+		if port != "0" || try == tries || !errors.Is(err, syscall.EADDRINUSE) {
+			return listeners, err
+		}
+	}
+}
+
+func listenersOf(l net.Listener) []net.Listener {
+	if l == nil {
+		return nil
+	}
+	return []net.Listener{l}
+}
+
+// lookUpHost returns the addresses of a host, those of IPv4 first. Localhost is both loopback addresses (RFC 6761), though
+// many an /etc/hosts has only one.
+func lookUpHost(ctx context.Context, host string) ([]netip.Addr, error) {
+	if strings.EqualFold(host, "localhost") {
+		return []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()}, nil
+	}
+	if ip, err := netip.ParseAddr(host); err == nil {
+		return []netip.Addr{ip.Unmap()}, nil
+	}
+	ips, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+	if err != nil {
+		return nil, err
+	}
+	for i := range ips {
+		ips[i] = ips[i].Unmap()
+	}
+	slices.SortFunc(ips, netip.Addr.Compare)
+	return slices.Compact(ips), nil
+}
+
+// listenOnEach listens on one port of all addresses, those apart that this machine does not have, if it has any.
+func listenOnEach(ctx context.Context, ips []netip.Addr, port string) ([]net.Listener, error) {
+	var listeners []net.Listener
+	var absent error
+	for _, ip := range ips {
+		network := "tcp4"
+		if ip.Is6() {
+			network = "tcp6"
+		}
+		l, err := new(net.ListenConfig).Listen(ctx, network, net.JoinHostPort(ip.String(), port))
+		switch {
+		case errors.Is(err, syscall.EADDRNOTAVAIL) || errors.Is(err, syscall.EAFNOSUPPORT):
+			absent = err
+			continue
+		case err != nil:
+			closeAll(listeners)
+			return nil, err
+		}
+		listeners = append(listeners, l)
+		_, port, _ = net.SplitHostPort(l.Addr().String()) // a listener's address has a port
+	}
+	if len(listeners) == 0 {
+		return nil, absent
+	}
+	return listeners, nil
+}
+
+// servesOthers reports whether other machines may reach a listener.
+func servesOthers(at net.Addr) bool {
+	tcp, is := at.(*net.TCPAddr)
+	return is && !tcp.IP.IsLoopback()
+}

@@ -1,0 +1,82 @@
+package main
+
+import (
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"cairn/internal/need"
+)
+
+// TestListenFamilies: a server listens on the address family that it was told, and on both for a name or no host.
+func TestListenFamilies(t *testing.T) {
+	six, err := net.Listen("tcp6", "[::1]:0")
+	if err != nil {
+		need.Missing(t, "this machine has no IPv6")
+	}
+	six.Close()
+	for _, tc := range []struct {
+		at         string
+		four, six  bool
+		ofListener int
+	}{
+		{"tcp:0.0.0.0:0", true, false, 1}, {"tcp:127.0.0.1:0", true, false, 1}, {"tcp:[::ffff:127.0.0.1]:0", true, false, 1},
+		{"tcp:[::]:0", false, true, 1}, {"tcp:[::1]:0", false, true, 1},
+		{"tcp::0", true, true, 1}, {"tcp:localhost:0", true, true, 2},
+	} {
+		listeners, err := listen(tc.at, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer closeAll(listeners)
+		_, port, _ := net.SplitHostPort(listeners[0].Addr().String())
+		four, six := connects("127.0.0.1", port), connects("::1", port)
+		if len(listeners) != tc.ofListener || four != tc.four || six != tc.six {
+			t.Errorf("%s: %d listeners, IPv4 %v, IPv6 %v, want %+v", tc.at, len(listeners), four, six, tc)
+		}
+	}
+}
+
+func connects(host, port string) bool {
+	conn, err := net.Dial("tcp", net.JoinHostPort(host, port))
+	if err == nil {
+		conn.Close()
+	}
+	return err == nil
+}
+
+// TestListenNameInUse: a name is not half listened on.
+func TestListenNameInUse(t *testing.T) {
+	l, err := net.Listen("tcp6", "[::1]:0")
+	if err != nil {
+		need.Missing(t, "this machine has no IPv6")
+	}
+	defer l.Close()
+	_, port, _ := net.SplitHostPort(l.Addr().String())
+	if listeners, err := listen("tcp:localhost:"+port, 0); err == nil {
+		closeAll(listeners)
+		t.Error("one of two addresses is in use, and the other is listened on")
+	}
+	if connects("127.0.0.1", port) {
+		t.Error("a listener is left")
+	}
+}
+
+func TestSocketPathTooLong(t *testing.T) {
+	dir, err := os.MkdirTemp("", "s") // t.TempDir may be too long
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	path := filepath.Join(dir, strings.Repeat("x", 107-len(dir)-1))
+	listeners, err := listen("unix:"+path, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	closeAll(listeners)
+	if _, err := listen("unix:"+path+"x", 0o600); err == nil || !strings.Contains(err.Error(), "at most 107 bytes") {
+		t.Errorf("a path of 108 bytes: %v", err)
+	}
+}
