@@ -1,6 +1,6 @@
 // Package atomicfile writes a whole file or no file: the bytes go to a temporary beside the final name, which
-// is given only to what is complete and flushed. It knows nothing of what the bytes are, keeps no owner, mode
-// or attribute of the file it replaces, and never writes to devices.
+// is given only to what is complete and flushed. A file that is replaced passes on its owner, group, mode and
+// extended attributes. The package knows nothing of what the bytes are, and never writes to devices.
 package atomicfile
 
 import (
@@ -20,15 +20,17 @@ var ErrNotRegular = errors.New("not a regular file")
 type File struct {
 	*os.File
 	name string      // the final one
-	mode fs.FileMode // the final one
+	mode fs.FileMode // of a new file
 	keep bool        // the temporary outlives Close
 	done bool        // committed or closed
+	lost error       // see Lost
 }
 
-// Create starts the file that will be called name, in name's directory. A symbolic link of that name to a
-// regular file will itself be replaced. The caller must Close.
+// Create starts the file that will be called name, in its directory. Symbolic links are followed as Resolve does:
+// the link stays. The caller must Close.
 func Create(name string, mode fs.FileMode) (*File, error) {
-	if err := replaceable(name); err != nil {
+	name, err := place(name)
+	if err != nil {
 		return nil, fmt.Errorf("creating %s: %w", name, err)
 	}
 	tmp, err := os.CreateTemp(filepath.Dir(name), temporaryPattern(name))
@@ -38,15 +40,28 @@ func Create(name string, mode fs.FileMode) (*File, error) {
 	return &File{File: tmp, name: name, mode: mode.Perm()}, nil
 }
 
-func replaceable(name string) error {
+// place is where a file of this name is to be made. With an error it is the name.
+func place(name string) (string, error) {
+	if _, err := replaceable(name); err != nil {
+		return name, err
+	}
+	path, err := Resolve(name)
+	if err != nil {
+		return name, err
+	}
+	return path, nil
+}
+
+// replaceable returns what name stands for so far, if a file may replace it, or nil if that is nothing.
+func replaceable(name string) (fs.FileInfo, error) {
 	info, err := os.Stat(name)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+		return nil, nil
 	}
 	if err == nil && !info.Mode().IsRegular() {
-		return ErrNotRegular
+		err = ErrNotRegular
 	}
-	return err
+	return info, err
 }
 
 // longest is how much of a name, in bytes, is in its temporary's.
@@ -60,7 +75,8 @@ func temporaryPattern(name string) string {
 }
 
 // Commit flushes the bytes, sets the mode exactly (no umask), closes the file and gives it its name,
-// replacing a file of that name; then it flushes the name. After an error before the renaming nothing is
+// replacing a file of that name; then it flushes the name. The replaced file's owner, group, mode and extended
+// attributes are the new one's, but for those that Lost returns. After an error before the renaming nothing is
 // left; an error of the last flush leaves the new file, whose name may not outlive a power cut.
 func (f *File) Commit() error {
 	if f.done {
@@ -80,7 +96,16 @@ func (f *File) Commit() error {
 // publish renames before it closes, since closing ends the claim on a temporary that can be resumed. All that
 // closing could complain of, the flush has said.
 func (f *File) publish() error {
-	if err := errors.Join(f.File.Chmod(f.mode), f.File.Sync(), replaceable(f.name)); err != nil {
+	old, err := replaceable(f.name)
+	if err != nil {
+		return err
+	}
+	if old == nil {
+		err = f.File.Chmod(f.mode)
+	} else {
+		f.lost = inherit(f.File, f.name, old)
+	}
+	if err := errors.Join(err, f.File.Sync()); err != nil {
 		return err
 	}
 	if err := os.Rename(f.File.Name(), f.name); err != nil {
@@ -89,6 +114,10 @@ func (f *File) publish() error {
 	f.File.Close()
 	return nil
 }
+
+// Lost lists the attributes of the replaced file that Commit could not give to the new one, mostly for lack of
+// privilege. It is nil if there are none.
+func (f *File) Lost() error { return f.lost }
 
 // Close gives up a file that was not committed, and removes its temporary unless that was made to be
 // resumed; after Commit or Close it does nothing. So it can be deferred.
@@ -112,7 +141,8 @@ func (f *File) Discard() error {
 	return nil
 }
 
-// Write makes data the whole content of the file called name, durably.
+// Write makes data the whole content of the file called name, durably. What it cannot keep of a file that it replaces
+// is not told.
 func Write(name string, data []byte, mode fs.FileMode) error {
 	f, err := Create(name, mode)
 	if err != nil {

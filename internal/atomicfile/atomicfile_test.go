@@ -27,10 +27,10 @@ func names(t *testing.T, dir string) []string {
 	return all
 }
 
-func TestCommitReplacesWithContentAndMode(t *testing.T) {
+func TestCommitReplaces(t *testing.T) {
 	dir := t.TempDir()
 	name := filepath.Join(dir, "image")
-	if err := os.WriteFile(name, []byte("old"), 0o600); err != nil {
+	if err := errors.Join(os.WriteFile(name, []byte("old"), 0o600), os.Chmod(name, 0o662)); err != nil {
 		t.Fatal(err)
 	}
 	f, err := Create(name, 0o666)
@@ -57,8 +57,11 @@ func TestCommitReplacesWithContentAndMode(t *testing.T) {
 	if got, err := os.ReadFile(name); err != nil || string(got) != "\x00\x00\x00new" {
 		t.Errorf("after Commit the file holds %q, %v", got, err)
 	}
-	if info, err := os.Stat(name); err != nil || info.Mode() != 0o666 {
-		t.Errorf("mode = %v, %v, want 0666 whatever the umask", info.Mode(), err)
+	if info, err := os.Stat(name); err != nil || info.Mode() != 0o662 {
+		t.Errorf("mode = %v, %v, want 0662 as before", info.Mode(), err)
+	}
+	if err := f.Lost(); err != nil {
+		t.Errorf("Lost = %v", err)
 	}
 	if diff := cmp.Diff([]string{"image"}, names(t, dir)); diff != "" {
 		t.Errorf("left in the directory (-want +got):\n%s", diff)
@@ -142,8 +145,11 @@ func TestWrite(t *testing.T) {
 	dir := t.TempDir()
 	for _, name := range []string{"short", strings.Repeat("n", 255)} {
 		name = filepath.Join(dir, name)
-		if err := Write(name, []byte("content"), 0o640); err != nil {
+		if err := Write(name, []byte("content"), 0o646); err != nil {
 			t.Fatal(err)
+		}
+		if info, err := os.Stat(name); err != nil || info.Mode() != 0o646 {
+			t.Errorf("mode = %v, %v, want 0646 whatever the umask", info.Mode(), err)
 		}
 		if got, err := os.ReadFile(name); err != nil || string(got) != "content" {
 			t.Errorf("%s holds %q, %v", name, got, err)

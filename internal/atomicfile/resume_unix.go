@@ -19,7 +19,8 @@ var ErrBusy = errors.New("another process is writing it")
 // Resume is like Create, but the temporary has one name, .NAME.partial, and outlives Close and crashes: who
 // calls Resume next goes on with what is in it. Nobody else can meanwhile: that is ErrBusy. Discard removes it.
 func Resume(name string, mode fs.FileMode) (*File, error) {
-	if err := replaceable(name); err != nil {
+	name, err := place(name)
+	if err != nil {
 		return nil, fmt.Errorf("creating %s: %w", name, err)
 	}
 	base := filepath.Base(name)

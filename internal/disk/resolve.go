@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"cairn/internal/atomicfile"
 	"cairn/internal/blockdev"
 	"cairn/internal/escape"
 )
@@ -23,12 +24,13 @@ type Location struct {
 
 // Resolve finds what a user means by
 //
-//	PATH            a file or device; it may be about to be created, but not under /dev
+//	PATH            a file or device; it may be about to be created, but not under /dev, /sys or /proc
 //	DISK#NAME       a partition, by name, UUID or number, of a disk (the kernel's node) or disk image (a section)
 //	PARTLABEL=NAME  a partition of any disk of this machine
 //	PARTUUID=UUID   the same
 //	@root           the device that / is mounted from; of an overlay, that of the lowest layer
 //
+// Symbolic links are followed, also one that leads to a file that is about to be created.
 // A path with # in it that exists is that path, and so is a new name without # in a directory that exists; \# is
 // a # that is part of a path. Names that stand for no partition are ErrNotFound, those that
 // stand for more than one ErrAmbiguous; an absent disk is fs.ErrNotExist; ErrNoRoot is about @root. Never does
@@ -56,13 +58,11 @@ func Resolve(text string) (Location, error) {
 			return resolvePath(path)
 		}
 	}
-	if strings.HasPrefix(filepath.Clean(path), "/dev/") {
-		return Location{}, err
-	}
 	if len(escape.Separators(text, '#')) > 0 && !isNewFile(text) {
 		return Location{}, fmt.Errorf("%w (of DISK#NAME, DISK is not there; write \\# for a # in a file's name)", err)
 	}
-	return whole(path), nil
+	path, err = atomicfile.Resolve(path)
+	return whole(path), err
 }
 
 // isNewFile reports whether text is a path whose directory exists, and has # in the directory's name only.

@@ -23,7 +23,12 @@ func TestResolvePaths(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := os.Symlink("plain", "link"); err != nil {
+	for name, to := range map[string]string{"link": "plain", "early": "sub/new", "chain": "lost", "lost": "/dev/sdzz9", "dev": "/dev"} {
+		if err := os.Symlink(to, name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Mkdir("sub", 0o700); err != nil {
 		t.Fatal(err)
 	}
 	tests := []struct{ text, want string }{
@@ -33,6 +38,8 @@ func TestResolvePaths(t *testing.T) {
 		{"with#hash", "with#hash"},
 		{"PARTLABEL", "PARTLABEL"},
 		{"new", "new"},
+		{"early", "sub/new"},
+		{dir + "/early", dir + "/sub/new"},
 		{"./PARTLABEL=new", "./PARTLABEL=new"},
 		{"/dev/null", "/dev/null"},
 	}
@@ -43,7 +50,7 @@ func TestResolvePaths(t *testing.T) {
 			t.Errorf("Resolve(%q): %v (-want +got):\n%s", test.text, err, diff)
 		}
 	}
-	for _, text := range []string{"absent.img#root-a", "/dev/sdzz9", "/dev//../dev/sdzz9", "#root-a"} {
+	for _, text := range []string{"absent.img#root-a", "/dev/sdzz9", "/dev//../dev/sdzz9", "#root-a", "lost", "chain", "dev/sdzz9", "/sys/sdzz9"} {
 		if got, err := Resolve(text); !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("Resolve(%q) = %+v, %v, want ErrNotExist", text, got, err)
 		}
