@@ -108,6 +108,7 @@ type assembleFlags struct {
 	planFlags
 	maxDownload int64
 	force       []string
+	lockWait    time.Duration
 	tail        string
 	verify      string
 	exec        string
@@ -144,6 +145,14 @@ is there already is not fetched again.`,
 	flags := c.Flags()
 	flags.Var(bytesFlag{&f.maxDownload}, "max-download", "stop cleanly rather than download more than that many `bytes`")
 	flags.StringSliceVar(&f.force, "force", nil, "write although the named `checks` speak against it ("+strings.Join(blockdev.Liftable(), ", ")+")")
+	flags.DurationVar(&f.lockWait, "lock-wait", 30*time.Second,
+		"how long to wait for the lock on the target's disk while another program has it (udev, sfdisk, a cairn)")
+	check(c, func([]string) error {
+		if f.lockWait < 0 {
+			return fmt.Errorf("--lock-wait %v: want no less than nothing", f.lockWait)
+		}
+		return nil
+	})
 	f.tail = tailKeep
 	flags.Var(choice{&f.tail, []string{tailKeep, tailZero, tailDiscard}}, "tail", "`what` to do with the bytes of a partition behind the image: keep, zero or discard")
 	flags.Var(choice{&f.verify, []string{"none", "changed", "all"}}, "verify-after",
@@ -254,7 +263,7 @@ func (f *assembleFlags) runHook(ctx context.Context, r assembled) error {
 
 // assemble claims the target, learns what the seeds hold, and does the work.
 func (f *assembleFlags) assemble(ctx context.Context, x *blob.Index, result *assembled) (err error) {
-	t, err := openTarget(ctx, result.Target, x, f.force, f.jobs)
+	t, err := f.openTarget(ctx, result.Target, x)
 	if err != nil {
 		return err
 	}

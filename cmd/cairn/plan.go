@@ -125,7 +125,9 @@ func openBefore(location string, need int64) (before *blockdev.File, inPlace boo
 	if err != nil {
 		return nil, false, err
 	}
-	before, err = blockdev.OpenRead(at.Path, at.Section)
+	if err = blockdev.RefuseStray(at.Path, nil); err == nil {
+		before, err = blockdev.OpenRead(at.Path, at.Section)
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, false, nil
 	}

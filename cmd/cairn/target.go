@@ -7,7 +7,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"strings"
 	"syscall"
 
@@ -67,7 +66,7 @@ func (t *target) Clone(from io.ReaderAt, at, off, n int64) (lo, hi int64) {
 }
 
 // openTarget claims the target for the image x.
-func openTarget(ctx context.Context, location string, x *blob.Index, force []string, jobs int) (*target, error) {
+func (f *assembleFlags) openTarget(ctx context.Context, location string, x *blob.Index) (*target, error) {
 	at, err := disk.Resolve(location)
 	if err != nil {
 		return nil, err
@@ -78,27 +77,46 @@ func openTarget(ctx context.Context, location string, x *blob.Index, force []str
 		return fileTarget(at.Path, x.Size(), 0o644)
 	case err != nil:
 		return nil, err
-	case info.Mode().IsRegular() && at.Partition == nil && !underDev(at.Path):
-		return replaceTarget(ctx, at.Path, x, info.Mode(), jobs)
+	case info.Mode().IsRegular() && at.Partition == nil:
+		if err := blockdev.RefuseStray(at.Path, f.force); err != nil {
+			return nil, err
+		}
+		return replaceTarget(ctx, at.Path, x, info.Mode(), f.jobs)
 	}
-	return inPlaceTarget(location, at, x.Size(), force)
+	return f.inPlaceTarget(ctx, location, at, x.Size())
 }
 
-func underDev(path string) bool {
-	abs, err := filepath.Abs(path)
-	return err == nil && strings.HasPrefix(abs, "/dev/")
-}
-
-func inPlaceTarget(name string, at disk.Location, size int64, force []string) (*target, error) {
-	t, err := blockdev.OpenTarget(at.Path, blockdev.Options{Section: at.Section, Force: force})
+func (f *assembleFlags) inPlaceTarget(ctx context.Context, name string, at disk.Location, size int64) (*target, error) {
+	o := blockdev.Options{Section: at.Section, Force: f.force, LockWait: f.lockWait, Notice: func(text string) { say("%s", text) }}
+	t, err := blockdev.OpenTarget(ctx, at.Path, o)
 	if err != nil {
 		return nil, err
 	}
-	if err := t.Reserve(size); err != nil {
+	if err = unmoved(name, at); err == nil {
+		err = t.Reserve(size)
+	}
+	if err != nil {
 		t.Close()
 		return nil, err
 	}
 	return &target{Target: t, name: name, inPlace: true}, nil
+}
+
+// unmoved refuses a target whose partition table was changed between looking it up and locking its disk.
+func unmoved(name string, at disk.Location) error {
+	now, err := disk.Resolve(name)
+	if err != nil {
+		return err
+	}
+	same := now.Path == at.Path && now.Section == at.Section && (now.Partition == nil) == (at.Partition == nil)
+	if same && at.Partition != nil {
+		same = *now.Partition == *at.Partition
+	}
+	if !same {
+		return &blockdev.RefusedError{Path: name, Check: blockdev.CheckMoved, Why: "its partition table was changed meanwhile",
+			Hint: "look at the table ('cairn disk DISK'), and run it again"}
+	}
+	return nil
 }
 
 // fileTarget is a file under a temporary name; if a run before was interrupted, with what that left.
@@ -165,24 +183,41 @@ func holds(ctx context.Context, f *blockdev.File, x *blob.Index, jobs int) (bool
 	return err == nil && report.Bad == 0, nil // what cannot be read will be written anew
 }
 
-// finish makes the target final: a file gets its name, or ends behind the image when it is written in place, as
-// under /dev; and behind an image on a partition the tail is treated as told.
+// finish makes the target final: a file gets its name; behind an image on a device or partition the tail is treated as
+// told, and the kernel reads the partition table that a whole disk may have got.
 func (t *target) finish(ctx context.Context, x *blob.Index, tail string) error {
 	if t.file != nil {
-		return t.file.Commit()
+		err := t.file.Commit()
+		warnLost(t.name, t.file.Lost())
+		return err
 	}
-	err := t.Truncate(x.Size())
+	var err error
 	rest := t.Size() - x.Size()
 	switch tail {
 	case tailZero:
-		err = errors.Join(err, inSteps(ctx, x.Size(), rest, 64<<20, t.Zero), t.Sync())
+		err = errors.Join(inSteps(ctx, x.Size(), rest, 64<<20, t.Zero), t.Sync())
 	case tailDiscard: // some devices discard nothing smaller
-		err = errors.Join(err, inSteps(ctx, x.Size(), rest, 1<<30, t.Discard), t.Sync())
+		err = errors.Join(inSteps(ctx, x.Size(), rest, 1<<30, t.Discard), t.Sync())
 	}
+	t.rereadPartitions()
 	if err != nil {
 		return fmt.Errorf("the image is in place, but not the tail of %d bytes behind it: %w", rest, err)
 	}
 	return nil
+}
+
+// warnLost tells what a file has lost that was replaced.
+func warnLost(name string, lost error) {
+	if lost != nil {
+		say("warning: %s could not be given all that the file had that it replaces: %s", name, strings.ReplaceAll(lost.Error(), "\n", "; "))
+	}
+}
+
+// rereadPartitions has the kernel forget the partitions that a disk had before. The image is in place in any case.
+func (t *target) rereadPartitions() {
+	if err := t.RereadPartitions(); err != nil && !errors.Is(err, errors.ErrUnsupported) {
+		say("warning: the kernel goes on with the old partitions of %s until 'blockdev --rereadpt %s' or a restart: %v", t.name, t.Path(), err)
+	}
 }
 
 // inSteps does n bytes from off on, in pieces that end at multiples of step: the kernel does each to its end, whatever

@@ -24,27 +24,27 @@ func indexOf(t *testing.T, image []byte) *blob.Index {
 	return x
 }
 
-// TestFinishFileUnderDev: a file that is written in place ends where the image ends.
-func TestFinishFileUnderDev(t *testing.T) {
-	f, err := os.CreateTemp("/dev/shm", "cairn-test-")
+// TestSharedMemoryHoldsFiles: a file under /dev/shm is replaced as a whole, like any other.
+func TestSharedMemoryHoldsFiles(t *testing.T) {
+	dir, err := os.MkdirTemp("/dev/shm", "cairn-test-")
 	if err != nil {
 		t.Skip(err)
 	}
-	defer os.Remove(f.Name())
-	if err := errors.Join(f.Truncate(10_000), f.Close()); err != nil {
-		t.Fatal(err)
-	}
+	defer os.RemoveAll(dir)
 	x := indexOf(t, testimages.Random(1, 5000))
-	to, err := openTarget(t.Context(), f.Name(), x, nil, 1)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer to.close(nil)
-	if err := to.finish(t.Context(), x, tailKeep); err != nil {
-		t.Fatal(err)
-	}
-	if info, err := os.Stat(f.Name()); err != nil || info.Size() != x.Size() {
-		t.Errorf("the file has %v bytes, %v, want %d", info.Size(), err, x.Size())
+	for name, held := range map[string][]byte{"old": make([]byte, 10_000), "new": nil} {
+		path := filepath.Join(dir, name)
+		if held != nil {
+			err = os.WriteFile(path, held, 0o600)
+		}
+		to, openErr := new(assembleFlags).openTarget(t.Context(), path, x)
+		if err := errors.Join(err, openErr); err != nil {
+			t.Fatal(err)
+		}
+		if to.inPlace || to.file == nil {
+			t.Errorf("the %s file is written in place", name)
+		}
+		to.close(nil)
 	}
 }
 
@@ -54,7 +54,7 @@ func TestFinishCancelled(t *testing.T) {
 	if err := os.WriteFile(path, old, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	slot, err := blockdev.OpenTarget(path, blockdev.Options{Section: blockdev.Section{Offset: 4096, Size: 150_000}})
+	slot, err := blockdev.OpenTarget(t.Context(), path, blockdev.Options{Section: blockdev.Section{Offset: 4096, Size: 150_000}})
 	if err != nil {
 		t.Fatal(err)
 	}

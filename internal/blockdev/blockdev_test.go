@@ -63,7 +63,7 @@ func openRead(t *testing.T, path string, section Section) *File {
 
 func openTarget(t *testing.T, path string, section Section) *Target {
 	t.Helper()
-	target, err := OpenTarget(path, Options{Section: section})
+	target, err := OpenTarget(t.Context(), path, Options{Section: section})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -252,13 +252,13 @@ func TestForceUnknown(t *testing.T) {
 		CheckNotTarget, CheckRoot, CheckMounted, CheckHolder, CheckSwap, CheckReadOnly, CheckClaimed, CheckTooSmall,
 		CheckOverlap, "", "all", "Loop-backing",
 	} {
-		_, err := OpenTarget(path, Options{Force: []string{CheckLoop, name}})
+		_, err := OpenTarget(t.Context(), path, Options{Force: []string{CheckLoop, name}})
 		want := fmt.Sprintf("the check %q cannot be lifted, only in-dev, loop-backing", name)
 		if !errors.Is(err, ErrNotLiftable) || err.Error() != want {
 			t.Errorf("OpenTarget with force %q = %v, want %q", name, err, want)
 		}
 	}
-	target, err := OpenTarget(path, Options{Force: Liftable()})
+	target, err := OpenTarget(t.Context(), path, Options{Force: Liftable()})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -215,7 +215,7 @@ func TestLostWritesAreForgotten(t *testing.T) {
 	if err := target.Sync(); err == nil {
 		t.Fatal("no write was lost: this test shows nothing")
 	}
-	if err := target.File.Close(); err != nil {
+	if err := errors.Join(target.File.Close(), target.lock.Close()); err != nil {
 		t.Fatal(err)
 	}
 	again := openTarget(t, device, Section{})
@@ -295,7 +295,7 @@ func refused(t *testing.T, path, check, words string) {
 	t.Helper()
 	lifted := slices.DeleteFunc(Liftable(), func(name string) bool { return name == check })
 	for _, force := range [][]string{nil, lifted} {
-		target, err := OpenTarget(path, Options{Force: force})
+		target, err := OpenTarget(t.Context(), path, Options{Force: force})
 		if err == nil {
 			target.Close()
 			t.Errorf("OpenTarget(%s) succeeded, want refusal: %s", path, words)
@@ -311,7 +311,7 @@ func refused(t *testing.T, path, check, words string) {
 // accepted checks that path can be a target, with those checks lifted.
 func accepted(t *testing.T, path string, force ...string) {
 	t.Helper()
-	target, err := OpenTarget(path, Options{Force: force})
+	target, err := OpenTarget(t.Context(), path, Options{Force: force})
 	if err != nil {
 		t.Errorf("OpenTarget(%s) = %v", path, err)
 		return
@@ -506,7 +506,7 @@ func TestRefuseClaimedDevice(t *testing.T) {
 	us := fmt.Sprintf("it is open in blockdev.test (process %d)", os.Getpid())
 	refused(t, node+"p1", CheckClaimed, us)
 	refused(t, node, CheckClaimed, us)
-	accepted(t, node+"p2")
+	refused(t, node+"p2", CheckClaimed, "another program has locked the disk "+node) // by the first target
 	if err := first.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -532,7 +532,7 @@ func TestRefuseWhatIsNoTarget(t *testing.T) {
 	refused(t, dir, CheckNotTarget, "it is a directory")
 	refused(t, pipe, CheckNotTarget, "it is a pipe")
 	refused(t, "/dev/null", CheckNotTarget, "it is a character device")
-	if _, err := OpenTarget(filepath.Join(dir, "absent"), Options{}); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := OpenTarget(t.Context(), filepath.Join(dir, "absent"), Options{}); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("OpenTarget of nothing = %v, want ErrNotExist", err)
 	}
 }

@@ -91,16 +91,20 @@ func titles(all []process, wanted func(process) bool) string {
 // locked says who has locked the file.
 func (k kernel) locked(file inode) reason {
 	r := reason{CheckClaimed, "another program has locked it", "wait until that program has ended"}
-	who := titles(k.processes(), func(p process) bool {
+	if who := k.lockers(file); who != "" {
+		r.why += ": " + who
+	}
+	return r
+}
+
+// lockers names the processes that have locked the file or device node, as far as they can be seen; "" if none can.
+func (k kernel) lockers(file inode) string {
+	return titles(k.processes(), func(p process) bool {
 		return p.has(func(fd string) bool {
 			id, ok := p.opened(fd)
 			return ok && id == file && p.locks(fd)
 		})
 	})
-	if who != "" {
-		r.why += ": " + who
-	}
-	return r
 }
 
 // claimed says whether somebody has the device exclusively, and who.

@@ -178,7 +178,7 @@ func TestDiscardUnsupported(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, path := range []string{file, looptest.Attach(t, file, 512)} {
-		target, err := OpenTarget(path, Options{Force: []string{CheckLoop}})
+		target, err := OpenTarget(t.Context(), path, Options{Force: []string{CheckLoop}})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -67,6 +67,23 @@ func (u users) ofFile(path string, info os.FileInfo) ([]reason, error) {
 	return append(all, stray...), err
 }
 
+// RefuseStray is a *RefusedError when path is a regular file under /dev, where a device was meant, unless force lifts
+// CheckInDev. ErrNotLiftable is about force.
+func RefuseStray(path string, force []string) error {
+	if err := checkForce(force); err != nil {
+		return err
+	}
+	info, err := os.Stat(path)
+	if err != nil || !info.Mode().IsRegular() || slices.Contains(force, CheckInDev) {
+		return err
+	}
+	all, err := strays(path, info)
+	if err != nil || len(all) == 0 {
+		return err
+	}
+	return all[0].refused(path)
+}
+
 // strays finds the file that someone made where a device node was meant: it would fill memory.
 func strays(path string, info os.FileInfo) ([]reason, error) {
 	dev, err := os.Stat("/dev")

@@ -8,7 +8,7 @@ import (
 )
 
 // The checks that a target passes before it is written. Their names are stable: users lift checks by them,
-// and programs tell refusals apart. "overlap" is for callers of Overlaps.
+// and programs tell refusals apart. "overlap" and "moved" are for callers.
 const (
 	CheckNotTarget = "not-a-target" // no block device or regular file
 	CheckInDev     = "in-dev"       // a regular file under /dev, where a device was meant
@@ -21,6 +21,7 @@ const (
 	CheckClaimed   = "claimed"   // another program has it exclusively, or locked
 	CheckTooSmall  = "too-small" // the image does not fit
 	CheckOverlap   = "overlap"   // it shares bytes with a seed
+	CheckMoved     = "moved"     // it is another partition than it was
 )
 
 // Liftable are the checks that Options.Force may name. Where these fail nothing else need lose data: a loop

@@ -3,6 +3,7 @@
 package blockdev
 
 import (
+	"context"
 	"errors"
 	"os"
 )
@@ -36,6 +37,14 @@ func refuse(_ string, info os.FileInfo, _ []string) error {
 	}
 	return nil
 }
+
+// RefuseStray refuses nothing here.
+func RefuseStray(_ string, force []string) error { return checkForce(force) }
+
+func lockDisk(context.Context, string, os.FileInfo, Options) (*os.File, error) { return nil, nil }
+
+// RereadPartitions is an errors.ErrUnsupported here.
+func (t *Target) RereadPartitions() error { return errors.ErrUnsupported }
 
 func openExclusive(path string, _ os.FileInfo) (*os.File, error) {
 	return os.OpenFile(path, os.O_RDWR, 0)

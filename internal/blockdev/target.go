@@ -1,26 +1,37 @@
 package blockdev
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"time"
 )
 
-// Options say what of the path is the target, and which checks it need not pass. The zero value is all of it,
-// and all checks.
+// Options say what of the path is the target, which checks it need not pass, and how long others are waited for. The
+// zero value is all of it, all checks, and no waiting.
 type Options struct {
-	Section Section
-	Force   []string // names out of Liftable
+	Section  Section
+	Force    []string      // names out of Liftable
+	LockWait time.Duration // for the lock on a device's disk that other programs hold
+	Notice   func(string)  // is told what is waited for, and what could not be done; may be nil
+}
+
+func (o Options) notice(text string) {
+	if o.Notice != nil {
+		o.Notice(text)
+	}
 }
 
 // Target is a File that is claimed for writing until Close. Reserve, Truncate and Close may not be called while
 // another method is running; all others may be called concurrently.
 type Target struct {
 	File
-	resizable bool   // all of a regular file
-	borrowed  bool   // Close is not ours to do
-	direct    writer // past the page cache; nil where that is not possible, and for files
+	resizable bool     // all of a regular file
+	borrowed  bool     // Close is not ours to do
+	direct    writer   // past the page cache; nil where that is not possible, and for files
+	lock      *os.File // on the whole disk, of a device; may be nil
 }
 
 // writer is a way to write to a file or device; see openDirectWriter.
@@ -30,11 +41,12 @@ type writer interface {
 }
 
 // OpenTarget claims an existing file or block device for writing: a device exclusively (O_EXCL), which the
-// kernel also denies while it is mounted anywhere, a file by flock. It is a *RefusedError when the path is in
+// kernel also denies while it is mounted anywhere, and its disk by the lock that udev and partitioning tools take; a
+// file by flock. It is a *RefusedError when the path is in
 // use or not fit to be a target: mounted, swap, part of a stacked device or backing a loop device (also
 // through its disk or its partitions), holding the running system, read-only, claimed, or no block device or
 // regular file. ErrNotLiftable is about o.Force. Nothing is created.
-func OpenTarget(path string, o Options) (*Target, error) {
+func OpenTarget(ctx context.Context, path string, o Options) (*Target, error) {
 	if err := checkForce(o.Force); err != nil {
 		return nil, err
 	}
@@ -48,6 +60,21 @@ func OpenTarget(path string, o Options) (*Target, error) {
 	if err := refuse(path, info, o.Force); err != nil {
 		return nil, err
 	}
+	lock, err := lockDisk(ctx, path, info, o)
+	if err != nil {
+		return nil, err
+	}
+	t, err := openLocked(path, info, o)
+	if err != nil {
+		unlock(lock)
+		return nil, err
+	}
+	t.lock = lock
+	return t, nil
+}
+
+// openLocked is OpenTarget with the disk locked.
+func openLocked(path string, info os.FileInfo, o Options) (*Target, error) {
 	f, err := openClaimed(path, info)
 	if err != nil {
 		return nil, err
@@ -55,9 +82,14 @@ func OpenTarget(path string, o Options) (*Target, error) {
 	t, err := newTarget(f, path, o.Section)
 	if err != nil {
 		f.Close()
-		return nil, err
 	}
-	return t, nil
+	return t, err
+}
+
+func unlock(f *os.File) {
+	if f != nil {
+		f.Close()
+	}
 }
 
 // TargetOf makes a target of a regular file that the caller has open for reading and writing, alone, and goes
@@ -296,11 +328,13 @@ func (t *Target) Sync() error {
 	return nil
 }
 
-// Close ends the claim. It does not flush.
+// Close ends the claim. It does not flush. The lock ends first: udev looks at a device when a writer closes it, and
+// leaves it alone while it is locked.
 func (t *Target) Close() error {
 	if t.borrowed {
 		return nil
 	}
+	unlock(t.lock)
 	if t.direct != nil {
 		return errors.Join(t.direct.Close(), t.File.Close())
 	}

@@ -65,7 +65,7 @@ func TestResolveOnDisk(t *testing.T) {
 				t.Errorf("Resolve(%q) = %+v, %v, want ErrNotFound", text, got, err)
 			}
 		}
-		target, err := blockdev.OpenTarget(want.Path, blockdev.Options{Section: want.Section})
+		target, err := blockdev.OpenTarget(t.Context(), want.Path, blockdev.Options{Section: want.Section})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -1,0 +1,195 @@
+package blockdev
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"cairn/internal/blockdev/looptest"
+	"cairn/internal/need"
+	"cairn/testimages"
+)
+
+// holdLock has another program lock a node until release is called.
+func holdLock(t *testing.T, kind, node string) (release func()) {
+	t.Helper()
+	cmd := exec.Command(need.Tool(t, "flock"), kind, node, "sh", "-c", "echo locked; read line")
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err == nil {
+		_, err = bufio.NewReader(out).ReadString('\n')
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	release = func() {
+		in.Close()
+		_ = cmd.Wait() // sh's read finds no line
+	}
+	t.Cleanup(release)
+	return release
+}
+
+// TestDiskIsLocked: while a target is open, other programs find its disk locked.
+func TestDiskIsLocked(t *testing.T) {
+	node, _ := disk(t)
+	tryLock := func() error { return exec.Command(need.Tool(t, "flock"), "--nonblock", node, "true").Run() }
+	for _, path := range []string{node, node + "p2"} {
+		target, err := OpenTarget(t.Context(), path, Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if tryLock() == nil {
+			t.Errorf("%s is not locked while %s is a target", node, path)
+		}
+		if err := target.Close(); err != nil {
+			t.Error(err)
+		}
+		if err := tryLock(); err != nil {
+			t.Errorf("%s is still locked: %v", node, err)
+		}
+	}
+}
+
+// TestLockedDiskIsRefused: a lock of either kind, which another program keeps.
+func TestLockedDiskIsRefused(t *testing.T) {
+	node, _ := disk(t)
+	for _, kind := range []string{"--exclusive", "--shared"} {
+		release := holdLock(t, kind, node)
+		for _, path := range []string{node, node + "p2"} {
+			target, err := OpenTarget(t.Context(), path, Options{LockWait: time.Millisecond})
+			if err == nil {
+				target.Close()
+			}
+			e, ok := errors.AsType[*RefusedError](err)
+			if !ok || e.Check != CheckClaimed || !strings.Contains(e.Why, "locked the disk "+node+": flock (process ") {
+				t.Errorf("OpenTarget(%s) with a %s lock = %v, want refusal with the name of flock", path, kind, err)
+			}
+		}
+		release()
+		accepted(t, node+"p2")
+	}
+}
+
+// TestLockIsAwaited: the target is opened when the other program has ended, or the job.
+func TestLockIsAwaited(t *testing.T) {
+	node, _ := disk(t)
+	release := holdLock(t, "--exclusive", node)
+	notices := make(chan string, 1)
+	o := Options{LockWait: time.Hour, Notice: func(text string) { notices <- text }}
+	opened := make(chan error, 1)
+	go func() {
+		target, err := OpenTarget(t.Context(), node+"p1", o)
+		if err == nil {
+			err = target.Close()
+		}
+		opened <- err
+	}()
+	if text := <-notices; !strings.Contains(text, "flock (process ") {
+		t.Errorf("the notice is %q", text)
+	}
+	release()
+	if err := <-opened; err != nil {
+		t.Error(err)
+	}
+
+	holdLock(t, "--exclusive", node)
+	ctx, cancel := context.WithCancel(t.Context())
+	o.Notice = func(string) { cancel() }
+	if _, err := OpenTarget(ctx, node+"p1", o); !errors.Is(err, context.Canceled) {
+		t.Errorf("OpenTarget of a job that was cancelled = %v", err)
+	}
+}
+
+// TestOwnNode: the lock that counts is the one of the node in /dev.
+func TestOwnNode(t *testing.T) {
+	node, _ := disk(t)
+	var st unix.Stat_t
+	mine := t.TempDir() + "/node"
+	if err := errors.Join(unix.Stat(node, &st), unix.Mknod(mine, unix.S_IFBLK|0o600, int(st.Rdev))); err != nil {
+		t.Fatal(err)
+	}
+	holdLock(t, "--exclusive", node)
+	if _, err := OpenTarget(t.Context(), mine, Options{}); err == nil {
+		t.Error("a target whose disk is locked by another name is opened")
+	}
+}
+
+// TestRereadPartitions: the kernel gets to know the table that was written; one that knows no GPT forgets the old
+// partitions.
+func TestRereadPartitions(t *testing.T) {
+	node, _ := disk(t)
+	if d := deviceOf(t, node); len(d.partitions()) != 2 {
+		t.Fatalf("the kernel has the partitions %v, want two", d.partitions())
+	}
+	table := filepath.Join(t.TempDir(), "table")
+	if err := testimages.GPTDisk(table, 512, testimages.Part{Name: "one", Size: 8 << 20}); err != nil {
+		t.Fatal(err)
+	}
+	image, err := os.ReadFile(table)
+	if err != nil {
+		t.Fatal(err)
+	}
+	target := openTarget(t, node, Section{})
+	if _, err := target.WriteAt(image, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(target.Sync(), target.RereadPartitions()); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range deviceOf(t, node).partitions() {
+		if size, err := p.sectors("size"); err != nil || size != 8<<20 {
+			t.Errorf("the kernel has %s of %d bytes, %v", p.name(), size, err)
+		}
+	}
+	if err := openTarget(t, looptest.File(t, 1<<20), Section{}).RereadPartitions(); !errors.Is(err, errors.ErrUnsupported) {
+		t.Errorf("RereadPartitions of a file = %v", err)
+	}
+}
+
+// TestRereadNoPartitions: a partition has no table that the kernel reads, nor has a loop device that was made so.
+func TestRereadNoPartitions(t *testing.T) {
+	node, file := disk(t)
+	if err := openTarget(t, node+"p1", Section{}).RereadPartitions(); !errors.Is(err, errors.ErrUnsupported) {
+		t.Errorf("RereadPartitions of a partition = %v", err)
+	}
+	plain := strings.TrimSpace(looptest.Run(t, need.Tool(t, "losetup"), "--find", "--show", "--read-only", file))
+	defer looptest.Run(t, need.Tool(t, "losetup"), "--detach", plain)
+	f, err := os.Open(plain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	target := &Target{File: File{f: f, path: plain, device: true, bytes: io.NewSectionReader(f, 0, 1)}}
+	if err := target.RereadPartitions(); !errors.Is(err, errors.ErrUnsupported) {
+		t.Errorf("RereadPartitions of a loop device without partitions = %v", err)
+	}
+}
+
+func deviceOf(t *testing.T, path string) device {
+	t.Helper()
+	info, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := live().device(inodeOf(info).rdev)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
