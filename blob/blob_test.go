@@ -105,7 +105,7 @@ func TestDecodeRefuses(t *testing.T) {
 		return p
 	}
 	cases := map[string][]byte{
-		"nothing": nil, "text": []byte(strings.Repeat("<html>", 100)), "tail twice": append(bytes.Clone(good), good[144:]...),
+		"nothing": nil, "archive": archiveStart(200), "text": []byte(strings.Repeat("<html>", 100)), "tail twice": append(bytes.Clone(good), good[144:]...),
 		"trailing byte": append(bytes.Clone(good), 0), "header size": set(0, 49), "header type": set(8, 1),
 		"unknown flags": set(16, 0xb000000000000000|1<<40), "min 0": set(24, 0), "min over avg": set(24, 65537),
 		"avg over max": set(32, 262145), "max too large": set(40, 1<<27+1), "max huge": set(40, 1<<63),
@@ -132,9 +132,34 @@ func TestDecodeFlags(t *testing.T) {
 		file := build(t, SHA512_256, 100).Encode()
 		binary.LittleEndian.PutUint64(file[16:], flags)
 		x, err := Decode(bytes.NewReader(file))
+		if err == nil && x.HasFileFlags() != (flags<<31 != 0) {
+			t.Errorf("flags %#x: HasFileFlags = %v", flags, x.HasFileFlags())
+		}
 		if err != nil || x.Algorithm() != want || !bytes.Equal(x.Encode(), file) {
 			t.Errorf("flags %#x: %v, want %v and the same bytes again", flags, err, want)
 		}
+	}
+}
+
+// archiveStart is the beginning of a .catar that casync made.
+func archiveStart(n int) []byte {
+	return append([]byte("@\x00\x00\x00\x00\x00\x00\x00\x51\xbb\x5b\xea\xbc\xfa\x96\x13"), make([]byte, n)...)
+}
+
+func TestIsArchive(t *testing.T) {
+	for _, n := range []int{0, 100} {
+		if !IsArchive(archiveStart(n)) {
+			t.Errorf("IsArchive of %d bytes = false", 16+n)
+		}
+	}
+	for _, other := range [][]byte{nil, archiveStart(0)[:15], make([]byte, 64), append([]byte{1}, archiveStart(9)...)} {
+		if IsArchive(other) {
+			t.Errorf("IsArchive(%x) = true", other)
+		}
+	}
+	_, err := Decode(bytes.NewReader(archiveStart(200)))
+	if err == nil || !strings.Contains(err.Error(), ".catar archive") {
+		t.Errorf("Decode of an archive = %v", err)
 	}
 }
 

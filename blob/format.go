@@ -14,6 +14,7 @@ const (
 	headSize = 64
 	rowSize  = 40
 
+	typeEntry  = 0x1396fabcea5bbb51 // of the first object in a .catar archive
 	typeIndex  = 0x96824d9c7b129ff9
 	typeTable  = 0xe75b9e112f17417d
 	tailMarker = 0x4b4f050e5549ecd1
@@ -23,6 +24,7 @@ const (
 	// Of the feature flags only bit 61 says something of a blob; the rest is casync's archive metadata,
 	// written as a default casync does and otherwise carried along.
 	flagSHA512    = 1 << 61
+	flagsWith     = 1<<33 - 1 // what an archive has of its files: bits 0 to 32
 	flagsSHA512   = 0xb000000000000000
 	flagsSHA256   = 0x9000000000000000
 	flagsReserved = (1<<60 - 1) &^ (1<<33 - 1) // bits 33 to 59: no casync knows them
@@ -124,7 +126,23 @@ func readFull(r io.Reader, p []byte) error {
 
 func field(p []byte, i int) uint64 { return binary.LittleEndian.Uint64(p[8*i:]) }
 
+// entrySize is the size of the first object in a .catar archive.
+const entrySize = 64
+
+// IsArchive reports whether an image that begins with these bytes, at least 16, is a directory tree as casync and
+// desync archive it (.catar).
+func IsArchive(start []byte) bool {
+	return len(start) >= 16 && field(start, 0) == entrySize && field(start, 1) == typeEntry
+}
+
+// HasFileFlags reports whether the index's feature flags say what was kept of files, as those of a directory tree
+// (.caidx) do. casync sets them for an image too when it is told to (--with).
+func (x *Index) HasFileFlags() bool { return x.flags&flagsWith != 0 }
+
 func decodeHead(head []byte) (*Index, error) {
+	if IsArchive(head) {
+		return nil, fmt.Errorf("%w: it is a .catar archive, which holds a directory tree itself", ErrInvalid)
+	}
 	if field(head, 0) != indexSize || field(head, 1) != typeIndex {
 		return nil, fmt.Errorf("%w: not a casync index (unknown first bytes)", ErrInvalid)
 	}

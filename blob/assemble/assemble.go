@@ -78,6 +78,9 @@ type Options struct {
 	Own int
 	// Verify says what to read back in the end.
 	Verify Extent
+	// Inspect is called with the image's first chunk, proven, before the target is changed; not with one of zeros.
+	// An error ends the run. May be nil.
+	Inspect func(first []byte) error
 	// Changing is called once, before the target is changed for the first time. An error ends the run. May
 	// be nil.
 	Changing func() error
@@ -253,6 +256,9 @@ func (j *job) run(ctx context.Context) error {
 	if err := head.gather(ctx); err != nil {
 		return err
 	}
+	if err := j.inspect(head); err != nil {
+		return err
+	}
 	if err := j.body(ctx); err != nil {
 		return err
 	}
@@ -267,6 +273,13 @@ func (j *job) run(ctx context.Context) error {
 	}
 	head.done()
 	return j.readBack(ctx, 0, j.plan.Index.Len())
+}
+
+func (j *job) inspect(head *segment) error {
+	if j.options.Inspect == nil || head.hi == 0 || *head.state(0) == zero {
+		return nil
+	}
+	return j.options.Inspect(head.bytes(0))
 }
 
 // body does all segments behind the head.

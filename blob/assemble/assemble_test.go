@@ -370,6 +370,31 @@ func looksLike(p []byte, mark int, images ...[]byte) bool {
 }
 
 // TestTargetFails: an error of the target at any operation is the job's, and running it again ends right.
+// TestInspect: what the image begins with is shown before anything is written, wherever it comes from.
+func TestInspect(t *testing.T) {
+	image := random(1, 300_000)
+	x := index(t, image)
+	first := image[:x.At(0).Size]
+	unlike := errors.New("unlike an image")
+	for name, held := range map[string][]byte{"from the store": make([]byte, len(image)), "in place": image} {
+		d := &device{data: bytes.Clone(held)}
+		var shown []byte
+		o := Options{Inspect: func(p []byte) error { shown = bytes.Clone(p); return unlike }}
+		_, err := Run(t.Context(), seed.NewPlan(x), holding(t, image), d, o)
+		if !errors.Is(err, unlike) || !bytes.Equal(shown, first) {
+			t.Errorf("%s: Run = %v, after it showed %d bytes, want %d", name, err, len(shown), len(first))
+		}
+		if len(d.log) > 0 {
+			t.Errorf("%s: the target was changed", name)
+		}
+	}
+	empty := index(t, nil)
+	o := Options{Inspect: func([]byte) error { return unlike }}
+	if _, err := Run(t.Context(), seed.NewPlan(empty), holding(t, nil), &device{}, o); err != nil {
+		t.Errorf("Run of an empty image = %v", err)
+	}
+}
+
 func TestTargetFails(t *testing.T) {
 	a, b := releases()
 	plan := seed.NewPlan(index(t, b), seedOf(t, a))
