@@ -141,7 +141,7 @@ func (x *Index) HasFileFlags() bool { return x.flags&flagsWith != 0 }
 
 func decodeHead(head []byte) (*Index, error) {
 	if IsArchive(head) {
-		return nil, fmt.Errorf("%w: it is a .catar archive, which holds a directory tree itself", ErrInvalid)
+		return nil, ErrArchive
 	}
 	if field(head, 0) != indexSize || field(head, 1) != typeIndex {
 		return nil, fmt.Errorf("%w: not a casync index (unknown first bytes)", ErrInvalid)

@@ -20,6 +20,9 @@ const (
 // ErrInvalid is wrapped by every error about an index that breaks the format.
 var ErrInvalid = errors.New("invalid index")
 
+// ErrArchive is the ErrInvalid of a file that is an archive, where an index is wanted.
+var ErrArchive = fmt.Errorf("%w: it is a .catar archive, which holds a directory tree itself", ErrInvalid)
+
 // Params are the chunk sizes an image was cut with, in bytes: 1 ≤ Min ≤ Avg ≤ Max ≤ MaxChunkSize.
 type Params struct{ Min, Avg, Max int64 }
 

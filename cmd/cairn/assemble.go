@@ -179,7 +179,7 @@ func runAssemble(ctx context.Context, stdout io.Writer, f assembleFlags, locatio
 	if err := checkProgram(f.exec); err != nil {
 		return err
 	}
-	x, err := readIndex(ctx, index, f.access)
+	x, err := readImageIndex(ctx, index, f.access)
 	if err != nil {
 		return err
 	}
@@ -319,6 +319,7 @@ func (f *assembleFlags) run(ctx context.Context, plan *seed.Plan, own int, from 
 		Own:      own,
 		Verify:   f.verifyAfter(t),
 		Progress: func(s assemble.Stats) { p.show(s.Done, share(s), s) },
+		Inspect:  refuseArchive,
 		Changing: func() error {
 			if t.inPlace {
 				f.remember.begin(&t.File, plan.Index, result.Index.String(), t.name)

@@ -65,7 +65,7 @@ func exitStatus(ctx context.Context, err error) int {
 		return exitUsage
 	case is[*blockdev.RefusedError](err) || errors.Is(err, disk.ErrAmbiguous) || errors.Is(err, store.ErrExists):
 		return exitRefused
-	case is[damagedError](err) || is[*store.CorruptError](err) || errors.Is(err, assemble.ErrMedium) || errors.Is(err, blob.ErrInvalid) || errors.Is(err, profile.ErrInvalid) || errors.Is(err, disk.ErrInvalidTable):
+	case is[damagedError](err) || is[treeError](err) || is[*store.CorruptError](err) || errors.Is(err, assemble.ErrMedium) || errors.Is(err, blob.ErrInvalid) || errors.Is(err, profile.ErrInvalid) || errors.Is(err, disk.ErrInvalidTable):
 		return exitDamaged
 	case errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrDenied),
 		errors.Is(err, fs.ErrNotExist) || errors.Is(err, exec.ErrNotFound) || errors.Is(err, disk.ErrNotFound) || errors.Is(err, disk.ErrNoTable) || errors.Is(err, disk.ErrNoRoot):
@@ -131,6 +131,8 @@ func hintFor(err error, status int) string {
 		return "choose another name, or leave --create-only out to replace it"
 	case errors.Is(err, store.ErrDenied):
 		return "check permissions and credentials (--bearer-token-file, --basic-auth-file)"
+	case is[treeError](err) || errors.Is(err, blob.ErrArchive):
+		return treeHint
 	case errors.Is(err, blob.ErrInvalid):
 		return "the index is damaged or is something else; get it again"
 	case is[*store.CorruptError](err):

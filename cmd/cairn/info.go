@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 
 	"github.com/spf13/cobra"
@@ -22,14 +23,16 @@ func newInfo() *cobra.Command {
   cairn info https://images.example.com/v2.caibx --json`,
 		Args: arguments(cobra.ExactArgs(1)),
 		RunE: func(c *cobra.Command, _ []string) error {
-			x, err := readIndex(c.Context(), index[0], f)
+			x, err := readAnyIndex(c.Context(), index[0], f)
 			if err != nil {
 				return err
 			}
+			d := describe(index[0].String(), x, chunks)
+			d.Kind = indexKindOf(index[0], x)
 			if asJSON {
-				return writeJSON(c.OutOrStdout(), describe(index[0].String(), x, chunks))
+				return writeJSON(c.OutOrStdout(), d)
 			}
-			return printInfo(c.OutOrStdout(), describe(index[0].String(), x, chunks))
+			return printInfo(c.OutOrStdout(), d)
 		},
 	}
 	f.add(c)
@@ -42,6 +45,7 @@ func newInfo() *cobra.Command {
 // description is what info --json prints.
 type description struct {
 	Index       string      `json:"index"`
+	Kind        indexKind   `json:"kind"`
 	Digest      string      `json:"index_digest"`
 	Size        int64       `json:"size"`
 	Chunks      int         `json:"chunks"`
@@ -92,6 +96,9 @@ func printInfo(w io.Writer, d description) error {
 		{"zero bytes", fmt.Sprintf("%d (%s)", d.ZeroBytes, percent(d.ZeroBytes, d.Size))},
 		{"digest", d.Algorithm},
 		{"chunk sizes", fmt.Sprintf("min %d, avg %d, max %d", d.Min, d.Avg, d.Max)},
+	}
+	if d.Kind != ofImage {
+		rows = slices.Insert(rows, 1, []string{"kind", string(d.Kind)})
 	}
 	if err := table(w, rows); err != nil || len(d.List) == 0 {
 		return err

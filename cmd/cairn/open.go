@@ -18,8 +18,16 @@ import (
 	"cairn/store/locate"
 )
 
-// readIndex reads an index from a path, a URL or, for "-", stdin.
+// readIndex reads an index from a path, a URL or, for "-", stdin, and tells if it is of a directory tree.
 func readIndex(ctx context.Context, at locate.Location, a access) (*blob.Index, error) {
+	x, err := readAnyIndex(ctx, at, a)
+	if err == nil {
+		noteKind(at, x)
+	}
+	return x, err
+}
+
+func readAnyIndex(ctx context.Context, at locate.Location, a access) (*blob.Index, error) {
 	x, err := decodeIndex(ctx, at, a)
 	if err == nil {
 		return x, nil

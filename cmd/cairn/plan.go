@@ -45,7 +45,7 @@ func runPlan(ctx context.Context, stdout io.Writer, f planFlags, m memory, html,
 	if err := checkFile(html); err != nil {
 		return err
 	}
-	x, err := readIndex(ctx, index, f.access)
+	x, err := readImageIndex(ctx, index, f.access)
 	if err != nil {
 		return err
 	}
@@ -92,6 +92,9 @@ func (f *planFlags) preview(ctx context.Context, m memory, x *blob.Index, result
 	defer closeSeeds(seeds)
 	plan, _, err := f.plan(ctx, m, x, seeds, result.Target, before, inPlace)
 	if err != nil {
+		return p, err
+	}
+	if err := from.refusePlannedArchive(ctx, plan, target); err != nil {
 		return p, err
 	}
 	bar := newProgress(f.progress, "planning "+result.Index.String(), x.Size())

@@ -243,7 +243,7 @@ const (
 	tailDiscard = "discard"
 )
 
-// close ends the use of a target. What is left of a file serves the next run, unless it fills the disk.
+// close ends the use of a target. What is left of a file serves the next run, unless it fills the disk or there will be none.
 func (t *target) close(err error) {
 	if t.old != nil {
 		t.old.Close()
@@ -254,7 +254,7 @@ func (t *target) close(err error) {
 	switch {
 	case t.file == nil:
 		t.Close()
-	case errors.Is(err, syscall.ENOSPC):
+	case errors.Is(err, syscall.ENOSPC) || is[treeError](err):
 		_ = t.file.Discard() // the job has failed anyway
 	default:
 		t.file.Close()

@@ -93,6 +93,7 @@ func (f *verifyFlags) verify(ctx context.Context, x *blob.Index, args []string) 
 			return "the store", verify.Report{}, err
 		}
 		defer from.close()
+		from.noteArchive(ctx, f.index[0], x)
 		o.Workers = max(min(from.fetches, 64), f.jobs)
 		return f.report("the store", x, o, func(o verify.Options) (verify.Report, error) {
 			return verify.Store(ctx, x, from.chunks, o)

@@ -1,0 +1,134 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"cairn/blob"
+	"cairn/seed"
+	"cairn/store/locate"
+)
+
+// indexKind is what an index is of, as far as its name and its feature flags tell.
+type indexKind string
+
+const (
+	ofImage   indexKind = "image"
+	ofTree    indexKind = "directory tree"
+	ofEither  indexKind = "image or directory tree" // casync --with sets a tree's flags in an image's index too
+	treeIndex           = ".caidx"
+)
+
+func indexKindOf(at locate.Location, x *blob.Index) indexKind {
+	_, name, err := at.Split()
+	switch {
+	case err == nil && strings.HasSuffix(name, treeIndex):
+		return ofTree
+	case x.HasFileFlags():
+		return ofEither
+	}
+	return ofImage
+}
+
+// noteKind tells of an index that may not be an image's. Commands that only read go on with it.
+func noteKind(at locate.Location, x *blob.Index) {
+	switch indexKindOf(at, x) {
+	case ofTree:
+		say("note: %s is the index of a directory tree: what it calls an image is a .catar archive", at)
+	case ofEither:
+		say("note: %s may be the index of a directory tree: its feature flags say what was kept of files", at)
+	case ofImage:
+	}
+}
+
+// treeError says that an index is of a directory tree where an image is needed.
+type treeError struct{ how string }
+
+func (e treeError) Error() string {
+	return "it is the index of a directory tree (" + e.how + "), not of an image"
+}
+
+const treeHint = "casync and desync extract directory trees; an image's index has a name that ends in .caibx"
+
+// readImageIndex reads an index that has to be an image's. One with the flags of a tree may be: refuseArchive finds out.
+func readImageIndex(ctx context.Context, at locate.Location, a access) (*blob.Index, error) {
+	x, err := readAnyIndex(ctx, at, a)
+	if err != nil {
+		return nil, err
+	}
+	if indexKindOf(at, x) == ofTree {
+		return nil, fmt.Errorf("reading index %s: %w", at, treeError{"its name ends in " + treeIndex})
+	}
+	return x, nil
+}
+
+// refuseArchive refuses an image that begins as an archive of a directory tree does, whatever its index is called.
+func refuseArchive(first []byte) error {
+	if blob.IsArchive(first) {
+		return treeError{"what it describes begins as a .catar archive"}
+	}
+	return nil
+}
+
+// refusePlannedArchive is refuseArchive of the image that a plan is for. Its first chunk is read where it is. What
+// cannot be read is left to assemble.
+func (s *source) refusePlannedArchive(ctx context.Context, p *seed.Plan, target io.ReaderAt) error {
+	if p.Index.Len() == 0 || p.Index.IsZero(0) {
+		return nil
+	}
+	first := make([]byte, p.Index.At(0).Size)
+	if !firstHere(p, target, first) && s.get(ctx, p.Index.At(0).Digest, first) != nil {
+		return ctx.Err()
+	}
+	return refuseArchive(first)
+}
+
+// noteArchive tells of an image in the stores that begins as an archive of a directory tree does, where its index did not
+// say so already.
+func (s *source) noteArchive(ctx context.Context, at locate.Location, x *blob.Index) {
+	if indexKindOf(at, x) != ofImage || x.Len() == 0 || x.IsZero(0) {
+		return
+	}
+	first := make([]byte, x.At(0).Size)
+	if s.get(ctx, x.At(0).Digest, first) != nil {
+		return
+	}
+	if err := refuseArchive(first); err != nil {
+		say("note: %s: %v", at, err)
+	}
+}
+
+// firstHere reads a plan's first chunk from the target or a seed, and reports whether one of them holds it.
+func firstHere(p *seed.Plan, target io.ReaderAt, first []byte) bool {
+	holds := func(r io.ReaderAt, off int64) bool {
+		n, _ := r.ReadAt(first, off)
+		return n == len(first) && p.Index.Algorithm().Sum(first) == p.Index.At(0).Digest
+	}
+	if target != nil && holds(target, 0) {
+		return true
+	}
+	for _, place := range p.Places(0) {
+		if holds(p.Seeds[place.Seed].Data, place.Offset) {
+			return true
+		}
+	}
+	return false
+}
+
+// get reads a chunk from the first store that has it.
+func (s *source) get(ctx context.Context, d blob.Digest, dst []byte) error {
+	return s.policy.Do(ctx, func() error {
+		var errs []error
+		for _, chunks := range s.stores {
+			err := chunks.Get(ctx, d, dst)
+			if err == nil {
+				return nil
+			}
+			errs = append(errs, err)
+		}
+		return fmt.Errorf("chunk %v: %w", d, errors.Join(errs...))
+	})
+}
