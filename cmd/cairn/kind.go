@@ -73,17 +73,18 @@ func refuseArchive(first []byte) error {
 	return nil
 }
 
-// refusePlannedArchive is refuseArchive of the image that a plan is for. Its first chunk is read where it is. What
-// cannot be read is left to assemble.
+// refusePlannedArchive is refuseArchive of the image that a plan is for. Its first chunk is read where it is; from the
+// store only if the flags are a tree's, since a plan downloads nothing. What cannot be read is left to assemble.
 func (s *source) refusePlannedArchive(ctx context.Context, p *seed.Plan, target io.ReaderAt) error {
-	if p.Index.Len() == 0 || p.Index.IsZero(0) {
+	x := p.Index
+	if x.Len() == 0 || x.IsZero(0) {
 		return nil
 	}
-	first := make([]byte, p.Index.At(0).Size)
-	if !firstHere(p, target, first) && s.get(ctx, p.Index.At(0).Digest, first) != nil {
-		return ctx.Err()
+	first := make([]byte, x.At(0).Size)
+	if firstHere(p, target, first) || x.HasFileFlags() && s.get(ctx, x.At(0).Digest, first) == nil {
+		return refuseArchive(first)
 	}
-	return refuseArchive(first)
+	return ctx.Err()
 }
 
 // noteArchive tells of an image in the stores that begins as an archive of a directory tree does, where its index did not

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"strings"
 
 	"cairn/internal/atomicfile"
 )
@@ -15,6 +16,28 @@ func checkFile(path string) error {
 		return nil
 	}
 	return atomicfile.Check(path)
+}
+
+// writeFile makes data the whole content of a file.
+func writeFile(path string, data []byte) error {
+	f, err := atomicfile.Create(path, 0o644)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if _, err := f.Write(data); err != nil {
+		return err
+	}
+	return commit(path, f)
+}
+
+// commit gives a file its name, and tells what a file has lost that it replaces.
+func commit(name string, f *atomicfile.File) error {
+	err := f.Commit()
+	if lost := f.Lost(); lost != nil {
+		say("warning: %s could not be given all that the file had that it replaces: %s", name, strings.ReplaceAll(lost.Error(), "\n", "; "))
+	}
+	return err
 }
 
 // checkProgram reports before the work why a program could not be run after it. "" is none.

@@ -7,7 +7,6 @@ import (
 
 	"cairn/blob"
 	"cairn/blob/assemble"
-	"cairn/internal/atomicfile"
 	"cairn/internal/imagemap"
 	"cairn/seed"
 )
@@ -29,7 +28,7 @@ func (p picture) draw(path string) error {
 		Title: p.title, Note: p.note, Size: p.index.Size(), Seeds: p.seeds, Chunks: p.chunks(),
 	})
 	if err == nil {
-		err = atomicfile.Write(path, page.Bytes(), 0o644)
+		err = writeFile(path, page.Bytes())
 	}
 	if err != nil {
 		return fmt.Errorf("drawing %s: %w", path, err)

@@ -10,7 +10,6 @@ import (
 
 	"cairn/blob"
 	"cairn/blob/profile"
-	"cairn/internal/atomicfile"
 	"cairn/store/locate"
 )
 
@@ -70,7 +69,7 @@ func mergeProfiles(ctx context.Context, out string, in []locate.Location, least 
 	if err != nil {
 		return err
 	}
-	return atomicfile.Write(out, merged.Encode(), 0o644)
+	return writeFile(out, merged.Encode())
 }
 
 // shownProfile is what 'cairn profile show' tells.

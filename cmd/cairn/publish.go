@@ -150,7 +150,7 @@ func writeIndex(path string, x *blob.Index) error {
 	if _, err := x.WriteTo(f); err != nil {
 		return err
 	}
-	return f.Commit()
+	return commit(path, f)
 }
 
 // expected is what is known of an image before it is cut.

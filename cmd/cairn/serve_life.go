@@ -128,6 +128,9 @@ func (f *life) begin(ctx context.Context) (end func(), err error) {
 
 func (f *life) writePID() error {
 	at, err := filepath.Abs(f.pidfile)
+	if err == nil {
+		at, err = atomicfile.Resolve(at) // what is removed in the end is the file, not a link to it
+	}
 	if err != nil {
 		return err
 	}

@@ -175,7 +175,9 @@ func (f *storeCopyFlags) openIndexes(ctx context.Context) (func(context.Context,
 	}
 	return func(ctx context.Context, index locate.Location, x *blob.Index) error {
 		_, name, err := index.Split()
-		if err == nil {
+		if dir, local := f.indexesTo.Local(); err == nil && local {
+			err = writeIndex(filepath.Join(dir, name), x)
+		} else if err == nil {
 			err = b.Write(ctx, name, x.Encode())
 		}
 		if err != nil {

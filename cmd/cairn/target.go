@@ -7,7 +7,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"strings"
 	"syscall"
 
 	"cairn/blob"
@@ -187,9 +186,7 @@ func holds(ctx context.Context, f *blockdev.File, x *blob.Index, jobs int) (bool
 // told, and the kernel reads the partition table that a whole disk may have got.
 func (t *target) finish(ctx context.Context, x *blob.Index, tail string) error {
 	if t.file != nil {
-		err := t.file.Commit()
-		warnLost(t.name, t.file.Lost())
-		return err
+		return commit(t.name, t.file)
 	}
 	var err error
 	rest := t.Size() - x.Size()
@@ -204,13 +201,6 @@ func (t *target) finish(ctx context.Context, x *blob.Index, tail string) error {
 		return fmt.Errorf("the image is in place, but not the tail of %d bytes behind it: %w", rest, err)
 	}
 	return nil
-}
-
-// warnLost tells what a file has lost that was replaced.
-func warnLost(name string, lost error) {
-	if lost != nil {
-		say("warning: %s could not be given all that the file had that it replaces: %s", name, strings.ReplaceAll(lost.Error(), "\n", "; "))
-	}
 }
 
 // rereadPartitions has the kernel forget the partitions that a disk had before. The image is in place in any case.

@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"cairn/internal/atomicfile"
 	"cairn/store"
 )
 
@@ -57,9 +58,14 @@ func Open(dir string, o Options) (*Bucket, error) {
 	return newBucket(dir, o), nil
 }
 
-// Create is a bucket in a directory that is made, durably, with its parents, if it does not exist.
+// Create is a bucket in a directory that is made, durably, with its parents, if it does not exist; but not where the
+// kernel keeps devices: that is an fs.ErrNotExist.
 func Create(dir string, o Options) (*Bucket, error) {
-	if err := makeDurable(filepath.Clean(dir)); err != nil {
+	path, err := atomicfile.Resolve(filepath.Clean(dir))
+	if err == nil {
+		err = makeDurable(path)
+	}
+	if err != nil {
 		return nil, denied(err)
 	}
 	return Open(dir, o)
