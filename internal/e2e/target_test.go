@@ -66,6 +66,71 @@ func TestTargetInUse(t *testing.T) {
 	}
 }
 
+// TestTargetLocked: a disk that another program has locked, as udev and sfdisk do, is waited for and then refused; and
+// others find it locked meanwhile.
+func TestTargetLocked(t *testing.T) {
+	t.Parallel()
+	r := publish(t, small(t))
+	s := newSlots(t, r, true)
+	node := strings.TrimSuffix(s.a, "#root-a")
+	in, release := pipe(t)
+	holder := exec.Command(need.Tool(t, "flock"), node, "sh", "-c", "echo locked; read line")
+	said := newWatched()
+	holder.Stdin, holder.Stdout = in, said
+	if err := holder.Start(); err != nil {
+		t.Fatal(err)
+	}
+	said.await(t, "locked")
+	const words = "another program has locked the disk "
+	refuses(t, words+node+": flock (process ", node, r.index("b"), s.b, "--lock-wait", "0s")
+	refuses(t, words, node, r.index("b"), node, "--lock-wait", "1ms")
+
+	g := newGate(t, newNginx(t, r.dir).url, 0)
+	wipe(t, node+"p3")
+	j := start(t, nil, "assemble", g.url+"/b.caibx", s.b, "--lock-wait", "1h")
+	j.stderr.await(t, "waiting until the lock is free: "+words+node)
+	release.Close()
+	_ = holder.Wait() // it found no line to read
+	g.await(t)
+	if got := run(t, "flock", "--nonblock", node, "true"); got.status == 0 {
+		t.Error("the disk is not locked while its partition is written")
+	}
+	g.open()
+	if ended := j.wait(t); ended.status != 0 {
+		t.Errorf("after the lock was free: %+v", ended)
+	}
+	must(t, "flock", "--nonblock", node, "true")
+}
+
+// TestWholeDisk: the kernel forgets the partitions that a disk had before it got another table.
+func TestWholeDisk(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	image := filepath.Join(dir, "image")
+	if err := testimages.GPTDisk(image, 512, testimages.Part{Name: "only", Size: 2 * mib}); err != nil {
+		t.Fatal(err)
+	}
+	cairn(t, "make", filepath.Join(dir, "b.caibx"), image)
+	disk := filepath.Join(dir, "disk")
+	if err := testimages.GPTDisk(disk, 512, testimages.Slots(2*mib, "", "")...); err != nil {
+		t.Fatal(err)
+	}
+	node := looptest.Attach(t, disk, 512)
+	sizes := func() string {
+		return run(t, "lsblk", "--noheadings", "--bytes", "--raw", "--output", "SIZE", node).stdout
+	}
+	if got := sizes(); strings.Count(got, "\n") != 4 {
+		t.Fatalf("the kernel has the disk and its partitions of the sizes\n%s", got)
+	}
+	if got := run(t, "cairn", "assemble", filepath.Join(dir, "b.caibx"), node); got.status != 0 || strings.Contains(got.stderr, "warning") {
+		t.Errorf("assemble onto the disk: %+v", got)
+	}
+	// A kernel that knows no GPT has no partitions now.
+	if got, whole := sizes(), fmt.Sprintln(fileSize(t, node)); got != whole && got != whole+fmt.Sprintln(2*mib) {
+		t.Errorf("the kernel has the disk and its partitions of the sizes\n%s", got)
+	}
+}
+
 // mount mounts on a new directory until the test ends.
 func mount(t testing.TB, args ...string) string {
 	t.Helper()
