@@ -61,10 +61,21 @@ func (p Policy) until(ctx context.Context, ask func(end time.Time) error) error 
 		if p.Waiting != nil {
 			p.Waiting(err, wait)
 		}
-		if err := sleep(ctx, wait); err != nil {
+		slept, err := sleep(ctx, wait)
+		if err != nil {
 			return err
 		}
+		end = end.Add(stopped(slept - wait))
 	}
+}
+
+// stopped returns for how long the process was stopped (SIGSTOP, a paused virtual machine), given by how much longer than
+// asked it slept. Patience does not count that time. A busy machine wakes sleepers late too, but not by a second.
+func stopped(late time.Duration) time.Duration {
+	if late < time.Second {
+		return 0
+	}
+	return late
 }
 
 // end is when patience ends that begins now.
@@ -233,13 +244,15 @@ func (p Policy) backoff(n int) time.Duration {
 // jitter spreads what many devices do at the same moment.
 func jitter(wait time.Duration) time.Duration { return wait - rand.N(wait/2+1) }
 
-func sleep(ctx context.Context, wait time.Duration) error {
+// sleep waits, and returns for how long it did.
+func sleep(ctx context.Context, wait time.Duration) (time.Duration, error) {
+	began := time.Now()
 	t := time.NewTimer(wait)
 	defer t.Stop()
 	select {
 	case <-t.C:
-		return nil
+		return time.Since(began), nil
 	case <-ctx.Done():
-		return ctx.Err()
+		return time.Since(began), ctx.Err()
 	}
 }

@@ -12,8 +12,10 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -52,6 +54,9 @@ func testAll(m *testing.M) (status int, err error) {
 	err = errors.Join(os.Setenv("PATH", strings.Join(path, ":")), os.Setenv("XDG_RUNTIME_DIR", scratch))
 	if err != nil {
 		return 0, err
+	}
+	if signal.Ignored(syscall.SIGHUP) { // the tests run under nohup: what they start does not, if they catch it
+		signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
 	}
 	return m.Run(), nil
 }

@@ -22,7 +22,9 @@ func TestServeStartsFromCache(t *testing.T) {
 	address := o.Listener.Addr().String()
 	cache := filepath.Join(t.TempDir(), "cache")
 	index := "http://user:SECRET@" + address + "/v.caibx?key=SECRET"
-	args := []string{index, "--cache", cache, "--stall-timeout", "0", "-s", "http://" + address + "/default.castr"}
+	metrics := "unix:" + filepath.Join(socketDir(t), "metrics")
+	args := []string{index, "--cache", cache, "--stall-timeout", "0", "--metrics", metrics,
+		"-s", "http://user:SECRET@" + address + "/default.castr?key=SECRET"}
 	s := serve(t, 1, append(args, "--prefetch", "all")...)
 	s.stderr.await(t, "complete on disk")
 	s.signal(t, syscall.SIGTERM)
@@ -32,6 +34,9 @@ func TestServeStartsFromCache(t *testing.T) {
 		s := serve(t, 1, args...)
 		s.stderr.await(t, "from the cache")
 		wantServed(t, s, image)
+		if status := cairn(t, "status", metrics, "--json"); !strings.Contains(status, "/default.castr") || strings.Contains(status, "SECRET") {
+			t.Errorf("cairn status tells a secret, or no store:\n%s", status)
+		}
 		again := listenAgain(t, address, dir)
 		s.stderr.await(t, answer)
 		again.Close()

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -227,4 +228,28 @@ func TestInterruptedHook(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestStoppedJob: the time for which a job was stopped (Ctrl-Z, SIGSTOP) is not its patience.
+func TestStoppedJob(t *testing.T) {
+	t.Parallel()
+	if os.Getenv("CAIRN_LONG") == "" {
+		t.Skip("the job is stopped for ten seconds; CAIRN_LONG=1 runs it")
+	}
+	r := noise(t, mib)
+	gone := listenAgain(t, "127.0.0.1:0", r.dir)
+	address := gone.Listener.Addr().String()
+	gone.Close()
+	out := filepath.Join(t.TempDir(), "out")
+	j := start(t, nil, "assemble", "http://"+address+"/b.caibx", out, "--patience", "8s")
+	j.stderr.await(t, "waiting for an answer")
+	j.signal(t, syscall.SIGSTOP)
+	time.Sleep(10 * time.Second)
+	back := listenAgain(t, address, r.dir)
+	defer back.Close()
+	j.signal(t, syscall.SIGCONT)
+	if got := j.wait(t); got.status != 0 {
+		t.Errorf("a job that was stopped and goes on: %+v", got)
+	}
+	wantSame(t, out, r.b)
 }
