@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"net"
 	"os"
 	"path/filepath"
@@ -78,5 +79,33 @@ func TestSocketPathTooLong(t *testing.T) {
 	closeAll(listeners)
 	if _, err := listen("unix:"+path+"x", 0o600); err == nil || !strings.Contains(err.Error(), "at most 107 bytes") {
 		t.Errorf("a path of 108 bytes: %v", err)
+	}
+}
+
+// TestWarnOfExposure: an abstract socket, which only a service manager can hand over, lets everybody on the machine in.
+func TestWarnOfExposure(t *testing.T) {
+	defer func() { stderr = os.Stderr }()
+	for _, tc := range []struct {
+		network, at string
+		secure      bool
+		want        string
+	}{
+		{"unix", "@cairn-test-" + filepath.Base(t.TempDir()), true, "has no permissions"},
+		{"unix", filepath.Join(t.TempDir(), "s"), false, ""},
+		{"tcp4", "0.0.0.0:0", false, "without TLS"},
+		{"tcp4", "0.0.0.0:0", true, ""},
+		{"tcp4", "127.0.0.1:0", false, ""},
+	} {
+		l, err := net.Listen(tc.network, tc.at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var said bytes.Buffer
+		stderr = &said
+		warnOfExposure([]net.Listener{l}, tc.secure)
+		l.Close()
+		if text := said.String(); !strings.Contains(text, tc.want) || (text == "") != (tc.want == "") {
+			t.Errorf("%s:%s, TLS %v: %q, want %q", tc.network, tc.at, tc.secure, text, tc.want)
+		}
 	}
 }

@@ -161,17 +161,37 @@ func (w *watch) Describe(ctx context.Context, name string) (*nbd.Export, error) 
 
 // resolveEmpty returns the name that clients mean. The empty name is that of the only image.
 func (w *watch) resolveEmpty(ctx context.Context, name string) (string, error) {
-	if name != "" {
+	switch {
+	case name != "":
 		return name, nil
+	case w.hasSeveral(ctx):
+		return "", fmt.Errorf("%w \"\" (there are several exports, name one)", nbd.ErrUnknown)
 	}
 	all, err := w.All(ctx)
 	if err != nil {
 		return "", err
 	}
 	if len(all) != 1 {
-		return "", fmt.Errorf("%w \"\" (there are %d exports, name one)", nbd.ErrUnknown, len(all))
+		return "", fmt.Errorf("%w \"\" (there are %d exports)", nbd.ErrUnknown, len(all))
 	}
 	return all[0].Name, nil
+}
+
+// hasSeveral reports whether two of the known images are there. It spares the look at a whole directory: a client may ask
+// for the empty name as often as it may ask about all exports.
+func (w *watch) hasSeveral(ctx context.Context) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	n := 0
+	for name := range w.files {
+		if f := w.look(ctx, name); f != nil && f.image != nil {
+			n++
+		}
+		if n > 1 {
+			return true
+		}
+	}
+	return false
 }
 
 // find finds an image by its name, or by its name and digest, and the file that it is. The file is nil if it is another
