@@ -4,6 +4,7 @@
 package assemble
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -84,6 +85,8 @@ type Options struct {
 	// Changing is called once, before the target is changed for the first time. An error ends the run. May
 	// be nil.
 	Changing func() error
+	// Stream has Preview tell what Stream would do.
+	Stream bool
 	// Progress is called now and then, never twice at once. May be nil.
 	Progress func(Stats)
 }
@@ -145,6 +148,8 @@ type job struct {
 	repeats []int      // chunks to be copied from elsewhere on the target
 	changes bitmap     // the chunks that were written or zeroed
 
+	repeated *repeats // of a stream; nil when the target can be read
+
 	flushing  sync.Mutex // held while the target is flushed on the way
 	unflushed atomic.Int64
 
@@ -192,29 +197,46 @@ func (c *counters) add(from Source, size int64) {
 }
 
 func newJob(p *seed.Plan, from store.Getter, t Target, o Options) *job {
-	if o.Memory <= 0 {
-		o.Memory = 32 << 20
+	segment, repeats := o.settle()
+	j := &job{plan: p, from: from, target: t, options: o, fetches: make(store.Slots, o.Fetches)}
+	j.heads = headChunks(p.Index)
+	j.order = newOrder(p, j.heads, segment, o.Own-1)
+	j.changes = newBitmap(p.Index.Len())
+	j.count.seeds = make([]atomic.Int64, len(p.Seeds))
+	if o.Stream {
+		j.repeated = planRepeats(p, 0, p.Index.Len(), repeats)
 	}
-	segment := min(maxSegment, max(o.Memory/16, 64<<10))
+	return j
+}
+
+// settle fills in the defaults, and returns how many bytes a segment has, and how many a stream may keep of chunks that
+// repeat.
+func (o *Options) settle() (segment, repeats int64) {
+	room := cmp.Or(max(o.Memory, 0), 32<<20)
+	if o.Stream {
+		repeats = room / 4
+		room -= repeats
+	}
+	segment = min(maxSegment, max(room/16, 64<<10))
+	buffers := int64(2)
+	if o.New {
+		buffers = 1 // what the target held is not read
+	}
 	if o.Segments <= 0 {
 		o.Segments = 4
-		if o.New { // its segments have one buffer: what the target held is not read
+		switch {
+		case o.Stream: // most of them wait for their turn
+			o.Segments = 12
+		case o.New:
 			o.Segments = 6
 		}
 		if o.Far {
 			o.Segments, segment = 4*o.Segments, segment/4
 		}
 	}
-	o.Segments = int(max(min(int64(o.Segments), o.Memory/2/segment), 1)) // a segment has two buffers
-	if o.Fetches <= 0 {
-		o.Fetches = 32
-	}
-	j := &job{plan: p, from: from, target: t, options: o, fetches: make(store.Slots, o.Fetches)}
-	j.heads = headChunks(p.Index)
-	j.order = newOrder(p, j.heads, segment, o.Own-1)
-	j.changes = newBitmap(p.Index.Len())
-	j.count.seeds = make([]atomic.Int64, len(p.Seeds))
-	return j
+	o.Segments = int(max(min(int64(o.Segments), room/buffers/segment), 1))
+	o.Fetches = cmp.Or(max(o.Fetches, 0), 32)
+	return segment, repeats
 }
 
 // headChunks is how many chunks overlap the first headSize bytes.

@@ -25,10 +25,16 @@ type turn struct{ before, mine chan struct{} }
 func newOrder(p *seed.Plan, heads int, segment int64, own int) order {
 	o := order{plan: p, lo: heads, hi: p.Index.Len(), segment: segment}
 	if own >= 0 {
-		o.keep, o.last, o.down = true, make(chan struct{}), movesUp(p, own)
-		close(o.last)
+		o.keepTurns()
+		o.down = movesUp(p, own)
 	}
 	return o
+}
+
+// keepTurns gives each segment a turn.
+func (o *order) keepTurns() {
+	o.keep, o.last = true, make(chan struct{})
+	close(o.last)
 }
 
 // movesUp says whether most bytes that come from the seed own go to higher offsets than they have there. They
@@ -78,18 +84,30 @@ func (t *turn) pass(ctx context.Context) error {
 	if t == nil {
 		return nil
 	}
+	if err := t.wait(ctx); err != nil {
+		return err
+	}
+	t.end()
+	return nil
+}
+
+// wait returns when the turns before have ended.
+func (t *turn) wait(ctx context.Context) error {
 	select {
 	case <-t.before:
-		close(t.mine)
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
 	}
 }
 
+// end begins the next turn. It is called once.
+func (t *turn) end() { close(t.mine) }
+
 // bitmap is a set of chunks, one bit each.
 type bitmap []uint64
 
 func newBitmap(n int) bitmap    { return make(bitmap, (n+63)/64) }
 func (b bitmap) add(i int)      { b[i/64] |= 1 << (i % 64) }
+func (b bitmap) remove(i int)   { b[i/64] &^= 1 << (i % 64) }
 func (b bitmap) has(i int) bool { return b[i/64]&(1<<(i%64)) != 0 }

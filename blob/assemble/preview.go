@@ -8,7 +8,8 @@ import (
 )
 
 // Preview finds out what Run would do, by reading what it would read, and writes nothing. A nil target
-// stands for a new file. It returns the source of each chunk; stats count nothing as written.
+// stands for a new file, or with o.Stream for a stream. It returns the source of each chunk; stats count nothing as
+// written.
 func Preview(ctx context.Context, p *seed.Plan, target io.ReaderAt, o Options) (Stats, []Source, error) {
 	o.New = target == nil
 	j := newJob(p, nil, readOnly{target}, o)

@@ -310,6 +310,10 @@ func (s *segment) tryOther(i, failed int) {
 
 // deferRepeats leaves chunks that come earlier in the image for later, so that each is fetched once.
 func (s *segment) deferRepeats() {
+	if s.job.repeated != nil {
+		s.deferCopies()
+		return
+	}
 	for i := range s.chunksIn(missing) {
 		first := s.job.plan.First(i)
 		if first == i {

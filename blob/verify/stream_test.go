@@ -1,0 +1,62 @@
+package verify
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"testing"
+	"testing/iotest"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// TestStream: a stream is found as right or wrong as a file, however it comes.
+func TestStream(t *testing.T) {
+	image := image()
+	x, size := index(t, image), int64(len(image))
+	padding := make([]byte, 512-len(image)%512)
+	for _, c := range []struct {
+		name string
+		held []byte
+		want error
+	}{
+		{"right", image, nil},
+		{"several chunks differ", flipped(image, 0, 5*chunkSize, 63*chunkSize, 64*chunkSize, len(image)-1), nil},
+		{"to the sector's end", append(bytes.Clone(image), padding...), nil},
+		{"a sector more", append(bytes.Clone(image), make([]byte, 512)...), ErrLength},
+		{"other bytes more", append(bytes.Clone(image), 1), ErrLength},
+		{"a byte fewer", image[:size-1], ErrLength},
+		{"chunks fewer", image[:3*chunkSize], ErrLength},
+		{"nothing", nil, ErrLength},
+	} {
+		for _, workers := range []int{1, 4} {
+			r := iotest.HalfReader(bytes.NewReader(c.held))
+			got, err := Stream(t.Context(), x, r, Options{Workers: workers})
+			if !errors.Is(err, c.want) {
+				t.Errorf("%s: Stream = %v, want %v", c.name, err, c.want)
+			}
+			want, _ := Image(t.Context(), x, bytes.NewReader(c.held), Options{Workers: workers})
+			if diff := cmp.Diff(want, got); c.want == nil && diff != "" {
+				t.Errorf("%s: Stream's report is not Image's (-want +got):\n%s", c.name, diff)
+			}
+		}
+	}
+	broken := errors.New("broken")
+	for _, r := range []io.Reader{
+		io.MultiReader(bytes.NewReader(image[:5*chunkSize]), iotest.ErrReader(broken)),
+		io.MultiReader(bytes.NewReader(image), iotest.ErrReader(broken)),
+	} {
+		if _, err := Stream(t.Context(), x, r, Options{}); !errors.Is(err, broken) {
+			t.Errorf("Stream of a broken reader = %v, want %v", err, broken)
+		}
+	}
+	if got, err := Stream(t.Context(), index(t, nil), bytes.NewReader(nil), Options{}); err != nil || !cmp.Equal(got, Report{}) {
+		t.Errorf("Stream of nothing = %+v, %v", got, err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := Stream(ctx, x, bytes.NewReader(image), Options{}); !errors.Is(err, context.Canceled) {
+		t.Errorf("Stream with an ended context = %v", err)
+	}
+}
