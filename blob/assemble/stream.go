@@ -25,7 +25,7 @@ type ZeroWriter interface{ WriteZeros(n int64) error }
 // ends the stream where its segment begins; all bytes before that are written. A chunk that repeats is kept in
 // memory where a quarter of Options.Memory suffices, and fetched again where it does not.
 //
-// Of the options New, Own, Verify and Changing do not count.
+// Of the options New, Own, Verify and Changing do not count; a part that begins behind the first chunk is not inspected.
 func Stream(ctx context.Context, p *seed.Plan, from store.Getter, to Sink, o Options) (Stats, error) {
 	if end := p.Index.Size(); to.Offset < 0 || to.Size < 0 || to.Offset > end-to.Size {
 		return Stats{}, fmt.Errorf("%d bytes at %d are not within the image's %d", to.Size, to.Offset, end)
@@ -35,6 +35,9 @@ func Stream(ctx context.Context, p *seed.Plan, from store.Getter, to Sink, o Opt
 		gathered := s.gatherAhead(ctx)
 		if err := s.turn.wait(ctx); err != nil {
 			return err
+		}
+		if gathered == nil && s.lo == 0 {
+			gathered = j.inspect(s)
 		}
 		if gathered != nil {
 			return gathered

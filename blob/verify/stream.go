@@ -12,10 +12,10 @@ import (
 	"cairn/blob"
 )
 
-// ErrLength says that a stream has fewer or more bytes than the image.
+// ErrLength says that a stream ends too early, or goes on behind the image with other bytes than zeros.
 var ErrLength = errors.New("the length differs")
 
-// Stream is Image for bytes that come once and in order, to their end.
+// Stream is Image for bytes that come once and in order. Behind the image they may be zeros only.
 func Stream(ctx context.Context, x *blob.Index, r io.Reader, o Options) (Report, error) {
 	j := &job{index: x, options: o, report: Report{Size: x.Size()}}
 	in := &incoming{job: j, from: r}
@@ -36,7 +36,7 @@ func Stream(ctx context.Context, x *blob.Index, r io.Reader, o Options) (Report,
 	}
 	err := group.Wait()
 	if err == nil {
-		err = in.end()
+		err = in.end(ctx)
 	}
 	j.report.First = j.ranges()
 	if err != nil {
@@ -76,19 +76,21 @@ func (s *incoming) read(p *[]byte) (lo, hi int, err error) {
 	return lo, hi, err
 }
 
-// sector is how far a copy of an image may go on with zeros: some programs copy whole sectors only.
-const sector = 512
-
-// end reads what follows the image.
-func (s *incoming) end() error {
-	size := s.job.index.Size()
-	rest := make([]byte, (sector-size%sector)%sector+1)
-	n, err := io.ReadFull(s.from, rest)
-	switch {
-	case err == nil || !blob.AllZero(rest[:n]):
-		return fmt.Errorf("%w: it goes on behind the image's %d bytes", ErrLength, size)
-	case errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF):
-		return nil
+// end reads what follows the image, which may be zeros.
+func (s *incoming) end(ctx context.Context) error {
+	rest := make([]byte, 64<<10)
+	for at := s.job.index.Size(); ctx.Err() == nil; {
+		n, err := s.from.Read(rest)
+		if !blob.AllZero(rest[:n]) {
+			return fmt.Errorf("%w: it has more than zeros behind the image's %d bytes", ErrLength, s.job.index.Size())
+		}
+		at += int64(n)
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("reading at %d: %w", at, err)
+		}
 	}
-	return fmt.Errorf("reading at %d: %w", size+int64(n), err)
+	return ctx.Err()
 }

@@ -52,8 +52,16 @@ func (f *planFlags) add(c *cobra.Command) {
 		if f.memory != 0 && f.memory < 1<<20 {
 			return fmt.Errorf("--memory %s: want at least 1MiB", size(f.memory))
 		}
-		return nil
+		return checkSeeds(f.seeds)
 	})
+}
+
+// readsStdin lists what is read from stdin.
+func (f *planFlags) readsStdin(u *users) {
+	u.readsAt("INDEX", f.index[0])
+	for _, s := range f.seeds {
+		u.readsAt("the index of --seed "+s.path, s.index)
+	}
 }
 
 // remembering is the memory that the flags name.
@@ -104,11 +112,18 @@ func (f *planFlags) oldContent(ctx context.Context, m memory, x *blob.Index, nam
 	return held
 }
 
+// claiming is how a target in place is claimed.
+type claiming struct {
+	force    []string
+	lockWait time.Duration
+}
+
+const defaultLockWait = 30 * time.Second
+
 type assembleFlags struct {
 	planFlags
+	claiming
 	maxDownload int64
-	force       []string
-	lockWait    time.Duration
 	tail        string
 	verify      string
 	exec        string
@@ -123,7 +138,7 @@ func newAssemble() *cobra.Command {
 		Aliases: []string{"extract"},
 		Short:   "Put an image onto a partition or file, downloading only what is not here",
 		Long: `assemble puts the image of INDEX (a path, a URL, or -) onto TARGET: a block device, DISK#NAME (a partition of a
-disk or disk image by its GPT name), PARTLABEL=NAME, PARTUUID=UUID, or a file.
+disk or disk image by its GPT name), PARTLABEL=NAME, PARTUUID=UUID, a file, or - for stdout.
 
 What is in place stays, what a seed holds is read there, the rest is fetched from the stores. Every byte is
 hashed before it is written. A device is written in place, exclusively, and never while it is in use; its
@@ -131,21 +146,25 @@ first bytes are made invalid first and written last, so that a half-written slot
 one. Switch a boot loader to it only when the exit status is 0; 5 says that the target was refused.
 
 A file appears under its name when it is whole and on the medium. Run it again after an interruption: what
-is there already is not fetched again.`,
+is there already is not fetched again.
+
+With -, or a FIFO, the image is written in order, each byte after it was hashed; the exit status tells whether it is
+whole. A block device that stdout is redirected to is checked, claimed and written as a TARGET of that name.`,
 		Example: `  cairn assemble https://images.example.com/v2.caibx PARTLABEL=root-b --seed PARTLABEL=root-a
   cairn assemble v2.caibx disk.img#root-b --seed disk.img#root-a=v1.caibx -s /srv/images/default.castr
-  cairn assemble v2.caibx root.squashfs`,
+  cairn assemble v2.caibx root.squashfs
+  cairn assemble v2.caibx - --seed @root | ubiupdatevol -s SIZE /dev/ubi0_1 -`,
 		Args: arguments(cobra.ExactArgs(2)),
 		RunE: func(c *cobra.Command, args []string) error {
 			f.remember = f.remembering(c)
-			return runAssemble(c.Context(), c.OutOrStdout(), f, args[1])
+			return runAssemble(c.Context(), c.OutOrStdout(), f, standard(args[1], stdout))
 		},
 	}
 	f.add(c)
 	flags := c.Flags()
 	flags.Var(bytesFlag{&f.maxDownload}, "max-download", "stop cleanly rather than download more than that many `bytes`")
 	flags.StringSliceVar(&f.force, "force", nil, "write although the named `checks` speak against it ("+strings.Join(blockdev.Liftable(), ", ")+")")
-	flags.DurationVar(&f.lockWait, "lock-wait", 30*time.Second,
+	flags.DurationVar(&f.lockWait, "lock-wait", defaultLockWait,
 		"how long to wait for the lock on the target's disk while another program has it (udev, sfdisk, a cairn)")
 	check(c, func([]string) error {
 		if f.lockWait < 0 {
@@ -159,6 +178,11 @@ is there already is not fetched again.`,
 		"`what` to read back from the medium and compare: none, changed or all (default: changed for devices, none for files)")
 	flags.StringVar(&f.exec, "exec", "", "`program` to run when the image is on the medium, with the result as JSON on its stdin")
 	flags.BoolVar(&f.idle, "idle", false, "use the disk and the processor only when nobody else does")
+	checkStdio(c, func(u *users, args []string) {
+		f.readsStdin(u)
+		u.writes("TARGET", args[1])
+		u.prints("--json", f.json)
+	})
 	return c
 }
 
@@ -188,7 +212,7 @@ func runAssemble(ctx context.Context, stdout io.Writer, f assembleFlags, locatio
 	}
 	result := assembled{Index: index, Digest: x.Digest().String(), Target: location}
 	if err := f.assemble(ctx, x, &result); err != nil {
-		return fmt.Errorf("assembling %s onto %s: %w", index, location, err)
+		return fmt.Errorf("assembling %s onto %s: %w", index, shownTarget(location), err)
 	}
 	result.Seconds = time.Since(begun).Seconds()
 	if err := f.report(stdout, result, rounded(time.Since(begun))); err != nil {
@@ -217,6 +241,7 @@ func (f *assembleFlags) report(stdout io.Writer, r assembled, took string) error
 	if f.json {
 		return writeJSON(optional(stdout), r)
 	}
+	r.Target = shownTarget(r.Target)
 	if r.InPlace == r.Size {
 		say("%s holds the image of %s (%s) already, nothing was written, in %s", r.Target, r.Index, size(r.Size), took)
 		return nil
@@ -258,7 +283,7 @@ func (f *assembleFlags) runHook(ctx context.Context, r assembled) error {
 	if err == nil || hook.ProcessState != nil && hook.ProcessState.Success() { // it finished in spite of a signal
 		return nil
 	}
-	return hookError{r.Target, f.exec, err}
+	return hookError{shownTarget(r.Target), f.exec, err}
 }
 
 // assemble claims the target, learns what the seeds hold, and does the work.
@@ -283,9 +308,11 @@ func (f *assembleFlags) assemble(ctx context.Context, x *blob.Index, result *ass
 		return err
 	}
 	defer closeSeeds(seeds)
-	if w := f.remember.unfinished(&t.File); w != nil && t.inPlace {
-		say("an assemble of %s onto %s, begun %s, was not finished; going on with what is there",
-			w.Index, t.name, w.Begun.Format(time.DateTime))
+	if err := f.checkStream(t, seeds); err != nil {
+		return err
+	}
+	if t.inPlace {
+		f.tellUnfinished(t)
 	}
 	plan, own, err := f.plan(ctx, f.remember, x, seeds, t.name, t.before(), t.inPlace)
 	if err != nil {
@@ -295,6 +322,14 @@ func (f *assembleFlags) assemble(ctx context.Context, x *blob.Index, result *ass
 	result.SeedNames = seedNames(plan)
 	result.Downloads, result.DownloadedBytes = from.counter.Objects.Load(), from.counter.Bytes.Load()
 	return err
+}
+
+// tellUnfinished says that an earlier job on the target did not end.
+func (f *assembleFlags) tellUnfinished(t *target) {
+	if w := f.remember.unfinished(&t.File); w != nil {
+		say("an assemble of %s onto %s, begun %s, was not finished; going on with what is there",
+			w.Index, t.name, w.Begun.Format(time.DateTime))
+	}
 }
 
 // before is what the target's name holds so far, or nil.
@@ -311,7 +346,7 @@ func (t *target) before() *blockdev.File {
 func (f *assembleFlags) run(ctx context.Context, plan *seed.Plan, own int, from *source, t *target, result *assembled) (err error) {
 	p := newProgress(f.progress, "assembling "+result.Index.String(), plan.Index.Size())
 	defer p.end()
-	result.Stats, err = assemble.Run(ctx, plan, from.chunks, t, assemble.Options{
+	o := assemble.Options{
 		New:      t.blank,
 		Memory:   f.memory,
 		Fetches:  from.fetches,
@@ -326,7 +361,12 @@ func (f *assembleFlags) run(ctx context.Context, plan *seed.Plan, own int, from 
 			}
 			return nil
 		},
-	})
+	}
+	if t.stream != nil {
+		result.Stats, err = assemble.Stream(ctx, plan, from.chunks, assemble.Sink{Writer: t.stream, Size: plan.Index.Size()}, o)
+	} else {
+		result.Stats, err = assemble.Run(ctx, plan, from.chunks, t, o)
+	}
 	if err != nil {
 		return err
 	}

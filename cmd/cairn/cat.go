@@ -2,12 +2,15 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"os"
 
 	"github.com/spf13/cobra"
 
-	"cairn/blob/view"
+	"cairn/blob/assemble"
+	"cairn/seed"
 	"cairn/store/locate"
 )
 
@@ -44,19 +47,55 @@ func runCat(ctx context.Context, stdout io.Writer, f catFlags) error {
 	if f.offset > x.Size() || f.length > x.Size()-f.offset {
 		return fmt.Errorf("reading %s: --offset %d --length %d reach beyond the image's %d bytes", index, f.offset, max(f.length, 0), x.Size())
 	}
-	length := f.length
-	if length < 0 {
-		length = x.Size() - f.offset
+	part := assemble.Sink{Offset: f.offset, Size: f.length}
+	if f.length < 0 {
+		part.Size = x.Size() - f.offset
 	}
 	from, err := openStores(f.stores, index, x.Algorithm(), 0)
 	if err != nil {
 		return err
 	}
 	defer from.close()
-	cache := view.NewCache(ctx, view.Limits{})
-	defer cache.Close()
-	if err := view.New(x, cache.Source(from.chunks, from.fetches), view.Options{}).CopyTo(ctx, stdout, f.offset, length); err != nil {
+	out, finish, err := catOutput(ctx, stdout, part.Size)
+	if err != nil {
+		return err
+	}
+	part.Writer = out
+	o := assemble.Options{Memory: catMemory, Fetches: from.fetches, Far: len(from.gates) > 0}
+	_, err = assemble.Stream(ctx, seed.NewPlan(x), from.chunks, part, o)
+	if err = finish(err); err != nil {
 		return fmt.Errorf("reading the image of %s: %w", index, err)
 	}
 	return nil
+}
+
+// catMemory is how many bytes are fetched ahead, and kept for their repeats.
+const catMemory = 64 << 20
+
+// catOutput is stdout, and what ends its use. A block device there is claimed.
+func catOutput(ctx context.Context, stdout io.Writer, size int64) (io.Writer, func(error) error, error) {
+	info, err := os.Stdout.Stat()
+	if err != nil {
+		return nil, nil, err
+	}
+	if !isBlockDevice(info) {
+		out, err := newOutput(stdout, os.Stdout)
+		return out, func(err error) error {
+			if err != nil {
+				return err
+			}
+			return out.finish()
+		}, err
+	}
+	claim := claiming{lockWait: defaultLockWait}
+	t, err := claim.openedDevice(ctx, nodeOf(os.Stdout, info), os.Stdout, size)
+	if err != nil {
+		return nil, nil, err
+	}
+	return io.NewOffsetWriter(t, 0), func(err error) error {
+		if err == nil {
+			err = errors.Join(t.Sync(), t.passed())
+		}
+		return errors.Join(err, t.Close())
+	}, nil
 }

@@ -14,9 +14,9 @@ import (
 
 type diffFlags struct {
 	stores
+	drawFlags
 	indexes []locate.Location // OLD and NEW
 	json    bool
-	html    string
 }
 
 func newDiff() *cobra.Command {
@@ -30,13 +30,18 @@ func newDiff() *cobra.Command {
 			return runDiff(c.Context(), c.OutOrStdout(), f)
 		},
 	}
-	f.add(c)
+	f.stores.add(c)
 	indexArgs(c, &f.indexes, 0, 2)
 	f.addPatience(c)
 	c.Flags().Lookup("store").Usage = "`location` of a store, to tell the size of the download too; repeatable"
 	c.Flags().Lookup("cache").Hidden = true
-	c.Flags().StringVar(&f.html, "html", "", "draw a map of the new image to that `file`, each block coloured by where its bytes come from")
+	f.drawFlags.add(c, "the new image")
 	c.Flags().BoolVar(&f.json, "json", false, "print the result as one JSON object")
+	checkStdio(c, func(u *users, _ []string) {
+		u.readsAt("OLD", f.indexes[0])
+		u.readsAt("NEW", f.indexes[1])
+		f.writesStdout(u, f.json)
+	})
 	return c
 }
 
@@ -87,12 +92,10 @@ func runDiff(ctx context.Context, stdout io.Writer, f diffFlags) error {
 		n := sum(drawn.stored)
 		d.DownloadBytes = &n
 	}
-	if f.html != "" {
-		if err := drawn.draw(f.html); err != nil {
-			return err
-		}
-	}
-	if f.json {
+	switch err := f.draw(ctx, drawn); {
+	case err != nil || f.quiet:
+		return err
+	case f.json:
 		return writeJSON(stdout, d)
 	}
 	return printDifference(stdout, d)

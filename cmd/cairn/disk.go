@@ -54,6 +54,12 @@ number) and DISK#UUID.`,
 			return table(c.OutOrStdout(), rows)
 		},
 	}
+	check(c, func(args []string) error {
+		if args[0] == dash {
+			return errors.New("DISK -: a table is read at any place of a disk, which stdin does not allow; a file of that name is ./-")
+		}
+		return nil
+	})
 	c.Flags().BoolVar(&asJSON, "json", false, "print the result as one JSON object")
 	return c
 }

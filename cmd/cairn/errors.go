@@ -61,7 +61,7 @@ func exitStatus(ctx context.Context, err error) int {
 		return exitSignal + int(i.signal)
 	}
 	switch {
-	case is[usageError](err) || errors.Is(err, blockdev.ErrNotLiftable) || errors.Is(err, locate.ErrKind) || strings.HasPrefix(err.Error(), "unknown command"):
+	case is[usageError](err) || is[misuse](err) || errors.Is(err, blockdev.ErrNotLiftable) || errors.Is(err, locate.ErrKind) || strings.HasPrefix(err.Error(), "unknown command"):
 		return exitUsage
 	case is[*blockdev.RefusedError](err) || errors.Is(err, disk.ErrAmbiguous) || errors.Is(err, store.ErrExists):
 		return exitRefused

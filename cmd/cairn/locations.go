@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -22,8 +23,22 @@ func (f locationFlag) Set(text string) (err error) {
 	if text == "" {
 		return errors.New("a location is empty")
 	}
-	*f.value, err = locate.Parse(text)
+	*f.value, err = parseLocation(text)
 	return err
+}
+
+// parseLocation reads a location. /dev/stdin and /dev/stdout are "-".
+func parseLocation(text string) (locate.Location, error) {
+	return locate.Parse(standard(standard(text, stdin), stdout))
+}
+
+// parseStores reads the locations of stores that stand in for each other.
+func parseStores(text string) ([]locate.Location, error) {
+	group, err := locate.ParseGroup(text)
+	if err == nil && slices.ContainsFunc(group, locate.Location.IsStream) {
+		err = errors.New("a store is a directory or a URL, not stdin or stdout; a directory of that name is ./-")
+	}
+	return group, err
 }
 
 // locationsFlag is a repeatable flag that takes a location each time.
@@ -46,7 +61,7 @@ func (f groupsFlag) String() string { return "" }
 func (f groupsFlag) Type() string   { return "location" }
 
 func (f groupsFlag) Set(text string) error {
-	group, err := locate.ParseGroup(text)
+	group, err := parseStores(text)
 	*f.value = append(*f.value, group)
 	return err
 }
@@ -58,7 +73,7 @@ func indexArgs(c *cobra.Command, into *[]locate.Location, lo, hi int) {
 			hi = len(args)
 		}
 		for _, text := range args[min(lo, hi):hi] {
-			l, err := locate.Parse(text)
+			l, err := parseLocation(text)
 			if err == nil && text == "" {
 				err = errors.New("the location of an index is empty")
 			}
@@ -75,7 +90,7 @@ func indexArgs(c *cobra.Command, into *[]locate.Location, lo, hi int) {
 func storeArgs(c *cobra.Command, into *[][]locate.Location, n int) {
 	check(c, func(args []string) error {
 		for _, text := range args[:n] {
-			group, err := locate.ParseGroup(text)
+			group, err := parseStores(text)
 			if err != nil {
 				return fmt.Errorf("store %s: %w", hideURLs(text), err)
 			}

@@ -60,6 +60,7 @@ SIGTERM (serve ends with 0), 141 stdout is not read any more.`,
 	root.SetFlagErrorFunc(flagError)
 	root.PersistentPreRunE = localFlags
 	root.AddCommand(newMake(), newAssemble(), newServe(), newStatus(), newPlan(), newVerify(), newCat(), newInfo(), newDiff(), newDisk(), newProfileCommand(), newStore(), newVersion())
+	refuseDashes(root)
 	return root
 }
 

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -36,7 +35,7 @@ func newMake() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "make INDEX IMAGE",
 		Short: "Cut an image into a store and write its index",
-		Long: `make cuts IMAGE (a file, a block device, DISK#NAME, PARTLABEL=NAME, PARTUUID=UUID, or - for stdin) into
+		Long: `make cuts IMAGE (a file, a block device, a pipe, DISK#NAME, PARTLABEL=NAME, PARTUUID=UUID, or - for stdin) into
 chunks, puts those into the store that it lacks, and when all of them are on the medium writes INDEX (- for
 stdout). The same image and sizes give the index that casync gives, byte for byte.
 
@@ -85,6 +84,14 @@ system's superblock claims (squashfs, ext2/3/4, erofs); what is used is printed.
 	flags.IntVar(&f.level, "compression-level", 3, "zstd `level`, 1 to 22")
 	flags.StringVar(&f.size, "size", "", "use only the first `bytes` of the image, or \"filesystem\"")
 	f.publish.add(c)
+	checkStdio(c, func(u *users, args []string) {
+		u.reads("IMAGE", args[1])
+		for _, base := range f.bases {
+			u.readsAt("--base", base)
+		}
+		u.writes("INDEX", args[0])
+		u.prints("--json", f.json)
+	})
 	check(c, func(args []string) error {
 		if f.level < 1 || f.level > 22 {
 			return fmt.Errorf("--compression-level %d: want 1 to 22", f.level)
@@ -134,7 +141,7 @@ func runMake(ctx context.Context, stdout io.Writer, f makeFlags, image string) (
 	if err != nil {
 		return err
 	}
-	outlet, err := openOutlet(ctx, index, f.createOnly, stdout, access)
+	outlet, err := openOutlet(ctx, index, f.createOnly, access)
 	if err != nil {
 		err = fmt.Errorf("writing index %s: %w", index, err)
 		if errors.Is(err, store.ErrNotFound) {
@@ -187,18 +194,10 @@ func makeInto(ctx context.Context, to destination, src imageSource, total int64,
 	result := madeResult{Index: to.index.String(), Store: f.store.String(), Seconds: p.took().Seconds(), Stats: stats}
 	if f.json {
 		result.Digest = x.Digest().String()
-		return writeJSON(jsonOut(to.index, stdout), result)
+		return writeJSON(optional(stdout), result)
 	}
 	tellMade(result)
 	return nil
-}
-
-// jsonOut is where the result goes when stdout may be taken by the index.
-func jsonOut(index locate.Location, stdout io.Writer) io.Writer {
-	if index.IsStream() {
-		return stderr
-	}
-	return optional(stdout)
 }
 
 func tellMade(r madeResult) {
@@ -221,10 +220,13 @@ type imageSource struct {
 // openSource opens an image to be cut, and says how many bytes it has, or -1. Of a device that says how
 // large its file system is, that is used if limit asks for it, and mentioned if not.
 func openSource(ctx context.Context, image, limit string) (imageSource, int64, error) {
-	if image == "-" {
-		return openStdin(ctx, limit)
+	f, stream, err := openInput(ctx, image)
+	if stream != nil {
+		return streamSource(stream, limit)
 	}
-	f, err := openImage(image)
+	if f == nil && err == nil {
+		f, err = openImage(image)
+	}
 	if err != nil {
 		return imageSource{}, 0, err
 	}
@@ -261,10 +263,10 @@ func sourceSize(total int64, limit string, claimed int64) (int64, error) {
 	return wanted, nil
 }
 
-// openStdin reads the image from stdin until it ends.
-func openStdin(ctx context.Context, limit string) (imageSource, int64, error) {
+// streamSource is an image that is read until it ends.
+func streamSource(stream io.Reader, limit string) (imageSource, int64, error) {
 	if limit != "" {
-		return imageSource{}, 0, fmt.Errorf("--size needs an image that is a file or device, not stdin")
+		return imageSource{}, 0, misuse{"--size needs an image that is a file or device, not a pipe"}
 	}
-	return imageSource{chunker.FromReader(cancellable(ctx, os.Stdin)), io.NopCloser(nil)}, -1, nil
+	return imageSource{chunker.FromReader(stream), io.NopCloser(nil)}, -1, nil
 }

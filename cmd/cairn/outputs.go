@@ -10,9 +10,9 @@ import (
 	"cairn/internal/atomicfile"
 )
 
-// checkFile reports before the work why a file could not be written after it. "" is none, and "-" is stdout.
+// checkFile reports before the work why a file could not be written after it. "" is none. A stream is left alone.
 func checkFile(path string) error {
-	if path == "" || path == "-" {
+	if path == "" || isStream(path) {
 		return nil
 	}
 	return atomicfile.Check(path)

@@ -2,8 +2,12 @@ package main
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"fmt"
 	"iter"
+
+	"github.com/spf13/cobra"
 
 	"cairn/blob"
 	"cairn/blob/assemble"
@@ -21,14 +25,48 @@ type picture struct {
 	stored      []int64                          // and their sizes in the store; nil when not known
 }
 
+// drawFlags say where a picture goes.
+type drawFlags struct {
+	html  string
+	quiet bool
+}
+
+func (f *drawFlags) add(c *cobra.Command, what string) {
+	c.Flags().StringVar(&f.html, "html", "",
+		"draw a map of "+what+" to that `file`, each block coloured by where its bytes come from; - is stdout, with --quiet")
+	c.Flags().BoolVarP(&f.quiet, "quiet", "q", false, "print no result on stdout")
+	check(c, func([]string) error {
+		if json, err := c.Flags().GetBool("json"); err == nil && json && f.quiet {
+			return errors.New("--quiet and --json: want one of them")
+		}
+		return nil
+	})
+	takeDash(c, "html")
+}
+
+// writesStdout lists what goes to stdout.
+func (f *drawFlags) writesStdout(u *users, json bool) {
+	u.writes("the page of --html", f.html)
+	u.prints("--json", json)
+	u.prints("the result (--quiet leaves it out)", !json && !f.quiet)
+}
+
+// draw draws a picture, if that is wanted.
+func (f *drawFlags) draw(ctx context.Context, p picture) error {
+	if f.html == "" {
+		return nil
+	}
+	return p.draw(ctx, f.html)
+}
+
 // draw writes the page to a file.
-func (p picture) draw(path string) error {
+func (p picture) draw(ctx context.Context, path string) error {
 	var page bytes.Buffer
 	err := imagemap.Render(&page, imagemap.Page{
 		Title: p.title, Note: p.note, Size: p.index.Size(), Seeds: p.seeds, Chunks: p.chunks(),
 	})
 	if err == nil {
-		err = writeFile(path, page.Bytes())
+		err = writeWhole(ctx, path, page.Bytes())
 	}
 	if err != nil {
 		return fmt.Errorf("drawing %s: %w", path, err)

@@ -20,7 +20,7 @@ import (
 
 func newPlan() *cobra.Command {
 	var f planFlags
-	var html string
+	var drawing drawFlags
 	c := &cobra.Command{
 		Use:   "plan INDEX TARGET",
 		Short: "What assemble would do: bytes in place, from each seed, zero, to download; writes nothing",
@@ -32,17 +32,21 @@ would be downloaded. It writes nothing, and needs no claim on the target.`,
 		RunE: func(c *cobra.Command, args []string) error {
 			m := f.remembering(c)
 			m.frozen = true
-			return runPlan(c.Context(), c.OutOrStdout(), f, m, html, args[1])
+			return runPlan(c.Context(), c.OutOrStdout(), f, m, drawing, standard(args[1], stdout))
 		},
 	}
 	f.add(c)
-	c.Flags().StringVar(&html, "html", "", "draw a map of the image to that `file`, each block coloured by where its bytes come from")
+	drawing.add(c, "the image")
+	checkStdio(c, func(u *users, _ []string) {
+		f.readsStdin(u)
+		drawing.writesStdout(u, f.json)
+	})
 	return c
 }
 
-func runPlan(ctx context.Context, stdout io.Writer, f planFlags, m memory, html, location string) error {
+func runPlan(ctx context.Context, stdout io.Writer, f planFlags, m memory, drawing drawFlags, location string) error {
 	begun, index := time.Now(), f.index[0]
-	if err := checkFile(html); err != nil {
+	if err := checkFile(drawing.html); err != nil {
 		return err
 	}
 	x, err := readImageIndex(ctx, index, f.access)
@@ -52,25 +56,27 @@ func runPlan(ctx context.Context, stdout io.Writer, f planFlags, m memory, html,
 	result := assembled{Index: index, Digest: x.Digest().String(), Target: location}
 	drawn, err := f.preview(ctx, m, x, &result)
 	if err != nil {
-		return fmt.Errorf("planning %s onto %s: %w", index, location, err)
+		return fmt.Errorf("planning %s onto %s: %w", index, shownTarget(location), err)
 	}
-	if html != "" {
-		if err := drawn.draw(html); err != nil {
-			return err
-		}
+	if err := drawing.draw(ctx, drawn); err != nil {
+		return err
 	}
 	result.Seconds = time.Since(begun).Seconds()
 	if f.json {
 		return writeJSON(stdout, result)
 	}
-	fmt.Fprintf(stdout, "%s onto %s: %s\n", result.Index, location, size(x.Size()))
+	if drawing.quiet {
+		return nil
+	}
+	fmt.Fprintf(stdout, "%s onto %s: %s\n", result.Index, shownTarget(location), size(x.Size()))
 	return tellSources(stdout, result, "to download")
 }
 
 // preview does what assemble does, up to the point where something would change.
 func (f *planFlags) preview(ctx context.Context, m memory, x *blob.Index, result *assembled) (p picture, err error) {
 	before, inPlace, err := openBefore(result.Target, x.Size())
-	if err != nil {
+	stream := errors.Is(err, errStream)
+	if err != nil && !stream {
 		return p, err
 	}
 	var target io.ReaderAt
@@ -98,7 +104,7 @@ func (f *planFlags) preview(ctx context.Context, m memory, x *blob.Index, result
 		return p, err
 	}
 	bar := newProgress(f.progress, "planning "+result.Index.String(), x.Size())
-	o := assemble.Options{Memory: f.memory, Progress: func(s assemble.Stats) { bar.show(s.Done, share(s), s) }}
+	o := assemble.Options{Memory: f.memory, Stream: stream, Progress: func(s assemble.Stats) { bar.show(s.Done, share(s), s) }}
 	stats, sources, err := assemble.Preview(ctx, plan, target, o)
 	bar.end()
 	if err != nil {
@@ -106,7 +112,7 @@ func (f *planFlags) preview(ctx context.Context, m memory, x *blob.Index, result
 	}
 	result.Stats, result.SeedNames, result.Downloads = stats, seedNames(plan), stats.Fetches
 	p = picture{
-		title: result.Index.String() + " onto " + result.Target, index: x, seeds: result.SeedNames, fetched: fetched(sources),
+		title: result.Index.String() + " onto " + shownTarget(result.Target), index: x, seeds: result.SeedNames, fetched: fetched(sources),
 		source: func(i int) (imagemap.Kind, int) { return kindOf(sources[i]) },
 	}
 	p.stored, err = from.storedSizes(ctx, x, p.fetched)
@@ -121,9 +127,18 @@ func sum(sizes []int64) (total int64) {
 	return total
 }
 
+// errStream says that an image would be written to a target as a stream.
+var errStream = errors.New("a stream")
+
 // openBefore opens what a target's name holds so far, if anything, and says whether the image would be
-// written in its place.
+// written in its place. A stream holds nothing, which is errStream.
 func openBefore(location string, need int64) (before *blockdev.File, inPlace bool, err error) {
+	if isStream(location) {
+		return nil, false, errStream
+	}
+	if err := refuseCharacter(location, need); err != nil {
+		return nil, false, err
+	}
 	at, err := disk.Resolve(location)
 	if err != nil {
 		return nil, false, err

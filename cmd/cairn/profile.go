@@ -34,11 +34,12 @@ func newProfileMerge() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "merge OUT IN...",
 		Short: "Make one profile of several recordings, the newest last",
+		Long:  `merge writes one profile of the recordings IN (paths, URLs, or - for stdin) to OUT (a file, or - for stdout).`,
 		Example: `  cairn serve v2.caibx --record 1.caprf          # boot, stop; again into 2.caprf
   cairn profile merge v2.caprf 1.caprf 2.caprf`,
 		Args: arguments(cobra.MinimumNArgs(2)),
 		RunE: func(c *cobra.Command, args []string) error {
-			return mergeProfiles(c.Context(), args[0], in, least, a)
+			return mergeProfiles(c.Context(), standard(args[0], stdout), in, least, a)
 		},
 	}
 	a.add(c)
@@ -49,6 +50,11 @@ func newProfileMerge() *cobra.Command {
 			return fmt.Errorf("--min-boots %d: there are %d recordings", least, n)
 		}
 		return nil
+	})
+	checkStdio(c, func(u *users, args []string) {
+		for _, name := range args[1:] {
+			u.reads("IN "+name, name)
+		}
 	})
 	return c
 }
@@ -69,7 +75,7 @@ func mergeProfiles(ctx context.Context, out string, in []locate.Location, least 
 	if err != nil {
 		return err
 	}
-	return writeFile(out, merged.Encode())
+	return writeWhole(ctx, out, merged.Encode())
 }
 
 // shownProfile is what 'cairn profile show' tells.
@@ -92,7 +98,7 @@ func newProfileShow() *cobra.Command {
 	var index locate.Location
 	c := &cobra.Command{
 		Use:   "show PROFILE",
-		Short: "Say what is in a profile",
+		Short: "Say what is in a profile (- for stdin)",
 		Args:  arguments(cobra.ExactArgs(1)),
 		RunE: func(c *cobra.Command, _ []string) error {
 			p, err := readProfile(c.Context(), file[0], a)
@@ -114,6 +120,10 @@ func newProfileShow() *cobra.Command {
 	c.Flags().BoolVar(&asJSON, "json", false, "print the result as one JSON object on stdout")
 	c.Flags().BoolVar(&list, "chunks", false, "list the chunks: the digest's beginning, the offset, the time")
 	c.Flags().Var(locationFlag{&index}, "index", "also say what the profile means for the image of this `INDEX`")
+	checkStdio(c, func(u *users, _ []string) {
+		u.readsAt("PROFILE", file[0])
+		u.readsAt("--index", index)
+	})
 	return c
 }
 

@@ -1,10 +1,10 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
@@ -28,7 +28,7 @@ func (f *publish) add(c *cobra.Command) {
 	flags.BoolVar(&f.createOnly, "create-only", false, "refuse (exit status 5) to replace an index that exists")
 	addUploads(c, &f.uploads)
 	check(c, func(args []string) error {
-		if f.createOnly && args[0] == "-" {
+		if f.createOnly && standard(args[0], stdout) == dash {
 			return errors.New("--create-only: stdout is no place where an index could exist")
 		}
 		return nil
@@ -87,20 +87,17 @@ func openRemote(at locate.Location, a locate.Access) (store.Bucket, error) {
 }
 
 // openOutlet finds out early that an index can be written there, and returns what publishes it.
-func openOutlet(ctx context.Context, index locate.Location, createOnly bool, stdout io.Writer, a locate.Access) (func(context.Context, *blob.Index) error, error) {
-	if index.IsStream() {
-		return func(_ context.Context, x *blob.Index) error {
-			_, err := x.WriteTo(stdout)
-			return err
-		}, nil
+func openOutlet(ctx context.Context, index locate.Location, createOnly bool, a locate.Access) (func(context.Context, *blob.Index) error, error) {
+	path, local := index.Local()
+	if index.IsStream() || local && isStream(path) {
+		return openStreamOutlet(ctx, cmp.Or(path, dash))
 	}
 	b, name, err := a.FileBucket(index)
 	if err != nil {
 		return nil, unwritable(err)
 	}
 	publish, err := outletIn(ctx, b, name, createOnly)
-	path, ok := index.Local()
-	if err != nil || !ok {
+	if err != nil || !local {
 		return publish, err
 	}
 	if err := checkFile(path); err != nil {
@@ -110,6 +107,18 @@ func openOutlet(ctx context.Context, index locate.Location, createOnly bool, std
 		publish = func(_ context.Context, x *blob.Index) error { return writeIndex(path, x) }
 	}
 	return publish, nil
+}
+
+// openStreamOutlet returns what writes an index to stdout or another stream.
+func openStreamOutlet(ctx context.Context, name string) (func(context.Context, *blob.Index) error, error) {
+	out, err := openOutput(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	return func(_ context.Context, x *blob.Index) error {
+		_, err := x.WriteTo(out)
+		return errors.Join(err, out.finish())
+	}, nil
 }
 
 func outletIn(ctx context.Context, b store.Bucket, name string, createOnly bool) (func(context.Context, *blob.Index) error, error) {

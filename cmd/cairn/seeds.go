@@ -137,7 +137,7 @@ func parseSeed(text string, exists func(string) bool) (s seedPlace, err error) {
 	if index == "" {
 		return s, nil
 	}
-	s.index, err = locate.Parse(index)
+	s.index, err = parseLocation(index)
 	return s, err
 }
 

@@ -81,6 +81,13 @@ status 0. Under nohup SIGHUP is ignored.`,
 		}
 		return f.imageFlags.check(f.cache, f.watchDir, len(args))
 	})
+	checkStdio(c, func(u *users, args []string) {
+		for _, index := range args {
+			u.reads("INDEX "+index, index)
+		}
+		u.writes("--record", f.record)
+		u.prints("the URIs (--print-uri=false leaves them out)", f.printURIs)
+	})
 	c.Flags().BoolVarP(&f.verbose, "verbose", "v", false, "log every connection")
 	return c
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"slices"
 	"sync"
 	"time"
@@ -15,7 +14,6 @@ import (
 	"cairn/blob"
 	"cairn/blob/view"
 	"cairn/blob/view/imagecache"
-	"cairn/internal/atomicfile"
 	"cairn/nbd"
 	"cairn/store/locate"
 )
@@ -62,7 +60,8 @@ func (f *imageFlags) add(c *cobra.Command) {
 		"`what` to fetch before it is read: none, profile (what a boot reads, as a profile tells), or all (needs --cache)")
 	flags.Var(bytesFlag{&f.prefetchRate}, "prefetch-rate", "with --prefetch all: fetch at most that many `bytes` a second of what nobody has asked for (default: no limit)")
 	flags.Var(&f.profile, "profile", "`file` with a boot profile; auto is NAME.caprf beside NAME.caibx, if there is one; none is none")
-	flags.StringVar(&f.record, "record", "", "write what is read, in the order in which it is, into this profile `file`")
+	flags.StringVar(&f.record, "record", "", "write what is read, in the order in which it is, into this profile `file`; - is stdout, at the end, with --print-uri=false")
+	takeDash(c, "record")
 	flags.DurationVar(&f.recordTime, "record-time", f.recordTime, "with --record: for how long after the first read; 0 is no limit")
 	flags.DurationVar(&f.stallTimeout, "stall-timeout", f.stallTimeout,
 		"how long a read, and the start for its index, waits for stores that do not answer, before it fails; 0 is for ever")
@@ -245,12 +244,18 @@ type recording struct {
 // recordEvery is how often a recording is written before its end.
 const recordEvery = 15 * time.Second
 
+// recordGrace is how long the reader of a pipe may take to read a recording.
+const recordGrace = 10 * time.Second
+
 // recorder begins a recording of an image.
 func (im *images) recorder(x *blob.Index) *view.Recorder {
 	r := &recording{recorder: view.NewRecorder(x, im.flags.recordTime), index: x, path: im.flags.record}
 	im.mu.Lock()
 	defer im.mu.Unlock()
 	im.records = append(im.records, r)
+	if isStream(r.path) {
+		return r.recorder // it is written once
+	}
 	im.background.Go(func() {
 		tick := time.NewTicker(recordEvery)
 		defer tick.Stop()
@@ -274,7 +279,9 @@ func (r *recording) write() error {
 	if len(reads) == r.written {
 		return nil
 	}
-	if err := atomicfile.Write(r.path, newProfile(r.index, reads).Encode(), os.FileMode(0o644)); err != nil {
+	ctx, cancel := context.WithTimeout(context.Background(), recordGrace)
+	defer cancel()
+	if err := writeWhole(ctx, r.path, newProfile(r.index, reads).Encode()); err != nil {
 		return fmt.Errorf("writing the recording: %w", err)
 	}
 	r.written = len(reads)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"os"
 	"strings"
 	"time"
 
@@ -37,7 +38,11 @@ func (f *profileFlag) Set(text string) error {
 		f.word = text
 		return nil
 	}
-	return locationFlag{&f.at}.Set(text)
+	err := locationFlag{&f.at}.Set(text)
+	if f.at.IsStream() {
+		err = errors.New("a profile is read for each image, and not from stdin; a file of that name is ./-")
+	}
+	return err
 }
 
 // profileWait is how long a start waits for a profile that is not on this machine.
@@ -155,6 +160,9 @@ func readProfile(ctx context.Context, at locate.Location, a access) (*profile.Pr
 }
 
 func decodeProfile(ctx context.Context, at locate.Location, a access) (*profile.Profile, error) {
+	if at.IsStream() {
+		return profile.Decode(cancellable(ctx, os.Stdin))
+	}
 	r, name, err := a.file(at)
 	if err != nil {
 		return nil, err

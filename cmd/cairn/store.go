@@ -170,6 +170,15 @@ func tell(f keep.Finding) told {
 	return t
 }
 
+// checkIndexes refuses a second index from stdin, where the first n arguments are stores.
+func checkIndexes(c *cobra.Command, n int) {
+	checkStdio(c, func(u *users, args []string) {
+		for _, location := range args[n:] {
+			u.reads("INDEX "+location, location)
+		}
+	})
+}
+
 // tellOthers mentions objects that are no chunks.
 func tellOthers(what string, o keep.Others) {
 	if o.Objects == 0 {

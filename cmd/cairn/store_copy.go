@@ -65,6 +65,7 @@ are copied.`,
 	indexArgs(c, &f.indexes, 2, 0)
 	c.Flags().Var(locationFlag{&f.indexesTo}, "indexes-to", "`location` to copy the indexes to: a directory, or a URL like one")
 	check(c, func([]string) error { return f.check() })
+	checkIndexes(c, 2)
 	return c
 }
 
@@ -78,8 +79,11 @@ func (f *storeCopyFlags) check() error {
 	if _, err := onlyStore("TO", f.stores[1]); err != nil {
 		return err
 	}
-	if f.indexesTo.IsZero() {
+	switch {
+	case f.indexesTo.IsZero():
 		return nil
+	case f.indexesTo.IsStream():
+		return errors.New("--indexes-to: it is a directory or a URL, not stdout; a directory of that name is ./-")
 	}
 	if len(f.indexes) == 0 || slices.ContainsFunc(f.indexes, locate.Location.IsStream) {
 		return errors.New("--indexes-to: name the indexes to copy")

@@ -44,6 +44,7 @@ belongs to none of them. A web server cannot be listed: it is asked for each chu
 	for _, idle := range []string{"rate-limit", "digest", "jobs"} { // nothing is read or hashed
 		c.Flags().Lookup(idle).Hidden = true
 	}
+	checkIndexes(c, 1)
 	return c
 }
 

@@ -77,6 +77,7 @@ Chunks that were written since, before the place it came to, are not looked at.`
 	flags.BoolVar(&f.restart, "restart", false, "begin anew, wherever an earlier run was interrupted")
 	flags.Var(groupsFlag{&f.repair}, "repair", "`location` of a store to repair from; repeatable, tried in order")
 	flags.BoolVar(&f.remove, "remove-damaged", false, "remove damaged and empty chunks that are not repaired")
+	checkIndexes(c, 1)
 	return c
 }
 

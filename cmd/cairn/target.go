@@ -28,6 +28,8 @@ type target struct {
 	equal   bool             // and that is the image already: nothing else is set
 	file    *atomicfile.File // of a file
 	medium  *blockdev.ReadBack
+	stream  *output      // what takes the image in order; then nothing else but the name is set
+	passed  func() error // is called when the image is in place; may be nil
 }
 
 var (
@@ -66,6 +68,9 @@ func (t *target) Clone(from io.ReaderAt, at, off, n int64) (lo, hi int64) {
 
 // openTarget claims the target for the image x.
 func (f *assembleFlags) openTarget(ctx context.Context, location string, x *blob.Index) (*target, error) {
+	if t, err := f.streamTarget(ctx, location, x.Size()); t != nil || err != nil {
+		return t, err
+	}
 	at, err := disk.Resolve(location)
 	if err != nil {
 		return nil, err
@@ -85,13 +90,18 @@ func (f *assembleFlags) openTarget(ctx context.Context, location string, x *blob
 	return f.inPlaceTarget(ctx, location, at, x.Size())
 }
 
-func (f *assembleFlags) inPlaceTarget(ctx context.Context, name string, at disk.Location, size int64) (*target, error) {
+func (f *claiming) inPlaceTarget(ctx context.Context, name string, at disk.Location, size int64) (*target, error) {
+	return f.claim(ctx, name, at, size, func() error { return unmoved(name, at) })
+}
+
+// claim claims a target for size bytes. check is called when it is claimed.
+func (f *claiming) claim(ctx context.Context, name string, at disk.Location, size int64, check func() error) (*target, error) {
 	o := blockdev.Options{Section: at.Section, Force: f.force, LockWait: f.lockWait, Notice: func(text string) { say("%s", text) }}
 	t, err := blockdev.OpenTarget(ctx, at.Path, o)
 	if err != nil {
 		return nil, err
 	}
-	if err = unmoved(name, at); err == nil {
+	if err = check(); err == nil {
 		err = t.Reserve(size)
 	}
 	if err != nil {
@@ -185,6 +195,9 @@ func holds(ctx context.Context, f *blockdev.File, x *blob.Index, jobs int) (bool
 // finish makes the target final: a file gets its name; behind an image on a device or partition the tail is treated as
 // told, and the kernel reads the partition table that a whole disk may have got.
 func (t *target) finish(ctx context.Context, x *blob.Index, tail string) error {
+	if t.stream != nil {
+		return t.stream.finish()
+	}
 	if t.file != nil {
 		return commit(t.name, t.file)
 	}
@@ -199,6 +212,9 @@ func (t *target) finish(ctx context.Context, x *blob.Index, tail string) error {
 	t.rereadPartitions()
 	if err != nil {
 		return fmt.Errorf("the image is in place, but not the tail of %d bytes behind it: %w", rest, err)
+	}
+	if t.passed != nil {
+		return t.passed()
 	}
 	return nil
 }
@@ -242,6 +258,7 @@ func (t *target) close(err error) {
 		_ = t.medium.Close()
 	}
 	switch {
+	case t.stream != nil: // it was closed, or has failed
 	case t.file == nil:
 		t.Close()
 	case errors.Is(err, syscall.ENOSPC) || is[treeError](err):

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 
@@ -26,12 +27,13 @@ func newVerify() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "verify INDEX [IMAGE]",
 		Short: "Check an image or partition, or that the store holds every chunk, whole",
-		Long: `verify hashes IMAGE (a file, device, DISK#NAME, PARTLABEL=NAME or PARTUUID=UUID) and compares it with INDEX; a
-device may be larger than the image, and a file may have zeros behind it, as a copy through NBD has. Without IMAGE it
-gets every chunk of INDEX from the store and checks it.
+		Long: `verify hashes IMAGE (a file, device, DISK#NAME, PARTLABEL=NAME, PARTUUID=UUID, a pipe, or - for stdin) and compares it
+with INDEX; a device may be larger than the image, and a file or pipe may have zeros behind it, as a copy through NBD
+has. Without IMAGE it gets every chunk of INDEX from the store and checks it.
 Exit status 3 says that something is damaged or missing.`,
 		Example: `  cairn verify v2.caibx PARTLABEL=root-b
-  cairn verify v2.caibx -s /srv/images/default.castr`,
+  cairn verify v2.caibx -s /srv/images/default.castr
+  zcat root.img.gz | cairn verify v2.caibx -`,
 		Args: arguments(cobra.RangeArgs(1, 2)),
 		RunE: func(c *cobra.Command, args []string) error { return runVerify(c.Context(), c.OutOrStdout(), f, args) },
 	}
@@ -40,6 +42,12 @@ Exit status 3 says that something is damaged or missing.`,
 	f.stores.addPatience(c)
 	indexArgs(c, &f.index, 0, 1)
 	localArgs(c, 1, "IMAGE")
+	checkStdio(c, func(u *users, args []string) {
+		u.reads("INDEX", args[0])
+		if len(args) > 1 {
+			u.reads("IMAGE", args[1])
+		}
+	})
 	return c
 }
 
@@ -59,11 +67,11 @@ func runVerify(ctx context.Context, stdout io.Writer, f verifyFlags, args []stri
 		return err
 	}
 	prepareHeap(x.Size())
-	what, report, err := f.verify(ctx, x, args)
+	what, report, start, err := f.verify(ctx, x, args)
 	if err != nil {
 		return fmt.Errorf("verifying %s: %w", what, err)
 	}
-	unfinished := len(args) > 1 && report.Bad > 0 && isUnfinished(ctx, args[1], x.Size())
+	unfinished := report.Bad > 0 && len(start) > 0 && blob.AllZero(start)
 	if f.json {
 		v := verified{Index: f.index[0], Chunks: x.Len(), Report: report, Unfinished: unfinished}
 		v.First = append([]verify.Range{}, v.First...) // a list, also when it is empty
@@ -85,51 +93,75 @@ func runVerify(ctx context.Context, stdout io.Writer, f verifyFlags, args []stri
 	return err
 }
 
-func (f *verifyFlags) verify(ctx context.Context, x *blob.Index, args []string) (string, verify.Report, error) {
-	o := verify.Options{Workers: f.jobs}
+// verify checks the store, or an image. Of an image it returns the bytes that file systems are recognised by: they are zero
+// while an assemble changes it.
+func (f *verifyFlags) verify(ctx context.Context, x *blob.Index, args []string) (what string, r verify.Report, start []byte, err error) {
 	if len(args) == 1 {
-		from, err := openStores(f.stores, f.index[0], x.Algorithm(), 0)
-		if err != nil {
-			return "the store", verify.Report{}, err
-		}
-		defer from.close()
-		from.noteArchive(ctx, f.index[0], x)
-		o.Workers = max(min(from.fetches, 64), f.jobs)
-		return f.report("the store", x, o, func(o verify.Options) (verify.Report, error) {
-			return verify.Store(ctx, x, from.chunks, o)
-		})
+		r, err = f.verifyStore(ctx, x)
+		return "the store", r, nil, err
 	}
-	image, err := openWhole(ctx, args[1], x.Size())
+	what, o := args[1], verify.Options{Workers: f.jobs}
+	if what == dash {
+		what = "stdin"
+	}
+	image, stream, err := openWhole(ctx, args[1], x.Size())
 	if err != nil {
-		return args[1], verify.Report{}, err
+		return what, r, nil, err
+	}
+	start = make([]byte, min(x.Size(), 4096))
+	if stream != nil {
+		first := bytes.NewBuffer(start[:0])
+		r, err = f.report(what, x, o, func(o verify.Options) (verify.Report, error) {
+			return verify.Stream(ctx, x, io.MultiReader(io.TeeReader(io.LimitReader(stream, int64(len(start))), first), stream), o)
+		})
+		return what, r, first.Bytes(), err
 	}
 	defer image.Close()
-	return f.report(args[1], x, o, func(o verify.Options) (verify.Report, error) {
+	r, err = f.report(what, x, o, func(o verify.Options) (verify.Report, error) {
 		return verify.Image(ctx, x, image, o)
+	})
+	n, _ := image.ReadAt(start, 0)
+	return what, r, start[:n], err
+}
+
+func (f *verifyFlags) verifyStore(ctx context.Context, x *blob.Index) (verify.Report, error) {
+	from, err := openStores(f.stores, f.index[0], x.Algorithm(), 0)
+	if err != nil {
+		return verify.Report{}, err
+	}
+	defer from.close()
+	from.noteArchive(ctx, f.index[0], x)
+	o := verify.Options{Workers: max(min(from.fetches, 64), f.jobs)}
+	return f.report("the store", x, o, func(o verify.Options) (verify.Report, error) {
+		return verify.Store(ctx, x, from.chunks, o)
 	})
 }
 
 // openWhole opens what should hold an image of want bytes. A partition or device may hold more, a file zeros: a copy through
-// NBD or from a device has whole sectors.
-func openWhole(ctx context.Context, location string, want int64) (*blockdev.File, error) {
-	at, err := disk.Resolve(location)
-	if err != nil {
-		return nil, err
+// NBD or from a device has whole sectors. The length of a stream is not known.
+func openWhole(ctx context.Context, location string, want int64) (*blockdev.File, io.Reader, error) {
+	f, stream, err := openInput(ctx, location)
+	partition := false
+	if f == nil && stream == nil && err == nil {
+		var at disk.Location
+		if at, err = disk.Resolve(location); err == nil {
+			partition = at.Partition != nil
+			f, err = blockdev.OpenRead(at.Path, at.Section)
+		}
 	}
-	f, err := blockdev.OpenRead(at.Path, at.Section)
-	if err != nil {
-		return nil, err
+	if err != nil || stream != nil {
+		return nil, stream, err
 	}
 	if f.Size() < want {
 		err = damagedError{fmt.Sprintf("it has %d bytes, the image %d", f.Size(), want)}
-	} else if !f.IsDevice() && at.Partition == nil {
+	} else if !f.IsDevice() && !partition {
 		err = endsWithZeros(ctx, f, want)
 	}
 	if err != nil {
 		f.Close()
-		return nil, err
+		return nil, nil, err
 	}
-	return f, nil
+	return f, nil, nil
 }
 
 // endsWithZeros says what is wrong with a file that has something else than zeros behind an image of want bytes.
@@ -141,12 +173,15 @@ func endsWithZeros(ctx context.Context, f *blockdev.File, want int64) error {
 	return err
 }
 
-func (f *verifyFlags) report(what string, x *blob.Index, o verify.Options, do func(verify.Options) (verify.Report, error)) (string, verify.Report, error) {
+func (f *verifyFlags) report(what string, x *blob.Index, o verify.Options, do func(verify.Options) (verify.Report, error)) (verify.Report, error) {
 	p := newProgress(f.progress, "verifying "+what, x.Size())
 	o.Progress = func(r verify.Report) { p.show(r.Done, "", r) }
 	defer p.end()
 	r, err := do(o)
-	return what, r, err
+	if errors.Is(err, verify.ErrLength) {
+		err = damagedError{err.Error()}
+	}
+	return r, err
 }
 
 // damaged says how much is not right.
@@ -159,19 +194,6 @@ func damaged(what string, index locate.Location, x *blob.Index, r verify.Report,
 		much = "it begins with zeros, as an assemble that was not finished leaves it; " + much
 	}
 	return damagedError{fmt.Sprintf("%s is not the image of %s: %s differ", what, index, much)}
-}
-
-// isUnfinished says whether what should hold an image of size bytes begins with zeros where file systems are
-// recognised, as it does while an assemble changes it.
-func isUnfinished(ctx context.Context, location string, size int64) bool {
-	f, err := openWhole(ctx, location, size)
-	if err != nil {
-		return false
-	}
-	defer f.Close()
-	start := make([]byte, min(size, 4096))
-	n, _ := f.ReadAt(start, 0)
-	return n == len(start) && len(bytes.Trim(start, "\x00")) == 0
 }
 
 // tellBad names the first things that are not right.

@@ -1,0 +1,327 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+	"golang.org/x/term"
+
+	"cairn/blob/assemble"
+	"cairn/internal/blockdev"
+	"cairn/internal/disk"
+)
+
+// output takes bytes in order: stdout, another open file of this process, or a FIFO.
+type output struct {
+	io.Writer // to file
+	file      *os.File
+	durable   bool  // a regular file or block device, which can be flushed
+	sparse    bool  // a regular file that is not appended to
+	start     int64 // where that is written from
+}
+
+var _ assemble.ZeroWriter = (*output)(nil)
+
+// newOutput makes an output of an open file, which w writes to.
+func newOutput(w io.Writer, f *os.File) (*output, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	regular := info.Mode().IsRegular()
+	o := &output{Writer: w, file: f, durable: regular || isBlockDevice(info)}
+	if !regular {
+		return o, nil
+	}
+	flags, err := openFlags(f)
+	if err != nil {
+		return nil, err
+	}
+	o.sparse = flags&unix.O_APPEND == 0
+	o.start, err = f.Seek(0, io.SeekCurrent)
+	return o, err
+}
+
+// openFlags are the flags of open(2) that f has.
+func openFlags(f *os.File) (flags int, err error) {
+	conn, err := f.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	ctlErr := conn.Control(func(fd uintptr) { flags, err = unix.FcntlInt(fd, unix.F_GETFL, 0) })
+	return flags, errors.Join(ctlErr, err)
+}
+
+// openOutput opens what a name stands for, if that is stdout, another open file of this process, or a FIFO. Else it is nil.
+func openOutput(ctx context.Context, name string) (*output, error) {
+	fd, open := descriptor(name)
+	if name == dash {
+		fd, open = stdout, true
+	}
+	if open {
+		return descriptorOutput(ctx, fd)
+	}
+	info, err := os.Stat(name)
+	if err != nil || info.Mode()&fs.ModeNamedPipe == 0 {
+		return nil, nil //nolint:nilerr // the caller finds it again
+	}
+	f, err := openFIFO(ctx, name, os.O_WRONLY)
+	if err != nil {
+		return nil, err
+	}
+	return newOutput(reported(ctx, f), f)
+}
+
+func descriptorOutput(ctx context.Context, fd int) (*output, error) {
+	f := openFile(fd)
+	if f == nil {
+		return nil, fs.ErrInvalid
+	}
+	flags, err := openFlags(f)
+	switch {
+	case err != nil:
+		return nil, err
+	case flags&unix.O_ACCMODE == unix.O_RDONLY:
+		return nil, misuse{fmt.Sprintf("%s is open for reading only", f.Name())}
+	}
+	return newOutput(reported(ctx, f), f)
+}
+
+// reported writes to f. A reader that is gone is an error as others are.
+func reported(ctx context.Context, f *os.File) io.Writer {
+	return patient{ctx: ctx, w: f, gone: func() {}}
+}
+
+// WriteZeros writes n zeros, or leaves a hole behind the end of a regular file.
+func (o *output) WriteZeros(n int64) error {
+	if !o.sparse {
+		return writeZeros(o.Writer, n)
+	}
+	at, err := o.file.Seek(0, io.SeekCurrent)
+	if err != nil {
+		return err
+	}
+	info, err := o.file.Stat()
+	if err != nil {
+		return err
+	}
+	old := min(max(info.Size()-at, 0), n)
+	if err := writeZeros(o.Writer, old); err != nil {
+		return err
+	}
+	_, err = o.file.Seek(n-old, io.SeekCurrent)
+	return err
+}
+
+func writeZeros(w io.Writer, n int64) error {
+	zeros := make([]byte, min(n, 1<<20))
+	for n > 0 {
+		k, err := w.Write(zeros[:min(n, int64(len(zeros)))])
+		if err != nil {
+			return err
+		}
+		n -= int64(k)
+	}
+	return nil
+}
+
+// finish brings what can be flushed to the medium, and closes the output. A regular file that was written from its start
+// ends behind the last byte. One that was not may hold something else there, and keeps it.
+func (o *output) finish() error {
+	err := o.setSize()
+	if o.durable {
+		err = errors.Join(err, o.file.Sync())
+	}
+	return errors.Join(err, o.file.Close())
+}
+
+func (o *output) setSize() error {
+	if !o.sparse {
+		return nil
+	}
+	at, err := o.file.Seek(0, io.SeekCurrent)
+	if err != nil {
+		return err
+	}
+	info, err := o.file.Stat()
+	if err != nil || at < info.Size() && o.start > 0 || at == info.Size() {
+		return err
+	}
+	return o.file.Truncate(at)
+}
+
+// writeWhole makes data the whole content of a file, or writes it to stdout or whatever else openOutput knows.
+func writeWhole(ctx context.Context, name string, data []byte) error {
+	out, err := openOutput(ctx, name)
+	switch {
+	case err != nil:
+		return err
+	case out == nil:
+		return writeFile(name, data)
+	}
+	_, err = out.Write(data)
+	return errors.Join(err, out.finish())
+}
+
+// isStream reports whether something is written to this location in order, as a stream.
+func isStream(location string) bool {
+	if standard(location, stdout) == dash {
+		return true
+	}
+	info, err := os.Stat(location)
+	if err != nil {
+		return false
+	}
+	if _, open := descriptor(location); open {
+		return !isBlockDevice(info)
+	}
+	return info.Mode()&fs.ModeNamedPipe != 0
+}
+
+func isBlockDevice(info fs.FileInfo) bool {
+	return info.Mode()&(fs.ModeDevice|fs.ModeCharDevice) == fs.ModeDevice
+}
+
+// refuseCharacter refuses a character device as the target of an image of size bytes, and says what to use in its place.
+func refuseCharacter(location string, size int64) error {
+	info, err := os.Stat(location)
+	if err != nil || info.Mode()&fs.ModeCharDevice == 0 {
+		return nil //nolint:nilerr // the caller finds it again
+	}
+	refused := &blockdev.RefusedError{
+		Path: location, Check: blockdev.CheckNotTarget, Why: "it is a character device",
+		Hint: "'cairn assemble INDEX - >" + location + "' writes the image there as a stream",
+	}
+	switch flashKind(location, info) {
+	case "ubi":
+		refused.Why = "it is a UBI volume, which takes an update of a known size only"
+		refused.Hint = fmt.Sprintf("'cairn assemble INDEX - | ubiupdatevol -s %d %s -'", size, location)
+	case "mtd":
+		refused.Why = "it is raw flash, which is erased before it is written"
+		refused.Hint = fmt.Sprintf("'flash_erase %s 0 0', then 'cairn assemble INDEX - | nandwrite -p %s -'", location, location)
+	}
+	return refused
+}
+
+// flashKind returns "ubi" for a UBI volume, "mtd" for raw flash, else "".
+func flashKind(name string, info fs.FileInfo) string {
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		number := fmt.Sprintf("%d:%d", unix.Major(uint64(st.Rdev)), unix.Minor(uint64(st.Rdev))) //nolint:unconvert // 32 bits on some machines
+		link, err := os.Readlink(filepath.Join("/sys/dev/char", number, "subsystem"))
+		if kind := filepath.Base(link); err == nil && (kind == "ubi" || kind == "mtd") {
+			return kind
+		}
+	}
+	if m := regexp.MustCompile(`^(ubi)\d+_\d+$|^(mtd)\d+$`).FindStringSubmatch(filepath.Base(name)); m != nil {
+		return m[1] + m[2]
+	}
+	return ""
+}
+
+// streamTarget claims a target that is written as a stream, or a block device that is an open file of this process. It
+// is nil for all others.
+func (f *claiming) streamTarget(ctx context.Context, location string, size int64) (*target, error) {
+	out, err := openOutput(ctx, location)
+	if err == nil && out == nil {
+		err = refuseCharacter(location, size)
+	}
+	if out == nil {
+		return nil, err
+	}
+	info, err := out.file.Stat()
+	if err != nil {
+		return nil, err
+	}
+	name := nodeOf(out.file, info)
+	switch {
+	case isBlockDevice(info):
+		return f.openedDevice(ctx, name, out.file, size)
+	case term.IsTerminal(int(out.file.Fd())):
+		return nil, misuse{"stdout is a terminal; redirect it to a file, a device or a pipe"}
+	case out.file == os.Stderr:
+		return nil, misuse{"stderr is for messages, not for an image"}
+	case info.Mode()&fs.ModeCharDevice != 0 && flashKind(name, info) != "":
+		return nil, refuseCharacter(name, size)
+	}
+	return &target{name: location, stream: out}, nil
+}
+
+// openedDevice claims a block device that is open already, from where the open file stands.
+func (f *claiming) openedDevice(ctx context.Context, name string, file *os.File, size int64) (*target, error) {
+	flags, err := openFlags(file)
+	if err != nil {
+		return nil, err
+	}
+	if flags&unix.O_APPEND != 0 {
+		return nil, &blockdev.RefusedError{
+			Path: name, Check: blockdev.CheckNotTarget, Why: "it is open for appending (>>), which a device does not allow", Hint: "redirect with > or 1<>",
+		}
+	}
+	off, err := file.Seek(0, io.SeekCurrent)
+	if err != nil {
+		return nil, err
+	}
+	at := disk.Location{Path: name, Section: blockdev.Section{Offset: off}}
+	t, err := f.claim(ctx, name, at, size, func() error { return nil })
+	if err != nil {
+		return nil, err
+	}
+	t.passed = func() error { // the next writer goes on behind the image
+		_, err := file.Seek(off+size, io.SeekStart)
+		return err
+	}
+	return t, nil
+}
+
+// nodeOf is a path of an open file: the one by which it was opened, if it still is.
+func nodeOf(f *os.File, info fs.FileInfo) string {
+	self := fmt.Sprint("/proc/self/fd/", f.Fd())
+	path, err := os.Readlink(self)
+	if err != nil {
+		return self
+	}
+	if now, err := os.Stat(path); err != nil || !os.SameFile(info, now) {
+		return self
+	}
+	return path
+}
+
+// checkStream refuses what a stream does not allow: to be read back, or to be read as a seed while it is written.
+func (f *assembleFlags) checkStream(t *target, seeds []openSeed) error {
+	switch {
+	case t.stream == nil:
+		return nil
+	case f.verify == "changed" || f.verify == "all":
+		return misuse{"--verify-after: a stream cannot be read back"}
+	case f.tail != tailKeep:
+		return misuse{"--tail: nothing is behind an image that is written as a stream"}
+	}
+	mine, err := t.stream.file.Stat()
+	if err != nil {
+		return err
+	}
+	for _, s := range seeds {
+		if info, err := os.Stat(s.file.Path()); err == nil && os.SameFile(info, mine) {
+			return &blockdev.RefusedError{
+				Path: shownTarget(t.name), Check: blockdev.CheckOverlap, Why: "it is the seed " + s.name, Hint: "write to another file",
+			}
+		}
+	}
+	return nil
+}
+
+// shownTarget is a target's name for people.
+func shownTarget(location string) string {
+	if location == dash {
+		return "stdout"
+	}
+	return location
+}
