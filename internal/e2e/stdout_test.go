@@ -218,3 +218,27 @@ func TestStdoutIntoPrograms(t *testing.T) {
 		t.Errorf("into a program that is killed: %+v, want status %d", got, failed)
 	}
 }
+
+// TestRecordToStdout: a recording is all there is on stdout, and comes at the end.
+func TestRecordToStdout(t *testing.T) {
+	t.Parallel()
+	nbdcopy := need.Tool(t, "nbdcopy")
+	r, dir := noise(t, 2*mib), t.TempDir()
+	socket, pid := filepath.Join(dir, "nbd.sock"), filepath.Join(dir, "pid")
+	j := start(t, nil, "serve", r.index("b"), "--record", "-", "--print-uri=false", "--listen", "unix:"+socket, "--pidfile", pid)
+	awaitFile(t, pid)
+	must(t, nbdcopy, "nbd+unix:///?socket="+socket, "null:")
+	j.signal(t, syscall.SIGTERM)
+	got := j.wait(t)
+	if got.status != 0 {
+		t.Fatalf("%+v", got)
+	}
+	shown := runInput(t, got.stdout, "cairn", "profile", "show", "-", "--index", r.index("b"))
+	if shown.status != 0 || !strings.Contains(shown.stdout, "0 guessed") {
+		t.Errorf("the recording: %+v", shown)
+	}
+	merged := runInput(t, got.stdout, "cairn", "profile", "merge", "-", "-")
+	if merged.status != 0 || merged.stdout != got.stdout {
+		t.Errorf("merging one recording: %d bytes, exit status %d, want the same %d bytes", len(merged.stdout), merged.status, len(got.stdout))
+	}
+}
