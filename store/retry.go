@@ -232,6 +232,15 @@ func (t retryCreator) Create(ctx context.Context, name string, data []byte) erro
 	return err
 }
 
+// CheckCreate implements CreateChecker, if the creator does.
+func (t retryCreator) CheckCreate(ctx context.Context) error {
+	checker, can := t.creator.(CreateChecker)
+	if !can {
+		return nil
+	}
+	return t.bucket.p.Do(ctx, func() error { return checker.CheckCreate(ctx) })
+}
+
 // backoff is the longest wait after the n-th attempt, counted from 1.
 func (p Policy) backoff(n int) time.Duration {
 	wait, most := cmp.Or(p.First, 250*time.Millisecond), cmp.Or(p.Max, 10*time.Second)

@@ -133,6 +133,13 @@ type Creator interface {
 	Create(ctx context.Context, name string, data []byte) error
 }
 
+// CreateChecker is a Creator whose service may not know how to create.
+type CreateChecker interface {
+	// CheckCreate is errors.ErrUnsupported when Create would fail so, whatever the name. It leaves no object, and nil proves
+	// nothing: not every service can be asked.
+	CheckCreate(ctx context.Context) error
+}
+
 // Remover is a Bucket that objects can be taken out of.
 type Remover interface {
 	// Remove takes an object away, durably when it returns nil. One that is not there is ErrNotFound.

@@ -126,14 +126,32 @@ func outletIn(ctx context.Context, b store.Bucket, name string, createOnly bool)
 	if createOnly {
 		creator, can := b.(store.Creator)
 		if !can {
-			return nil, unwritableError{fmt.Errorf("%v cannot tell whether an index is new, as --create-only asks", b)}
+			return nil, cannotCreate(fmt.Errorf("%v cannot tell whether an index is new, as --create-only asks: %w", b, errors.ErrUnsupported))
 		}
 		write = creator.Create
 	}
-	if err := reachable(ctx, b, name, createOnly); err != nil {
-		return nil, err
+	err := reachable(ctx, b, name, createOnly)
+	if checker, can := b.(store.CreateChecker); can && err == nil && createOnly {
+		err = checker.CheckCreate(ctx)
 	}
-	return func(ctx context.Context, x *blob.Index) error { return write(ctx, name, x.Encode()) }, nil
+	if err != nil {
+		return nil, cannotCreate(err)
+	}
+	return func(ctx context.Context, x *blob.Index) error {
+		err := write(ctx, name, x.Encode())
+		if createOnly {
+			err = cannotCreate(err)
+		}
+		return err
+	}, nil
+}
+
+// cannotCreate makes wrong usage of the error of a service that does not know how to create.
+func cannotCreate(err error) error {
+	if !errors.Is(err, errors.ErrUnsupported) {
+		return err
+	}
+	return hintError{unwritable(err), "leave --create-only out, or publish where names can be created: a directory, S3 as AWS has it, SFTP"}
 }
 
 // reachable asks for an index that is to be written: a store that is away, or an index that must not be there,

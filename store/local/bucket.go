@@ -43,6 +43,8 @@ var (
 	_ store.Batcher = (*Bucket)(nil)
 	_ store.Lister  = (*Bucket)(nil)
 	_ store.Creator = (*Bucket)(nil)
+
+	_ store.CreateChecker = (*Bucket)(nil)
 )
 
 // Open is a bucket in a directory that exists; if it does not, that is store.ErrNotFound. Afterwards a
@@ -197,6 +199,25 @@ func (b *Bucket) Create(ctx context.Context, name string, data []byte) error {
 		return fmt.Errorf("%s: %w", b.path(name), store.ErrExists)
 	}
 	return err
+}
+
+// CheckCreate implements store.CreateChecker: it creates a file in a stage.
+func (b *Bucket) CheckCreate(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	s, err := b.newStage()
+	if err != nil {
+		return err
+	}
+	staged, err := s.add(nil, Options{NoSync: true, Mode: b.options.Mode})
+	if err == nil {
+		err = s.create(staged, s.fd(), "created")
+	}
+	if err != nil {
+		err = fmt.Errorf("writing to %s: %w", b.root, denied(err))
+	}
+	return errors.Join(err, s.close())
 }
 
 func (b *Bucket) writeAlone(ctx context.Context, name string, data []byte, noReplace bool) error {

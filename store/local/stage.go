@@ -218,8 +218,8 @@ func again(call func() (int, error)) (int, error) {
 // a name that is taken is fs.ErrExist.
 func (s *stage) into(staged, name string, noReplace bool) error {
 	move := func() error { return unix.Renameat(s.fd(), staged, int(s.root.Fd()), name) }
-	if noReplace { // not all file systems can rename like that
-		move = func() error { return unix.Linkat(s.fd(), staged, int(s.root.Fd()), name, 0) }
+	if noReplace {
+		move = func() error { return s.create(staged, int(s.root.Fd()), name) }
 	}
 	err := move()
 	for tries := 0; errors.Is(err, unix.ENOENT) && tries < 3; tries++ {
@@ -229,6 +229,32 @@ func (s *stage) into(staged, name string, noReplace bool) error {
 		err = move()
 	}
 	return err
+}
+
+// create gives a staged file a name below a directory, if nothing has it.
+func (s *stage) create(staged string, dir int, name string) error {
+	return linkOrRename(
+		func() error { return unix.Linkat(s.fd(), staged, dir, name, 0) },
+		func() error { return unix.Renameat2(s.fd(), staged, dir, name, unix.RENAME_NOREPLACE) })
+}
+
+// linkOrRename names a file by a link, which FAT does not have, or else by a rename that replaces nothing, which NFS does not
+// have. A file system with neither is errors.ErrUnsupported.
+func linkOrRename(link, rename func() error) error {
+	err := link()
+	if !canNot(err) {
+		return err
+	}
+	renameErr := rename()
+	if canNot(renameErr) || errors.Is(renameErr, unix.EINVAL) {
+		return fmt.Errorf("its file system cannot create a file without replacing one: %w (%w)", errors.ErrUnsupported, err)
+	}
+	return renameErr
+}
+
+// canNot reports whether a file system does not know a call.
+func canNot(err error) bool {
+	return errors.Is(err, unix.EPERM) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS)
 }
 
 // makeDirs makes the directories that name lies in, as far as they are missing.

@@ -62,6 +62,8 @@ var (
 	_ store.Lister  = (*Bucket)(nil)
 	_ store.Creator = (*Bucket)(nil)
 	_ store.Remover = (*Bucket)(nil)
+
+	_ store.CreateChecker = (*Bucket)(nil)
 )
 
 // largestObject is how much S3 takes in one request.
@@ -207,6 +209,24 @@ func (b *Bucket) Create(ctx context.Context, name string, data []byte) error {
 			return err
 		}
 	}
+}
+
+// probe is a name that CheckCreate asks for. No object has it: what is sent for it has wrong sums.
+const probe = ".cairn-probe"
+
+// CheckCreate implements store.CreateChecker. Servers that do not know If-None-Match with PUT refuse it (501) by the header of
+// the request. All others refuse the body, whose sums are wrong; should one take it nevertheless, it is removed again.
+func (b *Bucket) CheckCreate(ctx context.Context) error {
+	header := http.Header{"If-None-Match": {"*"}, "Content-Md5": {base64.StdEncoding.EncodeToString(make([]byte, md5.Size))}}
+	c := call{method: http.MethodPut, header: header, data: []byte(probe), sum: hash(nil)}
+	err := b.object(ctx, probe, c, func(transfer.Incoming) error { return nil })
+	switch {
+	case err == nil:
+		_ = b.object(ctx, probe, call{method: http.MethodDelete}, func(transfer.Incoming) error { return nil })
+	case ctx.Err() != nil, errors.Is(err, store.ErrUnavailable), errors.Is(err, errors.ErrUnsupported):
+		return err
+	}
+	return nil // a refusal for any other reason may be about this name alone
 }
 
 // Remove implements store.Remover. S3 does not say whether there was something to remove, so that is asked first.

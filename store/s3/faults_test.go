@@ -664,3 +664,35 @@ func TestUnreliableServer(t *testing.T) {
 		}
 	}
 }
+
+// TestCheckCreate: a server that does not know If-None-Match is found without an object being written.
+func TestCheckCreate(t *testing.T) {
+	for name, test := range map[string]struct {
+		handler http.HandlerFunc
+		want    error
+	}{
+		"does not know it": {refuses(501, "NotImplemented"), errors.ErrUnsupported},
+		"wrong sum":        {refuses(400, "BadDigest"), nil},
+		"exists":           {refuses(412, "PreconditionFailed"), nil},
+		"denied":           {refuses(403, "AccessDenied"), nil},
+		"away":             {refuses(503, "SlowDown"), store.ErrUnavailable},
+	} {
+		var asked []*http.Request
+		b := scripted(t, patient, func(w http.ResponseWriter, r *http.Request) {
+			asked = append(asked, r)
+			test.handler(w, r)
+		})
+		err := b.CheckCreate(t.Context())
+		if !errors.Is(err, test.want) || (err == nil) != (test.want == nil) {
+			t.Errorf("%s: CheckCreate = %v, want %v", name, err, test.want)
+		}
+		if len(asked) != 1 || asked[0].Header.Get("If-None-Match") != "*" {
+			t.Errorf("%s: %d requests", name, len(asked))
+		}
+	}
+	var methods []string
+	b := scripted(t, patient, func(_ http.ResponseWriter, r *http.Request) { methods = append(methods, r.Method+" "+r.URL.Path) })
+	if err := b.CheckCreate(t.Context()); err != nil || strings.Join(methods, ", ") != "PUT /bucket/p/.cairn-probe, DELETE /bucket/p/.cairn-probe" {
+		t.Errorf("where anything is taken: %v, %v", err, methods)
+	}
+}

@@ -312,6 +312,14 @@ func testCreate(t *testing.T, b store.Bucket) {
 	if !ok {
 		t.Skip("it creates nothing")
 	}
+	if checker, can := b.(store.CreateChecker); can {
+		if err := checker.CheckCreate(t.Context()); err != nil {
+			t.Errorf("CheckCreate = %v", err)
+		}
+		if lister, can := b.(store.Lister); can {
+			checkList(t, lister, "", nil)
+		}
+	}
 	if err := creator.Create(t.Context(), "dir/x", []byte("first")); err != nil {
 		t.Fatalf("Create: %v", err)
 	}
