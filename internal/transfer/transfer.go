@@ -33,7 +33,8 @@ func Transport(connections int, patience time.Duration, trust *tls.Config) *http
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	return &http.Transport{
-		Proxy:                  http.ProxyFromEnvironment,
+		Proxy:                  proxies(),
+		OnProxyConnectResponse: checkConnect,
 		DialContext:            (&net.Dialer{Timeout: patience}).DialContext,
 		TLSClientConfig:        trust,
 		TLSHandshakeTimeout:    patience,

@@ -126,8 +126,10 @@ func (r *refusal) err() error {
 	switch code := r.status; {
 	case r.code == "NoSuchBucket":
 		return fmt.Errorf("%w (%w)", ErrNoBucket, r.words())
+	case code == http.StatusProxyAuthRequired:
+		return transfer.DeniedByProxy(r.text)
 	case slices.Contains(codesOfKeys, r.code), slices.Contains(codesOfDenial, r.code),
-		code == http.StatusUnauthorized, code == http.StatusForbidden, code == http.StatusProxyAuthRequired:
+		code == http.StatusUnauthorized, code == http.StatusForbidden:
 		return fmt.Errorf("%w: %w", store.ErrDenied, r.words())
 	case r.throttles():
 		return &store.UnavailableError{Err: r.words(), After: r.after, Throttled: true}

@@ -157,5 +157,5 @@ func classify(ctx context.Context, err error) error {
 	if _, untrusted := errors.AsType[*tls.CertificateVerificationError](err); untrusted {
 		return err
 	}
-	return &store.UnavailableError{Err: err}
+	return transfer.Unavailable(err)
 }

@@ -85,8 +85,9 @@ func checkMade(answer *http.Response) error {
 func refusal(answer *http.Response) error {
 	status := errors.New(statusText(answer.StatusCode))
 	switch code := answer.StatusCode; code {
-	case http.StatusUnauthorized, http.StatusPaymentRequired, http.StatusForbidden,
-		http.StatusProxyAuthRequired, http.StatusUnavailableForLegalReasons:
+	case http.StatusProxyAuthRequired:
+		return transfer.DeniedByProxy(status.Error())
+	case http.StatusUnauthorized, http.StatusPaymentRequired, http.StatusForbidden, http.StatusUnavailableForLegalReasons:
 		return fmt.Errorf("%w: %w", store.ErrDenied, status)
 	case http.StatusNotImplemented, http.StatusHTTPVersionNotSupported: // asking again does not teach it
 	case http.StatusTooManyRequests, http.StatusRequestTimeout, http.StatusTooEarly, http.StatusLocked:

@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"reflect"
 
+	"cairn/internal/transfer"
 	"cairn/store"
 )
 
@@ -38,13 +39,10 @@ func classify(err error) error {
 	if _, noTLS := errors.AsType[tls.RecordHeaderError](err); noTLS || errors.Is(err, http.ErrSchemeMismatch) {
 		return fmt.Errorf("%w: it does not speak https", ErrScheme)
 	}
-	if errors.Is(err, store.ErrDenied) { // by a proxy
-		return err
-	}
 	if refusal := refusedByTLS(err); refusal != nil {
 		return refusal
 	}
-	return &store.UnavailableError{Err: err}
+	return transfer.Unavailable(err)
 }
 
 // Alerts of RFC 8446 §6.2 by which a server ends a handshake for good.

@@ -6,7 +6,6 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"fmt"
 	"io"
 	"net/http"
 	"net/url"
@@ -75,19 +74,7 @@ func transports(o Options) (own, foreign *http.Transport) {
 	o.TLS = o.TLS.Clone()
 	o.TLS.Certificates, o.TLS.GetClientCertificate = nil, nil
 	foreign = transfer.Transport(o.Connections, o.Patience, o.TLS)
-	for _, t := range []*http.Transport{own, foreign} {
-		t.OnProxyConnectResponse = checkProxy
-	}
 	return own, foreign
-}
-
-// checkProxy tells a proxy that refuses from one that cannot reach the server.
-func checkProxy(_ context.Context, proxy *url.URL, _ *http.Request, answer *http.Response) error {
-	switch answer.StatusCode {
-	case http.StatusProxyAuthRequired, http.StatusForbidden:
-		return fmt.Errorf("%w by the proxy %s: %s", store.ErrDenied, proxy.Host, statusText(answer.StatusCode))
-	}
-	return nil
 }
 
 // String implements store.Reader.
