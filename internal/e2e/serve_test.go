@@ -169,7 +169,7 @@ func useNBDInfo(t *testing.T, server *webServer, r release) {
 	s := serve(t, 1, server.url+"/b.caibx", "--listen", "unix:"+filepath.Join(socketDir(t), "socket"))
 	uri := s.uris[0]
 	server.sent(t)
-	if list := must(t, "nbdinfo", "--list", uri); !strings.Contains(list, `export="b@`) {
+	if list := must(t, "nbdinfo", "--list", uri); !strings.Contains(list, `export="b":`) {
 		t.Errorf("nbdinfo --list says:\n%s", list)
 	}
 	size := fmt.Sprintln(fileSize(t, r.b))
