@@ -1,10 +1,13 @@
 package main
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -45,7 +48,8 @@ there (a few of them are asked for), and all others are sent. Name as base only 
 store and whose chunks nobody has removed since.
 
 The whole device is the image. --size says otherwise: a number of bytes, or "filesystem" for what the file
-system's superblock claims (squashfs, ext2/3/4, erofs); what is used is printed.`,
+system's superblock claims (squashfs, ext2/3/4, erofs); what is used is printed. make warns of an ext3, ext4, xfs or btrfs
+that was mounted for writing when it was copied.`,
 		Example: `  cairn make v2.caibx root.squashfs -s /srv/images/default.castr
   cairn make slot-a.caibx /dev/disk/by-partlabel/root-a --size filesystem
   zcat root.img.gz | cairn make v2.caibx -
@@ -221,11 +225,14 @@ type imageSource struct {
 // large its file system is, that is used if limit asks for it, and mentioned if not.
 func openSource(ctx context.Context, image, limit string) (imageSource, int64, error) {
 	f, stream, err := openInput(ctx, image)
-	if stream != nil {
-		return streamSource(stream, limit)
-	}
-	if f == nil && err == nil {
+	if f == nil && stream == nil && err == nil {
 		f, err = openImage(image)
+	}
+	if image == dash {
+		image = "stdin"
+	}
+	if stream != nil {
+		return streamSource(stream, image, limit)
 	}
 	if err != nil {
 		return imageSource{}, 0, err
@@ -243,7 +250,20 @@ func openSource(ctx context.Context, image, limit string) (imageSource, int64, e
 	case ok && f.IsDevice() && claimed < total:
 		say("the image is the whole device, %s; its %s file system has %s (--size filesystem)", size(total), kind, size(claimed))
 	}
+	warnReplay(image, io.NewSectionReader(f, 0, total), total)
 	return imageSource{chunker.FromReaderAt(f, total), f}, total, nil
+}
+
+// warnReplay warns of file systems in an image whose journal must be replayed.
+func warnReplay(image string, r io.ReaderAt, total int64) {
+	for _, fs := range disk.NeedReplay(r, total) {
+		where := image
+		if p := fs.Partition; p != nil {
+			where += "#" + cmp.Or(p.Name, strconv.Itoa(p.Number))
+		}
+		say("warning: the %s in %s was mounted when it was copied, and its journal is not replayed: where it cannot be written it mounts "+
+			"with '-o ro,%s' only, perhaps without its last changes", fs.Kind, where, fs.Option)
+	}
 }
 
 // sourceSize is how much of total bytes is the image.
@@ -263,10 +283,16 @@ func sourceSize(total int64, limit string, claimed int64) (int64, error) {
 	return wanted, nil
 }
 
+// headSize is how much of a stream is looked at: the superblocks of ext and btrfs are in it.
+const headSize = 128 << 10
+
 // streamSource is an image that is read until it ends.
-func streamSource(stream io.Reader, limit string) (imageSource, int64, error) {
+func streamSource(stream io.Reader, name, limit string) (imageSource, int64, error) {
 	if limit != "" {
 		return imageSource{}, 0, misuse{"--size needs an image that is a file or device, not a pipe"}
 	}
-	return imageSource{chunker.FromReader(stream), io.NopCloser(nil)}, -1, nil
+	head := make([]byte, headSize)
+	n, _ := io.ReadFull(stream, head) // a stream that fails does so again
+	warnReplay(name, bytes.NewReader(head[:n]), int64(n))
+	return imageSource{chunker.FromReader(io.MultiReader(bytes.NewReader(head[:n]), stream)), io.NopCloser(nil)}, -1, nil
 }

@@ -1,7 +1,7 @@
 // Package disk finds partitions: by GPT name, PARTUUID or number in a disk or disk image, by name among all
 // disks of a running Linux, and the one that / is mounted from; and it reads from a superblock how large a
-// file system is, and what it can be known by. It only reads. It knows nothing of images, and opens nothing
-// for writing.
+// file system is, what it can be known by, and whether its journal must be replayed. It only reads. It knows nothing
+// of images, and opens nothing for writing.
 package disk
 
 import (
