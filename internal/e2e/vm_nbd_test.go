@@ -41,7 +41,7 @@ func TestVMNBDClient(t *testing.T) {
 	if n := strings.Count(server.stderr.String(), "msg=connected"); n != 4 {
 		t.Errorf("nbd-client has made %d connections, want 4:\n%s", n, server.stderr)
 	}
-	wantLines(t, vm, "guest: read-only 1, block size 4096", "guest: squashfs "+g.digest, "guest: detached",
+	wantLines(t, vm, "guest: read-only 1, block size 512", "guest: squashfs "+g.digest, "guest: detached",
 		"guest: lost: Input/output error", "guest: others failed 0")
 	must(t, "mv", lost+".lost", lost)
 	vm.Type(t, "healed")
