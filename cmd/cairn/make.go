@@ -48,8 +48,8 @@ there (a few of them are asked for), and all others are sent. Name as base only 
 store and whose chunks nobody has removed since.
 
 The whole device is the image. --size says otherwise: a number of bytes, or "filesystem" for what the file
-system's superblock claims (squashfs, ext2/3/4, erofs); what is used is printed. make warns of an ext3, ext4, xfs or btrfs
-that was mounted for writing when it was copied.`,
+system's superblock claims (squashfs, ext2/3/4, erofs); what is used is printed. make warns of an ext3, ext4,
+xfs or btrfs that was mounted for writing when it was copied.`,
 		Example: `  cairn make v2.caibx root.squashfs -s /srv/images/default.castr
   cairn make slot-a.caibx /dev/disk/by-partlabel/root-a --size filesystem
   zcat root.img.gz | cairn make v2.caibx -

@@ -103,8 +103,12 @@ func newFilesystems(t testing.TB) []filesystemImage {
 	for _, name := range []string{"squashfs", "small", "large", "xfs", "erofs"} {
 		images = append(images, filesystemImage{name: name, path: path(name), digest: digest})
 	}
+	parts := []string{path("squashfs"), path("small"), path("erofs")}
+	if long() {
+		parts = append(parts, path("xfs"), path("large"))
+	}
 	return append(images, filesystemImage{name: "live", path: path("live"), digest: digest, option: "noload"},
-		newFilesystemDisk(t, path("disk"), digest, path("squashfs"), path("small"), path("erofs")))
+		newFilesystemDisk(t, path("disk"), digest, parts...))
 }
 
 // filesystemTree is a directory with two files, and what digestAll prints of it.
@@ -140,7 +144,7 @@ func newFilesystemDisk(t testing.TB, path, digest string, images ...string) file
 	disk := filesystemImage{name: "disk", path: path, digest: digest}
 	var parts []testimages.Part
 	for i, image := range images {
-		parts = append(parts, testimages.Part{Name: filepath.Base(image), Size: 10 * mib})
+		parts = append(parts, testimages.Part{Name: filepath.Base(image), Size: (fileSize(t, image)/mib + 1) * mib})
 		disk.partitions = append(disk.partitions, fmt.Sprint("p", i+1))
 	}
 	if err := testimages.GPTDisk(path, 512, parts...); err != nil {
