@@ -303,10 +303,7 @@ func (f *assembleFlags) assemble(ctx context.Context, x *blob.Index, result *ass
 		return err
 	}
 	defer from.close()
-	seeds, err := openSeeds(f.seeds)
-	if err != nil {
-		return err
-	}
+	seeds := openSeeds(f.seeds)
 	defer closeSeeds(seeds)
 	if err := f.checkStream(t, seeds); err != nil {
 		return err

@@ -56,6 +56,7 @@ type difference struct {
 	NewBytes      int64           `json:"new_bytes"`
 	NewChunks     int             `json:"new_chunks"`
 	DownloadBytes *int64          `json:"download_bytes,omitempty"` // of the new chunks, as stored
+	Unlike        string          `json:"unlike,omitempty"`         // why the two can share nothing, whatever they hold
 }
 
 func runDiff(ctx context.Context, stdout io.Writer, f diffFlags) error {
@@ -72,11 +73,12 @@ func runDiff(ctx context.Context, stdout io.Writer, f diffFlags) error {
 		return err
 	}
 	if old.Algorithm() != x.Algorithm() {
-		return fmt.Errorf("comparing %s with %s: %v and %v digests cannot be compared", oldAt, newAt, old.Algorithm(), x.Algorithm())
+		err := fmt.Errorf("comparing %s with %s: %v and %v digests cannot be compared", oldAt, newAt, old.Algorithm(), x.Algorithm())
+		return hintError{err, "make both with one --digest; as a seed the old image is scanned, and helps all the same"}
 	}
 	plan := seed.NewPlan(x, seed.Seed{Index: old})
 	d, news := compare(plan)
-	d.Old, d.New = oldAt, newAt
+	d.Old, d.New, d.Unlike = oldAt, newAt, unlike(old, x)
 	drawn := picture{
 		title: fmt.Sprintf("from %s to %s", oldAt, newAt), index: x, seeds: []string{oldAt.String()}, fetched: news,
 		source: func(i int) (imagemap.Kind, int) { return kindOfStep(plan.At(i)) },
@@ -91,6 +93,9 @@ func runDiff(ctx context.Context, stdout io.Writer, f diffFlags) error {
 		}
 		n := sum(drawn.stored)
 		d.DownloadBytes = &n
+	}
+	if d.Unlike != "" {
+		say("warning: %s %s: so the two share hardly a chunk. As a seed the old image is scanned, and helps all the same", oldAt, d.Unlike)
 	}
 	switch err := f.draw(ctx, drawn); {
 	case err != nil || f.quiet:

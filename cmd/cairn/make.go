@@ -177,7 +177,7 @@ func makeInto(ctx context.Context, to destination, src imageSource, total int64,
 	params, _ := chunker.ParseParams(f.chunkSize) // checked with the flags
 	o := writerOptions(f.compression, f.level)
 	o.Uploads = f.atOnce(to)
-	writer, err := f.openWriter(ctx, to, o, expected{f.digest, total / params.Avg})
+	writer, err := f.openWriter(ctx, to, o, expected{f.digest, blob.Params(params), total / params.Avg})
 	if err != nil {
 		return err
 	}

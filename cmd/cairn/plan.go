@@ -91,10 +91,7 @@ func (f *planFlags) preview(ctx context.Context, m memory, x *blob.Index, result
 		return p, err
 	}
 	defer from.close()
-	seeds, err := openSeeds(f.seeds)
-	if err != nil {
-		return p, err
-	}
+	seeds := openSeeds(f.seeds)
 	defer closeSeeds(seeds)
 	plan, _, err := f.plan(ctx, m, x, seeds, result.Target, before, inPlace)
 	if err != nil {

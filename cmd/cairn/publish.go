@@ -183,6 +183,7 @@ func writeIndex(path string, x *blob.Index) error {
 // expected is what is known of an image before it is cut.
 type expected struct {
 	algorithm blob.Algorithm
+	params    blob.Params
 	chunks    int64 // 0 or less when it is not known
 }
 
@@ -196,7 +197,7 @@ type publisher struct {
 // published there, a listing if it is remote, else asking.
 func (f *publish) openWriter(ctx context.Context, to destination, o store.WriterOptions, want expected) (publisher, error) {
 	var p publisher
-	known, err := f.openBases(ctx, to, want.algorithm)
+	known, err := f.openBases(ctx, to, want)
 	switch {
 	case err != nil:
 		return p, err
@@ -228,16 +229,21 @@ func (p publisher) warn() {
 	}
 }
 
-// openBases is what the bases hold, or nil. One that the store does not hold whole is left out.
-func (f *publish) openBases(ctx context.Context, to destination, a blob.Algorithm) (store.Haser, error) {
+// openBases is what the bases hold, or nil. One that the store does not hold whole, or with other chunk sizes than are
+// made, is left out.
+func (f *publish) openBases(ctx context.Context, to destination, want expected) (store.Haser, error) {
 	var known *store.Set
 	for _, base := range f.bases {
 		x, err := readIndex(ctx, base, to.access)
 		if err != nil {
 			return nil, err
 		}
-		if x.Algorithm() != a {
-			return nil, fmt.Errorf("base %s has %v digests, and %v are made", base, x.Algorithm(), a)
+		if x.Algorithm() != want.algorithm {
+			return nil, fmt.Errorf("base %s has %v digests, and %v are made", base, x.Algorithm(), want.algorithm)
+		}
+		if x.Params() != want.params {
+			say("warning: %s is no base, as it has chunks of %s bytes, and others are made (--chunk-size)", base, sizesOf(x))
+			continue
 		}
 		err = sample(ctx, to.bucket, x)
 		if errors.Is(err, store.ErrNotFound) {

@@ -23,19 +23,21 @@ type openSeed struct {
 	file  *blockdev.File
 }
 
-// openSeeds opens the seeds that the flags name; closeSeeds ends their use.
-func openSeeds(places []seedPlace) ([]openSeed, error) {
+// openSeeds opens the seeds that the flags name; closeSeeds ends their use. A seed that cannot be opened, for whatever
+// reason, is left out with a warning: it costs a download.
+func openSeeds(places []seedPlace) []openSeed {
 	var seeds []openSeed
 	for _, place := range places {
 		more, err := openSeedsAt(place.path, place.index)
 		seeds = append(seeds, more...)
 		if err != nil {
-			closeSeeds(seeds)
-			return nil, hintError{fmt.Errorf("opening seed %s: %w", place.path, err), "leave the seed out, or name one that is there"}
+			warnSeed(place.path, err)
 		}
 	}
-	return seeds, nil
+	return seeds
 }
+
+func warnSeed(name string, err error) { say("warning: seed %s is not used: %v", name, err) }
 
 func closeSeeds(seeds []openSeed) {
 	for _, s := range seeds {
@@ -62,12 +64,10 @@ func openSeedsAt(location string, index locate.Location) ([]openSeed, error) {
 	return []openSeed{{location, index, f}}, nil
 }
 
-// openSeedDir opens the files in a directory as seeds. An index beside an image, IMAGE.caibx, is the image's.
+// openSeedDir opens the files in a directory as seeds, as far as they can be. An index beside an image, IMAGE.caibx, is
+// the image's.
 func openSeedDir(dir string) (seeds []openSeed, err error) {
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return nil, err
-	}
+	entries, err := os.ReadDir(dir) // with an error some may be known
 	for _, e := range entries {
 		path := filepath.Join(dir, e.Name())
 		if !e.Type().IsRegular() || strings.HasSuffix(path, indexSuffix) || strings.HasPrefix(e.Name(), ".") {
@@ -75,7 +75,8 @@ func openSeedDir(dir string) (seeds []openSeed, err error) {
 		}
 		f, err := blockdev.OpenRead(path, blockdev.Section{})
 		if err != nil {
-			return seeds, err
+			warnSeed(path, err)
+			continue
 		}
 		s := openSeed{name: path, file: f}
 		if exists(path + indexSuffix) {
@@ -83,7 +84,7 @@ func openSeedDir(dir string) (seeds []openSeed, err error) {
 		}
 		seeds = append(seeds, s)
 	}
-	return seeds, nil
+	return seeds, err
 }
 
 const indexSuffix = ".caibx"
@@ -187,7 +188,7 @@ func learn(ctx context.Context, seeds []openSeed, x *blob.Index, m memory, f *pl
 			return nil, ctx.Err()
 		}
 		if err != nil {
-			say("warning: seed %s is not used: %v", s.name, err)
+			warnSeed(s.name, err)
 			continue
 		}
 		usable = append(usable, seed.Seed{Name: s.name, Index: held, Data: s.file})
@@ -197,15 +198,44 @@ func learn(ctx context.Context, seeds []openSeed, x *blob.Index, m memory, f *pl
 
 func (s openSeed) learn(ctx context.Context, x *blob.Index, m memory, f *planFlags) (*blob.Index, error) {
 	if !s.index.IsZero() {
-		held, err := readIndex(ctx, s.index, f.access)
-		switch {
-		case err != nil:
-			say("warning: seed %s is looked into: %v", s.name, err)
-		case held.Algorithm() != x.Algorithm():
-			say("warning: seed %s is looked into: its index %s has %v digests, not %v", s.name, s.index, held.Algorithm(), x.Algorithm())
-		default:
+		held, err := s.readIndex(ctx, x, f.access)
+		if err == nil {
 			return held, nil
 		}
+		say("warning: seed %s is looked into: %v", s.name, err)
 	}
 	return m.look(ctx, s.name, s.file, x, f.common)
+}
+
+// readIndex reads the index that was given with the seed. One that cannot help to plan for x is an error.
+func (s openSeed) readIndex(ctx context.Context, x *blob.Index, a access) (*blob.Index, error) {
+	held, err := readAnyIndex(ctx, s.index, a)
+	if err != nil {
+		return nil, err
+	}
+	why := unlike(held, x)
+	if indexKindOf(s.index, held) == ofTree {
+		why = "is of a directory tree"
+	}
+	if why != "" {
+		return nil, fmt.Errorf("its index %s %s", s.index, why)
+	}
+	return held, nil
+}
+
+// unlike says why an index shares no chunks with x, whatever the images hold, but by chance; "" if there is no reason.
+func unlike(held, x *blob.Index) string {
+	switch {
+	case held.Algorithm() != x.Algorithm():
+		return fmt.Sprintf("has %v digests, not %v", held.Algorithm(), x.Algorithm())
+	case held.Params() != x.Params():
+		return fmt.Sprintf("has chunks of %s bytes, not %s", sizesOf(held), sizesOf(x))
+	}
+	return ""
+}
+
+// sizesOf are the chunk sizes MIN:AVG:MAX that an index was made with.
+func sizesOf(x *blob.Index) string {
+	p := x.Params()
+	return fmt.Sprintf("%d:%d:%d", p.Min, p.Avg, p.Max)
 }

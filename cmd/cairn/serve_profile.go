@@ -77,6 +77,10 @@ func (im *images) follow(v *view.Image, p *profile.Profile, x *blob.Index, index
 	plan := p.Plan(x)
 	im.log.Info("prefetching what a profile tells", "image", exportName(index), "chunks", len(plan.Chunks),
 		"known", plan.Known, "guessed", plan.Guessed, "unknown", plan.Unknown)
+	if plan.Known == 0 && plan.Unknown > 0 {
+		im.log.Warn("the profile names no chunk of the image: it was recorded from another one, or one that was cut or hashed in another way",
+			"image", exportName(index))
+	}
 	v.Follow(plan.Chunks)
 }
 
