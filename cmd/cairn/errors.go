@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"os/exec"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -29,6 +30,7 @@ const (
 	exitDamaged  = 3
 	exitNotFound = 4
 	exitRefused  = 5
+	exitMended   = 6
 	exitSignal   = 128 // and the signal's number
 )
 
@@ -45,6 +47,20 @@ func (e usageError) Unwrap() error { return e.err }
 type damagedError struct{ text string }
 
 func (e damagedError) Error() string { return e.text }
+
+// mendedError says that damage was found and removed, as it was asked for.
+type mendedError struct{ text string }
+
+func (e mendedError) Error() string { return e.text }
+
+// onlyMended reports whether err is a mendedError, or several, and nothing worse.
+func onlyMended(err error) bool {
+	several, ok := err.(interface{ Unwrap() []error })
+	if !ok {
+		return is[mendedError](err)
+	}
+	return !slices.ContainsFunc(several.Unwrap(), func(err error) bool { return !onlyMended(err) })
+}
 
 // hintError is an error with something to try.
 type hintError struct {
@@ -70,6 +86,8 @@ func exitStatus(ctx context.Context, err error) int {
 	case errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrDenied),
 		errors.Is(err, fs.ErrNotExist) || errors.Is(err, exec.ErrNotFound) || errors.Is(err, disk.ErrNotFound) || errors.Is(err, disk.ErrNoTable) || errors.Is(err, disk.ErrNoRoot):
 		return exitNotFound
+	case onlyMended(err):
+		return exitMended
 	}
 	return exitFailed
 }
@@ -81,7 +99,11 @@ func is[E error](err error) bool {
 
 // complain tells the user what went wrong, and what to try.
 func complain(w io.Writer, err error, hint string) {
-	fmt.Fprintf(w, "cairn: error: %v\n", err)
+	kind := "error: "
+	if onlyMended(err) {
+		kind = ""
+	}
+	fmt.Fprintf(w, "cairn: %s%v\n", kind, err)
 	if hint != "" {
 		fmt.Fprintf(w, "cairn: hint: %s\n", hint)
 	}
@@ -119,6 +141,8 @@ func hintFor(err error, status int) string {
 		return hint
 	}
 	switch {
+	case status == exitMended:
+		return "run make again for the images that have those chunks, or verify with --repair STORE and the indexes"
 	case status == exitUsage:
 		return "see 'cairn help'"
 	case errors.Is(err, store.ErrBudget):

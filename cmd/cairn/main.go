@@ -50,8 +50,9 @@ any web server can serve, and assembles images onto partitions from what is alre
 serves them live over NBD. Its formats are casync's and desync's.
 
 Exit status: 0 done, 1 failed, 2 wrong usage, 3 data is not what its digest says, 4 not found or store
-unreachable, 5 refused to protect data, 129, 130, 131 and 143 interrupted by SIGHUP, SIGINT, SIGQUIT and
-SIGTERM (serve ends with 0), 141 stdout is not read any more.`,
+unreachable, 5 refused to protect data, 6 mended: damage was removed from a store as asked, 129, 130, 131
+and 143 interrupted by SIGHUP, SIGINT, SIGQUIT and SIGTERM (serve ends with 0), 141 stdout is not read any
+more.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}

@@ -41,11 +41,13 @@ func newStoreVerify() *cobra.Command {
 		Short: "Read and hash every chunk of a store again; repair it from others",
 		Long: `verify reads every chunk of a store, or only those of the indexes, and compares it with the digest that it is
 named by. What is damaged, empty or misnamed is listed on stdout; objects that are no chunks are mentioned. Exit
-status 3 says that something is damaged or missing.
+status 3 says that something is damaged or missing now, 6 that all that was damaged is removed, 0 that the store is
+whole, also when it was repaired.
 
 --repair replaces damaged, empty and missing chunks by those of another store, which are hashed before.
 --remove-damaged takes away what could not be repaired, so that the next make stores those chunks anew: a damaged
-chunk is of no use to readers, and makes writers believe that it is there. Nothing else is ever removed.
+chunk is of no use to readers, and makes writers believe that it is there. Nothing else is ever removed. Until
+the next make or --repair the store lacks those chunks (exit status 6).
 
 A verify that was interrupted is gone on with: how far it came is kept in --state, and forgotten at its end. It
 begins anew for another store, other indexes or another --repair, --remove-damaged or --digest, and with --restart.
@@ -191,11 +193,13 @@ func tellVerified(r storeVerified) {
 // failure says what is not right in the end.
 func (r storeVerified) failure() error {
 	switch {
-	case r.Bad() > 0:
-		err := damagedError{fmt.Sprintf("%s is not whole: %s damaged, empty or missing", r.Store, chunks(r.Bad()))}
+	case r.Bad() > r.Removed:
+		err := damagedError{fmt.Sprintf("%s is not whole: %s damaged, empty or missing", r.Store, chunks(r.Bad()-r.Removed))}
 		return hintError{err, "--repair STORE replaces what another store holds whole; --remove-damaged lets make store the rest anew"}
 	case r.Unknown > 0:
 		return hintError{fmt.Errorf("%s in %s compressed in a way that cannot be read", chunks(r.Unknown), r.Store), "name the indexes that they belong to"}
+	case r.Removed > 0:
+		return mendedError{fmt.Sprintf("%s was mended: what was damaged is removed, and it lacks %s", r.Store, chunks(r.Removed))}
 	}
 	return nil
 }

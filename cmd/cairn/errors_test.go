@@ -1,0 +1,28 @@
+package main
+
+import (
+	"errors"
+	"testing"
+
+	"cairn/internal/blockdev"
+	"cairn/store"
+)
+
+// TestWorseThanMended: of several stores that were verified, the one that is worst off decides.
+func TestWorseThanMended(t *testing.T) {
+	mended := mendedError{"mended"}
+	for want, others := range map[int][]error{
+		exitMended:   {nil, mended, errors.Join(mended, nil)},
+		exitDamaged:  {damagedError{"damaged"}},
+		exitNotFound: {store.ErrNotFound},
+		exitRefused:  {&blockdev.RefusedError{}},
+		exitFailed:   {errors.New("failed"), hintError{errors.New("failed"), "do something"}},
+	} {
+		for _, other := range others {
+			err := errors.Join(mended, other)
+			if got := exitStatus(t.Context(), err); got != want {
+				t.Errorf("exit status of %v = %d, want %d", err, got, want)
+			}
+		}
+	}
+}
