@@ -76,7 +76,25 @@ func ParseParams(text string) (Params, error) {
 	default:
 		return Params{}, fmt.Errorf("chunk sizes %q: want MIN:AVG:MAX or AVG", text)
 	}
-	return p, p.Validate()
+	err := p.Validate()
+	if err != nil && !strings.ContainsAny(text, "KMBi") {
+		err = fmt.Errorf("%w: numbers without a suffix are KiB%s", err, inBytes(sizes))
+	}
+	return p, err
+}
+
+// inBytes is what was meant, if the numbers are bytes, as casync has them.
+func inBytes(sizes []int64) string {
+	var bytes, short []string
+	for _, size := range sizes {
+		n := size >> 10
+		bytes = append(bytes, fmt.Sprintf("%dB", n))
+		if n%1024 != 0 {
+			return ""
+		}
+		short = append(short, strconv.FormatInt(n>>10, 10))
+	}
+	return fmt.Sprintf("; casync's bytes are %s or %s here", strings.Join(short, ":"), strings.Join(bytes, ":"))
 }
 
 var units = []struct {

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"os"
@@ -13,7 +12,6 @@ import (
 	"cairn/internal/rotate"
 	"cairn/store"
 	"cairn/store/locate"
-	"cairn/store/web"
 )
 
 // access are the flags that say how to authenticate to servers, and how long to wait for them. They name files: a secret
@@ -119,21 +117,4 @@ func rereadableAWS(r *rotate.Reader) error {
 		}
 	}
 	return nil
-}
-
-// accessHint is what to try when a server, or we, do not believe who the other is.
-func accessHint(err error) string {
-	switch {
-	case is[x509.UnknownAuthorityError](err):
-		return "if the server's authority is your own, name its certificate: --ca-cert FILE"
-	case is[x509.HostnameError](err):
-		return "use a name that the server's certificate has, or have it issued for this one"
-	case is[x509.CertificateInvalidError](err):
-		return "check this machine's clock, then the dates of the server's certificate"
-	case errors.Is(err, web.ErrNoCertificate):
-		return "name one that the server believes: --client-cert FILE --client-key FILE"
-	case errors.Is(err, web.ErrScheme):
-		return "check whether the location is to begin with https:// or http://"
-	}
-	return ""
 }

@@ -47,7 +47,7 @@ func (f *planFlags) add(c *cobra.Command) {
 			"device that / is mounted from) or a directory of images; without INDEX it is scanned; \\= and \\# are = and # in "+
 			"a name; repeatable")
 	flags.StringVar(&f.state, "state", defaultState, "`directory` that remembers what devices hold; \"\" for none")
-	flags.Var(bytesFlag{&f.memory}, "memory", "limit of the buffers in `bytes` (default: 32MiB)")
+	flags.Var(amount(&f.memory), "memory", "limit of the buffers in `bytes` (default: 32MiB)")
 	check(c, func([]string) error {
 		if f.memory != 0 && f.memory < 1<<20 {
 			return fmt.Errorf("--memory %s: want at least 1MiB", size(f.memory))
@@ -162,7 +162,7 @@ whole. A block device that stdout is redirected to is checked, claimed and writt
 	}
 	f.add(c)
 	flags := c.Flags()
-	flags.Var(bytesFlag{&f.maxDownload}, "max-download", "stop cleanly rather than download more than that many `bytes`")
+	flags.Var(amount(&f.maxDownload), "max-download", "stop cleanly rather than download more than that many `bytes`")
 	flags.StringSliceVar(&f.force, "force", nil, "write although the named `checks` speak against it ("+strings.Join(blockdev.Liftable(), ", ")+")")
 	flags.DurationVar(&f.lockWait, "lock-wait", defaultLockWait,
 		"how long to wait for the lock on the target's disk while another program has it (udev, sfdisk, a cairn)")

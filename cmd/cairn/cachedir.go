@@ -13,6 +13,9 @@ func (f limitFlag) String() string { return "" }
 func (f limitFlag) Type() string   { return "size" }
 
 func (f limitFlag) Set(text string) error {
+	if err := checkAmount(text); err != nil {
+		return err
+	}
 	n, err := parseBytes(text)
 	if err == nil && n == 0 {
 		n = cachedir.Unlimited

@@ -34,9 +34,6 @@ number) and DISK#UUID.`,
 		Args: arguments(cobra.ExactArgs(1)),
 		RunE: func(c *cobra.Command, args []string) error {
 			found, err := disk.Partitions(args[0])
-			if errors.Is(err, disk.ErrNoTable) {
-				return hintError{err, "name a whole disk or disk image"}
-			}
 			if err != nil {
 				return err
 			}

@@ -20,6 +20,7 @@ import (
 	"cairn/internal/disk"
 	"cairn/store"
 	"cairn/store/locate"
+	"cairn/store/s3"
 )
 
 // The exit statuses, as `cairn help` tells them.
@@ -84,6 +85,7 @@ func exitStatus(ctx context.Context, err error) int {
 	case is[damagedError](err) || is[treeError](err) || is[*store.CorruptError](err) || errors.Is(err, assemble.ErrMedium) || errors.Is(err, blob.ErrInvalid) || errors.Is(err, profile.ErrInvalid) || errors.Is(err, disk.ErrInvalidTable):
 		return exitDamaged
 	case errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrDenied),
+		errors.Is(err, fs.ErrPermission) || errors.Is(err, s3.ErrNoBucket) || trustHint(err) != "",
 		errors.Is(err, fs.ErrNotExist) || errors.Is(err, exec.ErrNotFound) || errors.Is(err, disk.ErrNotFound) || errors.Is(err, disk.ErrNoTable) || errors.Is(err, disk.ErrNoRoot):
 		return exitNotFound
 	case onlyMended(err):
@@ -153,8 +155,6 @@ func hintFor(err error, status int) string {
 		return "check the network and the server, and run it again: what is done is not done twice"
 	case errors.Is(err, store.ErrExists):
 		return "choose another name, or leave --create-only out to replace it"
-	case errors.Is(err, store.ErrDenied):
-		return "check permissions and credentials (--bearer-token-file, --basic-auth-file)"
 	case is[treeError](err) || errors.Is(err, blob.ErrArchive):
 		return treeHint
 	case errors.Is(err, blob.ErrInvalid):
@@ -163,8 +163,6 @@ func hintFor(err error, status int) string {
 		return "the store's copy is damaged; 'cairn verify INDEX' lists what is, another store (-s) may hold it whole"
 	case errors.Is(err, store.ErrNotFound):
 		return "'cairn verify INDEX -s STORE' lists what a store lacks; -s names another store"
-	case errors.Is(err, disk.ErrNoTable) || errors.Is(err, disk.ErrNotFound):
-		return "'cairn disk DISK' lists the partitions"
 	}
-	return ""
+	return tableHint(err)
 }

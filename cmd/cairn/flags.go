@@ -52,7 +52,7 @@ func (f *stores) add(c *cobra.Command) {
 	c.Flags().StringVarP(&f.cache, "cache", "c", "", "`directory` that keeps fetched chunks")
 	c.Flags().Var(limitFlag{&f.cacheLimit}, "cache-limit",
 		"`size` that the cache may have; 0 is no limit (default: a tenth of its file system, at most half of what is free)")
-	c.Flags().Var(bytesFlag{&f.rateLimit}, "rate-limit", "read at most that many `bytes` a second from the stores")
+	c.Flags().Var(amount(&f.rateLimit), "rate-limit", "read at most that many `bytes` a second from the stores")
 	c.Flags().IntVar(&f.fetches, "fetches", 0, "how many `chunks` to ask a store for at once (default: as many as fill the way to it)")
 	check(c, func([]string) error {
 		if f.fetches < 0 || f.fetches > 1024 {
@@ -119,6 +119,28 @@ func (f bytesFlag) Type() string { return "size" }
 func (f bytesFlag) Set(text string) (err error) {
 	*f.value, err = parseBytes(text)
 	return err
+}
+
+// amountFlag is a bytesFlag for what is never a few bytes: a limit of memory, of a disk, of a line. A small number without a
+// suffix was meant in another unit.
+type amountFlag struct{ bytesFlag }
+
+func amount(value *int64) amountFlag { return amountFlag{bytesFlag{value}} }
+
+func (f amountFlag) Set(text string) error {
+	if err := checkAmount(text); err != nil {
+		return err
+	}
+	return f.bytesFlag.Set(text)
+}
+
+func checkAmount(text string) error {
+	const few = 4096
+	n, err := strconv.ParseInt(text, 10, 64)
+	if err != nil || n <= 0 || n >= few {
+		return nil
+	}
+	return fmt.Errorf("%d bytes are too few to be meant: write %dK, %dM or %dG (or %dB)", n, n, n, n, n)
 }
 
 // parseBytes reads a number of bytes: 4096, 64K, 64KiB, 1.5 is refused.

@@ -4,6 +4,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -36,7 +37,7 @@ func run(args []string) int {
 	case i.signal != 0:
 		complain(stderr, i, interruptedHint(c, i.signal, err))
 	default:
-		complain(stderr, err, hintFor(err, status))
+		complain(stderr, err, cmp.Or(sshHint(args, err), hintFor(err, status)))
 	}
 	return status
 }

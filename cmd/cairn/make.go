@@ -147,11 +147,7 @@ func runMake(ctx context.Context, stdout io.Writer, f makeFlags, image string) (
 	}
 	outlet, err := openOutlet(ctx, index, f.createOnly, access)
 	if err != nil {
-		err = fmt.Errorf("writing index %s: %w", index, err)
-		if errors.Is(err, store.ErrNotFound) {
-			return hintError{err, "check the index's location, or make its directory"}
-		}
-		return err
+		return absentHint(fmt.Errorf("writing index %s: %w", index, err), "check the index's location, or make its directory")
 	}
 	bucket, err := openRemote(f.store, access)
 	if err != nil {

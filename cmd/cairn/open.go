@@ -32,11 +32,7 @@ func readAnyIndex(ctx context.Context, at locate.Location, a access) (*blob.Inde
 	if err == nil {
 		return x, nil
 	}
-	err = fmt.Errorf("reading index %s: %w", at, err)
-	if errors.Is(err, store.ErrNotFound) {
-		return nil, hintError{err, "check the index's location"}
-	}
-	return nil, err
+	return nil, absentHint(fmt.Errorf("reading index %s: %w", at, err), "check the index's location")
 }
 
 // file opens the directory that a file lies in, and returns the file's name there.
@@ -214,7 +210,7 @@ func openStores(f stores, index locate.Location, a blob.Algorithm, budget int64)
 		for _, at := range group {
 			r, failed := access.Open(at)
 			if failed != nil {
-				err = hintError{fmt.Errorf("opening store %s: %w", at, failed), "name the store with -s LOCATION"}
+				err = absentHint(fmt.Errorf("opening store %s: %w", at, failed), "name the store with -s LOCATION")
 				warnLeftOut(group, err)
 				continue
 			}

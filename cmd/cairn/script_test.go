@@ -29,7 +29,7 @@ func TestScripts(t *testing.T) {
 		Dir:           "testdata/script",
 		UpdateScripts: *update,
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
-			"exits": exits, "image": image, "slots": slots, "flip": flip,
+			"exits": exits, "image": image, "slots": slots, "flip": flip, "mbr": mbr,
 		},
 	})
 }
@@ -80,6 +80,15 @@ func flip(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	data[number(ts, args[1])] ^= 1
 	ts.Check(errors.Join(os.Chmod(files[0], 0o644), os.WriteFile(files[0], data, 0o644)))
+}
+
+// mbr FILE writes a disk image of 4 MiB with an MBR and one Linux partition.
+func mbr(ts *testscript.TestScript, neg bool, args []string) {
+	wantArgs(ts, neg, len(args) == 1, "mbr FILE")
+	disk := make([]byte, 4<<20)
+	copy(disk[446:], []byte{0x80, 0, 0, 0, 0x83, 0, 0, 0, 0, 8, 0, 0, 0, 8, 0, 0}) // from sector 2048, as many again
+	copy(disk[510:], []byte{0x55, 0xaa})
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), disk, 0o644))
 }
 
 func wantArgs(ts *testscript.TestScript, neg, right bool, usage string) {

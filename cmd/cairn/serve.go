@@ -69,7 +69,7 @@ status 0. Under nohup SIGHUP is ignored.`,
 	f.imageFlags.add(c)
 	c.Flags().StringVar(&f.watchDir, "watch", "", "`directory` whose index files are exports, as they come and go")
 	c.Flags().IntVar(&f.maxConns, "max-connections", 128, "serve at most that many `clients` at a time")
-	c.Flags().Var(bytesFlag{&f.inFlight}, "max-in-flight", "hold at most that many `bytes` of replies on their way, of all clients together")
+	c.Flags().Var(amount(&f.inFlight), "max-in-flight", "hold at most that many `bytes` of replies on their way, of all clients together")
 	check(c, func(args []string) error {
 		switch {
 		case len(args) == 0 && f.watchDir == "":

@@ -55,10 +55,10 @@ func (f *imageFlags) add(c *cobra.Command) {
 	if limit := flags.Lookup("cache-limit"); limit != nil {
 		limit.Usage = "`size` that all images in --cache may have; 0 is no limit (default: what they have, and half of what is free)"
 	}
-	flags.Var(bytesFlag{&f.memory}, "memory", "keep at most that many `bytes` of chunks in memory, of all exports together")
+	flags.Var(amount(&f.memory), "memory", "keep at most that many `bytes` of chunks in memory, of all exports together")
 	flags.Var(choice{&f.prefetch, []string{prefetchNone, prefetchProfile, prefetchAll}}, "prefetch",
 		"`what` to fetch before it is read: none, profile (what a boot reads, as a profile tells), or all (needs --cache)")
-	flags.Var(bytesFlag{&f.prefetchRate}, "prefetch-rate", "with --prefetch all: fetch at most that many `bytes` a second of what nobody has asked for (default: no limit)")
+	flags.Var(amount(&f.prefetchRate), "prefetch-rate", "with --prefetch all: fetch at most that many `bytes` a second of what nobody has asked for (default: no limit)")
 	flags.Var(&f.profile, "profile", "`file` with a boot profile; auto is NAME.caprf beside NAME.caibx, if there is one; none is none")
 	flags.StringVar(&f.record, "record", "", "write what is read, in the order in which it is, into this profile `file`; - is stdout, at the end, with --print-uri=false")
 	takeDash(c, "record")

@@ -36,7 +36,7 @@ type reading struct {
 
 func (f *reading) add(c *cobra.Command) {
 	c.Flags().IntVar(&f.fetches, "fetches", 32, "how many `chunks` to ask a store for at once")
-	c.Flags().Var(bytesFlag{&f.rateLimit}, "rate-limit", "read at most that many `bytes` a second")
+	c.Flags().Var(amount(&f.rateLimit), "rate-limit", "read at most that many `bytes` a second")
 	c.Flags().Var(digestFlag{&f.digest}, "digest", "`name` of the hash: sha512-256 or sha256 (default: found out)")
 	c.Flags().Lookup("digest").DefValue = ""
 	f.stores.addPatience(c)
@@ -80,7 +80,7 @@ func (f *reading) openStore(at locate.Location) (store.Reader, error) {
 	}
 	r, err := a.Open(at)
 	if err != nil {
-		return nil, hintError{fmt.Errorf("opening store %s: %w", at, err), "check the store's location"}
+		return nil, absentHint(fmt.Errorf("opening store %s: %w", at, err), "check the store's location")
 	}
 	limited := r
 	if f.rateLimit > 0 {

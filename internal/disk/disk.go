@@ -16,6 +16,7 @@ import (
 // What a caller decides by.
 var (
 	ErrNoTable      = errors.New("no GPT partition table")
+	ErrMBR          = fmt.Errorf("%w: it has an MBR (DOS) partition table", ErrNoTable)
 	ErrInvalidTable = errors.New("invalid partition table")
 	ErrNotFound     = errors.New("not found")
 	ErrAmbiguous    = errors.New("ambiguous")

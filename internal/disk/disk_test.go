@@ -183,6 +183,29 @@ func (p padded) ReadAt(b []byte, off int64) (int, error) {
 	return len(b), nil
 }
 
+// TestMBR: one is told from the boot sector of FAT, from the protective one of a GPT, and from noise.
+func TestMBR(t *testing.T) {
+	linux := []byte{0x80, 0, 0, 0, 0x83, 0, 0, 0, 0, 8, 0, 0, 0, 8, 0, 0}
+	for name, test := range map[string]struct {
+		entry []byte
+		want  bool
+	}{
+		"Linux":          {linux, true},
+		"none":           {nil, false},
+		"protective":     {[]byte{0, 0, 2, 0, 0xee, 0, 0, 0, 1, 0, 0, 0, 0xff, 0xff, 0xff, 0xff}, false},
+		"code of FAT's":  {[]byte("\r\nDisk error\r\nx"), false},
+		"beyond the end": {[]byte{0, 0, 0, 0, 0x83, 0, 0, 0, 0, 0, 0, 8, 0, 8, 0, 0}, false},
+	} {
+		disk := make([]byte, 4<<20)
+		copy(disk[446:], test.entry)
+		copy(disk[510:], []byte{0x55, 0xaa})
+		_, err := readTable(bytes.NewReader(disk), int64(len(disk)), 0)
+		if !errors.Is(err, ErrNoTable) || errors.Is(err, ErrMBR) != test.want {
+			t.Errorf("%s: %v, want ErrMBR: %v", name, err, test.want)
+		}
+	}
+}
+
 func FuzzTable(f *testing.F) {
 	const size = 4 * mib
 	for _, sector := range []int{512, 4096} {

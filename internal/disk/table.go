@@ -34,7 +34,29 @@ func readTable(r io.ReaderAt, size, sector int64) ([]Partition, error) {
 			err = e
 		}
 	}
+	if errors.Is(err, ErrNoTable) && hasMBR(r, size) {
+		return nil, ErrMBR
+	}
 	return nil, err
+}
+
+// hasMBR reports whether a disk of size bytes begins with an MBR that has partitions. The protective one of a GPT
+// has none. A boot sector of FAT ends with the same two bytes.
+func hasMBR(r io.ReaderAt, size int64) (found bool) {
+	const table, entry, protective, active = 446, 16, 0xee, 0x80
+	var boot [512]byte
+	if _, err := r.ReadAt(boot[:], 0); err != nil || boot[510] != 0x55 || boot[511] != 0xaa {
+		return false
+	}
+	for at := table; at < 510; at += entry {
+		e := boot[at : at+entry]
+		start, count := binary.LittleEndian.Uint32(e[8:]), binary.LittleEndian.Uint32(e[12:])
+		if e[0] != 0 && e[0] != active || e[4] == protective {
+			return false
+		}
+		found = found || e[4] != 0 && start > 0 && count > 0 && int64(start) < size/512
+	}
+	return found
 }
 
 func readTableAt(r io.ReaderAt, size, sector int64) ([]Partition, error) {

@@ -23,7 +23,7 @@ func TestS3(t *testing.T) {
 	cairn(t, "assemble", "s3://images/v 1/a.caibx", out)
 	wantSame(t, out, p.a)
 	cairn(t, "verify", "-s", server.Location("images/v 1/default.castr", "?region=us-east-1"), "s3://images/v%201/a.caibx")
-	fails(t, 1, "there is no such bucket", "assemble", "s3://mistyped/a.caibx", out)
+	fails(t, notFound, "there is no such bucket", "assemble", "s3://mistyped/a.caibx", out)
 	t.Setenv("AWS_SECRET_ACCESS_KEY", "hush")
 	fails(t, 4, "access denied", "assemble", "s3://images/v%201/a.caibx", out)
 }

@@ -40,6 +40,9 @@ func (a Access) Open(l Location) (store.Reader, error) {
 // a server that fail are retried.
 func (a Access) OpenBucket(l Location) (store.Bucket, error) {
 	if path, ok := l.Local(); ok {
+		if _, like := OverSSH(path); like { // to make a directory called HOST: helps nobody
+			return nil, fmt.Errorf("%s: %w", path, store.ErrNotFound)
+		}
 		return bucket(local.Create(path, a.Local))
 	}
 	a.SFTP.MakeRoot = true

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 
 	"cairn/internal/escape"
@@ -50,6 +51,27 @@ func Parse(text string) (Location, error) {
 	default:
 		return Location{}, fmt.Errorf("%w %s:// (a path, http, https, s3, s3+http, s3+https or sftp)", ErrKind, scheme)
 	}
+}
+
+// sshLike is how scp, rsync and casync write a file on a server. A host has two characters at least.
+var sshLike = regexp.MustCompile(`^((?:[A-Za-z0-9._-]+@)?[A-Za-z0-9][A-Za-z0-9.-]+):(.*)$`)
+
+// addressKinds stand before a colon elsewhere: where to listen, and file URIs.
+var addressKinds = []string{"unix", "tcp", "file"}
+
+// OverSSH reports whether a path that does not exist looks like a file on an ssh server, and how that is written.
+func OverSSH(text string) (location string, is bool) {
+	m := sshLike.FindStringSubmatch(text)
+	if m == nil || schemeOf(text) != "" || m[2] == "" || slices.Contains(addressKinds, m[1]) || exists(text) {
+		return "", false
+	}
+	switch {
+	case strings.HasPrefix(m[2], "/"):
+		return "sftp://" + m[1] + m[2], true
+	case strings.Contains(m[1], "@"):
+		return "sftp://" + m[1] + "/~/" + m[2], true
+	}
+	return "", false
 }
 
 func location(p place, err error) (Location, error) {

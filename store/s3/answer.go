@@ -18,6 +18,14 @@ import (
 // would go on there without a word.
 var ErrNoBucket = errors.New("there is no such bucket")
 
+// What S3 refuses, and what can be done about it.
+var (
+	// ErrDenied is a store.ErrDenied of S3.
+	ErrDenied = fmt.Errorf("%w by S3", store.ErrDenied)
+	// ErrClock says that the time of a request is not the server's.
+	ErrClock = fmt.Errorf("%w, whose clock differs from this machine's", ErrDenied)
+)
+
 // errConflict says that another writer was busy with the same name.
 var errConflict = errors.New("written at the same time")
 
@@ -126,11 +134,13 @@ func (r *refusal) err() error {
 	switch code := r.status; {
 	case r.code == "NoSuchBucket":
 		return fmt.Errorf("%w (%w)", ErrNoBucket, r.words())
+	case r.code == "RequestTimeTooSkewed", r.code == "RequestExpired":
+		return fmt.Errorf("%w: %w", ErrClock, r.words())
 	case code == http.StatusProxyAuthRequired:
 		return transfer.DeniedByProxy(r.text)
 	case slices.Contains(codesOfKeys, r.code), slices.Contains(codesOfDenial, r.code),
 		code == http.StatusUnauthorized, code == http.StatusForbidden:
-		return fmt.Errorf("%w: %w", store.ErrDenied, r.words())
+		return fmt.Errorf("%w: %w", ErrDenied, r.words())
 	case r.throttles():
 		return &store.UnavailableError{Err: r.words(), After: r.after, Throttled: true}
 	case slices.Contains(codesOfTrouble, r.code), code == http.StatusRequestTimeout,

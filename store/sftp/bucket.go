@@ -37,6 +37,16 @@ type Options struct {
 	MakeRoot bool
 }
 
+// What a server, or ssh, refuses.
+var (
+	// ErrLogin is a store.ErrDenied: ssh cannot log in.
+	ErrLogin = fmt.Errorf("%w to the server", store.ErrDenied)
+	// ErrDenied is a store.ErrDenied: the user that ssh logs in as may not do that to a file.
+	ErrDenied = fmt.Errorf("%w by the server", store.ErrDenied)
+	// ErrHostKey says that ssh does not believe who the server is.
+	ErrHostKey = errors.New("the server's host key is not known, or has changed")
+)
+
 const callsPerConnection = 64
 
 // Bucket keeps each object as a file of its name below a directory. Safe for concurrent use, also by other buckets
@@ -152,7 +162,7 @@ func explain(err error) error {
 	case statusNoSuchFile:
 		return store.ErrNotFound
 	case statusDenied:
-		return fmt.Errorf("%w: %w", store.ErrDenied, err)
+		return fmt.Errorf("%w: %w", ErrDenied, err)
 	case statusNoConnection, statusLost:
 		return &store.UnavailableError{Err: err}
 	}

@@ -155,9 +155,9 @@ func explainConnect(words string, err error) error {
 	}
 	switch {
 	case has("Host key verification failed", "HOST IDENTIFICATION HAS CHANGED"):
-		return fmt.Errorf("%w (connect once with ssh by hand, and compare the host's key)", err)
+		return fmt.Errorf("%w (connect once with ssh by hand, and compare the host's key): %w", ErrHostKey, err)
 	case has("Permission denied", "Too many authentication failures"):
-		return fmt.Errorf("%w: %w", store.ErrDenied, err)
+		return fmt.Errorf("%w: %w", ErrLogin, err)
 	case has("subsystem request failed"):
 		return fmt.Errorf("%w (the server offers no sftp)", err)
 	case has("Bad configuration option", "bad configuration options", "Bad owner or permissions",

@@ -87,7 +87,9 @@ func refusal(answer *http.Response) error {
 	switch code := answer.StatusCode; code {
 	case http.StatusProxyAuthRequired:
 		return transfer.DeniedByProxy(status.Error())
-	case http.StatusUnauthorized, http.StatusPaymentRequired, http.StatusForbidden, http.StatusUnavailableForLegalReasons:
+	case http.StatusUnauthorized:
+		return ErrUnauthorized
+	case http.StatusPaymentRequired, http.StatusForbidden, http.StatusUnavailableForLegalReasons:
 		return fmt.Errorf("%w: %w", store.ErrDenied, status)
 	case http.StatusNotImplemented, http.StatusHTTPVersionNotSupported: // asking again does not teach it
 	case http.StatusTooManyRequests, http.StatusRequestTimeout, http.StatusTooEarly, http.StatusLocked:

@@ -180,8 +180,7 @@ func (r *Reader) send(ctx context.Context, m message, home bool, abort func(erro
 	}
 	r.drop(answer)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %s, and credentials cannot be read again: %w",
-			store.ErrDenied, statusText(answer.StatusCode), err)
+		return nil, fmt.Errorf("%w, and credentials cannot be read again: %w", ErrUnauthorized, err)
 	}
 	return r.trip(ctx, r.own, m, fresh, abort)
 }

@@ -19,6 +19,8 @@ import (
 var (
 	// ErrNoCertificate is denied for want of a client certificate, or of one that the server believes.
 	ErrNoCertificate = fmt.Errorf("%w: the server wants a client certificate", store.ErrDenied)
+	// ErrUnauthorized is denied for want of credentials that the server knows.
+	ErrUnauthorized = fmt.Errorf("%w: %s", store.ErrDenied, statusText(http.StatusUnauthorized))
 	// ErrScheme says that http was spoken to an https port, or https to an http port.
 	ErrScheme = errors.New("the port speaks another scheme")
 )
