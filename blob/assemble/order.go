@@ -95,7 +95,7 @@ func (t *turn) pass(ctx context.Context) error {
 func (t *turn) wait(ctx context.Context) error {
 	select {
 	case <-t.before:
-		return nil
+		return ctx.Err()
 	case <-ctx.Done():
 		return ctx.Err()
 	}

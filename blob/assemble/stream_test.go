@@ -2,6 +2,7 @@ package assemble
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"io"
 	"testing"
@@ -54,7 +55,7 @@ func TestStream(t *testing.T) {
 		"a seed":           {[]seed.Seed{seedOf(t, a)}, distinct(index(t, a), x)},
 		"a seed that lies": {[]seed.Seed{broken}, distinct(index(t, nil), x)},
 	} {
-		for _, o := range []Options{{}, {Far: true}, {Memory: 1 << 20, Segments: 3}, {Segments: 1, Fetches: 1}} {
+		for _, o := range []Options{{}, {Far: true, Memory: 4 << 20}, {Memory: 1 << 20, Segments: 1, Fetches: 1}} {
 			p := seed.NewPlan(x, c.seeds...)
 			from := holding(t, b)
 			stats := stream(t, p, from, b, 0, len(b), o)
@@ -179,6 +180,21 @@ func TestStreamFails(t *testing.T) {
 	broken := writerFunc(func([]byte) (int, error) { return 0, errDevice })
 	if _, err := Stream(t.Context(), p, holding(t, b), Sink{broken, 0, x.Size()}, Options{}); !errors.Is(err, errDevice) {
 		t.Errorf("Stream to a broken writer = %v, want %v", err, errDevice)
+	}
+}
+
+// TestStreamCancelled: a stream ends with its context, in data and in zeros, after what is being written.
+func TestStreamCancelled(t *testing.T) {
+	image := append(random(1, 1<<20), make([]byte, 1<<20)...)
+	x := index(t, image)
+	for _, off := range []int64{0, 1 << 20, x.Size() - 1} {
+		ctx, cancel := context.WithCancel(t.Context())
+		writes := 0
+		out := writerFunc(func(p []byte) (int, error) { cancel(); writes++; return len(p), nil })
+		_, err := Stream(ctx, seed.NewPlan(x), holding(t, image), Sink{out, off, x.Size() - off}, Options{Memory: 1 << 20})
+		if !errors.Is(err, context.Canceled) || writes != 1 {
+			t.Errorf("Stream from %d, cancelled by its first write = %v after %d writes", off, err, writes)
+		}
 	}
 }
 

@@ -164,23 +164,22 @@ func (c *Cache) join(e *entry, h home) {
 	e.homes = append(e.homes, h)
 }
 
-// prefetch is start for chunks that nobody waits for, and returns how many of them it took. It refuses when
-// half a cache is on its way: more would pile up, and push out what was not read yet.
-func (c *Cache) prefetch(chunks []wanted, r rank) int {
+// prefetch is start for chunks that nobody waits for. It stops when half a cache is on its way: more would pile up, and
+// push out what was not read yet.
+func (c *Cache) prefetch(chunks []wanted, r rank) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	defer c.pump()
-	for i, w := range chunks {
+	for _, w := range chunks {
 		if e := c.use(w.key); e != nil {
 			c.join(e, w.home)
 			continue
 		}
 		if c.onWay+w.key.size > c.limit/2 {
-			return i
+			return
 		}
 		c.add(w, r)
 	}
-	return len(chunks)
 }
 
 // use is the entry of a chunk that is here or on its way, else nil. The caller holds mu.

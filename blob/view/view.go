@@ -9,7 +9,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"iter"
 	"log/slog"
 	"math"
@@ -533,20 +532,15 @@ func (v *Image) Prefetch(_ context.Context, off, n int64) error {
 	return nil
 }
 
-// prefetch starts to fetch the chunks from off to end until the cache takes no more, and returns how far
-// that is.
-func (v *Image) prefetch(off, end int64, r rank) int64 {
+// prefetch starts to fetch the chunks from off to end, until the cache takes no more.
+func (v *Image) prefetch(off, end int64, r rank) {
 	var list []wanted
 	for part := range v.pieces(off, end-off) {
 		if w, ok := v.absent(part.number); ok {
 			list = append(list, w)
 		}
 	}
-	n := v.source.cache.prefetch(list, r)
-	if n == len(list) {
-		return max(off, end)
-	}
-	return max(off, v.index.At(list[n].chunk).Offset)
+	v.source.cache.prefetch(list, r)
 }
 
 // absent is chunk i as it is wanted, unless it is zero or on disk.
@@ -568,30 +562,5 @@ func (v *Image) Extents(off, n int64) iter.Seq2[int64, bool] {
 		}
 	}
 }
-
-// CopyTo writes n bytes from off on to w, in order, while what follows is on its way.
-func (v *Image) CopyTo(ctx context.Context, w io.Writer, off, n int64) error {
-	if err := v.check(off, n); err != nil {
-		return err
-	}
-	next, end := off, off+n
-	buf := make([]byte, 0, copySize)
-	for off < end && ctx.Err() == nil {
-		next = v.prefetch(max(next, off), min(off+v.source.cache.limit/2, end), ahead)
-		buf = buf[:min(copySize, end-off)]
-		entries, _ := v.start(v.span(off, int64(len(buf))))
-		if err := v.fill(ctx, buf, off, entries); err != nil {
-			return err
-		}
-		if _, err := w.Write(buf); err != nil {
-			return err
-		}
-		off += int64(len(buf))
-	}
-	return ctx.Err()
-}
-
-// copySize is how many bytes CopyTo writes at once.
-const copySize = 1 << 20
 
 func (v *Image) log() *slog.Logger { return v.source.cache.limits.Log }

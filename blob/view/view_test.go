@@ -217,9 +217,6 @@ func TestOutside(t *testing.T) {
 		if err := v.Prefetch(t.Context(), c.off, c.n); (err == nil) != c.within {
 			t.Errorf("Prefetch(%d, %d) = %v, want an error: %v", c.off, c.n, err, !c.within)
 		}
-		if err := v.CopyTo(t.Context(), new(bytes.Buffer), c.off, c.n); (err == nil) != c.within {
-			t.Errorf("CopyTo(%d, %d) = %v, want an error: %v", c.off, c.n, err, !c.within)
-		}
 	}
 	if err := v.Prefetch(t.Context(), 0, -1); err == nil {
 		t.Error("Prefetch of -1 bytes succeeds")
@@ -396,10 +393,8 @@ func TestZeros(t *testing.T) {
 	v := open(t, index(t, image), from, Limits{})
 	checkRead(t, v, image, make([]byte, len(image)), 0)
 	checkResident(t, v, image, 0, len(image))
-	var copied bytes.Buffer
-	err := errors.Join(v.Prefetch(t.Context(), 0, v.Size()), v.CopyTo(t.Context(), &copied, 0, v.Size()))
-	if err != nil || !bytes.Equal(copied.Bytes(), image) {
-		t.Errorf("Prefetch and CopyTo of zeros gave %d bytes, %v", copied.Len(), err)
+	if err := v.Prefetch(t.Context(), 0, v.Size()); err != nil {
+		t.Errorf("Prefetch of zeros = %v", err)
 	}
 	if all, _ := from.asked(); all != 0 {
 		t.Errorf("the store was asked for %d chunks, want none", all)
@@ -549,80 +544,6 @@ func TestExtents(t *testing.T) {
 	}
 	for range v.Extents(0, v.Size()) {
 		break // which must not panic
-	}
-}
-
-func TestCopyTo(t *testing.T) {
-	image := bytes.Join([][]byte{mixed(), testimages.Random(3, 3<<20)}, nil)
-	x := index(t, image)
-	for _, limits := range []Limits{{}, {Bytes: 300_000, Fetches: 2}, {Bytes: 1, Fetches: 1}} {
-		v := open(t, x, holding(t, image), limits)
-		for _, c := range []struct{ off, n int64 }{{0, v.Size()}, {12_345, 2_000_000}, {v.Size() - 1, 1}, {7, 0}} {
-			var got bytes.Buffer
-			err := v.CopyTo(t.Context(), &got, c.off, c.n)
-			if err != nil || !bytes.Equal(got.Bytes(), image[c.off:c.off+c.n]) {
-				t.Errorf("CopyTo(%d, %d) gave %d bytes, %v, not the image's", c.off, c.n, got.Len(), err)
-			}
-		}
-		checkCache(t, v.source.cache)
-	}
-}
-
-// TestCopyToReadsAhead: what follows is on its way while the writer is busy, and each chunk is fetched once,
-// also when the image is larger than the cache.
-func TestCopyToReadsAhead(t *testing.T) {
-	image := testimages.Random(1, 10<<20)
-	x, all := index(t, image), holding(t, image).data
-	for _, limit := range []int64{5 << 20, 6<<20 - 1, 64 << 20} {
-		synctest.Test(t, func(t *testing.T) {
-			from := &origin{data: all, gets: map[blob.Digest]int{}, latency: time.Millisecond}
-			v := open(t, x, from, Limits{Bytes: limit, Fetches: 10_000})
-			start := time.Now()
-			w := writerFunc(func(p []byte) (int, error) { return len(p), sleep(t.Context(), time.Second) })
-			if err := v.CopyTo(t.Context(), w, 0, v.Size()); err != nil {
-				t.Fatal(err)
-			}
-			from.checkOnce(t, x, 0, x.Len())
-			if took, want := time.Since(start), from.latency+10*time.Second; took != want {
-				t.Errorf("limit %d: it took %v, want one fetch and the writes, %v", limit, took, want)
-			}
-		})
-	}
-}
-
-type writerFunc func(p []byte) (int, error)
-
-func (w writerFunc) Write(p []byte) (int, error) { return w(p) }
-
-// TestCopyToFails: errors of the writer and the store end it, and so does cancellation, in data and in zeros.
-func TestCopyToFails(t *testing.T) {
-	full, zeros := errors.New("no space left"), make([]byte, 5<<20)
-	image := append(testimages.Random(1, 5<<20), zeros...)
-	x, from := index(t, image), holding(t, image)
-	v := open(t, x, from, Limits{})
-	fullDisk := writerFunc(func([]byte) (int, error) { return 0, full })
-	if err := v.CopyTo(t.Context(), fullDisk, 0, v.Size()); !errors.Is(err, full) {
-		t.Errorf("CopyTo a full writer = %v, want %v", err, full)
-	}
-	for _, off := range []int64{0, 5 << 20, v.Size() - 1} {
-		ctx, cancel := context.WithCancel(t.Context())
-		var wrote int
-		w := writerFunc(func(p []byte) (int, error) {
-			cancel()
-			wrote += len(p)
-			return len(p), nil
-		})
-		if err := v.CopyTo(ctx, w, off, v.Size()-off); !errors.Is(err, context.Canceled) || wrote > copySize {
-			t.Errorf("CopyTo from %d, cancelled by its first write = %v after %d bytes", off, err, wrote)
-		}
-	}
-	lost := x.At(x.Find(3 << 20))
-	from = holding(t, image)
-	from.fail[lost.Digest] = store.ErrUnavailable
-	var got bytes.Buffer
-	err := open(t, x, from, Limits{}).CopyTo(t.Context(), &got, 0, v.Size())
-	if !errors.Is(err, store.ErrUnavailable) || int64(got.Len()) > lost.Offset || !bytes.HasPrefix(image, got.Bytes()) {
-		t.Errorf("CopyTo past a lost chunk = %v after %d bytes", err, got.Len())
 	}
 }
 

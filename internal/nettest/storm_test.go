@@ -12,9 +12,11 @@ import (
 	"sync"
 	"testing"
 
+	"cairn/blob/assemble"
 	"cairn/blob/verify"
 	"cairn/blob/view"
 	"cairn/internal/netlab"
+	"cairn/seed"
 	"cairn/store"
 )
 
@@ -135,10 +137,9 @@ func jobs() map[string]func(*testing.T, *release, store.Getter) error {
 // concatenated writes the image in order.
 func concatenated(t *testing.T, r *release, from store.Getter) error {
 	return within(t, func(ctx context.Context) error {
-		cache := view.NewCache(ctx, view.Limits{Fetches: fetches, Bytes: 256 * chunkSize})
-		defer cache.Close()
 		var out bytes.Buffer
-		err := view.New(r.index, cache.Source(from, 0), view.Options{}).CopyTo(ctx, &out, 0, r.index.Size())
+		to := assemble.Sink{Writer: &out, Size: r.index.Size()}
+		_, err := assemble.Stream(ctx, seed.NewPlan(r.index), from, to, assemble.Options{Fetches: fetches})
 		if !bytes.HasPrefix(r.image, out.Bytes()) || err == nil && out.Len() != len(r.image) {
 			t.Errorf("cat wrote %d bytes, and not the image's; it returned %v", out.Len(), err)
 		}
