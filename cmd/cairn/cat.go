@@ -23,8 +23,10 @@ type catFlags struct {
 func newCat() *cobra.Command {
 	f := catFlags{length: -1}
 	c := &cobra.Command{
-		Use:     "cat INDEX",
-		Short:   "Write an image to stdout",
+		Use:   "cat INDEX",
+		Short: "Write an image to stdout",
+		Long: `cat writes the image of INDEX (a path, a URL, or - for stdin), or a part of it, to stdout, each byte after its chunk was
+hashed. A block device there is checked and claimed before; 'cairn assemble INDEX -' also writes its head last.`,
 		Example: `  cairn cat v2.caibx --offset 1MiB --length 4096 | hexdump -C`,
 		Args:    arguments(cobra.ExactArgs(1)),
 		RunE:    func(c *cobra.Command, _ []string) error { return runCat(c.Context(), c.OutOrStdout(), f) },

@@ -60,7 +60,7 @@ type difference struct {
 }
 
 func runDiff(ctx context.Context, stdout io.Writer, f diffFlags) error {
-	if err := checkFile(f.html); err != nil {
+	if err := checkOutput(f.html); err != nil {
 		return err
 	}
 	oldAt, newAt := f.indexes[0], f.indexes[1]

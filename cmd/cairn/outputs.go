@@ -10,12 +10,20 @@ import (
 	"cairn/internal/atomicfile"
 )
 
-// checkFile reports before the work why a file could not be written after it. "" is none. A stream is left alone.
+// checkFile reports before the work why a file could not be written after it. "" is none.
 func checkFile(path string) error {
-	if path == "" || isStream(path) {
+	if path == "" {
 		return nil
 	}
 	return atomicfile.Check(path)
+}
+
+// checkOutput is checkFile for what writeWhole writes, which may be a stream.
+func checkOutput(path string) error {
+	if isStream(path) {
+		return nil
+	}
+	return checkFile(path)
 }
 
 // writeFile makes data the whole content of a file.

@@ -46,7 +46,7 @@ would be downloaded. It writes nothing, and needs no claim on the target.`,
 
 func runPlan(ctx context.Context, stdout io.Writer, f planFlags, m memory, drawing drawFlags, location string) error {
 	begun, index := time.Now(), f.index[0]
-	if err := checkFile(drawing.html); err != nil {
+	if err := checkOutput(drawing.html); err != nil {
 		return err
 	}
 	x, err := readImageIndex(ctx, index, f.access)

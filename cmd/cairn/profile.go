@@ -60,7 +60,7 @@ func newProfileMerge() *cobra.Command {
 }
 
 func mergeProfiles(ctx context.Context, out string, in []locate.Location, least int, a access) error {
-	if err := checkFile(out); err != nil {
+	if err := checkOutput(out); err != nil {
 		return err
 	}
 	var all []*profile.Profile

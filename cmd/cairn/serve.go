@@ -149,10 +149,8 @@ func runServe(ctx context.Context, stdout io.Writer, f serveFlags) error {
 
 // checkFiles looks early at the files that are needed later.
 func (f *serveFlags) checkFiles() error {
-	for _, file := range []string{f.pidfile, f.record} {
-		if err := checkFile(file); err != nil {
-			return err
-		}
+	if err := errors.Join(checkFile(f.pidfile), checkOutput(f.record)); err != nil {
+		return err
 	}
 	if path, local := f.profile.at.Local(); local && f.profile.word == "" {
 		if _, err := os.Stat(path); err != nil {
