@@ -21,7 +21,8 @@ func TestAccessHint(t *testing.T) {
 		"clock":         untrusted(x509.CertificateInvalidError{Reason: x509.Expired}),
 		"--client-cert": web.ErrNoCertificate,
 		"https://":      web.ErrScheme,
-		"--bearer":      store.ErrDenied,
+		"--bearer":      web.ErrUnauthorized,
+		"credentials":   store.ErrDenied,
 	} {
 		err := fmt.Errorf("reading index x: %w", errors.Join(err))
 		if got := hintFor(err, exitStatus(t.Context(), err)); !strings.Contains(got, want) {
