@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"cairn/internal/need"
+	"cairn/testimages"
 )
 
 // desyncServer starts desync's server of chunks or of indexes, which ends with the test, and returns its URL.
@@ -63,51 +64,43 @@ func answers(url string, ended chan struct{}) bool {
 // TestDesyncServer: desync's servers are stores to read and to write, in either form. They call a request for the other
 // form a bad one, and tell no sizes.
 func TestDesyncServer(t *testing.T) {
-	p := small(t)
+	dir := t.TempDir()
+	image := writeFile(t, dir, "image", testimages.Random(1, 900_000))
+	lacking := filepath.Join(dir, "lacking.caibx")
+	cairn(t, "make", lacking, writeFile(t, dir, "b", testimages.Random(2, 100_000)))
 	indexes := desyncServer(t, "index-server", t.TempDir(), "-w")
-	for name, flags := range map[string][]string{"compressed": {"-w"}, "plain": {"-w", "-u"}} {
-		t.Run(name, func(t *testing.T) {
-			dir, out := t.TempDir(), filepath.Join(t.TempDir(), "out")
-			url, index := desyncServer(t, "chunk-server", dir, flags...), indexes+"/"+name+".caibx"
-			compression, other := "zstd", "none"
-			if name == "plain" {
-				compression, other = "none", "zstd"
-			}
-			fails(t, failed, "takes chunks in one form only: "+name, "make", index, p.a, "-s", url, "--compression", other)
-			cairn(t, "make", index, p.a, "-s", url, "--compression", compression)
-			again := run(t, "cairn", "make", index, p.a, "-s", url, "--compression", compression)
-			if again.status != 0 || !strings.Contains(again.stderr, "none was written") {
-				t.Errorf("making it again: %d, %s", again.status, again.stderr)
-			}
-			cairn(t, "verify", index, "-s", url)
-			cairn(t, "assemble", index, out, "-s", url)
-			wantSame(t, out, p.a)
-			if got := cairn(t, "plan", index, out+"2", "-s", url); !strings.Contains(got, "to download") {
-				t.Errorf("plan says %s", got)
-			}
-			fails(t, notFound, "the store lacks", "verify", publishedBeside(t, p.b), "-s", url)
-
-			mirror := t.TempDir()
-			cairn(t, "store", "copy", url, mirror, index, "--indexes-to", mirror)
-			cairn(t, "verify", filepath.Join(mirror, name+".caibx"), "-s", mirror)
-			back := desyncServer(t, "chunk-server", t.TempDir(), flags...)
-			cairn(t, "store", "copy", mirror, back, index, "--compression", compression)
-			cairn(t, "verify", index, "-s", back)
-
-			fails(t, failed, "leave the path out", "verify", index, "-s", url+"/path")
-			readOnly := desyncServer(t, "chunk-server", t.TempDir(), flags[1:]...)
-			fails(t, failed, "takes no uploads", "make", index, p.a, "-s", readOnly, "--compression", compression)
-		})
+	index := func(name string) string { return indexes + "/" + name + ".caibx" }
+	urls := map[string]string{
+		"compressed": desyncServer(t, "chunk-server", t.TempDir(), "-w"),
+		"plain":      desyncServer(t, "chunk-server", t.TempDir(), "-w", "-u"),
 	}
+	for name, url := range urls {
+		compression, other := "zstd", "none"
+		if name == "plain" {
+			compression, other = other, compression
+		}
+		out := filepath.Join(t.TempDir(), "out")
+		fails(t, failed, "takes chunks in one form only: "+name, "make", index(name), image, "-s", url, "--compression", other)
+		cairn(t, "make", index(name), image, "-s", url, "--compression", compression)
+		again := run(t, "cairn", "make", index(name), image, "-s", url, "--compression", compression)
+		if again.status != 0 || !strings.Contains(again.stderr, "none was written") {
+			t.Errorf("making it again: %d, %s", again.status, again.stderr)
+		}
+		cairn(t, "assemble", index(name), out, "-s", url)
+		wantSame(t, out, image)
+		fails(t, notFound, "not found", "assemble", lacking, out+"2", "-s", url)
+	}
+	if got := cairn(t, "plan", index("plain"), filepath.Join(dir, "out"), "-s", urls["plain"]); !strings.Contains(got, "to download") {
+		t.Errorf("plan says %s", got)
+	}
+	copied := desyncServer(t, "chunk-server", t.TempDir(), "-w", "-u")
+	cairn(t, "store", "copy", urls["compressed"], copied, index("compressed"), "--compression", "none")
+	cairn(t, "verify", index("plain"), "-s", copied)
+
+	fails(t, failed, "leave the path out", "verify", index("plain"), "-s", urls["compressed"]+"/path")
+	readOnly := desyncServer(t, "chunk-server", t.TempDir())
+	fails(t, failed, "takes no uploads", "make", index("plain"), image, "-s", readOnly)
 	t.Setenv("DESYNC_ENCRYPTION_KEY", strings.Repeat("0", 64))
 	encrypted := desyncServer(t, "chunk-server", t.TempDir(), "--encryption")
-	fails(t, failed, "are they encrypted", "verify", indexes+"/plain.caibx", "-s", encrypted)
-}
-
-// publishedBeside is the index of an image, and its chunks are nowhere else than beside it.
-func publishedBeside(t *testing.T, image string) string {
-	t.Helper()
-	index := filepath.Join(t.TempDir(), "other.caibx")
-	cairn(t, "make", index, image)
-	return index
+	fails(t, failed, "are they encrypted", "verify", index("plain"), "-s", encrypted)
 }
