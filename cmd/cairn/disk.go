@@ -51,6 +51,7 @@ number) and DISK#UUID.`,
 			return table(c.OutOrStdout(), rows)
 		},
 	}
+	localArgs(c, 0, "DISK")
 	check(c, func(args []string) error {
 		if args[0] == dash {
 			return errors.New("DISK -: a table is read at any place of a disk, which stdin does not allow; a file of that name is ./-")

@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"os/exec"
 	"slices"
-	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -78,7 +77,7 @@ func exitStatus(ctx context.Context, err error) int {
 		return exitSignal + int(i.signal)
 	}
 	switch {
-	case is[usageError](err) || is[misuse](err) || errors.Is(err, blockdev.ErrNotLiftable) || errors.Is(err, locate.ErrKind) || strings.HasPrefix(err.Error(), "unknown command"):
+	case is[usageError](err) || is[misuse](err) || errors.Is(err, blockdev.ErrNotLiftable) || errors.Is(err, locate.ErrKind):
 		return exitUsage
 	case is[*blockdev.RefusedError](err) || errors.Is(err, disk.ErrAmbiguous) || errors.Is(err, store.ErrExists):
 		return exitRefused
@@ -136,7 +135,7 @@ func hintFor(err error, status int) string {
 	if refused, ok := errors.AsType[*blockdev.RefusedError](err); ok {
 		return refused.Hint
 	}
-	if u, ok := errors.AsType[usageError](err); ok {
+	if u, ok := errors.AsType[usageError](err); ok && u.command.HasParent() {
 		return fmt.Sprintf("see '%s --help'", u.command.CommandPath())
 	}
 	if hint := accessHint(err); hint != "" {

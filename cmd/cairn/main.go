@@ -54,6 +54,8 @@ Exit status: 0 done, 1 failed, 2 wrong usage, 3 data is not what its digest says
 unreachable, 5 refused to protect data, 6 mended: damage was removed from a store as asked, 129, 130, 131
 and 143 interrupted by SIGHUP, SIGINT, SIGQUIT and SIGTERM (serve ends with 0), 141 stdout is not read any
 more.`,
+		Args:          onlyCommands,
+		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
@@ -85,5 +87,9 @@ func onlyCommands(c *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil
 	}
-	return usageError{c, fmt.Errorf("unknown command %q for %q", hideURLs(args[0]), c.CommandPath())}
+	hint := ""
+	if likely := c.SuggestionsFor(args[0]); len(likely) > 0 {
+		hint = fmt.Sprintf(" (did you mean %q?)", likely[0])
+	}
+	return usageError{c, fmt.Errorf("unknown command %q for %q%s", hideURLs(args[0]), c.CommandPath(), hint)}
 }
