@@ -108,7 +108,7 @@ func runServe(ctx context.Context, stdout io.Writer, f serveFlags) error {
 	fetching, end := context.WithCancel(context.WithoutCancel(ctx)) // reads under way may end after a signal
 	defer end()
 	server := &nbd.Server{Log: f.log(), MaxConns: f.maxConns, MaxBytes: int(f.inFlight)}
-	if server.TLS, err = f.config(server.Log); err != nil {
+	if server.TLS, err = f.config(&f.opened.files, server.Log); err != nil {
 		return err
 	}
 	if err := f.checkFiles(); err != nil {

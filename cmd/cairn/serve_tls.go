@@ -7,13 +7,13 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
 	"sync"
-	"time"
 
 	"github.com/spf13/cobra"
+
+	"cairn/internal/rotate"
 )
 
 // security is the files of serve's TLS.
@@ -38,15 +38,21 @@ func (f *security) on() bool { return f.cert != "" }
 
 // config is how the server speaks TLS, nil if it does not. The files are read again when they have changed; if they
 // are no good then, what was read before stays.
-func (f *security) config(log *slog.Logger) (*tls.Config, error) {
+func (f *security) config(files *rotate.Reader, log *slog.Logger) (*tls.Config, error) {
 	if !f.on() {
 		return nil, nil
 	}
 	c := &certificates{security: *f, log: log}
-	if err := c.load(); err != nil {
-		return nil, err
+	paths := []string{f.cert, f.key}
+	if f.clientCA != "" {
+		paths = append(paths, f.clientCA)
 	}
-	if info, err := os.Stat(f.key); err == nil && info.Mode().Perm()&0o077 != 0 {
+	var err error
+	if c.files, err = rotate.Open(files, c.parse, paths...); err != nil {
+		return nil, fmt.Errorf("reading the certificate %s and its key %s: %w", f.cert, f.key, err)
+	}
+	c.last, _ = c.files.Value()
+	if info, err := os.Stat(f.key); err == nil && info.Mode().Perm()&0o077 != 0 && info.Mode().IsRegular() {
 		say("warning: %s, the key for TLS, is open to others (mode %#o); 'chmod 600 %s' closes it", f.key, info.Mode().Perm(), f.key)
 	}
 	return &tls.Config{
@@ -58,87 +64,53 @@ func (f *security) config(log *slog.Logger) (*tls.Config, error) {
 // certificates are what the files hold, as far as it is of any use.
 type certificates struct {
 	security
-	log *slog.Logger
+	log   *slog.Logger
+	files *rotate.Files[*tls.Config]
 
-	mu     sync.Mutex // guards what follows
-	config *tls.Config
-	state  []fileState // of the files when they were read last, whatever came of it
-}
-
-// fileState tells a file from what it was before.
-type fileState struct {
-	modified time.Time
-	size     int64
-	info     fs.FileInfo
-}
-
-func (s fileState) same(other fileState) bool {
-	return s.size == other.size && s.modified.Equal(other.modified) &&
-		(s.info == nil) == (other.info == nil) && (s.info == nil || os.SameFile(s.info, other.info))
-}
-
-func stateOf(path string) fileState {
-	info, err := os.Stat(path)
-	if err != nil {
-		return fileState{}
-	}
-	return fileState{info.ModTime(), info.Size(), info}
-}
-
-func (c *certificates) states() []fileState {
-	states := []fileState{stateOf(c.cert), stateOf(c.key)}
-	if c.clientCA != "" {
-		states = append(states, stateOf(c.clientCA))
-	}
-	return states
+	mu      sync.Mutex // guards what follows
+	last    *tls.Config
+	trouble string // with the files as they are now, once it was logged
 }
 
 // current is the configuration for a client that comes now.
 func (c *certificates) current() *tls.Config {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.changed() {
-		return c.config
-	}
-	if err := c.load(); err != nil {
+	config, err := c.files.Value()
+	switch {
+	case err != nil && err.Error() != c.trouble:
+		c.trouble = err.Error()
 		c.log.Error("the new certificates are not used", "err", err)
-	} else {
+	case err == nil && config != c.last:
 		c.log.Info("the certificates were read again")
 	}
-	return c.config
-}
-
-func (c *certificates) changed() bool {
-	for i, s := range c.states() {
-		if !s.same(c.state[i]) {
-			return true
-		}
+	if err == nil {
+		c.trouble = ""
 	}
-	return false
+	c.last = config
+	return config
 }
 
-// load reads the files. What they were is noted first: what changes while they are read is read again.
-func (c *certificates) load() error {
-	c.state = c.states()
-	pair, err := tls.LoadX509KeyPair(c.cert, c.key)
+// parse makes a configuration of the certificate, its key, and the authorities of clients.
+func (c *certificates) parse(texts [][]byte) (*tls.Config, error) {
+	pair, err := tls.X509KeyPair(texts[0], texts[1])
 	if err != nil {
-		return fmt.Errorf("reading the certificate %s and its key %s: %w", c.cert, c.key, err)
+		return nil, err
 	}
 	config := &tls.Config{
 		Certificates:                []tls.Certificate{pair},
 		MinVersion:                  tls.VersionTLS12,
-		SessionTicketsDisabled:      true, // connections are few and long, and whoever resumes is not looked at again
+		SessionTicketsDisabled:      true, // connections are few and long, and a resumed one is not verified again
 		DynamicRecordSizingDisabled: true,
 	}
-	if c.clientCA != "" {
-		authorities, err := readAuthorities(c.clientCA)
+	if len(texts) > 2 {
+		authorities, err := parseAuthorities(texts[2])
 		if err != nil {
-			return fmt.Errorf("reading the authorities of clients %s: %w", c.clientCA, err)
+			return nil, fmt.Errorf("the authorities of clients %s: %w", c.clientCA, err)
 		}
 		requireClients(config, authorities)
 	}
-	c.config = config
-	return nil
+	return config, nil
 }
 
 // requireClients lets only clients in that have a certificate of one of the authorities. RSA holds it to TLS 1.2,
@@ -154,11 +126,7 @@ func requireClients(config *tls.Config, authorities []*x509.Certificate) {
 	}
 }
 
-func readAuthorities(path string) ([]*x509.Certificate, error) {
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return nil, err
-	}
+func parseAuthorities(text []byte) ([]*x509.Certificate, error) {
 	var all []*x509.Certificate
 	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
 		if block.Type != "CERTIFICATE" {

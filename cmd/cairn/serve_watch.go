@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"maps"
 	"os"
@@ -395,4 +396,24 @@ func (c chain) All(ctx context.Context) ([]nbd.Listing, error) {
 	then, err := c.then.All(ctx)
 	hidden := func(l nbd.Listing) bool { return names[l.Name] }
 	return append(slices.Clip(first), slices.DeleteFunc(then, hidden)...), err
+}
+
+// fileState tells a file from what it was before.
+type fileState struct {
+	modified time.Time
+	size     int64
+	info     fs.FileInfo
+}
+
+func (s fileState) same(other fileState) bool {
+	return s.size == other.size && s.modified.Equal(other.modified) &&
+		(s.info == nil) == (other.info == nil) && (s.info == nil || os.SameFile(s.info, other.info))
+}
+
+func stateOf(path string) fileState {
+	info, err := os.Stat(path)
+	if err != nil {
+		return fileState{}
+	}
+	return fileState{info.ModTime(), info.Size(), info}
 }

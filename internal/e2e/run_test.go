@@ -130,8 +130,14 @@ type job struct {
 // start starts a command of cairn. It is killed if it has not ended when the test does.
 func start(t testing.TB, stdin *os.File, args ...string) *job {
 	t.Helper()
+	return startProgram(t, stdin, "cairn", forgetful(args)...)
+}
+
+// startProgram is start for any program.
+func startProgram(t testing.TB, stdin *os.File, name string, args ...string) *job {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	j := &job{exec.CommandContext(ctx, need.Tool(t, "cairn"), forgetful(args)...), newWatched(), newWatched()}
+	j := &job{exec.CommandContext(ctx, need.Tool(t, name), args...), newWatched(), newWatched()}
 	j.cmd.Stdout, j.cmd.Stderr = j.stdout, j.stderr
 	if stdin != nil { // else a nil *os.File in an interface
 		j.cmd.Stdin = stdin

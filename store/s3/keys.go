@@ -72,12 +72,13 @@ func isSet(variable string) bool { return os.Getenv(variable) != "" }
 func keyClient() *http.Client {
 	t := transfer.Transport(4, keyPatience, nil)
 	t.DialContext = (&net.Dialer{Timeout: time.Second}).DialContext
+	proxy := t.Proxy
 	t.Proxy = func(r *http.Request) (*url.URL, error) {
 		ip := net.ParseIP(r.URL.Hostname())
 		if ip != nil && (ip.IsLinkLocalUnicast() || ip.IsLoopback()) {
 			return nil, nil
 		}
-		return http.ProxyFromEnvironment(r)
+		return proxy(r)
 	}
 	return &http.Client{Transport: t, Timeout: 2 * keyPatience}
 }
