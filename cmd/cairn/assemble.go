@@ -297,7 +297,12 @@ func (f *assembleFlags) assemble(ctx context.Context, x *blob.Index, result *ass
 		result.SeedNames = []string{}
 		return nil
 	}
-	defer func() { t.close(err) }()
+	defer func() {
+		t.close(err)
+		if t.stream != nil && err != nil {
+			err = streamError{err}
+		}
+	}()
 	from, err := openStores(f.stores, result.Index, x.Algorithm(), f.maxDownload)
 	if err != nil {
 		return err

@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 
 	"github.com/spf13/cobra"
 
 	"cairn/blob/assemble"
+	"cairn/internal/blockdev"
 	"cairn/seed"
 	"cairn/store/locate"
 )
@@ -66,7 +68,7 @@ func runCat(ctx context.Context, stdout io.Writer, f catFlags) error {
 	o := assemble.Options{Memory: catMemory, Fetches: from.fetches, Far: len(from.gates) > 0}
 	_, err = assemble.Stream(ctx, seed.NewPlan(x), from.chunks, part, o)
 	if err = finish(err); err != nil {
-		return fmt.Errorf("reading the image of %s: %w", index, err)
+		return streamError{fmt.Errorf("reading the image of %s: %w", index, err)}
 	}
 	return nil
 }
@@ -81,13 +83,7 @@ func catOutput(ctx context.Context, stdout io.Writer, size int64) (io.Writer, fu
 		return nil, nil, err
 	}
 	if !isBlockDevice(info) {
-		out, err := newOutput(stdout, os.Stdout)
-		return out, func(err error) error {
-			if err != nil {
-				return err
-			}
-			return out.finish()
-		}, err
+		return catStream(stdout, info)
 	}
 	claim := claiming{lockWait: defaultLockWait}
 	t, err := claim.openedDevice(ctx, nodeOf(os.Stdout, info), os.Stdout, size)
@@ -99,5 +95,27 @@ func catOutput(ctx context.Context, stdout io.Writer, size int64) (io.Writer, fu
 			err = errors.Join(t.Sync(), t.passed())
 		}
 		return errors.Join(err, t.Close())
+	}, nil
+}
+
+// catStream is stdout where that is no block device. A file keeps what it has behind the last byte, as with cat(1).
+func catStream(to io.Writer, info fs.FileInfo) (io.Writer, func(error) error, error) {
+	err := refuseClosed(stdout, os.Stdout)
+	if err == nil && info.Mode().IsRegular() {
+		err = blockdev.RefuseStray(nodeOf(os.Stdout, info), nil)
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	out, err := newOutput(to, os.Stdout)
+	if err != nil {
+		return nil, nil, err
+	}
+	out.keepsRest = true
+	return out, func(err error) error {
+		if err != nil {
+			return err
+		}
+		return out.finish()
 	}, nil
 }

@@ -1,10 +1,12 @@
 package main
 
 import (
+	"bytes"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -12,8 +14,9 @@ import (
 	"cairn/testimages"
 )
 
-// TestCatToNobody: a signal ends what waits for somebody to read on.
-func TestCatToNobody(t *testing.T) {
+// TestStreamToNobody: a signal ends what waits for somebody to read on, and the hint is that of a stream.
+func TestStreamToNobody(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "image"), testimages.Random(1, 4<<20), 0o600); err != nil {
 		t.Fatal(err)
@@ -26,24 +29,35 @@ func TestCatToNobody(t *testing.T) {
 	if out, err := command("make", "image.caibx", "image").CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	cat := command("cat", "image.caibx")
-	stdout, err := cat.StdoutPipe()
+	for _, args := range [][]string{{"cat", "image.caibx"}, {"assemble", "image.caibx", "-", "--state", ""}} {
+		t.Run(args[0], func(t *testing.T) { interruptStream(t, command(args...)) })
+	}
+}
+
+func interruptStream(t *testing.T, c *exec.Cmd) {
+	var said bytes.Buffer
+	c.Stderr = &said
+	stdout, err := c.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := cat.Start(); err != nil {
+	if err := c.Start(); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := io.ReadFull(stdout, make([]byte, 1)); err != nil {
 		t.Fatal(err)
 	}
-	if err := cat.Process.Signal(syscall.SIGTERM); err != nil {
+	if err := c.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
-	late := time.AfterFunc(10*time.Second, func() { _ = cat.Process.Kill() })
+	late := time.AfterFunc(30*time.Second, func() { _ = c.Process.Kill() })
 	defer late.Stop()
-	_ = cat.Wait()
-	if status := cat.ProcessState.ExitCode(); status != exitSignal+int(syscall.SIGTERM) {
+	_ = c.Wait()
+	if status := c.ProcessState.ExitCode(); status != exitSignal+int(syscall.SIGTERM) {
 		t.Errorf("exit status %d, want %d", status, exitSignal+int(syscall.SIGTERM))
+	}
+	const hint = "cairn: hint: what was written is the beginning of the image; run it again to begin anew\n"
+	if !strings.Contains(said.String(), hint) {
+		t.Errorf("it said %q, without %q", said.String(), hint)
 	}
 }

@@ -71,6 +71,12 @@ type hintError struct {
 func (e hintError) Error() string { return e.err.Error() }
 func (e hintError) Unwrap() error { return e.err }
 
+// streamError is the failure of an image that was written as a stream, of which nothing can be used again.
+type streamError struct{ err error }
+
+func (e streamError) Error() string { return e.err.Error() }
+func (e streamError) Unwrap() error { return e.err }
+
 // exitStatus is the exit status for an error. A job that a signal ended is interrupted, whatever failed.
 func exitStatus(ctx context.Context, err error) int {
 	if i, ok := errors.AsType[interrupted](context.Cause(ctx)); ok {
@@ -119,6 +125,9 @@ func interruptedHint(c *cobra.Command, signal syscall.Signal, err error) string 
 	case "make":
 		hint = "there is no new index; run it again: chunks that are stored stay"
 	}
+	if is[streamError](err) {
+		hint = "what was written is the beginning of the image; run it again to begin anew"
+	}
 	if h, ok := errors.AsType[hookError](err); ok {
 		hint = fmt.Sprintf("%s holds the image; run %s, or assemble again", h.target, h.program)
 	}
@@ -146,10 +155,14 @@ func hintFor(err error, status int) string {
 		return "run make again for the images that have those chunks, or verify with --repair STORE and the indexes"
 	case status == exitUsage:
 		return "see 'cairn help'"
+	case errors.Is(err, store.ErrBudget) && is[streamError](err):
+		return "run it again with a larger --max-download; a stream begins anew"
 	case errors.Is(err, store.ErrBudget):
 		return "run it again with a larger --max-download: what is done is not done twice"
 	case errors.Is(err, syscall.ENOSPC):
 		return "make room and run it again"
+	case errors.Is(err, store.ErrUnavailable) && is[streamError](err):
+		return "check the network and the server, and run it again; a stream begins anew"
 	case errors.Is(err, store.ErrUnavailable):
 		return "check the network and the server, and run it again: what is done is not done twice"
 	case errors.Is(err, store.ErrExists):

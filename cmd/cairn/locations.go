@@ -117,10 +117,13 @@ func joinLocations(all []locate.Location, between string) string {
 	return strings.Join(texts, between)
 }
 
-// localArgs refuses URLs as arguments from number lo on that are files or devices of this machine.
+// localArgs refuses URLs, and nothing at all, as arguments from number lo on that are files or devices of this machine.
 func localArgs(c *cobra.Command, lo int, name string) {
 	check(c, func(args []string) error {
 		for _, text := range args[min(lo, len(args)):] {
+			if text == "" {
+				return fmt.Errorf("%s is empty", name)
+			}
 			if isURL(text) {
 				return fmt.Errorf("%s is a file or device on this machine, and not a URL", name)
 			}

@@ -20,6 +20,9 @@ func checkFile(path string) error {
 
 // checkOutput is checkFile for what writeWhole writes, which may be a stream.
 func checkOutput(path string) error {
+	if standard(path, stdout) == dash {
+		return refuseClosed(stdout, os.Stdout)
+	}
 	if isStream(path) {
 		return nil
 	}

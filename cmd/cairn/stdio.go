@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
 
 	"cairn/internal/blockdev"
 	"cairn/store/locate"
@@ -82,6 +83,31 @@ func openFile(fd int) *os.File {
 	return os.NewFile(uintptr(fd), fmt.Sprint("/dev/fd/", fd))
 }
 
+// refuseClosed refuses a stdin or stdout that was closed when the program began (<&- or >&-): an image would come from
+// nowhere, or go nowhere. The Go runtime opens /dev/null in its place, for reading and writing; a shell opens it for one
+// of them.
+func refuseClosed(fd int, f *os.File) error {
+	if fd > stdout {
+		return nil
+	}
+	flags, err := openFlags(f)
+	if err != nil || flags&unix.O_ACCMODE != unix.O_RDWR {
+		return err
+	}
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	null, err := os.Stat(os.DevNull)
+	switch {
+	case err != nil || !os.SameFile(info, null):
+		return nil //nolint:nilerr // there is no /dev/null that it could be
+	case fd == stdin:
+		return misuse{"stdin is closed, or /dev/null opened for reading and writing"}
+	}
+	return hintError{misuse{"stdout is closed, or /dev/null opened for reading and writing"}, ">/dev/null throws away what is written"}
+}
+
 // openFIFO opens a FIFO, which takes until another process opens its other end.
 func openFIFO(ctx context.Context, path string, mode int) (*os.File, error) {
 	type opened struct {
@@ -123,6 +149,9 @@ func openDescriptor(ctx context.Context, fd int) (*blockdev.File, io.Reader, err
 	f := openFile(fd)
 	if f == nil {
 		return nil, nil, fs.ErrInvalid
+	}
+	if err := refuseClosed(fd, f); err != nil {
+		return nil, nil, err
 	}
 	if off, err := f.Seek(0, io.SeekCurrent); err == nil {
 		file, err := blockdev.OpenRead(fmt.Sprint("/proc/self/fd/", fd), blockdev.Section{Offset: off})

@@ -23,9 +23,9 @@ import (
 type output struct {
 	io.Writer // to file
 	file      *os.File
-	durable   bool  // a regular file or block device, which can be flushed
-	sparse    bool  // a regular file that is not appended to
-	start     int64 // where that is written from
+	durable   bool // a regular file or block device, which can be flushed
+	sparse    bool // a regular file that is not appended to
+	keepsRest bool // that does not end behind the last byte, if it is longer
 }
 
 var _ assemble.ZeroWriter = (*output)(nil)
@@ -46,7 +46,8 @@ func newOutput(w io.Writer, f *os.File) (*output, error) {
 		return nil, err
 	}
 	o.sparse = flags&unix.O_APPEND == 0
-	o.start, err = f.Seek(0, io.SeekCurrent)
+	start, err := f.Seek(0, io.SeekCurrent)
+	o.keepsRest = start > 0
 	return o, err
 }
 
@@ -84,6 +85,9 @@ func descriptorOutput(ctx context.Context, fd int) (*output, error) {
 	f := openFile(fd)
 	if f == nil {
 		return nil, fs.ErrInvalid
+	}
+	if err := refuseClosed(fd, f); err != nil {
+		return nil, err
 	}
 	flags, err := openFlags(f)
 	switch {
@@ -152,7 +156,7 @@ func (o *output) setSize() error {
 		return err
 	}
 	info, err := o.file.Stat()
-	if err != nil || at < info.Size() && o.start > 0 || at == info.Size() {
+	if err != nil || at < info.Size() && o.keepsRest || at == info.Size() {
 		return err
 	}
 	return o.file.Truncate(at)
@@ -250,6 +254,10 @@ func (f *claiming) streamTarget(ctx context.Context, location string, size int64
 		return nil, misuse{"stderr is for messages, not for an image"}
 	case info.Mode()&fs.ModeCharDevice != 0 && flashKind(name, info) != "":
 		return nil, refuseCharacter(name, size)
+	case info.Mode().IsRegular(): // a shell makes a file of a device's name that is not there
+		if err := blockdev.RefuseStray(name, f.force); err != nil {
+			return nil, err
+		}
 	}
 	return &target{name: location, stream: out}, nil
 }

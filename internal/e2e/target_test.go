@@ -156,6 +156,9 @@ func TestTargetMistyped(t *testing.T) {
 	}
 	defer os.Remove(stray)
 	refuses(t, "regular file under /dev", stray, r.index("b"), stray)
+	for _, args := range [][]string{{"assemble", r.index("b"), "-"}, {"cat", r.index("b")}} { // after >/dev/NAME of a shell
+		checkFailed(t, onto(t, stray, os.O_WRONLY, args...), refused, "regular file under /dev", args)
+	}
 	fails(t, notFound, "no such file", "assemble", r.index("b"), stray+"-absent")
 	wantNone(t, stray+"-absent")
 	fails(t, refused, "character device", "assemble", r.index("b"), "/dev/null")
