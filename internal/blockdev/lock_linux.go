@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"time"
 	"unsafe"
 
@@ -16,7 +17,7 @@ import (
 // lockDisk takes the lock on a whole disk that udev, systemd-repart, sfdisk and others agree on
 // (https://systemd.io/BLOCK_DEVICE_LOCKING): LOCK_EX on its node, for a partition on its disk's. Whoever has it is
 // waited for as long as o says. It returns nil where there is no such node, as in a container, or where it may not be
-// opened: then o.Notice is told.
+// opened: then o.Notice is told; and where this process was given the lock, as by 'flock DISK cairn …'.
 func lockDisk(ctx context.Context, path string, info os.FileInfo, o Options) (*os.File, error) {
 	if !isBlockDevice(info) {
 		return nil, nil
@@ -34,6 +35,10 @@ func lockDisk(ctx context.Context, path string, info os.FileInfo, o Options) (*o
 		return nil, err
 	}
 	err = tryLock(f)
+	if errors.Is(err, unix.EWOULDBLOCK) && live().hasInheritedLock(f) {
+		f.Close()
+		return nil, nil
+	}
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		if err = refuseClaimed(path, info); err == nil {
 			err = awaitLock(ctx, f, path, o)
@@ -48,6 +53,28 @@ func lockDisk(ctx context.Context, path string, info os.FileInfo, o Options) (*o
 
 func tryLock(f *os.File) error {
 	return control(f, func(fd int) error { return unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) })
+}
+
+// hasInheritedLock reports whether this process began with an open file that has the lock on what f is open on, for
+// itself alone. What the process opened by itself is closed on exec, and does not count.
+func (k kernel) hasInheritedLock(f *os.File) bool {
+	info, err := f.Stat()
+	if err != nil {
+		return false
+	}
+	file, self := inodeOf(info), process{filepath.Join(k.proc, "self")}
+	return self.has(func(name string) bool {
+		id, ok := self.opened(name)
+		if !ok || id != file || !self.locks(name) {
+			return false
+		}
+		fd, err := strconv.Atoi(name)
+		if err != nil {
+			return false
+		}
+		flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0)
+		return err == nil && flags&unix.FD_CLOEXEC == 0 && unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) == nil
+	})
 }
 
 // refuseClaimed tells at once of a device that another program has exclusively: that lasts longer than a lock.

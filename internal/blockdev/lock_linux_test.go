@@ -86,6 +86,32 @@ func TestLockedDiskIsRefused(t *testing.T) {
 	}
 }
 
+// TestInheritedLock: a program that flock runs has the lock. What this process locked by itself is another's.
+func TestInheritedLock(t *testing.T) {
+	node, _ := disk(t)
+	f, err := os.Open(node)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := tryLock(f); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := OpenTarget(t.Context(), node+"p2", Options{}); !isClaimed(err) {
+		t.Errorf("OpenTarget with a lock of this process = %v, want refusal", err)
+	}
+	setInherited := func() error {
+		return control(f, func(fd int) error { _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFD, 0); return err })
+	}
+	if err := setInherited(); err != nil {
+		t.Fatal(err)
+	}
+	accepted(t, node+"p2")
+	if exec.Command(need.Tool(t, "flock"), "--nonblock", node, "true").Run() == nil {
+		t.Error("the lock is gone")
+	}
+}
+
 // TestLockIsAwaited: the target is opened when the other program has ended, or the job.
 func TestLockIsAwaited(t *testing.T) {
 	node, _ := disk(t)
@@ -192,4 +218,9 @@ func deviceOf(t *testing.T, path string) device {
 		t.Fatal(err)
 	}
 	return d
+}
+
+func isClaimed(err error) bool {
+	e, ok := errors.AsType[*RefusedError](err)
+	return ok && e.Check == CheckClaimed
 }
