@@ -32,10 +32,12 @@ func parseAddress(text string) (address, error) {
 		}
 		return a, checkSocketPath(at)
 	case "tcp":
-		if _, port, err := net.SplitHostPort(at); err != nil || port == "" {
+		_, port, err := net.SplitHostPort(at)
+		if err != nil || port == "" {
 			return a, errAddress
 		}
-		return a, nil
+		_, err = net.LookupPort("tcp", port)
+		return a, err
 	}
 	return a, errAddress
 }

@@ -2,11 +2,14 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"cairn/internal/need"
 )
@@ -27,7 +30,7 @@ func TestListenFamilies(t *testing.T) {
 		{"tcp:[::]:0", false, true, 1}, {"tcp:[::1]:0", false, true, 1},
 		{"tcp::0", true, true, 1}, {"tcp:localhost:0", true, true, 2},
 	} {
-		listeners, err := listen(tc.at, 0)
+		listeners, err := listen(t.Context(), tc.at, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -56,7 +59,7 @@ func TestListenNameInUse(t *testing.T) {
 	}
 	defer l.Close()
 	_, port, _ := net.SplitHostPort(l.Addr().String())
-	if listeners, err := listen("tcp:localhost:"+port, 0); err == nil {
+	if listeners, err := listen(t.Context(), "tcp:localhost:"+port, 0); err == nil {
 		closeAll(listeners)
 		t.Error("one of two addresses is in use, and the other is listened on")
 	}
@@ -72,13 +75,57 @@ func TestSocketPathTooLong(t *testing.T) {
 	}
 	defer os.RemoveAll(dir)
 	path := filepath.Join(dir, strings.Repeat("x", 107-len(dir)-1))
-	listeners, err := listen("unix:"+path, 0o600)
+	listeners, err := listen(t.Context(), "unix:"+path, 0o600)
 	if err != nil {
 		t.Fatal(err)
 	}
 	closeAll(listeners)
-	if _, err := listen("unix:"+path+"x", 0o600); err == nil || !strings.Contains(err.Error(), "at most 107 bytes") {
+	if _, err := listen(t.Context(), "unix:"+path+"x", 0o600); err == nil || !strings.Contains(err.Error(), "at most 107 bytes") {
 		t.Errorf("a path of 108 bytes: %v", err)
+	}
+}
+
+// TestParseAddressPort: a port that there is not is a wrong argument.
+func TestParseAddressPort(t *testing.T) {
+	for _, bad := range []string{"tcp:127.0.0.1:65536", "tcp:127.0.0.1:-1", "tcp:127.0.0.1:no-such", "tcp:127.0.0.1:", "tcp:127.0.0.1"} {
+		if a, err := parseAddress(bad); err == nil {
+			t.Errorf("%s is %v", bad, a)
+		}
+	}
+}
+
+// TestListenUnixLockedDirectory: a directory that somebody else has locked for ever, such as the flock(1) that started the
+// server, does not keep it from listening, and a signal ends the wait.
+func TestListenUnixLockedDirectory(t *testing.T) {
+	path := t.TempDir()
+	dir, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	ended, end := context.WithCancel(t.Context())
+	end()
+	l, err := listenUnix(ended, filepath.Join(path, "s"), 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+}
+
+// TestListenUnixTaken: what is no socket stays, and is named as the reason.
+func TestListenUnixTaken(t *testing.T) {
+	at := filepath.Join(t.TempDir(), "s")
+	if err := os.WriteFile(at, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := listenUnix(t.Context(), at, 0o600); err == nil || !strings.Contains(err.Error(), "no socket") {
+		t.Errorf("listening where a file is: %v", err)
+	}
+	if _, err := os.Lstat(at); err != nil {
+		t.Error(err)
 	}
 }
 

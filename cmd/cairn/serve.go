@@ -114,23 +114,20 @@ func runServe(ctx context.Context, stdout io.Writer, f serveFlags) error {
 	if err := f.checkFiles(); err != nil {
 		return err
 	}
-	status, err := f.seeing.listen()
+	status, err := f.seeing.listen(ctx)
 	if err != nil {
-		return err
+		return endedBefore(ctx, err)
 	}
-	listeners, cleanUp, err := f.listening.open()
+	listeners, cleanUp, err := f.listening.open(ctx)
 	if err != nil {
 		closeAll(status)
-		return err
+		return endedBefore(ctx, err)
 	}
 	defer cleanUp()
 	defer closeAll(append(status, listeners...)) // clients that come before the images are open wait
 	offer, err := f.offer(ctx, fetching)
-	if ctx.Err() != nil && err != nil {
-		return nil // it was to end before the images were there
-	}
 	if err != nil {
-		return err
+		return endedBefore(ctx, err)
 	}
 	defer offer.close()
 	server.Exports = offer
@@ -145,6 +142,14 @@ func runServe(ctx context.Context, stdout io.Writer, f serveFlags) error {
 		printURIs(optional(stdout), listeners, offer.names, f.on())
 	}
 	return f.serve(ctx, server, offer, listeners, show)
+}
+
+// endedBefore is nil instead of err if the server was to end before it was ready.
+func endedBefore(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
 }
 
 // checkFiles looks early at the files that are needed later.

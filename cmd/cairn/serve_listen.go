@@ -63,7 +63,7 @@ func (f *modeFlag) Set(text string) error {
 
 // open returns the sockets that were handed over and opens those of --listen, or, when there are neither, one in a
 // new private directory. The function it returns removes that.
-func (f *listening) open() (listeners []net.Listener, cleanUp func(), err error) {
+func (f *listening) open(ctx context.Context) (listeners []net.Listener, cleanUp func(), err error) {
 	listeners, err = inherited()
 	if err != nil {
 		return nil, nil, err
@@ -79,7 +79,7 @@ func (f *listening) open() (listeners []net.Listener, cleanUp func(), err error)
 		cleanUp = func() { _ = os.Remove(dir) }
 		addresses = []string{"unix:" + filepath.Join(dir, "nbd.sock")}
 	}
-	opened, err := listenAll(addresses, fs.FileMode(f.socketMode))
+	opened, err := listenAll(ctx, addresses, fs.FileMode(f.socketMode))
 	if err != nil {
 		closeAll(listeners)
 		cleanUp()
@@ -89,10 +89,10 @@ func (f *listening) open() (listeners []net.Listener, cleanUp func(), err error)
 }
 
 // listenAll opens all addresses, or none.
-func listenAll(addresses []string, mode fs.FileMode) ([]net.Listener, error) {
+func listenAll(ctx context.Context, addresses []string, mode fs.FileMode) ([]net.Listener, error) {
 	var listeners []net.Listener
 	for _, address := range addresses {
-		opened, err := listen(address, mode)
+		opened, err := listen(ctx, address, mode)
 		if err != nil {
 			closeAll(listeners)
 			return nil, fmt.Errorf("listening on %s: %w", address, err)
@@ -122,15 +122,15 @@ func socketDir() (string, error) {
 }
 
 // listen opens an address: one listener for each address that a host's name has.
-func listen(text string, mode fs.FileMode) ([]net.Listener, error) {
+func listen(ctx context.Context, text string, mode fs.FileMode) ([]net.Listener, error) {
 	a, err := parseAddress(text)
 	if err != nil {
 		return nil, err
 	}
 	if a.network == "tcp" {
-		return listenTCP(context.Background(), a.at)
+		return listenTCP(ctx, a.at)
 	}
-	l, err := listenUnix(a.at, mode)
+	l, err := listenUnix(ctx, a.at, mode)
 	if err != nil {
 		return nil, err
 	}
@@ -139,19 +139,39 @@ func listen(text string, mode fs.FileMode) ([]net.Listener, error) {
 
 // listenUnix takes the place of a socket whose server is gone. The directory is locked meanwhile, or of two servers
 // that start at once one would remove the other's new socket.
-func listenUnix(at string, mode fs.FileMode) (net.Listener, error) {
+func listenUnix(ctx context.Context, at string, mode fs.FileMode) (net.Listener, error) {
 	if dir, err := os.Open(filepath.Dir(at)); err == nil {
 		defer dir.Close()
-		_ = unix.Flock(int(dir.Fd()), unix.LOCK_EX) // where there are no locks, there is that race
+		lockSocketDir(ctx, dir)
 	}
 	l, err := bindUnix(at, mode)
-	if !errors.Is(err, syscall.EADDRINUSE) || !abandoned(at) {
+	if !errors.Is(err, syscall.EADDRINUSE) {
 		return l, err
+	}
+	switch info, statErr := os.Lstat(at); {
+	case statErr == nil && info.Mode().Type() != fs.ModeSocket:
+		return nil, errors.New("there is a file of that name already, and it is no socket")
+	case !abandoned(at):
+		return nil, err
 	}
 	if err := os.Remove(at); err != nil {
 		return nil, err
 	}
 	return bindUnix(at, mode)
+}
+
+// lockSocketDir locks a socket's directory until it is closed. Another server holds the lock for a moment. Others, such as
+// the flock(1) that started this one, may hold it for ever. Where there is no lock to be had, there is that race.
+func lockSocketDir(ctx context.Context, dir *os.File) {
+	const patience, pause = 2 * time.Second, 10 * time.Millisecond
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for ctx.Err() == nil {
+		if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB); !errors.Is(err, unix.EWOULDBLOCK) {
+			return
+		}
+		time.Sleep(pause)
+	}
 }
 
 // bindUnix makes a socket with these permissions. Linux gives a socket's file the mode that the descriptor has, less

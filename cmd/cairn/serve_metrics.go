@@ -40,11 +40,11 @@ func (f *seeing) add(c *cobra.Command) {
 }
 
 // listen opens the address, if there is one.
-func (f *seeing) listen() ([]net.Listener, error) {
+func (f *seeing) listen(ctx context.Context) ([]net.Listener, error) {
 	if f.metrics == "" {
 		return nil, nil
 	}
-	listeners, err := listenAll([]string{f.metrics}, 0o600)
+	listeners, err := listenAll(ctx, []string{f.metrics}, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("--metrics: %w", err)
 	}

@@ -319,7 +319,7 @@ func TestChain(t *testing.T) {
 func TestListenUnix(t *testing.T) {
 	at := filepath.Join(t.TempDir(), "s")
 	for _, mode := range []os.FileMode{0o600, 0o660, 0o666} {
-		l, err := listenUnix(at, mode)
+		l, err := listenUnix(t.Context(), at, mode)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -328,7 +328,7 @@ func TestListenUnix(t *testing.T) {
 		}
 		l.Close()
 	}
-	l, err := listenUnix(at, 0o600)
+	l, err := listenUnix(t.Context(), at, 0o600)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -341,7 +341,7 @@ func TestListenUnix(t *testing.T) {
 	results := make(chan result)
 	for range 8 {
 		go func() {
-			l, err := listenUnix(at, 0o600)
+			l, err := listenUnix(t.Context(), at, 0o600)
 			results <- result{l, err}
 		}()
 	}
@@ -386,7 +386,7 @@ func TestExportURI(t *testing.T) {
 
 // TestKeepalive: whoever is gone is noticed, on TCP sockets that were opened here and on those handed over.
 func TestKeepalive(t *testing.T) {
-	opened, err := listen("tcp:127.0.0.1:0", 0)
+	opened, err := listen(t.Context(), "tcp:127.0.0.1:0", 0)
 	if err != nil {
 		t.Fatal(err)
 	}
