@@ -69,8 +69,10 @@ func recorded(name string) string {
 
 // forgetEvicted removes the files of locations whose image is not here any more, so that they do not pile up.
 func (d *Dir) forgetEvicted() {
-	names, _ := filepath.Glob(filepath.Join(filepath.Dir(d.path), locationsName, "*"))
-	for _, name := range names {
+	dir := filepath.Join(filepath.Dir(d.path), locationsName)
+	entries, _ := os.ReadDir(dir)
+	for _, e := range entries {
+		name := filepath.Join(dir, e.Name())
 		digest := recorded(name)
 		if _, err := os.Stat(filepath.Join(d.path, digest, indexName)); digest == "" || errors.Is(err, os.ErrNotExist) {
 			_ = os.Remove(name) // the next start tries again

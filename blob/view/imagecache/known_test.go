@@ -73,3 +73,19 @@ func TestRecall(t *testing.T) {
 		t.Errorf("records of evicted images stay: %q", files)
 	}
 }
+
+// TestForgetEvictedOddPath: a directory's name is no pattern.
+func TestForgetEvictedOddPath(t *testing.T) {
+	cache := filepath.Join(t.TempDir(), "[a*")
+	record := filepath.Join(cache, locationsName, "00")
+	if err := os.MkdirAll(filepath.Dir(record), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(record, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	(&Dir{path: filepath.Join(cache, "images")}).forgetEvicted()
+	if _, err := os.Stat(record); err == nil {
+		t.Error("the record of an image that is not here stays")
+	}
+}
