@@ -4,6 +4,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"io/fs"
+	"slices"
 	"strings"
 
 	"cairn/internal/disk"
@@ -69,6 +70,8 @@ func accessHint(err error) string {
 		return "the server wants credentials: --bearer-token-file, --basic-auth-file or --header-file"
 	case errors.Is(err, store.ErrDenied):
 		return "check the path, and what these credentials may do there: the server knows them, or wants none, and refuses"
+	case errors.Is(err, web.ErrNoAbsence):
+		return "have the server answer 404 for files that do not exist (nginx: no error_page with =200, no try_files to a page)"
 	case errors.Is(err, web.ErrForm):
 		return "--compression none stores plain chunks; without it they are compressed"
 	}
@@ -96,9 +99,14 @@ func sshHint(args []string, err error) string {
 		if flag, value, ok := strings.Cut(arg, "="); ok && strings.HasPrefix(flag, "-") {
 			arg = value
 		}
-		if location, is := locate.OverSSH(arg); is && strings.Contains(err.Error(), arg) {
-			return "a file on a server, over ssh, is " + location + "; a file here of that name is ./" + arg
+		location, is := locate.OverSSH(arg)
+		if !is || !strings.Contains(err.Error(), arg) {
+			continue
 		}
+		if scheme, _, _ := strings.Cut(arg, ":"); slices.Contains([]string{"http", "https", "s3", "sftp"}, scheme) {
+			return "a URL has two slashes: " + scheme + "://…"
+		}
+		return "a file on a server, over ssh, is " + location + "; a file here of that name is ./" + arg
 	}
 	return ""
 }

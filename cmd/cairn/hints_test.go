@@ -46,6 +46,7 @@ func TestHints(t *testing.T) {
 		{x509.CertificateInvalidError{Reason: x509.Expired}, exitNotFound, "clock"},
 		{x509.CertificateInvalidError{Reason: x509.IncompatibleUsage}, exitNotFound, "issued anew"},
 		{web.ErrScheme, exitNotFound, "https://"},
+		{web.ErrNoAbsence, exitFailed, "404"},
 		{web.ErrForm, exitFailed, "--compression none"},
 		{store.ErrUnavailable, exitNotFound, "check the network"},
 		{disk.ErrMBR, exitNotFound, "/dev/sda2"},

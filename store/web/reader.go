@@ -38,6 +38,7 @@ type Reader struct {
 	patience time.Duration
 	moved    atomic.Pointer[moved] // nil unless the server leads elsewhere for good
 	forms    forms
+	absence  absence
 }
 
 var _ store.Reader = (*Reader)(nil)
@@ -101,8 +102,19 @@ func (r *Reader) Stream(ctx context.Context, name string, limit int64, use func(
 	return r.do(ctx, http.MethodGet, name, nil, func(in transfer.Incoming) error { return in.Stream(limit, use) })
 }
 
-// Stat implements store.Reader. A server that refuses HEAD is asked for the object, of which the head will do.
+// Stat implements store.Reader. The word of a server that has every chunk it is asked for is ErrNoAbsence.
 func (r *Reader) Stat(ctx context.Context, name string) (size int64, err error) {
+	size, err = r.head(ctx, name)
+	if err == nil || errors.Is(err, store.ErrNoSize) {
+		if hidden := r.checkAbsence(ctx, name); hidden != nil {
+			return 0, hidden
+		}
+	}
+	return size, err
+}
+
+// head asks for the size of an object. A server that refuses HEAD is asked for the object, of which the head will do.
+func (r *Reader) head(ctx context.Context, name string) (size int64, err error) {
 	take := func(in transfer.Incoming) error {
 		size, err = transfer.Size(in.Answer)
 		return err

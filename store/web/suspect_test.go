@@ -125,7 +125,7 @@ func packedChunk(t *testing.T, data []byte, d blob.Digest) []byte {
 func TestWithoutEnd(t *testing.T) {
 	d := blob.SHA256.Sum(page)
 	r := newReader(t, serve(t, func(w http.ResponseWriter, r *http.Request) {
-		if strings.HasSuffix(r.URL.Path, ".cacnk") {
+		if !strings.HasSuffix(r.URL.Path, store.ObjectName(d, false)) {
 			http.NotFound(w, r)
 			return
 		}
