@@ -363,3 +363,21 @@ func parse(t *testing.T, text string) locate.Location {
 	}
 	return l
 }
+
+// TestHostsName: a directory here may have the name of a host with its colon; one that is not here is not made.
+func TestHostsName(t *testing.T) {
+	t.Chdir(t.TempDir())
+	if err := os.Mkdir("user@host:", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	derived, err := parse(t, "./user@host:/x.caibx").DefaultStore()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := (locate.Access{}).OpenBucket(derived); err != nil {
+		t.Errorf("OpenBucket(%v) = %v", derived, err)
+	}
+	if _, err := (locate.Access{}).OpenBucket(parse(t, "user@other:/srv")); !errors.Is(err, store.ErrNotFound) {
+		t.Errorf("OpenBucket of a host = %v, want ErrNotFound", err)
+	}
+}

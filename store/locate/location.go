@@ -59,10 +59,14 @@ var sshLike = regexp.MustCompile(`^((?:[A-Za-z0-9._-]+@)?[A-Za-z0-9][A-Za-z0-9.-
 // addressKinds stand before a colon elsewhere: where to listen, and file URIs.
 var addressKinds = []string{"unix", "tcp", "file"}
 
-// OverSSH reports whether a path that does not exist looks like a file on an ssh server, and how that is written.
+// OverSSH reports whether a path that does not exist looks like a file on an ssh server, and how that is written. A path
+// whose first directory is here does not.
 func OverSSH(text string) (location string, is bool) {
 	m := sshLike.FindStringSubmatch(text)
 	if m == nil || schemeOf(text) != "" || m[2] == "" || slices.Contains(addressKinds, m[1]) || exists(text) {
+		return "", false
+	}
+	if top, _, below := strings.Cut(text, "/"); below && exists(top) {
 		return "", false
 	}
 	switch {
