@@ -13,9 +13,7 @@ func (f limitFlag) String() string { return "" }
 func (f limitFlag) Type() string   { return "size" }
 
 func (f limitFlag) Set(text string) error {
-	if err := checkAmount(text); err != nil {
-		return err
-	}
+	noteFewBytes(text)
 	n, err := parseBytes(text)
 	if err == nil && n == 0 {
 		n = cachedir.Unlimited

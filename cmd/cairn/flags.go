@@ -121,26 +121,22 @@ func (f bytesFlag) Set(text string) (err error) {
 	return err
 }
 
-// amountFlag is a bytesFlag for what is never a few bytes: a limit of memory, of a disk, of a line. A small number without a
-// suffix was meant in another unit.
+// amountFlag is a bytesFlag for a limit of memory, of a disk or of a line. A small number without a suffix is taken as
+// bytes, and noted: it may have been meant in another unit.
 type amountFlag struct{ bytesFlag }
 
 func amount(value *int64) amountFlag { return amountFlag{bytesFlag{value}} }
 
 func (f amountFlag) Set(text string) error {
-	if err := checkAmount(text); err != nil {
-		return err
-	}
+	noteFewBytes(text)
 	return f.bytesFlag.Set(text)
 }
 
-func checkAmount(text string) error {
+func noteFewBytes(text string) {
 	const few = 4096
-	n, err := strconv.ParseInt(text, 10, 64)
-	if err != nil || n <= 0 || n >= few {
-		return nil
+	if n, err := strconv.ParseInt(text, 10, 64); err == nil && n > 0 && n < few {
+		say("note: a limit of %d is %d bytes; with a unit it is %dK, %dM or %dG", n, n, n, n, n)
 	}
-	return fmt.Errorf("%d bytes are too few to be meant: write %dK, %dM or %dG (or %dB)", n, n, n, n, n)
 }
 
 // parseBytes reads a number of bytes: 4096, 64K, 64KiB, 1.5 is refused.

@@ -158,7 +158,7 @@ func TestSlowUploadIsNotStalled(t *testing.T) {
 	}
 	t.Parallel()
 	want := storetest.Bytes(1, 48<<20)
-	patient := web.Options{Patience: time.Second} // what the kernel buffers has to arrive within it
+	patient := web.Options{Patience: 4 * time.Second} // what the kernel buffers has to arrive within it
 	var got bytes.Buffer
 	url := serve(t, func(_ http.ResponseWriter, r *http.Request) {
 		for {
