@@ -67,7 +67,7 @@ func TestParsedOnce(t *testing.T) {
 		s.signal(t, syscall.SIGTERM)
 		s.wantStopped(t)
 	}
-	serving(web.url+"/b.caibx") // with the default store and the profile beside it
+	serving(web.url + "/b.caibx") // with the default store and the profile beside it
 	wantCalls(t, counted, map[string]int{"locate": 1, "web": 1, "url": 1})
 	counted = t.TempDir()
 	t.Setenv("GOCOVERDIR", counted)
