@@ -130,11 +130,14 @@ func (f *verifyFlags) verifyStore(ctx context.Context, x *blob.Index) (verify.Re
 		return verify.Report{}, err
 	}
 	defer from.close()
-	from.noteArchive(ctx, f.index[0], x)
 	o := verify.Options{Workers: max(min(from.fetches, 64), f.jobs)}
-	return f.report("the store", x, o, func(o verify.Options) (verify.Report, error) {
+	r, err := f.report("the store", x, o, func(o verify.Options) (verify.Report, error) {
 		return verify.Store(ctx, x, from.chunks, o)
 	})
+	if err == nil { // a store that is away was waited for long enough
+		from.noteArchive(ctx, f.index[0], x)
+	}
+	return r, err
 }
 
 // openWhole opens what should hold an image of want bytes. A partition or device may hold more, a file zeros: a copy through
