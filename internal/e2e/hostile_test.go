@@ -219,7 +219,7 @@ func TestStoreGone(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			fails(t, notFound, "store unavailable", args...)
+			fails(t, notFound, "store unavailable", append(args, "--patience", "10s")...)
 			wantNone(t, filepath.Join(dir, "out"))
 		})
 	}

@@ -75,7 +75,7 @@ func TestStoreCommandsWithoutStore(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			fails(t, notFound, "store unavailable", args...)
+			fails(t, notFound, "store unavailable", append(args, "--patience", "10s")...)
 		})
 	}
 }
