@@ -46,7 +46,7 @@ func (l Location) Split() (dir Location, name string, err error) {
 		return Location{}, "", fmt.Errorf("the path of a URL, %q, does not end in a file's name", full)
 	}
 	u := *l.url()
-	u.RawPath = full[:max(cut, 0)]
+	u.RawPath = full[:cut+1] // with its slash: "//name" is not "/name"
 	u.Path, err = url.PathUnescape(u.RawPath)
 	return hide(&u), name, err
 }
