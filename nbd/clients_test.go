@@ -14,7 +14,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"cairn/internal/need"
+	"cairn/internal/test/need"
 	"cairn/nbd"
 )
 

@@ -8,7 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"cairn/internal/need"
+	"cairn/internal/test/need"
 	"cairn/nbd"
 	"cairn/nbd/nbdtest"
 )

@@ -10,7 +10,7 @@ import (
 	"testing"
 
 	"cairn/blob"
-	"cairn/internal/need"
+	"cairn/internal/test/need"
 	"cairn/store"
 	"cairn/store/mem"
 	"cairn/store/storetest"

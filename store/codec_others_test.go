@@ -13,7 +13,7 @@ import (
 
 	"github.com/ulikunitz/xz"
 
-	"cairn/internal/need"
+	"cairn/internal/test/need"
 )
 
 func packXZ(t testing.TB, data []byte, config xz.WriterConfig) []byte {

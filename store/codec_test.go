@@ -13,7 +13,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"github.com/ulikunitz/xz"
 
-	"cairn/internal/need"
+	"cairn/internal/test/need"
 )
 
 func random(seed uint64, size int) []byte {

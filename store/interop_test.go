@@ -11,7 +11,7 @@ import (
 	"testing"
 
 	"cairn/blob"
-	"cairn/internal/need"
+	"cairn/internal/test/need"
 	"cairn/store"
 	"cairn/store/local"
 	"cairn/store/storetest"

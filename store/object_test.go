@@ -12,7 +12,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"cairn/blob"
-	"cairn/internal/need"
+	"cairn/internal/test/need"
 	"cairn/store"
 	"cairn/store/local"
 	"cairn/store/mem"

@@ -6,7 +6,7 @@ import (
 	"fmt"
 
 	"cairn/blob/assemble"
-	"cairn/blob/build"
+	"cairn/blob/ingest"
 	"cairn/blob/scan"
 	"cairn/chunker"
 	"cairn/seed"
@@ -38,7 +38,7 @@ func Example() {
 		panic(err)
 	}
 	defer w.Close()
-	index, _, err := build.Image(ctx, chunker.FromReader(bytes.NewReader(release2)), w, build.Options{Params: chunker.Default})
+	index, _, err := ingest.Image(ctx, chunker.FromReader(bytes.NewReader(release2)), w, ingest.Options{Params: chunker.Default})
 	if err != nil {
 		panic(err)
 	}

@@ -1,5 +1,5 @@
 // Package scan makes the index of an image: it cuts and hashes, reading the image once. Making a store
-// (blob/build) and learning what a seed holds are both this. The package knows nothing of stores.
+// (blob/ingest) and learning what a seed holds are both this. The package knows nothing of stores.
 package scan
 
 import (

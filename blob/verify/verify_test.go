@@ -14,7 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"cairn/blob"
-	"cairn/blob/build"
+	"cairn/blob/ingest"
 	"cairn/blob/scan"
 	"cairn/chunker"
 	"cairn/store"
@@ -271,7 +271,7 @@ func TestStoreOverBucket(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer w.Close()
-	x, _, err := build.Image(t.Context(), chunker.FromReader(bytes.NewReader(image)), w, build.Options{Params: params})
+	x, _, err := ingest.Image(t.Context(), chunker.FromReader(bytes.NewReader(image)), w, ingest.Options{Params: params})
 	if err != nil {
 		t.Fatal(err)
 	}

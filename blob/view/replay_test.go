@@ -17,14 +17,14 @@ import (
 
 	"cairn/blob"
 	"cairn/blob/profile"
-	"cairn/internal/boottrace"
+	"cairn/internal/test/boottrace"
 	"cairn/store"
 )
 
 // bootTime is how long a boot of the system takes on a machine of today that has the image.
 const bootTime = 6 * time.Second
 
-const traces = "../../internal/boottrace/testdata"
+const traces = "../../internal/test/boottrace/testdata"
 
 // boot is a recorded boot of an image, whose chunks have made-up bytes.
 type boot struct {

@@ -11,7 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"cairn/internal/need"
+	"cairn/internal/test/need"
 )
 
 // TestListenFamilies: a server listens on the address family that it was told, and on both for a name or no host.

@@ -13,7 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"cairn/blob"
-	"cairn/blob/build"
+	"cairn/blob/ingest"
 	"cairn/chunker"
 	"cairn/internal/disk"
 	"cairn/store"
@@ -131,7 +131,7 @@ type madeResult struct {
 	Digest  string  `json:"index_digest"`
 	Store   string  `json:"store"`
 	Seconds float64 `json:"seconds"`
-	build.Stats
+	ingest.Stats
 }
 
 func runMake(ctx context.Context, stdout io.Writer, f makeFlags, image string) (err error) {
@@ -179,9 +179,9 @@ func makeInto(ctx context.Context, to destination, src imageSource, total int64,
 	}
 	defer writer.close()
 	p := newProgress(f.progress, "making "+to.index.String(), total)
-	x, stats, err := build.Image(ctx, src.chunks, writer, build.Options{
+	x, stats, err := ingest.Image(ctx, src.chunks, writer, ingest.Options{
 		Algorithm: f.digest, Params: params, Workers: f.jobs, AtOnce: f.atOnce(to),
-		Progress: func(s build.Stats) { p.show(s.Size, "new "+size(s.NewBytes), s) },
+		Progress: func(s ingest.Stats) { p.show(s.Size, "new "+size(s.NewBytes), s) },
 	})
 	p.end()
 	if err != nil {

@@ -6,7 +6,7 @@ import (
 	"slices"
 	"testing"
 
-	"cairn/blob/build"
+	"cairn/blob/ingest"
 	"cairn/blob/view"
 	"cairn/chunker"
 	"cairn/store"
@@ -23,7 +23,7 @@ func exportOf(t *testing.T, image []byte) exported {
 		t.Fatal(err)
 	}
 	params := chunker.Params{Min: 1 << 10, Avg: 4 << 10, Max: 16 << 10}
-	x, _, err := build.Image(t.Context(), chunker.FromReader(bytes.NewReader(image)), w, build.Options{Params: params})
+	x, _, err := ingest.Image(t.Context(), chunker.FromReader(bytes.NewReader(image)), w, ingest.Options{Params: params})
 	if err != nil {
 		t.Fatal(err)
 	}

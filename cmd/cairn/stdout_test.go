@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"cairn/internal/blockdev"
-	"cairn/internal/need"
+	"cairn/internal/test/need"
 )
 
 func TestDescriptor(t *testing.T) {

@@ -11,7 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"cairn/internal/need"
+	"cairn/internal/test/need"
 )
 
 // The access lists of a file: u::rw,u:1:r,g::-,m::r,o::-; and the default one of a directory: u::rwx,g::rwx,u:2:rwx,m::rwx,o::-.

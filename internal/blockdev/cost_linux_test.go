@@ -5,7 +5,7 @@ import (
 	"testing"
 	"unsafe"
 
-	"cairn/internal/blockdev/looptest"
+	"cairn/internal/test/looptest"
 	"cairn/testimages"
 )
 

@@ -17,8 +17,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
-	"cairn/internal/blockdev/looptest"
-	"cairn/internal/need"
+	"cairn/internal/test/looptest"
+	"cairn/internal/test/need"
 	"cairn/testimages"
 )
 

@@ -6,7 +6,7 @@ import (
 	"strings"
 	"testing"
 
-	"cairn/internal/blockdev/looptest"
+	"cairn/internal/test/looptest"
 )
 
 func identity(t *testing.T, path string, section Section) string {

@@ -14,8 +14,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"cairn/internal/blockdev/looptest"
-	"cairn/internal/need"
+	"cairn/internal/test/looptest"
+	"cairn/internal/test/need"
 	"cairn/testimages"
 )
 

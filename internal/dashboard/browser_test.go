@@ -10,7 +10,7 @@ import (
 	"github.com/chromedp/cdproto/emulation"
 	"github.com/chromedp/chromedp"
 
-	"cairn/internal/browsertest"
+	"cairn/internal/test/browsertest"
 )
 
 // TestBrowser opens the page in tabs of one headless Chromium.

@@ -11,8 +11,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"cairn/internal/blockdev/looptest"
-	"cairn/internal/need"
+	"cairn/internal/test/looptest"
+	"cairn/internal/test/need"
 	"cairn/testimages"
 )
 

@@ -9,8 +9,8 @@ import (
 	"strings"
 	"testing"
 
-	"cairn/internal/blockdev/looptest"
-	"cairn/internal/need"
+	"cairn/internal/test/looptest"
+	"cairn/internal/test/need"
 	"cairn/testimages"
 )
 

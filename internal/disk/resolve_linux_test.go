@@ -13,9 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"cairn/internal/blockdev"
-	"cairn/internal/blockdev/looptest"
 	"cairn/internal/blockdev/mountinfo"
-	"cairn/internal/need"
+	"cairn/internal/test/looptest"
+	"cairn/internal/test/need"
 	"cairn/testimages"
 )
 

@@ -12,8 +12,8 @@ import (
 	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/kb"
 
-	"cairn/internal/browsertest"
 	"cairn/internal/plaintext"
+	"cairn/internal/test/browsertest"
 )
 
 // TestBrowser opens pages in tabs of one headless Chromium.

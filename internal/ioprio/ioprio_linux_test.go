@@ -8,7 +8,7 @@ import (
 	"strings"
 	"testing"
 
-	"cairn/internal/need"
+	"cairn/internal/test/need"
 )
 
 // The test's own process becomes idle, which hurts nobody.

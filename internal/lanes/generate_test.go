@@ -7,7 +7,7 @@ import (
 	"path/filepath"
 	"testing"
 
-	"cairn/internal/need"
+	"cairn/internal/test/need"
 )
 
 // TestGenerated: the kernels that are checked in are those that the generators write.

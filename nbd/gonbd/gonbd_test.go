@@ -17,7 +17,7 @@ import (
 	"github.com/pojntfx/go-nbd/pkg/backend"
 	"github.com/pojntfx/go-nbd/pkg/server"
 
-	"cairn/internal/need"
+	"cairn/internal/test/need"
 	"cairn/nbd"
 	"cairn/nbd/gonbd"
 	"cairn/nbd/nbdtest"

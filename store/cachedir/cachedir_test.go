@@ -17,7 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"cairn/blob"
-	"cairn/internal/need"
+	"cairn/internal/test/need"
 	"cairn/store"
 	"cairn/store/storetest"
 )

@@ -15,7 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"cairn/internal/need"
+	"cairn/internal/test/need"
 	"cairn/store"
 	"cairn/store/local"
 	"cairn/store/storetest"

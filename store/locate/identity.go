@@ -6,7 +6,7 @@ import (
 	"strings"
 
 	"cairn/internal/rotate"
-	"cairn/internal/trust"
+	"cairn/internal/tlsfiles"
 	"cairn/store/web"
 )
 
@@ -17,7 +17,7 @@ const TokenVariable = "CAIRN_BEARER_TOKEN"
 // Identity names what authenticates a process to servers, and the servers to it. The zero value is no credentials and
 // the system's authorities.
 type Identity struct {
-	TLS                    trust.Files
+	TLS                    tlsfiles.Files
 	Token                  string   // of TokenVariable: a bearer token for all https servers; "" is none
 	Bearer, Basic, Headers []string // [HOST=]FILE
 }

@@ -12,7 +12,7 @@ import (
 	"strings"
 	"testing"
 
-	"cairn/internal/trust"
+	"cairn/internal/tlsfiles"
 	"cairn/store"
 	"cairn/store/locate"
 	"cairn/store/sftp"
@@ -159,7 +159,7 @@ func TestS3(t *testing.T) {
 func TestWriteOverHTTP(t *testing.T) {
 	a := storetest.NewAuthority(t)
 	url := storetest.NginxTLS(t, t.TempDir(), a, storetest.WebDAV)
-	config, err := trust.Files{CA: a.Cert}.Config(nil)
+	config, err := tlsfiles.Files{CA: a.Cert}.Config(nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -8,10 +8,10 @@ import (
 	"testing"
 
 	"cairn/blob"
-	"cairn/blob/build"
+	"cairn/blob/ingest"
 	"cairn/blob/verify"
 	"cairn/chunker"
-	"cairn/internal/need"
+	"cairn/internal/test/need"
 	"cairn/store"
 	"cairn/store/s3"
 	"cairn/store/storetest"
@@ -79,7 +79,7 @@ func makeImage(t *testing.T, b store.Bucket, image []byte) *blob.Index {
 	if err != nil {
 		t.Fatal(err)
 	}
-	index, _, err := build.Image(t.Context(), chunker.FromReaderAt(bytes.NewReader(image), int64(len(image))), w, build.Options{Params: params})
+	index, _, err := ingest.Image(t.Context(), chunker.FromReaderAt(bytes.NewReader(image), int64(len(image))), w, ingest.Options{Params: params})
 	if err != nil {
 		t.Fatal(err)
 	}

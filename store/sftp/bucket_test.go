@@ -20,7 +20,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"cairn/internal/need"
+	"cairn/internal/test/need"
 	"cairn/store"
 	"cairn/store/sftp"
 	"cairn/store/storetest"

@@ -9,7 +9,7 @@ import (
 	"strings"
 	"testing"
 
-	"cairn/internal/need"
+	"cairn/internal/test/need"
 	"cairn/store/sftp"
 )
 

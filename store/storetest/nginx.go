@@ -4,8 +4,8 @@ import (
 	"fmt"
 	"testing"
 
-	"cairn/internal/need"
-	"cairn/internal/nginx"
+	"cairn/internal/test/need"
+	"cairn/internal/test/nginx"
 )
 
 // Nginx serves a directory with a real nginx on 127.0.0.1 until the test ends, and returns its URL. The

@@ -24,7 +24,7 @@ import (
 
 	"github.com/minio/minio-go/v7/pkg/signer"
 
-	"cairn/internal/need"
+	"cairn/internal/test/need"
 )
 
 // S3Options are what an S3Server is to be. The zero value is plain HTTP.

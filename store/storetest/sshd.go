@@ -14,7 +14,7 @@ import (
 	"syscall"
 	"testing"
 
-	"cairn/internal/need"
+	"cairn/internal/test/need"
 )
 
 // SSHD is a real sshd with keys and a configuration of its own: one process for each connection to a port of

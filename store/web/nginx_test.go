@@ -11,7 +11,7 @@ import (
 	"strings"
 	"testing"
 
-	"cairn/internal/trust"
+	"cairn/internal/tlsfiles"
 	"cairn/store"
 	"cairn/store/storetest"
 	"cairn/store/web"
@@ -33,13 +33,13 @@ var doors = map[string]func(t *testing.T, dir string, directives ...string) guar
 	},
 	"private authority": func(t *testing.T, dir string, directives ...string) guarded {
 		a := storetest.NewAuthority(t)
-		return guarded{url: storetest.NginxTLS(t, dir, a, directives...), with: trusting(t, trust.Files{CA: a.Cert})}
+		return guarded{url: storetest.NginxTLS(t, dir, a, directives...), with: trusting(t, tlsfiles.Files{CA: a.Cert})}
 	},
 	"client certificate": func(t *testing.T, dir string, directives ...string) guarded {
 		a := storetest.NewAuthority(t)
 		cert, key := a.Client(t, "device")
 		url := storetest.NginxTLS(t, dir, a, append(directives, wantsCertificate(a))...)
-		return guarded{url, trusting(t, trust.Files{CA: a.Cert, Cert: cert, Key: key}), trusting(t, trust.Files{CA: a.Cert})}
+		return guarded{url, trusting(t, tlsfiles.Files{CA: a.Cert, Cert: cert, Key: key}), trusting(t, tlsfiles.Files{CA: a.Cert})}
 	},
 	"bearer": func(t *testing.T, dir string, directives ...string) guarded {
 		guard := fmt.Sprintf(`if ($http_authorization != "Bearer %s") { return 401; }`, token)
@@ -70,7 +70,7 @@ func wantsCertificate(a *storetest.Authority) string {
 	return fmt.Sprintf("ssl_client_certificate %s; ssl_verify_client on;", a.Cert)
 }
 
-func trusting(t *testing.T, files trust.Files) web.Options {
+func trusting(t *testing.T, files tlsfiles.Files) web.Options {
 	t.Helper()
 	config, err := files.Config(nil)
 	if err != nil {
@@ -276,7 +276,7 @@ func TestCertificateRotates(t *testing.T) {
 	cert, key := a.Issue(t, "device", storetest.ClientTemplate(-1, "device"))
 	// Each request has its own connection, and so its own handshake.
 	url := storetest.NginxTLS(t, dir, a, wantsCertificate(a), "keepalive_timeout 0;")
-	r := newReader(t, url, trusting(t, trust.Files{CA: a.Cert, Cert: cert, Key: key}))
+	r := newReader(t, url, trusting(t, tlsfiles.Files{CA: a.Cert, Cert: cert, Key: key}))
 	_, err := r.Read(t.Context(), "x", nil, 10)
 	checkFault(t, nil, err, store.ErrDenied)
 	if !errors.Is(err, web.ErrNoCertificate) {

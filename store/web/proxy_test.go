@@ -13,7 +13,7 @@ import (
 	"strings"
 	"testing"
 
-	"cairn/internal/trust"
+	"cairn/internal/tlsfiles"
 	"cairn/store"
 	"cairn/store/storetest"
 )
@@ -92,7 +92,7 @@ func inProxyProcess(t *testing.T, proxy, base, ca string) string {
 
 func readThroughProxy(t *testing.T) {
 	base, ca, _ := strings.Cut(os.Getenv(proxyJob), " ")
-	got, err := newReader(t, base, trusting(t, trust.Files{CA: ca})).Read(t.Context(), "x", nil, 10)
+	got, err := newReader(t, base, trusting(t, tlsfiles.Files{CA: ca})).Read(t.Context(), "x", nil, 10)
 	kind := string(got)
 	switch {
 	case errors.Is(err, store.ErrDenied):

@@ -9,7 +9,7 @@ import (
 	"strings"
 	"testing"
 
-	"cairn/internal/trust"
+	"cairn/internal/tlsfiles"
 	"cairn/store"
 	"cairn/store/storetest"
 	"cairn/store/web"
@@ -75,8 +75,8 @@ func TestRecipes(t *testing.T) {
 	}
 
 	secure := storetest.NginxTLS(t, "", nil, toProve)
-	wantReads(t, newReader(t, secure, trusting(t, trust.Files{CA: a.Cert, Cert: cert, Key: key})), chunk, nil)
-	wantReads(t, newReader(t, secure, trusting(t, trust.Files{CA: a.Cert})), chunk, web.ErrNoCertificate)
+	wantReads(t, newReader(t, secure, trusting(t, tlsfiles.Files{CA: a.Cert, Cert: cert, Key: key})), chunk, nil)
+	wantReads(t, newReader(t, secure, trusting(t, tlsfiles.Files{CA: a.Cert})), chunk, web.ErrNoCertificate)
 }
 
 func wantReads(t *testing.T, r *web.Reader, name string, want error) {

@@ -12,7 +12,7 @@ import (
 	"strings"
 	"testing"
 
-	"cairn/internal/trust"
+	"cairn/internal/tlsfiles"
 	"cairn/store"
 	"cairn/store/storetest"
 	"cairn/store/web"
@@ -80,7 +80,7 @@ func (o *origin) shows() string {
 func laden(t *testing.T, a *storetest.Authority) web.Options {
 	t.Helper()
 	cert, key := a.Client(t, "device")
-	o := trusting(t, trust.Files{CA: a.Cert, Cert: cert, Key: key})
+	o := trusting(t, tlsfiles.Files{CA: a.Cert, Cert: cert, Key: key})
 	o.Credentials = append(bearing(t, token).Credentials, having(t, web.Headers, "X-Key: hush").Credentials...)
 	return o
 }
@@ -284,7 +284,7 @@ func TestCertificates(t *testing.T) {
 		"http to https":     {strings.Replace(good, "https:", "http:", 1), a.Cert, isErrScheme},
 		"http to nginx":     {strings.Replace(storetest.NginxTLS(t, t.TempDir(), a), "https:", "http:", 1), a.Cert, isErrScheme},
 	} {
-		r := newReader(t, test.url, trusting(t, trust.Files{CA: test.ca}))
+		r := newReader(t, test.url, trusting(t, tlsfiles.Files{CA: test.ca}))
 		_, err := r.Read(t.Context(), "x", nil, 10)
 		checkFault(t, nil, err, nil)
 		if !test.check(err) {
@@ -315,7 +315,7 @@ func TestCertificateRequired(t *testing.T) {
 		s.TLS = &tls.Config{Certificates: []tls.Certificate{pair}, MaxVersion: version, ClientAuth: tls.RequireAnyClientCert}
 		s.StartTLS()
 		t.Cleanup(s.Close)
-		_, err = newReader(t, s.URL, trusting(t, trust.Files{CA: a.Cert})).Read(t.Context(), "x", nil, 10)
+		_, err = newReader(t, s.URL, trusting(t, tlsfiles.Files{CA: a.Cert})).Read(t.Context(), "x", nil, 10)
 		if !ok(err) {
 			t.Errorf("Read = %v", err)
 		}

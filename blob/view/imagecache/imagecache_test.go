@@ -18,7 +18,7 @@ import (
 	"cairn/blob"
 	"cairn/blob/scan"
 	"cairn/chunker"
-	"cairn/internal/need"
+	"cairn/internal/test/need"
 	"cairn/testimages"
 )
 

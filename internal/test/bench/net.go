@@ -1,0 +1,336 @@
+package main
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"cairn/internal/test/netlab"
+	"cairn/internal/test/nginx"
+)
+
+// netLink is a link over which release b is assembled from nothing.
+type netLink struct {
+	name string
+	link netlab.Link
+	fate func(connection int64) netlab.Fate
+}
+
+// netLinks are the links that are measured.
+func netLinks() []netLink {
+	const ms = time.Millisecond
+	lost := netlab.Every(7, netlab.Refused(), netlab.ResetAfter(100_000), netlab.BlackHole())
+	return []netLink{
+		{"40 ms, 100 Mbit/s", netlab.Link{RTT: 40 * ms, Rate: 100 * netlab.Mbit}, nil},
+		{"5 ms, 1 Gbit/s", netlab.Link{RTT: 5 * ms, Rate: netlab.Gbit}, nil},
+		{"100 ms, 5 Mbit/s, each 7th connection lost", netlab.Link{RTT: 100 * ms, Rate: 5 * netlab.Mbit}, lost},
+	}
+}
+
+// netTool assembles the image of the index at a URL, whose store is beside it, onto the file b or, as cairn does for a
+// living, onto a device.
+type netTool struct {
+	name   string
+	device bool
+	args   func(url, target string) []string
+}
+
+func netTools(cairn string) (tools []netTool) {
+	assemble := func(url, target string) []string { return []string{cairn, "assemble", url + "/b.caibx", target} }
+	tools = append(tools, netTool{name: "cairn", args: assemble})
+	if os.Geteuid() == 0 {
+		tools = append(tools, netTool{name: "cairn, onto a device", device: true, args: assemble})
+	}
+	return append(tools, netTool{name: "desync", args: desync()}, netTool{name: "desync -n 64", args: desync("-n", "64")})
+}
+
+func desync(options ...string) func(url, target string) []string {
+	return func(url, target string) []string {
+		args := append([]string{"desync", "extract"}, options...)
+		return append(args, "-s", url+"/default.castr", url+"/b.caibx", target)
+	}
+}
+
+// netSample is what one command did over a link. Times are in seconds.
+type netSample struct {
+	Image   string  `json:"image"`
+	Link    string  `json:"link"`
+	Tool    string  `json:"tool"`
+	Payload int64   `json:"payload"` // bytes of the index and of each chunk once
+	Rate    int64   `json:"rate"`    // of the link, in bits a second
+	Wall    float64 `json:"wall"`
+	Share   float64 `json:"share"` // of the link: what the payload alone takes to the wall time; 0 if it failed
+	CPU     float64 `json:"cpu"`   // of the tool
+	RigCPU  float64 `json:"rig_cpu"`
+	Status  int     `json:"status"` // of its exit; -1 if it was stopped
+	Error   string  `json:"error,omitempty"`
+	Killed  bool    `json:"killed,omitempty"` // it took too long
+	netlab.Counts
+}
+
+// netResults are everything that was measured.
+type netResults struct {
+	Machine machine     `json:"machine"`
+	Rounds  int         `json:"rounds"`
+	Samples []netSample `json:"samples"`
+}
+
+// runNet measures over links with the images of each format, and writes the results.
+func runNet(ctx context.Context, o options, formats []string) error {
+	machine, err := describeMachine(ctx, []string{o.cairn, "version"}, []string{"nginx", "-v"})
+	if err != nil {
+		return err
+	}
+	r := netResults{Machine: machine, Rounds: o.rounds}
+	for _, format := range formats {
+		if err := r.measure(ctx, o, format); err != nil {
+			return fmt.Errorf("%s: %w", format, err)
+		}
+	}
+	return r.write(o.out)
+}
+
+// measure runs all rounds with the image of one format.
+func (r *netResults) measure(ctx context.Context, o options, format string) (err error) {
+	work, err := os.MkdirTemp(o.work, "cairn-bench-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(work)) }()
+	depot, err := newDepot(ctx, o, work, format)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, depot.nginx.Stop()) }()
+	for round := range o.rounds {
+		for _, l := range netLinks() {
+			if !strings.Contains(l.name, o.link) {
+				continue
+			}
+			for _, tool := range netTools(o.cairn) {
+				s := netSample{Image: format, Link: l.name, Tool: tool.name, Payload: depot.payload, Rate: l.link.Rate}
+				if err := depot.measure(ctx, l, tool, &s); err != nil {
+					return fmt.Errorf("%s with %s: %w", l.name, tool.name, err)
+				}
+				r.Samples = append(r.Samples, s)
+				fmt.Fprintf(os.Stderr, "bench: %s, round %d of %d, %s: %s took %.1f s, %.0f %% of the link\n", format, round+1,
+					o.rounds, l.name, tool.name, s.Wall, 100*s.Share)
+			}
+		}
+	}
+	return nil
+}
+
+// depot is release b, published behind nginx.
+type depot struct {
+	work, image string
+	nginx       *nginx.Server
+	payload     int64
+}
+
+func newDepot(ctx context.Context, o options, work, format string) (*depot, error) {
+	d := &depot{work: filepath.Join(work, "work"), image: filepath.Join(work, "image")}
+	served := filepath.Join(work, "served")
+	if err := errors.Join(os.Mkdir(d.work, 0o755), os.Mkdir(served, 0o755)); err != nil {
+		return nil, err
+	}
+	if err := copyHead(ctx, filepath.Join(o.images, "b."+format), d.image, o.bytes); err != nil {
+		return nil, err
+	}
+	err := quietly(exec.CommandContext(ctx, o.cairn, "make", filepath.Join(served, "b.caibx"), d.image))
+	if err != nil {
+		return nil, err
+	}
+	if d.payload, err = sizeOf(served); err != nil {
+		return nil, err
+	}
+	d.nginx, err = nginx.Start(nginx.Options{Root: served, Work: work})
+	return d, err
+}
+
+// copyHead copies an image, or its first bytes only unless they are 0.
+func copyHead(ctx context.Context, from, to string, bytes int64) error {
+	if err := quietly(exec.CommandContext(ctx, "cp", "--sparse=always", from, to)); err != nil || bytes == 0 {
+		return err
+	}
+	return os.Truncate(to, bytes)
+}
+
+// sizeOf is the bytes of all files below a directory.
+func sizeOf(dir string) (n int64, err error) {
+	err = filepath.WalkDir(dir, func(_ string, e fs.DirEntry, err error) error {
+		if err != nil || !e.Type().IsRegular() {
+			return err
+		}
+		info, err := e.Info()
+		n += info.Size()
+		return err
+	})
+	return n, err
+}
+
+// measure assembles b once over a link, and enters what that took. A tool that fails or takes ten times as long as the
+// link needs is a result; one that succeeds with a wrong image is an error.
+func (d *depot) measure(ctx context.Context, l netLink, tool netTool, s *netSample) (err error) {
+	proxy, err := netlab.NewProxy(d.nginx.Address(), l.link, l.fate)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, proxy.Close()) }()
+	ideal := float64(d.payload) * 8 / float64(l.link.Rate)
+	limited, cancel := context.WithTimeout(ctx, time.Minute+time.Duration(10*ideal)*time.Second)
+	defer cancel()
+	rig, err := d.rigCPU()
+	if err != nil {
+		return err
+	}
+	target, release, err := d.target(tool.device)
+	if err != nil {
+		return err
+	}
+	d.assemble(limited, tool.args("http://"+proxy.Addr(), target), s)
+	if err := cmp.Or(release(), ctx.Err()); err != nil {
+		return err
+	}
+	after, err := d.rigCPU()
+	if err != nil {
+		return err
+	}
+	s.RigCPU, s.Counts, s.Killed = after-rig, proxy.Counts(), limited.Err() != nil
+	return d.check(ideal, s)
+}
+
+// target is b, or a loop device over it until it is released.
+func (d *depot) target(device bool) (path string, release func() error, err error) {
+	if !device {
+		return "b", func() error { return nil }, nil
+	}
+	info, err := os.Stat(d.image)
+	if err != nil {
+		return "", nil, err
+	}
+	b := filepath.Join(d.work, "b")
+	if err := errors.Join(os.WriteFile(b, nil, 0o644), os.Truncate(b, info.Size())); err != nil {
+		return "", nil, err
+	}
+	node, err := exec.Command("losetup", "--find", "--show", b).Output()
+	if err != nil {
+		return "", nil, fmt.Errorf("losetup %s: %w", b, err)
+	}
+	path = strings.TrimSpace(string(node))
+	return path, func() error { return quietly(exec.Command("losetup", "--detach", path)) }, nil
+}
+
+// assemble runs a tool.
+func (d *depot) assemble(ctx context.Context, args []string, s *netSample) {
+	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
+	cmd.Dir = d.work
+	var words bytes.Buffer
+	cmd.Stderr = &words
+	begun := time.Now()
+	err := cmd.Run()
+	s.Wall = time.Since(begun).Seconds()
+	s.Status = -1
+	if cmd.ProcessState != nil {
+		s.Status = cmd.ProcessState.ExitCode()
+		s.CPU = (cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()).Seconds()
+	}
+	if err != nil {
+		s.Error = fmt.Sprintf("%v: %s", err, lastLine(words.String()))
+	}
+}
+
+func lastLine(text string) string {
+	lines := strings.Split(strings.TrimSpace(text), "\n")
+	return lines[len(lines)-1]
+}
+
+// check compares what was assembled, and removes it.
+func (d *depot) check(ideal float64, s *netSample) error {
+	b := filepath.Join(d.work, "b")
+	if s.Status != 0 {
+		return os.RemoveAll(b)
+	}
+	s.Share = ideal / s.Wall
+	return errors.Join(quietly(exec.Command("cmp", b, d.image)), os.Remove(b))
+}
+
+// rigCPU is the CPU time that the server and the link have used so far, in seconds.
+func (d *depot) rigCPU() (float64, error) {
+	server, err := nginxCPU(d.nginx)
+	if err != nil {
+		return 0, err
+	}
+	var own syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &own); err != nil {
+		return 0, err
+	}
+	return server + time.Duration(own.Utime.Nano()+own.Stime.Nano()).Seconds(), nil
+}
+
+// write writes the results as JSON, with every sample, and as tables.
+func (r *netResults) write(path string) error {
+	text, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return err
+	}
+	return errors.Join(os.WriteFile(path+".json", append(text, '\n'), 0o644), os.WriteFile(path+".md", []byte(r.markdown()), 0o644))
+}
+
+// markdown is the results as a table for each kind of image.
+func (r *netResults) markdown() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s, %s, %d CPUs, Linux %s; medians of %d rounds.\n", r.Machine.Date, r.Machine.CPU, r.Machine.CPUs,
+		r.Machine.Kernel, r.Rounds)
+	fmt.Fprintf(&b, "%s.\n", strings.Join(r.Machine.Tools, " · "))
+	for image, samples := range groups(r.Samples, func(s netSample) string { return s.Image }) {
+		fmt.Fprintf(&b, "\n### %s, %.1f MB\n\n", image, float64(samples[0].Payload)/1e6)
+		b.WriteString("| link | tool | wall, s | of the link | requests | connections | lost | MB down | MB up | CPU, s | rig's CPU, s | exit |\n")
+		b.WriteString("|---|---|---|---|---|---|---|---|---|---|---|---|\n")
+		for link, samples := range groups(samples, func(s netSample) string { return s.Link }) {
+			for tool, samples := range groups(samples, func(s netSample) string { return s.Tool }) {
+				writeNet(&b, link, tool, samples)
+			}
+		}
+	}
+	return b.String()
+}
+
+// writeNet writes a row. Of exits, all different ones are told.
+func writeNet(b *strings.Builder, link, tool string, samples []netSample) {
+	of := func(figure func(netSample) float64) float64 {
+		var values []float64
+		for _, s := range samples {
+			values = append(values, figure(s))
+		}
+		return median(values)
+	}
+	var exits []string
+	for exit := range groups(samples, exitOf) {
+		exits = append(exits, exit)
+	}
+	fmt.Fprintf(b, "| %s | %s | %.1f | %.1f %% | %.0f | %.0f | %.0f | %.1f | %.2f | %.2f | %.2f | %s |\n", link, tool,
+		of(func(s netSample) float64 { return s.Wall }), 100*of(func(s netSample) float64 { return s.Share }),
+		of(func(s netSample) float64 { return float64(s.Requests) }), of(func(s netSample) float64 { return float64(s.Connections) }),
+		of(func(s netSample) float64 { return float64(s.Lost) }),
+		of(func(s netSample) float64 { return float64(s.Down) / 1e6 }), of(func(s netSample) float64 { return float64(s.Up) / 1e6 }),
+		of(func(s netSample) float64 { return s.CPU }), of(func(s netSample) float64 { return s.RigCPU }), strings.Join(exits, ", "))
+}
+
+// exitOf is how a command ended.
+func exitOf(s netSample) string {
+	if s.Killed {
+		return "too slow"
+	}
+	return fmt.Sprint(s.Status)
+}

@@ -1,0 +1,152 @@
+// Package browsertest opens pages in a headless Chromium, for the tests of what cairn shows in one.
+package browsertest
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"image"
+	"image/png"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/chromedp/cdproto/emulation"
+	cdplog "github.com/chromedp/cdproto/log"
+	"github.com/chromedp/cdproto/network"
+	"github.com/chromedp/cdproto/runtime"
+	"github.com/chromedp/chromedp"
+	"github.com/google/go-cmp/cmp"
+
+	"cairn/internal/test/need"
+)
+
+// patience is how long a test may take in a browser.
+const patience = 2 * time.Minute
+
+// Browser is a Chromium of a test's own.
+type Browser struct{ ctx context.Context }
+
+// Start starts a browser that ends with the test.
+func Start(t *testing.T) *Browser {
+	t.Helper()
+	options := append(slices.Clone(chromedp.DefaultExecAllocatorOptions[:]),
+		chromedp.ExecPath(need.Tool(t, "chromium")), chromedp.NoSandbox, chromedp.DisableGPU,
+		chromedp.UserDataDir(t.TempDir()), chromedp.Flag("disable-quic", true),
+		chromedp.Flag("disable-component-update", true))
+	// Not the test's context, which ends before the cleanup that lets the browser end in peace.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), patience)
+	t.Cleanup(cancel)
+	ctx, cancel = chromedp.NewExecAllocator(ctx, options...)
+	t.Cleanup(cancel)
+	ctx, _ = chromedp.NewContext(ctx, chromedp.WithErrorf(t.Logf))
+	t.Cleanup(func() { _ = chromedp.Cancel(ctx) })
+	if err := chromedp.Run(ctx); err != nil {
+		t.Fatal(err)
+	}
+	return &Browser{ctx}
+}
+
+// Tab is a tab of a browser, and what went on in it.
+type Tab struct {
+	T   *testing.T
+	ctx context.Context
+
+	mu       sync.Mutex // guards what follows
+	requests []string
+	said     []string // on the console, by whomever
+}
+
+// Tab opens one for a test, which fails when what it asks of the tab does.
+func (b *Browser) Tab(t *testing.T) *Tab {
+	t.Helper()
+	ctx, cancel := chromedp.NewContext(b.ctx)
+	t.Cleanup(cancel)
+	tab := &Tab{T: t, ctx: ctx}
+	chromedp.ListenTarget(ctx, tab.hear)
+	tab.Run(network.Enable(), cdplog.Enable(), emulation.SetFocusEmulationEnabled(true))
+	return tab
+}
+
+func (b *Tab) hear(event any) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch e := event.(type) {
+	case *network.EventRequestWillBeSent:
+		b.requests = append(b.requests, e.Request.URL)
+	case *cdplog.EventEntryAdded:
+		b.said = append(b.said, e.Entry.Text)
+	case *runtime.EventExceptionThrown:
+		b.said = append(b.said, e.ExceptionDetails.Error())
+	case *runtime.EventConsoleAPICalled:
+		b.said = append(b.said, string(e.Type))
+	}
+}
+
+// Run does in the tab what is asked.
+func (b *Tab) Run(actions ...chromedp.Action) {
+	b.T.Helper()
+	if err := chromedp.Run(b.ctx, actions...); err != nil {
+		b.T.Fatal(err)
+	}
+}
+
+// Ask is the value of an expression of JavaScript.
+func Ask[T any](b *Tab, expression string) T {
+	b.T.Helper()
+	var v T
+	b.Run(chromedp.Evaluate(expression, &v))
+	return v
+}
+
+// Sees complains unless an expression has the value want.
+func Sees[T any](b *Tab, expression string, want T) {
+	b.T.Helper()
+	if diff := cmp.Diff(want, Ask[T](b, expression)); diff != "" {
+		b.T.Errorf("%s (-want +got):\n%s", expression, diff)
+	}
+}
+
+// Texts is an expression for what the elements of a selector say.
+func Texts(selector string) string {
+	return fmt.Sprintf("[...document.querySelectorAll(%q)].map(e => e.textContent)", selector)
+}
+
+// Quiet complains of anything on the console, and of requests for what is not expected.
+func (b *Tab) Quiet(expected func(url string) bool) {
+	b.T.Helper()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.said) > 0 {
+		b.T.Errorf("the console says %q, want nothing", b.said)
+	}
+	for _, url := range b.requests {
+		if !expected(url) {
+			b.T.Errorf("the page asks for %q", url)
+		}
+	}
+}
+
+// Picture takes a screenshot of the whole page, and keeps it as an artifact of the test.
+func (b *Tab) Picture(name string) image.Image {
+	b.T.Helper()
+	var data []byte
+	b.Run(chromedp.FullScreenshot(&data, 100))
+	if err := os.WriteFile(filepath.Join(b.T.ArtifactDir(), name), data, 0o644); err != nil {
+		b.T.Fatal(err)
+	}
+	img, err := png.Decode(bytes.NewReader(data))
+	if err != nil {
+		b.T.Fatal(err)
+	}
+	return img
+}
+
+// Scheme sets what a page learns of the user's taste (light, dark) and of the medium (screen, print).
+func Scheme(medium, taste string) chromedp.Action {
+	return emulation.SetEmulatedMedia().WithMedia(medium).
+		WithFeatures([]*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: taste}})
+}

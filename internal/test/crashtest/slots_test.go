@@ -1,0 +1,161 @@
+package crashtest
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"cairn/internal/test/looptest"
+	"cairn/testimages"
+)
+
+// slots is a loop device with two slots of a disk, and the partitions' nodes.
+type slots struct {
+	disk, a, b string
+	size       int64 // of a slot
+}
+
+// newSlots makes slots of size bytes with the images, or nothing for "".
+func newSlots(t testing.TB, size int64, sector int, a, b string) slots {
+	t.Helper()
+	disk := filepath.Join(t.TempDir(), "disk.img")
+	if err := testimages.GPTDisk(disk, sector, testimages.Slots(size, a, b)...); err != nil {
+		t.Fatal(err)
+	}
+	node := looptest.Attach(t, disk, sector)
+	return slots{node, node + "p2", node + "p3", size}
+}
+
+// counts are what the kernel has seen of a device, in bytes.
+type counts struct{ read, written int64 }
+
+// counted is what happens at a partition while do runs, by the kernel's own account.
+func counted(t testing.TB, node string, do func()) counts {
+	t.Helper()
+	before := kernelCounts(t, node)
+	do()
+	after := kernelCounts(t, node)
+	return counts{after.read - before.read, after.written - before.written}
+}
+
+// kernelCounts reads the statistics of a block device, whose sectors are always of 512 bytes
+// (Documentation/block/stat.rst).
+func kernelCounts(t testing.TB, node string) counts {
+	t.Helper()
+	text, err := os.ReadFile("/sys/class/block/" + filepath.Base(node) + "/stat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var n [7]int64
+	for i, field := range strings.Fields(string(text))[:7] {
+		if _, err := fmt.Sscan(field, &n[i]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return counts{n[2] * 512, n[6] * 512}
+}
+
+// forget drops what the kernel has of the device in memory, so that reads can be counted.
+func forget(t testing.TB, node string) {
+	t.Helper()
+	must(t, "blockdev", "--flushbufs", node)
+}
+
+// sum is the digest of the first n bytes of a file or device.
+func sum(t testing.TB, path string, n int64) (s [32]byte) {
+	t.Helper()
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	h := sha256.New()
+	if k, err := io.Copy(h, io.LimitReader(f, n)); err != nil || k != n {
+		t.Fatalf("%s: %d of %d bytes, %v", path, k, n, err)
+	}
+	copy(s[:], h.Sum(nil))
+	return s
+}
+
+// wantImage says that the device begins with the image.
+func wantImage(t testing.TB, device, image string) {
+	t.Helper()
+	info, err := os.Stat(image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if sum(t, device, info.Size()) != sum(t, image, info.Size()) {
+		t.Errorf("%s does not hold %s", device, image)
+	}
+}
+
+// fill writes an image, or part of one, to a device.
+func fill(t testing.TB, device, image string) {
+	t.Helper()
+	must(t, "dd", "if="+image, "of="+device, "bs=1M", "conv=fsync,notrunc")
+}
+
+// patch writes bytes to a file or device.
+func patch(t testing.TB, path string, p []byte, off int64) {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteAt(p, off); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Sync(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// mounts says whether the kernel takes the device for a file system.
+func mounts(t testing.TB, device string) bool {
+	t.Helper()
+	dir := t.TempDir()
+	for _, kind := range []string{"ext4", "squashfs"} {
+		if unix.Mount(device, dir, kind, unix.MS_RDONLY, "") != nil {
+			continue
+		}
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Fatal(err)
+		}
+		return true
+	}
+	return false
+}
+
+// outcome is what an interrupted assemble has left in a slot.
+type outcome string
+
+const (
+	isOld      outcome = "the whole old image"
+	isNew      outcome = "the whole new image"
+	unfinished outcome = "an unfinished assemble"
+)
+
+// judge says what is in the slot. That it is none of the outcomes is an error.
+func judge(t testing.TB, device string, old, new [32]byte, size int64, index string) outcome {
+	t.Helper()
+	now := sum(t, device, size)
+	switch {
+	case bytes.Equal(now[:], new[:]):
+		return isNew
+	case bytes.Equal(now[:], old[:]):
+		return isOld
+	}
+	if mounts(t, device) {
+		t.Errorf("%s holds neither image, and can be mounted", device)
+	}
+	fails(t, damaged, "not finished", "verify", index, device)
+	return unfinished
+}

@@ -1,0 +1,106 @@
+package e2e
+
+import (
+	"net"
+	"net/http"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"cairn/internal/test/need"
+	"cairn/testimages"
+)
+
+// desyncServer starts desync's server of chunks or of indexes, which ends with the test, and returns its URL.
+func desyncServer(t *testing.T, kind, dir string, flags ...string) string {
+	t.Helper()
+	tool := need.Tool(t, "desync")
+	for range 5 { // a port that was free may be taken
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		address := l.Addr().String()
+		l.Close()
+		cmd := exec.Command(tool, append([]string{kind, "-s", dir, "-l", address}, flags...)...)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		ended := make(chan struct{})
+		go func() {
+			_ = cmd.Wait()
+			close(ended)
+		}()
+		t.Cleanup(func() {
+			_ = cmd.Process.Kill()
+			<-ended
+		})
+		if answers("http://"+address, ended) {
+			return "http://" + address
+		}
+	}
+	t.Fatal("desync found no port")
+	return ""
+}
+
+// answers waits until a server answers, or has ended.
+func answers(url string, ended chan struct{}) bool {
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		if answer, err := http.Get(url + "/"); err == nil {
+			answer.Body.Close()
+			return true
+		}
+		select {
+		case <-ended:
+			return false
+		default:
+		}
+	}
+	return false
+}
+
+// TestDesyncServer: desync's servers are stores to read and to write, in either form. They call a request for the other
+// form a bad one, and tell no sizes.
+func TestDesyncServer(t *testing.T) {
+	dir := t.TempDir()
+	image := writeFile(t, dir, "image", testimages.Random(1, 900_000))
+	lacking := filepath.Join(dir, "lacking.caibx")
+	cairn(t, "make", lacking, writeFile(t, dir, "b", testimages.Random(2, 100_000)))
+	indexes := desyncServer(t, "index-server", t.TempDir(), "-w")
+	index := func(name string) string { return indexes + "/" + name + ".caibx" }
+	urls := map[string]string{
+		"compressed": desyncServer(t, "chunk-server", t.TempDir(), "-w"),
+		"plain":      desyncServer(t, "chunk-server", t.TempDir(), "-w", "-u"),
+	}
+	for name, url := range urls {
+		compression, other := "zstd", "none"
+		if name == "plain" {
+			compression, other = other, compression
+		}
+		out := filepath.Join(t.TempDir(), "out")
+		fails(t, failed, "takes chunks in one form only: "+name, "make", index(name), image, "-s", url, "--compression", other)
+		cairn(t, "make", index(name), image, "-s", url, "--compression", compression)
+		again := run(t, "cairn", "make", index(name), image, "-s", url, "--compression", compression)
+		if again.status != 0 || !strings.Contains(again.stderr, "none was written") {
+			t.Errorf("making it again: %d, %s", again.status, again.stderr)
+		}
+		cairn(t, "assemble", index(name), out, "-s", url)
+		wantSame(t, out, image)
+		fails(t, notFound, "not found", "assemble", lacking, out+"2", "-s", url)
+	}
+	if got := cairn(t, "plan", index("plain"), filepath.Join(dir, "out"), "-s", urls["plain"]); !strings.Contains(got, "to download") {
+		t.Errorf("plan says %s", got)
+	}
+	copied := desyncServer(t, "chunk-server", t.TempDir(), "-w", "-u")
+	cairn(t, "store", "copy", urls["compressed"], copied, index("compressed"), "--compression", "none")
+	cairn(t, "verify", index("plain"), "-s", copied)
+
+	fails(t, failed, "leave the path out", "verify", index("plain"), "-s", urls["compressed"]+"/path")
+	readOnly := desyncServer(t, "chunk-server", t.TempDir())
+	fails(t, failed, "takes no uploads", "make", index("plain"), image, "-s", readOnly)
+	t.Setenv("DESYNC_ENCRYPTION_KEY", strings.Repeat("0", 64))
+	encrypted := desyncServer(t, "chunk-server", t.TempDir(), "--encryption")
+	fails(t, failed, "are they encrypted", "verify", index("plain"), "-s", encrypted)
+}

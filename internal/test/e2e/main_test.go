@@ -1,0 +1,90 @@
+// Package e2e judges the finished binary from outside, as users and their tools see it: casync, desync, libnbd,
+// qemu, nginx, loop devices and a virtual machine. Of cairn's packages it knows the index format only, to work
+// out what is to be expected; everything else it learns from files, exit statuses and other programs.
+//
+// CAIRN_LONG=1 adds the real releases that testimages/debian made in the directory CAIRN_IMAGES.
+package e2e
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+const mib = 1 << 20
+
+// scratch is a directory that outlives single tests. TestMain makes it before all of them, and removes it.
+var scratch string
+
+func TestMain(m *testing.M) {
+	if flag.Parse(); testing.Short() { // `make test` runs them
+		fmt.Println("the finished binary is not tested with -short")
+		os.Exit(0)
+	}
+	status, err := testAll(m)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		status = 1
+	}
+	os.Exit(status)
+}
+
+// testAll runs the tests with a fresh cairn at the front of PATH.
+func testAll(m *testing.M) (status int, err error) {
+	if err := readSources(); err != nil {
+		return 0, err
+	}
+	if scratch, err = os.MkdirTemp("", "cairn-e2e-"); err != nil {
+		return 0, err
+	}
+	defer os.RemoveAll(scratch)
+	if err := build(filepath.Join(scratch, "cairn"), raceDetector); err != nil {
+		return 0, err
+	}
+	// /usr/bin, since nbdsh wants the system's python.
+	path := []string{scratch, "/usr/bin", os.Getenv("PATH"), "/usr/sbin", "/sbin"}
+	err = errors.Join(os.Setenv("PATH", strings.Join(path, ":")), os.Setenv("XDG_RUNTIME_DIR", scratch))
+	if err != nil {
+		return 0, err
+	}
+	if signal.Ignored(syscall.SIGHUP) { // the tests run under nohup: what they start does not, if they catch it
+		signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
+	}
+	return m.Run(), nil
+}
+
+// build makes the binary: with the race detector, when the tests have it, else as it is shipped.
+func build(file string, race bool) error {
+	cmd := exec.Command("go", "build", "-buildvcs=false", "-o", file, "cairn/cmd/cairn")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if race {
+		cmd = exec.Command("go", "build", "-buildvcs=false", "-race", "-o", file, "cairn/cmd/cairn")
+	}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("building cairn: %w\n%s", err, out)
+	}
+	return nil
+}
+
+// readSources looks at every source file, so that go test knows what its cached result depends on: it does not
+// see what the build reads.
+func readSources() error {
+	return filepath.WalkDir("../../..", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !d.IsDir() && filepath.Ext(path) != ".go" {
+			return err
+		}
+		if name := d.Name(); d.IsDir() && (name == ".git" || name == ".cache" || name == ".bin") {
+			return fs.SkipDir
+		}
+		_, err = os.Stat(path)
+		return err
+	})
+}

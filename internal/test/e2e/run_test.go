@@ -1,0 +1,213 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"cairn/internal/test/need"
+)
+
+// patience is how long anything may take before the test gives up on it.
+const patience = 5 * time.Minute
+
+// The exit statuses that the design promises.
+const (
+	failed      = 1
+	damaged     = 3
+	notFound    = 4
+	refused     = 5
+	hungUp      = 128 + int(syscall.SIGHUP)
+	interrupted = 128 + int(syscall.SIGINT)
+	quit        = 128 + int(syscall.SIGQUIT)
+	unread      = 128 + int(syscall.SIGPIPE)
+	terminated  = 128 + int(syscall.SIGTERM)
+)
+
+// ran is how a program ended and what it said. A program that a signal killed has status -1.
+type ran struct {
+	stdout, stderr string
+	status         int
+}
+
+// run runs a program to its end.
+func run(t testing.TB, name string, args ...string) ran {
+	t.Helper()
+	return runInput(t, "", name, args...)
+}
+
+func runInput(t testing.TB, input, name string, args ...string) ran {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, need.Tool(t, name), forgetful(args)...)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(input), &stdout, &stderr
+	err := cmd.Run()
+	if _, exited := errors.AsType[*exec.ExitError](err); err != nil && !exited {
+		t.Fatalf("%s %q: %v", name, args, err)
+	}
+	return ran{stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()}
+}
+
+// forgetful has cairn remember nothing of this machine's devices, unless the test brings a place for that.
+func forgetful(args []string) []string {
+	if len(args) == 0 || args[0] != "assemble" && args[0] != "plan" || slices.Contains(args, "--state") {
+		return args
+	}
+	return append(slices.Clone(args), "--state", "")
+}
+
+// must runs a program that has to succeed, and returns its standard output.
+func must(t testing.TB, name string, args ...string) string {
+	t.Helper()
+	r := run(t, name, args...)
+	if r.status != 0 {
+		t.Fatalf("%s %q: exit status %d\n%s%s", name, args, r.status, r.stdout, r.stderr)
+	}
+	return r.stdout
+}
+
+// cairn runs a command of cairn that has to succeed, and returns its standard output.
+func cairn(t testing.TB, args ...string) string {
+	t.Helper()
+	return must(t, "cairn", args...)
+}
+
+// fails runs a command of cairn that has to fail with this status and say these words as its error, and
+// nothing on its standard output.
+func fails(t testing.TB, status int, words string, args ...string) {
+	t.Helper()
+	checkFailed(t, run(t, "cairn", args...), status, words, args)
+}
+
+func checkFailed(t testing.TB, r ran, status int, words string, args []string) {
+	t.Helper()
+	if r.status != status || !strings.Contains(r.stderr, "cairn: error: ") || !strings.Contains(r.stderr, words) {
+		t.Errorf("cairn %q: exit status %d, want %d with %q\n%s", args, r.status, status, words, r.stderr)
+	}
+	if r.stdout != "" {
+		t.Errorf("cairn %q failed, and wrote %d bytes to standard output", args, len(r.stdout))
+	}
+}
+
+// assembled is what assemble --json and plan --json print.
+type assembled struct {
+	Size      int64   `json:"size"`
+	Done      int64   `json:"done"`
+	InPlace   int64   `json:"in_place_bytes"`
+	Zero      int64   `json:"zero_bytes"`
+	Seeds     []int64 `json:"seed_bytes"`
+	Fetches   int64   `json:"fetched_chunks"`
+	SeedMiss  int64   `json:"seed_misses"`
+	Written   int64   `json:"written_bytes"`
+	Downloads int     `json:"downloads"`
+	Bytes     int64   `json:"downloaded_bytes"`
+}
+
+func parse(t testing.TB, text string, into any) {
+	t.Helper()
+	if err := json.Unmarshal([]byte(text), into); err != nil {
+		t.Fatalf("%v in:\n%s", err, text)
+	}
+}
+
+// job is a cairn under way.
+type job struct {
+	cmd            *exec.Cmd
+	stdout, stderr *watched
+}
+
+// start starts a command of cairn. It is killed if it has not ended when the test does.
+func start(t testing.TB, stdin *os.File, args ...string) *job {
+	t.Helper()
+	return startProgram(t, stdin, "cairn", forgetful(args)...)
+}
+
+// startProgram is start for any program.
+func startProgram(t testing.TB, stdin *os.File, name string, args ...string) *job {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	j := &job{exec.CommandContext(ctx, need.Tool(t, name), args...), newWatched(), newWatched()}
+	j.cmd.Stdout, j.cmd.Stderr = j.stdout, j.stderr
+	if stdin != nil { // else a nil *os.File in an interface
+		j.cmd.Stdin = stdin
+	}
+	if err := j.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cancel()
+		if j.cmd.ProcessState == nil {
+			_ = j.cmd.Wait()
+		}
+	})
+	return j
+}
+
+func (j *job) signal(t testing.TB, s os.Signal) {
+	t.Helper()
+	if err := j.cmd.Process.Signal(s); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// wait returns how the job has ended.
+func (j *job) wait(t testing.TB) ran {
+	t.Helper()
+	err := j.cmd.Wait()
+	if _, exited := errors.AsType[*exec.ExitError](err); err != nil && !exited {
+		t.Fatal(err)
+	}
+	return ran{j.stdout.String(), j.stderr.String(), j.cmd.ProcessState.ExitCode()}
+}
+
+// watched is what a program writes, while it runs.
+type watched struct {
+	mu      sync.Mutex // guards text
+	text    bytes.Buffer
+	changed chan struct{} // holds a token when text has grown
+}
+
+func newWatched() *watched { return &watched{changed: make(chan struct{}, 1)} }
+
+func (w *watched) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	select {
+	case w.changed <- struct{}{}:
+	default:
+	}
+	return w.text.Write(p)
+}
+
+func (w *watched) String() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.text.String()
+}
+
+// await returns what was written so far as soon as words are in it. One goroutine may wait at a time.
+func (w *watched) await(t testing.TB, words string) string {
+	t.Helper()
+	late := time.After(patience)
+	for {
+		if text := w.String(); strings.Contains(text, words) {
+			return text
+		}
+		select {
+		case <-w.changed:
+		case <-late:
+			t.Fatalf("%q was not written in time, only:\n%s", words, w)
+		}
+	}
+}

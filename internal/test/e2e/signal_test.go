@@ -1,0 +1,255 @@
+package e2e
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"cairn/internal/test/need"
+	"cairn/testimages"
+)
+
+// TestHangup: a job that its terminal's end or SIGQUIT ends does so as with SIGTERM, and the hint names what would have
+// kept it.
+func TestHangup(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		signal syscall.Signal
+		status int
+		words  string
+	}{
+		{syscall.SIGHUP, hungUp, "'nohup cairn …' or 'systemd-run cairn …'"},
+		{syscall.SIGQUIT, quit, "cairn: error: interrupted (quit)"},
+	} {
+		t.Run(tc.signal.String(), func(t *testing.T) {
+			t.Parallel()
+			stdin, feed := pipe(t)
+			dir := t.TempDir()
+			j := start(t, stdin, "make", "--progress=json", filepath.Join(dir, "x.caibx"), "-")
+			stdin.Close()
+			if _, err := feed.Write(testimages.Random(5, 8*mib)); err != nil {
+				t.Fatal(err)
+			}
+			j.stderr.await(t, `"event":"progress"`)
+			j.signal(t, tc.signal)
+			if r := j.wait(t); r.status != tc.status || !strings.Contains(r.stderr, tc.words) {
+				t.Errorf("exit status %d, want %d with %s\n%s", r.status, tc.status, tc.words, r.stderr)
+			}
+			wantNothingMade(t, dir, true)
+		})
+	}
+}
+
+// TestNohup: a SIGHUP that is ignored at the start stays ignored.
+func TestNohup(t *testing.T) {
+	t.Parallel()
+	stdin, feed := pipe(t)
+	index := filepath.Join(t.TempDir(), "x.caibx")
+	cmd := exec.CommandContext(t.Context(), need.Tool(t, "nohup"), need.Tool(t, "cairn"), "make", "--progress=json", index, "-")
+	stderr := newWatched()
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, stderr, stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	stdin.Close()
+	if _, err := feed.Write(testimages.Random(5, 8*mib)); err != nil {
+		t.Fatal(err)
+	}
+	stderr.await(t, `"event":"progress"`)
+	if err := cmd.Process.Signal(syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	feed.Close()
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("make under nohup, after SIGHUP: %v\n%s", err, stderr)
+	}
+}
+
+// TestClosedTerminal: when its terminal is closed, the server can write nothing any more and gets SIGHUP. It cleans up.
+func TestClosedTerminal(t *testing.T) {
+	t.Parallel()
+	r := noise(t, 1000)
+	dir := socketDir(t)
+	pidfile, socket := filepath.Join(dir, "pid"), filepath.Join(dir, "socket")
+	master, terminal := openTerminal(t)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, need.Tool(t, "cairn"), "serve", r.index("b"), "--listen", "unix:"+socket, "--pidfile", pidfile)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = terminal, terminal, terminal
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	terminal.Close()
+	awaitFile(t, pidfile)
+	useNBDCopy(t, "nbd+unix:///b?socket="+socket, r)
+	master.Close()
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("the server ended with %v", err)
+	}
+	wantNone(t, pidfile)
+	wantNone(t, socket)
+}
+
+// openTerminal returns both ends of a new pseudoterminal.
+func openTerminal(t testing.TB) (master, terminal *os.File) {
+	t.Helper()
+	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|syscall.O_NOCTTY, 0)
+	if err != nil {
+		need.Missing(t, "there are no pseudoterminals here")
+	}
+	t.Cleanup(func() { master.Close() })
+	if err := unix.IoctlSetPointerInt(int(master.Fd()), unix.TIOCSPTLCK, 0); err != nil {
+		t.Fatal(err)
+	}
+	n, err := unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPTN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	terminal, err = os.OpenFile(fmt.Sprint("/dev/pts/", n), os.O_RDWR|syscall.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return master, terminal
+}
+
+// TestMessagesUnread: a stderr without a reader ends no job.
+func TestMessagesUnread(t *testing.T) {
+	t.Parallel()
+	r := noise(t, mib)
+	read, stderr := pipe(t)
+	read.Close()
+	out := filepath.Join(t.TempDir(), "out")
+	for _, args := range [][]string{
+		{"assemble", r.index("b"), out, "--progress=json"},
+		{"assemble", r.index("b"), out},
+		{"verify", r.index("b")},
+		{"make", filepath.Join(t.TempDir(), "x.caibx"), r.b},
+	} {
+		cmd := exec.CommandContext(t.Context(), need.Tool(t, "cairn"), forgetful(args)...)
+		cmd.Stderr = stderr
+		if err := cmd.Run(); err != nil {
+			t.Errorf("cairn %q without a reader of stderr: %v", args, err)
+		}
+	}
+	wantSame(t, out, r.b)
+}
+
+// TestResultsUnread: a command whose product is its output ends silently when its reader is gone, and a server or job
+// goes on.
+func TestResultsUnread(t *testing.T) {
+	t.Parallel()
+	r := noise(t, mib)
+	read, stdout := pipe(t)
+	read.Close()
+	for _, tc := range []struct {
+		args   []string
+		status int
+	}{
+		{[]string{"cat", r.index("b")}, unread},
+		{[]string{"info", r.index("b")}, unread},
+		{[]string{"assemble", "--json", r.index("b"), filepath.Join(t.TempDir(), "out")}, 0},
+	} {
+		cmd := exec.CommandContext(t.Context(), need.Tool(t, "cairn"), forgetful(tc.args)...)
+		var stderr bytes.Buffer
+		cmd.Stdout, cmd.Stderr = stdout, &stderr
+		_ = cmd.Run()
+		if got := cmd.ProcessState.ExitCode(); got != tc.status || tc.status != 0 && stderr.Len() > 0 {
+			t.Errorf("cairn %q without a reader of stdout: exit status %d, want %d\n%s", tc.args, got, tc.status, &stderr)
+		}
+	}
+	socket := filepath.Join(socketDir(t), "socket")
+	pidfile := filepath.Join(t.TempDir(), "pid")
+	cmd := exec.CommandContext(t.Context(), need.Tool(t, "cairn"), "serve", r.index("b"), "--listen", "unix:"+socket, "--pidfile", pidfile)
+	cmd.Stdout = stdout
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	awaitFile(t, pidfile)
+	useNBDCopy(t, "nbd+unix:///b?socket="+socket, r)
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("the server ended with %v", err)
+	}
+}
+
+// TestInterruptedHook: Ctrl-C in a terminal goes to all processes of the group. The program of --exec, which may be
+// switching a boot loader, gets SIGTERM alone, and time to finish.
+func TestInterruptedHook(t *testing.T) {
+	t.Parallel()
+	r := noise(t, mib)
+	for _, finishes := range []bool{false, true} {
+		t.Run(fmt.Sprint("finishes ", finishes), func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			script := "#!/bin/sh\ntrap 'echo interrupted >&2; exit 9' INT\n" +
+				"trap 'echo terminated; exit " + map[bool]string{false: "1", true: "0"}[finishes] + "' TERM\necho ready\nwhile :; do sleep 0.01; done\n"
+			hook := writeFile(t, dir, "hook", []byte(script))
+			if err := os.Chmod(hook, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			cmd := exec.CommandContext(t.Context(), need.Tool(t, "cairn"), "assemble", "--state", "", r.index("b"), filepath.Join(dir, "out"), "--exec", hook)
+			cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+			stderr, err := cmd.StderrPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			var said strings.Builder
+			for lines := bufio.NewScanner(stderr); lines.Scan(); {
+				fmt.Fprintln(&said, lines.Text())
+				if lines.Text() == "ready" {
+					if err := syscall.Kill(-cmd.Process.Pid, syscall.SIGINT); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			_ = cmd.Wait()
+			want, words := interrupted, "out holds the image"
+			if finishes {
+				want, words = 0, "terminated"
+			}
+			if got := cmd.ProcessState.ExitCode(); got != want || !strings.Contains(said.String(), words) || !strings.Contains(said.String(), "terminated") {
+				t.Errorf("exit status %d, want %d with %q\n%s", got, want, words, &said)
+			}
+		})
+	}
+}
+
+// TestStoppedJob: the time for which a job was stopped (Ctrl-Z, SIGSTOP) is not its patience.
+func TestStoppedJob(t *testing.T) {
+	t.Parallel()
+	if os.Getenv("CAIRN_LONG") == "" {
+		t.Skip("the job is stopped for ten seconds; CAIRN_LONG=1 runs it")
+	}
+	r := noise(t, mib)
+	gone := listenAgain(t, "127.0.0.1:0", r.dir)
+	address := gone.Listener.Addr().String()
+	gone.Close()
+	out := filepath.Join(t.TempDir(), "out")
+	j := start(t, nil, "assemble", "http://"+address+"/b.caibx", out, "--patience", "8s")
+	j.stderr.await(t, "waiting for an answer")
+	j.signal(t, syscall.SIGSTOP)
+	time.Sleep(10 * time.Second)
+	back := listenAgain(t, address, r.dir)
+	defer back.Close()
+	j.signal(t, syscall.SIGCONT)
+	if got := j.wait(t); got.status != 0 {
+		t.Errorf("a job that was stopped and goes on: %+v", got)
+	}
+	wantSame(t, out, r.b)
+}

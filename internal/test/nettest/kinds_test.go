@@ -1,0 +1,97 @@
+package nettest
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	"cairn/internal/test/netlab"
+)
+
+// outcomes say what becomes of a job when each chunk fails in one way: once, and for good. "" is success. A second
+// store heals all of it.
+var outcomes = map[netlab.Fault]struct{ once, forever string }{
+	netlab.ServerError:   {"", "unavailable"},
+	netlab.Burst:         {"", "unavailable"},
+	netlab.Throttled:     {"", "unavailable"},
+	netlab.ThrottledDate: {"", "unavailable"},
+	netlab.ResetEarly:    {"", "unavailable"},
+	netlab.ResetMidBody:  {"", "unavailable"},
+	netlab.Truncated:     {"", "unavailable"},
+	netlab.LongLength:    {"", "unavailable"},
+	netlab.BadChunked:    {"", "unavailable"},
+	netlab.SlowHeader:    {"", "unavailable"},
+	netlab.SlowBody:      {"", "unavailable"},
+	netlab.Silent:        {"", "unavailable"},
+	netlab.ShortLength:   {"", "corrupt"},
+	netlab.BitFlip:       {"", "corrupt"},
+	netlab.OtherBytes:    {"", "corrupt"},
+	netlab.Zeros:         {"", "corrupt"},
+	netlab.Disguised:     {"", "corrupt"},
+	netlab.WebPage:       {"", "unavailable"},
+	// These are the server's word, and are believed.
+	netlab.Denied:  {"denied", "denied"},
+	netlab.Missing: {"not found", "not found"},
+	// Nothing was under a chunk's name before.
+	netlab.Stale: {"", ""},
+}
+
+// TestEachFault has what retries heal, what a second store heals, and what is final.
+func TestEachFault(t *testing.T) {
+	t.Parallel()
+	chunks := 96
+	if testing.Short() {
+		chunks = 24
+	}
+	r := newRelease(t, chunks)
+	for _, kind := range netlab.AllFaults() {
+		t.Run(kind.String(), func(t *testing.T) {
+			t.Parallel()
+			want, known := outcomes[kind]
+			if !known {
+				t.Fatal("no outcome is known")
+			}
+			once, forever := netlab.Of(1, 1, kind), netlab.Of(1, 1, kind)
+			once.First, once.Length, forever.Length = 1, 1, 1
+			wantClass(t, "once", assembled(t, r, from(patient, newRig(t, r, once))), want.once)
+			wantClass(t, "for good", assembled(t, r, from(hasty, newRig(t, r, forever))), want.forever)
+			faulty, good := newRig(t, r, forever), newRig(t, r, netlab.Faults{})
+			wantClass(t, "with a second store", assembled(t, r, from(patient, faulty, good)), "")
+			if kind != netlab.Stale && faulty.Total() == 0 {
+				t.Error("nothing failed")
+			}
+		})
+	}
+}
+
+func wantClass(t *testing.T, when string, err error, want string) {
+	t.Helper()
+	if got := class(err); got != want {
+		t.Errorf("%s: %q (%v), want %q", when, got, err, want)
+	}
+	if err != nil && !strings.Contains(err.Error(), "http://127.0.0.1:") {
+		t.Errorf("%s: %q does not name the store", when, err)
+	}
+}
+
+// TestRetryAfter: what a server asks for is waited for, in seconds or to a date, and no longer.
+func TestRetryAfter(t *testing.T) {
+	t.Parallel()
+	r := newRelease(t, 1)
+	for _, kind := range []netlab.Fault{netlab.Throttled, netlab.ThrottledDate} {
+		t.Run(kind.String(), func(t *testing.T) {
+			t.Parallel()
+			f := netlab.Of(1, 1, kind)
+			f.First, f.RetryAfter = 1, 2*time.Second
+			g := newRig(t, r, f)
+			begun := time.Now()
+			err := within(t, func(ctx context.Context) error {
+				return from(patient, g).Get(ctx, r.index.At(0).Digest, make([]byte, chunkSize))
+			})
+			if took := time.Since(begun); err != nil || took < 900*time.Millisecond { // a date has whole seconds
+				t.Errorf("it took %v and gave %v, want about 2 s", took, err)
+			}
+		})
+	}
+}

@@ -1,0 +1,213 @@
+// Package nettest judges what reads from stores over a network while the network and the servers fail: the right
+// bytes or a clear error within a stated time, and never a wrong byte. It uses the product's packages as the
+// commands do, with less patience, so that tens of thousands of faults take seconds; internal/test/e2e does the same to the
+// finished binary with fewer.
+//
+// CAIRN_LONG=1 injects 100,000 faults instead of 10,000. CAIRN_SEED is the seed of the faults; it is printed.
+package nettest
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"log"
+	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"cairn/blob"
+	"cairn/blob/assemble"
+	"cairn/blob/ingest"
+	"cairn/chunker"
+	"cairn/internal/test/netlab"
+	"cairn/seed"
+	"cairn/store"
+	"cairn/store/locate"
+	"cairn/store/mem"
+	"cairn/store/web"
+	"cairn/testimages"
+)
+
+// TestMain silences net/http, which tells of what a server sends beyond its answers.
+func TestMain(m *testing.M) {
+	log.SetOutput(io.Discard)
+	os.Exit(m.Run())
+}
+
+// How patient the reader under test is, how long any job may take, and how many chunks are asked for at once.
+const (
+	patience = 250 * time.Millisecond
+	limit    = time.Minute
+	fetches  = 64
+)
+
+// How long stores are asked again: for as long as a busy machine may need, and, where it is to no avail, not long.
+var (
+	patient = store.Policy{First: time.Millisecond, Max: 20 * time.Millisecond, Patience: limit / 2}
+	hasty   = store.Policy{First: time.Millisecond, Max: 20 * time.Millisecond, Patience: time.Second}
+)
+
+// theSeed is what decides over the faults of this run.
+func theSeed(t testing.TB) uint64 {
+	t.Helper()
+	n := rand.Uint64N(1e9)
+	if text := os.Getenv("CAIRN_SEED"); text != "" {
+		var err error
+		if n, err = strconv.ParseUint(text, 10, 64); err != nil {
+			t.Fatalf("CAIRN_SEED: %v", err)
+		}
+	}
+	t.Logf("CAIRN_SEED=%d gives these faults again", n)
+	return n
+}
+
+// release is an image in a store.
+type release struct {
+	image []byte
+	index *blob.Index
+	store mem.Bucket
+}
+
+// chunkSize is that of all chunks here.
+const chunkSize = 2 << 10
+
+// newRelease is an image of so many different chunks.
+func newRelease(t testing.TB, chunks int) *release {
+	t.Helper()
+	r := &release{image: testimages.Random(7, chunks*chunkSize)}
+	w, err := store.NewWriter(&r.store, store.WriterOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	o := ingest.Options{Params: chunker.Params{Min: chunkSize, Avg: chunkSize, Max: chunkSize}, Workers: 2}
+	r.index, _, err = ingest.Image(t.Context(), chunker.FromReader(bytes.NewReader(r.image)), w, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// ServeHTTP serves the store.
+func (r *release) ServeHTTP(w http.ResponseWriter, q *http.Request) {
+	data, err := r.store.Read(q.Context(), strings.TrimPrefix(q.URL.Path, "/"), nil, 1<<20)
+	if err != nil {
+		http.NotFound(w, q)
+		return
+	}
+	w.Header().Set("Content-Type", "application/octet-stream")
+	w.Header().Set("Content-Length", strconv.Itoa(len(data)))
+	_, _ = w.Write(data)
+}
+
+// rig is a store behind a server that fails.
+type rig struct {
+	*netlab.Faulty
+	source store.Source
+}
+
+func newRig(t testing.TB, r *release, f netlab.Faults) *rig {
+	t.Helper()
+	faulty := netlab.NewFaulty(r, f)
+	server := httptest.NewUnstartedServer(faulty)
+	server.Config.ErrorLog = log.New(io.Discard, "", 0)
+	server.Start()
+	t.Cleanup(func() { faulty.Close(); server.Close() })
+	at, err := locate.Parse(server.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	reader, err := locate.Access{Web: web.Options{Patience: patience}}.Open(at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &rig{faulty, store.Source{Getter: store.NewChunks(reader, r.index.Algorithm()), Gate: store.NewGate(fetches)}}
+}
+
+// from is a group of stores, as the commands make it.
+func from(p store.Policy, rigs ...*rig) store.Getter {
+	var sources []store.Source
+	for _, g := range rigs {
+		sources = append(sources, g.source)
+	}
+	return store.RetryGets(store.Fallback(sources...), p)
+}
+
+// disk is a target.
+type disk []byte
+
+func (d disk) ReadAt(p []byte, off int64) (int, error)  { return bytes.NewReader(d).ReadAt(p, off) }
+func (d disk) WriteAt(p []byte, off int64) (int, error) { return copy(d[off:], p), nil }
+func (d disk) Zero(off, n int64) error                  { clear(d[off : off+n]); return nil }
+func (d disk) Sync() error                              { return nil }
+
+// assembled puts the release onto a new disk. It reports a job that hangs, and bytes that are wrong.
+func assembled(t testing.TB, r *release, from store.Getter) error {
+	t.Helper()
+	d := make(disk, len(r.image))
+	return within(t, func(ctx context.Context) error {
+		_, err := assemble.Run(ctx, seed.NewPlan(r.index), from, d, assemble.Options{Fetches: fetches})
+		if err == nil && !bytes.Equal(d, r.image) {
+			t.Error("assemble succeeded, and the image is wrong")
+		}
+		wantOldOrNew(t, d, r.image)
+		return err
+	})
+}
+
+// wantOldOrNew says that each block holds what it held, which is zeros, or what is right: also after a failure.
+// The head, which is made invalid for a while, need not.
+func wantOldOrNew(t testing.TB, d disk, image []byte) {
+	t.Helper()
+	const head = 128 << 10
+	zeros := make([]byte, chunkSize)
+	for off := head; off < len(d); off += chunkSize {
+		block := d[off : off+chunkSize]
+		if !bytes.Equal(block, zeros) && !bytes.Equal(block, image[off:off+chunkSize]) {
+			t.Errorf("the block at %d holds what it never should", off)
+			return
+		}
+	}
+}
+
+// within runs a job, which has to end by itself in time.
+func within(t testing.TB, job func(ctx context.Context) error) error {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	defer cancel()
+	err := job(ctx)
+	if ctx.Err() != nil {
+		t.Errorf("it took more than %v: %v", limit, err)
+	}
+	return err
+}
+
+// class is what a caller decides by; "" for success, and "plain" for an error of no class.
+func class(err error) string {
+	_, corrupt := errors.AsType[*store.CorruptError](err)
+	switch {
+	case err == nil:
+		return ""
+	case corrupt:
+		return "corrupt"
+	case errors.Is(err, store.ErrNotFound):
+		return "not found"
+	case errors.Is(err, store.ErrDenied):
+		return "denied"
+	case errors.Is(err, store.ErrUnavailable):
+		return "unavailable"
+	}
+	return "plain"
+}
+
+// but is all faults without some.
+func but(without ...netlab.Fault) []netlab.Fault {
+	return slices.DeleteFunc(netlab.AllFaults(), func(f netlab.Fault) bool { return slices.Contains(without, f) })
+}

@@ -1,0 +1,87 @@
+// Package tlsfiles makes a TLS client's configuration of files: which authorities it believes, and what it shows
+// to servers that ask who it is. It knows nothing of what is spoken over the connection.
+package tlsfiles
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"time"
+
+	"cairn/internal/rotate"
+)
+
+// Files are paths of PEM files. The zero value believes the system's authorities and shows no certificate.
+type Files struct {
+	CA   string // authorities that are believed, instead of the system's
+	Cert string // the client's certificate, with what leads to its authority behind it
+	Key  string // its key, not encrypted; "" when it is in Cert too
+}
+
+// Config reads the files with a reader; nil is one of their own. The client's certificate and key are read again when they have changed, so that a
+// program which runs for long shows the new one on its next connection; while they cannot be read, or do not
+// belong together, it shows the one before for as long as that is valid.
+func (f Files) Config(r *rotate.Reader) (*tls.Config, error) {
+	if r == nil {
+		r = new(rotate.Reader)
+	}
+	config := &tls.Config{MinVersion: tls.VersionTLS12}
+	if f.CA != "" {
+		roots, err := authorities(r, f.CA)
+		if err != nil {
+			return nil, fmt.Errorf("reading the authorities to trust: %w", err)
+		}
+		config.RootCAs = roots
+	}
+	if f.Cert == "" && f.Key != "" {
+		return nil, fmt.Errorf("key %s has no certificate beside it", f.Key)
+	}
+	if f.Cert != "" {
+		show, err := shower(r, f.Cert, f.Key)
+		if err != nil {
+			return nil, fmt.Errorf("reading the client certificate: %w", err)
+		}
+		config.GetClientCertificate = show
+	}
+	return config, nil
+}
+
+func authorities(r *rotate.Reader, path string) (*x509.CertPool, error) {
+	text, err := r.Text(path)
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(text) {
+		return nil, fmt.Errorf("%s holds no certificate in PEM form", path)
+	}
+	return pool, nil
+}
+
+type show = func(*tls.CertificateRequestInfo) (*tls.Certificate, error)
+
+// shower shows the certificate whoever the server says it believes: when that is somebody else, the server's
+// complaint is clearer than one about no certificate at all.
+func shower(r *rotate.Reader, cert, key string) (show, error) {
+	if key == "" {
+		key = cert
+	}
+	pair := func(texts [][]byte) (*tls.Certificate, error) {
+		c, err := tls.X509KeyPair(texts[0], texts[1])
+		if err != nil {
+			return nil, fmt.Errorf("%s and its key %s: %w", cert, key, err)
+		}
+		return &c, nil
+	}
+	files, err := rotate.Open(r, pair, cert, key)
+	if err != nil {
+		return nil, err
+	}
+	return func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+		c, err := files.Value()
+		if err != nil && time.Now().After(c.Leaf.NotAfter) {
+			return nil, fmt.Errorf("the client certificate has expired, and a new one cannot be read: %w", err)
+		}
+		return c, nil
+	}, nil
+}
