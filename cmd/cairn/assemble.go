@@ -18,6 +18,7 @@ import (
 
 	"cairn/blob"
 	"cairn/blob/assemble"
+	"cairn/blob/release"
 	"cairn/internal/blockdev"
 	"cairn/internal/ioprio"
 	"cairn/seed"
@@ -356,7 +357,7 @@ func (f *assembleFlags) run(ctx context.Context, plan *seed.Plan, own int, from 
 		Own:      own,
 		Verify:   f.verifyAfter(t),
 		Progress: func(s assemble.Stats) { p.show(s.Done, share(s), s) },
-		Inspect:  refuseArchive,
+		Inspect:  release.RefuseArchive,
 		Changing: func() error {
 			if t.inPlace {
 				f.remember.begin(&t.File, plan.Index, result.Index.String(), t.name)

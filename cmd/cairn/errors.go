@@ -15,6 +15,7 @@ import (
 	"cairn/blob"
 	"cairn/blob/assemble"
 	"cairn/blob/profile"
+	"cairn/blob/release"
 	"cairn/internal/blockdev"
 	"cairn/internal/disk"
 	"cairn/store"
@@ -87,7 +88,7 @@ func exitStatus(ctx context.Context, err error) int {
 		return exitUsage
 	case is[*blockdev.RefusedError](err) || errors.Is(err, disk.ErrAmbiguous) || errors.Is(err, store.ErrExists):
 		return exitRefused
-	case is[damagedError](err) || is[treeError](err) || is[*store.CorruptError](err) || errors.Is(err, assemble.ErrMedium) || errors.Is(err, blob.ErrInvalid) || errors.Is(err, profile.ErrInvalid) || errors.Is(err, disk.ErrInvalidTable):
+	case is[damagedError](err) || is[release.TreeError](err) || is[*store.CorruptError](err) || errors.Is(err, assemble.ErrMedium) || errors.Is(err, blob.ErrInvalid) || errors.Is(err, profile.ErrInvalid) || errors.Is(err, disk.ErrInvalidTable):
 		return exitDamaged
 	case errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrDenied),
 		errors.Is(err, fs.ErrPermission) || errors.Is(err, s3.ErrNoBucket) || trustHint(err) != "",
@@ -167,7 +168,7 @@ func hintFor(err error, status int) string {
 		return "check the network and the server, and run it again: what is done is not done twice"
 	case errors.Is(err, store.ErrExists):
 		return "choose another name, or leave --create-only out to replace it"
-	case is[treeError](err) || errors.Is(err, blob.ErrArchive):
+	case is[release.TreeError](err) || errors.Is(err, blob.ErrArchive):
 		return treeHint
 	case errors.Is(err, blob.ErrInvalid):
 		return "the index is damaged or is something else; get it again"

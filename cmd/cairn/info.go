@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"cairn/blob"
+	"cairn/blob/release"
 	"cairn/store/locate"
 )
 
@@ -28,7 +29,7 @@ func newInfo() *cobra.Command {
 				return err
 			}
 			d := describe(index[0].String(), x, chunks)
-			d.Kind = indexKindOf(index[0], x)
+			d.Kind = release.KindOf(index[0], x)
 			if asJSON {
 				return writeJSON(c.OutOrStdout(), d)
 			}
@@ -44,19 +45,19 @@ func newInfo() *cobra.Command {
 
 // description is what info --json prints.
 type description struct {
-	Index       string      `json:"index"`
-	Kind        indexKind   `json:"kind"`
-	Digest      string      `json:"index_digest"`
-	Size        int64       `json:"size"`
-	Chunks      int         `json:"chunks"`
-	Distinct    int         `json:"distinct"`
-	UniqueBytes int64       `json:"distinct_bytes"`
-	ZeroBytes   int64       `json:"zero_bytes"`
-	Algorithm   string      `json:"digest"`
-	Min         int64       `json:"chunk_min"`
-	Avg         int64       `json:"chunk_avg"`
-	Max         int64       `json:"chunk_max"`
-	List        []chunkLine `json:"list,omitempty"`
+	Index       string       `json:"index"`
+	Kind        release.Kind `json:"kind"`
+	Digest      string       `json:"index_digest"`
+	Size        int64        `json:"size"`
+	Chunks      int          `json:"chunks"`
+	Distinct    int          `json:"distinct"`
+	UniqueBytes int64        `json:"distinct_bytes"`
+	ZeroBytes   int64        `json:"zero_bytes"`
+	Algorithm   string       `json:"digest"`
+	Min         int64        `json:"chunk_min"`
+	Avg         int64        `json:"chunk_avg"`
+	Max         int64        `json:"chunk_max"`
+	List        []chunkLine  `json:"list,omitempty"`
 }
 
 type chunkLine struct {
@@ -97,7 +98,7 @@ func printInfo(w io.Writer, d description) error {
 		{"digest", d.Algorithm},
 		{"chunk sizes", fmt.Sprintf("min %d, avg %d, max %d", d.Min, d.Avg, d.Max)},
 	}
-	if d.Kind != ofImage {
+	if d.Kind != release.Image {
 		rows = slices.Insert(rows, 1, []string{"kind", string(d.Kind)})
 	}
 	if err := table(w, rows); err != nil || len(d.List) == 0 {

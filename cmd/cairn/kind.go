@@ -5,75 +5,33 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strings"
 
 	"cairn/blob"
+	"cairn/blob/release"
 	"cairn/seed"
 	"cairn/store/locate"
 )
 
-// indexKind is what an index is of, as far as its name and its feature flags tell.
-type indexKind string
-
-const (
-	ofImage   indexKind = "image"
-	ofTree    indexKind = "directory tree"
-	ofEither  indexKind = "image or directory tree" // casync --with sets a tree's flags in an image's index too
-	treeIndex           = ".caidx"
-)
-
-func indexKindOf(at locate.Location, x *blob.Index) indexKind {
-	_, name, err := at.Split()
-	switch {
-	case err == nil && strings.HasSuffix(name, treeIndex):
-		return ofTree
-	case x.HasFileFlags():
-		return ofEither
-	}
-	return ofImage
-}
-
 // noteKind tells of an index that may not be an image's. Commands that only read go on with it.
 func noteKind(at locate.Location, x *blob.Index) {
-	switch indexKindOf(at, x) {
-	case ofTree:
+	switch release.KindOf(at, x) {
+	case release.Tree:
 		say("note: %s is the index of a directory tree: what it calls an image is a .catar archive", at)
-	case ofEither:
+	case release.Either:
 		say("note: %s may be the index of a directory tree: its feature flags say what was kept of files", at)
-	case ofImage:
+	case release.Image:
 	}
-}
-
-// treeError says that an index is of a directory tree where an image is needed.
-type treeError struct{ how string }
-
-func (e treeError) Error() string {
-	return "it is the index of a directory tree (" + e.how + "), not of an image"
 }
 
 const treeHint = "casync and desync extract directory trees; an image's index has a name that ends in .caibx"
 
-// readImageIndex reads an index that has to be an image's. One with the flags of a tree may be: refuseArchive finds out.
+// readImageIndex reads an index that must be an image's. One with the flags of a tree may be.
 func readImageIndex(ctx context.Context, at locate.Location, a access) (*blob.Index, error) {
-	x, err := readAnyIndex(ctx, at, a)
-	if err != nil {
-		return nil, err
-	}
-	if indexKindOf(at, x) == ofTree {
-		return nil, fmt.Errorf("reading index %s: %w", at, treeError{"its name ends in " + treeIndex})
-	}
-	return x, nil
+	x, err := release.OpenImage(ctx, a.releases(), at)
+	return x, hintIndex(err)
 }
 
-// refuseArchive refuses an image that begins as an archive of a directory tree does, whatever its index is called.
-func refuseArchive(first []byte) error {
-	if blob.IsArchive(first) {
-		return treeError{"what it describes begins as a .catar archive"}
-	}
-	return nil
-}
-
-// refusePlannedArchive is refuseArchive of the image that a plan is for. Its first chunk is read where it is; from the
+// refusePlannedArchive is release.RefuseArchive of the image that a plan is for. Its first chunk is read where it is; from the
 // store only if the flags are a tree's, since a plan downloads nothing. What cannot be read is left to assemble.
 func (s *source) refusePlannedArchive(ctx context.Context, p *seed.Plan, target io.ReaderAt) error {
 	x := p.Index
@@ -82,7 +40,7 @@ func (s *source) refusePlannedArchive(ctx context.Context, p *seed.Plan, target 
 	}
 	first := make([]byte, x.At(0).Size)
 	if firstHere(p, target, first) || x.HasFileFlags() && s.get(ctx, x.At(0).Digest, first) == nil {
-		return refuseArchive(first)
+		return release.RefuseArchive(first)
 	}
 	return ctx.Err()
 }
@@ -90,14 +48,14 @@ func (s *source) refusePlannedArchive(ctx context.Context, p *seed.Plan, target 
 // noteArchive tells of an image in the stores that begins as an archive of a directory tree does, where its index did not
 // say so already.
 func (s *source) noteArchive(ctx context.Context, at locate.Location, x *blob.Index) {
-	if indexKindOf(at, x) != ofImage || x.Len() == 0 || x.IsZero(0) {
+	if release.KindOf(at, x) != release.Image || x.Len() == 0 || x.IsZero(0) {
 		return
 	}
 	first := make([]byte, x.At(0).Size)
 	if s.get(ctx, x.At(0).Digest, first) != nil {
 		return
 	}
-	if err := refuseArchive(first); err != nil {
+	if err := release.RefuseArchive(first); err != nil {
 		say("note: %s: %v", at, err)
 	}
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"cmp"
 	"context"
 	"errors"
@@ -12,13 +11,14 @@ import (
 	"time"
 
 	"cairn/blob"
+	"cairn/blob/release"
 	"cairn/internal/blockdev"
 	"cairn/internal/disk"
 	"cairn/store"
 	"cairn/store/locate"
 )
 
-// readIndex reads an index from a path, a URL or, for "-", stdin, and tells if it is of a directory tree.
+// readIndex reads an index, and notes on the terminal if it may be of a directory tree.
 func readIndex(ctx context.Context, at locate.Location, a access) (*blob.Index, error) {
 	x, err := readAnyIndex(ctx, at, a)
 	if err == nil {
@@ -28,11 +28,16 @@ func readIndex(ctx context.Context, at locate.Location, a access) (*blob.Index, 
 }
 
 func readAnyIndex(ctx context.Context, at locate.Location, a access) (*blob.Index, error) {
-	x, err := decodeIndex(ctx, at, a)
-	if err == nil {
-		return x, nil
-	}
-	return nil, absentHint(fmt.Errorf("reading index %s: %w", at, err), "check the index's location")
+	x, err := release.Open(ctx, a.releases(), at)
+	return x, hintIndex(err)
+}
+
+// hintIndex adds a hint to the error about an index that is not there.
+func hintIndex(err error) error { return absentHint(err, "check the index's location") }
+
+// releases is the access to what is published.
+func (f *access) releases() release.Access {
+	return release.Access{Locate: f.open, Stdin: func(ctx context.Context) io.Reader { return cancellable(ctx, os.Stdin) }}
 }
 
 // file opens the directory that a file lies in, and returns the file's name there.
@@ -44,48 +49,12 @@ func (a access) file(at locate.Location) (store.Reader, string, error) {
 	return open.File(at)
 }
 
-func decodeIndex(ctx context.Context, at locate.Location, a access) (*blob.Index, error) {
-	if at.IsStream() {
-		return blob.Decode(bufio.NewReader(cancellable(ctx, os.Stdin)))
-	}
-	if path, ok := at.Local(); ok {
-		f, err := os.Open(path)
-		if err != nil {
-			return nil, err
-		}
-		defer f.Close()
-		return blob.Decode(bufio.NewReaderSize(f, 1<<16))
-	}
-	r, name, err := a.file(at)
-	if err != nil {
-		return nil, err
-	}
-	defer closeReader(r)
-	x, err := fetchIndex(ctx, r, name)
-	if errors.Is(err, blob.ErrInvalid) { // it may have been damaged on its way
-		x, err = fetchIndex(ctx, r, name)
-	}
-	return x, err
-}
-
-// fetchIndex decodes an index while it comes, so that something else is refused by its first bytes.
-func fetchIndex(ctx context.Context, r store.Reader, name string) (x *blob.Index, err error) {
-	err = store.Stream(ctx, r, name, largestIndex, func(file io.Reader) error {
-		x, err = blob.Decode(bufio.NewReaderSize(file, 1<<16))
-		return err
-	})
-	return x, err
-}
-
 // closeReader ends what a reader may have running, such as an ssh. There is nothing to lose by then.
 func closeReader(r store.Reader) {
 	if c, ok := r.(io.Closer); ok {
 		_ = c.Close()
 	}
 }
-
-// largestIndex is the size of an index with as many chunks as an index may have.
-const largestIndex = 104 + 40*blob.MaxChunks
 
 // cancellable reads from r until the context ends. A read that is under way then is left alone.
 func cancellable(ctx context.Context, r io.Reader) io.Reader {

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"cairn/blob"
+	"cairn/blob/release"
 	"cairn/internal/blockdev"
 	"cairn/internal/disk"
 	"cairn/internal/escape"
@@ -70,7 +71,7 @@ func openSeedDir(dir string) (seeds []openSeed, err error) {
 	entries, err := os.ReadDir(dir) // with an error some may be known
 	for _, e := range entries {
 		path := filepath.Join(dir, e.Name())
-		if !e.Type().IsRegular() || strings.HasSuffix(path, indexSuffix) || strings.HasPrefix(e.Name(), ".") {
+		if !e.Type().IsRegular() || strings.HasSuffix(path, release.IndexSuffix) || strings.HasPrefix(e.Name(), ".") {
 			continue
 		}
 		f, err := blockdev.OpenRead(path, blockdev.Section{})
@@ -79,15 +80,13 @@ func openSeedDir(dir string) (seeds []openSeed, err error) {
 			continue
 		}
 		s := openSeed{name: path, file: f}
-		if exists(path + indexSuffix) {
-			s.index = locate.Path(path + indexSuffix)
+		if exists(path + release.IndexSuffix) {
+			s.index = locate.Path(path + release.IndexSuffix)
 		}
 		seeds = append(seeds, s)
 	}
 	return seeds, err
 }
-
-const indexSuffix = ".caibx"
 
 func exists(path string) bool {
 	_, err := os.Stat(path)
@@ -214,7 +213,7 @@ func (s openSeed) readIndex(ctx context.Context, x *blob.Index, a access) (*blob
 		return nil, err
 	}
 	why := unlike(held, x)
-	if indexKindOf(s.index, held) == ofTree {
+	if release.KindOf(s.index, held) == release.Tree {
 		why = "is of a directory tree"
 	}
 	if why != "" {

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"cairn/blob"
+	"cairn/blob/release"
 	"cairn/blob/view"
 	"cairn/internal/hugepages"
 	"cairn/nbd"
@@ -250,5 +251,5 @@ func exportName(index locate.Location) string {
 	if err != nil {
 		return index.String()
 	}
-	return strings.TrimSuffix(name, indexSuffix)
+	return strings.TrimSuffix(name, release.IndexSuffix)
 }

@@ -12,6 +12,7 @@ import (
 
 	"cairn/blob"
 	"cairn/blob/profile"
+	"cairn/blob/release"
 	"cairn/blob/view"
 	"cairn/store"
 	"cairn/store/locate"
@@ -151,7 +152,7 @@ func profileOf(index locate.Location) (locate.Location, error) {
 	if err != nil {
 		return locate.Location{}, err
 	}
-	return index.Beside(strings.TrimSuffix(name, indexSuffix) + profile.Suffix)
+	return index.Beside(strings.TrimSuffix(name, release.IndexSuffix) + profile.Suffix)
 }
 
 // readProfile reads a profile from a path or URL.

@@ -16,6 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"cairn/blob"
+	"cairn/blob/release"
 	"cairn/nbd"
 	"cairn/store/locate"
 )
@@ -65,7 +66,7 @@ func (r *watchRig) openFile(_ context.Context, at locate.Location) (*nbd.Export,
 
 func (r *watchRig) write(name, text string) {
 	r.t.Helper()
-	path := filepath.Join(r.dir, name+indexSuffix)
+	path := filepath.Join(r.dir, name+release.IndexSuffix)
 	if err := errors.Join(os.WriteFile(path+".new", []byte(text), 0o600), os.Rename(path+".new", path)); err != nil {
 		r.t.Fatal(err)
 	}

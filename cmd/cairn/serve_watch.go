@@ -15,6 +15,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"cairn/blob/release"
 	"cairn/nbd"
 	"cairn/store/locate"
 )
@@ -108,7 +109,7 @@ func (w *watch) scan(ctx context.Context) error {
 	defer w.mu.Unlock()
 	present := make(map[string]bool)
 	for _, e := range entries {
-		name, is := strings.CutSuffix(e.Name(), indexSuffix)
+		name, is := strings.CutSuffix(e.Name(), release.IndexSuffix)
 		if !is || !nameable(name) || len(present) == maxWatched {
 			continue
 		}
@@ -229,7 +230,7 @@ func (w *watch) look(ctx context.Context, name string) *indexFile {
 	if !nameable(name) {
 		return nil
 	}
-	path := filepath.Join(w.dir, name+indexSuffix)
+	path := filepath.Join(w.dir, name+release.IndexSuffix)
 	state := stateOf(path)
 	if state.info == nil || !state.info.Mode().IsRegular() {
 		w.forget(name)

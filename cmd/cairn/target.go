@@ -11,6 +11,7 @@ import (
 
 	"cairn/blob"
 	"cairn/blob/assemble"
+	"cairn/blob/release"
 	"cairn/blob/verify"
 	"cairn/internal/atomicfile"
 	"cairn/internal/blockdev"
@@ -261,7 +262,7 @@ func (t *target) close(err error) {
 	case t.stream != nil: // it was closed, or has failed
 	case t.file == nil:
 		t.Close()
-	case errors.Is(err, syscall.ENOSPC) || is[treeError](err):
+	case errors.Is(err, syscall.ENOSPC) || is[release.TreeError](err):
 		_ = t.file.Discard() // the job has failed anyway
 	default:
 		t.file.Close()

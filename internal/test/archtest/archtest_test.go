@@ -26,6 +26,7 @@ var imports = map[string]string{
 	"blob/verify":        "blob store",
 	"blob/assemble":      "blob seed store",
 	"blob/profile":       "blob",
+	"blob/release":       "blob store store/locate",
 	"blob/view":          "blob blob/view/imagecache store",
 	"chunker":            "",
 	"store":              "blob",

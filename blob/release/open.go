@@ -1,0 +1,87 @@
+// Package release is the only door to what is published under a name: an index, and the files that belong to it. It
+// reads and checks an index wherever it lies. It knows nothing of targets, exports or terminals.
+package release
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"cairn/blob"
+	"cairn/store"
+	"cairn/store/locate"
+)
+
+// Access reads what is published. The zero value has no credentials and no stdin, and is ready.
+type Access struct {
+	// Locate returns the access to locations, credentials included. It is called for locations on a server only: an
+	// index on this machine needs no credentials.
+	Locate func() (locate.Access, error)
+	// Stdin returns the reader of a location that is a stream. Its reads fail when ctx ends.
+	Stdin func(ctx context.Context) io.Reader
+}
+
+// Open reads and checks the index at a location: a path, a server's file, or stdin. An error about its content wraps
+// blob.ErrInvalid; absence is store.ErrNotFound or fs.ErrNotExist.
+func Open(ctx context.Context, a Access, at locate.Location) (*blob.Index, error) {
+	x, err := a.readIndex(ctx, at)
+	if err != nil {
+		return nil, fmt.Errorf("reading index %s: %w", at, err)
+	}
+	return x, nil
+}
+
+// readIndex reads a local index as any file or pipe, so that it may be /dev/fd/3. One from a server that is invalid may
+// have been damaged on its way, and is read once more.
+func (a Access) readIndex(ctx context.Context, at locate.Location) (x *blob.Index, err error) {
+	decode := func(r io.Reader) error {
+		x, err = blob.Decode(bufio.NewReaderSize(r, 1<<16))
+		return err
+	}
+	if path, ok := at.Local(); ok {
+		f, err := os.Open(path)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		err = decode(f)
+		return x, err
+	}
+	err = a.stream(ctx, at, largestIndex, decode)
+	if at.Remote() && errors.Is(err, blob.ErrInvalid) {
+		err = a.stream(ctx, at, largestIndex, decode)
+	}
+	return x, err
+}
+
+// largestIndex is the size of an index with as many chunks as an index may have.
+const largestIndex = 104 + 40*blob.MaxChunks
+
+// stream has use read a file while it comes, so that other content is refused by its first bytes. A file on a server
+// that is larger than limit is store.ErrTooLarge.
+func (a Access) stream(ctx context.Context, at locate.Location, limit int64, use func(io.Reader) error) error {
+	if at.IsStream() {
+		if a.Stdin == nil {
+			return errors.New("there is no stdin to read")
+		}
+		return use(a.Stdin(ctx))
+	}
+	var access locate.Access
+	if a.Locate != nil {
+		var err error
+		if access, err = a.Locate(); err != nil {
+			return err
+		}
+	}
+	r, name, err := access.File(at)
+	if err != nil {
+		return err
+	}
+	if c, ok := r.(io.Closer); ok {
+		defer c.Close() // an ssh, of which nothing is wanted any more
+	}
+	return store.Stream(ctx, r, name, limit, use)
+}
