@@ -17,6 +17,7 @@ import (
 	"cairn/blob"
 	"cairn/blob/release"
 	"cairn/blob/view"
+	"cairn/internal/daemon"
 	"cairn/internal/hugepages"
 	"cairn/nbd"
 	"cairn/store/locate"
@@ -26,13 +27,14 @@ type serveFlags struct {
 	stores
 	listening
 	security
-	life
 	seeing
 	imageFlags
 	indexes  []locate.Location
 	watchDir string
 	maxConns int
 	inFlight int64
+	pidfile  string
+	withExit bool
 	verbose  bool
 }
 
@@ -65,7 +67,8 @@ status 0. Under nohup SIGHUP is ignored.`,
 	indexArgs(c, &f.indexes, 0, 0)
 	f.listening.add(c)
 	f.security.add(c)
-	f.life.add(c)
+	c.Flags().StringVar(&f.pidfile, "pidfile", "", "`file` to write the process id to when clients can connect; removed at the end")
+	c.Flags().BoolVar(&f.withExit, "exit-with-parent", false, "stop when the process that started this one has ended")
 	f.seeing.add(c)
 	f.imageFlags.add(c)
 	c.Flags().StringVar(&f.watchDir, "watch", "", "`directory` whose index files are exports, as they come and go")
@@ -101,14 +104,18 @@ const garbagePercent = 25
 func runServe(ctx context.Context, stdout io.Writer, f serveFlags) error {
 	hugepages.Heap(f.memory + f.memory*garbagePercent/100)
 	defer debug.SetGCPercent(debug.SetGCPercent(garbagePercent))
-	ctx, stop, err := f.follow(ctx)
-	if err != nil {
-		return err
+	if f.withExit {
+		var stop context.CancelFunc
+		var err error
+		if ctx, stop, err = daemon.WithParent(ctx); err != nil {
+			return err
+		}
+		defer stop()
 	}
-	defer stop()
-	fetching, end := context.WithCancel(context.WithoutCancel(ctx)) // reads under way may end after a signal
-	defer end()
+	fetching, endFetches := context.WithCancel(context.WithoutCancel(ctx)) // reads under way may end after a signal
+	defer endFetches()
 	server := &nbd.Server{Log: f.log(), MaxConns: f.maxConns, MaxBytes: int(f.inFlight)}
+	var err error
 	if server.TLS, err = f.config(&f.opened.files, server.Log); err != nil {
 		return err
 	}
@@ -121,22 +128,24 @@ func runServe(ctx context.Context, stdout io.Writer, f serveFlags) error {
 	}
 	listeners, cleanUp, err := f.listening.open(ctx)
 	if err != nil {
-		closeAll(status)
+		daemon.CloseAll(status)
 		return endedBefore(ctx, err)
 	}
 	defer cleanUp()
-	defer closeAll(append(status, listeners...)) // clients that come before the images are open wait
+	defer daemon.CloseAll(append(status, listeners...)) // clients that come before the images are open wait
 	offer, err := f.offer(ctx, fetching)
 	if err != nil {
 		return endedBefore(ctx, err)
 	}
 	defer offer.close()
 	server.Exports = offer
-	over, err := f.begin(ctx)
+	end, err := daemon.BeginReady(ctx, f.pidfile, func(state string, err error) {
+		say("warning: telling the service manager %s: %v", state, err)
+	})
 	if err != nil {
 		return err
 	}
-	defer over()
+	defer end()
 	show := f.seeing.open(status, server, offer)
 	warnOfExposure(listeners, f.on())
 	if f.printURIs {
@@ -168,7 +177,7 @@ func (f *serveFlags) checkFiles() error {
 
 // serve serves until ctx ends, or a listener fails.
 func (f *serveFlags) serve(ctx context.Context, server *nbd.Server, o *offer, listeners []net.Listener, show func(context.Context)) error {
-	defer closeAll(listeners)
+	defer daemon.CloseAll(listeners)
 	group, groupCtx := errgroup.WithContext(ctx)
 	for _, l := range listeners {
 		group.Go(func() error { return server.Serve(groupCtx, l) })

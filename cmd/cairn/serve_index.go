@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"cairn/blob"
+	"cairn/internal/daemon"
 	"cairn/store"
 	"cairn/store/locate"
 )
@@ -79,7 +80,7 @@ func (w *waiting) end() {
 }
 
 func (w *waiting) notify(state string) {
-	w.images.report("telling the service manager", notify(state))
+	w.images.report("telling the service manager", daemon.Notify(state))
 }
 
 // recall returns the index that a location had last, if the image cache knows it.

@@ -16,6 +16,7 @@ import (
 
 	"cairn/blob"
 	"cairn/blob/view"
+	"cairn/internal/daemon"
 	"cairn/internal/dashboard"
 	"cairn/nbd"
 	"cairn/store"
@@ -23,7 +24,10 @@ import (
 )
 
 // seeing is where one can see what serve does.
-type seeing struct{ metrics string }
+type seeing struct {
+	metrics string
+	address daemon.Address
+}
 
 func (f *seeing) add(c *cobra.Command) {
 	c.Flags().StringVar(&f.metrics, "metrics", "",
@@ -32,7 +36,8 @@ func (f *seeing) add(c *cobra.Command) {
 		if f.metrics == "" {
 			return nil
 		}
-		if _, err := parseAddress(f.metrics); err != nil {
+		var err error
+		if f.address, err = daemon.ParseAddress(f.metrics); err != nil {
 			return fmt.Errorf("--metrics %s: %w", f.metrics, err)
 		}
 		return nil
@@ -44,7 +49,7 @@ func (f *seeing) listen(ctx context.Context) ([]net.Listener, error) {
 	if f.metrics == "" {
 		return nil, nil
 	}
-	listeners, err := listenAll(ctx, []string{f.metrics}, 0o600)
+	listeners, err := daemon.Listen(ctx, 0o600, f.address)
 	if err != nil {
 		return nil, fmt.Errorf("--metrics: %w", err)
 	}
@@ -61,7 +66,7 @@ func (f *seeing) open(listeners []net.Listener, server *nbd.Server, o *offer) fu
 			continue
 		}
 		say("metrics and status: http://%v/", l.Addr())
-		if servesOthers(l.Addr()) {
+		if daemon.ReachesOthers(l.Addr()) {
 			say("warning: %v has no authentication: whoever reaches it sees names of images, clients and stores", l.Addr())
 		}
 	}

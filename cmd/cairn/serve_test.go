@@ -5,11 +5,9 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -312,121 +310,5 @@ func TestChain(t *testing.T) {
 	all, err := c.All(t.Context())
 	if diff := cmp.Diff([]nbd.Listing{{Name: "a", Description: "fixed"}, {Name: "b"}}, all); diff != "" || err != nil {
 		t.Errorf("All: %v\n%s", err, diff)
-	}
-}
-
-// TestListenUnix: the socket has its permissions from the first moment on, whatever the umask, and of two servers
-// that start at once on a stale socket one gets it.
-func TestListenUnix(t *testing.T) {
-	at := filepath.Join(t.TempDir(), "s")
-	for _, mode := range []os.FileMode{0o600, 0o660, 0o666} {
-		l, err := listenUnix(t.Context(), at, mode)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if info, err := os.Lstat(at); err != nil || info.Mode().Perm() != mode {
-			t.Errorf("the socket is %v, %v, want %v", info.Mode(), err, mode)
-		}
-		l.Close()
-	}
-	l, err := listenUnix(t.Context(), at, 0o600)
-	if err != nil {
-		t.Fatal(err)
-	}
-	l.(*net.UnixListener).SetUnlinkOnClose(false)
-	l.Close() // as a killed server leaves it
-	type result struct {
-		l   net.Listener
-		err error
-	}
-	results := make(chan result)
-	for range 8 {
-		go func() {
-			l, err := listenUnix(t.Context(), at, 0o600)
-			results <- result{l, err}
-		}()
-	}
-	got := 0
-	for range 8 {
-		switch r := <-results; {
-		case r.err == nil:
-			got++
-			defer r.l.Close()
-		case !errors.Is(r.err, syscall.EADDRINUSE):
-			t.Error(r.err)
-		}
-	}
-	if got != 1 {
-		t.Errorf("%d servers have the socket", got)
-	}
-}
-
-func TestExportURI(t *testing.T) {
-	unix, tcp := &net.UnixAddr{Name: "/run/a b", Net: "unix"}, &net.TCPAddr{IP: net.IPv6loopback, Port: 1}
-	odd, abstract := &net.UnixAddr{Name: "/a&b;c%d?e#f+g=h:@,ü", Net: "unix"}, &net.UnixAddr{Name: "@a", Net: "unix"}
-	here, err := os.Getwd()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, tc := range []struct {
-		at     net.Addr
-		secure bool
-		want   string
-	}{
-		{unix, false, "nbd+unix:///x%20y?socket=/run/a%20b"}, {unix, true, "nbds+unix:///x%20y?socket=/run/a%20b"},
-		{tcp, false, "nbd://[::1]:1/x%20y"}, {tcp, true, "nbds://[::1]:1/x%20y"},
-		{odd, false, "nbd+unix:///x%20y?socket=/a%26b%3Bc%25d%3Fe%23f%2Bg%3Dh%3A%40%2C%C3%BC"},
-		{&net.UnixAddr{Name: "s", Net: "unix"}, false, "nbd+unix:///x%20y?socket=" + here + "/s"},
-		{abstract, false, ""},
-	} {
-		if got := exportURI(tc.at, "x y", tc.secure); got != tc.want {
-			t.Errorf("exportURI(%v, %v) = %s, want %s", tc.at, tc.secure, got, tc.want)
-		}
-	}
-}
-
-// TestKeepalive: whoever is gone is noticed, on TCP sockets that were opened here and on those handed over.
-func TestKeepalive(t *testing.T) {
-	opened, err := listen(t.Context(), "tcp:127.0.0.1:0", 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer closeAll(opened)
-	f, err := opened[0].(*net.TCPListener).File()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	fd, err := syscall.Dup(int(f.Fd()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	handed, err := adopt(fd)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer handed.Close()
-	for what, l := range map[string]net.Listener{"opened": opened[0], "handed over": handed} {
-		client, err := net.Dial("tcp", l.Addr().String())
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer client.Close()
-		conn, err := l.Accept()
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer conn.Close()
-		raw, err := conn.(*net.TCPConn).SyscallConn()
-		if err != nil {
-			t.Fatal(err)
-		}
-		on := 0
-		if err := raw.Control(func(fd uintptr) { on, err = syscall.GetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_KEEPALIVE) }); err != nil {
-			t.Fatal(err)
-		}
-		if err != nil || on != 1 {
-			t.Errorf("%s: keepalive is %d, %v", what, on, err)
-		}
 	}
 }

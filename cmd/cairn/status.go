@@ -18,6 +18,7 @@ import (
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 
+	"cairn/internal/daemon"
 	"cairn/internal/dashboard"
 	"cairn/store"
 )
@@ -74,26 +75,26 @@ func (f secondsFlag) Set(text string) error {
 	return nil
 }
 
-func statusAddress(args []string) (address, error) {
+func statusAddress(args []string) (daemon.Address, error) {
 	text := os.Getenv(statusVariable)
 	if len(args) == 1 {
 		text = args[0]
 	}
 	if text == "" {
-		return address{}, fmt.Errorf("want an ADDR: what serve was given as --metrics, or %s in the environment", statusVariable)
+		return daemon.Address{}, fmt.Errorf("want an ADDR: what serve was given as --metrics, or %s in the environment", statusVariable)
 	}
 	if host, is := strings.CutPrefix(text, "http://"); is {
 		text = "tcp:" + strings.TrimSuffix(host, "/")
 	}
-	at, err := parseAddress(text)
+	at, err := daemon.ParseAddress(text)
 	if err != nil {
-		return address{}, fmt.Errorf("%q is not the address of a server: %w, or http://HOST:PORT/", text, err)
+		return daemon.Address{}, fmt.Errorf("%q is not the address of a server: %w, or http://HOST:PORT/", text, err)
 	}
 	return at, nil
 }
 
 // showStatus prints a server's status, once or every so often until the context ends.
-func showStatus(ctx context.Context, w io.Writer, at address, every time.Duration, asJSON bool) error {
+func showStatus(ctx context.Context, w io.Writer, at daemon.Address, every time.Duration, asJSON bool) error {
 	for {
 		text, err := askStatus(ctx, at)
 		if err != nil {
@@ -113,22 +114,22 @@ func showStatus(ctx context.Context, w io.Writer, at address, every time.Duratio
 	}
 }
 
-func noStatus(at address, err error) error {
+func noStatus(at daemon.Address, err error) error {
 	return hintError{fmt.Errorf("asking %v for its status: %w", at, err),
 		"the address is what serve was given as --metrics; without that it has none"}
 }
 
 // askStatus gets a server's /status.json.
-func askStatus(ctx context.Context, at address) ([]byte, error) {
+func askStatus(ctx context.Context, at daemon.Address) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
 	defer cancel()
 	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, at.network, at.at)
+		return new(net.Dialer).DialContext(ctx, at.Network, at.At)
 	}
 	client := http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}
 	host := "localhost"
-	if at.network == "tcp" {
-		host = at.at
+	if at.Network == "tcp" {
+		host = at.At
 	}
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+host+"/status.json", nil)
 	if err != nil {

@@ -1,4 +1,4 @@
-package main
+package daemon
 
 import (
 	"context"
@@ -11,17 +11,20 @@ import (
 	"syscall"
 )
 
-// address is where a server listens: tcp:HOST:PORT or unix:PATH.
-type address struct{ network, at string }
+// Address is where a server listens: tcp:HOST:PORT or unix:PATH.
+type Address struct {
+	Network string // "tcp" or "unix"
+	At      string // HOST:PORT or PATH
+}
 
-func (a address) String() string { return a.network + ":" + a.at }
+func (a Address) String() string { return a.Network + ":" + a.At }
 
 var errAddress = errors.New("want unix:PATH or tcp:HOST:PORT")
 
-// parseAddress checks all that can be checked before the address is used.
-func parseAddress(text string) (address, error) {
+// ParseAddress checks all that can be checked before the address is used.
+func ParseAddress(text string) (Address, error) {
 	network, at, _ := strings.Cut(text, ":")
-	a := address{network, at}
+	a := Address{network, at}
 	switch network {
 	case "unix":
 		if at == "" {
@@ -42,7 +45,7 @@ func parseAddress(text string) (address, error) {
 	return a, errAddress
 }
 
-// checkSocketPath reports whether a unix socket can have this path. The kernel says no more than "invalid argument".
+// checkSocketPath reports whether a unix socket can have this path. The kernel says only "invalid argument".
 func checkSocketPath(path string) error {
 	const most = len(syscall.RawSockaddrUnix{}.Path) - 1
 	if len(path) > most {
@@ -51,8 +54,8 @@ func checkSocketPath(path string) error {
 	return nil
 }
 
-// listenTCP listens on the address family that HOST is of: a numeric one has its own, a name those of all its addresses, and
-// none at all stands for both.
+// listenTCP listens on the address family of HOST: a numeric address has one, a name those of all its addresses,
+// and an empty HOST both.
 func listenTCP(ctx context.Context, at string) ([]net.Listener, error) {
 	host, port, err := net.SplitHostPort(at)
 	if err != nil {
@@ -60,7 +63,10 @@ func listenTCP(ctx context.Context, at string) ([]net.Listener, error) {
 	}
 	if host == "" {
 		l, err := new(net.ListenConfig).Listen(ctx, "tcp", at)
-		return listenersOf(l), err
+		if err != nil {
+			return nil, err
+		}
+		return []net.Listener{l}, nil
 	}
 	ips, err := lookUpHost(ctx, host)
 	if err != nil {
@@ -75,15 +81,8 @@ func listenTCP(ctx context.Context, at string) ([]net.Listener, error) {
 	}
 }
 
-func listenersOf(l net.Listener) []net.Listener {
-	if l == nil {
-		return nil
-	}
-	return []net.Listener{l}
-}
-
-// lookUpHost returns the addresses of a host, those of IPv4 first. Localhost is both loopback addresses (RFC 6761), though
-// many an /etc/hosts has only one.
+// lookUpHost returns the addresses of a host, those of IPv4 first. Localhost is both loopback addresses (RFC 6761),
+// although many an /etc/hosts has only one.
 func lookUpHost(ctx context.Context, host string) ([]netip.Addr, error) {
 	if strings.EqualFold(host, "localhost") {
 		return []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()}, nil
@@ -102,7 +101,8 @@ func lookUpHost(ctx context.Context, host string) ([]netip.Addr, error) {
 	return slices.Compact(ips), nil
 }
 
-// listenOnEach listens on one port of all addresses, those apart that this machine does not have, if it has any.
+// listenOnEach listens on one port of all addresses. It leaves out addresses that this machine does not have, unless
+// it has none of them.
 func listenOnEach(ctx context.Context, ips []netip.Addr, port string) ([]net.Listener, error) {
 	var listeners []net.Listener
 	var absent error
@@ -117,7 +117,7 @@ func listenOnEach(ctx context.Context, ips []netip.Addr, port string) ([]net.Lis
 			absent = err
 			continue
 		case err != nil:
-			closeAll(listeners)
+			CloseAll(listeners)
 			return nil, err
 		}
 		listeners = append(listeners, l)
@@ -129,8 +129,11 @@ func listenOnEach(ctx context.Context, ips []netip.Addr, port string) ([]net.Lis
 	return listeners, nil
 }
 
-// servesOthers reports whether other machines may reach a listener.
-func servesOthers(at net.Addr) bool {
+// ReachesOthers reports whether other machines may connect to a listener's address.
+func ReachesOthers(at net.Addr) bool {
 	tcp, is := at.(*net.TCPAddr)
 	return is && !tcp.IP.IsLoopback()
 }
+
+// HasPath reports whether a unix socket's address is a file. An inherited socket may be abstract or have no name.
+func HasPath(at net.Addr) bool { return at.String() != "" && at.String()[0] != '@' }

@@ -1,0 +1,185 @@
+// Package daemon is how a server process meets those that run it: listening sockets, opened or handed over, a pid
+// file, the service manager, and the parent process. It knows nothing of what is served.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Listen listens on all addresses, or fails and listens on none. A host's name gives a listener for each of its
+// addresses. Unix sockets get the permissions mode.
+func Listen(ctx context.Context, mode fs.FileMode, addresses ...Address) ([]net.Listener, error) {
+	var listeners []net.Listener
+	for _, a := range addresses {
+		opened, err := listen(ctx, mode, a)
+		if err != nil {
+			CloseAll(listeners)
+			return nil, fmt.Errorf("listening on %s: %w", a, err)
+		}
+		listeners = append(listeners, opened...)
+	}
+	return listeners, nil
+}
+
+func listen(ctx context.Context, mode fs.FileMode, a Address) ([]net.Listener, error) {
+	if a.Network == "tcp" {
+		return listenTCP(ctx, a.At)
+	}
+	l, err := listenUnix(ctx, a.At, mode)
+	if err != nil {
+		return nil, err
+	}
+	return []net.Listener{l}, nil
+}
+
+// ListenPrivately listens on a unix socket in a new directory below the user's runtime directory. Remove removes the
+// directory, once the listener is closed.
+func ListenPrivately(ctx context.Context, mode fs.FileMode) (listeners []net.Listener, remove func(), err error) {
+	parent := os.Getenv("XDG_RUNTIME_DIR")
+	if parent == "" {
+		parent = os.TempDir()
+	}
+	dir, err := os.MkdirTemp(parent, "cairn-")
+	if err != nil {
+		return nil, nil, fmt.Errorf("making a directory for the socket: %w", err)
+	}
+	remove = func() { _ = os.Remove(dir) }
+	listeners, err = Listen(ctx, mode, Address{"unix", filepath.Join(dir, "nbd.sock")})
+	if err != nil {
+		remove()
+	}
+	return listeners, remove, err
+}
+
+// CloseAll closes listeners.
+func CloseAll(listeners []net.Listener) {
+	for _, l := range listeners {
+		_ = l.Close()
+	}
+}
+
+// listenUnix takes the place of a socket whose server has ended. The directory is locked meanwhile: otherwise, of two
+// servers that start at once, one could remove the other's new socket.
+func listenUnix(ctx context.Context, at string, mode fs.FileMode) (net.Listener, error) {
+	if dir, err := os.Open(filepath.Dir(at)); err == nil {
+		defer dir.Close()
+		lockSocketDir(ctx, dir)
+	}
+	l, err := bindUnix(at, mode)
+	if !errors.Is(err, syscall.EADDRINUSE) {
+		return l, err
+	}
+	switch info, statErr := os.Lstat(at); {
+	case statErr == nil && info.Mode().Type() != fs.ModeSocket:
+		return nil, errors.New("there is a file of that name already, and it is no socket")
+	case !isAbandoned(at):
+		return nil, err
+	}
+	if err := os.Remove(at); err != nil {
+		return nil, err
+	}
+	return bindUnix(at, mode)
+}
+
+// lockSocketDir locks a socket's directory until it is closed. Another server holds the lock for a moment. Other
+// programs, such as the flock(1) that started this one, may hold it for ever. Without the lock, the race stays.
+func lockSocketDir(ctx context.Context, dir *os.File) {
+	const patience, pause = 2 * time.Second, 10 * time.Millisecond
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for ctx.Err() == nil {
+		if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB); !errors.Is(err, unix.EWOULDBLOCK) {
+			return
+		}
+		time.Sleep(pause)
+	}
+}
+
+// bindUnix makes a socket with these permissions. Linux gives a socket's file the mode of the descriptor, less the
+// umask. So there is no moment at which the file is open to more users than wanted.
+func bindUnix(at string, mode fs.FileMode) (net.Listener, error) {
+	if err := checkSocketPath(at); err != nil {
+		return nil, err
+	}
+	narrow := func(_, _ string, c syscall.RawConn) error {
+		var err error
+		if e := c.Control(func(fd uintptr) { err = syscall.Fchmod(int(fd), uint32(mode.Perm())) }); e != nil {
+			return e
+		}
+		return err
+	}
+	l, err := (&net.ListenConfig{Control: narrow}).Listen(context.Background(), "unix", at)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Chmod(at, mode.Perm()); err != nil { // restores what the umask took away
+		_ = l.Close()
+		return nil, err
+	}
+	return l, nil
+}
+
+// isAbandoned reports whether at is a socket without a listener.
+func isAbandoned(at string) bool {
+	info, err := os.Lstat(at)
+	if err != nil || info.Mode().Type() != os.ModeSocket {
+		return false
+	}
+	conn, err := net.DialTimeout("unix", at, time.Second)
+	if err == nil {
+		conn.Close()
+	}
+	return errors.Is(err, syscall.ECONNREFUSED)
+}
+
+// Inherited returns the sockets that systemd, or a client in its place, has handed over (sd_listen_fds(3)). Child
+// processes do not get them: the environment's variables are unset, and the descriptors closed on exec.
+func Inherited() ([]net.Listener, error) {
+	const first = 3 // SD_LISTEN_FDS_START
+	pid, count := os.Getenv("LISTEN_PID"), os.Getenv("LISTEN_FDS")
+	for _, name := range []string{"LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"} {
+		_ = os.Unsetenv(name) // fails only for invalid names
+	}
+	if pid != strconv.Itoa(os.Getpid()) {
+		return nil, nil
+	}
+	n, err := strconv.Atoi(count)
+	if err != nil || n < 0 || n > 1024 {
+		return nil, fmt.Errorf("LISTEN_FDS is %q, want the number of sockets that are handed over", count)
+	}
+	var listeners []net.Listener
+	for fd := first; fd < first+n; fd++ {
+		l, err := adopt(fd)
+		if err != nil {
+			CloseAll(listeners)
+			return nil, fmt.Errorf("taking over file descriptor %d: %w", fd, err)
+		}
+		listeners = append(listeners, l)
+	}
+	return listeners, nil
+}
+
+// adopt makes a listener of a descriptor, and closes the descriptor.
+func adopt(fd int) (net.Listener, error) {
+	f := os.NewFile(uintptr(fd), "socket")
+	defer f.Close()
+	listens, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
+	if err != nil {
+		return nil, err
+	}
+	if listens == 0 {
+		return nil, errors.New("it is not a listening socket (for systemd: Accept=no)")
+	}
+	return net.FileListener(f)
+}

@@ -1,0 +1,76 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"cairn/internal/atomicfile"
+)
+
+// BeginReady writes the pid file, unless its path is "", and tells the service manager that clients can connect, and
+// when ctx ends that they cannot any more. It calls failed for a state that the service manager could not be told.
+// End removes the pid file.
+func BeginReady(ctx context.Context, pidFile string, failed func(state string, err error)) (end func(), err error) {
+	remove := func() {}
+	if pidFile != "" {
+		if remove, err = writePID(pidFile); err != nil {
+			return nil, err
+		}
+	}
+	tell := func(state string) {
+		if err := Notify(state); err != nil {
+			failed(state, err)
+		}
+	}
+	tell("READY=1")
+	stopping := make(chan struct{})
+	cancelStopping := context.AfterFunc(ctx, func() {
+		defer close(stopping)
+		tell("STOPPING=1")
+	})
+	return func() {
+		if !cancelStopping() {
+			<-stopping
+		}
+		remove()
+	}, nil
+}
+
+// writePID writes the process id into a file. Remove removes the file, unless it has become another process's.
+func writePID(path string) (remove func(), err error) {
+	path, err = filepath.Abs(path)
+	if err == nil {
+		path, err = atomicfile.Resolve(path) // remove removes the file, not a link to it
+	}
+	if err != nil {
+		return nil, err
+	}
+	pid := strconv.Itoa(os.Getpid())
+	remove = func() {
+		text, err := os.ReadFile(path)
+		if err == nil && strings.TrimSpace(string(text)) == pid {
+			_ = os.Remove(path) // a stale file does little harm
+		}
+	}
+	return remove, atomicfile.Write(path, fmt.Appendln(nil, pid), 0o644)
+}
+
+// Notify tells systemd about this service, if NOTIFY_SOCKET is set (sd_notify(3)).
+func Notify(state string) error {
+	at := os.Getenv("NOTIFY_SOCKET")
+	if at == "" {
+		return nil
+	}
+	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: at, Net: "unixgram"})
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	_, err = conn.Write([]byte(state))
+	return err
+}

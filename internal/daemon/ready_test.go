@@ -1,0 +1,140 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+)
+
+// serviceManager listens as systemd does, and returns what it is told next.
+func serviceManager(t *testing.T) (next func() string) {
+	t.Helper()
+	at := filepath.Join(t.TempDir(), "notify")
+	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: at, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	t.Setenv("NOTIFY_SOCKET", at)
+	return func() string {
+		buffer := make([]byte, 100)
+		_ = conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+		n, err := conn.Read(buffer)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(buffer[:n])
+	}
+}
+
+// TestBeginReady: the pid file is there while clients can connect, and the service manager hears of both ends.
+func TestBeginReady(t *testing.T) {
+	next := serviceManager(t)
+	path := filepath.Join(t.TempDir(), "pid")
+	ctx, cancel := context.WithCancel(t.Context())
+	end, err := BeginReady(ctx, path, func(state string, err error) { t.Error(state, err) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if text, err := os.ReadFile(path); string(text) != fmt.Sprintln(os.Getpid()) {
+		t.Errorf("the pid file holds %q, %v", text, err)
+	}
+	if got := next(); got != "READY=1" {
+		t.Errorf("the service manager is told %s", got)
+	}
+	cancel()
+	end()
+	if got := next(); got != "STOPPING=1" {
+		t.Errorf("the service manager is told %s", got)
+	}
+	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the pid file is left: %v", err)
+	}
+}
+
+// TestBeginReadyAlone: a service manager that is not there does not keep a server from its clients, and is reported.
+func TestBeginReadyAlone(t *testing.T) {
+	t.Setenv("NOTIFY_SOCKET", filepath.Join(t.TempDir(), "none"))
+	var states []string
+	end, err := BeginReady(t.Context(), "", func(state string, _ error) { states = append(states, state) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	end()
+	if fmt.Sprint(states) != "[READY=1]" {
+		t.Errorf("reported are %v", states)
+	}
+	t.Setenv("NOTIFY_SOCKET", "")
+	if err := Notify("READY=1"); err != nil {
+		t.Errorf("without a service manager: %v", err)
+	}
+}
+
+// TestPIDFileOfAnother: a pid file that another process has written meanwhile stays, and a link is not removed.
+func TestPIDFileOfAnother(t *testing.T) {
+	dir := t.TempDir()
+	file, link := filepath.Join(dir, "file"), filepath.Join(dir, "link")
+	if err := os.Symlink(file, link); err != nil {
+		t.Fatal(err)
+	}
+	remove, err := writePID(link)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, []byte("1\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	remove()
+	if text, err := os.ReadFile(file); string(text) != "1\n" {
+		t.Errorf("another's pid file holds %q, %v", text, err)
+	}
+	if remove, err = writePID(link); err != nil {
+		t.Fatal(err)
+	}
+	remove()
+	if _, err := os.Lstat(link); err != nil {
+		t.Errorf("the link is gone: %v", err)
+	}
+	if _, err := writePID(filepath.Join(dir, "none", "pid")); err == nil {
+		t.Error("a pid file in no directory is written")
+	}
+}
+
+// TestWithParent: the context ends with the parent process. The child is this test, started by a shell that ends.
+func TestWithParent(t *testing.T) {
+	if os.Getenv("CAIRN_TEST_CHILD") != "" {
+		ctx, stop, err := WithParent(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer stop()
+		select {
+		case <-ctx.Done():
+			fmt.Println("cause:", context.Cause(ctx))
+		case <-time.After(20 * time.Second):
+			fmt.Println("the context goes on")
+		}
+		return
+	}
+	ctx, stop, err := WithParent(t.Context())
+	if err != nil || ctx.Err() != nil {
+		t.Fatalf("with a parent that lives: %v, %v", err, ctx.Err())
+	}
+	stop()
+	shell := exec.Command("sh", "-c", `"$0" -test.run '^TestWithParent$' & sleep 0.3`, os.Args[0])
+	shell.Env = append(os.Environ(), "CAIRN_TEST_CHILD=1")
+	out, err := shell.Output() // until the child has closed its output
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := "cause: the parent process has ended\n"; len(out) < len(want) || string(out[:len(want)]) != want {
+		t.Errorf("the child says %q, want %q", out, want)
+	}
+}
