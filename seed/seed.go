@@ -21,10 +21,11 @@ type Seed struct {
 type Kind uint8
 
 const (
-	Fetch Kind = iota // the store
-	Zero              // nowhere: it is all zero
-	Local             // a seed
-	Copy              // the image itself: the same chunk comes earlier, and that one is fetched
+	Fetch   Kind = iota // the store
+	Zero                // nowhere: it is all zero
+	Local               // a seed
+	Copy                // the image itself: the same chunk comes earlier, and that one is fetched
+	InPlace             // nowhere: the target holds it already; never in a Plan, only assembling finds that out
 )
 
 // Step says where one chunk comes from.

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"cairn/blob"
+	"cairn/internal/bitset"
 	"cairn/seed"
 	"cairn/store"
 )
@@ -141,12 +142,12 @@ type job struct {
 	target  Target
 	options Options
 	fetches store.Slots
-	heads   int // number of chunks that overlap the head
+	heads   int         // number of chunks that overlap the head
+	changes *bitset.Set // the chunks that were written or zeroed
 
 	mu      sync.Mutex // guards what follows
 	order   order      // of the segments
 	repeats []int      // chunks to be copied from elsewhere on the target
-	changes bitmap     // the chunks that were written or zeroed
 
 	repeated *repeats // of a stream; nil when the target can be read
 
@@ -159,39 +160,22 @@ type job struct {
 
 	telling sync.Mutex // held while Progress is called
 	count   counters
-	sources []Source // where each chunk comes from; nil when nobody wants to know
+	sources []seed.Step // where each chunk comes from; nil in a run
 }
-
-// Source is where a chunk of the image came from.
-type Source struct {
-	Kind Kind
-	Seed uint16 // number of the seed
-}
-
-// Kind is a kind of source.
-type Kind uint8
-
-const (
-	InPlace Kind = iota // the target held it
-	Zeroed              // it is zero, and was made so without data
-	Seeded              // a seed
-	Copied              // it comes elsewhere in the image too
-	Fetched             // the store
-)
 
 // counters are Stats in the making.
 type counters struct {
-	kinds                    [Fetched + 1]atomic.Int64 // bytes
-	seeds                    []atomic.Int64            // bytes
+	kinds                    [seed.InPlace + 1]atomic.Int64 // bytes
+	seeds                    []atomic.Int64                 // bytes
 	fetches, misses, written atomic.Int64
 }
 
-func (c *counters) add(from Source, size int64) {
+func (c *counters) add(from seed.Step, size int64) {
 	c.kinds[from.Kind].Add(size)
 	switch from.Kind {
-	case Seeded:
+	case seed.Local:
 		c.seeds[from.Seed].Add(size)
-	case Fetched:
+	case seed.Fetch:
 		c.fetches.Add(1)
 	}
 }
@@ -201,7 +185,7 @@ func newJob(p *seed.Plan, from store.Getter, t Target, o Options) *job {
 	j := &job{plan: p, from: from, target: t, options: o, fetches: make(store.Slots, o.Fetches)}
 	j.heads = headChunks(p.Index)
 	j.order = newOrder(p, j.heads, segment, o.Own-1)
-	j.changes = newBitmap(p.Index.Len())
+	j.changes = bitset.New(p.Index.Len())
 	j.count.seeds = make([]atomic.Int64, len(p.Seeds))
 	if o.Stream {
 		j.repeated = planRepeats(p, 0, p.Index.Len(), repeats)
@@ -250,8 +234,8 @@ func headChunks(x *blob.Index) int {
 func (j *job) stats() Stats {
 	c := &j.count
 	s := Stats{
-		Size: j.plan.Index.Size(), InPlace: c.kinds[InPlace].Load(), Zero: c.kinds[Zeroed].Load(),
-		Copied: c.kinds[Copied].Load(), Fetched: c.kinds[Fetched].Load(), Fetches: c.fetches.Load(),
+		Size: j.plan.Index.Size(), InPlace: c.kinds[seed.InPlace].Load(), Zero: c.kinds[seed.Zero].Load(),
+		Copied: c.kinds[seed.Copy].Load(), Fetched: c.kinds[seed.Fetch].Load(), Fetches: c.fetches.Load(),
 		SeedMiss: c.misses.Load(), Written: c.written.Load(), Seeds: make([]int64, len(c.seeds)),
 	}
 	s.Done = s.InPlace + s.Zero + s.Copied + s.Fetched
@@ -461,7 +445,7 @@ func (j *job) readBack(ctx context.Context, lo, hi int) error {
 	}
 	s := j.newSegment()
 	for i := lo; i < hi && ctx.Err() == nil; i++ {
-		if j.options.Verify == Changed && !j.changes.has(i) {
+		if j.options.Verify == Changed && !j.changes.Has(i) {
 			continue
 		}
 		s.set(i, i+1)

@@ -633,7 +633,7 @@ func TestPreview(t *testing.T) {
 			}
 			var fetched int64
 			for i, from := range sources {
-				if from.Kind == Fetched {
+				if from.Kind == seed.Fetch {
 					fetched += plan.Index.At(i).Size
 				}
 			}

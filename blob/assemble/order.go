@@ -103,11 +103,3 @@ func (t *turn) wait(ctx context.Context) error {
 
 // end begins the next turn. It is called once.
 func (t *turn) end() { close(t.mine) }
-
-// bitmap is a set of chunks, one bit each.
-type bitmap []uint64
-
-func newBitmap(n int) bitmap    { return make(bitmap, (n+63)/64) }
-func (b bitmap) add(i int)      { b[i/64] |= 1 << (i % 64) }
-func (b bitmap) remove(i int)   { b[i/64] &^= 1 << (i % 64) }
-func (b bitmap) has(i int) bool { return b[i/64]&(1<<(i%64)) != 0 }

@@ -8,20 +8,20 @@ import (
 )
 
 // Preview finds out what Run would do, by reading what it would read, and writes nothing. A nil target
-// stands for a new file, or with o.Stream for a stream. It returns the source of each chunk; stats count nothing as
+// stands for a new file, or with o.Stream for a stream. It returns where each chunk comes from; stats count nothing as
 // written.
-func Preview(ctx context.Context, p *seed.Plan, target io.ReaderAt, o Options) (Stats, []Source, error) {
+func Preview(ctx context.Context, p *seed.Plan, target io.ReaderAt, o Options) (Stats, []seed.Step, error) {
 	o.New = target == nil
 	j := newJob(p, nil, readOnly{target}, o)
 	j.order = newOrder(p, 0, j.order.segment, -1)
-	j.sources = make([]Source, p.Index.Len())
+	j.sources = make([]seed.Step, p.Index.Len())
 	err := j.each(ctx, func(_ context.Context, s *segment) error {
 		s.gatherLocal()
 		for i := range s.chunksIn(deferred) {
-			s.came(i, Source{Kind: Copied})
+			s.came(i, seed.Step{Kind: seed.Copy})
 		}
 		for i := range s.chunksIn(missing) {
-			s.came(i, Source{Kind: Fetched})
+			s.came(i, seed.Step{Kind: seed.Fetch})
 		}
 		return nil
 	})

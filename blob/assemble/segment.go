@@ -252,7 +252,7 @@ func (s *segment) proven(i int, right bool) {
 		s.hold(i, s.job.plan.At(i).Seed)
 	case right && *st == shared:
 		*st = cloned
-		s.came(i, Source{Seeded, s.job.plan.At(i).Seed})
+		s.came(i, seed.Step{Kind: seed.Local, Seed: s.job.plan.At(i).Seed})
 	case right:
 		s.keep(i)
 	case *st == read || *st == shared:
@@ -268,11 +268,11 @@ func (s *segment) hold(i int, from uint16) {
 		return
 	}
 	*s.state(i) = held
-	s.came(i, Source{Seeded, from})
+	s.came(i, seed.Step{Kind: seed.Local, Seed: from})
 }
 
 // came counts chunk i as coming from a source.
-func (s *segment) came(i int, from Source) {
+func (s *segment) came(i int, from seed.Step) {
 	s.job.count.add(from, s.chunk(i).Size)
 	if s.job.sources != nil {
 		s.job.sources[i] = from
@@ -343,7 +343,7 @@ func (s *segment) fetch(ctx context.Context) error {
 	}
 	for i := range s.chunksIn(missing) {
 		*s.state(i) = held
-		s.came(i, Source{Kind: Fetched})
+		s.came(i, seed.Step{Kind: seed.Fetch})
 	}
 	return nil
 }
@@ -357,7 +357,7 @@ func (s *segment) salvage() error {
 	for i := range s.chunksIn(missing) {
 		if c := s.chunk(i); s.job.plan.Index.Algorithm().Sum(s.part(s.buf, c)) == c.Digest {
 			*s.state(i) = held
-			s.came(i, Source{Kind: Fetched})
+			s.came(i, seed.Step{Kind: seed.Fetch})
 		}
 	}
 	return s.write()
@@ -382,7 +382,7 @@ func (s *segment) repeatsWithin() {
 func (s *segment) copied(i int, p []byte) {
 	copy(s.part(s.buf, s.chunk(i)), p)
 	*s.state(i) = held
-	s.came(i, Source{Kind: Copied})
+	s.came(i, seed.Step{Kind: seed.Copy})
 }
 
 // copyFrom fills the segment, which is a single chunk, from an equal chunk that is in the head, or on the
@@ -396,7 +396,7 @@ func (s *segment) copyFrom(ctx context.Context, first int, head *segment) error 
 	n, _ := s.job.target.ReadAt(s.buf, c.Offset)
 	if n == len(s.buf) && s.job.plan.Index.Algorithm().Sum(s.buf) == c.Digest {
 		*s.state(s.lo) = held
-		s.came(s.lo, Source{Kind: Copied})
+		s.came(s.lo, seed.Step{Kind: seed.Copy})
 		return nil
 	}
 	return s.fetch(ctx)
@@ -481,10 +481,8 @@ func (s *segment) writeWhole() error {
 
 // changes notes that the chunks from lo to hi are not what they were.
 func (s *segment) changes(lo, hi int) {
-	s.job.mu.Lock()
-	defer s.job.mu.Unlock()
 	for i := lo; i < hi; i++ {
-		s.job.changes.add(i)
+		s.job.changes.Add(i)
 	}
 }
 
@@ -510,9 +508,9 @@ func (s *segment) done() {
 	for i := s.lo; i < s.hi; i++ {
 		switch *s.state(i) {
 		case inPlace:
-			s.came(i, Source{Kind: InPlace})
+			s.came(i, seed.Step{Kind: seed.InPlace})
 		case zero:
-			s.came(i, Source{Kind: Zeroed})
+			s.came(i, seed.Step{Kind: seed.Zero})
 		}
 	}
 	s.job.tell()

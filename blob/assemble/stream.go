@@ -7,6 +7,7 @@ import (
 	"io"
 	"slices"
 
+	"cairn/internal/bitset"
 	"cairn/seed"
 	"cairn/store"
 )
@@ -79,7 +80,7 @@ func (s *segment) gatherAhead(ctx context.Context) error {
 // deferCopies leaves the chunks for later whose bytes are kept when the stream comes to them.
 func (s *segment) deferCopies() {
 	for i := range s.chunksIn(missing) {
-		if s.job.repeated.copies.has(i) {
+		if s.job.repeated.copies.Has(i) {
 			*s.state(i) = deferred
 		}
 	}
@@ -126,8 +127,8 @@ func (s *segment) clearZeros(lo, hi int) {
 type repeats struct {
 	plan   *seed.Plan
 	limit  int64          // bytes
-	keeps  bitmap         // the chunks that stay until they come the next time
-	copies bitmap         // the chunks that are copied from what stayed
+	keeps  *bitset.Set    // the chunks that stay until they come the next time
+	copies *bitset.Set    // the chunks that are copied from what stayed
 	kept   map[int][]byte // by the number of the first such chunk in the image; the segment that is written uses it
 }
 
@@ -138,13 +139,13 @@ type interval struct{ at, next int }
 // room, the chunk goes that comes again last. A preview decides the same.
 func planRepeats(p *seed.Plan, lo, hi int, limit int64) *repeats {
 	n := p.Index.Len()
-	r := &repeats{plan: p, limit: limit, keeps: newBitmap(n), copies: newBitmap(n), kept: map[int][]byte{}}
+	r := &repeats{plan: p, limit: limit, keeps: bitset.New(n), copies: bitset.New(n), kept: map[int][]byte{}}
 	next := nextCopies(p, lo, hi)
 	var staying []interval // by next
 	for i := lo; i < hi && len(next) > 0; i++ {
 		size := p.Index.At(i).Size
 		if len(staying) > 0 && staying[0].next == i {
-			r.copies.add(i)
+			r.copies.Add(i)
 			staying, limit = staying[1:], limit+size
 		}
 		if next[i-lo] == 0 {
@@ -153,11 +154,11 @@ func planRepeats(p *seed.Plan, lo, hi int, limit int64) *repeats {
 		it := interval{i, int(next[i-lo])}
 		at, _ := slices.BinarySearchFunc(staying, it, func(a, b interval) int { return a.next - b.next })
 		staying = slices.Insert(staying, at, it)
-		r.keeps.add(i)
+		r.keeps.Add(i)
 		for limit -= size; limit < 0; {
 			last := staying[len(staying)-1]
 			staying, limit = staying[:len(staying)-1], limit+p.Index.At(last.at).Size
-			r.keeps.remove(last.at)
+			r.keeps.Remove(last.at)
 		}
 	}
 	return r
@@ -188,7 +189,7 @@ func nextCopies(p *seed.Plan, lo, hi int) []uint32 {
 
 // pass copies chunk i into its place, or lets it stay, as the stream passes it.
 func (r *repeats) pass(s *segment, i int) {
-	keep := r.keeps.has(i)
+	keep := r.keeps.Has(i)
 	if *s.state(i) != deferred && !keep {
 		return
 	}

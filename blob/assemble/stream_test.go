@@ -129,13 +129,13 @@ func checkRoom(t *testing.T, p *seed.Plan, limit int64) {
 	held, ids := int64(0), map[int]bool{}
 	for i, c := range p.Index.All() {
 		id := p.First(i)
-		if r.copies.has(i) != ids[id] {
-			t.Errorf("chunk %d is copied: %v, though its like stays: %v", i, r.copies.has(i), ids[id])
+		if r.copies.Has(i) != ids[id] {
+			t.Errorf("chunk %d is copied: %v, though its like stays: %v", i, r.copies.Has(i), ids[id])
 		}
 		if ids[id] {
 			held -= c.Size
 		}
-		if ids[id] = r.keeps.has(i); ids[id] {
+		if ids[id] = r.keeps.Has(i); ids[id] {
 			held += c.Size
 		}
 		if held > limit {

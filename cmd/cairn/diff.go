@@ -7,7 +7,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"cairn/internal/imagemap"
 	"cairn/seed"
 	"cairn/store/locate"
 )
@@ -81,7 +80,7 @@ func runDiff(ctx context.Context, stdout io.Writer, f diffFlags) error {
 	d.Old, d.New, d.Unlike = oldAt, newAt, unlike(old, x)
 	drawn := picture{
 		title: fmt.Sprintf("from %s to %s", oldAt, newAt), index: x, seeds: []string{oldAt.String()}, fetched: news,
-		source: func(i int) (imagemap.Kind, int) { return kindOfStep(plan.At(i)) },
+		source: plan.At,
 	}
 	if len(f.groups) > 0 {
 		from, err := openStores(f.stores, newAt, x.Algorithm(), 0)

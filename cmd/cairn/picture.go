@@ -10,7 +10,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"cairn/blob"
-	"cairn/blob/assemble"
 	"cairn/internal/imagemap"
 	"cairn/seed"
 )
@@ -20,9 +19,9 @@ type picture struct {
 	title, note string
 	index       *blob.Index
 	seeds       []string
-	source      func(i int) (imagemap.Kind, int) // of chunk i, and the number of its seed
-	fetched     []int                            // the chunks to download, by number in order
-	stored      []int64                          // and their sizes in the store; nil when not known
+	source      func(i int) seed.Step // of chunk i
+	fetched     []int                 // the chunks to download, by number in order
+	stored      []int64               // and their sizes in the store; nil when not known
 }
 
 // drawFlags say where a picture goes.
@@ -78,8 +77,8 @@ func (p picture) chunks() iter.Seq[imagemap.Chunk] {
 	return func(yield func(imagemap.Chunk) bool) {
 		next := 0 // in fetched
 		for i, c := range p.index.All() {
-			kind, from := p.source(i)
-			chunk := imagemap.Chunk{Size: c.Size, Kind: kind, Seed: from}
+			from := p.source(i)
+			chunk := imagemap.Chunk{Size: c.Size, Kind: from.Kind, Seed: int(from.Seed)}
 			if next < len(p.stored) && p.fetched[next] == i {
 				chunk.Stored = p.stored[next]
 				next++
@@ -89,32 +88,4 @@ func (p picture) chunks() iter.Seq[imagemap.Chunk] {
 			}
 		}
 	}
-}
-
-// kindOf is how a plan's source is drawn.
-func kindOf(from assemble.Source) (imagemap.Kind, int) {
-	switch from.Kind {
-	case assemble.InPlace:
-		return imagemap.InPlace, 0
-	case assemble.Zeroed:
-		return imagemap.Zero, 0
-	case assemble.Seeded:
-		return imagemap.Seed, int(from.Seed)
-	case assemble.Copied:
-		return imagemap.Repeat, 0
-	}
-	return imagemap.Download, 0
-}
-
-// kindOfStep is how a step between two indexes is drawn.
-func kindOfStep(s seed.Step) (imagemap.Kind, int) {
-	switch s.Kind {
-	case seed.Zero:
-		return imagemap.Zero, 0
-	case seed.Local:
-		return imagemap.Seed, int(s.Seed)
-	case seed.Copy:
-		return imagemap.Repeat, 0
-	}
-	return imagemap.Download, 0
 }

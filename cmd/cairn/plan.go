@@ -15,7 +15,7 @@ import (
 	"cairn/blob/assemble"
 	"cairn/internal/blockdev"
 	"cairn/internal/disk"
-	"cairn/internal/imagemap"
+	"cairn/seed"
 )
 
 func newPlan() *cobra.Command {
@@ -110,7 +110,7 @@ func (f *planFlags) preview(ctx context.Context, m memory, x *blob.Index, result
 	result.Stats, result.SeedNames, result.Downloads = stats, seedNames(plan), stats.Fetches
 	p = picture{
 		title: result.Index.String() + " onto " + shownTarget(result.Target), index: x, seeds: result.SeedNames, fetched: fetched(sources),
-		source: func(i int) (imagemap.Kind, int) { return kindOf(sources[i]) },
+		source: func(i int) seed.Step { return sources[i] },
 	}
 	p.stored, err = from.storedSizes(ctx, x, p.fetched)
 	result.DownloadedBytes = sum(p.stored)
@@ -159,10 +159,10 @@ func openBefore(location string, need int64) (before *blockdev.File, inPlace boo
 }
 
 // fetched lists the chunks that come from the store, by number.
-func fetched(sources []assemble.Source) []int {
+func fetched(sources []seed.Step) []int {
 	var numbers []int
 	for i, from := range sources {
-		if from.Kind == assemble.Fetched {
+		if from.Kind == seed.Fetch {
 			numbers = append(numbers, i)
 		}
 	}

@@ -14,6 +14,7 @@ import (
 
 	"cairn/internal/plaintext"
 	"cairn/internal/test/browsertest"
+	"cairn/seed"
 )
 
 // TestBrowser opens pages in tabs of one headless Chromium.
@@ -162,7 +163,7 @@ func testFilters(b *browsertest.Tab) {
 
 // testHostile: whatever names hold is text.
 func testHostile(b *browsertest.Tab) {
-	p := page(Chunk{Size: 5000, Kind: Seed}, Chunk{Size: 10, Kind: Download})
+	p := page(Chunk{Size: 5000, Kind: seed.Local}, Chunk{Size: 10, Kind: seed.Fetch})
 	p.Title, p.Note, p.Seeds = hostile, hostile, []string{hostile}
 	url := open(b, p)
 	browsertest.Sees(b, browsertest.Texts("title, h1, header p"), []string{hostile, hostile, hostile})

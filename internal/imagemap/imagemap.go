@@ -1,32 +1,22 @@
 // Package imagemap draws where the bytes of an image come from, as one HTML file that needs nothing else: a map
-// of the image, the totals and the largest downloads. It knows nothing of indexes, seeds and stores: a caller
-// says of each chunk how large it is and where it comes from.
+// of the image, the totals and the largest downloads. It knows nothing of indexes and stores: a caller says of
+// each chunk how large it is and where it comes from.
 package imagemap
 
 import (
 	"fmt"
 	"io"
 	"iter"
-)
 
-// Kind is where a chunk comes from.
-type Kind uint8
-
-// The kinds of sources, in the order in which the page lists them.
-const (
-	InPlace  Kind = iota // the target, which has it where it belongs
-	Seed                 // a seed
-	Repeat               // the image itself, in which it comes earlier
-	Zero                 // nowhere: it is all zero
-	Download             // a store
+	"cairn/seed"
 )
 
 // Chunk is the next chunk of an image.
 type Chunk struct {
 	Size   int64 // bytes, at least 1
-	Kind   Kind
-	Seed   int   // for Seed: which of the page's Seeds
-	Stored int64 // for Download: bytes that it takes in the store, 0 when that is not known
+	Kind   seed.Kind
+	Seed   int   // for seed.Local: which of the page's Seeds
+	Stored int64 // for seed.Fetch: bytes that it takes in the store, 0 when that is not known
 }
 
 // Page is what Render shows. Its texts may be anything; the page shows what can be printed of them, up to a

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"cairn/seed"
 )
 
 func render(t testing.TB, p Page) []byte {
@@ -40,20 +42,20 @@ func release() Page {
 		chunk    Chunk
 		replaced float64 // the share of chunks to download instead
 	}{
-		{1 * mib, Chunk{Kind: Download}, 0}, {310 * mib, Chunk{Kind: Seed}, .01}, {341 * mib, Chunk{Kind: Download}, 0},
-		{420 * mib, Chunk{Kind: InPlace}, .003}, {436 * mib, Chunk{Kind: Repeat}, 0},
-		{560 * mib, Chunk{Kind: Seed, Seed: 1}, .008}, {573 * mib, Chunk{Kind: Download}, 0},
-		{700 * mib, Chunk{Kind: Seed}, .03}, {712 * mib, Chunk{Kind: Zero}, 0}, {760 * mib, Chunk{Kind: InPlace}, .001},
-		{772 * mib, Chunk{Kind: Seed, Seed: 2}, 0}, {780 * mib, Chunk{Kind: Seed, Seed: 3}, 0},
-		{900 * mib, Chunk{Kind: Zero}, 0},
+		{1 * mib, Chunk{Kind: seed.Fetch}, 0}, {310 * mib, Chunk{Kind: seed.Local}, .01}, {341 * mib, Chunk{Kind: seed.Fetch}, 0},
+		{420 * mib, Chunk{Kind: seed.InPlace}, .003}, {436 * mib, Chunk{Kind: seed.Copy}, 0},
+		{560 * mib, Chunk{Kind: seed.Local, Seed: 1}, .008}, {573 * mib, Chunk{Kind: seed.Fetch}, 0},
+		{700 * mib, Chunk{Kind: seed.Local}, .03}, {712 * mib, Chunk{Kind: seed.Zero}, 0}, {760 * mib, Chunk{Kind: seed.InPlace}, .001},
+		{772 * mib, Chunk{Kind: seed.Local, Seed: 2}, 0}, {780 * mib, Chunk{Kind: seed.Local, Seed: 3}, 0},
+		{900 * mib, Chunk{Kind: seed.Zero}, 0},
 	} {
 		for size < part.end {
 			c := part.chunk
 			if random.Float64() < part.replaced {
-				c = Chunk{Kind: Download}
+				c = Chunk{Kind: seed.Fetch}
 			}
 			c.Size = min(16<<10+random.Int64N(96<<10), part.end-size)
-			if c.Kind == Download {
+			if c.Kind == seed.Fetch {
 				c.Stored = (c.Size + 1) * 2 / 5
 			}
 			chunks = append(chunks, c)
@@ -78,7 +80,7 @@ func terabyte() Page {
 		random := rand.New(rand.NewPCG(3, 4))
 		var size int64
 		for i := range chunks {
-			c := Chunk{Size: 1 + random.Int64N(1<<20), Kind: Kind(random.IntN(5)), Seed: random.IntN(9), Stored: 1}
+			c := Chunk{Size: 1 + random.Int64N(1<<20), Kind: seed.Kind(random.IntN(5)), Seed: random.IntN(9), Stored: 1}
 			if i == chunks-1 {
 				c.Size = 1<<40 - size
 			}
@@ -93,9 +95,9 @@ func terabyte() Page {
 // worst is an image whose every cell mixes all sources in its own way, with texts that grow when they are escaped.
 func worst() Page {
 	random := rand.New(rand.NewPCG(5, 6))
-	sources := []Chunk{{Kind: InPlace}, {Kind: Repeat}, {Kind: Zero}, {Kind: Download}}
+	sources := []Chunk{{Kind: seed.InPlace}, {Kind: seed.Copy}, {Kind: seed.Zero}, {Kind: seed.Fetch}}
 	for i := range seedClasses {
-		sources = append(sources, Chunk{Kind: Seed, Seed: i})
+		sources = append(sources, Chunk{Kind: seed.Local, Seed: i})
 	}
 	var chunks []Chunk
 	for range maxCells {
@@ -126,7 +128,7 @@ func TestRenderIsBounded(t *testing.T) {
 }
 
 func TestRenderEscapes(t *testing.T) {
-	p := page(Chunk{Size: 10, Kind: Seed})
+	p := page(Chunk{Size: 10, Kind: seed.Local})
 	p.Title, p.Note, p.Seeds = hostile, hostile, []string{hostile}
 	got := string(render(t, p))
 	for text, want := range map[string]int{
@@ -157,16 +159,16 @@ func TestRenderPolicy(t *testing.T) {
 func TestRenderRefuses(t *testing.T) {
 	seq := func(c ...Chunk) iter.Seq[Chunk] { return slices.Values(c) }
 	for name, p := range map[string]Page{
-		"too short":      {Size: 10, Chunks: seq(Chunk{Size: 9})},
-		"too long":       {Size: 10, Chunks: seq(Chunk{Size: 9}, Chunk{Size: 2})},
+		"too short":      {Size: 10, Chunks: seq(Chunk{Size: 9, Kind: seed.InPlace})},
+		"too long":       {Size: 10, Chunks: seq(Chunk{Size: 9, Kind: seed.InPlace}, Chunk{Size: 2, Kind: seed.InPlace})},
 		"overflow":       {Size: 1<<63 - 1, Chunks: seq(Chunk{Size: 1<<63 - 1}, Chunk{Size: 1<<63 - 1})},
 		"negative image": {Size: -1, Chunks: seq()},
-		"empty chunk":    {Size: 10, Chunks: seq(Chunk{Size: 10}, Chunk{})},
-		"negative chunk": {Size: 10, Chunks: seq(Chunk{Size: 11}, Chunk{Size: -1})},
-		"kind":           {Size: 10, Chunks: seq(Chunk{Size: 10, Kind: Download + 1})},
-		"no such seed":   {Size: 10, Chunks: seq(Chunk{Size: 10, Kind: Seed, Seed: 1}), Seeds: []string{""}},
-		"negative seed":  {Size: 10, Chunks: seq(Chunk{Size: 10, Kind: Seed, Seed: -1}), Seeds: []string{""}},
-		"stored":         {Size: 10, Chunks: seq(Chunk{Size: 10, Kind: Download, Stored: -1})},
+		"empty chunk":    {Size: 10, Chunks: seq(Chunk{Size: 10, Kind: seed.InPlace}, Chunk{})},
+		"negative chunk": {Size: 10, Chunks: seq(Chunk{Size: 11, Kind: seed.InPlace}, Chunk{Size: -1})},
+		"kind":           {Size: 10, Chunks: seq(Chunk{Size: 10, Kind: seed.InPlace + 1})},
+		"no such seed":   {Size: 10, Chunks: seq(Chunk{Size: 10, Kind: seed.Local, Seed: 1}), Seeds: []string{""}},
+		"negative seed":  {Size: 10, Chunks: seq(Chunk{Size: 10, Kind: seed.Local, Seed: -1}), Seeds: []string{""}},
+		"stored":         {Size: 10, Chunks: seq(Chunk{Size: 10, Kind: seed.Fetch, Stored: -1})},
 	} {
 		var b bytes.Buffer
 		if err := Render(&b, p); err == nil || b.Len() > 0 {

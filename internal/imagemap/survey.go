@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+
+	"cairn/seed"
 )
 
 const (
@@ -27,12 +29,12 @@ const (
 	seedClasses = 4
 )
 
-// seedClass is the class of a seed, of which there are so many.
-func seedClass(seed, seeds int) class {
+// seedClass is the class of a seed, of which there are seeds.
+func seedClass(number, seeds int) class {
 	if seeds > seedClasses {
-		return classSeed + class(min(seed, seedClasses-1))
+		return classSeed + class(min(number, seedClasses-1))
 	}
-	return classSeed + class(seed)
+	return classSeed + class(number)
 }
 
 // amounts are bytes by class.
@@ -76,7 +78,7 @@ func look(p Page) (*survey, error) {
 			return nil, fmt.Errorf("chunk at offset %d: %w", offset, err)
 		}
 		s.add(offset, c, len(p.Seeds))
-		if c.Kind != Download {
+		if c.Kind != seed.Fetch {
 			s.keep(open)
 			open = miss{offset: offset + c.Size}
 		} else {
@@ -95,9 +97,9 @@ func check(c Chunk, seeds int, left int64) error {
 	switch {
 	case c.Size < 1 || c.Size > left:
 		return fmt.Errorf("size %d, with %d bytes left of the image", c.Size, left)
-	case c.Kind > Download:
+	case c.Kind > seed.InPlace:
 		return fmt.Errorf("unknown kind %d", c.Kind)
-	case c.Kind == Seed && (c.Seed < 0 || c.Seed >= seeds):
+	case c.Kind == seed.Local && (c.Seed < 0 || c.Seed >= seeds):
 		return fmt.Errorf("seed %d of %d", c.Seed, seeds)
 	case c.Stored < 0:
 		return fmt.Errorf("stored size %d", c.Stored)
@@ -119,13 +121,13 @@ func newSurvey(size int64) *survey {
 
 func (c Chunk) class(seeds int) class {
 	switch c.Kind {
-	case Seed:
+	case seed.Local:
 		return seedClass(c.Seed, seeds)
-	case Repeat:
+	case seed.Copy:
 		return classRepeat
-	case Zero:
+	case seed.Zero:
 		return classZero
-	case Download:
+	case seed.Fetch:
 		return classDownload
 	}
 	return classInPlace

@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"cairn/seed"
 )
 
 func surveyed(t *testing.T, p Page) *survey {
@@ -24,11 +26,11 @@ func TestLookCells(t *testing.T) {
 		want   []amounts
 	}{
 		{"empty", nil, nil},
-		{"one byte", []Chunk{{Size: 1}}, []amounts{{classInPlace: 1}}},
-		{"one cell", []Chunk{{Size: 4096, Kind: Zero}}, []amounts{{classZero: 4096}}},
-		{"across", []Chunk{{Size: 9000, Kind: Download}},
+		{"one byte", []Chunk{{Size: 1, Kind: seed.InPlace}}, []amounts{{classInPlace: 1}}},
+		{"one cell", []Chunk{{Size: 4096, Kind: seed.Zero}}, []amounts{{classZero: 4096}}},
+		{"across", []Chunk{{Size: 9000, Kind: seed.Fetch}},
 			[]amounts{{classDownload: 4096}, {classDownload: 4096}, {classDownload: 808}}},
-		{"mixed", []Chunk{{Size: 4000, Kind: Seed, Seed: 1}, {Size: 50, Kind: Repeat}, {Size: 100, Kind: Seed}},
+		{"mixed", []Chunk{{Size: 4000, Kind: seed.Local, Seed: 1}, {Size: 50, Kind: seed.Copy}, {Size: 100, Kind: seed.Local}},
 			[]amounts{{classSeed + 1: 4000, classRepeat: 50, classSeed: 46}, {classSeed: 54}}},
 	} {
 		p := page(c.chunks...)
@@ -61,7 +63,7 @@ func TestLookLosesNothing(t *testing.T) {
 		most := int64(1) << random.IntN(40)
 		var chunks []Chunk
 		for range random.IntN(500) {
-			chunks = append(chunks, Chunk{Size: 1 + random.Int64N(most), Kind: Kind(random.IntN(5)), Seed: random.IntN(7)})
+			chunks = append(chunks, Chunk{Size: 1 + random.Int64N(most), Kind: seed.Kind(random.IntN(5)), Seed: random.IntN(7)})
 		}
 		p := page(chunks...)
 		p.Seeds = make([]string, 7)
@@ -83,7 +85,7 @@ func TestLookLosesNothing(t *testing.T) {
 }
 
 func TestLookLargestImage(t *testing.T) {
-	s := surveyed(t, page(Chunk{Size: 1 << 62, Kind: Download}, Chunk{Size: 1<<62 - 1, Kind: Zero}))
+	s := surveyed(t, page(Chunk{Size: 1 << 62, Kind: seed.Fetch}, Chunk{Size: 1<<62 - 1, Kind: seed.Zero}))
 	if got := s.bytes.sum(); got != 1<<63-1 {
 		t.Errorf("the totals are %d bytes, want 2^63-1", got)
 	}
@@ -102,8 +104,8 @@ func TestSeedClass(t *testing.T) {
 }
 
 func TestLookMisses(t *testing.T) {
-	get := func(size, stored int64) Chunk { return Chunk{Size: size, Kind: Download, Stored: stored} }
-	here := Chunk{Size: 1000}
+	get := func(size, stored int64) Chunk { return Chunk{Size: size, Kind: seed.Fetch, Stored: stored} }
+	here := Chunk{Size: 1000, Kind: seed.InPlace}
 	for _, c := range []struct {
 		name   string
 		chunks []Chunk
@@ -137,7 +139,7 @@ func TestLookKeepsLargest(t *testing.T) {
 	for range 1000 {
 		n := 1 + random.Int64N(300)
 		sizes = append(sizes, n)
-		chunks = append(chunks, Chunk{Size: n, Kind: Download}, Chunk{Size: 1})
+		chunks = append(chunks, Chunk{Size: n, Kind: seed.Fetch}, Chunk{Size: 1, Kind: seed.InPlace})
 	}
 	slices.Sort(sizes)
 	slices.Reverse(sizes)

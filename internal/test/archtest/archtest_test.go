@@ -49,6 +49,7 @@ var imports = map[string]string{
 	"internal/test/demo": "nbd/nbdtest testimages",
 
 	"internal/transfer":    "store",
+	"internal/imagemap":    "seed",
 	"blob/view/imagecache": "blob",
 }
 
