@@ -39,7 +39,7 @@ race:
 
 libzstd: ## the tests of the build that links libzstd, where there is a C compiler
 	@if command -v "$$(go env CC)" >/dev/null; then \
-	  set -x; go vet -tags libzstd ./store/... && CGO_ENABLED=1 go test -short -tags libzstd ./store ./blob/ingest; \
+	  set -x; go vet -tags libzstd ./store/... && CGO_ENABLED=1 go test -short -tags libzstd ./store ./store/chunkfile ./blob/ingest; \
 	else echo "no C compiler: the libzstd build is not tested"; fi
 
 fuzz-short:

@@ -7,6 +7,7 @@ import (
 	"sync"
 
 	"cairn/blob"
+	"cairn/store/chunkfile"
 )
 
 // packedSuffix ends the name of a compressed chunk, whatever the codec; a plain chunk has no suffix.
@@ -23,10 +24,10 @@ func packedName(d blob.Digest) string { return plainName(d) + packedSuffix }
 // Chunks is a Reader seen through digests: a casync chunk store. Compressed chunks are preferred, plain ones
 // are read where there is no compressed one. Safe for concurrent use.
 type Chunks struct {
-	r        Reader
-	summer   summer
-	unpacker unpacker
-	buffers  buffers
+	r       Reader
+	summer  summer
+	decoder *chunkfile.Decoder
+	buffers buffers
 }
 
 var (
@@ -36,7 +37,7 @@ var (
 
 // NewChunks reads chunks named by algorithm's digests from r.
 func NewChunks(r Reader, algorithm blob.Algorithm) *Chunks {
-	return &Chunks{r: r, summer: summer{algorithm: algorithm}, unpacker: newUnpacker()}
+	return &Chunks{r: r, summer: summer{algorithm: algorithm}, decoder: chunkfile.NewDecoder()}
 }
 
 // Get implements Getter. Memory is bounded by len(dst), whatever the store answers. A corrupt chunk is read
@@ -71,7 +72,7 @@ func (c *Chunks) read(ctx context.Context, d blob.Digest, dst []byte) (suspicion
 	switch {
 	case errors.Is(err, ErrNotFound):
 		suspicion, err = c.getPlain(ctx, plainName(d), dst)
-	case errors.Is(err, content{errEmpty}): // it counts as none, see Stat
+	case errors.Is(err, content{chunkfile.ErrEmpty}): // it counts as none, see Stat
 		if reason, plainErr := c.getPlain(ctx, plainName(d), dst); !errors.Is(plainErr, ErrNotFound) {
 			suspicion, err = reason, plainErr
 		}
@@ -120,12 +121,12 @@ type content struct{ error }
 func (c *Chunks) getPacked(ctx context.Context, name string, dst []byte) (suspicion, err error) {
 	buf := c.buffers.get()
 	defer c.buffers.put(buf)
-	packed, err := c.r.Read(ctx, name, (*buf)[:0], packedLimit(len(dst)))
+	packed, err := c.r.Read(ctx, name, (*buf)[:0], chunkfile.Limit(len(dst)))
 	if suspicion, err = splitSuspicion(err); err != nil {
 		return nil, err
 	}
 	*buf = packed
-	err = c.unpacker.unpack(dst, packed)
+	err = c.decoder.Decode(dst, packed)
 	switch {
 	case err == nil:
 		return suspicion, nil
@@ -142,14 +143,15 @@ func (c *Chunks) getPlain(ctx context.Context, name string, dst []byte) (suspici
 	if suspicion, err = splitSuspicion(err); err != nil {
 		return nil, err
 	}
+	err = chunkfile.CheckPlain(len(plain), len(dst))
 	switch {
-	case len(plain) == len(dst) && len(plain) > 0:
+	case err == nil:
 		copy(dst, plain) // a no-op unless the reader moved it
 		return suspicion, nil
 	case suspicion != nil && len(plain) > 0:
 		return nil, suspicion
 	}
-	return nil, content{sizeError(len(plain), len(dst))}
+	return nil, content{err}
 }
 
 // explain makes of an error what Get promises. A reader's own error names the object already.
@@ -177,7 +179,7 @@ func (c *Chunks) Stat(ctx context.Context, d blob.Digest) (stored int64, err err
 	}
 	buf := c.buffers.get()
 	defer c.buffers.put(buf)
-	object, err := c.r.Read(ctx, name, (*buf)[:0], packedLimit(blob.MaxChunkSize))
+	object, err := c.r.Read(ctx, name, (*buf)[:0], chunkfile.Limit(blob.MaxChunkSize))
 	if _, err = splitSuspicion(err); err != nil {
 		return 0, c.explain(d, err)
 	}

@@ -1,17 +1,13 @@
 package store
 
 import (
-	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"strings"
 
-	"github.com/klauspost/compress/zstd"
-
 	"cairn/blob"
+	"cairn/store/chunkfile"
 )
 
 // ChunkObject reads the name of an object as a store has it for a chunk: the chunk's digest, and whether the
@@ -56,7 +52,7 @@ func (c *Chunks) Load(ctx context.Context, d blob.Digest, packed bool, size int6
 	}
 	limit := most
 	if packed {
-		limit = packedLimit(int(most))
+		limit = chunkfile.Limit(int(most))
 	}
 	stored, err := c.r.Read(ctx, ObjectName(d, packed), into.Stored[:0], limit)
 	into.Suspicion, err = splitSuspicion(err)
@@ -73,22 +69,15 @@ func (c *Chunks) Load(ctx context.Context, d blob.Digest, packed bool, size int6
 	return nil
 }
 
-// open sets Plain by what was read.
+// open sets Plain from Stored.
 func (c *Chunks) open(size int, into *Raw) (err error) {
 	if !into.Packed {
 		into.Plain = into.Stored
-		if len(into.Plain) == 0 || size > 0 && len(into.Plain) != size {
-			return content{sizeError(len(into.Plain), size)}
-		}
-		return nil
-	}
-	if size > 0 {
-		into.unpacked = grown(into.unpacked, size)
-		err = c.unpacker.unpack(into.unpacked, into.Stored)
+		err = chunkfile.CheckPlain(len(into.Plain), size)
 	} else {
-		into.unpacked, err = c.unpacker.unpackAll(into.unpacked, into.Stored)
+		into.unpacked, err = c.decoder.DecodeInto(into.unpacked, into.Stored, size)
+		into.Plain = into.unpacked
 	}
-	into.Plain = into.unpacked
 	if errors.Is(err, errors.ErrUnsupported) {
 		return fmt.Errorf("reading %v: %w", c.r, err)
 	}
@@ -96,105 +85,4 @@ func (c *Chunks) open(size int, into *Raw) (err error) {
 		return content{err}
 	}
 	return nil
-}
-
-func grown(p []byte, size int) []byte {
-	if cap(p) < size {
-		return make([]byte, size)
-	}
-	return p[:size]
-}
-
-// unpackAll is unpack of a chunk whose size nobody knows, in dst's memory if that is large enough. Memory is
-// bounded by the largest chunk there may be.
-func (u unpacker) unpackAll(dst, packed []byte) ([]byte, error) {
-	size, told, err := toldSize(packed)
-	switch {
-	case err != nil:
-		return dst, err
-	case !told:
-		return u.unpackUntold(dst, packed)
-	case size == 0 || size > blob.MaxChunkSize:
-		return dst, fmt.Errorf("it says to hold %d bytes, which no chunk has", size)
-	}
-	dst = grown(dst, int(size))
-	return dst, u.unpack(dst, packed)
-}
-
-// toldSize is how many bytes a compressed chunk says to hold. Only zstd need not tell.
-func toldSize(packed []byte) (size uint64, told bool, err error) {
-	switch {
-	case bytes.HasPrefix(packed, []byte(zstdMagic)):
-		var head zstd.Header
-		if err := head.Decode(packed); err != nil {
-			return 0, false, fmt.Errorf("decompressing: %w", err)
-		}
-		return head.FrameContentSize, head.HasFCS, nil
-	case bytes.HasPrefix(packed, []byte(gzipMagic)) && len(packed) >= 18: // RFC 1952: the last four bytes
-		return uint64(binary.LittleEndian.Uint32(packed[len(packed)-4:])), true, nil
-	case bytes.HasPrefix(packed, []byte(xzMagic)):
-		size, ok := xzSize(packed)
-		if !ok {
-			return 0, false, errors.New("xz: its end is damaged")
-		}
-		return size, true, nil
-	case len(packed) == 0:
-		return 0, false, errEmpty
-	}
-	return 0, false, errors.New("it is neither zstd, xz nor gzip")
-}
-
-// xzSize adds up what the index at the end of an xz stream says of its blocks (The .xz File Format, 2.1.2 and 4).
-func xzSize(packed []byte) (size uint64, ok bool) {
-	const footer = 12
-	if len(packed) < 2*footer || !bytes.HasSuffix(packed, []byte("YZ")) {
-		return 0, false
-	}
-	end := len(packed) - footer
-	length := 4 * (int64(binary.LittleEndian.Uint32(packed[end+4:])) + 1)
-	if length > int64(end) {
-		return 0, false
-	}
-	index := bytes.NewReader(packed[int64(end)-length : end])
-	mark, _ := index.ReadByte()
-	blocks, err := binary.ReadUvarint(index)
-	for ok = mark == 0 && err == nil; ok && blocks > 0; blocks-- {
-		_, err1 := binary.ReadUvarint(index) // as compressed
-		n, err2 := binary.ReadUvarint(index)
-		ok = err1 == nil && err2 == nil && n <= blob.MaxChunkSize
-		size += n
-	}
-	return size, ok
-}
-
-// unpackUntold is unpackAll of a zstd frame that does not tell, such as casync's.
-func (u unpacker) unpackUntold(dst, packed []byte) ([]byte, error) {
-	if err := oneFrame(packed); err != nil {
-		return dst, err
-	}
-	guess := max(256<<10, min(4*len(packed), blob.MaxChunkSize)) // room for most chunks
-	dst = grown(dst, max(guess, cap(dst)))
-	n, err := u.zstd.decode(dst, packed)
-	if err != nil || n == 0 {
-		return unpackStream(dst, packed)
-	}
-	return dst[:n], nil
-}
-
-// unpackStream is unpackAll in small steps, as nothing tells how much it will be.
-func unpackStream(dst, packed []byte) ([]byte, error) {
-	d, err := zstd.NewReader(bytes.NewReader(packed), zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(blob.MaxChunkSize))
-	if err != nil {
-		return dst, fmt.Errorf("decompressing: %w", err)
-	}
-	defer d.Close()
-	out := bytes.NewBuffer(dst[:0])
-	n, err := io.Copy(out, io.LimitReader(d, blob.MaxChunkSize+1))
-	switch {
-	case err != nil:
-		return dst, fmt.Errorf("decompressing: %w", err)
-	case n == 0 || n > blob.MaxChunkSize:
-		return dst, fmt.Errorf("it holds %d bytes or more, which no chunk has", n)
-	}
-	return out.Bytes(), nil
 }

@@ -122,33 +122,6 @@ func TestLoadRefuses(t *testing.T) {
 	}
 }
 
-// TestToldSize: what xz and gzip say of themselves is what they hold.
-func TestToldSize(t *testing.T) {
-	s := newSample(1, 300_000)
-	path := filepath.Join(t.TempDir(), "chunk")
-	if err := os.WriteFile(path, s.data, 0o644); err != nil {
-		t.Fatal(err)
-	}
-	for _, tool := range [][]string{{"gzip", "-c"}, {"xz", "-c"}, {"xz", "-c", "-T2", "--block-size=65536"}} {
-		form, err := exec.Command(need.Tool(t, tool[0]), append(tool[1:], path)...).Output()
-		if err != nil {
-			t.Fatal(err)
-		}
-		b := new(mem.Bucket)
-		mustWrite(t, b, s.packed(), form)
-		var raw store.Raw
-		err = chunksOf(b).Load(t.Context(), s.digest, true, 0, &raw)
-		if err == nil && !bytes.Equal(raw.Plain, s.data) || err != nil && !errors.Is(err, errors.ErrUnsupported) {
-			t.Errorf("%q: Load = %d bytes, %v", tool, len(raw.Plain), err)
-		}
-		var corrupt *store.CorruptError
-		mustWrite(t, b, s.packed(), form[:len(form)-1])
-		if err := chunksOf(b).Load(t.Context(), s.digest, true, 0, &raw); !errors.As(err, &corrupt) && !errors.Is(err, errors.ErrUnsupported) {
-			t.Errorf("%q, cut: Load = %v, want a CorruptError", tool, err)
-		}
-	}
-}
-
 // FuzzLoad: whatever an object holds, loading it without a size gives what loading it with that size gives.
 func FuzzLoad(f *testing.F) {
 	f.Add([]byte{0x28, 0xb5, 0x2f, 0xfd, 0x20, 3, 0x19, 0, 0, 'a', 'b', 'c'})

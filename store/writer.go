@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"cairn/blob"
+	"cairn/store/chunkfile"
 )
 
 // Compression says how chunks are stored.
@@ -37,7 +38,7 @@ type Haser interface {
 type Writer struct {
 	batch   Batch
 	known   Haser
-	packer  *packer // nil when chunks are stored as they are
+	encoder *chunkfile.Encoder // nil when chunks are stored as they are
 	buffers buffers
 }
 
@@ -50,11 +51,11 @@ func NewWriter(b Bucket, o WriterOptions) (*Writer, error) {
 		w.known = asking{b}
 	}
 	if o.Compression == Zstd {
-		packer, err := newPacker(o.Level)
+		encoder, err := chunkfile.NewEncoder(o.Level)
 		if err != nil {
 			return nil, err
 		}
-		w.packer = packer
+		w.encoder = encoder
 	}
 	batch, err := newBatch(b, o.Uploads)
 	if err != nil {
@@ -77,12 +78,12 @@ func (w *Writer) Put(ctx context.Context, d blob.Digest, data []byte) (stored in
 	if len(data) == 0 {
 		return 0, fmt.Errorf("putting chunk %v: a chunk has at least one byte", d)
 	}
-	if w.packer == nil {
+	if w.encoder == nil {
 		return w.write(ctx, plainName(d), data)
 	}
 	buf := w.buffers.get()
 	defer w.buffers.put(buf)
-	packed, err := w.packer.pack(*buf, data)
+	packed, err := w.encoder.Encode(*buf, data)
 	if err != nil {
 		return 0, fmt.Errorf("putting chunk %v: %w", d, err)
 	}
@@ -100,7 +101,7 @@ func (w *Writer) write(ctx context.Context, name string, data []byte) (int64, er
 // PutRaw is Put of a chunk that was read from another store and proven to be d. It stays compressed as it is
 // when every reader of stores can read that; else it is compressed anew.
 func (w *Writer) PutRaw(ctx context.Context, d blob.Digest, chunk *Raw) (stored int64, err error) {
-	if w.packer != nil && chunk.Packed && oneFrame(chunk.Stored) == nil {
+	if w.encoder != nil && chunk.Packed && chunkfile.IsZstdFrame(chunk.Stored) {
 		return w.write(ctx, packedName(d), chunk.Stored)
 	}
 	return w.Put(ctx, d, chunk.Plain)

@@ -1,6 +1,6 @@
 //go:build libzstd
 
-package store
+package chunkfile
 
 import (
 	"bytes"
@@ -13,19 +13,19 @@ import (
 // TestLibzstdReadsOurs: libzstd reads what either encoder, and the writer of raw frames, makes. That Go
 // reads libzstd's frames is what every other test of this build shows.
 func TestLibzstdReadsOurs(t *testing.T) {
-	p, err := newPacker(0)
+	p, err := NewEncoder(0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, size := range edges {
 		data := append(random(uint64(size), size), make([]byte, size)...)
-		packed, err := p.pack(nil, data)
+		packed, err := p.Encode(nil, data)
 		if err != nil {
 			t.Fatal(err)
 		}
 		for name, frame := range map[string][]byte{
 			"libzstd": packed,
-			"go":      pack(t, data, zstd.WithEncoderCRC(false), zstd.WithSingleSegment(true)),
+			"go":      compress(t, data, zstd.WithEncoderCRC(false), zstd.WithSingleSegment(true)),
 			"raw":     appendRawFrame(nil, data),
 		} {
 			if got, err := libzstd.Decompress(nil, frame); err != nil || !bytes.Equal(got, data) {
@@ -40,17 +40,17 @@ func FuzzLibzstd(f *testing.F) {
 	f.Add([]byte("some text, some text"), 3, 100)
 	f.Fuzz(func(t *testing.T, data []byte, level, repeat int) {
 		data = bytes.Repeat(data, 1+repeat&0xff)
-		p, err := newPacker(level)
+		p, err := NewEncoder(level)
 		if err != nil || len(data) == 0 || len(data) > 1<<20 {
 			return
 		}
-		packed, err := p.pack(nil, data)
+		packed, err := p.Encode(nil, data)
 		if err != nil {
 			t.Fatal(err)
 		}
 		got := make([]byte, len(data))
-		if err := newUnpacker().unpack(got, packed); err != nil || !bytes.Equal(got, data) {
-			t.Errorf("level %d: unpack: %v", level, err)
+		if err := NewDecoder().Decode(got, packed); err != nil || !bytes.Equal(got, data) {
+			t.Errorf("level %d: decode: %v", level, err)
 		}
 		if got, err := goReads(t, packed); err != nil || !bytes.Equal(got, data) {
 			t.Errorf("level %d: the Go decoder reads %d bytes, %v", level, len(got), err)
@@ -62,11 +62,11 @@ func FuzzLibzstd(f *testing.F) {
 func TestLevels(t *testing.T) {
 	data := append(bytes.Repeat(random(1, 3000), 20), make([]byte, 5000)...)
 	for level := 1; level <= maxLevel; level++ {
-		p, err := newPacker(level)
+		p, err := NewEncoder(level)
 		if err != nil {
 			t.Fatal(err)
 		}
-		got, err := p.pack(nil, data)
+		got, err := p.Encode(nil, data)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -90,13 +90,13 @@ func goReads(t testing.TB, packed []byte) ([]byte, error) {
 // FuzzDecodersAgree: what libzstd makes of any bytes as a chunk, and the Go decoder takes too, is the same.
 func FuzzDecodersAgree(f *testing.F) {
 	data := bytes.Repeat(random(1, 100), 20)
-	for _, packed := range [][]byte{pack(f, data), streamed(f, data), appendRawFrame(nil, data), wantsDictionary} {
+	for _, packed := range [][]byte{compress(f, data), streamed(f, data), appendRawFrame(nil, data), wantsDictionary} {
 		f.Add(packed, len(data))
 	}
-	u := newUnpacker()
+	u := NewDecoder()
 	f.Fuzz(func(t *testing.T, packed []byte, size int) {
 		got := make([]byte, size&(1<<18-1)+1)
-		if !bytes.HasPrefix(packed, []byte(zstdMagic)) || u.unpack(got, packed) != nil {
+		if !bytes.HasPrefix(packed, []byte(zstdMagic)) || u.Decode(got, packed) != nil {
 			return
 		}
 		if want, err := goReads(t, packed); err == nil && !bytes.Equal(got, want) {

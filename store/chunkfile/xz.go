@@ -1,4 +1,4 @@
-package store
+package chunkfile
 
 import (
 	"bytes"
@@ -354,4 +354,27 @@ func (p *xzParser) index(blocks []xzRecord) error {
 		}
 	}
 	return nil
+}
+
+// xzSize adds up what the index at the end of an xz stream says of its blocks (The .xz File Format, 2.1.2 and 4).
+func xzSize(packed []byte) (size uint64, ok bool) {
+	const footer = 12
+	if len(packed) < 2*footer || !bytes.HasSuffix(packed, []byte("YZ")) {
+		return 0, false
+	}
+	end := len(packed) - footer
+	length := 4 * (int64(binary.LittleEndian.Uint32(packed[end+4:])) + 1)
+	if length > int64(end) {
+		return 0, false
+	}
+	index := bytes.NewReader(packed[int64(end)-length : end])
+	mark, _ := index.ReadByte()
+	blocks, err := binary.ReadUvarint(index)
+	for ok = mark == 0 && err == nil; ok && blocks > 0; blocks-- {
+		_, err1 := binary.ReadUvarint(index) // as compressed
+		n, err2 := binary.ReadUvarint(index)
+		ok = err1 == nil && err2 == nil && n <= blob.MaxChunkSize
+		size += n
+	}
+	return size, ok
 }

@@ -1,4 +1,4 @@
-package store
+package chunkfile
 
 import (
 	"bytes"
@@ -13,6 +13,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"github.com/ulikunitz/xz"
 
+	"cairn/blob"
 	"cairn/internal/test/need"
 )
 
@@ -25,7 +26,7 @@ func random(seed uint64, size int) []byte {
 	return p
 }
 
-func pack(t testing.TB, data []byte, options ...zstd.EOption) []byte {
+func compress(t testing.TB, data []byte, options ...zstd.EOption) []byte {
 	t.Helper()
 	e, err := zstd.NewWriter(nil, options...)
 	if err != nil {
@@ -58,9 +59,9 @@ func streamed(t testing.TB, data []byte) []byte {
 	return b.Bytes()
 }
 
-func TestPackedForm(t *testing.T) {
+func TestEncodedForm(t *testing.T) {
 	for _, level := range []int{0, 1, 3, 6, 10, maxLevel} {
-		p, err := newPacker(level)
+		p, err := NewEncoder(level)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -68,7 +69,7 @@ func TestPackedForm(t *testing.T) {
 			"one byte": {7}, "small": random(1, 255), "zeros": make([]byte, 256<<10), "random": random(2, 300_000),
 			"text": bytes.Repeat([]byte("compressible "), 20_000),
 		} {
-			packed, err := p.pack(nil, data)
+			packed, err := p.Encode(nil, data)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -79,30 +80,30 @@ func TestPackedForm(t *testing.T) {
 			if !head.SingleSegment || head.HasCheckSum || !head.HasFCS || head.FrameContentSize != uint64(len(data)) {
 				t.Errorf("level %d, %s: frame head %+v", level, name, head)
 			}
-			if int64(len(packed)) > packedLimit(len(data)) {
+			if int64(len(packed)) > Limit(len(data)) {
 				t.Errorf("level %d, %s: %d bytes became %d, over the limit", level, name, len(data), len(packed))
 			}
 			got := make([]byte, len(data))
-			if err := newUnpacker().unpack(got, packed); err != nil || !bytes.Equal(got, data) {
-				t.Errorf("level %d, %s: unpack: %v", level, name, err)
+			if err := NewDecoder().Decode(got, packed); err != nil || !bytes.Equal(got, data) {
+				t.Errorf("level %d, %s: decode: %v", level, name, err)
 			}
 		}
 	}
 	for _, level := range []int{-1, maxLevel + 1} {
-		if _, err := newPacker(level); err == nil {
-			t.Errorf("newPacker(%d) succeeded", level)
+		if _, err := NewEncoder(level); err == nil {
+			t.Errorf("NewEncoder(%d) succeeded", level)
 		}
 	}
 }
 
 // TestLargeChunk: one of many windows comes back; its frame says its size, but need not be one segment.
 func TestLargeChunk(t *testing.T) {
-	p, err := newPacker(1)
+	p, err := NewEncoder(1)
 	if err != nil {
 		t.Fatal(err)
 	}
 	data := bytes.Repeat(append(random(1, 100_000), make([]byte, 900_000)...), 6)
-	packed, err := p.pack(nil, data)
+	packed, err := p.Encode(nil, data)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -111,28 +112,28 @@ func TestLargeChunk(t *testing.T) {
 		t.Errorf("frame head %+v, %v", head, err)
 	}
 	got := make([]byte, len(data))
-	if err := newUnpacker().unpack(got, packed); err != nil || !bytes.Equal(got, data) {
-		t.Errorf("unpack: %v", err)
+	if err := NewDecoder().Decode(got, packed); err != nil || !bytes.Equal(got, data) {
+		t.Errorf("decode: %v", err)
 	}
 }
 
-func TestUnpackOthersFrames(t *testing.T) {
+func TestDecodeOthersFrames(t *testing.T) {
 	data := bytes.Repeat(random(1, 1000), 200)
 	for name, packed := range map[string][]byte{
 		"without size": streamed(t, data),
-		"checksum":     pack(t, data, zstd.WithEncoderCRC(true)),
-		"large window": pack(t, data, zstd.WithWindowSize(128<<20), zstd.WithSingleSegment(false)),
+		"checksum":     compress(t, data, zstd.WithEncoderCRC(true)),
+		"large window": compress(t, data, zstd.WithWindowSize(128<<20), zstd.WithSingleSegment(false)),
 	} {
 		got := make([]byte, len(data))
-		if err := newUnpacker().unpack(got, packed); err != nil || !bytes.Equal(got, data) {
+		if err := NewDecoder().Decode(got, packed); err != nil || !bytes.Equal(got, data) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 }
 
-func TestUnpackRefuses(t *testing.T) {
+func TestDecodeRefuses(t *testing.T) {
 	data := bytes.Repeat(random(1, 1000), 200)
-	packed := pack(t, data)
+	packed := compress(t, data)
 	flipped := bytes.Clone(packed) // with its checksum, so that the decoder itself sees it
 	flipped[len(flipped)/2] ^= 1
 	for name, test := range map[string]struct {
@@ -148,20 +149,20 @@ func TestUnpackRefuses(t *testing.T) {
 		"too long":      {packed, len(data) - 1, nil},
 		"too short":     {packed, len(data) + 1, nil},
 		"no size, long": {streamed(t, data), len(data) - 1, nil},
-		"nothing":       {pack(t, nil, zstd.WithZeroFrames(true)), 10, nil},
+		"nothing":       {compress(t, nil, zstd.WithZeroFrames(true)), 10, nil},
 		"twice":         {append(bytes.Clone(packed), packed...), len(data), nil},
 		"twice for two": {append(bytes.Clone(packed), packed...), 2 * len(data), nil},
 		"a byte more":   {append(bytes.Clone(packed), 0), len(data), nil},
 		"then to skip":  {append(bytes.Clone(packed), "\x50\x2a\x4d\x18\x01\x00\x00\x00x"...), len(data), nil},
-		"then nothing":  {append(bytes.Clone(packed), pack(t, nil, zstd.WithZeroFrames(true))...), len(data), nil},
+		"then nothing":  {append(bytes.Clone(packed), compress(t, nil, zstd.WithZeroFrames(true))...), len(data), nil},
 		"dictionary":    {wantsDictionary, 10, nil},
 		"nothing asked": {packed, 0, nil},
 		"xz alone":      {[]byte(xzMagic + "more"), 10, nil},
 		"gzip alone":    {[]byte(gzipMagic + "more"), 10, nil},
 	} {
-		err := newUnpacker().unpack(make([]byte, test.size), test.packed)
+		err := NewDecoder().Decode(make([]byte, test.size), test.packed)
 		if err == nil || test.want != nil && !errors.Is(err, test.want) {
-			t.Errorf("%s: unpack = %v, want %v", name, err, test.want)
+			t.Errorf("%s: decode = %v, want %v", name, err, test.want)
 		}
 	}
 }
@@ -169,20 +170,20 @@ func TestUnpackRefuses(t *testing.T) {
 // wantsDictionary is a whole frame of ten raw bytes that names a dictionary nobody has.
 var wantsDictionary = []byte(zstdMagic + "\x21\x07\x0a\x51\x00\x00" + "0123456789")
 
-// TestUnpackRefusesPieces: no frame that is cut off anywhere is taken for a whole one.
-func TestUnpackRefusesPieces(t *testing.T) {
+// TestDecodeRefusesPieces: no frame that is cut off anywhere is taken for a whole one.
+func TestDecodeRefusesPieces(t *testing.T) {
 	data := bytes.Repeat(random(1, 100), 30)
-	u, dst := newUnpacker(), make([]byte, len(data))
+	u, dst := NewDecoder(), make([]byte, len(data))
 	for name, packed := range map[string][]byte{
-		"checksum": pack(t, data), "no checksum": pack(t, data, zstd.WithEncoderCRC(false)),
+		"checksum": compress(t, data), "no checksum": compress(t, data, zstd.WithEncoderCRC(false)),
 		"raw": appendRawFrame(nil, data), "no size": streamed(t, data),
 	} {
-		if err := u.unpack(dst, packed); err != nil || !bytes.Equal(dst, data) {
-			t.Errorf("%s: unpack: %v", name, err)
+		if err := u.Decode(dst, packed); err != nil || !bytes.Equal(dst, data) {
+			t.Errorf("%s: decode: %v", name, err)
 		}
 		for n := range packed {
-			if u.unpack(dst, packed[:n]) == nil {
-				t.Errorf("%s: unpack of %d of %d bytes succeeded", name, n, len(packed))
+			if u.Decode(dst, packed[:n]) == nil {
+				t.Errorf("%s: decode of %d of %d bytes succeeded", name, n, len(packed))
 			}
 		}
 	}
@@ -201,15 +202,15 @@ func TestBombs(t *testing.T) {
 		"claims": append(claim, blocks...),
 		"holds":  append(window, blocks...),
 	}
-	u := newUnpacker()
+	u := NewDecoder()
 	dst := make([]byte, 64<<10)
 	for name, bomb := range bombs {
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
-		err := u.unpack(dst, bomb)
+		err := u.Decode(dst, bomb)
 		runtime.ReadMemStats(&after)
 		if err == nil {
-			t.Errorf("%s: unpack succeeded", name)
+			t.Errorf("%s: decode succeeded", name)
 		}
 		if took := after.TotalAlloc - before.TotalAlloc; took > 2<<20 {
 			t.Errorf("%s: a bomb of %d bytes took %d bytes of memory", name, len(bomb), took)
@@ -217,45 +218,129 @@ func TestBombs(t *testing.T) {
 	}
 }
 
-// FuzzUnpack: any bytes either fill dst exactly or are refused, without memory beyond a few times dst.
-func FuzzUnpack(f *testing.F) {
+// TestDecodeInto decodes each form with and without the size, into memory of any size.
+func TestDecodeInto(t *testing.T) {
+	e, err := NewEncoder(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := NewDecoder()
+	for _, data := range [][]byte{{7}, bytes.Repeat(random(1, 1000), 200), random(2, 300_000), make([]byte, 2<<20)} {
+		ours, err := e.Encode(nil, data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for name, file := range map[string][]byte{
+			"ours": ours, "without size": streamed(t, data), "gzip": compressGzip(t, data), "xz": compressXZ(t, data, xz.WriterConfig{}),
+		} {
+			for _, size := range []int{0, len(data)} {
+				for _, buf := range [][]byte{nil, make([]byte, 10), make([]byte, 5, 3<<20)} {
+					got, err := d.DecodeInto(buf, file, size)
+					if err != nil || !bytes.Equal(got, data) {
+						t.Errorf("%s of %d bytes, size %d: DecodeInto = %d bytes, %v", name, len(data), size, len(got), err)
+					}
+					if cap(buf) >= 3<<20 && &got[0] != &buf[0] {
+						t.Errorf("%s of %d bytes, size %d: DecodeInto allocated, though buf was large enough", name, len(data), size)
+					}
+				}
+			}
+			if _, err := d.DecodeInto(nil, file, len(data)+1); err == nil {
+				t.Errorf("%s of %d bytes: DecodeInto took another size", name, len(data))
+			}
+		}
+	}
+}
+
+// TestDecodeIntoRefuses files that no chunk of any size has.
+func TestDecodeIntoRefuses(t *testing.T) {
+	good := compress(t, bytes.Repeat(random(1, 100), 20))
+	tooMuch := binary.LittleEndian.AppendUint32([]byte(gzipMagic+"\x08 seven ten bytes"), blob.MaxChunkSize+1)
+	for name, file := range map[string][]byte{
+		"empty": {}, "other": []byte("<html>"), "cut": good[:len(good)-1], "head alone": good[:4],
+		"zstd, too much": []byte(zstdMagic + "\xe0\x00\x00\x00\x00\x01\x00\x00\x00\x01\x00\x00"), "gzip, too much": tooMuch,
+		"nothing": compress(t, nil, zstd.WithZeroFrames(true)), "nothing, without size": []byte(zstdMagic + "\x00\x00\x01\x00\x00"),
+		"xz alone": []byte(xzMagic), "gzip alone": []byte(gzipMagic),
+	} {
+		var err error
+		if took := memory(func() { _, err = NewDecoder().DecodeInto(nil, file, 0) }); err == nil || took > 3<<20 {
+			t.Errorf("%s: DecodeInto = %v, and took %d bytes", name, err, took)
+		}
+	}
+	if _, err := NewDecoder().DecodeInto(nil, nil, 0); !errors.Is(err, ErrEmpty) {
+		t.Errorf("empty: DecodeInto = %v, want ErrEmpty", err)
+	}
+}
+
+func TestCheckPlain(t *testing.T) {
+	for _, c := range []struct {
+		n, size int
+		want    bool
+	}{{1, 1, true}, {5, 0, true}, {0, 0, false}, {0, 1, false}, {1, 2, false}, {2, 1, false}} {
+		if err := CheckPlain(c.n, c.size); (err == nil) != c.want {
+			t.Errorf("CheckPlain(%d, %d) = %v", c.n, c.size, err)
+		}
+	}
+}
+
+func TestIsZstdFrame(t *testing.T) {
+	one := compress(t, random(1, 1000))
+	for name, c := range map[string]struct {
+		file []byte
+		want bool
+	}{
+		"a frame": {one, true}, "without size": {streamed(t, random(1, 1000)), true}, "raw": {appendRawFrame(nil, random(1, 1000)), true},
+		"two": {append(bytes.Clone(one), one...), false}, "a byte more": {append(bytes.Clone(one), 0), false},
+		"a byte less": {one[:len(one)-1], false}, "gzip": {compressGzip(t, one), false}, "nothing": {nil, false},
+	} {
+		if got := IsZstdFrame(c.file); got != c.want {
+			t.Errorf("%s: IsZstdFrame = %v", name, got)
+		}
+	}
+}
+
+// FuzzDecode: any bytes either fill dst exactly or are refused, and without a size they decode to the same.
+func FuzzDecode(f *testing.F) {
 	data := bytes.Repeat(random(1, 100), 20)
-	f.Add(pack(f, data), len(data))
+	f.Add(compress(f, data), len(data))
 	f.Add(streamed(f, data), len(data))
-	f.Add(packXZ(f, data, xz.WriterConfig{}), len(data))
-	f.Add(packXZ(f, data, xz.WriterConfig{CheckSum: xz.SHA256, BlockSize: 700}), len(data))
-	f.Add(packGzip(f, data), len(data))
+	f.Add(compressXZ(f, data, xz.WriterConfig{}), len(data))
+	f.Add(compressXZ(f, data, xz.WriterConfig{CheckSum: xz.SHA256, BlockSize: 700}), len(data))
+	f.Add(compressGzip(f, data), len(data))
 	f.Add([]byte(xzMagic), 1)
 	f.Add([]byte(zstdMagic+"\x00\x88"), 1)
-	u := newUnpacker()
+	u := NewDecoder()
 	f.Fuzz(func(t *testing.T, packed []byte, size int) {
+		free, err := u.DecodeInto(nil, packed, 0)
+		if sized := make([]byte, len(free)); err == nil && (u.Decode(sized, packed) != nil || !bytes.Equal(sized, free)) {
+			t.Errorf("%d bytes without a size, and with that size others", len(free))
+		}
 		size &= 1<<20 - 1
 		dst := make([]byte, size+1)
 		dst[size] = 0x5a
-		if u.unpack(dst[:size], packed) == nil && size > 0 && len(packed) == 0 {
+		if u.Decode(dst[:size], packed) == nil && size > 0 && len(packed) == 0 {
 			t.Error("something came of nothing")
 		}
 		if dst[size] != 0x5a {
-			t.Error("unpack wrote behind dst")
+			t.Error("decode wrote behind dst")
 		}
 	})
 }
 
-// FuzzPack: what is packed comes back.
-func FuzzPack(f *testing.F) {
+// FuzzEncode: what is packed comes back.
+func FuzzEncode(f *testing.F) {
 	f.Add([]byte("x"), 3)
 	f.Fuzz(func(t *testing.T, data []byte, level int) {
-		p, err := newPacker(level)
+		p, err := NewEncoder(level)
 		if err != nil || len(data) == 0 {
 			return
 		}
-		packed, err := p.pack(nil, data)
+		packed, err := p.Encode(nil, data)
 		if err != nil {
 			t.Fatal(err)
 		}
 		got := make([]byte, len(data))
-		if err := newUnpacker().unpack(got, packed); err != nil || !bytes.Equal(got, data) {
-			t.Errorf("unpack: %v", err)
+		if err := NewDecoder().Decode(got, packed); err != nil || !bytes.Equal(got, data) {
+			t.Errorf("decode: %v", err)
 		}
 	})
 }
@@ -307,8 +392,8 @@ func checkRawFrame(t *testing.T, data []byte) {
 		t.Errorf("%d bytes: frame head %+v", len(data), head)
 	}
 	got := make([]byte, len(data))
-	if err := newUnpacker().unpack(got, packed); err != nil || !bytes.Equal(got, data) {
-		t.Errorf("%d bytes: unpack: %v", len(data), err)
+	if err := NewDecoder().Decode(got, packed); err != nil || !bytes.Equal(got, data) {
+		t.Errorf("%d bytes: decode: %v", len(data), err)
 	}
 	if len(packed) > rawFrameSize(len(data)) {
 		t.Errorf("%d bytes: a frame of %d, announced as %d at most", len(data), len(packed), rawFrameSize(len(data)))
@@ -341,9 +426,9 @@ func TestZstdReadsRawFrames(t *testing.T) {
 	}
 }
 
-// TestPackAllocates nothing, once there is a buffer.
-func TestPackAllocates(t *testing.T) {
-	p, err := newPacker(0)
+// TestEncodeAllocates nothing, once there is a buffer.
+func TestEncodeAllocates(t *testing.T) {
+	p, err := NewEncoder(0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -352,20 +437,20 @@ func TestPackAllocates(t *testing.T) {
 	} {
 		buf := make([]byte, 0, 256<<10)
 		allocs := testing.AllocsPerRun(50, func() {
-			if _, err := p.pack(buf, data); err != nil {
+			if _, err := p.Encode(buf, data); err != nil {
 				t.Fatal(err)
 			}
 		})
 		if allocs > 1 {
-			t.Errorf("%s: pack allocates %v times, want at most once", name, allocs)
+			t.Errorf("%s: encode allocates %v times, want at most once", name, allocs)
 		}
 	}
 }
 
-func BenchmarkPack(b *testing.B) {
+func BenchmarkEncode(b *testing.B) {
 	mixed := bytes.Repeat(random(1, 8<<10), 8)
 	copy(mixed[32<<10:], random(2, 16<<10))
-	p, err := newPacker(0)
+	p, err := NewEncoder(0)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -375,7 +460,7 @@ func BenchmarkPack(b *testing.B) {
 			b.SetBytes(int64(len(data)))
 			b.ReportAllocs()
 			for b.Loop() {
-				if _, err := p.pack(buf, data); err != nil {
+				if _, err := p.Encode(buf, data); err != nil {
 					b.Fatal(err)
 				}
 			}
@@ -383,17 +468,17 @@ func BenchmarkPack(b *testing.B) {
 	}
 }
 
-func BenchmarkUnpack(b *testing.B) {
+func BenchmarkDecode(b *testing.B) {
 	data := bytes.Repeat(random(1, 8<<10), 8)
 	copy(data[32<<10:], random(2, 16<<10))
 	dst := make([]byte, len(data))
-	u := newUnpacker()
-	for name, packed := range map[string][]byte{"sized": pack(b, data), "unsized": streamed(b, data)} {
+	u := NewDecoder()
+	for name, packed := range map[string][]byte{"sized": compress(b, data), "unsized": streamed(b, data)} {
 		b.Run(name, func(b *testing.B) {
 			b.SetBytes(int64(len(data)))
 			b.ReportAllocs()
 			for b.Loop() {
-				if err := u.unpack(dst, packed); err != nil {
+				if err := u.Decode(dst, packed); err != nil {
 					b.Fatal(err)
 				}
 			}

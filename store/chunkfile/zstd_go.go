@@ -1,6 +1,6 @@
 //go:build !libzstd
 
-package store
+package chunkfile
 
 import (
 	"github.com/klauspost/compress/zstd"
@@ -8,10 +8,10 @@ import (
 	"cairn/blob"
 )
 
-// goEncoder compresses in Go. Each level is mapped to the nearest that the encoder has.
+// goEncoder compresses in Go. Each level is mapped to the nearest level that the encoder has.
 type goEncoder struct{ zstd *zstd.Encoder }
 
-func newEncoder(level int) (encoder, error) {
+func newZstdEncoder(level int) (zstdEncoder, error) {
 	e, err := zstd.NewWriter(nil,
 		zstd.WithEncoderLevel(zstd.EncoderLevelFromZstd(level)),
 		zstd.WithEncoderCRC(false),
@@ -22,8 +22,8 @@ func newEncoder(level int) (encoder, error) {
 	return goEncoder{e}, err
 }
 
-// goWindow is libzstd's at its default level. The encoder's own, 4 to 32 MiB for each that runs, would be
-// memory that a chunk of usual size has no use for.
+// goWindow is the window of libzstd's default level. The Go encoder's default of 4 to 32 MiB for each goroutine would
+// be memory that a chunk of usual size does not use.
 const goWindow = 2 << 20
 
 func (e goEncoder) encode(dst, data []byte) ([]byte, error) {
@@ -33,19 +33,19 @@ func (e goEncoder) encode(dst, data []byte) ([]byte, error) {
 // goDecoder decompresses in Go.
 type goDecoder struct{ zstd *zstd.Decoder }
 
-func newDecoder() decoder {
+func newZstdDecoder() zstdDecoder {
 	d, err := zstd.NewReader(nil,
 		zstd.WithDecoderConcurrency(0),
 		zstd.WithDecodeAllCapLimit(true),
 		zstd.WithDecoderMaxWindow(blob.MaxChunkSize),
 		zstd.WithDecoderMaxMemory(blob.MaxChunkSize))
 	if err != nil {
-		panic("store: zstd decoder options: " + err.Error())
+		panic("chunkfile: zstd decoder options: " + err.Error())
 	}
 	return goDecoder{d}
 }
 
-// decode uses dst as the window, and the decoder is held to its capacity.
+// decode uses dst as the window, and limits the decoder to its capacity.
 func (d goDecoder) decode(dst, frame []byte) (int, error) {
 	out, err := d.zstd.DecodeAll(frame, dst[:0:len(dst)])
 	if err != nil {

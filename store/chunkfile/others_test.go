@@ -1,4 +1,4 @@
-package store
+package chunkfile
 
 import (
 	"bytes"
@@ -16,7 +16,7 @@ import (
 	"cairn/internal/test/need"
 )
 
-func packXZ(t testing.TB, data []byte, config xz.WriterConfig) []byte {
+func compressXZ(t testing.TB, data []byte, config xz.WriterConfig) []byte {
 	t.Helper()
 	var b bytes.Buffer
 	w, err := config.NewWriter(&b)
@@ -32,7 +32,7 @@ func packXZ(t testing.TB, data []byte, config xz.WriterConfig) []byte {
 	return b.Bytes()
 }
 
-func packGzip(t testing.TB, data []byte) []byte {
+func compressGzip(t testing.TB, data []byte) []byte {
 	t.Helper()
 	var b bytes.Buffer
 	w := gzip.NewWriter(&b)
@@ -63,8 +63,8 @@ func mixed() []byte {
 	return slices.Concat(data, random(2, 100_000), make([]byte, 100_000))
 }
 
-// TestUnpackXZAndGzip as the tools make them, with every check, from smallest to largest dictionary.
-func TestUnpackXZAndGzip(t *testing.T) {
+// TestDecodeXZAndGzip as the tools make them, with every check, from smallest to largest dictionary.
+func TestDecodeXZAndGzip(t *testing.T) {
 	for _, args := range [][]string{
 		{"xz"}, {"xz", "-0"}, {"xz", "-9e"}, {"xz", "-C", "none"}, {"xz", "-C", "crc32"}, {"xz", "-C", "sha256"},
 		{"xz", "--block-size=50000"}, {"xz", "-T2", "--block-size=70000"}, {"xz", "--lzma2=dict=4KiB"},
@@ -73,8 +73,8 @@ func TestUnpackXZAndGzip(t *testing.T) {
 		for _, data := range [][]byte{{7}, mixed()} {
 			packed := pipe(t, data, args[0], append(slices.Clone(args[1:]), "-c")...)
 			got := make([]byte, len(data))
-			if err := newUnpacker().unpack(got, packed); err != nil || !bytes.Equal(got, data) {
-				t.Errorf("%q of %d bytes: unpack: %v", args, len(data), err)
+			if err := NewDecoder().Decode(got, packed); err != nil || !bytes.Equal(got, data) {
+				t.Errorf("%q of %d bytes: decode: %v", args, len(data), err)
 			}
 		}
 	}
@@ -84,15 +84,15 @@ func TestUnpackXZAndGzip(t *testing.T) {
 func TestOtherCodecsRefuse(t *testing.T) {
 	data := bytes.Repeat(random(1, 100), 30)
 	for name, packed := range map[string][]byte{
-		"xz":           packXZ(t, data, xz.WriterConfig{}),
-		"xz in blocks": packXZ(t, data, xz.WriterConfig{BlockSize: 1000, CheckSum: xz.CRC32}),
-		"gzip":         packGzip(t, data),
+		"xz":           compressXZ(t, data, xz.WriterConfig{}),
+		"xz in blocks": compressXZ(t, data, xz.WriterConfig{BlockSize: 1000, CheckSum: xz.CRC32}),
+		"gzip":         compressGzip(t, data),
 	} {
-		u := newUnpacker()
+		u := NewDecoder()
 		refuse := func(what string, packed []byte, size int) {
 			t.Helper()
-			if u.unpack(make([]byte, size), packed) == nil {
-				t.Errorf("%s, %s: unpack succeeded", name, what)
+			if u.Decode(make([]byte, size), packed) == nil {
+				t.Errorf("%s, %s: decode succeeded", name, what)
 			}
 		}
 		refuse("too long", packed, len(data)-1)
@@ -135,17 +135,17 @@ func xzClaiming(t testing.TB, packed []byte, bits byte) []byte {
 // TestXZDictionary: however large a dictionary a block claims, it is unpacked in the memory that its own size takes.
 func TestXZDictionary(t *testing.T) {
 	data := bytes.Repeat(random(1, 1000), 64)
-	claims := xzClaiming(t, packXZ(t, data, xz.WriterConfig{}), 40) // 4 GiB less one byte
+	claims := xzClaiming(t, compressXZ(t, data, xz.WriterConfig{}), 40) // 4 GiB less one byte
 	got := make([]byte, len(data))
 	took := memory(func() {
-		if err := newUnpacker().unpack(got, claims); err != nil || !bytes.Equal(got, data) {
-			t.Errorf("unpack: %v", err)
+		if err := NewDecoder().Decode(got, claims); err != nil || !bytes.Equal(got, data) {
+			t.Errorf("decode: %v", err)
 		}
 	})
 	if took > uint64(len(data))+1<<20 {
 		t.Errorf("a chunk of %d bytes took %d bytes of memory", len(data), took)
 	}
-	if newUnpacker().unpack(got, xzClaiming(t, claims, 41)) == nil {
+	if NewDecoder().Decode(got, xzClaiming(t, claims, 41)) == nil {
 		t.Error("a dictionary that there is no such size of was taken")
 	}
 }
@@ -153,15 +153,15 @@ func TestXZDictionary(t *testing.T) {
 // TestXZClaimsMuch: a small block that says to hold more than an int has on some machines is refused.
 func TestXZClaimsMuch(t *testing.T) {
 	const coded, end = 0xff, 0
-	packed := packXZ(t, random(1, 1000), xz.WriterConfig{})
+	packed := compressXZ(t, random(1, 1000), xz.WriterConfig{})
 	head := 12 + (int(packed[12])+1)*4
 	packed = packed[:head:head]
 	for range 1 << 10 { // of 2 MiB each
 		packed = append(packed, coded, 0xff, 0xff, 0, 0, 0, 0)
 	}
 	packed = append(packed, end)
-	if err := newUnpacker().unpack(make([]byte, 1000), packed); err == nil {
-		t.Error("unpack succeeded")
+	if err := NewDecoder().Decode(make([]byte, 1000), packed); err == nil {
+		t.Error("decode succeeded")
 	}
 }
 
@@ -179,11 +179,11 @@ func TestOtherBombs(t *testing.T) {
 	for name, bomb := range map[string][]byte{
 		"xz": pipe(t, zeros, "xz", "-0", "-c"), "gzip": pipe(t, zeros, "gzip", "-1", "-c"),
 	} {
-		u := newUnpacker()
+		u := NewDecoder()
 		dst := make([]byte, 64<<10)
 		if took := memory(func() {
-			if u.unpack(dst, bomb) == nil {
-				t.Errorf("%s: unpack succeeded", name)
+			if u.Decode(dst, bomb) == nil {
+				t.Errorf("%s: decode succeeded", name)
 			}
 		}); took > 2<<20 {
 			t.Errorf("%s: a bomb of %d bytes took %d bytes of memory", name, len(bomb), took)
@@ -195,23 +195,38 @@ func TestOtherBombs(t *testing.T) {
 func TestXZFilters(t *testing.T) {
 	for _, args := range [][]string{{"--x86", "--lzma2"}, {"--delta", "--lzma2"}} {
 		packed := pipe(t, random(1, 1000), "xz", append(args, "-c")...)
-		if err := newUnpacker().unpack(make([]byte, 1000), packed); !errors.Is(err, errors.ErrUnsupported) {
-			t.Errorf("xz %q: unpack = %v, want ErrUnsupported", args, err)
+		if err := NewDecoder().Decode(make([]byte, 1000), packed); !errors.Is(err, errors.ErrUnsupported) {
+			t.Errorf("xz %q: decode = %v, want ErrUnsupported", args, err)
 		}
 	}
 }
 
-func BenchmarkUnpackOthers(b *testing.B) {
+// TestDeclaredSize: xz and gzip files are decoded without a size, as their ends tell it.
+func TestDeclaredSize(t *testing.T) {
+	data := mixed()
+	d := NewDecoder()
+	for _, tool := range [][]string{{"gzip", "-c"}, {"xz", "-c"}, {"xz", "-c", "-T2", "--block-size=65536"}} {
+		file := pipe(t, data, tool[0], tool[1:]...)
+		if got, err := d.DecodeInto(nil, file, 0); err != nil || !bytes.Equal(got, data) {
+			t.Errorf("%q: DecodeInto = %d bytes, %v", tool, len(got), err)
+		}
+		if _, err := d.DecodeInto(nil, file[:len(file)-1], 0); err == nil || errors.Is(err, errors.ErrUnsupported) {
+			t.Errorf("%q, cut: DecodeInto = %v, want a plain error", tool, err)
+		}
+	}
+}
+
+func BenchmarkDecodeOthers(b *testing.B) {
 	data := bytes.Repeat(random(1, 8<<10), 8)
 	copy(data[32<<10:], random(2, 16<<10))
 	dst := make([]byte, len(data))
-	u := newUnpacker()
-	for name, packed := range map[string][]byte{"xz": packXZ(b, data, xz.WriterConfig{}), "gzip": packGzip(b, data)} {
+	u := NewDecoder()
+	for name, packed := range map[string][]byte{"xz": compressXZ(b, data, xz.WriterConfig{}), "gzip": compressGzip(b, data)} {
 		b.Run(name, func(b *testing.B) {
 			b.SetBytes(int64(len(data)))
 			b.ReportAllocs()
 			for b.Loop() {
-				if err := u.unpack(dst, packed); err != nil {
+				if err := u.Decode(dst, packed); err != nil {
 					b.Fatal(err)
 				}
 			}

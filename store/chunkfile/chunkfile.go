@@ -1,0 +1,120 @@
+// Package chunkfile turns the bytes of a stored chunk file into the chunk, and a chunk into such bytes. It reads zstd,
+// xz and gzip and writes zstd. It knows no names, digests or stores: what it decodes is not verified.
+package chunkfile
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"sync"
+
+	"cairn/blob"
+)
+
+// The first bytes of compressed chunk files. Nothing else declares the codec, and a store may mix them.
+const (
+	zstdMagic = "\x28\xb5\x2f\xfd"
+	xzMagic   = "\xfd7zXZ\x00"
+	gzipMagic = "\x1f\x8b"
+)
+
+// ErrEmpty reports a compressed file without any bytes.
+var ErrEmpty = errors.New("it is empty")
+
+var (
+	errUnknownCodec = errors.New("it is neither zstd, xz nor gzip")
+	errZeroSize     = errors.New("no chunk is empty")
+)
+
+func sizeError(got, want int) error { return fmt.Errorf("it has %d bytes, not %d", got, want) }
+
+// Limit returns the size in bytes above which a compressed file cannot be a chunk of the given size. Each codec stays
+// below it for incompressible data, and it is small enough that a lying store costs little memory.
+func Limit(size int) int64 { return int64(size) + int64(size)/128 + 64<<10 }
+
+// CheckPlain refuses a plain file of n bytes as a chunk of the given size; a size of 0 is unknown.
+func CheckPlain(n, size int) error {
+	if n == 0 || size > 0 && n != size {
+		return sizeError(n, size)
+	}
+	return nil
+}
+
+// Decoder decodes compressed files. Safe for concurrent use; at most as many zstd frames as there are CPUs are decoded
+// at once.
+type Decoder struct {
+	zstd zstdDecoder
+	gzip sync.Pool // of *gzip.Reader
+}
+
+// zstdDecoder decodes zstd frames; the build tag libzstd selects the implementation. Safe for concurrent use.
+type zstdDecoder interface {
+	// decode writes the frame's content to dst, which is not empty, and returns its size. Content of more than
+	// len(dst) bytes is an error. Memory does not depend on the sizes that the frame declares.
+	decode(dst, frame []byte) (int, error)
+}
+
+// NewDecoder returns a Decoder, which keeps its working memory for reuse.
+func NewDecoder() *Decoder { return &Decoder{zstd: newZstdDecoder()} }
+
+// Decode fills dst with the chunk that file holds. Content of any other size than len(dst) is an error. Whatever the
+// file declares or holds, Decode allocates little more than len(dst) bytes. Features of a codec that it does not have
+// are errors.ErrUnsupported.
+func (d *Decoder) Decode(dst, file []byte) error {
+	switch {
+	case bytes.HasPrefix(file, []byte(zstdMagic)):
+		return d.decodeZstd(dst, file)
+	case bytes.HasPrefix(file, []byte(xzMagic)):
+		return unxz(dst, file)
+	case bytes.HasPrefix(file, []byte(gzipMagic)):
+		return d.decodeGzip(dst, file)
+	case len(file) == 0:
+		return ErrEmpty
+	}
+	return errUnknownCodec
+}
+
+// DecodeInto returns the chunk that file holds, in the memory of buf if that is large enough. A size of 0 is unknown:
+// then memory is bounded by the largest possible chunk.
+func (d *Decoder) DecodeInto(buf, file []byte, size int) ([]byte, error) {
+	if size == 0 {
+		declared, known, err := declaredSize(file)
+		switch {
+		case err != nil:
+			return buf, err
+		case !known:
+			return d.decodeUnsizedZstd(buf, file)
+		case declared == 0 || declared > blob.MaxChunkSize:
+			return buf, fmt.Errorf("it says to hold %d bytes, which no chunk has", declared)
+		}
+		size = int(declared)
+	}
+	buf = resize(buf, size)
+	return buf, d.Decode(buf, file)
+}
+
+func resize(p []byte, size int) []byte {
+	if cap(p) < size {
+		return make([]byte, size)
+	}
+	return p[:size]
+}
+
+// declaredSize returns the content size that a compressed file declares. Only zstd frames may leave it out.
+func declaredSize(file []byte) (size uint64, known bool, err error) {
+	switch {
+	case bytes.HasPrefix(file, []byte(zstdMagic)):
+		return zstdSize(file)
+	case bytes.HasPrefix(file, []byte(gzipMagic)) && len(file) >= 18:
+		return gzipSize(file), true, nil
+	case bytes.HasPrefix(file, []byte(xzMagic)):
+		size, ok := xzSize(file)
+		if !ok {
+			return 0, false, errors.New("xz: its end is damaged")
+		}
+		return size, true, nil
+	case len(file) == 0:
+		return 0, false, ErrEmpty
+	}
+	return 0, false, errUnknownCodec
+}
