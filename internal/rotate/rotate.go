@@ -53,13 +53,18 @@ func (r *Reader) Text(path string) ([]byte, error) {
 
 // Files are a few files and what they mean together. Safe for concurrent use.
 type Files[T any] struct {
+	// Changed, if set before the first Value, is called with nil when the files were read again, and once with each
+	// reason why they could not be. It must not use the Files.
+	Changed func(err error)
+
 	reader *Reader
 	paths  []string
 	parse  func(texts [][]byte) (T, error)
 
-	mu    sync.Mutex    // guards what follows, and lets one caller read the files at a time
-	seen  []fs.FileInfo // of the files that value is made of, before they were read
-	value T
+	mu      sync.Mutex    // guards what follows, and lets one caller read the files at a time
+	seen    []fs.FileInfo // of the files that value is made of, before they were read
+	value   T
+	trouble string // the last outcome's error
 }
 
 // Open reads the files with a reader; nil is one of their own. What parse makes of their texts is the value; its
@@ -75,50 +80,49 @@ func Open[T any](r *Reader, parse func(texts [][]byte) (T, error), paths ...stri
 	return f, nil
 }
 
-// Value is what the files hold. They are read again when one of them was changed or replaced. Files that
-// cannot be read, or make no sense together (the new certificate is there, its key is not yet), leave the value
-// that they had before; it comes with the error.
-func (f *Files[T]) Value() (T, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	now, err := stat(f.paths)
-	if err != nil {
-		return f.value, err
-	}
-	if same(f.seen, now) {
-		return f.value, nil
-	}
-	return f.read(now)
-}
+// Value returns what the files hold. They are read again when one of them was changed or replaced. Files that cannot
+// be read, or make no sense together (the new certificate is there, its key is not yet), leave the value that they had
+// before; it comes with the error.
+func (f *Files[T]) Value() (T, error) { return f.update(false) }
 
 // Reread is Value, but also reads files that look unchanged: a file may be rewritten within the resolution of
 // its time.
-func (f *Files[T]) Reread() (T, error) {
+func (f *Files[T]) Reread() (T, error) { return f.update(true) }
+
+func (f *Files[T]) update(always bool) (T, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	now, err := stat(f.paths)
-	if err != nil {
-		return f.value, err
+	read := err == nil && (always || !same(f.seen, now))
+	if read {
+		err = f.read(now)
 	}
-	return f.read(now)
+	trouble := ""
+	if err != nil {
+		trouble = err.Error()
+	}
+	if f.Changed != nil && (err == nil && read || err != nil && trouble != f.trouble) {
+		f.Changed(err)
+	}
+	f.trouble = trouble
+	return f.value, err
 }
 
-// read takes what the files were before as seen, so that a change meanwhile is noticed the next time.
-func (f *Files[T]) read(before []fs.FileInfo) (T, error) {
+// read records the files' state of before, so that a change during the read is noticed the next time.
+func (f *Files[T]) read(before []fs.FileInfo) error {
 	texts := make([][]byte, len(f.paths))
 	for i, path := range f.paths {
 		text, err := f.reader.Text(path)
 		if err != nil {
-			return f.value, err
+			return err
 		}
 		texts[i] = text
 	}
 	value, err := f.parse(texts)
-	if err != nil {
-		return f.value, err
+	if err == nil {
+		f.value, f.seen = value, before
 	}
-	f.value, f.seen = value, before
-	return value, nil
+	return err
 }
 
 func stat(paths []string) ([]fs.FileInfo, error) {

@@ -149,3 +149,27 @@ func TestPipe(t *testing.T) {
 		}
 	}
 }
+
+// TestChanged: each change is reported once, and each reason why the files are not used.
+func TestChanged(t *testing.T) {
+	dir := t.TempDir()
+	a, b := filepath.Join(dir, "a"), filepath.Join(dir, "b")
+	write(t, a, "one")
+	write(t, b, "one")
+	f, err := rotate.Open(nil, pair, a, b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []error
+	f.Changed = func(err error) { got = append(got, err) }
+	check(t, f.Value, "one", nil)
+	replace(t, a, "two")
+	check(t, f.Value, "one", errHalf)
+	check(t, f.Value, "one", errHalf)
+	replace(t, b, "two")
+	check(t, f.Value, "two", nil)
+	check(t, f.Value, "two", nil)
+	if len(got) != 2 || !errors.Is(got[0], errHalf) || got[1] != nil {
+		t.Errorf("reported are %v", got)
+	}
+}

@@ -1,5 +1,5 @@
-// Package tlsfiles makes a TLS client's configuration of files: which authorities it believes, and what it shows
-// to servers that ask who it is. It knows nothing of what is spoken over the connection.
+// Package tlsfiles makes TLS configurations of files, for clients and for servers: which authorities they accept, and
+// which certificate they show. It knows nothing of the protocol inside the connection.
 package tlsfiles
 
 import (
@@ -11,16 +11,16 @@ import (
 	"cairn/internal/rotate"
 )
 
-// Files are paths of PEM files. The zero value believes the system's authorities and shows no certificate.
+// Files are paths of a client's PEM files. The zero value accepts the system's authorities and shows no certificate.
 type Files struct {
-	CA   string // authorities that are believed, instead of the system's
+	CA   string // authorities that are accepted, instead of the system's
 	Cert string // the client's certificate, with what leads to its authority behind it
 	Key  string // its key, not encrypted; "" when it is in Cert too
 }
 
-// Config reads the files with a reader; nil is one of their own. The client's certificate and key are read again when they have changed, so that a
-// program which runs for long shows the new one on its next connection; while they cannot be read, or do not
-// belong together, it shows the one before for as long as that is valid.
+// Config reads the files with a reader; nil is one of their own. The client's certificate and key are read again when
+// they have changed, so that a program which runs for long shows the new one on its next connection. While they cannot
+// be read, or do not belong together, it shows the last one for as long as that is valid.
 func (f Files) Config(r *rotate.Reader) (*tls.Config, error) {
 	if r == nil {
 		r = new(rotate.Reader)

@@ -1,0 +1,93 @@
+package tlsfiles
+
+import (
+	"crypto/rsa"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+
+	"cairn/internal/rotate"
+)
+
+// Server is the paths of a server's PEM files.
+type Server struct {
+	Cert     string // the server's certificate, with what leads to its authority behind it
+	Key      string // its key, not encrypted
+	ClientCA string // authorities; every client must have a certificate of one of them. "" asks for none
+}
+
+// Config reads the files with a reader, and again when they have changed: then the next client gets a new
+// configuration, and changed is called with nil. While they cannot be used, clients get the last configuration, and
+// changed is called once with each reason.
+func (s Server) Config(r *rotate.Reader, changed func(err error)) (*tls.Config, error) {
+	paths := []string{s.Cert, s.Key}
+	if s.ClientCA != "" {
+		paths = append(paths, s.ClientCA)
+	}
+	files, err := rotate.Open(r, s.parse, paths...)
+	if err != nil {
+		return nil, fmt.Errorf("reading the certificate %s and its key %s: %w", s.Cert, s.Key, err)
+	}
+	files.Changed = changed
+	current := func(*tls.ClientHelloInfo) (*tls.Config, error) {
+		config, _ := files.Value()
+		return config, nil
+	}
+	return &tls.Config{MinVersion: tls.VersionTLS12, GetConfigForClient: current}, nil
+}
+
+// parse makes a configuration of the certificate, its key, and the authorities of clients.
+func (s Server) parse(texts [][]byte) (*tls.Config, error) {
+	pair, err := tls.X509KeyPair(texts[0], texts[1])
+	if err != nil {
+		return nil, err
+	}
+	config := &tls.Config{
+		Certificates:                []tls.Certificate{pair},
+		MinVersion:                  tls.VersionTLS12,
+		SessionTicketsDisabled:      true, // connections are few and long, and a resumed one is not verified again
+		DynamicRecordSizingDisabled: true,
+	}
+	if len(texts) > 2 {
+		authorities, err := parseAuthorities(texts[2])
+		if err != nil {
+			return nil, fmt.Errorf("the authorities of clients %s: %w", s.ClientCA, err)
+		}
+		requireClients(config, authorities)
+	}
+	return config, nil
+}
+
+// requireClients makes every client show a certificate of one of the authorities. With one that signs with RSA it
+// goes no further than TLS 1.2: GnuTLS's clients keep such a certificate back in TLS 1.3, since crypto/tls does not
+// list PKCS #1 v1.5 among the signatures it takes.
+func requireClients(config *tls.Config, authorities []*x509.Certificate) {
+	config.ClientAuth = tls.RequireAndVerifyClientCert
+	config.ClientCAs = x509.NewCertPool()
+	for _, a := range authorities {
+		config.ClientCAs.AddCert(a)
+		if _, is := a.PublicKey.(*rsa.PublicKey); is {
+			config.MaxVersion = tls.VersionTLS12
+		}
+	}
+}
+
+func parseAuthorities(text []byte) ([]*x509.Certificate, error) {
+	var all []*x509.Certificate
+	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
+		if block.Type != "CERTIFICATE" {
+			continue
+		}
+		c, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, c)
+	}
+	if len(all) == 0 {
+		return nil, errors.New("there is no certificate in it")
+	}
+	return all, nil
+}
