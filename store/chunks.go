@@ -25,44 +25,96 @@ func packedName(d blob.Digest) string { return plainName(d) + packedSuffix }
 // are read where there is no compressed one. Safe for concurrent use.
 type Chunks struct {
 	r       Reader
+	slots   chan struct{} // as many as chunks may be read at once
 	summer  summer
 	decoder *chunkfile.Decoder
 	buffers buffers
 }
 
-var (
-	_ Getter     = (*Chunks)(nil)
-	_ ManyGetter = (*Chunks)(nil)
-)
+var _ Getter = (*Chunks)(nil)
 
-// NewChunks reads chunks named by algorithm's digests from r.
+// defaultReads is how many chunks are read at once.
+const defaultReads = 32
+
+// NewChunks reads chunks named by algorithm's digests from r, up to 32 at once.
 func NewChunks(r Reader, algorithm blob.Algorithm) *Chunks {
-	return &Chunks{r: r, summer: summer{algorithm: algorithm}, decoder: chunkfile.NewDecoder()}
+	return NewChunksAtOnce(r, algorithm, defaultReads)
 }
 
-// Get implements Getter. Memory is bounded by len(dst), whatever the store answers. A corrupt chunk is read
-// once more, since it may have been damaged on its way.
-func (c *Chunks) Get(ctx context.Context, d blob.Digest, dst []byte) error {
-	err := c.get(ctx, d, dst)
-	if _, corrupt := errors.AsType[*CorruptError](err); corrupt {
-		return c.get(ctx, d, dst)
+// NewChunksAtOnce is NewChunks with another limit of chunks that are read at once.
+func NewChunksAtOnce(r Reader, algorithm blob.Algorithm, limit int) *Chunks {
+	return &Chunks{r: r, slots: make(chan struct{}, limit), summer: summer{algorithm: algorithm}, decoder: chunkfile.NewDecoder()}
+}
+
+// Get implements Getter. Its memory is bounded by that of the wants, whatever the store answers. A corrupt chunk is read
+// once more, since it may have been damaged on its way. Many chunks are all read before they are hashed together, which
+// fills the processor's lanes.
+func (c *Chunks) Get(ctx context.Context, wants []Want, done func(i int, err error)) {
+	if len(wants) == 1 {
+		done(0, c.inSlot(ctx, func() error { return c.getTwice(ctx, wants[0]) }))
+		return
+	}
+	failed := make([]error, len(wants))
+	Each(len(wants), cap(c.slots), func(i int) {
+		failed[i] = c.inSlot(ctx, func() error {
+			_, err := c.read(ctx, wants[i].Digest, wants[i].Dst) // a suspicion is for get, when the digest is wrong
+			return err
+		})
+	})
+	sums := c.sumAll(wants, failed)
+	Each(len(wants), cap(c.slots), func(i int) {
+		if isCorrupt(failed[i]) || failed[i] == nil && sums[i] != wants[i].Digest {
+			failed[i] = c.inSlot(ctx, func() error { return c.get(ctx, wants[i]) })
+		}
+		done(i, failed[i])
+	})
+}
+
+// inSlot calls read when fewer others run than there may.
+func (c *Chunks) inSlot(ctx context.Context, read func() error) error {
+	select {
+	case c.slots <- struct{}{}:
+		defer func() { <-c.slots }()
+		return read()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// getTwice gets a chunk, and gets it once more if it is corrupt.
+func (c *Chunks) getTwice(ctx context.Context, w Want) error {
+	err := c.get(ctx, w)
+	if isCorrupt(err) {
+		err = c.get(ctx, w)
 	}
 	return err
 }
 
-func (c *Chunks) get(ctx context.Context, d blob.Digest, dst []byte) error {
-	suspicion, err := c.read(ctx, d, dst)
+// sumAll returns the digests of the wants that did not fail.
+func (c *Chunks) sumAll(wants []Want, failed []error) []blob.Digest {
+	data, sums := make([][]byte, len(wants)), make([]blob.Digest, len(wants))
+	for i, w := range wants {
+		if failed[i] == nil {
+			data[i] = w.Dst
+		}
+	}
+	c.summer.algorithm.SumAll(sums, data)
+	return sums
+}
+
+func (c *Chunks) get(ctx context.Context, w Want) error {
+	suspicion, err := c.read(ctx, w.Digest, w.Dst)
 	if err != nil {
 		return err
 	}
-	got := c.summer.sum(dst)
+	got := c.summer.sum(w.Dst)
 	switch {
-	case got == d:
+	case got == w.Digest:
 		return nil
 	case suspicion != nil:
 		return suspicion
 	}
-	return c.explain(d, content{fmt.Errorf("its %v digest is %v", c.summer.algorithm, got)})
+	return c.explain(w.Digest, content{fmt.Errorf("its %v digest is %v", c.summer.algorithm, got)})
 }
 
 // read fills dst with what the store has for a chunk, which is not proven. The suspicion is the error to return when
@@ -81,38 +133,6 @@ func (c *Chunks) read(ctx context.Context, d blob.Digest, dst []byte) (suspicion
 		return nil, c.explain(d, err)
 	}
 	return suspicion, nil
-}
-
-// GetMany implements ManyGetter. It reads all before it hashes any, which fills the processor's lanes best.
-func (c *Chunks) GetMany(ctx context.Context, wants []Want, slots Slots) error {
-	err := each(ctx, wants, slots, func(ctx context.Context, w Want) error {
-		_, err := c.read(ctx, w.Digest, w.Dst) // what is wrong is read again, and explained then
-		if _, corrupt := errors.AsType[*CorruptError](err); corrupt {
-			return c.get(ctx, w.Digest, w.Dst)
-		}
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	return each(ctx, c.wrong(wants), slots, func(ctx context.Context, w Want) error {
-		return c.get(ctx, w.Digest, w.Dst)
-	})
-}
-
-// wrong lists those of the wants whose bytes are not right.
-func (c *Chunks) wrong(wants []Want) (wrong []Want) {
-	data, sums := make([][]byte, len(wants)), make([]blob.Digest, len(wants))
-	for i, w := range wants {
-		data[i] = w.Dst
-	}
-	c.summer.algorithm.SumAll(sums, data)
-	for i, w := range wants {
-		if sums[i] != w.Digest {
-			wrong = append(wrong, w)
-		}
-	}
-	return wrong
 }
 
 // content marks an error about what was read, as opposed to one of reading.
@@ -214,9 +234,9 @@ func statObject(ctx context.Context, r Reader, d blob.Digest, packed bool) (int6
 	switch {
 	case errors.Is(err, ErrNoSize):
 		return sizeUntold, nil
-	case isSuspect(err) && size == 0:
+	case IsSuspect(err) && size == 0:
 		return 0, nil
-	case isSuspect(err):
+	case IsSuspect(err):
 		return proveObject(ctx, r, d, packed)
 	}
 	return size, err

@@ -34,14 +34,14 @@ func (s sample) packed() string { return s.plain() + ".cacnk" }
 func (s sample) wantFrom(t *testing.T, g store.Getter) {
 	t.Helper()
 	dst := make([]byte, len(s.data))
-	if err := g.Get(t.Context(), s.digest, dst); err != nil || !bytes.Equal(dst, s.data) {
+	if err := store.GetOne(t.Context(), g, s.digest, dst); err != nil || !bytes.Equal(dst, s.data) {
 		t.Errorf("Get = %v, want the chunk", err)
 	}
 }
 
 func (s sample) get(t *testing.T, g store.Getter) error {
 	t.Helper()
-	return g.Get(t.Context(), s.digest, make([]byte, len(s.data)))
+	return store.GetOne(t.Context(), g, s.digest, make([]byte, len(s.data)))
 }
 
 // bucketOf is a bucket with these chunks, compressed.
@@ -160,9 +160,9 @@ func TestPlainBesideEmpty(t *testing.T) {
 	}
 	s.wantFrom(t, c)
 	dst := make([]byte, len(s.data))
-	wants := []store.Want{{Digest: s.digest, Dst: dst}}
-	if err := c.GetMany(t.Context(), wants, make(store.Slots, 1)); err != nil || !bytes.Equal(dst, s.data) {
-		t.Errorf("GetMany = %v", err)
+	wants := []store.Want{{Digest: s.digest, Dst: dst}, {Digest: s.digest, Dst: bytes.Clone(dst)}}
+	if err := store.GetAll(t.Context(), c, wants); err != nil || !bytes.Equal(dst, s.data) {
+		t.Errorf("GetAll = %v", err)
 	}
 	mustWrite(t, b, s.plain(), nil)
 	checkCorrupt(t, "both empty", s, b)
@@ -235,7 +235,7 @@ func TestLyingIndex(t *testing.T) {
 	s := newSample(1, 70_000)
 	c := chunksOf(bucketOf(t, s))
 	for _, size := range []int{0, 1, len(s.data) - 1, len(s.data) + 1, 1 << 20} {
-		err := c.Get(t.Context(), s.digest, make([]byte, size))
+		err := store.GetOne(t.Context(), c, s.digest, make([]byte, size))
 		if _, ok := errors.AsType[*store.CorruptError](err); !ok {
 			t.Errorf("Get of %d bytes = %v, want a CorruptError", size, err)
 		}
@@ -271,7 +271,7 @@ func TestCancelledGet(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	hung := storetest.Faulty(bucketOf(t, s), storetest.Always, storetest.Hangs)
-	if err := chunksOf(hung).Get(ctx, s.digest, make([]byte, 1000)); !errors.Is(err, context.Canceled) {
+	if err := store.GetOne(ctx, chunksOf(hung), s.digest, make([]byte, 1000)); !errors.Is(err, context.Canceled) {
 		t.Errorf("Get = %v, want context.Canceled", err)
 	}
 }
@@ -318,7 +318,7 @@ func TestGetAllocatesLittle(t *testing.T) {
 	c := chunksOf(bucketOf(t, s))
 	dst := make([]byte, len(s.data))
 	perGet := testing.AllocsPerRun(100, func() {
-		if err := c.Get(t.Context(), s.digest, dst); err != nil {
+		if err := store.GetOne(t.Context(), c, s.digest, dst); err != nil {
 			t.Fatal(err)
 		}
 	})

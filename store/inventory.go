@@ -63,7 +63,7 @@ type part struct {
 func TakeInventory(ctx context.Context, r Reader, o InventoryOptions) *Inventory {
 	listCtx, cancel := context.WithCancel(ctx)
 	v := &Inventory{asking: asking{r}, prefix: len(o.Prefix), most: longestListing(o.Chunks), cancel: cancel, answers: map[key]*answer{}}
-	lister, can := r.(Lister)
+	lister, can := As[Lister](r)
 	for i := range v.parts {
 		p := &v.parts[i]
 		p.done = make(chan struct{})

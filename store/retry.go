@@ -8,8 +8,6 @@ import (
 	"io"
 	"math/rand/v2"
 	"time"
-
-	"cairn/blob"
 )
 
 // Policy says how long to be patient with a store that is unavailable. Waits double from First to Max, less
@@ -23,20 +21,38 @@ type Policy struct {
 }
 
 const (
-	// longestAsked is how long a store may ask to be left alone (HTTP's Retry-After) and be obeyed.
-	longestAsked = time.Minute
+	// LongestAsked is how long a wait that a store asks for (HTTP's Retry-After) is observed.
+	LongestAsked = time.Minute
 	// mostAsked is how often such a wait is not counted as patience: the store is there, and busy.
 	mostAsked = 8
 )
 
+// Backoff is a wait that doubles from First to Max.
+type Backoff struct{ First, Max time.Duration }
+
+// Longest returns the wait after the n-th attempt, counted from 1.
+func (b Backoff) Longest(n int) time.Duration {
+	wait := b.First
+	for ; n > 1 && wait < b.Max; n-- {
+		wait *= 2
+	}
+	return min(wait, b.Max)
+}
+
+// Wait is Longest less a random part of up to a half: it spreads what many devices do at the same moment.
+func (b Backoff) Wait(n int) time.Duration {
+	wait := b.Longest(n)
+	return wait - rand.N(wait/2+1)
+}
+
 // Do calls ask until its answer is not ErrUnavailable, or patience ends; when that is an UnavailableError, not
 // before the store wants it. Any other error is final. Waits end with the context.
 func (p Policy) Do(ctx context.Context, ask func() error) error {
-	return p.until(ctx, func(time.Time) error { return ask() })
+	return p.DoUntil(ctx, func(time.Time) error { return ask() })
 }
 
-// until is Do that tells ask when patience ends; zero says that it has not begun.
-func (p Policy) until(ctx context.Context, ask func(end time.Time) error) error {
+// DoUntil is Do that tells ask when patience ends. The time is zero before the first failure.
+func (p Policy) DoUntil(ctx context.Context, ask func(end time.Time) error) error {
 	var end time.Time // of patience
 	for n := 1; ; n++ {
 		err := ask(end)
@@ -61,11 +77,11 @@ func (p Policy) until(ctx context.Context, ask func(end time.Time) error) error 
 		if p.Waiting != nil {
 			p.Waiting(err, wait)
 		}
-		slept, err := sleep(ctx, wait)
-		if err != nil {
+		began := time.Now()
+		if err := Sleep(ctx, wait); err != nil {
 			return err
 		}
-		end = end.Add(stopped(slept - wait))
+		end = end.Add(stopped(time.Since(began) - wait))
 	}
 }
 
@@ -92,12 +108,12 @@ func (p Policy) end(now time.Time) time.Time {
 
 // wait is how long to wait after the n-th attempt, and whether the store asked for that.
 func (p Policy) wait(n int, err error) (wait time.Duration, asked bool) {
-	wait = jitter(p.backoff(n))
+	wait = Backoff{cmp.Or(p.First, 250*time.Millisecond), cmp.Or(p.Max, 10*time.Second)}.Wait(n)
 	busy, ok := errors.AsType[*UnavailableError](err)
 	if !ok || busy.After <= 0 {
 		return wait, false
 	}
-	return max(wait, min(busy.After, longestAsked)), true
+	return max(wait, min(busy.After, LongestAsked)), true
 }
 
 // Retry reads from r as the policy says. It is an io.Closer, which closes r if that is one.
@@ -109,6 +125,9 @@ type retry struct {
 }
 
 func (t retry) String() string { return t.r.String() }
+
+// Unwrap is for As.
+func (t retry) Unwrap() Reader { return t.r }
 
 // Close closes r if it can be closed.
 func (t retry) Close() error {
@@ -139,62 +158,12 @@ func (t retry) Stat(ctx context.Context, name string) (size int64, err error) {
 	return size, err
 }
 
-// RetryGets gets from g as the policy says. What is under way when patience ends is given up: chunks are small.
-func RetryGets(g Getter, p Policy) Getter { return retryGets{g, p} }
-
-type retryGets struct {
-	g Getter
-	p Policy
-}
-
-func (t retryGets) Get(ctx context.Context, d blob.Digest, dst []byte) error {
-	var failed error
-	return t.p.until(ctx, func(end time.Time) error {
-		attempt, cancel := ctx, context.CancelFunc(func() {})
-		if failed != nil {
-			attempt, cancel = context.WithDeadline(ctx, end)
-		}
-		defer cancel()
-		err := t.g.Get(attempt, d, dst)
-		if err != nil && attempt.Err() != nil && ctx.Err() == nil {
-			return failed
-		}
-		failed = err
-		return err
-	})
-}
-
-// RetryBucket reads from b and writes to it as the policy says. It lists and creates if b does, and removes if b
-// does all three. It is an io.Closer, which closes b if that is one.
+// RetryBucket reads from b and writes to it as the policy says. It is a Creator if b is one. It is an io.Closer, which
+// closes b if that is one.
 func RetryBucket(b Bucket, p Policy) Bucket {
 	t := retryBucket{retry{b, p}, b}
-	lister, lists := b.(Lister)
-	creator, creates := b.(Creator)
-	remover, removes := b.(Remover)
-	switch {
-	case lists && creates && removes:
-		return struct {
-			retryBucket
-			Lister
-			retryCreator
-			Remover
-		}{t, lister, retryCreator{t, creator}, remover}
-	case lists && creates:
-		return struct {
-			retryBucket
-			Lister
-			retryCreator
-		}{t, lister, retryCreator{t, creator}}
-	case lists:
-		return struct {
-			retryBucket
-			Lister
-		}{t, lister}
-	case creates:
-		return struct {
-			retryBucket
-			retryCreator
-		}{t, retryCreator{t, creator}}
+	if creator, can := b.(Creator); can {
+		return retryCreator{t, creator}
 	}
 	return t
 }
@@ -208,9 +177,9 @@ func (t retryBucket) Write(ctx context.Context, name string, data []byte) error 
 	return t.p.Do(ctx, func() error { return t.b.Write(ctx, name, data) })
 }
 
-// retryCreator is the Creator of a retryBucket, which is a field so that its methods are not there twice.
+// retryCreator is a retryBucket that is a Creator.
 type retryCreator struct {
-	bucket  retryBucket
+	retryBucket
 	creator Creator
 }
 
@@ -218,14 +187,14 @@ type retryCreator struct {
 // there, with these bytes, and that is success.
 func (t retryCreator) Create(ctx context.Context, name string, data []byte) error {
 	attempts := 0
-	err := t.bucket.p.Do(ctx, func() error {
+	err := t.p.Do(ctx, func() error {
 		attempts++
 		return t.creator.Create(ctx, name, data)
 	})
 	if attempts == 1 || !errors.Is(err, ErrExists) {
 		return err
 	}
-	there, readErr := t.bucket.Read(ctx, name, nil, int64(len(data)))
+	there, readErr := t.Read(ctx, name, nil, int64(len(data)))
 	if readErr == nil && bytes.Equal(there, data) {
 		return nil
 	}
@@ -238,30 +207,17 @@ func (t retryCreator) CheckCreate(ctx context.Context) error {
 	if !can {
 		return nil
 	}
-	return t.bucket.p.Do(ctx, func() error { return checker.CheckCreate(ctx) })
+	return t.p.Do(ctx, func() error { return checker.CheckCreate(ctx) })
 }
 
-// backoff is the longest wait after the n-th attempt, counted from 1.
-func (p Policy) backoff(n int) time.Duration {
-	wait, most := cmp.Or(p.First, 250*time.Millisecond), cmp.Or(p.Max, 10*time.Second)
-	for ; n > 1 && wait < most; n-- {
-		wait *= 2
-	}
-	return min(wait, most)
-}
-
-// jitter spreads what many devices do at the same moment.
-func jitter(wait time.Duration) time.Duration { return wait - rand.N(wait/2+1) }
-
-// sleep waits, and returns for how long it did.
-func sleep(ctx context.Context, wait time.Duration) (time.Duration, error) {
-	began := time.Now()
+// Sleep waits, or returns the error of ctx when that ends before.
+func Sleep(ctx context.Context, wait time.Duration) error {
 	t := time.NewTimer(wait)
 	defer t.Stop()
 	select {
 	case <-t.C:
-		return time.Since(began), nil
+		return nil
 	case <-ctx.Done():
-		return time.Since(began), ctx.Err()
+		return ctx.Err()
 	}
 }

@@ -9,7 +9,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"cairn/blob"
 	"cairn/store"
 	"cairn/store/mem"
 	"cairn/store/storetest"
@@ -93,29 +92,6 @@ func (d *twiceDown) Stat(ctx context.Context, name string) (int64, error) {
 	return d.Reader.Stat(ctx, name)
 }
 
-func TestRetryForEver(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newSample(1, 1000)
-		back := time.Now().Add(30 * time.Hour)
-		g := getter(func(ctx context.Context, d blob.Digest, dst []byte) error {
-			if time.Now().Before(back) {
-				return store.ErrUnavailable
-			}
-			return chunksOf(bucketOf(t, s)).Get(ctx, d, dst)
-		})
-		var told []time.Duration
-		s.wantFrom(t, store.RetryGets(g, store.Policy{Patience: -1, Waiting: func(err error, wait time.Duration) {
-			if !errors.Is(err, store.ErrUnavailable) {
-				t.Errorf("told of %v, want what failed", err)
-			}
-			told = append(told, wait)
-		}}))
-		if len(told) < 10_000 || told[0] > 250*time.Millisecond || told[len(told)-1] > 10*time.Second {
-			t.Errorf("told %d times, of waits from %v to %v", len(told), told[0], told[len(told)-1])
-		}
-	})
-}
-
 // uncertain is a bucket whose first writes may do their work, and do not say so.
 type uncertain struct {
 	*mem.Bucket
@@ -148,15 +124,15 @@ func TestRetryBucket(t *testing.T) {
 		if got := mustRead(t, b, "x"); string(got) != "data" {
 			t.Errorf("Read = %q", got)
 		}
-		for _, err := range b.(store.Lister).List(t.Context(), "") {
+		for _, err := range mustAs[store.Lister](t, b).List(t.Context(), "") {
 			if err != nil {
 				t.Errorf("List: %v", err)
 			}
 		}
-		if err := b.(store.Remover).Remove(t.Context(), "x"); err != nil {
+		if err := mustAs[store.Remover](t, b).Remove(t.Context(), "x"); err != nil {
 			t.Errorf("Remove: %v", err)
 		}
-		if _, is := store.RetryBucket(struct{ store.Bucket }{b}, store.Policy{}).(store.Lister); is {
+		if _, is := store.As[store.Lister](store.RetryBucket(struct{ store.Bucket }{b}, store.Policy{})); is {
 			t.Error("a bucket that lists nothing has become a Lister")
 		}
 	})
@@ -181,73 +157,12 @@ func TestRetryCreate(t *testing.T) {
 				mustWrite(t, u.Bucket, "x", c.before)
 				want = c.before
 			}
-			err := store.RetryBucket(u, store.Policy{}).(store.Creator).Create(t.Context(), "x", []byte("data"))
+			err := mustAs[store.Creator](t, store.RetryBucket(u, store.Policy{})).Create(t.Context(), "x", []byte("data"))
 			if !errors.Is(err, c.want) || c.want == nil && err != nil {
 				t.Errorf("%s: Create = %v, want %v", name, err, c.want)
 			}
 			if got := mustRead(t, u.Bucket, "x"); !bytes.Equal(got, want) {
 				t.Errorf("%s: there is %q, want %q", name, got, want)
-			}
-		})
-	}
-}
-
-// TestRetryGetsSilence: what is asked for again does not outlive patience, however long an answer is waited for.
-func TestRetryGetsSilence(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		calls := 0
-		silent := getter(func(ctx context.Context, _ blob.Digest, _ []byte) error {
-			calls++
-			select {
-			case <-time.After(30 * time.Second):
-				return &store.UnavailableError{Err: errors.New("no answer")}
-			case <-ctx.Done():
-				return ctx.Err()
-			}
-		})
-		begun := time.Now()
-		err := newSample(1, 1000).get(t, store.RetryGets(silent, store.Policy{Patience: 2 * time.Second}))
-		if took := time.Since(begun); !errors.Is(err, store.ErrUnavailable) || took != 32*time.Second || calls != 2 {
-			t.Errorf("Get = %v after %v and %d calls, want ErrUnavailable after 32 s", err, took, calls)
-		}
-	})
-}
-
-// TestRetryGetsInTime: a chunk that is there when patience ends is there.
-func TestRetryGetsInTime(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s, calls := newSample(1, 1000), 0
-		slow := getter(func(ctx context.Context, _ blob.Digest, dst []byte) error {
-			if calls++; calls == 1 {
-				return &store.UnavailableError{Err: errors.New("no answer")}
-			}
-			copy(dst, s.data)
-			<-ctx.Done() // it was on its way back
-			return nil
-		})
-		if err := s.get(t, store.RetryGets(slow, store.Policy{Patience: 2 * time.Second})); err != nil || calls != 2 {
-			t.Errorf("Get = %v after %d calls, want success", err, calls)
-		}
-	})
-}
-
-// TestRetryGetsWhenAsked: a store that wants to be left alone for as long as patience lasts is asked again then.
-func TestRetryGetsWhenAsked(t *testing.T) {
-	for _, after := range []time.Duration{20 * time.Second, 40 * time.Second, time.Minute, time.Hour} {
-		synctest.Test(t, func(t *testing.T) {
-			s, calls := newSample(1, 1000), 0
-			busy := getter(func(ctx context.Context, d blob.Digest, dst []byte) error {
-				if calls++; calls <= 3 {
-					return &store.UnavailableError{Err: errors.New("503"), After: after}
-				}
-				if err := ctx.Err(); err != nil {
-					return err
-				}
-				copy(dst, s.data)
-				return nil
-			})
-			if err := s.get(t, store.RetryGets(busy, store.Policy{})); err != nil || calls != 4 {
-				t.Errorf("Get from a store that says Retry-After: %v = %v after %d calls, want success after 4", after, err, calls)
 			}
 		})
 	}
@@ -271,3 +186,12 @@ type closable struct {
 }
 
 func (c *closable) Close() error { c.closed++; return nil }
+
+func mustAs[T any](t *testing.T, r store.Reader) T {
+	t.Helper()
+	as, ok := store.As[T](r)
+	if !ok {
+		t.Fatalf("%v is not a %T", r, as)
+	}
+	return as
+}

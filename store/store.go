@@ -1,8 +1,7 @@
 // Package store keeps chunks under their digests. It has two floors: a Bucket moves named bytes and knows
-// nothing of digests (the packages below this one are buckets: local, web, mem); Chunks is a bucket seen
-// through digests, where names, compression and verification are written once. Wrappers stack on either
-// floor: Retry and Meter on readers, Cache and Fallback on getters. The package knows nothing of
-// images, seeds or devices.
+// nothing of digests (local, web, s3, sftp and mem are buckets); Chunks is a bucket seen through digests, where
+// names, compression and verification are written once. Package supply makes one Getter of several stores. The
+// package knows nothing of images, seeds or devices.
 package store
 
 import (
@@ -14,10 +13,7 @@ import (
 	"io/fs"
 	"iter"
 	"strings"
-	"sync/atomic"
 	"time"
-
-	"golang.org/x/sync/errgroup"
 
 	"cairn/blob"
 )
@@ -45,6 +41,11 @@ type CorruptError struct {
 
 func (e *CorruptError) Error() string { return fmt.Sprintf("%s is corrupt: %v", e.Name, e.Err) }
 func (e *CorruptError) Unwrap() error { return e.Err }
+
+func isCorrupt(err error) bool {
+	_, ok := errors.AsType[*CorruptError](err)
+	return ok
+}
 
 // UnavailableError is an ErrUnavailable with its cause, and with the store's own word on when to ask again.
 type UnavailableError struct {
@@ -102,6 +103,21 @@ func Stream(ctx context.Context, r Reader, name string, limit int64, use func(io
 		return suspicion
 	}
 	return err
+}
+
+// As returns r as a T, or else the Reader that it wraps as one: a wrapper has a method Unwrap() Reader.
+func As[T any](r Reader) (as T, ok bool) {
+	for r != nil {
+		if as, ok = r.(T); ok {
+			return as, true
+		}
+		wrapper, wraps := r.(interface{ Unwrap() Reader })
+		if !wraps {
+			break
+		}
+		r = wrapper.Unwrap()
+	}
+	return as, false
 }
 
 // Bucket is a Reader that can be written.
@@ -180,77 +196,6 @@ func (i immediate) Write(ctx context.Context, name string, data []byte) error {
 }
 func (i immediate) Commit(ctx context.Context) error { return ctx.Err() }
 func (i immediate) Close() error                     { return nil }
-
-// Want is a chunk that is wanted, and where to put it; its size is len(Dst).
-type Want struct {
-	Digest blob.Digest
-	Dst    []byte
-}
-
-// Slots limits how many requests are under way at once, of all who share them: each takes a place while it
-// runs, and the capacity is how many there are.
-type Slots chan struct{}
-
-// Take waits for a place; the caller calls leave in the end.
-func (s Slots) Take(ctx context.Context) (leave func(), err error) {
-	select {
-	case s <- struct{}{}:
-		return func() { <-s }, nil
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-}
-
-// ManyGetter is a Getter that gets many chunks together cheaper than each alone.
-type ManyGetter interface {
-	// GetMany is Get for all wants, as many at once as there are slots, until one fails: then some are missing.
-	GetMany(ctx context.Context, wants []Want, slots Slots) error
-}
-
-// GetMany gets chunks from g, together if it can, else each alone.
-func GetMany(ctx context.Context, g Getter, wants []Want, slots Slots) error {
-	if many, ok := g.(ManyGetter); ok {
-		return many.GetMany(ctx, wants, slots)
-	}
-	return each(ctx, wants, slots, func(ctx context.Context, w Want) error { return g.Get(ctx, w.Digest, w.Dst) })
-}
-
-// each calls get for all wants, as many at once as there are slots, until one fails. A goroutine does one after
-// the other, as each would have to grow its stack anew.
-func each(ctx context.Context, wants []Want, slots Slots, get func(context.Context, Want) error) error {
-	group, groupCtx := errgroup.WithContext(ctx)
-	var next atomic.Int64
-	for range min(len(wants), cap(slots)) {
-		group.Go(func() error {
-			for i := next.Add(1); i <= int64(len(wants)); i = next.Add(1) {
-				if err := inSlot(groupCtx, wants[i-1], slots, get); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
-	}
-	if err := group.Wait(); err != nil {
-		return err
-	}
-	return ctx.Err()
-}
-
-func inSlot(ctx context.Context, w Want, slots Slots, get func(context.Context, Want) error) error {
-	leave, err := slots.Take(ctx)
-	if err != nil {
-		return err
-	}
-	defer leave()
-	return get(ctx, w)
-}
-
-// Getter supplies chunks by digest. Safe for concurrent use.
-type Getter interface {
-	// Get fills dst with the chunk, whose size is len(dst), and returns nil only when dst's digest is d.
-	// After an error dst holds anything. Absence is ErrNotFound, other bytes are a *CorruptError.
-	Get(ctx context.Context, d blob.Digest, dst []byte) error
-}
 
 // Putter takes chunks in. Safe for concurrent use.
 type Putter interface {

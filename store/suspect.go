@@ -38,8 +38,8 @@ func splitSuspicion(err error) (reason, failed error) {
 	return confirmed{err, suspect.Err}, nil
 }
 
-// isSuspect reports whether bytes or a size came with an error.
-func isSuspect(err error) bool {
+// IsSuspect reports whether bytes or a size came with an error.
+func IsSuspect(err error) bool {
 	_, ok := errors.AsType[*SuspectError](err)
 	return ok
 }

@@ -73,8 +73,6 @@ type Options struct {
 	// Memory limits the buffers, in bytes; chunks larger than a sixteenth of it still get theirs. 0 means
 	// 32 MiB.
 	Memory int64
-	// Fetches is how many chunks are asked of the store at once. 0 means 32.
-	Fetches int
 	// Own is the number of the seed that is the target's own old content, plus one; 0 means none is. Its
 	// chunks serve until they are overwritten, and the image is written in the order that spares most.
 	Own int
@@ -141,7 +139,6 @@ type job struct {
 	from    store.Getter
 	target  Target
 	options Options
-	fetches store.Slots
 	heads   int         // number of chunks that overlap the head
 	changes *bitset.Set // the chunks that were written or zeroed
 
@@ -182,7 +179,7 @@ func (c *counters) add(from seed.Step, size int64) {
 
 func newJob(p *seed.Plan, from store.Getter, t Target, o Options) *job {
 	segment, repeats := o.settle()
-	j := &job{plan: p, from: from, target: t, options: o, fetches: make(store.Slots, o.Fetches)}
+	j := &job{plan: p, from: from, target: t, options: o}
 	j.heads = headChunks(p.Index)
 	j.order = newOrder(p, j.heads, segment, o.Own-1)
 	j.changes = bitset.New(p.Index.Len())
@@ -219,7 +216,6 @@ func (o *Options) settle() (segment, repeats int64) {
 		}
 	}
 	o.Segments = int(max(min(int64(o.Segments), room/buffers/segment), 1))
-	o.Fetches = cmp.Or(max(o.Fetches, 0), 32)
 	return segment, repeats
 }
 

@@ -17,6 +17,7 @@ import (
 	"cairn/chunker"
 	"cairn/seed"
 	"cairn/store"
+	"cairn/store/storetest"
 )
 
 var params = chunker.Params{Min: 1 << 10, Avg: 4 << 10, Max: 16 << 10}
@@ -47,7 +48,12 @@ func holding(t testing.TB, image []byte) *chunks {
 	return c
 }
 
-func (c *chunks) Get(ctx context.Context, d blob.Digest, dst []byte) error {
+// Get implements store.Getter.
+func (c *chunks) Get(ctx context.Context, wants []store.Want, done func(i int, err error)) {
+	storetest.GetterFunc(c.get).Get(ctx, wants, done)
+}
+
+func (c *chunks) get(ctx context.Context, d blob.Digest, dst []byte) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.fail != nil {
@@ -172,7 +178,7 @@ func TestRun(t *testing.T) {
 		{"new file, seed", make([]byte, len(b)), []seed.Seed{seedOf(t, a)}, Options{New: true}, lacking},
 		{"garbage", random(9, len(b)+5000), nil, Options{}, distinct(index(t, nil), index(t, b))},
 		{"garbage, seed", random(9, len(b)+5000), []seed.Seed{seedOf(t, a)}, Options{}, lacking},
-		{"one fetch at a time", random(9, len(b)), []seed.Seed{seedOf(t, a)}, Options{Segments: 1, Fetches: 1}, lacking},
+		{"one fetch at a time", random(9, len(b)), []seed.Seed{seedOf(t, a)}, Options{Segments: 1}, lacking},
 		{"in place", append(bytes.Clone(b), 1, 2, 3), nil, Options{}, 0},
 		{"in place, useless seed", bytes.Clone(b), []seed.Seed{seedOf(t, random(8, 1000))}, Options{}, 0},
 	} {
@@ -435,7 +441,7 @@ func TestStoreFailsLate(t *testing.T) {
 	head := int64(headChunks(x))
 	for done := 0; ; {
 		from := &failing{chunks: holding(t, b), left: head + 20}
-		_, err := Run(t.Context(), plan, from, d, Options{Fetches: 4})
+		_, err := Run(t.Context(), plan, from, d, Options{})
 		if err == nil {
 			break
 		}
@@ -466,7 +472,12 @@ type failing struct {
 	left int64
 }
 
-func (f *failing) Get(ctx context.Context, d blob.Digest, dst []byte) error {
+// Get implements store.Getter.
+func (f *failing) Get(ctx context.Context, wants []store.Want, done func(i int, err error)) {
+	storetest.GetterFunc(f.get).Get(ctx, wants, done)
+}
+
+func (f *failing) get(ctx context.Context, d blob.Digest, dst []byte) error {
 	f.mu.Lock()
 	f.left--
 	fails := f.left < 0
@@ -474,7 +485,7 @@ func (f *failing) Get(ctx context.Context, d blob.Digest, dst []byte) error {
 	if fails {
 		return store.ErrUnavailable
 	}
-	return f.chunks.Get(ctx, d, dst)
+	return f.chunks.get(ctx, d, dst)
 }
 
 func TestCancelled(t *testing.T) {

@@ -338,7 +338,7 @@ func (s *segment) fetch(ctx context.Context) error {
 	if len(wants) == 0 {
 		return nil
 	}
-	if err := store.GetMany(ctx, s.job.from, wants, s.job.fetches); err != nil {
+	if err := store.GetAll(ctx, s.job.from, wants); err != nil {
 		return fmt.Errorf("fetching for the image's bytes from %d: %w", s.start, err)
 	}
 	for i := range s.chunksIn(missing) {

@@ -55,7 +55,7 @@ func TestStream(t *testing.T) {
 		"a seed":           {[]seed.Seed{seedOf(t, a)}, distinct(index(t, a), x)},
 		"a seed that lies": {[]seed.Seed{broken}, distinct(index(t, nil), x)},
 	} {
-		for _, o := range []Options{{}, {Far: true, Memory: 4 << 20}, {Memory: 1 << 20, Segments: 1, Fetches: 1}} {
+		for _, o := range []Options{{}, {Far: true, Memory: 4 << 20}, {Memory: 1 << 20, Segments: 1}} {
 			p := seed.NewPlan(x, c.seeds...)
 			from := holding(t, b)
 			stats := stream(t, p, from, b, 0, len(b), o)

@@ -76,7 +76,7 @@ func checkStored(t testing.TB, x *blob.Index, b store.Reader, image []byte) {
 	}
 	chunks, buf := store.NewChunks(b, x.Algorithm()), make([]byte, x.Params().Max)
 	for i, c := range x.All() {
-		if err := chunks.Get(t.Context(), c.Digest, buf[:c.Size]); err != nil {
+		if err := store.GetOne(t.Context(), chunks, c.Digest, buf[:c.Size]); err != nil {
 			t.Fatalf("chunk %d: %v", i, err)
 		}
 		if !bytes.Equal(buf[:c.Size], image[c.Offset:c.End()]) {

@@ -286,7 +286,7 @@ func (g *getter) get(ctx context.Context, lo, hi int) error {
 	if int64(len(g.buf)) < c.Size {
 		g.buf = make([]byte, c.Size)
 	}
-	err := g.from.Get(ctx, c.Digest, g.buf[:c.Size])
+	err := store.GetOne(ctx, g.from, c.Digest, g.buf[:c.Size])
 	var corrupt *store.CorruptError
 	switch {
 	case errors.Is(err, store.ErrNotFound) || errors.As(err, &corrupt):

@@ -197,7 +197,12 @@ func holding(x *blob.Index, image []byte) *chunks {
 	return c
 }
 
-func (c *chunks) Get(ctx context.Context, d blob.Digest, dst []byte) error {
+// Get implements store.Getter.
+func (c *chunks) Get(ctx context.Context, wants []store.Want, done func(i int, err error)) {
+	storetest.GetterFunc(c.get).Get(ctx, wants, done)
+}
+
+func (c *chunks) get(ctx context.Context, d blob.Digest, dst []byte) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.gets[d]++

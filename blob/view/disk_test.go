@@ -16,6 +16,7 @@ import (
 	"cairn/blob"
 	"cairn/blob/view/imagecache"
 	"cairn/store"
+	"cairn/store/storetest"
 	"cairn/testimages"
 )
 
@@ -516,14 +517,19 @@ func newLink(g store.Getter, latency time.Duration, rate float64) *link {
 	return &link{Getter: g, latency: latency, rate: rate, size: func(_ blob.Digest, n int) int { return n }}
 }
 
-func (l *link) Get(ctx context.Context, d blob.Digest, dst []byte) error {
+// Get implements store.Getter.
+func (l *link) Get(ctx context.Context, wants []store.Want, done func(i int, err error)) {
+	storetest.GetterFunc(l.get).Get(ctx, wants, done)
+}
+
+func (l *link) get(ctx context.Context, d blob.Digest, dst []byte) error {
 	if err := sleep(ctx, l.latency); err != nil {
 		return err
 	}
 	if err := sleep(ctx, time.Until(l.send(l.size(d, len(dst))))); err != nil {
 		return err
 	}
-	return l.Getter.Get(ctx, d, dst)
+	return store.GetOne(ctx, l.Getter, d, dst)
 }
 
 // send takes the link for so many bytes, and returns when they are through.

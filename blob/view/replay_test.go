@@ -19,6 +19,8 @@ import (
 	"cairn/blob/profile"
 	"cairn/internal/test/boottrace"
 	"cairn/store"
+	"cairn/store/storetest"
+	"cairn/store/supply"
 )
 
 // bootTime is how long a boot of the system takes on a machine of today that has the image.
@@ -36,7 +38,12 @@ type boot struct {
 // madeUp is a store of chunks whose bytes follow from their digests.
 type madeUp struct{ stored map[blob.Digest]int }
 
-func (m *madeUp) Get(ctx context.Context, d blob.Digest, dst []byte) error {
+// Get implements store.Getter.
+func (m *madeUp) Get(ctx context.Context, wants []store.Want, done func(i int, err error)) {
+	storetest.GetterFunc(m.get).Get(ctx, wants, done)
+}
+
+func (m *madeUp) get(ctx context.Context, d blob.Digest, dst []byte) error {
 	if _, ok := m.stored[d]; !ok {
 		return store.ErrNotFound
 	}
@@ -206,7 +213,7 @@ func (b *boot) oneByOne(t *testing.T) (out outcome) {
 					continue
 				}
 				_, err, _ := flights.Do(c.Digest.String(), func() (any, error) {
-					return nil, l.Get(ctx, c.Digest, make([]byte, c.Size))
+					return nil, store.GetOne(ctx, l, c.Digest, make([]byte, c.Size))
 				})
 				if err != nil {
 					return err
@@ -352,9 +359,8 @@ func TestColdDepth(t *testing.T) {
 		l.size = b.link().size
 		cache := NewCache(t.Context(), Limits{Bytes: 64 << 20})
 		defer cache.Close()
-		gate := store.NewGate(256)
-		from := store.Fallback(store.Source{Getter: l, Gate: gate})
-		v := New(b.index, cache.Source(from, gate.Most()), Options{Around: true})
+		from := supply.New(store.Policy{}, supply.Options{}, l)
+		v := New(b.index, cache.Source(from, from.Requests()), Options{Around: true})
 		begun := time.Now()
 		err := boottrace.ReadPages(t.Context(), places, depth, func(ctx context.Context, p []byte, off int64) error {
 			defer b.check(t, p, off)

@@ -226,7 +226,7 @@ func (s *Source) get(e *entry, data []byte) (tier, error) {
 	defer slow.Stop()
 	began := time.Now()
 	for n := 1; ; n++ {
-		err := s.from.Get(s.cache.ctx, e.key.digest, data)
+		err := store.GetOne(s.cache.ctx, s.from, e.key.digest, data)
 		if err == nil || !errors.Is(err, store.ErrUnavailable) || !s.held(e, err) {
 			return fromStore, err
 		}

@@ -16,6 +16,7 @@ import (
 	"cairn/blob/scan"
 	"cairn/chunker"
 	"cairn/store"
+	"cairn/store/storetest"
 	"cairn/testimages"
 )
 
@@ -63,7 +64,12 @@ func holding(t testing.TB, images ...[]byte) *origin {
 	return o
 }
 
-func (o *origin) Get(ctx context.Context, d blob.Digest, dst []byte) error {
+// Get implements store.Getter.
+func (o *origin) Get(ctx context.Context, wants []store.Want, done func(i int, err error)) {
+	storetest.GetterFunc(o.get).Get(ctx, wants, done)
+}
+
+func (o *origin) get(ctx context.Context, d blob.Digest, dst []byte) error {
 	data, err := o.begin(d)
 	defer o.end()
 	if err := sleep(ctx, o.latency); err != nil {

@@ -24,6 +24,7 @@ import (
 	"cairn/seed"
 	"cairn/seed/known"
 	"cairn/store/locate"
+	"cairn/store/supply"
 )
 
 // planFlags are the flags of assemble and plan.
@@ -308,7 +309,7 @@ func (f *assembleFlags) assemble(ctx context.Context, x *blob.Index, result *ass
 	if err != nil {
 		return err
 	}
-	defer from.close()
+	defer from.Close()
 	seeds := openSeeds(f.seeds)
 	defer closeSeeds(seeds)
 	if err := f.checkStream(t, seeds); err != nil {
@@ -323,7 +324,7 @@ func (f *assembleFlags) assemble(ctx context.Context, x *blob.Index, result *ass
 	}
 	err = f.run(ctx, plan, own, from, t, result)
 	result.SeedNames = seedNames(plan)
-	result.Downloads, result.DownloadedBytes = from.counter.Objects.Load(), from.counter.Bytes.Load()
+	result.Downloads, result.DownloadedBytes = from.Downloaded()
 	return err
 }
 
@@ -346,14 +347,13 @@ func (t *target) before() *blockdev.File {
 	return nil
 }
 
-func (f *assembleFlags) run(ctx context.Context, plan *seed.Plan, own int, from *source, t *target, result *assembled) (err error) {
+func (f *assembleFlags) run(ctx context.Context, plan *seed.Plan, own int, from *supply.Supply, t *target, result *assembled) (err error) {
 	p := newProgress(f.progress, "assembling "+result.Index.String(), plan.Index.Size())
 	defer p.end()
 	o := assemble.Options{
 		New:      t.blank,
 		Memory:   f.memory,
-		Fetches:  from.fetches,
-		Far:      len(from.gates) > 0,
+		Far:      from.Far(),
 		Own:      own,
 		Verify:   f.verifyAfter(t),
 		Progress: func(s assemble.Stats) { p.show(s.Done, share(s), s) },
@@ -366,9 +366,9 @@ func (f *assembleFlags) run(ctx context.Context, plan *seed.Plan, own int, from 
 		},
 	}
 	if t.stream != nil {
-		result.Stats, err = assemble.Stream(ctx, plan, from.chunks, assemble.Sink{Writer: t.stream, Size: plan.Index.Size()}, o)
+		result.Stats, err = assemble.Stream(ctx, plan, from, assemble.Sink{Writer: t.stream, Size: plan.Index.Size()}, o)
 	} else {
-		result.Stats, err = assemble.Run(ctx, plan, from.chunks, t, o)
+		result.Stats, err = assemble.Run(ctx, plan, from, t, o)
 	}
 	if err != nil {
 		return err

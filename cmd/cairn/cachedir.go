@@ -4,6 +4,7 @@ import (
 	"cairn/blob"
 	"cairn/store"
 	"cairn/store/cachedir"
+	"cairn/store/supply"
 )
 
 // limitFlag is a flag that takes the limit of a cache; 0 is none. Without it the limit is the cache's default.
@@ -24,7 +25,7 @@ func (f limitFlag) Set(text string) error {
 
 // addCache puts a directory of chunks in front of the stores. It is a help, and no condition: one that cannot
 // be written, since its disk is full for instance, is still read.
-func (s *source) addCache(dir string, limit int64, a blob.Algorithm) error {
+func addCache(from *supply.Supply, dir string, limit int64, a blob.Algorithm) error {
 	near := cachedir.Open(dir, cachedir.Options{Limit: limit})
 	keep, err := store.NewWriter(near, store.WriterOptions{})
 	if err != nil {
@@ -32,8 +33,7 @@ func (s *source) addCache(dir string, limit int64, a blob.Algorithm) error {
 		return err
 	}
 	failed := func(err error) { say("warning: the cache takes no more chunks for now: %v", err) }
-	s.chunks = store.Cache(store.NewChunks(near, a), keep, s.chunks, failed)
-	s.closers = append(s.closers, func() {
+	from.AddCache(store.NewChunks(near, a), keep, failed, func() {
 		_ = keep.Close() // what it kept is kept
 		_ = near.Close()
 	})

@@ -59,14 +59,14 @@ func runCat(ctx context.Context, stdout io.Writer, f catFlags) error {
 	if err != nil {
 		return err
 	}
-	defer from.close()
+	defer from.Close()
 	out, finish, err := catOutput(ctx, stdout, part.Size)
 	if err != nil {
 		return err
 	}
 	part.Writer = out
-	o := assemble.Options{Memory: catMemory, Fetches: from.fetches, Far: len(from.gates) > 0}
-	_, err = assemble.Stream(ctx, seed.NewPlan(x), from.chunks, part, o)
+	o := assemble.Options{Memory: catMemory, Far: from.Far()}
+	_, err = assemble.Stream(ctx, seed.NewPlan(x), from, part, o)
 	if err = finish(err); err != nil {
 		return streamError{fmt.Errorf("reading the image of %s: %w", index, err)}
 	}

@@ -87,7 +87,7 @@ func runDiff(ctx context.Context, stdout io.Writer, f diffFlags) error {
 		if err != nil {
 			return err
 		}
-		if drawn.stored, err = from.storedSizes(ctx, x, news); err != nil {
+		if drawn.stored, err = storedSizes(ctx, from, x, news); err != nil {
 			return fmt.Errorf("asking the store for sizes: %w", err)
 		}
 		n := sum(drawn.stored)

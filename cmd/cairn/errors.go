@@ -21,6 +21,7 @@ import (
 	"cairn/store"
 	"cairn/store/locate"
 	"cairn/store/s3"
+	"cairn/store/supply"
 )
 
 // The exit statuses, as `cairn help` tells them.
@@ -156,9 +157,9 @@ func hintFor(err error, status int) string {
 		return "run make again for the images that have those chunks, or verify with --repair STORE and the indexes"
 	case status == exitUsage:
 		return "see 'cairn help'"
-	case errors.Is(err, store.ErrBudget) && is[streamError](err):
+	case errors.Is(err, supply.ErrBudget) && is[streamError](err):
 		return "run it again with a larger --max-download; a stream begins anew"
-	case errors.Is(err, store.ErrBudget):
+	case errors.Is(err, supply.ErrBudget):
 		return "run it again with a larger --max-download: what is done is not done twice"
 	case errors.Is(err, syscall.ENOSPC):
 		return "make room and run it again"

@@ -2,14 +2,13 @@ package main
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"io"
 
 	"cairn/blob"
 	"cairn/blob/release"
 	"cairn/seed"
 	"cairn/store/locate"
+	"cairn/store/supply"
 )
 
 // noteKind tells of an index that may not be an image's. Commands that only read go on with it.
@@ -33,13 +32,13 @@ func readImageIndex(ctx context.Context, at locate.Location, a access) (*blob.In
 
 // refusePlannedArchive is release.RefuseArchive of the image that a plan is for. Its first chunk is read where it is; from the
 // store only if the flags are a tree's, since a plan downloads nothing. What cannot be read is left to assemble.
-func (s *source) refusePlannedArchive(ctx context.Context, p *seed.Plan, target io.ReaderAt) error {
+func refusePlannedArchive(ctx context.Context, from *supply.Supply, p *seed.Plan, target io.ReaderAt) error {
 	x := p.Index
 	if x.Len() == 0 || x.IsZero(0) {
 		return nil
 	}
 	first := make([]byte, x.At(0).Size)
-	if firstHere(p, target, first) || x.HasFileFlags() && s.get(ctx, x.At(0).Digest, first) == nil {
+	if firstHere(p, target, first) || x.HasFileFlags() && from.GetUncached(ctx, x.At(0).Digest, first) == nil {
 		return release.RefuseArchive(first)
 	}
 	return ctx.Err()
@@ -47,12 +46,12 @@ func (s *source) refusePlannedArchive(ctx context.Context, p *seed.Plan, target 
 
 // noteArchive tells of an image in the stores that begins as an archive of a directory tree does, where its index did not
 // say so already.
-func (s *source) noteArchive(ctx context.Context, at locate.Location, x *blob.Index) {
+func noteArchive(ctx context.Context, from *supply.Supply, at locate.Location, x *blob.Index) {
 	if release.KindOf(at, x) != release.Image || x.Len() == 0 || x.IsZero(0) {
 		return
 	}
 	first := make([]byte, x.At(0).Size)
-	if s.get(ctx, x.At(0).Digest, first) != nil {
+	if from.GetUncached(ctx, x.At(0).Digest, first) != nil {
 		return
 	}
 	if err := release.RefuseArchive(first); err != nil {
@@ -75,19 +74,4 @@ func firstHere(p *seed.Plan, target io.ReaderAt, first []byte) bool {
 		}
 	}
 	return false
-}
-
-// get reads a chunk from the first store that has it.
-func (s *source) get(ctx context.Context, d blob.Digest, dst []byte) error {
-	return s.policy.Do(ctx, func() error {
-		var errs []error
-		for _, chunks := range s.stores {
-			err := chunks.Get(ctx, d, dst)
-			if err == nil {
-				return nil
-			}
-			errs = append(errs, err)
-		}
-		return fmt.Errorf("chunk %v: %w", d, errors.Join(errs...))
-	})
 }

@@ -1,10 +1,8 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"syscall"
@@ -16,6 +14,7 @@ import (
 	"cairn/internal/disk"
 	"cairn/store"
 	"cairn/store/locate"
+	"cairn/store/supply"
 )
 
 // readIndex reads an index, and notes on the terminal if it may be of a directory tree.
@@ -119,31 +118,6 @@ func (p patient) write(b []byte) (int, error) {
 	}
 }
 
-// source is where chunks come from, and how much came over from the stores.
-type source struct {
-	chunks  store.Getter // a field, since embedding it would hide that it may be a store.ManyGetter
-	fetches int          // how many it may be asked for at once
-	counter store.Counter
-	stores  []*store.Chunks // each of them, in order
-	policy  store.Policy    // of asking again
-	closers []func()
-	gates   []*store.Gate // of those that are remote
-}
-
-// close ends what the stores have running.
-func (s *source) close() {
-	for _, end := range s.closers {
-		end()
-	}
-}
-
-// How many chunks are asked for at once where no flag says so. The gates before remote stores let through as
-// many of them as are useful.
-const (
-	fetchesLocal  = 32
-	fetchesRemote = 256
-)
-
 // of returns the stores of an index: those named, or the default one beside the index.
 func (f *stores) of(index locate.Location) ([][]locate.Location, error) {
 	if len(f.groups) > 0 {
@@ -153,15 +127,11 @@ func (f *stores) of(index locate.Location) ([][]locate.Location, error) {
 	return [][]locate.Location{{beside}}, err
 }
 
-// warnLeftOut says that a store of a group cannot be opened, if others stand in for it.
-func warnLeftOut(group []locate.Location, err error) {
-	if len(group) > 1 {
-		say("warning: going on without one of the stores: %v", err)
-	}
-}
+// warnLeftOut says that a store cannot be opened that others stand in for.
+func warnLeftOut(err error) { say("warning: going on without one of the stores: %v", err) }
 
 // openStores opens the stores of an index. No more than budget bytes are read from them, unless it is 0.
-func openStores(f stores, index locate.Location, a blob.Algorithm, budget int64) (*source, error) {
+func openStores(f stores, index locate.Location, a blob.Algorithm, budget int64) (*supply.Supply, error) {
 	groups, err := f.of(index)
 	if err != nil {
 		return nil, err
@@ -170,78 +140,18 @@ func openStores(f stores, index locate.Location, a blob.Algorithm, budget int64)
 	if err != nil {
 		return nil, err
 	}
-	access.Web.Connections, access.S3.Connections = fetchesRemote, fetchesRemote // gates say how many are used
-	s := &source{fetches: cmp.Or(f.fetches, fetchesLocal), policy: access.Retry}
-	var sources []store.Source
-	limit := f.limiter(budget)
-	for _, group := range groups {
-		opened := len(sources)
-		for _, at := range group {
-			r, failed := access.Open(at)
-			if failed != nil {
-				err = absentHint(fmt.Errorf("opening store %s: %w", at, failed), "name the store with -s LOCATION")
-				warnLeftOut(group, err)
-				continue
-			}
-			s.closers = append(s.closers, func() { closeReader(r) })
-			from := s.add(store.Meter(limit(r), &s.counter), a, f.gate(at))
-			from.Once = budget > 0 // nobody knows how much came of a request that is cancelled
-			sources = append(sources, from)
-		}
-		if len(sources) == opened {
-			s.close()
-			return nil, err
-		}
-	}
-	switch gate := sources[0].Gate; {
-	case gate == nil && len(sources) == 1:
-		s.chunks = sources[0].Getter
-	default:
-		s.chunks = store.RetryGets(store.Fallback(sources...), s.policy)
+	from, err := supply.Open(groups, access, a, supply.Options{
+		Requests: f.fetches, RateLimit: f.rateLimit, Budget: budget, LeftOut: warnLeftOut})
+	if err != nil {
+		return nil, absentHint(err, "name the store with -s LOCATION")
 	}
 	if f.cache != "" {
-		if err := s.addCache(f.cache, f.cacheLimit, a); err != nil {
-			s.close()
+		if err := addCache(from, f.cache, f.cacheLimit, a); err != nil {
+			from.Close()
 			return nil, err
 		}
 	}
-	return s, nil
-}
-
-// add makes one more store of a reader.
-func (s *source) add(r store.Reader, a blob.Algorithm, gate *store.Gate) store.Source {
-	chunks := store.NewChunks(r, a)
-	s.stores = append(s.stores, chunks)
-	if gate != nil {
-		s.fetches = max(s.fetches, gate.Most())
-		s.gates = append(s.gates, gate)
-	}
-	return store.Source{Getter: chunks, Gate: gate}
-}
-
-// gate is what limits the requests to a store, or nil for one on this machine.
-func (f *stores) gate(at locate.Location) *store.Gate {
-	switch {
-	case !at.Remote():
-		return nil
-	case f.fetches > 0:
-		return store.NewFixedGate(f.fetches)
-	}
-	return store.NewGate(fetchesRemote)
-}
-
-// limiter returns what holds the readers of all stores within the limits that they share.
-func (f *stores) limiter(budget int64) func(store.Reader) store.Reader {
-	pace, purse := store.NewPace(f.rateLimit), store.NewBudget(budget)
-	return func(r store.Reader) store.Reader {
-		if f.rateLimit > 0 {
-			r = pace.Limit(r)
-		}
-		if budget > 0 {
-			r = purse.Limit(r)
-		}
-		return r
-	}
+	return from, nil
 }
 
 // openImage opens the file, device or partition that a location means, for reading.

@@ -9,13 +9,13 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sync/errgroup"
 
 	"cairn/blob"
 	"cairn/blob/assemble"
 	"cairn/internal/blockdev"
 	"cairn/internal/disk"
 	"cairn/seed"
+	"cairn/store/supply"
 )
 
 func newPlan() *cobra.Command {
@@ -90,14 +90,14 @@ func (f *planFlags) preview(ctx context.Context, m memory, x *blob.Index, result
 	if err != nil {
 		return p, err
 	}
-	defer from.close()
+	defer from.Close()
 	seeds := openSeeds(f.seeds)
 	defer closeSeeds(seeds)
 	plan, _, err := f.plan(ctx, m, x, seeds, result.Target, before, inPlace)
 	if err != nil {
 		return p, err
 	}
-	if err := from.refusePlannedArchive(ctx, plan, target); err != nil {
+	if err := refusePlannedArchive(ctx, from, plan, target); err != nil {
 		return p, err
 	}
 	bar := newProgress(f.progress, "planning "+result.Index.String(), x.Size())
@@ -112,7 +112,7 @@ func (f *planFlags) preview(ctx context.Context, m memory, x *blob.Index, result
 		title: result.Index.String() + " onto " + shownTarget(result.Target), index: x, seeds: result.SeedNames, fetched: fetched(sources),
 		source: func(i int) seed.Step { return sources[i] },
 	}
-	p.stored, err = from.storedSizes(ctx, x, p.fetched)
+	p.stored, err = storedSizes(ctx, from, x, p.fetched)
 	result.DownloadedBytes = sum(p.stored)
 	return p, err
 }
@@ -170,36 +170,10 @@ func fetched(sources []seed.Step) []int {
 }
 
 // storedSizes asks the stores how many bytes each of the chunks with these numbers takes there.
-func (s *source) storedSizes(ctx context.Context, x *blob.Index, numbers []int) ([]int64, error) {
-	sizes := make([]int64, len(numbers))
-	group, groupCtx := errgroup.WithContext(ctx)
-	group.SetLimit(min(s.fetches, mostQuestions))
+func storedSizes(ctx context.Context, from *supply.Supply, x *blob.Index, numbers []int) ([]int64, error) {
+	digests := make([]blob.Digest, len(numbers))
 	for at, i := range numbers {
-		group.Go(func() error {
-			return s.policy.Do(groupCtx, func() (err error) {
-				sizes[at], err = s.stat(groupCtx, x.At(i).Digest)
-				return err
-			})
-		})
+		digests[at] = x.At(i).Digest
 	}
-	if err := group.Wait(); err != nil {
-		return nil, err
-	}
-	return sizes, ctx.Err()
-}
-
-// mostQuestions is how many chunks' sizes are asked for at once: no gate is before questions.
-const mostQuestions = 32
-
-// stat is the size of a chunk in the first store that has it.
-func (s *source) stat(ctx context.Context, d blob.Digest) (int64, error) {
-	var errs []error
-	for _, chunks := range s.stores {
-		n, err := chunks.Stat(ctx, d)
-		if err == nil {
-			return n, nil
-		}
-		errs = append(errs, err)
-	}
-	return 0, fmt.Errorf("chunk %v: %w", d, errors.Join(errs...))
+	return from.Sizes(ctx, digests)
 }

@@ -124,14 +124,14 @@ func openStreamOutlet(ctx context.Context, name string) (func(context.Context, *
 func outletIn(ctx context.Context, b store.Bucket, name string, createOnly bool) (func(context.Context, *blob.Index) error, error) {
 	write := b.Write
 	if createOnly {
-		creator, can := b.(store.Creator)
+		creator, can := store.As[store.Creator](b)
 		if !can {
 			return nil, cannotCreate(fmt.Errorf("%v cannot tell whether an index is new, as --create-only asks: %w", b, errors.ErrUnsupported))
 		}
 		write = creator.Create
 	}
 	err := reachable(ctx, b, name, createOnly)
-	if checker, can := b.(store.CreateChecker); can && err == nil && createOnly {
+	if checker, can := store.As[store.CreateChecker](b); can && err == nil && createOnly {
 		err = checker.CheckCreate(ctx)
 	}
 	if err != nil {

@@ -199,8 +199,8 @@ func (im *images) source(index locate.Location, a blob.Algorithm) (*view.Source,
 	if err != nil {
 		return nil, err
 	}
-	im.closers = append(im.closers, from.close)
-	im.sources[k] = im.cache.Source(im.seen.add(locations, a, from), from.fetches)
+	im.closers = append(im.closers, from.Close)
+	im.sources[k] = im.cache.Source(im.seen.add(locations, a, from), from.Requests())
 	return im.sources[k], nil
 }
 

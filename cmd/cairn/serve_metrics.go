@@ -21,6 +21,7 @@ import (
 	"cairn/nbd"
 	"cairn/store"
 	"cairn/store/locate"
+	"cairn/store/supply"
 )
 
 // seeing is where one can see what serve does.
@@ -105,7 +106,8 @@ func (s *sight) totals() (t dashboard.Totals) {
 		t.Served += tally.BytesRead
 	}
 	for _, st := range s.offer.images.seen.list() {
-		t.Stored += st.from.counter.Bytes.Load()
+		_, stored := st.from.Downloaded()
+		t.Stored += stored
 	}
 	return t
 }
@@ -343,12 +345,12 @@ type seenStores struct {
 }
 
 // add returns a source's chunks, and sees what becomes of asking for them from now on.
-func (s *seenStores) add(locations []locate.Location, a blob.Algorithm, from *source) store.Getter {
+func (s *seenStores) add(locations []locate.Location, a blob.Algorithm, from *supply.Supply) store.Getter {
 	var names []string
 	for _, at := range locations {
 		names = append(names, at.String())
 	}
-	st := &seenStore{chunks: from.chunks, name: strings.Join(names, " "), from: from, up: true, since: time.Now(), failed: map[blob.Digest]struct{}{}}
+	st := &seenStore{name: strings.Join(names, " "), from: from, up: true, since: time.Now(), failed: map[blob.Digest]struct{}{}}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	st.name = s.unused(st.name, a)
@@ -380,9 +382,8 @@ func (s *seenStores) list() []*seenStore {
 
 // seenStore sees what becomes of asking for chunks.
 type seenStore struct {
-	chunks            store.Getter
 	name              string
-	from              *source
+	from              *supply.Supply
 	inFlight, retries atomic.Int64
 	results           [gots]atomic.Int64
 
@@ -399,11 +400,14 @@ const maxFailed = 4096
 var _ store.Getter = (*seenStore)(nil)
 
 // Get implements store.Getter.
-func (s *seenStore) Get(ctx context.Context, d blob.Digest, dst []byte) error {
-	s.begin(d)
-	err := s.chunks.Get(ctx, d, dst)
-	s.end(d, gotOf(ctx, err), err)
-	return err
+func (s *seenStore) Get(ctx context.Context, wants []store.Want, done func(i int, err error)) {
+	for _, w := range wants {
+		s.begin(w.Digest)
+	}
+	s.from.Get(ctx, wants, func(i int, err error) {
+		s.end(wants[i].Digest, gotOf(ctx, err), err)
+		done(i, err)
+	})
 }
 
 func (s *seenStore) begin(d blob.Digest) {
@@ -438,13 +442,12 @@ func (s *seenStore) end(d blob.Digest, result int, err error) {
 }
 
 func (s *seenStore) status() dashboard.Store {
-	d := dashboard.Store{Name: s.name, InFlight: s.inFlight.Load(), Stored: s.from.counter.Bytes.Load(), Retries: s.retries.Load()}
+	_, stored := s.from.Downloaded()
+	d := dashboard.Store{Name: s.name, InFlight: s.inFlight.Load(), Stored: stored, Retries: s.retries.Load()}
 	for r := range s.results {
 		d.Requests = append(d.Requests, dashboard.Results{Result: gotWord(r), Count: s.results[r].Load()})
 	}
-	for _, g := range s.from.gates {
-		d.GateLimit += g.Limit()
-	}
+	d.GateLimit = s.from.Limit()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	d.Up, d.Since = s.up, s.since

@@ -16,7 +16,9 @@ import (
 	"cairn/blob"
 	"cairn/blob/release"
 	"cairn/nbd"
+	"cairn/store"
 	"cairn/store/locate"
+	"cairn/store/supply"
 )
 
 // fakeImage is an image whose "index" is a file with its text.
@@ -279,7 +281,7 @@ func TestStoreNames(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		s.add([]locate.Location{at}, blob.SHA512_256, &source{})
+		s.add([]locate.Location{at}, blob.SHA512_256, supply.New(store.Policy{}, supply.Options{}))
 	}
 	for _, st := range s.list() {
 		if names[st.name] || strings.Contains(st.name, "token") {

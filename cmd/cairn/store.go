@@ -12,6 +12,7 @@ import (
 	"cairn/store"
 	"cairn/store/keep"
 	"cairn/store/locate"
+	"cairn/store/supply"
 )
 
 func newStore() *cobra.Command {
@@ -66,12 +67,6 @@ func (f *reading) workers(at locate.Location, jobs int) int {
 	return jobs
 }
 
-// listable is a reader with limits, and a listing that has none.
-type listable struct {
-	store.Reader
-	store.Lister
-}
-
 // openStore opens a store to read, and to list if it can be listed.
 func (f *reading) openStore(at locate.Location) (store.Reader, error) {
 	a, err := f.stores.open()
@@ -84,13 +79,10 @@ func (f *reading) openStore(at locate.Location) (store.Reader, error) {
 	}
 	limited := r
 	if f.rateLimit > 0 {
-		limited = store.NewPace(f.rateLimit).Limit(limited)
+		limited = supply.NewRate(f.rateLimit).Limit(limited)
 	}
 	if at.Remote() {
 		limited = store.Retry(limited, a.Retry)
-	}
-	if l, can := r.(store.Lister); can {
-		return listable{limited, l}, nil
 	}
 	return limited, nil
 }
@@ -101,7 +93,9 @@ func (f *reading) openGroup(group []locate.Location) (readers []store.Reader, er
 		r, failed := f.openStore(at)
 		if failed != nil {
 			err = failed
-			warnLeftOut(group, failed)
+			if len(group) > 1 {
+				warnLeftOut(failed)
+			}
 			continue
 		}
 		readers = append(readers, r)

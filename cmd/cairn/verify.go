@@ -129,13 +129,13 @@ func (f *verifyFlags) verifyStore(ctx context.Context, x *blob.Index) (verify.Re
 	if err != nil {
 		return verify.Report{}, err
 	}
-	defer from.close()
-	o := verify.Options{Workers: max(min(from.fetches, 64), f.jobs)}
+	defer from.Close()
+	o := verify.Options{Workers: max(min(from.Requests(), 64), f.jobs)}
 	r, err := f.report("the store", x, o, func(o verify.Options) (verify.Report, error) {
-		return verify.Store(ctx, x, from.chunks, o)
+		return verify.Store(ctx, x, from, o)
 	})
 	if err == nil { // a store that is away was waited for long enough
-		from.noteArchive(ctx, f.index[0], x)
+		noteArchive(ctx, from, f.index[0], x)
 	}
 	return r, err
 }

@@ -1,4 +1,4 @@
-// Package cachedir keeps chunks in a directory, up to a size: the near side of store.Cache. The directory is a
+// Package cachedir keeps chunks in a directory, up to a size: the near side of supply.Cached. The directory is a
 // casync chunk store, which other tools may read, and belongs to any number of processes at once. When it is
 // full, the chunks that were used the longest ago go. It knows nothing of what chunks hold: who reads from it
 // proves what he reads, so nothing here is ever flushed. It needs Linux.

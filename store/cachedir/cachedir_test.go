@@ -20,6 +20,7 @@ import (
 	"cairn/internal/test/need"
 	"cairn/store"
 	"cairn/store/storetest"
+	"cairn/store/supply"
 )
 
 const kib = 1 << 10
@@ -97,7 +98,7 @@ func through(t *testing.T, d *Dir, failed func(error), samples ...sample) (g sto
 		t.Fatal(err)
 	}
 	far = new(int)
-	return store.Cache(store.NewChunks(d, blob.SHA512_256), keep, origin{samples, far}, failed), far
+	return supply.Cached(origin{samples, far}, store.NewChunks(d, blob.SHA512_256), keep, failed), far
 }
 
 // origin supplies samples, and counts that.
@@ -106,7 +107,12 @@ type origin struct {
 	asked   *int
 }
 
-func (o origin) Get(_ context.Context, d blob.Digest, dst []byte) error {
+// Get implements store.Getter.
+func (o origin) Get(ctx context.Context, wants []store.Want, done func(i int, err error)) {
+	storetest.GetterFunc(o.get).Get(ctx, wants, done)
+}
+
+func (o origin) get(_ context.Context, d blob.Digest, dst []byte) error {
 	*o.asked++
 	for _, s := range o.samples {
 		if s.digest == d {
@@ -120,7 +126,7 @@ func (o origin) Get(_ context.Context, d blob.Digest, dst []byte) error {
 func wantFrom(t *testing.T, g store.Getter, s sample) {
 	t.Helper()
 	dst := make([]byte, len(s.data))
-	if err := g.Get(t.Context(), s.digest, dst); err != nil || !bytes.Equal(dst, s.data) {
+	if err := store.GetOne(t.Context(), g, s.digest, dst); err != nil || !bytes.Equal(dst, s.data) {
 		t.Errorf("Get = %v, want the chunk", err)
 	}
 }

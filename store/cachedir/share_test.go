@@ -23,6 +23,8 @@ import (
 
 	"cairn/blob"
 	"cairn/store"
+	"cairn/store/storetest"
+	"cairn/store/supply"
 )
 
 // The processes of TestKilledProcesses.
@@ -86,7 +88,7 @@ func newSharer(d *Dir) (*sharer, error) {
 		s.byDigest[sample.digest] = sample
 	}
 	keep, err := store.NewWriter(d, store.WriterOptions{})
-	s.cache = store.Cache(store.NewChunks(d, blob.SHA512_256), keep, s, s.complain)
+	s.cache = supply.Cached(s, store.NewChunks(d, blob.SHA512_256), keep, s.complain)
 	return s, err
 }
 
@@ -95,7 +97,12 @@ func (s *sharer) complain(err error) {
 	fmt.Println(err)
 }
 
-func (s *sharer) Get(_ context.Context, d blob.Digest, dst []byte) error {
+// Get implements store.Getter.
+func (s *sharer) Get(ctx context.Context, wants []store.Want, done func(i int, err error)) {
+	storetest.GetterFunc(s.get).Get(ctx, wants, done)
+}
+
+func (s *sharer) get(_ context.Context, d blob.Digest, dst []byte) error {
 	s.misses.Add(1)
 	copy(dst, s.byDigest[d].data)
 	return nil
@@ -106,7 +113,7 @@ func (s *sharer) work(ctx context.Context) {
 	for ctx.Err() == nil {
 		want := s.samples[rand.IntN(1+rand.IntN(sharedChunks))]
 		dst := make([]byte, len(want.data))
-		err := s.cache.Get(ctx, want.digest, dst)
+		err := store.GetOne(ctx, s.cache, want.digest, dst)
 		if ctx.Err() != nil {
 			return
 		}

@@ -21,7 +21,7 @@ import (
 var ErrCannotList = errors.New("it cannot be listed")
 
 func listerOf(r store.Reader) (store.Lister, error) {
-	l, can := r.(store.Lister)
+	l, can := store.As[store.Lister](r)
 	if !can {
 		return nil, fmt.Errorf("%v: %w", r, ErrCannotList)
 	}

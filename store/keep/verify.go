@@ -94,7 +94,7 @@ type numbered struct {
 func (v *verifier) prepare(r store.Reader) (err error) {
 	var can bool
 	if v.options.Remove {
-		if v.remover, can = v.options.Bucket.(store.Remover); !can {
+		if v.remover, can = store.As[store.Remover](v.options.Bucket); !can {
 			return fmt.Errorf("removing from %v: %w", r, errors.ErrUnsupported)
 		}
 	}

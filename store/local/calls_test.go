@@ -110,7 +110,7 @@ func TestHelperChunks(t *testing.T) {
 	chunks := store.NewChunks(create(t, dir, local.Options{}), blob.SHA512_256)
 	for i := range n {
 		data := storetest.Bytes(uint64(i), 5000)
-		if err := chunks.Get(t.Context(), blob.SHA512_256.Sum(data), make([]byte, len(data))); err != nil {
+		if err := store.GetOne(t.Context(), chunks, blob.SHA512_256.Sum(data), make([]byte, len(data))); err != nil {
 			t.Fatal(err)
 		}
 	}

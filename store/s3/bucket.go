@@ -18,7 +18,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -181,10 +180,9 @@ func (b *Bucket) Write(ctx context.Context, name string, data []byte) error {
 	return b.put(ctx, name, data, http.Header{})
 }
 
-const (
-	conflicts    = 6 // attempts at a name that others are writing
-	conflictWait = 50 * time.Millisecond
-)
+const conflicts = 6 // attempts at a name that others are writing
+
+var conflictBackoff = store.Backoff{First: 100 * time.Millisecond, Max: 600 * time.Millisecond}
 
 // Create implements store.Creator. A server that knows If-None-Match decides; one that does not, and says nothing,
 // replaces an object only if it came up since the question that is asked first, or if that is denied: who may write
@@ -205,7 +203,7 @@ func (b *Bucket) Create(ctx context.Context, name string, data []byte) error {
 			return err
 		}
 		// One of the writers at the same time wins, maybe none does.
-		if err := sleep(ctx, time.Duration(n)*(conflictWait+rand.N(conflictWait))); err != nil {
+		if err := store.Sleep(ctx, conflictBackoff.Wait(n)); err != nil {
 			return err
 		}
 	}
@@ -271,15 +269,4 @@ func (b *Bucket) object(ctx context.Context, name string, c call, use use) error
 func hash(data []byte) string {
 	sum := sha256.Sum256(data)
 	return hex.EncodeToString(sum[:])
-}
-
-func sleep(ctx context.Context, wait time.Duration) error {
-	t := time.NewTimer(wait)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }

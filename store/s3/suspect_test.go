@@ -34,7 +34,7 @@ func TestLabelsDoNotCount(t *testing.T) {
 			w.Write(page)
 		})
 		chunks := store.NewChunks(b, blob.SHA256)
-		if err := chunks.Get(t.Context(), d, dst); err != nil || !bytes.Equal(dst, page) {
+		if err := store.GetOne(t.Context(), chunks, d, dst); err != nil || !bytes.Equal(dst, page) {
 			t.Errorf("%v: Get = %v", header, err)
 		}
 		if size, err := chunks.Stat(t.Context(), d); size != int64(len(page)) || err != nil {
@@ -56,7 +56,7 @@ func TestHeaderExplains(t *testing.T) {
 	for _, listErr = range b.List(t.Context(), "") {
 	}
 	for call, err := range map[string]error{
-		"Get": chunks.Get(t.Context(), d, make([]byte, 4)), "Stat": statErr, "List": listErr,
+		"Get": store.GetOne(t.Context(), chunks, d, make([]byte, 4)), "Stat": statErr, "List": listErr,
 		"Write": b.Write(t.Context(), "x", []byte("data")),
 		"Stream": b.Stream(t.Context(), "x", 1000, func(in io.Reader) error {
 			_, err := blob.Decode(in)

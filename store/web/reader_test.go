@@ -387,7 +387,7 @@ func TestUnreliableServer(t *testing.T) {
 	chunks := store.NewChunks(r, blob.SHA256)
 	for range 10 {
 		dst := make([]byte, len(chunk))
-		if err := chunks.Get(t.Context(), digest, dst); err != nil || !bytes.Equal(dst, chunk) {
+		if err := store.GetOne(t.Context(), chunks, digest, dst); err != nil || !bytes.Equal(dst, chunk) {
 			t.Fatalf("Get = %v", err)
 		}
 	}

@@ -61,11 +61,11 @@ func checkChunk(t *testing.T, name string, r store.Reader, d blob.Digest, want [
 	t.Helper()
 	chunks := store.NewChunks(r, blob.SHA256)
 	dst := make([]byte, len(want))
-	if err := chunks.Get(t.Context(), d, dst); err != nil || !bytes.Equal(dst, want) {
+	if err := store.GetOne(t.Context(), chunks, d, dst); err != nil || !bytes.Equal(dst, want) {
 		t.Errorf("%s: Get = %v", name, err)
 	}
 	clear(dst)
-	err := chunks.GetMany(t.Context(), []store.Want{{Digest: d, Dst: dst}}, make(store.Slots, 1))
+	err := store.GetAll(t.Context(), chunks, []store.Want{{Digest: d, Dst: dst}, {Digest: d, Dst: make([]byte, len(dst))}})
 	if err != nil || !bytes.Equal(dst, want) {
 		t.Errorf("%s: GetMany = %v", name, err)
 	}
@@ -162,8 +162,8 @@ func TestHeaderExplains(t *testing.T) {
 				return err
 			})
 			for _, err := range []error{
-				chunks.Get(t.Context(), d, dst),
-				chunks.GetMany(t.Context(), []store.Want{{Digest: d, Dst: dst}}, make(store.Slots, 1)),
+				store.GetOne(t.Context(), chunks, d, dst),
+				store.GetAll(t.Context(), chunks, []store.Want{{Digest: d, Dst: dst}, {Digest: d, Dst: make([]byte, len(dst))}}),
 				chunks.Load(t.Context(), d, true, int64(len(page)), new(store.Raw)), streamErr,
 			} {
 				checkFault(t, nil, err, test.want)

@@ -39,6 +39,7 @@ var imports = map[string]string{
 	"store/mem":          "store",
 	"store/locate":       "store store/local store/web store/s3 store/sftp store/mem",
 	"store/storetest":    "store blob",
+	"store/supply":       "blob store store/locate",
 	"store/keep":         "store blob",
 	"seed":               "blob chunker",
 	"seed/known":         "blob",

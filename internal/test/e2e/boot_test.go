@@ -347,7 +347,7 @@ func replayPlainly(t *testing.T, trace *boottrace.Trace, x *blob.Index, url stri
 				continue
 			}
 			_, err, _ := flights.Do(c.Digest.String(), func() (any, error) {
-				return nil, from.Get(ctx, c.Digest, make([]byte, c.Size))
+				return nil, store.GetOne(ctx, from, c.Digest, make([]byte, c.Size))
 			})
 			if err != nil {
 				return err

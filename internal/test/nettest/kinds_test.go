@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"cairn/internal/test/netlab"
+	"cairn/store"
 )
 
 // outcomes say what becomes of a job when each chunk fails in one way: once, and for good. "" is success. A second
@@ -87,7 +88,7 @@ func TestRetryAfter(t *testing.T) {
 			g := newRig(t, r, f)
 			begun := time.Now()
 			err := within(t, func(ctx context.Context) error {
-				return from(patient, g).Get(ctx, r.index.At(0).Digest, make([]byte, chunkSize))
+				return store.GetOne(ctx, from(patient, g), r.index.At(0).Digest, make([]byte, chunkSize))
 			})
 			if took := time.Since(begun); err != nil || took < 900*time.Millisecond { // a date has whole seconds
 				t.Errorf("it took %v and gave %v, want about 2 s", took, err)

@@ -31,6 +31,7 @@ import (
 	"cairn/store"
 	"cairn/store/locate"
 	"cairn/store/mem"
+	"cairn/store/supply"
 	"cairn/store/web"
 	"cairn/testimages"
 )
@@ -110,7 +111,7 @@ func (r *release) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 // rig is a store behind a server that fails.
 type rig struct {
 	*netlab.Faulty
-	source store.Source
+	source store.Getter
 }
 
 func newRig(t testing.TB, r *release, f netlab.Faults) *rig {
@@ -128,16 +129,16 @@ func newRig(t testing.TB, r *release, f netlab.Faults) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &rig{faulty, store.Source{Getter: store.NewChunks(reader, r.index.Algorithm()), Gate: store.NewGate(fetches)}}
+	return &rig{faulty, store.NewChunksAtOnce(reader, r.index.Algorithm(), fetches)}
 }
 
 // from is a group of stores, as the commands make it.
 func from(p store.Policy, rigs ...*rig) store.Getter {
-	var sources []store.Source
+	var sources []store.Getter
 	for _, g := range rigs {
 		sources = append(sources, g.source)
 	}
-	return store.RetryGets(store.Fallback(sources...), p)
+	return supply.New(p, supply.Options{}, sources...)
 }
 
 // disk is a target.
@@ -153,7 +154,7 @@ func assembled(t testing.TB, r *release, from store.Getter) error {
 	t.Helper()
 	d := make(disk, len(r.image))
 	return within(t, func(ctx context.Context) error {
-		_, err := assemble.Run(ctx, seed.NewPlan(r.index), from, d, assemble.Options{Fetches: fetches})
+		_, err := assemble.Run(ctx, seed.NewPlan(r.index), from, d, assemble.Options{})
 		if err == nil && !bytes.Equal(d, r.image) {
 			t.Error("assemble succeeded, and the image is wrong")
 		}

@@ -1,4 +1,4 @@
-package store
+package supply
 
 import (
 	"context"
@@ -8,30 +8,35 @@ import (
 	"time"
 
 	"golang.org/x/time/rate"
+
+	"cairn/store"
 )
 
 // ErrBudget says that reading on would take more bytes than the budget has.
 var ErrBudget = errors.New("the download budget is used up")
 
-// Pace is a number of bytes a second that readers may take together. Safe for concurrent use.
-type Pace struct{ limiter *rate.Limiter }
+// Rate is a number of bytes a second that readers may take together. Safe for concurrent use.
+type Rate struct{ limiter *rate.Limiter }
 
-// NewPace is a pace of so many bytes a second.
-func NewPace(bytesPerSecond int64) *Pace {
+// NewRate returns a rate of so many bytes a second.
+func NewRate(bytesPerSecond int64) *Rate {
 	const burst = 256 << 10
-	return &Pace{rate.NewLimiter(rate.Limit(bytesPerSecond), burst)}
+	return &Rate{rate.NewLimiter(rate.Limit(bytesPerSecond), burst)}
 }
 
-// Limit reads from r no faster than the pace, on average. An object is read as fast as it comes, and the
-// next ones wait for it.
-func (p *Pace) Limit(r Reader) Reader { return paced{r, p.limiter} }
+// Limit returns a Reader that reads from r no faster than the rate, on average. An object is read as fast as it comes,
+// and the next ones wait for it.
+func (l *Rate) Limit(r store.Reader) store.Reader { return rateLimited{r, l.limiter} }
 
-type paced struct {
-	Reader
+type rateLimited struct {
+	store.Reader
 	limiter *rate.Limiter
 }
 
-func (p paced) Read(ctx context.Context, name string, dst []byte, limit int64) ([]byte, error) {
+// Unwrap is for store.As.
+func (p rateLimited) Unwrap() store.Reader { return p.Reader }
+
+func (p rateLimited) Read(ctx context.Context, name string, dst []byte, limit int64) ([]byte, error) {
 	if err := p.wait(ctx, 1); err != nil {
 		return nil, err
 	}
@@ -46,7 +51,7 @@ func (p paced) Read(ctx context.Context, name string, dst []byte, limit int64) (
 
 // wait waits for the turn of n bytes. When that comes behind a deadline, which is set for the store and not for us,
 // the bytes count, and others wait for them.
-func (p paced) wait(ctx context.Context, n int) error {
+func (p rateLimited) wait(ctx context.Context, n int) error {
 	err := p.limiter.WaitN(ctx, n)
 	if err == nil || ctx.Err() != nil {
 		return err
@@ -68,14 +73,17 @@ func NewBudget(bytes int64) *Budget { return &Budget{left: bytes, changed: make(
 
 // Limit reads from r as long as the budget lasts, and never takes more from it than it has: a read that might
 // need more than is left waits for what others give back, then asks for the object's size before it is sent, and
-// is ErrBudget in the end. What came in vain counts too, where r tells it (see UnavailableError); of a request that
-// is cancelled nobody knows, so that with a budget none should be sent twice (see Source.Once).
-func (b *Budget) Limit(r Reader) Reader { return budgeted{r, b} }
+// is ErrBudget in the end. What came in vain counts too, where r tells it (see store.UnavailableError); of a request that
+// is cancelled nobody knows, so that with a budget none should be sent twice (see Store.Once).
+func (b *Budget) Limit(r store.Reader) store.Reader { return budgeted{r, b} }
 
 type budgeted struct {
-	Reader
+	store.Reader
 	budget *Budget
 }
+
+// Unwrap is for store.As.
+func (r budgeted) Unwrap() store.Reader { return r.Reader }
 
 func (r budgeted) Read(ctx context.Context, name string, dst []byte, limit int64) ([]byte, error) {
 	got, err := r.budget.take(ctx, limit)
@@ -95,10 +103,10 @@ func (r budgeted) Read(ctx context.Context, name string, dst []byte, limit int64
 
 // came is how many bytes a read brought behind dst, also in vain.
 func came(dst, out []byte, err error) int64 {
-	if err == nil || isSuspect(err) {
+	if err == nil || store.IsSuspect(err) {
 		return int64(len(out) - len(dst))
 	}
-	if broken, ok := errors.AsType[*UnavailableError](err); ok {
+	if broken, ok := errors.AsType[*store.UnavailableError](err); ok {
 		return broken.Received
 	}
 	return 0
@@ -108,9 +116,9 @@ func came(dst, out []byte, err error) int64 {
 func (r budgeted) affordable(ctx context.Context, name string, left int64) error {
 	size, err := r.Reader.Stat(ctx, name)
 	switch {
-	case errors.Is(err, ErrNoSize):
+	case errors.Is(err, store.ErrNoSize):
 		return fmt.Errorf("reading %s/%s of unknown size, where %d are left: %w", r.Reader, name, left, ErrBudget)
-	case err != nil && !isSuspect(err):
+	case err != nil && !store.IsSuspect(err):
 		return fmt.Errorf("asking for a size, as %d bytes are left of the download budget: %w", left, err)
 	case size > left:
 		return fmt.Errorf("reading %s/%s of %d bytes, where %d are left: %w", r.Reader, name, size, left, ErrBudget)

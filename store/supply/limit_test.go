@@ -1,4 +1,4 @@
-package store_test
+package supply
 
 import (
 	"context"
@@ -27,9 +27,9 @@ func objects(t *testing.T, n, size int) *mem.Bucket {
 	return &b
 }
 
-func TestPace(t *testing.T) {
+func TestRate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := store.NewPace(2 << 20).Limit(objects(t, 20, 1<<20))
+		r := NewRate(2 << 20).Limit(objects(t, 20, 1<<20))
 		begun := time.Now()
 		for i := range 20 {
 			if _, err := r.Read(t.Context(), fmt.Sprint(i), nil, 2<<20); err != nil {
@@ -42,14 +42,14 @@ func TestPace(t *testing.T) {
 	})
 }
 
-// TestPaceBehindRetries: the store failed once, and so many others read that their bytes use up what is left of patience.
-func TestPaceBehindRetries(t *testing.T) {
+// TestRateBehindRetries: the store failed once, and so many others read that their bytes use up what is left of patience.
+func TestRateBehindRetries(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSample(1, 1000)
-		pace := store.NewPace(10_000)
+		rate := NewRate(10_000)
 		busy := storetest.Faulty(bucketOf(t, s), storetest.First(1), storetest.Fails(store.ErrUnavailable))
-		g := store.RetryGets(chunksOf(pace.Limit(busy)), store.Policy{})
-		others := pace.Limit(objects(t, 10, 200_000))
+		g := retrying{chunksOf(rate.Limit(busy)), store.Policy{}}
+		others := rate.Limit(objects(t, 10, 200_000))
 		var wg sync.WaitGroup
 		for i := range 10 {
 			wg.Go(func() {
@@ -69,10 +69,10 @@ func TestPaceBehindRetries(t *testing.T) {
 	})
 }
 
-func TestPaceCancelled(t *testing.T) {
+func TestRateCancelled(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := store.NewPace(1).Limit(objects(t, 1, 10)).Read(ctx, "0", nil, 10); err == nil {
+	if _, err := NewRate(1).Limit(objects(t, 1, 10)).Read(ctx, "0", nil, 10); err == nil {
 		t.Error("Read = nil after cancellation")
 	}
 }
@@ -80,14 +80,14 @@ func TestPaceCancelled(t *testing.T) {
 // TestBudget: many readers at once get all that the budget allows, and not a byte more.
 func TestBudget(t *testing.T) {
 	const size, budget = 1000, 12_345
-	r := store.NewBudget(budget).Limit(objects(t, 40, size))
+	r := NewBudget(budget).Limit(objects(t, 40, size))
 	var read atomic.Int64
 	var wg sync.WaitGroup
 	for i := range 40 {
 		wg.Go(func() {
 			out, err := r.Read(t.Context(), fmt.Sprint(i), nil, 5*size)
 			read.Add(int64(len(out)))
-			if err != nil && !errors.Is(err, store.ErrBudget) {
+			if err != nil && !errors.Is(err, ErrBudget) {
 				t.Errorf("Read = %v, want ErrBudget", err)
 			}
 		})
@@ -99,17 +99,17 @@ func TestBudget(t *testing.T) {
 }
 
 func TestBudgetGivesBack(t *testing.T) {
-	r := store.NewBudget(100).Limit(objects(t, 1, 60))
+	r := NewBudget(100).Limit(objects(t, 1, 60))
 	if _, err := r.Read(t.Context(), "absent", nil, 100); !errors.Is(err, store.ErrNotFound) {
 		t.Errorf("Read(absent) = %v, want ErrNotFound", err)
 	}
-	if _, err := r.Read(t.Context(), "0", nil, 50); !errors.Is(err, store.ErrTooLarge) || errors.Is(err, store.ErrBudget) {
+	if _, err := r.Read(t.Context(), "0", nil, 50); !errors.Is(err, store.ErrTooLarge) || errors.Is(err, ErrBudget) {
 		t.Errorf("Read over the caller's limit = %v, want ErrTooLarge", err)
 	}
 	if _, err := r.Read(t.Context(), "0", []byte("x"), 100); err != nil {
 		t.Errorf("Read within the budget = %v", err)
 	}
-	if _, err := r.Read(t.Context(), "0", nil, 100); !errors.Is(err, store.ErrBudget) {
+	if _, err := r.Read(t.Context(), "0", nil, 100); !errors.Is(err, ErrBudget) {
 		t.Errorf("Read over the budget = %v, want ErrBudget", err)
 	}
 }
@@ -117,8 +117,8 @@ func TestBudgetGivesBack(t *testing.T) {
 // TestBudgetAsksFirst: what cannot be afforded is not even begun to be sent.
 func TestBudgetAsksFirst(t *testing.T) {
 	far := &countedReads{Bucket: objects(t, 2, 60)}
-	r := store.NewBudget(100).Limit(far)
-	for i, want := range []error{nil, store.ErrBudget} {
+	r := NewBudget(100).Limit(far)
+	for i, want := range []error{nil, ErrBudget} {
 		if _, err := r.Read(t.Context(), fmt.Sprint(i), nil, 80); !errors.Is(err, want) {
 			t.Errorf("Read(%d) = %v, want %v", i, err, want)
 		}
@@ -143,12 +143,12 @@ func TestBudgetCountsWhatCameInVain(t *testing.T) {
 	b := new(mem.Bucket)
 	mustWrite(t, b, "x", make([]byte, 600))
 	broken := storetest.Faulty(b, storetest.First(1), storetest.Fails(&store.UnavailableError{Err: errors.New("cut"), Received: 500}))
-	budget := store.NewBudget(1000)
+	budget := NewBudget(1000)
 	r := budget.Limit(broken)
 	if _, err := r.Read(t.Context(), "x", nil, 700); !errors.Is(err, store.ErrUnavailable) {
 		t.Fatalf("Read = %v, want ErrUnavailable", err)
 	}
-	if _, err := r.Read(t.Context(), "x", nil, 700); !errors.Is(err, store.ErrBudget) {
+	if _, err := r.Read(t.Context(), "x", nil, 700); !errors.Is(err, ErrBudget) {
 		t.Errorf("Read of 600 bytes where 500 are left = %v, want ErrBudget", err)
 	}
 }
@@ -159,11 +159,33 @@ func TestOnce(t *testing.T) {
 		s := newSample(1, 1000)
 		a := newOrigin(t, s)
 		a.set(time.Minute, nil, false)
-		from := a.source()
-		from.Once = true
-		s.wantFrom(t, store.Fallback(from))
+		from := a.member()
+		from.once = true
+		s.wantFrom(t, remotes(from))
 		if n := a.asked.Load(); n != 1 {
 			t.Errorf("asked %d times, want once", n)
 		}
 	})
+}
+
+func TestMeter(t *testing.T) {
+	b := new(mem.Bucket)
+	mustWrite(t, b, "x", make([]byte, 1000))
+	var c Counter
+	r := meter{b, &c}
+	var wg sync.WaitGroup
+	for range 10 {
+		wg.Go(func() {
+			if _, err := r.Read(t.Context(), "x", []byte("before"), 1000); err != nil {
+				t.Error(err)
+			}
+			if _, err := r.Read(t.Context(), "absent", nil, 1000); err == nil {
+				t.Error("Read of an absent object succeeded")
+			}
+		})
+	}
+	wg.Wait()
+	if c.Objects.Load() != 10 || c.Bytes.Load() != 10_000 {
+		t.Errorf("counted %d objects, %d bytes; want 10, 10000", c.Objects.Load(), c.Bytes.Load())
+	}
 }

@@ -1,8 +1,10 @@
-package store
+package supply
 
 import (
 	"context"
 	"sync/atomic"
+
+	"cairn/store"
 )
 
 // Counter says what was read. It may be read while it grows.
@@ -11,17 +13,18 @@ type Counter struct {
 	Bytes   atomic.Int64 // as stored: what came over the wire
 }
 
-// Meter reads from r and counts in c every object that was read whole.
-func Meter(r Reader, c *Counter) Reader { return meter{r, c} }
-
+// meter counts every object that was read whole from a reader.
 type meter struct {
-	Reader
+	store.Reader
 	counter *Counter
 }
 
+// Unwrap is for store.As.
+func (m meter) Unwrap() store.Reader { return m.Reader }
+
 func (m meter) Read(ctx context.Context, name string, dst []byte, limit int64) ([]byte, error) {
 	out, err := m.Reader.Read(ctx, name, dst, limit)
-	if err == nil || isSuspect(err) {
+	if err == nil || store.IsSuspect(err) {
 		m.counter.Objects.Add(1)
 		m.counter.Bytes.Add(int64(len(out) - len(dst)))
 	}

@@ -1,4 +1,4 @@
-package store
+package supply
 
 import (
 	"context"
@@ -8,10 +8,12 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"cairn/store"
 )
 
-// link is a way to a store: each answer takes as long as the latency says, and then its turn on the wire.
-type link struct {
+// wire is a way to a store: each answer takes as long as the latency says, and then its turn on the wire.
+type wire struct {
 	latency func() time.Duration
 	rate    float64 // bytes a second
 
@@ -19,15 +21,15 @@ type link struct {
 	free time.Time  // when the wire is
 }
 
-func (l *link) get(bytes int) {
-	time.Sleep(l.latency())
-	l.mu.Lock()
-	if now := time.Now(); l.free.Before(now) {
-		l.free = now
+func (w *wire) get(bytes int) {
+	time.Sleep(w.latency())
+	w.mu.Lock()
+	if now := time.Now(); w.free.Before(now) {
+		w.free = now
 	}
-	l.free = l.free.Add(time.Duration(float64(bytes) / l.rate * float64(time.Second)))
-	until := l.free
-	l.mu.Unlock()
+	w.free = w.free.Add(time.Duration(float64(bytes) / w.rate * float64(time.Second)))
+	until := w.free
+	w.mu.Unlock()
 	time.Sleep(time.Until(until))
 }
 
@@ -38,35 +40,35 @@ func varying() time.Duration {
 	return time.Duration((12 + 24*rand.ExpFloat64()) * float64(time.Millisecond))
 }
 
-// through gets total bytes in answers of 4 to 50 KB through a gate, as fast as it lets them, and returns how
+// through gets total bytes in answers of 4 to 50 KB through a link, as fast as it lets them, and returns how
 // long that took.
-func through(t *testing.T, g *Gate, l *link, total int) time.Duration {
+func through(t *testing.T, l *Link, w *wire, total int) time.Duration {
 	t.Helper()
 	r := rand.New(rand.NewPCG(3, 4))
 	begun := time.Now()
 	var wg sync.WaitGroup
-	slots := make(Slots, 512)
+	slots := make(chan struct{}, 512)
 	for total > 0 {
 		bytes := 4000 + r.IntN(46_000)
 		total -= bytes
-		leaveSlot, _ := slots.Take(t.Context())
+		slots <- struct{}{}
 		wg.Go(func() {
-			defer leaveSlot()
-			leave, err := g.enter(t.Context())
+			defer func() { <-slots }()
+			leave, err := l.enter(t.Context())
 			if err != nil {
 				t.Error(err)
 				return
 			}
-			l.get(bytes)
-			leave(bytes, false)
+			w.get(bytes)
+			leave(bytes, nil)
 		})
 	}
 	wg.Wait()
 	return time.Since(begun)
 }
 
-// TestGateFillsLinks: the link is full, whatever its kind, and not many times over.
-func TestGateFillsLinks(t *testing.T) {
+// TestLinkFillsLinks: the link is full, whatever its kind, and not many times over.
+func TestLinkFillsLinks(t *testing.T) {
 	const mbit, ms = 125_000, time.Millisecond
 	for name, c := range map[string]struct {
 		latency     func() time.Duration
@@ -84,14 +86,14 @@ func TestGateFillsLinks(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				g := NewGate(512)
-				took := through(t, g, &link{latency: c.latency, rate: c.rate}, int(c.rate*c.seconds))
+				l := NewLink(512)
+				took := through(t, l, &wire{latency: c.latency, rate: c.rate}, int(c.rate*c.seconds))
 				share := c.seconds / took.Seconds()
-				t.Logf("%.1f %% of the link, %d at once", 100*share, g.Limit())
+				t.Logf("%.1f %% of the link, %d at once", 100*share, l.Limit())
 				if share < c.share {
 					t.Errorf("%.1f %% of the link were used, want %.0f %%", 100*share, 100*c.share)
 				}
-				if n := g.Limit(); n < c.least || n > c.most {
+				if n := l.Limit(); n < c.least || n > c.most {
 					t.Errorf("%d at once in the end, want %d to %d", n, c.least, c.most)
 				}
 			})
@@ -99,76 +101,76 @@ func TestGateFillsLinks(t *testing.T) {
 	}
 }
 
-// TestGateNoticesAFasterLink: what was learnt on a slow link is not for ever.
-func TestGateNoticesAFasterLink(t *testing.T) {
+// TestLinkNoticesAFasterLink: what was learnt on a slow link is not for ever.
+func TestLinkNoticesAFasterLink(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := NewGate(512)
-		l := &link{latency: always(40 * time.Millisecond), rate: 625_000}
-		through(t, g, l, 5_000_000)
-		l.rate = 12_500_000
-		took := through(t, g, l, 125_000_000)
+		l := NewLink(512)
+		w := &wire{latency: always(40 * time.Millisecond), rate: 625_000}
+		through(t, l, w, 5_000_000)
+		w.rate = 12_500_000
+		took := through(t, l, w, 125_000_000)
 		if share := 10 / took.Seconds(); share < 0.85 {
 			t.Errorf("%.1f %% of the faster link were used, want 85 %%", 100*share)
 		}
 	})
 }
 
-func TestGateThrottled(t *testing.T) {
+func TestLinkThrottled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := NewGate(64)
-		l := &link{latency: always(10 * time.Millisecond), rate: 1e9}
-		through(t, g, l, 20_000_000)
-		before := g.Limit()
-		leave, err := g.enter(t.Context())
+		l := NewLink(64)
+		w := &wire{latency: always(10 * time.Millisecond), rate: 1e9}
+		through(t, l, w, 20_000_000)
+		before := l.Limit()
+		leave, err := l.enter(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
-		leave(0, true)
-		if got := g.Limit(); got != before/2 {
+		leave(0, &store.UnavailableError{Throttled: true})
+		if got := l.Limit(); got != before/2 {
 			t.Errorf("the limit is %d after a refusal, was %d, want half", got, before)
 		}
-		through(t, g, l, 40_000_000)
-		if got := g.Limit(); got < before*3/4 {
+		through(t, l, w, 40_000_000)
+		if got := l.Limit(); got < before*3/4 {
 			t.Errorf("the limit is %d long after a refusal, was %d", got, before)
 		}
 	})
 }
 
-// TestGateThrottledAtFirst: a store that refuses before anything is known of it is asked more again later.
-func TestGateThrottledAtFirst(t *testing.T) {
+// TestLinkThrottledAtFirst: a store that refuses before anything is known of it is asked more again later.
+func TestLinkThrottledAtFirst(t *testing.T) {
 	for refusals := range 5 {
 		synctest.Test(t, func(t *testing.T) {
-			g := NewGate(64)
+			l := NewLink(64)
 			for range refusals {
-				leave, err := g.enter(t.Context())
+				leave, err := l.enter(t.Context())
 				if err != nil {
 					t.Fatal(err)
 				}
-				leave(0, true)
+				leave(0, &store.UnavailableError{Throttled: true})
 			}
-			through(t, g, &link{latency: always(10 * time.Millisecond), rate: 1e9}, 20_000_000)
-			if got := g.Limit(); got < 32 {
+			through(t, l, &wire{latency: always(10 * time.Millisecond), rate: 1e9}, 20_000_000)
+			if got := l.Limit(); got < 32 {
 				t.Errorf("the limit is %d long after %d refusals", got, refusals)
 			}
 		})
 	}
 }
 
-func TestFixedGate(t *testing.T) {
+func TestFixedLink(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := NewFixedGate(3)
-		took := through(t, g, &link{latency: always(time.Second), rate: 1e12}, 27_000*30)
-		if g.Limit() != 3 || took < 9*time.Second {
-			t.Errorf("a gate for 3 let %d in, and took %v", g.Limit(), took)
+		l := NewFixedLink(3)
+		took := through(t, l, &wire{latency: always(time.Second), rate: 1e12}, 27_000*30)
+		if l.Limit() != 3 || took < 9*time.Second {
+			t.Errorf("a link for 3 let %d in, and took %v", l.Limit(), took)
 		}
 	})
 }
 
-// TestGateCancelled: who gives up waiting takes nobody's turn.
-func TestGateCancelled(t *testing.T) {
+// TestLinkCancelled: who gives up waiting takes nobody's turn.
+func TestLinkCancelled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := NewFixedGate(1)
-		leave, err := g.enter(t.Context())
+		l := NewFixedLink(1)
+		leave, err := l.enter(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -180,10 +182,10 @@ func TestGateCancelled(t *testing.T) {
 				if i%2 == 0 {
 					ctx = t.Context()
 				}
-				leave, err := g.enter(ctx)
+				leave, err := l.enter(ctx)
 				switch {
 				case err == nil:
-					leave(1, false)
+					leave(1, nil)
 				case !errors.Is(err, context.Canceled) || i%2 == 0:
 					t.Errorf("enter = %v", err)
 				}
@@ -191,10 +193,10 @@ func TestGateCancelled(t *testing.T) {
 		}
 		synctest.Wait()
 		go cancel()
-		go leave(1, false)
+		go leave(1, nil)
 		wg.Wait()
-		if g.inside != 0 || len(g.waiting) != 0 {
-			t.Errorf("%d inside and %d waiting in the end, want none", g.inside, len(g.waiting))
+		if l.inside != 0 || len(l.waiting) != 0 {
+			t.Errorf("%d inside and %d waiting in the end, want none", l.inside, len(l.waiting))
 		}
 	})
 }
@@ -202,7 +204,7 @@ func TestGateCancelled(t *testing.T) {
 // TestUsual: of a few answers that differ their mean says little, of many a lot, and of equal ones all.
 func TestUsual(t *testing.T) {
 	after := func(answers int, times ...time.Duration) float64 {
-		p := newPace(512)
+		p := newModel(512)
 		p.limit = answers
 		start := time.Unix(0, 0)
 		p.begin(start)

@@ -1,8 +1,9 @@
-package store_test
+package supply
 
 import (
 	"context"
 	"errors"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -11,13 +12,14 @@ import (
 
 	"cairn/blob"
 	"cairn/store"
+	"cairn/store/mem"
 	"cairn/store/storetest"
 )
 
 // origin is a store over a network in a test's time, that can be in trouble.
 type origin struct {
 	store.Getter
-	gate *store.Gate
+	link *Link
 
 	asked   atomic.Int64
 	mu      sync.Mutex // guards what follows
@@ -27,7 +29,7 @@ type origin struct {
 }
 
 func newOrigin(t *testing.T, s ...sample) *origin {
-	return &origin{Getter: chunksOf(bucketOf(t, s...)), gate: store.NewFixedGate(64), latency: 10 * time.Millisecond}
+	return &origin{Getter: chunksOf(bucketOf(t, s...)), link: NewFixedLink(64), latency: 10 * time.Millisecond}
 }
 
 func (o *origin) set(latency time.Duration, fault error, silent bool) {
@@ -36,7 +38,7 @@ func (o *origin) set(latency time.Duration, fault error, silent bool) {
 	o.latency, o.fault, o.silent = latency, fault, silent
 }
 
-func (o *origin) Get(ctx context.Context, d blob.Digest, dst []byte) error {
+func (o *origin) get(ctx context.Context, d blob.Digest, dst []byte) error {
 	o.asked.Add(1)
 	o.mu.Lock()
 	latency, fault, silent := o.latency, o.fault, o.silent
@@ -53,10 +55,15 @@ func (o *origin) Get(ctx context.Context, d blob.Digest, dst []byte) error {
 	if fault != nil {
 		return fault
 	}
-	return o.Getter.Get(ctx, d, dst)
+	return store.GetOne(ctx, o.Getter, d, dst)
 }
 
-func (o *origin) source() store.Source { return store.Source{Getter: o, Gate: o.gate} }
+// Get implements store.Getter.
+func (o *origin) Get(ctx context.Context, wants []store.Want, done func(i int, err error)) {
+	storetest.GetterFunc(o.get).Get(ctx, wants, done)
+}
+
+func (o *origin) member() *member { return &member{from: o, link: o.link} }
 
 // getFor gets a chunk again and again for some time, and returns the longest that took.
 func getFor(t *testing.T, g store.Getter, s sample, span time.Duration) (longest time.Duration) {
@@ -78,7 +85,7 @@ func TestFailover(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			s := newSample(1, 1000)
 			a, b := newOrigin(t, s), newOrigin(t, s)
-			g := store.Fallback(a.source(), b.source())
+			g := remotes(a.member(), b.member())
 			getFor(t, g, s, time.Second)
 			if n := b.asked.Load(); n != 0 {
 				t.Errorf("%s: the second store was asked %d times while the first was well", name, n)
@@ -109,7 +116,7 @@ func TestFailoverFromSilence(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSample(1, 1000)
 		a, b := newOrigin(t, s), newOrigin(t, s)
-		g := store.Fallback(a.source(), b.source())
+		g := remotes(a.member(), b.member())
 		a.set(0, nil, true)
 		var wg sync.WaitGroup
 		begun := time.Now()
@@ -135,7 +142,7 @@ func TestFailoverAsksTheUnwellLast(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, other := newSample(1, 1000), newSample(2, 1000)
 		a, b := newOrigin(t, s), newOrigin(t, other)
-		g := store.Fallback(a.source(), b.source())
+		g := remotes(a.member(), b.member())
 		a.set(0, store.ErrUnavailable, false)
 		if err := s.get(t, g); !errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrNotFound) {
 			t.Errorf("Get = %v, want ErrUnavailable", err)
@@ -153,7 +160,7 @@ func TestFailoverAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, own := newSample(1, 1000), newSample(2, 1000)
 		a, b := newOrigin(t, s, own), newOrigin(t, s)
-		g := store.Fallback(a.source(), b.source())
+		g := remotes(a.member(), b.member())
 		a.set(10*time.Millisecond, store.ErrUnavailable, false)
 		getFor(t, g, s, 3*time.Minute)
 		a.set(10*time.Millisecond, nil, false)
@@ -174,7 +181,7 @@ func TestAbsentFromTheSecondOnly(t *testing.T) {
 			s, other := newSample(1, 1000), newSample(2, 1000)
 			a, b := newOrigin(t, s), newOrigin(t, other)
 			a.set(10*time.Second, fault, false)
-			err := s.get(t, store.Fallback(a.source(), b.source()))
+			err := s.get(t, remotes(a.member(), b.member()))
 			if !errors.Is(err, fault) || errors.Is(err, store.ErrNotFound) {
 				t.Errorf("%s: Get = %v, want what the first store said and not ErrNotFound", name, err)
 			}
@@ -188,14 +195,14 @@ func TestSecondRequest(t *testing.T) {
 		s := newSample(1, 1000)
 		a := newOrigin(t, s)
 		var n atomic.Int64
-		lost := getter(func(ctx context.Context, d blob.Digest, dst []byte) error {
+		lost := storetest.GetterFunc(func(ctx context.Context, d blob.Digest, dst []byte) error {
 			if n.Add(1)%50 == 0 {
 				<-ctx.Done()
 				return ctx.Err()
 			}
-			return a.Get(ctx, d, dst)
+			return a.get(ctx, d, dst)
 		})
-		g := store.Fallback(store.Source{Getter: lost, Gate: store.NewGate(64)})
+		g := remotes(&member{from: lost, link: NewLink(64)})
 		if longest := getFor(t, g, s, time.Minute); longest > 500*time.Millisecond {
 			t.Errorf("a chunk took %v where one answer in 50 is lost, want half a second at most", longest)
 		}
@@ -207,7 +214,7 @@ func TestSecondRequestsAreFew(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSample(1, 1000)
 		a := newOrigin(t, s)
-		g := store.Fallback(a.source())
+		g := remotes(a.member())
 		getFor(t, g, s, 10*time.Second)
 		a.set(5*time.Second, nil, false)
 		a.asked.Store(0)
@@ -228,31 +235,78 @@ func TestSecondRequestLeavesNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSample(1, 1000)
 		var n atomic.Int64
-		late := getter(func(ctx context.Context, d blob.Digest, dst []byte) error {
+		late := storetest.GetterFunc(func(ctx context.Context, d blob.Digest, dst []byte) error {
 			if n.Add(1) > 1 {
-				return chunksOf(bucketOf(t, s)).Get(ctx, d, dst)
+				return store.GetOne(ctx, chunksOf(bucketOf(t, s)), d, dst)
 			}
 			<-ctx.Done()
 			time.Sleep(time.Second)
 			clear(dst)
 			return ctx.Err()
 		})
-		s.wantFrom(t, store.Fallback(store.Source{Getter: late, Gate: store.NewFixedGate(4)}))
+		s.wantFrom(t, remotes(&member{from: late, link: NewFixedLink(4)}))
 	})
 }
 
-func TestGateThrottledByTheStore(t *testing.T) {
+func TestLinkThrottledByTheStore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSample(1, 1000)
-		gate := store.NewGate(64)
+		link := NewLink(64)
 		busy := &store.UnavailableError{Err: errors.New("429"), After: time.Second, Throttled: true}
 		r := storetest.Faulty(bucketOf(t, s), storetest.First(1), storetest.Fails(busy))
-		before := gate.Limit()
-		g := store.RetryGets(store.Fallback(store.Source{Getter: chunksOf(r), Gate: gate}), store.Policy{})
+		before := link.Limit()
+		g := retrying{remotes(&member{from: chunksOf(r), link: link}), store.Policy{}}
 		begun := time.Now()
 		s.wantFrom(t, g)
-		if took := time.Since(begun); took < time.Second || gate.Limit() >= before {
-			t.Errorf("a refusal cost %v and left %d of %d at once, want a second, and fewer", took, gate.Limit(), before)
+		if took := time.Since(begun); took < time.Second || link.Limit() >= before {
+			t.Errorf("a refusal cost %v and left %d of %d at once, want a second, and fewer", took, link.Limit(), before)
 		}
 	})
+}
+
+func TestFallback(t *testing.T) {
+	s := newSample(1, 1000)
+	good, absent := chunksOf(bucketOf(t, s)), chunksOf(new(mem.Bucket))
+	corrupt := failing(&store.CorruptError{Name: "x", Err: errors.New("wrong")})
+	down := failing(store.ErrUnavailable)
+	for name, getters := range map[string][]store.Getter{
+		"first": {good, failing(errors.New("asked in vain"))}, "absent": {absent, good},
+		"corrupt": {corrupt, good}, "down": {down, good}, "last": {absent, corrupt, down, good},
+	} {
+		t.Run(name, func(t *testing.T) { s.wantFrom(t, locals(getters...)) })
+	}
+	for name, test := range map[string]struct {
+		getters []store.Getter
+		want    []error
+		not     error
+	}{
+		"none":       {nil, []error{store.ErrNotFound}, store.ErrUnavailable},
+		"all absent": {[]store.Getter{absent, absent}, []error{store.ErrNotFound}, store.ErrUnavailable},
+		"one down":   {[]store.Getter{absent, down, absent}, []error{store.ErrUnavailable}, store.ErrNotFound},
+		"two fail": {[]store.Getter{failing(store.ErrDenied), absent, down},
+			[]error{store.ErrDenied, store.ErrUnavailable}, store.ErrNotFound},
+	} {
+		err := s.get(t, locals(test.getters...))
+		for _, want := range test.want {
+			if !errors.Is(err, want) || errors.Is(err, test.not) || strings.Contains(err.Error(), "\n") {
+				t.Errorf("%s: Get = %v, want %v and not %v", name, err, want, test.not)
+			}
+		}
+	}
+}
+
+func TestFallbackStopsWhenCancelled(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	first := storetest.GetterFunc(func(context.Context, blob.Digest, []byte) error {
+		cancel()
+		return store.ErrNotFound
+	})
+	second := storetest.GetterFunc(func(context.Context, blob.Digest, []byte) error {
+		t.Error("the second store was asked")
+		return nil
+	})
+	err := store.GetOne(ctx, locals(first, second), blob.Digest{}, nil)
+	if !errors.Is(err, context.Canceled) || errors.Is(err, store.ErrNotFound) {
+		t.Errorf("Get = %v, want context.Canceled", err)
+	}
 }

@@ -1,0 +1,66 @@
+package store
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+
+	"cairn/blob"
+)
+
+// Want is a wanted chunk and the memory for it. The chunk's size is len(Dst).
+type Want struct {
+	Digest blob.Digest
+	Dst    []byte
+}
+
+// Getter supplies chunks by digest. Safe for concurrent use.
+type Getter interface {
+	// Get fetches the wants, in any order, and calls done once for each, with its number and its outcome, before it
+	// returns. It calls done from several goroutines at once. After a nil outcome the digest of Dst is Digest; after an
+	// error Dst holds anything. Absence is ErrNotFound, other bytes are a *CorruptError. A want that was not asked for
+	// before ctx ended has the error of ctx.
+	Get(ctx context.Context, wants []Want, done func(i int, err error))
+}
+
+// GetOne fills dst with the chunk d, whose size is len(dst).
+func GetOne(ctx context.Context, g Getter, d blob.Digest, dst []byte) (err error) {
+	g.Get(ctx, []Want{{d, dst}}, func(_ int, outcome error) { err = outcome })
+	return err
+}
+
+// GetAll fetches all wants. It returns the first failure, which ends the requests that are under way.
+func GetAll(ctx context.Context, g Getter, wants []Want) (failed error) {
+	attempt, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var once sync.Once
+	g.Get(attempt, wants, func(_ int, err error) {
+		if err != nil {
+			once.Do(func() { failed = err })
+			cancel()
+		}
+	})
+	if failed != nil {
+		return failed
+	}
+	return ctx.Err()
+}
+
+// Each calls do for the numbers from 0 to n-1, atOnce of them at a time, and returns when all have returned. A
+// goroutine runs one after the other, since each goroutine has to grow its stack.
+func Each(n, atOnce int, do func(i int)) {
+	if n == 1 {
+		do(0)
+		return
+	}
+	var group sync.WaitGroup
+	var next atomic.Int64
+	for range min(n, atOnce) {
+		group.Go(func() {
+			for i := next.Add(1); i <= int64(n); i = next.Add(1) {
+				do(int(i - 1))
+			}
+		})
+	}
+	group.Wait()
+}

@@ -1,0 +1,16 @@
+package storetest
+
+import (
+	"context"
+
+	"cairn/blob"
+	"cairn/store"
+)
+
+// GetterFunc is a store.Getter that gets each chunk by a call, all of them at once.
+type GetterFunc func(ctx context.Context, d blob.Digest, dst []byte) error
+
+// Get implements store.Getter.
+func (g GetterFunc) Get(ctx context.Context, wants []store.Want, done func(i int, err error)) {
+	store.Each(len(wants), len(wants), func(i int) { done(i, g(ctx, wants[i].Digest, wants[i].Dst)) })
+}

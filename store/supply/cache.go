@@ -1,0 +1,63 @@
+package supply
+
+import (
+	"context"
+	"sync/atomic"
+	"time"
+
+	"cairn/store"
+)
+
+// Cached returns a Getter that gets chunks from near, and those that near does not have from far, and puts them into
+// keep, which is near's writing side. Near can only help: a chunk that is absent, corrupt or unreadable there comes from
+// far and is put anew. The first failure to keep a chunk is reported to failed; after each, none is kept for a while,
+// since a full disk may have room later. The caller commits and closes keep.
+func Cached(far, near store.Getter, keep store.Putter, failed func(error)) store.Getter {
+	return &cache{near: near, far: far, keep: keep, failed: failed}
+}
+
+type cache struct {
+	near, far store.Getter
+	keep      store.Putter
+	failed    func(error)
+	failing   atomic.Bool  // keep has failed before
+	resume    atomic.Int64 // when to try keep again, in Unix nanoseconds
+}
+
+// keepAgain is how long keep is left alone after a failure.
+const keepAgain = 10 * time.Second
+
+// Get implements store.Getter.
+func (c *cache) Get(ctx context.Context, wants []store.Want, done func(i int, err error)) {
+	missing := getSome(ctx, c.near, wants, numbers(len(wants)), func(i int, err error) (miss bool) {
+		if err != nil {
+			return true
+		}
+		done(i, nil)
+		return false
+	})
+	if len(missing) == 0 {
+		return
+	}
+	getSome(ctx, c.far, wants, missing, func(i int, err error) bool {
+		if err == nil {
+			c.put(ctx, wants[i])
+		}
+		done(i, err)
+		return false
+	})
+}
+
+func (c *cache) put(ctx context.Context, w store.Want) {
+	if time.Now().UnixNano() < c.resume.Load() {
+		return
+	}
+	_, err := c.keep.Put(ctx, w.Digest, w.Dst)
+	if err == nil || ctx.Err() != nil {
+		return
+	}
+	c.resume.Store(time.Now().Add(keepAgain).UnixNano())
+	if !c.failing.Swap(true) {
+		c.failed(err)
+	}
+}

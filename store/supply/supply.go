@@ -1,0 +1,227 @@
+// Package supply makes one source of chunks of several stores: in which order they are asked, which of them are
+// healthy, how many requests each is sent at once, what is asked again or twice, and what limits they share. Each
+// store has a Link, the one model of the way to it.
+package supply
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"golang.org/x/sync/errgroup"
+
+	"cairn/blob"
+	"cairn/store"
+	"cairn/store/locate"
+)
+
+// How many requests a store is sent at once. A link lets in as many of the remote ones as are of use.
+const (
+	requestsLocal  = 32
+	requestsRemote = 256
+)
+
+// Options are the limits of a supply. The zero value has none but those of the package.
+type Options struct {
+	Requests  int   // sent to each store at once; 0 is up to 256, as the link says, or 32 to a store on this machine
+	RateLimit int64 // bytes a second, of all stores together; 0 is no limit
+	Budget    int64 // bytes in all, of all stores together; 0 is no limit. ErrBudget ends what would need more
+	// LeftOut is called with the reason when a store of a group cannot be opened and another stands in for it. May be nil.
+	LeftOut func(err error)
+}
+
+// Supply is a Getter that gets chunks from several stores. Safe for concurrent use.
+type Supply struct {
+	counter  Counter
+	policy   store.Policy
+	stores   fallback
+	uncached store.Getter
+	chunks   store.Getter
+	closers  []func()
+}
+
+var _ store.Getter = (*Supply)(nil)
+
+// Open opens the stores of the groups, which are asked in order. Of a group at least one has to open; the others stand
+// in for each other. The error is that of the last store of a group that did not open.
+func Open(groups [][]locate.Location, access locate.Access, a blob.Algorithm, o Options) (*Supply, error) {
+	access.Web.Connections, access.S3.Connections = requestsRemote, requestsRemote // links say how many are used
+	limit := o.limiter()
+	s := &Supply{policy: access.Retry}
+	for _, group := range groups {
+		var failed error
+		opened := 0
+		for _, at := range group {
+			r, err := access.Open(at)
+			if err != nil {
+				failed = fmt.Errorf("opening store %s: %w", at, err)
+				if len(group) > 1 && o.LeftOut != nil {
+					o.LeftOut(failed)
+				}
+				continue
+			}
+			opened++
+			s.closers = append(s.closers, func() { closeReader(r) })
+			m := o.member(at.Remote())
+			s.add(store.NewChunksAtOnce(meter{limit(r), &s.counter}, a, m.link.Most()), m)
+		}
+		if opened == 0 {
+			s.Close()
+			return nil, failed
+		}
+	}
+	s.ready()
+	return s, nil
+}
+
+// New returns the supply of getters that are reached over a network and asked in order. Requests that fail are
+// repeated as the policy says. The options that limit bytes do not count.
+func New(policy store.Policy, o Options, getters ...store.Getter) *Supply {
+	s := &Supply{policy: policy}
+	for _, g := range getters {
+		s.add(g, o.member(true))
+	}
+	s.ready()
+	return s
+}
+
+func (o *Options) member(remote bool) *member {
+	m := &member{local: !remote, once: !remote || o.Budget > 0} // the bytes of a request that is cancelled are not known
+	switch {
+	case o.Requests > 0:
+		m.link = NewFixedLink(o.Requests)
+	case remote:
+		m.link = NewLink(requestsRemote)
+	default:
+		m.link = NewFixedLink(requestsLocal)
+	}
+	return m
+}
+
+// limiter returns what holds the readers of all stores within the limits that they share.
+func (o *Options) limiter() func(store.Reader) store.Reader {
+	rate, budget := NewRate(o.RateLimit), NewBudget(o.Budget)
+	return func(r store.Reader) store.Reader {
+		if o.RateLimit > 0 {
+			r = rate.Limit(r)
+		}
+		if o.Budget > 0 {
+			r = budget.Limit(r)
+		}
+		return r
+	}
+}
+
+func (s *Supply) add(g store.Getter, m *member) {
+	m.from = g
+	s.stores.members = append(s.stores.members, m)
+}
+
+func (s *Supply) ready() {
+	s.uncached = retrying{&s.stores, s.policy}
+	s.chunks = s.uncached
+}
+
+// AddCache puts a cache in front of the stores, as Cached does. Close calls done.
+func (s *Supply) AddCache(near store.Getter, keep store.Putter, failed func(error), done func()) {
+	s.chunks = Cached(s.chunks, near, keep, failed)
+	s.closers = append(s.closers, done)
+}
+
+// Get implements store.Getter.
+func (s *Supply) Get(ctx context.Context, wants []store.Want, done func(i int, err error)) {
+	s.chunks.Get(ctx, wants, done)
+}
+
+// GetUncached fills dst with the chunk d from the stores. No cache is asked, and none takes it in.
+func (s *Supply) GetUncached(ctx context.Context, d blob.Digest, dst []byte) error {
+	return store.GetOne(ctx, s.uncached, d, dst)
+}
+
+// Sizes returns how many bytes each of the chunks takes in the first store that has it.
+func (s *Supply) Sizes(ctx context.Context, chunks []blob.Digest) ([]int64, error) {
+	sizes := make([]int64, len(chunks))
+	group, groupCtx := errgroup.WithContext(ctx)
+	group.SetLimit(min(s.Requests(), requestsLocal))
+	for i, d := range chunks {
+		group.Go(func() error {
+			return s.policy.Do(groupCtx, func() (err error) {
+				sizes[i], err = s.size(groupCtx, d)
+				return err
+			})
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return nil, err
+	}
+	return sizes, ctx.Err()
+}
+
+func (s *Supply) size(ctx context.Context, d blob.Digest) (int64, error) {
+	var errs []error
+	for _, m := range s.stores.members {
+		chunks, can := m.from.(interface {
+			Stat(context.Context, blob.Digest) (int64, error)
+		})
+		if !can {
+			continue
+		}
+		n, err := chunks.Stat(ctx, d)
+		if err == nil {
+			return n, nil
+		}
+		errs = append(errs, err)
+	}
+	return 0, fmt.Errorf("chunk %v: %w", d, errors.Join(errs...))
+}
+
+// Requests returns how many wants a caller may have under way at once to some use.
+func (s *Supply) Requests() (n int) {
+	for _, m := range s.stores.members {
+		n = max(n, m.link.Most())
+	}
+	return n
+}
+
+// Limit returns how many requests the links to remote stores let in at once at present.
+func (s *Supply) Limit() (n int) {
+	for _, m := range s.stores.members {
+		if !m.local {
+			n += m.link.Limit()
+		}
+	}
+	return n
+}
+
+// Far reports whether a store is reached over a network, so that answers come late.
+func (s *Supply) Far() bool {
+	for _, m := range s.stores.members {
+		if !m.local {
+			return true
+		}
+	}
+	return false
+}
+
+// Link returns the link to the store that is asked first.
+func (s *Supply) Link() *Link { return s.stores.members[0].link }
+
+// Downloaded returns what was read from the stores so far, as it is stored.
+func (s *Supply) Downloaded() (objects, bytes int64) {
+	return s.counter.Objects.Load(), s.counter.Bytes.Load()
+}
+
+// Close ends what the stores have running, such as an ssh.
+func (s *Supply) Close() {
+	for _, end := range s.closers {
+		end()
+	}
+}
+
+// closeReader closes a reader if it can be closed. There is nothing to lose by then.
+func closeReader(r store.Reader) {
+	if c, ok := r.(io.Closer); ok {
+		_ = c.Close()
+	}
+}
