@@ -15,6 +15,8 @@ import (
 // it decides how many requests are under way, when an answer is late, and how many bytes may be prefetched. Requests
 // that have to wait are let in in their order. Safe for concurrent use.
 type Link struct {
+	most int // requests that are ever under way at once
+
 	mu      sync.Mutex // guards what follows
 	model   model
 	answers answers
@@ -24,13 +26,15 @@ type Link struct {
 
 // NewLink returns a link that finds out by itself how many requests fill it, and lets in no more than that: few on a
 // slow link, where others would only wait for each other, many on a fast and long one, and never more than most.
-func NewLink(most int) *Link { return &Link{model: newModel(most)} }
+func NewLink(most int) *Link { return &Link{most: most, model: newModel(most)} }
 
 // NewFixedLink returns a link that always lets in n requests.
-func NewFixedLink(n int) *Link { return &Link{model: model{limit: n, most: n, fixed: true}} }
+func NewFixedLink(n int) *Link {
+	return &Link{most: n, model: model{limit: n, most: n, fixed: true}}
+}
 
 // Most returns how many requests are ever let in at once.
-func (l *Link) Most() int { return l.model.most }
+func (l *Link) Most() int { return l.most }
 
 // Limit returns how many requests are let in at once at present.
 func (l *Link) Limit() int {

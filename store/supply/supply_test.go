@@ -1,0 +1,272 @@
+package supply
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"cairn/blob"
+	"cairn/store"
+	"cairn/store/local"
+	"cairn/store/locate"
+	"cairn/store/mem"
+	"cairn/store/storetest"
+)
+
+// TestMany: wants that lie in several stores, or in none, have an outcome each, through every wrapper.
+func TestMany(t *testing.T) {
+	var samples []sample
+	for i := range 60 {
+		samples = append(samples, newSample(uint64(i), 1000+i))
+	}
+	first, second := samples[:25], samples[20:50]
+	list := wants(samples...)
+	stores := map[string]*fallback{
+		"local":  locals(chunksOf(bucketOf(t, first...)), chunksOf(bucketOf(t, second...))),
+		"remote": remotes(newOrigin(t, first...).member(), newOrigin(t, second...).member()),
+	}
+	for name, f := range stores {
+		near := bucketOf(t, samples[10:15]...)
+		keep := newWriter(t, near)
+		c := Cached(retrying{f, store.Policy{}}, chunksOf(near), keep, noFailure(t))
+		for range 2 {
+			for i, err := range outcomes(t, t.Context(), c, list) {
+				if i < 50 && err != nil || i >= 50 && !errors.Is(err, store.ErrNotFound) {
+					t.Errorf("%s: chunk %d: %v", name, i, err)
+				}
+			}
+			if err := keep.Commit(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for i, err := range outcomes(t, t.Context(), chunksOf(near), list) {
+			if (err == nil) != (i < 50) {
+				t.Errorf("%s: the cache has chunk %d: %v", name, i, err)
+			}
+		}
+	}
+}
+
+// TestManyFail: of the wants that a store is unavailable for only those are asked again, until patience ends.
+func TestManyFail(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var samples []sample
+		for i := range 20 {
+			samples = append(samples, newSample(uint64(i), 1000))
+		}
+		good := chunksOf(bucketOf(t, samples...))
+		var asked atomic.Int64
+		g := storetest.GetterFunc(func(ctx context.Context, d blob.Digest, dst []byte) error {
+			asked.Add(1)
+			switch {
+			case d == samples[3].digest:
+				return store.ErrUnavailable
+			case d == samples[4].digest:
+				return store.ErrDenied
+			}
+			return store.GetOne(ctx, good, d, dst)
+		})
+		begun := time.Now()
+		for i, err := range outcomes(t, t.Context(), New(store.Policy{Patience: 5 * time.Second}, Options{}, g), wants(samples...)) {
+			want := map[int]error{3: store.ErrUnavailable, 4: store.ErrDenied}[i]
+			if !errors.Is(err, want) {
+				t.Errorf("chunk %d: %v, want %v", i, err, want)
+			}
+		}
+		if took, n := time.Since(begun), asked.Load(); took != 5*time.Second || n < 24 || n > 40 {
+			t.Errorf("%d requests in %v, want 20 and a few more in five seconds", n, took)
+		}
+	})
+}
+
+// TestManyCancelled: every want has an outcome when the context ends.
+func TestManyCancelled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSample(1, 1000)
+		a := newOrigin(t, s)
+		a.set(0, nil, true)
+		list := make([]store.Want, 300)
+		for i := range list {
+			list[i] = wants(s)[0]
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		near := new(mem.Bucket)
+		c := Cached(New(store.Policy{}, Options{}, a), chunksOf(near), newWriter(t, near), noFailure(t))
+		for i, err := range outcomes(t, ctx, c, list) {
+			if !errors.Is(err, context.DeadlineExceeded) {
+				t.Fatalf("want %d: %v", i, err)
+			}
+		}
+	})
+}
+
+// TestManyLimited: a store is sent no more requests at once than its limit, however many chunks are wanted.
+func TestManyLimited(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSample(1, 1000)
+		var now, most atomic.Int64
+		g := storetest.GetterFunc(func(ctx context.Context, d blob.Digest, dst []byte) error {
+			n := now.Add(1)
+			defer now.Add(-1)
+			for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
+			}
+			time.Sleep(10 * time.Millisecond)
+			copy(dst, s.data)
+			return nil
+		})
+		list := make([]store.Want, 100)
+		for i := range list {
+			list[i] = wants(s)[0]
+		}
+		outcomes(t, t.Context(), New(store.Policy{}, Options{Requests: 7}, g), list)
+		if most.Load() != 7 {
+			t.Errorf("%d requests at once, want 7", most.Load())
+		}
+	})
+}
+
+func locations(t *testing.T, paths ...string) (list []locate.Location) {
+	t.Helper()
+	for _, p := range paths {
+		at, err := locate.Parse(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		list = append(list, at)
+	}
+	return list
+}
+
+// storeIn makes a store of chunks in a directory.
+func storeIn(t *testing.T, samples ...sample) string {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "x.castr")
+	b, err := local.Create(dir, local.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := newWriter(t, b)
+	for _, s := range samples {
+		if _, err := w.Put(t.Context(), s.digest, s.data); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+func TestOpen(t *testing.T) {
+	a, b := newSample(1, 1000), newSample(2, 5000)
+	one, two, gone := storeIn(t, a), storeIn(t, b), filepath.Join(t.TempDir(), "gone")
+	var left []error
+	o := Options{LeftOut: func(err error) { left = append(left, err) }}
+	s, err := Open([][]locate.Location{locations(t, gone, one), locations(t, two)}, locate.Access{}, blob.SHA512_256, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	a.wantFrom(t, s)
+	b.wantFrom(t, s)
+	if len(left) != 1 || !errors.Is(left[0], store.ErrNotFound) {
+		t.Errorf("left out: %v, want the store that is not there", left)
+	}
+	if objects, bytes := s.Downloaded(); objects != 2 || bytes <= 0 || s.Far() || s.Requests() != 32 {
+		t.Errorf("downloaded %d objects, %d bytes; far %v, %d requests", objects, bytes, s.Far(), s.Requests())
+	}
+	sizes, err := s.Sizes(t.Context(), []blob.Digest{b.digest, a.digest})
+	if err != nil || len(sizes) != 2 || sizes[0] <= sizes[1] || sizes[1] == 0 {
+		t.Errorf("Sizes = %v, %v", sizes, err)
+	}
+	if _, err := s.Sizes(t.Context(), []blob.Digest{{}}); !errors.Is(err, store.ErrNotFound) {
+		t.Errorf("Sizes of a chunk that is nowhere = %v", err)
+	}
+	for _, groups := range [][][]locate.Location{{locations(t, gone)}, {locations(t, one), locations(t, gone, gone)}} {
+		if _, err := Open(groups, locate.Access{}, blob.SHA512_256, Options{}); !errors.Is(err, store.ErrNotFound) {
+			t.Errorf("Open = %v, want ErrNotFound", err)
+		}
+	}
+}
+
+// TestOpenBudget: all stores share the budget, and a cache costs nothing of it.
+func TestOpenBudget(t *testing.T) {
+	a, b := newSample(1, 3000), newSample(2, 3000)
+	one, two := storeIn(t, a), storeIn(t, b)
+	var size int64
+	err := filepath.WalkDir(one, func(_ string, d os.DirEntry, err error) error {
+		if err == nil && d.Type().IsRegular() {
+			info, _ := d.Info()
+			size += info.Size()
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := Open([][]locate.Location{locations(t, one), locations(t, two)}, locate.Access{}, blob.SHA512_256, Options{Budget: size + 10})
+	if err != nil {
+		t.Fatal(err)
+	}
+	near, closed := new(mem.Bucket), false
+	s.AddCache(chunksOf(near), newWriter(t, near), noFailure(t), func() { closed = true })
+	for range 3 {
+		a.wantFrom(t, s)
+	}
+	if err := b.get(t, s); !errors.Is(err, ErrBudget) {
+		t.Errorf("Get = %v, want ErrBudget", err)
+	}
+	if err := s.GetUncached(t.Context(), a.digest, make([]byte, len(a.data))); !errors.Is(err, ErrBudget) {
+		t.Errorf("GetUncached = %v, want ErrBudget", err)
+	}
+	if s.Close(); !closed {
+		t.Error("Close did not close the cache")
+	}
+}
+
+// TestBudgetOfLink: prefetch may fill the link, and no more than a reader can wait for.
+func TestBudgetOfLink(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := NewLink(512)
+		if l.Budget(50*time.Millisecond) != firstBudget {
+			t.Errorf("%d bytes before anything is known", l.Budget(50*time.Millisecond))
+		}
+		const rate = 12_500_000 // 100 Mbit/s
+		through(t, l, &wire{latency: always(40 * time.Millisecond), rate: rate}, 10*rate)
+		product, want := l.Product(), int64(rate*40/1000)
+		if product < want*8/10 || product > want*15/10 {
+			t.Errorf("the link holds %d bytes, want about %d", product, want)
+		}
+		budget := l.Budget(50 * time.Millisecond)
+		if budget < want*15/10 || budget > want*35/10 {
+			t.Errorf("%d bytes may be prefetched, want about %d", budget, want*90/40)
+		}
+	})
+}
+
+// TestRateOfPauses: a reader that thinks between its requests does not make the link look slow.
+func TestRateOfPauses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := NewLink(64)
+		w := &wire{latency: always(10 * time.Millisecond), rate: 1_250_000}
+		through(t, l, w, 5_000_000)
+		for range 200 {
+			leave, err := l.enter(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			w.get(4000)
+			leave(4000, nil)
+			time.Sleep(25 * time.Millisecond)
+		}
+		if got := l.Product(); got < 1_250_000*12/1000 {
+			t.Errorf("the link holds %d bytes after five seconds of single reads, want 12 ms at 1.25 MB/s", got)
+		}
+	})
+}
