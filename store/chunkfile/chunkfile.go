@@ -108,11 +108,8 @@ func declaredSize(file []byte) (size uint64, known bool, err error) {
 	case bytes.HasPrefix(file, []byte(gzipMagic)) && len(file) >= 18:
 		return gzipSize(file), true, nil
 	case bytes.HasPrefix(file, []byte(xzMagic)):
-		size, ok := xzSize(file)
-		if !ok {
-			return 0, false, errors.New("xz: its end is damaged")
-		}
-		return size, true, nil
+		_, size, err := xzBlock(file)
+		return size, true, err
 	case len(file) == 0:
 		return 0, false, ErrEmpty
 	}
