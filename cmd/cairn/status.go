@@ -13,13 +13,13 @@ import (
 	"os"
 	"strings"
 	"time"
-	"unicode"
 
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 
 	"cairn/internal/daemon"
 	"cairn/internal/dashboard"
+	"cairn/internal/plaintext"
 	"cairn/store"
 )
 
@@ -246,12 +246,5 @@ func roomRows(s dashboard.Status) [][]string {
 	return rows
 }
 
-// printable is what a terminal may be sent of a text that comes from elsewhere.
-func printable(text string) string {
-	return strings.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) {
-			return unicode.ReplacementChar
-		}
-		return r
-	}, text)
-}
+// printable returns what a terminal may be sent of a text that comes from elsewhere.
+func printable(text string) string { return plaintext.Clean(text, 1000) }

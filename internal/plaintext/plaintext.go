@@ -6,8 +6,8 @@ import (
 	"unicode"
 )
 
-// Clean is what can be shown of a text: no control characters, nor what changes the direction of the text around
-// it, and no more than limit characters.
+// Clean returns what can be shown of a text on one line: no control characters, none that change the direction of the
+// text around it, and no more than limit characters. White space becomes a blank.
 func Clean(text string, limit int) string {
 	var b strings.Builder
 	n := 0
@@ -15,7 +15,10 @@ func Clean(text string, limit int) string {
 		if n++; n > limit {
 			return b.String() + "…"
 		}
-		if !unicode.IsPrint(r) {
+		switch {
+		case unicode.IsSpace(r):
+			r = ' '
+		case !unicode.IsPrint(r):
 			r = unicode.ReplacementChar
 		}
 		b.WriteRune(r)

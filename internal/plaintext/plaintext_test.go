@@ -8,7 +8,7 @@ import (
 func TestClean(t *testing.T) {
 	for text, want := range map[string]string{
 		"": "", "größe 1/2": "größe 1/2",
-		"a\x00b\x1b[2Jc\n": "a�b�[2Jc�", "a\u202eb\u2066c": "a�b�c", "\xff\xfe": "��",
+		"a\x00b\x1b[2Jc\n": "a�b�[2Jc ", "a\u202eb\u2066c": "a�b�c", "\xff\xfe": "��",
 		strings.Repeat("é", 9): strings.Repeat("é", 9), strings.Repeat("é", 10): strings.Repeat("é", 9) + "…",
 	} {
 		if got := Clean(text, 9); got != want {

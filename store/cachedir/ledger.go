@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"cairn/store/local"
 )
 
 // controlName is the directory for what is no chunk. Neither casync gc nor desync verify and prune look into
@@ -144,28 +146,15 @@ func holdsChunks(root string) (holds bool, err error) {
 	return false, err
 }
 
-// eachName calls do for the names in a directory, of which do may remove some, until it fails. The directory
-// is no symbolic link, so that nothing outside is ever counted or removed.
+// eachName calls do for the names in a directory until it fails. Do may remove some of them. The directory is no
+// symbolic link, so that nothing outside is ever counted or removed.
 func eachName(dir string, do func(d *os.File, name string) error) error {
 	d, err := os.OpenFile(dir, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return err
 	}
 	defer d.Close()
-	for {
-		names, err := d.Readdirnames(1024)
-		for _, name := range names {
-			if err := do(d, name); err != nil {
-				return err
-			}
-		}
-		if err == io.EOF {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-	}
+	return local.EachName(d, func(name string) error { return do(d, name) })
 }
 
 // open opens one of the files in the control directory.

@@ -140,13 +140,17 @@ func removeAny(path string) error {
 	return nil
 }
 
-// eachName calls do for the names in a directory, of which do may remove some, until it fails.
 func eachName(dir string, do func(name string) error) error {
 	d, err := os.Open(dir)
 	if err != nil {
 		return err
 	}
 	defer d.Close()
+	return EachName(d, do)
+}
+
+// EachName calls do for the names in an open directory until it fails. Do may remove some of them.
+func EachName(d *os.File, do func(name string) error) error {
 	for {
 		names, err := d.Readdirnames(1024)
 		for _, name := range names {

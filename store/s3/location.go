@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"strings"
 
+	"cairn/internal/plaintext"
 	"cairn/store"
 )
 
@@ -174,17 +175,5 @@ func (l Location) Join(name string) Location {
 // Public returns the location without its options.
 func (l Location) Public() string { return l.url("").String() }
 
-// printable is text from outside as it may be shown: of one line, and not long.
-func printable(text string) string {
-	const longest = 200
-	clean := strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 || r == '\u2028' || r == '\u2029' {
-			return ' '
-		}
-		return r
-	}, strings.ToValidUTF8(text, "?"))
-	if len(clean) > longest {
-		clean = strings.ToValidUTF8(clean[:longest], "") + "…"
-	}
-	return clean
-}
+// printable returns text from a server as it may be shown.
+func printable(text string) string { return plaintext.Clean(text, 200) }

@@ -52,7 +52,7 @@ func (r *Remote) Reset() {
 
 func (r *Remote) wait(ctx context.Context, count *atomic.Int64) error {
 	count.Add(1)
-	return sleep(ctx, r.Latency)
+	return store.Sleep(ctx, r.Latency)
 }
 
 // Read implements store.Reader.

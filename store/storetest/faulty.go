@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"sync/atomic"
-	"time"
 
 	"cairn/store"
 )
@@ -100,16 +99,4 @@ func (f *faultyWrites) Write(ctx context.Context, name string, data []byte) erro
 		return f.err
 	}
 	return f.Bucket.Write(ctx, name, data)
-}
-
-// sleep waits for d, or until ctx ends.
-func sleep(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }
