@@ -10,17 +10,6 @@ import (
 	"cairn/store/chunkfile"
 )
 
-// packedSuffix ends the name of a compressed chunk, whatever the codec; a plain chunk has no suffix.
-const packedSuffix = ".cacnk"
-
-// plainName is where casync keeps a chunk that is not compressed: abcd/<64 hexadecimal digits>.
-func plainName(d blob.Digest) string {
-	hex := d.String()
-	return hex[:4] + "/" + hex
-}
-
-func packedName(d blob.Digest) string { return plainName(d) + packedSuffix }
-
 // Chunks is a Reader seen through digests: a casync chunk store. Compressed chunks are preferred, plain ones
 // are read where there is no compressed one. Safe for concurrent use.
 type Chunks struct {
@@ -120,12 +109,12 @@ func (c *Chunks) get(ctx context.Context, w Want) error {
 // read fills dst with what the store has for a chunk, which is not proven. The suspicion is the error to return when
 // the digest is wrong, if the answer's header contradicted the bytes.
 func (c *Chunks) read(ctx context.Context, d blob.Digest, dst []byte) (suspicion, err error) {
-	suspicion, err = c.getPacked(ctx, packedName(d), dst)
+	suspicion, err = c.getPacked(ctx, ObjectName(d, true), dst)
 	switch {
 	case errors.Is(err, ErrNotFound):
-		suspicion, err = c.getPlain(ctx, plainName(d), dst)
+		suspicion, err = c.getPlain(ctx, ObjectName(d, false), dst)
 	case errors.Is(err, content{chunkfile.ErrEmpty}): // it counts as none, see Stat
-		if reason, plainErr := c.getPlain(ctx, plainName(d), dst); !errors.Is(plainErr, ErrNotFound) {
+		if reason, plainErr := c.getPlain(ctx, ObjectName(d, false), dst); !errors.Is(plainErr, ErrNotFound) {
 			suspicion, err = reason, plainErr
 		}
 	}

@@ -4,31 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 
 	"cairn/blob"
 	"cairn/store/chunkfile"
 )
-
-// ChunkObject reads the name of an object as a store has it for a chunk: the chunk's digest, and whether the
-// object is compressed. Any other name is none of a chunk's.
-func ChunkObject(name string) (d blob.Digest, packed, ok bool) {
-	plain, packed := strings.CutSuffix(name, packedSuffix)
-	dir, hex, cut := strings.Cut(plain, "/")
-	if !cut || len(dir) != 4 || !strings.HasPrefix(hex, dir) {
-		return blob.Digest{}, false, false
-	}
-	d, err := blob.ParseDigest(hex)
-	return d, packed, err == nil
-}
-
-// ObjectName is the name that a store has for a chunk, compressed or as it is.
-func ObjectName(d blob.Digest, packed bool) string {
-	if packed {
-		return packedName(d)
-	}
-	return plainName(d)
-}
 
 // Raw is a chunk as it was read from a store. Its memory is used again by the next Load into it.
 type Raw struct {

@@ -6,7 +6,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"testing"
 
 	"github.com/klauspost/compress/zstd"
@@ -17,25 +16,6 @@ import (
 	"cairn/store/local"
 	"cairn/store/mem"
 )
-
-func TestChunkObject(t *testing.T) {
-	d := numbered(1)
-	for _, packed := range []bool{false, true} {
-		got, isPacked, ok := store.ChunkObject(store.ObjectName(d, packed))
-		if got != d || isPacked != packed || !ok {
-			t.Errorf("ChunkObject(ObjectName(%v, %v)) = %v, %v, %v", d, packed, got, isPacked, ok)
-		}
-	}
-	name := store.ObjectName(d, true)
-	for _, other := range []string{
-		"", "x", name[5:], "0000" + name[4:], strings.ToUpper(name), name + ".tmp", "a/" + name, name[:4] + "/" + name[:8],
-		name[:69] + ".xz", "/" + name[5:], name[:3] + name[4:],
-	} {
-		if _, _, ok := store.ChunkObject(other); ok {
-			t.Errorf("ChunkObject(%q) takes it for a chunk's", other)
-		}
-	}
-}
 
 // frame is data as a frame of the options.
 func frame(t *testing.T, data []byte, o ...zstd.EOption) []byte {

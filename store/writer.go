@@ -79,7 +79,7 @@ func (w *Writer) Put(ctx context.Context, d blob.Digest, data []byte) (stored in
 		return 0, fmt.Errorf("putting chunk %v: a chunk has at least one byte", d)
 	}
 	if w.encoder == nil {
-		return w.write(ctx, plainName(d), data)
+		return w.write(ctx, ObjectName(d, false), data)
 	}
 	buf := w.buffers.get()
 	defer w.buffers.put(buf)
@@ -88,7 +88,7 @@ func (w *Writer) Put(ctx context.Context, d blob.Digest, data []byte) (stored in
 		return 0, fmt.Errorf("putting chunk %v: %w", d, err)
 	}
 	*buf = packed
-	return w.write(ctx, packedName(d), packed)
+	return w.write(ctx, ObjectName(d, true), packed)
 }
 
 func (w *Writer) write(ctx context.Context, name string, data []byte) (int64, error) {
@@ -102,7 +102,7 @@ func (w *Writer) write(ctx context.Context, name string, data []byte) (int64, er
 // when every reader of stores can read that; else it is compressed anew.
 func (w *Writer) PutRaw(ctx context.Context, d blob.Digest, chunk *Raw) (stored int64, err error) {
 	if w.encoder != nil && chunk.Packed && chunkfile.IsZstdFrame(chunk.Stored) {
-		return w.write(ctx, packedName(d), chunk.Stored)
+		return w.write(ctx, ObjectName(d, true), chunk.Stored)
 	}
 	return w.Put(ctx, d, chunk.Plain)
 }

@@ -112,7 +112,7 @@ var errVanishes = errors.New("it is removed again and again")
 // does not wait for the disk to have it. An error means that the directory cannot be written now: if its disk
 // is full, room is being made. A chunk of that name is replaced.
 func (d *Dir) Write(ctx context.Context, name string, data []byte) error {
-	if !isChunk(filepath.Split(name)) {
+	if _, _, ok := store.ChunkObject(name); !ok {
 		return fmt.Errorf("%q is not the name of a chunk", name)
 	}
 	err := errVanishes
@@ -261,16 +261,10 @@ const blockSize = 4096
 // blocks is what a file takes on the disk.
 func blocks(size int64) int64 { return (size + blockSize - 1) / blockSize * blockSize }
 
-// isChunk says whether a file may be a chunk: abcd/abcd…, compressed or not.
-func isChunk(dir, file string) bool {
-	dir = strings.TrimSuffix(dir, "/")
-	digest := strings.TrimSuffix(file, ".cacnk")
-	return isChunkDir(dir) && len(digest) == 64 && isHex(digest) && strings.HasPrefix(digest, dir)
+// isChunkDir reports whether a directory may hold chunks.
+func isChunkDir(name string) bool {
+	return len(name) == 4 && strings.Trim(name, "0123456789abcdef") == ""
 }
-
-func isChunkDir(name string) bool { return len(name) == 4 && isHex(name) }
-
-func isHex(s string) bool { return strings.Trim(s, "0123456789abcdef") == "" }
 
 // attach takes part in the directory, if this Dir does not yet.
 func (d *Dir) attach(m making) (*ledger, error) {

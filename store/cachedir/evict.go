@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"cairn/store"
 )
 
 // highWater is where an eviction begins, so that there is room for what is written while it counts; lowWater is
@@ -234,8 +236,11 @@ func (l *ledger) eachChunk(ctx context.Context, s slice, do func(entry) error, l
 			return nil
 		}
 		err := eachName(filepath.Join(l.root, dirName), func(dir *os.File, name string) error {
-			if err := ctx.Err(); err != nil || !isChunk(dirName, name) {
+			if err := ctx.Err(); err != nil {
 				return err
+			}
+			if _, _, ok := store.ChunkObject(dirName + "/" + name); !ok {
+				return nil
 			}
 			return visit(dir, name, do)
 		})

@@ -60,7 +60,8 @@ func TestOthersUseTheCache(t *testing.T) {
 	}
 	listed := 0
 	for o, err := range bucket.List(t.Context(), "") {
-		if listed++; err != nil || !isChunk(filepath.Split(o.Name)) {
+		_, _, ok := store.ChunkObject(o.Name)
+		if listed++; err != nil || !ok {
 			t.Errorf("listed as a store it has %q, %v", o.Name, err)
 		}
 	}

@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"iter"
-	"path"
 	"slices"
 	"strings"
 	"sync"
@@ -119,18 +118,11 @@ func (s *shard) take(o store.Object) {
 	switch {
 	case ok:
 		s.objects = append(s.objects, object{d, o.Size, packed})
-	case misnamed(o.Name):
+	case store.MisnamedChunk(o.Name):
 		s.misnamed.count(o)
 	default:
 		s.foreign.count(o)
 	}
-}
-
-// misnamed says whether what is no chunk's name ends like one.
-func misnamed(name string) bool {
-	hex := strings.ToLower(strings.TrimSuffix(path.Base(name), path.Ext(name)))
-	_, err := blob.ParseDigest(hex)
-	return err == nil && (path.Ext(name) == "" || path.Ext(name) == ".cacnk")
 }
 
 // ahead yields what do makes of 0 to n-1, in order, with up to atOnce of them at work. Nothing runs when it ends.

@@ -125,15 +125,3 @@ func TestAhead(t *testing.T) {
 		}
 	})
 }
-
-func TestMisnamed(t *testing.T) {
-	name := many("0", 1)[0].Name
-	for n, want := range map[string]bool{
-		"0001/" + name[5:]: true, strings.ToUpper(name[:69]) + ".cacnk": true, name[5:]: true, name[5:69]: true, "a/b/" + name: true,
-		"README": false, name + ".tmp": false, name[:69] + ".1234.tmp": false, "0000/abc.cacnk": false,
-	} {
-		if got := misnamed(n); got != want {
-			t.Errorf("misnamed(%q) = %v, want %v", n, got, want)
-		}
-	}
-}
