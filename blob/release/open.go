@@ -70,7 +70,7 @@ func (a Access) stream(ctx context.Context, at locate.Location, limit int64, use
 		return use(a.Stdin(ctx))
 	}
 	var access locate.Access
-	if a.Locate != nil {
+	if a.Locate != nil && at.Remote() {
 		var err error
 		if access, err = a.Locate(); err != nil {
 			return err

@@ -19,8 +19,6 @@ import (
 type access struct {
 	identity locate.Identity
 	patience time.Duration
-	silence  time.Duration // of a server, until it is taken for unavailable; 0 is the backend's default
-	quiet    bool          // does not say that it waits: the caller tells
 	opened   *opened
 }
 
@@ -63,9 +61,6 @@ func (f *access) addPatience(c *cobra.Command) {
 
 // policy is how long the stores are waited for. What they are waited for is said, but not all the time.
 func (f *access) policy() store.Policy {
-	if f.quiet {
-		return store.Policy{Patience: f.patience}
-	}
 	const pause = 10 * time.Second
 	var mu sync.Mutex
 	var said time.Time
@@ -95,7 +90,6 @@ func (f *access) open() (locate.Access, error) {
 	})
 	a := o.access
 	a.Retry = f.policy()
-	a.Web.Patience, a.S3.Patience, a.SFTP.Patience = f.silence, f.silence, f.silence
 	return a, o.err
 }
 

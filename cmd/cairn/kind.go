@@ -12,8 +12,8 @@ import (
 )
 
 // noteKind tells of an index that may not be an image's. Commands that only read go on with it.
-func noteKind(at locate.Location, x *blob.Index) {
-	switch release.KindOf(at, x) {
+func noteKind(at locate.Location, kind release.Kind) {
+	switch kind {
 	case release.Tree:
 		say("note: %s is the index of a directory tree: what it calls an image is a .catar archive", at)
 	case release.Either:

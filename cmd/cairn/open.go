@@ -21,7 +21,7 @@ import (
 func readIndex(ctx context.Context, at locate.Location, a access) (*blob.Index, error) {
 	x, err := readAnyIndex(ctx, at, a)
 	if err == nil {
-		noteKind(at, x)
+		noteKind(at, release.KindOf(at, x))
 	}
 	return x, err
 }
@@ -37,15 +37,6 @@ func hintIndex(err error) error { return absentHint(err, "check the index's loca
 // releases is the access to what is published.
 func (f *access) releases() release.Access {
 	return release.Access{Locate: f.open, Stdin: func(ctx context.Context) io.Reader { return cancellable(ctx, os.Stdin) }}
-}
-
-// file opens the directory that a file lies in, and returns the file's name there.
-func (a access) file(at locate.Location) (store.Reader, string, error) {
-	open, err := a.open()
-	if err != nil {
-		return nil, "", err
-	}
-	return open.File(at)
 }
 
 // closeReader ends what a reader may have running, such as an ssh. There is nothing to lose by then.

@@ -10,6 +10,7 @@ import (
 
 	"cairn/blob"
 	"cairn/blob/profile"
+	"cairn/blob/release"
 	"cairn/store/locate"
 )
 
@@ -65,7 +66,7 @@ func mergeProfiles(ctx context.Context, out string, in []locate.Location, least 
 	}
 	var all []*profile.Profile
 	for _, name := range in {
-		p, err := readProfile(ctx, name, a)
+		p, err := release.OpenProfile(ctx, a.releases(), name)
 		if err != nil {
 			return err
 		}
@@ -101,7 +102,7 @@ func newProfileShow() *cobra.Command {
 		Short: "Say what is in a profile (- for stdin)",
 		Args:  arguments(cobra.ExactArgs(1)),
 		RunE: func(c *cobra.Command, _ []string) error {
-			p, err := readProfile(c.Context(), file[0], a)
+			p, err := release.OpenProfile(c.Context(), a.releases(), file[0])
 			if err != nil {
 				return err
 			}

@@ -9,17 +9,15 @@ import (
 	"net"
 	"os"
 	"runtime/debug"
-	"strings"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
-	"cairn/blob"
-	"cairn/blob/release"
-	"cairn/blob/view"
 	"cairn/internal/daemon"
+	"cairn/internal/dashboard"
 	"cairn/internal/hugepages"
 	"cairn/nbd"
+	"cairn/nbd/export"
 	"cairn/store/locate"
 )
 
@@ -27,10 +25,11 @@ type serveFlags struct {
 	stores
 	listening
 	security
-	seeing
 	imageFlags
 	indexes  []locate.Location
 	watchDir string
+	metrics  string
+	status   daemon.Address // of metrics
 	maxConns int
 	inFlight int64
 	pidfile  string
@@ -69,7 +68,8 @@ status 0. Under nohup SIGHUP is ignored.`,
 	f.security.add(c)
 	c.Flags().StringVar(&f.pidfile, "pidfile", "", "`file` to write the process id to when clients can connect; removed at the end")
 	c.Flags().BoolVar(&f.withExit, "exit-with-parent", false, "stop when the process that started this one has ended")
-	f.seeing.add(c)
+	c.Flags().StringVar(&f.metrics, "metrics", "",
+		"`address` for Prometheus metrics and a status page: tcp:HOST:PORT or unix:PATH; without authentication (default: none)")
 	f.imageFlags.add(c)
 	c.Flags().StringVar(&f.watchDir, "watch", "", "`directory` whose index files are exports, as they come and go")
 	c.Flags().IntVar(&f.maxConns, "max-connections", 128, "serve at most that many `clients` at a time")
@@ -82,6 +82,12 @@ status 0. Under nohup SIGHUP is ignored.`,
 			return fmt.Errorf("--max-connections %d: want at least 1", f.maxConns)
 		case f.inFlight < 64<<20 || f.inFlight > 1<<40:
 			return fmt.Errorf("--max-in-flight %s: want 64 MiB to 1 TiB", size(f.inFlight))
+		}
+		if f.metrics != "" {
+			var err error
+			if f.status, err = parseAddress("--metrics", f.metrics); err != nil {
+				return err
+			}
 		}
 		return f.imageFlags.check(f.cache, f.watchDir, len(args))
 	})
@@ -112,8 +118,6 @@ func runServe(ctx context.Context, stdout io.Writer, f serveFlags) error {
 		}
 		defer stop()
 	}
-	fetching, endFetches := context.WithCancel(context.WithoutCancel(ctx)) // reads under way may end after a signal
-	defer endFetches()
 	server := &nbd.Server{Log: f.log(), MaxConns: f.maxConns, MaxBytes: int(f.inFlight)}
 	var err error
 	if server.TLS, err = f.config(&f.opened.files, server.Log); err != nil {
@@ -122,7 +126,7 @@ func runServe(ctx context.Context, stdout io.Writer, f serveFlags) error {
 	if err := f.checkFiles(); err != nil {
 		return err
 	}
-	status, err := f.seeing.listen(ctx)
+	status, err := f.listenForMetrics(ctx)
 	if err != nil {
 		return endedBefore(ctx, err)
 	}
@@ -133,12 +137,12 @@ func runServe(ctx context.Context, stdout io.Writer, f serveFlags) error {
 	}
 	defer cleanUp()
 	defer daemon.CloseAll(append(status, listeners...)) // clients that come before the images are open wait
-	offer, err := f.offer(ctx, fetching)
+	catalogue, err := export.Open(ctx, f.exports(server.Log))
 	if err != nil {
-		return endedBefore(ctx, err)
+		return endedBefore(ctx, hintExport(err))
 	}
-	defer offer.close()
-	server.Exports = offer
+	defer catalogue.Close()
+	server.Exports = catalogue
 	end, err := daemon.BeginReady(ctx, f.pidfile, func(state string, err error) {
 		say("warning: telling the service manager %s: %v", state, err)
 	})
@@ -146,15 +150,36 @@ func runServe(ctx context.Context, stdout io.Writer, f serveFlags) error {
 		return err
 	}
 	defer end()
-	show := f.seeing.open(status, server, offer)
+	warnOfMetrics(status)
 	warnOfExposure(listeners, f.on())
 	if f.printURIs {
-		printURIs(optional(stdout), listeners, offer.names, f.on())
+		printURIs(optional(stdout), listeners, catalogue.Names(), f.on())
 	}
-	return f.serve(ctx, server, offer, listeners, show)
+	return serveAll(ctx, server, catalogue, listeners, status)
 }
 
-// endedBefore is nil instead of err if the server was to end before it was ready.
+// serveAll serves clients, and metrics to those of status, until ctx ends or a listener fails.
+func serveAll(
+	ctx context.Context, server *nbd.Server, catalogue *export.Catalogue, listeners, status []net.Listener,
+) error {
+	group, groupCtx := errgroup.WithContext(ctx)
+	for _, l := range listeners {
+		group.Go(func() error { return server.Serve(groupCtx, l) })
+	}
+	if len(status) > 0 {
+		monitor := export.NewMonitor(server, catalogue, versionText())
+		group.Go(func() error {
+			if err := dashboard.New(monitor.Status, monitor.Totals).Serve(groupCtx, status...); err != nil {
+				say("warning: metrics are not served any more: %v", err)
+			}
+			return nil
+		})
+	}
+	group.Go(func() error { catalogue.Run(groupCtx); return nil })
+	return group.Wait()
+}
+
+// endedBefore returns nil instead of err if the server was to end before it was ready.
 func endedBefore(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return nil
@@ -162,7 +187,7 @@ func endedBefore(ctx context.Context, err error) error {
 	return err
 }
 
-// checkFiles looks early at the files that are needed later.
+// checkFiles checks early the files that are needed later.
 func (f *serveFlags) checkFiles() error {
 	if err := errors.Join(checkFile(f.pidfile), checkOutput(f.record)); err != nil {
 		return err
@@ -175,63 +200,16 @@ func (f *serveFlags) checkFiles() error {
 	return nil
 }
 
-// serve serves until ctx ends, or a listener fails.
-func (f *serveFlags) serve(ctx context.Context, server *nbd.Server, o *offer, listeners []net.Listener, show func(context.Context)) error {
-	defer daemon.CloseAll(listeners)
-	group, groupCtx := errgroup.WithContext(ctx)
-	for _, l := range listeners {
-		group.Go(func() error { return server.Serve(groupCtx, l) })
+// listenForMetrics listens on the address of --metrics, if there is one.
+func (f *serveFlags) listenForMetrics(ctx context.Context) ([]net.Listener, error) {
+	if f.metrics == "" {
+		return nil, nil
 	}
-	group.Go(func() error { show(groupCtx); return nil })
-	if o.watched != nil {
-		group.Go(func() error { o.watched.run(groupCtx); return nil })
-	}
-	return group.Wait()
-}
-
-// offer is what is exported.
-type offer struct {
-	nbd.Exports
-	names   []string // that clients are told of
-	static  []*nbd.Export
-	watched *watch // nil without --watch
-	images  *images
-	close   func() // when no client is there any more
-}
-
-func (f *serveFlags) offer(ctx, fetching context.Context) (o *offer, err error) {
-	images := newImages(fetching, f.imageFlags, f.stores, f.log())
-	defer func() {
-		if err != nil {
-			images.close()
-		}
-	}()
-	var exports []*nbd.Export
-	for _, index := range f.indexes {
-		e, _, err := images.open(ctx, index) // it is open to the end
-		if err != nil {
-			return nil, err
-		}
-		exports = append(exports, e)
-	}
-	static, err := nbd.NewStatic(exports...)
+	listeners, err := daemon.Listen(ctx, 0o600, f.status)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("--metrics: %w", err)
 	}
-	o = &offer{Exports: static, static: exports, images: images, close: images.close}
-	for _, e := range exports {
-		o.names = append(o.names, e.Name)
-	}
-	if f.watchDir == "" {
-		return o, nil
-	}
-	if o.watched, err = newWatch(f.watchDir, images.open, f.log()); err != nil {
-		return nil, err
-	}
-	o.Exports = chain{static, o.watched}
-	o.names = append(o.names, "") // clients add theirs
-	o.close = func() { o.watched.shut(); images.close() }
-	return o, nil
+	return listeners, nil
 }
 
 func (f *serveFlags) log() *slog.Logger {
@@ -240,25 +218,4 @@ func (f *serveFlags) log() *slog.Logger {
 		level = slog.LevelDebug
 	}
 	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
-}
-
-func newExport(index locate.Location, x *blob.Index, v *view.Image) *nbd.Export {
-	name, digest := exportName(index), x.Digest().String()
-	return &nbd.Export{
-		Name:        name,
-		Canonical:   name + "@" + digest,
-		Description: fmt.Sprintf("%s, an image of %d bytes, index digest %s", name, x.Size(), digest),
-		Device:      exported{v},
-		ReadOnly:    true,
-		MultiConn:   true,
-	}
-}
-
-// exportName is the index's file name without .caibx.
-func exportName(index locate.Location) string {
-	_, name, err := index.Split()
-	if err != nil {
-		return index.String()
-	}
-	return strings.TrimSuffix(name, release.IndexSuffix)
 }

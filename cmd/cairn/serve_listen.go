@@ -3,13 +3,9 @@ package main
 import (
 	"context"
 	"fmt"
-	"io"
 	"io/fs"
 	"net"
-	"net/url"
-	"path/filepath"
 	"strconv"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -35,15 +31,24 @@ func (f *listening) add(c *cobra.Command) {
 	c.Flags().Lookup("print-uri").DefValue = "" // the help says it in words
 	check(c, func([]string) error {
 		for _, text := range f.texts {
-			a, err := daemon.ParseAddress(text)
+			a, err := parseAddress("--listen", text)
 			if err != nil {
-				return fmt.Errorf("--listen %s: %w", text, err)
+				return err
 			}
 			f.addresses = append(f.addresses, a)
 		}
 		f.silent = !c.Flags().Changed("print-uri")
 		return nil
 	})
+}
+
+// parseAddress parses an address that a flag has.
+func parseAddress(flag, text string) (daemon.Address, error) {
+	a, err := daemon.ParseAddress(text)
+	if err != nil {
+		err = fmt.Errorf("%s %s: %w", flag, text, err)
+	}
+	return a, err
 }
 
 // modeFlag is a flag that takes permissions in octal.
@@ -78,53 +83,4 @@ func (f *listening) open(ctx context.Context) (listeners []net.Listener, cleanUp
 		return nil, nil, err
 	}
 	return append(listeners, opened...), func() {}, nil
-}
-
-// warnOfExposure warns of listeners that more clients can reach than their owner may know.
-func warnOfExposure(listeners []net.Listener, secure bool) {
-	for _, l := range listeners {
-		switch at := l.Addr(); {
-		case daemon.ReachesOthers(at) && !secure:
-			say("warning: %v takes clients of other machines, without TLS: whoever reaches it can read the images (--tls-cert)", at)
-		case at.Network() == "unix" && !daemon.HasPath(at):
-			say("warning: the socket %v has no permissions: every user of this machine can read the images", at)
-		}
-	}
-}
-
-func printURIs(w io.Writer, listeners []net.Listener, names []string, secure bool) {
-	for _, l := range listeners {
-		for _, name := range names {
-			if uri := exportURI(l.Addr(), name, secure); uri != "" {
-				fmt.Fprintln(w, uri)
-			}
-		}
-	}
-}
-
-// exportURI returns the export's address as NBD clients take it (NetworkBlockDevice/nbd, doc/uri.md), or "" if no URI
-// can say it.
-func exportURI(at net.Addr, name string, secure bool) string {
-	scheme := "nbd"
-	if secure {
-		scheme = "nbds"
-	}
-	if at.Network() != "unix" {
-		host := url.URL{Host: at.String()}
-		return scheme + ":" + host.String() + "/" + escapeURI(name)
-	}
-	if !daemon.HasPath(at) {
-		return ""
-	}
-	path, err := filepath.Abs(at.String())
-	if err != nil {
-		path = at.String()
-	}
-	return scheme + "+unix:///" + escapeURI(name) + "?socket=" + escapeURI(path)
-}
-
-// escapeURI escapes all that means something in any part of a URI, except the slash. Clients differ in what they take
-// for a separator, and do not take + for a space.
-func escapeURI(text string) string {
-	return strings.NewReplacer("+", "%20", "%2F", "/").Replace(url.QueryEscape(text))
 }

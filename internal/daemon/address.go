@@ -31,7 +31,8 @@ func ParseAddress(text string) (Address, error) {
 			return a, errAddress
 		}
 		if at[0] == '@' {
-			return a, errors.New("an abstract socket has no permissions, and no NBD URI names it; want a path (./@… for a file of that name)")
+			return a, errors.New("an abstract socket has no permissions, and no NBD URI names it; " +
+				"want a path (./@… for a file of that name)")
 		}
 		return a, checkSocketPath(at)
 	case "tcp":

@@ -254,10 +254,11 @@ func TestListenPrivately(t *testing.T) {
 
 // TestInheritedIsForOneProcess: sockets that are handed to another process, and wrong numbers, are not taken.
 func TestInheritedIsForOneProcess(t *testing.T) {
+	pid := strconv.Itoa(os.Getpid())
 	for _, tc := range []struct {
 		pid, count string
 		fails      bool
-	}{{"", "", false}, {"1", "1", false}, {strconv.Itoa(os.Getpid()), "0", false}, {strconv.Itoa(os.Getpid()), "x", true}, {strconv.Itoa(os.Getpid()), "-1", true}} {
+	}{{"", "", false}, {"1", "1", false}, {pid, "0", false}, {pid, "x", true}, {pid, "-1", true}} {
 		t.Setenv("LISTEN_PID", tc.pid)
 		t.Setenv("LISTEN_FDS", tc.count)
 		listeners, err := Inherited()

@@ -20,7 +20,8 @@ import (
 func TestServer(t *testing.T) {
 	a, other := storetest.NewAuthority(t), storetest.NewAuthority(t)
 	dir := t.TempDir()
-	s := tlsfiles.Server{Cert: filepath.Join(dir, "cert"), Key: filepath.Join(dir, "key"), ClientCA: filepath.Join(dir, "ca")}
+	in := func(name string) string { return filepath.Join(dir, name) }
+	s := tlsfiles.Server{Cert: in("cert"), Key: in("key"), ClientCA: in("ca")}
 	cert, key := a.Server(t, "127.0.0.1")
 	join(t, s.Cert, cert)
 	join(t, s.Key, key)

@@ -1,4 +1,4 @@
-package main
+package export
 
 import (
 	"bytes"
@@ -15,7 +15,7 @@ import (
 )
 
 // exportOf is an export of an image whose chunks are in memory.
-func exportOf(t *testing.T, image []byte) exported {
+func exportOf(t *testing.T, image []byte) device {
 	t.Helper()
 	bucket := &mem.Bucket{}
 	w, err := store.NewWriter(bucket, store.WriterOptions{})
@@ -30,7 +30,7 @@ func exportOf(t *testing.T, image []byte) exported {
 	cache := view.NewCache(t.Context(), view.Limits{})
 	t.Cleanup(cache.Close)
 	v := view.New(x, cache.Source(store.NewChunks(bucket, x.Algorithm()), 0), view.Options{})
-	return exported{v}
+	return device{v}
 }
 
 // TestExportIsPadded: an export has whole sectors, and the kernel's blocks of a squashfs; what is behind the image
@@ -60,7 +60,7 @@ func TestExportIsPadded(t *testing.T) {
 }
 
 // readBoth reads from off on, with waiting and without.
-func readBoth(t *testing.T, e exported, want []byte, off int64) {
+func readBoth(t *testing.T, e device, want []byte, off int64) {
 	t.Helper()
 	got := bytes.Repeat([]byte{0xaa}, len(want))
 	if err := e.ReadAt(t.Context(), got, off); err != nil || !bytes.Equal(got, want) {

@@ -1,0 +1,110 @@
+package export
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"time"
+
+	"cairn/blob"
+	"cairn/blob/profile"
+	"cairn/blob/release"
+	"cairn/blob/view"
+	"cairn/store"
+	"cairn/store/locate"
+)
+
+// profileWait is how long opening an image waits for a profile.
+const profileWait = 2 * time.Second
+
+// prefetch begins to fetch what is likely to be read of an image, as the options say. A profile that cannot be reached
+// is followed as soon as it can be. The caller calls end before it closes the image.
+func (im *images) prefetch(ctx context.Context, v *view.Image, found foundIndex, index locate.Location) (
+	end func(), err error,
+) {
+	end = func() {}
+	if at := im.profileOf(index); !at.IsZero() {
+		p, err := im.readProfileSoon(ctx, at, found.cached)
+		switch {
+		case errors.Is(err, store.ErrUnavailable):
+			im.note(ProfileNote{Later: true, Err: err})
+			end = im.inBackground(func(ctx context.Context) { im.followLater(ctx, v, found.Index, index, at) })
+		case err != nil:
+			return end, err
+		case p != nil:
+			im.follow(v, p, found.Index, index)
+		}
+	}
+	if im.o.Fill {
+		v.Fill(im.o.FillRate)
+	}
+	return end, nil
+}
+
+// profileOf returns the location of the profile for an index, or none.
+func (im *images) profileOf(index locate.Location) locate.Location {
+	if !im.o.AutoProfile {
+		return im.o.Profile
+	}
+	at, err := release.ProfileOf(index)
+	if err != nil {
+		return locate.Location{} // nothing lies beside a stream
+	}
+	return at
+}
+
+// follow fetches the chunks of an image that a profile names.
+func (im *images) follow(v *view.Image, p *profile.Profile, x *blob.Index, index locate.Location) {
+	plan := p.Plan(x)
+	im.o.Log.Info("prefetching what a profile tells", "image", nameOf(index), "chunks", len(plan.Chunks),
+		"known", plan.Known, "guessed", plan.Guessed, "unknown", plan.Unknown)
+	if plan.Known == 0 && plan.Unknown > 0 {
+		im.o.Log.Warn("the profile names no chunk of the image: it was recorded from another one, "+
+			"or one that was cut or hashed in another way", "image", nameOf(index))
+	}
+	v.Follow(plan.Chunks)
+}
+
+// followLater follows a profile as soon as its location can be reached.
+func (im *images) followLater(ctx context.Context, v *view.Image, x *blob.Index, index, at locate.Location) {
+	var p *profile.Profile
+	err := store.Policy{Patience: -1, First: time.Second, Max: time.Minute}.Do(ctx, func() (err error) {
+		p, err = im.readProfile(ctx, at)
+		return err
+	})
+	switch {
+	case ctx.Err() != nil:
+	case err != nil:
+		im.o.Log.Warn("there is no profile", "image", nameOf(index), "error", err)
+	case p != nil:
+		im.follow(v, p, x, index)
+	}
+}
+
+// readProfileSoon is readProfile that waits for a short time only. If the index was unreachable, a profile beside
+// it is unreachable too.
+func (im *images) readProfileSoon(ctx context.Context, at locate.Location, unreachable bool) (*profile.Profile, error) {
+	if unreachable && im.o.AutoProfile {
+		return nil, fmt.Errorf("reading profile %s: %w", at, store.ErrUnavailable)
+	}
+	soon, cancel := context.WithTimeout(ctx, profileWait)
+	defer cancel()
+	p, err := im.readProfile(soon, at)
+	if err != nil && soon.Err() != nil && ctx.Err() == nil {
+		err = &store.UnavailableError{Err: err}
+	}
+	return p, err
+}
+
+// readProfile reads the profile at a location. With AutoProfile it returns nil if there is none, or an invalid one.
+func (im *images) readProfile(ctx context.Context, at locate.Location) (*profile.Profile, error) {
+	p, err := release.OpenProfile(ctx, im.access(0), at)
+	switch {
+	case err == nil || !im.o.AutoProfile || errors.Is(err, store.ErrUnavailable) || ctx.Err() != nil:
+		return p, err
+	case !errors.Is(err, store.ErrNotFound) && !errors.Is(err, fs.ErrNotExist):
+		im.note(ProfileNote{Err: err})
+	}
+	return nil, nil
+}

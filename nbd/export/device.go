@@ -1,0 +1,161 @@
+package export
+
+import (
+	"context"
+	"fmt"
+	"iter"
+	"strings"
+
+	"cairn/blob"
+	"cairn/blob/release"
+	"cairn/blob/view"
+	"cairn/nbd"
+	"cairn/store/locate"
+)
+
+// The units that clients measure a device in: the kernel drops a part of a sector, and qemu rounds up. The kernel reads
+// a squashfs in blocks of 1024 bytes, and does not mount one whose last block is not whole.
+const (
+	sector        = 512
+	squashfsBlock = 1024
+)
+
+// paddedSize returns the size of a device for an image of n bytes. Whole sectors are left as they are: a disk's backup
+// partition table lies at the disk's very end.
+func paddedSize(n int64) int64 {
+	if n%sector == 0 {
+		return n
+	}
+	return (n + squashfsBlock - 1) / squashfsBlock * squashfsBlock
+}
+
+// contextCached is the metadata context in which bit 0 stands for bytes that a read has without the store.
+const (
+	contextCached = "x-cairn:cached"
+	stateCached   = 1 << 0
+)
+
+// device is an image as a device for the NBD server. Zeros behind the image's end fill the last sector, so that all
+// clients see the same size.
+type device struct{ *view.Image }
+
+var (
+	_ nbd.Device     = device{}
+	_ nbd.Extenter   = device{}
+	_ nbd.Describer  = device{}
+	_ nbd.Prefetcher = device{}
+	_ nbd.Resident   = device{}
+)
+
+// newExport returns the export of an image.
+func newExport(index locate.Location, x *blob.Index, v *view.Image) *nbd.Export {
+	name, digest := nameOf(index), x.Digest().String()
+	return &nbd.Export{
+		Name:        name,
+		Canonical:   name + "@" + digest,
+		Description: fmt.Sprintf("%s, an image of %d bytes, index digest %s", name, x.Size(), digest),
+		Device:      device{v},
+		ReadOnly:    true,
+		MultiConn:   true,
+	}
+}
+
+// nameOf returns the name of an index's export: its file name without the suffix.
+func nameOf(index locate.Location) string {
+	_, name, err := index.Split()
+	if err != nil {
+		return index.String()
+	}
+	return strings.TrimSuffix(name, release.IndexSuffix)
+}
+
+// Size implements nbd.Device.
+func (d device) Size() int64 { return paddedSize(d.Image.Size()) }
+
+// imageBytes returns how many of the n bytes at off are the image's. The others are padding.
+func (d device) imageBytes(off, n int64) int64 { return min(n, max(d.Image.Size()-off, 0)) }
+
+// clearPadding clears the padding in p, which is read at off, and returns the image's part.
+func (d device) clearPadding(p []byte, off int64) []byte {
+	n := d.imageBytes(off, int64(len(p)))
+	clear(p[n:])
+	return p[:n]
+}
+
+// ReadAt implements nbd.Device.
+func (d device) ReadAt(ctx context.Context, p []byte, off int64) error {
+	if p = d.clearPadding(p, off); len(p) == 0 {
+		return nil
+	}
+	return d.Image.ReadAt(ctx, p, off)
+}
+
+// ReadResident implements nbd.Resident.
+func (d device) ReadResident(p []byte, off int64) bool {
+	p = d.clearPadding(p, off)
+	return len(p) == 0 || d.Image.ReadResident(p, off)
+}
+
+// Prefetch implements nbd.Prefetcher.
+func (d device) Prefetch(ctx context.Context, off, n int64) error {
+	if n = d.imageBytes(off, n); n == 0 {
+		return nil
+	}
+	return d.Image.Prefetch(ctx, off, n)
+}
+
+// Extents implements nbd.Extenter.
+func (d device) Extents(off, n int64) iter.Seq[nbd.Extent] {
+	return func(yield func(nbd.Extent) bool) {
+		for length, zero := range d.padRuns(d.Image.Extents, off, n) {
+			if !yield(nbd.Extent{Length: length, Zero: zero}) {
+				return
+			}
+		}
+	}
+}
+
+// Contexts implements nbd.Describer.
+func (d device) Contexts() []string { return []string{contextCached} }
+
+// States implements nbd.Describer.
+func (d device) States(_ string, off, n int64) iter.Seq[nbd.State] {
+	return func(yield func(nbd.State) bool) {
+		for length, cached := range d.padRuns(d.Cached, off, n) {
+			s := nbd.State{Length: length}
+			if cached {
+				s.Bits = stateCached
+			}
+			if !yield(s) {
+				return
+			}
+		}
+	}
+}
+
+// padRuns yields the runs of n bytes at off: those of the image, and true for the padding, which is zeros and needs no
+// store.
+func (d device) padRuns(runs func(off, n int64) iter.Seq2[int64, bool], off, n int64) iter.Seq2[int64, bool] {
+	return func(yield func(int64, bool) bool) {
+		inside := d.imageBytes(off, n)
+		if inside > 0 {
+			for length, is := range runs(off, inside) {
+				if !yield(length, is) {
+					return
+				}
+			}
+		}
+		if inside < n {
+			yield(n-inside, true)
+		}
+	}
+}
+
+// closedDevice stands for an image that is not open, in answers to clients that ask about it.
+type closedDevice struct {
+	device
+	size int64 // padded
+}
+
+// Size implements nbd.Device.
+func (d closedDevice) Size() int64 { return d.size }

@@ -1,0 +1,199 @@
+package export
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	"cairn/blob"
+	"cairn/blob/release"
+	"cairn/blob/view"
+	"cairn/blob/view/imagecache"
+	"cairn/nbd"
+	"cairn/store"
+	"cairn/store/locate"
+	"cairn/store/supply"
+)
+
+// storePatience is how long a request to the stores is repeated before the view decides, which knows whether a read
+// waits for it.
+const storePatience = 100 * time.Millisecond
+
+// images opens images, and has what they share. Safe for concurrent use.
+type images struct {
+	o     Options
+	dir   *imagecache.Dir // nil without one
+	cache *view.Cache
+
+	background sync.WaitGroup
+	life       context.Context // of the background; stop ends it
+	stop       context.CancelFunc
+
+	mu         sync.Mutex // guards what follows
+	sources    map[sourceKey]*view.Source
+	stores     meteredStores
+	closers    []func()
+	recordings []*recording
+}
+
+// sourceKey tells the sources of images apart.
+type sourceKey struct {
+	locations string // the sum of each
+	algorithm blob.Algorithm
+}
+
+func newImages(o Options) *images {
+	im := &images{o: o, sources: make(map[sourceKey]*view.Source)}
+	im.life, im.stop = context.WithCancel(context.Background())
+	if o.Cache != "" {
+		var err error
+		if im.dir, err = imagecache.Open(o.Cache, imagecache.Options{Limit: o.CacheLimit, Log: o.Log}); err != nil {
+			im.note(MemoryNote{Err: err})
+		}
+	}
+	im.cache = view.NewCache(context.Background(), view.Limits{Bytes: max(o.Memory, 1), Disk: im.dir, Log: o.Log})
+	return im
+}
+
+func (im *images) note(n Note) {
+	if im.o.Notes != nil {
+		im.o.Notes(n)
+	}
+}
+
+// logFailure logs an error that no caller gets.
+func (im *images) logFailure(what string, err error) {
+	if err != nil {
+		im.o.Log.Warn(what, "error", err)
+	}
+}
+
+// open opens the image of an index as an export, and begins to fetch what is likely to be read of it. The caller calls
+// shut when no client reads from it any more. It is an opener.
+func (im *images) open(ctx context.Context, index locate.Location) (e *nbd.Export, shut func(), err error) {
+	found, err := im.findIndex(ctx, index)
+	if err != nil {
+		return nil, nil, &Error{Index, err}
+	}
+	x := found.Index
+	source, err := im.openSource(index, x.Algorithm())
+	if err != nil {
+		return nil, nil, err
+	}
+	v := view.New(x, source, view.Options{Name: nameOf(index), Disk: im.openFile(x, index), Around: true,
+		Hold: im.hold(), Record: im.record(x)})
+	endCheck := func() {}
+	if found.cached {
+		endCheck = im.inBackground(func(ctx context.Context) { im.checkServed(ctx, index, x) })
+	} else {
+		im.remember(index, x)
+	}
+	endPrefetch, err := im.prefetch(ctx, v, found, index)
+	shut = func() {
+		endCheck()
+		endPrefetch()
+		im.logFailure("closing an image", v.Close())
+	}
+	if err != nil {
+		shut()
+		return nil, nil, err
+	}
+	return newExport(index, x, v), shut, nil
+}
+
+// hold returns how long a read waits, as a view has it.
+func (im *images) hold() time.Duration {
+	if im.o.Hold == 0 {
+		return view.ForEver
+	}
+	return im.o.Hold
+}
+
+// access returns the access to servers, which may not answer for as long as silence; 0 is the backends' default.
+func (im *images) access(silence time.Duration) release.Access {
+	a := im.o.Access
+	a.Locate = func() (at locate.Access, err error) {
+		if im.o.Access.Locate != nil {
+			at, err = im.o.Access.Locate()
+		}
+		at.Retry = store.Policy{Patience: storePatience}
+		at.Web.Patience, at.S3.Patience, at.SFTP.Patience = silence, silence, silence
+		return at, err
+	}
+	return a
+}
+
+// openSource opens the stores of an index, unless another image has them already.
+func (im *images) openSource(index locate.Location, a blob.Algorithm) (*view.Source, error) {
+	groups := im.o.Stores
+	if len(groups) == 0 {
+		beside, err := index.DefaultStore()
+		if err != nil {
+			return nil, err
+		}
+		groups = [][]locate.Location{{beside}}
+	}
+	locations := slices.Concat(groups...)
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	k := sourceKey{algorithm: a}
+	for _, at := range locations {
+		sum := at.Sum()
+		k.locations += string(sum[:])
+	}
+	if s := im.sources[k]; s != nil {
+		return s, nil
+	}
+	access, err := im.access(0).Locate()
+	if err != nil {
+		return nil, err
+	}
+	from, err := supply.Open(groups, access, a, im.o.Supply)
+	if err != nil {
+		return nil, &Error{Stores, err}
+	}
+	im.closers = append(im.closers, from.Close)
+	im.sources[k] = im.cache.Source(im.stores.add(locations, a, from), from.Requests())
+	return im.sources[k], nil
+}
+
+// openFile returns the file that keeps an image on disk, or nil.
+func (im *images) openFile(x *blob.Index, index locate.Location) *imagecache.File {
+	if im.dir == nil {
+		return nil
+	}
+	file, err := im.dir.Image(x)
+	if err != nil {
+		im.note(MemoryNote{index, err})
+		return nil
+	}
+	return file
+}
+
+// inBackground runs do beside serving, until end is called or all images are closed. End waits for it.
+func (im *images) inBackground(do func(ctx context.Context)) (end func()) {
+	ctx, cancel := context.WithCancel(im.life)
+	done := make(chan struct{})
+	im.background.Go(func() {
+		defer close(done)
+		do(ctx)
+	})
+	return func() { cancel(); <-done }
+}
+
+// close ends all fetches, and leaves recordings and cached images in order. No client may read from them any more.
+func (im *images) close() {
+	im.stop()
+	im.background.Wait()
+	im.cache.Close()
+	for _, r := range im.recordings {
+		im.logFailure("the recording is not written", r.save())
+	}
+	for _, end := range im.closers {
+		end()
+	}
+	if im.dir != nil {
+		im.logFailure("closing the image cache", im.dir.Close())
+	}
+}

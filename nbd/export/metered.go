@@ -1,0 +1,164 @@
+package export
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"cairn/blob"
+	"cairn/store"
+	"cairn/store/locate"
+	"cairn/store/supply"
+)
+
+// outcome is the result of asking a store for a chunk.
+type outcome int
+
+const (
+	gotChunk outcome = iota
+	gotNotFound
+	gotDamaged
+	gotDenied
+	gotUnavailable
+	gotCancelled
+	gotOther
+	outcomes // how many there are
+)
+
+func (o outcome) String() string {
+	return [...]string{"ok", "not_found", "damaged", "denied", "unavailable", "cancelled", "other"}[o]
+}
+
+func outcomeOf(ctx context.Context, err error) outcome {
+	_, isCorrupt := errors.AsType[*store.CorruptError](err)
+	switch {
+	case err == nil:
+		return gotChunk
+	case ctx.Err() != nil:
+		return gotCancelled
+	case errors.Is(err, store.ErrUnavailable):
+		return gotUnavailable
+	case isCorrupt:
+		return gotDamaged
+	case errors.Is(err, store.ErrDenied):
+		return gotDenied
+	case errors.Is(err, store.ErrNotFound):
+		return gotNotFound
+	}
+	return gotOther
+}
+
+// meteredStores are the stores that images are fetched from. The zero value is ready. Safe for concurrent use.
+type meteredStores struct {
+	mu  sync.Mutex // guards what follows
+	all []*meteredStore
+}
+
+// add returns a supply's chunks, and counts the outcomes of its Get.
+func (s *meteredStores) add(locations []locate.Location, a blob.Algorithm, from *supply.Supply) *meteredStore {
+	var names []string
+	for _, at := range locations {
+		names = append(names, at.String())
+	}
+	st := &meteredStore{from: from, up: true, since: time.Now(), failed: make(map[blob.Digest]struct{})}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st.name = s.unusedName(strings.Join(names, " "), a)
+	s.all = append(s.all, st)
+	return st
+}
+
+// unusedName returns a name that no other store has: metrics must not have one name twice. Stores may differ only in
+// their secrets, which no name shows.
+func (s *meteredStores) unusedName(name string, a blob.Algorithm) string {
+	isUsed := func(name string) bool {
+		return slices.ContainsFunc(s.all, func(other *meteredStore) bool { return other.name == name })
+	}
+	unused := name
+	for n := 1; isUsed(unused); n++ {
+		unused = fmt.Sprintf("%s (%v)", name, a)
+		if n > 1 {
+			unused = fmt.Sprintf("%s (%v, %d)", name, a, n)
+		}
+	}
+	return unused
+}
+
+func (s *meteredStores) list() []*meteredStore {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.all)
+}
+
+// meteredStore counts the outcomes of asking stores for chunks, and knows since when they answer, or do not.
+type meteredStore struct {
+	name              string
+	from              *supply.Supply
+	inFlight, retries atomic.Int64
+	results           [outcomes]atomic.Int64
+
+	mu     sync.Mutex // guards what follows
+	up     bool
+	since  time.Time
+	why    error                    // it is not up
+	failed map[blob.Digest]struct{} // that were unavailable, and are likely to be asked for again
+}
+
+// maxFailed limits meteredStore.failed.
+const maxFailed = 4096
+
+var _ store.Getter = (*meteredStore)(nil)
+
+// Get implements store.Getter.
+func (s *meteredStore) Get(ctx context.Context, wants []store.Want, done func(i int, err error)) {
+	for _, w := range wants {
+		s.begin(w.Digest)
+	}
+	s.from.Get(ctx, wants, func(i int, err error) {
+		s.end(wants[i].Digest, outcomeOf(ctx, err), err)
+		done(i, err)
+	})
+}
+
+func (s *meteredStore) begin(d blob.Digest) {
+	s.inFlight.Add(1)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, again := s.failed[d]; again {
+		s.retries.Add(1)
+		delete(s.failed, d)
+	}
+}
+
+func (s *meteredStore) end(d blob.Digest, o outcome, err error) {
+	s.inFlight.Add(-1)
+	s.results[o].Add(1)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch o {
+	case gotCancelled:
+		return
+	case gotUnavailable:
+		s.why = err
+		if len(s.failed) < maxFailed {
+			s.failed[d] = struct{}{}
+		}
+	default:
+		s.why = nil
+	}
+	if up := s.why == nil; up != s.up {
+		s.up, s.since = up, time.Now()
+	}
+}
+
+// health reports whether the stores answer, since when, and why not.
+func (s *meteredStore) health() (up bool, since time.Time, why error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.up, s.since, s.why
+}

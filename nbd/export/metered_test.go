@@ -1,0 +1,78 @@
+package export
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+
+	"cairn/blob"
+	"cairn/store"
+	"cairn/store/locate"
+	"cairn/store/supply"
+)
+
+// TestStoreNames: no two stores have one name in the metrics, also when only their secrets tell them apart.
+func TestStoreNames(t *testing.T) {
+	var s meteredStores
+	names := make(map[string]bool)
+	for _, token := range []string{"a", "b", "c", "d"} {
+		at, err := locate.Parse("https://images.example.com/default.castr?token=" + token)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.add([]locate.Location{at}, blob.SHA512_256, nil)
+	}
+	for _, st := range s.list() {
+		if names[st.name] || strings.Contains(st.name, "token") {
+			t.Errorf("a store is named %q, besides %v", st.name, names)
+		}
+		names[st.name] = true
+	}
+}
+
+// failing is a getter that fails with the error.
+type failing struct{ err error }
+
+func (f *failing) Get(_ context.Context, wants []store.Want, done func(i int, err error)) {
+	for i := range wants {
+		done(i, f.err)
+	}
+}
+
+// TestMeteredStore: each outcome is counted, and only what was unavailable makes the store down and its repetition a
+// retry.
+func TestMeteredStore(t *testing.T) {
+	var from failing
+	var all meteredStores
+	s := all.add([]locate.Location{locate.Path("/s")}, blob.SHA512_256,
+		supply.New(store.Policy{Patience: 1}, supply.Options{}, &from))
+	unavailable := &store.UnavailableError{Err: errors.New("away")}
+	for i, tc := range []struct {
+		err     error
+		want    outcome
+		up      bool
+		retries int64
+	}{
+		{nil, gotChunk, true, 0}, {store.ErrNotFound, gotNotFound, true, 0}, {&store.CorruptError{}, gotDamaged, true, 0},
+		{store.ErrDenied, gotDenied, true, 0}, {errors.New("x"), gotOther, true, 0}, {unavailable, gotUnavailable, false, 0},
+		{unavailable, gotUnavailable, false, 1}, {nil, gotChunk, true, 2}, {nil, gotChunk, true, 2},
+	} {
+		from.err = tc.err
+		before := s.results[tc.want].Load()
+		_ = store.GetOne(t.Context(), s, blob.Digest{1}, make([]byte, 1))
+		n, retries := s.results[tc.want].Load()-before, s.retries.Load()
+		if up, _, why := s.health(); n != 1 || up != tc.up || (why == nil) != tc.up || retries != tc.retries {
+			t.Errorf("%d: counted %d, up %v, why %v, %d retries; want %+v", i, n, up, why, retries, tc)
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	from.err = unavailable
+	if _ = store.GetOne(ctx, s, blob.Digest{2}, make([]byte, 1)); s.results[gotCancelled].Load() != 1 {
+		t.Error("a cancelled request is not counted as such")
+	}
+	if up, _, _ := s.health(); !up || s.inFlight.Load() != 0 {
+		t.Errorf("after a cancelled request: up %v, %d in flight", up, s.inFlight.Load())
+	}
+}

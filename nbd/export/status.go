@@ -1,0 +1,233 @@
+package export
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"cairn/blob/view"
+	"cairn/internal/dashboard"
+	"cairn/nbd"
+)
+
+const (
+	maxPending = 16   // requests of a client that are shown
+	maxClosed  = 4096 // exports whose closed images are still counted: there may be any number in the course of time
+)
+
+// Monitor makes the status of a server with a catalogue. Its methods are called by one goroutine at a time.
+type Monitor struct {
+	server    *nbd.Server
+	catalogue *Catalogue
+	version   string
+	began     time.Time
+
+	last   map[*view.Image]counted // the images that were open the last time
+	closed map[string]view.Stats   // by export, of images that are closed now, as they were seen last
+}
+
+// counted is what an image has counted.
+type counted struct {
+	export string
+	stats  view.Stats
+}
+
+// NewMonitor returns a monitor of a server that has the exports of c. The version is the program's.
+func NewMonitor(server *nbd.Server, c *Catalogue, version string) *Monitor {
+	return &Monitor{server: server, catalogue: c, version: version, began: time.Now(),
+		last: make(map[*view.Image]counted), closed: make(map[string]view.Stats)}
+}
+
+// Totals returns the counts that rates are made of. It costs little.
+func (m *Monitor) Totals() (t dashboard.Totals) {
+	for _, tally := range m.server.Totals() {
+		t.Requests += countRequests(&tally)
+		t.Served += tally.BytesRead
+	}
+	for _, st := range m.catalogue.images.stores.list() {
+		_, stored := st.from.Downloaded()
+		t.Stored += stored
+	}
+	return t
+}
+
+func countRequests(t *nbd.Tally) int64 {
+	return t.Requests(nbd.OK) + t.Requests(nbd.Refused) + t.Requests(nbd.Failed)
+}
+
+// Status returns what the server and its images do now, rates apart.
+func (m *Monitor) Status() dashboard.Status {
+	images := m.catalogue.images
+	u := m.server.Usage()
+	memory, memoryLimit := images.cache.Usage()
+	status := dashboard.Status{
+		Version: m.version, Started: m.began, Now: time.Now(),
+		Offered: m.countOffered(),
+		Connections: dashboard.Connections{
+			Now: u.Connections, Limit: u.MaxConnections, Total: u.Accepted, Refused: u.Turned},
+		InFlight: dashboard.Room{Bytes: u.Bytes, Limit: u.MaxBytes},
+		Memory:   dashboard.Room{Bytes: memory, Limit: memoryLimit},
+		Stores:   []dashboard.Store{},
+	}
+	if images.dir != nil {
+		c := images.dir.Usage()
+		status.Cache = &dashboard.Cache{
+			Bytes: c.Bytes, Limit: c.Limit, Evicted: c.Evicted, Dropped: c.Dropped, Working: c.Working}
+	}
+	for _, st := range images.stores.list() {
+		status.Stores = append(status.Stores, storeStatus(st))
+	}
+	clients := m.server.Clients()
+	stats := m.countImages()
+	status.Exports = m.exportList(stats, clients)
+	status.Clients = clientList(clients, stats)
+	return status
+}
+
+func (m *Monitor) countOffered() int {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	all, err := m.catalogue.All(ctx)
+	if err != nil {
+		return len(m.catalogue.fixed) // the log tells of a directory that cannot be read
+	}
+	return len(all)
+}
+
+// countImages returns the counts of all open images, and adds those of images that were closed since the last time to
+// m.closed.
+func (m *Monitor) countImages() map[*view.Image]counted {
+	now := make(map[*view.Image]counted)
+	for _, e := range m.catalogue.opened() {
+		v := e.Device.(device).Image
+		now[v] = counted{e.Name, v.Stats()}
+	}
+	for v, was := range m.last {
+		_, known := m.closed[was.export]
+		if _, open := now[v]; !open && (known || len(m.closed) < maxClosed) {
+			m.closed[was.export] = addStats(m.closed[was.export], was.stats)
+		}
+	}
+	m.last = now
+	return now
+}
+
+// addStats adds what only grows.
+func addStats(a, b view.Stats) view.Stats {
+	a.Reads += b.Reads
+	a.BytesWanted += b.BytesWanted
+	a.MemoryHits += b.MemoryHits
+	a.DiskHits += b.DiskHits
+	a.ProvenChunks += b.ProvenChunks
+	a.CopiedChunks += b.CopiedChunks
+	a.Fetched += b.Fetched
+	a.BytesFetched += b.BytesFetched
+	a.BytesAhead += b.BytesAhead
+	a.BytesUsed += b.BytesUsed
+	a.Failures += b.Failures
+	a.Stalls += b.Stalls
+	a.StallTime += b.StallTime
+	return a
+}
+
+// exportList returns the open exports, all versions with one name as one.
+func (m *Monitor) exportList(images map[*view.Image]counted, clients []nbd.Client) []dashboard.Export {
+	totals := m.server.Totals()
+	all := []dashboard.Export{}
+	place := make(map[string]int)
+	stats := make(map[string]view.Stats)
+	for _, e := range m.catalogue.opened() {
+		v := e.Device.(device).Image
+		c, seen := images[v]
+		if !seen {
+			continue // it was opened just now
+		}
+		if _, known := place[e.Name]; !known {
+			place[e.Name] = len(all)
+			stats[e.Name] = m.closed[e.Name]
+			d := dashboard.Export{Name: e.Name, Identity: e.Canonical, Size: v.Size(), Waiting: []dashboard.Wait{}}
+			d.Map, d.Local = dashboard.Map(v.Size(), v.Cached(0, v.Size()))
+			all = append(all, d)
+		}
+		d := &all[place[e.Name]]
+		stats[e.Name] = addStats(stats[e.Name], c.stats)
+		d.Waiting = append(d.Waiting, waitList(c.stats)...)
+	}
+	for i := range all {
+		fillExport(&all[i], stats[all[i].Name], totals[all[i].Name])
+	}
+	for _, c := range clients {
+		if i, known := place[c.Export.Name]; known {
+			all[i].Clients++
+			all[i].Pending += len(c.Pending)
+		}
+	}
+	return all
+}
+
+func fillExport(d *dashboard.Export, s view.Stats, t nbd.Tally) {
+	d.Served = t.BytesRead
+	d.Requests = []dashboard.Requests{}
+	for _, a := range t.Answers() {
+		d.Requests = append(d.Requests,
+			dashboard.Requests{Command: a.Command.String(), Result: a.Result.String(), Count: a.Count})
+	}
+	d.Reads, d.Wanted, d.MemoryHits, d.DiskHits = s.Reads, s.BytesWanted, s.MemoryHits, s.DiskHits
+	d.FromStore, d.FromOther, d.FromDisk, d.Fetched = s.Fetched, s.CopiedChunks, s.ProvenChunks, s.BytesFetched
+	d.Prefetched, d.Used = s.BytesAhead, s.BytesUsed
+	d.Failures, d.Stalls, d.StallTime = s.Failures, s.Stalls, s.StallTime.Seconds()
+	slices.SortStableFunc(d.Waiting, func(a, b dashboard.Wait) int { return a.Since.Compare(b.Since) })
+}
+
+func waitList(s view.Stats) (all []dashboard.Wait) {
+	for _, w := range s.Waiting {
+		d := dashboard.Wait{Chunk: w.Chunk.Digest.String(), Offset: w.Chunk.Offset, Size: w.Chunk.Size, Since: w.Since}
+		if w.Err != nil {
+			d.Error = w.Err.Error()
+		}
+		all = append(all, d)
+	}
+	return all
+}
+
+func clientList(clients []nbd.Client, images map[*view.Image]counted) []dashboard.Client {
+	all := []dashboard.Client{}
+	for _, c := range clients {
+		d := dashboard.Client{ID: c.Number, Address: c.Address, Export: c.Export.Name, TLS: c.Secure, Since: c.Since,
+			Requests: countRequests(&c.Tally), Served: c.Tally.BytesRead, Pending: []dashboard.Pending{}}
+		if c.Address == "" || c.Address == "@" {
+			d.Address = "unix socket" // whose client has no address
+		}
+		waiting := waitList(images[c.Export.Device.(device).Image].stats)
+		for _, p := range c.Pending[:min(len(c.Pending), maxPending)] {
+			d.Pending = append(d.Pending, dashboard.Pending{Command: p.Command.String(), Offset: p.Offset, Length: p.Length,
+				Since: p.Since, Wait: findWait(p, waiting)})
+		}
+		all = append(all, d)
+	}
+	return all
+}
+
+// findWait returns the wait for a chunk that holds up a request, or nil.
+func findWait(p nbd.Pending, waiting []dashboard.Wait) *dashboard.Wait {
+	for _, w := range waiting {
+		if w.Offset < p.Offset+p.Length && p.Offset < w.Offset+w.Size {
+			return &w
+		}
+	}
+	return nil
+}
+
+func storeStatus(s *meteredStore) dashboard.Store {
+	_, stored := s.from.Downloaded()
+	d := dashboard.Store{Name: s.name, InFlight: s.inFlight.Load(), Stored: stored, Retries: s.retries.Load(),
+		GateLimit: s.from.Limit()}
+	for o := range s.results {
+		d.Requests = append(d.Requests, dashboard.Results{Result: outcome(o).String(), Count: s.results[o].Load()})
+	}
+	var why error
+	if d.Up, d.Since, why = s.health(); why != nil {
+		d.Error = why.Error()
+	}
+	return d
+}
