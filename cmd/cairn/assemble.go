@@ -18,13 +18,11 @@ import (
 
 	"cairn/blob"
 	"cairn/blob/assemble"
-	"cairn/blob/release"
+	"cairn/blob/deploy"
 	"cairn/internal/blockdev"
 	"cairn/internal/ioprio"
-	"cairn/seed"
 	"cairn/seed/known"
 	"cairn/store/locate"
-	"cairn/store/supply"
 )
 
 // planFlags are the flags of assemble and plan.
@@ -32,8 +30,9 @@ type planFlags struct {
 	common
 	stores
 	index  []locate.Location // one
-	seeds  []seedPlace
+	seeds  []deploy.Place
 	state  string
+	stated bool // the user named the state, and is told when it does not work
 	memory int64
 }
 
@@ -51,6 +50,7 @@ func (f *planFlags) add(c *cobra.Command) {
 	flags.StringVar(&f.state, "state", defaultState, "`directory` that remembers what devices hold; \"\" for none")
 	flags.Var(amount(&f.memory), "memory", "limit of the buffers in `bytes` (default: 32MiB)")
 	check(c, func([]string) error {
+		f.stated = c.Flags().Changed("state")
 		if f.memory != 0 && f.memory < 1<<20 {
 			return fmt.Errorf("--memory %s: want at least 1MiB", size(f.memory))
 		}
@@ -62,75 +62,29 @@ func (f *planFlags) add(c *cobra.Command) {
 func (f *planFlags) readsStdin(u *users) {
 	u.readsAt("INDEX", f.index[0])
 	for _, s := range f.seeds {
-		u.readsAt("the index of --seed "+s.path, s.index)
+		u.readsAt("the index of --seed "+s.Path, s.Index)
 	}
 }
 
-// remembering is the memory that the flags name.
-func (f *planFlags) remembering(c *cobra.Command) memory {
-	return memory{dir: known.Dir(f.state), quiet: !c.Flags().Changed("state")}
-}
-
-// plan learns what the seeds hold and what the target's name holds so far, and plans with that. own is the
-// number of the seed that is the target itself, plus one, or 0.
-func (f *planFlags) plan(ctx context.Context, m memory, x *blob.Index, opened []openSeed, name string,
-	before *blockdev.File, inPlace bool) (p *seed.Plan, own int, err error) {
-	if inPlace {
-		if err := refuseOverlap(before, opened, name); err != nil {
-			return nil, 0, err
-		}
+// options are what the flags say of the job with an index. Its notes and scans are shown.
+func (f *planFlags) options(index locate.Location) deploy.Options {
+	return deploy.Options{
+		Seeds: f.seeds, Releases: f.releases(), State: known.Dir(f.state), Name: index.String(), Workers: f.jobs,
+		Memory: f.memory, Notes: f.tell, Scanning: f.showScan,
 	}
-	seeds, err := learn(ctx, opened, x, m, f)
-	if err != nil {
-		return nil, 0, err
-	}
-	held := f.oldContent(ctx, m, x, name, before, len(seeds) > 0)
-	if held != nil {
-		seeds = append(seeds, seed.Seed{Name: name + " (before)", Index: held, Data: before})
-		if inPlace {
-			own = len(seeds)
-		}
-	}
-	return seed.NewPlan(x, seeds...), own, ctx.Err()
-}
-
-// oldContent is the index of what the target's name holds so far, as far as it can be known. Where there are
-// other seeds, it is not worth a scan.
-func (f *planFlags) oldContent(ctx context.Context, m memory, x *blob.Index, name string, before *blockdev.File, seeded bool) *blob.Index {
-	switch {
-	case before == nil:
-		return nil
-	case seeded:
-		held := m.recall(before, x)
-		if held == nil && isPadded(ctx, before, x.Size()) && plausible(x, before) {
-			held = x
-		}
-		return held
-	}
-	held, err := m.look(ctx, name, before, x, f.common)
-	if err != nil {
-		return nil // it cannot be read, and will be written
-	}
-	return held
-}
-
-// claiming is how a target in place is claimed.
-type claiming struct {
-	force    []string
-	lockWait time.Duration
 }
 
 const defaultLockWait = 30 * time.Second
 
 type assembleFlags struct {
 	planFlags
-	claiming
+	force       []string
+	lockWait    time.Duration
 	maxDownload int64
 	tail        string
 	verify      string
 	exec        string
 	idle        bool
-	remember    memory
 }
 
 func newAssemble() *cobra.Command {
@@ -158,7 +112,6 @@ whole. A block device that stdout is redirected to is checked, claimed and writt
   cairn assemble v2.caibx - --seed @root | ubiupdatevol -s SIZE /dev/ubi0_1 -`,
 		Args: arguments(cobra.ExactArgs(2)),
 		RunE: func(c *cobra.Command, args []string) error {
-			f.remember = f.remembering(c)
 			return runAssemble(c.Context(), c.OutOrStdout(), f, standard(args[1], stdout))
 		},
 	}
@@ -174,9 +127,11 @@ whole. A block device that stdout is redirected to is checked, claimed and writt
 		}
 		return nil
 	})
-	f.tail = tailKeep
-	flags.Var(choice{&f.tail, []string{tailKeep, tailZero, tailDiscard}}, "tail", "`what` to do with the bytes of a partition behind the image: keep, zero or discard")
-	flags.Var(choice{&f.verify, []string{"none", "changed", "all"}}, "verify-after",
+	f.tail = string(deploy.TailKeep)
+	tails := []string{f.tail, string(deploy.TailZero), string(deploy.TailDiscard)}
+	flags.Var(choice{&f.tail, tails}, "tail", "`what` to do with the bytes of a partition behind the image: keep, zero or discard")
+	extents := []string{string(deploy.VerifyNone), string(deploy.VerifyChanged), string(deploy.VerifyAll)}
+	flags.Var(choice{&f.verify, extents}, "verify-after",
 		"`what` to read back from the medium and compare: none, changed or all (default: changed for devices, none for files)")
 	flags.StringVar(&f.exec, "exec", "", "`program` to run when the image is on the medium, with the result as JSON on its stdin")
 	flags.BoolVar(&f.idle, "idle", false, "use the disk and the processor only when nobody else does")
@@ -288,119 +243,50 @@ func (f *assembleFlags) runHook(ctx context.Context, r assembled) error {
 	return hookError{shownTarget(r.Target), f.exec, err}
 }
 
-// assemble claims the target, learns what the seeds hold, and does the work.
-func (f *assembleFlags) assemble(ctx context.Context, x *blob.Index, result *assembled) (err error) {
-	t, err := f.openTarget(ctx, result.Target, x)
+// assemble puts the image onto the target that result names.
+func (f *assembleFlags) assemble(ctx context.Context, x *blob.Index, result *assembled) error {
+	o := f.options(result.Index)
+	o.Force, o.LockWait, o.Verify, o.Tail = f.force, f.lockWait, deploy.Verify(f.verify), deploy.Tail(f.tail)
+	t, err := claimTarget(ctx, result.Target, x, o)
 	if err != nil {
 		return err
 	}
-	if t.equal {
+	defer t.Close()
+	if t.Whole() {
 		result.Stats = assemble.Stats{Size: x.Size(), Done: x.Size(), InPlace: x.Size(), Seeds: []int64{}}
 		result.SeedNames = []string{}
 		return nil
 	}
-	defer func() {
-		t.close(err)
-		if t.stream != nil && err != nil {
-			err = streamError{err}
-		}
-	}()
+	err = f.run(ctx, x, t, o, result)
+	if t.IsStream() && err != nil {
+		return streamError{err}
+	}
+	return err
+}
+
+func (f *assembleFlags) run(ctx context.Context, x *blob.Index, t *deploy.Target, o deploy.Options, result *assembled) error {
 	from, err := openStores(f.stores, result.Index, x.Algorithm(), f.maxDownload)
 	if err != nil {
 		return err
 	}
 	defer from.Close()
-	seeds := openSeeds(f.seeds)
-	defer closeSeeds(seeds)
-	if err := f.checkStream(t, seeds); err != nil {
-		return err
-	}
-	if t.inPlace {
-		f.tellUnfinished(t)
-	}
-	plan, own, err := f.plan(ctx, f.remember, x, seeds, t.name, t.before(), t.inPlace)
+	o.Far = from.Far()
+	plan, err := deploy.NewPlan(ctx, x, t, o)
 	if err != nil {
 		return err
 	}
-	err = f.run(ctx, plan, own, from, t, result)
-	result.SeedNames = seedNames(plan)
+	defer plan.Close()
+	p := newProgress(f.progress, "assembling "+result.Index.String(), x.Size())
+	defer p.end()
+	result.Stats, err = plan.Run(ctx, from, p.showSources)
+	result.SeedNames = plan.SeedNames()
 	result.Downloads, result.DownloadedBytes = from.Downloaded()
 	return err
 }
 
-// tellUnfinished says that an earlier job on the target did not end.
-func (f *assembleFlags) tellUnfinished(t *target) {
-	if w := f.remember.unfinished(&t.File); w != nil {
-		say("an assemble of %s onto %s, begun %s, was not finished; going on with what is there",
-			w.Index, t.name, w.Begun.Format(time.DateTime))
-	}
-}
+// showSources shows how much of an image is done, and where its bytes come from.
+func (p *progress) showSources(s assemble.Stats) { p.show(s.Done, share(s), s) }
 
-// before is what the target's name holds so far, or nil.
-func (t *target) before() *blockdev.File {
-	switch {
-	case t.old != nil:
-		return t.old
-	case t.inPlace:
-		return &t.File
-	}
-	return nil
-}
-
-func (f *assembleFlags) run(ctx context.Context, plan *seed.Plan, own int, from *supply.Supply, t *target, result *assembled) (err error) {
-	p := newProgress(f.progress, "assembling "+result.Index.String(), plan.Index.Size())
-	defer p.end()
-	o := assemble.Options{
-		New:      t.blank,
-		Memory:   f.memory,
-		Far:      from.Far(),
-		Own:      own,
-		Verify:   f.verifyAfter(t),
-		Progress: func(s assemble.Stats) { p.show(s.Done, share(s), s) },
-		Inspect:  release.RefuseArchive,
-		Changing: func() error {
-			if t.inPlace {
-				f.remember.begin(&t.File, plan.Index, result.Index.String(), t.name)
-			}
-			return nil
-		},
-	}
-	if t.stream != nil {
-		result.Stats, err = assemble.Stream(ctx, plan, from, assemble.Sink{Writer: t.stream, Size: plan.Index.Size()}, o)
-	} else {
-		result.Stats, err = assemble.Run(ctx, plan, from, t, o)
-	}
-	if err != nil {
-		return err
-	}
-	if err := t.finish(ctx, plan.Index, f.tail); err != nil {
-		return err
-	}
-	if t.inPlace {
-		f.remember.finish(&t.File, plan.Index)
-	}
-	return nil
-}
-
-func (f *assembleFlags) verifyAfter(t *target) assemble.Extent {
-	switch {
-	case f.verify == "all":
-		return assemble.All
-	case f.verify == "changed" || f.verify == "" && t.inPlace:
-		return assemble.Changed
-	}
-	return assemble.Nothing
-}
-
-func seedNames(p *seed.Plan) []string {
-	names := []string{}
-	for _, s := range p.Seeds {
-		names = append(names, s.Name)
-	}
-	return names
-}
-
-// share says for the progress bar where the bytes come from.
 func share(s assemble.Stats) string {
 	var seeds int64
 	for _, n := range s.Seeds {

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"cairn/blob/assemble"
+	"cairn/blob/deploy"
 	"cairn/internal/blockdev"
 	"cairn/seed"
 	"cairn/store/locate"
@@ -85,14 +86,14 @@ func catOutput(ctx context.Context, stdout io.Writer, size int64) (io.Writer, fu
 	if !isBlockDevice(info) {
 		return catStream(stdout, info)
 	}
-	claim := claiming{lockWait: defaultLockWait}
-	t, err := claim.openedDevice(ctx, nodeOf(os.Stdout, info), os.Stdout, size)
+	o := deploy.Options{LockWait: defaultLockWait, Notes: new(planFlags).tell}
+	t, passed, err := claimOpened(ctx, nodeOf(os.Stdout, info), os.Stdout, size, o)
 	if err != nil {
 		return nil, nil, err
 	}
 	return io.NewOffsetWriter(t, 0), func(err error) error {
 		if err == nil {
-			err = errors.Join(t.Sync(), t.passed())
+			err = errors.Join(t.Sync(), passed())
 		}
 		return errors.Join(err, t.Close())
 	}, nil

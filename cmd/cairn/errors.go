@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -144,7 +145,7 @@ func hintFor(err error, status int) string {
 		return h.hint
 	}
 	if refused, ok := errors.AsType[*blockdev.RefusedError](err); ok {
-		return refused.Hint
+		return cmp.Or(refused.Hint, refusedHint(refused, is[streamError](err)))
 	}
 	if u, ok := errors.AsType[usageError](err); ok && u.command.HasParent() {
 		return fmt.Sprintf("see '%s --help'", u.command.CommandPath())

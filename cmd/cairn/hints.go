@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"cairn/internal/blockdev"
 	"cairn/internal/disk"
 	"cairn/internal/transfer"
 	"cairn/store"
@@ -74,6 +75,19 @@ func accessHint(err error) string {
 		return "have the server answer 404 for files that do not exist (nginx: no error_page with =200, no try_files to a page)"
 	case errors.Is(err, web.ErrForm):
 		return "--compression none stores plain chunks; without it they are compressed"
+	}
+	return ""
+}
+
+// refusedHint is what to try when a target is refused for a reason that blockdev does not know.
+func refusedHint(refused *blockdev.RefusedError, stream bool) string {
+	switch {
+	case refused.Check == blockdev.CheckMoved:
+		return "look at the table ('cairn disk DISK'), and run it again"
+	case refused.Check == blockdev.CheckOverlap && stream:
+		return "write to another file"
+	case refused.Check == blockdev.CheckOverlap:
+		return "leave that seed out: what the target holds is used without it"
 	}
 	return ""
 }

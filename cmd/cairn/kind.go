@@ -2,11 +2,9 @@ package main
 
 import (
 	"context"
-	"io"
 
 	"cairn/blob"
 	"cairn/blob/release"
-	"cairn/seed"
 	"cairn/store/locate"
 	"cairn/store/supply"
 )
@@ -30,20 +28,6 @@ func readImageIndex(ctx context.Context, at locate.Location, a access) (*blob.In
 	return x, hintIndex(err)
 }
 
-// refusePlannedArchive is release.RefuseArchive of the image that a plan is for. Its first chunk is read where it is; from the
-// store only if the flags are a tree's, since a plan downloads nothing. What cannot be read is left to assemble.
-func refusePlannedArchive(ctx context.Context, from *supply.Supply, p *seed.Plan, target io.ReaderAt) error {
-	x := p.Index
-	if x.Len() == 0 || x.IsZero(0) {
-		return nil
-	}
-	first := make([]byte, x.At(0).Size)
-	if firstHere(p, target, first) || x.HasFileFlags() && from.GetUncached(ctx, x.At(0).Digest, first) == nil {
-		return release.RefuseArchive(first)
-	}
-	return ctx.Err()
-}
-
 // noteArchive tells of an image in the stores that begins as an archive of a directory tree does, where its index did not
 // say so already.
 func noteArchive(ctx context.Context, from *supply.Supply, at locate.Location, x *blob.Index) {
@@ -57,21 +41,4 @@ func noteArchive(ctx context.Context, from *supply.Supply, at locate.Location, x
 	if err := release.RefuseArchive(first); err != nil {
 		say("note: %s: %v", at, err)
 	}
-}
-
-// firstHere reads a plan's first chunk from the target or a seed, and reports whether one of them holds it.
-func firstHere(p *seed.Plan, target io.ReaderAt, first []byte) bool {
-	holds := func(r io.ReaderAt, off int64) bool {
-		n, _ := r.ReadAt(first, off)
-		return n == len(first) && p.Index.Algorithm().Sum(first) == p.Index.At(0).Digest
-	}
-	if target != nil && holds(target, 0) {
-		return true
-	}
-	for _, place := range p.Places(0) {
-		if holds(p.Seeds[place.Seed].Data, place.Offset) {
-			return true
-		}
-	}
-	return false
 }

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"strings"
 
 	"cairn/internal/atomicfile"
 )
@@ -46,7 +45,7 @@ func writeFile(path string, data []byte) error {
 func commit(name string, f *atomicfile.File) error {
 	err := f.Commit()
 	if lost := f.Lost(); lost != nil {
-		say("warning: %s could not be given all that the file had that it replaces: %s", name, strings.ReplaceAll(lost.Error(), "\n", "; "))
+		tellLost(name, lost)
 	}
 	return err
 }

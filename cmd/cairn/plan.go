@@ -2,18 +2,14 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"cairn/blob"
-	"cairn/blob/assemble"
-	"cairn/internal/blockdev"
-	"cairn/internal/disk"
+	"cairn/blob/deploy"
 	"cairn/seed"
 	"cairn/store/supply"
 )
@@ -30,9 +26,7 @@ would be downloaded. It writes nothing, and needs no claim on the target.`,
   cairn plan v2.caibx disk.img#root-b --seed disk.img#root-a --html plan.html`,
 		Args: arguments(cobra.ExactArgs(2)),
 		RunE: func(c *cobra.Command, args []string) error {
-			m := f.remembering(c)
-			m.frozen = true
-			return runPlan(c.Context(), c.OutOrStdout(), f, m, drawing, standard(args[1], stdout))
+			return runPlan(c.Context(), c.OutOrStdout(), f, drawing, standard(args[1], stdout))
 		},
 	}
 	f.add(c)
@@ -44,7 +38,7 @@ would be downloaded. It writes nothing, and needs no claim on the target.`,
 	return c
 }
 
-func runPlan(ctx context.Context, stdout io.Writer, f planFlags, m memory, drawing drawFlags, location string) error {
+func runPlan(ctx context.Context, stdout io.Writer, f planFlags, drawing drawFlags, location string) error {
 	begun, index := time.Now(), f.index[0]
 	if err := checkOutput(drawing.html); err != nil {
 		return err
@@ -54,7 +48,7 @@ func runPlan(ctx context.Context, stdout io.Writer, f planFlags, m memory, drawi
 		return err
 	}
 	result := assembled{Index: index, Digest: x.Digest().String(), Target: location}
-	drawn, err := f.preview(ctx, m, x, &result)
+	drawn, err := f.preview(ctx, x, &result)
 	if err != nil {
 		return fmt.Errorf("planning %s onto %s: %w", index, shownTarget(location), err)
 	}
@@ -73,44 +67,34 @@ func runPlan(ctx context.Context, stdout io.Writer, f planFlags, m memory, drawi
 }
 
 // preview does what assemble does, up to the point where something would change.
-func (f *planFlags) preview(ctx context.Context, m memory, x *blob.Index, result *assembled) (p picture, err error) {
-	before, inPlace, err := openBefore(result.Target, x.Size())
-	stream := errors.Is(err, errStream)
-	if err != nil && !stream {
+func (f *planFlags) preview(ctx context.Context, x *blob.Index, result *assembled) (p picture, err error) {
+	o := f.options(result.Index)
+	o.ReadOnly = true
+	t, err := lookAtTarget(ctx, result.Target, x, o)
+	if err != nil {
 		return p, err
 	}
-	var target io.ReaderAt
-	if before != nil {
-		defer before.Close()
-		if equal, err := holds(ctx, before, x, f.jobs); equal || inPlace || err != nil {
-			target = before
-		}
-	}
+	defer t.Close()
 	from, err := openStores(f.stores, result.Index, x.Algorithm(), 0)
 	if err != nil {
 		return p, err
 	}
 	defer from.Close()
-	seeds := openSeeds(f.seeds)
-	defer closeSeeds(seeds)
-	plan, _, err := f.plan(ctx, m, x, seeds, result.Target, before, inPlace)
+	plan, err := deploy.NewPlan(ctx, x, t, o)
 	if err != nil {
 		return p, err
 	}
-	if err := refusePlannedArchive(ctx, from, plan, target); err != nil {
-		return p, err
-	}
+	defer plan.Close()
 	bar := newProgress(f.progress, "planning "+result.Index.String(), x.Size())
-	o := assemble.Options{Memory: f.memory, Stream: stream, Progress: func(s assemble.Stats) { bar.show(s.Done, share(s), s) }}
-	stats, sources, err := assemble.Preview(ctx, plan, target, o)
+	stats, steps, err := plan.Preview(ctx, from.GetUncached, bar.showSources)
 	bar.end()
 	if err != nil {
 		return p, err
 	}
-	result.Stats, result.SeedNames, result.Downloads = stats, seedNames(plan), stats.Fetches
+	result.Stats, result.SeedNames, result.Downloads = stats, plan.SeedNames(), stats.Fetches
 	p = picture{
-		title: result.Index.String() + " onto " + shownTarget(result.Target), index: x, seeds: result.SeedNames, fetched: fetched(sources),
-		source: func(i int) seed.Step { return sources[i] },
+		title: result.Index.String() + " onto " + shownTarget(result.Target), index: x, seeds: result.SeedNames, fetched: fetched(steps),
+		source: func(i int) seed.Step { return steps[i] },
 	}
 	p.stored, err = storedSizes(ctx, from, x, p.fetched)
 	result.DownloadedBytes = sum(p.stored)
@@ -124,44 +108,10 @@ func sum(sizes []int64) (total int64) {
 	return total
 }
 
-// errStream says that an image would be written to a target as a stream.
-var errStream = errors.New("a stream")
-
-// openBefore opens what a target's name holds so far, if anything, and says whether the image would be
-// written in its place. A stream holds nothing, which is errStream.
-func openBefore(location string, need int64) (before *blockdev.File, inPlace bool, err error) {
-	if isStream(location) {
-		return nil, false, errStream
-	}
-	if err := refuseCharacter(location, need); err != nil {
-		return nil, false, err
-	}
-	at, err := disk.Resolve(location)
-	if err != nil {
-		return nil, false, err
-	}
-	if err = blockdev.RefuseStray(at.Path, nil); err == nil {
-		before, err = blockdev.OpenRead(at.Path, at.Section)
-	}
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, false, nil
-	}
-	if err != nil {
-		return nil, false, err
-	}
-	inPlace = before.IsDevice() || at.Partition != nil
-	if inPlace && before.Size() < need {
-		before.Close()
-		return nil, true, &blockdev.RefusedError{Path: location, Check: blockdev.CheckTooSmall, Hint: "choose a larger partition",
-			Why: fmt.Sprintf("it holds %d bytes and %d are needed", before.Size(), need)}
-	}
-	return before, inPlace, nil
-}
-
 // fetched lists the chunks that come from the store, by number.
-func fetched(sources []seed.Step) []int {
+func fetched(steps []seed.Step) []int {
 	var numbers []int
-	for i, from := range sources {
+	for i, from := range steps {
 		if from.Kind == seed.Fetch {
 			numbers = append(numbers, i)
 		}

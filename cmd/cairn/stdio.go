@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 
+	"cairn/blob/deploy"
 	"cairn/internal/blockdev"
 	"cairn/store/locate"
 )
@@ -245,13 +246,13 @@ func hasDash(v pflag.Value) bool {
 }
 
 // checkSeeds refuses seeds that cannot be read at any place.
-func checkSeeds(seeds []seedPlace) error {
+func checkSeeds(seeds []deploy.Place) error {
 	for _, s := range seeds {
-		if s.path == dash {
+		if s.Path == dash {
 			return errors.New("--seed -: a seed is read at any place, which stdin does not allow; a file of that name is ./-")
 		}
-		if info, err := os.Stat(s.path); err == nil && info.Mode()&(fs.ModeNamedPipe|fs.ModeSocket) != 0 {
-			return fmt.Errorf("--seed %s: a seed is read at any place, which a pipe does not allow", s.path)
+		if info, err := os.Stat(s.Path); err == nil && info.Mode()&(fs.ModeNamedPipe|fs.ModeSocket) != 0 {
+			return fmt.Errorf("--seed %s: a seed is read at any place, which a pipe does not allow", s.Path)
 		}
 	}
 	return nil

@@ -14,9 +14,10 @@ import (
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 
+	"cairn/blob"
 	"cairn/blob/assemble"
+	"cairn/blob/deploy"
 	"cairn/internal/blockdev"
-	"cairn/internal/disk"
 )
 
 // output takes bytes in order: stdout, another open file of this process, or a FIFO.
@@ -230,63 +231,94 @@ func flashKind(name string, info fs.FileInfo) string {
 	return ""
 }
 
-// streamTarget claims a target that is written as a stream, or a block device that is an open file of this process. It
-// is nil for all others.
-func (f *claiming) streamTarget(ctx context.Context, location string, size int64) (*target, error) {
+// claimTarget claims a target: what deploy claims by its location, a stream, or a block device that is an open file of
+// this process.
+func claimTarget(ctx context.Context, location string, x *blob.Index, o deploy.Options) (*deploy.Target, error) {
 	out, err := openOutput(ctx, location)
 	if err == nil && out == nil {
-		err = refuseCharacter(location, size)
+		err = refuseCharacter(location, x.Size())
 	}
-	if out == nil {
+	switch {
+	case err != nil:
 		return nil, err
+	case out == nil:
+		return deploy.Claim(ctx, location, x, o)
 	}
 	info, err := out.file.Stat()
 	if err != nil {
 		return nil, err
 	}
 	name := nodeOf(out.file, info)
-	switch {
-	case isBlockDevice(info):
-		return f.openedDevice(ctx, name, out.file, size)
-	case term.IsTerminal(int(out.file.Fd())):
-		return nil, misuse{"stdout is a terminal; redirect it to a file, a device or a pipe"}
-	case out.file == os.Stderr:
-		return nil, misuse{"stderr is for messages, not for an image"}
-	case info.Mode()&fs.ModeCharDevice != 0 && flashKind(name, info) != "":
-		return nil, refuseCharacter(name, size)
-	case info.Mode().IsRegular(): // a shell makes a file of a device's name that is not there
-		if err := blockdev.RefuseStray(name, f.force); err != nil {
+	if isBlockDevice(info) {
+		t, passed, err := claimOpened(ctx, name, out.file, x.Size(), o)
+		if err != nil {
 			return nil, err
 		}
+		return deploy.Claimed(name, t, passed), nil
 	}
-	return &target{name: location, stream: out}, nil
-}
-
-// openedDevice claims a block device that is open already, from where the open file stands.
-func (f *claiming) openedDevice(ctx context.Context, name string, file *os.File, size int64) (*target, error) {
-	flags, err := openFlags(file)
-	if err != nil {
+	if err := checkStream(out.file, name, info, x.Size(), o); err != nil {
 		return nil, err
 	}
+	return deploy.Stream{Name: shownTarget(location), Writer: out, File: out.file, Finish: out.finish}.Target(), nil
+}
+
+// lookAtTarget is claimTarget for a preview.
+func lookAtTarget(ctx context.Context, location string, x *blob.Index, o deploy.Options) (*deploy.Target, error) {
+	if isStream(location) {
+		return deploy.Stream{Name: shownTarget(location)}.Target(), nil
+	}
+	if err := refuseCharacter(location, x.Size()); err != nil {
+		return nil, err
+	}
+	return deploy.Look(ctx, location, x, o)
+}
+
+// checkStream refuses what takes no image as a stream, and what a stream does not allow.
+func checkStream(file *os.File, name string, info fs.FileInfo, size int64, o deploy.Options) error {
+	switch {
+	case term.IsTerminal(int(file.Fd())):
+		return misuse{"stdout is a terminal; redirect it to a file, a device or a pipe"}
+	case file == os.Stderr:
+		return misuse{"stderr is for messages, not for an image"}
+	case info.Mode()&fs.ModeCharDevice != 0 && flashKind(name, info) != "":
+		return refuseCharacter(name, size)
+	case o.Verify == deploy.VerifyChanged || o.Verify == deploy.VerifyAll:
+		return misuse{"--verify-after: a stream cannot be read back"}
+	case o.Tail != deploy.TailKeep:
+		return misuse{"--tail: nothing is behind an image that is written as a stream"}
+	case info.Mode().IsRegular(): // a shell makes a file of a device's name that is not there
+		return blockdev.RefuseStray(name, o.Force)
+	}
+	return nil
+}
+
+// claimOpened claims a block device that is open already, from where the open file stands. passed makes the next writer
+// go on behind the image.
+func claimOpened(ctx context.Context, name string, file *os.File, size int64, o deploy.Options) (t *blockdev.Target, passed func() error, err error) {
+	flags, err := openFlags(file)
+	if err != nil {
+		return nil, nil, err
+	}
 	if flags&unix.O_APPEND != 0 {
-		return nil, &blockdev.RefusedError{
+		return nil, nil, &blockdev.RefusedError{
 			Path: name, Check: blockdev.CheckNotTarget, Why: "it is open for appending (>>), which a device does not allow", Hint: "redirect with > or 1<>",
 		}
 	}
 	off, err := file.Seek(0, io.SeekCurrent)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	at := disk.Location{Path: name, Section: blockdev.Section{Offset: off}}
-	t, err := f.claim(ctx, name, at, size, func() error { return nil })
-	if err != nil {
-		return nil, err
+	if t, err = o.ClaimDevice(ctx, name, blockdev.Section{Offset: off}); err != nil {
+		return nil, nil, err
 	}
-	t.passed = func() error { // the next writer goes on behind the image
+	if err := t.Reserve(size); err != nil {
+		t.Close()
+		return nil, nil, err
+	}
+	return t, func() error {
 		_, err := file.Seek(off+size, io.SeekStart)
 		return err
-	}
-	return t, nil
+	}, nil
 }
 
 // nodeOf is a path of an open file: the one by which it was opened, if it still is.
@@ -300,30 +332,6 @@ func nodeOf(f *os.File, info fs.FileInfo) string {
 		return self
 	}
 	return path
-}
-
-// checkStream refuses what a stream does not allow: to be read back, or to be read as a seed while it is written.
-func (f *assembleFlags) checkStream(t *target, seeds []openSeed) error {
-	switch {
-	case t.stream == nil:
-		return nil
-	case f.verify == "changed" || f.verify == "all":
-		return misuse{"--verify-after: a stream cannot be read back"}
-	case f.tail != tailKeep:
-		return misuse{"--tail: nothing is behind an image that is written as a stream"}
-	}
-	mine, err := t.stream.file.Stat()
-	if err != nil {
-		return err
-	}
-	for _, s := range seeds {
-		if info, err := os.Stat(s.file.Path()); err == nil && os.SameFile(info, mine) {
-			return &blockdev.RefusedError{
-				Path: shownTarget(t.name), Check: blockdev.CheckOverlap, Why: "it is the seed " + s.name, Hint: "write to another file",
-			}
-		}
-	}
-	return nil
 }
 
 // shownTarget is a target's name for people.

@@ -52,3 +52,9 @@ type RefusedError struct {
 func (e *RefusedError) Error() string {
 	return fmt.Sprintf("refusing to write to %s: %s", e.Path, e.Why)
 }
+
+// TooSmall returns the error for a target of size bytes that is to hold need bytes.
+func TooSmall(path string, size, need int64) *RefusedError {
+	why := fmt.Sprintf("it holds %d bytes and %d are needed", size, need)
+	return &RefusedError{Path: path, Check: CheckTooSmall, Why: why, Hint: "choose a larger partition"}
+}

@@ -159,12 +159,7 @@ func (t *Target) Reserve(n int64) error {
 		return nil
 	}
 	if !t.resizable {
-		return &RefusedError{
-			Path:  t.path,
-			Check: CheckTooSmall,
-			Why:   fmt.Sprintf("it holds %d bytes and %d are needed", t.Size(), n),
-			Hint:  "choose a larger partition",
-		}
+		return TooSmall(t.path, t.Size(), n)
 	}
 	return t.resize(n)
 }

@@ -25,6 +25,7 @@ var imports = map[string]string{
 	"blob/ingest":        "blob blob/scan chunker store",
 	"blob/verify":        "blob store",
 	"blob/assemble":      "blob seed store",
+	"blob/deploy":        "blob blob/assemble blob/release blob/scan blob/verify chunker seed seed/known store store/locate",
 	"blob/profile":       "blob",
 	"blob/release":       "blob blob/profile store store/locate",
 	"blob/view":          "blob blob/view/imagecache store",

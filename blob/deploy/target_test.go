@@ -1,4 +1,4 @@
-package main
+package deploy
 
 import (
 	"bytes"
@@ -37,14 +37,14 @@ func TestSharedMemoryHoldsFiles(t *testing.T) {
 		if held != nil {
 			err = os.WriteFile(path, held, 0o600)
 		}
-		to, openErr := new(assembleFlags).openTarget(t.Context(), path, x)
+		to, openErr := Claim(t.Context(), path, x, Options{})
 		if err := errors.Join(err, openErr); err != nil {
 			t.Fatal(err)
 		}
-		if to.inPlace || to.file == nil {
+		if to.InPlace() || to.file == nil {
 			t.Errorf("the %s file is written in place", name)
 		}
-		to.close(nil)
+		to.Close()
 	}
 }
 
@@ -58,20 +58,20 @@ func TestFinishCancelled(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	to := &target{Target: slot, inPlace: true}
-	defer to.close(nil)
+	to := Claimed("slot", slot, nil)
+	defer to.Close()
 	x := indexOf(t, old[4096:104_096])
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	for _, tail := range []string{tailZero, tailDiscard} {
-		if err := to.finish(ctx, x, tail); !errors.Is(err, context.Canceled) {
+	for _, tail := range []Tail{TailZero, TailDiscard} {
+		if err := to.finish(ctx, x.Size(), &Options{Tail: tail}); !errors.Is(err, context.Canceled) {
 			t.Errorf("%s: finish = %v, want %v", tail, err, context.Canceled)
 		}
 		if now, err := os.ReadFile(path); err != nil || !bytes.Equal(now, old) {
 			t.Errorf("%s: the tail was changed after that, %v", tail, err)
 		}
 	}
-	if err := to.finish(t.Context(), x, tailZero); err != nil {
+	if err := to.finish(t.Context(), x.Size(), &Options{Tail: TailZero}); err != nil {
 		t.Fatal(err)
 	}
 	clear(old[104_096:154_096])
