@@ -106,7 +106,7 @@ func TestParseAddressPort(t *testing.T) {
 	}
 }
 
-// TestListenUnixLockedDirectory: a directory that somebody else has locked for ever, such as the flock(1) that started the
+// TestListenUnixLockedDirectory: a directory that another process has locked for ever, such as the flock(1) that started the
 // server, does not keep it from listening, and a signal ends the wait.
 func TestListenUnixLockedDirectory(t *testing.T) {
 	path := t.TempDir()
@@ -127,7 +127,7 @@ func TestListenUnixLockedDirectory(t *testing.T) {
 	l.Close()
 }
 
-// TestListenUnixTaken: what is no socket stays, and is named as the reason.
+// TestListenUnixTaken: a file that is not a socket stays, and is named as the reason.
 func TestListenUnixTaken(t *testing.T) {
 	at := filepath.Join(t.TempDir(), "s")
 	if err := os.WriteFile(at, nil, 0o600); err != nil {

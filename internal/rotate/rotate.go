@@ -150,15 +150,15 @@ func same(a, b []fs.FileInfo) bool {
 		return false
 	}
 	for i := range a {
-		if !sameText(a[i], b[i]) {
+		if !IsUnchanged(a[i], b[i]) {
 			return false
 		}
 	}
 	return true
 }
 
-// sameText reports whether a file looks unchanged. A pipe always does: its text is kept.
-func sameText(a, b fs.FileInfo) bool {
+// IsUnchanged reports whether a file that was a looks the same as b. A pipe always does: its text is kept.
+func IsUnchanged(a, b fs.FileInfo) bool {
 	unchanged := a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())
 	return os.SameFile(a, b) && (unchanged || !b.Mode().IsRegular())
 }

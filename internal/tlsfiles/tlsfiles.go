@@ -60,7 +60,7 @@ func authorities(r *rotate.Reader, path string) (*x509.CertPool, error) {
 
 type show = func(*tls.CertificateRequestInfo) (*tls.Certificate, error)
 
-// shower shows the certificate whoever the server says it believes: when that is somebody else, the server's
+// shower always shows the certificate, even if the server does not name its issuer: then the server's
 // complaint is clearer than one about no certificate at all.
 func shower(r *rotate.Reader, cert, key string) (show, error) {
 	if key == "" {

@@ -160,7 +160,7 @@ func TestCatalogueAlone(t *testing.T) {
 	}
 }
 
-// TestOpenFails: what is not there fails Open, and says which part it is.
+// TestOpenFails: a part that is not there fails Open, and the error names the part.
 func TestOpenFails(t *testing.T) {
 	dir := t.TempDir()
 	publish(t, dir, "a", 1)

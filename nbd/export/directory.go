@@ -15,6 +15,7 @@ import (
 	"unicode/utf8"
 
 	"cairn/blob/release"
+	"cairn/internal/rotate"
 	"cairn/nbd"
 	"cairn/store/locate"
 )
@@ -45,9 +46,9 @@ var _ nbd.Exports = (*directory)(nil)
 // indexFile is a file of the directory.
 type indexFile struct {
 	path    string
-	state   fileState // when it was read last
-	version *version  // the last whole one; nil if there was none
-	trouble error     // why the present content is not used
+	info    fs.FileInfo // when it was read last; nil if it never was
+	version *version    // the last whole one; nil if there was none
+	trouble error       // why the present content is not used
 }
 
 func openDirectory(path string, open opener, log *slog.Logger) (*directory, error) {
@@ -228,8 +229,8 @@ func (d *directory) refresh(ctx context.Context, name string) *indexFile {
 		return nil
 	}
 	path := filepath.Join(d.path, name+release.IndexSuffix)
-	state := stateOf(path)
-	if state.info == nil || !state.info.Mode().IsRegular() {
+	info, err := os.Stat(path)
+	if err != nil || !info.Mode().IsRegular() {
 		d.forget(name)
 		return nil
 	}
@@ -240,14 +241,14 @@ func (d *directory) refresh(ctx context.Context, name string) *indexFile {
 	case f == nil:
 		f = &indexFile{path: path}
 		d.files[name] = f
-	case f.state.same(state):
+	case f.info != nil && rotate.IsUnchanged(f.info, info):
 		return f
 	}
 	export, shut, err := d.open(ctx, locate.Path(path))
 	if ctx.Err() != nil && err != nil {
 		return f // it was not read
 	}
-	f.state, f.trouble = state, err
+	f.info, f.trouble = info, err
 	if err != nil {
 		d.log.Warn("an index is ignored", "file", path, "err", err)
 		return f
@@ -280,24 +281,4 @@ func (d *directory) forget(name string) {
 	delete(d.files, name)
 	d.retire(f.version)
 	d.log.Info("an index is gone", "file", f.path)
-}
-
-// fileState tells a file from what it was before.
-type fileState struct {
-	modified time.Time
-	size     int64
-	info     fs.FileInfo
-}
-
-func (s fileState) same(other fileState) bool {
-	return s.size == other.size && s.modified.Equal(other.modified) &&
-		(s.info == nil) == (other.info == nil) && (s.info == nil || os.SameFile(s.info, other.info))
-}
-
-func stateOf(path string) fileState {
-	info, err := os.Stat(path)
-	if err != nil {
-		return fileState{}
-	}
-	return fileState{info.ModTime(), info.Size(), info}
 }

@@ -175,14 +175,14 @@ func TestDirectory(t *testing.T) {
 	r.wantDescribed("b", "b@b end")
 	r.wantDescribed("b@b end", "b@b end")
 	r.wantDescribed("", "b@b end")
-	r.wantOpen(map[string]int{}) // who only asks opens nothing
+	r.wantOpen(map[string]int{}) // Describe opens nothing
 	r.get("b", "b end").Release()
 	r.wantOpen(map[string]int{"b end": 1}) // warm, for the next client
 	r.shut()
 	r.wantOpen(map[string]int{})
 }
 
-// TestDirectoryBroken: a file that is no whole index is told of once, and what was served before stays.
+// TestDirectoryBroken: a file that is not a whole index is logged once, and its last version stays.
 func TestDirectoryBroken(t *testing.T) {
 	r := newDirectoryRig(t)
 	r.write("a", "1 en")
@@ -414,7 +414,7 @@ func TestDirectoryReplacedInUse(t *testing.T) {
 	r.get("a@1 end", "")
 }
 
-// TestDirectoryRun: the log tells of what is published without a client, until the context ends.
+// TestDirectoryRun: the directory is scanned without a client, until the context ends.
 func TestDirectoryRun(t *testing.T) {
 	r := newDirectoryRig(t)
 	r.write("a", "1 end")
