@@ -1,6 +1,5 @@
-// Package ingest makes an index of an image and stores its chunks: the job "make". It reads the image
-// once, asks the store before it compresses, and writes no chunk twice. It knows nothing of files,
-// devices or networks; publishing the index is the caller's, after Image returned.
+// Package ingest makes an index of an image and stores its chunks. It reads the image once, asks the store before it
+// compresses, and writes no chunk twice. It knows nothing of files, devices or networks; blob/release publishes the index.
 package ingest
 
 import (
@@ -17,7 +16,7 @@ import (
 	"cairn/chunker"
 )
 
-// Store takes chunks in; *store.Writer is one. Safe for concurrent use.
+// Store takes chunks in; *release.Publisher and *store.Writer are two. Safe for concurrent use.
 type Store interface {
 	// Has says whether the store holds the chunk.
 	Has(ctx context.Context, d blob.Digest) (bool, error)

@@ -53,8 +53,8 @@ func OpenImage(ctx context.Context, a Access, at locate.Location) (*blob.Index, 
 	return x, err
 }
 
-// RefuseArchive returns a TreeError if an image that begins with these bytes is an archive of a directory tree, whatever
-// the name of its index.
+// RefuseArchive returns a TreeError if an image that begins with these bytes is an archive of a directory tree. The name
+// of its index does not count.
 func RefuseArchive(first []byte) error {
 	if blob.IsArchive(first) {
 		return TreeError{"what it describes begins as a .catar archive"}

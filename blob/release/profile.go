@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"strings"
 
 	"cairn/blob/profile"
 	"cairn/store/locate"
@@ -16,7 +15,7 @@ func ProfileOf(index locate.Location) (locate.Location, error) {
 	if err != nil {
 		return locate.Location{}, err
 	}
-	return index.Beside(strings.TrimSuffix(name, IndexSuffix) + profile.Suffix)
+	return index.Beside(companionName(name, profile.Suffix))
 }
 
 // OpenProfile reads and checks the profile at a location. Errors are as Open's; one about its content wraps

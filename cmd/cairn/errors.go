@@ -176,6 +176,8 @@ func hintFor(err error, status int) string {
 		return "the index is damaged or is something else; get it again"
 	case is[*store.CorruptError](err):
 		return "the store's copy is damaged; 'cairn verify INDEX' lists what is, another store (-s) may hold it whole"
+	case is[*release.VanishedError](err):
+		return "something removes chunks from this store; when it has ended run it again, without --base if that was named"
 	case errors.Is(err, store.ErrNotFound):
 		return "'cairn verify INDEX -s STORE' lists what a store lacks; -s names another store"
 	}

@@ -14,6 +14,7 @@ import (
 
 	"cairn/blob"
 	"cairn/blob/ingest"
+	"cairn/blob/release"
 	"cairn/chunker"
 	"cairn/internal/disk"
 	"cairn/store"
@@ -171,15 +172,14 @@ func runMake(ctx context.Context, stdout io.Writer, f makeFlags, image string) (
 func makeInto(ctx context.Context, to destination, src imageSource, total int64, f makeFlags, stdout io.Writer) error {
 	prepareHeap(total)
 	params, _ := chunker.ParseParams(f.chunkSize) // checked with the flags
-	o := writerOptions(f.compression, f.level)
-	o.Uploads = f.atOnce(to)
-	writer, err := f.openWriter(ctx, to, o, expected{f.digest, blob.Params(params), total / params.Avg})
+	publisher, err := f.newPublisher(ctx, to, release.PublisherOptions{Writer: writerOptions(f.compression, f.level),
+		Algorithm: f.digest, Params: blob.Params(params), Chunks: total / params.Avg})
 	if err != nil {
 		return err
 	}
-	defer writer.close()
+	defer publisher.Close()
 	p := newProgress(f.progress, "making "+to.index.String(), total)
-	x, stats, err := ingest.Image(ctx, src.chunks, writer, ingest.Options{
+	x, stats, err := ingest.Image(ctx, src.chunks, publisher, ingest.Options{
 		Algorithm: f.digest, Params: params, Workers: f.jobs, AtOnce: f.atOnce(to),
 		Progress: func(s ingest.Stats) { p.show(s.Size, "new "+size(s.NewBytes), s) },
 	})
@@ -187,9 +187,8 @@ func makeInto(ctx context.Context, to destination, src imageSource, total int64,
 	if err != nil {
 		return fmt.Errorf("making %s of %s: %w", to.index, to.image, err)
 	}
-	writer.warn()
-	if err := to.publish(ctx, x); err != nil {
-		return fmt.Errorf("writing index %s: %w", to.index, err)
+	if err := publisher.Publish(ctx, to.outlet, x); err != nil {
+		return fmt.Errorf("writing index %s: %w", to.index, wordCreate(err))
 	}
 	result := madeResult{Index: to.index.String(), Store: f.store.String(), Seconds: p.took().Seconds(), Stats: stats}
 	if f.json {

@@ -7,10 +7,8 @@ import (
 	"fmt"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sync/errgroup"
 
-	"cairn/blob"
-	"cairn/internal/atomicfile"
+	"cairn/blob/release"
 	"cairn/store"
 	"cairn/store/locate"
 )
@@ -48,12 +46,12 @@ func addUploads(c *cobra.Command, uploads *int) {
 
 // destination is where make writes to.
 type destination struct {
-	index   locate.Location
-	image   string
-	publish func(context.Context, *blob.Index) error
-	bucket  store.Bucket
-	remote  bool
-	access  access // to the bases
+	index  locate.Location
+	image  string
+	outlet *release.Outlet
+	bucket store.Bucket
+	remote bool
+	access access // to the bases
 }
 
 // atOnce is how many chunks are on their way beside the workers: a directory would not gain by it.
@@ -86,198 +84,62 @@ func openRemote(at locate.Location, a locate.Access) (store.Bucket, error) {
 	return b, unwritable(err)
 }
 
-// openOutlet finds out early that an index can be written there, and returns what publishes it.
-func openOutlet(ctx context.Context, index locate.Location, createOnly bool, a locate.Access) (func(context.Context, *blob.Index) error, error) {
+// openOutlet finds out early that an index can be written there.
+func openOutlet(ctx context.Context, index locate.Location, createOnly bool, a locate.Access) (*release.Outlet, error) {
 	path, local := index.Local()
 	if index.IsStream() || local && isStream(path) {
-		return openStreamOutlet(ctx, cmp.Or(path, dash))
-	}
-	b, name, err := a.FileBucket(index)
-	if err != nil {
-		return nil, unwritable(err)
-	}
-	publish, err := outletIn(ctx, b, name, createOnly)
-	if err != nil || !local {
-		return publish, err
-	}
-	if err := checkFile(path); err != nil {
-		return nil, err
-	}
-	if !createOnly {
-		publish = func(_ context.Context, x *blob.Index) error { return writeIndex(path, x) }
-	}
-	return publish, nil
-}
-
-// openStreamOutlet returns what writes an index to stdout or another stream.
-func openStreamOutlet(ctx context.Context, name string) (func(context.Context, *blob.Index) error, error) {
-	out, err := openOutput(ctx, name)
-	if err != nil {
-		return nil, err
-	}
-	return func(_ context.Context, x *blob.Index) error {
-		_, err := x.WriteTo(out)
-		return errors.Join(err, out.finish())
-	}, nil
-}
-
-func outletIn(ctx context.Context, b store.Bucket, name string, createOnly bool) (func(context.Context, *blob.Index) error, error) {
-	write := b.Write
-	if createOnly {
-		creator, can := store.As[store.Creator](b)
-		if !can {
-			return nil, cannotCreate(fmt.Errorf("%v cannot tell whether an index is new, as --create-only asks: %w", b, errors.ErrUnsupported))
+		out, err := openOutput(ctx, cmp.Or(path, dash))
+		if err != nil {
+			return nil, err
 		}
-		write = creator.Create
+		return release.StreamOutlet(finished{out}), nil
 	}
-	err := reachable(ctx, b, name, createOnly)
-	if checker, can := store.As[store.CreateChecker](b); can && err == nil && createOnly {
-		err = checker.CheckCreate(ctx)
-	}
-	if err != nil {
-		return nil, cannotCreate(err)
-	}
-	return func(ctx context.Context, x *blob.Index) error {
-		err := write(ctx, name, x.Encode())
-		if createOnly {
-			err = cannotCreate(err)
-		}
-		return err
-	}, nil
+	outlet, err := release.OpenOutlet(ctx, a, index, release.OutletOptions{CreateOnly: createOnly, Notes: notePublished})
+	return outlet, unwritable(wordCreate(err))
 }
 
-// cannotCreate makes wrong usage of the error of a service that does not know how to create.
-func cannotCreate(err error) error {
-	if !errors.Is(err, errors.ErrUnsupported) {
+// finished is an output that closing finishes.
+type finished struct{ *output }
+
+func (f finished) Close() error { return f.finish() }
+
+// wordCreate makes wrong usage of the error of a service that does not know how to create.
+func wordCreate(err error) error {
+	no, is := errors.AsType[*release.NoCreateError](err)
+	if !is {
 		return err
+	}
+	if no.Bucket != nil {
+		err = fmt.Errorf("%v cannot tell whether an index is new, as --create-only asks: %w", no.Bucket, no.Err)
 	}
 	return hintError{unwritable(err), "leave --create-only out, or publish where names can be created: a directory, S3 as AWS has it, SFTP"}
 }
 
-// reachable asks for an index that is to be written: a store that is away, or an index that must not be there,
-// is found before the work. A store may let others write what they may not read.
-func reachable(ctx context.Context, b store.Bucket, name string, createOnly bool) error {
-	_, err := b.Stat(ctx, name)
-	switch {
-	case err == nil && createOnly:
-		return store.ErrExists
-	case errors.Is(err, store.ErrUnavailable):
-		return err
-	}
-	return ctx.Err()
-}
-
-// writeIndex writes an index to a file, whole and durable, without holding it in memory twice.
-func writeIndex(path string, x *blob.Index) error {
-	f, err := atomicfile.Create(path, 0o644)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	if _, err := x.WriteTo(f); err != nil {
-		return err
-	}
-	return commit(path, f)
-}
-
-// expected is what is known of an image before it is cut.
-type expected struct {
-	algorithm blob.Algorithm
-	params    blob.Params
-	chunks    int64 // 0 or less when it is not known
-}
-
-// publisher writes chunks to a store, and knows which are there.
-type publisher struct {
-	*store.Writer
-	inventory *store.Inventory // or nil
-}
-
-// openWriter opens the store to write, with what is the cheapest way to know its chunks: indexes that are
-// published there, a listing if it is remote, else asking.
-func (f *publish) openWriter(ctx context.Context, to destination, o store.WriterOptions, want expected) (publisher, error) {
-	var p publisher
-	known, err := f.openBases(ctx, to, want)
-	switch {
-	case err != nil:
-		return p, err
-	case known != nil:
-		o.Known = known
-	case to.remote:
-		p.inventory = store.TakeInventory(ctx, to.bucket, store.InventoryOptions{Chunks: want.chunks})
-		o.Known = p.inventory
-	}
-	if p.Writer, err = store.NewWriter(to.bucket, o); err != nil {
-		p.close()
-	}
-	return p, err
-}
-
-func (p publisher) close() {
-	if p.Writer != nil {
-		_ = p.Writer.Close() // what counts was committed
-	}
-	if p.inventory != nil {
-		p.inventory.Close()
+// notePublished words what a publisher notes.
+func notePublished(n release.Note) {
+	switch n := n.(type) {
+	case release.BaseLeftOut:
+		if n.Err != nil {
+			say("warning: %s is no base, as the store does not hold it whole: %v", n.At, n.Err)
+			return
+		}
+		say("warning: %s is no base, as it has chunks of %s bytes, and others are made (--chunk-size)", n.At, sizesOf(n.Index))
+	case release.NotListed:
+		say("warning: the store cannot be listed, so it was asked for each chunk: %v", n.Err)
+	case release.AttributesLost:
+		tellLost(n.Path, n.Err)
 	}
 }
 
-// warn says what made it slower than it could have been.
-func (p publisher) warn() {
-	if p.inventory != nil && p.inventory.Err() != nil {
-		say("warning: the store cannot be listed, so it was asked for each chunk: %v", p.inventory.Err())
-	}
-}
-
-// openBases is what the bases hold, or nil. One that the store does not hold whole, or with other chunk sizes than are
-// made, is left out.
-func (f *publish) openBases(ctx context.Context, to destination, want expected) (store.Haser, error) {
-	var known *store.Set
+// newPublisher begins to publish chunks as the flags say.
+func (f *publish) newPublisher(ctx context.Context, to destination, o release.PublisherOptions) (*release.Publisher, error) {
 	for _, base := range f.bases {
 		x, err := readIndex(ctx, base, to.access)
 		if err != nil {
 			return nil, err
 		}
-		if x.Algorithm() != want.algorithm {
-			return nil, fmt.Errorf("base %s has %v digests, and %v are made", base, x.Algorithm(), want.algorithm)
-		}
-		if x.Params() != want.params {
-			say("warning: %s is no base, as it has chunks of %s bytes, and others are made (--chunk-size)", base, sizesOf(x))
-			continue
-		}
-		err = sample(ctx, to.bucket, x)
-		if errors.Is(err, store.ErrNotFound) {
-			say("warning: %s is no base, as the store does not hold it whole: %v", base, err)
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		if known == nil {
-			known = new(store.Set)
-		}
-		known.Add(x)
+		o.Bases = append(o.Bases, release.Base{At: base, Index: x})
 	}
-	if known == nil {
-		return nil, nil
-	}
-	return known, nil
-}
-
-// sample asks for some of the chunks of an index, spread over the image: of a store that lost one in ten, 32
-// of them miss none once in thirty times.
-func sample(ctx context.Context, b store.Bucket, x *blob.Index) error {
-	const most, oneIn = 32, 256
-	chunks, n := store.NewChunks(b, x.Algorithm()), min(x.Len()/oneIn+1, most, x.Len())
-	group, groupCtx := errgroup.WithContext(ctx)
-	for i := range n {
-		group.Go(func() error {
-			_, err := chunks.Stat(groupCtx, x.At((2*i+1)*x.Len()/(2*n)).Digest)
-			return err
-		})
-	}
-	if err := group.Wait(); err != nil {
-		return err
-	}
-	return ctx.Err()
+	o.Writer.Uploads, o.Remote, o.Notes = f.atOnce(to), to.remote, notePublished
+	return release.NewPublisher(ctx, to.bucket, o)
 }

@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"cairn/blob"
+	"cairn/blob/release"
 	"cairn/store"
 	"cairn/store/locate"
 	"cairn/store/mem"
@@ -111,13 +112,13 @@ func mustMakeInto(t *testing.T, b store.Bucket, index, image string, p publish) 
 		t.Fatal(err)
 	}
 	defer src.Close()
-	out, err := outletIn(t.Context(), b, index, p.createOnly)
+	out, err := release.OutletIn(t.Context(), b, locate.Location{}, index, release.OutletOptions{CreateOnly: p.createOnly})
 	if err != nil {
 		t.Fatal(err)
 	}
 	var stdout bytes.Buffer
 	var made madeResult
-	err = makeInto(t.Context(), destination{index: locate.Path(index), image: image, publish: out, bucket: b, remote: true}, src, total, f, &stdout)
+	err = makeInto(t.Context(), destination{index: locate.Path(index), image: image, outlet: out, bucket: b, remote: true}, src, total, f, &stdout)
 	if err := errors.Join(err, json.Unmarshal(stdout.Bytes(), &made)); err != nil {
 		t.Fatal(err)
 	}
@@ -158,43 +159,15 @@ func TestBaseShowsNoSecret(t *testing.T) {
 	}
 	f := publish{bases: []locate.Location{at}}
 	to := destination{bucket: new(mem.Bucket)}
-	want := expected{algorithm: blob.SHA256, params: blob.Params{Min: 1, Avg: 1, Max: 1}}
-	if _, err := f.openBases(t.Context(), to, want); err == nil || strings.Contains(err.Error(), "secret") {
+	want := release.PublisherOptions{Algorithm: blob.SHA256, Params: blob.Params{Min: 1, Avg: 1, Max: 1}}
+	if _, err := f.newPublisher(t.Context(), to, want); err == nil || strings.Contains(err.Error(), "secret") {
 		t.Errorf("a base with other digests: %v", err)
 	}
-	want.algorithm = blob.SHA512_256
-	if _, err := f.openBases(t.Context(), to, want); err != nil || !strings.Contains(told.String(), "is no base") {
+	want.Algorithm = blob.SHA512_256
+	if _, err := f.newPublisher(t.Context(), to, want); err != nil || !strings.Contains(told.String(), "is no base") {
 		t.Errorf("a base that is not there: %v, and it is said: %s", err, &told)
 	}
 	if strings.Contains(told.String(), "secret") {
 		t.Errorf("it is said: %s", &told)
-	}
-}
-
-// noCreator hides that a bucket can tell what is new.
-type noCreator struct{ store.Bucket }
-
-func TestCreateOnly(t *testing.T) {
-	r := &storetest.Remote{Full: new(mem.Bucket)}
-	if _, err := outletIn(t.Context(), noCreator{r}, "x.caibx", true); !is[unwritableError](err) {
-		t.Errorf("--create-only where nobody can tell = %v", err)
-	}
-	out, err := outletIn(t.Context(), r, "x.caibx", true)
-	if err != nil {
-		t.Fatal(err)
-	}
-	builder, err := blob.NewBuilder(blob.SHA512_256, blob.Params{Min: 1, Avg: 1, Max: 1})
-	if err != nil {
-		t.Fatal(err)
-	}
-	x := builder.Index()
-	if err := out(t.Context(), x); err != nil {
-		t.Errorf("publishing what is new = %v", err)
-	}
-	if err := out(t.Context(), x); !errors.Is(err, store.ErrExists) || exitStatus(t.Context(), err) != exitRefused {
-		t.Errorf("publishing it again = %v", err)
-	}
-	if _, err := outletIn(t.Context(), r, "x.caibx", true); !errors.Is(err, store.ErrExists) {
-		t.Errorf("the early check = %v", err)
 	}
 }

@@ -6,12 +6,12 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"path/filepath"
 	"slices"
 
 	"github.com/spf13/cobra"
 
 	"cairn/blob"
+	"cairn/blob/release"
 	"cairn/store"
 	"cairn/store/keep"
 	"cairn/store/locate"
@@ -130,7 +130,7 @@ func runStoreCopy(ctx context.Context, stdout io.Writer, f storeCopyFlags) error
 	if err != nil {
 		return err
 	}
-	publish, err := f.openIndexes(ctx)
+	outlets, err := f.openOutlets(ctx)
 	if err != nil {
 		return err
 	}
@@ -139,11 +139,11 @@ func runStoreCopy(ctx context.Context, stdout io.Writer, f storeCopyFlags) error
 		return fmt.Errorf("copying %s to %s: %w", result.From, result.To, err)
 	}
 	for i, x := range indexes {
-		if publish == nil || !result.Whole[i] {
+		if outlets == nil || !result.Whole[i] {
 			continue
 		}
-		if err := publish(ctx, f.indexes[i], x); err != nil {
-			return err
+		if err := outlets[i].Publish(ctx, x); err != nil {
+			return f.wrapCopying(i, err)
 		}
 		result.Indexes = append(result.Indexes, f.indexes[i])
 	}
@@ -155,8 +155,8 @@ func runStoreCopy(ctx context.Context, stdout io.Writer, f storeCopyFlags) error
 	return errors.Join(err, result.failure())
 }
 
-// openIndexes opens where indexes are copied to, if they are, and finds out early that they can be.
-func (f *storeCopyFlags) openIndexes(ctx context.Context) (func(context.Context, locate.Location, *blob.Index) error, error) {
+// openOutlets opens where the indexes are copied to, if they are, and finds out early that they can be.
+func (f *storeCopyFlags) openOutlets(ctx context.Context) ([]*release.Outlet, error) {
 	const mode = fs.FileMode(0o644)
 	if f.indexesTo.IsZero() {
 		return nil, nil
@@ -165,39 +165,21 @@ func (f *storeCopyFlags) openIndexes(ctx context.Context) (func(context.Context,
 	if err != nil {
 		return nil, err
 	}
-	wrap := func(index locate.Location, err error) error {
-		return fmt.Errorf("copying index %s to %s: %w", index, f.indexesTo, err)
-	}
-	for _, index := range f.indexes {
+	outlets := make([]*release.Outlet, len(f.indexes))
+	for i, index := range f.indexes {
 		_, name, err := index.Split()
 		if err == nil {
-			err = f.checkIndex(ctx, b, name)
+			outlets[i], err = release.OutletIn(ctx, b, f.indexesTo, name, release.OutletOptions{Notes: notePublished})
 		}
 		if err != nil {
-			return nil, wrap(index, err)
+			return nil, f.wrapCopying(i, err)
 		}
 	}
-	return func(ctx context.Context, index locate.Location, x *blob.Index) error {
-		_, name, err := index.Split()
-		if dir, local := f.indexesTo.Local(); err == nil && local {
-			err = writeIndex(filepath.Join(dir, name), x)
-		} else if err == nil {
-			err = b.Write(ctx, name, x.Encode())
-		}
-		if err != nil {
-			return wrap(index, err)
-		}
-		return nil
-	}, nil
+	return outlets, nil
 }
 
-// checkIndex reports why an index of that name could not be copied, as far as it can be known before.
-func (f *storeCopyFlags) checkIndex(ctx context.Context, b store.Bucket, name string) error {
-	dir, ok := f.indexesTo.Local()
-	if !ok {
-		return reachable(ctx, b, name, false)
-	}
-	return checkFile(filepath.Join(dir, name))
+func (f *storeCopyFlags) wrapCopying(i int, err error) error {
+	return fmt.Errorf("copying index %s to %s: %w", f.indexes[i], f.indexesTo, err)
 }
 
 func (f *storeCopyFlags) copy(ctx context.Context, from []store.Reader, to store.Bucket, indexes []*blob.Index, result *storeCopied) (err error) {
