@@ -21,6 +21,7 @@ import (
 	"cairn/blob/deploy"
 	"cairn/internal/blockdev"
 	"cairn/internal/ioprio"
+	"cairn/internal/openfile"
 	"cairn/seed/known"
 	"cairn/store/locate"
 )
@@ -112,7 +113,7 @@ whole. A block device that stdout is redirected to is checked, claimed and writt
   cairn assemble v2.caibx - --seed @root | ubiupdatevol -s SIZE /dev/ubi0_1 -`,
 		Args: arguments(cobra.ExactArgs(2)),
 		RunE: func(c *cobra.Command, args []string) error {
-			return runAssemble(c.Context(), c.OutOrStdout(), f, standard(args[1], stdout))
+			return runAssemble(c.Context(), c.OutOrStdout(), f, openfile.Standard(args[1], stdout))
 		},
 	}
 	f.add(c)
@@ -196,7 +197,7 @@ func (f *assembleFlags) settle(x *blob.Index) error {
 
 func (f *assembleFlags) report(stdout io.Writer, r assembled, took string) error {
 	if f.json {
-		return writeJSON(optional(stdout), r)
+		return writeJSON(openfile.Optional(stdout), r)
 	}
 	r.Target = shownTarget(r.Target)
 	if r.InPlace == r.Size {

@@ -13,6 +13,7 @@ import (
 	"cairn/blob/assemble"
 	"cairn/blob/deploy"
 	"cairn/internal/blockdev"
+	"cairn/internal/openfile"
 	"cairn/seed"
 	"cairn/store/locate"
 )
@@ -83,11 +84,11 @@ func catOutput(ctx context.Context, stdout io.Writer, size int64) (io.Writer, fu
 	if err != nil {
 		return nil, nil, err
 	}
-	if !isBlockDevice(info) {
+	if !openfile.IsBlockDevice(info) {
 		return catStream(stdout, info)
 	}
 	o := deploy.Options{LockWait: defaultLockWait, Notes: new(planFlags).tell}
-	t, passed, err := claimOpened(ctx, nodeOf(os.Stdout, info), os.Stdout, size, o)
+	t, passed, err := claimOpened(ctx, openfile.Node(os.Stdout, info), os.Stdout, size, o)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -101,22 +102,22 @@ func catOutput(ctx context.Context, stdout io.Writer, size int64) (io.Writer, fu
 
 // catStream is stdout where that is no block device. A file keeps what it has behind the last byte, as with cat(1).
 func catStream(to io.Writer, info fs.FileInfo) (io.Writer, func(error) error, error) {
-	err := refuseClosed(stdout, os.Stdout)
+	err := openfile.RefuseClosed(stdout, os.Stdout)
 	if err == nil && info.Mode().IsRegular() {
-		err = blockdev.RefuseStray(nodeOf(os.Stdout, info), nil)
+		err = blockdev.RefuseStray(openfile.Node(os.Stdout, info), nil)
 	}
 	if err != nil {
 		return nil, nil, err
 	}
-	out, err := newOutput(to, os.Stdout)
+	out, err := openfile.NewOutput(to, os.Stdout)
 	if err != nil {
 		return nil, nil, err
 	}
-	out.keepsRest = true
+	out.KeepRest = true
 	return out, func(err error) error {
 		if err != nil {
 			return err
 		}
-		return out.finish()
+		return out.Close()
 	}, nil
 }

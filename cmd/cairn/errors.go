@@ -19,6 +19,7 @@ import (
 	"cairn/blob/release"
 	"cairn/internal/blockdev"
 	"cairn/internal/disk"
+	"cairn/internal/openfile"
 	"cairn/store"
 	"cairn/store/locate"
 	"cairn/store/s3"
@@ -86,7 +87,8 @@ func exitStatus(ctx context.Context, err error) int {
 		return exitSignal + int(i.signal)
 	}
 	switch {
-	case is[usageError](err) || is[misuse](err) || errors.Is(err, blockdev.ErrNotLiftable) || errors.Is(err, locate.ErrKind):
+	case is[usageError](err) || is[misuse](err) || is[openfile.ClosedError](err) || errors.Is(err, openfile.ErrReadOnly) ||
+		errors.Is(err, blockdev.ErrNotLiftable) || errors.Is(err, locate.ErrKind):
 		return exitUsage
 	case is[*blockdev.RefusedError](err) || errors.Is(err, disk.ErrAmbiguous) || errors.Is(err, store.ErrExists):
 		return exitRefused
@@ -149,6 +151,9 @@ func hintFor(err error, status int) string {
 	}
 	if u, ok := errors.AsType[usageError](err); ok && u.command.HasParent() {
 		return fmt.Sprintf("see '%s --help'", u.command.CommandPath())
+	}
+	if closed, ok := errors.AsType[openfile.ClosedError](err); ok && closed.FD == stdout {
+		return ">/dev/null throws away what is written"
 	}
 	if hint := accessHint(err); hint != "" {
 		return hint

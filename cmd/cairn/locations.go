@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"cairn/internal/openfile"
 	"cairn/store/locate"
 )
 
@@ -29,7 +30,7 @@ func (f locationFlag) Set(text string) (err error) {
 
 // parseLocation reads a location. /dev/stdin and /dev/stdout are "-".
 func parseLocation(text string) (locate.Location, error) {
-	return locate.Parse(standard(standard(text, stdin), stdout))
+	return locate.Parse(openfile.Standard(openfile.Standard(text, stdin), stdout))
 }
 
 // parseStores reads the locations of stores that stand in for each other.

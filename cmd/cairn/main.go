@@ -15,6 +15,8 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"cairn/internal/openfile"
 )
 
 func main() { os.Exit(run(os.Args[1:])) }
@@ -26,7 +28,7 @@ func run(args []string) int {
 	defer stop()
 	root := newRoot()
 	root.SetArgs(args)
-	root.SetOut(patient{ctx: ctx, w: os.Stdout, gone: func() { interrupt(syscall.SIGPIPE) }})
+	root.SetOut(openfile.NewWriter(ctx, os.Stdout, func() { interrupt(syscall.SIGPIPE) }))
 	c, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		return exitDone

@@ -17,6 +17,7 @@ import (
 	"cairn/blob/release"
 	"cairn/chunker"
 	"cairn/internal/disk"
+	"cairn/internal/openfile"
 	"cairn/store"
 	"cairn/store/locate"
 )
@@ -193,7 +194,7 @@ func makeInto(ctx context.Context, to destination, src imageSource, total int64,
 	result := madeResult{Index: to.index.String(), Store: f.store.String(), Seconds: p.took().Seconds(), Stats: stats}
 	if f.json {
 		result.Digest = x.Digest().String()
-		return writeJSON(optional(stdout), result)
+		return writeJSON(openfile.Optional(stdout), result)
 	}
 	tellMade(result)
 	return nil
@@ -219,7 +220,7 @@ type imageSource struct {
 // openSource opens an image to be cut, and says how many bytes it has, or -1. Of a device that says how
 // large its file system is, that is used if limit asks for it, and mentioned if not.
 func openSource(ctx context.Context, image, limit string) (imageSource, int64, error) {
-	f, stream, err := openInput(ctx, image)
+	f, stream, err := openfile.OpenInput(ctx, image)
 	if f == nil && stream == nil && err == nil {
 		f, err = openImage(image)
 	}

@@ -2,16 +2,14 @@ package main
 
 import (
 	"context"
-	"errors"
 	"io"
 	"os"
-	"syscall"
-	"time"
 
 	"cairn/blob"
 	"cairn/blob/release"
 	"cairn/internal/blockdev"
 	"cairn/internal/disk"
+	"cairn/internal/openfile"
 	"cairn/store"
 	"cairn/store/locate"
 	"cairn/store/supply"
@@ -36,76 +34,13 @@ func hintIndex(err error) error { return absentHint(err, "check the index's loca
 
 // releases is the access to what is published.
 func (f *access) releases() release.Access {
-	return release.Access{Locate: f.open, Stdin: func(ctx context.Context) io.Reader { return cancellable(ctx, os.Stdin) }}
+	return release.Access{Locate: f.open, Stdin: func(ctx context.Context) io.Reader { return openfile.NewReader(ctx, os.Stdin) }}
 }
 
 // closeReader ends what a reader may have running, such as an ssh. There is nothing to lose by then.
 func closeReader(r store.Reader) {
 	if c, ok := r.(io.Closer); ok {
 		_ = c.Close()
-	}
-}
-
-// cancellable reads from r until the context ends. A read that is under way then is left alone.
-func cancellable(ctx context.Context, r io.Reader) io.Reader {
-	pr, pw := io.Pipe()
-	go func() {
-		_, err := io.CopyBuffer(struct{ io.Writer }{pw}, r, make([]byte, 1<<20))
-		pw.CloseWithError(err)
-	}()
-	context.AfterFunc(ctx, func() { pr.CloseWithError(ctx.Err()) })
-	return pr
-}
-
-// patient writes to w. When the context has ended it does not wait for a reader: a write under way then is left alone,
-// with its bytes. A reader that is gone (EPIPE) is reported to gone, and if that is nil, ignored.
-type patient struct {
-	ctx  context.Context
-	w    io.Writer
-	gone func()
-}
-
-// optional returns the writer for output that a job does not need: a reader that is gone does not end the job.
-func optional(w io.Writer) io.Writer {
-	if p, ok := w.(patient); ok {
-		p.gone = nil
-		return p
-	}
-	return w
-}
-
-func (p patient) Write(b []byte) (int, error) {
-	n, err := p.write(b)
-	switch {
-	case !errors.Is(err, syscall.EPIPE):
-	case p.gone == nil:
-		return len(b), nil
-	default:
-		p.gone()
-	}
-	return n, err
-}
-
-func (p patient) write(b []byte) (int, error) {
-	type result struct {
-		n   int
-		err error
-	}
-	done := make(chan result, 1)
-	go func() {
-		n, err := p.w.Write(b)
-		done <- result{n, err}
-	}()
-	select {
-	case r := <-done:
-		return r.n, r.err
-	case <-p.ctx.Done():
-	}
-	select {
-	case r := <-done: // what is told in the end, when somebody reads it
-		return r.n, r.err
-	case <-time.After(time.Second):
-		return 0, p.ctx.Err()
 	}
 }
 

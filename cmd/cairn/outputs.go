@@ -7,6 +7,7 @@ import (
 	"os/exec"
 
 	"cairn/internal/atomicfile"
+	"cairn/internal/openfile"
 )
 
 // checkFile reports before the work why a file could not be written after it. "" is none.
@@ -19,10 +20,10 @@ func checkFile(path string) error {
 
 // checkOutput is checkFile for what writeWhole writes, which may be a stream.
 func checkOutput(path string) error {
-	if standard(path, stdout) == dash {
-		return refuseClosed(stdout, os.Stdout)
+	if openfile.Standard(path, stdout) == dash {
+		return openfile.RefuseClosed(stdout, os.Stdout)
 	}
-	if isStream(path) {
+	if openfile.IsStream(path) {
 		return nil
 	}
 	return checkFile(path)

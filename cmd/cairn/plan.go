@@ -10,6 +10,7 @@ import (
 
 	"cairn/blob"
 	"cairn/blob/deploy"
+	"cairn/internal/openfile"
 	"cairn/seed"
 	"cairn/store/supply"
 )
@@ -26,7 +27,7 @@ would be downloaded. It writes nothing, and needs no claim on the target.`,
   cairn plan v2.caibx disk.img#root-b --seed disk.img#root-a --html plan.html`,
 		Args: arguments(cobra.ExactArgs(2)),
 		RunE: func(c *cobra.Command, args []string) error {
-			return runPlan(c.Context(), c.OutOrStdout(), f, drawing, standard(args[1], stdout))
+			return runPlan(c.Context(), c.OutOrStdout(), f, drawing, openfile.Standard(args[1], stdout))
 		},
 	}
 	f.add(c)

@@ -11,6 +11,7 @@ import (
 	"cairn/blob"
 	"cairn/blob/profile"
 	"cairn/blob/release"
+	"cairn/internal/openfile"
 	"cairn/store/locate"
 )
 
@@ -40,7 +41,7 @@ func newProfileMerge() *cobra.Command {
   cairn profile merge v2.caprf 1.caprf 2.caprf`,
 		Args: arguments(cobra.MinimumNArgs(2)),
 		RunE: func(c *cobra.Command, args []string) error {
-			return mergeProfiles(c.Context(), standard(args[0], stdout), in, least, a)
+			return mergeProfiles(c.Context(), openfile.Standard(args[0], stdout), in, least, a)
 		},
 	}
 	a.add(c)

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"cairn/blob/release"
+	"cairn/internal/openfile"
 	"cairn/store"
 	"cairn/store/locate"
 )
@@ -26,7 +27,7 @@ func (f *publish) add(c *cobra.Command) {
 	flags.BoolVar(&f.createOnly, "create-only", false, "refuse (exit status 5) to replace an index that exists")
 	addUploads(c, &f.uploads)
 	check(c, func(args []string) error {
-		if f.createOnly && standard(args[0], stdout) == dash {
+		if f.createOnly && openfile.Standard(args[0], stdout) == dash {
 			return errors.New("--create-only: stdout is no place where an index could exist")
 		}
 		return nil
@@ -87,21 +88,16 @@ func openRemote(at locate.Location, a locate.Access) (store.Bucket, error) {
 // openOutlet finds out early that an index can be written there.
 func openOutlet(ctx context.Context, index locate.Location, createOnly bool, a locate.Access) (*release.Outlet, error) {
 	path, local := index.Local()
-	if index.IsStream() || local && isStream(path) {
-		out, err := openOutput(ctx, cmp.Or(path, dash))
+	if index.IsStream() || local && openfile.IsStream(path) {
+		out, err := openfile.OpenOutput(ctx, cmp.Or(path, dash))
 		if err != nil {
 			return nil, err
 		}
-		return release.StreamOutlet(finished{out}), nil
+		return release.StreamOutlet(out), nil
 	}
 	outlet, err := release.OpenOutlet(ctx, a, index, release.OutletOptions{CreateOnly: createOnly, Notes: notePublished})
 	return outlet, unwritable(wordCreate(err))
 }
-
-// finished is an output that closing finishes.
-type finished struct{ *output }
-
-func (f finished) Close() error { return f.finish() }
 
 // wordCreate makes wrong usage of the error of a service that does not know how to create.
 func wordCreate(err error) error {

@@ -16,6 +16,7 @@ import (
 	"cairn/internal/daemon"
 	"cairn/internal/dashboard"
 	"cairn/internal/hugepages"
+	"cairn/internal/openfile"
 	"cairn/nbd"
 	"cairn/nbd/export"
 	"cairn/store/locate"
@@ -153,7 +154,7 @@ func runServe(ctx context.Context, stdout io.Writer, f serveFlags) error {
 	warnOfMetrics(status)
 	warnOfExposure(listeners, f.on())
 	if f.printURIs {
-		printURIs(optional(stdout), listeners, catalogue.Names(), f.on())
+		printURIs(openfile.Optional(stdout), listeners, catalogue.Names(), f.on())
 	}
 	return serveAll(ctx, server, catalogue, listeners, status)
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"cairn/blob/profile"
+	"cairn/internal/openfile"
 	"cairn/nbd/export"
 	"cairn/store/locate"
 	"cairn/store/supply"
@@ -114,7 +115,7 @@ func (f *serveFlags) exports(log *slog.Logger) export.Options {
 		o.Profile, o.AutoProfile = f.profile.at, f.profile.word == profileAuto
 	}
 	if f.record != "" {
-		o.RecordTime, o.RecordOnce = f.recordTime, isStream(f.record)
+		o.RecordTime, o.RecordOnce = f.recordTime, openfile.IsStream(f.record)
 		o.Record = func(ctx context.Context, p *profile.Profile) error { return writeWhole(ctx, f.record, p.Encode()) }
 	}
 	return o

@@ -15,157 +15,14 @@ import (
 	"golang.org/x/term"
 
 	"cairn/blob"
-	"cairn/blob/assemble"
 	"cairn/blob/deploy"
 	"cairn/internal/blockdev"
+	"cairn/internal/openfile"
 )
-
-// output takes bytes in order: stdout, another open file of this process, or a FIFO.
-type output struct {
-	io.Writer // to file
-	file      *os.File
-	durable   bool // a regular file or block device, which can be flushed
-	sparse    bool // a regular file that is not appended to
-	keepsRest bool // that does not end behind the last byte, if it is longer
-}
-
-var _ assemble.ZeroWriter = (*output)(nil)
-
-// newOutput makes an output of an open file, which w writes to.
-func newOutput(w io.Writer, f *os.File) (*output, error) {
-	info, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	regular := info.Mode().IsRegular()
-	o := &output{Writer: w, file: f, durable: regular || isBlockDevice(info)}
-	if !regular {
-		return o, nil
-	}
-	flags, err := openFlags(f)
-	if err != nil {
-		return nil, err
-	}
-	o.sparse = flags&unix.O_APPEND == 0
-	start, err := f.Seek(0, io.SeekCurrent)
-	o.keepsRest = start > 0
-	return o, err
-}
-
-// openFlags are the flags of open(2) that f has.
-func openFlags(f *os.File) (flags int, err error) {
-	conn, err := f.SyscallConn()
-	if err != nil {
-		return 0, err
-	}
-	ctlErr := conn.Control(func(fd uintptr) { flags, err = unix.FcntlInt(fd, unix.F_GETFL, 0) })
-	return flags, errors.Join(ctlErr, err)
-}
-
-// openOutput opens what a name stands for, if that is stdout, another open file of this process, or a FIFO. Else it is nil.
-func openOutput(ctx context.Context, name string) (*output, error) {
-	fd, open := descriptor(name)
-	if name == dash {
-		fd, open = stdout, true
-	}
-	if open {
-		return descriptorOutput(ctx, fd)
-	}
-	info, err := os.Stat(name)
-	if err != nil || info.Mode()&fs.ModeNamedPipe == 0 {
-		return nil, nil //nolint:nilerr // the caller finds it again
-	}
-	f, err := openFIFO(ctx, name, os.O_WRONLY)
-	if err != nil {
-		return nil, err
-	}
-	return newOutput(reported(ctx, f), f)
-}
-
-func descriptorOutput(ctx context.Context, fd int) (*output, error) {
-	f := openFile(fd)
-	if f == nil {
-		return nil, fs.ErrInvalid
-	}
-	if err := refuseClosed(fd, f); err != nil {
-		return nil, err
-	}
-	flags, err := openFlags(f)
-	switch {
-	case err != nil:
-		return nil, err
-	case flags&unix.O_ACCMODE == unix.O_RDONLY:
-		return nil, misuse{fmt.Sprintf("%s is open for reading only", f.Name())}
-	}
-	return newOutput(reported(ctx, f), f)
-}
-
-// reported writes to f. A reader that is gone is an error as others are.
-func reported(ctx context.Context, f *os.File) io.Writer {
-	return patient{ctx: ctx, w: f, gone: func() {}}
-}
-
-// WriteZeros writes n zeros, or leaves a hole behind the end of a regular file.
-func (o *output) WriteZeros(n int64) error {
-	if !o.sparse {
-		return writeZeros(o.Writer, n)
-	}
-	at, err := o.file.Seek(0, io.SeekCurrent)
-	if err != nil {
-		return err
-	}
-	info, err := o.file.Stat()
-	if err != nil {
-		return err
-	}
-	old := min(max(info.Size()-at, 0), n)
-	if err := writeZeros(o.Writer, old); err != nil {
-		return err
-	}
-	_, err = o.file.Seek(n-old, io.SeekCurrent)
-	return err
-}
-
-func writeZeros(w io.Writer, n int64) error {
-	zeros := make([]byte, min(n, 1<<20))
-	for n > 0 {
-		k, err := w.Write(zeros[:min(n, int64(len(zeros)))])
-		if err != nil {
-			return err
-		}
-		n -= int64(k)
-	}
-	return nil
-}
-
-// finish brings what can be flushed to the medium, and closes the output. A regular file that was written from its start
-// ends behind the last byte. One that was not may hold something else there, and keeps it.
-func (o *output) finish() error {
-	err := o.setSize()
-	if o.durable {
-		err = errors.Join(err, o.file.Sync())
-	}
-	return errors.Join(err, o.file.Close())
-}
-
-func (o *output) setSize() error {
-	if !o.sparse {
-		return nil
-	}
-	at, err := o.file.Seek(0, io.SeekCurrent)
-	if err != nil {
-		return err
-	}
-	info, err := o.file.Stat()
-	if err != nil || at < info.Size() && o.keepsRest || at == info.Size() {
-		return err
-	}
-	return o.file.Truncate(at)
-}
 
 // writeWhole makes data the whole content of a file, or writes it to stdout or whatever else openOutput knows.
 func writeWhole(ctx context.Context, name string, data []byte) error {
-	out, err := openOutput(ctx, name)
+	out, err := openfile.OpenOutput(ctx, name)
 	switch {
 	case err != nil:
 		return err
@@ -173,26 +30,7 @@ func writeWhole(ctx context.Context, name string, data []byte) error {
 		return writeFile(name, data)
 	}
 	_, err = out.Write(data)
-	return errors.Join(err, out.finish())
-}
-
-// isStream reports whether something is written to this location in order, as a stream.
-func isStream(location string) bool {
-	if standard(location, stdout) == dash {
-		return true
-	}
-	info, err := os.Stat(location)
-	if err != nil {
-		return false
-	}
-	if _, open := descriptor(location); open {
-		return !isBlockDevice(info)
-	}
-	return info.Mode()&fs.ModeNamedPipe != 0
-}
-
-func isBlockDevice(info fs.FileInfo) bool {
-	return info.Mode()&(fs.ModeDevice|fs.ModeCharDevice) == fs.ModeDevice
+	return errors.Join(err, out.Close())
 }
 
 // refuseCharacter refuses a character device as the target of an image of size bytes, and says what to use in its place.
@@ -234,7 +72,7 @@ func flashKind(name string, info fs.FileInfo) string {
 // claimTarget claims a target: what deploy claims by its location, a stream, or a block device that is an open file of
 // this process.
 func claimTarget(ctx context.Context, location string, x *blob.Index, o deploy.Options) (*deploy.Target, error) {
-	out, err := openOutput(ctx, location)
+	out, err := openfile.OpenOutput(ctx, location)
 	if err == nil && out == nil {
 		err = refuseCharacter(location, x.Size())
 	}
@@ -244,27 +82,27 @@ func claimTarget(ctx context.Context, location string, x *blob.Index, o deploy.O
 	case out == nil:
 		return deploy.Claim(ctx, location, x, o)
 	}
-	info, err := out.file.Stat()
+	info, err := out.File().Stat()
 	if err != nil {
 		return nil, err
 	}
-	name := nodeOf(out.file, info)
-	if isBlockDevice(info) {
-		t, passed, err := claimOpened(ctx, name, out.file, x.Size(), o)
+	name := openfile.Node(out.File(), info)
+	if openfile.IsBlockDevice(info) {
+		t, passed, err := claimOpened(ctx, name, out.File(), x.Size(), o)
 		if err != nil {
 			return nil, err
 		}
 		return deploy.Claimed(name, t, passed), nil
 	}
-	if err := checkStream(out.file, name, info, x.Size(), o); err != nil {
+	if err := checkStream(out.File(), name, info, x.Size(), o); err != nil {
 		return nil, err
 	}
-	return deploy.Stream{Name: shownTarget(location), Writer: out, File: out.file, Finish: out.finish}.Target(), nil
+	return deploy.Stream{Name: shownTarget(location), Writer: out, File: out.File(), Finish: out.Close}.Target(), nil
 }
 
 // lookAtTarget is claimTarget for a preview.
 func lookAtTarget(ctx context.Context, location string, x *blob.Index, o deploy.Options) (*deploy.Target, error) {
-	if isStream(location) {
+	if openfile.IsStream(location) {
 		return deploy.Stream{Name: shownTarget(location)}.Target(), nil
 	}
 	if err := refuseCharacter(location, x.Size()); err != nil {
@@ -295,7 +133,7 @@ func checkStream(file *os.File, name string, info fs.FileInfo, size int64, o dep
 // claimOpened claims a block device that is open already, from where the open file stands. passed makes the next writer
 // go on behind the image.
 func claimOpened(ctx context.Context, name string, file *os.File, size int64, o deploy.Options) (t *blockdev.Target, passed func() error, err error) {
-	flags, err := openFlags(file)
+	flags, err := openfile.Flags(file)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -319,19 +157,6 @@ func claimOpened(ctx context.Context, name string, file *os.File, size int64, o 
 		_, err := file.Seek(off+size, io.SeekStart)
 		return err
 	}, nil
-}
-
-// nodeOf is a path of an open file: the one by which it was opened, if it still is.
-func nodeOf(f *os.File, info fs.FileInfo) string {
-	self := fmt.Sprint("/proc/self/fd/", f.Fd())
-	path, err := os.Readlink(self)
-	if err != nil {
-		return self
-	}
-	if now, err := os.Stat(path); err != nil || !os.SameFile(info, now) {
-		return self
-	}
-	return path
 }
 
 // shownTarget is a target's name for people.

@@ -13,6 +13,7 @@ import (
 	"cairn/blob/verify"
 	"cairn/internal/blockdev"
 	"cairn/internal/disk"
+	"cairn/internal/openfile"
 	"cairn/store/locate"
 )
 
@@ -143,7 +144,7 @@ func (f *verifyFlags) verifyStore(ctx context.Context, x *blob.Index) (verify.Re
 // openWhole opens what should hold an image of want bytes. A partition or device may hold more, a file zeros: a copy through
 // NBD or from a device has whole sectors. The length of a stream is not known.
 func openWhole(ctx context.Context, location string, want int64) (*blockdev.File, io.Reader, error) {
-	f, stream, err := openInput(ctx, location)
+	f, stream, err := openfile.OpenInput(ctx, location)
 	partition := false
 	if f == nil && stream == nil && err == nil {
 		var at disk.Location
