@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"cairn/blob"
+	"cairn/blob/view/fetch"
 	"cairn/testimages"
 )
 
@@ -17,7 +18,7 @@ func TestReadBeforePrefetch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		from := holding(t, image)
 		from.latency = time.Second
-		v := open(t, x, from, Limits{Bytes: 2 << 20, Fetches: 64})
+		v := open(t, x, from, fetch.Options{Bytes: 2 << 20, Fetches: 64})
 		mustPrefetch(t, v, 0, 800_000)
 		synctest.Wait()
 		for _, off := range []int64{790_000, 1_000_000} {
@@ -84,7 +85,7 @@ func TestReadAhead(t *testing.T) {
 		image := testimages.Random(1, 4<<20)
 		x, from := index(t, image), holding(t, image)
 		from.latency = time.Second
-		v := open(t, x, from, Limits{Fetches: 10_000})
+		v := open(t, x, from, fetch.Options{Fetches: 10_000})
 		start := time.Now()
 		var got bytes.Buffer
 		p := make([]byte, 4096)
@@ -100,7 +101,7 @@ func TestReadAhead(t *testing.T) {
 		from.checkOnce(t, x, 0, x.Len())
 
 		from = holding(t, image)
-		v = open(t, x, from, Limits{})
+		v = open(t, x, from, fetch.Options{})
 		for _, off := range []int64{3 << 20, 1 << 20, 2 << 20, 0} {
 			checkRead(t, v, image, make([]byte, 1), off)
 		}

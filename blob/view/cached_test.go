@@ -1,12 +1,16 @@
 package view
 
-import "testing"
+import (
+	"testing"
+
+	"cairn/blob/view/fetch"
+)
 
 // TestCached: what is here or zero is told as such, as it comes and goes, and to ask fetches nothing.
 func TestCached(t *testing.T) {
 	image := mixed()
 	from, x := holding(t, image), index(t, image)
-	v := open(t, x, from, Limits{Bytes: 1 << 20, Fetches: 4})
+	v := open(t, x, from, fetch.Options{Bytes: 1 << 20, Fetches: 4})
 	cached := func() (here int64) {
 		var at int64
 		for n, is := range v.Cached(0, v.Size()) {

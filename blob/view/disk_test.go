@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"cairn/blob"
+	"cairn/blob/view/fetch"
 	"cairn/blob/view/imagecache"
 	"cairn/store"
 	"cairn/store/storetest"
@@ -23,7 +24,7 @@ import (
 // kept is a view of an image that is kept on disk.
 type kept struct {
 	dir   *imagecache.Dir
-	cache *Cache
+	cache *fetch.Cache
 	*Image
 }
 
@@ -46,13 +47,16 @@ func file(t testing.TB, dir *imagecache.Dir, x *blob.Index) *imagecache.File {
 	return f
 }
 
-// openKept opens a view with little memory and a cache on disk.
-func openKept(t testing.TB, path string, x *blob.Index, from store.Getter) *kept {
+// littleMemory holds less than the images of the tests.
+const littleMemory = 100_000
+
+// openKept opens a view with so many bytes of memory and a cache on disk.
+func openKept(t testing.TB, path string, x *blob.Index, from store.Getter, memory int64) *kept {
 	t.Helper()
 	dir := openDir(t, path)
-	cache := NewCache(t.Context(), Limits{Bytes: 100_000, Disk: dir})
+	cache := fetch.New(t.Context(), fetch.Options{Bytes: memory, Donors: dir})
 	t.Cleanup(cache.Close)
-	return &kept{dir, cache, New(x, cache.Source(from, 0), Options{Disk: file(t, dir, x)})}
+	return &kept{dir, cache, New(x, cache.NewSource(from, fetch.SourceOptions{}), Options{Disk: file(t, dir, x)})}
 }
 
 func (k *kept) close(t testing.TB) {
@@ -69,10 +73,10 @@ func TestDiskServes(t *testing.T) {
 	image := mixed()
 	x, path := index(t, image), t.TempDir()
 	from := holding(t, image)
-	k := openKept(t, path, x, from)
+	k := openKept(t, path, x, from, littleMemory)
 	checkRead(t, k.Image, image, make([]byte, len(image)), 0)
 	k.close(t)
-	k = openKept(t, path, x, &origin{gets: map[blob.Digest]int{}})
+	k = openKept(t, path, x, &origin{gets: map[blob.Digest]int{}}, littleMemory)
 	checkRead(t, k.Image, image, make([]byte, len(image)), 0)
 	checkResident(t, k.Image, image, 0, len(image))
 	from.checkOnce(t, x, 0, x.Len())
@@ -89,7 +93,7 @@ func TestDiskServes(t *testing.T) {
 func TestDamagedDisk(t *testing.T) {
 	image, x, path := damaged(t, 10, 200_000, 350_000) // the last one in zeros
 	from := holding(t, image)
-	k := openKept(t, path, x, from)
+	k := openKept(t, path, x, from, littleMemory)
 	for off := 0; off < len(image); off += 7000 {
 		checkRead(t, k.Image, image, make([]byte, min(7000, len(image)-off)), int64(off))
 	}
@@ -106,7 +110,7 @@ func damaged(t testing.TB, offsets ...int64) (image []byte, x *blob.Index, path 
 	t.Helper()
 	image, path = mixed(), t.TempDir()
 	x = index(t, image)
-	k := openKept(t, path, x, holding(t, image))
+	k := openKept(t, path, x, holding(t, image), littleMemory)
 	checkRead(t, k.Image, image, make([]byte, len(image)), 0)
 	k.close(t)
 	damage(t, path, image, offsets...)
@@ -132,39 +136,19 @@ func damage(t testing.TB, path string, image []byte, offsets ...int64) {
 	}
 }
 
-// TestDamagedDiskDemanded: a chunk that somebody comes for while it is being proven is demanded of the store when the
-// disk has it wrong, although he waits for another one first.
-func TestDamagedDiskDemanded(t *testing.T) {
-	image, x, path := damaged(t, 10)
-	k := openKept(t, path, x, holding(t, image))
-	k.cache.mu.Lock()
-	e := k.cache.add(k.want(0), ahead)
-	k.cache.near.launch(e)
-	if same := k.cache.start(k.want(0)); same != e || e.at != k.cache.near {
-		t.Error("the chunk is not being proven")
-	}
-	k.cache.mu.Unlock()
-	<-e.ready
-	k.cache.mu.Lock()
-	defer k.cache.mu.Unlock()
-	if e.at != k.source || e.rank != demand {
-		t.Errorf("the chunk came from the store with rank %d, want %d", e.rank, demand)
-	}
-}
-
 // TestOtherImagesDisk: what one image has on disk is not fetched for another.
 func TestOtherImagesDisk(t *testing.T) {
 	a := testimages.Random(1, 500_000)
 	b := append(testimages.Random(2, 50_000), a...)
 	dir := openDir(t, t.TempDir())
-	cache := NewCache(t.Context(), Limits{Bytes: 1, Disk: dir})
+	cache := fetch.New(t.Context(), fetch.Options{Bytes: 1, Donors: dir})
 	t.Cleanup(cache.Close)
 	xa, xb := index(t, a), index(t, b)
 	from := holding(t, a, b)
-	va := New(xa, cache.Source(from, 0), Options{Disk: file(t, dir, xa)})
+	va := New(xa, cache.NewSource(from, fetch.SourceOptions{}), Options{Disk: file(t, dir, xa)})
 	fill(t, va)
 	before, _ := from.asked()
-	vb := New(xb, cache.Source(from, 0), Options{Disk: file(t, dir, xb)})
+	vb := New(xb, cache.NewSource(from, fetch.SourceOptions{}), Options{Disk: file(t, dir, xb)})
 	checkRead(t, vb, b, make([]byte, len(b)), 0)
 	after, _ := from.asked()
 	if got := after - before; got > xb.Len()-xa.Len()+3 {
@@ -179,7 +163,7 @@ func TestOtherImagesDisk(t *testing.T) {
 func fill(t testing.TB, v *Image) {
 	t.Helper()
 	done := make(chan struct{})
-	v.source.cache.limits.Log = slog.New(heard{"complete on disk", done})
+	v.log = slog.New(heard{"complete on disk", done})
 	v.Fill(0)
 	<-done
 }
@@ -204,7 +188,7 @@ func (h heard) Handle(_ context.Context, r slog.Record) error {
 func TestFill(t *testing.T) {
 	image := mixed()
 	x, from := index(t, image), holding(t, image)
-	k := openKept(t, t.TempDir(), x, from)
+	k := openKept(t, t.TempDir(), x, from, littleMemory)
 	fill(t, k.Image)
 	from.checkOnce(t, x, 0, x.Len())
 	disk := k.disk
@@ -219,7 +203,7 @@ func TestFill(t *testing.T) {
 func TestCloseImage(t *testing.T) {
 	image := mixed()
 	x, from := index(t, image), holding(t, image)
-	k := openKept(t, t.TempDir(), x, from)
+	k := openKept(t, t.TempDir(), x, from, littleMemory)
 	k.Follow(upTo(x.Len()))
 	checkRead(t, k.Image, image, make([]byte, 300_000), 0)
 	if err := k.Image.Close(); err != nil {
@@ -233,63 +217,15 @@ func TestFillRate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		image := testimages.Random(1, 1<<20)
 		x, from := index(t, image), holding(t, image)
-		k := openKept(t, t.TempDir(), x, from)
+		k := openKept(t, t.TempDir(), x, from, littleMemory)
 		defer k.close(t)
 		start := time.Now()
 		done := make(chan struct{})
-		k.cache.limits.Log = slog.New(heard{"complete on disk", done})
+		k.log = slog.New(heard{"complete on disk", done})
 		k.Fill(100_000)
 		<-done
 		if took := time.Since(start); took < 9*time.Second || took > 13*time.Second {
 			t.Errorf("filling 1 MiB at 100 kB/s took %v", took)
-		}
-	})
-}
-
-// TestOneFetchForTwoImages: a chunk that two images share is fetched once; and when the store of the one that
-// asked first fails, the other's own store is asked.
-func TestOneFetchForTwoImages(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		shared := testimages.Random(1, 300_000)
-		a, b := append(testimages.Random(2, 10_000), shared...), append(testimages.Random(3, 10_000), shared...)
-		xa, xb := index(t, a), index(t, b)
-		cache := NewCache(t.Context(), Limits{})
-		defer cache.Close()
-		good, bad := holding(t, a, b), holding(t, a, b)
-		good.latency, bad.latency = time.Second, time.Second
-		for _, c := range xa.All() {
-			bad.fail[c.Digest] = store.ErrDenied
-		}
-		vb := New(xb, cache.Source(good, 0), Options{})
-		va := New(xa, cache.Source(bad, 0), Options{})
-		var wg sync.WaitGroup
-		wg.Go(func() {
-			if err := va.ReadAt(t.Context(), make([]byte, len(a)), 0); !errors.Is(err, store.ErrDenied) {
-				t.Errorf("ReadAt with a bad store = %v, want %v", err, store.ErrDenied)
-			}
-		})
-		synctest.Wait()
-		checkRead(t, vb, b, make([]byte, len(b)), 0)
-		wg.Wait()
-		checkRead(t, va, a, make([]byte, 100_000), 100_000) // it is here now
-		good.checkOnce(t, xb, 0, xb.Len())
-		cache2 := NewCache(t.Context(), Limits{})
-		defer cache2.Close()
-		both := holding(t, a, b)
-		both.latency = time.Second
-		source := cache2.Source(both, 0)
-		for range 64 {
-			for _, v := range []*Image{New(xa, source, Options{}), New(xb, source, Options{})} {
-				wg.Go(func() {
-					checkRead(t, v, map[bool][]byte{true: a, false: b}[v.index == xa], make([]byte, 200_000), 100_000)
-				})
-			}
-		}
-		wg.Wait()
-		for d, n := range both.gets {
-			if n != 1 {
-				t.Errorf("chunk %v was fetched %d times by 128 clients", d, n)
-			}
 		}
 	})
 }
@@ -301,9 +237,8 @@ func TestDemandFirst(t *testing.T) {
 		image := testimages.Random(1, 8<<20)
 		x := index(t, image)
 		l := newLink(holding(t, image), 20*time.Millisecond, 12_500_000)
-		k := openKept(t, t.TempDir(), x, l)
+		k := openKept(t, t.TempDir(), x, l, 4<<20)
 		defer k.close(t)
-		k.cache.limit = 4 << 20
 		k.Fill(0)
 		k.Follow(upTo(x.Len()))
 		time.Sleep(200 * time.Millisecond)
@@ -325,31 +260,6 @@ func upTo(n int) []int {
 	return list
 }
 
-// TestHoldOfManyChunks: a read of several chunks waits for each of them, whichever it comes to first, and for no longer
-// than it says.
-func TestHoldOfManyChunks(t *testing.T) {
-	for hold, whole := range map[time.Duration]bool{time.Minute: true, 30 * time.Second: false} {
-		synctest.Test(t, func(t *testing.T) {
-			image := testimages.Random(1, 1_000_000)
-			x, from := index(t, image), holding(t, image)
-			cache := NewCache(t.Context(), Limits{})
-			defer cache.Close()
-			v := New(x, cache.Source(from, 0), Options{Name: "root", Hold: hold})
-			from.outage(x, store.ErrUnavailable)
-			time.AfterFunc(50*time.Second, func() { from.outage(x, nil) })
-			start, got := time.Now(), make([]byte, len(image))
-			err := v.ReadAt(t.Context(), got, 0)
-			took := time.Since(start)
-			if whole && (err != nil || !bytes.Equal(got, image) || took > time.Minute) {
-				t.Errorf("with %v of patience: %v after %v", hold, err, took)
-			}
-			if !whole && (err == nil || took != hold) {
-				t.Errorf("with %v of patience: %v after %v", hold, err, took)
-			}
-		})
-	}
-}
-
 // TestHold: a read waits for a store that is away and is answered when that is back; the log says at once what it
 // waits for. After the stall timeout the read fails, and the next one asks again.
 func TestHold(t *testing.T) {
@@ -357,9 +267,9 @@ func TestHold(t *testing.T) {
 		image := testimages.Random(1, 100_000)
 		x, from := index(t, image), holding(t, image)
 		var said bytes.Buffer // the handler locks it, and all have ended when it is read
-		cache := NewCache(t.Context(), Limits{Log: slog.New(slog.NewTextHandler(&said, nil))})
+		cache := fetch.New(t.Context(), fetch.Options{Log: slog.New(slog.NewTextHandler(&said, nil))})
 		defer cache.Close()
-		v := New(x, cache.Source(from, 0), Options{Name: "root", Hold: time.Minute})
+		v := New(x, cache.NewSource(from, fetch.SourceOptions{}), Options{Name: "root", Hold: time.Minute})
 		from.outage(x, store.ErrUnavailable)
 		start := time.Now()
 		go func() {
@@ -385,7 +295,7 @@ func TestHold(t *testing.T) {
 		start = time.Now()
 		last := x.At(x.Len() - 1)
 		err := v.ReadAt(t.Context(), make([]byte, 10), last.Offset)
-		if took := time.Since(start); took != time.Minute || !errors.Is(err, store.ErrUnavailable) || !errors.Is(err, errStall) {
+		if took := time.Since(start); took != time.Minute || !errors.Is(err, store.ErrUnavailable) || !strings.Contains(err.Error(), "did not answer in time (1m0s)") {
 			t.Errorf("a read in an outage = %v after %v", err, took)
 		}
 		from.outage(x, nil)
@@ -411,7 +321,7 @@ func TestPrefetchInOutage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		image := testimages.Random(1, 300_000)
 		x, from := index(t, image), holding(t, image)
-		v := open(t, x, from, Limits{})
+		v := open(t, x, from, fetch.Options{})
 		from.outage(x, store.ErrUnavailable)
 		v.Follow(upTo(x.Len()))
 		time.Sleep(time.Minute)
@@ -425,64 +335,14 @@ func TestPrefetchInOutage(t *testing.T) {
 	})
 }
 
-// TestSlowFetch: while a read waits for a fetch that takes long, nothing is fetched that nobody waits for, whether the
-// log tells of it or has told of another just now.
-func TestSlowFetch(t *testing.T) {
-	for _, logged := range []bool{true, false} {
-		synctest.Test(t, func(t *testing.T) {
-			image := testimages.Random(1, 300_000)
-			x, from := index(t, image), holding(t, image)
-			from.latency = 10 * time.Second
-			var said bytes.Buffer
-			v := open(t, x, from, Limits{Log: slog.New(slog.NewTextHandler(&said, nil))})
-			if !logged {
-				v.source.told = time.Now()
-			}
-			go checkRead(t, v, image, make([]byte, 1), 0)
-			time.Sleep(slowFetch + time.Second)
-			if err := v.Prefetch(t.Context(), 100_000, 100_000); err != nil {
-				t.Error(err)
-			}
-			synctest.Wait()
-			if all, _ := from.asked(); all != 1 {
-				t.Errorf("logged %v: %d requests beside a slow one", logged, all-1)
-			}
-			time.Sleep(from.latency)
-			synctest.Wait()
-			if all, _ := from.asked(); all < 3 {
-				t.Errorf("logged %v: %d requests when the store has answered", logged, all)
-			}
-			if got := strings.Contains(said.String(), "reads wait for the store"); got != logged {
-				t.Errorf("logged: %v, want %v", got, logged)
-			}
-			time.Sleep(time.Minute)
-		})
-	}
-}
-
-// TestLogWaitDecidesNothing: what the log says of a wait leaves what is fetched as it was.
-func TestLogWaitDecidesNothing(t *testing.T) {
-	image := testimages.Random(1, 100_000)
-	x := index(t, image)
-	var said bytes.Buffer
-	v := open(t, x, holding(t, image), Limits{Log: slog.New(slog.NewTextHandler(&said, nil))})
-	s := v.source
-	s.cache.mu.Lock()
-	defer s.cache.mu.Unlock()
-	s.logWait(&entry{first: home{v, 0}}, store.ErrUnavailable, slowFetch)
-	if !strings.Contains(said.String(), "waited=2s") || s.awayN != 0 || !s.awayTil.IsZero() || !s.mayAhead(1, queueDelay) {
-		t.Errorf("the log has %q; %d failures, away until %v", said.String(), s.awayN, s.awayTil)
-	}
-}
-
 // TestRecord: what is read is recorded in order, from memory, disk or the store, zeros apart.
 func TestRecord(t *testing.T) {
 	image := mixed()
 	x := index(t, image)
-	cache := NewCache(t.Context(), Limits{})
+	cache := fetch.New(t.Context(), fetch.Options{})
 	defer cache.Close()
 	r := NewRecorder(x, 0)
-	v := New(x, cache.Source(holding(t, image), 0), Options{Record: r})
+	v := New(x, cache.NewSource(holding(t, image), fetch.SourceOptions{}), Options{Record: r})
 	var want []int
 	for _, i := range []int{9, 3, 9, x.Find(350_000), 3, 20} {
 		checkRead(t, v, image, make([]byte, 1), x.At(i).Offset)
@@ -548,7 +408,7 @@ func (l *link) send(n int) time.Time {
 // BenchmarkReadResidentDisk is BenchmarkReadResident from the image's file, whose pages the kernel has.
 func BenchmarkReadResidentDisk(b *testing.B) {
 	image := testimages.Random(1, 8<<20)
-	k := openKept(b, b.TempDir(), index(b, image), holding(b, image))
+	k := openKept(b, b.TempDir(), index(b, image), holding(b, image), littleMemory)
 	fill(b, k.Image)
 	p, off := make([]byte, 4096), int64(0)
 	b.SetBytes(int64(len(p)))

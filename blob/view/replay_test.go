@@ -17,6 +17,7 @@ import (
 
 	"cairn/blob"
 	"cairn/blob/profile"
+	"cairn/blob/view/fetch"
 	"cairn/internal/test/boottrace"
 	"cairn/store"
 	"cairn/store/storetest"
@@ -165,9 +166,9 @@ func (b *boot) replay(t *testing.T, o Options, begin func(v *Image)) (out outcom
 func (b *boot) replayMany(t *testing.T, machines int, o Options, begin func(v *Image)) (out outcome) {
 	synctest.Test(t, func(t *testing.T) {
 		l := b.link()
-		cache := NewCache(t.Context(), Limits{Bytes: 256 << 20})
+		cache := fetch.New(t.Context(), fetch.Options{Bytes: 256 << 20})
 		defer cache.Close()
-		v := New(b.index, cache.Source(l, 64), o)
+		v := New(b.index, cache.NewSource(l, fetch.SourceOptions{Fetches: 64}), o)
 		if begin != nil {
 			begin(v)
 		}
@@ -357,10 +358,10 @@ func TestColdDepth(t *testing.T) {
 		const depth, trip = 64, 20 * time.Millisecond
 		l := newLink(b.store, trip, 1.25e9)
 		l.size = b.link().size
-		cache := NewCache(t.Context(), Limits{Bytes: 64 << 20})
+		cache := fetch.New(t.Context(), fetch.Options{Bytes: 64 << 20})
 		defer cache.Close()
 		from := supply.New(store.Policy{}, supply.Options{}, l)
-		v := New(b.index, cache.Source(from, from.Requests()), Options{Around: true})
+		v := New(b.index, cache.NewSource(from, fetch.SourceOptions{Fetches: from.Requests()}), Options{Around: true})
 		begun := time.Now()
 		err := boottrace.ReadPages(t.Context(), places, depth, func(ctx context.Context, p []byte, off int64) error {
 			defer b.check(t, p, off)

@@ -20,9 +20,12 @@ func (t *trust) note(good bool) {
 	t.seen = min(t.seen+1, trustEvents)
 }
 
+// tried reports whether there were enough events for a judgement.
+func (t *trust) tried() bool { return t.seen >= trustLeast }
+
 // deserved is false when most of the latest events speak against the profile.
 func (t *trust) deserved() bool {
-	if t.seen < trustLeast {
+	if !t.tried() {
 		return true
 	}
 	good := 0

@@ -14,6 +14,7 @@ import (
 
 	"cairn/blob"
 	"cairn/blob/scan"
+	"cairn/blob/view/fetch"
 	"cairn/chunker"
 	"cairn/store"
 	"cairn/store/storetest"
@@ -139,11 +140,11 @@ func sleep(ctx context.Context, d time.Duration) error {
 }
 
 // open is a view of an image through a cache of its own, which is closed when the test ends.
-func open(t testing.TB, x *blob.Index, from store.Getter, limits Limits) *Image {
+func open(t testing.TB, x *blob.Index, from store.Getter, limits fetch.Options) *Image {
 	t.Helper()
-	cache := NewCache(t.Context(), limits)
+	cache := fetch.New(t.Context(), limits)
 	t.Cleanup(cache.Close)
-	return New(x, cache.Source(from, 0), Options{})
+	return New(x, cache.NewSource(from, fetch.SourceOptions{}), Options{})
 }
 
 // checkRead reads len(p) bytes at off and compares.
@@ -157,32 +158,14 @@ func checkRead(t testing.TB, v *Image, image, p []byte, off int64) {
 	}
 }
 
-// checkCache: the cache keeps what it counts, and no more than it may.
-func checkCache(t testing.TB, c *Cache) {
-	t.Helper()
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	var sum int64
-	for at := c.recent.Front(); at != nil; at = at.Next() {
-		sum += int64(len(at.Value.(*entry).data))
-	}
-	if sum != c.bytes || sum > max(c.limit, params.Max) {
-		t.Errorf("the cache keeps %d bytes, counts %d, and may keep %d", sum, c.bytes, c.limit)
-	}
-	if c.recent.Len() > 1 && sum+c.taken > c.limit {
-		t.Errorf("the cache keeps %d bytes beside the %d being fetched, and may take %d", sum, c.taken, c.limit)
-	}
-	if len(c.chunks) < c.recent.Len() {
-		t.Errorf("%d chunks are kept, %d can be found", c.recent.Len(), len(c.chunks))
-	}
-}
-
 // TestReadAt reads at random from many goroutines, through caches of several sizes.
 func TestReadAt(t *testing.T) {
 	image := mixed()
 	x := index(t, image)
-	for _, limits := range []Limits{{}, {Bytes: 100_000, Fetches: 3}, {Bytes: 1, Fetches: 1}} {
-		v := open(t, x, holding(t, image), limits)
+	for _, limits := range []fetch.Options{{}, {Bytes: 100_000, Fetches: 3}, {Bytes: 1, Fetches: 1}} {
+		cache := fetch.New(t.Context(), limits)
+		defer cache.Close()
+		v := New(x, cache.NewSource(holding(t, image), fetch.SourceOptions{}), Options{})
 		var wg sync.WaitGroup
 		for reader := range 8 {
 			wg.Go(func() {
@@ -195,13 +178,15 @@ func TestReadAt(t *testing.T) {
 		}
 		wg.Wait()
 		checkRead(t, v, image, make([]byte, len(image)), 0)
-		checkCache(t, v.source.cache)
+		if used, limit := cache.Usage(); used > max(limit, params.Max) {
+			t.Errorf("%d bytes are in memory, of which there may be %d", used, limit)
+		}
 	}
 }
 
 func TestOutside(t *testing.T) {
 	image := testimages.Random(1, 10_000)
-	v := open(t, index(t, image), holding(t, image), Limits{})
+	v := open(t, index(t, image), holding(t, image), fetch.Options{})
 	if v.Size() != 10_000 {
 		t.Errorf("Size = %d, want 10000", v.Size())
 	}
@@ -227,52 +212,17 @@ func TestOutside(t *testing.T) {
 	if err := v.Prefetch(t.Context(), 0, -1); err == nil {
 		t.Error("Prefetch of -1 bytes succeeds")
 	}
-	empty := open(t, index(t, nil), holding(t), Limits{})
+	empty := open(t, index(t, nil), holding(t), fetch.Options{})
 	if err := empty.ReadAt(t.Context(), nil, 0); err != nil || empty.ReadAt(t.Context(), make([]byte, 1), 0) == nil {
 		t.Errorf("reading nothing of an empty image: %v; reading a byte must fail", err)
 	}
-}
-
-// TestOneFetch: however many ask for a chunk, it is got once, and all wait no longer than one.
-func TestOneFetch(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		image := mixed()
-		x, from := index(t, image), holding(t, image)
-		from.latency = time.Second
-		v := open(t, x, from, Limits{Fetches: 1000})
-		start := time.Now()
-		var wg sync.WaitGroup
-		for range 30 {
-			wg.Go(func() { checkRead(t, v, image, make([]byte, 450_000), 100_000) })
-		}
-		wg.Wait()
-		from.checkOnce(t, x, x.Find(100_000), x.Find(549_999)+1)
-		if took := time.Since(start); took != time.Second {
-			t.Errorf("the reads took %v, want %v", took, time.Second)
-		}
-	})
-}
-
-// TestFetches: the store is asked for so many chunks at once, and no more.
-func TestFetches(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		image := testimages.Random(1, 100_000)
-		x, from := index(t, image), holding(t, image)
-		from.latency = time.Second
-		v := open(t, x, from, Limits{Fetches: 5})
-		start := time.Now()
-		checkRead(t, v, image, make([]byte, len(image)), 0)
-		if want := time.Duration((x.Len()+4)/5) * time.Second; from.most != 5 || time.Since(start) != want {
-			t.Errorf("%d fetches at once, in %v; want 5, %v", from.most, time.Since(start), want)
-		}
-	})
 }
 
 // TestFailure: a chunk that cannot be had fails the reads that need it, for as long as it cannot be had.
 func TestFailure(t *testing.T) {
 	image := testimages.Random(1, 200_000)
 	x, from := index(t, image), holding(t, image)
-	v := open(t, x, from, Limits{})
+	v := open(t, x, from, fetch.Options{})
 	broken := x.At(x.Len() / 2)
 	corrupt := &store.CorruptError{Name: "x", Err: errors.New("y")}
 	for _, want := range []error{store.ErrUnavailable, store.ErrNotFound, corrupt} {
@@ -298,105 +248,11 @@ func TestFailure(t *testing.T) {
 	checkRead(t, v, image, make([]byte, len(image)), 0)
 }
 
-// TestMendedMeanwhile: a read that comes upon a fetch that began before anybody waited does not fail with it.
-func TestMendedMeanwhile(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		image := testimages.Random(1, 1000)
-		x, from := index(t, image), holding(t, image)
-		from.latency = time.Second
-		from.fail[x.At(0).Digest] = store.ErrNotFound
-		v := open(t, x, from, Limits{})
-		if err := v.Prefetch(t.Context(), 0, 1000); err != nil {
-			t.Fatal(err)
-		}
-		synctest.Wait()
-		delete(from.fail, x.At(0).Digest)
-		checkRead(t, v, image, make([]byte, 10), 0)
-		if n := from.gets[x.At(0).Digest]; n != 2 {
-			t.Errorf("the store was asked %d times, want 2", n)
-		}
-	})
-}
-
-// TestWaiterGivesUp: who gives up leaves alone; the fetch goes on, for others and for later.
-func TestWaiterGivesUp(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		image := testimages.Random(1, 1000)
-		x, from := index(t, image), holding(t, image)
-		from.latency = time.Minute
-		v := open(t, x, from, Limits{})
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-		defer cancel()
-		var wg sync.WaitGroup
-		wg.Go(func() {
-			start := time.Now()
-			err := v.ReadAt(ctx, make([]byte, 10), 0)
-			if !errors.Is(err, context.DeadlineExceeded) || time.Since(start) != time.Second {
-				t.Errorf("ReadAt = %v after %v, want %v after 1s", err, time.Since(start), context.DeadlineExceeded)
-			}
-		})
-		wg.Go(func() { checkRead(t, v, image, make([]byte, 1000), 0) })
-		wg.Wait()
-		if !v.ReadResident(make([]byte, 1000), 0) {
-			t.Error("the chunk is not kept")
-		}
-		from.checkOnce(t, x, 0, x.Len())
-	})
-}
-
-// TestLimit: two images that are larger than their cache leave no more in it than may stay.
-func TestLimit(t *testing.T) {
-	a, b := testimages.Random(1, 300_000), testimages.Random(2, 300_000)
-	cache := NewCache(t.Context(), Limits{Bytes: 70_000})
-	defer cache.Close()
-	source := cache.Source(holding(t, a, b), 0)
-	var wg sync.WaitGroup
-	for _, image := range [][]byte{a, b} {
-		v := New(index(t, image), source, Options{})
-		wg.Go(func() {
-			for off := int64(0); off < v.Size(); off += 10_000 {
-				checkRead(t, v, image, make([]byte, 10_000), off)
-				checkCache(t, cache)
-			}
-		})
-	}
-	wg.Wait()
-	if used, limit := cache.Usage(); limit != 70_000 || used > limit || used < limit-params.Max {
-		t.Errorf("Usage() = %d, %d", used, limit)
-	}
-	if cache.bytes < 70_000-params.Max {
-		t.Errorf("the cache keeps %d bytes, though it may keep 70000", cache.bytes)
-	}
-}
-
-// TestLeastRecentlyUsedGoes: what is read again and again stays, whatever else passes through.
-func TestLeastRecentlyUsedGoes(t *testing.T) {
-	image := testimages.Random(1, 300_000)
-	x, from := index(t, image), holding(t, image)
-	v := open(t, x, from, Limits{Bytes: 70_000})
-	for off := range v.Size() / 1000 {
-		checkRead(t, v, image, make([]byte, 1000), off*1000)
-		checkRead(t, v, image, make([]byte, 1), 0)
-	}
-	from.checkOnce(t, x, 0, x.Len())
-}
-
-// TestLargeChunk: a chunk that is larger than the whole cache can be read in small pieces.
-func TestLargeChunk(t *testing.T) {
-	image := testimages.Random(1, 20_000)
-	x, from := index(t, image), holding(t, image)
-	v := open(t, x, from, Limits{Bytes: 100})
-	for off := range v.Size() / 100 {
-		checkRead(t, v, image, make([]byte, 100), off*100)
-	}
-	from.checkOnce(t, x, 0, x.Len())
-}
-
 // TestZeros: no store is asked for zeros.
 func TestZeros(t *testing.T) {
 	image := make([]byte, 1<<20+5)
 	from := &origin{gets: map[blob.Digest]int{}}
-	v := open(t, index(t, image), from, Limits{})
+	v := open(t, index(t, image), from, fetch.Options{})
 	checkRead(t, v, image, make([]byte, len(image)), 0)
 	checkResident(t, v, image, 0, len(image))
 	if err := v.Prefetch(t.Context(), 0, v.Size()); err != nil {
@@ -421,7 +277,7 @@ func checkResident(t testing.TB, v *Image, image []byte, off int64, n int) {
 func TestReadResident(t *testing.T) {
 	image := mixed()
 	x, from := index(t, image), holding(t, image)
-	v := open(t, x, from, Limits{})
+	v := open(t, x, from, fetch.Options{})
 	if v.ReadResident(make([]byte, 1), 0) || v.ReadResident(make([]byte, 20_000), 290_000) {
 		t.Error("ReadResident = true before anything was read")
 	}
@@ -445,7 +301,7 @@ func TestPrefetch(t *testing.T) {
 		image := testimages.Random(1, 1<<20)
 		x, from := index(t, image), holding(t, image)
 		from.latency = time.Minute
-		v := open(t, x, from, Limits{Bytes: 200_000, Fetches: 3})
+		v := open(t, x, from, fetch.Options{Bytes: 200_000, Fetches: 3})
 		start := time.Now()
 		mustPrefetch(t, v, 5000, 20_000)
 		mustPrefetch(t, v, 5000, 20_000)
@@ -481,29 +337,6 @@ func TestPrefetch(t *testing.T) {
 	})
 }
 
-// TestUnreadOfAnother: what one image's profile brought and another image reads first counts for neither any more.
-func TestUnreadOfAnother(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		image := testimages.Random(1, 300_000)
-		x := index(t, image)
-		cache := NewCache(t.Context(), Limits{Bytes: 64 << 10})
-		defer cache.Close()
-		source := cache.Source(holding(t, image), 0)
-		a, b := New(x, source, Options{}), New(x, source, Options{})
-		mustPrefetch(t, b, 0, 1)
-		synctest.Wait()
-		checkRead(t, b, image, make([]byte, 200_000), 100_000) // pushes it out
-		a.Follow([]int{0})
-		synctest.Wait()
-		checkRead(t, b, image, make([]byte, 1), 0)
-		cache.mu.Lock()
-		defer cache.mu.Unlock()
-		if a.unread != 0 || b.unread != 0 {
-			t.Errorf("%d and %d bytes count as not read, want none", a.unread, b.unread)
-		}
-	})
-}
-
 func mustPrefetch(t *testing.T, v *Image, off, n int64) {
 	t.Helper()
 	if err := v.Prefetch(t.Context(), off, n); err != nil {
@@ -511,23 +344,9 @@ func mustPrefetch(t *testing.T, v *Image, off, n int64) {
 	}
 }
 
-// TestPrefetchFailure: a failed prefetch is nobody's error, and a read asks again.
-func TestPrefetchFailure(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		image := testimages.Random(1, 1000)
-		x, from := index(t, image), holding(t, image)
-		from.fail[x.At(0).Digest] = store.ErrUnavailable
-		v := open(t, x, from, Limits{})
-		mustPrefetch(t, v, 0, 1000)
-		synctest.Wait()
-		delete(from.fail, x.At(0).Digest)
-		checkRead(t, v, image, make([]byte, 1000), 0)
-	})
-}
-
 func TestExtents(t *testing.T) {
 	image := mixed()
-	v := open(t, index(t, image), holding(t), Limits{})
+	v := open(t, index(t, image), holding(t), fetch.Options{})
 	for _, c := range []struct{ off, n int64 }{
 		{0, v.Size()}, {0, 0}, {v.Size(), 0}, {299_000, 3000}, {310_001, 7}, {v.Size() - 1, 1},
 	} {
@@ -567,7 +386,7 @@ func TestSizesDisagree(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	v := open(t, b.Index(), from, Limits{})
+	v := open(t, b.Index(), from, fetch.Options{})
 	for range 2 {
 		checkRead(t, v, image, make([]byte, 1000), 0)
 		for _, off := range []int64{1000, 3500, 4000} {
@@ -581,83 +400,9 @@ func TestSizesDisagree(t *testing.T) {
 	}
 }
 
-// TestClose: it ends the fetches, and leaves no goroutine, or synctest would complain.
-func TestClose(t *testing.T) {
-	for name, end := range map[string]func(cancel context.CancelFunc, c *Cache){
-		"closed":              func(_ context.CancelFunc, c *Cache) { c.Close() },
-		"cancelled, closed":   func(cancel context.CancelFunc, c *Cache) { cancel(); c.Close() },
-		"cancelled, no close": func(cancel context.CancelFunc, _ *Cache) { cancel() },
-	} {
-		synctest.Test(t, func(t *testing.T) {
-			image := testimages.Random(1, 100_000)
-			x, from := index(t, image), holding(t, image)
-			from.latency = time.Hour
-			ctx, cancel := context.WithCancel(t.Context())
-			defer cancel()
-			cache := NewCache(ctx, Limits{Fetches: 2})
-			v, start := New(x, cache.Source(from, 0), Options{}), time.Now()
-			for range 3 {
-				go func() {
-					if err := v.ReadAt(t.Context(), make([]byte, 10_000), 5000); !errors.Is(err, context.Canceled) {
-						t.Errorf("%s: ReadAt = %v, want %v", name, err, context.Canceled)
-					}
-				}()
-			}
-			mustPrefetch(t, v, 0, v.Size())
-			synctest.Wait()
-			end(cancel, cache)
-			synctest.Wait()
-			before, now := from.asked()
-			if now != 0 || time.Since(start) != 0 {
-				t.Errorf("%s: %d fetches are under way, %v later", name, now, time.Since(start))
-			}
-			mustPrefetch(t, v, 0, v.Size())
-			if err := v.ReadAt(t.Context(), make([]byte, 1), 0); !errors.Is(err, context.Canceled) {
-				t.Errorf("%s: ReadAt = %v, want %v", name, err, context.Canceled)
-			}
-			if after, _ := from.asked(); after != before {
-				t.Errorf("%s: %d fetches begin afterwards", name, after-before)
-			}
-		})
-	}
-}
-
-// TestCloseBesideReads: no fetch is under way or begins when Close has returned, whoever reads meanwhile.
-func TestCloseBesideReads(t *testing.T) {
-	image := testimages.Random(1, 100_000)
-	x := index(t, image)
-	for range 50 {
-		from := holding(t, image)
-		cache := NewCache(t.Context(), Limits{Bytes: 20_000})
-		v := New(x, cache.Source(from, 0), Options{})
-		var wg sync.WaitGroup
-		begun := make(chan struct{}, 4)
-		for range 4 {
-			wg.Go(func() {
-				for err := error(nil); err == nil; {
-					err = v.ReadAt(t.Context(), make([]byte, 50_000), 0)
-					begun <- struct{}{}
-				}
-			})
-		}
-		go func() {
-			wg.Wait()
-			close(begun)
-		}()
-		<-begun
-		cache.Close()
-		before, now := from.asked()
-		for range begun { // until the readers have ended
-		}
-		if after, _ := from.asked(); now != 0 || after != before {
-			t.Fatalf("Close left %d fetches, and %d began after it", now, after-before)
-		}
-	}
-}
-
 func TestReadResidentAllocatesNothing(t *testing.T) {
 	image := mixed()
-	v := open(t, index(t, image), holding(t, image), Limits{})
+	v := open(t, index(t, image), holding(t, image), fetch.Options{})
 	p := make([]byte, 60_000)
 	checkRead(t, v, image, p, 250_000)
 	if n := testing.AllocsPerRun(100, func() { v.ReadResident(p, 250_000) }); n != 0 {
@@ -676,7 +421,7 @@ func BenchmarkReadAtHit(b *testing.B) {
 // benchmarkHit reads 4 KiB here and there of an image that is all in memory.
 func benchmarkHit(b *testing.B, read func(v *Image, p []byte, off int64) bool) {
 	image := testimages.Random(1, 8<<20)
-	v := open(b, index(b, image), holding(b, image), Limits{})
+	v := open(b, index(b, image), holding(b, image), fetch.Options{})
 	checkRead(b, v, image, make([]byte, len(image)), 0)
 	p, off := make([]byte, 4096), int64(0)
 	b.SetBytes(int64(len(p)))

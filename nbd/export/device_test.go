@@ -8,6 +8,7 @@ import (
 
 	"cairn/blob/ingest"
 	"cairn/blob/view"
+	"cairn/blob/view/fetch"
 	"cairn/chunker"
 	"cairn/store"
 	"cairn/store/mem"
@@ -27,9 +28,9 @@ func exportOf(t *testing.T, image []byte) device {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cache := view.NewCache(t.Context(), view.Limits{})
+	cache := fetch.New(t.Context(), fetch.Options{})
 	t.Cleanup(cache.Close)
-	v := view.New(x, cache.Source(store.NewChunks(bucket, x.Algorithm()), 0), view.Options{})
+	v := view.New(x, cache.NewSource(store.NewChunks(bucket, x.Algorithm()), fetch.SourceOptions{}), view.Options{})
 	return device{v}
 }
 

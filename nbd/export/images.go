@@ -9,6 +9,7 @@ import (
 	"cairn/blob"
 	"cairn/blob/release"
 	"cairn/blob/view"
+	"cairn/blob/view/fetch"
 	"cairn/blob/view/imagecache"
 	"cairn/nbd"
 	"cairn/store"
@@ -24,14 +25,14 @@ const storePatience = 100 * time.Millisecond
 type images struct {
 	o     Options
 	dir   *imagecache.Dir // nil without one
-	cache *view.Cache
+	cache *fetch.Cache
 
 	background sync.WaitGroup
 	life       context.Context // of the background; stop ends it
 	stop       context.CancelFunc
 
 	mu         sync.Mutex // guards what follows
-	sources    map[sourceKey]*view.Source
+	sources    map[sourceKey]*fetch.Source
 	stores     meteredStores
 	closers    []func()
 	recordings []*recording
@@ -44,7 +45,7 @@ type sourceKey struct {
 }
 
 func newImages(o Options) *images {
-	im := &images{o: o, sources: make(map[sourceKey]*view.Source)}
+	im := &images{o: o, sources: make(map[sourceKey]*fetch.Source)}
 	im.life, im.stop = context.WithCancel(context.Background())
 	if o.Cache != "" {
 		var err error
@@ -52,7 +53,11 @@ func newImages(o Options) *images {
 			im.note(MemoryNote{Err: err})
 		}
 	}
-	im.cache = view.NewCache(context.Background(), view.Limits{Bytes: max(o.Memory, 1), Disk: im.dir, Log: o.Log})
+	memory := fetch.Options{Bytes: max(o.Memory, 1), Log: o.Log}
+	if im.dir != nil {
+		memory.Donors = im.dir
+	}
+	im.cache = fetch.New(context.Background(), memory)
 	return im
 }
 
@@ -82,7 +87,7 @@ func (im *images) open(ctx context.Context, index locate.Location) (e *nbd.Expor
 		return nil, nil, err
 	}
 	v := view.New(x, source, view.Options{Name: nameOf(index), Disk: im.openFile(x, index), Around: true,
-		Hold: im.hold(), Record: im.record(x)})
+		Hold: im.hold(), Record: im.record(x), Log: im.o.Log})
 	endCheck := func() {}
 	if found.cached {
 		endCheck = im.inBackground(func(ctx context.Context) { im.checkServed(ctx, index, x) })
@@ -105,7 +110,7 @@ func (im *images) open(ctx context.Context, index locate.Location) (e *nbd.Expor
 // hold returns how long a read waits, as a view has it.
 func (im *images) hold() time.Duration {
 	if im.o.Hold == 0 {
-		return view.ForEver
+		return fetch.ForEver
 	}
 	return im.o.Hold
 }
@@ -125,7 +130,7 @@ func (im *images) access(silence time.Duration) release.Access {
 }
 
 // openSource opens the stores of an index, unless another image has them already.
-func (im *images) openSource(index locate.Location, a blob.Algorithm) (*view.Source, error) {
+func (im *images) openSource(index locate.Location, a blob.Algorithm) (*fetch.Source, error) {
 	groups := im.o.Stores
 	if len(groups) == 0 {
 		beside, err := index.DefaultStore()
@@ -154,12 +159,12 @@ func (im *images) openSource(index locate.Location, a blob.Algorithm) (*view.Sou
 		return nil, &Error{Stores, err}
 	}
 	im.closers = append(im.closers, from.Close)
-	im.sources[k] = im.cache.Source(im.stores.add(locations, a, from), from.Requests())
+	im.sources[k] = im.cache.NewSource(im.stores.add(locations, a, from), fetch.SourceOptions{Fetches: from.Requests()})
 	return im.sources[k], nil
 }
 
 // openFile returns the file that keeps an image on disk, or nil.
-func (im *images) openFile(x *blob.Index, index locate.Location) *imagecache.File {
+func (im *images) openFile(x *blob.Index, index locate.Location) view.Disk {
 	if im.dir == nil {
 		return nil
 	}

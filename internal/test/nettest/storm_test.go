@@ -15,6 +15,7 @@ import (
 	"cairn/blob/assemble"
 	"cairn/blob/verify"
 	"cairn/blob/view"
+	"cairn/blob/view/fetch"
 	"cairn/internal/test/netlab"
 	"cairn/seed"
 	"cairn/store"
@@ -151,9 +152,9 @@ func concatenated(t *testing.T, r *release, from store.Getter) error {
 // for again a few times; it returns the error of one that kept failing.
 func served(t *testing.T, r *release, from store.Getter) error {
 	return within(t, func(ctx context.Context) error {
-		cache := view.NewCache(ctx, view.Limits{Fetches: fetches, Bytes: 64 * chunkSize})
+		cache := fetch.New(ctx, fetch.Options{Fetches: fetches, Bytes: 64 * chunkSize})
 		defer cache.Close()
-		image := view.New(r.index, cache.Source(from, 0), view.Options{Around: true})
+		image := view.New(r.index, cache.NewSource(from, fetch.SourceOptions{}), view.Options{Around: true})
 		const readers = 16
 		failed := make([]error, readers)
 		var group sync.WaitGroup
