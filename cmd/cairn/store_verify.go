@@ -2,21 +2,14 @@ package main
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
 	"slices"
-	"strings"
 
 	"github.com/spf13/cobra"
 
 	"cairn/blob"
-	"cairn/internal/atomicfile"
 	"cairn/store"
 	"cairn/store/keep"
 	"cairn/store/locate"
@@ -107,19 +100,19 @@ func runStoreVerify(ctx context.Context, stdout io.Writer, f storeVerifyFlags, q
 	if err := f.openRepair(at, &o); err != nil {
 		return err
 	}
-	place := f.place(at, indexes, quiet)
+	kept := f.checkpoint(at, indexes)
 	if f.restart {
-		place.forget()
+		kept.Remove()
 	}
 	result := storeVerified{Store: at, Findings: []told{}}
-	err = f.verify(ctx, stdout, r, o, place, &result)
+	err = f.verify(ctx, stdout, r, o, kept, quiet, &result)
 	switch {
 	case errors.Is(err, errors.ErrUnsupported):
 		return unwritableError{err}
 	case err != nil:
 		return fmt.Errorf("verifying %s: %w", result.Store, err)
 	}
-	place.forget()
+	kept.Remove()
 	if f.json {
 		err = writeJSON(stdout, result)
 	} else {
@@ -146,7 +139,7 @@ func (f *storeVerifyFlags) openRepair(at locate.Location, o *keep.VerifyOptions)
 	return err
 }
 
-func (f *storeVerifyFlags) verify(ctx context.Context, stdout io.Writer, r store.Reader, o keep.VerifyOptions, at place, result *storeVerified) (err error) {
+func (f *storeVerifyFlags) verify(ctx context.Context, stdout io.Writer, r store.Reader, o keep.VerifyOptions, kept keep.Checkpoint, quiet bool, result *storeVerified) (err error) {
 	o.Found = func(found keep.Finding) {
 		t := tell(found)
 		if len(result.Findings) < findingsMost {
@@ -156,7 +149,8 @@ func (f *storeVerifyFlags) verify(ctx context.Context, stdout io.Writer, r store
 			printFinding(stdout, t)
 		}
 	}
-	if before := at.recall(); before != nil {
+	var before state
+	if kept.Load(&before) {
 		say("going on behind %s, as an earlier run left it: %s", before.Digest, chunks(before.Report.Chunks, "verified"))
 		o.After = &before.Mark
 		for _, t := range before.Findings {
@@ -166,7 +160,10 @@ func (f *storeVerifyFlags) verify(ctx context.Context, stdout io.Writer, r store
 		}
 	}
 	o.Done = func(m keep.Mark) error {
-		at.remember(state{m, result.Findings})
+		if err := kept.Save(state{m, result.Findings}); err != nil && !quiet {
+			say("warning: cannot remember how far the store is verified: %v", err)
+			quiet = true
+		}
 		return nil
 	}
 	p := newProgress(f.progress, "verifying "+result.Store.String(), -1)
@@ -204,67 +201,21 @@ func (r storeVerified) failure() error {
 	return nil
 }
 
-// place is the file that keeps how far a verify came. What cannot be kept costs a beginning, and no job.
-type place struct {
-	file  string // or ""
-	quiet bool   // the user did not ask for it, so nothing is said when it does not work
-}
-
-// state is what is kept.
+// state is what is kept of a verify for the next run.
 type state struct {
 	keep.Mark
 	Findings []told `json:"findings"`
 }
 
-// place is named by all that a verify must have in common with an earlier one to go on with it. Locations are
+// checkpoint is named by all that a verify must have in common with an earlier one to go on with it. Locations are
 // hashed, since they may hold passwords.
-func (f *storeVerifyFlags) place(at locate.Location, indexes []*blob.Index, quiet bool) place {
-	if f.state == "" {
-		return place{}
-	}
-	parts := []string{fmt.Sprint(f.given, f.digest, f.remove)}
+func (f *storeVerifyFlags) checkpoint(at locate.Location, indexes []*blob.Index) keep.Checkpoint {
+	same := []string{fmt.Sprint(f.given, f.digest, f.remove)}
 	for _, l := range append([]locate.Location{at}, slices.Concat(f.repair...)...) {
-		parts = append(parts, fmt.Sprintf("%x", l.Sum()))
+		same = append(same, fmt.Sprintf("%x", l.Sum()))
 	}
 	for _, x := range indexes {
-		parts = append(parts, x.Digest().String())
+		same = append(same, x.Digest().String())
 	}
-	sum := sha256.Sum256([]byte(strings.Join(parts, "\x00")))
-	return place{filepath.Join(f.state, "verify-"+hex.EncodeToString(sum[:16])+".json"), quiet}
-}
-
-// recall is what was kept, or nil.
-func (p place) recall() *state {
-	if p.file == "" {
-		return nil
-	}
-	data, err := os.ReadFile(p.file)
-	var s state
-	if err != nil || json.Unmarshal(data, &s) != nil {
-		return nil
-	}
-	return &s
-}
-
-func (p *place) remember(s state) {
-	if p.file == "" {
-		return
-	}
-	data, err := json.Marshal(s)
-	if err == nil {
-		err = os.MkdirAll(filepath.Dir(p.file), 0o755)
-	}
-	if err == nil {
-		err = atomicfile.Write(p.file, data, 0o600)
-	}
-	if err != nil && !p.quiet {
-		say("warning: cannot remember how far the store is verified: %v", err)
-		p.quiet = true
-	}
-}
-
-func (p place) forget() {
-	if p.file != "" {
-		os.Remove(p.file)
-	}
+	return keep.NewCheckpoint(f.state, same...)
 }

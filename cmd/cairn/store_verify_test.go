@@ -80,13 +80,12 @@ func verifiedStdout(t *testing.T, ctx context.Context, f storeVerifyFlags, b *lo
 func interruptedIn(t *testing.T, f storeVerifyFlags, b *local.Bucket) {
 	t.Helper()
 	stop := errors.New("stop")
-	at := f.place(locate.Path(b.String()), nil, false)
+	kept := f.checkpoint(locate.Path(b.String()), nil)
 	var findings []told
 	_, err := keep.Verify(t.Context(), b, keep.VerifyOptions{
 		Found: func(f keep.Finding) { findings = append(findings, tell(f)) },
 		Done: func(m keep.Mark) error {
-			at.remember(state{m, findings})
-			return stop
+			return errors.Join(kept.Save(state{m, findings}), stop)
 		},
 	})
 	if !errors.Is(err, stop) {
@@ -94,30 +93,27 @@ func interruptedIn(t *testing.T, f storeVerifyFlags, b *local.Bucket) {
 	}
 }
 
-// TestPlace: what would make an earlier run another one gives it another place.
-func TestPlace(t *testing.T) {
+// TestCheckpoints: what would make an earlier run another one gives it another checkpoint.
+func TestCheckpoints(t *testing.T) {
 	b, err := blob.NewBuilder(blob.SHA256, blob.Params{Min: 1, Avg: 1, Max: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
-	seen := map[string]bool{}
+	seen := map[keep.Checkpoint]bool{}
 	for _, f := range []storeVerifyFlags{
 		{state: "x"}, {state: "x", remove: true}, {state: "x", repair: [][]locate.Location{{locate.Path("a")}}},
 		{state: "x", repair: [][]locate.Location{{locate.Path("a"), locate.Path("b")}}},
 		{state: "x", reading: reading{given: true}}, {state: "y"},
 	} {
-		seen[f.place(locate.Path("s"), nil, false).file] = true
-		seen[f.place(locate.Path("t"), nil, false).file] = true
-		seen[f.place(locate.Path("s"), []*blob.Index{b.Index()}, false).file] = true
+		seen[f.checkpoint(locate.Path("s"), nil)] = true
+		seen[f.checkpoint(locate.Path("t"), nil)] = true
+		seen[f.checkpoint(locate.Path("s"), []*blob.Index{b.Index()})] = true
 	}
 	if len(seen) != 18 {
-		t.Errorf("%d places for 18 different runs", len(seen))
+		t.Errorf("%d checkpoints for 18 different runs", len(seen))
 	}
 	f := storeVerifyFlags{state: "x"}
-	if abs, _ := filepath.Abs("s"); f.place(locate.Path(abs), nil, false) != f.place(locate.Path("s"), nil, false) {
-		t.Error("a path has two places")
-	}
-	if (place{}).recall() != nil {
-		t.Error("no place remembers something")
+	if abs, _ := filepath.Abs("s"); f.checkpoint(locate.Path(abs), nil) != f.checkpoint(locate.Path("s"), nil) {
+		t.Error("a path has two checkpoints")
 	}
 }
