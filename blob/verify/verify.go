@@ -20,6 +20,9 @@ import (
 type Options struct {
 	Workers  int          // how many read and hash at once; at least one does
 	Progress func(Report) // called now and then, never twice at once; may be nil
+	// Inspect is called by Store with the image's first chunk, if it is right and not zeros. The bytes are its caller's. May
+	// be nil.
+	Inspect func(first []byte)
 }
 
 // Range is a run of image bytes.
@@ -293,6 +296,8 @@ func (g *getter) get(ctx context.Context, lo, hi int) error {
 		g.job.bad(lo, err)
 	case err != nil:
 		return fmt.Errorf("getting the image's bytes at %d: %w", c.Offset, err)
+	case lo == 0 && g.job.options.Inspect != nil && !g.job.index.IsZero(0):
+		g.job.options.Inspect(g.buf[:c.Size])
 	}
 	g.job.done(lo, hi)
 	return nil

@@ -303,14 +303,20 @@ func TestStoreOverBucket(t *testing.T) {
 	}
 }
 
-// TestStoreAsksOnce: a chunk that is in the image several times is got once, and counted once when it is bad.
+// TestStoreAsksOnce: a chunk that is in the image several times is got once, and counted once when it is bad. The first
+// one is shown without being got again.
 func TestStoreAsksOnce(t *testing.T) {
 	part := testimages.Random(4, 10*chunkSize)
 	image := bytes.Join([][]byte{part, part, make([]byte, 8*chunkSize), part}, nil)
 	x := index(t, image)
 	from := holding(x, image)
 	from.fail[x.At(2).Digest] = store.ErrNotFound
-	got, err := Store(t.Context(), x, from, Options{Workers: 3})
+	var inspected [][]byte
+	o := Options{Workers: 3, Inspect: func(first []byte) { inspected = append(inspected, bytes.Clone(first)) }}
+	got, err := Store(t.Context(), x, from, o)
+	if first := image[:chunkSize]; len(inspected) != 1 || !bytes.Equal(inspected[0], first) {
+		t.Errorf("%d chunks are shown, want the first one", len(inspected))
+	}
 	if err != nil || got.Bad != 1 || got.Done != x.Size() || !cmp.Equal(got.First, []Range{chunkRange(2, 1)}) {
 		t.Errorf("report %+v, %v, want one bad chunk", got, err)
 	}

@@ -1,41 +1,15 @@
 package main
 
 import (
-	"context"
 	"io"
-	"os"
 
 	"cairn/blob"
-	"cairn/blob/release"
 	"cairn/internal/blockdev"
 	"cairn/internal/disk"
-	"cairn/internal/openfile"
 	"cairn/store"
 	"cairn/store/locate"
 	"cairn/store/supply"
 )
-
-// readIndex reads an index, and notes on the terminal if it may be of a directory tree.
-func readIndex(ctx context.Context, at locate.Location, a access) (*blob.Index, error) {
-	x, err := readAnyIndex(ctx, at, a)
-	if err == nil {
-		noteKind(at, release.KindOf(at, x))
-	}
-	return x, err
-}
-
-func readAnyIndex(ctx context.Context, at locate.Location, a access) (*blob.Index, error) {
-	x, err := release.Open(ctx, a.releases(), at)
-	return x, hintIndex(err)
-}
-
-// hintIndex adds a hint to the error about an index that is not there.
-func hintIndex(err error) error { return absentHint(err, "check the index's location") }
-
-// releases is the access to what is published.
-func (f *access) releases() release.Access {
-	return release.Access{Locate: f.open, Stdin: func(ctx context.Context) io.Reader { return openfile.NewReader(ctx, os.Stdin) }}
-}
 
 // closeReader ends what a reader may have running, such as an ssh. There is nothing to lose by then.
 func closeReader(r store.Reader) {

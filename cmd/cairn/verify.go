@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"cairn/blob"
+	"cairn/blob/release"
 	"cairn/blob/verify"
 	"cairn/internal/blockdev"
 	"cairn/internal/disk"
@@ -131,12 +132,16 @@ func (f *verifyFlags) verifyStore(ctx context.Context, x *blob.Index) (verify.Re
 		return verify.Report{}, err
 	}
 	defer from.Close()
-	o := verify.Options{Workers: max(min(from.Requests(), 64), f.jobs)}
+	var tree error
+	o := verify.Options{
+		Workers: max(min(from.Requests(), 64), f.jobs),
+		Inspect: func(first []byte) { tree = release.RefuseArchive(first) },
+	}
 	r, err := f.report("the store", x, o, func(o verify.Options) (verify.Report, error) {
 		return verify.Store(ctx, x, from, o)
 	})
-	if err == nil { // a store that is away was waited for long enough
-		noteArchive(ctx, from, f.index[0], x)
+	if err == nil && tree != nil && release.KindOf(f.index[0], x) == release.Image { // else it was noted before
+		say("note: %s: %v", f.index[0], tree)
 	}
 	return r, err
 }

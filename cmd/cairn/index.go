@@ -2,12 +2,36 @@ package main
 
 import (
 	"context"
+	"io"
+	"os"
 
 	"cairn/blob"
 	"cairn/blob/release"
+	"cairn/internal/openfile"
 	"cairn/store/locate"
-	"cairn/store/supply"
 )
+
+// readIndex reads an index, and notes on the terminal if it may be of a directory tree.
+func readIndex(ctx context.Context, at locate.Location, a access) (*blob.Index, error) {
+	x, err := readAnyIndex(ctx, at, a)
+	if err == nil {
+		noteKind(at, release.KindOf(at, x))
+	}
+	return x, err
+}
+
+func readAnyIndex(ctx context.Context, at locate.Location, a access) (*blob.Index, error) {
+	x, err := release.Open(ctx, a.releases(), at)
+	return x, hintIndex(err)
+}
+
+// hintIndex adds a hint to the error about an index that is not there.
+func hintIndex(err error) error { return absentHint(err, "check the index's location") }
+
+// releases is the access to what is published.
+func (f *access) releases() release.Access {
+	return release.Access{Locate: f.open, Stdin: func(ctx context.Context) io.Reader { return openfile.NewReader(ctx, os.Stdin) }}
+}
 
 // noteKind tells of an index that may not be an image's. Commands that only read go on with it.
 func noteKind(at locate.Location, kind release.Kind) {
@@ -26,19 +50,4 @@ const treeHint = "casync and desync extract directory trees; an image's index ha
 func readImageIndex(ctx context.Context, at locate.Location, a access) (*blob.Index, error) {
 	x, err := release.OpenImage(ctx, a.releases(), at)
 	return x, hintIndex(err)
-}
-
-// noteArchive tells of an image in the stores that begins as an archive of a directory tree does, where its index did not
-// say so already.
-func noteArchive(ctx context.Context, from *supply.Supply, at locate.Location, x *blob.Index) {
-	if release.KindOf(at, x) != release.Image || x.Len() == 0 || x.IsZero(0) {
-		return
-	}
-	first := make([]byte, x.At(0).Size)
-	if from.GetUncached(ctx, x.At(0).Digest, first) != nil {
-		return
-	}
-	if err := release.RefuseArchive(first); err != nil {
-		say("note: %s: %v", at, err)
-	}
 }
