@@ -169,9 +169,17 @@ func (m memory) learnTarget(ctx context.Context, x *blob.Index, t *Target, seede
 		}
 		return nil
 	}
-	held, err := m.scan(ctx, t.name, f, n, x)
+	use, err := measureUse(ctx, x, f, n, m.Workers)
 	if err != nil {
 		return nil // it cannot be read, and will be written
+	}
+	m.note(Sampled{t.name, use, n})
+	if use == 0 {
+		return nil
+	}
+	held, err := m.scan(ctx, t.name, f, use, x)
+	if err != nil {
+		return nil
 	}
 	return held
 }

@@ -41,6 +41,13 @@ type Unfinished struct {
 	known.Work
 }
 
+// Sampled tells that the target's old content is unknown, and that samples led to a scan of its first Scan bytes out of
+// Size, or to none.
+type Sampled struct {
+	Target     string
+	Scan, Size int64
+}
+
 // AttributesLost means that a file could not be given all that the file had that it replaces, such as its owner.
 type AttributesLost struct {
 	Path string
@@ -59,5 +66,6 @@ func (SeedLeftOut) note()    {}
 func (IndexLeftOut) note()   {}
 func (NotRemembered) note()  {}
 func (Unfinished) note()     {}
+func (Sampled) note()        {}
 func (AttributesLost) note() {}
 func (OldPartitions) note()  {}

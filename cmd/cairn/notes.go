@@ -36,6 +36,7 @@ func (f *planFlags) tell(n deploy.Note) {
 	case deploy.OldPartitions:
 		say("warning: the kernel goes on with the old partitions of %s until 'blockdev --rereadpt %s' or a restart: %v",
 			n.Target, n.Path, n.Err)
+	case deploy.Sampled: // what is scanned is shown when it begins
 	}
 }
 
