@@ -21,7 +21,7 @@ func BenchmarkGet(b *testing.B) {
 			list, g := wants(samples), store.NewChunksAtOnce(bucket, blob.SHA512_256, n)
 			b.SetBytes(count * size)
 			for b.Loop() {
-				if err := store.GetAll(b.Context(), g, list); err != nil {
+				if err := store.GetAll(b.Context(), g, list, nil); err != nil {
 					b.Fatal(err)
 				}
 			}

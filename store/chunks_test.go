@@ -161,7 +161,7 @@ func TestPlainBesideEmpty(t *testing.T) {
 	s.wantFrom(t, c)
 	dst := make([]byte, len(s.data))
 	wants := []store.Want{{Digest: s.digest, Dst: dst}, {Digest: s.digest, Dst: bytes.Clone(dst)}}
-	if err := store.GetAll(t.Context(), c, wants); err != nil || !bytes.Equal(dst, s.data) {
+	if err := store.GetAll(t.Context(), c, wants, nil); err != nil || !bytes.Equal(dst, s.data) {
 		t.Errorf("GetAll = %v", err)
 	}
 	mustWrite(t, b, s.plain(), nil)

@@ -29,15 +29,18 @@ func GetOne(ctx context.Context, g Getter, d blob.Digest, dst []byte) (err error
 	return err
 }
 
-// GetAll fetches all wants. It returns the first failure, which ends the requests that are under way.
-func GetAll(ctx context.Context, g Getter, wants []Want) (failed error) {
+// GetAll fetches all wants, and calls arrived, which may be nil, with the number of each that came, for several at once.
+// It returns the first failure, which ends the requests that are under way.
+func GetAll(ctx context.Context, g Getter, wants []Want, arrived func(i int)) (failed error) {
 	attempt, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var once sync.Once
-	g.Get(attempt, wants, func(_ int, err error) {
+	g.Get(attempt, wants, func(i int, err error) {
 		if err != nil {
 			once.Do(func() { failed = err })
 			cancel()
+		} else if arrived != nil {
+			arrived(i)
 		}
 	})
 	if failed != nil {

@@ -105,10 +105,10 @@ func TestGetAll(t *testing.T) {
 		return ctx.Err()
 	})
 	list := []store.Want{{Dst: make([]byte, 2)}, {Dst: make([]byte, 1)}, {Dst: make([]byte, 2)}}
-	if err := store.GetAll(t.Context(), g, list); err != broken {
+	if err := store.GetAll(t.Context(), g, list, nil); err != broken {
 		t.Errorf("GetAll = %v, want what failed first", err)
 	}
-	if err := store.GetAll(t.Context(), g, nil); err != nil {
+	if err := store.GetAll(t.Context(), g, nil, nil); err != nil {
 		t.Errorf("GetAll of no wants = %v", err)
 	}
 }

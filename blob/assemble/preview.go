@@ -18,10 +18,10 @@ func Preview(ctx context.Context, p *seed.Plan, target io.ReaderAt, o Options) (
 	err := j.each(ctx, func(_ context.Context, s *segment) error {
 		s.gatherLocal()
 		for i := range s.chunksIn(deferred) {
-			s.came(i, seed.Step{Kind: seed.Copy})
+			s.settle(i, deferred, seed.Step{Kind: seed.Copy})
 		}
 		for i := range s.chunksIn(missing) {
-			s.came(i, seed.Step{Kind: seed.Fetch})
+			s.settle(i, missing, seed.Step{Kind: seed.Fetch})
 		}
 		return nil
 	})

@@ -14,7 +14,8 @@ import (
 	"cairn/store"
 )
 
-// state is how far a chunk of a segment is.
+// state is how far a chunk of a segment is. missing may become any other; read and shared what prove makes of them: held
+// or cloned, inPlace, or missing again; deferred becomes held. The others are final, and settle counts them.
 type state uint8
 
 const (
@@ -37,7 +38,7 @@ type segment struct {
 	space  []byte // memory of buf
 	buf    []byte // the image's bytes
 	old    []byte // the target's bytes, empty when they are not known
-	// The chunks to prove, and their digests.
+	// The chunks to prove or fetch; the bytes to prove, and their digests.
 	which  []int
 	data   [][]byte
 	sums   []blob.Digest
@@ -149,13 +150,10 @@ func (s *segment) zeros() {
 		}
 		*s.state(i) = zero
 		if s.old != nil && blob.AllZero(s.part(s.old, s.chunk(i))) {
-			s.keep(i)
+			*s.state(i) = inPlace
 		}
 	}
 }
-
-// keep settles that chunk i is in place.
-func (s *segment) keep(i int) { *s.state(i) = inPlace }
 
 // readSeeds reads what the plan takes from seeds; chunks that follow each other there are one read. What
 // cannot be read stays missing.
@@ -251,10 +249,9 @@ func (s *segment) proven(i int, right bool) {
 	case right && *st == read:
 		s.hold(i, s.job.plan.At(i).Seed)
 	case right && *st == shared:
-		*st = cloned
-		s.came(i, seed.Step{Kind: seed.Local, Seed: s.job.plan.At(i).Seed})
+		s.settle(i, cloned, seed.Step{Kind: seed.Local, Seed: s.job.plan.At(i).Seed})
 	case right:
-		s.keep(i)
+		*st = inPlace
 	case *st == read || *st == shared:
 		*st = missing
 	}
@@ -264,15 +261,15 @@ func (s *segment) proven(i int, right bool) {
 func (s *segment) hold(i int, from uint16) {
 	c := s.chunk(i)
 	if s.old != nil && bytes.Equal(s.part(s.buf, c), s.part(s.old, c)) {
-		s.keep(i)
+		*s.state(i) = inPlace
 		return
 	}
-	*s.state(i) = held
-	s.came(i, seed.Step{Kind: seed.Local, Seed: from})
+	s.settle(i, held, seed.Step{Kind: seed.Local, Seed: from})
 }
 
-// came counts chunk i as coming from a source.
-func (s *segment) came(i int, from seed.Step) {
+// settle makes st the final state of chunk i, and counts it as coming from a source.
+func (s *segment) settle(i int, st state, from seed.Step) {
+	*s.state(i) = st
 	s.job.count.add(from, s.chunk(i).Size)
 	if s.job.sources != nil {
 		s.job.sources[i] = from
@@ -304,7 +301,7 @@ func (s *segment) tryOther(i, failed int) {
 		}
 	}
 	if s.old != nil && sum(s.part(s.old, c)) == c.Digest {
-		s.keep(i)
+		*s.state(i) = inPlace
 	}
 }
 
@@ -328,22 +325,21 @@ func (s *segment) deferRepeats() {
 	}
 }
 
-// fetch gets all chunks that are still missing from the store, many at once.
+// fetch gets all chunks that are still missing from the store, many at once. After an error some may be held.
 func (s *segment) fetch(ctx context.Context) error {
 	var wants []store.Want
+	s.which = s.which[:0]
 	for i := range s.chunksIn(missing) {
 		c := s.chunk(i)
+		s.which = append(s.which, i)
 		wants = append(wants, store.Want{Digest: c.Digest, Dst: s.part(s.buf, c)})
 	}
 	if len(wants) == 0 {
 		return nil
 	}
-	if err := store.GetAll(ctx, s.job.from, wants); err != nil {
+	err := store.GetAll(ctx, s.job.from, wants, func(n int) { s.settle(s.which[n], held, seed.Step{Kind: seed.Fetch}) })
+	if err != nil {
 		return fmt.Errorf("fetching for the image's bytes from %d: %w", s.start, err)
-	}
-	for i := range s.chunksIn(missing) {
-		*s.state(i) = held
-		s.came(i, seed.Step{Kind: seed.Fetch})
 	}
 	return nil
 }
@@ -353,12 +349,6 @@ func (s *segment) fetch(ctx context.Context) error {
 func (s *segment) salvage() error {
 	if s.turn != nil {
 		return nil
-	}
-	for i := range s.chunksIn(missing) {
-		if c := s.chunk(i); s.job.plan.Index.Algorithm().Sum(s.part(s.buf, c)) == c.Digest {
-			*s.state(i) = held
-			s.came(i, seed.Step{Kind: seed.Fetch})
-		}
 	}
 	return s.write()
 }
@@ -381,8 +371,7 @@ func (s *segment) repeatsWithin() {
 // copied puts the proven bytes p into chunk i's place.
 func (s *segment) copied(i int, p []byte) {
 	copy(s.part(s.buf, s.chunk(i)), p)
-	*s.state(i) = held
-	s.came(i, seed.Step{Kind: seed.Copy})
+	s.settle(i, held, seed.Step{Kind: seed.Copy})
 }
 
 // copyFrom fills the segment, which is a single chunk, from an equal chunk that is in the head, or on the
@@ -395,8 +384,7 @@ func (s *segment) copyFrom(ctx context.Context, first int, head *segment) error 
 	}
 	n, _ := s.job.target.ReadAt(s.buf, c.Offset)
 	if n == len(s.buf) && s.job.plan.Index.Algorithm().Sum(s.buf) == c.Digest {
-		*s.state(s.lo) = held
-		s.came(s.lo, seed.Step{Kind: seed.Copy})
+		s.settle(s.lo, held, seed.Step{Kind: seed.Copy})
 		return nil
 	}
 	return s.fetch(ctx)
@@ -508,9 +496,9 @@ func (s *segment) done() {
 	for i := s.lo; i < s.hi; i++ {
 		switch *s.state(i) {
 		case inPlace:
-			s.came(i, seed.Step{Kind: seed.InPlace})
+			s.settle(i, inPlace, seed.Step{Kind: seed.InPlace})
 		case zero:
-			s.came(i, seed.Step{Kind: seed.Zero})
+			s.settle(i, zero, seed.Step{Kind: seed.Zero})
 		}
 	}
 	s.job.tell()

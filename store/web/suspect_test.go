@@ -65,7 +65,7 @@ func checkChunk(t *testing.T, name string, r store.Reader, d blob.Digest, want [
 		t.Errorf("%s: Get = %v", name, err)
 	}
 	clear(dst)
-	err := store.GetAll(t.Context(), chunks, []store.Want{{Digest: d, Dst: dst}, {Digest: d, Dst: make([]byte, len(dst))}})
+	err := store.GetAll(t.Context(), chunks, []store.Want{{Digest: d, Dst: dst}, {Digest: d, Dst: make([]byte, len(dst))}}, nil)
 	if err != nil || !bytes.Equal(dst, want) {
 		t.Errorf("%s: GetMany = %v", name, err)
 	}
@@ -163,7 +163,7 @@ func TestHeaderExplains(t *testing.T) {
 			})
 			for _, err := range []error{
 				store.GetOne(t.Context(), chunks, d, dst),
-				store.GetAll(t.Context(), chunks, []store.Want{{Digest: d, Dst: dst}, {Digest: d, Dst: make([]byte, len(dst))}}),
+				store.GetAll(t.Context(), chunks, []store.Want{{Digest: d, Dst: dst}, {Digest: d, Dst: make([]byte, len(dst))}}, nil),
 				chunks.Load(t.Context(), d, true, int64(len(page)), new(store.Raw)), streamErr,
 			} {
 				checkFault(t, nil, err, test.want)
