@@ -76,21 +76,23 @@ func runDiff(ctx context.Context, stdout io.Writer, f diffFlags) error {
 		return hintError{err, "make both with one --digest; as a seed the old image is scanned, and helps all the same"}
 	}
 	plan := seed.NewPlan(x, seed.Seed{Index: old})
-	d, news := compare(plan)
-	d.Old, d.New, d.Unlike = oldAt, newAt, unlike(old, x)
+	t := plan.Totals()
+	d := difference{
+		Old: oldAt, New: newAt, Unlike: unlike(old, x), Size: x.Size(), Shared: t.Seeds[0], Zero: t.Zero, Repeated: t.Copy,
+		NewBytes: t.Fetch, NewChunks: t.Fetches,
+	}
 	drawn := picture{
-		title: fmt.Sprintf("from %s to %s", oldAt, newAt), index: x, seeds: []string{oldAt.String()}, fetched: news,
-		source: plan.At,
+		title: fmt.Sprintf("from %s to %s", oldAt, newAt), index: x, seeds: []string{oldAt.String()}, from: plan.At,
 	}
 	if len(f.groups) > 0 {
 		from, err := openStores(f.stores, newAt, x.Algorithm(), 0)
 		if err != nil {
 			return err
 		}
-		if drawn.stored, err = storedSizes(ctx, from, x, news); err != nil {
+		n, err := drawn.askSizes(ctx, from)
+		if err != nil {
 			return fmt.Errorf("asking the store for sizes: %w", err)
 		}
-		n := sum(drawn.stored)
 		d.DownloadBytes = &n
 	}
 	if d.Unlike != "" {
@@ -103,19 +105,6 @@ func runDiff(ctx context.Context, stdout io.Writer, f diffFlags) error {
 		return writeJSON(stdout, d)
 	}
 	return printDifference(stdout, d)
-}
-
-// compare sums up what the plan's image has beyond its only seed, and lists the chunks to download by number.
-func compare(plan *seed.Plan) (difference, []int) {
-	x, t := plan.Index, plan.Totals()
-	d := difference{Size: x.Size(), Shared: t.Seeds[0], Zero: t.Zero, Repeated: t.Copy, NewBytes: t.Fetch, NewChunks: t.Fetches}
-	news := make([]int, 0, t.Fetches)
-	for i := range x.Len() {
-		if plan.At(i).Kind == seed.Fetch {
-			news = append(news, i)
-		}
-	}
-	return d, news
 }
 
 func printDifference(w io.Writer, d difference) error {

@@ -12,16 +12,31 @@ import (
 	"cairn/blob"
 	"cairn/internal/imagemap"
 	"cairn/seed"
+	"cairn/store/supply"
 )
 
 // picture is a map of an image by where its bytes come from, to be drawn as a page.
 type picture struct {
-	title, note string
-	index       *blob.Index
-	seeds       []string
-	source      func(i int) seed.Step // of chunk i
-	fetched     []int                 // the chunks to download, by number in order
-	stored      []int64               // and their sizes in the store; nil when not known
+	title  string
+	index  *blob.Index
+	seeds  []string
+	from   func(i int) seed.Step // where chunk i comes from
+	stored []int64               // the sizes in the store of the chunks to download, in order; nil when not known
+}
+
+// askSizes asks the stores for the sizes of the chunks to download, and returns their sum.
+func (p *picture) askSizes(ctx context.Context, stores *supply.Supply) (total int64, err error) {
+	var wanted []blob.Digest
+	for i, c := range p.index.All() {
+		if p.from(i).Kind == seed.Fetch {
+			wanted = append(wanted, c.Digest)
+		}
+	}
+	p.stored, err = stores.Sizes(ctx, wanted)
+	for _, n := range p.stored {
+		total += n
+	}
+	return total, err
 }
 
 // drawFlags say where a picture goes.
@@ -62,7 +77,7 @@ func (f *drawFlags) draw(ctx context.Context, p picture) error {
 func (p picture) draw(ctx context.Context, path string) error {
 	var page bytes.Buffer
 	err := imagemap.Render(&page, imagemap.Page{
-		Title: p.title, Note: p.note, Size: p.index.Size(), Seeds: p.seeds, Chunks: p.chunks(),
+		Title: p.title, Size: p.index.Size(), Seeds: p.seeds, Chunks: p.chunks(),
 	})
 	if err == nil {
 		err = writeWhole(ctx, path, page.Bytes())
@@ -75,13 +90,12 @@ func (p picture) draw(ctx context.Context, path string) error {
 
 func (p picture) chunks() iter.Seq[imagemap.Chunk] {
 	return func(yield func(imagemap.Chunk) bool) {
-		next := 0 // in fetched
+		stored := p.stored
 		for i, c := range p.index.All() {
-			from := p.source(i)
+			from := p.from(i)
 			chunk := imagemap.Chunk{Size: c.Size, Kind: from.Kind, Seed: int(from.Seed)}
-			if next < len(p.stored) && p.fetched[next] == i {
-				chunk.Stored = p.stored[next]
-				next++
+			if from.Kind == seed.Fetch && len(stored) > 0 {
+				chunk.Stored, stored = stored[0], stored[1:]
 			}
 			if !yield(chunk) {
 				return

@@ -12,7 +12,6 @@ import (
 	"cairn/blob/deploy"
 	"cairn/internal/openfile"
 	"cairn/seed"
-	"cairn/store/supply"
 )
 
 func newPlan() *cobra.Command {
@@ -94,37 +93,9 @@ func (f *planFlags) preview(ctx context.Context, x *blob.Index, result *assemble
 	}
 	result.Stats, result.SeedNames, result.Downloads = stats, plan.SeedNames(), stats.Fetches
 	p = picture{
-		title: result.Index.String() + " onto " + shownTarget(result.Target), index: x, seeds: result.SeedNames, fetched: fetched(steps),
-		source: func(i int) seed.Step { return steps[i] },
+		title: result.Index.String() + " onto " + shownTarget(result.Target), index: x, seeds: result.SeedNames,
+		from: func(i int) seed.Step { return steps[i] },
 	}
-	p.stored, err = storedSizes(ctx, from, x, p.fetched)
-	result.DownloadedBytes = sum(p.stored)
+	result.DownloadedBytes, err = p.askSizes(ctx, from)
 	return p, err
-}
-
-func sum(sizes []int64) (total int64) {
-	for _, n := range sizes {
-		total += n
-	}
-	return total
-}
-
-// fetched lists the chunks that come from the store, by number.
-func fetched(steps []seed.Step) []int {
-	var numbers []int
-	for i, from := range steps {
-		if from.Kind == seed.Fetch {
-			numbers = append(numbers, i)
-		}
-	}
-	return numbers
-}
-
-// storedSizes asks the stores how many bytes each of the chunks with these numbers takes there.
-func storedSizes(ctx context.Context, from *supply.Supply, x *blob.Index, numbers []int) ([]int64, error) {
-	digests := make([]blob.Digest, len(numbers))
-	for at, i := range numbers {
-		digests[at] = x.At(i).Digest
-	}
-	return from.Sizes(ctx, digests)
 }
