@@ -7,13 +7,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"net/url"
 	"os"
 	"path"
 	"sync"
 	"time"
+
+	"github.com/pkg/sftp"
 
 	"cairn/store"
 )
@@ -109,12 +110,31 @@ func (b *Bucket) shown(name string) string {
 	return b.at.String() + (&url.URL{Path: "/" + name}).EscapedPath()
 }
 
-// call has use work on an object by some connection. It says in every error what was done to what.
-func (b *Bucket) call(ctx context.Context, what, name string, use func(*conn, string) error) error {
+// call is one call of a Bucket's method on a connection. It goes on by itself when its caller leaves, since the client's
+// calls have no context.
+type call struct {
+	*conn
+	bucket *Bucket
+	ctx    context.Context // the caller's
+	later  []func()
+}
+
+// afterwards has do run when the caller has its outcome.
+func (k *call) afterwards(do func()) { k.later = append(k.later, do) }
+
+// run has do work on an object by some connection, and returns when that does or ctx ends. So do may use no memory of
+// the caller.
+func run[T any](ctx context.Context, b *Bucket, what, name string, do func(*call, string) (T, error)) (T, error) {
+	var none T
 	if err := store.CheckName(name); err != nil {
-		return err
+		return none, err
 	}
-	err := b.limited(ctx, func(c *conn) error { return use(c, b.path(name)) })
+	value, err := runCall(ctx, b, func(k *call) (T, error) { return do(k, b.path(name)) })
+	return value, b.describe(ctx, what, name, err)
+}
+
+// describe says in an error what was done to what.
+func (b *Bucket) describe(ctx context.Context, what, name string, err error) error {
 	if err == nil {
 		return nil
 	}
@@ -124,125 +144,83 @@ func (b *Bucket) call(ctx context.Context, what, name string, use func(*conn, st
 	return fmt.Errorf("%s %s: %w", what, b.shown(name), err)
 }
 
-// limited is with for one of so many calls at once.
-func (b *Bucket) limited(ctx context.Context, use func(*conn) error) error {
+// runCall is run for a call that names no object. Calls are limited in number until they have ended, whether or not
+// their callers have left.
+func runCall[T any](ctx context.Context, b *Bucket, do func(*call) (T, error)) (value T, err error) {
 	if err := ctx.Err(); err != nil {
-		return err
+		return value, err
 	}
 	select {
 	case b.calls <- struct{}{}:
-		defer func() { <-b.calls }()
 	case <-ctx.Done():
-		return ctx.Err()
+		return value, ctx.Err()
 	}
-	return b.with(ctx, use)
-}
-
-// with has use work with a connection, and makes of its error what a store.Reader promises.
-func (b *Bucket) with(ctx context.Context, use func(*conn) error) error {
 	l, c, err := b.connect(ctx)
 	if err != nil {
-		return err
+		<-b.calls
+		return value, err
 	}
-	defer b.leave(l)
-	err = use(c)
-	if errors.Is(err, errGarbled) {
-		c.abort(err)
+	type outcome struct {
+		value T
+		err   error
 	}
-	return explain(err)
+	ended := make(chan outcome, 1)
+	k := &call{conn: c, bucket: b, ctx: ctx}
+	c.enter()
+	go func() {
+		defer func() {
+			c.exit()
+			<-b.calls
+		}()
+		value, err := do(k)
+		b.leave(l)
+		ended <- outcome{value, explain(err)}
+		for _, do := range k.later {
+			do()
+		}
+	}()
+	select {
+	case o := <-ended:
+		return o.value, o.err
+	case <-ctx.Done():
+		return value, ctx.Err()
+	}
 }
 
 // explain tells what a server's status means.
 func explain(err error) error {
-	s, ok := errors.AsType[*status](err)
-	if !ok || errors.Is(err, store.ErrDenied) || errors.Is(err, store.ErrExists) {
+	switch {
+	case errors.Is(err, store.ErrDenied), errors.Is(err, store.ErrExists), errors.Is(err, store.ErrUnavailable):
 		return err
-	}
-	switch s.code {
-	case statusNoSuchFile:
+	case errors.Is(err, fs.ErrNotExist):
 		return store.ErrNotFound
-	case statusDenied:
+	case errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("%w: %w", ErrDenied, err)
-	case statusNoConnection, statusLost:
+	case errors.Is(err, sftp.ErrSSHFxNoConnection), errors.Is(err, sftp.ErrSSHFxConnectionLost):
 		return &store.UnavailableError{Err: err}
 	}
 	return err
 }
 
-// hasCode says whether err is a server's status with that code.
-func hasCode(err error, code uint32) bool {
-	s, ok := errors.AsType[*status](err)
-	return ok && s.code == code
-}
-
-// Stat implements store.Reader.
-func (b *Bucket) Stat(ctx context.Context, name string) (size int64, err error) {
-	err = b.call(ctx, "reading", name, func(c *conn, path string) error {
-		a, err := c.ask(ctx, pathPacket(typeStat, path))
-		if err != nil {
-			return err
-		}
-		size, err = fileSize(a)
-		return err
-	})
-	return size, err
-}
-
 // Remove implements store.Remover. A server that flushes directories has the name off its disk when it returns.
 func (b *Bucket) Remove(ctx context.Context, name string) error {
-	return b.call(ctx, "removing", name, func(c *conn, object string) error {
-		if err := c.do(ctx, pathPacket(typeRemove, object)); err != nil {
-			return err
+	_, err := run(ctx, b, "removing", name, func(k *call, object string) (struct{}, error) {
+		if err := k.removeFile(object); err != nil {
+			return struct{}{}, err
 		}
-		w := writing{ctx: ctx, bucket: b, conn: c}
-		return w.flushDir(path.Dir(object))
+		return struct{}{}, k.flushDir(path.Dir(object))
 	})
+	return err
 }
 
-// Read implements store.Reader.
-func (b *Bucket) Read(ctx context.Context, name string, dst []byte, limit int64) (out []byte, err error) {
-	err = b.call(ctx, "reading", name, func(c *conn, path string) error {
-		handle, err := c.open(ctx, openPacket(path, flagRead))
-		if err != nil {
-			return err
-		}
-		defer c.closeHandle(handle)
-		r := reading{ctx: ctx, conn: c, handle: handle}
-		out, err = r.all(dst, limit)
+// removeFile removes a file. The client would remove an empty directory, too.
+func (k *call) removeFile(path string) error {
+	a, err := k.attributes(k.client.Lstat(path))
+	if err != nil {
 		return err
-	})
-	return out, err
-}
-
-// Stream implements store.Streamer.
-func (b *Bucket) Stream(ctx context.Context, name string, limit int64, use func(io.Reader) error) error {
-	return b.call(ctx, "reading", name, func(c *conn, path string) error {
-		handle, err := c.open(ctx, openPacket(path, flagRead))
-		if err != nil {
-			return err
-		}
-		defer c.closeHandle(handle)
-		r := &reading{ctx: ctx, conn: c, handle: handle}
-		size, err := r.begin(limit)
-		if err != nil {
-			return err
-		}
-		return use(&stream{reading: r, size: size})
-	})
-}
-
-// fileSize is the size of a regular file whose attributes were asked for.
-func fileSize(a answer) (int64, error) {
-	attrs, err := a.attributes()
-	switch {
-	case err != nil:
-		return 0, err
-	case !attrs.complete():
-		return 0, errors.New("the server does not tell the size")
-	case !attrs.isRegular():
-		return 0, errors.New("not a regular file")
-	case int64(attrs.size) < 0:
-		return 0, errGarbled
 	}
-	return int64(attrs.size), nil
+	if a.Mode&modeType == modeDir {
+		return errors.New("not a regular file")
+	}
+	return k.check(k.client.Remove(path))
 }

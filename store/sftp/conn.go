@@ -3,331 +3,212 @@ package sftp
 import (
 	"bufio"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
+	"io/fs"
+	"os"
 	"sync"
+	"sync/atomic"
 	"time"
+
+	"github.com/pkg/sftp"
 
 	"cairn/store"
 )
 
-// conn is an SFTP session over an ssh of its own. Requests of many calls are under way on it at once, and the
-// server answers them in any order. Safe for concurrent use. A conn that has failed stays so.
+// conn is an SFTP session over an ssh of its own. Requests of many calls are in flight on it at once. Safe for
+// concurrent use. A conn that has failed stays so.
 type conn struct {
-	ssh        *process
-	patience   time.Duration
-	extensions map[string]string // as the server offers them
-	out        chan packet
-	posted     chan struct{} // has one thing when something is in behind
-	settled    chan struct{} // has one thing when nothing is pending
-	closing    chan struct{} // closed when it is to end by itself
-	done       chan struct{} // closed when it has failed
-	work       sync.WaitGroup
+	client   *sftp.Client
+	ssh      *process
+	patience time.Duration
+	done     chan struct{} // closed when the conn has failed and ssh has ended
 
-	mu       sync.Mutex // guards all below
-	next     uint32
-	pending  map[uint32]*request // sent, and not answered
-	behind   []packet            // to be sent behind all that is in out
-	moved    time.Time           // when a packet last went either way
-	watching bool                // watch will fire
-	watch    *time.Timer
-	err      error // why it has failed
-}
+	listing  sync.RWMutex // each readDir holds it for reading
+	names    atomic.Int64 // bytes of the names that came since no readDir was running
+	maxNames int64
 
-// request is one that was sent. Its answer fits into the channel, so that nobody has to wait for it.
-type request struct {
-	answer    chan answer
-	abandoned bool // nobody waits any more
+	mu      sync.Mutex // guards all below
+	running int        // calls, with those whose caller has left
+	moved   time.Time  // when bytes last went either way
+	watch   *time.Timer
+	reason  error // why the conn has failed
+	closing bool
+	idle    chan struct{} // has room for one word: closing is set and running is 0
 }
 
 const (
-	queued     = 64 // packets that wait for the pipe to ssh
 	pipeBuffer = 64 << 10
+	maxPacket  = 256 << 10 // of OpenSSH and of the client
+	packetData = 103       // the types of SFTP's packets that answers looks at
+	packetName = 104
 )
 
-// errStalled says that the server does not answer; errClosed that we do not want it to.
+// The client collects a directory's names in memory. A conn fails when more bytes of names than these are held for its
+// listings; at a fourth of it, new listings wait until the running ones have ended.
+const maxNames = 64 << 20
+
 var (
 	errStalled = errors.New("the server does not answer")
 	errClosed  = errors.New("closed")
+	errEnded   = errors.New("the connection ended")
+	errGarbled = errors.New("the server's answer is not SFTP (does its shell print something at login?)")
+	errNames   = fmt.Errorf("a directory has more than %d MiB of names", maxNames>>20)
 )
 
-// dial starts an ssh and greets the server. ctx is the bucket's life.
+// dial starts an ssh and an SFTP session over it. ctx is the bucket's life.
 func dial(ctx context.Context, at Location, o Options) (*conn, error) {
 	p, err := startProcess(o.Program, sshArgs(at, o))
 	if err != nil {
 		return nil, explainStart(o.Program, err)
 	}
-	in := bufio.NewReaderSize(p.out, pipeBuffer)
-	extensions, err := greet(ctx, p, in, o.Patience)
+	c, err := newConn(ctx, p, o.Patience)
 	if err != nil {
 		p.end()
 		return nil, explainConnect(p.words.String(), err)
 	}
-	c := &conn{
-		ssh: p, patience: o.Patience, extensions: extensions,
-		out: make(chan packet, queued), posted: make(chan struct{}, 1), settled: make(chan struct{}, 1),
-		closing: make(chan struct{}), done: make(chan struct{}),
-		pending: map[uint32]*request{},
-	}
-	c.mu.Lock() // nothing else orders this before look
-	c.watch = time.AfterFunc(o.Patience, c.look)
-	c.watching = true
-	c.mu.Unlock()
-	c.work.Go(c.send)
-	c.work.Go(func() { c.receive(in) })
 	return c, nil
 }
 
-// greet exchanges versions. ssh has its own limit for connecting, and as long again to get in.
-func greet(ctx context.Context, p *process, in io.Reader, patience time.Duration) (map[string]string, error) {
+// newConn begins a session. ssh has its own limit for connecting, and as long again to log in.
+func newConn(ctx context.Context, p *process, patience time.Duration) (*conn, error) {
+	c := &conn{ssh: p, patience: patience, maxNames: maxNames, done: make(chan struct{}), idle: make(chan struct{}, 1)}
 	slow := time.AfterFunc(2*patience, p.kill)
 	defer slow.Stop()
 	defer context.AfterFunc(ctx, p.kill)()
-	_, err := p.in.Write(newPacket(typeInit, 0).numbered(version))
-	if err == nil {
-		var a answer
-		if a, err = readAnswer(in); err == nil {
-			return a.extensions()
-		}
-	}
+	client, err := sftp.NewClientPipe(&answers{conn: c, in: bufio.NewReaderSize(p.out, pipeBuffer)}, requests{c},
+		sftp.UseConcurrentWrites(true))
 	switch {
+	case err == nil:
 	case ctx.Err() != nil:
 		return nil, errClosed
 	case !slow.Stop():
 		return nil, errStalled
-	case errors.Is(err, errGarbled):
-		return nil, err
+	case errors.Is(c.reason, errEnded):
+		return nil, errors.New("no connection")
+	default:
+		return nil, errGarbled
 	}
-	return nil, errors.New("no connection")
+	c.client = client
+	c.mu.Lock()
+	c.watch = time.AfterFunc(patience, c.look)
+	c.mu.Unlock()
+	go c.awaitEnd()
+	return c, nil
 }
 
-// offers says whether the server has an extension in the version that we know.
-func (c *conn) offers(extension string) bool { return c.extensions[extension] == "1" }
+// requests is the client's way to ssh.
+type requests struct{ *conn }
 
-// start sends a request. It waits only for room in the queue.
-func (c *conn) start(ctx context.Context, p packet) (*request, error) {
-	r := &request{answer: make(chan answer, 1)}
-	number := c.register(r)
-	select {
-	case c.out <- p.numbered(number):
-		return r, nil
-	case <-ctx.Done():
-		c.forget(number)
-		return nil, ctx.Err()
-	case <-c.done:
-		return nil, c.failure()
+// Write implements io.Writer. Its error is errEnded: answers finds out why.
+func (r requests) Write(p []byte) (int, error) {
+	n, err := r.ssh.in.Write(p)
+	r.touch()
+	if err != nil {
+		err = errEnded
 	}
+	return n, err
 }
 
-// post sends a request whose answer does not matter, behind all that was sent, and never waits.
-func (c *conn) post(p packet) {
-	p = p.numbered(c.register(&request{answer: make(chan answer, 1), abandoned: true}))
+// Close implements io.Closer.
+func (r requests) Close() error { return r.ssh.in.Close() }
+
+// answers is the client's way from ssh. It refuses what the client would take: data of no bytes, which the client asks
+// for again without end, and names without end.
+type answers struct {
+	*conn
+	in   *bufio.Reader
+	rest int // bytes of the packet that the client reads
+}
+
+// Read implements io.Reader.
+func (a *answers) Read(p []byte) (int, error) {
+	if a.rest == 0 {
+		if err := a.begin(); err != nil {
+			a.end(err)
+			return 0, err
+		}
+	}
+	n, err := a.in.Read(p[:min(len(p), a.rest)])
+	a.rest -= n
+	a.touch()
+	if err != nil {
+		a.end(errEnded)
+	}
+	return n, err
+}
+
+// end also ends a request that waits for room in the pipe to ssh: the client cannot end before.
+func (a *answers) end(reason error) {
+	a.fail(reason)
+	a.ssh.in.Close()
+}
+
+// begin looks at the head of the next packet: length, type, number, and a count of bytes or names.
+func (a *answers) begin() error {
+	head, err := a.in.Peek(9)
+	if err != nil && len(head) < 4 {
+		return errEnded
+	}
+	length := int(binary.BigEndian.Uint32(head))
+	switch {
+	case length < 5 || length > maxPacket:
+		return errGarbled
+	case err != nil:
+		return errEnded
+	}
+	switch head[4] {
+	case packetData:
+		if length < 9 {
+			return errGarbled
+		}
+		if head, err = a.in.Peek(13); err != nil {
+			return errEnded
+		}
+		if binary.BigEndian.Uint32(head[9:]) == 0 {
+			return errGarbled
+		}
+	case packetName:
+		if a.names.Add(int64(length)) > a.maxNames {
+			return errNames
+		}
+	}
+	a.rest = 4 + length
+	return nil
+}
+
+// offers reports whether the server has an extension in the version that we know.
+func (c *conn) offers(extension string) bool {
+	version, _ := c.client.HasExtension(extension)
+	return version == "1"
+}
+
+// enter begins a call, which ends with exit.
+func (c *conn) enter() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(c.behind) == 0 {
+	if c.running == 0 {
+		c.moved = time.Now()
+	}
+	c.running++
+}
+
+func (c *conn) exit() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.running--
+	c.signalIdle()
+}
+
+// signalIdle tells close that the last call has ended. The caller holds mu.
+func (c *conn) signalIdle() {
+	if c.closing && c.running == 0 {
 		select {
-		case c.out <- p:
-			return
+		case c.idle <- struct{}{}:
 		default:
 		}
 	}
-	c.behind = append(c.behind, p)
-	signal(c.posted)
-}
-
-// signal leaves word in a channel that has room for one.
-func signal(c chan struct{}) {
-	select {
-	case c <- struct{}{}:
-	default:
-	}
-}
-
-func (c *conn) register(r *request) (number uint32) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.next++
-	if len(c.pending) == 0 {
-		c.moved = time.Now()
-	}
-	c.pending[c.next] = r
-	if !c.watching {
-		c.watching = true
-		c.watch.Reset(c.patience)
-	}
-	return c.next
-}
-
-func (c *conn) forget(number uint32) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.take(number)
-}
-
-// take takes a request out of those that are pending. The caller holds mu.
-func (c *conn) take(number uint32) (r *request, known bool) {
-	r, known = c.pending[number]
-	delete(c.pending, number)
-	if len(c.pending) == 0 {
-		signal(c.settled)
-	}
-	return r, known
-}
-
-// wait is the answer to a request. After an error, a handle that the server opens still is closed.
-func (c *conn) wait(ctx context.Context, r *request) (answer, error) {
-	select {
-	case a := <-r.answer:
-		return a, nil
-	case <-ctx.Done():
-		c.abandon(r)
-		return answer{}, ctx.Err()
-	case <-c.done:
-	}
-	select {
-	case a := <-r.answer: // it came before the end
-		return a, nil
-	default:
-		return answer{}, c.failure()
-	}
-}
-
-// ask sends a request and waits for its answer.
-func (c *conn) ask(ctx context.Context, p packet) (answer, error) {
-	r, err := c.start(ctx, p)
-	if err != nil {
-		return answer{}, err
-	}
-	return c.wait(ctx, r)
-}
-
-// do asks for what has no answer but its status.
-func (c *conn) do(ctx context.Context, p packet) error {
-	a, err := c.ask(ctx, p)
-	if err != nil {
-		return err
-	}
-	return a.status()
-}
-
-// attributes asks for those of a file.
-func (c *conn) attributes(ctx context.Context, p packet) (attributes, error) {
-	a, err := c.ask(ctx, p)
-	if err != nil {
-		return attributes{}, err
-	}
-	return a.attributes()
-}
-
-// open asks for a handle.
-func (c *conn) open(ctx context.Context, p packet) (handle string, err error) {
-	a, err := c.ask(ctx, p)
-	if err != nil {
-		return "", err
-	}
-	return a.handle()
-}
-
-func (c *conn) closeHandle(handle string) { c.post(pathPacket(typeClose, handle)) }
-
-func (c *conn) abandon(r *request) {
-	c.mu.Lock()
-	r.abandoned = true
-	c.mu.Unlock()
-	select {
-	case a := <-r.answer:
-		c.discard(a)
-	default:
-	}
-}
-
-// discard closes what an answer opened for nobody.
-func (c *conn) discard(a answer) {
-	if handle, err := a.handle(); err == nil {
-		c.closeHandle(handle)
-	}
-}
-
-// send writes packets, several with one call where they wait, until the connection ends. One that is to end by
-// itself gets what waits and, when that is answered, the end of its input: OpenSSH's server leaves undone what it
-// has read when it sees that.
-func (c *conn) send() {
-	out := bufio.NewWriterSize(c.ssh.in, pipeBuffer)
-	for {
-		select {
-		case p := <-c.out:
-			if !c.sendOne(out, p) {
-				return
-			}
-		case <-c.posted:
-			if !c.sendPosted(out) {
-				return
-			}
-		case <-c.closing:
-			if c.sendRest(out) {
-				c.ssh.in.Close()
-			}
-			return
-		case <-c.done:
-			return
-		}
-	}
-}
-
-// sendRest sends what waits until all is answered.
-func (c *conn) sendRest(out *bufio.Writer) bool {
-	for c.sendPosted(out) {
-		if c.idle() {
-			return true
-		}
-		select {
-		case p := <-c.out:
-			if !c.sendOne(out, p) {
-				return false
-			}
-		case <-c.posted:
-		case <-c.settled:
-		case <-c.done:
-			return false
-		}
-	}
-	return false
-}
-
-func (c *conn) idle() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return len(c.pending) == 0
-}
-
-// sendPosted sends what was posted, and before it what was in the queue by then.
-func (c *conn) sendPosted(out *bufio.Writer) bool {
-	c.mu.Lock()
-	behind := c.behind
-	c.behind = nil
-	c.mu.Unlock()
-	for range len(c.out) {
-		if !c.sendOne(out, <-c.out) {
-			return false
-		}
-	}
-	for _, p := range behind {
-		if !c.sendOne(out, p) {
-			return false
-		}
-	}
-	return true
-}
-
-// sendOne fails when ssh has ended. receive notices that too, and says why.
-func (c *conn) sendOne(out *bufio.Writer, p packet) bool {
-	_, err := out.Write(p)
-	if err == nil && len(c.out) == 0 {
-		err = out.Flush()
-	}
-	c.touch()
-	return err == nil
 }
 
 func (c *conn) touch() {
@@ -336,112 +217,138 @@ func (c *conn) touch() {
 	c.moved = time.Now()
 }
 
-// receive hands out answers until there are no more, and is the last to leave.
-func (c *conn) receive(in io.Reader) {
-	for {
-		a, err := readAnswer(in)
-		if err == nil {
-			err = c.deliver(a)
-		}
-		if err != nil {
-			c.ssh.end()
-			c.fail(c.lost(err))
-			return
-		}
-	}
-}
-
-func (c *conn) deliver(a answer) error {
-	c.mu.Lock()
-	c.moved = time.Now()
-	r, known := c.take(a.number)
-	wanted := known && !r.abandoned
-	if wanted {
-		r.answer <- a
-	}
-	c.mu.Unlock()
-	if !known {
-		return errGarbled
-	}
-	if !wanted {
-		c.discard(a)
-	}
-	return nil
-}
-
-// lost says how the connection ended.
-func (c *conn) lost(err error) error {
-	select {
-	case <-c.closing:
-		return errClosed
-	default:
-	}
-	if errors.Is(err, io.EOF) {
-		err = errors.New("the connection ended")
-	}
-	if words := c.ssh.words.String(); words != "" {
-		return fmt.Errorf("%w: ssh says: %s", err, words)
-	}
-	return err
-}
-
-// fail ends the connection; only the first reason counts.
-func (c *conn) fail(err error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.err != nil {
-		return
-	}
-	c.err = err
-	c.watch.Stop()
-	close(c.done)
-}
-
-// failure is what callers get of a connection that has failed.
-func (c *conn) failure() error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if errors.Is(c.err, errClosed) || errors.Is(c.err, errGarbled) {
-		return c.err
-	}
-	return &store.UnavailableError{Err: c.err}
-}
-
-func (c *conn) failed() bool {
-	select {
-	case <-c.done:
-		return true
-	default:
-		return false
-	}
-}
-
-// look is called when the patience may be at its end. Nothing is due while no request is under way.
+// look ends a connection that has been silent for the patience. Nothing is due while no call is running.
 func (c *conn) look() {
+	silent := time.Duration(0)
 	c.mu.Lock()
-	still := time.Since(c.moved)
-	switch {
-	case len(c.pending) == 0:
-		c.watching = false
-	case still < c.patience:
-		c.watch.Reset(c.patience - still)
-	default:
-		defer c.abort(errStalled)
+	if c.running > 0 {
+		silent = time.Since(c.moved)
+	}
+	if c.reason == nil && silent < c.patience {
+		c.watch.Reset(c.patience - silent)
 	}
 	c.mu.Unlock()
+	if silent >= c.patience {
+		c.abort(errStalled)
+	}
 }
 
 // abort ends the connection by force.
-func (c *conn) abort(err error) {
-	c.fail(err)
+func (c *conn) abort(reason error) {
+	c.fail(reason)
+	c.ssh.in.Close()
 	c.ssh.kill()
 }
 
-// close ends the connection when what was asked and posted is done, or by force when that takes long, and waits until
-// nothing is left of it.
+// fail notes why the connection ends. Only the first reason counts.
+func (c *conn) fail(reason error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.reason == nil {
+		c.reason = reason
+	}
+}
+
+// awaitEnd waits until the client has ended, ends ssh, and makes the reason final.
+func (c *conn) awaitEnd() {
+	_ = c.client.Wait() // answers has noted the reason
+	c.ssh.end()
+	c.fail(errEnded)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.watch.Stop()
+	words := c.ssh.words.String()
+	switch {
+	case c.closing:
+		c.reason = errClosed
+	case errors.Is(c.reason, errGarbled), errors.Is(c.reason, errNames):
+	case errors.Is(c.reason, errEnded) && words != "":
+		c.reason = &store.UnavailableError{Err: fmt.Errorf("%w: ssh says: %s", c.reason, words)}
+	default:
+		c.reason = &store.UnavailableError{Err: c.reason}
+	}
+	close(c.done)
+}
+
+func (c *conn) failed() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.reason != nil
+}
+
+// status is what a server answers to what it refuses or fails to do. It wraps the client's value for its code.
+type status struct {
+	code error
+	text string
+}
+
+func (s *status) Error() string { return s.text }
+func (s *status) Unwrap() error { return s.code }
+
+// check returns what an error of the client means: a status; fs.ErrNotExist and fs.ErrPermission, which the client
+// makes of two of them; or the reason why the connection ended. Any other answer is not SFTP, and ends the connection.
+func (c *conn) check(err error) error {
+	if err == nil || errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
+		return err
+	}
+	if s, ok := errors.AsType[*sftp.StatusError](err); ok {
+		return &status{s.FxCode(), fmt.Sprintf("%.200s", s)}
+	}
+	if !errors.Is(err, errEnded) && !errors.Is(err, sftp.ErrSSHFxConnectionLost) {
+		c.abort(errGarbled)
+	}
+	<-c.done
+	return c.reason // it does not change any more
+}
+
+// open opens a file, or a directory where the server allows it.
+func (c *conn) open(path string, flags int) (*sftp.File, error) {
+	f, err := c.client.OpenFile(path, flags)
+	if err == nil && f == nil { // the answer was "OK" instead of a handle
+		err = errGarbled
+	}
+	return f, c.check(err)
+}
+
+// attributes returns those that the client was told with info and err.
+func (c *conn) attributes(info os.FileInfo, err error) (*sftp.FileStat, error) {
+	if err := c.check(err); err != nil {
+		return nil, err
+	}
+	if info != nil {
+		if a, ok := info.Sys().(*sftp.FileStat); ok && a != nil {
+			return a, nil
+		}
+	}
+	return nil, c.check(errGarbled) // the answer was "OK" instead of attributes
+}
+
+// readDir reads a directory.
+func (c *conn) readDir(ctx context.Context, dir string) ([]os.FileInfo, error) {
+	if c.names.Load() > c.maxNames/4 {
+		c.listing.Lock()
+		c.names.Store(0)
+		c.listing.Unlock()
+	}
+	c.listing.RLock()
+	defer c.listing.RUnlock()
+	entries, err := c.client.ReadDirContext(ctx, dir)
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	return entries, c.check(err)
+}
+
+// close ends the connection when its calls have ended, or by force when that takes long, and waits until nothing is
+// left of it. OpenSSH's server leaves undone what it has read when its input ends, so nothing may be in flight then.
 func (c *conn) close() {
-	close(c.closing)
-	unwilling := time.AfterFunc(grace, c.ssh.kill)
+	unwilling := time.AfterFunc(grace, func() { c.abort(errClosed) })
 	defer unwilling.Stop()
-	c.work.Wait()
+	c.mu.Lock()
+	c.closing = true
+	c.signalIdle()
+	c.mu.Unlock()
+	<-c.idle
+	c.ssh.in.Close()
+	<-c.done
 }

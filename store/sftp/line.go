@@ -120,15 +120,15 @@ func (b *Bucket) Close() error {
 	b.die() // nothing is opened from now on
 	b.mu.Unlock()
 	b.work.Wait()
-	b.mu.Lock()
-	defer b.mu.Unlock()
 	var closing sync.WaitGroup
+	b.mu.Lock()
 	for _, l := range b.lines {
 		if a := l.attempt; a != nil && a.err == nil {
 			l.attempt = nil
 			closing.Go(a.conn.close)
 		}
 	}
+	b.mu.Unlock()
 	closing.Wait()
 	return nil
 }

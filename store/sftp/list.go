@@ -15,7 +15,7 @@ import (
 )
 
 const (
-	listers  = 32 // directories that are read at once; each has some hundred names in memory for each level
+	listers  = 32 // directories that are read at once
 	maxDepth = 64 // of directories in directories
 )
 
@@ -72,78 +72,65 @@ func (w *walk) enter(dir string, depth int) error {
 	if depth > maxDepth {
 		return fmt.Errorf("more than %d directories in each other", maxDepth)
 	}
-	err := w.bucket.with(w.ctx, func(c *conn) error { return w.names(c, dir, depth) })
+	entries, err := runCall(w.ctx, w.bucket, func(k *call) ([]entry, error) { return w.read(k, dir) })
 	if errors.Is(err, store.ErrNotFound) {
 		return nil
 	}
-	return err
-}
-
-// names goes through a directory. The next names are on their way while some are looked at.
-func (w *walk) names(c *conn, dir string, depth int) error {
-	reading := func(err error) error { return fmt.Errorf("reading %s: %w", w.bucket.shown(dir), err) }
-	handle, err := c.open(w.ctx, pathPacket(typeOpendir, w.bucket.path(dir)))
 	if err != nil {
-		return reading(err)
+		return fmt.Errorf("reading %s: %w", w.bucket.shown(dir), err)
 	}
-	defer c.closeHandle(handle)
-	next, err := c.start(w.ctx, pathPacket(typeReaddir, handle))
-	for err == nil {
-		var some []entry
-		current := next
-		if next, err = c.start(w.ctx, pathPacket(typeReaddir, handle)); err != nil {
-			break
-		}
-		if some, err = w.some(c, current); err != nil {
-			break
-		}
-		for _, e := range some {
-			if err := w.visit(c, dir, e, depth); err != nil {
-				return err
-			}
-		}
-	}
-	if hasCode(err, statusEOF) {
-		return nil
-	}
-	return reading(err)
-}
-
-func (w *walk) some(c *conn, r *request) ([]entry, error) {
-	a, err := c.wait(w.ctx, r)
-	if err != nil {
-		return nil, err
-	}
-	return a.entries()
-}
-
-func (w *walk) visit(c *conn, dir string, e entry, depth int) error {
-	name := path.Join(dir, e.name)
-	if e.name == "." || e.name == ".." || strings.Contains(e.name, "/") || !w.leads(name) {
-		return nil
-	}
-	if !e.complete() { // the server leaves something out
-		var err error
-		e.attributes, err = c.attributes(w.ctx, pathPacket(typeLstat, w.bucket.path(name)))
-		if hasCode(err, statusNoSuchFile) {
-			return nil // removed meanwhile
-		}
-		if err != nil {
+	for _, e := range entries {
+		if err := w.visit(e, depth); err != nil {
 			return err
 		}
 	}
-	switch {
-	case e.isDir():
-		below := func() error { return w.enter(name, depth+1) }
+	return nil
+}
+
+// entry is a directory or an object in a directory.
+type entry struct {
+	store.Object
+	isDir bool
+}
+
+// read returns what is listed of a directory.
+func (w *walk) read(k *call, dir string) (entries []entry, err error) {
+	infos, err := k.readDir(w.ctx, w.bucket.path(dir))
+	if err != nil {
+		return nil, err
+	}
+	for _, info := range infos {
+		name := path.Join(dir, info.Name())
+		if store.CheckName(info.Name()) != nil || isTemp(info.Name()) || !w.leads(name) {
+			continue
+		}
+		a, err := k.attributes(info, nil)
+		if err == nil && a.Mode&modeType == 0 { // the server leaves it out
+			a, err = k.attributes(k.client.Lstat(w.bucket.path(name)))
+		}
+		switch {
+		case errors.Is(err, fs.ErrNotExist): // removed meanwhile
+		case err != nil:
+			return nil, err
+		case a.Mode&modeType == modeDir:
+			entries = append(entries, entry{store.Object{Name: name}, true})
+		case a.Mode&modeType == modeRegular && strings.HasPrefix(name, w.prefix):
+			entries = append(entries, entry{store.Object{Name: name, Size: int64(a.Size)}, false})
+		}
+	}
+	return entries, nil
+}
+
+func (w *walk) visit(e entry, depth int) error {
+	if e.isDir {
+		below := func() error { return w.enter(e.Name, depth+1) }
 		if w.group.TryGo(below) {
 			return nil
 		}
 		return below()
-	case !e.isRegular(), isTemp(e.name), store.CheckName(name) != nil, !strings.HasPrefix(name, w.prefix):
-		return nil
 	}
 	select {
-	case w.found <- store.Object{Name: name, Size: int64(e.size)}:
+	case w.found <- e.Object:
 		return nil
 	case <-w.ctx.Done():
 		return w.ctx.Err()

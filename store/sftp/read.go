@@ -1,158 +1,152 @@
 package sftp
 
 import (
+	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
-	"slices"
+	"os"
+	"sync"
+
+	"github.com/pkg/sftp"
 
 	"cairn/store"
 )
 
-// How much of an object is asked for at once, and, before its size is known, on the off chance. A connection as
-// ssh makes it has 2 MiB under way.
+// How much of a file is asked for at once, and, before its size is known, on the off chance. A connection as ssh
+// makes it has 2 MiB in flight.
 const (
-	window     = 64 * blockSize
-	ahead      = 4 * blockSize
-	firstSpace = 1 << 20 // memory that a promised size may take before its bytes arrive
+	window = 2 << 20
+	ahead  = 128 << 10
 )
 
-// reading is a file that is read from its start, with several requests under way.
-type reading struct {
-	ctx    context.Context
-	conn   *conn
-	handle string
-	asked  int64   // where the next request begins
-	pieces []piece // under way, in their order
+const (
+	modeType    = 0o170000
+	modeDir     = 0o040000
+	modeRegular = 0o100000
+)
+
+// Stat implements store.Reader.
+func (b *Bucket) Stat(ctx context.Context, name string) (size int64, err error) {
+	return run(ctx, b, "reading", name, func(k *call, path string) (int64, error) {
+		return fileSize(k.attributes(k.client.Stat(path)))
+	})
 }
 
-// piece is a part of a file that was asked for.
-type piece struct {
-	off     int64
-	size    int
-	request *request
+// Read implements store.Reader.
+func (b *Bucket) Read(ctx context.Context, name string, dst []byte, limit int64) (out []byte, err error) {
+	data, err := run(ctx, b, "reading", name, func(k *call, path string) (all []byte, err error) {
+		err = k.copyFile(path, limit, func(data []byte) error {
+			if all == nil {
+				all = data
+			} else {
+				all = append(all, data...)
+			}
+			return nil
+		})
+		return all, err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return append(dst, data...), nil
 }
 
-// ask asks for everything up to an offset, but for no more than the window holds.
-func (r *reading) ask(end int64) error {
-	for r.asked < end && len(r.pieces) < window/blockSize {
-		size := int(min(blockSize, end-r.asked))
-		p, err := r.piece(r.asked, size)
+// Stream implements store.Streamer.
+func (b *Bucket) Stream(ctx context.Context, name string, limit int64, use func(io.Reader) error) error {
+	if err := store.CheckName(name); err != nil {
+		return err
+	}
+	return b.describe(ctx, "reading", name, b.stream(ctx, b.path(name), limit, use))
+}
+
+func (b *Bucket) stream(ctx context.Context, path string, limit int64, use func(io.Reader) error) error {
+	inner, cancel := context.WithCancel(ctx)
+	from, to := io.Pipe()
+	var copying sync.WaitGroup
+	defer copying.Wait()
+	defer from.Close()
+	defer cancel()
+	copying.Go(func() {
+		_, err := runCall(inner, b, func(k *call) (none struct{}, err error) {
+			return none, k.copyFile(path, limit, func(data []byte) error {
+				k.exit() // the server owes nothing while use is slow
+				defer k.enter()
+				_, err := to.Write(data)
+				return err
+			})
+		})
+		to.CloseWithError(err)
+	})
+	in := bufio.NewReader(from)
+	if _, err := in.Peek(1); err != nil && !errors.Is(err, io.EOF) {
+		return err
+	}
+	return use(in)
+}
+
+// copyFile has use take a file's content in order, as pieces that become its own. A small file is read in one round
+// trip after that of opening it.
+func (k *call) copyFile(path string, limit int64, use func(data []byte) error) error {
+	f, err := k.open(path, os.O_RDONLY)
+	if err != nil {
+		return err
+	}
+	k.afterwards(func() { _ = f.Close() })
+	var size int64
+	var statErr error
+	var stat sync.WaitGroup
+	stat.Go(func() { size, statErr = fileSize(k.attributes(f.Stat())) })
+	data, err := k.readAt(f, 0, min(ahead, limit))
+	stat.Wait()
+	if statErr != nil {
+		return statErr
+	}
+	if size > limit {
+		return fmt.Errorf("%d bytes: %w (%d)", size, store.ErrTooLarge, limit)
+	}
+	data = data[:min(int64(len(data)), size)] // the file may have grown since
+	for got := int64(0); got < size; {
+		if err == nil && len(data) == 0 {
+			err = io.ErrUnexpectedEOF
+		}
 		if err != nil {
+			return fmt.Errorf("after %d of %d bytes: %w", got, size, err)
+		}
+		if err := use(data); err != nil {
 			return err
 		}
-		r.pieces = append(r.pieces, p)
-		r.asked += int64(size)
+		got += int64(len(data))
+		if err := k.ctx.Err(); err != nil {
+			return err
+		}
+		data, err = k.readAt(f, got, min(window, size-got))
 	}
 	return nil
 }
 
-func (r *reading) piece(off int64, size int) (piece, error) {
-	request, err := r.conn.start(r.ctx, readPacket(r.handle, off, size))
-	return piece{off, size, request}, err
+// readAt reads size bytes at an offset: fewer at the end of the file, and if the server sends less at once.
+func (k *call) readAt(f *sftp.File, off, size int64) ([]byte, error) {
+	data := make([]byte, size)
+	n, err := f.ReadAt(data, off)
+	if errors.Is(err, io.EOF) {
+		err = nil
+	}
+	return data[:n], k.check(err)
 }
 
-// begin returns the file's size, with its first bytes under way: a small one is read in one round trip.
-func (r *reading) begin(limit int64) (size int64, err error) {
-	asked, err := r.conn.start(r.ctx, pathPacket(typeFstat, r.handle))
-	if err != nil {
-		return 0, err
-	}
-	if err := r.ask(min(ahead, limit)); err != nil {
-		return 0, err
-	}
-	a, err := r.conn.wait(r.ctx, asked)
-	if err != nil {
-		return 0, err
-	}
-	size, err = fileSize(a)
-	if err != nil {
-		return 0, err
-	}
-	if size > limit {
-		return 0, fmt.Errorf("%d bytes: %w (%d)", size, store.ErrTooLarge, limit)
-	}
-	for i, p := range r.pieces { // what was asked for on the off chance may go beyond
-		r.pieces[i].size = int(max(0, min(int64(p.size), size-p.off)))
-	}
-	return size, nil
-}
-
-// all appends the whole file to dst.
-func (r *reading) all(dst []byte, limit int64) ([]byte, error) {
-	size, err := r.begin(limit)
-	if err != nil {
-		return nil, err
-	}
-	dst = slices.Grow(dst, int(min(size, firstSpace)))
-	for got := int64(0); got < size; {
-		data, err := r.next(got, size)
-		if err != nil {
-			return nil, err
-		}
-		dst = append(dst, data...)
-		got += int64(len(data))
-	}
-	return dst, nil
-}
-
-// next returns the data behind the first got bytes of size.
-func (r *reading) next(got, size int64) (data []byte, err error) {
-	err = r.ask(size)
-	if err == nil {
-		data, err = r.first()
-	}
-	if err != nil {
-		return nil, fmt.Errorf("after %d of %d bytes: %w", got, size, err)
-	}
-	return data, nil
-}
-
-// stream is a file as an io.Reader.
-type stream struct {
-	*reading
-	got, size int64
-	data      []byte // of what was got, not read yet
-}
-
-// Read implements io.Reader. Its errors are what a store.Reader promises.
-func (s *stream) Read(p []byte) (int, error) {
-	for len(s.data) == 0 {
-		if s.got == s.size {
-			return 0, io.EOF
-		}
-		data, err := s.next(s.got, s.size)
-		if err != nil {
-			return 0, explain(err)
-		}
-		s.data = data
-		s.got += int64(len(data))
-	}
-	n := copy(p, s.data)
-	s.data = s.data[n:]
-	return n, nil
-}
-
-// first waits for the data of the first piece. If that is less than was asked for, the rest is asked for again.
-func (r *reading) first() ([]byte, error) {
-	p := r.pieces[0]
-	a, err := r.conn.wait(r.ctx, p.request)
-	if err != nil {
-		return nil, err
-	}
-	data, err := a.data()
-	data = data[:min(len(data), p.size)] // the file may have grown since
+// fileSize returns the size of a regular file.
+func fileSize(a *sftp.FileStat, err error) (int64, error) {
 	switch {
-	case hasCode(err, statusEOF):
-		return nil, io.ErrUnexpectedEOF
 	case err != nil:
-		return nil, err
-	case len(data) == 0:
-		return nil, errGarbled
-	case len(data) == p.size:
-		r.pieces = r.pieces[1:]
-		return data, nil
+		return 0, err
+	case a.Mode&modeType == 0:
+		return 0, errors.New("the server does not tell whether it is a file")
+	case a.Mode&modeType != modeRegular:
+		return 0, errors.New("not a regular file")
+	case int64(a.Size) < 0:
+		return 0, errGarbled
 	}
-	r.pieces[0], err = r.piece(p.off+int64(len(data)), p.size-len(data))
-	return data, err
+	return int64(a.Size), nil
 }

@@ -132,7 +132,7 @@ func nextPacket(r io.Reader) ([]byte, error) {
 // describe is the name of a request.
 func describe(p []byte) string {
 	names := map[byte]string{
-		1: "init", 3: "open", 4: "close", 5: "read", 6: "write", 7: "lstat", 8: "fstat", 11: "opendir", 12: "readdir",
+		1: "init", 3: "open", 4: "close", 5: "read", 6: "write", 7: "lstat", 8: "fstat", 9: "setstat", 11: "opendir", 12: "readdir",
 		13: "remove", 14: "mkdir", 17: "stat", 18: "rename",
 	}
 	if kind := p[4]; kind != 200 {

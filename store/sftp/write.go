@@ -5,8 +5,14 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"path"
+	"slices"
 	"strings"
+	"sync"
+
+	"github.com/pkg/sftp"
 
 	"cairn/store"
 )
@@ -61,63 +67,65 @@ func (b *Bucket) Create(ctx context.Context, name string, data []byte) error {
 }
 
 func (b *Bucket) put(ctx context.Context, name string, data []byte, publish func(*writing) error) error {
-	return b.call(ctx, "writing", name, func(c *conn, final string) error {
-		b.pickUp(c)
-		w := &writing{ctx: ctx, bucket: b, conn: c, final: final, temp: path.Join(path.Dir(final), tempName())}
-		err := w.write(data)
-		if err == nil {
+	data = slices.Clone(data) // the caller may leave before the client
+	_, err := run(ctx, b, "writing", name, func(k *call, final string) (none struct{}, err error) {
+		k.afterwards(k.pickUp)
+		w := &writing{call: k, final: final, temp: path.Join(path.Dir(final), tempName())}
+		if err = w.write(data); err == nil {
 			err = publish(w)
 		}
-		w.leave(err)
-		return err
+		if err != nil {
+			w.discard()
+		}
+		return none, err
 	})
+	return err
 }
 
 // pickUp removes what was left when connections broke.
-func (b *Bucket) pickUp(c *conn) {
+func (k *call) pickUp() {
+	b := k.bucket
 	b.mu.Lock()
 	litter := b.litter
 	b.litter = nil
 	b.mu.Unlock()
 	for _, temp := range litter {
-		c.post(pathPacket(typeRemove, temp))
+		k.removeTemp(temp)
+	}
+}
+
+// removeTemp removes a temporary file, or remembers it when the connection is broken.
+func (k *call) removeTemp(temp string) {
+	_ = k.client.Remove(temp)
+	if b := k.bucket; k.failed() {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if len(b.litter) < maxLitter {
+			b.litter = append(b.litter, temp)
+		}
 	}
 }
 
 // writing is one object on its way.
 type writing struct {
-	ctx         context.Context
-	bucket      *Bucket
-	conn        *conn
+	*call
 	final, temp string
-	handle      string // of the temporary file, while it is open
-	dir         string // a handle of its directory, where the server has that
+	file        *sftp.File // the temporary file, while it is open
+	dir         *sftp.File // its directory, where the server opens that
 }
 
-// leave closes what is open and, after an error, removes the temporary file.
-func (w *writing) leave(err error) {
-	for _, handle := range []string{w.handle, w.dir} {
-		if handle != "" {
-			w.conn.closeHandle(handle)
-		}
+// discard removes the temporary file.
+func (w *writing) discard() {
+	if w.file != nil {
+		_ = w.file.Close()
 	}
-	if err == nil {
-		return
-	}
-	w.conn.post(pathPacket(typeRemove, w.temp))
-	if b := w.bucket; w.conn.failed() {
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		if len(b.litter) < maxLitter {
-			b.litter = append(b.litter, w.temp)
-		}
-	}
+	w.removeTemp(w.temp)
 }
 
 // write makes the temporary file, whole and flushed.
 func (w *writing) write(data []byte) error {
 	err := w.open()
-	for tries := 0; hasCode(err, statusNoSuchFile) && tries < 3; tries++ {
+	for tries := 0; errors.Is(err, fs.ErrNotExist) && tries < 3; tries++ {
 		if err := w.makeDir(path.Dir(w.final)); err != nil {
 			return err
 		}
@@ -130,97 +138,96 @@ func (w *writing) write(data []byte) error {
 }
 
 // open opens the temporary file and, to flush it later, its directory; one round trip for both.
-func (w *writing) open() error {
-	create, err := w.conn.start(w.ctx, createPacket(w.temp, uint32(w.bucket.o.Mode.Perm())))
-	if err != nil {
-		return err
-	}
-	dir, err := w.startDir(path.Dir(w.temp))
-	if err != nil {
-		w.conn.abandon(create)
-		return err
-	}
-	a, err := w.conn.wait(w.ctx, create)
-	if err == nil {
-		w.handle, err = a.handle()
-	}
-	if dir == nil {
-		return err
-	}
-	a, dirErr := w.conn.wait(w.ctx, dir)
-	if dirErr == nil {
-		w.dir, _ = a.handle() // not every server opens directories
+func (w *writing) open() (err error) {
+	var dir *sftp.File
+	var dirErr error
+	var opened sync.WaitGroup
+	opened.Go(func() { dir, dirErr = w.openDir(path.Dir(w.temp)) })
+	w.file, err = w.call.open(w.temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL)
+	opened.Wait()
+	if dir != nil {
+		w.dir = dir
+		w.afterwards(func() { _ = dir.Close() })
 	}
 	return errors.Join(err, dirErr)
 }
 
-// startDir asks for a handle of a directory, if there is a use for it.
-func (w *writing) startDir(dir string) (*request, error) {
-	if !w.conn.offers(extFsync) {
+// openDir returns nil where a directory cannot be flushed.
+func (k *call) openDir(dir string) (*sftp.File, error) {
+	if !k.offers(extFsync) {
 		return nil, nil
 	}
-	return w.conn.start(w.ctx, openPacket(dir, flagRead))
+	f, err := k.open(dir, os.O_RDONLY)
+	if err != nil && !k.failed() {
+		return nil, nil // not every server opens directories
+	}
+	return f, err
 }
 
-// fill writes, flushes and closes the temporary file. Its requests are all under way at once, as far as they fit
-// into the window; the server works them off in order, as they concern one file.
+// fill writes, flushes and closes the temporary file, and sets its permissions meanwhile.
 func (w *writing) fill(data []byte) error {
-	var sent []*request
-	send := func(p packet) error {
-		if len(sent) == window/blockSize {
-			if err := w.done(sent[0]); err != nil {
-				return err
-			}
-			sent = sent[1:]
-		}
-		r, err := w.conn.start(w.ctx, p)
-		sent = append(sent, r)
+	var mode *sftp.FileStat
+	var modeErr error
+	var meanwhile sync.WaitGroup
+	meanwhile.Go(func() { mode, modeErr = w.attributes(w.file.Stat()) })
+	err := w.writeAll(data)
+	meanwhile.Wait()
+	if err := errors.Join(err, modeErr); err != nil {
 		return err
 	}
-	for off := 0; off < len(data); off += blockSize {
-		block := data[off:min(off+blockSize, len(data))]
-		if err := send(writePacket(w.handle, int64(off), block)); err != nil {
-			return err
-		}
+	meanwhile.Go(func() { modeErr = w.limitMode(w.temp, mode, w.bucket.o.Mode) })
+	if w.offers(extFsync) {
+		err = w.check(w.file.Sync())
 	}
-	if w.conn.offers(extFsync) {
-		if err := send(pathPacket(typeExtended, extFsync, w.handle)); err != nil {
-			return err
-		}
-	}
-	if err := send(pathPacket(typeClose, w.handle)); err != nil {
+	meanwhile.Wait()
+	if err := errors.Join(err, modeErr); err != nil {
 		return err
 	}
-	w.handle = ""
-	for _, r := range sent {
-		if err := w.done(r); err != nil {
-			return err
-		}
-	}
-	return nil
+	file := w.file
+	w.file = nil
+	return errors.Join(w.check(file.Close()), w.ctx.Err())
 }
 
-// done waits until the server has done what was asked of it.
-func (w *writing) done(r *request) error {
-	a, err := w.conn.wait(w.ctx, r)
-	if err != nil {
-		return err
+// writeAll writes as much at once as a connection has in flight, until the caller leaves.
+func (w *writing) writeAll(data []byte) error {
+	for off := 0; off < len(data); off += window {
+		if err := w.ctx.Err(); err != nil {
+			return err
+		}
+		_, err := w.file.WriteAt(data[off:min(off+window, len(data))], int64(off))
+		if err := w.check(err); err != nil {
+			return err
+		}
 	}
-	return a.status()
+	return w.ctx.Err()
+}
+
+// limitMode takes permissions from a new file that mode does not have. The client opens files with the server's
+// default, which its umask has shaped.
+func (k *call) limitMode(path string, a *sftp.FileStat, mode fs.FileMode) error {
+	now := fs.FileMode(a.Mode).Perm()
+	if now&mode == now {
+		return nil
+	}
+	err := k.check(k.client.Chmod(path, now&mode))
+	if !k.failed() {
+		return nil // a server that keeps its own permissions
+	}
+	return err
 }
 
 // replace gives the temporary file its name, whatever has it.
 func (w *writing) replace() error {
-	if w.conn.offers(extPosixRename) {
-		return w.named(pathPacket(typeExtended, extPosixRename, w.temp, w.final))
+	if w.offers(extPosixRename) {
+		return w.named(w.client.PosixRename(w.temp, w.final))
 	}
 	for tries := 0; ; tries++ {
-		err := w.named(pathPacket(typeRename, w.temp, w.final))
-		if !hasCode(err, statusFailure) || tries == maxReplaces {
+		err := w.named(w.client.Rename(w.temp, w.final))
+		if !errors.Is(err, sftp.ErrSSHFxFailure) || tries == maxReplaces {
 			return err
 		}
-		err = w.conn.do(w.ctx, pathPacket(typeRemove, w.final))
-		if err != nil && !hasCode(err, statusNoSuchFile) {
+		err = w.removeFile(w.final)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}
@@ -228,20 +235,20 @@ func (w *writing) replace() error {
 
 // create gives the temporary file its name if nothing has it.
 func (w *writing) create() error {
-	if w.conn.offers(extHardlink) {
-		err := w.named(pathPacket(typeExtended, extHardlink, w.temp, w.final))
+	if w.offers(extHardlink) {
+		err := w.named(w.client.Link(w.temp, w.final))
 		if err == nil {
-			return w.conn.do(w.ctx, pathPacket(typeRemove, w.temp))
+			return w.check(w.client.Remove(w.temp))
 		}
-		if !hasCode(err, statusFailure) && !hasCode(err, statusUnsupported) {
+		if !errors.Is(err, sftp.ErrSSHFxFailure) && !errors.Is(err, sftp.ErrSSHFxOpUnsupported) {
 			return err
 		}
 	}
 	if err := w.taken(); err != nil {
 		return err
 	}
-	err := w.named(pathPacket(typeRename, w.temp, w.final))
-	if hasCode(err, statusFailure) {
+	err := w.named(w.client.Rename(w.temp, w.final))
+	if errors.Is(err, sftp.ErrSSHFxFailure) {
 		return errors.Join(w.taken(), err)
 	}
 	return err
@@ -249,38 +256,28 @@ func (w *writing) create() error {
 
 // taken is ErrExists if the name is not free.
 func (w *writing) taken() error {
-	_, err := w.conn.attributes(w.ctx, pathPacket(typeLstat, w.final))
+	_, err := w.attributes(w.client.Lstat(w.final))
 	switch {
 	case err == nil:
 		return store.ErrExists
-	case hasCode(err, statusNoSuchFile):
+	case errors.Is(err, fs.ErrNotExist):
 		return nil
 	}
 	return err
 }
 
-// named sends a request that gives the file its name, and flushes the directory right behind it.
-func (w *writing) named(p packet) error {
-	r, err := w.conn.start(w.ctx, p)
-	if err != nil {
+// named flushes the directory after the file has got its name, unless it has not.
+func (w *writing) named(err error) error {
+	if err := w.check(err); err != nil || w.dir == nil {
 		return err
 	}
-	var flushed *request
-	if w.dir != "" {
-		if flushed, err = w.conn.start(w.ctx, pathPacket(typeExtended, extFsync, w.dir)); err != nil {
-			return err
-		}
-	}
-	if err := w.done(r); err != nil || flushed == nil {
-		return err
-	}
-	return w.flushed(flushed)
+	return w.syncDir(w.dir)
 }
 
-// flushed waits for the flush of a directory. Not every file system has that; but one that fails is an error.
-func (w *writing) flushed(r *request) error {
-	err := w.done(r)
-	if _, refused := errors.AsType[*status](err); refused && !hasCode(err, statusFailure) {
+// syncDir flushes a directory. Not every file system has that; but one that fails is an error.
+func (k *call) syncDir(dir *sftp.File) error {
+	err := k.check(dir.Sync())
+	if !errors.Is(err, sftp.ErrSSHFxFailure) && !k.failed() {
 		return nil
 	}
 	return err
@@ -293,39 +290,31 @@ func (w *writing) makeDir(dir string) error {
 	if dir == w.bucket.path("") && !w.bucket.o.MakeRoot {
 		return fmt.Errorf("the directory %s: %w", w.bucket, store.ErrNotFound)
 	}
-	err := w.conn.do(w.ctx, mkdirPacket(dir, dirMode))
-	if hasCode(err, statusNoSuchFile) && parent != dir {
+	err := w.check(w.client.Mkdir(dir))
+	if errors.Is(err, fs.ErrNotExist) && parent != dir {
 		if err := w.makeDir(parent); err != nil {
 			return err
 		}
-		err = w.conn.do(w.ctx, mkdirPacket(dir, dirMode))
+		err = w.check(w.client.Mkdir(dir))
 	}
-	if hasCode(err, statusFailure) {
+	if errors.Is(err, sftp.ErrSSHFxFailure) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	return w.flushDir(parent)
+	a, err := w.attributes(w.client.Stat(dir))
+	if err == nil {
+		err = w.limitMode(dir, a, dirMode)
+	}
+	return errors.Join(err, w.flushDir(parent))
 }
 
-func (w *writing) flushDir(dir string) error {
-	opened, err := w.startDir(dir)
-	if err != nil || opened == nil {
+func (k *call) flushDir(dir string) error {
+	f, err := k.openDir(dir)
+	if f == nil {
 		return err
 	}
-	a, err := w.conn.wait(w.ctx, opened)
-	if err != nil {
-		return err
-	}
-	handle, err := a.handle()
-	if err != nil {
-		return nil // not every server opens directories
-	}
-	defer w.conn.closeHandle(handle)
-	r, err := w.conn.start(w.ctx, pathPacket(typeExtended, extFsync, handle))
-	if err != nil {
-		return err
-	}
-	return w.flushed(r)
+	k.afterwards(func() { _ = f.Close() })
+	return k.syncDir(f)
 }

@@ -68,11 +68,11 @@ func isTestOnly(pkg string) bool {
 // tools are programs for developers, no part of the product: they may print, and use what is for tests only.
 var tools = []string{"internal/test/bench", "internal/test/demo"}
 
-// goNBD may be imported, tests included, by one package.
-const (
-	goNBD     = "github.com/pojntfx/go-nbd"
-	goNBDHome = "nbd/gonbd"
-)
+// homes are modules that one package may import, tests included.
+var homes = map[string]string{
+	"github.com/pojntfx/go-nbd": "nbd/gonbd",
+	"github.com/pkg/sftp":       "store/sftp",
+}
 
 // printing are the names by which a package talks past its caller. Only programs do.
 var printing = map[string]string{
@@ -96,7 +96,7 @@ func TestSources(t *testing.T) {
 
 // check says which rules s breaks.
 func check(s source) []string {
-	return slices.Concat(checkTable(s), checkTestOnly(s), checkGoNBD(s), checkPrinting(s), checkInit(s))
+	return slices.Concat(checkTable(s), checkTestOnly(s), checkHomes(s), checkPrinting(s), checkInit(s))
 }
 
 // checkTable says what s imports against the table.
@@ -130,13 +130,12 @@ func checkTestOnly(s source) (complaints []string) {
 	return complaints
 }
 
-func checkGoNBD(s source) (complaints []string) {
-	if s.pkg == goNBDHome {
-		return nil
-	}
+func checkHomes(s source) (complaints []string) {
 	for _, p := range s.imports() {
-		if p == goNBD || strings.HasPrefix(p, goNBD+"/") {
-			complaints = append(complaints, "only "+goNBDHome+" may import "+p)
+		for module, home := range homes {
+			if s.pkg != home && (p == module || strings.HasPrefix(p, module+"/")) {
+				complaints = append(complaints, "only "+home+" may import "+p)
+			}
 		}
 	}
 	return complaints

@@ -29,6 +29,7 @@ func TestRules(t *testing.T) {
 		{"go-nbd at home", "nbd/gonbd/a.go", `import "github.com/pojntfx/go-nbd/pkg/server"`, ""},
 		{"go-nbd in a test", "nbd/a_test.go", `import "github.com/pojntfx/go-nbd/pkg/server"`, "only nbd/gonbd"},
 		{"go-nbd in the command", "cmd/cairn/a.go", `import "github.com/pojntfx/go-nbd/pkg/server"`, "only nbd/gonbd"},
+		{"pkg/sftp elsewhere", "store/locate/a.go", `import "github.com/pkg/sftp"`, "only store/sftp"},
 		{"standard error", "store/a.go", `import "os"; var w = os.Stderr`, "os.Stderr"},
 		{"standard error renamed", "store/a.go", `import sys "os"; var w = sys.Stderr`, "sys.Stderr"},
 		{"print", "store/a.go", `import "fmt"; func f() { fmt.Println() }`, "fmt.Println"},
