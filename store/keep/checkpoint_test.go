@@ -41,7 +41,7 @@ func TestCheckpoint(t *testing.T) {
 	if err := none.Save(1); err != nil || none.Load(&got) {
 		t.Errorf("the zero value kept something: %v", err)
 	}
-	if err := keep.NewCheckpoint(filepath.Join(dir, files[0].Name(), "x")).Save(1); err == nil {
+	if err := keep.NewCheckpoint(os.DevNull).Save(1); err == nil {
 		t.Error("Save where no directory can be = nil")
 	}
 }
