@@ -163,7 +163,8 @@ type model struct {
 	limited     bool // a request had to wait in this round
 	settled     bool // doubling has ended
 
-	base    float64    // seconds that an answer takes; 0 until that is known
+	base    float64    // seconds that an answer takes on average when little else is asked; 0 until that is known
+	least   float64    // seconds that the quickest answer took; 0 until there is one
 	size    float64    // of an answer on average, bytes
 	rates   [8]float64 // of the last rounds that count, bytes a second; newest first
 	ratedAt time.Time  // when the newest was measured
@@ -237,7 +238,10 @@ func (m *model) done(now, begun time.Time, bytes int, throttled bool) {
 		m.bytes += bytes
 		m.answers++
 		m.steady++
-		took := now.Sub(begun).Seconds()
+		took := max(now.Sub(begun), time.Microsecond).Seconds()
+		if m.least == 0 || took < m.least {
+			m.least = took
+		}
 		m.took += took
 		m.squares += took * took
 	}
@@ -295,22 +299,23 @@ func (m *model) learn(now time.Time, rate float64) {
 // rate returns the best rate of the last rounds, in bytes a second.
 func (m *model) rate() float64 { return slices.Max(m.rates[:]) }
 
+// product is Link.Product. The time is the quickest answer's: a round's mean has what its requests waited for each other.
 func (m *model) product() int64 {
-	if m.base == 0 {
+	if m.rate() == 0 {
 		return firstBudget / 4
 	}
-	return int64(min(m.rate()*m.base, 1<<40))
+	return int64(min(m.rate()*m.least, 1<<40))
 }
 
 // budget is Link.Budget: as many bytes as the link holds, and those that it moves in delay besides. Until the link is
 // full it is twice what the link holds, to find out.
 func (m *model) budget(delay time.Duration) int64 {
-	if m.base == 0 {
+	if m.rate() == 0 {
 		return firstBudget
 	}
-	bytes := m.rate() * (m.base + delay.Seconds())
+	bytes := m.rate() * (m.least + delay.Seconds())
 	if m.steady < steadyAfter {
-		bytes = max(2*m.rate()*m.base, bytes, firstBudget)
+		bytes = max(2*m.rate()*m.least, bytes, firstBudget)
 	}
 	return max(int64(min(bytes, 1<<40)), leastBudget)
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -269,4 +270,50 @@ func TestRateOfPauses(t *testing.T) {
 			t.Errorf("the link holds %d bytes after five seconds of single reads, want 12 ms at 1.25 MB/s", got)
 		}
 	})
+}
+
+// TestBudgetFillsLinks: prefetches that keep within the budget fill links of all kinds, and do not delay a read by much
+// more than they may.
+func TestBudgetFillsLinks(t *testing.T) {
+	const size, fetches, delay = 64 << 10, 2000, 50 * time.Millisecond
+	for _, c := range []struct {
+		trip time.Duration
+		rate float64 // bytes a second
+	}{
+		{20 * time.Millisecond, 12.5e6}, {5 * time.Millisecond, 125e6}, {80 * time.Millisecond, 12.5e6},
+		{300 * time.Millisecond, 12.5e6}, {time.Millisecond, 125e6}, {40 * time.Millisecond, 1.25e6},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			l, w := NewLink(512), &wire{latency: always(c.trip), rate: c.rate}
+			begun := time.Now()
+			var flying atomic.Int64
+			var wg sync.WaitGroup
+			for range fetches {
+				for flying.Load() > 0 && (flying.Load()+1)*size > l.Budget(delay) {
+					time.Sleep(100 * time.Microsecond)
+				}
+				flying.Add(1)
+				wg.Go(func() {
+					leave, err := l.enter(t.Context())
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					w.get(size)
+					leave(size, nil)
+					flying.Add(-1)
+				})
+			}
+			wg.Wait()
+			used := fetches * size / time.Since(begun).Seconds() / c.rate
+			waits := time.Duration(float64(l.Budget(delay))/c.rate*float64(time.Second)) - c.trip
+			t.Logf("%v, %.2f MB/s: %.0f %% of the link, a read waits for %v", c.trip, c.rate/1e6, 100*used, waits)
+			if used < 0.8 {
+				t.Errorf("%v, %.2f MB/s: only %.0f %% of the link are used", c.trip, c.rate/1e6, 100*used)
+			}
+			if most := 2*delay + 10*time.Millisecond; waits > max(most, time.Duration(leastBudget/c.rate*float64(time.Second))) {
+				t.Errorf("%v, %.2f MB/s: a read waits for %v behind others", c.trip, c.rate/1e6, waits)
+			}
+		})
+	}
 }
