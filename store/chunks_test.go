@@ -10,9 +10,9 @@ import (
 	"testing"
 
 	"cairn/blob"
+	"cairn/internal/test/mem"
 	"cairn/internal/test/need"
 	"cairn/store"
-	"cairn/store/mem"
 	"cairn/store/storetest"
 )
 

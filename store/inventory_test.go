@@ -11,8 +11,8 @@ import (
 	"time"
 
 	"cairn/blob"
+	"cairn/internal/test/mem"
 	"cairn/store"
-	"cairn/store/mem"
 	"cairn/store/storetest"
 )
 

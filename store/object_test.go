@@ -11,10 +11,10 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"cairn/blob"
+	"cairn/internal/test/mem"
 	"cairn/internal/test/need"
 	"cairn/store"
 	"cairn/store/local"
-	"cairn/store/mem"
 )
 
 // frame is data as a frame of the options.

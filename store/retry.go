@@ -116,7 +116,7 @@ func (p Policy) wait(n int, err error) (wait time.Duration, asked bool) {
 	return max(wait, min(busy.After, LongestAsked)), true
 }
 
-// Retry reads from r as the policy says. It is an io.Closer, which closes r if that is one.
+// Retry reads from r as the policy says.
 func Retry(r Reader, p Policy) Reader { return retry{r, p} }
 
 type retry struct {
@@ -128,14 +128,6 @@ func (t retry) String() string { return t.r.String() }
 
 // Unwrap is for As.
 func (t retry) Unwrap() Reader { return t.r }
-
-// Close closes r if it can be closed.
-func (t retry) Close() error {
-	if c, ok := t.r.(io.Closer); ok {
-		return c.Close()
-	}
-	return nil
-}
 
 func (t retry) Read(ctx context.Context, name string, dst []byte, limit int64) (out []byte, err error) {
 	err = t.p.Do(ctx, func() error {
@@ -158,8 +150,7 @@ func (t retry) Stat(ctx context.Context, name string) (size int64, err error) {
 	return size, err
 }
 
-// RetryBucket reads from b and writes to it as the policy says. It is a Creator if b is one. It is an io.Closer, which
-// closes b if that is one.
+// RetryBucket reads from b and writes to it as the policy says. It is a Creator if b is one.
 func RetryBucket(b Bucket, p Policy) Bucket {
 	t := retryBucket{retry{b, p}, b}
 	if creator, can := b.(Creator); can {

@@ -1,5 +1,5 @@
 // Package store keeps chunks under their digests. It has two floors: a Bucket moves named bytes and knows
-// nothing of digests (local, web, s3, sftp and mem are buckets); Chunks is a bucket seen through digests, where
+// nothing of digests (local, web, s3 and sftp are buckets); Chunks is a bucket seen through digests, where
 // names, compression and verification are written once. Package supply makes one Getter of several stores. The
 // package knows nothing of images, seeds or devices.
 package store
@@ -118,6 +118,13 @@ func As[T any](r Reader) (as T, ok bool) {
 		r = wrapper.Unwrap()
 	}
 	return as, false
+}
+
+// Close ends what r may have running, such as an ssh. There is nothing to lose by then.
+func Close(r Reader) {
+	if c, ok := As[io.Closer](r); ok {
+		_ = c.Close()
+	}
 }
 
 // Bucket is a Reader that can be written.

@@ -7,8 +7,8 @@ import (
 	"testing"
 
 	"cairn/blob"
+	"cairn/internal/test/mem"
 	"cairn/store"
-	"cairn/store/mem"
 	"cairn/store/storetest"
 	"cairn/store/supply"
 )

@@ -9,8 +9,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"cairn/internal/test/mem"
 	"cairn/store"
-	"cairn/store/mem"
 	"cairn/store/storetest"
 )
 

@@ -9,9 +9,9 @@ import (
 	"cairn/blob/ingest"
 	"cairn/blob/scan"
 	"cairn/chunker"
+	"cairn/internal/test/mem"
 	"cairn/seed"
 	"cairn/store"
-	"cairn/store/mem"
 )
 
 // flash is a program's own device: anything with these four methods is a target.

@@ -21,10 +21,10 @@ import (
 	"cairn/blob/scan"
 	"cairn/chunker"
 	"cairn/internal/blockdev"
+	"cairn/internal/test/mem"
 	"cairn/seed/known"
 	"cairn/store"
 	"cairn/store/locate"
-	"cairn/store/mem"
 	"cairn/testimages"
 )
 

@@ -22,11 +22,11 @@ import (
 	"cairn/blob/scan"
 	"cairn/chunker"
 	"cairn/internal/blockdev"
+	"cairn/internal/test/mem"
 	"cairn/internal/test/need"
 	"cairn/seed"
 	"cairn/store"
 	"cairn/store/local"
-	"cairn/store/mem"
 	"cairn/store/storetest"
 	"cairn/testimages"
 )

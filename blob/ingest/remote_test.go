@@ -8,8 +8,8 @@ import (
 	"time"
 
 	"cairn/blob"
+	"cairn/internal/test/mem"
 	"cairn/store"
-	"cairn/store/mem"
 	"cairn/store/storetest"
 	"cairn/testimages"
 )

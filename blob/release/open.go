@@ -80,8 +80,6 @@ func (a Access) stream(ctx context.Context, at locate.Location, limit int64, use
 	if err != nil {
 		return err
 	}
-	if c, ok := r.(io.Closer); ok {
-		defer c.Close() // an ssh, of which nothing is wanted any more
-	}
+	defer store.Close(r)
 	return store.Stream(ctx, r, name, limit, use)
 }

@@ -9,9 +9,9 @@ import (
 	"testing"
 
 	"cairn/blob/release"
+	"cairn/internal/test/mem"
 	"cairn/store"
 	"cairn/store/locate"
-	"cairn/store/mem"
 	"cairn/store/storetest"
 )
 

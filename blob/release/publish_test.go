@@ -14,11 +14,11 @@ import (
 	"cairn/blob/ingest"
 	"cairn/blob/release"
 	"cairn/chunker"
+	"cairn/internal/test/mem"
 	"cairn/store"
 	"cairn/store/keep"
 	"cairn/store/local"
 	"cairn/store/locate"
-	"cairn/store/mem"
 	"cairn/store/storetest"
 	"cairn/testimages"
 )

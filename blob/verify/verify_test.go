@@ -17,8 +17,8 @@ import (
 	"cairn/blob/ingest"
 	"cairn/blob/scan"
 	"cairn/chunker"
+	"cairn/internal/test/mem"
 	"cairn/store"
-	"cairn/store/mem"
 	"cairn/store/storetest"
 	"cairn/testimages"
 )

@@ -165,7 +165,7 @@ func runMake(ctx context.Context, stdout io.Writer, f makeFlags, image string) (
 			return fmt.Errorf("opening store %s: %w", f.store, err)
 		}
 	}
-	defer closeReader(bucket)
+	defer store.Close(bucket)
 	return makeInto(ctx, destination{index, image, outlet, bucket, f.store.Remote(), f.access}, src, total, f, stdout)
 }
 

@@ -1,22 +1,13 @@
 package main
 
 import (
-	"io"
 
 	"cairn/blob"
 	"cairn/internal/blockdev"
 	"cairn/internal/disk"
-	"cairn/store"
 	"cairn/store/locate"
 	"cairn/store/supply"
 )
-
-// closeReader ends what a reader may have running, such as an ssh. There is nothing to lose by then.
-func closeReader(r store.Reader) {
-	if c, ok := r.(io.Closer); ok {
-		_ = c.Close()
-	}
-}
 
 // of returns the stores of an index: those named, or the default one beside the index.
 func (f *stores) of(index locate.Location) ([][]locate.Location, error) {

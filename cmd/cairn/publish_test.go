@@ -14,9 +14,9 @@ import (
 
 	"cairn/blob"
 	"cairn/blob/release"
+	"cairn/internal/test/mem"
 	"cairn/store"
 	"cairn/store/locate"
-	"cairn/store/mem"
 	"cairn/store/storetest"
 	"cairn/testimages"
 )

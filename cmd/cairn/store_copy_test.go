@@ -7,9 +7,9 @@ import (
 	"testing"
 
 	"cairn/blob"
+	"cairn/internal/test/mem"
 	"cairn/store"
 	"cairn/store/locate"
-	"cairn/store/mem"
 )
 
 // TestCopyFindingsAreBounded: of a store that has lost everything not everything is kept in memory.

@@ -164,7 +164,7 @@ func testFilters(b *browsertest.Tab) {
 // testHostile: whatever names hold is text.
 func testHostile(b *browsertest.Tab) {
 	p := page(Chunk{Size: 5000, Kind: seed.Local}, Chunk{Size: 10, Kind: seed.Fetch})
-	p.Title, p.Note, p.Seeds = hostile, hostile, []string{hostile}
+	p.Title, p.Seeds = hostile, []string{hostile}
 	url := open(b, p)
 	browsertest.Sees(b, browsertest.Texts("title, h1, header p"), []string{hostile, hostile, hostile})
 	b.Run(chromedp.Focus("#frame"))

@@ -23,7 +23,6 @@ type Chunk struct {
 // limit.
 type Page struct {
 	Title  string          // what is planned or compared
-	Note   string          // a sentence below the title
 	Size   int64           // of the image in bytes
 	Seeds  []string        // names; the first few have colours of their own and the rest share one
 	Chunks iter.Seq[Chunk] // the whole image in order

@@ -24,7 +24,7 @@ func render(t testing.TB, p Page) []byte {
 
 // page is of an image of these chunks.
 func page(chunks ...Chunk) Page {
-	p := Page{Title: "title", Note: "note", Chunks: slices.Values(chunks)}
+	p := Page{Title: "title", Chunks: slices.Values(chunks)}
 	for _, c := range chunks {
 		p.Size += c.Size
 	}
@@ -64,7 +64,6 @@ func release() Page {
 	}
 	p := page(chunks...)
 	p.Title = "release-42.caibx onto PARTLABEL=root-b"
-	p.Note = "What cairn assemble would do"
 	p.Seeds = []string{"PARTLABEL=root-a", "/var/cache/base.squashfs", "/srv/images/app.img", "old.img"}
 	return p
 }
@@ -113,7 +112,7 @@ func worst() Page {
 	}
 	p := page(chunks...)
 	p.Title = strings.Repeat(`"`, 10_000)
-	p.Note, p.Seeds = p.Title, slices.Repeat([]string{p.Title}, 70_000)
+	p.Seeds = slices.Repeat([]string{p.Title}, 70_000)
 	return p
 }
 
@@ -129,7 +128,7 @@ func TestRenderIsBounded(t *testing.T) {
 
 func TestRenderEscapes(t *testing.T) {
 	p := page(Chunk{Size: 10, Kind: seed.Local})
-	p.Title, p.Note, p.Seeds = hostile, hostile, []string{hostile}
+	p.Title, p.Seeds = hostile, []string{hostile}
 	got := string(render(t, p))
 	for text, want := range map[string]int{
 		"<script": 1, "</script": 1, "<title": 1, "<style": 1, "<img": 0, "onerror='": 0,

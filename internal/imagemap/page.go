@@ -23,7 +23,7 @@ type view struct {
 	Style                 template.CSS
 	Script                template.JS
 	StyleHash, ScriptHash string
-	Title, Note           string
+	Title                 string
 	Figures               []figure
 	Sources               []source
 	Downloads             []download

@@ -20,7 +20,7 @@ func show(p Page, s *survey) view {
 	return view{
 		Style: template.CSS(pageCSS), StyleHash: hash(pageCSS),
 		Script: template.JS(pageJS), ScriptHash: hash(pageJS),
-		Title: plaintext.Clean(p.Title, maxTitle), Note: plaintext.Clean(p.Note, maxTitle),
+		Title:   plaintext.Clean(p.Title, maxTitle),
 		Figures: s.figures(), Sources: s.sources(p.Seeds), Downloads: s.downloads(),
 		Map: s.chart(), Bar: drawBar(&s.bytes), BarView: viewBox(barHeight),
 	}

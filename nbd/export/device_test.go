@@ -10,8 +10,8 @@ import (
 	"cairn/blob/view"
 	"cairn/blob/view/fetch"
 	"cairn/chunker"
+	"cairn/internal/test/mem"
 	"cairn/store"
-	"cairn/store/mem"
 	"cairn/testimages"
 )
 

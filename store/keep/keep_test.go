@@ -16,9 +16,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"cairn/blob"
+	"cairn/internal/test/mem"
 	"cairn/store"
 	"cairn/store/keep"
-	"cairn/store/mem"
 	"cairn/store/storetest"
 )
 

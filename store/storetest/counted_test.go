@@ -7,8 +7,8 @@ import (
 	"strings"
 	"testing"
 
+	"cairn/internal/test/mem"
 	"cairn/store"
-	"cairn/store/mem"
 	"cairn/store/storetest"
 )
 

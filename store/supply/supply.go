@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 
 	"golang.org/x/sync/errgroup"
 
@@ -62,7 +61,7 @@ func Open(groups [][]locate.Location, access locate.Access, a blob.Algorithm, o 
 				continue
 			}
 			opened++
-			s.closers = append(s.closers, func() { closeReader(r) })
+			s.closers = append(s.closers, func() { store.Close(r) })
 			m := o.member(at.Remote())
 			s.add(store.NewChunksAtOnce(meter{limit(r), &s.counter}, a, m.link.Most()), m)
 		}
@@ -216,12 +215,5 @@ func (s *Supply) Downloaded() (objects, bytes int64) {
 func (s *Supply) Close() {
 	for _, end := range s.closers {
 		end()
-	}
-}
-
-// closeReader closes a reader if it can be closed. There is nothing to lose by then.
-func closeReader(r store.Reader) {
-	if c, ok := r.(io.Closer); ok {
-		_ = c.Close()
 	}
 }

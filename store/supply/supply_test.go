@@ -12,10 +12,10 @@ import (
 	"time"
 
 	"cairn/blob"
+	"cairn/internal/test/mem"
 	"cairn/store"
 	"cairn/store/local"
 	"cairn/store/locate"
-	"cairn/store/mem"
 	"cairn/store/storetest"
 )
 

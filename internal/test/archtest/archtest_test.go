@@ -38,8 +38,7 @@ var imports = map[string]string{
 	"store/web":          "store",
 	"store/s3":           "store",
 	"store/sftp":         "store",
-	"store/mem":          "store",
-	"store/locate":       "store store/local store/web store/s3 store/sftp store/mem",
+	"store/locate":       "store store/local store/web store/s3 store/sftp",
 	"store/storetest":    "store blob",
 	"store/supply":       "blob store store/locate",
 	"store/keep":         "store blob",
@@ -52,6 +51,7 @@ var imports = map[string]string{
 	"testimages":         "",
 	"cmd/cairn":          anything,
 	"internal/test/demo": "nbd/nbdtest testimages",
+	"internal/test/mem":  "store",
 
 	"internal/transfer":    "store",
 	"internal/imagemap":    "seed",

@@ -3,8 +3,8 @@ package mem_test
 import (
 	"testing"
 
+	"cairn/internal/test/mem"
 	"cairn/store"
-	"cairn/store/mem"
 	"cairn/store/storetest"
 )
 
