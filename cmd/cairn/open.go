@@ -1,7 +1,6 @@
 package main
 
 import (
-
 	"cairn/blob"
 	"cairn/internal/blockdev"
 	"cairn/internal/disk"
