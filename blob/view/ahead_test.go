@@ -79,13 +79,21 @@ func TestReadAheadNext(t *testing.T) {
 	}
 }
 
+// wideLink is a link that holds much.
+type wideLink struct{}
+
+func (wideLink) Product() int64             { return maxAhead }
+func (wideLink) Budget(time.Duration) int64 { return 4 * maxAhead }
+
 // TestReadAhead: reading in order waits for few fetches, here and there for one each, and fetches no more.
 func TestReadAhead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		image := testimages.Random(1, 4<<20)
 		x, from := index(t, image), holding(t, image)
 		from.latency = time.Second
-		v := open(t, x, from, fetch.Options{Fetches: 10_000})
+		cache := fetch.New(t.Context(), fetch.Options{Fetches: 10_000})
+		defer cache.Close()
+		v := New(x, cache.NewSource(from, fetch.SourceOptions{Link: wideLink{}}), Options{})
 		start := time.Now()
 		var got bytes.Buffer
 		p := make([]byte, 4096)

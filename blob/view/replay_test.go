@@ -168,7 +168,8 @@ func (b *boot) replayMany(t *testing.T, machines int, o Options, begin func(v *I
 		l := b.link()
 		cache := fetch.New(t.Context(), fetch.Options{Bytes: 256 << 20})
 		defer cache.Close()
-		v := New(b.index, cache.NewSource(l, fetch.SourceOptions{Fetches: 64}), o)
+		from := supply.New(store.Policy{Patience: 100 * time.Millisecond}, supply.Options{}, l)
+		v := New(b.index, cache.NewSource(from, fetch.SourceOptions{Fetches: from.Requests(), Link: from.Link()}), o)
 		if begin != nil {
 			begin(v)
 		}
@@ -361,7 +362,7 @@ func TestColdDepth(t *testing.T) {
 		cache := fetch.New(t.Context(), fetch.Options{Bytes: 64 << 20})
 		defer cache.Close()
 		from := supply.New(store.Policy{}, supply.Options{}, l)
-		v := New(b.index, cache.NewSource(from, fetch.SourceOptions{Fetches: from.Requests()}), Options{Around: true})
+		v := New(b.index, cache.NewSource(from, fetch.SourceOptions{Fetches: from.Requests(), Link: from.Link()}), Options{Around: true})
 		begun := time.Now()
 		err := boottrace.ReadPages(t.Context(), places, depth, func(ctx context.Context, p []byte, off int64) error {
 			defer b.check(t, p, off)

@@ -159,7 +159,7 @@ func (im *images) openSource(index locate.Location, a blob.Algorithm) (*fetch.So
 		return nil, &Error{Stores, err}
 	}
 	im.closers = append(im.closers, from.Close)
-	im.sources[k] = im.cache.NewSource(im.stores.add(locations, a, from), fetch.SourceOptions{Fetches: from.Requests()})
+	im.sources[k] = im.cache.NewSource(im.stores.add(locations, a, from), fetch.SourceOptions{Fetches: from.Requests(), Link: from.Link()})
 	return im.sources[k], nil
 }
 

@@ -46,8 +46,8 @@ type Cache struct {
 
 	mu      sync.Mutex // guards what follows, and the sources, the clients' feeds and the entries in them
 	memory  memory
-	flights map[key]*Entry // queued, or being fetched
-	onWay   int64          // bytes of flights
+	flights map[key]*Entry // queued, being fetched, or being offered to disks
+	onWay   int64          // bytes of those that are queued or being fetched
 	disk    *Source        // the clients' disks, and the donors
 	sources []*Source      // disk is the first
 	alarm   alarm          // rings when something may begin that waits for a time
@@ -300,15 +300,19 @@ func (c *Cache) launch(e *Entry) {
 		for _, h := range takers {
 			h.offer(c.ctx, data, demanded)
 		}
-		c.land(at, e.size, demanded)
+		c.land(e, at, demanded)
 	})
 }
 
-// land notes that a fetch has ended, and begins others in its place.
-func (c *Cache) land(at *Source, size int64, demanded bool) {
+// land notes that a fetch has ended, and begins others in its place. Until then the entry can be found, whether or not
+// memory keeps it: a disk finds the chunk only after it was offered.
+func (c *Cache) land(e *Entry, at *Source, demanded bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	at.arrive(size, demanded, time.Now())
+	if e.done() && c.flights[e.key] == e {
+		delete(c.flights, e.key)
+	}
+	at.arrive(e.size, demanded, time.Now())
 	c.pump()
 }
 
@@ -332,7 +336,7 @@ func (c *Cache) deliver(e *Entry, data []byte, origin origin, err error) []home 
 	if e.at.endOutage() {
 		c.log.Info("the store answers again")
 	}
-	c.forget(e)
+	c.onWay -= e.size
 	e.succeed(data, origin)
 	c.memory.keep(e)
 	c.pump()
@@ -341,13 +345,9 @@ func (c *Cache) deliver(e *Entry, data []byte, origin origin, err error) []home 
 
 // fail tells all waiters of an entry, and forgets it.
 func (c *Cache) fail(e *Entry, err error) {
-	c.forget(e)
-	e.fail(err)
-}
-
-func (c *Cache) forget(e *Entry) {
 	delete(c.flights, e.key)
 	c.onWay -= e.size
+	e.fail(err)
 }
 
 // hold notes that a fetch failed and will be repeated, as reads wait for it. The channel is closed when the store answers.

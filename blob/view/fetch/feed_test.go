@@ -31,6 +31,30 @@ func TestFeed(t *testing.T) {
 	})
 }
 
+// TestFetchedOnceForSlowDisk: a chunk that memory has no room for and that the disk has not taken yet is not fetched again.
+func TestFetchedOnceForSlowDisk(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		image := random(1, 3)
+		image = append(image, image[:chunkSize]...)
+		from, d := holding(t, image), newDisk()
+		d.behind = make(chan struct{})
+		cache := New(t.Context(), Options{Bytes: 1})
+		defer cache.Close()
+		r := newReader(t, cache.NewSource(from, SourceOptions{}), image, ClientOptions{Disk: d})
+		f := &listFeed{list: []int{0, 1, 2}}
+		r.StartFeed(f, Fill, 0)
+		synctest.Wait()
+		r.StartFeed(&listFeed{list: []int{3}}, Fill, 0)
+		synctest.Wait()
+		close(d.behind)
+		synctest.Wait()
+		from.checkOnce(t, r.index, 0, 3)
+		if len(d.data) != 4 {
+			t.Errorf("%d chunks are on disk, want 4", len(d.data))
+		}
+	})
+}
+
 // TestFeedInMemory: a feed takes up half of the memory with unread chunks, and goes on as they are read.
 func TestFeedInMemory(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -256,7 +256,8 @@ type disk struct {
 	mu      sync.Mutex // guards what follows
 	data    map[int][]byte
 	claimed map[int][]byte
-	waited  int // OfferWait calls
+	waited  int           // OfferWait calls
+	behind  chan struct{} // if not nil, OfferWait waits until it is closed
 }
 
 func newDisk() *disk { return &disk{data: map[int][]byte{}, claimed: map[int][]byte{}} }
@@ -299,6 +300,9 @@ func (d *disk) Offer(i int, data []byte) {
 }
 
 func (d *disk) OfferWait(_ context.Context, i int, data []byte) bool {
+	if d.behind != nil {
+		<-d.behind
+	}
 	d.Offer(i, data)
 	d.mu.Lock()
 	defer d.mu.Unlock()

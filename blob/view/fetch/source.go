@@ -47,7 +47,7 @@ const (
 // SourceOptions of a Source. The zero value is good.
 type SourceOptions struct {
 	Fetches int  // in-flight limit; 0 is the Cache's default
-	Link    Link // to the store; nil measures it
+	Link    Link // to the store; nil assumes one with room for a few chunks
 }
 
 // Source is a store with the queue of the chunks that are to be fetched from it, or the disks. It decides which fetch is
@@ -55,7 +55,6 @@ type SourceOptions struct {
 type Source struct {
 	cache *Cache
 	from  store.Getter // nil: the disks
-	pace  pace
 	link  Link
 	slots int
 	spare int // of the slots, those that prefetches may take
@@ -73,7 +72,7 @@ type Source struct {
 
 func newSource(c *Cache, from store.Getter, o SourceOptions) *Source {
 	s := &Source{cache: c, from: from, slots: o.Fetches, spare: o.Fetches - o.Fetches/4, places: map[*Entry]*list.Element{}}
-	s.link = cmp.Or[Link](o.Link, &s.pace)
+	s.link = cmp.Or[Link](o.Link, assumedLink{})
 	s.over = make(chan struct{})
 	return s
 }
@@ -188,7 +187,7 @@ func (s *Source) get(ctx context.Context, e *Entry, data []byte) (origin, error)
 	defer slow.Stop()
 	began := time.Now()
 	for n := 1; ; n++ {
-		err := s.getOnce(ctx, e, data)
+		err := store.GetOne(ctx, s.from, e.key.digest, data)
 		if err == nil || !errors.Is(err, store.ErrUnavailable) {
 			return fromStore, err
 		}
@@ -201,16 +200,6 @@ func (s *Source) get(ctx context.Context, e *Entry, data []byte) (origin, error)
 			return fromStore, err
 		}
 	}
-}
-
-// getOnce asks the store once, and measures the link.
-func (s *Source) getOnce(ctx context.Context, e *Entry, data []byte) error {
-	began := s.pace.depart(time.Now())
-	err := store.GetOne(ctx, s.from, e.key.digest, data)
-	if err == nil {
-		s.pace.arrive(began, time.Now(), e.size)
-	}
-	return err
 }
 
 // read gets a chunk from disk: from its own place, or from a donor.

@@ -52,9 +52,9 @@ func TestMayPrefetch(t *testing.T) {
 		later time.Duration
 	}{
 		"idle":              {func(*Source) {}, true, 0},
-		"some":              {func(s *Source) { s.flying, s.bytes = 2, firstBudget-chunkSize }, true, 0},
+		"some":              {func(s *Source) { s.flying, s.bytes = 2, assumedBudget-chunkSize }, true, 0},
 		"slots for demands": {func(s *Source) { s.flying = 3 }, false, 0},
-		"link is full":      {func(s *Source) { s.flying, s.bytes = 1, firstBudget }, false, 0},
+		"link is full":      {func(s *Source) { s.flying, s.bytes = 1, assumedBudget }, false, 0},
 		"backoff":           {func(s *Source) { s.outage.failures, s.outage.until = 1, now.Add(time.Second) }, false, time.Second},
 		"probe":             {func(s *Source) { s.outage.failures, s.outage.until = 1, now }, true, 0},
 		"probe is under way": {func(s *Source) {
