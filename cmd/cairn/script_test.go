@@ -12,6 +12,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"cairn/internal/test/need"
 	"cairn/testimages"
 )
 
@@ -22,8 +23,12 @@ func TestMain(m *testing.M) {
 // update rewrites what the scripts expect of a command's output by what it is.
 var update = flag.Bool("update", false, "rewrite the expected output in testdata/script")
 
-// TestScripts runs testdata/script: a file per command, with the words that it says.
+// TestScripts runs testdata/script: a file per command, with the words that it says. `make check` leaves them to
+// `make test`: the race detector has the packages' own tests.
 func TestScripts(t *testing.T) {
+	if need.Race && testing.Short() {
+		t.Skip("without the race detector only: it takes minutes")
+	}
 	t.Parallel()
 	testscript.Run(t, testscript.Params{
 		Dir:           "testdata/script",

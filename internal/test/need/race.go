@@ -1,0 +1,6 @@
+//go:build race
+
+package need
+
+// Race is true in a test binary with the race detector.
+const Race = true
