@@ -195,7 +195,7 @@ func exportRows(s dashboard.Status) [][]string {
 	rows := [][]string{{"EXPORT", "SIZE", "LOCAL", "CLIENTS", "SERVED", "AT ONCE", "FETCHED", "WAITED", "FAILED"}}
 	for _, e := range s.Exports {
 		rows = append(rows, []string{printable(e.Name), size(e.Size), percent(e.Local, e.Size), fmt.Sprint(e.Clients), size(e.Served),
-			percent(e.MemoryHits+e.DiskHits, e.Reads), size(e.Fetched), rounded(time.Duration(e.StallTime * float64(time.Second))), humanize.Comma(e.Failures)})
+			percent(e.Hits(), e.Reads), size(e.Fetched), rounded(time.Duration(e.StallTime * float64(time.Second))), humanize.Comma(e.Failures)})
 	}
 	return rows
 }

@@ -3,6 +3,7 @@ package dashboard
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -25,52 +26,54 @@ func (collector) Describe(chan<- *prometheus.Desc) {}
 // Collect implements prometheus.Collector.
 func (c collector) Collect(out chan<- prometheus.Metric) {
 	s := c.look()
-	m := &series{out: out}
-	m.server(s)
+	all := series{out: out}
+	all.server(s)
 	for _, e := range s.Exports[:min(len(s.Exports), maxExports)] {
-		m.export(e, s.Now)
+		series{out, []string{"export", label(e.Name)}}.export(e, s.Now)
 	}
 	for _, st := range s.Stores {
-		m.store(st)
+		series{out, []string{"store", label(st.Name)}}.store(st)
 	}
 	if s.Cache != nil {
-		m.cache(*s.Cache)
+		all.cache(*s.Cache)
 	}
 }
 
 // series makes metrics.
 type series struct {
 	out    chan<- prometheus.Metric
-	labels prometheus.Labels
+	labels []string // of all metrics, each a name and a value
 }
 
-func (m *series) gauge(name, help string, v float64, variable ...string) {
+func (m series) gauge(name, help string, v float64, variable ...string) {
 	m.put(prometheus.GaugeValue, name, help, v, variable)
 }
 
-func (m *series) counter(name, help string, v float64, variable ...string) {
+func (m series) counter(name, help string, v float64, variable ...string) {
 	m.put(prometheus.CounterValue, name, help, v, variable)
 }
 
-// put sends a metric with the series' labels and others, each a name and a value.
-func (m *series) put(t prometheus.ValueType, name, help string, v float64, variable []string) {
+// put sends a metric with the series' labels and others.
+func (m series) put(t prometheus.ValueType, name, help string, v float64, variable []string) {
 	var names, values []string
-	for _, key := range []string{"export", "store"} {
-		if value, ok := m.labels[key]; ok {
-			names, values = append(names, key), append(values, value)
-		}
-	}
-	for i := 0; i < len(variable); i += 2 {
-		names, values = append(names, variable[i]), append(values, variable[i+1])
+	for pair := range slices.Chunk(slices.Concat(m.labels, variable), 2) {
+		names, values = append(names, pair[0]), append(values, pair[1])
 	}
 	desc := prometheus.NewDesc("cairn_serve_"+name, help, names, nil)
 	m.out <- prometheus.MustNewConstMetric(desc, t, v, values...)
 }
 
+func oneIf(is bool) float64 {
+	if is {
+		return 1
+	}
+	return 0
+}
+
 // label is any text as the value of a label, which must be UTF-8.
 func label(text string) string { return strings.ToValidUTF8(text, "\uFFFD") }
 
-func (m *series) server(s Status) {
+func (m series) server(s Status) {
 	m.gauge("info", "Always 1; the version is in the label.", 1, "version", label(s.Version))
 	m.gauge("start_time_seconds", "When the server began, in seconds since 1970.", float64(s.Started.UnixMilli())/1000)
 	m.gauge("exports", "Exports that clients may choose.", float64(s.Offered))
@@ -84,9 +87,7 @@ func (m *series) server(s Status) {
 	m.gauge("memory_limit_bytes", "Chunks that may be kept in memory.", float64(s.Memory.Limit))
 }
 
-func (m *series) export(e Export, now time.Time) {
-	m.labels = prometheus.Labels{"export": label(e.Name)}
-	defer func() { m.labels = nil }()
+func (m series) export(e Export, now time.Time) {
 	m.gauge("export_size_bytes", "Size of the image.", float64(e.Size))
 	m.gauge("export_local_bytes", "Bytes of the image that a read has without a store, zeros included.", float64(e.Local))
 	m.gauge("export_clients", "Clients that use the export.", float64(e.Clients))
@@ -110,7 +111,7 @@ func (m *series) export(e Export, now time.Time) {
 	m.waits(e, now)
 }
 
-func (m *series) waits(e Export, now time.Time) {
+func (m series) waits(e Export, now time.Time) {
 	m.counter("read_failures_total", "Reads of the image that failed.", float64(e.Failures))
 	m.counter("stalls_total", "Times that a read had to wait for a chunk.", float64(e.Stalls))
 	m.counter("stall_seconds_total", "Time that reads waited for chunks, of all reads together, when the waiting was over.", e.StallTime)
@@ -122,14 +123,8 @@ func (m *series) waits(e Export, now time.Time) {
 	m.gauge("longest_stall_seconds", "For how long the read has waited that waits longest now; 0 if none does.", longest)
 }
 
-func (m *series) store(s Store) {
-	m.labels = prometheus.Labels{"store": label(s.Name)}
-	defer func() { m.labels = nil }()
-	up := 0.0
-	if s.Up {
-		up = 1
-	}
-	m.gauge("store_up", "1 if the store answered the last request, or was not asked yet; 0 if it was unavailable.", up)
+func (m series) store(s Store) {
+	m.gauge("store_up", "1 if the store answered the last request, or was not asked yet; 0 if it was unavailable.", oneIf(s.Up))
 	for _, r := range s.Requests {
 		m.counter("store_requests_total", "Chunks that the store was asked for, by what came of it.", float64(r.Count), "result", r.Result)
 	}
@@ -139,14 +134,10 @@ func (m *series) store(s Store) {
 	m.gauge("store_gate_limit", "Requests that are let in to the store at once at present; 0 for a store on this machine.", float64(s.GateLimit))
 }
 
-func (m *series) cache(c Cache) {
-	working := 0.0
-	if c.Working {
-		working = 1
-	}
+func (m series) cache(c Cache) {
 	m.gauge("cache_bytes", "Disk space that cached images take.", float64(c.Bytes))
 	m.gauge("cache_limit_bytes", "Disk space that cached images may take; -1 is no limit.", float64(c.Limit))
-	m.gauge("cache_working", "1 if the cache is written; 0 for a while after its disk has failed.", working)
+	m.gauge("cache_working", "1 if the cache is written; 0 for a while after its disk has failed.", oneIf(c.Working))
 	m.counter("cache_evicted_bytes_total", "Bytes that were removed to keep to the limit.", float64(c.Evicted))
 	m.counter("cache_dropped_chunks_total", "Chunks that were not kept since the disk was slow or failed.", float64(c.Dropped))
 }

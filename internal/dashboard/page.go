@@ -2,7 +2,6 @@ package dashboard
 
 import (
 	"bytes"
-	"cmp"
 	"fmt"
 	"html/template"
 	"slices"
@@ -23,44 +22,21 @@ const (
 	cellHeight = 10
 )
 
-// view is the page in the words of its template.
-type view struct {
-	Version, Uptime, At string
-	Figures             []figure
-	Waits               []waitRow
-	Exports             []card
-	Clients             []clientRow
-	Stores              []storeRow
-	Rooms               []roomRow
-	MoreExports         int
-	MoreClients         int
+// page is what the template shows of a Status: the first of its exports, of their reads that wait, and of its clients.
+type page struct {
+	Status
+	Figures     []figure
+	Waits       []exportWait
+	Rooms       []roomRow
+	MoreExports int
+	MoreClients int
 }
 
 type figure struct{ ID, Name, Value, Note string }
 
-type waitRow struct{ Export, At, Size, Chunk, For, Why string }
-
-// card is an export.
-type card struct {
-	ID, Name, Identity, Size, Percent, Local string
-	Facts                                    []fact
-	Shapes                                   []shape
-	Waits                                    string // a path around the cells that somebody waits for
-	Grid                                     string
-	Width, Height                            int
-	Cells                                    string
-}
-
-type fact struct{ Name, Value string }
-
-// shape is all cells of a level.
-type shape struct{ Class, Path string }
-
-type clientRow struct{ Address, Export, For, Requests, Served, Waits string }
-
-type storeRow struct {
-	Name, State, Why, Requests, Failed, InFlight, Stored, Retries, Gate string
-	Up                                                                  bool
+type exportWait struct {
+	Export string
+	Wait
 }
 
 type roomRow struct {
@@ -69,37 +45,29 @@ type roomRow struct {
 }
 
 func render(s Status) ([]byte, error) {
-	t, err := template.New("page").Parse(pageHTML)
+	t, err := template.New("page").Funcs(template.FuncMap{
+		"clean": clean, "short": short, "size": size, "comma": humanize.Comma, "share": share, "count": countRequests,
+		"draw": draw, "since": func(t time.Time) string { return age(s.Now.Sub(t)) },
+		"seconds": func(n float64) string { return age(time.Duration(n * float64(time.Second))) },
+	}).Parse(pageHTML)
 	if err != nil {
 		return nil, err
 	}
 	var b bytes.Buffer
-	if err := t.Execute(&b, show(s)); err != nil {
-		return nil, err
-	}
-	return b.Bytes(), nil
+	err = t.Execute(&b, newPage(s))
+	return b.Bytes(), err
 }
 
-func show(s Status) view {
-	v := view{Version: clean(s.Version), Uptime: age(s.Now.Sub(s.Started)), At: s.Now.UTC().Format("15:04:05 UTC")}
-	v.Figures = figures(s)
-	v.MoreExports, v.MoreClients = max(0, len(s.Exports)-maxShown), max(0, len(s.Clients)-maxShown)
-	for i, e := range s.Exports[:min(len(s.Exports), maxShown)] {
-		v.Exports = append(v.Exports, newCard(i, e))
-		for _, w := range e.Waiting {
-			v.Waits = append(v.Waits, waitRow{clean(e.Name), exact(w.Offset), size(w.Size), short(w.Chunk), age(s.Now.Sub(w.Since)), why(w)})
+func newPage(s Status) page {
+	p := page{Status: s, Figures: figures(s), Rooms: rooms(s)}
+	p.Exports, p.Clients = s.Exports[:min(len(s.Exports), maxShown)], s.Clients[:min(len(s.Clients), maxShown)]
+	p.MoreExports, p.MoreClients = len(s.Exports)-len(p.Exports), len(s.Clients)-len(p.Clients)
+	for _, e := range p.Exports {
+		for _, w := range e.Waiting[:min(len(e.Waiting), maxShown-len(p.Waits))] {
+			p.Waits = append(p.Waits, exportWait{e.Name, w})
 		}
 	}
-	v.Waits = v.Waits[:min(len(v.Waits), maxShown)]
-	for _, c := range s.Clients[:min(len(s.Clients), maxShown)] {
-		v.Clients = append(v.Clients, clientRow{clean(c.Address), clean(c.Export), age(s.Now.Sub(c.Since)),
-			humanize.Comma(c.Requests), size(c.Served), clientWaits(c, s.Now)})
-	}
-	for _, st := range s.Stores {
-		v.Stores = append(v.Stores, newStoreRow(st, s.Now))
-	}
-	v.Rooms = rooms(s)
-	return v
+	return p
 }
 
 func figures(s Status) []figure {
@@ -107,7 +75,7 @@ func figures(s Status) []figure {
 	longest := time.Duration(0)
 	for _, e := range s.Exports {
 		whole, local = whole+e.Size, local+e.Local
-		reads, hits = reads+e.Reads, hits+e.MemoryHits+e.DiskHits
+		reads, hits = reads+e.Reads, hits+e.Hits()
 		waits += int64(len(e.Waiting))
 		if len(e.Waiting) > 0 {
 			longest = max(longest, s.Now.Sub(e.Waiting[0].Since))
@@ -126,25 +94,24 @@ func figures(s Status) []figure {
 	}
 }
 
-func newCard(i int, e Export) card {
-	c := card{ID: fmt.Sprint("export-", i), Name: clean(e.Name), Identity: clean(e.Identity), Size: size(e.Size),
-		Percent: share(e.Local, e.Size), Local: size(e.Local), Cells: e.Map, Width: columns * cellWidth}
-	c.Height = (len(e.Map) + columns - 1) / columns * cellHeight
-	c.Shapes, c.Waits, c.Grid = shapes(e.Map), around(e), grid(c.Height)
-	c.Facts = []fact{
-		{"clients", fmt.Sprint(e.Clients)},
-		{"served", size(e.Served)},
-		{"hits", share(e.MemoryHits+e.DiskHits, e.Reads)},
-		{"from memory", humanize.Comma(e.MemoryHits)},
-		{"from disk", humanize.Comma(e.DiskHits)},
-		{"from the store", size(e.Fetched)},
-		{"other images", humanize.Comma(e.FromOther)},
-		{"fetched ahead", size(e.Prefetched)},
-		{"of it used", share(e.Used, e.Prefetched)},
-		{"waited", age(time.Duration(e.StallTime * float64(time.Second)))},
-		{"failed reads", humanize.Comma(e.Failures)},
+// drawing is the map of an export.
+type drawing struct {
+	Width, Height int
+	Shapes        []shape
+	Grid          string
+	Waits         string // a path around the cells of chunks that reads wait for
+}
+
+// shape is all cells of a level.
+type shape struct{ Class, Path string }
+
+// draw draws the map of an export, unless it is empty.
+func draw(e Export) *drawing {
+	if e.Map == "" {
+		return nil
 	}
-	return c
+	height := (len(e.Map) + columns - 1) / columns * cellHeight
+	return &drawing{columns * cellWidth, height, shapes(e.Map), grid(height), around(e)}
 }
 
 // shapes are the cells of each level as a path, neighbours as one.
@@ -190,12 +157,9 @@ func grid(height int) string {
 	return path.String()
 }
 
-// around marks the cells of chunks that are waited for.
+// around marks the cells of chunks that reads of an export with a map wait for.
 func around(e Export) string {
 	var path strings.Builder
-	if len(e.Map) == 0 {
-		return ""
-	}
 	per := (e.Size + int64(len(e.Map)) - 1) / int64(len(e.Map))
 	var marked []int
 	for _, w := range e.Waiting[:min(len(e.Waiting), maxShown)] {
@@ -210,39 +174,14 @@ func around(e Export) string {
 	return path.String()
 }
 
-func clientWaits(c Client, now time.Time) string {
-	if len(c.Pending) == 0 {
-		return "-"
-	}
-	p := c.Pending[0]
-	text := fmt.Sprintf("%s of %s at %s, for %s", p.Command, size(p.Length), exact(p.Offset), age(now.Sub(p.Since)))
-	if p.Wait != nil {
-		text += ": chunk " + short(p.Wait.Chunk)
-	}
-	if n := len(c.Pending) - 1; n > 0 {
-		text += fmt.Sprintf(", and %d more", n)
-	}
-	return text
-}
-
-func newStoreRow(s Store, now time.Time) storeRow {
-	r := storeRow{Name: clean(s.Name), Up: s.Up, State: "answers", InFlight: fmt.Sprint(s.InFlight), Stored: size(s.Stored),
-		Retries: humanize.Comma(s.Retries), Gate: "-"}
-	if !s.Up {
-		r.State, r.Why = "away for "+age(now.Sub(s.Since)), clean(s.Error)
-	}
-	if s.GateLimit > 0 {
-		r.Gate = fmt.Sprint(s.GateLimit)
-	}
-	var all, failed int64
-	for _, q := range s.Requests {
-		all += q.Count
-		if q.Result != "ok" {
-			failed += q.Count
+// countRequests counts the requests to a store, or those of them that failed.
+func countRequests(all []Results, failed bool) (n int64) {
+	for _, r := range all {
+		if !failed || r.Result != "ok" {
+			n += r.Count
 		}
 	}
-	r.Requests, r.Failed = humanize.Comma(all), humanize.Comma(failed)
-	return r
+	return n
 }
 
 func rooms(s Status) []roomRow {
@@ -276,15 +215,10 @@ func hundredth(part, whole int64) int {
 	return int(min(100, 100*float64(part)/float64(whole)))
 }
 
-func why(w Wait) string { return cmp.Or(clean(w.Error), "no answer yet") }
-
 // short is the beginning of a digest.
 func short(digest string) string { return clean(digest[:min(len(digest), 12)]) }
 
 func size(n int64) string { return humanize.IBytes(uint64(max(n, 0))) }
-
-// exact is a number of bytes that says where something is.
-func exact(n int64) string { return humanize.Comma(n) }
 
 func share(part, whole int64) string {
 	if whole == 0 {

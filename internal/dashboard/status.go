@@ -68,6 +68,9 @@ type Export struct {
 	Waiting   []Wait  `json:"waiting"` // the longest first
 }
 
+// Hits returns how many of the reads were answered at once.
+func (e Export) Hits() int64 { return e.MemoryHits + e.DiskHits }
+
 // Requests is how often a command was answered with a result.
 type Requests struct {
 	Command string `json:"command"`
