@@ -363,6 +363,25 @@ func TestDisk(t *testing.T) {
 	})
 }
 
+// TestProofBesideReads: other reads come upon a chunk while it is being proven, which the race detector watches.
+func TestProofBesideReads(t *testing.T) {
+	image := random(1, 40)
+	cache := New(t.Context(), Options{Bytes: 10 * chunkSize})
+	defer cache.Close()
+	source := cache.NewSource(holding(t, image), SourceOptions{})
+	var wg sync.WaitGroup
+	for range 4 {
+		d := newDisk()
+		for i := range 40 {
+			d.claimed[i] = image[i*chunkSize : (i+1)*chunkSize]
+		}
+		r := newReader(t, source, image, ClientOptions{Disk: d})
+		wg.Go(func() { r.check(t, 0, 40) })
+		wg.Go(func() { r.Prefetch(0, 40, ReadAhead) })
+	}
+	wg.Wait()
+}
+
 // donors has one chunk.
 type donors struct {
 	digest blob.Digest

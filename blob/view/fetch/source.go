@@ -204,7 +204,7 @@ func (s *Source) get(ctx context.Context, e *Entry, data []byte) (origin, error)
 
 // read gets a chunk from disk: from its own place, or from a donor.
 func (s *Source) read(e *Entry, data []byte) (origin, error) {
-	if e.takers[0].prove(data) {
+	if (home{e.client, e.chunk}).prove(data) {
 		return fromDisk, nil
 	}
 	if d := s.cache.donors; d != nil && d.Copy(e.key.algorithm, e.key.digest, data) {
