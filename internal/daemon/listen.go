@@ -22,7 +22,14 @@ import (
 func Listen(ctx context.Context, mode fs.FileMode, addresses ...Address) ([]net.Listener, error) {
 	var listeners []net.Listener
 	for _, a := range addresses {
-		opened, err := listen(ctx, mode, a)
+		var opened []net.Listener
+		var err error
+		if a.Network == "tcp" {
+			opened, err = listenTCP(ctx, a.At)
+		} else {
+			opened = make([]net.Listener, 1)
+			opened[0], err = listenUnix(ctx, a.At, mode)
+		}
 		if err != nil {
 			CloseAll(listeners)
 			return nil, fmt.Errorf("listening on %s: %w", a, err)
@@ -30,17 +37,6 @@ func Listen(ctx context.Context, mode fs.FileMode, addresses ...Address) ([]net.
 		listeners = append(listeners, opened...)
 	}
 	return listeners, nil
-}
-
-func listen(ctx context.Context, mode fs.FileMode, a Address) ([]net.Listener, error) {
-	if a.Network == "tcp" {
-		return listenTCP(ctx, a.At)
-	}
-	l, err := listenUnix(ctx, a.At, mode)
-	if err != nil {
-		return nil, err
-	}
-	return []net.Listener{l}, nil
 }
 
 // ListenPrivately listens on a unix socket in a new directory below the user's runtime directory. Remove removes the
@@ -81,7 +77,9 @@ func listenUnix(ctx context.Context, at string, mode fs.FileMode) (net.Listener,
 		return l, err
 	}
 	switch info, statErr := os.Lstat(at); {
-	case statErr == nil && info.Mode().Type() != fs.ModeSocket:
+	case statErr != nil:
+		return nil, err
+	case info.Mode().Type() != fs.ModeSocket:
 		return nil, errors.New("there is a file of that name already, and it is no socket")
 	case !isAbandoned(at):
 		return nil, err
@@ -130,12 +128,8 @@ func bindUnix(at string, mode fs.FileMode) (net.Listener, error) {
 	return l, nil
 }
 
-// isAbandoned reports whether at is a socket without a listener.
+// isAbandoned reports whether a socket has no listener.
 func isAbandoned(at string) bool {
-	info, err := os.Lstat(at)
-	if err != nil || info.Mode().Type() != os.ModeSocket {
-		return false
-	}
 	conn, err := net.DialTimeout("unix", at, time.Second)
 	if err == nil {
 		conn.Close()

@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"slices"
 	"sync"
 )
 
@@ -93,7 +94,7 @@ func (f *Files[T]) update(always bool) (T, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	now, err := stat(f.paths)
-	read := err == nil && (always || !same(f.seen, now))
+	read := err == nil && (always || !slices.EqualFunc(f.seen, now, IsUnchanged))
 	if read {
 		err = f.read(now)
 	}
@@ -143,18 +144,6 @@ func statFile(path string) (fs.FileInfo, error) {
 		err = fmt.Errorf("%s is a directory", path)
 	}
 	return info, err
-}
-
-func same(a, b []fs.FileInfo) bool {
-	if len(a) != len(b) {
-		return false
-	}
-	for i := range a {
-		if !IsUnchanged(a[i], b[i]) {
-			return false
-		}
-	}
-	return true
 }
 
 // IsUnchanged reports whether a file that was a looks the same as b. A pipe always does: its text is kept.

@@ -3,6 +3,7 @@
 package tlsfiles
 
 import (
+	"cmp"
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
@@ -27,45 +28,32 @@ func (f Files) Config(r *rotate.Reader) (*tls.Config, error) {
 	}
 	config := &tls.Config{MinVersion: tls.VersionTLS12}
 	if f.CA != "" {
-		roots, err := authorities(r, f.CA)
+		text, err := r.Text(f.CA)
+		config.RootCAs = x509.NewCertPool()
+		if err == nil && !config.RootCAs.AppendCertsFromPEM(text) {
+			err = fmt.Errorf("%s holds no certificate in PEM form", f.CA)
+		}
 		if err != nil {
 			return nil, fmt.Errorf("reading the authorities to trust: %w", err)
 		}
-		config.RootCAs = roots
 	}
 	if f.Cert == "" && f.Key != "" {
 		return nil, fmt.Errorf("key %s has no certificate beside it", f.Key)
 	}
 	if f.Cert != "" {
-		show, err := shower(r, f.Cert, f.Key)
-		if err != nil {
+		var err error
+		if config.GetClientCertificate, err = showCertificate(r, f.Cert, cmp.Or(f.Key, f.Cert)); err != nil {
 			return nil, fmt.Errorf("reading the client certificate: %w", err)
 		}
-		config.GetClientCertificate = show
 	}
 	return config, nil
 }
 
-func authorities(r *rotate.Reader, path string) (*x509.CertPool, error) {
-	text, err := r.Text(path)
-	if err != nil {
-		return nil, err
-	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(text) {
-		return nil, fmt.Errorf("%s holds no certificate in PEM form", path)
-	}
-	return pool, nil
-}
-
-type show = func(*tls.CertificateRequestInfo) (*tls.Certificate, error)
-
-// shower always shows the certificate, even if the server does not name its issuer: then the server's
-// complaint is clearer than one about no certificate at all.
-func shower(r *rotate.Reader, cert, key string) (show, error) {
-	if key == "" {
-		key = cert
-	}
+// showCertificate returns a function that always shows the certificate, even if the server does not name its issuer:
+// then the server's complaint is clearer than one about no certificate at all.
+func showCertificate(r *rotate.Reader, cert, key string) (
+	func(*tls.CertificateRequestInfo) (*tls.Certificate, error), error,
+) {
 	pair := func(texts [][]byte) (*tls.Certificate, error) {
 		c, err := tls.X509KeyPair(texts[0], texts[1])
 		if err != nil {
