@@ -7,10 +7,8 @@ import (
 	"io/fs"
 	"time"
 
-	"cairn/blob"
 	"cairn/blob/profile"
 	"cairn/blob/release"
-	"cairn/blob/view"
 	"cairn/store"
 	"cairn/store/locate"
 )
@@ -20,24 +18,22 @@ const profileWait = 2 * time.Second
 
 // prefetch begins to fetch what is likely to be read of an image, as the options say. A profile that cannot be reached
 // is followed as soon as it can be. The caller calls end before it closes the image.
-func (im *images) prefetch(ctx context.Context, v *view.Image, found foundIndex, index locate.Location) (
-	end func(), err error,
-) {
+func (im *images) prefetch(ctx context.Context, i image) (end func(), err error) {
 	end = func() {}
-	if at := im.profileOf(index); !at.IsZero() {
-		p, err := im.readProfileSoon(ctx, at, found.cached)
+	if at := im.profileOf(i.at); !at.IsZero() {
+		p, err := im.readProfileSoon(ctx, at, i.cached)
 		switch {
 		case errors.Is(err, store.ErrUnavailable):
-			im.note(ProfileNote{Later: true, Err: err})
-			end = im.inBackground(func(ctx context.Context) { im.followLater(ctx, v, found.Index, index, at) })
+			im.o.Notes(ProfileNote{Later: true, Err: err})
+			end = im.inBackground(func(ctx context.Context) { im.followLater(ctx, i, at) })
 		case err != nil:
 			return end, err
 		case p != nil:
-			im.follow(v, p, found.Index, index)
+			im.follow(i, p)
 		}
 	}
 	if im.o.Fill {
-		v.Fill(im.o.FillRate)
+		i.Fill(im.o.FillRate)
 	}
 	return end, nil
 }
@@ -55,19 +51,19 @@ func (im *images) profileOf(index locate.Location) locate.Location {
 }
 
 // follow fetches the chunks of an image that a profile names.
-func (im *images) follow(v *view.Image, p *profile.Profile, x *blob.Index, index locate.Location) {
-	plan := p.Plan(x)
-	im.o.Log.Info("prefetching what a profile tells", "image", nameOf(index), "chunks", len(plan.Chunks),
+func (im *images) follow(i image, p *profile.Profile) {
+	plan := p.Plan(i.index)
+	im.o.Log.Info("prefetching what a profile tells", "image", nameOf(i.at), "chunks", len(plan.Chunks),
 		"known", plan.Known, "guessed", plan.Guessed, "unknown", plan.Unknown)
 	if plan.Known == 0 && plan.Unknown > 0 {
 		im.o.Log.Warn("the profile names no chunk of the image: it was recorded from another one, "+
-			"or one that was cut or hashed in another way", "image", nameOf(index))
+			"or one that was cut or hashed in another way", "image", nameOf(i.at))
 	}
-	v.Follow(plan.Chunks)
+	i.Follow(plan.Chunks)
 }
 
 // followLater follows a profile as soon as its location can be reached.
-func (im *images) followLater(ctx context.Context, v *view.Image, x *blob.Index, index, at locate.Location) {
+func (im *images) followLater(ctx context.Context, i image, at locate.Location) {
 	var p *profile.Profile
 	err := store.Policy{Patience: -1, First: time.Second, Max: time.Minute}.Do(ctx, func() (err error) {
 		p, err = im.readProfile(ctx, at)
@@ -76,9 +72,9 @@ func (im *images) followLater(ctx context.Context, v *view.Image, x *blob.Index,
 	switch {
 	case ctx.Err() != nil:
 	case err != nil:
-		im.o.Log.Warn("there is no profile", "image", nameOf(index), "error", err)
+		im.o.Log.Warn("there is no profile", "image", nameOf(i.at), "error", err)
 	case p != nil:
-		im.follow(v, p, x, index)
+		im.follow(i, p)
 	}
 }
 
@@ -104,7 +100,7 @@ func (im *images) readProfile(ctx context.Context, at locate.Location) (*profile
 	case err == nil || !im.o.AutoProfile || errors.Is(err, store.ErrUnavailable) || ctx.Err() != nil:
 		return p, err
 	case !errors.Is(err, store.ErrNotFound) && !errors.Is(err, fs.ErrNotExist):
-		im.note(ProfileNote{Err: err})
+		im.o.Notes(ProfileNote{Err: err})
 	}
 	return nil, nil
 }

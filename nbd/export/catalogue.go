@@ -13,6 +13,7 @@ import (
 
 	"cairn/blob/profile"
 	"cairn/blob/release"
+	"cairn/blob/view/fetch"
 	"cairn/nbd"
 	"cairn/store/locate"
 	"cairn/store/supply"
@@ -43,7 +44,7 @@ type Options struct {
 	RecordOnce bool          // call Record at Close only
 
 	Log   *slog.Logger    // gets what an operator may want to know
-	Notes func(note Note) // is told what the user may want to know at once; may be nil
+	Notes func(note Note) // is told what the user may want to know at once
 }
 
 // Note is one of MemoryNote, KindNote, ProfileNote and WaitNote.
@@ -111,6 +112,12 @@ var _ nbd.Exports = (*Catalogue)(nil)
 func Open(ctx context.Context, o Options) (*Catalogue, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Notes == nil {
+		o.Notes = func(Note) {}
+	}
+	if o.Hold == 0 {
+		o.Hold = fetch.ForEver
 	}
 	c := &Catalogue{images: newImages(o)}
 	if err := c.open(ctx, o); err != nil {

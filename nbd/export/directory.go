@@ -129,13 +129,16 @@ func (d *directory) Open(ctx context.Context, name string) (*nbd.Export, error) 
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	v, f, err := d.find(ctx, name)
-	switch {
-	case err != nil:
-		return nil, err
-	case f == nil:
-		return d.lend(v), nil
+	if err == nil && v.opened == nil {
+		v, err = d.openVersion(ctx, f, name)
 	}
-	return d.lendFile(ctx, f, name)
+	if err != nil {
+		return nil, err
+	}
+	v.clients++
+	lent := *v.opened
+	lent.Release = sync.OnceFunc(func() { d.takeBack(v) })
+	return &lent, nil
 }
 
 // Describe implements nbd.Exports. It opens no image: clients that list a server's exports describe every one of them.
@@ -268,7 +271,8 @@ func (d *directory) setVersion(f *indexFile, export *nbd.Export) {
 		delete(d.leased, export.Canonical) // it is rolled back to, and open
 		f.version.retired = false
 	} else {
-		f.version = newVersion(export)
+		f.version = &version{listed: *export}
+		f.version.listed.Device = closedDevice{size: export.Device.Size()}
 	}
 	d.log.Info("an index is published", "file", f.path, "export", export.Canonical)
 }

@@ -21,6 +21,14 @@ import (
 // waits for it.
 const storePatience = 100 * time.Millisecond
 
+// image is an open image.
+type image struct {
+	*view.Image
+	index  *blob.Index
+	at     locate.Location // of the index
+	cached bool            // the index is from the image cache, since its location cannot be reached
+}
+
 // images opens images, and has what they share. Safe for concurrent use.
 type images struct {
 	o     Options
@@ -31,26 +39,20 @@ type images struct {
 	life       context.Context // of the background; stop ends it
 	stop       context.CancelFunc
 
-	mu         sync.Mutex // guards what follows
-	sources    map[sourceKey]*fetch.Source
+	mu         sync.Mutex               // guards what follows
+	sources    map[string]*fetch.Source // by algorithm and the sums of the locations
 	stores     meteredStores
 	closers    []func()
 	recordings []*recording
 }
 
-// sourceKey tells the sources of images apart.
-type sourceKey struct {
-	locations string // the sum of each
-	algorithm blob.Algorithm
-}
-
 func newImages(o Options) *images {
-	im := &images{o: o, sources: make(map[sourceKey]*fetch.Source)}
+	im := &images{o: o, sources: make(map[string]*fetch.Source)}
 	im.life, im.stop = context.WithCancel(context.Background())
 	if o.Cache != "" {
 		var err error
 		if im.dir, err = imagecache.Open(o.Cache, imagecache.Options{Limit: o.CacheLimit, Log: o.Log}); err != nil {
-			im.note(MemoryNote{Err: err})
+			im.o.Notes(MemoryNote{Err: err})
 		}
 	}
 	memory := fetch.Options{Bytes: max(o.Memory, 1), Log: o.Log}
@@ -59,12 +61,6 @@ func newImages(o Options) *images {
 	}
 	im.cache = fetch.New(context.Background(), memory)
 	return im
-}
-
-func (im *images) note(n Note) {
-	if im.o.Notes != nil {
-		im.o.Notes(n)
-	}
 }
 
 // logFailure logs an error that no caller gets.
@@ -77,24 +73,23 @@ func (im *images) logFailure(what string, err error) {
 // open opens the image of an index as an export, and begins to fetch what is likely to be read of it. The caller calls
 // shut when no client reads from it any more. It is an opener.
 func (im *images) open(ctx context.Context, index locate.Location) (e *nbd.Export, shut func(), err error) {
-	found, err := im.findIndex(ctx, index)
+	x, cached, err := im.findIndex(ctx, index)
 	if err != nil {
 		return nil, nil, &Error{Index, err}
 	}
-	x := found.Index
 	source, err := im.openSource(index, x.Algorithm())
 	if err != nil {
 		return nil, nil, err
 	}
 	v := view.New(x, source, view.Options{Name: nameOf(index), Disk: im.openFile(x, index), Around: true,
-		Hold: im.hold(), Record: im.record(x), Log: im.o.Log})
+		Hold: im.o.Hold, Record: im.record(x), Log: im.o.Log})
 	endCheck := func() {}
-	if found.cached {
+	if cached {
 		endCheck = im.inBackground(func(ctx context.Context) { im.checkServed(ctx, index, x) })
-	} else {
-		im.remember(index, x)
+	} else if im.dir != nil && index.Remote() { // for a start at which its location cannot be reached
+		im.logFailure("the index is not remembered", im.dir.Remember(index.Sum(), x))
 	}
-	endPrefetch, err := im.prefetch(ctx, v, found, index)
+	endPrefetch, err := im.prefetch(ctx, image{v, x, index, cached})
 	shut = func() {
 		endCheck()
 		endPrefetch()
@@ -105,14 +100,6 @@ func (im *images) open(ctx context.Context, index locate.Location) (e *nbd.Expor
 		return nil, nil, err
 	}
 	return newExport(index, x, v), shut, nil
-}
-
-// hold returns how long a read waits, as a view has it.
-func (im *images) hold() time.Duration {
-	if im.o.Hold == 0 {
-		return fetch.ForEver
-	}
-	return im.o.Hold
 }
 
 // access returns the access to servers, which may not answer for as long as silence; 0 is the backends' default.
@@ -142,10 +129,10 @@ func (im *images) openSource(index locate.Location, a blob.Algorithm) (*fetch.So
 	locations := slices.Concat(groups...)
 	im.mu.Lock()
 	defer im.mu.Unlock()
-	k := sourceKey{algorithm: a}
+	k := a.String()
 	for _, at := range locations {
 		sum := at.Sum()
-		k.locations += string(sum[:])
+		k += string(sum[:])
 	}
 	if s := im.sources[k]; s != nil {
 		return s, nil
@@ -170,7 +157,7 @@ func (im *images) openFile(x *blob.Index, index locate.Location) view.Disk {
 	}
 	file, err := im.dir.Image(x)
 	if err != nil {
-		im.note(MemoryNote{index, err})
+		im.o.Notes(MemoryNote{index, err})
 		return nil
 	}
 	return file
@@ -193,7 +180,7 @@ func (im *images) close() {
 	im.background.Wait()
 	im.cache.Close()
 	for _, r := range im.recordings {
-		im.logFailure("the recording is not written", r.save())
+		im.save(r)
 	}
 	for _, end := range im.closers {
 		end()

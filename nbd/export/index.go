@@ -17,18 +17,14 @@ const (
 	waitLogged   = 10 * time.Second // how often the log says that Open waits
 )
 
-// foundIndex is an index, and whether it is from the image cache because its location cannot be reached.
-type foundIndex struct {
-	*blob.Index
-	cached bool
-}
-
 // findIndex reads the index of an image. While its location cannot be reached, the index that the image cache has for
 // it is used. Without one, the location is asked again for as long as reads would wait. Absence and denied access are
 // errors at once.
-func (im *images) findIndex(ctx context.Context, at locate.Location) (found foundIndex, err error) {
-	if known := im.recall(at); known != nil {
-		return im.findKnown(ctx, at, known)
+func (im *images) findIndex(ctx context.Context, at locate.Location) (x *blob.Index, cached bool, err error) {
+	if im.dir != nil && at.Remote() {
+		if known := im.dir.Recall(at.Sum()); known != nil {
+			return im.findKnown(ctx, at, known)
+		}
 	}
 	var logged time.Time
 	policy := store.Policy{Patience: im.o.Hold, Max: indexPause, Waiting: func(failed error, _ time.Duration) {
@@ -36,30 +32,29 @@ func (im *images) findIndex(ctx context.Context, at locate.Location) (found foun
 			logged = time.Now()
 			im.o.Log.Warn("waiting for the index", "index", at, "error", failed)
 		}
-		im.note(WaitNote{Index: at})
+		im.o.Notes(WaitNote{Index: at})
 	}}
-	if policy.Patience == 0 {
-		policy.Patience = -1 // for ever
-	}
 	err = policy.Do(ctx, func() error {
-		found.Index, err = im.readIndex(ctx, at, 0)
+		x, err = im.readIndex(ctx, at, 0)
 		return err
 	})
 	if !logged.IsZero() {
-		im.note(WaitNote{Index: at, Over: true})
+		im.o.Notes(WaitNote{Index: at, Over: true})
 	}
-	return found, err
+	return x, false, err
 }
 
 // findKnown reads an index that the image cache has, and uses that if its location cannot be reached.
-func (im *images) findKnown(ctx context.Context, at locate.Location, known *blob.Index) (foundIndex, error) {
-	x, err := im.readIndex(ctx, at, indexSilence)
+func (im *images) findKnown(ctx context.Context, at locate.Location, known *blob.Index) (
+	x *blob.Index, cached bool, err error,
+) {
+	x, err = im.readIndex(ctx, at, indexSilence)
 	if ctx.Err() != nil || !errors.Is(err, store.ErrUnavailable) {
-		return foundIndex{Index: x}, err
+		return x, false, err
 	}
 	im.o.Log.Warn("the index cannot be read; serving the image that its location had last, from the cache",
 		"index", at, "digest", known.Digest(), "error", err)
-	return foundIndex{known, true}, nil
+	return known, true, nil
 }
 
 // readIndex reads an index from its location, whose server may not answer for as long as silence.
@@ -69,24 +64,9 @@ func (im *images) readIndex(ctx context.Context, at locate.Location, silence tim
 		return nil, err
 	}
 	if kind := release.KindOf(at, x); kind != release.Image {
-		im.note(KindNote{at, kind})
+		im.o.Notes(KindNote{at, kind})
 	}
 	return x, nil
-}
-
-// recall returns the index that a location had last, if the image cache has it.
-func (im *images) recall(at locate.Location) *blob.Index {
-	if im.dir == nil || !at.Remote() {
-		return nil
-	}
-	return im.dir.Recall(at.Sum())
-}
-
-// remember keeps the index of a location, for a start at which the location cannot be reached.
-func (im *images) remember(at locate.Location, x *blob.Index) {
-	if im.dir != nil && at.Remote() {
-		im.logFailure("the index is not remembered", im.dir.Remember(at.Sum(), x))
-	}
 }
 
 // checkServed waits until a location answers whose index was taken from the cache, and logs whether it still has that.

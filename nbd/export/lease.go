@@ -4,7 +4,6 @@ import (
 	"context"
 	"maps"
 	"slices"
-	"sync"
 
 	"cairn/nbd"
 	"cairn/store/locate"
@@ -20,21 +19,6 @@ type version struct {
 	retired bool // the file has been replaced or removed
 }
 
-func newVersion(export *nbd.Export) *version {
-	listed := *export
-	listed.Device = closedDevice{size: export.Device.Size()}
-	return &version{listed: listed}
-}
-
-// setOpened takes over an export that was opened, unless the version is open already.
-func (v *version) setOpened(export *nbd.Export, shut func()) {
-	if v.opened != nil {
-		shut()
-		return
-	}
-	v.opened, v.close = export, shut
-}
-
 func (v *version) shut() {
 	if v.opened != nil {
 		v.close()
@@ -42,30 +26,25 @@ func (v *version) shut() {
 	v.opened, v.close = nil, nil
 }
 
-// lendFile lends the present version of a file, and opens it if it is closed. A client that asks for one version by
-// its canonical name gets that version or none.
-func (d *directory) lendFile(ctx context.Context, f *indexFile, name string) (*nbd.Export, error) {
-	canonical := f.version.listed.Canonical
-	if f.version.opened == nil {
-		export, shut, err := d.open(ctx, locate.Path(f.path))
-		if err != nil {
-			return nil, err
-		}
-		d.setVersion(f, export) // the file may have changed since it was read
-		f.version.setOpened(export, shut)
+// openVersion opens the present version of a file, which may have changed since it was read. A client that asks for one
+// version by its canonical name gets that version or none.
+func (d *directory) openVersion(ctx context.Context, f *indexFile, name string) (*version, error) {
+	known := f.version
+	export, shut, err := d.open(ctx, locate.Path(f.path))
+	if err != nil {
+		return nil, err
 	}
-	if name == canonical && f.version.listed.Canonical != canonical {
+	d.setVersion(f, export)
+	v := f.version
+	if v.opened == nil {
+		v.opened, v.close = export, shut
+	} else {
+		shut()
+	}
+	if name == known.listed.Canonical && v != known {
 		return nil, errUnknown(name)
 	}
-	return d.lend(f.version), nil
-}
-
-// lend lends an open version to a client.
-func (d *directory) lend(v *version) *nbd.Export {
-	v.clients++
-	lent := *v.opened
-	lent.Release = sync.OnceFunc(func() { d.takeBack(v) })
-	return &lent
+	return v, nil
 }
 
 func (d *directory) takeBack(v *version) {

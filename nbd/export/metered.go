@@ -7,10 +7,10 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"cairn/blob"
+	"cairn/internal/dashboard"
 	"cairn/store"
 	"cairn/store/locate"
 	"cairn/store/supply"
@@ -97,16 +97,16 @@ func (s *meteredStores) list() []*meteredStore {
 
 // meteredStore counts the outcomes of asking stores for chunks, and knows since when they answer, or do not.
 type meteredStore struct {
-	name              string
-	from              *supply.Supply
-	inFlight, retries atomic.Int64
-	results           [outcomes]atomic.Int64
+	name string
+	from *supply.Supply
 
-	mu     sync.Mutex // guards what follows
-	up     bool
-	since  time.Time
-	why    error                    // it is not up
-	failed map[blob.Digest]struct{} // that were unavailable, and are likely to be asked for again
+	mu                sync.Mutex // guards what follows
+	inFlight, retries int64
+	results           [outcomes]int64
+	up                bool
+	since             time.Time
+	why               error                    // it is not up
+	failed            map[blob.Digest]struct{} // that were unavailable, and are likely to be asked for again
 }
 
 // maxFailed limits meteredStore.failed.
@@ -126,20 +126,20 @@ func (s *meteredStore) Get(ctx context.Context, wants []store.Want, done func(i 
 }
 
 func (s *meteredStore) begin(d blob.Digest) {
-	s.inFlight.Add(1)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.inFlight++
 	if _, again := s.failed[d]; again {
-		s.retries.Add(1)
+		s.retries++
 		delete(s.failed, d)
 	}
 }
 
 func (s *meteredStore) end(d blob.Digest, o outcome, err error) {
-	s.inFlight.Add(-1)
-	s.results[o].Add(1)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.inFlight--
+	s.results[o]++
 	switch o {
 	case gotCancelled:
 		return
@@ -156,9 +156,19 @@ func (s *meteredStore) end(d blob.Digest, o outcome, err error) {
 	}
 }
 
-// health reports whether the stores answer, since when, and why not.
-func (s *meteredStore) health() (up bool, since time.Time, why error) {
+// status returns what the stores did and do.
+func (s *meteredStore) status() dashboard.Store {
+	_, stored := s.from.Downloaded()
+	limit := s.from.Limit()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.up, s.since, s.why
+	d := dashboard.Store{Name: s.name, Up: s.up, Since: s.since, InFlight: s.inFlight, Stored: stored,
+		Retries: s.retries, GateLimit: limit}
+	for o, n := range s.results {
+		d.Requests = append(d.Requests, dashboard.Results{Result: outcome(o).String(), Count: n})
+	}
+	if s.why != nil {
+		d.Error = s.why.Error()
+	}
+	return d
 }

@@ -59,20 +59,20 @@ func TestMeteredStore(t *testing.T) {
 		{unavailable, gotUnavailable, false, 1}, {nil, gotChunk, true, 2}, {nil, gotChunk, true, 2},
 	} {
 		from.err = tc.err
-		before := s.results[tc.want].Load()
+		before := s.results[tc.want]
 		_ = store.GetOne(t.Context(), s, blob.Digest{1}, make([]byte, 1))
-		n, retries := s.results[tc.want].Load()-before, s.retries.Load()
-		if up, _, why := s.health(); n != 1 || up != tc.up || (why == nil) != tc.up || retries != tc.retries {
-			t.Errorf("%d: counted %d, up %v, why %v, %d retries; want %+v", i, n, up, why, retries, tc)
+		st := s.status()
+		if n := s.results[tc.want] - before; n != 1 || st.Up != tc.up || (st.Error == "") != tc.up || st.Retries != tc.retries {
+			t.Errorf("%d: counted %d, the status is %+v; want %+v", i, n, st, tc)
 		}
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	from.err = unavailable
-	if _ = store.GetOne(ctx, s, blob.Digest{2}, make([]byte, 1)); s.results[gotCancelled].Load() != 1 {
+	if _ = store.GetOne(ctx, s, blob.Digest{2}, make([]byte, 1)); s.results[gotCancelled] != 1 {
 		t.Error("a cancelled request is not counted as such")
 	}
-	if up, _, _ := s.health(); !up || s.inFlight.Load() != 0 {
-		t.Errorf("after a cancelled request: up %v, %d in flight", up, s.inFlight.Load())
+	if st := s.status(); !st.Up || st.InFlight != 0 {
+		t.Errorf("after a cancelled request the status is %+v", st)
 	}
 }

@@ -19,7 +19,6 @@ const (
 type recording struct {
 	recorder *view.Recorder
 	index    *blob.Index
-	write    func(ctx context.Context, p *profile.Profile) error
 	saved    int // reads
 }
 
@@ -28,7 +27,7 @@ func (im *images) record(x *blob.Index) *view.Recorder {
 	if im.o.Record == nil {
 		return nil
 	}
-	r := &recording{recorder: view.NewRecorder(x, im.o.RecordTime), index: x, write: im.o.Record}
+	r := &recording{recorder: view.NewRecorder(x, im.o.RecordTime), index: x}
 	im.mu.Lock()
 	im.recordings = append(im.recordings, r)
 	im.mu.Unlock()
@@ -43,7 +42,7 @@ func (im *images) record(x *blob.Index) *view.Recorder {
 			case <-ctx.Done():
 				return
 			case <-tick.C:
-				im.logFailure("the recording is not written", r.save())
+				im.save(r)
 			}
 		}
 	})
@@ -51,20 +50,20 @@ func (im *images) record(x *blob.Index) *view.Recorder {
 }
 
 // save writes what was read so far, if there is more than the last time.
-func (r *recording) save() error {
+func (im *images) save(r *recording) {
 	touches := r.recorder.Reads()
 	if len(touches) == r.saved {
-		return nil
+		return
 	}
 	reads := make([]profile.Read, len(touches))
 	for i, t := range touches {
-		reads[i] = profile.Read{Chunk: t.Chunk, After: t.After}
+		reads[i] = profile.Read(t)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), saveTime)
 	defer cancel()
-	if err := r.write(ctx, profile.New(r.index, reads)); err != nil {
-		return fmt.Errorf("writing the recording: %w", err)
+	if err := im.o.Record(ctx, profile.New(r.index, reads)); err != nil {
+		im.o.Log.Warn("the recording is not written", "error", fmt.Errorf("writing the recording: %w", err))
+		return
 	}
 	r.saved = len(touches)
-	return nil
 }

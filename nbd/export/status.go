@@ -41,7 +41,7 @@ func NewMonitor(server *nbd.Server, c *Catalogue, version string) *Monitor {
 // Totals returns the counts that rates are made of. It costs little.
 func (m *Monitor) Totals() (t dashboard.Totals) {
 	for _, tally := range m.server.Totals() {
-		t.Requests += countRequests(&tally)
+		t.Requests += countRequests(tally)
 		t.Served += tally.BytesRead
 	}
 	for _, st := range m.catalogue.images.stores.list() {
@@ -51,7 +51,7 @@ func (m *Monitor) Totals() (t dashboard.Totals) {
 	return t
 }
 
-func countRequests(t *nbd.Tally) int64 {
+func countRequests(t nbd.Tally) int64 {
 	return t.Requests(nbd.OK) + t.Requests(nbd.Refused) + t.Requests(nbd.Failed)
 }
 
@@ -75,11 +75,11 @@ func (m *Monitor) Status() dashboard.Status {
 			Bytes: c.Bytes, Limit: c.Limit, Evicted: c.Evicted, Dropped: c.Dropped, Working: c.Working}
 	}
 	for _, st := range images.stores.list() {
-		status.Stores = append(status.Stores, storeStatus(st))
+		status.Stores = append(status.Stores, st.status())
 	}
-	clients := m.server.Clients()
-	stats := m.countImages()
-	status.Exports = m.exportList(stats, clients)
+	clients, opened := m.server.Clients(), m.catalogue.opened()
+	stats := m.countImages(opened)
+	status.Exports = m.exportList(opened, stats, clients)
 	status.Clients = clientList(clients, stats)
 	return status
 }
@@ -96,9 +96,9 @@ func (m *Monitor) countOffered() int {
 
 // countImages returns the counts of all open images, and adds those of images that were closed since the last time to
 // m.closed.
-func (m *Monitor) countImages() map[*view.Image]counted {
+func (m *Monitor) countImages(opened []*nbd.Export) map[*view.Image]counted {
 	now := make(map[*view.Image]counted)
-	for _, e := range m.catalogue.opened() {
+	for _, e := range opened {
 		v := e.Device.(device).Image
 		now[v] = counted{e.Name, v.Stats()}
 	}
@@ -131,17 +131,16 @@ func addStats(a, b view.Stats) view.Stats {
 }
 
 // exportList returns the open exports, all versions with one name as one.
-func (m *Monitor) exportList(images map[*view.Image]counted, clients []nbd.Client) []dashboard.Export {
+func (m *Monitor) exportList(
+	opened []*nbd.Export, images map[*view.Image]counted, clients []nbd.Client,
+) []dashboard.Export {
 	totals := m.server.Totals()
 	all := []dashboard.Export{}
 	place := make(map[string]int)
 	stats := make(map[string]view.Stats)
-	for _, e := range m.catalogue.opened() {
+	for _, e := range opened {
 		v := e.Device.(device).Image
-		c, seen := images[v]
-		if !seen {
-			continue // it was opened just now
-		}
+		c := images[v]
 		if _, known := place[e.Name]; !known {
 			place[e.Name] = len(all)
 			stats[e.Name] = m.closed[e.Name]
@@ -194,7 +193,7 @@ func clientList(clients []nbd.Client, images map[*view.Image]counted) []dashboar
 	all := []dashboard.Client{}
 	for _, c := range clients {
 		d := dashboard.Client{ID: c.Number, Address: c.Address, Export: c.Export.Name, TLS: c.Secure, Since: c.Since,
-			Requests: countRequests(&c.Tally), Served: c.Tally.BytesRead, Pending: []dashboard.Pending{}}
+			Requests: countRequests(c.Tally), Served: c.Tally.BytesRead, Pending: []dashboard.Pending{}}
 		if c.Address == "" || c.Address == "@" {
 			d.Address = "unix socket" // whose client has no address
 		}
@@ -216,18 +215,4 @@ func findWait(p nbd.Pending, waiting []dashboard.Wait) *dashboard.Wait {
 		}
 	}
 	return nil
-}
-
-func storeStatus(s *meteredStore) dashboard.Store {
-	_, stored := s.from.Downloaded()
-	d := dashboard.Store{Name: s.name, InFlight: s.inFlight.Load(), Stored: stored, Retries: s.retries.Load(),
-		GateLimit: s.from.Limit()}
-	for o := range s.results {
-		d.Requests = append(d.Requests, dashboard.Results{Result: outcome(o).String(), Count: s.results[o].Load()})
-	}
-	var why error
-	if d.Up, d.Since, why = s.health(); why != nil {
-		d.Error = why.Error()
-	}
-	return d
 }
