@@ -44,7 +44,11 @@ func (f *planFlags) add(c *cobra.Command) {
 	flags := c.Flags()
 	indexArgs(c, &f.index, 0, 1)
 	localArgs(c, 1, "TARGET")
-	flags.Var(seedsFlag{&f.seeds}, "seed",
+	flags.Var(funcFlag{"seed", func(text string) error {
+		s, err := parseSeed(text, exists)
+		f.seeds = append(f.seeds, s)
+		return err
+	}}, "seed",
 		"`PATH[=INDEX]` that may hold wanted chunks: a file, device, DISK#NAME, PARTLABEL=NAME, PARTUUID=UUID, @root (the "+
 			"device that / is mounted from) or a directory of images; without INDEX it is scanned; \\= and \\# are = and # in "+
 			"a name; repeatable")

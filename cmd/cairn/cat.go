@@ -38,8 +38,8 @@ hashed. A block device there is checked and claimed before; 'cairn assemble INDE
 	f.add(c)
 	indexArgs(c, &f.index, 0, 1)
 	f.addPatience(c)
-	c.Flags().Var(bytesFlag{&f.offset}, "offset", "begin at that many `bytes` (default: 0)")
-	length := c.Flags().VarPF(bytesFlag{&f.length}, "length", "", "write that many `bytes` (default: to the end)")
+	c.Flags().Var(bytesFlag{value: &f.offset}, "offset", "begin at that many `bytes` (default: 0)")
+	length := c.Flags().VarPF(bytesFlag{value: &f.length}, "length", "", "write that many `bytes` (default: to the end)")
 	length.DefValue = ""
 	return c
 }

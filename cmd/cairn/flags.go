@@ -10,6 +10,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"cairn/blob"
+	"cairn/store"
+	"cairn/store/cachedir"
 	"cairn/store/locate"
 )
 
@@ -26,12 +28,7 @@ func (f *common) add(c *cobra.Command) {
 	progress := choice{&f.progress, []string{progressAuto, progressBar, progressJSON, progressNone}}
 	f.progress = progressAuto
 	c.Flags().Var(progress, "progress", "`how` to show progress: auto, bar, json (events, a line each, on stderr) or none")
-	check(c, func([]string) error {
-		if f.jobs < 1 || f.jobs > 1024 {
-			return fmt.Errorf("--jobs %d: want 1 to 1024", f.jobs)
-		}
-		return nil
-	})
+	checkRange(c, "jobs", &f.jobs, 1024)
 }
 
 // stores are the flags that say where chunks are.
@@ -46,11 +43,17 @@ type stores struct {
 
 func (f *stores) add(c *cobra.Command) {
 	f.access.add(c)
-	c.Flags().VarP(groupsFlag{&f.groups}, "store", "s",
+	c.Flags().VarP(groupsFlag(&f.groups), "store", "s",
 		"`location` of a store: a path or URL, or several that stand in for each other, A|B (\\| is a | in a name); "+
 			"repeatable, tried in order (default: default.castr beside the index)")
 	c.Flags().StringVarP(&f.cache, "cache", "c", "", "`directory` that keeps fetched chunks")
-	c.Flags().Var(limitFlag{&f.cacheLimit}, "cache-limit",
+	c.Flags().Var(funcFlag{"size", func(text string) error {
+		err := amount(&f.cacheLimit).Set(text)
+		if err == nil && f.cacheLimit == 0 {
+			f.cacheLimit = cachedir.Unlimited
+		}
+		return err
+	}}, "cache-limit",
 		"`size` that the cache may have; 0 is no limit (default: a tenth of its file system, at most half of what is free)")
 	c.Flags().Var(amount(&f.rateLimit), "rate-limit", "read at most that many `bytes` a second from the stores")
 	c.Flags().IntVar(&f.fetches, "fetches", 0, "how many `chunks` to ask a store for at once (default: as many as fill the way to it)")
@@ -81,6 +84,47 @@ func check(c *cobra.Command, test func(args []string) error) {
 	}
 }
 
+// checkRange refuses a flag's number below 1 and above most.
+func checkRange(c *cobra.Command, name string, n *int, most int) {
+	check(c, func([]string) error {
+		if *n < 1 || *n > most {
+			return fmt.Errorf("--%s %d: want 1 to %d", name, *n, most)
+		}
+		return nil
+	})
+}
+
+// compression are the flags that say how chunks are stored.
+type compression struct {
+	form  string
+	level int
+}
+
+func (f *compression) add(c *cobra.Command, level string) {
+	f.form = "zstd"
+	c.Flags().Var(choice{&f.form, []string{"zstd", "none"}}, "compression", "`how` to store chunks: zstd or none")
+	c.Flags().IntVar(&f.level, "compression-level", 3, level)
+	checkRange(c, "compression-level", &f.level, 22)
+}
+
+func (f *compression) writerOptions() store.WriterOptions {
+	o := store.WriterOptions{Level: f.level}
+	if f.form == "none" {
+		o.Compression = store.None
+	}
+	return o
+}
+
+// funcFlag is a flag of a kind that a function takes.
+type funcFlag struct {
+	kind string
+	set  func(text string) error
+}
+
+func (f funcFlag) String() string        { return "" }
+func (f funcFlag) Type() string          { return f.kind }
+func (f funcFlag) Set(text string) error { return f.set(text) }
+
 // choice is a flag that takes one of a few words.
 type choice struct {
 	value *string
@@ -105,7 +149,13 @@ func (f choice) Set(text string) error {
 }
 
 // bytesFlag is a flag that takes a number of bytes, with or without a suffix.
-type bytesFlag struct{ value *int64 }
+type bytesFlag struct {
+	value *int64
+	limit bool // a small number without a suffix is noted: it may have been meant in another unit
+}
+
+// amount returns a flag for a limit of memory, of a disk or of a line.
+func amount(value *int64) bytesFlag { return bytesFlag{value, true} }
 
 func (f bytesFlag) String() string {
 	if f.value == nil || *f.value == 0 {
@@ -117,26 +167,12 @@ func (f bytesFlag) String() string {
 func (f bytesFlag) Type() string { return "size" }
 
 func (f bytesFlag) Set(text string) (err error) {
-	*f.value, err = parseBytes(text)
-	return err
-}
-
-// amountFlag is a bytesFlag for a limit of memory, of a disk or of a line. A small number without a suffix is taken as
-// bytes, and noted: it may have been meant in another unit.
-type amountFlag struct{ bytesFlag }
-
-func amount(value *int64) amountFlag { return amountFlag{bytesFlag{value}} }
-
-func (f amountFlag) Set(text string) error {
-	noteFewBytes(text)
-	return f.bytesFlag.Set(text)
-}
-
-func noteFewBytes(text string) {
 	const few = 4096
-	if n, err := strconv.ParseInt(text, 10, 64); err == nil && n > 0 && n < few {
+	if n, err := strconv.ParseInt(text, 10, 64); f.limit && err == nil && n > 0 && n < few {
 		say("note: a limit of %d is %d bytes; with a unit it is %dK, %dM or %dG", n, n, n, n, n)
 	}
+	*f.value, err = parseBytes(text)
+	return err
 }
 
 // parseBytes reads a number of bytes: 4096, 64K, 64KiB, 1.5 is refused.

@@ -14,18 +14,15 @@ import (
 	"cairn/store/locate"
 )
 
-// locationFlag is a flag that takes a location.
-type locationFlag struct{ value *locate.Location }
-
-func (f locationFlag) String() string { return "" }
-func (f locationFlag) Type() string   { return "location" }
-
-func (f locationFlag) Set(text string) (err error) {
-	if text == "" {
-		return errors.New("a location is empty")
-	}
-	*f.value, err = parseLocation(text)
-	return err
+// locationFlag returns a flag that takes a location.
+func locationFlag(into *locate.Location) pflag.Value {
+	return funcFlag{"location", func(text string) (err error) {
+		if text == "" {
+			return errors.New("a location is empty")
+		}
+		*into, err = parseLocation(text)
+		return err
+	}}
 }
 
 // parseLocation reads a location. /dev/stdin and /dev/stdout are "-".
@@ -42,29 +39,13 @@ func parseStores(text string) ([]locate.Location, error) {
 	return group, err
 }
 
-// locationsFlag is a repeatable flag that takes a location each time.
-type locationsFlag struct{ value *[]locate.Location }
-
-func (f locationsFlag) String() string { return "" }
-func (f locationsFlag) Type() string   { return "location" }
-
-func (f locationsFlag) Set(text string) error {
-	var l locate.Location
-	err := locationFlag{&l}.Set(text)
-	*f.value = append(*f.value, l)
-	return err
-}
-
-// groupsFlag is a repeatable flag that takes the locations of stores that stand in for each other, A|B.
-type groupsFlag struct{ value *[][]locate.Location }
-
-func (f groupsFlag) String() string { return "" }
-func (f groupsFlag) Type() string   { return "location" }
-
-func (f groupsFlag) Set(text string) error {
-	group, err := parseStores(text)
-	*f.value = append(*f.value, group)
-	return err
+// groupsFlag returns a repeatable flag that takes the locations of stores that stand in for each other, A|B.
+func groupsFlag(into *[][]locate.Location) pflag.Value {
+	return funcFlag{"location", func(text string) error {
+		group, err := parseStores(text)
+		*into = append(*into, group)
+		return err
+	}}
 }
 
 // indexArgs adds the parsing of the arguments from number lo on, and before hi unless it is 0, as locations of indexes.

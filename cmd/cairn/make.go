@@ -25,13 +25,12 @@ import (
 type makeFlags struct {
 	common
 	access
-	index       []locate.Location // one
-	store       locate.Location
-	digest      blob.Algorithm
-	chunkSize   string
-	compression string
-	level       int
-	size        string
+	index     []locate.Location // one
+	store     locate.Location
+	digest    blob.Algorithm
+	chunkSize string
+	size      string
+	compression
 	publish
 }
 
@@ -58,11 +57,7 @@ xfs or btrfs that was mounted for writing when it was copied.`,
   cairn make s3://images/v2.caibx root.squashfs --base s3://images/v1.caibx --create-only`,
 		Args: arguments(cobra.ExactArgs(2)),
 		RunE: func(c *cobra.Command, args []string) error {
-			err := runMake(c.Context(), c.OutOrStdout(), f, args[1])
-			if is[unwritableError](err) {
-				return usageError{c, err}
-			}
-			return err
+			return wordMisuse(c, runMake(c.Context(), c.OutOrStdout(), f, args[1]))
 		},
 	}
 	f.common.add(c)
@@ -72,7 +67,7 @@ xfs or btrfs that was mounted for writing when it was copied.`,
 	indexArgs(c, &f.index, 0, 1)
 	localArgs(c, 1, "IMAGE")
 	var group [][]locate.Location
-	flags.VarP(groupsFlag{&group}, "store", "s", "`location` of the store to write to (default: default.castr beside the index)")
+	flags.VarP(groupsFlag(&group), "store", "s", "`location` of the store to write to (default: default.castr beside the index)")
 	check(c, func([]string) (err error) {
 		switch {
 		case len(group) > 1:
@@ -85,9 +80,7 @@ xfs or btrfs that was mounted for writing when it was copied.`,
 	flags.Var(digestFlag{&f.digest}, "digest", "`name` of the hash: sha512-256 (casync's default) or sha256")
 	sizes := chunker.Default
 	flags.StringVar(&f.chunkSize, "chunk-size", fmt.Sprintf("%d:%d:%d", sizes.Min>>10, sizes.Avg>>10, sizes.Max>>10), "chunk `sizes` MIN:AVG:MAX in KiB (or with a suffix), or AVG alone")
-	f.compression = compressionZstd
-	flags.Var(choice{&f.compression, []string{compressionZstd, compressionNone}}, "compression", "`how` to store chunks: zstd or none")
-	flags.IntVar(&f.level, "compression-level", 3, "zstd `level`, 1 to 22")
+	f.compression.add(c, "zstd `level`, 1 to 22")
 	flags.StringVar(&f.size, "size", "", "use only the first `bytes` of the image, or \"filesystem\"")
 	f.publish.add(c)
 	checkStdio(c, func(u *users, args []string) {
@@ -99,9 +92,6 @@ xfs or btrfs that was mounted for writing when it was copied.`,
 		u.prints("--json", f.json)
 	})
 	check(c, func(args []string) error {
-		if f.level < 1 || f.level > 22 {
-			return fmt.Errorf("--compression-level %d: want 1 to 22", f.level)
-		}
 		if f.size != "" && f.size != "filesystem" {
 			if _, err := parseBytes(f.size); err != nil {
 				return fmt.Errorf("--size: %w", err)
@@ -111,20 +101,6 @@ xfs or btrfs that was mounted for writing when it was copied.`,
 		return err
 	})
 	return c
-}
-
-// What --compression may be.
-const (
-	compressionZstd = "zstd"
-	compressionNone = "none"
-)
-
-func writerOptions(compression string, level int) store.WriterOptions {
-	o := store.WriterOptions{Level: level}
-	if compression == compressionNone {
-		o.Compression = store.None
-	}
-	return o
 }
 
 // madeResult is what make --json prints.
@@ -173,7 +149,7 @@ func runMake(ctx context.Context, stdout io.Writer, f makeFlags, image string) (
 func makeInto(ctx context.Context, to destination, src imageSource, total int64, f makeFlags, stdout io.Writer) error {
 	prepareHeap(total)
 	params, _ := chunker.ParseParams(f.chunkSize) // checked with the flags
-	publisher, err := f.newPublisher(ctx, to, release.PublisherOptions{Writer: writerOptions(f.compression, f.level),
+	publisher, err := f.newPublisher(ctx, to, release.PublisherOptions{Writer: f.writerOptions(),
 		Algorithm: f.digest, Params: blob.Params(params), Chunks: total / params.Avg})
 	if err != nil {
 		return err

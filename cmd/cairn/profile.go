@@ -121,7 +121,7 @@ func newProfileShow() *cobra.Command {
 	indexArgs(c, &file, 0, 1)
 	c.Flags().BoolVar(&asJSON, "json", false, "print the result as one JSON object on stdout")
 	c.Flags().BoolVar(&list, "chunks", false, "list the chunks: the digest's beginning, the offset, the time")
-	c.Flags().Var(locationFlag{&index}, "index", "also say what the profile means for the image of this `INDEX`")
+	c.Flags().Var(locationFlag(&index), "index", "also say what the profile means for the image of this `INDEX`")
 	checkStdio(c, func(u *users, _ []string) {
 		u.readsAt("PROFILE", file[0])
 		u.readsAt("--index", index)

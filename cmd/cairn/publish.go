@@ -23,7 +23,12 @@ type publish struct {
 
 func (f *publish) add(c *cobra.Command) {
 	flags := c.Flags()
-	flags.Var(locationsFlag{&f.bases}, "base", "`index` whose chunks the store is known to hold; repeatable. No other chunk is asked for")
+	flags.Var(funcFlag{"location", func(text string) error {
+		var base locate.Location
+		err := locationFlag(&base).Set(text)
+		f.bases = append(f.bases, base)
+		return err
+	}}, "base", "`index` whose chunks the store is known to hold; repeatable. No other chunk is asked for")
 	flags.BoolVar(&f.createOnly, "create-only", false, "refuse (exit status 5) to replace an index that exists")
 	addUploads(c, &f.uploads)
 	check(c, func(args []string) error {
@@ -37,12 +42,7 @@ func (f *publish) add(c *cobra.Command) {
 // addUploads adds the flag for how much is sent at once.
 func addUploads(c *cobra.Command, uploads *int) {
 	c.Flags().IntVar(uploads, "uploads", 32, "how many `chunks` to ask for and send at once, to a store that is remote")
-	check(c, func([]string) error {
-		if *uploads < 1 || *uploads > 1024 {
-			return fmt.Errorf("--uploads %d: want 1 to 1024", *uploads)
-		}
-		return nil
-	})
+	checkRange(c, "uploads", uploads, 1024)
 }
 
 // destination is where make writes to.

@@ -105,7 +105,7 @@ func saved(t *testing.T, b store.Reader, names []string) (files []locate.Locatio
 // mustMakeInto is make into a bucket for which there is no location.
 func mustMakeInto(t *testing.T, b store.Bucket, index, image string, p publish) madeResult {
 	t.Helper()
-	f := makeFlags{chunkSize: "16:64:256", compression: "zstd", level: 3, publish: p}
+	f := makeFlags{chunkSize: "16:64:256", compression: compression{form: "zstd", level: 3}, publish: p}
 	f.jobs, f.json, f.progress = 2, true, progressNone
 	src, total, err := openSource(t.Context(), image, "")
 	if err != nil {

@@ -14,18 +14,6 @@ func exists(path string) bool {
 	return err == nil
 }
 
-// seedsFlag is a repeatable flag that takes PATH[=INDEX].
-type seedsFlag struct{ value *[]deploy.Place }
-
-func (f seedsFlag) String() string { return "" }
-func (f seedsFlag) Type() string   { return "seed" }
-
-func (f seedsFlag) Set(text string) error {
-	s, err := parseSeed(text, exists)
-	*f.value = append(*f.value, s)
-	return err
-}
-
 // parseSeed parts PATH=INDEX, where both parts may hold "=" and the index may be missing. Text that is a path which
 // exists has no index. Of several "=", the one counts that a URL follows; else one between two names that exist; else
 // one behind such a name; else the last. A backslash makes an "=" part of a name.

@@ -94,7 +94,7 @@ func (f *profileFlag) Set(text string) error {
 		f.word, f.at = text, locate.Location{}
 		return nil
 	}
-	err := locationFlag{&f.at}.Set(text)
+	err := locationFlag(&f.at).Set(text)
 	if f.at.IsStream() {
 		err = errors.New("a profile is read for each image, and not from stdin; a file of that name is ./-")
 	}

@@ -42,11 +42,9 @@ func (f *reading) add(c *cobra.Command) {
 	c.Flags().Lookup("digest").DefValue = ""
 	f.stores.addPatience(c)
 	f.stores.access.add(c)
+	checkRange(c, "fetches", &f.fetches, 1024)
 	check(c, func([]string) error {
 		f.given = c.Flags().Changed("digest")
-		if f.fetches < 1 || f.fetches > 1024 {
-			return fmt.Errorf("--fetches %d: want 1 to 1024", f.fetches)
-		}
 		return nil
 	})
 }
@@ -148,6 +146,17 @@ func eachStore(ctx context.Context, group []locate.Location, do func(locate.Loca
 		return errs[0]
 	}
 	return errors.Join(errs...)
+}
+
+// wordMisuse makes a mistake in usage of the error of a store that cannot be listed or written as the command needs.
+func wordMisuse(c *cobra.Command, err error) error {
+	switch {
+	case errors.Is(err, keep.ErrCannotList):
+		return usageError{c, fmt.Errorf("%w: name indexes", err)}
+	case is[unwritableError](err):
+		return usageError{c, err}
+	}
+	return err
 }
 
 // told is a finding as --json prints it.

@@ -20,12 +20,11 @@ import (
 type storeCopyFlags struct {
 	common
 	reading
-	compression string
-	level       int
-	uploads     int
-	stores      [][]locate.Location // FROM and TO
-	indexes     []locate.Location
-	indexesTo   locate.Location
+	compression
+	uploads   int
+	stores    [][]locate.Location // FROM and TO
+	indexes   []locate.Location
+	indexesTo locate.Location
 }
 
 func newStoreCopy() *cobra.Command {
@@ -45,34 +44,22 @@ are copied.`,
   cairn store copy /srv/images/default.castr s3://mirror/default.castr`,
 		Args: arguments(cobra.MinimumNArgs(2)),
 		RunE: func(c *cobra.Command, _ []string) error {
-			err := runStoreCopy(c.Context(), c.OutOrStdout(), f)
-			switch {
-			case errors.Is(err, keep.ErrCannotList):
-				return usageError{c, fmt.Errorf("%w: name indexes", err)}
-			case is[unwritableError](err):
-				return usageError{c, err}
-			}
-			return err
+			return wordMisuse(c, runStoreCopy(c.Context(), c.OutOrStdout(), f))
 		},
 	}
 	f.common.add(c)
 	f.reading.add(c)
 	addUploads(c, &f.uploads)
-	f.compression = compressionZstd
-	c.Flags().Var(choice{&f.compression, []string{compressionZstd, compressionNone}}, "compression", "`how` to store chunks: zstd or none")
-	c.Flags().IntVar(&f.level, "compression-level", 3, "zstd `level` for chunks that are compressed anew, 1 to 22")
+	f.compression.add(c, "zstd `level` for chunks that are compressed anew, 1 to 22")
 	storeArgs(c, &f.stores, 2)
 	indexArgs(c, &f.indexes, 2, 0)
-	c.Flags().Var(locationFlag{&f.indexesTo}, "indexes-to", "`location` to copy the indexes to: a directory, or a URL like one")
+	c.Flags().Var(locationFlag(&f.indexesTo), "indexes-to", "`location` to copy the indexes to: a directory, or a URL like one")
 	check(c, func([]string) error { return f.check() })
 	checkIndexes(c, 2)
 	return c
 }
 
 func (f *storeCopyFlags) check() error {
-	if f.level < 1 || f.level > 22 {
-		return fmt.Errorf("--compression-level %d: want 1 to 22", f.level)
-	}
 	if len(f.stores[0]) > 1 && len(f.indexes) == 0 {
 		return errors.New("stores that stand in for each other are not listed as one: name indexes")
 	}
@@ -185,7 +172,7 @@ func (f *storeCopyFlags) wrapCopying(i int, err error) error {
 func (f *storeCopyFlags) copy(ctx context.Context, from []store.Reader, to store.Bucket, indexes []*blob.Index, result *storeCopied) (err error) {
 	o := keep.CopyOptions{
 		Algorithm: f.algorithm(), Indexes: indexes, Else: from[1:], Workers: f.workers(f.stores[0][0], f.jobs),
-		Writer: writerOptions(f.compression, f.level),
+		Writer: f.writerOptions(),
 	}
 	if result.To.Remote() {
 		o.Writer.Uploads = f.uploads

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 
@@ -29,11 +28,7 @@ belongs to none of them. A web server cannot be listed: it is asked for each chu
 		Args: arguments(cobra.MinimumNArgs(1)),
 		RunE: func(c *cobra.Command, _ []string) error {
 			return eachStore(c.Context(), stores[0], func(at locate.Location) error {
-				err := runStoreStat(c.Context(), c.OutOrStdout(), f, o, at, indexes)
-				if errors.Is(err, keep.ErrCannotList) {
-					return usageError{c, fmt.Errorf("%w: name indexes", err)}
-				}
-				return err
+				return wordMisuse(c, runStoreStat(c.Context(), c.OutOrStdout(), f, o, at, indexes))
 			})
 		},
 	}

@@ -52,14 +52,7 @@ Chunks that were written since, before the place it came to, are not looked at.`
 		RunE: func(c *cobra.Command, _ []string) error {
 			quiet = !c.Flags().Changed("state")
 			return eachStore(c.Context(), f.stores[0], func(at locate.Location) error {
-				err := runStoreVerify(c.Context(), c.OutOrStdout(), f, quiet, at)
-				switch {
-				case errors.Is(err, keep.ErrCannotList):
-					return usageError{c, fmt.Errorf("%w: name indexes", err)}
-				case is[unwritableError](err):
-					return usageError{c, err}
-				}
-				return err
+				return wordMisuse(c, runStoreVerify(c.Context(), c.OutOrStdout(), f, quiet, at))
 			})
 		},
 	}
@@ -70,7 +63,7 @@ Chunks that were written since, before the place it came to, are not looked at.`
 	flags := c.Flags()
 	flags.StringVar(&f.state, "state", defaultState, "`directory` that remembers how far it came; \"\" for none")
 	flags.BoolVar(&f.restart, "restart", false, "begin anew, wherever an earlier run was interrupted")
-	flags.Var(groupsFlag{&f.repair}, "repair", "`location` of a store to repair from; repeatable, tried in order")
+	flags.Var(groupsFlag(&f.repair), "repair", "`location` of a store to repair from; repeatable, tried in order")
 	flags.BoolVar(&f.remove, "remove-damaged", false, "remove damaged and empty chunks that are not repaired")
 	checkIndexes(c, 1)
 	return c
