@@ -101,7 +101,7 @@ func TestSecrets(t *testing.T) {
 	// What fails tells no more.
 	do(-1, "info", at("a.caibx"))
 	do(-1, with("info", strings.Replace(at("a.caibx"), "hush-query", "hush-no", 1))...)
-	do(-1, with("info", at("moved/a.caibx"))...)
+	do(-1, with("verify", at("moved/a.caibx"), "--patience", "1s")...)
 	do(-1, with("info", at("absent.caibx"))...)
 	do(-1, with("info", at("page.caibx"))...)
 	do(-1, with("assemble", at("a.caibx"), filepath.Join(dir, "no"), "--patience", "1s", "-s", at("absent.castr"))...)
