@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -23,38 +24,73 @@ type fallback struct {
 	spare   spare
 }
 
-// Get implements store.Getter. The wants that one member does not supply are asked of the next one together.
+// Get implements store.Getter. A member on this machine is asked for all wants together. Over a network each want goes its
+// own way: while many wait for answers, a member's health may change.
 func (f *fallback) Get(ctx context.Context, wants []store.Want, done func(i int, err error)) {
-	absent, failed := make([]error, len(wants)), make([]error, len(wants))
-	left, order := numbers(len(wants)), f.order(time.Now())
-	for n, m := range order {
-		if len(left) == 0 || ctx.Err() != nil {
+	tried := make([]outcome, len(wants))
+	left := numbers(len(wants))
+	var asked []*member
+	for _, m := range f.members {
+		if !m.local || m.failing() || len(left) < 2 {
 			break
 		}
-		left = getSome(ctx, asked{f, m, order[min(n+1, len(order)-1)]}, wants, left, func(i int, err error) (next bool) {
-			switch {
-			case err == nil:
+		asked = append(asked, m)
+		left = getSome(ctx, m.from, wants, left, func(i int, err error) (next bool) {
+			m.judge(ctx, err)
+			if err == nil {
 				done(i, nil)
 				return false
-			case errors.Is(err, store.ErrNotFound):
-				absent[i] = join(absent[i], err)
-			default:
-				failed[i] = join(failed[i], err)
 			}
+			tried[i].add(err)
 			return true
 		})
 	}
-	for _, i := range left {
-		switch {
-		case ctx.Err() != nil:
-			done(i, ctx.Err())
-		case failed[i] != nil:
-			done(i, failed[i])
-		case absent[i] != nil:
-			done(i, absent[i])
-		default:
-			done(i, fmt.Errorf("chunk %v: no store to ask: %w", wants[i].Digest, store.ErrNotFound))
+	store.Each(len(left), f.most(), func(n int) {
+		i := left[n]
+		done(i, f.getOne(ctx, wants[i], asked, tried[i]))
+	})
+}
+
+// most returns how many requests are ever under way at once.
+func (f *fallback) most() (n int) {
+	for _, m := range f.members {
+		n = max(n, m.link.Most())
+	}
+	return n
+}
+
+// getOne asks all members but those that were asked.
+func (f *fallback) getOne(ctx context.Context, w store.Want, asked []*member, tried outcome) error {
+	order := slices.DeleteFunc(f.order(time.Now()), func(m *member) bool { return slices.Contains(asked, m) })
+	for n, m := range order {
+		err := f.ask(ctx, m, order[min(n+1, len(order)-1)], w)
+		if err == nil {
+			return nil
 		}
+		if ctx.Err() != nil {
+			break
+		}
+		tried.add(err)
+	}
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case tried.failed != nil:
+		return tried.failed
+	case tried.absent != nil:
+		return tried.absent
+	}
+	return fmt.Errorf("chunk %v: no store to ask: %w", w.Digest, store.ErrNotFound)
+}
+
+// outcome is what the members that did not supply a chunk answered.
+type outcome struct{ absent, failed error }
+
+func (o *outcome) add(err error) {
+	if errors.Is(err, store.ErrNotFound) {
+		o.absent = join(o.absent, err)
+	} else {
+		o.failed = join(o.failed, err)
 	}
 }
 
@@ -68,9 +104,6 @@ func join(a, b error) error {
 
 // order returns the members in the order in which they are asked: those that failed lately come last.
 func (f *fallback) order(now time.Time) []*member {
-	if len(f.members) < 2 {
-		return f.members
-	}
 	order, last := make([]*member, 0, len(f.members)), []*member(nil)
 	for _, m := range f.members {
 		if m.healthy(now) {
@@ -82,57 +115,39 @@ func (f *fallback) order(now time.Time) []*member {
 	return append(order, last...)
 }
 
-// asked is a member in its turn. When an answer is late a second request goes to second, which may be the same.
-type asked struct {
-	f         *fallback
-	m, second *member
-}
-
-// Get implements store.Getter.
-func (a asked) Get(ctx context.Context, wants []store.Want, done func(i int, err error)) {
-	if a.m.local && len(wants) > 1 {
-		a.m.from.Get(ctx, wants, func(i int, err error) {
-			a.m.judge(ctx, err)
-			done(i, err)
-		})
-		return
+// ask gets a chunk from m. When the answer is late a second request goes to second, which may be m.
+func (f *fallback) ask(ctx context.Context, m, second *member, w store.Want) error {
+	if m.once {
+		return m.get(ctx, w)
 	}
-	store.Each(len(wants), a.m.link.Most(), func(i int) { done(i, a.get(ctx, wants[i])) })
-}
-
-// get gets a chunk from m, and when the answer is late from the second too.
-func (a asked) get(ctx context.Context, w store.Want) error {
-	if a.m.once {
-		return a.m.get(ctx, w)
-	}
-	leave, err := a.m.link.enter(ctx)
+	leave, err := m.link.enter(ctx)
 	if err != nil {
 		return err
 	}
-	a.f.spare.earn()
+	f.spare.earn()
 	r := newRace(ctx)
 	defer r.end()
-	r.run(func(ctx context.Context) entrant { return entrant{w.Dst, a.m.getInside(ctx, w, leave), true} })
-	late := time.NewTimer(a.m.link.late())
+	r.run(func(ctx context.Context) entrant { return entrant{w.Dst, m.getInside(ctx, w, leave), true} })
+	late := time.NewTimer(m.link.late())
 	defer late.Stop()
 	select {
 	case first := <-r.finish:
 		return first.err
 	case <-late.C:
 	}
-	if silent := a.second != a.m && a.m.link.silent(); !silent && !a.f.spare.spend() {
+	if silent := second != m && m.link.silent(); !silent && !f.spare.spend() {
 		return (<-r.finish).err
 	}
 	r.run(func(ctx context.Context) entrant {
 		own := store.Want{Digest: w.Digest, Dst: make([]byte, len(w.Dst))}
-		return entrant{data: own.Dst, err: a.second.get(ctx, own)}
+		return entrant{data: own.Dst, err: second.get(ctx, own)}
 	})
-	return a.winner(r, w.Dst)
+	return f.winner(r, m, second, w.Dst)
 }
 
 // winner puts the first good answer of two into dst. If both fail it returns m's error: the second is asked as a member
 // of its own later.
-func (a asked) winner(r *race, dst []byte) error {
+func (f *fallback) winner(r *race, m, second *member, dst []byte) error {
 	var failed error
 	for range 2 {
 		e := <-r.finish
@@ -145,9 +160,9 @@ func (a asked) winner(r *race, dst []byte) error {
 		r.end()
 		if !e.first {
 			copy(dst, e.data)
-			a.f.spare.refund()
-			if a.second != a.m {
-				a.m.overtaken()
+			f.spare.refund()
+			if second != m {
+				m.overtaken()
 			}
 		}
 		return nil

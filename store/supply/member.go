@@ -80,6 +80,13 @@ func (m *member) overtaken() {
 	m.backOff(nil)
 }
 
+// failing reports whether the store failed when it was asked last.
+func (m *member) failing() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.fails > 0
+}
+
 // healthy reports whether the store is asked in its turn. After its backoff one request probes it; the others go on
 // without it until that has succeeded.
 func (m *member) healthy(now time.Time) bool {

@@ -10,8 +10,8 @@ import (
 	"cairn/store"
 )
 
-// retrying repeats the wants that a store was unavailable for, as its policy says. Requests that are under way when
-// patience ends are given up: chunks are small.
+// retrying repeats the wants that a store was unavailable for, each by itself as its policy says. A request that is under
+// way when patience ends is given up: chunks are small.
 type retrying struct {
 	from   store.Getter
 	policy store.Policy
@@ -19,37 +19,32 @@ type retrying struct {
 
 // Get implements store.Getter.
 func (r retrying) Get(ctx context.Context, wants []store.Want, done func(i int, err error)) {
-	left := numbers(len(wants)) // of the wants without a final outcome
-	failed := make([]error, len(wants))
-	err := r.policy.DoUntil(ctx, func(end time.Time) error {
-		attempt, cancel := ctx, context.CancelFunc(func() {})
-		if !end.IsZero() {
-			attempt, cancel = context.WithDeadline(ctx, end)
+	var repeated sync.WaitGroup
+	r.from.Get(ctx, wants, func(i int, err error) {
+		if errors.Is(err, store.ErrUnavailable) {
+			repeated.Go(func() { done(i, r.repeat(ctx, wants[i], err)) })
+			return
 		}
-		defer cancel()
-		left = getSome(attempt, r.from, wants, left, func(i int, err error) (again bool) {
-			switch {
-			case err != nil && attempt.Err() != nil && ctx.Err() == nil: // what failed before tells more
-				return true
-			case errors.Is(err, store.ErrUnavailable):
-				failed[i] = err
-				return true
-			}
-			done(i, err)
-			return false
-		})
-		if len(left) == 0 {
-			return nil
-		}
-		return failed[left[0]]
+		done(i, err)
 	})
-	for _, i := range left {
-		if ctx.Err() != nil || failed[i] == nil {
-			done(i, err)
-		} else {
-			done(i, failed[i])
+	repeated.Wait()
+}
+
+// repeat gets a chunk for which the store was unavailable once.
+func (r retrying) repeat(ctx context.Context, w store.Want, failed error) error {
+	return r.policy.DoUntil(ctx, func(end time.Time) error {
+		if end.IsZero() { // the first time has failed already
+			return failed
 		}
-	}
+		attempt, cancel := context.WithDeadline(ctx, end)
+		defer cancel()
+		err := store.GetOne(attempt, r.from, w.Digest, w.Dst)
+		if err != nil && attempt.Err() != nil && ctx.Err() == nil {
+			return failed // it tells more
+		}
+		failed = err
+		return err
+	})
 }
 
 // numbers returns the numbers from 0 to n-1.

@@ -176,12 +176,7 @@ func (s *Supply) size(ctx context.Context, d blob.Digest) (int64, error) {
 }
 
 // Requests returns how many wants a caller may have under way at once to some use.
-func (s *Supply) Requests() (n int) {
-	for _, m := range s.stores.members {
-		n = max(n, m.link.Most())
-	}
-	return n
-}
+func (s *Supply) Requests() int { return s.stores.most() }
 
 // Limit returns how many requests the links to remote stores let in at once at present.
 func (s *Supply) Limit() (n int) {

@@ -107,6 +107,40 @@ func TestManyCancelled(t *testing.T) {
 	})
 }
 
+// TestManySilent: of many wants the first that fails for good ends the others, whatever each of them may wait for.
+func TestManySilent(t *testing.T) {
+	for name, o := range map[string]Options{"as it is": {}, "no second requests": {Budget: 1}} {
+		synctest.Test(t, func(t *testing.T) {
+			silent := storetest.GetterFunc(func(ctx context.Context, _ blob.Digest, _ []byte) error {
+				select {
+				case <-time.After(30 * time.Second):
+					return &store.UnavailableError{Err: errors.New("no answer")}
+				case <-ctx.Done():
+					return ctx.Err()
+				}
+			})
+			s, begun := newSample(1, 1000), time.Now()
+			list := make([]store.Want, 60)
+			for i := range list {
+				list[i] = wants(s)[0]
+			}
+			err := store.GetAll(t.Context(), New(store.Policy{Patience: 2 * time.Second}, o, silent), list, nil)
+			if took := time.Since(begun); !errors.Is(err, store.ErrUnavailable) || took > 33*time.Second {
+				t.Errorf("%s: GetAll = %v after %v, want ErrUnavailable after 32 s", name, err, took)
+			}
+			if o.Budget > 0 {
+				return
+			}
+			good := chunksOf(bucketOf(t, s))
+			begun = time.Now()
+			err = store.GetAll(t.Context(), New(store.Policy{}, o, silent, good), list, nil)
+			if took := time.Since(begun); err != nil || took > 5*time.Second {
+				t.Errorf("%s: GetAll with a second store = %v after %v", name, err, took)
+			}
+		})
+	}
+}
+
 // TestManyLimited: a store is sent no more requests at once than its limit, however many chunks are wanted.
 func TestManyLimited(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
