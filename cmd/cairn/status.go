@@ -98,7 +98,8 @@ func showStatus(ctx context.Context, w io.Writer, at daemon.Address, every time.
 	for {
 		text, err := askStatus(ctx, at)
 		if err != nil {
-			return noStatus(at, err)
+			return hintError{fmt.Errorf("asking %v for its status: %w", at, err),
+				"the address is what serve was given as --metrics; without that it has none"}
 		}
 		if err := printStatus(w, text, asJSON, every > 0); err != nil {
 			return err
@@ -112,11 +113,6 @@ func showStatus(ctx context.Context, w io.Writer, at daemon.Address, every time.
 		case <-time.After(every):
 		}
 	}
-}
-
-func noStatus(at daemon.Address, err error) error {
-	return hintError{fmt.Errorf("asking %v for its status: %w", at, err),
-		"the address is what serve was given as --metrics; without that it has none"}
 }
 
 // askStatus gets a server's /status.json.
@@ -136,8 +132,8 @@ func askStatus(ctx context.Context, at daemon.Address) ([]byte, error) {
 		return nil, err
 	}
 	answer, err := client.Do(r)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", store.ErrUnavailable, rootOf(err))
+	if err != nil { // without net/http's words about the URL, which is none for a unix socket
+		return nil, fmt.Errorf("%w: %w", store.ErrUnavailable, cmp.Or(errors.Unwrap(err), err))
 	}
 	defer answer.Body.Close()
 	if answer.StatusCode != http.StatusOK {
@@ -152,9 +148,6 @@ func askStatus(ctx context.Context, at daemon.Address) ([]byte, error) {
 	}
 	return text, nil
 }
-
-// rootOf is an error of net/http without the words about the URL, which is none for a unix socket.
-func rootOf(err error) error { return cmp.Or(errors.Unwrap(err), err) }
 
 func printStatus(w io.Writer, text []byte, asJSON, again bool) error {
 	var s dashboard.Status

@@ -82,8 +82,12 @@ func (b *Board) Serve(ctx context.Context, listeners ...net.Listener) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go b.sample(ctx)
+	public := slices.ContainsFunc(listeners, func(l net.Listener) bool {
+		tcp, is := l.Addr().(*net.TCPAddr)
+		return !is || !tcp.IP.IsLoopback()
+	})
 	server := &http.Server{
-		Handler:           b.handler(!slices.ContainsFunc(listeners, func(l net.Listener) bool { return !isLoopback(l.Addr()) })),
+		Handler:           b.handler(!public),
 		ReadHeaderTimeout: readTimeout,
 		ReadTimeout:       readTimeout,
 		WriteTimeout:      writeTimeout,
@@ -105,11 +109,6 @@ func (b *Board) Serve(ctx context.Context, listeners ...net.Listener) error {
 		})
 	}
 	return group.Wait()
-}
-
-func isLoopback(a net.Addr) bool {
-	tcp, is := a.(*net.TCPAddr)
-	return is && tcp.IP.IsLoopback()
 }
 
 // sample remembers the totals of the last seconds.
@@ -196,8 +195,8 @@ func (b *Board) page(kind string, write func(Status) ([]byte, error)) http.Handl
 	}
 }
 
-// answer returns what is made of the status, and what is to be called when the client has it. As long as clients are
-// slow to take the answers of many looks, nothing is looked at anew: or they would fill the memory.
+// answer returns what is made of the status. The caller calls done when the client has it, or has gone. As long as
+// clients are slow to take the answers of many looks, nothing is looked at anew: or they would fill the memory.
 func (b *Board) answer(path string, write func(Status) ([]byte, error)) (text []byte, done func(), err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -210,7 +209,13 @@ func (b *Board) answer(path string, write func(Status) ([]byte, error)) (text []
 	}
 	look := b.looks
 	b.taking[look]++
-	done = func() { b.taken(look) }
+	done = func() {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if b.taking[look]--; b.taking[look] == 0 {
+			delete(b.taking, look)
+		}
+	}
 	if text := b.answers[path]; text != nil {
 		return text, done, nil
 	}
@@ -219,15 +224,6 @@ func (b *Board) answer(path string, write func(Status) ([]byte, error)) (text []
 		b.answers[path] = text
 	}
 	return text, done, err
-}
-
-// taken takes note that a client has its answer, or has gone.
-func (b *Board) taken(look int) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.taking[look]--; b.taking[look] == 0 {
-		delete(b.taking, look)
-	}
 }
 
 func toJSON(s Status) ([]byte, error) {

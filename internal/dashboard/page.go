@@ -72,7 +72,7 @@ func newPage(s Status) page {
 
 func figures(s Status) []figure {
 	var whole, local, reads, hits, waits int64
-	longest := time.Duration(0)
+	var longest time.Duration
 	for _, e := range s.Exports {
 		whole, local = whole+e.Size, local+e.Local
 		reads, hits = reads+e.Reads, hits+e.Hits()
