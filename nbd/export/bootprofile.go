@@ -43,10 +43,7 @@ func (im *images) profileOf(index locate.Location) locate.Location {
 	if !im.o.AutoProfile {
 		return im.o.Profile
 	}
-	at, err := release.ProfileOf(index)
-	if err != nil {
-		return locate.Location{} // nothing lies beside a stream
-	}
+	at, _ := release.ProfileOf(index) // nothing lies beside a stream
 	return at
 }
 

@@ -80,11 +80,11 @@ func (s *meteredStores) unusedName(name string, a blob.Algorithm) string {
 		return slices.ContainsFunc(s.all, func(other *meteredStore) bool { return other.name == name })
 	}
 	unused := name
-	for n := 1; isUsed(unused); n++ {
+	if isUsed(unused) {
 		unused = fmt.Sprintf("%s (%v)", name, a)
-		if n > 1 {
-			unused = fmt.Sprintf("%s (%v, %d)", name, a, n)
-		}
+	}
+	for n := 2; isUsed(unused); n++ {
+		unused = fmt.Sprintf("%s (%v, %d)", name, a, n)
 	}
 	return unused
 }
