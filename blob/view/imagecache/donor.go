@@ -1,7 +1,6 @@
 package imagecache
 
 import (
-	"bytes"
 	"os"
 	"path/filepath"
 	"slices"
@@ -12,17 +11,17 @@ import (
 )
 
 const (
-	maxDonors     = 8        // images that nobody here serves and that give chunks to those that are
+	maxDonors     = 8        // images that are not open here and give chunks to those that are
 	maxDonorIndex = 64 << 20 // bytes of such an image's index
 )
 
-// donor is an image's file that this process has not opened as its own. Somebody else may change it at any
-// time, so that each chunk of it is proven when it is used.
+// donor is the file of an image that is not open here. Another process may change it at any time, so that each chunk of
+// it is proven when it is used.
 type donor struct {
-	index *blob.Index
-	table *blob.Table
-	bits  *bitset.Set
-	file  *os.File
+	index  *blob.Index
+	table  *blob.Table
+	chunks *bitset.Set // that may be there
+	file   *os.File
 }
 
 // findDonors opens the images that were used last.
@@ -38,17 +37,7 @@ func findDonors(images string) (donors []*donor) {
 	return donors
 }
 
-// addDonor takes a file as a donor, in the place of the oldest if there are enough. The caller holds mu.
-func (d *Dir) addDonor(n *donor) {
-	all := append([]*donor{n}, d.donors...)
-	for len(all) > maxDonors {
-		all[len(all)-1].file.Close()
-		all = all[:len(all)-1]
-	}
-	d.donors = all
-}
-
-// byUse lists the images, the one that was used last first.
+// byUse returns the names of the images, the one that was used last first.
 func byUse(images string) (names []string) {
 	entries, err := os.ReadDir(images)
 	if err != nil {
@@ -65,18 +54,13 @@ func byUse(images string) (names []string) {
 	return names
 }
 
-// openDonor is the image in a directory, or nil when nothing can be had from it.
+// openDonor returns the image in a directory, or nil when nothing can be had from it.
 func openDonor(path string) *donor {
-	name := filepath.Join(path, indexName)
-	if info, err := os.Stat(name); err != nil || info.Size() > maxDonorIndex {
+	if info, err := os.Stat(filepath.Join(path, indexName)); err != nil || info.Size() > maxDonorIndex {
 		return nil
 	}
-	encoded, err := os.ReadFile(name)
-	if err != nil {
-		return nil
-	}
-	x, err := blob.Decode(bytes.NewReader(encoded))
-	if err != nil {
+	x := readIndex(path)
+	if x == nil {
 		return nil
 	}
 	file, err := os.ReadFile(filepath.Join(path, mapName))
@@ -87,8 +71,8 @@ func openDonor(path string) *donor {
 	if err != nil {
 		return nil
 	}
-	n := &donor{index: x, table: blob.NewTable(x), bits: bitset.New(x.Len())}
-	n.bits.Load(state.bits)
+	n := &donor{index: x, table: blob.NewTable(x), chunks: bitset.New(x.Len())}
+	n.chunks.Load(state.bits)
 	for _, data := range []string{rawName, partialName} {
 		if n.file, err = os.Open(filepath.Join(path, data)); err == nil {
 			return n
@@ -97,27 +81,29 @@ func openDonor(path string) *donor {
 	return nil
 }
 
-// find is the number of a chunk that may be copied from here, or -1.
-func (n *donor) find(a blob.Algorithm, digest blob.Digest, size int64) int {
-	if a != n.index.Algorithm() {
-		return -1
-	}
-	i := n.table.Find(digest)
-	if i < 0 || !n.bits.Has(i) || n.index.At(i).Size != size {
-		return -1
-	}
-	return i
-}
+func (n *donor) findChunk(c content) int { return findContent(n.index, n.table, c, n.chunks.Has) }
 
-// copy fills dst with a chunk, and proves it. One that is not right is not tried again.
-func (n *donor) copy(a blob.Algorithm, digest blob.Digest, dst []byte) bool {
-	i := n.find(a, digest, int64(len(dst)))
+// copyChunk fills dst with a chunk, and proves it. One that is wrong is not tried again.
+func (n *donor) copyChunk(c content, dst []byte) bool {
+	i := n.findChunk(c)
 	if i < 0 {
 		return false
 	}
-	if _, err := n.file.ReadAt(dst, n.index.At(i).Offset); err != nil || a.Sum(dst) != digest {
-		n.bits.Remove(i)
+	if _, err := n.file.ReadAt(dst, n.index.At(i).Offset); err != nil || c.algorithm.Sum(dst) != c.digest {
+		n.chunks.Remove(i)
 		return false
 	}
 	return true
+}
+
+// findContent returns the number of the first chunk with a content, or -1 if it cannot be copied.
+func findContent(x *blob.Index, table *blob.Table, c content, has func(i int) bool) int {
+	if c.algorithm != x.Algorithm() {
+		return -1
+	}
+	i := table.Find(c.digest)
+	if i < 0 || x.At(i).Size != c.size || !has(i) {
+		return -1
+	}
+	return i
 }

@@ -8,40 +8,34 @@ import (
 	"slices"
 )
 
-// evict makes room when the images take more than they may: images that nobody has open go first, the one
-// that was used last at last; then runs of chunks of the open ones, by their last use. Chunks that are pinned go
-// when nothing else is left.
-func (d *Dir) evict() {
+// evict makes room when the images take more than the limit. Images that no process has open go first, the least
+// recently used one before the others; then extents of the open ones, by their last use. Pinned chunks go when nothing
+// else is left.
+func (k *keeper) evict() {
+	d := k.dir
 	if d.limit <= 0 {
 		return
 	}
-	d.turn.Lock()
-	defer d.turn.Unlock()
-	d.mu.Lock()
-	files := append([]*File(nil), d.open...)
-	d.mu.Unlock()
-	used := d.Used()
-	d.full.Store(used > d.limit-d.limit/8)
+	used := d.usedBytes()
+	d.nearFull.Store(used > d.limit-d.limit/8)
 	if used <= d.limit {
 		return
 	}
-	target := d.limit - d.limit/16
-	was := used
-	defer func() { d.evicted.Add(was - used) }()
+	files, target, before := d.openFiles(), d.limit-d.limit/16, used
 	used -= d.evictClosed(files, used-target)
-	if used > target {
-		used -= d.evictOpen(files, used-target, false)
-	}
+	used -= evictOpen(files, used-target, false)
 	if used > d.limit {
-		used -= d.evictOpen(files, used-target, true)
+		used -= evictOpen(files, used-target, true)
 	}
+	d.evicted.Add(before - used)
 	if used > d.limit {
-		d.failed("keeping to the limit", fmt.Errorf("%d bytes cannot be freed, and %d are allowed", used, d.limit))
+		err := fmt.Errorf("%d bytes cannot be freed, and %d are allowed", used, d.limit)
+		d.health.failed("keeping to the limit", err)
 	}
 }
 
-// Used is how many bytes the images take on their disk.
-func (d *Dir) Used() (bytes int64) {
+// usedBytes returns how many bytes the images take on their disk.
+func (d *Dir) usedBytes() (bytes int64) {
 	for _, name := range byUse(d.path) {
 		bytes += sizeOf(filepath.Join(d.path, name))
 	}
@@ -58,7 +52,7 @@ func sizeOf(path string) (bytes int64) {
 	return bytes
 }
 
-// evictClosed removes images that nobody has open until so many bytes are free, and returns how many are.
+// evictClosed removes images that no process has open until so many bytes are free, and returns how many are.
 func (d *Dir) evictClosed(open []*File, wanted int64) (freed int64) {
 	names := byUse(d.path)
 	slices.Reverse(names)
@@ -73,13 +67,13 @@ func (d *Dir) evictClosed(open []*File, wanted int64) (freed int64) {
 		size := sizeOf(path)
 		if removeImage(path) {
 			freed += size
-			d.forgetDonor(path)
+			d.removeDonor(path)
 		}
 	}
 	return freed
 }
 
-// removeImage removes an image that no process has open.
+// removeImage removes an image, unless a process has it open.
 func removeImage(path string) bool {
 	locked, err := claim(path)
 	if err != nil {
@@ -92,166 +86,90 @@ func removeImage(path string) bool {
 	return os.Remove(path) == nil
 }
 
-// forgetDonor closes a file that was removed, whose bytes stay on the disk as long as it is open.
-func (d *Dir) forgetDonor(path string) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.closeDonor(path)
-}
-
-// closeDonor is forgetDonor for a caller that holds mu.
-func (d *Dir) closeDonor(path string) {
-	d.donors = slices.DeleteFunc(slices.Clone(d.donors), func(n *donor) bool {
-		gone := filepath.Dir(n.file.Name()) == path
-		if gone {
-			n.file.Close()
-		}
-		return gone
-	})
-}
-
-// victim is an extent of an open image.
+// victim is an extent of an open image, as far as it has something to evict: chunks lo up to but not including hi.
 type victim struct {
+	lo, hi int
 	file   *File
-	extent int
 	used   int64 // when, in seconds since 1970
 }
 
 // evictOpen makes holes in the open images until so many bytes are free, and returns how many are.
-func (d *Dir) evictOpen(files []*File, wanted int64, pinned bool) (freed int64) {
+func evictOpen(files []*File, wanted int64, pinned bool) (freed int64) {
 	var all []victim
 	for _, f := range files {
-		all = append(all, f.extents(pinned)...)
+		all = append(all, f.victims(pinned)...)
 	}
 	slices.SortStableFunc(all, func(a, b victim) int { return cmp.Compare(a.used, b.used) })
-	for len(all) > 0 && freed < wanted {
-		some := all[:min(len(all), int(min((wanted-freed)/extentSize+1, 16)))]
-		all = all[len(some):]
-		freed += d.punchAll(some, pinned)
+	for _, v := range all {
+		if freed >= wanted {
+			break
+		}
+		freed += v.file.evict(v.lo, v.hi, pinned)
 	}
 	return freed
 }
 
-// extents are the parts of the file that may be evicted.
-func (f *File) extents(pinned bool) (all []victim) {
+// victims returns the extents of the file that have something to evict. A file with a second name keeps all it has.
+func (f *File) victims(pinned bool) (all []victim) {
 	if info, err := f.data.Stat(); err == nil {
 		if _, links := allocated(info); links > 1 {
-			return nil // somebody has given the file another name, and counts on it
+			return nil
 		}
 	}
-	for e := range f.used {
-		if f.evictable(e, pinned) {
-			all = append(all, victim{f, e, f.epoch.Unix() + int64(f.used[e].Load())})
+	extent := int64(-1)
+	for i := range f.index.Len() {
+		if !f.mayEvict(i, pinned) {
+			continue
 		}
+		if e := f.index.At(i).Offset / extentSize; e != extent {
+			extent = e
+			all = append(all, victim{lo: i, file: f, used: f.opened.Unix() + int64(f.used[e].Load())})
+		}
+		all[len(all)-1].hi = i + 1
 	}
 	return all
 }
 
-// chunksIn are the chunks that begin in an extent.
-func (f *File) chunksIn(extent int) (lo, hi int) {
-	begin := func(off int64) int {
-		i := f.index.Find(off)
-		if i < f.index.Len() && f.index.At(i).Offset < off {
-			i++
-		}
-		return i
-	}
-	return begin(int64(extent) * extentSize), begin(int64(extent+1) * extentSize)
+func (f *File) mayEvict(i int, pinned bool) bool {
+	return !f.isEmpty(i) && (pinned || !f.pinned.Has(i))
 }
 
-func (f *File) evictable(extent int, pinned bool) bool {
-	lo, hi := f.chunksIn(extent)
+// isEmpty reports whether chunk i takes no room on the disk.
+func (f *File) isEmpty(i int) bool { return f.index.IsZero(i) || !f.chunks.present.Has(i) }
+
+// evict takes chunks out, and frees their disk blocks: first no read finds them, then the file is not complete any
+// more, then come the holes. It returns how many bytes that gave.
+func (f *File) evict(lo, hi int, pinned bool) (freed int64) {
+	var chunks []int
 	for i := lo; i < hi; i++ {
-		if f.goes(i, pinned) {
-			return true
+		if f.mayEvict(i, pinned) {
+			f.chunks.forget(i)
+			chunks = append(chunks, i)
 		}
 	}
-	return false
-}
-
-// goes says whether chunk i may be taken out, and is there.
-func (f *File) goes(i int, pinned bool) bool {
-	return (f.proven.Has(i) || f.claimed.Has(i)) && (pinned || !f.pinned.Has(i)) && !f.index.IsZero(i)
-}
-
-// punchAll takes the chunks of extents out: first of what is read, then of the maps, then of the files.
-func (d *Dir) punchAll(victims []victim, pinned bool) (freed int64) {
-	d.keeping.Lock()
-	defer d.keeping.Unlock()
-	touched := map[*File][]int{}
-	for _, v := range victims {
-		lo, hi := v.file.chunksIn(v.extent)
-		for i := lo; i < hi; i++ {
-			if v.file.goes(i, pinned) {
-				v.file.forget(i)
-				touched[v.file] = append(touched[v.file], i)
-			}
-		}
-	}
-	for f, chunks := range touched {
-		f.holes.Add(1)
-		freed += f.punch(chunks)
-	}
-	return freed
-}
-
-// punch frees the disk blocks of chunks that were taken out, and returns how many bytes that gave.
-func (f *File) punch(chunks []int) int64 {
-	if err := f.unname(); err != nil {
-		f.dir.failed(fmt.Sprintf("evicting from %s", f.path), err)
-		return 0
-	}
-	if err := f.save(mapState{bits: f.bits()}); err != nil {
-		f.dir.failed(fmt.Sprintf("evicting from %s", f.path), err)
-		return 0
-	}
-	before := f.taken()
+	before := sizeOf(f.path)
+	err := f.setComplete(false)
 	for _, i := range chunks {
-		from, to := f.around(i)
-		if err := f.data.punch(from, to-from); err != nil {
-			f.dir.failed(fmt.Sprintf("evicting from %s", f.path), err)
-			return before - f.taken()
+		if err == nil {
+			from, to := f.punchRange(i)
+			err = f.data.punch(from, to-from)
 		}
 	}
-	return before - f.taken()
-}
-
-// unname takes the final name away from a file that is about to be whole no more.
-func (f *File) unname() error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if !f.complete {
-		return nil
-	}
-	if err := f.rename(rawName, partialName); err != nil {
-		return err
-	}
-	f.complete = false
-	return nil
-}
-
-func (f *File) taken() int64 {
-	info, err := f.data.Stat()
 	if err != nil {
-		return 0
+		f.dir.health.failed("evicting from "+f.path, err)
 	}
-	n, _ := allocated(info)
-	return n
+	return before - sizeOf(f.path)
 }
 
-// around is where chunk i lies, with what is empty beside it: a disk block is only freed whole.
-func (f *File) around(i int) (from, to int64) {
+// punchRange is where chunk i lies, with what is empty beside it: a disk block is only freed whole.
+func (f *File) punchRange(i int) (from, to int64) {
 	c := f.index.At(i)
 	from, to = c.Offset, c.End()
-	if i > 0 && f.empty(i-1) {
+	if i > 0 && f.isEmpty(i-1) {
 		from = max(from-mapAlign, f.index.At(i-1).Offset)
 	}
-	if i+1 < f.index.Len() && f.empty(i+1) {
+	if i+1 < f.index.Len() && f.isEmpty(i+1) {
 		to = min(to+mapAlign, f.index.At(i+1).End())
 	}
 	return from, to
-}
-
-func (f *File) empty(i int) bool {
-	return f.index.IsZero(i) || !f.proven.Has(i) && !f.claimed.Has(i)
 }

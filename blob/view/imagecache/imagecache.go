@@ -1,101 +1,74 @@
 // Package imagecache keeps decoded images on disk: each in a sparse file of its own, whose map says which chunks
-// are in it. What it hands out was proven against the chunk's digest by this process, or by one that closed
-// the file; after any other end it is proven again before its first use. It is a help and never a condition: a full or
-// failing disk costs what it kept, and no read. It knows nothing of stores, and it reads and writes with
-// pread and pwrite, so that a bad sector is an error and no signal.
+// are in it. Every byte that it returns was proven against the chunk's digest by this process, or by one that closed
+// the file; after any other end it is proven again before its first use. A full or failing disk costs what it kept, and
+// no read. The package knows nothing of stores. It reads and writes with pread and pwrite, so that a bad sector is an
+// error and no signal.
+//
+// A chunk goes this way: Offer puts it into the queue; the keeper, one goroutine for each Dir, writes it; a flush
+// beside the keeper makes it durable, and from then on it is proven. Only the keeper writes, punches, renames and
+// closes files that are open, and it closes them between flushes. The chunks type decides what may be trusted.
+//
+// Locks, outermost first:
+//
+//	Dir.opening   held while an image is opened or closed, over disk I/O
+//	File.reading  shared by the reads of a file, over disk I/O; Close waits for them
+//	Dir.mu, queue.mu, chunks.mu   held for a look-up or a change in memory; no other lock is taken meanwhile
 package imagecache
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"golang.org/x/sync/semaphore"
 
 	"cairn/blob"
 )
 
-const (
-	queueBytes  = 20 << 20 // wait to be written, at most
-	batchBytes  = 16 << 20 // are written before they are flushed, if not a batchTime has gone by
-	unsyncedMax = 40 << 20 // are written and not flushed, at most: what a crash may cost, with what is queued
-	batchTime   = time.Second
-	lookEvery   = 16               // batch times: how often the limit is looked at when nothing is written here
-	retryTime   = 30 * time.Second // after which a disk that failed is tried again
-	imagesName  = "images"
-)
+const imagesName = "images"
 
-// ErrBusy says that another process has the image's file open.
+// ErrBusy means that another process has the image's file open.
 var ErrBusy = errors.New("in use by another process")
 
 // Unlimited is a limit that nothing reaches.
 const Unlimited = -1
 
-// Options of a Dir. The zero value says nothing.
+// Options of a Dir. The zero value logs nothing.
 type Options struct {
 	Limit int64        // bytes on disk of all images; 0 is what they have when it is opened, and half of what is free
-	Log   *slog.Logger // hears of a disk that fails, and that works again
+	Log   *slog.Logger // is told when the disk fails, and when it works again
 }
 
 // Dir is a directory of cached images. Safe for concurrent use.
 type Dir struct {
-	path  string
-	limit int64
-	log   *slog.Logger
-	room  *semaphore.Weighted // of what waits to be written
-	queue chan job
-	wake  chan struct{} // for the keeper, when there is enough to flush
-	ended sync.WaitGroup
-	stop  chan struct{}
+	path     string // has a directory for each image
+	limit    int64
+	wrap     func(medium) medium // of the files; nil but in tests
+	health   health
+	queue    *queue
+	tasks    chan func(*keeper) // for the keeper, which takes none while it flushes; closed to end it
+	ended    sync.WaitGroup     // the keeper
+	evicted  atomic.Int64       // bytes
+	nearFull atomic.Bool        // the limit is near
 
-	paused  atomic.Int64 // until then, in nanoseconds since 1970, nothing is written
-	failing atomic.Bool  // the last write or flush failed
-	dropped atomic.Int64
-	evicted atomic.Int64
-	full    atomic.Bool // the limit is near
+	opening sync.Mutex
+	closed  bool // guarded by opening
 
-	opening sync.Mutex // held while images are opened or closed, which takes its time; before all others
-
-	mu       sync.Mutex // guards what follows
-	open     []*File
-	donors   []*donor
-	pending  map[content][]byte // what waits to be written
-	unsynced int64
-	flushed  *sync.Cond // unsynced has shrunk
-	closed   bool
-
-	keeping sync.Mutex // held while files are written or punched; before mu
-	turn    sync.Mutex // held while maps are written; before keeping
-
-	wrap func(medium) medium // of the files; nil but in tests
+	mu     sync.Mutex    // guards what follows
+	open   map[*File]int // how many users each has
+	donors []*donor      // the one that was used last first
 }
 
-// content is what a chunk is.
+// content identifies the bytes of a chunk.
 type content struct {
 	algorithm blob.Algorithm
 	digest    blob.Digest
 	size      int64
-}
-
-func (j job) content() content {
-	x := j.file.index
-	return content{x.Algorithm(), x.At(j.i).Digest, int64(len(j.data))}
-}
-
-// room is how much of what may wait to be written a job takes: a chunk that is larger than all of it waits alone.
-func (j job) room() int64 { return min(int64(len(j.data)), queueBytes) }
-
-// job is a chunk to be written.
-type job struct {
-	file *File
-	i    int
-	data []byte
 }
 
 // Open opens a directory of cached images, and makes it if need be. The caller must Close.
@@ -109,34 +82,33 @@ func open(path string, o Options, wrap func(medium) medium) (*Dir, error) {
 	if err := os.MkdirAll(images, 0o700); err != nil {
 		return nil, fmt.Errorf("opening image cache: %w", err)
 	}
-	d := &Dir{path: images, limit: o.Limit, log: o.Log, room: semaphore.NewWeighted(queueBytes), wrap: wrap, pending: map[content][]byte{}}
-	d.queue, d.wake, d.stop = make(chan job, 4096), make(chan struct{}, 1), make(chan struct{})
-	d.flushed = sync.NewCond(&d.mu)
+	d := &Dir{path: images, limit: o.Limit, wrap: wrap, tasks: make(chan func(*keeper)), open: map[*File]int{}}
+	d.queue = &queue{jobs: make(chan job, queueJobs), data: map[content][]byte{}}
+	d.queue.room = semaphore.NewWeighted(queueBytes)
+	d.health.log = o.Log
 	if d.limit == 0 {
-		d.limit = d.Used() + freeBytes(images)/2
+		d.limit = d.usedBytes() + freeBytes(images)/2
 	}
 	d.donors = findDonors(images)
 	d.forgetEvicted()
-	d.ended.Go(d.write)
-	d.ended.Go(d.keep)
+	d.ended.Go((&keeper{dir: d}).run)
 	return d, nil
 }
 
-// Close flushes what was written, and closes all images: what is in them need not be proven again. Nobody may
-// use them afterwards.
+// Close writes and flushes what was offered, and closes all images: what is in them need not be proven again. The Dir
+// must not be used afterwards.
 func (d *Dir) Close() error {
-	d.mu.Lock()
-	files := d.open
-	closed := d.closed
-	d.closed = true
-	d.mu.Unlock()
-	if closed {
+	d.opening.Lock()
+	defer d.opening.Unlock()
+	if d.closed {
 		return nil
 	}
-	close(d.stop)
+	d.closed = true
+	close(d.tasks)
 	d.ended.Wait()
 	var errs []error
-	for _, f := range files {
+	for _, f := range d.openFiles() {
+		f.endReads()
 		errs = append(errs, f.close())
 	}
 	for _, n := range d.donors {
@@ -145,201 +117,156 @@ func (d *Dir) Close() error {
 	return errors.Join(errs...)
 }
 
-// write writes what is offered, until the directory is closed and nothing is left.
-func (d *Dir) write() {
-	for {
-		select {
-		case j := <-d.queue:
-			d.put(j)
-		case <-d.stop:
-			d.drain()
-			return
+// Image opens the file of x's image, or makes it. ErrBusy means that another process has it. An image that is open
+// already is the same File again. It is closed with the directory, if not before.
+func (d *Dir) Image(x *blob.Index) (*File, error) {
+	d.opening.Lock()
+	defer d.opening.Unlock()
+	layout := layoutOf(x)
+	for _, f := range d.openFiles() {
+		if f.maps.layout == layout {
+			d.addUser(f)
+			return f, nil
 		}
 	}
+	f, err := openFile(d, x, layout)
+	if err != nil {
+		return nil, fmt.Errorf("opening the cache of image %v: %w", layout.digest, err)
+	}
+	d.removeDonor(f.path)
+	d.addUser(f)
+	return f, nil
 }
 
-func (d *Dir) drain() {
-	for {
-		select {
-		case j := <-d.queue:
-			d.put(j)
-		default:
-			return
-		}
-	}
-}
-
-func (d *Dir) put(j job) {
-	defer d.forget(j)
-	if !d.working() || !j.file.store(j.i, j.data) {
-		return
-	}
+func (d *Dir) addUser(f *File) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.unsynced += int64(len(j.data))
-	if d.unsynced >= d.batch() {
-		d.rouse()
-	}
-	for d.unsynced >= max(unsyncedMax, d.batch()) && !d.closed {
-		d.flushed.Wait()
-	}
+	d.open[f]++
 }
 
-// forget takes a job off that was done, or given up.
-func (d *Dir) forget(j job) {
-	d.mu.Lock()
-	delete(d.pending, j.content())
-	d.mu.Unlock()
-	j.file.queued.Remove(j.i)
-	d.room.Release(j.room())
+// closeImage closes f if the caller is its last user. f becomes a donor.
+func (d *Dir) closeImage(f *File) (err error) {
+	d.opening.Lock()
+	defer d.opening.Unlock()
+	if d.closed || !d.removeUser(f) {
+		return nil
+	}
+	f.endReads()
+	d.do(func(*keeper) { err = f.close() })
+	if n := openDonor(f.path); n != nil {
+		d.addDonor(n)
+	}
+	return err
 }
 
-// batch is how much is written before it is flushed; a small limit must not be overrun by it.
-func (d *Dir) batch() int64 {
-	if d.limit > 0 {
-		return max(min(batchBytes, d.limit/8), 1)
-	}
-	return batchBytes
-}
-
-// rouse has the keeper work now.
-func (d *Dir) rouse() {
-	select {
-	case d.wake <- struct{}{}:
-	default:
-	}
-}
-
-// keep flushes and makes room, in the background, until the directory is closed.
-func (d *Dir) keep() {
-	tick := time.NewTicker(batchTime)
-	defer tick.Stop()
-	for n := 0; ; n++ {
-		select {
-		case <-d.wake:
-		case <-tick.C:
-		case <-d.stop:
-			d.mu.Lock()
-			d.flushed.Broadcast()
-			d.mu.Unlock()
-			return
-		}
-		if d.sync() || n%lookEvery == 0 {
-			d.evict()
-		}
-	}
-}
-
-// sync flushes what was written to all images, and then says so in their maps. Reads go on meanwhile. It
-// returns whether there was anything.
-func (d *Dir) sync() bool {
-	d.turn.Lock()
-	defer d.turn.Unlock()
-	d.mu.Lock()
-	files, covered := append([]*File(nil), d.open...), d.unsynced
-	d.mu.Unlock()
-	for _, f := range files {
-		f.sync()
-	}
+// removeUser reports whether that was the last user of f, which is then not open any more.
+func (d *Dir) removeUser(f *File) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.unsynced -= covered
-	d.flushed.Broadcast()
-	return covered > 0
+	users := d.open[f]
+	if users > 1 {
+		d.open[f]--
+	} else {
+		delete(d.open, f)
+	}
+	return users == 1
 }
 
-// working says whether the disk may be written: it has not failed just now.
-func (d *Dir) working() bool { return time.Now().UnixNano() >= d.paused.Load() }
+// do has the keeper run a task when no flush is under way, and waits for its end.
+func (d *Dir) do(task func(*keeper)) {
+	done := make(chan struct{})
+	d.tasks <- func(k *keeper) {
+		defer close(done)
+		task(k)
+	}
+	<-done
+}
 
-// failed takes note of an error of the disk, says so when it is the first, and has it left alone for a while.
-func (d *Dir) failed(what string, err error) {
-	d.paused.Store(time.Now().Add(retryTime).UnixNano())
-	if !d.failing.Swap(true) {
-		d.log.Warn("the image cache is not written for now; reads go on without it", "doing", what, "error", err)
+func (d *Dir) openFiles() (files []*File) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for f := range d.open {
+		files = append(files, f)
+	}
+	return files
+}
+
+// addDonor adds a donor, in the place of the oldest if there are enough.
+func (d *Dir) addDonor(n *donor) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.donors = slices.Insert(d.donors, 0, n)
+	for len(d.donors) > maxDonors {
+		d.donors[maxDonors].file.Close()
+		d.donors = slices.Delete(d.donors, maxDonors, maxDonors+1)
 	}
 }
 
-// worked takes note that something came to the disk.
-func (d *Dir) worked() {
-	if d.working() && d.failing.Swap(false) {
-		d.log.Info("the image cache is written again")
+// removeDonor closes the donor in a directory: the bytes of a removed file stay on the disk as long as it is open.
+func (d *Dir) removeDonor(path string) {
+	d.mu.Lock()
+	i := slices.IndexFunc(d.donors, func(n *donor) bool { return filepath.Dir(n.file.Name()) == path })
+	var n *donor
+	if i >= 0 {
+		n = d.donors[i]
+		d.donors = slices.Delete(d.donors, i, i+1)
+	}
+	d.mu.Unlock()
+	if n != nil {
+		n.file.Close()
 	}
 }
 
-// Dropped is how many chunks were not kept because the disk was too slow or failed.
-func (d *Dir) Dropped() int64 { return d.dropped.Load() }
+// holder has chunks that may be copied: an open File or a donor.
+type holder interface {
+	findChunk(c content) int // its number; -1 if it is not here
+	copyChunk(c content, dst []byte) bool
+}
 
-// Copy fills dst with a chunk that is on disk as part of any image here, and returns whether there is one. What
-// it returns is proven.
+func (d *Dir) holders() (all []holder) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for f := range d.open {
+		all = append(all, f)
+	}
+	for _, n := range d.donors {
+		all = append(all, n)
+	}
+	return all
+}
+
+// Copy fills dst with a chunk that is on disk as part of any image here, or will be soon. It reports whether there is
+// one. The bytes are proven.
 func (d *Dir) Copy(a blob.Algorithm, digest blob.Digest, dst []byte) bool {
-	d.mu.Lock()
-	files, donors, data := d.open, d.donors, d.pending[content{a, digest, int64(len(dst))}]
-	d.mu.Unlock()
-	if data != nil {
+	c := content{a, digest, int64(len(dst))}
+	if data := d.queue.find(c); data != nil {
 		copy(dst, data)
 		return true
 	}
-	for _, f := range files {
-		if f.copy(a, digest, dst) {
-			return true
-		}
-	}
-	for _, n := range donors {
-		if n.copy(a, digest, dst) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(d.holders(), func(h holder) bool { return h.copyChunk(c, dst) })
 }
 
-// MayCopy says whether Copy is worth the attempt: it answers from memory.
+// MayCopy reports whether Copy is worth the attempt. It answers from memory.
 func (d *Dir) MayCopy(a blob.Algorithm, digest blob.Digest, size int64) bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.pending[content{a, digest, size}] != nil {
-		return true
-	}
-	for _, f := range d.open {
-		if f.find(a, digest, size) >= 0 {
-			return true
-		}
-	}
-	for _, n := range d.donors {
-		if n.find(a, digest, size) >= 0 {
-			return true
-		}
-	}
-	return false
+	c := content{a, digest, size}
+	return d.queue.find(c) != nil ||
+		slices.ContainsFunc(d.holders(), func(h holder) bool { return h.findChunk(c) >= 0 })
 }
 
-// enqueue has a chunk written later, if there is room for it now.
-func (d *Dir) enqueue(j job) bool {
-	if !d.working() || !d.room.TryAcquire(j.room()) {
-		d.dropped.Add(1)
-		return false
-	}
-	return d.send(j)
+// Usage is what the images take on disk, and what was not kept.
+type Usage struct {
+	Bytes   int64
+	Limit   int64 // Unlimited if there is none
+	Evicted int64 // bytes so far
+	Dropped int64 // chunks so far that were not kept because the disk was too slow or failed
+	Working bool  // false for a while after the disk has failed
 }
 
-// enqueueWait is enqueue that waits for room.
-func (d *Dir) enqueueWait(ctx context.Context, j job) bool {
-	if !d.working() || d.room.Acquire(ctx, j.room()) != nil {
-		return false
+// Usage looks at all images.
+func (d *Dir) Usage() Usage {
+	u := Usage{d.usedBytes(), d.limit, d.evicted.Load(), d.queue.dropped.Load(), d.health.ok()}
+	if u.Limit <= 0 {
+		u.Limit = Unlimited
 	}
-	return d.send(j)
-}
-
-func (d *Dir) send(j job) bool {
-	d.mu.Lock()
-	d.pending[j.content()] = j.data
-	d.mu.Unlock()
-	j.file.queued.Add(j.i)
-	select {
-	case d.queue <- j:
-		return true
-	default:
-		d.forget(j)
-		d.dropped.Add(1)
-		return false
-	}
+	return u
 }

@@ -81,19 +81,32 @@ func newHeardRig(t testing.TB, image []byte) (*rig, *spoken) {
 }
 
 // raw is the name of the whole image's file, and whether the file has it.
-func (r *rig) raw() (string, bool) {
-	r.file.mu.Lock()
-	defer r.file.mu.Unlock()
-	return filepath.Join(r.file.path, rawName), r.file.complete
+func (r *rig) raw() (name string, complete bool) {
+	name = filepath.Join(r.file.path, rawName)
+	_, err := os.Stat(name)
+	return name, err == nil
+}
+
+// sync flushes what was written, and returns when that is done.
+func (r *rig) sync() {
+	r.dir.do((*keeper).beginFlush)
+	r.dir.do(func(*keeper) {})
 }
 
 func (r *rig) data(i int) []byte { c := r.x.At(i); return r.image[c.Offset:c.End()] }
+
+// halfMinuteLater has a disk that failed tried again.
+func (r *rig) halfMinuteLater() {
+	if r.dir.health.paused.Load() != 0 {
+		r.dir.health.paused.Store(1)
+	}
+}
 
 // put writes chunks, and returns when they are flushed.
 func (r *rig) put(lo, hi int) {
 	r.t.Helper()
 	r.write(lo, hi)
-	r.dir.sync()
+	r.sync()
 }
 
 // write writes chunks, and returns when they are written.
@@ -108,10 +121,10 @@ func (r *rig) write(lo, hi int) {
 // settle returns when nothing waits to be written.
 func (r *rig) settle() {
 	r.t.Helper()
-	if err := r.dir.room.Acquire(r.t.Context(), queueBytes); err != nil {
+	if err := r.dir.queue.room.Acquire(r.t.Context(), queueBytes); err != nil {
 		r.t.Fatal(err)
 	}
-	r.dir.room.Release(queueBytes)
+	r.dir.queue.room.Release(queueBytes)
 }
 
 // check: what the cache has is right. It returns how many chunks it has, and how many it claims.
@@ -190,7 +203,7 @@ func TestComplete(t *testing.T) {
 	r := newRig(t, mixed())
 	r.put(0, r.x.Len())
 	for range 2 {
-		r.dir.sync()
+		r.sync()
 		name, complete := r.raw()
 		got, err := os.ReadFile(name)
 		if !complete || err != nil || !bytes.Equal(got, r.image) {
@@ -209,7 +222,7 @@ func TestUncleanStop(t *testing.T) {
 		r := newRig(t, mixed())
 		r.write(0, 20)
 		if synced {
-			r.dir.sync()
+			r.sync()
 		}
 		proven, claimed := r.check()
 		want := proven + claimed
@@ -229,13 +242,13 @@ func TestUncleanStop(t *testing.T) {
 func TestMapSaysNoMoreThanDisk(t *testing.T) {
 	r := newRig(t, mixed())
 	r.put(0, 10)
-	r.disk.before(func() { r.file.store(15, r.data(15)) }) // too late for this flush
+	r.disk.before(func() { r.write(15, 16) }) // too late for this flush
 	r.put(10, 12)
 	file, err := os.ReadFile(filepath.Join(r.file.path, mapName))
 	if err != nil {
 		t.Fatal(err)
 	}
-	state, err := r.file.layout.newest(file)
+	state, err := r.file.maps.layout.newest(file)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -269,7 +282,7 @@ func TestDamage(t *testing.T) {
 			r.prove()
 			r.check()
 			r.put(0, r.x.Len())
-			r.dir.sync()
+			r.sync()
 			raw, complete := r.raw()
 			if got, err := os.ReadFile(raw); !complete || err != nil || !bytes.Equal(got, r.image) {
 				t.Errorf("afterwards the file cannot be completed: %v, %v", complete, err)
@@ -299,7 +312,7 @@ func (r *rig) change(name string, f func([]byte) []byte) {
 
 // other is a whole and clean map of another image that says it has everything.
 func other(r *rig) []byte {
-	l := r.file.layout
+	l := r.file.maps.layout
 	l.digest[0]++
 	all := bytes.Repeat([]byte{255}, l.bitBytes())
 	if l.chunks%8 != 0 {
@@ -487,7 +500,7 @@ func TestFailingDisk(t *testing.T) {
 	if r.file.Has(7) {
 		t.Error("the disk is tried again at once")
 	}
-	r.dir.paused.Store(0) // half a minute later
+	r.halfMinuteLater()
 	r.put(5, 10)
 	if !r.file.Has(7) || said.count("written again") != 1 {
 		t.Error("the disk is not tried again")
@@ -510,10 +523,10 @@ func TestFlushFails(t *testing.T) {
 	if n, claimed := r.check(); n != r.zeros() || claimed != 0 || !r.file.Wants(3) {
 		t.Errorf("%d chunks are trusted and %d to be proven, want %d, 0", n, claimed, r.zeros())
 	}
-	r.dir.turn.Lock()
-	disk.fail(&disk.flushErr, nil)
-	r.dir.paused.Store(0)
-	r.dir.turn.Unlock()
+	r.dir.do(func(*keeper) {
+		disk.fail(&disk.flushErr, nil)
+		r.halfMinuteLater()
+	})
 	r.put(0, 5)
 	if n, _ := r.check(); n != r.zeros()+5 {
 		t.Errorf("%d chunks are trusted when the disk works again, want %d", n, r.zeros()+5)
@@ -527,9 +540,9 @@ func TestFlushFailsBesideWrite(t *testing.T) {
 	r.write(0, 3)
 	r.disk.before(func() { r.write(3, 5) })
 	r.disk.fail(&r.disk.flushErr, syscall.EIO)
-	r.dir.sync()
+	r.sync()
 	r.disk.fail(&r.disk.flushErr, nil)
-	r.dir.sync()
+	r.sync()
 	if n, claimed := r.check(); n != r.zeros() || claimed != 0 {
 		t.Errorf("%d chunks are trusted and %d to be proven, want %d, 0", n, claimed, r.zeros())
 	}
@@ -541,7 +554,7 @@ func TestProveBesideFailedFlush(t *testing.T) {
 	r.write(0, 3)
 	r.disk.after(func() {
 		r.disk.fail(&r.disk.flushErr, syscall.EIO)
-		r.dir.sync()
+		r.sync()
 		r.disk.fail(&r.disk.flushErr, nil)
 	})
 	r.file.Prove(1, make([]byte, r.x.At(1).Size))
@@ -556,7 +569,7 @@ func TestToldOnce(t *testing.T) {
 	disk := r.disk
 	disk.fail(&disk.flushErr, syscall.EIO)
 	for i := range 5 {
-		r.dir.paused.Store(0) // half a minute later
+		r.halfMinuteLater()
 		r.put(i, i+1)
 	}
 	if warned, again := said.count("level=WARN"), said.count("written again"); warned != 1 || again != 0 {
@@ -568,7 +581,8 @@ func TestToldOnce(t *testing.T) {
 // shows it may be the kernel's memory. Nor does a file get its final name.
 func TestUnflushed(t *testing.T) {
 	r := newRig(t, mixed())
-	r.dir.turn.Lock() // nothing is flushed meanwhile
+	flush := make(chan struct{})
+	r.disk.before(func() { <-flush })
 	r.write(0, r.x.Len())
 	for i, c := range r.x.All() {
 		if r.x.IsZero(i) {
@@ -578,12 +592,12 @@ func TestUnflushed(t *testing.T) {
 			t.Errorf("chunk %d is not there, is trusted or would be written again", i)
 		}
 	}
-	r.file.finish()
+	r.file.nameComplete()
 	if _, complete := r.raw(); complete {
 		t.Error("the file is complete before it is flushed")
 	}
-	r.dir.turn.Unlock()
-	r.dir.sync()
+	close(flush)
+	r.sync()
 	if _, complete := r.raw(); !complete || r.file.Missing() > 0 || r.file.Queued(0) {
 		t.Errorf("the file is incomplete when it was flushed: %d chunks are missing", r.file.Missing())
 	}
@@ -601,14 +615,14 @@ func TestStoreBesideFlush(t *testing.T) {
 				case <-done:
 					return
 				default:
-					r.dir.sync()
+					r.sync()
 				}
 			}
 		})
 		r.write(0, r.x.Len())
 		close(done)
 		flusher.Wait()
-		r.dir.sync()
+		r.sync()
 		if n := r.file.Missing(); n > 0 {
 			t.Fatalf("%d chunks are not trusted when all was flushed", n)
 		}
@@ -629,10 +643,10 @@ func TestLargeChunks(t *testing.T) {
 	if n, _ := r.check(); n != 1 {
 		t.Error("a large chunk is not kept when its writer waits")
 	}
-	r.file.forget(0)
+	r.file.chunks.forget(0)
 	r.file.Offer(0, image)
 	r.settle()
-	r.dir.sync()
+	r.sync()
 	if n, _ := r.check(); n != 1 {
 		t.Error("a large chunk is not kept when it is offered")
 	}
@@ -711,10 +725,10 @@ func TestLimit(t *testing.T) {
 		r.put(lo, min(lo+10, r.x.Len()))
 		var reader sync.WaitGroup
 		reader.Go(read)
-		r.dir.sync()
-		r.dir.evict()
+		r.sync()
+		r.dir.do((*keeper).evict)
 		reader.Wait()
-		if used := r.dir.Used(); used > limit {
+		if used := r.dir.usedBytes(); used > limit {
 			t.Errorf("%d bytes are used, of %d", used, limit)
 		}
 	}
@@ -749,8 +763,8 @@ func TestEvictClosed(t *testing.T) {
 	r := &rig{t: t, path: old.path, image: image, x: index(t, image)}
 	r.open(Options{Limit: 5 << 20})
 	r.put(0, r.x.Len())
-	r.dir.sync()
-	r.dir.evict()
+	r.sync()
+	r.dir.do((*keeper).evict)
 	if _, err := os.Stat(old.file.path); !os.IsNotExist(err) {
 		t.Errorf("the image that nobody has open is still there: %v", err)
 	}
@@ -763,8 +777,8 @@ func TestEvictClosed(t *testing.T) {
 func TestEvictComplete(t *testing.T) {
 	r := newRig(t, testimages.Random(1, 3<<20))
 	r.put(0, r.x.Len())
-	r.dir.sync()
-	r.dir.evictOpen([]*File{r.file}, 1<<20, false)
+	r.sync()
+	r.dir.do(func(*keeper) { evictOpen([]*File{r.file}, 1<<20, false) })
 	name, complete := r.raw()
 	if _, err := os.Stat(name); complete || !os.IsNotExist(err) {
 		t.Errorf("the file is complete: %v; its name: %v", complete, err)
@@ -783,9 +797,9 @@ func TestAllPinned(t *testing.T) {
 		r.file.Pin(i)
 		r.put(i, i+1)
 	}
-	r.dir.sync()
-	r.dir.evict()
-	if used := r.dir.Used(); used > 2<<20 {
+	r.sync()
+	r.dir.do((*keeper).evict)
+	if used := r.dir.usedBytes(); used > 2<<20 {
 		t.Errorf("%d bytes are used, of %d", used, 2<<20)
 	}
 	r.check()
@@ -923,5 +937,27 @@ func TestOpenBesideClose(t *testing.T) {
 	}
 	if err := <-opened; err != nil {
 		t.Errorf("Image beside Close = %v", err)
+	}
+}
+
+// TestCloseBesideRead: a file is closed when the reads of it have ended, and not under them.
+func TestCloseBesideRead(t *testing.T) {
+	r := newRig(t, mixed())
+	r.put(0, 5)
+	closed := make(chan error, 1)
+	r.disk.after(func() {
+		go func() { closed <- r.file.Close() }()
+		select {
+		case err := <-closed:
+			t.Errorf("Close under a read = %v", err)
+			closed <- err
+		case <-time.After(50 * time.Millisecond):
+		}
+	})
+	if !r.file.Read(make([]byte, 10), 0, 0, 1) {
+		t.Error("a read beside Close finds nothing")
+	}
+	if err := <-closed; err != nil {
+		t.Errorf("Close = %v", err)
 	}
 }

@@ -5,6 +5,8 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
+	"fmt"
+	"io"
 
 	"cairn/blob"
 )
@@ -87,12 +89,12 @@ func (l mapLayout) decode(p []byte) (mapState, error) {
 	return s, nil
 }
 
-// spare says whether bits behind the last chunk's are set.
+// spare reports whether bits behind the last chunk's are set.
 func spare(bits []byte, chunks int) bool {
 	return chunks%8 != 0 && bits[len(bits)-1]>>(chunks%8) != 0
 }
 
-// newest is the state that was written last, as far as a slot of the file is whole.
+// newest returns the state that was written last, as far as a slot of the file is whole.
 func (l mapLayout) newest(file []byte) (mapState, error) {
 	best, err := mapState{}, errMap
 	for _, at := range []int64{0, l.slotSize()} {
@@ -105,4 +107,36 @@ func (l mapLayout) newest(file []byte) (mapState, error) {
 		}
 	}
 	return best, err
+}
+
+// mapFile is the map of an image on disk.
+type mapFile struct {
+	layout   mapLayout
+	file     *sparse
+	sequence uint64 // of the slot that was written last
+}
+
+// load returns the state that was saved last, or an empty one if no slot is whole.
+func (m *mapFile) load() (mapState, error) {
+	file, err := io.ReadAll(io.NewSectionReader(m.file, 0, 2*m.layout.slotSize()))
+	if err != nil {
+		return mapState{}, fmt.Errorf("reading its map: %w", err)
+	}
+	s, _ := m.layout.newest(file)
+	m.sequence = s.sequence
+	return s, nil
+}
+
+// save writes the next slot, durably.
+func (m *mapFile) save(s mapState) error {
+	s.sequence = m.sequence + 1
+	at := int64(s.sequence%2) * m.layout.slotSize()
+	if _, err := m.file.WriteAt(m.layout.encode(s), at); err != nil {
+		return err
+	}
+	if err := m.file.flush(); err != nil {
+		return err
+	}
+	m.sequence = s.sequence
+	return nil
 }
