@@ -26,10 +26,13 @@ var ErrArchive = fmt.Errorf("%w: it is a .catar archive, which holds a directory
 // Params are the chunk sizes an image was cut with, in bytes: 1 ≤ Min ≤ Avg ≤ Max ≤ MaxChunkSize.
 type Params struct{ Min, Avg, Max int64 }
 
+// String returns the sizes as MIN:AVG:MAX.
+func (p Params) String() string { return fmt.Sprintf("%d:%d:%d", p.Min, p.Avg, p.Max) }
+
 // Validate says what is wrong with p, if anything.
 func (p Params) Validate() error {
 	if p.Min < 1 || p.Avg < p.Min || p.Max < p.Avg || p.Max > MaxChunkSize {
-		return fmt.Errorf("chunk sizes %d:%d:%d are not 1 ≤ min ≤ avg ≤ max ≤ %d", p.Min, p.Avg, p.Max, MaxChunkSize)
+		return fmt.Errorf("chunk sizes %v are not 1 ≤ min ≤ avg ≤ max ≤ %d", p, MaxChunkSize)
 	}
 	return nil
 }

@@ -139,7 +139,7 @@ func (p *Plan) Run(ctx context.Context, from store.Getter, progress func(assembl
 func (p *Plan) run(ctx context.Context, from store.Getter, o assemble.Options) (stats assemble.Stats, err error) {
 	t, m := p.target, memory{&p.options}
 	if t.stream != nil {
-		to := assemble.Sink{Writer: t.stream.Writer, Size: p.Index.Size()}
+		to := assemble.Sink{Writer: t.stream, Size: p.Index.Size()}
 		stats, err = assemble.Stream(ctx, p.Plan, from, to, o)
 	} else {
 		stats, err = assemble.Run(ctx, p.Plan, from, t.bytes, o)

@@ -1,13 +1,10 @@
 package deploy
 
-import (
-	"cairn/blob"
-	"cairn/seed/known"
-	"cairn/store/locate"
-)
+import "cairn/seed/known"
 
-// Note is something that happened on the way and does not end the job: one of the types of this file.
-type Note interface{ note() }
+// Note is something that happened on the way and does not end the job: one of the types of this file, or
+// release.AttributesLost.
+type Note any
 
 // Waiting means that the claim waits for other programs, or went on without something. Text is blockdev's.
 type Waiting struct{ Text string }
@@ -21,15 +18,10 @@ type SeedLeftOut struct {
 	Err  error
 }
 
-// IndexLeftOut means that the index of a seed cannot be used, and the seed is scanned. With a nil Err it was read and
-// does not fit: Held has another digest or other chunk sizes than the wanted index, or is of a directory tree.
+// IndexLeftOut means that the index of a seed cannot be used, and the seed is scanned.
 type IndexLeftOut struct {
-	Seed   string
-	Index  locate.Location
-	Err    error
-	Held   *blob.Index
-	Wanted *blob.Index
-	Tree   bool
+	Seed string
+	Err  error
 }
 
 // NotRemembered means that Options.State could not be read or changed.
@@ -48,24 +40,8 @@ type Sampled struct {
 	Scan, Size int64
 }
 
-// AttributesLost means that a file could not be given all that the file had that it replaces, such as its owner.
-type AttributesLost struct {
-	Path string
-	Err  error
-}
-
 // OldPartitions means that the kernel goes on with the partitions that a disk had before.
 type OldPartitions struct {
 	Target, Path string
 	Err          error
 }
-
-func (Waiting) note()        {}
-func (SeedFound) note()      {}
-func (SeedLeftOut) note()    {}
-func (IndexLeftOut) note()   {}
-func (NotRemembered) note()  {}
-func (Unfinished) note()     {}
-func (Sampled) note()        {}
-func (AttributesLost) note() {}
-func (OldPartitions) note()  {}

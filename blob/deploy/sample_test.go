@@ -178,7 +178,7 @@ func TestBlankTargetIsNotReadFirst(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			to := Claimed("slot", slot, nil)
+			to := targetInPlace("slot", slot, nil)
 			defer to.Close()
 			var first atomic.Int64
 			before := bytesRead(t)

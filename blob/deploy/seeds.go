@@ -2,6 +2,7 @@ package deploy
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -102,21 +103,34 @@ func (p *Plan) learnSeeds(ctx context.Context, x *blob.Index, m memory) (usable 
 	return usable, nil
 }
 
-// readSeedIndex returns the index that was given with a seed, or nil. One with other digests or chunk sizes than x shares
-// chunks with it by chance only, whatever the images hold.
+// readSeedIndex returns the index that was given with a seed, or nil.
 func (o *Options) readSeedIndex(ctx context.Context, s openSeed, x *blob.Index) *blob.Index {
 	if s.index.IsZero() {
 		return nil
 	}
 	held, err := release.Open(ctx, o.Releases, s.index)
 	if err != nil {
-		o.note(IndexLeftOut{Seed: s.name, Index: s.index, Err: err})
+		o.note(IndexLeftOut{s.name, err})
 		return nil
 	}
-	tree := release.KindOf(s.index, held) == release.Tree
-	if tree || held.Algorithm() != x.Algorithm() || held.Params() != x.Params() {
-		o.note(IndexLeftOut{Seed: s.name, Index: s.index, Held: held, Wanted: x, Tree: tree})
+	why := Unlike(held, x)
+	if release.KindOf(s.index, held) == release.Tree {
+		why = "is of a directory tree"
+	}
+	if why != "" {
+		o.note(IndexLeftOut{s.name, fmt.Errorf("its index %s %s", s.index, why)})
 		return nil
 	}
 	return held
+}
+
+// Unlike says why an index shares chunks with x by chance only, whatever the images hold; "" if there is no reason.
+func Unlike(held, x *blob.Index) string {
+	switch {
+	case held.Algorithm() != x.Algorithm():
+		return fmt.Sprintf("has %v digests, not %v", held.Algorithm(), x.Algorithm())
+	case held.Params() != x.Params():
+		return fmt.Sprintf("has chunks of %v bytes, not %v", held.Params(), x.Params())
+	}
+	return ""
 }

@@ -9,12 +9,15 @@ import (
 	"os"
 	"syscall"
 
+	"golang.org/x/sys/unix"
+
 	"cairn/blob"
 	"cairn/blob/release"
 	"cairn/blob/verify"
 	"cairn/internal/atomicfile"
 	"cairn/internal/blockdev"
 	"cairn/internal/disk"
+	"cairn/internal/openfile"
 )
 
 // Target is what an image is put onto: a device or partition, in place; a file, under a temporary name until it is
@@ -24,7 +27,7 @@ type Target struct {
 	bytes  *bytesOf         // nil for a stream, and for a target that is only looked at
 	before *blockdev.File   // what its name holds so far; nil for nothing
 	file   *atomicfile.File // the new file that bytes are of; nil in place
-	stream *Stream
+	stream *openfile.Output
 
 	inPlace bool         // the image is written over what the target held
 	whole   bool         // before is the image
@@ -33,27 +36,35 @@ type Target struct {
 	failed  error        // how Run ended
 }
 
-// Stream takes an image in order.
-type Stream struct {
-	io.Writer          // may be an assemble.ZeroWriter
-	Name      string   // for messages
-	File      *os.File // what is written to, which must not be a seed; nil if that is not known
-	// Finish is called when all was written. May be nil.
-	Finish func() error
+// ShowTarget returns a target's name for people.
+func ShowTarget(location string) string {
+	if location == openfile.Dash {
+		return "stdout"
+	}
+	return location
 }
 
-// Target returns the stream as a target.
-func (s Stream) Target() *Target { return &Target{name: s.Name, stream: &s, blank: true} }
+func streamTarget(location string, out *openfile.Output) *Target {
+	return &Target{name: ShowTarget(location), stream: out, blank: true}
+}
 
-// Claimed returns a device or file that the caller has claimed as a target in place. then is called when the image is in
-// place; it may be nil.
-func Claimed(name string, t *blockdev.Target, then func() error) *Target {
+func targetInPlace(name string, t *blockdev.Target, then func() error) *Target {
 	return &Target{name: name, bytes: &bytesOf{Target: t}, before: &t.File, inPlace: true, then: then}
 }
 
-// Claim claims the target at a location, as disk.Resolve takes it, for the image x. A target that is in use or too small
-// is a *blockdev.RefusedError.
+// Claim claims the target at a location for the image x: a location as disk.Resolve takes it, or a file as
+// openfile.OpenOutput takes it. A target that is in use or too small is a *blockdev.RefusedError.
 func Claim(ctx context.Context, location string, x *blob.Index, o Options) (*Target, error) {
+	out, err := openfile.OpenOutput(ctx, location)
+	switch {
+	case err != nil:
+		return nil, err
+	case out != nil:
+		return claimOutput(ctx, location, out, x.Size(), o)
+	}
+	if err := refuseCharacter(location, x.Size()); err != nil {
+		return nil, err
+	}
 	at, err := disk.Resolve(location)
 	if err != nil {
 		return nil, err
@@ -74,7 +85,7 @@ func Claim(ctx context.Context, location string, x *blob.Index, o Options) (*Tar
 }
 
 func claimInPlace(ctx context.Context, name string, at disk.Location, size int64, o Options) (*Target, error) {
-	t, err := o.ClaimDevice(ctx, at.Path, at.Section)
+	t, err := o.claimDevice(ctx, at.Path, at.Section)
 	if err != nil {
 		return nil, err
 	}
@@ -85,11 +96,64 @@ func claimInPlace(ctx context.Context, name string, at disk.Location, size int64
 		t.Close()
 		return nil, err
 	}
-	return Claimed(name, t, nil), nil
+	return targetInPlace(name, t, nil), nil
 }
 
-// ClaimDevice claims a section of an existing file or device, for Claimed.
-func (o Options) ClaimDevice(ctx context.Context, path string, section blockdev.Section) (*blockdev.Target, error) {
+// claimOutput claims a block device that is an open file of this process, or a stream.
+func claimOutput(ctx context.Context, location string, out *openfile.Output, size int64, o Options) (*Target, error) {
+	info, err := out.File().Stat()
+	if err != nil {
+		return nil, err
+	}
+	name := openfile.Node(out.File(), info)
+	switch {
+	case openfile.IsBlockDevice(info):
+		t, passed, err := o.ClaimOpened(ctx, name, out.File(), size)
+		if err != nil {
+			return nil, err
+		}
+		return targetInPlace(name, t, passed), nil
+	case info.Mode()&fs.ModeCharDevice != 0 && flashKind(name, info) != "":
+		return nil, refuseCharacter(name, size)
+	case info.Mode().IsRegular(): // a shell makes a file of a device's name that is not there
+		err = blockdev.RefuseStray(name, o.Force)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return streamTarget(location, out), nil
+}
+
+// ClaimOpened claims a block device that is open already for size bytes, from the open file's offset on. passed moves the
+// offset behind them.
+func (o Options) ClaimOpened(ctx context.Context, name string, file *os.File, size int64) (t *blockdev.Target, passed func() error, err error) {
+	flags, err := openfile.Flags(file)
+	if err != nil {
+		return nil, nil, err
+	}
+	if flags&unix.O_APPEND != 0 {
+		return nil, nil, &blockdev.RefusedError{
+			Path: name, Check: blockdev.CheckNotTarget, Why: "it is open for appending (>>), which a device does not allow", Hint: "redirect with > or 1<>",
+		}
+	}
+	off, err := file.Seek(0, io.SeekCurrent)
+	if err != nil {
+		return nil, nil, err
+	}
+	if t, err = o.claimDevice(ctx, name, blockdev.Section{Offset: off}); err != nil {
+		return nil, nil, err
+	}
+	if err := t.Reserve(size); err != nil {
+		t.Close()
+		return nil, nil, err
+	}
+	return t, func() error {
+		_, err := file.Seek(off+size, io.SeekStart)
+		return err
+	}, nil
+}
+
+func (o Options) claimDevice(ctx context.Context, path string, section blockdev.Section) (*blockdev.Target, error) {
 	return blockdev.OpenTarget(ctx, path, blockdev.Options{
 		Section: section, Force: o.Force, LockWait: o.LockWait, Notice: func(text string) { o.note(Waiting{text}) },
 	})
@@ -156,6 +220,12 @@ func replaceFile(ctx context.Context, path string, x *blob.Index, mode fs.FileMo
 
 // Look opens what the target's name holds so far, for a preview, and claims nothing.
 func Look(ctx context.Context, location string, x *blob.Index, o Options) (*Target, error) {
+	if openfile.IsStream(location) {
+		return streamTarget(location, new(openfile.Output)), nil
+	}
+	if err := refuseCharacter(location, x.Size()); err != nil {
+		return nil, err
+	}
 	at, err := disk.Resolve(location)
 	if err != nil {
 		return nil, err
@@ -207,9 +277,6 @@ func holds(ctx context.Context, f *blockdev.File, x *blob.Index, workers int) (b
 // Whole reports whether the target is a file that holds the image already, on the medium: there is nothing to do.
 func (t *Target) Whole() bool { return t.whole }
 
-// InPlace reports whether the image is written over what the target held: onto a device or partition.
-func (t *Target) InPlace() bool { return t.inPlace }
-
 // IsStream reports whether the target takes the image in order, and nothing of it can be read back.
 func (t *Target) IsStream() bool { return t.stream != nil }
 
@@ -229,8 +296,8 @@ func (t *Target) refuseSeeds(seeds []openSeed) error {
 
 func (t *Target) overlaps(s openSeed) (why string, err error) {
 	switch {
-	case t.stream != nil && t.stream.File != nil:
-		mine, err := t.stream.File.Stat()
+	case t.stream != nil && t.stream.File() != nil:
+		mine, err := t.stream.File().Stat()
 		if err != nil {
 			return "", err
 		}
@@ -260,12 +327,14 @@ const (
 // finish makes a target final that holds an image of size bytes.
 func (t *Target) finish(ctx context.Context, size int64, o *Options) error {
 	switch {
-	case t.stream != nil && t.stream.Finish != nil:
-		return t.stream.Finish()
 	case t.stream != nil:
-		return nil
+		return t.stream.Close()
 	case t.file != nil:
-		return t.commit(o)
+		err := t.file.Commit()
+		if lost := t.file.Lost(); lost != nil {
+			o.note(release.AttributesLost{Path: t.name, Err: lost})
+		}
+		return err
 	}
 	var err error
 	rest := t.bytes.Size() - size
@@ -285,15 +354,6 @@ func (t *Target) finish(ctx context.Context, size int64, o *Options) error {
 		return t.then()
 	}
 	return nil
-}
-
-// commit gives the file its name.
-func (t *Target) commit(o *Options) error {
-	err := t.file.Commit()
-	if lost := t.file.Lost(); lost != nil {
-		o.note(AttributesLost{t.name, lost})
-	}
-	return err
 }
 
 // inSteps does n bytes from off on, in pieces that end at multiples of step: the kernel does each to its end, whatever

@@ -41,7 +41,7 @@ func TestSharedMemoryHoldsFiles(t *testing.T) {
 		if err := errors.Join(err, openErr); err != nil {
 			t.Fatal(err)
 		}
-		if to.InPlace() || to.file == nil {
+		if to.inPlace || to.file == nil {
 			t.Errorf("the %s file is written in place", name)
 		}
 		to.Close()
@@ -58,7 +58,7 @@ func TestFinishCancelled(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	to := Claimed("slot", slot, nil)
+	to := targetInPlace("slot", slot, nil)
 	defer to.Close()
 	x := indexOf(t, old[4096:104_096])
 	ctx, cancel := context.WithCancel(t.Context())

@@ -14,8 +14,8 @@ import (
 	"cairn/store/locate"
 )
 
-// Note is something worth telling that does not stop the job.
-type Note interface{ note() }
+// Note is something worth telling that does not stop the job: BaseLeftOut, NotListed or AttributesLost.
+type Note any
 
 // BaseLeftOut means that a base is not used: the store does not hold it whole (Err), or its chunk sizes are not those
 // that are made (Err is nil).
@@ -32,10 +32,6 @@ type AttributesLost struct {
 	Path string
 	Err  error
 }
-
-func (BaseLeftOut) note()    {}
-func (NotListed) note()      {}
-func (AttributesLost) note() {}
 
 // Base is an index whose chunks the store is said to hold.
 type Base struct {

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 
 	"cairn/blob"
 	"cairn/blob/assemble"
@@ -174,7 +175,7 @@ func runAssemble(ctx context.Context, stdout io.Writer, f assembleFlags, locatio
 	}
 	result := assembled{Index: index, Digest: x.Digest().String(), Target: location}
 	if err := f.assemble(ctx, x, &result); err != nil {
-		return fmt.Errorf("assembling %s onto %s: %w", index, shownTarget(location), err)
+		return fmt.Errorf("assembling %s onto %s: %w", index, deploy.ShowTarget(location), err)
 	}
 	result.Seconds = time.Since(begun).Seconds()
 	if err := f.report(stdout, result, rounded(time.Since(begun))); err != nil {
@@ -203,7 +204,7 @@ func (f *assembleFlags) report(stdout io.Writer, r assembled, took string) error
 	if f.json {
 		return writeJSON(openfile.Optional(stdout), r)
 	}
-	r.Target = shownTarget(r.Target)
+	r.Target = deploy.ShowTarget(r.Target)
 	if r.InPlace == r.Size {
 		say("%s holds the image of %s (%s) already, nothing was written, in %s", r.Target, r.Index, size(r.Size), took)
 		return nil
@@ -245,14 +246,17 @@ func (f *assembleFlags) runHook(ctx context.Context, r assembled) error {
 	if err == nil || hook.ProcessState != nil && hook.ProcessState.Success() { // it finished in spite of a signal
 		return nil
 	}
-	return hookError{shownTarget(r.Target), f.exec, err}
+	return hookError{deploy.ShowTarget(r.Target), f.exec, err}
 }
 
 // assemble puts the image onto the target that result names.
 func (f *assembleFlags) assemble(ctx context.Context, x *blob.Index, result *assembled) error {
 	o := f.options(result.Index)
 	o.Force, o.LockWait, o.Verify, o.Tail = f.force, f.lockWait, deploy.Verify(f.verify), deploy.Tail(f.tail)
-	t, err := claimTarget(ctx, result.Target, x, o)
+	if err := checkStream(result.Target, o); err != nil {
+		return err
+	}
+	t, err := deploy.Claim(ctx, result.Target, x, o)
 	if err != nil {
 		return err
 	}
@@ -287,6 +291,27 @@ func (f *assembleFlags) run(ctx context.Context, x *blob.Index, t *deploy.Target
 	result.SeedNames = plan.SeedNames()
 	result.Downloads, result.DownloadedBytes = from.Downloaded()
 	return err
+}
+
+// checkStream refuses what takes no image as a stream, and what a stream does not allow.
+func checkStream(location string, o deploy.Options) error {
+	fd, open := openfile.Descriptor(location)
+	if location == dash {
+		fd, open = stdout, true
+	}
+	switch {
+	case !openfile.IsStream(location):
+		return nil
+	case open && term.IsTerminal(fd):
+		return misuse{"stdout is a terminal; redirect it to a file, a device or a pipe"}
+	case open && fd == 2:
+		return misuse{"stderr is for messages, not for an image"}
+	case o.Verify == deploy.VerifyChanged || o.Verify == deploy.VerifyAll:
+		return misuse{"--verify-after: a stream cannot be read back"}
+	case o.Tail != deploy.TailKeep:
+		return misuse{"--tail: nothing is behind an image that is written as a stream"}
+	}
+	return nil
 }
 
 // showSources shows how much of an image is done, and where its bytes come from.

@@ -88,7 +88,7 @@ func catOutput(ctx context.Context, stdout io.Writer, size int64) (io.Writer, fu
 		return catStream(stdout, info)
 	}
 	o := deploy.Options{LockWait: defaultLockWait, Notes: new(planFlags).tell}
-	t, passed, err := claimOpened(ctx, openfile.Node(os.Stdout, info), os.Stdout, size, o)
+	t, passed, err := o.ClaimOpened(ctx, openfile.Node(os.Stdout, info), os.Stdout, size)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"cairn/blob/deploy"
 	"cairn/seed"
 	"cairn/store/locate"
 )
@@ -78,7 +79,7 @@ func runDiff(ctx context.Context, stdout io.Writer, f diffFlags) error {
 	plan := seed.NewPlan(x, seed.Seed{Index: old})
 	t := plan.Totals()
 	d := difference{
-		Old: oldAt, New: newAt, Unlike: unlike(old, x), Size: x.Size(), Shared: t.Seeds[0], Zero: t.Zero, Repeated: t.Copy,
+		Old: oldAt, New: newAt, Unlike: deploy.Unlike(old, x), Size: x.Size(), Shared: t.Seeds[0], Zero: t.Zero, Repeated: t.Copy,
 		NewBytes: t.Fetch, NewChunks: t.Fetches,
 	}
 	drawn := picture{

@@ -1,12 +1,11 @@
 package main
 
 import (
-	"fmt"
 	"strings"
 	"time"
 
-	"cairn/blob"
 	"cairn/blob/deploy"
+	"cairn/blob/release"
 	"cairn/blob/scan"
 )
 
@@ -23,7 +22,7 @@ func (f *planFlags) tell(n deploy.Note) {
 	case deploy.SeedLeftOut:
 		say("warning: seed %s is not used: %v", n.Seed, n.Err)
 	case deploy.IndexLeftOut:
-		say("warning: seed %s is looked into: %s", n.Seed, whyLeftOut(n))
+		say("warning: seed %s is looked into: %v", n.Seed, n.Err)
 	case deploy.NotRemembered:
 		if f.stated {
 			say("warning: cannot remember what devices hold: %v", n.Err)
@@ -31,40 +30,13 @@ func (f *planFlags) tell(n deploy.Note) {
 	case deploy.Unfinished:
 		say("an assemble of %s onto %s, begun %s, was not finished; going on with what is there",
 			n.Index, n.Target, n.Begun.Format(time.DateTime))
-	case deploy.AttributesLost:
+	case release.AttributesLost:
 		tellLost(n.Path, n.Err)
 	case deploy.OldPartitions:
 		say("warning: the kernel goes on with the old partitions of %s until 'blockdev --rereadpt %s' or a restart: %v",
 			n.Target, n.Path, n.Err)
 	case deploy.Sampled: // what is scanned is shown when it begins
 	}
-}
-
-func whyLeftOut(n deploy.IndexLeftOut) string {
-	switch {
-	case n.Err != nil:
-		return n.Err.Error()
-	case n.Tree:
-		return fmt.Sprintf("its index %s is of a directory tree", n.Index)
-	}
-	return fmt.Sprintf("its index %s %s", n.Index, unlike(n.Held, n.Wanted))
-}
-
-// unlike says why an index shares no chunks with x, whatever the images hold, but by chance; "" if there is no reason.
-func unlike(held, x *blob.Index) string {
-	switch {
-	case held.Algorithm() != x.Algorithm():
-		return fmt.Sprintf("has %v digests, not %v", held.Algorithm(), x.Algorithm())
-	case held.Params() != x.Params():
-		return fmt.Sprintf("has chunks of %s bytes, not %s", sizesOf(held), sizesOf(x))
-	}
-	return ""
-}
-
-// sizesOf are the chunk sizes MIN:AVG:MAX that an index was made with.
-func sizesOf(x *blob.Index) string {
-	p := x.Params()
-	return fmt.Sprintf("%d:%d:%d", p.Min, p.Avg, p.Max)
 }
 
 // tellLost tells what a file has lost that replaces another.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -29,8 +30,16 @@ func checkOutput(path string) error {
 	return checkFile(path)
 }
 
-// writeFile makes data the whole content of a file.
-func writeFile(path string, data []byte) error {
+// writeWhole makes data the whole content of a file, or writes it to stdout or whatever else openOutput knows.
+func writeWhole(ctx context.Context, path string, data []byte) error {
+	out, err := openfile.OpenOutput(ctx, path)
+	if err != nil {
+		return err
+	}
+	if out != nil {
+		_, err = out.Write(data)
+		return errors.Join(err, out.Close())
+	}
 	f, err := atomicfile.Create(path, 0o644)
 	if err != nil {
 		return err
@@ -39,14 +48,9 @@ func writeFile(path string, data []byte) error {
 	if _, err := f.Write(data); err != nil {
 		return err
 	}
-	return commit(path, f)
-}
-
-// commit gives a file its name, and tells what a file has lost that it replaces.
-func commit(name string, f *atomicfile.File) error {
-	err := f.Commit()
+	err = f.Commit()
 	if lost := f.Lost(); lost != nil {
-		tellLost(name, lost)
+		tellLost(path, lost)
 	}
 	return err
 }

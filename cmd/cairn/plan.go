@@ -50,7 +50,7 @@ func runPlan(ctx context.Context, stdout io.Writer, f planFlags, drawing drawFla
 	result := assembled{Index: index, Digest: x.Digest().String(), Target: location}
 	drawn, err := f.preview(ctx, x, &result)
 	if err != nil {
-		return fmt.Errorf("planning %s onto %s: %w", index, shownTarget(location), err)
+		return fmt.Errorf("planning %s onto %s: %w", index, deploy.ShowTarget(location), err)
 	}
 	if err := drawing.draw(ctx, drawn); err != nil {
 		return err
@@ -62,7 +62,7 @@ func runPlan(ctx context.Context, stdout io.Writer, f planFlags, drawing drawFla
 	if drawing.quiet {
 		return nil
 	}
-	fmt.Fprintf(stdout, "%s onto %s: %s\n", result.Index, shownTarget(location), size(x.Size()))
+	fmt.Fprintf(stdout, "%s onto %s: %s\n", result.Index, deploy.ShowTarget(location), size(x.Size()))
 	return tellSources(stdout, result, "to download")
 }
 
@@ -70,7 +70,7 @@ func runPlan(ctx context.Context, stdout io.Writer, f planFlags, drawing drawFla
 func (f *planFlags) preview(ctx context.Context, x *blob.Index, result *assembled) (p picture, err error) {
 	o := f.options(result.Index)
 	o.ReadOnly = true
-	t, err := lookAtTarget(ctx, result.Target, x, o)
+	t, err := deploy.Look(ctx, result.Target, x, o)
 	if err != nil {
 		return p, err
 	}
@@ -93,7 +93,7 @@ func (f *planFlags) preview(ctx context.Context, x *blob.Index, result *assemble
 	}
 	result.Stats, result.SeedNames, result.Downloads = stats, plan.SeedNames(), stats.Fetches
 	p = picture{
-		title: result.Index.String() + " onto " + shownTarget(result.Target), index: x, seeds: result.SeedNames,
+		title: result.Index.String() + " onto " + deploy.ShowTarget(result.Target), index: x, seeds: result.SeedNames,
 		from: func(i int) seed.Step { return steps[i] },
 	}
 	result.DownloadedBytes, err = p.askSizes(ctx, from)

@@ -119,7 +119,7 @@ func notePublished(n release.Note) {
 			say("warning: %s is no base, as the store does not hold it whole: %v", n.At, n.Err)
 			return
 		}
-		say("warning: %s is no base, as it has chunks of %s bytes, and others are made (--chunk-size)", n.At, sizesOf(n.Index))
+		say("warning: %s is no base, as it has chunks of %v bytes, and others are made (--chunk-size)", n.At, n.Index.Params())
 	case release.NotListed:
 		say("warning: the store cannot be listed, so it was asked for each chunk: %v", n.Err)
 	case release.AttributesLost:

@@ -37,18 +37,8 @@ func Split(text string, separator byte) (parts []string) {
 	return append(parts, Unescape(text[begin:], separator))
 }
 
-// Unescape returns text without the backslashes that Escape puts before separators.
+// Unescape returns text without the backslashes that make its separators ordinary.
 func Unescape(text string, separator byte) string {
-	return rewrite(text, separator, func(backslashes int) int { return backslashes / 2 })
-}
-
-// Escape returns text with backslashes, so that none of its separators parts it.
-func Escape(text string, separator byte) string {
-	return rewrite(text, separator, func(backslashes int) int { return 2*backslashes + 1 })
-}
-
-// rewrite changes the number of backslashes before each separator.
-func rewrite(text string, separator byte, count func(int) int) string {
 	var out strings.Builder
 	for text != "" {
 		at := strings.IndexByte(text, separator)
@@ -57,7 +47,7 @@ func rewrite(text string, separator byte, count func(int) int) string {
 		}
 		plain := strings.TrimRight(text[:at], `\`)
 		out.WriteString(plain)
-		out.WriteString(strings.Repeat(`\`, count(at-len(plain))))
+		out.WriteString(strings.Repeat(`\`, (at-len(plain))/2))
 		out.WriteByte(separator)
 		text = text[at+1:]
 	}
