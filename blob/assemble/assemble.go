@@ -288,7 +288,10 @@ func (j *job) inspect(head *segment) error {
 func (j *job) body(ctx context.Context) error {
 	return j.each(ctx, func(ctx context.Context, s *segment) error {
 		if err := s.gather(ctx); err != nil {
-			return errors.Join(err, s.salvage())
+			if s.turn != nil { // other segments still read what this one would overwrite
+				return err
+			}
+			return errors.Join(err, s.write()) // what was fetched is not fetched again
 		}
 		if err := s.write(); err != nil {
 			return err

@@ -344,15 +344,6 @@ func (s *segment) fetch(ctx context.Context) error {
 	return nil
 }
 
-// salvage writes what there is of a segment that could not be gathered, so that it need not be fetched again. When
-// its turn has not come others still read what it would overwrite.
-func (s *segment) salvage() error {
-	if s.turn != nil {
-		return nil
-	}
-	return s.write()
-}
-
 // repeatsWithin copies the chunks that repeat one of this segment.
 func (s *segment) repeatsWithin() {
 	for i := range s.chunksIn(deferred) {

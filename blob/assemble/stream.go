@@ -33,7 +33,8 @@ func Stream(ctx context.Context, p *seed.Plan, from store.Getter, to Sink, o Opt
 	}
 	j := newStream(p, from, to, o)
 	err := j.each(ctx, func(ctx context.Context, s *segment) error {
-		gathered := s.gatherAhead(ctx)
+		s.gatherLocal()
+		gathered := s.fetch(ctx)
 		if err := s.turn.wait(ctx); err != nil {
 			return err
 		}
@@ -69,12 +70,6 @@ func newStream(p *seed.Plan, from store.Getter, to Sink, o Options) *job {
 		j.repeated = planRepeats(p, lo, hi, j.repeated.limit)
 	}
 	return j
-}
-
-// gatherAhead brings every chunk into a state from which it can be written: held, zero or deferred.
-func (s *segment) gatherAhead(ctx context.Context) error {
-	s.gatherLocal()
-	return s.fetch(ctx)
 }
 
 // deferCopies leaves the chunks for later whose bytes are kept when the stream comes to them.

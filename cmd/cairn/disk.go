@@ -12,13 +12,7 @@ import (
 
 // partition is a line of disk --json.
 type partition struct {
-	Number int    `json:"number"`
-	Name   string `json:"name"`
-	UUID   string `json:"uuid"`
-	Type   string `json:"type"`
-	Start  int64  `json:"start"`
-	Size   int64  `json:"size"`
-	Node   string `json:"node,omitempty"`
+	disk.Partition
 	Target string `json:"target"` // what to write as TARGET or seed
 }
 
@@ -39,7 +33,7 @@ number) and DISK#UUID.`,
 			}
 			parts := []partition{}
 			for _, p := range found {
-				parts = append(parts, partition{p.Number, p.Name, p.UUID, p.Type, p.Start, p.Size, p.Node, targetName(args[0], p, found)})
+				parts = append(parts, partition{p, targetName(args[0], p, found)})
 			}
 			if asJSON {
 				return writeJSON(c.OutOrStdout(), map[string]any{"disk": args[0], "partitions": parts})

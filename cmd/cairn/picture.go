@@ -70,20 +70,15 @@ func (f *drawFlags) draw(ctx context.Context, p picture) error {
 	if f.html == "" {
 		return nil
 	}
-	return p.draw(ctx, f.html)
-}
-
-// draw writes the page to a file.
-func (p picture) draw(ctx context.Context, path string) error {
 	var page bytes.Buffer
 	err := imagemap.Render(&page, imagemap.Page{
 		Title: p.title, Size: p.index.Size(), Seeds: p.seeds, Chunks: p.chunks(),
 	})
 	if err == nil {
-		err = writeWhole(ctx, path, page.Bytes())
+		err = writeWhole(ctx, f.html, page.Bytes())
 	}
 	if err != nil {
-		return fmt.Errorf("drawing %s: %w", path, err)
+		return fmt.Errorf("drawing %s: %w", f.html, err)
 	}
 	return nil
 }

@@ -164,22 +164,16 @@ func openWhole(ctx context.Context, location string, want int64) (*blockdev.File
 	if f.Size() < want {
 		err = damagedError{fmt.Sprintf("it has %d bytes, the image %d", f.Size(), want)}
 	} else if !f.IsDevice() && !partition {
-		err = endsWithZeros(ctx, f, want)
+		var zeros bool
+		if zeros, err = verify.Zeros(ctx, f, want, f.Size()); err == nil && !zeros {
+			err = damagedError{fmt.Sprintf("it has %d bytes, the image %d, and more than zeros behind it", f.Size(), want)}
+		}
 	}
 	if err != nil {
 		f.Close()
 		return nil, nil, err
 	}
 	return f, nil, nil
-}
-
-// endsWithZeros says what is wrong with a file that has something else than zeros behind an image of want bytes.
-func endsWithZeros(ctx context.Context, f *blockdev.File, want int64) error {
-	zeros, err := verify.Zeros(ctx, f, want, f.Size())
-	if err == nil && !zeros {
-		err = damagedError{fmt.Sprintf("it has %d bytes, the image %d, and more than zeros behind it", f.Size(), want)}
-	}
-	return err
 }
 
 func (f *verifyFlags) report(what string, x *blob.Index, o verify.Options, do func(verify.Options) (verify.Report, error)) (verify.Report, error) {

@@ -25,13 +25,13 @@ var (
 
 // Partition is an entry of a GPT. Offsets and sizes are bytes, UUID and Type are lower-case GUIDs.
 type Partition struct {
-	Number int // from 1, as in sda1; numbers may be left out
-	Name   string
-	UUID   string
-	Type   string // "" where only the running kernel was asked
-	Start  int64
-	Size   int64
-	Node   string // the kernel's device for it, "" in disk images
+	Number int    `json:"number"` // from 1, as in sda1; numbers may be left out
+	Name   string `json:"name"`
+	UUID   string `json:"uuid"`
+	Type   string `json:"type"` // "" where only the running kernel was asked
+	Start  int64  `json:"start"`
+	Size   int64  `json:"size"`
+	Node   string `json:"node,omitempty"` // the kernel's device for it, "" in disk images
 }
 
 // Partitions lists the partitions of a disk or disk image in the order of their numbers. If the table at the
