@@ -47,7 +47,6 @@ func TestGetMany(t *testing.T) {
 		{"absent", storetest.Nth(20), storetest.Fails(store.ErrNotFound), 1, is(store.ErrNotFound)},
 		{"away", storetest.Nth(20), storetest.Fails(store.ErrUnavailable), 1, is(store.ErrUnavailable)},
 	} {
-		list := wants(samples)
 		list, errs := wants(samples), make([]error, len(samples))
 		var outcomes, failures atomic.Int64
 		g := store.NewChunksAtOnce(storetest.Faulty(bucket, c.when, c.fault), blob.SHA512_256, 4)

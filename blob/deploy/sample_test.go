@@ -22,7 +22,6 @@ import (
 type device struct {
 	size int64
 	data map[int64][]byte // by offset; none overlap
-	hole bool             // it knows where it has no data
 	mu   sync.Mutex
 	read int64
 }
