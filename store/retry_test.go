@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"io"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -168,13 +167,11 @@ func TestRetryCreate(t *testing.T) {
 	}
 }
 
+// TestRetryCloses: what a wrapper wraps is closed.
 func TestRetryCloses(t *testing.T) {
 	c := &closable{Bucket: new(mem.Bucket)}
-	for _, r := range []any{store.Retry(c, store.Policy{}), store.RetryBucket(c, store.Policy{})} {
-		if err := r.(io.Closer).Close(); err != nil {
-			t.Error(err)
-		}
-	}
+	store.Close(store.Retry(c, store.Policy{}))
+	store.Close(store.RetryBucket(c, store.Policy{}))
 	if c.closed != 2 {
 		t.Errorf("closed %d times, want twice", c.closed)
 	}
