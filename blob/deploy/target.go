@@ -107,7 +107,7 @@ func claimOutput(ctx context.Context, location string, out *openfile.Output, siz
 	}
 	name := openfile.Node(out.File(), info)
 	switch {
-	case openfile.IsBlockDevice(info):
+	case blockdev.IsBlockDevice(info):
 		t, passed, err := o.ClaimOpened(ctx, name, out.File(), size)
 		if err != nil {
 			return nil, err

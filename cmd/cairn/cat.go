@@ -84,7 +84,7 @@ func catOutput(ctx context.Context, stdout io.Writer, size int64) (io.Writer, fu
 	if err != nil {
 		return nil, nil, err
 	}
-	if !openfile.IsBlockDevice(info) {
+	if !blockdev.IsBlockDevice(info) {
 		return catStream(stdout, info)
 	}
 	o := deploy.Options{LockWait: defaultLockWait, Notes: new(planFlags).tell}

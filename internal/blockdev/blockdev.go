@@ -42,7 +42,7 @@ func OpenRead(path string, section Section) (*File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !info.Mode().IsRegular() && !isBlockDevice(info) {
+	if !info.Mode().IsRegular() && !IsBlockDevice(info) {
 		return nil, fmt.Errorf("opening %s: it is %s, no regular file or block device", path, kind(info))
 	}
 	f, err := os.Open(path)
@@ -62,7 +62,7 @@ func newFile(f *os.File, path string, section Section) (*File, error) {
 	if err != nil {
 		return nil, err
 	}
-	total, device := info.Size(), isBlockDevice(info)
+	total, device := info.Size(), IsBlockDevice(info)
 	if device {
 		if total, err = deviceSize(f); err != nil {
 			return nil, fmt.Errorf("size of %s: %w", path, err)
@@ -78,7 +78,8 @@ func newFile(f *os.File, path string, section Section) (*File, error) {
 	return &File{f, path, device, io.NewSectionReader(f, section.Offset, section.Size)}, nil
 }
 
-func isBlockDevice(info fs.FileInfo) bool {
+// IsBlockDevice reports whether a file is a block device.
+func IsBlockDevice(info fs.FileInfo) bool {
 	return info.Mode()&(fs.ModeDevice|fs.ModeCharDevice) == fs.ModeDevice
 }
 
@@ -89,7 +90,7 @@ func kind(info fs.FileInfo) string {
 		return "a regular file"
 	case mode.IsDir():
 		return "a directory"
-	case isBlockDevice(info):
+	case IsBlockDevice(info):
 		return "a block device"
 	case mode&fs.ModeCharDevice != 0:
 		return "a character device"

@@ -157,7 +157,7 @@ type inode struct{ dev, ino, rdev uint64 }
 func inodeOf(info fs.FileInfo) inode {
 	st := info.Sys().(*syscall.Stat_t)
 	id := inode{dev: st.Dev, ino: st.Ino}
-	if isBlockDevice(info) {
+	if IsBlockDevice(info) {
 		id.rdev = st.Rdev
 	}
 	return id

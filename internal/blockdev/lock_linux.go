@@ -19,7 +19,7 @@ import (
 // waited for as long as o says. It returns nil where there is no such node, as in a container, or where it may not be
 // opened: then o.Notice is told; and where this process was given the lock, as by 'flock DISK cairn …'.
 func lockDisk(ctx context.Context, path string, info os.FileInfo, o Options) (*os.File, error) {
-	if !isBlockDevice(info) {
+	if !IsBlockDevice(info) {
 		return nil, nil
 	}
 	node, err := live().diskNode(path, info)
@@ -104,7 +104,7 @@ func (k kernel) diskNode(path string, info os.FileInfo) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if at, err := os.Stat(whole.node()); err == nil && isBlockDevice(at) && deviceID(inodeOf(at).rdev) == id {
+	if at, err := os.Stat(whole.node()); err == nil && IsBlockDevice(at) && deviceID(inodeOf(at).rdev) == id {
 		return whole.node(), nil
 	}
 	if part {

@@ -45,7 +45,7 @@ func (k kernel) reasons(path string, info os.FileInfo) ([]reason, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !isBlockDevice(info) {
+	if !IsBlockDevice(info) {
 		return u.ofFile(path, info)
 	}
 	d, err := k.device(inodeOf(info).rdev)
@@ -253,7 +253,7 @@ func mountedDevice(m mountinfo.Mount) string {
 		return m.Device
 	}
 	info, err := os.Stat(m.Source)
-	if err != nil || !isBlockDevice(info) {
+	if err != nil || !IsBlockDevice(info) {
 		return m.Device
 	}
 	return deviceID(inodeOf(info).rdev)

@@ -129,7 +129,7 @@ func syncData(f *os.File) error { return control(f, unix.Fdatasync) }
 // claim.
 func openExclusive(path string, info os.FileInfo) (*os.File, error) {
 	flags := os.O_RDWR
-	if isBlockDevice(info) {
+	if IsBlockDevice(info) {
 		flags |= os.O_EXCL
 	}
 	f, err := os.OpenFile(path, flags, 0)
@@ -156,7 +156,7 @@ func readOnlyError(path string) error {
 
 // claim finishes what openExclusive began.
 func claim(f *os.File, path string, info os.FileInfo) error {
-	if isBlockDevice(info) {
+	if IsBlockDevice(info) {
 		ro, err := isReadOnly(f)
 		if err == nil && ro {
 			err = readOnlyError(path)

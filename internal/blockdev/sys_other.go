@@ -32,7 +32,7 @@ func seekData(_ *os.File, off, end int64) (first, last int64, err error) { retur
 func syncData(f *os.File) error { return f.Sync() }
 
 func refuse(_ string, info os.FileInfo, _ []string) error {
-	if isBlockDevice(info) {
+	if IsBlockDevice(info) {
 		return errDevice
 	}
 	return nil

@@ -54,7 +54,7 @@ func OpenTarget(ctx context.Context, path string, o Options) (*Target, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !info.Mode().IsRegular() && !isBlockDevice(info) {
+	if !info.Mode().IsRegular() && !IsBlockDevice(info) {
 		return nil, &RefusedError{path, CheckNotTarget, "it is " + kind(info), "name a partition, or a regular file"}
 	}
 	if err := refuse(path, info, o.Force); err != nil {

@@ -12,6 +12,8 @@ import (
 	"strconv"
 
 	"golang.org/x/sys/unix"
+
+	"cairn/internal/blockdev"
 )
 
 // Dash means stdin or stdout in place of a file's name.
@@ -123,14 +125,9 @@ func IsStream(location string) bool {
 		return false
 	}
 	if _, open := Descriptor(location); open {
-		return !IsBlockDevice(info)
+		return !blockdev.IsBlockDevice(info)
 	}
 	return info.Mode()&fs.ModeNamedPipe != 0
-}
-
-// IsBlockDevice reports whether a file is a block device.
-func IsBlockDevice(info fs.FileInfo) bool {
-	return info.Mode()&(fs.ModeDevice|fs.ModeCharDevice) == fs.ModeDevice
 }
 
 // Flags returns the flags of open(2) that f has.

@@ -9,6 +9,8 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"cairn/internal/blockdev"
 )
 
 // Output takes bytes in order: stdout, another open file of this process, or a FIFO.
@@ -29,7 +31,7 @@ func NewOutput(w io.Writer, f *os.File) (*Output, error) {
 		return nil, err
 	}
 	regular := info.Mode().IsRegular()
-	o := &Output{Writer: w, file: f, durable: regular || IsBlockDevice(info)}
+	o := &Output{Writer: w, file: f, durable: regular || blockdev.IsBlockDevice(info)}
 	if !regular {
 		return o, nil
 	}

@@ -11,6 +11,8 @@ import (
 	"io"
 
 	"github.com/ulikunitz/xz/lzma"
+
+	"cairn/blob"
 )
 
 var errXZDamaged = errors.New("xz: its structure is damaged")
@@ -38,7 +40,7 @@ func unxz(dst, file []byte) error {
 		_, _ = binary.ReadUvarint(head)
 	}
 	filter := head.Next(3)
-	if len(filter) < 3 || string(filter[:2]) != lzma2 || filter[2] > largestDictionary || !allZero(head.Bytes()) {
+	if len(filter) < 3 || string(filter[:2]) != lzma2 || filter[2] > largestDictionary || !blob.AllZero(head.Bytes()) {
 		return errXZDamaged
 	}
 	in := bytes.NewReader(block[headSize:])
@@ -76,7 +78,7 @@ func xzBlock(file []byte) (block []byte, size uint64, err error) {
 	block, rest := file[frame:start], bytes.NewBuffer(index[2:])
 	unpadded, _ := binary.ReadUvarint(rest)
 	size, err = binary.ReadUvarint(rest)
-	if err != nil || len(block) == 0 || (unpadded+3)&^3 != uint64(len(block)) || !allZero(rest.Bytes()) {
+	if err != nil || len(block) == 0 || (unpadded+3)&^3 != uint64(len(block)) || !blob.AllZero(rest.Bytes()) {
 		return nil, 0, errXZDamaged
 	}
 	return block, size, nil
@@ -97,4 +99,3 @@ func xzCheck(kind byte, data []byte) []byte {
 
 // endsInCRC32 uses that data with its CRC32 always has the same CRC32.
 func endsInCRC32(b []byte) bool { return crc32.ChecksumIEEE(b) == 0x2144df1c }
-func allZero(b []byte) bool     { return len(bytes.Trim(b, "\x00")) == 0 }
