@@ -104,6 +104,7 @@ func (l *Link) leave(begun time.Time, bytes int, err error) {
 	defer l.mu.Unlock()
 	now := time.Now()
 	l.inside--
+	l.model.limited = l.model.limited || len(l.waiting) > 0
 	if err == nil {
 		l.answers.add(now, now.Sub(begun))
 	} else {
@@ -160,7 +161,7 @@ func throttled(err error) bool {
 type model struct {
 	limit, most int
 	fixed       bool // limit stays
-	limited     bool // a request had to wait in this round
+	limited     bool // a request waited in this round, or still does
 	settled     bool // doubling has ended
 
 	base    float64    // seconds that an answer takes on average when little else is asked; 0 until that is known
