@@ -101,9 +101,12 @@ func (t *transmission) run() error {
 	return err
 }
 
-// loop reads requests. It sends what is answered before it waits for more.
+// loop reads requests. It sends what is answered before it waits for more, and drops what a lost client has asked.
 func (t *transmission) loop() error {
 	for {
+		if err := t.reads.Err(); err != nil {
+			return err
+		}
 		if t.in.Buffered() < requestSize {
 			t.flush()
 		}
