@@ -35,7 +35,8 @@ type Target interface {
 // Pacer is a Target that can be told to begin to bring what was written to the medium, without waiting.
 type Pacer interface{ StartWriteback(off, n int64) error }
 
-// Rereader is a Target that can be read past all caches: what ReadBack gives is on the medium.
+// Rereader is a Target that can be read past all caches: what ReadBack gives is on the medium. It is called after
+// Sync, for several ranges at once.
 type Rereader interface {
 	ReadBack(p []byte, off int64) (int, error)
 }
@@ -286,7 +287,7 @@ func (j *job) inspect(head *segment) error {
 
 // body does all segments behind the head.
 func (j *job) body(ctx context.Context) error {
-	return j.each(ctx, func(ctx context.Context, s *segment) error {
+	return j.each(ctx, &j.order, func(ctx context.Context, s *segment) error {
 		if err := s.gather(ctx); err != nil {
 			if s.turn != nil { // other segments still read what this one would overwrite
 				return err
@@ -300,13 +301,13 @@ func (j *job) body(ctx context.Context) error {
 	})
 }
 
-// each does the segments from next on, several at once.
-func (j *job) each(ctx context.Context, do func(context.Context, *segment) error) error {
+// each does all segments of an order, several at once.
+func (j *job) each(ctx context.Context, o *order, do func(context.Context, *segment) error) error {
 	group, ctx := errgroup.WithContext(ctx)
 	for range j.options.Segments {
 		group.Go(func() error {
 			s := j.newSegment()
-			for ctx.Err() == nil && j.take(s) {
+			for ctx.Err() == nil && j.take(o, s) {
 				if err := do(ctx, s); err != nil {
 					return err
 				}
@@ -319,10 +320,10 @@ func (j *job) each(ctx context.Context, do func(context.Context, *segment) error
 }
 
 // take gives s the next chunks that make up a segment, or says that none are left.
-func (j *job) take(s *segment) bool {
+func (j *job) take(o *order, s *segment) bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	lo, hi, turn := j.order.take()
+	lo, hi, turn := o.take()
 	if lo < hi {
 		s.set(lo, hi)
 		s.turn = turn
@@ -442,17 +443,9 @@ func (j *job) readBack(ctx context.Context, lo, hi int) error {
 	if j.options.Verify == Nothing {
 		return ctx.Err()
 	}
-	s := j.newSegment()
-	for i := lo; i < hi && ctx.Err() == nil; i++ {
-		if j.options.Verify == Changed && !j.changes.Has(i) {
-			continue
-		}
-		s.set(i, i+1)
-		if err := s.readBack(); err != nil {
-			return err
-		}
-	}
-	return ctx.Err()
+	o := newOrder(j.plan, lo, j.order.segment, -1)
+	o.hi = hi
+	return cmp.Or(j.each(ctx, &o, func(_ context.Context, s *segment) error { return s.readBack() }), ctx.Err())
 }
 
 // flushSome brings what was written to the medium now and then, so that a power cut costs little and the

@@ -15,7 +15,7 @@ func Preview(ctx context.Context, p *seed.Plan, target io.ReaderAt, o Options) (
 	j := newJob(p, nil, readOnly{target}, o)
 	j.order = newOrder(p, 0, j.order.segment, -1)
 	j.sources = make([]seed.Step, p.Index.Len())
-	err := j.each(ctx, func(_ context.Context, s *segment) error {
+	err := j.each(ctx, &j.order, func(_ context.Context, s *segment) error {
 		s.gatherLocal()
 		for i := range s.chunksIn(deferred) {
 			s.settle(i, deferred, seed.Step{Kind: seed.Copy})

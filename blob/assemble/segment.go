@@ -230,13 +230,19 @@ func (s *segment) prove() {
 			s.toProve(i, s.old)
 		}
 	}
+	for n, sum := range s.sumAll() {
+		i := s.which[n]
+		s.proven(i, sum == s.chunk(i).Digest)
+	}
+}
+
+// sumAll returns the digests of the data to prove. They are valid until the next call.
+func (s *segment) sumAll() []blob.Digest {
 	if len(s.sums) < len(s.data) {
 		s.sums = make([]blob.Digest, 2*len(s.data))
 	}
 	s.job.plan.Index.Algorithm().SumAll(s.sums, s.data)
-	for n, i := range s.which {
-		s.proven(i, s.sums[n] == s.chunk(i).Digest)
-	}
+	return s.sums[:len(s.data)]
 }
 
 func (s *segment) toProve(i int, buf []byte) {
@@ -465,19 +471,31 @@ func (s *segment) changes(lo, hi int) {
 	}
 }
 
-// readBack compares the segment, which is a single chunk, with what the medium holds.
+// readBack compares the chunks that were changed, or all, with what the medium holds: each run of them by one read.
 func (s *segment) readBack() error {
 	read := s.job.target.ReadAt
 	if medium, ok := s.job.target.(Rereader); ok {
 		read = medium.ReadBack
 	}
-	c := s.chunk(s.lo)
-	n, err := read(s.buf, c.Offset)
-	switch {
-	case n < len(s.buf):
-		return fmt.Errorf("reading back %d bytes at %d of the target: %w", c.Size, c.Offset, err)
-	case s.job.plan.Index.Algorithm().Sum(s.buf) != c.Digest:
-		return fmt.Errorf("%w: %d bytes at %d differ", ErrMedium, c.Size, c.Offset)
+	wanted := func(i int) bool { return i < s.hi && (s.job.options.Verify == All || s.job.changes.Has(i)) }
+	s.which, s.data = s.which[:0], s.data[:0]
+	for i := s.lo; i < s.hi; i++ {
+		start, lo := s.chunk(i).Offset, i
+		for ; wanted(i); i++ {
+			s.toProve(i, s.buf)
+		}
+		if i == lo {
+			continue
+		}
+		p := s.buf[start-s.start : s.chunk(i-1).End()-s.start]
+		if n, err := read(p, start); n < len(p) {
+			return fmt.Errorf("reading back %d bytes at %d of the target: %w", len(p), start, err)
+		}
+	}
+	for n, sum := range s.sumAll() {
+		if c := s.chunk(s.which[n]); sum != c.Digest {
+			return fmt.Errorf("%w: %d bytes at %d differ", ErrMedium, c.Size, c.Offset)
+		}
 	}
 	return nil
 }

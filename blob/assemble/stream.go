@@ -32,7 +32,7 @@ func Stream(ctx context.Context, p *seed.Plan, from store.Getter, to Sink, o Opt
 		return Stats{}, fmt.Errorf("%d bytes at %d are not within the image's %d", to.Size, to.Offset, end)
 	}
 	j := newStream(p, from, to, o)
-	err := j.each(ctx, func(ctx context.Context, s *segment) error {
+	err := j.each(ctx, &j.order, func(ctx context.Context, s *segment) error {
 		s.gatherLocal()
 		gathered := s.fetch(ctx)
 		if err := s.turn.wait(ctx); err != nil {

@@ -8,6 +8,7 @@ package deploy
 import (
 	"context"
 	"io"
+	"sync"
 	"time"
 
 	"cairn/blob"
@@ -221,17 +222,27 @@ var (
 // bytesOf is a claimed device or file as assemble sees it.
 type bytesOf struct {
 	*blockdev.Target
+
+	mu     sync.Mutex         // guards medium
 	medium *blockdev.ReadBack // past the page cache; nil until it is needed
 }
 
-// ReadBack implements assemble.Rereader. One goroutine calls it, after all was flushed.
-func (b *bytesOf) ReadBack(p []byte, off int64) (n int, err error) {
-	if b.medium == nil {
-		if b.medium, err = b.File.ReadBack(); err != nil {
-			return 0, err
-		}
+// ReadBack implements assemble.Rereader.
+func (b *bytesOf) ReadBack(p []byte, off int64) (int, error) {
+	medium, err := b.openMedium()
+	if err != nil {
+		return 0, err
 	}
-	return b.medium.ReadAt(p, off)
+	return medium.ReadAt(p, off)
+}
+
+func (b *bytesOf) openMedium() (_ *blockdev.ReadBack, err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.medium == nil {
+		b.medium, err = b.File.ReadBack()
+	}
+	return b.medium, err
 }
 
 // minClone is how many bytes are worth sharing rather than copying.
