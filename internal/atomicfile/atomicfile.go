@@ -87,7 +87,7 @@ func (f *File) Commit() error {
 		_ = errors.Join(os.Remove(f.File.Name()), f.File.Close())
 		return fmt.Errorf("committing %s: %w", f.name, err)
 	}
-	if err := syncDir(filepath.Dir(f.name)); err != nil {
+	if err := SyncDir(filepath.Dir(f.name)); err != nil {
 		return fmt.Errorf("flushing the name %s: %w", f.name, err)
 	}
 	return nil
@@ -170,5 +170,14 @@ func Sync(name string) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(f.Sync(), f.Close(), syncDir(filepath.Dir(name)))
+	return errors.Join(f.Sync(), f.Close(), SyncDir(filepath.Dir(name)))
+}
+
+// SyncDir makes the names in a directory durable.
+func SyncDir(name string) error {
+	d, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
 }

@@ -1,6 +1,6 @@
 // Package blockdev sees files and block devices as bytes at offsets: seeds are read, targets are claimed,
 // written, zeroed and flushed. It refuses targets that something else uses. It knows nothing of images,
-// chunks, partition tables or file systems. Devices need Linux; regular files work everywhere.
+// chunks, partition tables or file systems.
 package blockdev
 
 import (

@@ -7,17 +7,11 @@ import (
 )
 
 // ReadBack reads a file's bytes from the medium and not from the page cache, to prove that they arrived. Its
-// offsets count from the section's start. ReadAt may be called concurrently; on Linux it takes 4 MiB of memory,
-// which lets eight reads go on at a time.
+// offsets count from the section's start. ReadAt may be called concurrently; it takes 4 MiB of memory, which
+// lets eight reads go on at a time.
 type ReadBack struct {
 	bytes  *io.SectionReader
-	direct io.Closer // nil if the bytes are read through the page cache
-}
-
-// directFile is a file that is read past the page cache.
-type directFile interface {
-	io.ReaderAt
-	io.Closer
+	direct *direct // nil if the bytes are read through the page cache
 }
 
 // ReadBack opens the same file once more, for reading past the page cache (O_DIRECT). What was written must

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"time"
 )
@@ -28,16 +27,10 @@ func (o Options) notice(text string) {
 // another method is running; all others may be called concurrently.
 type Target struct {
 	File
-	resizable bool     // all of a regular file
-	borrowed  bool     // Close is not ours to do
-	direct    writer   // past the page cache; nil where that is not possible, and for files
-	lock      *os.File // on the whole disk, of a device; may be nil
-}
-
-// writer is a way to write to a file or device; see openDirectWriter.
-type writer interface {
-	io.WriterAt
-	io.Closer
+	resizable bool          // all of a regular file
+	borrowed  bool          // Close is not ours to do
+	direct    *directWriter // past the page cache; nil where that is not possible, and for files
+	lock      *os.File      // on the whole disk, of a device; may be nil
 }
 
 // OpenTarget claims an existing file or block device for writing: a device exclusively (O_EXCL), which the
@@ -57,7 +50,7 @@ func OpenTarget(ctx context.Context, path string, o Options) (*Target, error) {
 	if !info.Mode().IsRegular() && !IsBlockDevice(info) {
 		return nil, &RefusedError{path, CheckNotTarget, "it is " + kind(info), "name a partition, or a regular file"}
 	}
-	if err := refuse(path, info, o.Force); err != nil {
+	if err := live().refuse(path, info, o.Force); err != nil {
 		return nil, err
 	}
 	lock, err := lockDisk(ctx, path, info, o)

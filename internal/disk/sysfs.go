@@ -8,10 +8,11 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
-// sysfs is where Linux tells about its devices: /sys, or a made-up one in tests. Elsewhere there is none, and
-// it tells of no partitions.
+// sysfs is where Linux tells about its devices: /sys, or a made-up one in tests.
 type sysfs string
 
 // partitionsOf are the partitions that the kernel has of the disk with that node.
@@ -34,6 +35,18 @@ func (s sysfs) directory(node string) (string, error) {
 		return "", fmt.Errorf("looking %s up in sysfs: %w", node, err)
 	}
 	return dir, nil
+}
+
+// deviceID is the number of the device at node as sysfs writes it.
+func deviceID(node string) (string, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(node, &st); err != nil {
+		return "", fmt.Errorf("looking at %s: %w", node, err)
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFBLK {
+		return "", fmt.Errorf("%s is not a block device", node)
+	}
+	return fmt.Sprintf("%d:%d", unix.Major(st.Rdev), unix.Minor(st.Rdev)), nil
 }
 
 // checkNode makes sure that the node, which was made from the kernel's name, stands for the device of that

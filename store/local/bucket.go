@@ -247,7 +247,7 @@ func (b *Bucket) writeThrough(ctx context.Context, s *stage, name string, data [
 		return nil
 	}
 	for dir := path.Dir(name); ; dir = path.Dir(dir) {
-		if err := syncDir(b.path(dir)); err != nil {
+		if err := atomicfile.SyncDir(b.path(dir)); err != nil {
 			return b.writing(name, err)
 		}
 		if dir == "." {
@@ -300,13 +300,5 @@ func makeDurable(dir string) error {
 	if err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	return syncDir(filepath.Dir(dir))
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return atomicfile.SyncDir(filepath.Dir(dir))
 }

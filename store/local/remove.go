@@ -8,6 +8,7 @@ import (
 	"os"
 	"path"
 
+	"cairn/internal/atomicfile"
 	"cairn/store"
 )
 
@@ -29,5 +30,5 @@ func (b *Bucket) Remove(ctx context.Context, name string) error {
 	if b.options.NoSync {
 		return nil
 	}
-	return syncDir(b.path(path.Dir(name)))
+	return atomicfile.SyncDir(b.path(path.Dir(name)))
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"cairn/blob"
+	"cairn/internal/atomicfile"
 	"cairn/internal/bitset"
 )
 
@@ -255,12 +256,7 @@ func (f *File) setComplete(complete bool) error {
 		return err
 	}
 	f.complete = complete
-	d, err := os.Open(f.path)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
+	return atomicfile.SyncDir(f.path)
 }
 
 // Close ends the use of the file by one of those who opened it. The last one closes it, and what is in it can still be

@@ -16,10 +16,6 @@ import (
 // refuse says why path, which info describes, must not be written, as a *RefusedError. Checks that are lifted
 // do not count. O_EXCL closes the gap between this look and the opening; this look gives the reasons, and
 // sees what O_EXCL does not.
-func refuse(path string, info os.FileInfo, lifted []string) error {
-	return live().refuse(path, info, lifted)
-}
-
 func (k kernel) refuse(path string, info os.FileInfo, lifted []string) error {
 	reasons, err := k.reasons(path, info)
 	if err != nil {

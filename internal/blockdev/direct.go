@@ -25,7 +25,7 @@ type direct struct {
 }
 
 // openDirect opens what f is open on, and makes sure that at off direct reads work.
-func openDirect(f *os.File, off int64) (directFile, error) {
+func openDirect(f *os.File, off int64) (*direct, error) {
 	again, err := reopenDirect(f, os.O_RDONLY)
 	if err != nil {
 		return nil, err

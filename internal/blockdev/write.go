@@ -30,7 +30,7 @@ const (
 )
 
 // openDirectWriter opens the device that f is open on, and makes sure that it can be read like that.
-func openDirectWriter(f *os.File) (writer, error) {
+func openDirectWriter(f *os.File) (*directWriter, error) {
 	sector, err := sectorSize(f)
 	if err != nil {
 		return nil, err
