@@ -1,5 +1,5 @@
 // Package ingest makes an index of an image and stores its chunks. It reads the image once, asks the store before it
-// compresses, and writes no chunk twice. It knows nothing of files, devices or networks; blob/release publishes the index.
+// compresses, and writes no chunk twice. It knows nothing of networks; blob/release publishes the index.
 package ingest
 
 import (

@@ -1,15 +1,15 @@
 package release
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"path/filepath"
-	"strings"
 
 	"cairn/blob"
 	"cairn/internal/atomicfile"
+	"cairn/internal/openfile"
 	"cairn/store"
 	"cairn/store/locate"
 )
@@ -24,8 +24,8 @@ type OutletOptions struct {
 type Outlet struct {
 	bucket  store.Bucket
 	name    string
-	path    string         // of a local file that may be replaced; else ""
-	stream  io.WriteCloser // in place of all the others; or nil
+	path    string           // of a local file that may be replaced; else ""
+	stream  *openfile.Output // in place of all the others; or nil
 	options OutletOptions
 }
 
@@ -45,14 +45,19 @@ func (e *NoCreateError) Error() string {
 
 func (e *NoCreateError) Unwrap() error { return e.Err }
 
-// OpenOutlet returns the outlet at a location, whose directory exists. A location that cannot be written is an error
-// now, as far as it can be known, and not after the work.
+// OpenOutlet returns the outlet at a location, whose directory exists: a file here or on a server, or a stream as
+// openfile.OpenOutput takes it. A location that cannot be written is an error now, as far as it can be known, and not
+// after the work.
 func OpenOutlet(ctx context.Context, a locate.Access, at locate.Location, o OutletOptions) (*Outlet, error) {
+	path, local := at.Local()
+	if at.IsStream() || local && openfile.IsStream(path) {
+		out, err := openfile.OpenOutput(ctx, cmp.Or(path, openfile.Dash))
+		return &Outlet{stream: out}, err
+	}
 	b, name, err := a.FileBucket(at)
 	if err != nil {
 		return nil, err
 	}
-	path, _ := at.Local()
 	return newOutlet(ctx, b, name, path, o)
 }
 
@@ -64,9 +69,6 @@ func OutletIn(ctx context.Context, b store.Bucket, dir locate.Location, name str
 	}
 	return newOutlet(ctx, b, name, path, o)
 }
-
-// StreamOutlet returns an outlet that writes the index to w and closes it.
-func StreamOutlet(w io.WriteCloser) *Outlet { return &Outlet{stream: w} }
 
 func newOutlet(ctx context.Context, b store.Bucket, name, path string, o OutletOptions) (*Outlet, error) {
 	out := &Outlet{bucket: b, name: name, path: path, options: o}
@@ -107,29 +109,13 @@ func (o *Outlet) explain(err error) error {
 	return err
 }
 
-// Companion is a file that belongs to an index. It lies beside it, and is a hint: nothing depends on it.
-type Companion struct {
-	Suffix string // takes the place of the index's own in its name
-	Data   []byte
-}
-
-// Publish writes the companions of an index and then the index, whose chunks are durable already; Publisher.Publish
-// makes sure of that. After an error there is the index that was there before, or the new one as a whole.
-func (o *Outlet) Publish(ctx context.Context, x *blob.Index, companions ...Companion) error {
-	if o.stream != nil {
-		if len(companions) > 0 {
-			return errors.New("a stream takes an index alone")
-		}
+// Publish writes an index, whose chunks are durable already; Publisher.Publish makes sure of that. After an error there
+// is the index that was there before, or the new one as a whole.
+func (o *Outlet) Publish(ctx context.Context, x *blob.Index) error {
+	switch {
+	case o.stream != nil:
 		_, err := x.WriteTo(o.stream)
 		return errors.Join(err, o.stream.Close())
-	}
-	for _, c := range companions {
-		name := companionName(o.name, c.Suffix)
-		if err := o.bucket.Write(ctx, name, c.Data); err != nil {
-			return fmt.Errorf("writing %s: %w", name, err)
-		}
-	}
-	switch {
 	case o.options.CreateOnly:
 		creator, _ := store.As[store.Creator](o.bucket) // newOutlet asked
 		return o.explain(creator.Create(ctx, o.name, x.Encode()))
@@ -137,11 +123,6 @@ func (o *Outlet) Publish(ctx context.Context, x *blob.Index, companions ...Compa
 		return o.replaceFile(ctx, x)
 	}
 	return o.bucket.Write(ctx, o.name, x.Encode())
-}
-
-// companionName returns the name of an index's companion.
-func companionName(index, suffix string) string {
-	return strings.TrimSuffix(index, IndexSuffix) + suffix
 }
 
 // replaceFile writes an index to a local file, whole and durable, without holding it in memory twice. It keeps the

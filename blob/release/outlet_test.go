@@ -4,11 +4,15 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"cairn/blob/release"
+	"cairn/internal/openfile"
 	"cairn/internal/test/mem"
 	"cairn/store"
 	"cairn/store/locate"
@@ -113,21 +117,31 @@ func TestLocalOutlet(t *testing.T) {
 	}
 }
 
-// closed counts how often a stream is closed.
-type closed struct {
-	bytes.Buffer
-	times int
-}
-
-func (c *closed) Close() error { c.times++; return nil }
-
+// TestStreamOutlet: an index goes to an open file of the process, or into a FIFO, which is closed behind it.
 func TestStreamOutlet(t *testing.T) {
-	x, w := newIndex(t, 3), new(closed)
-	err := release.StreamOutlet(w).Publish(t.Context(), x)
-	if err != nil || w.times != 1 || !bytes.Equal(w.Bytes(), x.Encode()) {
-		t.Errorf("Publish to a stream = %v, %d bytes, closed %d times", err, w.Len(), w.times)
+	x, path := newIndex(t, 3), filepath.Join(t.TempDir(), "fifo")
+	if err := unix.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
 	}
-	if err := release.StreamOutlet(new(closed)).Publish(t.Context(), x, release.Companion{Suffix: ".caprf"}); err == nil {
-		t.Error("a stream takes a companion")
+	read := make(chan []byte, 1)
+	go func() {
+		data, _ := os.ReadFile(path)
+		read <- data
+	}()
+	out, err := release.OpenOutlet(t.Context(), locate.Access{}, locate.Path(path), release.OutletOptions{})
+	if err == nil {
+		err = out.Publish(t.Context(), x)
+	}
+	if data := <-read; err != nil || !bytes.Equal(data, x.Encode()) {
+		t.Errorf("Publish to a FIFO = %v, %d bytes come", err, len(data))
+	}
+	f, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	open := locate.Path(fmt.Sprint("/dev/fd/", f.Fd()))
+	if _, err := release.OpenOutlet(t.Context(), locate.Access{}, open, release.OutletOptions{}); !errors.Is(err, openfile.ErrReadOnly) {
+		t.Errorf("an outlet that is open for reading only = %v", err)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"strings"
 
 	"cairn/blob/profile"
 	"cairn/store/locate"
@@ -15,7 +16,7 @@ func ProfileOf(index locate.Location) (locate.Location, error) {
 	if err != nil {
 		return locate.Location{}, err
 	}
-	return index.Beside(companionName(name, profile.Suffix))
+	return index.Beside(strings.TrimSuffix(name, IndexSuffix) + profile.Suffix)
 }
 
 // OpenProfile reads and checks the profile at a location. Errors are as Open's; one about its content wraps

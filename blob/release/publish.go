@@ -210,8 +210,8 @@ func (e *VanishedError) Error() string {
 func (e *VanishedError) Unwrap() error { return e.Err }
 
 // Publish makes the index of the chunks visible. The order is what readers rely on: all chunks are durable, then a few
-// of those that the store was taken to hold are asked for once more, then companions are written, then the index.
-func (p *Publisher) Publish(ctx context.Context, to *Outlet, x *blob.Index, companions ...Companion) error {
+// of those that the store was taken to hold are asked for once more, then the index is written.
+func (p *Publisher) Publish(ctx context.Context, to *Outlet, x *blob.Index) error {
 	if p.inventory != nil && p.inventory.Err() != nil {
 		p.notes(NotListed{p.inventory.Err()})
 	}
@@ -229,5 +229,5 @@ func (p *Publisher) Publish(ctx context.Context, to *Outlet, x *blob.Index, comp
 			return err
 		}
 	}
-	return to.Publish(ctx, x, companions...)
+	return to.Publish(ctx, x)
 }

@@ -7,42 +7,36 @@ import (
 	"io"
 	"sync"
 
-	"golang.org/x/sync/errgroup"
-
 	"cairn/blob"
 )
 
-// ErrLength says that a stream ends too early, or goes on behind the image with other bytes than zeros.
-var ErrLength = errors.New("the length differs")
+// LengthError says that an image is too short, or goes on behind its end with other bytes than zeros.
+type LengthError struct{ text string }
+
+func (e LengthError) Error() string { return e.text }
 
 // Stream is Image for bytes that come once and in order. Behind the image they may be zeros only.
 func Stream(ctx context.Context, x *blob.Index, r io.Reader, o Options) (Report, error) {
-	j := &job{index: x, options: o, report: Report{Size: x.Size()}}
+	j := newJob(x, o)
 	in := &incoming{job: j, from: r}
-	group, groupCtx := errgroup.WithContext(ctx)
-	for range max(o.Workers, 1) {
-		group.Go(func() error {
-			c := checker{job: j}
-			for groupCtx.Err() == nil {
-				lo, hi, err := in.read(&c.buf)
-				if lo == hi || err != nil {
-					return err
-				}
-				c.prove(lo, hi, c.buf)
-				j.done(lo, hi)
-			}
-			return groupCtx.Err()
-		})
-	}
-	err := group.Wait()
+	err := j.run(ctx, func() worker { return &streamChecker{checker{job: j}, in} })
 	if err == nil {
 		err = in.end(ctx)
 	}
-	j.report.First = j.ranges()
-	if err != nil {
-		return j.report, err
-	}
-	return j.report, ctx.Err()
+	return j.report, err
+}
+
+// streamChecker is one worker of Stream.
+type streamChecker struct {
+	checker
+	in *incoming
+}
+
+func (c *streamChecker) take() (lo, hi int, err error) { return c.in.read(&c.buf) }
+
+func (c *streamChecker) check(_ context.Context, lo, hi int) error {
+	c.prove(lo, hi, c.buf)
+	return nil
 }
 
 // incoming is a stream that several workers read, one at a time.
@@ -57,7 +51,7 @@ func (s *incoming) read(p *[]byte) (lo, hi int, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	x := s.job.index
-	lo, hi = s.job.take(func(lo int) int { return x.Span(lo, readSize) })
+	lo, hi = s.job.takeRun(readSize)
 	if lo == hi {
 		return lo, hi, nil
 	}
@@ -69,7 +63,7 @@ func (s *incoming) read(p *[]byte) (lo, hi int, err error) {
 	n, err := io.ReadFull(s.from, *p)
 	switch {
 	case errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF):
-		err = fmt.Errorf("%w: it ends at %d, the image has %d bytes", ErrLength, start+int64(n), x.Size())
+		err = LengthError{fmt.Sprintf("the length differs: it ends at %d, the image has %d bytes", start+int64(n), x.Size())}
 	case err != nil:
 		err = fmt.Errorf("reading at %d: %w", start+int64(n), err)
 	}
@@ -82,7 +76,7 @@ func (s *incoming) end(ctx context.Context) error {
 	for at := s.job.index.Size(); ctx.Err() == nil; {
 		n, err := s.from.Read(rest)
 		if !blob.AllZero(rest[:n]) {
-			return fmt.Errorf("%w: it has more than zeros behind the image's %d bytes", ErrLength, s.job.index.Size())
+			return LengthError{fmt.Sprintf("the length differs: it has more than zeros behind the image's %d bytes", s.job.index.Size())}
 		}
 		at += int64(n)
 		if errors.Is(err, io.EOF) {

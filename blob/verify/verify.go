@@ -38,7 +38,10 @@ type Report struct {
 	Bad      int     `json:"bad"`       // chunks that are not right
 	BadBytes int64   `json:"bad_bytes"` // their size
 	First    []Range `json:"first"`     // the first of them, by offset, neighbours together; only at the end
-	Causes   []error `json:"-"`         // store: what is wrong with those found first
+	// Unfinished says that the image is wrong and begins with zeros, as an interrupted assemble leaves it. Opened.Verify
+	// finds it out.
+	Unfinished bool    `json:"unfinished,omitempty"`
+	Causes     []error `json:"-"` // store: what is wrong with those found first
 }
 
 // firsts is how many bad ranges and causes a report names.
@@ -56,11 +59,11 @@ type Sparse interface {
 // or an image that ends too early, is an error. Zeros are compared, which is many times cheaper than hashing
 // them, and where r is Sparse its holes are not read.
 func Image(ctx context.Context, x *blob.Index, r io.ReaderAt, o Options) (Report, error) {
-	j := &job{index: x, options: o, report: Report{Size: x.Size()}}
-	err := j.each(ctx, func(lo int) int { return x.Span(lo, readSize) }, func() func(context.Context, int, int) error {
-		c := checker{job: j, image: r}
+	j := newJob(x, o)
+	err := j.run(ctx, func() worker {
+		c := &checker{job: j, image: r}
 		c.sparse, _ = r.(Sparse)
-		return c.check
+		return c
 	})
 	return j.report, err
 }
@@ -68,12 +71,8 @@ func Image(ctx context.Context, x *blob.Index, r io.ReaderAt, o Options) (Report
 // Store gets every different chunk of the index from a store. Chunks that are absent or wrong are in the
 // report; any other failure of the store is an error.
 func Store(ctx context.Context, x *blob.Index, from store.Getter, o Options) (Report, error) {
-	j := &job{index: x, options: o, report: Report{Size: x.Size()}}
-	table := blob.NewTable(x)
-	err := j.each(ctx, func(lo int) int { return lo + 1 }, func() func(context.Context, int, int) error {
-		g := getter{job: j, from: from, table: table}
-		return g.get
-	})
+	j, table := newJob(x, o), blob.NewTable(x)
+	err := j.run(ctx, func() worker { return &getter{job: j, from: from, table: table} })
 	return j.report, err
 }
 
@@ -112,25 +111,37 @@ type job struct {
 	options Options
 
 	mu     sync.Mutex // guards what follows
-	next   int        // the first chunk that nobody has taken
+	next   int        // the first chunk that is not taken
 	report Report
 	wrong  []uint32 // the numbers of the chunks that are not right
 }
 
-// each lets workers take runs of chunks, whose ends span tells, until none are left.
-func (j *job) each(ctx context.Context, span func(lo int) int, worker func() func(context.Context, int, int) error) error {
+func newJob(x *blob.Index, o Options) *job {
+	return &job{index: x, options: o, report: Report{Size: x.Size()}}
+}
+
+// worker checks runs of chunks. Several share a job.
+type worker interface {
+	// take takes the next run of chunks, from lo to hi. They are equal when none are left.
+	take() (lo, hi int, err error)
+	check(ctx context.Context, lo, hi int) error
+}
+
+// run lets workers take runs of chunks and check them, until none are left.
+func (j *job) run(ctx context.Context, newWorker func() worker) error {
 	group, groupCtx := errgroup.WithContext(ctx)
 	for range max(j.options.Workers, 1) {
 		group.Go(func() error {
-			work := worker()
+			w := newWorker()
 			for groupCtx.Err() == nil {
-				lo, hi := j.take(span)
-				if lo == hi {
-					return nil
-				}
-				if err := work(groupCtx, lo, hi); err != nil {
+				lo, hi, err := w.take()
+				if lo == hi || err != nil {
 					return err
 				}
+				if err := w.check(groupCtx, lo, hi); err != nil {
+					return err
+				}
+				j.done(lo, hi)
 			}
 			return groupCtx.Err()
 		})
@@ -143,13 +154,13 @@ func (j *job) each(ctx context.Context, span func(lo int) int, worker func() fun
 	return ctx.Err()
 }
 
-func (j *job) take(span func(int) int) (lo, hi int) {
+// takeRun takes the next run of chunks that has at most size bytes, or one chunk.
+func (j *job) takeRun(size int64) (lo, hi int) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if lo = j.next; lo == j.index.Len() {
-		return lo, lo
+	if lo = j.next; lo < j.index.Len() {
+		j.next = j.index.Span(lo, size)
 	}
-	j.next = span(lo)
 	return lo, j.next
 }
 
@@ -206,19 +217,23 @@ type checker struct {
 	sums  []blob.Digest
 }
 
-func (c *checker) check(_ context.Context, lo, hi int) error {
-	if !c.inHole(lo, hi) {
-		p, err := c.read(lo, hi)
-		if err != nil {
-			return err
-		}
-		c.prove(lo, hi, p)
-	}
-	c.job.done(lo, hi)
-	return nil
+func (c *checker) take() (lo, hi int, err error) {
+	lo, hi = c.job.takeRun(readSize)
+	return lo, hi, nil
 }
 
-// inHole says whether the chunks from lo to hi are zero and the image has nothing but a hole there.
+func (c *checker) check(_ context.Context, lo, hi int) error {
+	if c.inHole(lo, hi) {
+		return nil
+	}
+	p, err := c.read(lo, hi)
+	if err == nil {
+		c.prove(lo, hi, p)
+	}
+	return err
+}
+
+// inHole reports whether the chunks from lo to hi are zero and the image has nothing but a hole there.
 func (c *checker) inHole(lo, hi int) bool {
 	if c.sparse == nil {
 		return false
@@ -280,10 +295,15 @@ type getter struct {
 	buf   []byte
 }
 
-func (g *getter) get(ctx context.Context, lo, hi int) error {
+func (g *getter) take() (lo, hi int, err error) {
+	lo, hi = g.job.takeRun(1)
+	return lo, hi, nil
+}
+
+// check gets chunk lo, unless it is a repeat.
+func (g *getter) check(ctx context.Context, lo, _ int) error {
 	c := g.job.index.At(lo)
 	if first := g.table.Find(c.Digest); first < lo && g.job.index.At(first).Size == c.Size {
-		g.job.done(lo, hi)
 		return nil
 	}
 	if int64(len(g.buf)) < c.Size {
@@ -299,6 +319,5 @@ func (g *getter) get(ctx context.Context, lo, hi int) error {
 	case lo == 0 && g.job.options.Inspect != nil && !g.job.index.IsZero(0):
 		g.job.options.Inspect(g.buf[:c.Size])
 	}
-	g.job.done(lo, hi)
 	return nil
 }

@@ -17,6 +17,7 @@ import (
 	"cairn/blob/assemble"
 	"cairn/blob/profile"
 	"cairn/blob/release"
+	"cairn/blob/verify"
 	"cairn/internal/blockdev"
 	"cairn/internal/disk"
 	"cairn/internal/openfile"
@@ -92,7 +93,7 @@ func exitStatus(ctx context.Context, err error) int {
 		return exitUsage
 	case is[*blockdev.RefusedError](err) || errors.Is(err, disk.ErrAmbiguous) || errors.Is(err, store.ErrExists):
 		return exitRefused
-	case is[damagedError](err) || is[release.TreeError](err) || is[*store.CorruptError](err) || errors.Is(err, assemble.ErrMedium) || errors.Is(err, blob.ErrInvalid) || errors.Is(err, profile.ErrInvalid) || errors.Is(err, disk.ErrInvalidTable):
+	case is[damagedError](err) || is[verify.LengthError](err) || is[release.TreeError](err) || is[*store.CorruptError](err) || errors.Is(err, assemble.ErrMedium) || errors.Is(err, blob.ErrInvalid) || errors.Is(err, profile.ErrInvalid) || errors.Is(err, disk.ErrInvalidTable):
 		return exitDamaged
 	case errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrDenied),
 		errors.Is(err, fs.ErrPermission) || errors.Is(err, s3.ErrNoBucket) || trustHint(err) != "",

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -16,7 +15,6 @@ import (
 	"cairn/blob/ingest"
 	"cairn/blob/release"
 	"cairn/chunker"
-	"cairn/internal/disk"
 	"cairn/internal/openfile"
 	"cairn/store"
 	"cairn/store/locate"
@@ -29,7 +27,7 @@ type makeFlags struct {
 	store     locate.Location
 	digest    blob.Algorithm
 	chunkSize string
-	size      string
+	extent    int64 // how much of its location is the image, as ingest.Open takes it
 	compression
 	publish
 }
@@ -81,7 +79,7 @@ xfs or btrfs that was mounted for writing when it was copied.`,
 	sizes := chunker.Default
 	flags.StringVar(&f.chunkSize, "chunk-size", fmt.Sprintf("%d:%d:%d", sizes.Min>>10, sizes.Avg>>10, sizes.Max>>10), "chunk `sizes` MIN:AVG:MAX in KiB (or with a suffix), or AVG alone")
 	f.compression.add(c, "zstd `level`, 1 to 22")
-	flags.StringVar(&f.size, "size", "", "use only the first `bytes` of the image, or \"filesystem\"")
+	size := flags.String("size", "", "use only the first `bytes` of the image, or \"filesystem\"")
 	f.publish.add(c)
 	checkStdio(c, func(u *users, args []string) {
 		u.reads("IMAGE", args[1])
@@ -91,13 +89,18 @@ xfs or btrfs that was mounted for writing when it was copied.`,
 		u.writes("INDEX", args[0])
 		u.prints("--json", f.json)
 	})
-	check(c, func(args []string) error {
-		if f.size != "" && f.size != "filesystem" {
-			if _, err := parseBytes(f.size); err != nil {
+	check(c, func([]string) (err error) {
+		switch *size {
+		case "":
+			f.extent = ingest.Whole
+		case "filesystem":
+			f.extent = ingest.FileSystem
+		default:
+			if f.extent, err = parseBytes(*size); err != nil {
 				return fmt.Errorf("--size: %w", err)
 			}
 		}
-		_, err := chunker.ParseParams(f.chunkSize)
+		_, err = chunker.ParseParams(f.chunkSize)
 		return err
 	})
 	return c
@@ -112,9 +115,10 @@ type madeResult struct {
 	ingest.Stats
 }
 
-func runMake(ctx context.Context, stdout io.Writer, f makeFlags, image string) (err error) {
+func runMake(ctx context.Context, stdout io.Writer, f makeFlags, image string) error {
 	index := f.index[0]
 	if f.store.IsZero() {
+		var err error
 		if f.store, err = index.DefaultStore(); err != nil {
 			return err
 		}
@@ -123,51 +127,76 @@ func runMake(ctx context.Context, stdout io.Writer, f makeFlags, image string) (
 	if err != nil {
 		return err
 	}
-	outlet, err := openOutlet(ctx, index, f.createOnly, access)
+	outlet, err := release.OpenOutlet(ctx, access, index, release.OutletOptions{CreateOnly: f.createOnly, Notes: notePublished})
 	if err != nil {
-		return absentHint(fmt.Errorf("writing index %s: %w", index, err), "check the index's location, or make its directory")
+		err = fmt.Errorf("writing index %s: %w", index, unwritable(wordCreate(err)))
+		return absentHint(err, "check the index's location, or make its directory")
 	}
-	bucket, err := openRemote(f.store, access)
-	if err != nil {
-		return fmt.Errorf("opening store %s: %w", f.store, err)
+	openStore := func() (store.Bucket, error) {
+		b, err := access.OpenBucket(f.store)
+		if err != nil {
+			return nil, fmt.Errorf("opening store %s: %w", f.store, unwritable(err))
+		}
+		return b, nil
 	}
-	src, total, err := openSource(ctx, image, f.size)
-	if err != nil {
-		return fmt.Errorf("opening image %s: %w", image, err)
-	}
-	defer src.Close()
-	if bucket == nil { // a directory is not made before the image is there
-		if bucket, err = access.OpenBucket(f.store); err != nil {
-			return fmt.Errorf("opening store %s: %w", f.store, err)
+	var to store.Bucket
+	if f.store.Remote() {
+		if to, err = openStore(); err != nil {
+			return err
 		}
 	}
-	defer store.Close(bucket)
-	return makeInto(ctx, destination{index, image, outlet, bucket, f.store.Remote(), f.access}, src, total, f, stdout)
+	src, err := ingest.Open(ctx, image, f.extent)
+	if err != nil {
+		return fmt.Errorf("opening image %s: %w", image, wordSource(err))
+	}
+	defer src.Close()
+	tellSource(image, src, f.extent)
+	if to == nil { // a directory is not made before the image is there
+		if to, err = openStore(); err != nil {
+			return err
+		}
+	}
+	defer store.Close(to)
+	return makeInto(ctx, to, outlet, src, f, image, stdout)
 }
 
 // makeInto is make with everything open.
-func makeInto(ctx context.Context, to destination, src imageSource, total int64, f makeFlags, stdout io.Writer) error {
-	prepareHeap(total)
+func makeInto(
+	ctx context.Context, to store.Bucket, outlet *release.Outlet, src *ingest.Source, f makeFlags, image string, stdout io.Writer,
+) error {
+	prepareHeap(src.Size)
+	index, uploads := f.index[0], 0
+	if f.store.Remote() { // a directory would not gain by more at once than there are workers
+		uploads = f.uploads
+	}
+	bases, err := f.readBases(ctx, f.access)
+	if err != nil {
+		return err
+	}
 	params, _ := chunker.ParseParams(f.chunkSize) // checked with the flags
-	publisher, err := f.newPublisher(ctx, to, release.PublisherOptions{Writer: f.writerOptions(),
-		Algorithm: f.digest, Params: blob.Params(params), Chunks: total / params.Avg})
+	o := release.PublisherOptions{
+		Writer: f.writerOptions(), Algorithm: f.digest, Params: blob.Params(params), Chunks: src.Size / params.Avg,
+		Remote: f.store.Remote(), Bases: bases, Notes: notePublished,
+	}
+	o.Writer.Uploads = uploads
+	publisher, err := release.NewPublisher(ctx, to, o)
 	if err != nil {
 		return err
 	}
 	defer publisher.Close()
-	p := newProgress(f.progress, "making "+to.index.String(), total)
-	x, stats, err := ingest.Image(ctx, src.chunks, publisher, ingest.Options{
-		Algorithm: f.digest, Params: params, Workers: f.jobs, AtOnce: f.atOnce(to),
+	p := newProgress(f.progress, "making "+index.String(), src.Size)
+	x, stats, err := ingest.Image(ctx, src.Source, publisher, ingest.Options{
+		Algorithm: f.digest, Params: params, Workers: f.jobs, AtOnce: uploads,
 		Progress: func(s ingest.Stats) { p.show(s.Size, "new "+size(s.NewBytes), s) },
 	})
 	p.end()
 	if err != nil {
-		return fmt.Errorf("making %s of %s: %w", to.index, to.image, err)
+		return fmt.Errorf("making %s of %s: %w", index, image, err)
 	}
-	if err := publisher.Publish(ctx, to.outlet, x); err != nil {
-		return fmt.Errorf("writing index %s: %w", to.index, wordCreate(err))
+	if err := publisher.Publish(ctx, outlet, x); err != nil {
+		return fmt.Errorf("writing index %s: %w", index, wordCreate(err))
 	}
-	result := madeResult{Index: to.index.String(), Store: f.store.String(), Seconds: p.took().Seconds(), Stats: stats}
+	result := madeResult{Index: index.String(), Store: f.store.String(), Seconds: p.took().Seconds(), Stats: stats}
 	if f.json {
 		result.Digest = x.Digest().String()
 		return writeJSON(openfile.Optional(stdout), result)
@@ -187,48 +216,33 @@ func tellMade(r madeResult) {
 		chunks(int64(r.Chunks)), chunks(r.New, "new"), size(r.NewBytes), size(r.Stored), took)
 }
 
-// imageSource is an image to be cut.
-type imageSource struct {
-	chunks *chunker.Source
-	io.Closer
+// wordSource adds what to do to the error about a size that an image cannot have.
+func wordSource(err error) error {
+	switch {
+	case errors.Is(err, ingest.ErrStream):
+		return misuse{"--size needs an image that is a file or device, not a pipe"}
+	case errors.Is(err, ingest.ErrNoClaim):
+		return hintError{err, "give --size in bytes"}
+	}
+	return err
 }
 
-// openSource opens an image to be cut, and says how many bytes it has, or -1. Of a device that says how
-// large its file system is, that is used if limit asks for it, and mentioned if not.
-func openSource(ctx context.Context, image, limit string) (imageSource, int64, error) {
-	f, stream, err := openfile.OpenInput(ctx, image)
-	if f == nil && stream == nil && err == nil {
-		f, err = openImage(image)
+// tellSource says what of a location is the image, where that is not plain, and warns of file systems in it whose journal
+// must be replayed.
+func tellSource(image string, s *ingest.Source, extent int64) {
+	switch {
+	case s.Size < 0: // a stream, of which all is the image
+	case extent == ingest.FileSystem:
+		say("using the %s of its %s file system, of %s", size(s.Size), s.Kind, size(s.Held))
+	case extent != ingest.Whole:
+		say("using %s of %s", size(s.Size), size(s.Held))
+	case s.Device && s.Kind != "" && s.Claimed < s.Size:
+		say("the image is the whole device, %s; its %s file system has %s (--size filesystem)", size(s.Size), s.Kind, size(s.Claimed))
 	}
 	if image == dash {
 		image = "stdin"
 	}
-	if stream != nil {
-		return streamSource(stream, image, limit)
-	}
-	if err != nil {
-		return imageSource{}, 0, err
-	}
-	kind, claimed, ok := disk.FilesystemSize(f)
-	total, err := sourceSize(f.Size(), limit, claimed)
-	switch {
-	case err != nil:
-		f.Close()
-		return imageSource{}, 0, err
-	case limit == "filesystem":
-		say("using the %s of its %s file system, of %s", size(total), kind, size(f.Size()))
-	case limit != "":
-		say("using %s of %s", size(total), size(f.Size()))
-	case ok && f.IsDevice() && claimed < total:
-		say("the image is the whole device, %s; its %s file system has %s (--size filesystem)", size(total), kind, size(claimed))
-	}
-	warnReplay(image, io.NewSectionReader(f, 0, total), total)
-	return imageSource{chunker.FromReaderAt(f, total), f}, total, nil
-}
-
-// warnReplay warns of file systems in an image whose journal must be replayed.
-func warnReplay(image string, r io.ReaderAt, total int64) {
-	for _, fs := range disk.NeedReplay(r, total) {
+	for _, fs := range s.Replay {
 		where := image
 		if p := fs.Partition; p != nil {
 			where += "#" + cmp.Or(p.Name, strconv.Itoa(p.Number))
@@ -236,35 +250,4 @@ func warnReplay(image string, r io.ReaderAt, total int64) {
 		say("warning: the %s in %s was mounted when it was copied, and its journal is not replayed: where it cannot be written it mounts "+
 			"with '-o ro,%s' only, perhaps without its last changes", fs.Kind, where, fs.Option)
 	}
-}
-
-// sourceSize is how much of total bytes is the image.
-func sourceSize(total int64, limit string, claimed int64) (int64, error) {
-	wanted := total
-	switch {
-	case limit == "filesystem" && claimed == 0:
-		return 0, hintError{fmt.Errorf("it holds no file system that tells its size (squashfs, ext2/3/4, erofs)"), "give --size in bytes"}
-	case limit == "filesystem":
-		wanted = claimed
-	case limit != "":
-		wanted, _ = parseBytes(limit) // checked with the flags
-	}
-	if wanted > total {
-		return 0, fmt.Errorf("it has %d bytes, fewer than the %d wanted", total, wanted)
-	}
-	return wanted, nil
-}
-
-// headSize is how much of a stream is looked at: the superblocks of ext and btrfs are in it.
-const headSize = 128 << 10
-
-// streamSource is an image that is read until it ends.
-func streamSource(stream io.Reader, name, limit string) (imageSource, int64, error) {
-	if limit != "" {
-		return imageSource{}, 0, misuse{"--size needs an image that is a file or device, not a pipe"}
-	}
-	head := make([]byte, headSize)
-	n, _ := io.ReadFull(stream, head) // a stream that fails does so again
-	warnReplay(name, bytes.NewReader(head[:n]), int64(n))
-	return imageSource{chunker.FromReader(io.MultiReader(bytes.NewReader(head[:n]), stream)), io.NopCloser(nil)}, -1, nil
 }

@@ -2,8 +2,6 @@ package main
 
 import (
 	"cairn/blob"
-	"cairn/internal/blockdev"
-	"cairn/internal/disk"
 	"cairn/store/locate"
 	"cairn/store/supply"
 )
@@ -42,13 +40,4 @@ func openStores(f stores, index locate.Location, a blob.Algorithm, budget int64)
 		}
 	}
 	return from, nil
-}
-
-// openImage opens the file, device or partition that a location means, for reading.
-func openImage(location string) (*blockdev.File, error) {
-	at, err := disk.Resolve(location)
-	if err != nil {
-		return nil, err
-	}
-	return blockdev.OpenRead(at.Path, at.Section)
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,7 +9,6 @@ import (
 
 	"cairn/blob/release"
 	"cairn/internal/openfile"
-	"cairn/store"
 	"cairn/store/locate"
 )
 
@@ -45,24 +43,6 @@ func addUploads(c *cobra.Command, uploads *int) {
 	checkRange(c, "uploads", uploads, 1024)
 }
 
-// destination is where make writes to.
-type destination struct {
-	index  locate.Location
-	image  string
-	outlet *release.Outlet
-	bucket store.Bucket
-	remote bool
-	access access // to the bases
-}
-
-// atOnce is how many chunks are on their way beside the workers: a directory would not gain by it.
-func (f *publish) atOnce(to destination) int {
-	if to.remote {
-		return f.uploads
-	}
-	return 0
-}
-
 // unwritableError says that a kind of location cannot be written as it was asked to, whatever it holds.
 type unwritableError struct{ err error }
 
@@ -74,29 +54,6 @@ func unwritable(err error) error {
 		return unwritableError{err}
 	}
 	return err
-}
-
-// openRemote opens a store to write, if it is remote; else it is nil.
-func openRemote(at locate.Location, a locate.Access) (store.Bucket, error) {
-	if !at.Remote() {
-		return nil, nil
-	}
-	b, err := a.OpenBucket(at)
-	return b, unwritable(err)
-}
-
-// openOutlet finds out early that an index can be written there.
-func openOutlet(ctx context.Context, index locate.Location, createOnly bool, a locate.Access) (*release.Outlet, error) {
-	path, local := index.Local()
-	if index.IsStream() || local && openfile.IsStream(path) {
-		out, err := openfile.OpenOutput(ctx, cmp.Or(path, dash))
-		if err != nil {
-			return nil, err
-		}
-		return release.StreamOutlet(out), nil
-	}
-	outlet, err := release.OpenOutlet(ctx, a, index, release.OutletOptions{CreateOnly: createOnly, Notes: notePublished})
-	return outlet, unwritable(wordCreate(err))
 }
 
 // wordCreate makes wrong usage of the error of a service that does not know how to create.
@@ -127,15 +84,14 @@ func notePublished(n release.Note) {
 	}
 }
 
-// newPublisher begins to publish chunks as the flags say.
-func (f *publish) newPublisher(ctx context.Context, to destination, o release.PublisherOptions) (*release.Publisher, error) {
+// readBases reads the indexes of --base.
+func (f *publish) readBases(ctx context.Context, a access) (bases []release.Base, err error) {
 	for _, base := range f.bases {
-		x, err := readIndex(ctx, base, to.access)
+		x, err := readIndex(ctx, base, a)
 		if err != nil {
 			return nil, err
 		}
-		o.Bases = append(o.Bases, release.Base{At: base, Index: x})
+		bases = append(bases, release.Base{At: base, Index: x})
 	}
-	o.Writer.Uploads, o.Remote, o.Notes = f.atOnce(to), to.remote, notePublished
-	return release.NewPublisher(ctx, to.bucket, o)
+	return bases, nil
 }

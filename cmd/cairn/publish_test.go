@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"cairn/blob"
+	"cairn/blob/ingest"
 	"cairn/blob/release"
 	"cairn/internal/test/mem"
 	"cairn/store"
@@ -106,8 +107,12 @@ func saved(t *testing.T, b store.Reader, names []string) (files []locate.Locatio
 func mustMakeInto(t *testing.T, b store.Bucket, index, image string, p publish) madeResult {
 	t.Helper()
 	f := makeFlags{chunkSize: "16:64:256", compression: compression{form: "zstd", level: 3}, publish: p}
-	f.jobs, f.json, f.progress = 2, true, progressNone
-	src, total, err := openSource(t.Context(), image, "")
+	f.jobs, f.json, f.progress, f.index = 2, true, progressNone, []locate.Location{locate.Path(index)}
+	var err error
+	if f.store, err = locate.Parse("https://in.memory/"); err != nil { // it is remote, and not asked
+		t.Fatal(err)
+	}
+	src, err := ingest.Open(t.Context(), image, ingest.Whole)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -118,7 +123,7 @@ func mustMakeInto(t *testing.T, b store.Bucket, index, image string, p publish) 
 	}
 	var stdout bytes.Buffer
 	var made madeResult
-	err = makeInto(t.Context(), destination{index: locate.Path(index), image: image, outlet: out, bucket: b, remote: true}, src, total, f, &stdout)
+	err = makeInto(t.Context(), b, out, src, f, image, &stdout)
 	if err := errors.Join(err, json.Unmarshal(stdout.Bytes(), &made)); err != nil {
 		t.Fatal(err)
 	}
@@ -158,13 +163,18 @@ func TestBaseShowsNoSecret(t *testing.T) {
 		t.Fatal(err)
 	}
 	f := publish{bases: []locate.Location{at}}
-	to := destination{bucket: new(mem.Bucket)}
-	want := release.PublisherOptions{Algorithm: blob.SHA256, Params: blob.Params{Min: 1, Avg: 1, Max: 1}}
-	if _, err := f.newPublisher(t.Context(), to, want); err == nil || strings.Contains(err.Error(), "secret") {
+	bases, err := f.readBases(t.Context(), access{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := release.PublisherOptions{
+		Algorithm: blob.SHA256, Params: blob.Params{Min: 1, Avg: 1, Max: 1}, Bases: bases, Notes: notePublished,
+	}
+	if _, err := release.NewPublisher(t.Context(), new(mem.Bucket), want); err == nil || strings.Contains(err.Error(), "secret") {
 		t.Errorf("a base with other digests: %v", err)
 	}
 	want.Algorithm = blob.SHA512_256
-	if _, err := f.newPublisher(t.Context(), to, want); err != nil || !strings.Contains(told.String(), "is no base") {
+	if _, err := release.NewPublisher(t.Context(), new(mem.Bucket), want); err != nil || !strings.Contains(told.String(), "is no base") {
 		t.Errorf("a base that is not there: %v, and it is said: %s", err, &told)
 	}
 	if strings.Contains(told.String(), "secret") {

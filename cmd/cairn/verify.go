@@ -1,9 +1,7 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 
@@ -12,9 +10,6 @@ import (
 	"cairn/blob"
 	"cairn/blob/release"
 	"cairn/blob/verify"
-	"cairn/internal/blockdev"
-	"cairn/internal/disk"
-	"cairn/internal/openfile"
 	"cairn/store/locate"
 )
 
@@ -59,8 +54,7 @@ type verified struct {
 	Image  string          `json:"image,omitempty"` // or the store was verified
 	Chunks int             `json:"chunks"`
 	verify.Report
-	Unfinished bool     `json:"unfinished,omitempty"` // the image begins as an interrupted assemble leaves it
-	Causes     []string `json:"causes,omitempty"`
+	Causes []string `json:"causes,omitempty"`
 }
 
 func runVerify(ctx context.Context, stdout io.Writer, f verifyFlags, args []string) error {
@@ -69,13 +63,12 @@ func runVerify(ctx context.Context, stdout io.Writer, f verifyFlags, args []stri
 		return err
 	}
 	prepareHeap(x.Size())
-	what, report, start, err := f.verify(ctx, x, args)
+	what, report, err := f.verify(ctx, x, args)
 	if err != nil {
 		return fmt.Errorf("verifying %s: %w", what, err)
 	}
-	unfinished := report.Bad > 0 && len(start) > 0 && blob.AllZero(start)
 	if f.json {
-		v := verified{Index: f.index[0], Chunks: x.Len(), Report: report, Unfinished: unfinished}
+		v := verified{Index: f.index[0], Chunks: x.Len(), Report: report}
 		v.First = append([]verify.Range{}, v.First...) // a list, also when it is empty
 		for _, cause := range report.Causes {
 			v.Causes = append(v.Causes, cause.Error())
@@ -87,7 +80,7 @@ func runVerify(ctx context.Context, stdout io.Writer, f verifyFlags, args []stri
 	}
 	if report.Bad > 0 {
 		tellBad(report)
-		return damaged(what, f.index[0], x, report, unfinished)
+		return damaged(what, f.index[0], x, report)
 	}
 	if !f.json {
 		say("%s is whole: %s in %s", what, size(x.Size()), chunks(int64(x.Len())))
@@ -95,35 +88,31 @@ func runVerify(ctx context.Context, stdout io.Writer, f verifyFlags, args []stri
 	return err
 }
 
-// verify checks the store, or an image. Of an image it returns the bytes that file systems are recognised by: they are zero
-// while an assemble changes it.
-func (f *verifyFlags) verify(ctx context.Context, x *blob.Index, args []string) (what string, r verify.Report, start []byte, err error) {
+// verify checks the store, or an image.
+func (f *verifyFlags) verify(ctx context.Context, x *blob.Index, args []string) (what string, r verify.Report, err error) {
 	if len(args) == 1 {
 		r, err = f.verifyStore(ctx, x)
-		return "the store", r, nil, err
+		return "the store", r, err
 	}
-	what, o := args[1], verify.Options{Workers: f.jobs}
-	if what == dash {
+	if what = args[1]; what == dash {
 		what = "stdin"
 	}
-	image, stream, err := openWhole(ctx, args[1], x.Size())
+	image, err := verify.Open(ctx, x, args[1])
 	if err != nil {
-		return what, r, nil, err
-	}
-	start = make([]byte, min(x.Size(), 4096))
-	if stream != nil {
-		first := bytes.NewBuffer(start[:0])
-		r, err = f.report(what, x, o, func(o verify.Options) (verify.Report, error) {
-			return verify.Stream(ctx, x, io.MultiReader(io.TeeReader(io.LimitReader(stream, int64(len(start))), first), stream), o)
-		})
-		return what, r, first.Bytes(), err
+		return what, r, err
 	}
 	defer image.Close()
-	r, err = f.report(what, x, o, func(o verify.Options) (verify.Report, error) {
-		return verify.Image(ctx, x, image, o)
-	})
-	n, _ := image.ReadAt(start, 0)
-	return what, r, start[:n], err
+	o, end := f.show(what, x)
+	defer end()
+	o.Workers = f.jobs
+	r, err = image.Verify(ctx, o)
+	return what, r, err
+}
+
+// show begins to show how what is verified.
+func (f *verifyFlags) show(what string, x *blob.Index) (o verify.Options, end func()) {
+	p := newProgress(f.progress, "verifying "+what, x.Size())
+	return verify.Options{Progress: func(r verify.Report) { p.show(r.Done, "", r) }}, p.end
 }
 
 func (f *verifyFlags) verifyStore(ctx context.Context, x *blob.Index) (verify.Report, error) {
@@ -133,67 +122,24 @@ func (f *verifyFlags) verifyStore(ctx context.Context, x *blob.Index) (verify.Re
 	}
 	defer from.Close()
 	var tree error
-	o := verify.Options{
-		Workers: max(min(from.Requests(), 64), f.jobs),
-		Inspect: func(first []byte) { tree = release.RefuseArchive(first) },
-	}
-	r, err := f.report("the store", x, o, func(o verify.Options) (verify.Report, error) {
-		return verify.Store(ctx, x, from, o)
-	})
+	o, end := f.show("the store", x)
+	o.Workers = max(min(from.Requests(), 64), f.jobs)
+	o.Inspect = func(first []byte) { tree = release.RefuseArchive(first) }
+	r, err := verify.Store(ctx, x, from, o)
+	end()
 	if err == nil && tree != nil && release.KindOf(f.index[0], x) == release.Image { // else it was noted before
 		say("note: %s: %v", f.index[0], tree)
 	}
 	return r, err
 }
 
-// openWhole opens what should hold an image of want bytes. A partition or device may hold more, a file zeros: a copy through
-// NBD or from a device has whole sectors. The length of a stream is not known.
-func openWhole(ctx context.Context, location string, want int64) (*blockdev.File, io.Reader, error) {
-	f, stream, err := openfile.OpenInput(ctx, location)
-	partition := false
-	if f == nil && stream == nil && err == nil {
-		var at disk.Location
-		if at, err = disk.Resolve(location); err == nil {
-			partition = at.Partition != nil
-			f, err = blockdev.OpenRead(at.Path, at.Section)
-		}
-	}
-	if err != nil || stream != nil {
-		return nil, stream, err
-	}
-	if f.Size() < want {
-		err = damagedError{fmt.Sprintf("it has %d bytes, the image %d", f.Size(), want)}
-	} else if !f.IsDevice() && !partition {
-		var zeros bool
-		if zeros, err = verify.Zeros(ctx, f, want, f.Size()); err == nil && !zeros {
-			err = damagedError{fmt.Sprintf("it has %d bytes, the image %d, and more than zeros behind it", f.Size(), want)}
-		}
-	}
-	if err != nil {
-		f.Close()
-		return nil, nil, err
-	}
-	return f, nil, nil
-}
-
-func (f *verifyFlags) report(what string, x *blob.Index, o verify.Options, do func(verify.Options) (verify.Report, error)) (verify.Report, error) {
-	p := newProgress(f.progress, "verifying "+what, x.Size())
-	o.Progress = func(r verify.Report) { p.show(r.Done, "", r) }
-	defer p.end()
-	r, err := do(o)
-	if errors.Is(err, verify.ErrLength) {
-		err = damagedError{err.Error()}
-	}
-	return r, err
-}
-
 // damaged says how much is not right.
-func damaged(what string, index locate.Location, x *blob.Index, r verify.Report, unfinished bool) error {
+func damaged(what string, index locate.Location, x *blob.Index, r verify.Report) error {
 	much := fmt.Sprintf("%d of %s (%s)", r.Bad, chunks(int64(x.Len())), size(r.BadBytes))
 	if len(r.Causes) > 0 {
 		return damagedError{fmt.Sprintf("%s does not hold %s whole: %s are missing or damaged", what, index, much)}
 	}
-	if unfinished {
+	if r.Unfinished {
 		much = "it begins with zeros, as an assemble that was not finished leaves it; " + much
 	}
 	return damagedError{fmt.Sprintf("%s is not the image of %s: %s differ", what, index, much)}

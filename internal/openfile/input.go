@@ -8,41 +8,60 @@ import (
 	"os"
 
 	"cairn/internal/blockdev"
+	"cairn/internal/disk"
 )
 
-// OpenInput opens an image that is stdin, another open file of this process, or a FIFO: as a file where it can be read
-// at any place, else as a stream. It returns neither for all other locations.
-func OpenInput(ctx context.Context, location string) (*blockdev.File, io.Reader, error) {
+// Input is an image that is open for reading: a file where it can be read at any place, else a stream.
+type Input struct {
+	File      *blockdev.File // nil for a stream
+	Stream    io.Reader      // nil for a file
+	Partition bool           // the file is a partition of a disk or disk image
+}
+
+// Close closes a file. A stream is left alone.
+func (i Input) Close() {
+	if i.File != nil {
+		i.File.Close()
+	}
+}
+
+// OpenInput opens an image: "-" is stdin, other open files of this process and FIFOs are named by their paths, and all
+// else is a location as disk.Resolve takes it.
+func OpenInput(ctx context.Context, location string) (Input, error) {
 	fd, open := Descriptor(location)
 	if open = open || location == Dash; open {
 		return openDescriptor(ctx, fd)
 	}
-	info, err := os.Stat(location)
-	if err != nil || info.Mode()&fs.ModeNamedPipe == 0 {
-		return nil, nil, nil //nolint:nilerr // the caller finds it again
+	if info, err := os.Stat(location); err == nil && info.Mode()&fs.ModeNamedPipe != 0 {
+		f, err := openFIFO(ctx, location, os.O_RDONLY)
+		if err != nil {
+			return Input{}, err
+		}
+		return Input{Stream: NewReader(ctx, f)}, nil
 	}
-	f, err := openFIFO(ctx, location, os.O_RDONLY)
+	at, err := disk.Resolve(location)
 	if err != nil {
-		return nil, nil, err
+		return Input{}, err
 	}
-	return nil, NewReader(ctx, f), nil
+	f, err := blockdev.OpenRead(at.Path, at.Section)
+	return Input{File: f, Partition: at.Partition != nil}, err
 }
 
-func openDescriptor(ctx context.Context, fd int) (*blockdev.File, io.Reader, error) {
+func openDescriptor(ctx context.Context, fd int) (Input, error) {
 	f := fileOf(fd)
 	if f == nil {
-		return nil, nil, fs.ErrInvalid
+		return Input{}, fs.ErrInvalid
 	}
 	if err := RefuseClosed(fd, f); err != nil {
-		return nil, nil, err
+		return Input{}, err
 	}
 	if off, err := f.Seek(0, io.SeekCurrent); err == nil {
 		file, err := blockdev.OpenRead(fmt.Sprint("/proc/self/fd/", fd), blockdev.Section{Offset: off})
 		if err == nil {
-			return file, nil, nil
+			return Input{File: file}, nil
 		}
 	}
-	return nil, NewReader(ctx, f), nil
+	return Input{Stream: NewReader(ctx, f)}, nil
 }
 
 // NewReader returns a reader of r that fails when the context ends. A read that is under way then is left alone.

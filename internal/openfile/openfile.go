@@ -1,5 +1,6 @@
-// Package openfile reads and writes the files that are open in this process when it begins, such as stdin and stdout, and
-// FIFOs: as files where that is possible, else as streams. Reads and writes end with a context.
+// Package openfile opens images to read, and outputs, by all the names that they may have: files, devices and partitions,
+// the files that are open in this process when it begins, such as stdin and stdout, and FIFOs. It opens them as files where
+// that is possible, else as streams. Reads and writes of streams end with a context.
 package openfile
 
 import (

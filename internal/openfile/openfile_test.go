@@ -117,7 +117,7 @@ func TestFIFO(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	if _, _, err := openfile.OpenInput(ctx, path); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := openfile.OpenInput(ctx, path); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("OpenInput of a FIFO that no process writes = %v", err)
 	}
 	written := make(chan error, 1)
@@ -129,11 +129,11 @@ func TestFIFO(t *testing.T) {
 		}
 		written <- err
 	}()
-	_, stream, err := openfile.OpenInput(t.Context(), path)
+	in, err := openfile.OpenInput(t.Context(), path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := io.ReadAll(stream)
+	got, err := io.ReadAll(in.Stream)
 	if err := errors.Join(err, <-written); err != nil || string(got) != "image\x00\x00" {
 		t.Errorf("read %q, %v", got, err)
 	}
@@ -152,14 +152,14 @@ func TestInputSeeks(t *testing.T) {
 	if _, err := f.Seek(4, io.SeekStart); err != nil {
 		t.Fatal(err)
 	}
-	file, stream, err := openfile.OpenInput(t.Context(), fmt.Sprint("/proc/self/fd/", f.Fd()))
-	if err != nil || stream != nil {
-		t.Fatalf("OpenInput = %v, %v", stream, err)
+	in, err := openfile.OpenInput(t.Context(), fmt.Sprint("/proc/self/fd/", f.Fd()))
+	if err != nil || in.Stream != nil {
+		t.Fatalf("OpenInput = %v, %v", in, err)
 	}
-	defer file.Close()
+	defer in.Close()
 	got := make([]byte, 5)
-	if _, err := file.ReadAt(got, 0); err != nil || string(got) != "image" || file.Size() != 5 {
-		t.Errorf("read %q of %d bytes, %v", got, file.Size(), err)
+	if _, err := in.File.ReadAt(got, 0); err != nil || string(got) != "image" || in.File.Size() != 5 {
+		t.Errorf("read %q of %d bytes, %v", got, in.File.Size(), err)
 	}
 }
 
