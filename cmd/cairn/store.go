@@ -159,20 +159,6 @@ func wordMisuse(c *cobra.Command, err error) error {
 	return err
 }
 
-// told is a finding as --json prints it.
-type told struct {
-	keep.Finding
-	Why string `json:"why,omitempty"`
-}
-
-func tell(f keep.Finding) told {
-	t := told{Finding: f}
-	if f.Err != nil {
-		t.Why = f.Err.Error()
-	}
-	return t
-}
-
 // checkIndexes refuses a second index from stdin, where the first n arguments are stores.
 func checkIndexes(c *cobra.Command, n int) {
 	checkStdio(c, func(u *users, args []string) {

@@ -100,7 +100,7 @@ type storeCopied struct {
 	To   locate.Location `json:"to"`
 	keep.CopyReport
 	Indexes  []locate.Location `json:"indexes,omitempty"`  // that were copied
-	Findings []told            `json:"findings,omitempty"` // the first of them
+	Findings []keep.Finding    `json:"findings,omitempty"` // the first of them
 	Seconds  float64           `json:"seconds"`
 }
 
@@ -185,11 +185,11 @@ func (f *storeCopyFlags) copy(ctx context.Context, from []store.Reader, to store
 	p := newProgress(f.progress, fmt.Sprintf("copying %s to %s", result.From, result.To), total)
 	o.Show = func(r keep.CopyReport) { p.show(r.Done, chunks(r.Copied.Chunks, "copied"), r) }
 	o.Found = func(found keep.Finding) {
-		if len(result.Findings) < findingsMost {
-			result.Findings = append(result.Findings, tell(found))
+		if len(result.Findings) < keep.MostFindings {
+			result.Findings = append(result.Findings, found)
 		}
 		if !f.json {
-			say("%s: %v", found.Kind, found.Err)
+			say("%s: %s", found.Kind, found.Why)
 		}
 	}
 	result.CopyReport, err = keep.Copy(ctx, from[0], to, o)

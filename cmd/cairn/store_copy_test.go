@@ -9,6 +9,7 @@ import (
 	"cairn/blob"
 	"cairn/internal/test/mem"
 	"cairn/store"
+	"cairn/store/keep"
 	"cairn/store/locate"
 )
 
@@ -18,7 +19,7 @@ func TestCopyFindingsAreBounded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const lost = findingsMost + 100
+	const lost = keep.MostFindings + 100
 	for i := range uint64(lost) {
 		if _, err := builder.Add(1, blob.Digest(binary.BigEndian.AppendUint64(make([]byte, 24, 32), i))); err != nil {
 			t.Fatal(err)
@@ -37,7 +38,7 @@ func TestCopyFindingsAreBounded(t *testing.T) {
 	if n := bytes.Count(told.Bytes(), []byte("missing: ")); n != lost || result.Missing != lost {
 		t.Errorf("%d chunks are said to be missing, %d counted, want %d", n, result.Missing, lost)
 	}
-	if len(result.Findings) > findingsMost {
-		t.Errorf("%d findings are kept, want %d at most", len(result.Findings), findingsMost)
+	if len(result.Findings) > keep.MostFindings {
+		t.Errorf("%d findings are kept, want %d at most", len(result.Findings), keep.MostFindings)
 	}
 }

@@ -9,7 +9,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"cairn/blob"
 	"cairn/store"
 	"cairn/store/keep"
 	"cairn/store/locate"
@@ -73,12 +72,9 @@ Chunks that were written since, before the place it came to, are not looked at.`
 type storeVerified struct {
 	Store locate.Location `json:"store"`
 	keep.VerifyReport
-	Findings []told  `json:"findings"` // the first of them
-	Seconds  float64 `json:"seconds"`  // of this run
+	Findings []keep.Finding `json:"findings"` // the first of them
+	Seconds  float64        `json:"seconds"`  // of this run
 }
-
-// findingsMost is how many findings are kept for a result, and for the next run of a verify.
-const findingsMost = 10_000
 
 func runStoreVerify(ctx context.Context, stdout io.Writer, f storeVerifyFlags, quiet bool, at locate.Location) error {
 	indexes, err := f.readIndexes(ctx, f.indexes)
@@ -93,11 +89,11 @@ func runStoreVerify(ctx context.Context, stdout io.Writer, f storeVerifyFlags, q
 	if err := f.openRepair(at, &o); err != nil {
 		return err
 	}
-	kept := f.checkpoint(at, indexes)
+	kept := f.checkpoint(at, o)
 	if f.restart {
 		kept.Remove()
 	}
-	result := storeVerified{Store: at, Findings: []told{}}
+	result := storeVerified{Store: at, Findings: []keep.Finding{}}
 	err = f.verify(ctx, stdout, r, o, kept, quiet, &result)
 	switch {
 	case errors.Is(err, errors.ErrUnsupported):
@@ -134,26 +130,18 @@ func (f *storeVerifyFlags) openRepair(at locate.Location, o *keep.VerifyOptions)
 
 func (f *storeVerifyFlags) verify(ctx context.Context, stdout io.Writer, r store.Reader, o keep.VerifyOptions, kept keep.Checkpoint, quiet bool, result *storeVerified) (err error) {
 	o.Found = func(found keep.Finding) {
-		t := tell(found)
-		if len(result.Findings) < findingsMost {
-			result.Findings = append(result.Findings, t)
+		if len(result.Findings) < keep.MostFindings {
+			result.Findings = append(result.Findings, found)
 		}
 		if !f.json {
-			printFinding(stdout, t)
+			printFinding(stdout, found)
 		}
 	}
-	var before state
-	if kept.Load(&before) {
-		say("going on behind %s, as an earlier run left it: %s", before.Digest, chunks(before.Report.Chunks, "verified"))
-		o.After = &before.Mark
-		for _, t := range before.Findings {
-			found := t.Finding
-			found.Err = errors.New(t.Why)
-			o.Found(found)
-		}
+	if o.After = kept.Load(); o.After != nil {
+		say("going on behind %s, as an earlier run left it: %s", o.After.Digest, chunks(o.After.Report.Chunks, "verified"))
 	}
 	o.Done = func(m keep.Mark) error {
-		if err := kept.Save(state{m, result.Findings}); err != nil && !quiet {
+		if err := kept.Save(m); err != nil && !quiet {
 			say("warning: cannot remember how far the store is verified: %v", err)
 			quiet = true
 		}
@@ -167,7 +155,7 @@ func (f *storeVerifyFlags) verify(ctx context.Context, stdout io.Writer, r store
 	return err
 }
 
-func printFinding(w io.Writer, t told) {
+func printFinding(w io.Writer, t keep.Finding) {
 	line := fmt.Sprintf("%-8s  %s", t.Kind, t.Name)
 	if t.Fate != keep.Left {
 		line += "  " + string(t.Fate)
@@ -194,21 +182,11 @@ func (r storeVerified) failure() error {
 	return nil
 }
 
-// state is what is kept of a verify for the next run.
-type state struct {
-	keep.Mark
-	Findings []told `json:"findings"`
-}
-
-// checkpoint is named by all that a verify must have in common with an earlier one to go on with it. Locations are
-// hashed, since they may hold passwords.
-func (f *storeVerifyFlags) checkpoint(at locate.Location, indexes []*blob.Index) keep.Checkpoint {
-	same := []string{fmt.Sprint(f.given, f.digest, f.remove)}
+// checkpoint keeps how far a verify with these options comes.
+func (f *storeVerifyFlags) checkpoint(at locate.Location, o keep.VerifyOptions) keep.Checkpoint {
+	var stores []string
 	for _, l := range append([]locate.Location{at}, slices.Concat(f.repair...)...) {
-		same = append(same, fmt.Sprintf("%x", l.Sum()))
+		stores = append(stores, fmt.Sprintf("%x", l.Sum())) // a location may hold a password
 	}
-	for _, x := range indexes {
-		same = append(same, x.Digest().String())
-	}
-	return keep.NewCheckpoint(f.state, same...)
+	return keep.NewCheckpoint(f.state, o, stores...)
 }

@@ -80,40 +80,11 @@ func verifiedStdout(t *testing.T, ctx context.Context, f storeVerifyFlags, b *lo
 func interruptedIn(t *testing.T, f storeVerifyFlags, b *local.Bucket) {
 	t.Helper()
 	stop := errors.New("stop")
-	kept := f.checkpoint(locate.Path(b.String()), nil)
-	var findings []told
+	kept := f.checkpoint(locate.Path(b.String()), keep.VerifyOptions{})
 	_, err := keep.Verify(t.Context(), b, keep.VerifyOptions{
-		Found: func(f keep.Finding) { findings = append(findings, tell(f)) },
-		Done: func(m keep.Mark) error {
-			return errors.Join(kept.Save(state{m, findings}), stop)
-		},
+		Done: func(m keep.Mark) error { return errors.Join(kept.Save(m), stop) },
 	})
 	if !errors.Is(err, stop) {
 		t.Fatalf("Verify = %v", err)
-	}
-}
-
-// TestCheckpoints: what would make an earlier run another one gives it another checkpoint.
-func TestCheckpoints(t *testing.T) {
-	b, err := blob.NewBuilder(blob.SHA256, blob.Params{Min: 1, Avg: 1, Max: 1})
-	if err != nil {
-		t.Fatal(err)
-	}
-	seen := map[keep.Checkpoint]bool{}
-	for _, f := range []storeVerifyFlags{
-		{state: "x"}, {state: "x", remove: true}, {state: "x", repair: [][]locate.Location{{locate.Path("a")}}},
-		{state: "x", repair: [][]locate.Location{{locate.Path("a"), locate.Path("b")}}},
-		{state: "x", reading: reading{given: true}}, {state: "y"},
-	} {
-		seen[f.checkpoint(locate.Path("s"), nil)] = true
-		seen[f.checkpoint(locate.Path("t"), nil)] = true
-		seen[f.checkpoint(locate.Path("s"), []*blob.Index{b.Index()})] = true
-	}
-	if len(seen) != 18 {
-		t.Errorf("%d checkpoints for 18 different runs", len(seen))
-	}
-	f := storeVerifyFlags{state: "x"}
-	if abs, _ := filepath.Abs("s"); f.checkpoint(locate.Path(abs), nil) != f.checkpoint(locate.Path("s"), nil) {
-		t.Error("a path has two checkpoints")
 	}
 }

@@ -5,24 +5,30 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
+	"cairn/blob"
 	"cairn/store/keep"
 )
 
 func TestCheckpoint(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
-	a, b := keep.NewCheckpoint(dir, "a", "b"), keep.NewCheckpoint(dir, "ab", "")
-	var got int
-	if a.Load(&got) {
-		t.Error("Load before Save = true")
+	a, b := keep.NewCheckpoint(dir, keep.VerifyOptions{}, "a", "b"), keep.NewCheckpoint(dir, keep.VerifyOptions{}, "ab", "")
+	want := keep.Mark{
+		Digest: blob.Digest{7}, Report: keep.VerifyReport{Chunks: 3, Damaged: 1},
+		Findings: []keep.Finding{{Kind: keep.Damaged, Name: "x", Fate: keep.Removed, Why: "it is"}},
 	}
-	if err := a.Save(7); err != nil {
+	if got := a.Load(); got != nil {
+		t.Errorf("Load before Save = %+v", got)
+	}
+	if err := a.Save(want); err != nil {
 		t.Fatal(err)
 	}
-	if !a.Load(&got) || got != 7 {
-		t.Errorf("Load = %d, want 7", got)
+	if diff := cmp.Diff(&want, a.Load()); diff != "" {
+		t.Errorf("Load (-saved +loaded):\n%s", diff)
 	}
-	if b.Load(&got) {
-		t.Error("another job's checkpoint was loaded")
+	if b.Load() != nil {
+		t.Error("another run's checkpoint was loaded")
 	}
 	files, err := os.ReadDir(dir)
 	if err != nil || len(files) != 1 {
@@ -31,17 +37,36 @@ func TestCheckpoint(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, files[0].Name()), []byte("{damaged"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if a.Load(&got) {
+	if a.Load() != nil {
 		t.Error("a damaged checkpoint was loaded")
 	}
-	if a.Remove(); a.Load(&got) {
-		t.Error("Load after Remove = true")
+	if a.Remove(); a.Load() != nil {
+		t.Error("Load after Remove is something")
 	}
 	var none keep.Checkpoint
-	if err := none.Save(1); err != nil || none.Load(&got) {
+	if err := none.Save(want); err != nil || none.Load() != nil {
 		t.Errorf("the zero value kept something: %v", err)
 	}
-	if err := keep.NewCheckpoint(os.DevNull).Save(1); err == nil {
+	if err := keep.NewCheckpoint(os.DevNull, keep.VerifyOptions{}).Save(want); err == nil {
 		t.Error("Save where no directory can be = nil")
+	}
+}
+
+// TestCheckpoints: what would make an earlier run another one gives it another checkpoint.
+func TestCheckpoints(t *testing.T) {
+	algorithm, indexes := blob.SHA512_256, []*blob.Index{index(t, 0, 1)}
+	seen := map[keep.Checkpoint]bool{}
+	for _, dir := range []string{"x", "y"} {
+		for _, stores := range [][]string{{"s"}, {"t"}, {"s", "a"}, {"s", "a", "b"}} {
+			for _, o := range []keep.VerifyOptions{{}, {Remove: true}, {Algorithm: &algorithm}, {Indexes: indexes}} {
+				seen[keep.NewCheckpoint(dir, o, stores...)] = true
+			}
+		}
+	}
+	if len(seen) != 2*4*4 {
+		t.Errorf("%d checkpoints for %d different runs", len(seen), 2*4*4)
+	}
+	if o := (keep.VerifyOptions{Indexes: indexes}); !seen[keep.NewCheckpoint("y", o, "t")] {
+		t.Error("the same run has another checkpoint")
 	}
 }

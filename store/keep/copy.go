@@ -218,7 +218,7 @@ func (w *copyWorker) load(ctx context.Context) (errs []error, err error) {
 // put writes a chunk, if it is what it should be.
 func (w *copyWorker) put(ctx context.Context, c chunk, at int, err error, raw *store.Raw) error {
 	if err != nil {
-		w.fail(c, numbered{at, Finding{Kind: kindOf(err, -1, int64(len(raw.Stored))), Name: c.name(), Err: err}})
+		w.fail(c, numbered{at, Finding{Kind: kindOf(err, -1, int64(len(raw.Stored))), Name: c.name(), Why: err.Error()}})
 		return nil
 	}
 	stored, err := w.writer.PutRaw(ctx, c.digest, raw)

@@ -53,8 +53,11 @@ type Finding struct {
 	Kind Kind   `json:"kind"`
 	Name string `json:"name"` // in the store
 	Fate Fate   `json:"fate,omitempty"`
-	Err  error  `json:"-"` // why; may be nil
+	Why  string `json:"why,omitempty"`
 }
+
+// MostFindings is how many findings are worth keeping, for a result or a Mark.
+const MostFindings = 10_000
 
 // Others are objects that are no chunks.
 type Others struct {

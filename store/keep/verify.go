@@ -25,7 +25,7 @@ type VerifyOptions struct {
 	// Remove takes away damaged and empty chunks that could not be repaired: no reader can use them, and
 	// writers take them for chunks that are there. The bucket has to be a store.Remover.
 	Remove bool
-	After  *Mark                // go on behind it
+	After  *Mark                // go on behind it, and find again what was found before it
 	Found  func(Finding)        // called for each thing that is wrong, in order; may be nil
 	Done   func(Mark) error     // called now and then with what is finished, durably; an error ends it. May be nil
 	Show   func(r VerifyReport) // called now and then, never twice at once; may be nil
@@ -33,8 +33,9 @@ type VerifyOptions struct {
 
 // Mark is how far a Verify has come.
 type Mark struct {
-	Digest blob.Digest  `json:"digest"` // what is named up to here is done
-	Report VerifyReport `json:"report"` // of that
+	Digest   blob.Digest  `json:"digest"`   // what is named up to here is done
+	Report   VerifyReport `json:"report"`   // of that
+	Findings []Finding    `json:"findings"` // the first of them
 }
 
 // VerifyReport is what was found.
@@ -68,6 +69,9 @@ func Verify(ctx context.Context, r store.Reader, o VerifyOptions) (VerifyReport,
 	}
 	if o.After != nil {
 		v.report = o.After.Report
+		for _, f := range o.After.Findings {
+			v.tell(f)
+		}
 	}
 	err := v.run(ctx, r)
 	return v.report, err
@@ -83,6 +87,8 @@ type verifier struct {
 	mu       sync.Mutex // guards what follows
 	report   VerifyReport
 	findings []numbered // of the stretch
+
+	told []Finding // the first of them
 }
 
 // numbered is a finding with its place in the stretch.
@@ -233,10 +239,13 @@ func (v *verifier) stretch(ctx context.Context, chunks []chunk, stored func(int)
 	if v.options.Done == nil {
 		return nil
 	}
-	return v.options.Done(Mark{chunks[len(chunks)-1].digest, v.report})
+	return v.options.Done(Mark{chunks[len(chunks)-1].digest, v.report, v.told})
 }
 
 func (v *verifier) tell(f Finding) {
+	if len(v.told) < MostFindings {
+		v.told = append(v.told, f)
+	}
 	if v.options.Found != nil {
 		v.options.Found(f)
 	}
@@ -280,7 +289,11 @@ func (w *verifyWorker) judge(ctx context.Context, c chunk, at int, listed int64,
 			return failed
 		}
 	}
-	w.note(numbered{at, Finding{kind, c.name(), fate, err}}, stored)
+	f := Finding{Kind: kind, Name: c.name(), Fate: fate}
+	if err != nil {
+		f.Why = err.Error()
+	}
+	w.note(numbered{at, f}, stored)
 	return nil
 }
 
