@@ -69,7 +69,7 @@ type Options struct {
 	// Segments is how many runs of the image are in work at once, if Memory allows. 0 means 4, or 6
 	// for a new file; when the store is far four times as many, of a quarter of the size.
 	Segments int
-	// Far says that the store answers late: what is waited for must not keep other requests from being made.
+	// Far says that the store answers late: more segments are in work, and one goroutine does what needs no store meanwhile.
 	Far bool
 	// Memory limits the buffers, in bytes; chunks larger than a sixteenth of it still get theirs. 0 means
 	// 32 MiB.
@@ -182,7 +182,10 @@ func newJob(p *seed.Plan, from store.Getter, t Target, o Options) *job {
 	segment, repeats := o.settle()
 	j := &job{plan: p, from: from, target: t, options: o}
 	j.heads = headChunks(p.Index)
-	j.order = newOrder(p, j.heads, segment, o.Own-1)
+	j.order = newOrder(p, j.heads, p.Index.Len(), segment, o.Own-1)
+	if o.Far && !o.Stream && !j.order.keep {
+		j.order.setLocalAside()
+	}
 	j.changes = bitset.New(p.Index.Len())
 	j.count.seeds = make([]atomic.Int64, len(p.Seeds))
 	if o.Stream {
@@ -304,10 +307,10 @@ func (j *job) body(ctx context.Context) error {
 // each does all segments of an order, several at once.
 func (j *job) each(ctx context.Context, o *order, do func(context.Context, *segment) error) error {
 	group, ctx := errgroup.WithContext(ctx)
-	for range j.options.Segments {
+	for n := range j.options.Segments {
 		group.Go(func() error {
 			s := j.newSegment()
-			for ctx.Err() == nil && j.take(o, s) {
+			for ctx.Err() == nil && j.take(o, s, n == 0) {
 				if err := do(ctx, s); err != nil {
 					return err
 				}
@@ -320,10 +323,10 @@ func (j *job) each(ctx context.Context, o *order, do func(context.Context, *segm
 }
 
 // take gives s the next chunks that make up a segment, or says that none are left.
-func (j *job) take(o *order, s *segment) bool {
+func (j *job) take(o *order, s *segment, localFirst bool) bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	lo, hi, turn := o.take()
+	lo, hi, turn := o.take(localFirst)
 	if lo < hi {
 		s.set(lo, hi)
 		s.turn = turn
@@ -443,8 +446,7 @@ func (j *job) readBack(ctx context.Context, lo, hi int) error {
 	if j.options.Verify == Nothing {
 		return ctx.Err()
 	}
-	o := newOrder(j.plan, lo, j.order.segment, -1)
-	o.hi = hi
+	o := newOrder(j.plan, lo, hi, j.order.segment, -1)
 	return cmp.Or(j.each(ctx, &o, func(_ context.Context, s *segment) error { return s.readBack() }), ctx.Err())
 }
 

@@ -178,6 +178,7 @@ func TestRun(t *testing.T) {
 		{"new file, seed", make([]byte, len(b)), []seed.Seed{seedOf(t, a)}, Options{New: true}, lacking},
 		{"garbage", random(9, len(b)+5000), nil, Options{}, distinct(index(t, nil), index(t, b))},
 		{"garbage, seed", random(9, len(b)+5000), []seed.Seed{seedOf(t, a)}, Options{}, lacking},
+		{"garbage, a far store", random(9, len(b)+5000), []seed.Seed{seedOf(t, a)}, Options{Far: true, Memory: 1 << 20}, lacking},
 		{"one fetch at a time", random(9, len(b)), []seed.Seed{seedOf(t, a)}, Options{Segments: 1}, lacking},
 		{"in place", append(bytes.Clone(b), 1, 2, 3), nil, Options{}, 0},
 		{"in place, useless seed", bytes.Clone(b), []seed.Seed{seedOf(t, random(8, 1000))}, Options{}, 0},
@@ -250,7 +251,7 @@ func TestBadSeeds(t *testing.T) {
 		{"all unreadable", brokenAt{bytes.NewReader(nil), 0}, xb.Len()},
 		{"changes while it is read", &changing{data: a}, xb.Len()},
 	} {
-		for _, o := range []Options{{}, {New: true}} {
+		for _, o := range []Options{{}, {New: true}, {Far: true, Memory: 1 << 20}} {
 			t.Run(fmt.Sprintf("%s/new=%v", c.name, o.New), func(t *testing.T) {
 				d, from := &device{data: make([]byte, len(b))}, holding(t, b)
 				mustRun(t, seed.NewPlan(xb, seed.Seed{Index: xa, Data: c.data}), from, d, o, b)
@@ -328,7 +329,7 @@ func TestPowerCut(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			d := &device{data: bytes.Clone(c.old)}
 			plan := seed.NewPlan(index(t, c.new), seedOf(t, a))
-			mustRun(t, plan, holding(t, c.new), d, Options{Segments: 2}, c.new)
+			mustRun(t, plan, holding(t, c.new), d, Options{Segments: 2, Far: name == "another head"}, c.new)
 			rng := rand.New(rand.NewPCG(1, 2))
 			for cut := range len(d.log) + 1 {
 				for range 20 {

@@ -10,25 +10,53 @@ import (
 // own old content.
 type order struct {
 	plan    *seed.Plan
-	lo, hi  int // the chunks that nobody has taken
 	segment int64
+	runs    []run // the chunks that are not taken yet
+	local   []run // others that are not: long runs that need no store
 	down    bool
 	keep    bool // segments are written only when those before them have read what they need
 	last    chan struct{}
 }
 
+// run is the chunks from lo up to but not including hi.
+type run struct{ lo, hi int }
+
 // turn is a segment's place in an order that is to be kept.
 type turn struct{ before, mine chan struct{} }
 
-// newOrder is the order of the chunks from heads on, where own is the number of the seed that is the target
-// itself, or negative.
-func newOrder(p *seed.Plan, heads int, segment int64, own int) order {
-	o := order{plan: p, lo: heads, hi: p.Index.Len(), segment: segment}
+// newOrder is the order of the chunks from lo up to but not including hi, where own is the number of the seed that is the
+// target itself, or negative.
+func newOrder(p *seed.Plan, lo, hi int, segment int64, own int) order {
+	o := order{plan: p, segment: segment, runs: []run{{lo, hi}}}
 	if own >= 0 {
 		o.keepTurns()
 		o.down = movesUp(p, own)
 	}
 	return o
+}
+
+// setLocalAside moves runs of at least a segment that need no store to local. One goroutine takes them first, while the
+// others wait for the store.
+func (o *order) setLocalAside() {
+	all := o.runs[0]
+	o.runs = nil
+	for lo := all.lo; lo < all.hi; {
+		needs := func(i int) bool { return o.plan.At(i).Kind == seed.Fetch }
+		r := run{lo, lo + 1}
+		for r.hi < all.hi && needs(r.hi) == needs(lo) {
+			r.hi++
+		}
+		last := len(o.runs) - 1
+		switch size := o.plan.Index.At(r.hi-1).End() - o.plan.Index.At(lo).Offset; {
+		case !needs(lo) && size >= o.segment:
+			o.local = append(o.local, r)
+		case last >= 0 && o.runs[last].hi == lo:
+			o.runs[last].hi = r.hi
+		default:
+			o.runs = append(o.runs, r)
+		}
+		lo = r.hi
+	}
 }
 
 // keepTurns gives each segment a turn.
@@ -56,27 +84,34 @@ func movesUp(p *seed.Plan, own int) bool {
 	return up > 0
 }
 
-// take gives the next segment; lo = hi when there is none.
-func (o *order) take() (lo, hi int, t *turn) {
-	if o.lo == o.hi {
-		return o.lo, o.lo, nil
+// take gives the next segment, of a local run if it can be and localFirst is set; lo = hi when there is none.
+func (o *order) take(localFirst bool) (lo, hi int, t *turn) {
+	from := &o.runs
+	if len(o.runs) == 0 || localFirst && len(o.local) > 0 {
+		from = &o.local
+	}
+	if len(*from) == 0 || (*from)[0].lo == (*from)[0].hi {
+		return 0, 0, nil
 	}
 	if o.keep {
 		t = &turn{before: o.last, mine: make(chan struct{})}
 		o.last = t.mine
 	}
-	x := o.plan.Index
-	if !o.down {
-		lo = o.lo
-		o.lo = min(x.Span(lo, o.segment), o.hi)
-		return lo, o.lo, t
+	r, x := &(*from)[0], o.plan.Index
+	if o.down {
+		lo, hi = r.hi-1, r.hi
+		for end := x.At(lo).End(); lo > r.lo && end-x.At(lo-1).Offset <= o.segment; {
+			lo--
+		}
+		r.hi = lo
+	} else {
+		lo, hi = r.lo, min(x.Span(r.lo, o.segment), r.hi)
+		r.lo = hi
 	}
-	hi = o.hi
-	o.hi--
-	for end := x.At(hi - 1).End(); o.hi > o.lo && end-x.At(o.hi-1).Offset <= o.segment; {
-		o.hi--
+	if r.lo == r.hi {
+		*from = (*from)[1:]
 	}
-	return o.hi, hi, t
+	return lo, hi, t
 }
 
 // pass says that a segment has read what it needs, and returns when those before it have too.

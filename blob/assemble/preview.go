@@ -13,7 +13,7 @@ import (
 func Preview(ctx context.Context, p *seed.Plan, target io.ReaderAt, o Options) (Stats, []seed.Step, error) {
 	o.New = target == nil
 	j := newJob(p, nil, readOnly{target}, o)
-	j.order = newOrder(p, 0, j.order.segment, -1)
+	j.order = newOrder(p, 0, p.Index.Len(), j.order.segment, -1)
 	j.sources = make([]seed.Step, p.Index.Len())
 	err := j.each(ctx, &j.order, func(_ context.Context, s *segment) error {
 		s.gatherLocal()

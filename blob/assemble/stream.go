@@ -64,7 +64,7 @@ func newStream(p *seed.Plan, from store.Getter, to Sink, o Options) *job {
 	if to.Size > 0 {
 		lo, hi = p.Index.Find(to.Offset), p.Index.Find(to.Offset+to.Size-1)+1
 	}
-	j.order.lo, j.order.hi = lo, hi
+	j.order.runs = []run{{lo, hi}}
 	j.order.keepTurns()
 	if lo > 0 || hi < p.Index.Len() {
 		j.repeated = planRepeats(p, lo, hi, j.repeated.limit)
