@@ -14,7 +14,7 @@ import (
 )
 
 // bootTime bounds a virtual machine's boot, guestTime all its tests.
-const bootTime = 3 * time.Minute
+const bootTime = 5 * time.Minute
 
 func guestTime() time.Duration {
 	if long() {

@@ -19,7 +19,7 @@ import (
 )
 
 // guestPatience bounds each step of a virtual machine. A step takes some seconds when the machine is idle.
-const guestPatience = 2 * time.Minute
+const guestPatience = 5 * time.Minute
 
 // recipe is the lines of a recipe in docs/vms.md, with these values for its variables. Lines that go on are joined.
 func recipe(t testing.TB, name string, values map[string]string) []string {

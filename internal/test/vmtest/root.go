@@ -12,7 +12,7 @@ import (
 )
 
 // bootTime bounds a boot. It takes some ten seconds on a machine that has little else to do.
-const bootTime = 3 * time.Minute
+const bootTime = 5 * time.Minute
 
 // RootImage makes a squashfs image of a small system that, booted, prints word from a file of it and powers
 // off. It returns the image's path.

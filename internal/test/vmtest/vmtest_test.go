@@ -12,7 +12,7 @@ import (
 	"cairn/internal/test/vmtest"
 )
 
-const patience = 3 * time.Minute
+const patience = 5 * time.Minute
 
 func TestBoot(t *testing.T) {
 	t.Parallel()
