@@ -34,7 +34,7 @@ func testCachePower(t *testing.T, kind string) {
 	recorded, killed, whole := recordCache(t, d, kind, base, image, random)
 	t.Logf("recorded %d writes and flushes, %d until the kill, %d until the image was whole", len(recorded), killed, whole)
 	disk, fetched := newLoop(t, cacheSize), 0
-	for n := range times() / 4 {
+	for n := range times()/4 + 1 {
 		cut := cacheCut(random, n, len(recorded), whole)
 		patch(t, disk, powerCut(random, base, recorded[:cut], n < 2), 0)
 		// After a kill the map may name what was found as data, and was not proven yet.

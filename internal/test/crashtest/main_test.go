@@ -4,7 +4,7 @@
 // record writes and fail in a virtual machine, where this same test binary runs again (TestGuest). Of cairn's
 // packages it knows the index format and, to wrap a target in Go, what assembles.
 //
-// CAIRN_LONG=1 kills and cuts the power 200 times instead of 20, and makes images larger. CAIRN_SEED is the
+// CAIRN_LONG=1 kills and cuts the power 200 times instead of 8, and makes images larger. CAIRN_SEED is the
 // number that a failed test has printed, to have the same moments again.
 package crashtest
 
@@ -92,5 +92,5 @@ func times() int {
 	if long() {
 		return 200
 	}
-	return 20
+	return 8
 }

@@ -15,7 +15,7 @@ import (
 func TestPeakMemory(t *testing.T) {
 	t.Parallel()
 	need.Root(t)
-	size := int64(192 * mib)
+	size := int64(128 * mib)
 	if long() {
 		size = gib
 	}

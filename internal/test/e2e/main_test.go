@@ -14,6 +14,8 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -53,6 +55,10 @@ func testAll(m *testing.M) (status int, err error) {
 	path := []string{scratch, "/usr/bin", os.Getenv("PATH"), "/usr/sbin", "/sbin"}
 	err = errors.Join(os.Setenv("PATH", strings.Join(path, ":")), os.Setenv("XDG_RUNTIME_DIR", scratch))
 	if err != nil {
+		return 0, err
+	}
+	// Most of the tests wait most of the time, so more of them run at once than there are CPUs.
+	if err := flag.Set("test.parallel", strconv.Itoa(max(4, runtime.GOMAXPROCS(0)))); err != nil {
 		return 0, err
 	}
 	if signal.Ignored(syscall.SIGHUP) { // the tests run under nohup: what they start does not, if they catch it
