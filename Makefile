@@ -5,6 +5,13 @@ export PATH := $(CURDIR)/.bin:$(PATH):/usr/sbin:/sbin
 
 VERSION = $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 BENCHSTAT = go run golang.org/x/perf/cmd/benchstat@v0.0.0-20260908200009-22c9c6c9d4da
+# Packages under test at once: many of them wait for other programs. Nothing is vetted twice, as `make vet` does it.
+GOTEST = go test -vet=off -p $$(($$(nproc) + 1))
+# The directories of packages that test more without -short or without the race detector, and those of all others.
+FULL = grep -rlE 'testing\.Short\(\)|vmtest\.Boot|need\.Race|AllocsPerRun' --include='*.go' . | xargs dirname | sort -u
+REST = comm -13 <($(FULL)) <(go list -f '{{.Dir}}' ./... | sed "s,^$$PWD,.," | sort)
+# The race detector needs a C compiler.
+RACE = $(shell command -v "$$(go env CC)" >/dev/null && echo -race)
 # What `make fuzz` gives each fuzz target.
 FUZZTIME ?= 30s
 # What `make bench-compare` runs, how often, and in which packages.
@@ -35,11 +42,11 @@ tidy:
 	go mod tidy -diff
 
 race:
-	go test -race -short ./...
+	$(GOTEST) -race -short ./...
 
 libzstd: ## the tests of the build that links libzstd, where there is a C compiler
 	@if command -v "$$(go env CC)" >/dev/null; then \
-	  set -x; go vet -tags libzstd ./store/... && CGO_ENABLED=1 go test -short -tags libzstd ./store ./store/chunkfile ./blob/ingest; \
+	  set -x; go vet -tags libzstd ./store/... && CGO_ENABLED=1 go test -vet=off -short -tags libzstd ./store ./store/chunkfile ./blob/ingest; \
 	else echo "no C compiler: the libzstd build is not tested"; fi
 
 fuzz-short:
@@ -49,9 +56,10 @@ cross:
 	GOARCH=arm64 CGO_ENABLED=0 go build ./...
 	GOARCH=arm GOARM=7 CGO_ENABLED=0 go build ./...
 
-test: ## install the peers, then run every test against them (a quarter of an hour on an idle machine)
+test: ## install the peers, then run every test against them (a quarter of an hour at most on two idle cores)
 	.ci/install
-	go test -count=1 -timeout 40m ./...
+	$(GOTEST) $(RACE) -short $$($(REST)) # as in `make check`, whose results are cached
+	$(GOTEST) -count=1 -timeout 40m ./internal/test/e2e ./internal/test/crashtest $$($(FULL)) # the longest begin first
 
 test-long: ## the same with large counts and real images (hours)
 	.ci/install
