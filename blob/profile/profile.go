@@ -81,17 +81,36 @@ func block(off int64) uint32 { return uint32(min(off/Block, 1<<32-1)) }
 // Entries are the chunks in order. They must not be changed.
 func (p *Profile) Entries() []Entry { return p.entries }
 
-// Index is the digest of the index whose image was read.
-func (p *Profile) Index() blob.Digest { return p.index }
+// Summary is what a profile says, in short.
+type Summary struct {
+	Index      blob.Digest `json:"index"` // whose image was read
+	Algorithm  string      `json:"digest"`
+	ImageBytes int64       `json:"image_bytes"`
+	Recordings int         `json:"recordings"`
+	Chunks     int         `json:"chunks"`
+	Seconds    float64     `json:"seconds"` // from the first read of all to the first of the last chunk
+	// What the profile means for another image; nil without one.
+	Known   *int   `json:"known_chunks,omitempty"`
+	Guessed *int   `json:"guessed_chunks,omitempty"`
+	Bytes   *int64 `json:"bytes,omitempty"`
+}
 
-// Algorithm is that of the digests.
-func (p *Profile) Algorithm() blob.Algorithm { return p.algorithm }
-
-// ImageSize is the size of the image that was read.
-func (p *Profile) ImageSize() int64 { return p.size }
-
-// Boots is how many recordings are in the profile.
-func (p *Profile) Boots() int { return p.boots }
+// Summarize returns the profile's summary, and with x what it means for the image of x.
+func (p *Profile) Summarize(x *blob.Index) Summary {
+	s := Summary{Index: p.index, Algorithm: p.algorithm.String(), ImageBytes: p.size, Recordings: p.boots, Chunks: len(p.entries)}
+	for _, e := range p.entries {
+		s.Seconds = max(s.Seconds, (time.Duration(e.After) * time.Millisecond).Seconds())
+	}
+	if x == nil {
+		return s
+	}
+	plan, sum := p.Plan(x), int64(0)
+	for _, i := range plan.Chunks {
+		sum += x.At(i).Size
+	}
+	s.Known, s.Guessed, s.Bytes = &plan.Known, &plan.Guessed, &sum
+	return s
+}
 
 // Encode is the profile as the bytes of a file.
 func (p *Profile) Encode() []byte {

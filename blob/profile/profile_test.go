@@ -58,8 +58,17 @@ func TestEncodeDecode(t *testing.T) {
 	if diff := cmp.Diff(p, back, cmp.AllowUnexported(Profile{})); diff != "" {
 		t.Errorf("Decode(Encode) (-want +got):\n%s", diff)
 	}
-	if back.Index() != x.Digest() || back.ImageSize() != x.Size() || back.Boots() != 1 || back.Algorithm() != blob.SHA256 {
-		t.Errorf("of %v, %d bytes, %d boots, %v", back.Index(), back.ImageSize(), back.Boots(), back.Algorithm())
+	known, guessed, bytes := 3, 0, int64(0)
+	for _, i := range back.Plan(x).Chunks {
+		bytes += x.At(i).Size
+	}
+	summary := Summary{Index: x.Digest(), Algorithm: "sha256", ImageBytes: x.Size(), Recordings: 1, Chunks: 3, Seconds: 3}
+	if diff := cmp.Diff(summary, back.Summarize(nil)); diff != "" {
+		t.Errorf("Summarize (-want +got):\n%s", diff)
+	}
+	summary.Known, summary.Guessed, summary.Bytes = &known, &guessed, &bytes
+	if diff := cmp.Diff(summary, back.Summarize(x)); diff != "" {
+		t.Errorf("Summarize of the image (-want +got):\n%s", diff)
 	}
 	want := []uint32{0, 1000, 3000}
 	for i, e := range back.Entries() {
@@ -195,7 +204,7 @@ func TestMerge(t *testing.T) {
 		want  []int
 	}{{1, []int{1, 2, 3, 4, 5, 6}}, {2, []int{1, 2, 3}}, {3, []int{1, 2, 3}}} {
 		m, err := Merge([]*Profile{a, b, c}, s.least)
-		if err != nil || m.Boots() != 3 {
+		if err != nil || m.boots != 3 {
 			t.Fatalf("Merge: %v", err)
 		}
 		got := chunksOf(m)

@@ -28,7 +28,7 @@ func TestOpenProfile(t *testing.T) {
 	}
 	x := newIndex(t, 10)
 	writeFile(t, at.String(), profile.New(x, nil).Encode())
-	if p, err := release.OpenProfile(t.Context(), access, at); err != nil || p.Index() != x.Digest() {
+	if p, err := release.OpenProfile(t.Context(), access, at); err != nil || p.Summarize(nil).Index != x.Digest() {
 		t.Errorf("OpenProfile = %v, %v", p, err)
 	}
 }

@@ -102,8 +102,7 @@ func (p *Publisher) Close() {
 
 // acceptBases returns the chunks of the bases, or nil. A base that the store does not hold whole, or with other chunk
 // sizes than are made, is left out.
-func (p *Publisher) acceptBases(ctx context.Context, o PublisherOptions) (store.Haser, error) {
-	var known *store.Set
+func (p *Publisher) acceptBases(ctx context.Context, o PublisherOptions) (known *store.Set, err error) {
 	for _, base := range o.Bases {
 		x := base.Index
 		if x.Algorithm() != o.Algorithm {
@@ -129,9 +128,6 @@ func (p *Publisher) acceptBases(ctx context.Context, o PublisherOptions) (store.
 			known = new(store.Set)
 		}
 		known.Add(x)
-	}
-	if known == nil {
-		return nil, nil
 	}
 	return known, nil
 }

@@ -19,20 +19,20 @@ import (
 type access struct {
 	identity locate.Identity
 	patience time.Duration
-	opened   *opened
-}
-
-// opened is what the files of an identity hold. It is made once for the whole process.
-type opened struct {
-	once   sync.Once
-	files  rotate.Reader
-	access locate.Access
-	err    error
+	files    *rotate.Reader                // reads the identity's files
+	opened   func() (locate.Access, error) // with what these hold; made once for the whole process
 }
 
 func (f *access) add(c *cobra.Command) {
-	f.opened = new(opened)
-	i, flags := &f.identity, c.Flags()
+	i, files, flags := &f.identity, new(rotate.Reader), c.Flags()
+	f.files = files
+	f.opened = sync.OnceValues(func() (locate.Access, error) {
+		if err := rereadableAWS(files); err != nil {
+			return locate.Access{}, err
+		}
+		i.Token = os.Getenv(locate.TokenVariable)
+		return i.Access(files)
+	})
 	flags.StringVar(&i.TLS.CA, "ca-cert", "", "trust the authorities in this PEM `file`, and not the system's")
 	flags.StringVar(&i.TLS.Cert, "client-cert", "", "show servers the certificate in this PEM `file`")
 	flags.StringVar(&i.TLS.Key, "client-key", "", "PEM `file` with the key of --client-cert (default: the same file)")
@@ -75,22 +75,12 @@ func (f *access) policy() store.Policy {
 }
 
 // open returns access with what the flags name. The files are read the first time, for all locations.
-func (f *access) open() (locate.Access, error) {
-	o := f.opened
-	if o == nil {
-		o = new(opened) // of flags that were never added to a command
+func (f *access) open() (a locate.Access, err error) {
+	if f.opened != nil { // else the flags were never added to a command
+		a, err = f.opened()
 	}
-	o.once.Do(func() {
-		if o.err = rereadableAWS(&o.files); o.err != nil {
-			return
-		}
-		identity := f.identity
-		identity.Token = os.Getenv(locate.TokenVariable)
-		o.access, o.err = identity.Access(&o.files)
-	})
-	a := o.access
 	a.Retry = f.policy()
-	return a, o.err
+	return a, err
 }
 
 // rereadableAWS points the variables that name AWS's files to copies of those that can be read only once: each bucket

@@ -23,6 +23,7 @@ import (
 	"cairn/internal/blockdev"
 	"cairn/internal/ioprio"
 	"cairn/internal/openfile"
+	"cairn/internal/plaintext"
 	"cairn/seed/known"
 	"cairn/store/locate"
 )
@@ -327,17 +328,17 @@ func share(s assemble.Stats) string {
 
 // tellSources lists where the image's bytes come from.
 func tellSources(w io.Writer, r assembled, got string) error {
-	rows := [][]string{{"  in place", size(r.InPlace), percent(r.InPlace, r.Size)}}
+	rows := [][]string{{"  in place", size(r.InPlace), plaintext.Percent(r.InPlace, r.Size)}}
 	for i, name := range r.SeedNames {
-		rows = append(rows, []string{"  from " + name, size(r.Seeds[i]), percent(r.Seeds[i], r.Size)})
+		rows = append(rows, []string{"  from " + name, size(r.Seeds[i]), plaintext.Percent(r.Seeds[i], r.Size)})
 	}
 	if r.Copied > 0 {
-		rows = append(rows, []string{"  repeats", size(r.Copied), percent(r.Copied, r.Size)})
+		rows = append(rows, []string{"  repeats", size(r.Copied), plaintext.Percent(r.Copied, r.Size)})
 	}
 	fetched := fmt.Sprintf("%s, %s %s", chunks(r.Fetches), size(r.DownloadedBytes), got)
 	rows = append(rows,
-		[]string{"  zeros", size(r.Zero), percent(r.Zero, r.Size)},
-		[]string{"  from the store", size(r.Fetched), percent(r.Fetched, r.Size), fetched})
+		[]string{"  zeros", size(r.Zero), plaintext.Percent(r.Zero, r.Size)},
+		[]string{"  from the store", size(r.Fetched), plaintext.Percent(r.Fetched, r.Size), fetched})
 	if r.SeedMiss > 0 {
 		rows = append(rows, []string{"  (seeds did not hold " + chunks(r.SeedMiss) + " that their indexes say they do)"})
 	}

@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"cairn/blob/deploy"
+	"cairn/internal/plaintext"
 	"cairn/seed"
 	"cairn/store/locate"
 )
@@ -111,10 +112,10 @@ func runDiff(ctx context.Context, stdout io.Writer, f diffFlags) error {
 func printDifference(w io.Writer, d difference) error {
 	fmt.Fprintf(w, "from %s to %s (%s)\n", d.Old, d.New, size(d.Size))
 	rows := [][]string{
-		{"  shared", size(d.Shared), percent(d.Shared, d.Size)},
-		{"  zeros", size(d.Zero), percent(d.Zero, d.Size)},
-		{"  repeats", size(d.Repeated), percent(d.Repeated, d.Size)},
-		{"  new", size(d.NewBytes), percent(d.NewBytes, d.Size), chunks(int64(d.NewChunks))},
+		{"  shared", size(d.Shared), plaintext.Percent(d.Shared, d.Size)},
+		{"  zeros", size(d.Zero), plaintext.Percent(d.Zero, d.Size)},
+		{"  repeats", size(d.Repeated), plaintext.Percent(d.Repeated, d.Size)},
+		{"  new", size(d.NewBytes), plaintext.Percent(d.NewBytes, d.Size), chunks(int64(d.NewChunks))},
 	}
 	if d.DownloadBytes != nil {
 		rows = append(rows, []string{"  download", size(*d.DownloadBytes)})

@@ -10,6 +10,7 @@ import (
 
 	"cairn/blob"
 	"cairn/blob/release"
+	"cairn/internal/plaintext"
 	"cairn/store/locate"
 )
 
@@ -94,7 +95,7 @@ func printInfo(w io.Writer, d description) error {
 		{"index digest", d.Digest},
 		{"size", fmt.Sprintf("%d (%s)", d.Size, size(d.Size))},
 		{"chunks", fmt.Sprintf("%d, of them %d different (%s)", d.Chunks, d.Distinct, size(d.UniqueBytes))},
-		{"zero bytes", fmt.Sprintf("%d (%s)", d.ZeroBytes, percent(d.ZeroBytes, d.Size))},
+		{"zero bytes", fmt.Sprintf("%d (%s)", d.ZeroBytes, plaintext.Percent(d.ZeroBytes, d.Size))},
 		{"digest", d.Algorithm},
 		{"chunk sizes", fmt.Sprintf("min %d, avg %d, max %d", d.Min, d.Avg, d.Max)},
 	}

@@ -80,19 +80,6 @@ func mergeProfiles(ctx context.Context, out string, in []locate.Location, least 
 	return writeWhole(ctx, out, merged.Encode())
 }
 
-// shownProfile is what 'cairn profile show' tells.
-type shownProfile struct {
-	Index      blob.Digest `json:"index"`
-	Algorithm  string      `json:"digest"`
-	ImageBytes int64       `json:"image_bytes"`
-	Recordings int         `json:"recordings"`
-	Chunks     int         `json:"chunks"`
-	Seconds    float64     `json:"seconds"`
-	Known      *int        `json:"known_chunks,omitempty"`
-	Guessed    *int        `json:"guessed_chunks,omitempty"`
-	Bytes      *int64      `json:"bytes,omitempty"`
-}
-
 func newProfileShow() *cobra.Command {
 	var a access
 	var asJSON, list bool
@@ -107,10 +94,13 @@ func newProfileShow() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			shown, err := showProfile(c.Context(), p, index, a)
-			if err != nil {
-				return err
+			var x *blob.Index
+			if !index.IsZero() {
+				if x, err = readIndex(c.Context(), index, a); err != nil {
+					return err
+				}
 			}
+			shown := p.Summarize(x)
 			if asJSON {
 				return writeJSON(c.OutOrStdout(), shown)
 			}
@@ -129,28 +119,7 @@ func newProfileShow() *cobra.Command {
 	return c
 }
 
-func showProfile(ctx context.Context, p *profile.Profile, index locate.Location, a access) (shownProfile, error) {
-	s := shownProfile{Index: p.Index(), Algorithm: p.Algorithm().String(), ImageBytes: p.ImageSize(),
-		Recordings: p.Boots(), Chunks: len(p.Entries())}
-	for _, e := range p.Entries() {
-		s.Seconds = max(s.Seconds, (time.Duration(e.After) * time.Millisecond).Seconds())
-	}
-	if index.IsZero() {
-		return s, nil
-	}
-	x, err := readIndex(ctx, index, a)
-	if err != nil {
-		return s, err
-	}
-	plan, sum := p.Plan(x), int64(0)
-	for _, i := range plan.Chunks {
-		sum += x.At(i).Size
-	}
-	s.Known, s.Guessed, s.Bytes = &plan.Known, &plan.Guessed, &sum
-	return s, nil
-}
-
-func printProfile(w io.Writer, p *profile.Profile, s shownProfile, list bool) error {
+func printProfile(w io.Writer, p *profile.Profile, s profile.Summary, list bool) error {
 	rows := [][]string{
 		{"recorded from", fmt.Sprintf("an image of %s, index digest %v", size(s.ImageBytes), s.Index)},
 		{"recordings", fmt.Sprint(s.Recordings)},

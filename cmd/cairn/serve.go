@@ -121,7 +121,7 @@ func runServe(ctx context.Context, stdout io.Writer, f serveFlags) error {
 	}
 	server := &nbd.Server{Log: f.log(), MaxConns: f.maxConns, MaxBytes: int(f.inFlight)}
 	var err error
-	if server.TLS, err = f.config(&f.opened.files, server.Log); err != nil {
+	if server.TLS, err = f.config(f.files, server.Log); err != nil {
 		return err
 	}
 	if err := f.checkFiles(); err != nil {

@@ -187,8 +187,8 @@ func writeStatus(w io.Writer, s dashboard.Status) error {
 func exportRows(s dashboard.Status) [][]string {
 	rows := [][]string{{"EXPORT", "SIZE", "LOCAL", "CLIENTS", "SERVED", "AT ONCE", "FETCHED", "WAITED", "FAILED"}}
 	for _, e := range s.Exports {
-		rows = append(rows, []string{printable(e.Name), size(e.Size), percent(e.Local, e.Size), fmt.Sprint(e.Clients), size(e.Served),
-			percent(e.Hits(), e.Reads), size(e.Fetched), rounded(time.Duration(e.StallTime * float64(time.Second))), humanize.Comma(e.Failures)})
+		rows = append(rows, []string{printable(e.Name), size(e.Size), plaintext.Percent(e.Local, e.Size), fmt.Sprint(e.Clients), size(e.Served),
+			plaintext.Percent(e.Hits(), e.Reads), size(e.Fetched), rounded(time.Duration(e.StallTime * float64(time.Second))), humanize.Comma(e.Failures)})
 	}
 	return rows
 }

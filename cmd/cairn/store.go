@@ -132,20 +132,13 @@ func (f *reading) readIndexes(ctx context.Context, locations []locate.Location) 
 }
 
 // eachStore does something to each of the stores that stand in for each other. The failures of all count.
-func eachStore(ctx context.Context, group []locate.Location, do func(locate.Location) error) error {
-	var errs []error
+func eachStore(ctx context.Context, group []locate.Location, do func(locate.Location) error) (err error) {
 	for _, at := range group {
-		if err := do(at); err != nil {
-			errs = append(errs, err)
-		}
-		if ctx.Err() != nil {
+		if err = errors.Join(err, do(at)); ctx.Err() != nil {
 			break
 		}
 	}
-	if len(errs) == 1 {
-		return errs[0]
-	}
-	return errors.Join(errs...)
+	return err
 }
 
 // wordMisuse makes a mistake in usage of the error of a store that cannot be listed or written as the command needs.

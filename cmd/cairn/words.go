@@ -29,14 +29,6 @@ func say(format string, args ...any) { fmt.Fprintf(stderr, "cairn: "+format+"\n"
 // size is a number of bytes for people.
 func size(n int64) string { return humanize.IBytes(uint64(max(n, 0))) }
 
-// percent is part of whole, for people.
-func percent(part, whole int64) string {
-	if whole == 0 {
-		return "-"
-	}
-	return fmt.Sprintf("%.1f %%", 100*float64(part)/float64(whole))
-}
-
 // chunks is a number of chunks, for people; kind is "" or a word and a space.
 func chunks(n int64, kind ...string) string {
 	noun := "chunks"

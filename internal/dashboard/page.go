@@ -46,7 +46,7 @@ type roomRow struct {
 
 func render(s Status) ([]byte, error) {
 	t, err := template.New("page").Funcs(template.FuncMap{
-		"clean": clean, "short": short, "size": size, "comma": humanize.Comma, "share": share, "count": countRequests,
+		"clean": clean, "short": short, "size": size, "comma": humanize.Comma, "share": plaintext.Percent, "count": countRequests,
 		"draw": draw, "since": func(t time.Time) string { return age(s.Now.Sub(t)) },
 		"seconds": func(n float64) string { return age(time.Duration(n * float64(time.Second))) },
 	}).Parse(pageHTML)
@@ -86,8 +86,8 @@ func figures(s Status) []figure {
 		waiting = "the longest for " + age(longest)
 	}
 	return []figure{
-		{"local", "Local", share(local, whole), size(local) + " of " + size(whole)},
-		{"hits", "Answered at once", share(hits, reads), "of " + humanize.Comma(reads) + " reads"},
+		{"local", "Local", plaintext.Percent(local, whole), size(local) + " of " + size(whole)},
+		{"hits", "Answered at once", plaintext.Percent(hits, reads), "of " + humanize.Comma(reads) + " reads"},
 		{"served", "To clients", size(int64(s.Rates.Served)) + "/s", fmt.Sprintf("%.0f requests/s", s.Rates.Requests)},
 		{"fetched", "From stores", size(int64(s.Rates.Stored)) + "/s", "as stored"},
 		{"waiting", "Reads waiting", humanize.Comma(waits), waiting},
@@ -219,13 +219,6 @@ func hundredth(part, whole int64) int {
 func short(digest string) string { return clean(digest[:min(len(digest), 12)]) }
 
 func size(n int64) string { return humanize.IBytes(uint64(max(n, 0))) }
-
-func share(part, whole int64) string {
-	if whole == 0 {
-		return "-"
-	}
-	return fmt.Sprintf("%.1f %%", 100*float64(part)/float64(whole))
-}
 
 // age is a duration for people.
 func age(d time.Duration) string {

@@ -34,8 +34,8 @@ func (s *survey) figures() []figure {
 		all = append(all, figure{"To download", size(s.stored), chunks(s.chunks[classDownload]) + ", as stored"})
 	}
 	return append(all,
-		figure{"From the store", size(get), share(get, s.size) + " of the image"},
-		figure{"Needs no download", size(rest), share(rest, s.size) + " of the image"},
+		figure{"From the store", size(get), plaintext.Percent(get, s.size) + " of the image"},
+		figure{"Needs no download", size(rest), plaintext.Percent(rest, s.size) + " of the image"},
 		figure{"Image", size(s.size), humanize.Comma(s.size) + " bytes"})
 }
 
@@ -49,7 +49,7 @@ func (s *survey) sources(seeds []string) []source {
 			continue
 		}
 		n := s.bytes[k]
-		rows = append(rows, source{k, name, size(n), share(n, s.size), humanize.Comma(int64(s.chunks[k]))})
+		rows = append(rows, source{k, name, size(n), plaintext.Percent(n, s.size), humanize.Comma(int64(s.chunks[k]))})
 	}
 	return rows
 }
@@ -115,14 +115,6 @@ func viewBox(height int) string {
 
 // size is a number of bytes for people.
 func size(n int64) string { return humanize.IBytes(uint64(n)) }
-
-// share is part of whole for people.
-func share(part, whole int64) string {
-	if whole == 0 {
-		return "-"
-	}
-	return fmt.Sprintf("%.1f %%", 100*float64(part)/float64(whole))
-}
 
 func chunks(n int) string {
 	if n == 1 {

@@ -1,10 +1,19 @@
-// Package plaintext makes texts from outside fit to be shown.
+// Package plaintext makes texts that people read: of texts from outside, and of numbers.
 package plaintext
 
 import (
+	"fmt"
 	"strings"
 	"unicode"
 )
+
+// Percent returns how much of whole part is.
+func Percent(part, whole int64) string {
+	if whole == 0 {
+		return "-"
+	}
+	return fmt.Sprintf("%.1f %%", 100*float64(part)/float64(whole))
+}
 
 // Clean returns what can be shown of a text on one line: no control characters, none that change the direction of the
 // text around it, and no more than limit characters. White space becomes a blank.
