@@ -83,7 +83,7 @@ func TestCallsForEachChunk(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	b, err := local.Create(filepath.Join(t.TempDir(), "store"), local.Options{NoSync: true})
+	b, err := local.Create(filepath.Join(t.TempDir(), "store"), local.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

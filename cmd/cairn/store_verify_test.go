@@ -20,7 +20,11 @@ import (
 // nothing is remembered.
 func TestStoreVerifyGoesOn(t *testing.T) {
 	dir := t.TempDir()
-	b, err := local.Create(filepath.Join(dir, "store"), local.Options{NoSync: true})
+	b, err := local.Create(filepath.Join(dir, "store"), local.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	batch, err := b.NewBatch()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -31,9 +35,12 @@ func TestStoreVerifyGoesOn(t *testing.T) {
 		if d[0] == 0 {
 			data[0]++ // damaged, and among the first to be looked at
 		}
-		if err := b.Write(t.Context(), store.ObjectName(d, false), data); err != nil {
+		if err := batch.Write(t.Context(), store.ObjectName(d, false), data); err != nil {
 			t.Fatal(err)
 		}
+	}
+	if err := errors.Join(batch.Commit(t.Context()), batch.Close()); err != nil {
+		t.Fatal(err)
 	}
 	f := storeVerifyFlags{common: common{jobs: 2, progress: progressNone}, state: filepath.Join(dir, "state")}
 	whole := verifiedStdout(t, t.Context(), f, b)

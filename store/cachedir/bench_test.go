@@ -12,7 +12,7 @@ import (
 func BenchmarkWrite(b *testing.B) {
 	d := Open(b.TempDir(), Options{})
 	defer d.Close()
-	plain := local.At(b.TempDir(), local.Options{NoSync: true})
+	plain := local.At(b.TempDir(), local.Options{})
 	batch, err := plain.NewBatch()
 	if err != nil {
 		b.Fatal(err)

@@ -48,9 +48,10 @@ type Dir struct {
 	options Options
 	files   *local.Bucket
 
-	mu      sync.Mutex // guards what follows
-	ledger  *ledger    // nil before the directory could be taken, and after it was removed
 	evictor evictor
+
+	mu     sync.Mutex // guards what follows
+	ledger *ledger    // nil before the directory could be taken, and after it was removed
 }
 
 var _ store.Bucket = (*Dir)(nil)
@@ -59,14 +60,14 @@ var _ store.Bucket = (*Dir)(nil)
 // an error here: one that cannot be read is empty, and Write says why it cannot be written. If more is in it
 // than the limit allows, room is made in the background. Close must be called in the end.
 func Open(path string, o Options) *Dir {
-	d := &Dir{path: path, options: o, files: local.At(path, local.Options{NoSync: true})}
+	d := &Dir{path: path, options: o, files: local.At(path, local.Options{})}
 	_, _ = d.attach(mustExist)
 	return d
 }
 
 // Close ends an eviction that is under way. No other method may be called afterwards.
 func (d *Dir) Close() error {
-	d.stopEvictor()
+	d.evictor.end()
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.ledger == nil {
@@ -295,6 +296,13 @@ func (d *Dir) tryAttach(m making) (l *ledger, needsCount bool, err error) {
 	}
 	d.ledger = l
 	return l, needsCount, nil
+}
+
+// isAttached reports whether l is the ledger that this Dir uses.
+func (d *Dir) isAttached(l *ledger) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.ledger == l
 }
 
 // detach forgets a directory that was removed. Others may be about to find that out.

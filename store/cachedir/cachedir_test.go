@@ -653,7 +653,7 @@ func TestFailedWriteGivesBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := tallyOf(t, path)
-	d.stopEvictor() // it would count anew
+	d.evictor.end() // it would count anew
 	for range 3 {
 		if err := d.Write(t.Context(), failing.name(), failing.data); !errors.Is(err, unix.ENOSPC) {
 			t.Fatalf("Write = %v, want ENOSPC", err)

@@ -45,18 +45,20 @@ func (r request) excess(used, limit int64) int64 {
 
 // evictor is the one eviction that a Dir has under way.
 type evictor struct {
+	done sync.WaitGroup
+
+	mu        sync.Mutex // guards what follows
 	running   bool
 	stop      context.CancelFunc // nil before the first
 	stopped   bool
 	notBefore time.Time // the next one
-	done      sync.WaitGroup
 }
 
 // evict makes room in the background, unless that goes on already, or was of no use a moment ago.
 func (d *Dir) evict(l *ledger, r request) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
 	e := &d.evictor
+	e.mu.Lock()
+	defer e.mu.Unlock()
 	if e.running || e.stopped || time.Now().Before(e.notBefore) {
 		return
 	}
@@ -65,23 +67,24 @@ func (d *Dir) evict(l *ledger, r request) {
 	e.done.Go(func() {
 		defer stop()
 		rest := l.evict(ctx, r)
-		d.mu.Lock()
-		defer d.mu.Unlock()
-		e.running = false
-		if d.ledger == l {
-			e.notBefore = time.Now().Add(rest)
+		if !d.isAttached(l) {
+			rest = 0
 		}
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		e.running, e.notBefore = false, time.Now().Add(rest)
 	})
 }
 
-func (d *Dir) stopEvictor() {
-	d.mu.Lock()
-	d.evictor.stopped = true
-	if d.evictor.stop != nil {
-		d.evictor.stop()
+// end stops what runs, and waits for it. No other begins.
+func (e *evictor) end() {
+	e.mu.Lock()
+	e.stopped = true
+	if e.stop != nil {
+		e.stop()
 	}
-	d.mu.Unlock()
-	d.evictor.done.Wait()
+	e.mu.Unlock()
+	e.done.Wait()
 }
 
 // How long to leave it at that after an eviction that another process is doing, or that was of no use.

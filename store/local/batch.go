@@ -23,9 +23,6 @@ func (b *Bucket) NewBatch() (store.Batch, error) {
 	if err != nil {
 		return nil, err
 	}
-	if b.options.NoSync {
-		return &eager{b, s}, nil
-	}
 	return &batch{bucket: b, stage: s, seed: maphash.MakeSeed()}, nil
 }
 
@@ -61,12 +58,12 @@ func (t *batch) add(ready string, data []byte) error {
 	turn := &t.turns[maphash.String(t.seed, ready)%uint64(len(t.turns))]
 	turn.Lock()
 	defer turn.Unlock()
-	o := Options{NoSync: true, Mode: t.bucket.options.Mode}
-	err := t.stage.write(ready, data, o)
+	mode := t.bucket.options.Mode
+	err := t.stage.write(ready, data, mode, unflushed)
 	if !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	temp, err := t.stage.add(data, o)
+	temp, err := t.stage.add(data, mode, unflushed)
 	if err != nil {
 		return err
 	}
@@ -142,19 +139,3 @@ func (t *batch) publishOnce(ctx context.Context) (n int, err error) {
 }
 
 func (t *batch) Close() error { return t.stage.close() }
-
-// eager is the batch of a bucket that flushes nothing: there is nothing to wait for.
-type eager struct {
-	bucket *Bucket
-	stage  *stage
-}
-
-func (e *eager) Write(ctx context.Context, name string, data []byte) error {
-	if err := check(ctx, name); err != nil {
-		return err
-	}
-	return e.bucket.writeThrough(ctx, e.stage, name, data, false)
-}
-
-func (e *eager) Commit(ctx context.Context) error { return ctx.Err() }
-func (e *eager) Close() error                     { return e.stage.close() }

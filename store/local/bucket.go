@@ -3,6 +3,7 @@
 package local
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,9 +24,6 @@ import (
 
 // Options are the choices for what a Bucket writes.
 type Options struct {
-	// NoSync is for caches, whose readers check what they read: nothing is flushed, so that a power cut may
-	// leave any object damaged, and a batch makes each object visible at once.
-	NoSync bool
 	// Mode is the permissions of objects, less the umask; 0 is 0444, as casync's chunks have.
 	Mode fs.FileMode
 }
@@ -57,7 +55,7 @@ func Open(dir string, o Options) (*Bucket, error) {
 	if !info.IsDir() {
 		return nil, fmt.Errorf("%s is not a directory", dir)
 	}
-	return newBucket(dir, o), nil
+	return At(dir, o), nil
 }
 
 // Create is a bucket in a directory that is made, durably, with its parents, if it does not exist; but not where the
@@ -74,12 +72,8 @@ func Create(dir string, o Options) (*Bucket, error) {
 }
 
 // At is a bucket in a directory that need not exist: a missing one is like an empty one.
-func At(dir string, o Options) *Bucket { return newBucket(dir, o) }
-
-func newBucket(dir string, o Options) *Bucket {
-	if o.Mode == 0 {
-		o.Mode = 0o444
-	}
+func At(dir string, o Options) *Bucket {
+	o.Mode = cmp.Or(o.Mode, 0o444)
 	return &Bucket{root: dir, options: o}
 }
 
@@ -210,7 +204,7 @@ func (b *Bucket) CheckCreate(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	staged, err := s.add(nil, Options{NoSync: true, Mode: b.options.Mode})
+	staged, err := s.add(nil, b.options.Mode, unflushed)
 	if err == nil {
 		err = s.create(staged, s.fd(), "created")
 	}
@@ -233,7 +227,7 @@ func (b *Bucket) writeAlone(ctx context.Context, name string, data []byte, noRep
 }
 
 func (b *Bucket) writeThrough(ctx context.Context, s *stage, name string, data []byte, noReplace bool) error {
-	temp, err := s.add(data, b.options)
+	temp, err := s.add(data, b.options.Mode, flushed)
 	if err != nil {
 		return b.writing(name, err)
 	}
@@ -242,9 +236,6 @@ func (b *Bucket) writeThrough(ctx context.Context, s *stage, name string, data [
 	}
 	if err := s.into(temp, name, noReplace); err != nil {
 		return b.writing(name, err)
-	}
-	if b.options.NoSync {
-		return nil
 	}
 	for dir := path.Dir(name); ; dir = path.Dir(dir) {
 		if err := atomicfile.SyncDir(b.path(dir)); err != nil {

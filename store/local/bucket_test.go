@@ -22,11 +22,7 @@ import (
 )
 
 func TestBucket(t *testing.T) {
-	for name, o := range map[string]local.Options{"sync": {}, "no sync": {NoSync: true}} {
-		t.Run(name, func(t *testing.T) {
-			storetest.TestBucket(t, func(t *testing.T) store.Bucket { return create(t, t.TempDir(), o) })
-		})
-	}
+	storetest.TestBucket(t, func(t *testing.T) store.Bucket { return create(t, t.TempDir(), local.Options{}) })
 }
 
 func create(t *testing.T, dir string, o local.Options) *local.Bucket {
@@ -116,7 +112,7 @@ func TestVanishedDirectoryIsEmpty(t *testing.T) {
 func TestPermissions(t *testing.T) {
 	defer syscall.Umask(syscall.Umask(0o022))
 	for want, o := range map[fs.FileMode]local.Options{
-		0o444: {}, 0o644: {Mode: 0o664}, 0o440: {Mode: 0o440, NoSync: true},
+		0o444: {}, 0o644: {Mode: 0o664}, 0o440: {Mode: 0o440},
 	} {
 		dir := t.TempDir()
 		b := create(t, dir, o)
@@ -136,24 +132,15 @@ func TestPermissions(t *testing.T) {
 }
 
 func TestNothingIsLeft(t *testing.T) {
-	for name, o := range map[string]local.Options{"sync": {}, "no sync": {NoSync: true}} {
-		t.Run(name, func(t *testing.T) {
-			dir := t.TempDir()
-			b := create(t, dir, o)
-			batch := newBatch(t, b)
-			write(t, batch, "abcd/x", "data")
-			if err := batch.Commit(t.Context()); err != nil {
-				t.Fatal(err)
-			}
-			if err := batch.Close(); err != nil {
-				t.Fatal(err)
-			}
-			if err := b.Write(t.Context(), "y", nil); err != nil {
-				t.Fatal(err)
-			}
-			wantFiles(t, dir, "abcd/", "abcd/x", "y")
-		})
+	dir := t.TempDir()
+	b := create(t, dir, local.Options{})
+	batch := newBatch(t, b)
+	write(t, batch, "abcd/x", "data")
+	err := errors.Join(batch.Commit(t.Context()), batch.Close(), b.Write(t.Context(), "y", nil))
+	if err != nil {
+		t.Fatal(err)
 	}
+	wantFiles(t, dir, "abcd/", "abcd/x", "y")
 }
 
 func TestUncommittedIsInvisibleAndGone(t *testing.T) {

@@ -27,8 +27,5 @@ func (b *Bucket) Remove(ctx context.Context, name string) error {
 	} else if err != nil {
 		return fmt.Errorf("removing %s: %w", b.path(name), denied(err))
 	}
-	if b.options.NoSync {
-		return nil
-	}
 	return atomicfile.SyncDir(b.path(path.Dir(name)))
 }

@@ -167,23 +167,31 @@ func EachName(d *os.File, do func(name string) error) error {
 	}
 }
 
-// add writes data to a new file, flushed if the options ask for it, and returns its name in the stage.
-func (s *stage) add(data []byte, o Options) (string, error) {
+// flushing says whether a file is flushed when it is written.
+type flushing bool
+
+const (
+	unflushed flushing = false
+	flushed   flushing = true
+)
+
+// add writes data to a new file and returns its name in the stage.
+func (s *stage) add(data []byte, mode fs.FileMode, f flushing) (string, error) {
 	name := strconv.FormatUint(s.next.Add(1), 10) + ".tmp"
-	return name, s.write(name, data, o)
+	return name, s.write(name, data, mode, f)
 }
 
 // write writes data to a new file of a name in the stage. It is fs.ErrExist when the name is taken; after
 // any other error there is no such file. The calls are the kernel's own, as there is one of each for every
 // chunk of an image, and package os makes more of them.
-func (s *stage) write(name string, data []byte, o Options) error {
+func (s *stage) write(name string, data []byte, mode fs.FileMode, f flushing) error {
 	flags := unix.O_WRONLY | unix.O_CREAT | unix.O_EXCL | unix.O_CLOEXEC
-	fd, err := again(func() (int, error) { return unix.Openat(s.fd(), name, flags, uint32(o.Mode.Perm())) })
+	fd, err := again(func() (int, error) { return unix.Openat(s.fd(), name, flags, uint32(mode.Perm())) })
 	if err != nil {
 		return &fs.PathError{Op: "create", Path: filepath.Join(s.dir, name), Err: err}
 	}
 	err = writeAll(fd, data)
-	if err == nil && !o.NoSync {
+	if err == nil && f == flushed {
 		_, err = again(func() (int, error) { return 0, unix.Fsync(fd) })
 	}
 	if err = errors.Join(err, unix.Close(fd)); err != nil {

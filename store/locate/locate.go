@@ -98,7 +98,7 @@ func (a Access) remote(l Location) (store.Bucket, error) {
 		if a.Web.TLS == nil {
 			a.Web.TLS = a.TLS
 		}
-		return bucket(web.NewBucket(at.Location, a.Web))
+		return bucket(web.New(at.Location, a.Web))
 	case s3Place:
 		a.S3.Retry = a.Retry
 		if a.S3.TLS == nil {

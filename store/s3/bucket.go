@@ -79,12 +79,7 @@ func New(l Location, o Options) (*Bucket, error) {
 	if err != nil {
 		return nil, err
 	}
-	if o.Connections == 0 {
-		o.Connections = 64
-	}
-	if o.Patience == 0 {
-		o.Patience = 30 * time.Second
-	}
+	o.Connections, o.Patience = cmp.Or(o.Connections, 64), cmp.Or(o.Patience, 30*time.Second)
 	trust, err := withBundle(o.TLS, os.Getenv("AWS_CA_BUNDLE"))
 	if err != nil {
 		return nil, err

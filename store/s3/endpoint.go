@@ -1,6 +1,7 @@
 package s3
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/url"
@@ -112,33 +113,24 @@ func (e *endpoint) configure(text string) error {
 // lookAround asks the environment, and then the shared files about the profile.
 func lookAround(profile string) (surroundings, error) {
 	s := surroundings{
-		endpoint: firstOf(os.Getenv("AWS_ENDPOINT_URL_S3"), os.Getenv("AWS_ENDPOINT_URL")),
-		region:   firstOf(os.Getenv("AWS_REGION"), os.Getenv("AWS_DEFAULT_REGION")),
+		endpoint: cmp.Or(os.Getenv("AWS_ENDPOINT_URL_S3"), os.Getenv("AWS_ENDPOINT_URL")),
+		region:   cmp.Or(os.Getenv("AWS_REGION"), os.Getenv("AWS_DEFAULT_REGION")),
 	}
-	profile = firstOf(profile, os.Getenv("AWS_PROFILE"), "default")
+	profile = cmp.Or(profile, os.Getenv("AWS_PROFILE"), "default")
 	config, err := ini.LooseLoad(sharedFile("AWS_CONFIG_FILE", "config"))
 	if err != nil {
 		return s, fmt.Errorf("reading AWS's configuration file: %s", printable(err.Error()))
 	}
 	for _, name := range []string{"profile " + profile, profile} {
 		if section, err := config.GetSection(name); err == nil {
-			s.endpoint = firstOf(s.endpoint, section.Key("endpoint_url").String())
-			s.region = firstOf(s.region, section.Key("region").String())
+			s.endpoint = cmp.Or(s.endpoint, section.Key("endpoint_url").String())
+			s.region = cmp.Or(s.region, section.Key("region").String())
 		}
 	}
 	if os.Getenv("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS") == "true" {
 		s.endpoint = ""
 	}
 	return s, nil
-}
-
-func firstOf(texts ...string) string {
-	for _, t := range texts {
-		if t != "" {
-			return t
-		}
-	}
-	return ""
 }
 
 // sharedFile is where AWS's tools keep a file, if there is a home to keep it in.

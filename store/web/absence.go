@@ -25,26 +25,26 @@ const (
 
 // checkAbsence returns ErrNoAbsence if the server says that it has a chunk which nobody can have. It is asked once,
 // after its first word that it has one.
-func (r *Reader) checkAbsence(ctx context.Context, name string) error {
+func (b *Bucket) checkAbsence(ctx context.Context, name string) error {
 	digest, packed, is := store.ChunkObject(name)
 	switch {
 	case !is:
 		return nil
-	case r.absence.state.Load() == absenceHidden:
-		return named(ctx, r.url(name), ErrNoAbsence)
-	case !r.absence.state.CompareAndSwap(absenceUnknown, absenceProbed):
+	case b.absence.state.Load() == absenceHidden:
+		return named(ctx, b.url(name), ErrNoAbsence)
+	case !b.absence.state.CompareAndSwap(absenceUnknown, absenceProbed):
 		return nil
 	}
 	_, _ = rand.Read(digest[:]) // never fails
-	_, err := r.head(ctx, store.ObjectName(digest, packed))
+	_, err := b.head(ctx, store.ObjectName(digest, packed))
 	switch {
 	case err == nil || errors.Is(err, store.ErrNoSize):
-		r.absence.state.Store(absenceHidden)
-		return named(ctx, r.url(name), ErrNoAbsence)
+		b.absence.state.Store(absenceHidden)
+		return named(ctx, b.url(name), ErrNoAbsence)
 	case ctx.Err() != nil || errors.Is(err, store.ErrUnavailable): // the next word is checked
-		r.absence.state.Store(absenceUnknown)
+		b.absence.state.Store(absenceUnknown)
 	default:
-		r.absence.state.Store(absenceTold)
+		b.absence.state.Store(absenceTold)
 	}
 	return nil
 }

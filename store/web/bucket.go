@@ -1,87 +1,126 @@
+// Package web reads objects from any static web server over HTTP or HTTPS, and writes them to one that takes
+// WebDAV's PUT. It knows nothing of digests and never tries twice what the network broke: see store.Retry.
 package web
 
 import (
-	"bytes"
+	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
-	"fmt"
+	"io"
 	"net/http"
 	"net/url"
-	"strings"
+	"sync/atomic"
+	"time"
 
+	"cairn/internal/transfer"
 	"cairn/store"
 )
 
-// Bucket is a Reader of a server that takes WebDAV's PUT, such as nginx with dav_methods and
-// create_full_put_path. The server is trusted to show an object only when it is whole, and to keep it: HTTP has
-// no word for either. It is no store.Creator: nginx, for one, ignores If-None-Match on PUT, and a server that
-// ignores it answers as one does that found the name free.
-type Bucket struct{ *Reader }
+// Options are the limits of a Bucket, and what it says of itself. The zero value suits a wide-area network.
+type Options struct {
+	// Connections is how many there may be to one host, and so how many requests run at once; 0 is 64.
+	Connections int
+	// Patience is how long the server may take to accept a connection, to finish the TLS handshake, to begin
+	// its answer, and to send or take each further 32 KiB; 0 is 30 s. There is no limit on a whole request.
+	Patience time.Duration
+	// TLS holds trust and client certificates; nil is the system's trust. Nothing below TLS 1.2 is spoken.
+	TLS *tls.Config
+	// Credentials are sent with each request to the hosts that they are for, see Credential.
+	Credentials []*Credential
+}
+
+// Bucket reads objects below a base URL, and writes them to a server that takes WebDAV's PUT, such as nginx with
+// dav_methods and create_full_put_path. The server is trusted to show an object only when it is whole, and to keep it:
+// HTTP has no word for either. It is no store.Creator: nginx, for one, ignores If-None-Match on PUT, and a server that
+// ignores it answers as one does that found the name free. Safe for concurrent use.
+type Bucket struct {
+	base     *url.URL          // without user and password
+	own      http.RoundTripper // to the base's own origin
+	foreign  http.RoundTripper // to where redirects lead: it has no client certificate
+	keys     keys
+	patience time.Duration
+	moved    atomic.Pointer[moved] // nil unless the server leads elsewhere for good
+	forms    forms
+	absence  absence
+}
 
 var _ store.Bucket = (*Bucket)(nil)
 
-// NewBucket is New for a location that is written too.
-func NewBucket(base Location, o Options) (*Bucket, error) {
-	r, err := New(base, o)
+// New is a bucket below base. Its query goes with every request (pre-signed URLs), and its
+// user and password are sent as basic authentication; neither appears in String or in an error. Redirects are
+// followed, but none of these, no credential and no client certificate goes with them to another origin, and
+// they never lead from https to http. Nothing is asked of the server yet.
+func New(base Location, o Options) (*Bucket, error) {
+	o.Connections, o.Patience = cmp.Or(o.Connections, 64), cmp.Or(o.Patience, 30*time.Second)
+	keys, err := keysFor(base.url(), o.Credentials)
 	if err != nil {
 		return nil, err
 	}
-	return &Bucket{r}, nil
+	u := *base.url()
+	u.User = nil
+	own, foreign := transports(o)
+	return &Bucket{base: &u, own: own, foreign: foreign, keys: keys, patience: o.Patience}, nil
 }
 
-// errNoParent says that the directory above an object is missing, in the word of servers that do not make it.
-var errNoParent = errors.New("the directory above it is missing there")
+// transports are the ways to the base's origin and to all others.
+func transports(o Options) (own, foreign *http.Transport) {
+	if o.TLS == nil {
+		o.TLS = new(tls.Config)
+	}
+	o.TLS = o.TLS.Clone()
+	o.TLS.MinVersion = max(o.TLS.MinVersion, tls.VersionTLS12)
+	own = transfer.Transport(o.Connections, o.Patience, o.TLS)
+	o.TLS = o.TLS.Clone()
+	o.TLS.Certificates, o.TLS.GetClientCertificate = nil, nil
+	foreign = transfer.Transport(o.Connections, o.Patience, o.TLS)
+	return own, foreign
+}
 
-const mkcol = "MKCOL" // RFC 4918 §9.3
+// String implements store.Reader.
+func (b *Bucket) String() string { return public(b.base) }
 
-// Write implements store.Bucket. On a server that does not make the directories above an object, they are made
-// when it asks for them.
-func (b *Bucket) Write(ctx context.Context, name string, data []byte) error {
-	err := b.put(ctx, name, data)
-	if !errors.Is(err, errNoParent) {
+// url is the address of an object.
+func (b *Bucket) url(name string) *url.URL { return below(b.base, name) }
+
+func below(base *url.URL, name string) *url.URL { return hide(base).Join(name).url() }
+
+func escaped(name string) string { return (&url.URL{Path: name}).EscapedPath() }
+
+// Read implements store.Reader.
+func (b *Bucket) Read(ctx context.Context, name string, dst []byte, limit int64) (out []byte, err error) {
+	err = b.do(ctx, http.MethodGet, name, nil, func(in transfer.Incoming) error {
+		out, err = in.Object(dst, limit)
 		return err
-	}
-	above := parent(b.url(name))
-	if err := b.makeDirectory(ctx, above); err != nil {
-		return named(ctx, above, fmt.Errorf("making the directory: %w", err))
-	}
-	return b.put(ctx, name, data)
+	})
+	return out, err
 }
 
-// put sends an object. An answer that may as well be a login form's is believed when the object can be read back.
-func (b *Bucket) put(ctx context.Context, name string, data []byte) error {
-	err := b.do(ctx, http.MethodPut, name, data, ignore)
-	suspect, is := errors.AsType[*store.SuspectError](err)
-	if !is {
-		return err
-	}
-	got, readErr := b.Read(ctx, name, nil, int64(len(data)))
-	_, has := errors.AsType[*store.SuspectError](readErr)
-	if (readErr == nil || has) && bytes.Equal(got, data) {
-		return nil
-	}
-	return named(ctx, b.url(name), suspect.Err)
+// Stream implements store.Streamer.
+func (b *Bucket) Stream(ctx context.Context, name string, limit int64, use func(io.Reader) error) error {
+	return b.do(ctx, http.MethodGet, name, nil, func(in transfer.Incoming) error { return in.Stream(limit, use) })
 }
 
-// makeDirectory makes a collection, and those above it as far as they are missing.
-func (b *Bucket) makeDirectory(ctx context.Context, u *url.URL) error {
-	slash := *u
-	slash.Path += "/"
-	slash.RawPath = u.EscapedPath() + "/"
-	err := b.exchange(ctx, message{method: mkcol, url: &slash}, ignore)
-	if above := parent(u); errors.Is(err, errNoParent) && above.Path != "" {
-		if err := b.makeDirectory(ctx, above); err != nil {
-			return err
+// Stat implements store.Reader. The word of a server that has every chunk it is asked for is ErrNoAbsence.
+func (b *Bucket) Stat(ctx context.Context, name string) (size int64, err error) {
+	size, err = b.head(ctx, name)
+	if err == nil || errors.Is(err, store.ErrNoSize) {
+		if hidden := b.checkAbsence(ctx, name); hidden != nil {
+			return 0, hidden
 		}
-		return b.exchange(ctx, message{method: mkcol, url: &slash}, ignore)
 	}
-	return err
+	return size, err
 }
 
-// parent is the URL of the directory that something lies in, without a slash at its end.
-func parent(u *url.URL) *url.URL {
-	above, path := *u, u.EscapedPath()
-	above.RawPath = path[:max(strings.LastIndex(path, "/"), 0)]
-	above.Path, _ = url.PathUnescape(above.RawPath) // a part of what was well escaped is so too
-	return &above
+// head asks for the size of an object. A server that refuses HEAD is asked for the object, of which the head will do.
+func (b *Bucket) head(ctx context.Context, name string) (size int64, err error) {
+	take := func(in transfer.Incoming) error {
+		size, err = transfer.Size(in.Answer)
+		return err
+	}
+	err = b.do(ctx, http.MethodHead, name, nil, take)
+	if errors.Is(err, errHead) {
+		err = b.do(ctx, http.MethodGet, name, nil, take)
+	}
+	return size, err
 }

@@ -5,248 +5,411 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
-	"os"
-	"path/filepath"
-	"slices"
+	"net/http/httptest"
 	"strings"
-	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
+	"unicode"
 
-	"golang.org/x/net/webdav"
-
+	"cairn/blob"
 	"cairn/store"
 	"cairn/store/storetest"
 	"cairn/store/web"
 )
 
-// TestMakesDirectories on a server that makes none by itself, and says so (409).
-func TestMakesDirectories(t *testing.T) {
-	dir := t.TempDir()
-	url := serve(t, webdavAt(dir).ServeHTTP)
-	b := newBucket(t, url+"/not%20there/%25/ab/?sig=1", web.Options{})
-	for _, name := range []string{"x", "a/b/c/deep", "a/b/more", "a space/percent%2Fsign/x", "plus+hash#what?/é"} {
-		if err := b.Write(t.Context(), name, []byte(name)); err != nil {
-			t.Errorf("Write(%s): %v", name, err)
-		}
-		if got, err := b.Read(t.Context(), name, nil, 100); err != nil || string(got) != name {
-			t.Errorf("Read(%s) = %q, %v", name, got, err)
-		}
-	}
+// impatient makes the tests of silence short.
+var impatient = web.Options{Patience: 200 * time.Millisecond}
+
+func serve(t *testing.T, handler http.HandlerFunc) string {
+	t.Helper()
+	s := httptest.NewServer(handler)
+	t.Cleanup(s.Close)
+	return s.URL
 }
 
-func webdavAt(dir string) http.Handler {
-	return &webdav.Handler{FileSystem: webdav.Dir(dir), LockSystem: webdav.NewMemLS()}
+// hijack answers with these bytes and cuts the connection.
+func hijack(w http.ResponseWriter, raw string) {
+	conn, _, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		panic(err)
+	}
+	conn.Write([]byte(raw))
+	conn.Close()
 }
 
-// TestMakesDirectoriesOnce: each that is missing is asked for once by a lone writer, and none that is there.
-func TestMakesDirectoriesOnce(t *testing.T) {
-	var asked []string
-	server := webdavAt(t.TempDir())
-	url := serve(t, func(w http.ResponseWriter, r *http.Request) {
-		asked = append(asked, r.Method+" "+r.URL.Path)
-		server.ServeHTTP(w, r)
-	})
-	b := newBucket(t, url+"/a", web.Options{})
-	for _, name := range []string{"b/x", "b/y"} {
-		if err := b.Write(t.Context(), name, []byte(name)); err != nil {
-			t.Fatalf("Write(%s): %v", name, err)
-		}
-	}
-	want := []string{"PUT /a/b/x", "MKCOL /a/b/", "MKCOL /a/", "MKCOL /a/b/", "PUT /a/b/x", "PUT /a/b/y"}
-	if !slices.Equal(asked, want) {
-		t.Errorf("the server is asked %q, want %q", asked, want)
-	}
+func head(status string, fields ...string) string {
+	return "HTTP/1.1 " + status + "\r\n" + strings.Join(fields, "\r\n") + "\r\n\r\n"
 }
 
-// TestWriteFaults has one answer to PUT a case. An error that is nil matches none that a caller decides by.
-func TestWriteFaults(t *testing.T) {
-	for name, test := range map[string]struct {
-		status int
-		want   error
-		words  string
+// TestFaults has one answer a case, and what Read makes of it. An error that is nil here matches none of the
+// errors that a caller decides by.
+func TestFaults(t *testing.T) {
+	status := func(code int) http.HandlerFunc {
+		return func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(code) }
+	}
+	raw := func(text string) http.HandlerFunc {
+		return func(w http.ResponseWriter, _ *http.Request) { hijack(w, text) }
+	}
+	tests := map[string]struct {
+		handler http.HandlerFunc
+		want    error
 	}{
-		"202": {202, nil, "202"},
-		"206": {206, nil, "206"},
-		"304": {304, nil, "304"},
-		"400": {400, nil, "400"},
-		"401": {401, store.ErrDenied, "401"},
-		"402": {402, store.ErrDenied, "402"},
-		"403": {403, store.ErrDenied, "403"},
-		"404": {404, nil, "directory above it is missing"},
-		"405": {405, nil, "takes no uploads"},
-		"409": {409, nil, "directory above it is missing"},
-		"411": {411, nil, "411"},
-		"412": {412, nil, "412"},
-		"413": {413, nil, "larger than the server takes"},
-		"423": {423, store.ErrUnavailable, "423"},
-		"429": {429, store.ErrUnavailable, "429"},
-		"500": {500, store.ErrUnavailable, "500"},
-		"501": {501, nil, "takes no uploads"},
-		"503": {503, store.ErrUnavailable, "503"},
-		"507": {507, nil, "no room left"},
-	} {
-		var puts int
-		url := serve(t, func(w http.ResponseWriter, r *http.Request) {
-			if r.Method == http.MethodPut {
-				puts++
+		"404":       {status(404), store.ErrNotFound},
+		"410":       {status(410), store.ErrNotFound},
+		"401":       {status(401), store.ErrDenied},
+		"403":       {status(403), store.ErrDenied},
+		"407":       {status(407), store.ErrDenied},
+		"408":       {status(408), store.ErrUnavailable},
+		"429":       {status(429), store.ErrUnavailable},
+		"500":       {status(500), store.ErrUnavailable},
+		"503":       {status(503), store.ErrUnavailable},
+		"204":       {status(204), nil},
+		"206":       {status(206), nil},
+		"400":       {status(400), nil},
+		"300":       {status(300), nil},
+		"301":       {status(301), nil}, // and no Location
+		"304":       {status(304), nil},
+		"402":       {status(402), store.ErrDenied},
+		"405":       {status(405), nil},
+		"416":       {status(416), nil},
+		"425":       {status(425), store.ErrUnavailable},
+		"451":       {status(451), store.ErrDenied},
+		"501":       {status(501), nil},
+		"505":       {status(505), nil},
+		"507":       {status(507), store.ErrUnavailable},
+		"511":       {status(511), store.ErrUnavailable},
+		"599":       {status(599), store.ErrUnavailable},
+		"999":       {raw(head("999 No", "Content-Length: 0")), store.ErrUnavailable},
+		"no answer": {raw(""), store.ErrUnavailable},
+		"no HTTP":   {raw("SSH-2.0-x\r\n\r\n"), store.ErrUnavailable},
+		"truncated": {raw(head("200 OK", "Content-Length: 10") + "12345"), store.ErrUnavailable},
+		"truncated chunked": {raw(head("200 OK", "Transfer-Encoding: chunked") + "5\r\n12345\r\n"),
+			store.ErrUnavailable},
+		"without end": {raw(head("200 OK", "Connection: close") + "0123456789"), nil},
+		"too long":    {raw(head("200 OK", "Content-Length: 1000000000") + "1"), store.ErrTooLarge},
+		"long chunked": {raw(head("200 OK", "Transfer-Encoding: chunked") + "ff\r\n" + strings.Repeat("1", 255)),
+			store.ErrTooLarge},
+		"web page": {func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "text/html; charset=utf-8")
+			w.Write([]byte("<html>"))
+		}, nil}, // see TestHeaderExplains
+		"part unasked":    {raw(head("206 Partial Content", "Content-Range: bytes 0-4/10", "Content-Length: 5") + "12345"), nil},
+		"gzip unasked":    {raw(head("200 OK", "Content-Encoding: gzip", "Content-Length: 5") + "12345"), nil},
+		"two codings":     {raw(head("200 OK", "Content-Encoding: identity", "Content-Encoding: br", "Content-Length: 5") + "12345"), nil},
+		"two lengths":     {raw(head("200 OK", "Content-Length: 5", "Content-Length: 6") + "12345"), store.ErrUnavailable},
+		"negative length": {raw(head("200 OK", "Content-Length: -5") + "12345"), store.ErrUnavailable},
+		"huge length":     {raw(head("200 OK", "Content-Length: 99999999999999999999") + "12345"), store.ErrUnavailable},
+		"flood of 1xx":    {raw(strings.Repeat(head("103 Early Hints", "Link: </x>"), 10_000)), store.ErrUnavailable},
+		"endless 1xx": {func(w http.ResponseWriter, r *http.Request) {
+			for r.Context().Err() == nil {
+				w.WriteHeader(http.StatusEarlyHints)
 			}
-			w.WriteHeader(test.status)
-		})
-		b := newBucket(t, url, web.Options{})
-		err := b.Write(t.Context(), "x", []byte("data"))
-		checkFault(t, nil, err, test.want)
-		if !strings.Contains(fmt.Sprint(err), test.words) || !strings.Contains(fmt.Sprint(err), url) {
-			t.Errorf("%s: Write = %v, want %q and the object in it", name, err, test.words)
-		}
-		if puts != 1 {
-			t.Errorf("%s: it was sent %d times", name, puts)
-		}
+		}, store.ErrUnavailable},
+		"many headers":       {raw("HTTP/1.1 200 OK\r\n" + strings.Repeat("X: y\r\n", 1<<16)), store.ErrUnavailable},
+		"switches protocols": {raw(head("101 Switching Protocols", "Upgrade: h2c", "Connection: Upgrade")), nil},
+		"status injects":     {raw("HTTP/1.1 403 \x1b[2J\r\nContent-Length: 0\r\n\r\n"), store.ErrDenied},
+		"endless refusal":    {raw(head("403 Forbidden", "Content-Length: 1000000000") + "no"), store.ErrDenied},
+		"silent refusal": {func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Length", "100")
+			w.WriteHeader(404)
+			w.(http.Flusher).Flush()
+			<-r.Context().Done()
+		}, store.ErrNotFound},
+		"endless header":  {raw("HTTP/1.1 200 OK\r\nX: " + strings.Repeat("x", 1<<20)), store.ErrUnavailable},
+		"redirect circle": {http.RedirectHandler("/x", 302).ServeHTTP, nil},
+		"silent":          {func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }, store.ErrUnavailable},
+		"stalled": {func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Length", "10")
+			w.Write([]byte("12345"))
+			w.(http.Flusher).Flush()
+			<-r.Context().Done()
+		}, store.ErrUnavailable},
+		"trickle": {trickle, store.ErrUnavailable},
 	}
-}
-
-// TestWriteToSilence: a server that takes nothing, one that takes all and does not answer.
-func TestWriteToSilence(t *testing.T) {
-	for name, handler := range map[string]http.HandlerFunc{
-		"takes nothing": func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() },
-		"says nothing": func(_ http.ResponseWriter, r *http.Request) {
-			io.Copy(io.Discard, r.Body)
-			<-r.Context().Done()
-		},
-		"takes a part": func(_ http.ResponseWriter, r *http.Request) {
-			io.CopyN(io.Discard, r.Body, 100_000)
-			<-r.Context().Done()
-		},
-		"cuts": func(w http.ResponseWriter, r *http.Request) {
-			io.CopyN(io.Discard, r.Body, 100_000)
-			hijack(w, "")
-		},
-	} {
+	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			done := make(chan struct{})
-			url := serve(t, func(w http.ResponseWriter, r *http.Request) {
-				ctx, cancel := context.WithCancel(r.Context())
-				defer cancel()
-				go func() {
-					select {
-					case <-done:
-					case <-ctx.Done():
-					}
-					cancel() // a server that does not read does not see that the client has gone
-				}()
-				handler(w, r.WithContext(ctx))
-			})
-			defer close(done)
-			for _, size := range []int{1000, 32 << 20} {
-				err := newBucket(t, url, impatient).Write(t.Context(), "x", make([]byte, size))
-				if size == 1000 && name == "cuts" {
-					continue // all of it was taken before
-				}
-				checkFault(t, nil, err, store.ErrUnavailable)
-			}
+			r := newReader(t, serve(t, test.handler), impatient)
+			got, err := r.Read(t.Context(), "x", nil, 100)
+			checkFault(t, got, err, test.want)
 		})
 	}
 }
 
-// TestSlowUploadIsNotStalled: an upload that takes longer than the patience in all is no failure.
-func TestSlowUploadIsNotStalled(t *testing.T) {
-	if testing.Short() {
-		t.Skip("it takes seconds")
-	}
-	t.Parallel()
-	want := storetest.Bytes(1, 48<<20)
-	patient := web.Options{Patience: 4 * time.Second} // what the kernel buffers has to arrive within it
-	var got bytes.Buffer
-	url := serve(t, func(_ http.ResponseWriter, r *http.Request) {
-		for {
-			if n, err := io.CopyN(&got, r.Body, 2<<20); n == 0 || err != nil {
-				return
-			}
-			wait(r.Context(), patient.Patience/14)
+// TestStatFaults: absence is proven to Stat as it is to Read, by two statuses only.
+func TestStatFaults(t *testing.T) {
+	for status := 200; status < 600; status++ {
+		if status == 200 || http.StatusText(status) == "" {
+			continue
 		}
-	})
-	if err := newBucket(t, url, patient).Write(t.Context(), "x", want); err != nil || !bytes.Equal(got.Bytes(), want) {
-		t.Errorf("Write = %v, and the server has %d bytes", err, got.Len())
+		url := serve(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(status) })
+		r := newReader(t, url, web.Options{})
+		_, statErr := r.Stat(t.Context(), "x")
+		_, readErr := r.Read(t.Context(), "x", nil, 10)
+		for _, kind := range []error{store.ErrNotFound, store.ErrDenied, store.ErrUnavailable} {
+			if statErr == nil || errors.Is(statErr, kind) != errors.Is(readErr, kind) {
+				t.Errorf("%d: Stat = %v, and Read = %v", status, statErr, readErr)
+			}
+		}
+		if absent := status == 404 || status == 410; errors.Is(statErr, store.ErrNotFound) != absent {
+			t.Errorf("%d: Stat = %v", status, statErr)
+		}
 	}
 }
 
-// TestWriteCancelledMidway: the old object stays, and nothing else is left.
-func TestWriteCancelledMidway(t *testing.T) {
-	dir := t.TempDir()
-	nginx := storetest.Nginx(t, dir, storetest.WebDAV)
-	b := newBucket(t, nginx, web.Options{})
-	if err := b.Write(t.Context(), "x", []byte("old")); err != nil {
+// trickle sends a byte now and then, for as long as anybody listens: slower than any patience.
+func trickle(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Content-Length", "90")
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-r.Context().Done():
+			return
+		case <-tick.C:
+			w.Write([]byte("x"))
+			w.(http.Flusher).Flush()
+		}
+	}
+}
+
+func checkFault(t *testing.T, got []byte, err, want error) {
+	t.Helper()
+	if err == nil {
+		t.Fatalf("Read = %q, want an error", got)
+	}
+	if strings.ContainsFunc(err.Error(), unicode.IsControl) {
+		t.Errorf("Read = %q, which is not fit for a terminal", err)
+	}
+	for _, class := range []error{store.ErrNotFound, store.ErrDenied, store.ErrUnavailable, store.ErrTooLarge} {
+		if errors.Is(err, class) != (class == want) {
+			t.Errorf("Read = %v, want %v", err, want)
+		}
+	}
+}
+
+func TestNoServer(t *testing.T) {
+	s := httptest.NewServer(nil)
+	s.Close()
+	_, err := newReader(t, s.URL, web.Options{}).Read(t.Context(), "x", nil, 10)
+	checkFault(t, nil, err, store.ErrUnavailable)
+}
+
+// wait is time that a server takes.
+func wait(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}
+
+// TestSlowIsNotStalled: a transfer that takes longer than the patience in all is no failure.
+func TestSlowIsNotStalled(t *testing.T) {
+	want := storetest.Bytes(1, 8*32<<10)
+	url := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Length", fmt.Sprint(len(want)))
+		for part := range 8 {
+			wait(r.Context(), impatient.Patience/4)
+			w.Write(want[part*32<<10 : (part+1)*32<<10])
+			w.(http.Flusher).Flush()
+		}
+	})
+	got, err := newReader(t, url, impatient).Read(t.Context(), "x", nil, 1<<20)
+	if err != nil || !bytes.Equal(got, want) {
+		t.Errorf("Read = %d bytes, %v", len(got), err)
+	}
+}
+
+func TestCancelWhileWaiting(t *testing.T) {
+	asked := make(chan struct{})
+	url := serve(t, func(_ http.ResponseWriter, r *http.Request) {
+		close(asked)
+		<-r.Context().Done()
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		<-asked
+		cancel()
+	}()
+	_, err := newReader(t, url, web.Options{}).Read(ctx, "x", nil, 10)
+	if !errors.Is(err, context.Canceled) || errors.Is(err, store.ErrUnavailable) {
+		t.Errorf("Read = %v, want context.Canceled", err)
+	}
+}
+
+func TestChunkedAnswer(t *testing.T) {
+	want := storetest.Bytes(1, 100_000)
+	url := serve(t, func(w http.ResponseWriter, _ *http.Request) {
+		w.Write(want[:50_000])
+		w.(http.Flusher).Flush()
+		w.Write(want[50_000:])
+	})
+	got, err := newReader(t, url, web.Options{}).Read(t.Context(), "x", nil, 100_000)
+	if err != nil || !bytes.Equal(got, want) {
+		t.Errorf("Read = %d bytes, %v", len(got), err)
+	}
+	if _, err := newReader(t, url, web.Options{}).Stat(t.Context(), "x"); err == nil {
+		t.Error("Stat without a length succeeded")
+	}
+}
+
+func TestConnectionsAreReused(t *testing.T) {
+	var addresses atomic.Value
+	url := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		if first := addresses.Swap(r.RemoteAddr); first != nil && first != r.RemoteAddr {
+			t.Errorf("another connection: %s after %s", r.RemoteAddr, first)
+		}
+		w.Write(make([]byte, 1000))
+	})
+	r := newReader(t, url, web.Options{})
+	for range 5 {
+		if _, err := r.Read(t.Context(), "x", make([]byte, 0, 1000), 1000); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestConnectionsSurviveRefusals: what a store lacks, denies or has moved costs no connection.
+func TestConnectionsSurviveRefusals(t *testing.T) {
+	var addresses atomic.Value
+	url := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		if first := addresses.Swap(r.RemoteAddr); first != nil && first != r.RemoteAddr {
+			t.Errorf("another connection for %s: %s after %s", r.URL.Path, r.RemoteAddr, first)
+		}
+		switch r.URL.Path {
+		case "/moved":
+			http.Redirect(w, r, "/there", http.StatusFound)
+		case "/denied":
+			http.Error(w, strings.Repeat("denied ", 300), http.StatusUnauthorized)
+		case "/there":
+			w.Write([]byte("data"))
+		default:
+			http.NotFound(w, r)
+		}
+	})
+	r := newReader(t, url, bearing(t, token))
+	for _, name := range []string{"absent", "denied", "moved", "absent", "there", "moved"} {
+		_, _ = r.Read(t.Context(), name, nil, 10) // what it says is for other tests
+		_, _ = r.Stat(t.Context(), name)
+	}
+}
+
+func TestRequest(t *testing.T) {
+	var got *http.Request
+	url := serve(t, func(_ http.ResponseWriter, r *http.Request) { got = r })
+	url = strings.Replace(url, "://", "://user:secret@", 1)
+	r := newReader(t, url+"/a%2Fb/store/?sig=hush&x=%2F", web.Options{})
+	if _, err := r.Read(t.Context(), "ab cd/x", nil, 10); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(t.Context())
-	body := make([]byte, 64<<20)
-	var once sync.Once
-	proxied := serve(t, func(w http.ResponseWriter, r *http.Request) {
-		request, err := http.NewRequestWithContext(ctx, r.Method, nginx+r.URL.Path, io.TeeReader(r.Body, writerFunc(func() { once.Do(cancel) })))
-		if err != nil {
-			t.Error(err)
+	if want := "/a%2Fb/store/ab%20cd/x?sig=hush&x=%2F"; got.RequestURI != want {
+		t.Errorf("asked for %s, want %s", got.RequestURI, want)
+	}
+	if user, password, _ := got.BasicAuth(); user != "user" || password != "secret" {
+		t.Errorf("authenticated as %q %q", user, password)
+	}
+	if agent := got.UserAgent(); agent != "cairn" {
+		t.Errorf("User-Agent is %q", agent)
+	}
+	if coding := got.Header.Get("Accept-Encoding"); coding != "identity" {
+		t.Errorf("Accept-Encoding is %q", coding)
+	}
+}
+
+func TestErrorsKeepSecrets(t *testing.T) {
+	closed := httptest.NewServer(nil)
+	closed.Close()
+	handlers := map[string]http.HandlerFunc{
+		"denied":   func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(403) },
+		"redirect": func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/?sig=hush", 302) },
+		"cut":      func(w http.ResponseWriter, _ *http.Request) { hijack(w, "") },
+	}
+	urls := map[string]string{"closed": closed.URL}
+	for name, handler := range handlers {
+		urls[name] = serve(t, handler)
+	}
+	for name, url := range urls {
+		r := newReader(t, strings.Replace(url, "://", "://user:hush@", 1)+"/s?sig=hush", web.Options{})
+		_, err := r.Read(t.Context(), "x", nil, 10)
+		if err == nil || strings.Contains(err.Error()+r.String(), "hush") {
+			t.Errorf("%s: Read of %v = %v", name, r, err)
+		}
+	}
+	_, err := web.Parse("http://user:hush@bad host/")
+	if err == nil || strings.Contains(err.Error(), "hush") {
+		t.Errorf("Parse = %v", err)
+	}
+}
+
+func TestBadBase(t *testing.T) {
+	for _, base := range []string{"", "/path", "ftp://host/", "http:///path", "http://%zz", "https:host/path"} {
+		if _, err := web.Parse(base); err == nil {
+			t.Errorf("Parse(%q) succeeded", base)
+		}
+	}
+}
+
+// TestRetryAfter: what the server asks for reaches store.Retry.
+func TestRetryAfter(t *testing.T) {
+	for value, want := range map[string]time.Duration{
+		"": 0, "7": 7 * time.Second, "-7": 0, "soon": 0, "99999999999999999999": 0,
+		time.Now().Add(-time.Hour).UTC().Format(http.TimeFormat): 0,
+		time.Now().Add(time.Hour).UTC().Format(http.TimeFormat):  time.Hour,
+	} {
+		url := serve(t, func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Retry-After", value)
+			w.WriteHeader(429)
+		})
+		_, err := newReader(t, url, web.Options{}).Read(t.Context(), "x", nil, 10)
+		busy, ok := errors.AsType[*store.UnavailableError](err)
+		if !ok || busy.After > want || busy.After < want-time.Minute {
+			t.Errorf("Retry-After %q gave %v, want about %v", value, err, want)
+		}
+	}
+}
+
+// TestUnreliableServer fails most requests, each in another way: with Retry and Chunks above it, every chunk
+// arrives, and none arrives wrong.
+func TestUnreliableServer(t *testing.T) {
+	chunk := storetest.Bytes(1, 10_000)
+	digest := blob.SHA256.Sum(chunk)
+	var calls atomic.Int64
+	url := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasSuffix(r.URL.Path, ".cacnk") {
+			w.WriteHeader(404)
 			return
 		}
-		request.ContentLength = r.ContentLength
-		if answer, err := http.DefaultTransport.RoundTrip(request); err == nil {
-			answer.Body.Close()
-		}
+		unreliable(w, r, calls.Add(1), chunk)
 	})
-	if err := newBucket(t, proxied, web.Options{}).Write(ctx, "x", body); !errors.Is(err, context.Canceled) {
-		t.Errorf("cancelled Write = %v, want context.Canceled", err)
-	}
-	if got, err := b.Read(t.Context(), "x", nil, 1<<30); err != nil || string(got) != "old" {
-		t.Errorf("after a cancelled Write the object has %d bytes, %v", len(got), err)
-	}
-	if left, _ := filepath.Glob(filepath.Join(dir, "*")); len(left) != 1 {
-		t.Errorf("a cancelled Write leaves %q", left)
+	r := store.Retry(newReader(t, url, impatient), store.Policy{First: time.Millisecond, Max: time.Millisecond})
+	chunks := store.NewChunks(r, blob.SHA256)
+	for range 10 {
+		dst := make([]byte, len(chunk))
+		if err := store.GetOne(t.Context(), chunks, digest, dst); err != nil || !bytes.Equal(dst, chunk) {
+			t.Fatalf("Get = %v", err)
+		}
 	}
 }
 
-type writerFunc func()
-
-func (f writerFunc) Write(p []byte) (int, error) {
-	f()
-	return len(p), nil
-}
-
-// TestIdleConnectionsAreReplaced: a server that closes connections while they are idle loses no write.
-func TestIdleConnectionsAreReplaced(t *testing.T) {
-	dir := t.TempDir()
-	b := newBucket(t, storetest.Nginx(t, dir, storetest.WebDAV, "keepalive_requests 2;"), web.Options{})
-	for i := range 20 {
-		if err := b.Write(t.Context(), fmt.Sprint(i), []byte("x")); err != nil {
-			t.Errorf("Write: %v", err)
-		}
-	}
-	if files, err := os.ReadDir(dir); len(files) != 20 {
-		t.Errorf("%d objects are there, %v", len(files), err)
-	}
-}
-
-// TestNginxReplacesWhateverIsAsked is why a Bucket is no store.Creator. Should nginx learn to honour
-// If-None-Match, this fails, and a Creator may be had for servers that prove it.
-func TestNginxReplacesWhateverIsAsked(t *testing.T) {
-	url := storetest.Nginx(t, t.TempDir(), storetest.WebDAV) + "/x"
-	for _, want := range []int{http.StatusCreated, http.StatusNoContent} {
-		request, err := http.NewRequestWithContext(t.Context(), http.MethodPut, url, strings.NewReader("data"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		request.Header.Set("If-None-Match", "*")
-		answer, err := http.DefaultClient.Do(request)
-		if err != nil {
-			t.Fatal(err)
-		}
-		answer.Body.Close()
-		if answer.StatusCode != want {
-			t.Errorf("PUT with If-None-Match is answered %s, want %d", answer.Status, want)
-		}
-	}
-	if _, is := any(newBucket(t, url, web.Options{})).(store.Creator); is {
-		t.Error("a Bucket is a store.Creator")
+func unreliable(w http.ResponseWriter, r *http.Request, call int64, data []byte) {
+	full := head("200 OK", fmt.Sprint("Content-Length: ", len(data)))
+	switch call % 7 {
+	case 0:
+		w.Write(data)
+	case 1:
+		hijack(w, full+string(data[:5000]))
+	case 2:
+		w.WriteHeader(500)
+	case 3:
+		w.WriteHeader(503)
+	case 4:
+		hijack(w, "")
+	case 5:
+		w.Header().Set("Retry-After", "0")
+		w.WriteHeader(429)
+	case 6:
+		<-r.Context().Done()
 	}
 }

@@ -64,7 +64,7 @@ var pagesOfForm = [2][]string{
 }
 
 // explainDesync finds what desync's servers say on the page of a bad request, or nil.
-func (r *Reader) explainDesync(m message, page []byte) error {
+func (b *Bucket) explainDesync(m message, page []byte) error {
 	if bytes.HasPrefix(page, []byte("writing to upstream ")) || bytes.HasPrefix(page, []byte("upstream ")) {
 		return fmt.Errorf("the server takes no uploads there (desync's has to be started with --writable): %w", errors.ErrUnsupported)
 	}
@@ -78,7 +78,7 @@ func (r *Reader) explainDesync(m message, page []byte) error {
 		case m.method == http.MethodPut:
 			return errTakes[form]
 		default:
-			return r.forms.lack(form)
+			return b.forms.lack(form)
 		}
 	}
 	switch {

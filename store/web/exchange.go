@@ -37,12 +37,12 @@ type use func(in transfer.Incoming) error
 func ignore(transfer.Incoming) error { return nil }
 
 // do asks about an object and hands a good answer to use. It names the object in every error.
-func (r *Reader) do(ctx context.Context, method, name string, body []byte, use use) error {
+func (b *Bucket) do(ctx context.Context, method, name string, body []byte, use use) error {
 	if err := store.CheckName(name); err != nil {
 		return err
 	}
-	m := message{method, r.url(name), name, body}
-	return named(ctx, m.url, r.exchange(ctx, m, use))
+	m := message{method, b.url(name), name, body}
+	return named(ctx, m.url, b.exchange(ctx, m, use))
 }
 
 // named says which object an error is about.
@@ -56,61 +56,61 @@ func named(ctx context.Context, u *url.URL, err error) error {
 	return fmt.Errorf("%s: %w", public(u), err)
 }
 
-func (r *Reader) exchange(ctx context.Context, m message, use use) error {
+func (b *Bucket) exchange(ctx context.Context, m message, use use) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	answer, err := r.follow(ctx, m, cancel)
+	answer, err := b.follow(ctx, m, cancel)
 	if err != nil {
 		return err
 	}
 	defer answer.Body.Close()
 	if err = check(m.method, answer); err == nil {
-		r.forms.have(m.name)
-		err = use(transfer.Incoming{Answer: answer, Patience: r.patience, Abort: cancel})
+		b.forms.have(m.name)
+		err = use(transfer.Incoming{Answer: answer, Patience: b.patience, Abort: cancel})
 	} else {
-		err = r.explain(m, answer, err)
+		err = b.explain(m, answer, err)
 	}
 	if errors.Is(err, store.ErrUnavailable) {
-		r.moved.Store(nil)
+		b.moved.Store(nil)
 	}
-	return r.atHand(m.url, answer.Request.URL, err)
+	return b.atHand(m.url, answer.Request.URL, err)
 }
 
 // follow sends a message to where redirects lead it.
-func (r *Reader) follow(ctx context.Context, m message, abort func(error)) (*http.Response, error) {
-	if answer := r.shortcut(ctx, m, abort); answer != nil {
+func (b *Bucket) follow(ctx context.Context, m message, abort func(error)) (*http.Response, error) {
+	if answer := b.shortcut(ctx, m, abort); answer != nil {
 		return answer, nil
 	}
-	return r.walk(ctx, m, chain{start: m.url, home: true, lasting: m.reads()}, abort)
+	return b.walk(ctx, m, chain{start: m.url, home: true, lasting: m.reads()}, abort)
 }
 
 // walk goes on with a chain. Only the origin of the base is told who asks, and a chain that has left it is not trusted
 // when it comes back.
-func (r *Reader) walk(ctx context.Context, m message, c chain, abort func(error)) (*http.Response, error) {
+func (b *Bucket) walk(ctx context.Context, m message, c chain, abort func(error)) (*http.Response, error) {
 	for range maxRedirects + 1 {
-		answer, err := r.send(ctx, m, c.home, abort)
+		answer, err := b.send(ctx, m, c.home, abort)
 		if err != nil {
-			return nil, r.atHand(c.start, m.url, err)
+			return nil, b.atHand(c.start, m.url, err)
 		}
 		if !redirects(answer.StatusCode) {
 			if answer.StatusCode == http.StatusOK && c.moved != nil {
-				r.moved.Store(c.moved)
+				b.moved.Store(c.moved)
 			}
 			return answer, nil
 		}
-		r.drop(answer)
+		b.drop(answer)
 		if m.url, err = m.next(answer); err != nil {
 			return nil, err
 		}
-		c.home = c.home && origin(m.url) == origin(r.base)
+		c.home = c.home && origin(m.url) == origin(b.base)
 		c.step(m, answer.StatusCode)
 	}
 	return nil, fmt.Errorf("%w: more than %d in a row", errRedirect, maxRedirects)
 }
 
 // drop leaves an answer whose page says nothing.
-func (r *Reader) drop(answer *http.Response) {
-	r.page(answer)
+func (b *Bucket) drop(answer *http.Response) {
+	b.page(answer)
 	_ = answer.Body.Close()
 }
 
@@ -145,7 +145,7 @@ func (m message) next(answer *http.Response) (*url.URL, error) {
 }
 
 // atHand says of an error where it happened, if redirects led elsewhere, and what was withheld there.
-func (r *Reader) atHand(start, at *url.URL, err error) error {
+func (b *Bucket) atHand(start, at *url.URL, err error) error {
 	if err == nil {
 		return nil
 	}
@@ -156,37 +156,37 @@ func (r *Reader) atHand(start, at *url.URL, err error) error {
 		return err
 	}
 	switch {
-	case r.keys.withheld:
+	case b.keys.withheld:
 		return fmt.Errorf("%w (credentials are not sent over plain http)", err)
-	case origin(start) != origin(at) && len(r.keys.all) > 0:
+	case origin(start) != origin(at) && len(b.keys.all) > 0:
 		return fmt.Errorf("%w (credentials are sent to %s only)", err, origin(start))
 	}
 	return err
 }
 
 // send sends a message, and once more when its credentials are refused and their files have new ones.
-func (r *Reader) send(ctx context.Context, m message, home bool, abort func(error)) (*http.Response, error) {
+func (b *Bucket) send(ctx context.Context, m message, home bool, abort func(error)) (*http.Response, error) {
 	if !home {
-		return r.trip(ctx, r.foreign, m, nil, abort)
+		return b.trip(ctx, b.foreign, m, nil, abort)
 	}
-	proof := r.keys.header()
-	answer, err := r.trip(ctx, r.own, m, proof, abort)
+	proof := b.keys.header()
+	answer, err := b.trip(ctx, b.own, m, proof, abort)
 	if err != nil || answer.StatusCode != http.StatusUnauthorized {
 		return answer, err
 	}
-	fresh, err := r.keys.reread()
+	fresh, err := b.keys.reread()
 	if err == nil && equal(proof, fresh) {
 		return answer, nil
 	}
-	r.drop(answer)
+	b.drop(answer)
 	if err != nil {
 		return nil, fmt.Errorf("%w, and credentials cannot be read again: %w", ErrUnauthorized, err)
 	}
-	return r.trip(ctx, r.own, m, fresh, abort)
+	return b.trip(ctx, b.own, m, fresh, abort)
 }
 
 // trip is one request and its answer.
-func (r *Reader) trip(ctx context.Context, by http.RoundTripper, m message, proof http.Header, abort func(error)) (*http.Response, error) {
+func (b *Bucket) trip(ctx context.Context, by http.RoundTripper, m message, proof http.Header, abort func(error)) (*http.Response, error) {
 	request, err := http.NewRequestWithContext(ctx, m.method, m.url.String(), http.NoBody)
 	if err != nil {
 		return nil, cause(err)
@@ -196,7 +196,7 @@ func (r *Reader) trip(ctx context.Context, by http.RoundTripper, m message, proo
 	for name, values := range proof {
 		request.Header[name] = values
 	}
-	stop := r.attach(request, m.body, abort)
+	stop := b.attach(request, m.body, abort)
 	answer, err := by.RoundTrip(request)
 	stop()
 	switch {
@@ -209,18 +209,18 @@ func (r *Reader) trip(ctx context.Context, by http.RoundTripper, m message, proo
 }
 
 // attach gives a request its body, which nobody reads any more after stop.
-func (r *Reader) attach(request *http.Request, body []byte, abort func(error)) (stop func()) {
+func (b *Bucket) attach(request *http.Request, body []byte, abort func(error)) (stop func()) {
 	if request.Method == http.MethodPut {
 		request.Header.Set("Content-Type", "application/octet-stream")
 		request.Header["Idempotency-Key"] = nil // not sent: it lets the transport repeat what an idle connection lost
 	}
-	return transfer.Send(request, body, r.patience, abort)
+	return transfer.Send(request, body, b.patience, abort)
 }
 
 // page reads the beginning of what comes with a refusal or a redirect. Most such bodies end there, so that the
 // connection can be used again. One that does not costs its connection, not the request.
-func (r *Reader) page(answer *http.Response) []byte {
-	late := time.AfterFunc(min(r.patience, pagePatience), func() { _ = answer.Body.Close() })
+func (b *Bucket) page(answer *http.Response) []byte {
+	late := time.AfterFunc(min(b.patience, pagePatience), func() { _ = answer.Body.Close() })
 	defer late.Stop()
 	page, _ := io.ReadAll(io.LimitReader(answer.Body, pageBytes)) // what came of it has to do
 	return page

@@ -80,16 +80,16 @@ func refusedByTLS(err error) error {
 }
 
 // explain finds in the page that came with a bad request what the server could not say by its status.
-func (r *Reader) explain(m message, answer *http.Response, err error) error {
-	page := r.page(answer)
+func (b *Bucket) explain(m message, answer *http.Response, err error) error {
+	page := b.page(answer)
 	if answer.StatusCode == http.StatusNotFound {
-		r.forms.have(m.name)
+		b.forms.have(m.name)
 	}
 	if answer.StatusCode != http.StatusBadRequest {
 		return err
 	}
 	if m.method == http.MethodHead {
-		return cmp.Or(r.forms.lacks(m.name), err)
+		return cmp.Or(b.forms.lacks(m.name), err)
 	}
 	for phrase, known := range map[string]error{
 		"No required SSL certificate was sent":         ErrNoCertificate, // nginx
@@ -102,5 +102,5 @@ func (r *Reader) explain(m message, answer *http.Response, err error) error {
 			return known
 		}
 	}
-	return cmp.Or(r.explainDesync(m, page), err)
+	return cmp.Or(b.explainDesync(m, page), err)
 }

@@ -9,7 +9,7 @@ import (
 
 // moved is where everything below the base lies, as a redirect for good has told (RFC 9110 §15.4.2, §15.4.9).
 type moved struct {
-	base *url.URL // takes the place of the Reader's
+	base *url.URL // takes the place of the Bucket's
 	home bool     // it is the base's own origin, and the way there did not leave that
 }
 
@@ -40,22 +40,22 @@ func (c *chain) step(m message, code int) {
 
 // shortcut asks where the store has moved to, and returns the answer only if that has the object. Else the base is
 // to be asked: it may lead elsewhere by now, and its word is what counts.
-func (r *Reader) shortcut(ctx context.Context, m message, abort func(error)) *http.Response {
-	there := r.moved.Load()
+func (b *Bucket) shortcut(ctx context.Context, m message, abort func(error)) *http.Response {
+	there := b.moved.Load()
 	if there == nil || !m.reads() {
 		return nil
 	}
 	c := chain{start: m.url, home: there.home}
 	m.url = below(there.base, m.name)
-	answer, err := r.walk(ctx, m, c, abort)
+	answer, err := b.walk(ctx, m, c, abort)
 	switch {
 	case err == nil && answer.StatusCode == http.StatusOK:
 		return answer
 	case err == nil:
-		r.drop(answer)
+		b.drop(answer)
 	}
 	if err != nil || answer.StatusCode != http.StatusNotFound {
-		r.moved.CompareAndSwap(there, nil)
+		b.moved.CompareAndSwap(there, nil)
 	}
 	return nil
 }

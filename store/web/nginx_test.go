@@ -221,7 +221,7 @@ func TestNginxWriteFails(t *testing.T) {
 	}
 }
 
-// TestTokenRotates: a token that a file gets while a Reader is at work, also one that comes so soon that the file
+// TestTokenRotates: a token that a file gets while a Bucket is at work, also one that comes so soon that the file
 // looks as it did.
 func TestTokenRotates(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "token")
@@ -268,7 +268,7 @@ func TestTokenRotates(t *testing.T) {
 	}
 }
 
-// TestCertificateRotates: a client certificate that ends, and its follower, under a live Reader.
+// TestCertificateRotates: a client certificate that ends, and its follower, under a live Bucket.
 func TestCertificateRotates(t *testing.T) {
 	dir := t.TempDir()
 	writeFile(t, filepath.Join(dir, "x"), "data")
@@ -339,7 +339,7 @@ func parse(t *testing.T, text string) web.Location {
 	return l
 }
 
-func newReader(t *testing.T, base string, o web.Options) *web.Reader {
+func newReader(t *testing.T, base string, o web.Options) *web.Bucket {
 	t.Helper()
 	r, err := web.New(parse(t, base), o)
 	if err != nil {
@@ -350,7 +350,7 @@ func newReader(t *testing.T, base string, o web.Options) *web.Reader {
 
 func newBucket(t *testing.T, base string, o web.Options) *web.Bucket {
 	t.Helper()
-	b, err := web.NewBucket(parse(t, base), o)
+	b, err := web.New(parse(t, base), o)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -61,7 +61,7 @@ func TestRecipes(t *testing.T) {
 	if err := stranger.Write(t.Context(), "x", nil); !errors.Is(err, store.ErrDenied) {
 		t.Errorf("a stranger's Write = %v, want ErrDenied", err)
 	}
-	wantReads(t, stranger.Reader, chunk, nil)
+	wantReads(t, stranger, chunk, nil)
 
 	url := storetest.Nginx(t, "", toRead)
 	wantReads(t, newReader(t, url, web.Options{}), chunk, nil)
@@ -79,7 +79,7 @@ func TestRecipes(t *testing.T) {
 	wantReads(t, newReader(t, secure, trusting(t, tlsfiles.Files{CA: a.Cert})), chunk, web.ErrNoCertificate)
 }
 
-func wantReads(t *testing.T, r *web.Reader, name string, want error) {
+func wantReads(t *testing.T, r *web.Bucket, name string, want error) {
 	t.Helper()
 	got, err := r.Read(t.Context(), name, nil, 100)
 	if !errors.Is(err, want) || err == nil && string(got) != name {

@@ -75,7 +75,7 @@ func checkChunk(t *testing.T, name string, r store.Reader, d blob.Digest, want [
 }
 
 // served is a server that has one object, and a header for it.
-func served(t *testing.T, name string, body []byte, header http.Header) *web.Reader {
+func served(t *testing.T, name string, body []byte, header http.Header) *web.Bucket {
 	return newReader(t, serve(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path != "/"+name {
 			http.NotFound(w, r)

@@ -137,7 +137,7 @@ func TestMillionChunks(t *testing.T) {
 // fill makes a store of n small chunks, and an index of them.
 func fill(t testing.TB, dir string, n int) *blob.Index {
 	t.Helper()
-	b, err := local.Create(dir, local.Options{NoSync: true})
+	b, err := local.Create(dir, local.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
