@@ -62,8 +62,12 @@ func (a *admission) leaveLocked(v *visitor) {
 }
 
 func without(all []*visitor, v *visitor) []*visitor {
-	if i := slices.Index(all, v); i >= 0 {
-		return slices.Delete(all, i, i+1)
-	}
-	return all
+	return slices.DeleteFunc(all, func(other *visitor) bool { return other == v })
+}
+
+// count returns how many places are taken.
+func (a *admission) count() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.n
 }

@@ -12,6 +12,13 @@ type pool struct {
 	room chan struct{} // to be closed when bytes are given back; nil if nobody waits
 }
 
+// bytes returns how many bytes are held.
+func (p *pool) bytes() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.used
+}
+
 // share is one connection's part of a pool that has a limit. What a connection holds beyond poolShare must not be
 // more than what it leaves to the others: so the first ones cannot take it all, and those that do not read
 // their replies get the less the more they are.

@@ -252,15 +252,11 @@ type Usage struct {
 
 // Usage says how near the server is to its limits.
 func (s *Server) Usage() Usage {
-	u := Usage{MaxConnections: s.maxConns(), MaxBytes: int64(s.maxBytes()), Turned: s.audience.refused.Load()}
-	s.conns.mu.Lock()
-	u.Connections = s.conns.n
-	s.conns.mu.Unlock()
-	s.audience.mu.Lock()
-	u.Accepted = s.audience.last
-	s.audience.mu.Unlock()
-	s.held.mu.Lock()
-	u.Bytes = int64(s.held.used)
-	s.held.mu.Unlock()
-	return u
+	a := &s.audience
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return Usage{
+		Connections: s.conns.count(), MaxConnections: s.maxConns(), Accepted: a.last, Turned: a.refused.Load(),
+		Bytes: int64(s.held.bytes()), MaxBytes: int64(s.maxBytes()),
+	}
 }

@@ -1,18 +1,14 @@
 package view
 
 import (
+	"slices"
 	"sync"
 	"time"
 
 	"cairn/blob"
+	"cairn/blob/profile"
 	"cairn/internal/bitset"
 )
-
-// Touch is the first read of a chunk.
-type Touch struct {
-	Chunk blob.Chunk
-	After time.Duration // since the first read of all
-}
 
 // Recorder notes the chunks of an image in the order in which they are first read, for a while after the first
 // read.
@@ -21,9 +17,9 @@ type Recorder struct {
 	seen   *bitset.Set
 	index  *blob.Index
 
-	mu      sync.Mutex // guards what follows
-	touches []Touch
-	first   time.Time
+	mu    sync.Mutex // guards what follows
+	reads []profile.Read
+	first time.Time
 }
 
 // NewRecorder records reads of x's image that come within a time of the first one; 0 is no limit.
@@ -46,12 +42,12 @@ func (r *Recorder) touch(i int) {
 	if r.within > 0 && after > r.within {
 		return
 	}
-	r.touches = append(r.touches, Touch{r.index.At(i), after})
+	r.reads = append(r.reads, profile.Read{Chunk: r.index.At(i), After: after})
 }
 
-// Reads is what was recorded so far.
-func (r *Recorder) Reads() []Touch {
+// Reads returns what was recorded so far.
+func (r *Recorder) Reads() []profile.Read {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return append([]Touch(nil), r.touches...)
+	return slices.Clone(r.reads)
 }

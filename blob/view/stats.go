@@ -28,25 +28,15 @@ type Stats struct {
 
 	BytesAhead int64 // that were prefetched, filling apart
 	BytesUsed  int64 // of them, read since; the rest is wasted, so far
-
-	BytesLocal int64 // of the image, that no store is needed for, zeros included
-	Size       int64 // of the image
 }
 
-// Stats counts. It walks through the whole index.
+// Stats counts.
 func (v *Image) Stats() Stats {
 	n := &v.count
-	s := Stats{
+	return Stats{
 		Stats: v.chunks.Stats(),
 		Reads: n.reads.Load(), BytesWanted: n.wanted.Load(),
 		MemoryHits: n.memoryHits.Load(), DiskHits: n.diskHits.Load(), Failures: n.failures.Load(),
 		BytesAhead: v.early.bytes.Load(), BytesUsed: v.early.used.Load(),
-		Size: v.Size(),
 	}
-	for length, local := range v.Cached(0, v.Size()) {
-		if local {
-			s.BytesLocal += length
-		}
-	}
-	return s
 }

@@ -141,6 +141,17 @@ func (d *directory) Open(ctx context.Context, name string) (*nbd.Export, error) 
 	return &lent, nil
 }
 
+// takeBack notes that a client has left.
+func (d *directory) takeBack(v *version) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	v.clients--
+	if v.retired && v.clients == 0 {
+		delete(d.leased, v.listed.Canonical)
+		v.shut()
+	}
+}
+
 // Describe implements nbd.Exports. It opens no image: clients that list a server's exports describe every one of them.
 func (d *directory) Describe(ctx context.Context, name string) (*nbd.Export, error) {
 	name, err := d.resolveEmpty(ctx, name)
@@ -285,4 +296,30 @@ func (d *directory) forget(name string) {
 	delete(d.files, name)
 	d.retire(f.version)
 	d.log.Info("an index is gone", "file", f.path)
+}
+
+// opened returns the exports that are open, the present versions first.
+func (d *directory) opened() (all []*nbd.Export) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, name := range slices.Sorted(maps.Keys(d.files)) {
+		if v := d.files[name].version; v != nil && v.opened != nil {
+			all = append(all, v.opened)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(d.leased)) {
+		all = append(all, d.leased[name].opened)
+	}
+	return all
+}
+
+// shut closes all versions. No client may be left.
+func (d *directory) shut() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, f := range d.files {
+		if f.version != nil {
+			f.version.shut()
+		}
+	}
 }

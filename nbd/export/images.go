@@ -41,7 +41,7 @@ type images struct {
 
 	mu         sync.Mutex               // guards what follows
 	sources    map[string]*fetch.Source // by algorithm and the sums of the locations
-	stores     meteredStores
+	stores     []*meteredStore
 	closers    []func()
 	recordings []*recording
 }
@@ -146,8 +146,24 @@ func (im *images) openSource(index locate.Location, a blob.Algorithm) (*fetch.So
 		return nil, &Error{Stores, err}
 	}
 	im.closers = append(im.closers, from.Close)
-	im.sources[k] = im.cache.NewSource(im.stores.add(locations, a, from), fetch.SourceOptions{Fetches: from.Requests(), Link: from.Link()})
+	metered := newMeteredStore(unusedName(im.stores, locations, a), from)
+	im.stores = append(im.stores, metered)
+	im.sources[k] = im.cache.NewSource(metered, fetch.SourceOptions{Fetches: from.Requests(), Link: from.Link()})
 	return im.sources[k], nil
+}
+
+// openStores returns the stores that images are fetched from.
+func (im *images) openStores() []*meteredStore {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	return slices.Clone(im.stores)
+}
+
+// addRecording has a recording saved at the end.
+func (im *images) addRecording(r *recording) {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	im.recordings = append(im.recordings, r)
 }
 
 // openFile returns the file that keeps an image on disk, or nil.

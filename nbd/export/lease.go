@@ -2,8 +2,6 @@ package export
 
 import (
 	"context"
-	"maps"
-	"slices"
 
 	"cairn/nbd"
 	"cairn/store/locate"
@@ -47,16 +45,6 @@ func (d *directory) openVersion(ctx context.Context, f *indexFile, name string) 
 	return v, nil
 }
 
-func (d *directory) takeBack(v *version) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	v.clients--
-	if v.retired && v.clients == 0 {
-		delete(d.leased, v.listed.Canonical)
-		v.shut()
-	}
-}
-
 // retire closes a version that is no file's any more, now or when its last client leaves.
 func (d *directory) retire(v *version) {
 	if v == nil {
@@ -67,31 +55,5 @@ func (d *directory) retire(v *version) {
 		v.shut()
 	} else {
 		d.leased[v.listed.Canonical] = v
-	}
-}
-
-// opened returns the exports that are open, the present versions first.
-func (d *directory) opened() (all []*nbd.Export) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for _, name := range slices.Sorted(maps.Keys(d.files)) {
-		if v := d.files[name].version; v != nil && v.opened != nil {
-			all = append(all, v.opened)
-		}
-	}
-	for _, name := range slices.Sorted(maps.Keys(d.leased)) {
-		all = append(all, d.leased[name].opened)
-	}
-	return all
-}
-
-// shut closes all versions. No client may be left.
-func (d *directory) shut() {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for _, f := range d.files {
-		if f.version != nil {
-			f.version.shut()
-		}
 	}
 }

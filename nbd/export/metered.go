@@ -53,31 +53,16 @@ func outcomeOf(ctx context.Context, err error) outcome {
 	return gotOther
 }
 
-// meteredStores are the stores that images are fetched from. The zero value is ready. Safe for concurrent use.
-type meteredStores struct {
-	mu  sync.Mutex // guards what follows
-	all []*meteredStore
-}
-
-// add returns a supply's chunks, and counts the outcomes of its Get.
-func (s *meteredStores) add(locations []locate.Location, a blob.Algorithm, from *supply.Supply) *meteredStore {
+// unusedName returns a name for the stores at some locations that none of the others has: metrics must not have one
+// name twice. Stores may differ only in their secrets, which no name shows.
+func unusedName(others []*meteredStore, locations []locate.Location, a blob.Algorithm) string {
 	var names []string
 	for _, at := range locations {
 		names = append(names, at.String())
 	}
-	st := &meteredStore{from: from, up: true, since: time.Now(), failed: make(map[blob.Digest]struct{})}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	st.name = s.unusedName(strings.Join(names, " "), a)
-	s.all = append(s.all, st)
-	return st
-}
-
-// unusedName returns a name that no other store has: metrics must not have one name twice. Stores may differ only in
-// their secrets, which no name shows.
-func (s *meteredStores) unusedName(name string, a blob.Algorithm) string {
+	name := strings.Join(names, " ")
 	isUsed := func(name string) bool {
-		return slices.ContainsFunc(s.all, func(other *meteredStore) bool { return other.name == name })
+		return slices.ContainsFunc(others, func(other *meteredStore) bool { return other.name == name })
 	}
 	unused := name
 	if isUsed(unused) {
@@ -87,12 +72,6 @@ func (s *meteredStores) unusedName(name string, a blob.Algorithm) string {
 		unused = fmt.Sprintf("%s (%v, %d)", name, a, n)
 	}
 	return unused
-}
-
-func (s *meteredStores) list() []*meteredStore {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return slices.Clone(s.all)
 }
 
 // meteredStore counts the outcomes of asking stores for chunks, and knows since when they answer, or do not.
@@ -111,6 +90,10 @@ type meteredStore struct {
 
 // maxFailed limits meteredStore.failed.
 const maxFailed = 4096
+
+func newMeteredStore(name string, from *supply.Supply) *meteredStore {
+	return &meteredStore{name: name, from: from, up: true, since: time.Now(), failed: make(map[blob.Digest]struct{})}
+}
 
 var _ store.Getter = (*meteredStore)(nil)
 

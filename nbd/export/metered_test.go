@@ -14,16 +14,17 @@ import (
 
 // TestStoreNames: no two stores have one name in the metrics, also when only their secrets tell them apart.
 func TestStoreNames(t *testing.T) {
-	var s meteredStores
+	var stores []*meteredStore
 	names := make(map[string]bool)
 	for _, token := range []string{"a", "b", "c", "d"} {
 		at, err := locate.Parse("https://images.example.com/default.castr?token=" + token)
 		if err != nil {
 			t.Fatal(err)
 		}
-		s.add([]locate.Location{at}, blob.SHA512_256, nil)
+		name := unusedName(stores, []locate.Location{at}, blob.SHA512_256)
+		stores = append(stores, newMeteredStore(name, nil))
 	}
-	for _, st := range s.list() {
+	for _, st := range stores {
 		if names[st.name] || strings.Contains(st.name, "token") {
 			t.Errorf("a store is named %q, besides %v", st.name, names)
 		}
@@ -44,9 +45,7 @@ func (f *failing) Get(_ context.Context, wants []store.Want, done func(i int, er
 // retry.
 func TestMeteredStore(t *testing.T) {
 	var from failing
-	var all meteredStores
-	s := all.add([]locate.Location{locate.Path("/s")}, blob.SHA512_256,
-		supply.New(store.Policy{Patience: 1}, supply.Options{}, &from))
+	s := newMeteredStore("/s", supply.New(store.Policy{Patience: 1}, supply.Options{}, &from))
 	unavailable := &store.UnavailableError{Err: errors.New("away")}
 	for i, tc := range []struct {
 		err     error

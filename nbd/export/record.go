@@ -28,9 +28,7 @@ func (im *images) record(x *blob.Index) *view.Recorder {
 		return nil
 	}
 	r := &recording{recorder: view.NewRecorder(x, im.o.RecordTime), index: x}
-	im.mu.Lock()
-	im.recordings = append(im.recordings, r)
-	im.mu.Unlock()
+	im.addRecording(r)
 	if im.o.RecordOnce {
 		return r.recorder
 	}
@@ -51,13 +49,9 @@ func (im *images) record(x *blob.Index) *view.Recorder {
 
 // save writes what was read so far, if there is more than the last time.
 func (im *images) save(r *recording) {
-	touches := r.recorder.Reads()
-	if len(touches) == r.saved {
+	reads := r.recorder.Reads()
+	if len(reads) == r.saved {
 		return
-	}
-	reads := make([]profile.Read, len(touches))
-	for i, t := range touches {
-		reads[i] = profile.Read(t)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), saveTime)
 	defer cancel()
@@ -65,5 +59,5 @@ func (im *images) save(r *recording) {
 		im.o.Log.Warn("the recording is not written", "error", fmt.Errorf("writing the recording: %w", err))
 		return
 	}
-	r.saved = len(touches)
+	r.saved = len(reads)
 }

@@ -44,7 +44,7 @@ func (m *Monitor) Totals() (t dashboard.Totals) {
 		t.Requests += countRequests(tally)
 		t.Served += tally.BytesRead
 	}
-	for _, st := range m.catalogue.images.stores.list() {
+	for _, st := range m.catalogue.images.openStores() {
 		_, stored := st.from.Downloaded()
 		t.Stored += stored
 	}
@@ -74,7 +74,7 @@ func (m *Monitor) Status() dashboard.Status {
 		status.Cache = &dashboard.Cache{
 			Bytes: c.Bytes, Limit: c.Limit, Evicted: c.Evicted, Dropped: c.Dropped, Working: c.Working}
 	}
-	for _, st := range images.stores.list() {
+	for _, st := range images.openStores() {
 		status.Stores = append(status.Stores, st.status())
 	}
 	clients, opened := m.server.Clients(), m.catalogue.opened()

@@ -7,7 +7,27 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
+	"sync"
 )
+
+// Client is one connection. Its handshake methods are for one goroutine; after Go or ExportName, the
+// request methods are for any number at once.
+type Client struct {
+	conn       net.Conn
+	noZeroes   bool
+	structured bool
+	contexts   map[uint32]string // as set, by id
+
+	info     Info
+	received chan struct{} // closed when the receiver has ended
+	sending  sync.Mutex    // held while a request is written
+
+	mu     sync.Mutex // guards what follows
+	calls  map[uint64]*call
+	cookie uint64
+	err    error // why the connection is of no use any more
+}
 
 // Reply is the answer to a request.
 type Reply struct {
