@@ -146,6 +146,7 @@ type job struct {
 	mu      sync.Mutex // guards what follows
 	order   order      // of the segments
 	repeats []int      // chunks to be copied from elsewhere on the target
+	idle    []*segment // whose buffers wait for their next use
 
 	repeated *repeats // of a stream; nil when the target can be read
 
@@ -310,6 +311,7 @@ func (j *job) each(ctx context.Context, o *order, do func(context.Context, *segm
 	for n := range j.options.Segments {
 		group.Go(func() error {
 			s := j.newSegment()
+			defer j.reuse(s)
 			for ctx.Err() == nil && j.take(o, s, n == 0) {
 				if err := do(ctx, s); err != nil {
 					return err
@@ -334,10 +336,39 @@ func (j *job) take(o *order, s *segment, localFirst bool) bool {
 	return lo < hi
 }
 
+// newSegment returns a segment, with the buffers of one that is done if there is one: what a job takes at its end is not
+// added to what it took before.
+func (j *job) newSegment() *segment {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	n := len(j.idle)
+	if n == 0 {
+		return &segment{job: j}
+	}
+	s := j.idle[n-1]
+	j.idle = j.idle[:n-1]
+	return s
+}
+
+// reuse lets another goroutine have the buffers of s.
+func (j *job) reuse(s *segment) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.idle = append(j.idle, s)
+}
+
+// addRepeat has chunk i copied by copyRepeats.
+func (j *job) addRepeat(i int) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.repeats = append(j.repeats, i)
+}
+
 // copyRepeats writes the chunks that come earlier in the image, where they are by now. Of the head they
 // are in memory only.
 func (j *job) copyRepeats(ctx context.Context, head *segment) error {
 	s := j.newSegment()
+	defer j.reuse(s)
 	for _, i := range j.repeats {
 		if err := ctx.Err(); err != nil {
 			return err

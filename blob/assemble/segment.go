@@ -46,7 +46,6 @@ type segment struct {
 	turn   *turn // nil when no order of reading and writing is to be kept
 }
 
-func (j *job) newSegment() *segment { return &segment{job: j} }
 
 // set makes the segment stand for the chunks from lo up to but not including hi.
 func (s *segment) set(lo, hi int) {
@@ -324,9 +323,7 @@ func (s *segment) deferRepeats() {
 		}
 		*s.state(i) = deferred
 		if first < s.lo {
-			s.job.mu.Lock()
-			s.job.repeats = append(s.job.repeats, i)
-			s.job.mu.Unlock()
+			s.job.addRepeat(i)
 		}
 	}
 }
