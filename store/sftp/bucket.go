@@ -4,6 +4,7 @@
 package sftp
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -60,9 +61,8 @@ type Bucket struct {
 	die   context.CancelFunc
 	work  sync.WaitGroup // what opens connections
 
-	mu     sync.Mutex
-	lines  []*line
-	litter []string // temporary files that could not be removed when their connection broke
+	lines  lines
+	litter litter
 }
 
 var (
@@ -77,25 +77,14 @@ var (
 //
 // The connections stay open until Close, or until the program ends, however it ends.
 func New(at Location, o Options) (*Bucket, error) {
-	if o.Connections == 0 {
-		o.Connections = 4
-	}
-	if o.Patience == 0 {
-		o.Patience = 30 * time.Second
-	}
-	if o.Program == "" {
-		o.Program = os.Getenv("CAIRN_SSH")
-	}
-	if o.Program == "" {
-		o.Program = "ssh"
-	}
-	if o.Mode == 0 {
-		o.Mode = 0o444
-	}
+	o.Connections = cmp.Or(o.Connections, 4)
+	o.Patience = cmp.Or(o.Patience, 30*time.Second)
+	o.Program = cmp.Or(o.Program, os.Getenv("CAIRN_SSH"), "ssh")
+	o.Mode = cmp.Or(o.Mode, 0o444)
 	b := &Bucket{at: at, o: o, calls: make(chan struct{}, o.Connections*callsPerConnection)}
 	b.life, b.die = context.WithCancel(context.Background())
 	for range o.Connections {
-		b.lines = append(b.lines, new(line))
+		b.lines.all = append(b.lines.all, new(line))
 	}
 	return b, nil
 }
@@ -173,7 +162,7 @@ func runCall[T any](ctx context.Context, b *Bucket, do func(*call) (T, error)) (
 			<-b.calls
 		}()
 		value, err := do(k)
-		b.leave(l)
+		b.lines.leave(l)
 		ended <- outcome{value, explain(err)}
 		for _, do := range k.later {
 			do()

@@ -88,7 +88,7 @@ func bucketOver(t testing.TB, serve func(in io.Reader, out io.Writer)) *Bucket {
 		p.end()
 	}
 	close(a.ready)
-	b.lines[0].attempt = a
+	b.lines.all[0].attempt = a
 	b.o.Program = "/nonexistent/ssh" // for the next attempt
 	t.Cleanup(func() { b.Close() })
 	return b
@@ -195,7 +195,7 @@ func TestEndlessDirectory(t *testing.T) {
 		}
 		return uint32s(statusAnswer, 4)
 	})
-	b.lines[0].attempt.conn.maxNames = 8 << 20
+	b.lines.all[0].attempt.conn.maxNames = 8 << 20
 	var last error
 	for _, last = range b.List(t.Context(), "") {
 	}
@@ -227,7 +227,7 @@ func TestNamesAreCounted(t *testing.T) {
 		}
 		return uint32s(statusAnswer, 2)
 	})
-	b.lines[0].attempt.conn.maxNames = 2 << 20
+	b.lines.all[0].attempt.conn.maxNames = 2 << 20
 	for i := range 15 {
 		for _, err := range b.List(t.Context(), "") {
 			if err != nil {

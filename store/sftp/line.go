@@ -9,8 +9,13 @@ import (
 	"time"
 )
 
-// line is a place for a connection. It is opened when a call comes to it, and again when it has failed. The
-// bucket's lock guards it.
+// lines are a bucket's places for connections. Safe for concurrent use.
+type lines struct {
+	mu  sync.Mutex // guards what follows, and the lines in it
+	all []*line
+}
+
+// line is a place for a connection. It is opened when a call comes to it, and again when it has failed.
 type line struct {
 	calls   int // that have it or wait for it
 	attempt *attempt
@@ -56,32 +61,32 @@ func (l *line) rank(now time.Time) int {
 // wants fewer connections than we may have, calls share those that there are.
 func (b *Bucket) connect(ctx context.Context) (*line, *conn, error) {
 	for {
-		l, a := b.enter()
+		l, a := b.lines.enter(b.begin)
 		select {
 		case <-a.ready:
 		case <-ctx.Done():
-			b.leave(l)
+			b.lines.leave(l)
 			return nil, nil, ctx.Err()
 		}
 		if a.err == nil {
 			return l, a.conn, nil
 		}
-		b.leave(l)
-		if !b.avoid(l) {
+		b.lines.leave(l)
+		if !b.lines.avoid(l, time.Now().Add(b.o.Patience)) {
 			return nil, nil, a.err
 		}
 	}
 }
 
 // enter adds a call to the best line, and begins to open that if it is not.
-func (b *Bucket) enter() (*line, *attempt) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
+func (s *lines) enter(begin func() *attempt) (*line, *attempt) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	now := time.Now()
-	l := slices.MinFunc(b.lines, func(x, y *line) int { return cmp.Compare(x.rank(now), y.rank(now)) })
+	l := slices.MinFunc(s.all, func(x, y *line) int { return cmp.Compare(x.rank(now), y.rank(now)) })
 	l.calls++
 	if !l.usable() {
-		l.attempt = b.begin()
+		l.attempt = begin()
 	}
 	return l, l.attempt
 }
@@ -100,35 +105,40 @@ func (b *Bucket) begin() *attempt {
 	return a
 }
 
-func (b *Bucket) leave(l *line) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
+func (s *lines) leave(l *line) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	l.calls--
 }
 
-// avoid has calls pass over a line that could not be opened, for a while, and says whether there is another.
-func (b *Bucket) avoid(l *line) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	l.after = time.Now().Add(b.o.Patience)
-	return slices.ContainsFunc(b.lines, (*line).usable)
+// avoid has calls pass over a line that could not be opened, until then, and reports whether there is another.
+func (s *lines) avoid(l *line, until time.Time) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	l.after = until
+	return slices.ContainsFunc(s.all, (*line).usable)
 }
 
-// Close ends the connections, and with them what is under way. Calls that come later fail.
-func (b *Bucket) Close() error {
-	b.mu.Lock()
-	b.die() // nothing is opened from now on
-	b.mu.Unlock()
-	b.work.Wait()
+// close ends the connections. Nothing is opened once die has been called.
+func (s *lines) close(die func(), opening *sync.WaitGroup) {
+	s.mu.Lock()
+	die()
+	s.mu.Unlock()
+	opening.Wait()
 	var closing sync.WaitGroup
-	b.mu.Lock()
-	for _, l := range b.lines {
+	defer closing.Wait()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, l := range s.all {
 		if a := l.attempt; a != nil && a.err == nil {
 			l.attempt = nil
 			closing.Go(a.conn.close)
 		}
 	}
-	b.mu.Unlock()
-	closing.Wait()
+}
+
+// Close ends the connections, and with them what is under way. Calls that come later fail.
+func (b *Bucket) Close() error {
+	b.lines.close(b.die, &b.work)
 	return nil
 }

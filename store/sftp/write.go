@@ -84,12 +84,7 @@ func (b *Bucket) put(ctx context.Context, name string, data []byte, publish func
 
 // pickUp removes what was left when connections broke.
 func (k *call) pickUp() {
-	b := k.bucket
-	b.mu.Lock()
-	litter := b.litter
-	b.litter = nil
-	b.mu.Unlock()
-	for _, temp := range litter {
+	for _, temp := range k.bucket.litter.takeAll() {
 		k.removeTemp(temp)
 	}
 }
@@ -97,13 +92,31 @@ func (k *call) pickUp() {
 // removeTemp removes a temporary file, or remembers it when the connection is broken.
 func (k *call) removeTemp(temp string) {
 	_ = k.client.Remove(temp)
-	if b := k.bucket; k.failed() {
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		if len(b.litter) < maxLitter {
-			b.litter = append(b.litter, temp)
-		}
+	if k.failed() {
+		k.bucket.litter.add(temp)
 	}
+}
+
+// litter is temporary files that could not be removed when their connection broke. Safe for concurrent use.
+type litter struct {
+	mu    sync.Mutex // guards what follows
+	temps []string
+}
+
+func (l *litter) add(temp string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.temps) < maxLitter {
+		l.temps = append(l.temps, temp)
+	}
+}
+
+func (l *litter) takeAll() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	temps := l.temps
+	l.temps = nil
+	return temps
 }
 
 // writing is one object on its way.
