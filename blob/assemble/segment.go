@@ -46,7 +46,6 @@ type segment struct {
 	turn   *turn // nil when no order of reading and writing is to be kept
 }
 
-
 // set makes the segment stand for the chunks from lo up to but not including hi.
 func (s *segment) set(lo, hi int) {
 	s.lo, s.hi, s.start, s.states = lo, hi, 0, s.states[:0]
@@ -225,7 +224,7 @@ func (s *segment) prove() {
 		switch {
 		case *s.state(i) == read || *s.state(i) == shared:
 			s.toProve(i, s.buf)
-		case *s.state(i) == missing && s.old != nil:
+		case *s.state(i) == missing && s.old != nil && !blob.AllZero(s.part(s.old, s.chunk(i))): // zeros gave zero chunks
 			s.toProve(i, s.old)
 		}
 	}
