@@ -19,7 +19,7 @@ BENCH ?= .
 COUNT ?= 6
 PKGS ?= ./...
 
-.PHONY: help build check fmt vet lint tidy race libzstd fuzz-short cross test test-long fuzz bench bench-net bench-compare demo cover tools clean
+.PHONY: help build check fmt vet lint tidy race libzstd fuzz-short cross test test-long fuzz bench bench-net bench-compare figures demo cover tools clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -78,6 +78,9 @@ bench-compare: ## Go benchmarks of REF=... against this tree (BENCH=regexp PKGS=
 	@[[ -n "$(REF)" ]] || { echo "usage: make bench-compare REF=commit [BENCH=regexp] [PKGS=./...] [COUNT=6]"; exit 2; }
 	.ci/bench-compare '$(REF)' '$(BENCH)' '$(COUNT)' $(PKGS)
 	$(BENCHSTAT) old=.cache/bench/old.txt new=.cache/bench/new.txt
+
+figures: ## how the code reads, in numbers, beside projects of the same field
+	go run ./internal/test/figures
 
 demo: ## a tour of make, assemble and serve on small images
 	.ci/demo

@@ -66,7 +66,7 @@ func isTestOnly(pkg string) bool {
 }
 
 // tools are programs for developers, no part of the product: they may print, and use what is for tests only.
-var tools = []string{"internal/test/bench", "internal/test/demo"}
+var tools = []string{"internal/test/bench", "internal/test/demo", "internal/test/figures"}
 
 // homes are modules that one package may import, tests included.
 var homes = map[string]string{
