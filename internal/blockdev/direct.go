@@ -10,8 +10,8 @@ import (
 )
 
 const (
-	directBuffers = 8
-	directBuffer  = 512 << 10 // bytes of each, a multiple of any block
+	directBuffers = 4
+	directBuffer  = 256 << 10 // bytes of each, a multiple of any block
 	// Offsets, lengths and addresses of direct reads are multiples of that, or of a sector if that is larger.
 	directBlock = 4096
 )

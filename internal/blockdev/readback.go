@@ -7,8 +7,8 @@ import (
 )
 
 // ReadBack reads a file's bytes from the medium and not from the page cache, to prove that they arrived. Its
-// offsets count from the section's start. ReadAt may be called concurrently; it takes 4 MiB of memory, which
-// lets eight reads go on at a time.
+// offsets count from the section's start. ReadAt may be called concurrently; it takes 1 MiB of memory, which
+// lets four reads go on at a time.
 type ReadBack struct {
 	bytes  *io.SectionReader
 	direct *direct // nil if the bytes are read through the page cache
