@@ -6,7 +6,7 @@ export PATH := $(CURDIR)/.bin:$(PATH):/usr/sbin:/sbin
 VERSION = $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 BENCHSTAT = go run golang.org/x/perf/cmd/benchstat@v0.0.0-20260908200009-22c9c6c9d4da
 # Packages under test at once: many of them wait for other programs. Nothing is vetted twice, as `make vet` does it.
-GOTEST = go test -vet=off -p $$(($$(nproc) + 1))
+GOTEST = go test -vet=off -timeout 30m -p $$(($$(nproc) + 1))
 # The directories of packages that test more without -short or without the race detector, and those of all others.
 FULL = grep -rlE 'testing\.Short\(\)|vmtest\.Boot|need\.Race|AllocsPerRun' --include='*.go' . | xargs dirname | sort -u
 REST = comm -13 <($(FULL)) <(go list -f '{{.Dir}}' ./... | sed "s,^$$PWD,.," | sort)
