@@ -7,10 +7,12 @@ import (
 	"cairn/blob"
 )
 
-// packedSuffix ends the name of a compressed chunk, whatever the codec; a plain chunk has no suffix.
+// packedSuffix is the suffix of the name of a compressed chunk, whatever the codec. The name of a
+// plain chunk has no suffix.
 const packedSuffix = ".cacnk"
 
-// ObjectName returns the name of a chunk's object, compressed or plain: abcd/<64 hexadecimal digits>, as casync has it.
+// ObjectName returns the name of a chunk's object, compressed or plain: abcd/<64 hexadecimal
+// digits>, as in casync.
 func ObjectName(d blob.Digest, packed bool) string {
 	hex := d.String()
 	if packed {

@@ -10,11 +10,11 @@ import (
 	"cairn/store/chunkfile"
 )
 
-// Chunks is a Reader seen through digests: a casync chunk store. Compressed chunks are preferred, plain ones
-// are read where there is no compressed one. Safe for concurrent use.
+// Chunks is a casync chunk store in a Reader: it reads chunks by digest. It prefers a compressed
+// chunk and falls back to the plain one. Safe for concurrent use.
 type Chunks struct {
 	r       Reader
-	slots   chan struct{} // as many as chunks may be read at once
+	slots   chan struct{} // limits the chunks that are read at once
 	summer  summer
 	decoder *chunkfile.Decoder
 	buffers buffers
@@ -22,22 +22,22 @@ type Chunks struct {
 
 var _ Getter = (*Chunks)(nil)
 
-// defaultReads is how many chunks are read at once.
+// defaultReads is the default limit of chunks that are read at once.
 const defaultReads = 32
 
-// NewChunks reads chunks named by algorithm's digests from r, up to 32 at once.
+// NewChunks reads chunks named by algorithm's digests from r, at most 32 at once.
 func NewChunks(r Reader, algorithm blob.Algorithm) *Chunks {
 	return NewChunksAtOnce(r, algorithm, defaultReads)
 }
 
-// NewChunksAtOnce is NewChunks with another limit of chunks that are read at once.
+// NewChunksAtOnce is NewChunks with the given limit of chunks that are read at once.
 func NewChunksAtOnce(r Reader, algorithm blob.Algorithm, limit int) *Chunks {
 	return &Chunks{r: r, slots: make(chan struct{}, limit), summer: summer{algorithm: algorithm}, decoder: chunkfile.NewDecoder()}
 }
 
-// Get implements Getter. Its memory is bounded by that of the wants, whatever the store answers. A corrupt chunk is read
-// once more, since it may have been damaged on its way. Many chunks are all read before they are hashed together, which
-// fills the processor's lanes.
+// Get implements Getter. Its memory is bounded by that of the wants, whatever the store answers. It
+// reads a corrupt chunk a second time, since the transfer may have damaged it. Get reads several
+// chunks before it hashes them together, which fills the processor's SIMD lanes.
 func (c *Chunks) Get(ctx context.Context, wants []Want, done func(i int, err error)) {
 	if len(wants) == 1 {
 		done(0, c.inSlot(ctx, func() error { return c.getTwice(ctx, wants[0]) }))
@@ -46,7 +46,7 @@ func (c *Chunks) Get(ctx context.Context, wants []Want, done func(i int, err err
 	failed := make([]error, len(wants))
 	Each(len(wants), cap(c.slots), func(i int) {
 		failed[i] = c.inSlot(ctx, func() error {
-			_, err := c.read(ctx, wants[i].Digest, wants[i].Dst) // a suspicion is for get, when the digest is wrong
+			_, err := c.read(ctx, wants[i].Digest, wants[i].Dst) // get reports the suspicion when the digest is wrong
 			return err
 		})
 	})
@@ -59,7 +59,7 @@ func (c *Chunks) Get(ctx context.Context, wants []Want, done func(i int, err err
 	})
 }
 
-// inSlot calls read when fewer others run than there may.
+// inSlot blocks until a slot is free, then calls read.
 func (c *Chunks) inSlot(ctx context.Context, read func() error) error {
 	select {
 	case c.slots <- struct{}{}:
@@ -70,7 +70,7 @@ func (c *Chunks) inSlot(ctx context.Context, read func() error) error {
 	}
 }
 
-// getTwice gets a chunk, and gets it once more if it is corrupt.
+// getTwice gets a chunk, and gets it a second time if it is corrupt.
 func (c *Chunks) getTwice(ctx context.Context, w Want) error {
 	err := c.get(ctx, w)
 	if isCorrupt(err) {
@@ -106,14 +106,14 @@ func (c *Chunks) get(ctx context.Context, w Want) error {
 	return c.explain(w.Digest, content{fmt.Errorf("its %v digest is %v", c.summer.algorithm, got)})
 }
 
-// read fills dst with what the store has for a chunk, which is not proven. The suspicion is the error to return when
-// the digest is wrong, if the answer's header contradicted the bytes.
+// read fills dst with the store's bytes of a chunk, which are not verified. If the answer's header
+// contradicted the bytes, suspicion is the error to return when the digest is wrong.
 func (c *Chunks) read(ctx context.Context, d blob.Digest, dst []byte) (suspicion, err error) {
 	suspicion, err = c.getPacked(ctx, ObjectName(d, true), dst)
 	switch {
 	case errors.Is(err, ErrNotFound):
 		suspicion, err = c.getPlain(ctx, ObjectName(d, false), dst)
-	case errors.Is(err, content{chunkfile.ErrEmpty}): // it counts as none, see Stat
+	case errors.Is(err, content{chunkfile.ErrEmpty}): // an empty object counts as absent, see Stat
 		if reason, plainErr := c.getPlain(ctx, ObjectName(d, false), dst); !errors.Is(plainErr, ErrNotFound) {
 			suspicion, err = reason, plainErr
 		}
@@ -124,7 +124,7 @@ func (c *Chunks) read(ctx context.Context, d blob.Digest, dst []byte) (suspicion
 	return suspicion, nil
 }
 
-// content marks an error about what was read, as opposed to one of reading.
+// content marks an error in the bytes that were read, as opposed to a failed read.
 type content struct{ error }
 
 func (c *Chunks) getPacked(ctx context.Context, name string, dst []byte) (suspicion, err error) {
@@ -155,7 +155,7 @@ func (c *Chunks) getPlain(ctx context.Context, name string, dst []byte) (suspici
 	err = chunkfile.CheckPlain(len(plain), len(dst))
 	switch {
 	case err == nil:
-		copy(dst, plain) // a no-op unless the reader moved it
+		copy(dst, plain) // a no-op unless the reader moved the bytes
 		return suspicion, nil
 	case suspicion != nil && len(plain) > 0:
 		return nil, suspicion
@@ -163,7 +163,8 @@ func (c *Chunks) getPlain(ctx context.Context, name string, dst []byte) (suspici
 	return nil, content{err}
 }
 
-// explain makes of an error what Get promises. A reader's own error names the object already.
+// explain turns an error into one that Get documents. A reader's own error names the object
+// already.
 func (c *Chunks) explain(d blob.Digest, err error) error {
 	name := fmt.Sprintf("chunk %v in %v", d, c.r)
 	if wrong, ok := errors.AsType[content](err); ok {
@@ -178,9 +179,9 @@ func (c *Chunks) explain(d blob.Digest, err error) error {
 	return err
 }
 
-// Stat is the size of a chunk as it is stored, in bytes; absence is ErrNotFound. An empty object is none:
-// casync never flushes what it writes, and a power cut leaves empty files under final names. A chunk whose size the
-// store does not tell is read.
+// Stat returns the stored size of a chunk in bytes; absence is ErrNotFound. An empty object counts
+// as absent: casync never flushes its files, and a power cut leaves empty files under final names.
+// Stat reads the chunk if the store does not report its size.
 func (c *Chunks) Stat(ctx context.Context, d blob.Digest) (stored int64, err error) {
 	name, stored, err := findObject(ctx, c.r, d)
 	if err != nil || stored != sizeUntold {
@@ -199,10 +200,11 @@ func (c *Chunks) Stat(ctx context.Context, d blob.Digest) (stored int64, err err
 	return int64(len(object)), nil
 }
 
-// sizeUntold is the size of an object that is there, of which the store does not say how large it is.
+// sizeUntold is the size of an existing object whose size the store does not report.
 const sizeUntold = -1
 
-// findObject asks for a chunk under both of its names, and returns the one that it has.
+// findObject stats a chunk under both of its names, and returns the first name with an object that
+// is not empty.
 func findObject(ctx context.Context, r Reader, d blob.Digest) (name string, size int64, err error) {
 	for _, packed := range []bool{true, false} {
 		size, err := statObject(ctx, r, d, packed)
@@ -216,8 +218,8 @@ func findObject(ctx context.Context, r Reader, d blob.Digest) (name string, size
 	return "", 0, fmt.Errorf("chunk %v in %v: %w", d, r, ErrNotFound)
 }
 
-// statObject is the size of one object of a chunk. The word of an answer that looks like a login form counts only
-// when the bytes are the chunk.
+// statObject returns the size of one object of a chunk. If the answer looks like a login form, the
+// object counts only when its bytes are the chunk.
 func statObject(ctx context.Context, r Reader, d blob.Digest, packed bool) (int64, error) {
 	size, err := r.Stat(ctx, ObjectName(d, packed))
 	switch {
@@ -231,7 +233,7 @@ func statObject(ctx context.Context, r Reader, d blob.Digest, packed bool) (int6
 	return size, err
 }
 
-// buffers keeps buffers for compressed chunks between uses. The zero value is ready.
+// buffers pools buffers for compressed chunks. The zero value is ready.
 type buffers struct{ pool sync.Pool }
 
 func (b *buffers) get() *[]byte {

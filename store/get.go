@@ -14,12 +14,13 @@ type Want struct {
 	Dst    []byte
 }
 
-// Getter supplies chunks by digest. Safe for concurrent use.
+// Getter gets chunks by digest. Safe for concurrent use.
 type Getter interface {
-	// Get fetches the wants, in any order, and calls done once for each, with its number and its outcome, before it
-	// returns. It calls done from several goroutines at once. After a nil outcome the digest of Dst is Digest; after an
-	// error Dst holds anything. Absence is ErrNotFound, other bytes are a *CorruptError. A want that was not asked for
-	// before ctx ended has the error of ctx.
+	// Get fetches the wants in any order. It calls done once for each, with its index and outcome,
+	// from several goroutines at once, and returns after the last call. After a nil outcome the
+	// digest of Dst is Digest; after an error the content of Dst is undefined. Absence is
+	// ErrNotFound, wrong bytes are a *CorruptError. A want that was not requested before ctx ended
+	// has the error of ctx.
 	Get(ctx context.Context, wants []Want, done func(i int, err error))
 }
 
@@ -29,8 +30,9 @@ func GetOne(ctx context.Context, g Getter, d blob.Digest, dst []byte) (err error
 	return err
 }
 
-// GetAll fetches all wants, and calls arrived, which may be nil, with the number of each that came, for several at once.
-// It returns the first failure, which ends the requests that are under way.
+// GetAll fetches all wants. It calls arrived, which may be nil, with the index of each fetched
+// want, from several goroutines at once. It returns the first failure, which cancels the requests
+// under way.
 func GetAll(ctx context.Context, g Getter, wants []Want, arrived func(i int)) (failed error) {
 	attempt, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -49,8 +51,9 @@ func GetAll(ctx context.Context, g Getter, wants []Want, arrived func(i int)) (f
 	return ctx.Err()
 }
 
-// Each calls do for the numbers from 0 to n-1, atOnce of them at a time, and returns when all have returned. A
-// goroutine runs one after the other, since each goroutine has to grow its stack.
+// Each calls do for the numbers from 0 to n-1, at most atOnce of them at a time, and returns when
+// all calls have returned. Each goroutine makes several calls in turn, since every new goroutine
+// has to grow its stack.
 func Each(n, atOnce int, do func(i int)) {
 	if n == 1 {
 		do(0)

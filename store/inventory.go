@@ -11,26 +11,32 @@ import (
 	"cairn/blob"
 )
 
-// How far an inventory goes. A page of a listing, a thousand names, costs about what a dozen questions cost.
+// Limits of the names that an inventory lists. A page of a listing, a thousand names, costs about
+// as much as a dozen requests for single chunks.
 const (
-	namesPerChunk = 20      // of a listing, for each chunk that will be asked for
-	namesAtLeast  = 50_000  // however few those are
-	namesUnknown  = 1 << 20 // when nobody knows how many
-	namesAtMost   = 8 << 20 // however many; 128 MiB of memory
+	namesPerChunk = 20      // listed names for each chunk that will be queried
+	namesAtLeast  = 50_000  // the least limit, for few chunks
+	namesUnknown  = 1 << 20 // the limit when the number of chunks is unknown
+	namesAtMost   = 8 << 20 // the greatest limit; 128 MiB of memory
 )
 
-// InventoryOptions say what will be asked. The zero value asks for any number of any chunks.
+// InventoryOptions describe the coming queries. The zero value stands for any number of any chunks.
 type InventoryOptions struct {
-	Chunks int64  // about how many chunks will be asked for; 0 when nobody knows
-	Prefix string // of the digests that will be asked for, hexadecimal
+	Chunks int64  // about how many chunks will be queried; 0 is unknown
+	Prefix string // common prefix of the queried digests, hexadecimal
 }
 
-// Inventory knows what chunks a store holds from a listing, so that they need not be asked for one by one. It
-// lists in sixteen parts at once, and each question waits for the part that answers it. A listing that grows
-// too long, or fails, is left; what it has not answered is asked for one by one. That bounds its memory: 16
-// bytes a name, for at most 20 names for each chunk that will be asked for (not fewer than 50,000 nor more than
-// 8,388,608, and 1,048,576 where the number is not known), and what is remembered of each question. Empty objects do not count, and no question is sent
-// twice. What is written after the listing may count or not. Safe for concurrent use.
+// Inventory answers from a listing whether a store holds a chunk, which saves a request for each
+// chunk. It lists sixteen parts in parallel, and each query waits for the part that answers it. A
+// listing that grows too long or fails is abandoned; chunks that it did not answer are requested
+// one by one, and the answers are kept.
+//
+// That bounds its memory to 16 bytes a listed name and one answer for each request. It lists at
+// most 20 names for each chunk that will be queried, but not fewer than 50,000 nor more than
+// 8,388,608; the limit is 1,048,576 where the number is not known.
+//
+// Empty objects do not count. An object written after the listing may or may not count. Safe for
+// concurrent use.
 type Inventory struct {
 	asking  asking
 	prefix  int // digits
@@ -38,28 +44,29 @@ type Inventory struct {
 	seen    atomic.Int64
 	cancel  context.CancelFunc
 	parts   [16]part
-	mu      sync.Mutex // guards what follows
-	failed  error      // the first failure of listing
+	mu      sync.Mutex // guards the fields below
+	failed  error      // the first failure of a listing
 	answers map[key]*answer
 }
 
-// answer is what the store said, or will say, about one chunk.
+// answer is the store's answer, or the pending one, about one chunk.
 type answer struct {
-	done chan struct{} // closed when the others are final
+	done chan struct{} // closed when has and err are final
 	has  bool
 	err  error
 }
 
 var _ Haser = (*Inventory)(nil)
 
-// part is the listing of what begins with one more digit.
+// part is the listing of the names that begin with the prefix and one more digit.
 type part struct {
-	done  chan struct{} // closed when the others are final
+	done  chan struct{} // closed when the other fields are final
 	keys  []key         // sorted
 	whole bool
 }
 
-// TakeInventory begins to list r; if that cannot be listed, it asks for each chunk. Close must be called.
+// TakeInventory begins to list r. If r cannot be listed, each chunk is requested by itself. The
+// caller must call Close.
 func TakeInventory(ctx context.Context, r Reader, o InventoryOptions) *Inventory {
 	listCtx, cancel := context.WithCancel(ctx)
 	v := &Inventory{asking: asking{r}, prefix: len(o.Prefix), most: longestListing(o.Chunks), cancel: cancel, answers: map[key]*answer{}}
@@ -111,7 +118,7 @@ func (v *Inventory) fail(err error) {
 	}
 }
 
-// Has implements Haser. The digest has the prefix that was told.
+// Has implements Haser. The digest must have the prefix of the options.
 func (v *Inventory) Has(ctx context.Context, d blob.Digest) (bool, error) {
 	p := &v.parts[digit(d, v.prefix)]
 	select {
@@ -125,7 +132,8 @@ func (v *Inventory) Has(ctx context.Context, d blob.Digest) (bool, error) {
 	return v.ask(ctx, d)
 }
 
-// ask asks the store itself, once. A failure is told to those who waited for it, and not kept.
+// ask requests a chunk's presence from the store, once. A failure is returned to all waiters of
+// that request, and is not kept.
 func (v *Inventory) ask(ctx context.Context, d blob.Digest) (bool, error) {
 	a, mine := v.question(keyOf(d))
 	if !mine {
@@ -146,7 +154,7 @@ func (v *Inventory) ask(ctx context.Context, d blob.Digest) (bool, error) {
 	return a.has, a.err
 }
 
-// question is the answer to wait for, and whether the caller has to bring it.
+// question returns the answer to wait for, and reports whether the caller has to fill it.
 func (v *Inventory) question(k key) (a *answer, mine bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -158,14 +166,14 @@ func (v *Inventory) question(k key) (a *answer, mine bool) {
 	return a, true
 }
 
-// Err is why a listing failed, if one did so far.
+// Err returns the first failure of a listing so far.
 func (v *Inventory) Err() error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	return v.failed
 }
 
-// Close ends the listing, and returns when nothing runs any more.
+// Close cancels the listing and blocks until it has ended.
 func (v *Inventory) Close() {
 	v.cancel()
 	for i := range v.parts {
@@ -173,7 +181,7 @@ func (v *Inventory) Close() {
 	}
 }
 
-// digit is the n-th hexadecimal digit of a digest, counted from 0.
+// digit returns the n-th hexadecimal digit of a digest, counted from 0.
 func digit(d blob.Digest, n int) byte {
 	if n%2 == 0 {
 		return d[n/2] >> 4
@@ -181,20 +189,21 @@ func digit(d blob.Digest, n int) byte {
 	return d[n/2] & 15
 }
 
-// key is half of a digest: enough that no two chunks share one, by chance or by intent (2^64 tries).
+// key is half of a digest: enough that no two chunks share one, by chance or by intent (2^64
+// tries).
 type key [16]byte
 
 func keyOf(d blob.Digest) key { return key(d[:16]) }
 
 func compareKeys(a, b key) int { return bytes.Compare(a[:], b[:]) }
 
-// Set is a set of chunks that are taken to be in a store, in about 24 bytes each. It is a Haser that asks
-// nobody. It may be shared when no more are added.
+// Set is a set of chunks that a store is assumed to hold, in about 24 bytes each. It is a Haser
+// that sends no requests. It may be shared once no more chunks are added.
 type Set struct{ keys map[key]struct{} }
 
 var _ Haser = (*Set)(nil)
 
-// Add takes all chunks of an index in.
+// Add adds all chunks of an index.
 func (s *Set) Add(x *blob.Index) {
 	if s.keys == nil {
 		s.keys = make(map[key]struct{}, x.Len())

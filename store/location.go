@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// ParseURL reads a location that is a URL. Its errors hold nothing that may be of a password: one that is not escaped
-// is taken for a port, and quoted.
+// ParseURL parses a location that is a URL. Its errors never quote a part that may belong to a
+// password: net/url takes an unescaped password for a port and quotes it.
 func ParseURL(location string) (*url.URL, error) {
 	u, err := url.Parse(location)
 	if err == nil {

@@ -9,20 +9,21 @@ import (
 	"cairn/store/chunkfile"
 )
 
-// Raw is a chunk as it was read from a store. Its memory is used again by the next Load into it.
+// Raw is a chunk as read from a store. The next Load into it reuses its memory.
 type Raw struct {
 	Packed bool   // Stored is compressed
 	Stored []byte // the object
-	Plain  []byte // what it unpacks to; not proven
-	// Suspicion is the error to return when Plain is not the chunk; nil unless a header contradicted the object.
+	Plain  []byte // the decompressed bytes; not verified
+	// Suspicion is the error to return when Plain is not the chunk; nil unless a header
+	// contradicted the object.
 	Suspicion error
 
 	unpacked []byte // memory for Plain
 }
 
-// Load reads one object of a chunk and unpacks it; size is that of the chunk, or 0 if it is not known. Without
-// a size, memory is bounded by the largest chunk there may be. The caller has to hash Plain. Absence is
-// ErrNotFound; what cannot be unpacked is a *CorruptError.
+// Load reads and decompresses one object of a chunk. The size is that of the chunk, or 0 if it is
+// unknown; then the largest possible chunk bounds memory. The caller must hash Plain. Absence is
+// ErrNotFound; an object that cannot be decompressed is a *CorruptError.
 func (c *Chunks) Load(ctx context.Context, d blob.Digest, packed bool, size int64, into *Raw) error {
 	into.Packed = packed
 	most := size

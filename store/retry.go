@@ -10,20 +10,21 @@ import (
 	"time"
 )
 
-// Policy says how long to be patient with a store that is unavailable. Waits double from First to Max, less
-// a random part of up to a half. The zero value is good for a job that somebody waits for.
+// Policy limits the retries of calls to an unavailable store. Waits double from First to Max, less
+// a random part of up to a half. The zero value suits an interactive job.
 type Policy struct {
-	Patience time.Duration // how long a call goes on after its first failure; 0 is a minute, less than 0 for ever
+	Patience time.Duration // how long a call is retried after its first failure; 0: a minute, < 0: without end
 	First    time.Duration // wait after the first attempt; 0 is 250 ms
 	Max      time.Duration // longest wait; 0 is 10 s
-	// Waiting is called before each wait, with what failed. May be nil.
+	// Waiting is called before each wait, with the failure. May be nil.
 	Waiting func(failed error, wait time.Duration)
 }
 
 const (
-	// LongestAsked is how long a wait that a store asks for (HTTP's Retry-After) is observed.
+	// LongestAsked limits a wait that a store asks for (HTTP's Retry-After).
 	LongestAsked = time.Minute
-	// mostAsked is how often such a wait is not counted as patience: the store is there, and busy.
+	// mostAsked is how many of these waits do not count against Patience, since the store is
+	// reachable but busy.
 	mostAsked = 8
 )
 
@@ -39,19 +40,22 @@ func (b Backoff) Longest(n int) time.Duration {
 	return min(wait, b.Max)
 }
 
-// Wait is Longest less a random part of up to a half: it spreads what many devices do at the same moment.
+// Wait returns Longest less a random part of up to a half, which spreads the simultaneous retries
+// of many devices.
 func (b Backoff) Wait(n int) time.Duration {
 	wait := b.Longest(n)
 	return wait - rand.N(wait/2+1)
 }
 
-// Do calls ask until its answer is not ErrUnavailable, or patience ends; when that is an UnavailableError, not
-// before the store wants it. Any other error is final. Waits end with the context.
+// Do calls ask until its error is not ErrUnavailable or patience ends. After an UnavailableError it
+// waits at least as long as the store asks, up to LongestAsked. Any other error is final. The end
+// of the context ends a wait.
 func (p Policy) Do(ctx context.Context, ask func() error) error {
 	return p.DoUntil(ctx, func(time.Time) error { return ask() })
 }
 
-// DoUntil is Do that tells ask when patience ends. The time is zero before the first failure.
+// DoUntil is Do, but passes to ask the time when patience ends. The time is zero before the first
+// failure.
 func (p Policy) DoUntil(ctx context.Context, ask func(end time.Time) error) error {
 	var end time.Time // of patience
 	for n := 1; ; n++ {
@@ -85,8 +89,9 @@ func (p Policy) DoUntil(ctx context.Context, ask func(end time.Time) error) erro
 	}
 }
 
-// stopped returns for how long the process was stopped (SIGSTOP, a paused virtual machine), given by how much longer than
-// asked it slept. Patience does not count that time. A busy machine wakes sleepers late too, but not by a second.
+// stopped returns how long the process was stopped (SIGSTOP, a paused virtual machine), which does
+// not count against Patience. It is the time by which a sleep ended late. A busy machine also wakes
+// sleepers late, but by less than a second.
 func stopped(late time.Duration) time.Duration {
 	if late < time.Second {
 		return 0
@@ -94,7 +99,7 @@ func stopped(late time.Duration) time.Duration {
 	return late
 }
 
-// end is when patience ends that begins now.
+// end returns when a patience that begins now ends.
 func (p Policy) end(now time.Time) time.Time {
 	const forEver = 100 * 365 * 24 * time.Hour
 	switch {
@@ -106,7 +111,7 @@ func (p Policy) end(now time.Time) time.Time {
 	return now.Add(p.Patience)
 }
 
-// wait is how long to wait after the n-th attempt, and whether the store asked for that.
+// wait returns the wait after the n-th attempt, and reports whether the store asked for it.
 func (p Policy) wait(n int, err error) (wait time.Duration, asked bool) {
 	wait = Backoff{cmp.Or(p.First, 250*time.Millisecond), cmp.Or(p.Max, 10*time.Second)}.Wait(n)
 	busy, ok := errors.AsType[*UnavailableError](err)
@@ -116,7 +121,7 @@ func (p Policy) wait(n int, err error) (wait time.Duration, asked bool) {
 	return max(wait, min(busy.After, LongestAsked)), true
 }
 
-// Retry reads from r as the policy says.
+// Retry returns a Reader that reads from r and retries as the policy says.
 func Retry(r Reader, p Policy) Reader { return retry{r, p} }
 
 type retry struct {
@@ -126,7 +131,7 @@ type retry struct {
 
 func (t retry) String() string { return t.r.String() }
 
-// Unwrap is for As.
+// Unwrap is used by As.
 func (t retry) Unwrap() Reader { return t.r }
 
 func (t retry) Read(ctx context.Context, name string, dst []byte, limit int64) (out []byte, err error) {
@@ -150,7 +155,8 @@ func (t retry) Stat(ctx context.Context, name string) (size int64, err error) {
 	return size, err
 }
 
-// RetryBucket reads from b and writes to it as the policy says. It is a Creator if b is one.
+// RetryBucket returns a Bucket that reads from and writes to b and retries as the policy says. It
+// is a Creator if b is one.
 func RetryBucket(b Bucket, p Policy) Bucket {
 	t := retryBucket{retry{b, p}, b}
 	if creator, can := b.(Creator); can {
@@ -174,8 +180,8 @@ type retryCreator struct {
 	creator Creator
 }
 
-// Create implements Creator. An attempt whose answer was lost may have done its work: then the object is
-// there, with these bytes, and that is success.
+// Create implements Creator. An attempt whose answer was lost may have created the object. Then a
+// retry finds an object with these bytes, which counts as success.
 func (t retryCreator) Create(ctx context.Context, name string, data []byte) error {
 	attempts := 0
 	err := t.p.Do(ctx, func() error {
@@ -201,7 +207,7 @@ func (t retryCreator) CheckCreate(ctx context.Context) error {
 	return t.p.Do(ctx, func() error { return checker.CheckCreate(ctx) })
 }
 
-// Sleep waits, or returns the error of ctx when that ends before.
+// Sleep waits, or returns the error of ctx if ctx ends first.
 func Sleep(ctx context.Context, wait time.Duration) error {
 	t := time.NewTimer(wait)
 	defer t.Stop()

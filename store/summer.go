@@ -7,17 +7,17 @@ import (
 	"cairn/blob"
 )
 
-// maxTogether is how many chunks are hashed together: enough to fill the processor's lanes, few enough for
-// another core to begin with the next ones.
+// maxTogether is the most chunks that are hashed together: enough to fill the processor's SIMD
+// lanes, few enough that another core can begin with the next ones.
 const maxTogether = 32
 
-// summer hashes chunks that come at the same time together, which is several times cheaper than one by one.
-// Safe for concurrent use.
+// summer hashes concurrent chunks together, which is several times cheaper than one by one. Safe
+// for concurrent use.
 type summer struct {
 	algorithm blob.Algorithm
 
-	mu   sync.Mutex // guards open, and data of the group in it
-	open *together  // the group that may be joined; nil when there is none
+	mu   sync.Mutex // guards open, and data of the open group
+	open *together  // the group that may be joined; nil if there is none
 }
 
 // together is a group of chunks that are hashed at once.
@@ -27,8 +27,9 @@ type together struct {
 	done chan struct{} // closed when sums is final
 }
 
-// sum is the digest of data. Whoever opens a group lets all others run that can, and hashes what they
-// brought: on an idle machine that is its own chunk alone, at once; on a busy one it is many.
+// sum returns the digest of data. The first caller in a group yields to all runnable goroutines,
+// then hashes the chunks that have joined. On an idle machine these are its own chunk alone, hashed
+// at once; on a busy one they are many.
 func (s *summer) sum(data []byte) blob.Digest {
 	group, place := s.join(data)
 	if place > 0 {
@@ -43,7 +44,7 @@ func (s *summer) sum(data []byte) blob.Digest {
 	return group.sums[0]
 }
 
-// join adds data to the open group, and says at what place; the first one has to hash.
+// join adds data to the open group and returns its place there. The caller at place 0 has to hash.
 func (s *summer) join(data []byte) (*together, int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -54,7 +55,7 @@ func (s *summer) join(data []byte) (*together, int) {
 	return s.open, len(s.open.data) - 1
 }
 
-// shut lets nobody join the group any more.
+// shut closes the group to further chunks.
 func (s *summer) shut(group *together) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

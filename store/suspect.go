@@ -7,20 +7,21 @@ import (
 	"cairn/blob"
 )
 
-// SuspectError comes with an answer whose header contradicts it, such as a chunk with the type of a web page: Read
-// returns the whole body beside it, and Stat the size. A caller that can prove the bytes does so, and takes the
-// error as the reason when the proof fails. For any other caller it is a plain failure. It is none of the errors
-// that callers decide by, so that no wrapper asks again before the bytes are judged.
+// SuspectError comes with an answer whose header contradicts it, such as a chunk with the content
+// type of a web page. Read returns the whole body beside it, and Stat the size. A caller that can
+// verify the bytes does so, and reports the error if they are wrong. For any other caller it is a
+// plain failure. It matches none of the errors that callers decide by, so that no wrapper retries
+// before the bytes are verified.
 type SuspectError struct {
-	Err error // why the answer is not the object, should it not be
+	Err error // why the answer is not the object, if the bytes prove wrong
 }
 
 func (e *SuspectError) Error() string { return e.Err.Error() }
 
-// ErrNoSize says that an object is there, and that the store does not tell its size.
+// ErrNoSize reports that an object exists but the store does not report its size.
 var ErrNoSize = errors.New("the server does not tell the size")
 
-// confirmed is a SuspectError whose bytes were not the object: it is what its reason is.
+// confirmed is a SuspectError whose bytes were wrong. It unwraps to the reason.
 type confirmed struct {
 	error
 	reason error
@@ -28,8 +29,8 @@ type confirmed struct {
 
 func (c confirmed) Unwrap() error { return c.reason }
 
-// splitSuspicion parts the error of a Read. With a reason there are bytes to prove; the reason is the error to return
-// if that fails.
+// splitSuspicion splits the error of a Read. If reason is not nil, the read returned bytes to
+// verify, and reason is the error to return if they are wrong.
 func splitSuspicion(err error) (reason, failed error) {
 	suspect, ok := errors.AsType[*SuspectError](err)
 	if !ok {
@@ -38,19 +39,20 @@ func splitSuspicion(err error) (reason, failed error) {
 	return confirmed{err, suspect.Err}, nil
 }
 
-// IsSuspect reports whether bytes or a size came with an error.
+// IsSuspect reports whether err came with bytes or a size.
 func IsSuspect(err error) bool {
 	_, ok := errors.AsType[*SuspectError](err)
 	return ok
 }
 
-// proves reports whether data is the chunk d by any of the algorithms: the store's is not always known.
+// proves reports whether data is the chunk d by any of the algorithms, since the store's algorithm
+// is not always known.
 func proves(d blob.Digest, data []byte) bool {
 	return blob.SHA512_256.Sum(data) == d || blob.SHA256.Sum(data) == d
 }
 
-// proveObject returns the size of a chunk's object that is there only if its bytes say so: a web page in place of it is
-// the error that its suspicion tells.
+// proveObject returns the size of a chunk's object whose answer is suspect. It reads the object; if
+// the bytes are not the chunk, such as a login page, it returns the reason of the suspicion.
 func proveObject(ctx context.Context, r Reader, d blob.Digest, packed bool) (stored int64, err error) {
 	var raw Raw
 	err = NewChunks(r, blob.SHA512_256).Load(ctx, d, packed, 0, &raw)

@@ -9,16 +9,17 @@ import (
 	"sync"
 )
 
-// UploadOptions are the limits of NewUploads. The zero value is good.
+// UploadOptions are the limits of NewUploads. The zero value has the defaults.
 type UploadOptions struct {
 	AtOnce int   // objects; 0 is 32
-	Bytes  int64 // held for those under way, or one object if it is larger; 0 is 64 MiB
+	Bytes  int64 // of the objects being written, or one object if it is larger; 0 is 64 MiB
 }
 
-// NewUploads is a batch for a bucket whose every Write is durable and takes long, as over a network: it writes
-// several objects at once, each as soon as it is taken in. The outcome is told later: an object that could not
-// be written fails all following Writes until a Commit, which tries it again, has brought it there. What is
-// under way ends with Close at the latest.
+// NewUploads returns a batch for a bucket whose every Write is durable and slow, as over a network.
+// It writes several objects at once, each as soon as it is added.
+//
+// Failures are reported late: after a failed upload every Write fails until a Commit, which retries
+// the object, has written it. Close ends the uploads under way.
 func NewUploads(b Bucket, o UploadOptions) Batch {
 	if o.AtOnce < 1 {
 		o.AtOnce = 32
@@ -26,7 +27,8 @@ func NewUploads(b Bucket, o UploadOptions) Batch {
 	if o.Bytes < 1 {
 		o.Bytes = 64 << 20
 	}
-	// Uploads outlive the call that brings them, whose context may end, as an errgroup's does, before Commit.
+	// Uploads outlive the call that starts them, whose context may end before Commit, as an
+	// errgroup's does.
 	ctx, cancel := context.WithCancel(context.Background())
 	return &uploads{bucket: b, limits: o, ctx: ctx, cancel: cancel,
 		running: map[string]*upload{}, changed: make(chan struct{})}
@@ -39,15 +41,15 @@ type uploads struct {
 	cancel  context.CancelFunc
 	workers sync.WaitGroup
 
-	mu      sync.Mutex // guards what follows
+	mu      sync.Mutex // guards the fields below
 	running map[string]*upload
-	held    int64         // bytes of those that run
-	failed  []*upload     // no more than run at once, since none is taken in any more
-	changed chan struct{} // closed and made anew when an upload ends
+	held    int64         // bytes of the running uploads
+	failed  []*upload     // at most AtOnce, since no object is added after a failure
+	changed chan struct{} // closed and replaced when an upload ends
 	closed  bool
 }
 
-// upload is an object on its way.
+// upload is one object and the state of its upload.
 type upload struct {
 	name string
 	data []byte
@@ -57,7 +59,8 @@ type upload struct {
 
 var errClosed = errors.New("the batch is closed")
 
-// Write implements Batch. Of two objects of one name the first is waited for, so that the second stays.
+// Write implements Batch. Of two objects of one name the second waits for the first, so that the
+// second remains.
 func (u *uploads) Write(ctx context.Context, name string, data []byte) error {
 	if err := CheckName(name); err != nil {
 		return err
@@ -77,7 +80,7 @@ func (u *uploads) Write(ctx context.Context, name string, data []byte) error {
 	}
 }
 
-// take starts an upload, or returns what to wait for.
+// take starts an upload, or returns a channel that closes when the caller can try again.
 func (u *uploads) take(name string, data []byte) (changed chan struct{}, err error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -94,7 +97,7 @@ func (u *uploads) take(name string, data []byte) (changed chan struct{}, err err
 	return nil, nil
 }
 
-// start is called with the lock held.
+// start starts an upload. The caller holds mu.
 func (u *uploads) start(name string, data []byte) {
 	up := &upload{name: name, data: data, done: make(chan struct{})}
 	u.running[name] = up
@@ -137,7 +140,7 @@ func (u *uploads) Commit(ctx context.Context) error {
 	return u.failure()
 }
 
-// retry starts what failed once more, and returns all that is under way.
+// retry restarts the failed uploads, and returns all running ones.
 func (u *uploads) retry() ([]*upload, error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -160,7 +163,7 @@ func (u *uploads) failure() error {
 	return nil
 }
 
-// Close implements Batch. It waits for what it ends.
+// Close implements Batch. It cancels the running uploads and waits for them.
 func (u *uploads) Close() error {
 	u.mu.Lock()
 	u.closed = true

@@ -9,42 +9,43 @@ import (
 	"cairn/store/chunkfile"
 )
 
-// Compression says how chunks are stored.
+// Compression is how chunks are stored.
 type Compression uint8
 
 const (
 	Zstd Compression = iota
-	None             // under the name without suffix: casync and desync do not look for it over HTTP
+	None             // named without a suffix: casync and desync do not look for it over HTTP
 )
 
-// WriterOptions are the choices of a Writer. The zero value is what casync does by default.
+// WriterOptions configure a Writer. The zero value matches casync's defaults.
 type WriterOptions struct {
 	Compression Compression
-	Level       int // of compression, 1 to 22 as the zstd tool counts; 0 is 3
-	// Uploads is how many objects are written at once, for a bucket that is far away and has no batches of
-	// its own (see NewUploads). At 0 each Put waits for its own.
+	Level       int // compression level, 1 to 22 as in the zstd tool; 0 is 3
+	// Uploads is how many objects are written at once to a remote bucket that has no batches of its
+	// own (see NewUploads). At 0 each Put waits for its own write.
 	Uploads int
-	// Known says which chunks the bucket holds; nil asks the bucket for each.
+	// Known reports which chunks the bucket holds. If it is nil, the Writer sends requests to the
+	// bucket for each chunk.
 	Known Haser
 }
 
-// Haser says whether a store holds a chunk. Safe for concurrent use.
+// Haser reports whether a store holds a chunk. Safe for concurrent use.
 type Haser interface {
 	Has(ctx context.Context, d blob.Digest) (bool, error)
 }
 
-// Writer writes chunks into a bucket as a casync chunk store, in one batch. Safe for concurrent use; the
-// work of Put is done by its callers, so that parallel calls use all cores.
+// Writer writes chunks into a bucket as a casync chunk store, in one batch. Safe for concurrent
+// use. Put compresses in the caller's goroutine, so parallel calls use all cores.
 type Writer struct {
 	batch   Batch
 	known   Haser
-	encoder *chunkfile.Encoder // nil when chunks are stored as they are
+	encoder *chunkfile.Encoder // nil when chunks are stored uncompressed
 	buffers buffers
 }
 
 var _ Putter = (*Writer)(nil)
 
-// NewWriter starts writing to b. Close must be called in the end.
+// NewWriter returns a Writer to b. The caller must call Close.
 func NewWriter(b Bucket, o WriterOptions) (*Writer, error) {
 	w := &Writer{known: o.Known}
 	if w.known == nil {
@@ -72,8 +73,8 @@ func newBatch(b Bucket, uploads int) (Batch, error) {
 	return NewUploads(b, UploadOptions{AtOnce: uploads}), nil
 }
 
-// Put implements Putter. The chunk is durable, and certain to be readable, after the next Commit. One that
-// is there already is replaced, so that a damaged one can be repaired.
+// Put implements Putter. The chunk is durable, and certain to be readable, after the next Commit.
+// Put replaces an existing chunk, so that a damaged one can be repaired.
 func (w *Writer) Put(ctx context.Context, d blob.Digest, data []byte) (stored int64, err error) {
 	if len(data) == 0 {
 		return 0, fmt.Errorf("putting chunk %v: a chunk has at least one byte", d)
@@ -98,8 +99,9 @@ func (w *Writer) write(ctx context.Context, name string, data []byte) (int64, er
 	return int64(len(data)), nil
 }
 
-// PutRaw is Put of a chunk that was read from another store and proven to be d. It stays compressed as it is
-// when every reader of stores can read that; else it is compressed anew.
+// PutRaw is Put of a chunk that was read from another store and verified to be d. It writes the
+// stored bytes unchanged if the Writer compresses and they are one zstd frame, which every reader
+// of stores can decode. Otherwise it stores Plain as Put does.
 func (w *Writer) PutRaw(ctx context.Context, d blob.Digest, chunk *Raw) (stored int64, err error) {
 	if w.encoder != nil && chunk.Packed && chunkfile.IsZstdFrame(chunk.Stored) {
 		return w.write(ctx, ObjectName(d, true), chunk.Stored)
@@ -107,11 +109,12 @@ func (w *Writer) PutRaw(ctx context.Context, d blob.Digest, chunk *Raw) (stored 
 	return w.Put(ctx, d, chunk.Plain)
 }
 
-// Has says whether the bucket holds the chunk under either of its names. It does not look into it, but an
-// empty object does not count (see Chunks.Stat). What was put but not committed may count or not.
+// Has reports whether the bucket holds the chunk under either of its names. It does not read the
+// object, but an empty object does not count (see Chunks.Stat). A chunk that was put but not
+// committed may or may not count.
 func (w *Writer) Has(ctx context.Context, d blob.Digest) (bool, error) { return w.known.Has(ctx, d) }
 
-// asking asks a bucket about each chunk: for one request if it is there, for two if not.
+// asking stats each chunk in a bucket: one request if the compressed chunk is there, two otherwise.
 type asking struct{ r Reader }
 
 func (a asking) Has(ctx context.Context, d blob.Digest) (bool, error) {
@@ -125,5 +128,5 @@ func (a asking) Has(ctx context.Context, d blob.Digest) (bool, error) {
 // Commit makes every chunk that was put durable and readable.
 func (w *Writer) Commit(ctx context.Context) error { return w.batch.Commit(ctx) }
 
-// Close gives up what was not committed. No other method may be called afterwards.
+// Close discards the chunks that were not committed. No other method may be called afterwards.
 func (w *Writer) Close() error { return w.batch.Close() }
