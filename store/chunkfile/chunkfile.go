@@ -1,5 +1,5 @@
-// Package chunkfile turns the bytes of a stored chunk file into the chunk, and a chunk into such bytes. It reads zstd,
-// xz and gzip and writes zstd. It knows no names, digests or stores: what it decodes is not verified.
+// Package chunkfile decodes stored chunk files and encodes chunks. It reads zstd, xz and gzip and
+// writes zstd. It knows no names, digests or stores, and does not verify the decoded bytes.
 package chunkfile
 
 import (
@@ -11,14 +11,15 @@ import (
 	"cairn/blob"
 )
 
-// The first bytes of compressed chunk files. Nothing else declares the codec, and a store may mix them.
+// The first bytes of compressed chunk files. They alone identify the codec, and a store may mix
+// codecs.
 const (
 	zstdMagic = "\x28\xb5\x2f\xfd"
 	xzMagic   = "\xfd7zXZ\x00"
 	gzipMagic = "\x1f\x8b"
 )
 
-// ErrEmpty reports a compressed file without any bytes.
+// ErrEmpty reports a compressed file of zero bytes.
 var ErrEmpty = errors.New("it is empty")
 
 var (
@@ -28,8 +29,9 @@ var (
 
 func sizeError(got, want int) error { return fmt.Errorf("it has %d bytes, not %d", got, want) }
 
-// Limit returns the size in bytes above which a compressed file cannot be a chunk of the given size. Each codec stays
-// below it for incompressible data, and it is small enough that a lying store costs little memory.
+// Limit returns the size in bytes above which a compressed file cannot be a chunk of the given
+// size. Every codec stays below it for incompressible data. It is low enough that a lying store
+// costs little memory.
 func Limit(size int) int64 { return int64(size) + int64(size)/128 + 64<<10 }
 
 // CheckPlain refuses a plain file of n bytes as a chunk of the given size; a size of 0 is unknown.
@@ -49,17 +51,18 @@ type Decoder struct {
 
 // zstdDecoder decodes zstd frames; the build tag libzstd selects the implementation. Safe for concurrent use.
 type zstdDecoder interface {
-	// decode writes the frame's content to dst, which is not empty, and returns its size. Content of more than
-	// len(dst) bytes is an error. Memory does not depend on the sizes that the frame declares.
+	// decode writes the frame's content to dst, which is not empty, and returns its size in bytes.
+	// Content of more than len(dst) bytes is an error. Memory does not depend on the sizes that the
+	// frame declares.
 	decode(dst, frame []byte) (int, error)
 }
 
 // NewDecoder returns a Decoder, which keeps its working memory for reuse.
 func NewDecoder() *Decoder { return &Decoder{zstd: newZstdDecoder()} }
 
-// Decode fills dst with the chunk that file holds. Content of any other size than len(dst) is an error. Whatever the
-// file declares or holds, Decode allocates little more than len(dst) bytes. Features of a codec that it does not have
-// are errors.ErrUnsupported.
+// Decode fills dst with the chunk in file. Content of any other size than len(dst) is an error.
+// Decode allocates little more than len(dst) bytes, whatever the file declares or holds.
+// Unsupported features of a codec are errors.ErrUnsupported.
 func (d *Decoder) Decode(dst, file []byte) error {
 	switch {
 	case bytes.HasPrefix(file, []byte(zstdMagic)):
@@ -74,8 +77,8 @@ func (d *Decoder) Decode(dst, file []byte) error {
 	return errUnknownCodec
 }
 
-// DecodeInto returns the chunk that file holds, in the memory of buf if that is large enough. A size of 0 is unknown:
-// then memory is bounded by the largest possible chunk.
+// DecodeInto returns the chunk in file, in the memory of buf if that is large enough. A size of 0
+// is unknown; then the largest possible chunk bounds memory.
 func (d *Decoder) DecodeInto(buf, file []byte, size int) ([]byte, error) {
 	if size == 0 {
 		declared, known, err := declaredSize(file)
@@ -100,7 +103,8 @@ func resize(p []byte, size int) []byte {
 	return p[:size]
 }
 
-// declaredSize returns the content size that a compressed file declares. Only zstd frames may leave it out.
+// declaredSize returns the content size that a compressed file declares. Only zstd frames may omit
+// it.
 func declaredSize(file []byte) (size uint64, known bool, err error) {
 	switch {
 	case bytes.HasPrefix(file, []byte(zstdMagic)):

@@ -2,25 +2,26 @@ package chunkfile
 
 import "fmt"
 
-// Compression levels count as in the zstd tool; only libzstd distinguishes all of them.
+// Compression levels are those of the zstd tool; only libzstd distinguishes all of them.
 const (
 	defaultLevel = 3
 	maxLevel     = 22
 )
 
-// Encoder encodes chunks as zstd frames in the form that casync, desync and zstd decode fastest: one segment, and raw
-// blocks for incompressible data. Safe for concurrent use; at most as many frames as there are CPUs are compressed at
-// once.
+// Encoder encodes chunks as zstd frames in the form that casync, desync and zstd decode fastest:
+// one segment, and raw blocks for incompressible data. Safe for concurrent use; it compresses at
+// most one frame for each CPU at once.
 type Encoder struct{ zstd zstdEncoder }
 
-// zstdEncoder makes zstd frames with the content size in the head and without a checksum, as the chunk's digest is one.
-// The build tag libzstd selects the implementation. Safe for concurrent use.
+// zstdEncoder makes zstd frames with the content size in the header. They have no checksum, since
+// the chunk's digest serves as one. The build tag libzstd selects the implementation. Safe for
+// concurrent use.
 type zstdEncoder interface {
 	// encode returns the frame of data, in dst's memory if that is large enough.
 	encode(dst, data []byte) ([]byte, error)
 }
 
-// NewEncoder returns an encoder for a compression level of 1 to 22; 0 is 3.
+// NewEncoder returns an Encoder for a compression level of 1 to 22; 0 is 3.
 func NewEncoder(level int) (*Encoder, error) {
 	if level == 0 {
 		level = defaultLevel
@@ -47,20 +48,20 @@ func (e *Encoder) Encode(dst, chunk []byte) ([]byte, error) {
 	return file, nil
 }
 
-// incompressible guesses from samples whether data will not get smaller: it reports whether the sampled bytes are
-// distributed as evenly as random ones. It misses some such data, and is wrong where noise repeats at a distance of
-// 4 KiB or more.
+// incompressible reports whether the bytes of a few samples are distributed as evenly as random
+// bytes, which suggests that data does not compress. It misses some incompressible data. It is
+// wrong where noise repeats at a distance of 4 KiB or more.
 func incompressible(data []byte) bool {
 	const (
 		windows, width = 16, 256
 		samples        = windows * width
-		// The mean of the sum of the squared counts when all bytes are equally likely.
+		// The expected sum of the squared counts when all bytes are equally likely.
 		even = samples + samples*(samples-1)/256
 	)
 	if len(data) < samples {
 		return false
 	}
-	var counts [4][256]uint16 // four, so that increments for equal neighbours do not depend on each other
+	var counts [4][256]uint16 // four, so that increments for equal neighbours are independent of each other
 	for w := range windows {
 		at := w * (len(data) - width) / (windows - 1)
 		for s := data[at : at+width]; len(s) >= 4; s = s[4:] {

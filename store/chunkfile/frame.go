@@ -16,8 +16,9 @@ var (
 // IsZstdFrame reports whether file is exactly one zstd frame, a form that every reader of chunk stores can decode.
 func IsZstdFrame(file []byte) bool { return checkOneFrame(file) == nil }
 
-// checkOneFrame checks that packed is one zstd frame from its first byte to its last (RFC 8878, 3.1.1). Decoders read
-// all frames there are, but a chunk is one frame. The content of the blocks is not checked.
+// checkOneFrame checks that packed is one zstd frame from its first byte to its last (RFC 8878,
+// 3.1.1). A zstd decoder would also accept a sequence of frames, but a chunk is one frame.
+// checkOneFrame does not check the content of the blocks.
 func checkOneFrame(packed []byte) error {
 	const checksum = 1 << 2
 	at, err := frameHead(packed)
@@ -43,7 +44,7 @@ func checkOneFrame(packed []byte) error {
 	return nil
 }
 
-// frameHead returns the size of the frame's head, and checks that packed has all of it.
+// frameHead returns the size of the frame's header, and checks that packed has all of it.
 func frameHead(packed []byte) (size int, err error) {
 	const single, reserved = 1 << 5, 1 << 3
 	if len(packed) <= len(zstdMagic) || string(packed[:len(zstdMagic)]) != zstdMagic {
@@ -55,7 +56,7 @@ func frameHead(packed []byte) (size int, err error) {
 	}
 	contentSize := [4]int{0, 2, 4, 8}[flags>>6]
 	if flags&single == 0 {
-		size++ // the window's
+		size++ // the window descriptor
 	} else if contentSize == 0 {
 		contentSize = 1
 	}
@@ -66,7 +67,8 @@ func frameHead(packed []byte) (size int, err error) {
 	return size, nil
 }
 
-// blockSize returns the size of the block that begins b, with its head, and checks that b has all of it.
+// blockSize returns the size of the block at the start of b with its header, and checks that b has
+// all of it.
 func blockSize(b []byte) (size int, last bool, err error) {
 	const head, sameByte, reserved = 3, 1, 3
 	if len(b) < head {
@@ -86,13 +88,14 @@ func blockSize(b []byte) (size int, last bool, err error) {
 	return size, bits&1 != 0, nil
 }
 
-// rawBlock is the largest block that zstd has.
+// rawBlock is the size of the largest zstd block.
 const rawBlock = 128 << 10
 
-// appendRawFrame appends a frame that holds data as it is (RFC 8878, 3.1.1): the head of a single segment
-// with its size, then raw blocks. There is at least one byte of data, and less than 4 GiB.
+// appendRawFrame appends a frame that stores data uncompressed (RFC 8878, 3.1.1): the header of a
+// single segment with its size, then raw blocks. The data has at least one byte and less than 4
+// GiB.
 func appendRawFrame(dst, data []byte) []byte {
-	const last, blockHead = 1, 3 // a raw block is of type 0
+	const last, blockHead = 1, 3 // a raw block has type 0
 	dst = appendRawHead(slices.Grow(dst, rawFrameSize(len(data))), len(data))
 	for len(data) > 0 {
 		block := data[:min(len(data), rawBlock)]
@@ -107,14 +110,15 @@ func appendRawFrame(dst, data []byte) []byte {
 	return dst
 }
 
-// appendRawHead appends the head of a frame of one segment, with the size in as few bytes as possible.
+// appendRawHead appends the header of a frame of one segment, with the size in as few bytes as
+// possible.
 func appendRawHead(dst []byte, size int) []byte {
 	const single, twoBytes, fourBytes = 1 << 5, 1 << 6, 2 << 6
 	dst = append(dst, zstdMagic...)
 	switch {
 	case size < 1<<8:
 		return append(dst, single, byte(size))
-	case size < 1<<16+1<<8: // two bytes count from 256
+	case size < 1<<16+1<<8: // the two-byte size has an offset of 256
 		return binary.LittleEndian.AppendUint16(append(dst, single|twoBytes), uint16(size-1<<8))
 	}
 	return binary.LittleEndian.AppendUint32(append(dst, single|fourBytes), uint32(size))

@@ -10,7 +10,7 @@ import (
 	"github.com/klauspost/compress/gzip"
 )
 
-// decodeGzip decodes exactly one member. The decoder's window is 32 KiB, whatever the member holds.
+// decodeGzip decodes exactly one member. The decoder's window is 32 KiB for any member.
 func (d *Decoder) decodeGzip(dst, file []byte) error {
 	in := bytes.NewReader(file)
 	r, ok := d.gzip.Get().(*gzip.Reader)

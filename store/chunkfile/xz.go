@@ -17,8 +17,9 @@ import (
 
 var errXZDamaged = errors.New("xz: its structure is damaged")
 
-// unxz decodes the one block of an xz stream (The .xz File Format 1.0.4). It reads the container itself: xz.Reader
-// allocates the dictionary that a block declares, up to 4 GiB, though a block of n bytes never refers back further.
+// unxz decodes the single block of an xz stream (The .xz File Format 1.0.4). It parses the
+// container itself, because xz.Reader allocates the dictionary that a block declares, up to 4 GiB.
+// A block of n bytes never refers back further than n bytes.
 func unxz(dst, file []byte) error {
 	const sizes, lzma2, largestDictionary = 3 << 6, "\x21\x01", 40
 	block, size, err := xzBlock(file)
@@ -36,7 +37,7 @@ func unxz(dst, file []byte) error {
 		return fmt.Errorf("xz: %w: filters other than LZMA2", errors.ErrUnsupported)
 	}
 	head := bytes.NewBuffer(block[2 : headSize-4 : headSize-4])
-	for range block[1]>>7 + block[1]>>6&1 { // the sizes, which the index has too
+	for range block[1]>>7 + block[1]>>6&1 { // skip the optional sizes, which the index has too
 		_, _ = binary.ReadUvarint(head)
 	}
 	filter := head.Next(3)
@@ -59,7 +60,8 @@ func unxz(dst, file []byte) error {
 	return nil
 }
 
-// xzBlock returns the block of a stream and the size of its content, and checks all that surrounds the block.
+// xzBlock returns the block of a stream and the size of its content, and checks everything around
+// the block.
 func xzBlock(file []byte) (block []byte, size uint64, err error) {
 	const frame, leastIndex = 12, 8 // frame is the size of the stream's header, and of its footer
 	end := len(file) - frame
@@ -97,5 +99,6 @@ func xzCheck(kind byte, data []byte) []byte {
 	return nil
 }
 
-// endsInCRC32 uses that data with its CRC32 always has the same CRC32.
+// endsInCRC32 reports whether b ends in the CRC32 of the bytes before. Data with its CRC32 appended
+// always has the same CRC32.
 func endsInCRC32(b []byte) bool { return crc32.ChecksumIEEE(b) == 0x2144df1c }

@@ -10,7 +10,7 @@ import (
 	"cairn/blob"
 )
 
-// decodeZstd decodes exactly one frame, in place.
+// decodeZstd decodes exactly one frame, directly into dst.
 func (d *Decoder) decodeZstd(dst, file []byte) error {
 	if len(dst) == 0 {
 		return errZeroSize
@@ -28,7 +28,7 @@ func (d *Decoder) decodeZstd(dst, file []byte) error {
 	return nil
 }
 
-// zstdSize returns the content size in the frame's head, if the head has one.
+// zstdSize returns the content size in the frame's header, if the header has one.
 func zstdSize(file []byte) (size uint64, known bool, err error) {
 	var head zstd.Header
 	if err := head.Decode(file); err != nil {
@@ -37,8 +37,9 @@ func zstdSize(file []byte) (size uint64, known bool, err error) {
 	return head.FrameContentSize, head.HasFCS, nil
 }
 
-// decodeUnsizedZstd decodes a frame that does not declare its content size, as casync writes them, into the memory of
-// buf if that is large enough. It tries a size that most chunks fit.
+// decodeUnsizedZstd decodes a frame that does not declare its content size, such as casync's, in
+// the memory of buf if that is large enough. It first tries a size that most chunks fit, and
+// streams the frame if that fails.
 func (d *Decoder) decodeUnsizedZstd(buf, file []byte) ([]byte, error) {
 	if err := checkOneFrame(file); err != nil {
 		return buf, err
@@ -52,7 +53,8 @@ func (d *Decoder) decodeUnsizedZstd(buf, file []byte) ([]byte, error) {
 	return buf[:n], nil
 }
 
-// streamZstd decodes a frame of unknown content size step by step; its memory grows with the content.
+// streamZstd decodes a frame of unknown content size incrementally. Its memory grows with the
+// content.
 func streamZstd(buf, file []byte) ([]byte, error) {
 	r, err := zstd.NewReader(bytes.NewReader(file), zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(blob.MaxChunkSize))
 	if err != nil {

@@ -8,7 +8,7 @@ import (
 	"cairn/blob"
 )
 
-// goEncoder compresses in Go. Each level is mapped to the nearest level that the encoder has.
+// goEncoder compresses in Go. It maps each level to the nearest level of the Go encoder.
 type goEncoder struct{ zstd *zstd.Encoder }
 
 func newZstdEncoder(level int) (zstdEncoder, error) {
@@ -22,8 +22,8 @@ func newZstdEncoder(level int) (zstdEncoder, error) {
 	return goEncoder{e}, err
 }
 
-// goWindow is the window of libzstd's default level. The Go encoder's default of 4 to 32 MiB for each goroutine would
-// be memory that a chunk of usual size does not use.
+// goWindow is the window size of libzstd's default level. The Go encoder's default of 4 to 32 MiB
+// for each goroutine is memory that a chunk of usual size does not use.
 const goWindow = 2 << 20
 
 func (e goEncoder) encode(dst, data []byte) ([]byte, error) {
@@ -45,7 +45,7 @@ func newZstdDecoder() zstdDecoder {
 	return goDecoder{d}
 }
 
-// decode uses dst as the window, and limits the decoder to its capacity.
+// decode uses dst as the window, and limits the decoder to its size.
 func (d goDecoder) decode(dst, frame []byte) (int, error) {
 	out, err := d.zstd.DecodeAll(frame, dst[:0:len(dst)])
 	if err != nil {

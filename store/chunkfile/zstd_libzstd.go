@@ -8,8 +8,9 @@ import (
 	"github.com/DataDog/zstd"
 )
 
-// libContexts is a pool of libzstd contexts: at most one for each thread that runs Go, created on first use. A context
-// can compress and decompress, and allocates the memory for either on first use.
+// libContexts is a pool of libzstd contexts. It creates a context on first use, and at most
+// GOMAXPROCS of them. A context can compress and decompress, and allocates the memory for either on
+// first use.
 type libContexts chan zstd.Ctx
 
 func newContexts() libContexts {
@@ -20,7 +21,7 @@ func newContexts() libContexts {
 	return c
 }
 
-// acquire waits for a free context. The caller releases it.
+// acquire blocks until a context is free. The caller must release it.
 func (c libContexts) acquire() zstd.Ctx {
 	if idle := <-c; idle != nil {
 		return idle
@@ -38,8 +39,8 @@ type libEncoder struct {
 
 func newZstdEncoder(level int) (zstdEncoder, error) { return libEncoder{level, newContexts()}, nil }
 
-// encode writes the content size into the frame, and makes one segment of data that fits the level's window, which at
-// every level is larger than a chunk of usual size.
+// encode writes the content size into the frame. It makes one segment of data that fits the level's
+// window, which at every level is larger than a chunk of usual size.
 func (e libEncoder) encode(dst, data []byte) ([]byte, error) {
 	c := e.contexts.acquire()
 	defer e.contexts.release(c)
@@ -51,7 +52,7 @@ type libDecoder struct{ contexts libContexts }
 
 func newZstdDecoder() zstdDecoder { return libDecoder{newContexts()} }
 
-// decode uses dst as the window, so that a frame that declares a large window gets no memory for it.
+// decode uses dst as the window, so a frame that declares a large window gets no memory for it.
 func (d libDecoder) decode(dst, frame []byte) (int, error) {
 	c := d.contexts.acquire()
 	defer d.contexts.release(c)
