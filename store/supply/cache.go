@@ -8,10 +8,12 @@ import (
 	"cairn/store"
 )
 
-// Cached returns a Getter that gets chunks from near, and those that near does not have from far, and puts them into
-// keep, which is near's writing side. Near can only help: a chunk that is absent, corrupt or unreadable there comes from
-// far and is put anew. The first failure to keep a chunk is reported to failed; after each, none is kept for a while,
-// since a full disk may have room later. The caller commits and closes keep.
+// Cached returns a Getter that gets chunks from near, and on a miss from far. It puts chunks
+// fetched from far into keep, which is near's writing side. A chunk that is absent, corrupt or
+// unreadable in near counts as a miss and is put again.
+//
+// The first failure of keep is reported to failed. After each failure Cached puts no chunk for 10
+// s; a full disk may have room later. The caller commits and closes keep.
 func Cached(far, near store.Getter, keep store.Putter, failed func(error)) store.Getter {
 	return &cache{near: near, far: far, keep: keep, failed: failed}
 }
@@ -20,11 +22,11 @@ type cache struct {
 	near, far store.Getter
 	keep      store.Putter
 	failed    func(error)
-	failing   atomic.Bool  // keep has failed before
-	resume    atomic.Int64 // when to try keep again, in Unix nanoseconds
+	failing   atomic.Bool  // keep has failed at least once
+	resume    atomic.Int64 // when to use keep again, in Unix nanoseconds
 }
 
-// keepAgain is how long keep is left alone after a failure.
+// keepAgain is the pause after a failure of keep.
 const keepAgain = 10 * time.Second
 
 // Get implements store.Getter.

@@ -11,21 +11,24 @@ import (
 	"cairn/store"
 )
 
-// fallback asks its members in order until one supplies a chunk, also when one has other bytes. An outcome is
-// store.ErrNotFound only when every one of them proved absence; otherwise it holds the errors of the members that
-// failed. A member that failed is asked last for a while, which gets longer each time; then a single request tries it
-// again, and when that is answered it has its place back.
+// fallback requests a chunk from its members in order until one supplies it. It also goes on after
+// wrong bytes. An outcome is store.ErrNotFound only when every member proved absence; otherwise it
+// holds the errors of the failed members.
 //
-// When a network's answer takes much longer than usual, a second request is sent, to the next member or else to the
-// same one, and the first answer counts. One in twenty requests may be sent twice in vain, and any request to a member
-// that does not answer at all while there is another.
+// A failed member is asked last during its backoff, which grows with each failure. Then a single
+// request probes it; a successful probe restores its place.
+//
+// When a remote answer takes much longer than usual, a second request goes to the next member, or
+// to the same one if it is the last. The first answer counts. At most one in twenty requests is
+// sent twice without use. Requests to a member that answers nothing at all do not count while there
+// is another.
 type fallback struct {
 	members []*member
 	spare   spare
 }
 
-// Get implements store.Getter. A member on this machine is asked for all wants together. Over a network each want goes its
-// own way: while many wait for answers, a member's health may change.
+// Get implements store.Getter. It requests all wants together from a local member. Over a network
+// each want is requested by itself, since a member's health may change while requests are queued.
 func (f *fallback) Get(ctx context.Context, wants []store.Want, done func(i int, err error)) {
 	tried := make([]outcome, len(wants))
 	left := numbers(len(wants))
@@ -51,7 +54,7 @@ func (f *fallback) Get(ctx context.Context, wants []store.Want, done func(i int,
 	})
 }
 
-// most returns how many requests are ever under way at once.
+// most returns the largest number of requests that one link ever lets in at once.
 func (f *fallback) most() (n int) {
 	for _, m := range f.members {
 		n = max(n, m.link.Most())
@@ -59,7 +62,7 @@ func (f *fallback) most() (n int) {
 	return n
 }
 
-// getOne asks all members but those that were asked.
+// getOne requests a chunk from all members except the asked ones.
 func (f *fallback) getOne(ctx context.Context, w store.Want, asked []*member, tried outcome) error {
 	order := slices.DeleteFunc(f.order(time.Now()), func(m *member) bool { return slices.Contains(asked, m) })
 	for n, m := range order {
@@ -83,7 +86,7 @@ func (f *fallback) getOne(ctx context.Context, w store.Want, asked []*member, tr
 	return fmt.Errorf("chunk %v: no store to ask: %w", w.Digest, store.ErrNotFound)
 }
 
-// outcome is what the members that did not supply a chunk answered.
+// outcome holds the errors of the members that did not supply a chunk.
 type outcome struct{ absent, failed error }
 
 func (o *outcome) add(err error) {
@@ -102,7 +105,7 @@ func join(a, b error) error {
 	return fmt.Errorf("%w; %w", a, b)
 }
 
-// order returns the members in the order in which they are asked: those that failed lately come last.
+// order returns the members in the order of their requests: unhealthy members come last.
 func (f *fallback) order(now time.Time) []*member {
 	order, last := make([]*member, 0, len(f.members)), []*member(nil)
 	for _, m := range f.members {
@@ -115,7 +118,8 @@ func (f *fallback) order(now time.Time) []*member {
 	return append(order, last...)
 }
 
-// ask gets a chunk from m. When the answer is late a second request goes to second, which may be m.
+// ask gets a chunk from m. When the answer is late, a second request goes to second, which may be
+// m.
 func (f *fallback) ask(ctx context.Context, m, second *member, w store.Want) error {
 	if m.once {
 		return m.get(ctx, w)
@@ -145,8 +149,8 @@ func (f *fallback) ask(ctx context.Context, m, second *member, w store.Want) err
 	return f.winner(r, m, second, w.Dst)
 }
 
-// winner puts the first good answer of two into dst. If both fail it returns m's error: the second is asked as a member
-// of its own later.
+// winner copies the first good answer of two into dst. If both fail it returns m's error, because
+// getOne requests the chunk from second later.
 func (f *fallback) winner(r *race, m, second *member, dst []byte) error {
 	var failed error
 	for range 2 {
@@ -170,7 +174,7 @@ func (f *fallback) winner(r *race, m, second *member, dst []byte) error {
 	return failed
 }
 
-// race is one chunk that is requested up to two times.
+// race is one chunk that is requested once or twice.
 type race struct {
 	ctx     context.Context
 	cancel  context.CancelFunc
@@ -181,7 +185,7 @@ type race struct {
 type entrant struct {
 	data  []byte
 	err   error
-	first bool // the first request
+	first bool // of the first request
 }
 
 func newRace(ctx context.Context) *race {
@@ -193,22 +197,24 @@ func (r *race) run(request func(context.Context) entrant) {
 	r.running.Go(func() { r.finish <- request(r.ctx) })
 }
 
-// end returns when no request of the race is under way any more: its memory is the caller's then.
+// end cancels the requests of the race and blocks until they have ended. Then the caller may reuse
+// their memory.
 func (r *race) end() {
 	r.cancel()
 	r.running.Wait()
 }
 
-// spare counts how many requests may be sent twice in vain: one in twenty, and a few to begin with.
+// spare limits the requests that are sent twice without use to one in twenty, and a few at the
+// start.
 type spare struct {
-	mu      sync.Mutex // guards what follows
+	mu      sync.Mutex // guards the fields below
 	earned  int
 	started bool
 }
 
 const (
-	spareFor  = 20 // requests that earn one
-	spareMost = 8  // that can be saved up
+	spareFor  = 20 // requests that earn one second request
+	spareMost = 8  // the most second requests that can be saved up
 )
 
 func (s *spare) earn() {
@@ -230,7 +236,7 @@ func (s *spare) spend() bool {
 	return true
 }
 
-// refund gives back what was spent, as the second request was of use.
+// refund returns the cost of a second request that was useful.
 func (s *spare) refund() {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -12,20 +12,20 @@ import (
 	"cairn/store"
 )
 
-// ErrBudget says that reading on would take more bytes than the budget has.
+// ErrBudget reports that a read would take more bytes than the budget has left.
 var ErrBudget = errors.New("the download budget is used up")
 
-// Rate is a number of bytes a second that readers may take together. Safe for concurrent use.
+// Rate limits the bytes a second of several readers together. Safe for concurrent use.
 type Rate struct{ limiter *rate.Limiter }
 
-// NewRate returns a rate of so many bytes a second.
+// NewRate returns a Rate of bytesPerSecond.
 func NewRate(bytesPerSecond int64) *Rate {
 	const burst = 256 << 10
 	return &Rate{rate.NewLimiter(rate.Limit(bytesPerSecond), burst)}
 }
 
-// Limit returns a Reader that reads from r no faster than the rate, on average. An object is read as fast as it comes,
-// and the next ones wait for it.
+// Limit returns a Reader that reads from r no faster than the rate, on average. It reads an object
+// at full speed and delays its return and the next reads.
 func (l *Rate) Limit(r store.Reader) store.Reader { return rateLimited{r, l.limiter} }
 
 type rateLimited struct {
@@ -33,7 +33,7 @@ type rateLimited struct {
 	limiter *rate.Limiter
 }
 
-// Unwrap is for store.As.
+// Unwrap is used by store.As.
 func (p rateLimited) Unwrap() store.Reader { return p.Reader }
 
 func (p rateLimited) Read(ctx context.Context, name string, dst []byte, limit int64) ([]byte, error) {
@@ -49,8 +49,9 @@ func (p rateLimited) Read(ctx context.Context, name string, dst []byte, limit in
 	return out, err
 }
 
-// wait waits for the turn of n bytes. When that comes behind a deadline, which is set for the store and not for us,
-// the bytes count, and others wait for them.
+// wait blocks until the rate admits n bytes. When that is after the deadline of ctx, which was set
+// for the store and not for the rate, wait returns at once. The bytes still count, and delay later
+// reads.
 func (p rateLimited) wait(ctx context.Context, n int) error {
 	err := p.limiter.WaitN(ctx, n)
 	if err == nil || ctx.Err() != nil {
@@ -60,21 +61,24 @@ func (p rateLimited) wait(ctx context.Context, n int) error {
 	return nil
 }
 
-// Budget is a number of bytes that readers may take together. Safe for concurrent use.
+// Budget limits the bytes of several readers together. Safe for concurrent use.
 type Budget struct {
-	mu      sync.Mutex // guards what follows
-	left    int64      // bytes, less what is promised to reads under way
+	mu      sync.Mutex // guards the fields below
+	left    int64      // bytes, less those reserved for reads under way
 	reading int        // reads under way
 	changed chan struct{}
 }
 
-// NewBudget is a budget of so many bytes.
+// NewBudget returns a Budget of the given number of bytes.
 func NewBudget(bytes int64) *Budget { return &Budget{left: bytes, changed: make(chan struct{})} }
 
-// Limit reads from r as long as the budget lasts, and never takes more from it than it has: a read that might
-// need more than is left waits for what others give back, then asks for the object's size before it is sent, and
-// is ErrBudget in the end. What came in vain counts too, where r tells it (see store.UnavailableError); of a request that
-// is cancelled nobody knows, so that with a budget none should be sent twice (see Store.Once).
+// Limit returns a Reader that reads from r within the budget. A read that may need more than is
+// left waits for bytes that other reads give back. Then it requests the object's size before the
+// object, and returns ErrBudget if the object is too large.
+//
+// Bytes of failed reads count too where r reports them (see store.UnavailableError). Those of a
+// cancelled request are unknown, so no request should be sent twice under a budget; Open ensures
+// that.
 func (b *Budget) Limit(r store.Reader) store.Reader { return budgeted{r, b} }
 
 type budgeted struct {
@@ -82,7 +86,7 @@ type budgeted struct {
 	budget *Budget
 }
 
-// Unwrap is for store.As.
+// Unwrap is used by store.As.
 func (r budgeted) Unwrap() store.Reader { return r.Reader }
 
 func (r budgeted) Read(ctx context.Context, name string, dst []byte, limit int64) ([]byte, error) {
@@ -101,7 +105,7 @@ func (r budgeted) Read(ctx context.Context, name string, dst []byte, limit int64
 	return out, err
 }
 
-// came is how many bytes a read brought behind dst, also in vain.
+// came returns how many bytes a read received after dst, including those of a failed read.
 func came(dst, out []byte, err error) int64 {
 	if err == nil || store.IsSuspect(err) {
 		return int64(len(out) - len(dst))
@@ -112,7 +116,7 @@ func came(dst, out []byte, err error) int64 {
 	return 0
 }
 
-// affordable asks how large an object is before more of it is sent than there is left.
+// affordable checks that an object has at most left bytes before it is requested.
 func (r budgeted) affordable(ctx context.Context, name string, left int64) error {
 	size, err := r.Reader.Stat(ctx, name)
 	switch {
@@ -126,7 +130,8 @@ func (r budgeted) affordable(ctx context.Context, name string, left int64) error
 	return nil
 }
 
-// take promises want bytes; or, when no other read is under way that could give some back, what is left.
+// take reserves want bytes. If fewer are left and no other read is under way that could give some
+// back, it reserves the rest.
 func (b *Budget) take(ctx context.Context, want int64) (int64, error) {
 	for {
 		got, changed := b.tryTake(want)

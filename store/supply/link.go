@@ -11,54 +11,56 @@ import (
 	"cairn/store"
 )
 
-// Link is the way to one store. It measures how long an answer takes and how many bytes come in a second; from that
-// it decides how many requests are under way, when an answer is late, and how many bytes may be prefetched. Requests
-// that have to wait are let in in their order. Safe for concurrent use.
+// Link models the network path to one store. It measures the latency of answers and the bytes a
+// second. From these it derives the in-flight limit, when an answer is late, and how many bytes may
+// be prefetched. Waiting requests are let in in order. Safe for concurrent use.
 type Link struct {
 	most int // requests that are ever under way at once
 
-	mu      sync.Mutex // guards what follows
+	mu      sync.Mutex // guards the fields below
 	model   model
 	answers answers
 	inside  int             // requests under way
-	waiting []chan struct{} // of those that wait, in their order; closed to let one in
+	waiting []chan struct{} // the queue of waiters, in order; closed to let one in
 }
 
-// NewLink returns a link that finds out by itself how many requests fill it, and lets in no more than that: few on a
-// slow link, where others would only wait for each other, many on a fast and long one, and never more than most.
+// NewLink returns a Link that adapts its in-flight limit, up to most, to the requests that fill the
+// link. These are few on a slow link, where more would only queue behind each other, and many on a
+// fast one of high latency.
 func NewLink(most int) *Link { return &Link{most: most, model: newModel(most)} }
 
-// NewFixedLink returns a link that always lets in n requests.
+// NewFixedLink returns a Link whose in-flight limit is always n.
 func NewFixedLink(n int) *Link {
 	return &Link{most: n, model: model{limit: n, most: n, fixed: true}}
 }
 
-// Most returns how many requests are ever let in at once.
+// Most returns the largest in-flight limit that the link may choose.
 func (l *Link) Most() int { return l.most }
 
-// Limit returns how many requests are let in at once at present.
+// Limit returns the present in-flight limit.
 func (l *Link) Limit() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.model.limit
 }
 
-// Product returns how many bytes the link holds: its rate times the time an answer takes.
+// Product returns the bandwidth-delay product in bytes: the rate times the latency of an answer.
 func (l *Link) Product() int64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.model.product()
 }
 
-// Budget returns how many bytes may be under way that no reader waits for, so that a reader's request is held up for no
-// longer than delay.
+// Budget returns how many bytes of prefetch may be under way, so that they delay a reader's request
+// by at most delay.
 func (l *Link) Budget(delay time.Duration) int64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.model.budget(delay)
 }
 
-// enter blocks until a request is let in. The caller calls leave with the bytes that were wanted and the outcome.
+// enter blocks until a request is let in. The caller must call leave with the number of wanted
+// bytes and the outcome.
 func (l *Link) enter(ctx context.Context) (leave func(bytes int, err error), err error) {
 	if turn := l.takePlace(); turn != nil {
 		select {
@@ -72,7 +74,7 @@ func (l *Link) enter(ctx context.Context) (leave func(bytes int, err error), err
 	return func(bytes int, err error) { l.leave(begun, bytes, err) }, nil
 }
 
-// takePlace takes a place inside, or else returns one in the queue.
+// takePlace takes a free place and returns nil, or returns a place in the queue.
 func (l *Link) takePlace() chan struct{} {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -87,7 +89,7 @@ func (l *Link) takePlace() chan struct{} {
 	return turn
 }
 
-// giveUp leaves the queue, or hands the turn on if it has just come.
+// giveUp leaves the queue, or passes the turn on if it has just come.
 func (l *Link) giveUp(turn chan struct{}) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -120,7 +122,7 @@ func (l *Link) leave(begun time.Time, bytes int, err error) {
 	l.admit()
 }
 
-// admit lets in the requests that there is room for. The caller holds mu.
+// admit lets in waiters while there is room. The caller holds mu.
 func (l *Link) admit() {
 	for len(l.waiting) > 0 && l.inside < l.model.limit {
 		close(l.waiting[0])
@@ -129,73 +131,76 @@ func (l *Link) admit() {
 	}
 }
 
-// late returns how long an answer takes that is unusually late.
+// late returns the time after which an answer is late.
 func (l *Link) late() time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.answers.late()
 }
 
-// silent reports whether the store has not answered any request for an unusual time.
+// silent reports whether the store has not answered any request for as long as a late answer takes.
 func (l *Link) silent() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return time.Since(l.answers.last) >= l.answers.late()
 }
 
-// throttled reports whether a store asked for fewer requests.
+// throttled reports whether err asks for fewer requests.
 func throttled(err error) bool {
 	busy, ok := errors.AsType[*store.UnavailableError](err)
 	return ok && (busy.Throttled || busy.After > 0)
 }
 
-// model estimates a link. It measures in rounds: a round is as many answers as were let in when it began, and not fewer
-// than four. In the beginning each round doubles the limit, as long as that brings more bytes a second; from then on
-// the limit is the number of requests that keep up the best rate of the last rounds over the time an answer takes when
-// little else is asked, and as many again, so that a link that got faster is noticed. This is the model of TCP's BBR
-// (Cardwell et al. 2016) with answers in the place of acknowledgements; but answers of object stores vary by
-// themselves, so that the shortest time is that of the round with the least mean, chance allowed for.
+// model estimates a link. It measures in rounds: a round is as many answers as the limit at its
+// start, and at least four. At first each round doubles the limit, as long as that raises the bytes
+// a second. From then on the limit is twice the number of requests that sustain the best rate of
+// the last rounds at the unloaded latency. The factor of two detects a link that became faster.
 //
-// A round in which no request had to wait shows what was asked for, and not what the link can do: it can only raise the
-// rate, until that is old. Time without a request counts for nothing.
+// This is the model of TCP's BBR (Cardwell et al. 2016) with answers instead of acknowledgements.
+// Answers of object stores vary by themselves, so the minimal latency is that of the round with the
+// least mean, with an allowance for chance.
+//
+// A round in which no request had to wait measures the demand and not the link. Such a round can
+// only raise the rate, until the rate is rateFor old. Time without a request does not count.
 type model struct {
 	limit, most int
-	fixed       bool // limit stays
+	fixed       bool // limit does not change
 	limited     bool // a request waited in this round, or still does
 	settled     bool // doubling has ended
 
-	base    float64    // seconds that an answer takes on average when little else is asked; 0 until that is known
-	least   float64    // seconds that the quickest answer took; 0 until there is one
-	size    float64    // of an answer on average, bytes
+	base    float64    // mean seconds of an unloaded answer; 0 is unknown
+	least   float64    // seconds of the quickest answer; 0 is unknown
+	size    float64    // mean size of an answer, bytes
 	rates   [8]float64 // of the last rounds that count, bytes a second; newest first
 	ratedAt time.Time  // when the newest was measured
 	steady  int        // answers since the rate grew
 
-	busySince time.Time     // when the first of the requests under way began, or the round
-	busy      time.Duration // of this round before that
+	busySince time.Time     // start of the oldest request under way, or of the round
+	busy      time.Duration // time with requests in this round before busySince
 	left      int           // answers until the round ends
-	bytes     int           // received in it
-	answers   int           // with bytes
-	took      float64       // all of those together, seconds
-	squares   float64       // and their squares
-	last      time.Time     // of the last answer
+	bytes     int           // received in this round
+	answers   int           // those with bytes
+	took      float64       // sum of their latencies, seconds
+	squares   float64       // sum of the squares of their latencies
+	last      time.Time     // time of the last answer
 }
 
 const (
 	firstLimit = 6
 	leastLimit = 4
-	// idleLimit is how long a link may be idle until its estimates are forgotten: the network may be another.
+	// idleLimit is the idle time after which a link's estimates are reset, since the network may
+	// have changed.
 	idleLimit = 20 * time.Second
 
-	firstBudget = 1 << 20          // bytes of prefetch under way before anything was measured
-	leastBudget = 128 << 10        // and at least, so that a slow link is not left idle
-	rateFor     = 10 * time.Second // how long a rate counts where no request has to wait
+	firstBudget = 1 << 20          // bytes of prefetch in flight before the first measurement
+	leastBudget = 128 << 10        // the least budget, so that a slow link is not left idle
+	rateFor     = 10 * time.Second // how long a rate counts while no request has to wait
 	steadyAfter = 64               // answers without a better rate, after which the link counts as full
 )
 
 func newModel(most int) model { return model{limit: min(firstLimit, most), most: most} }
 
-// wake begins to measure when a request comes to an idle link.
+// wake starts to measure when a request comes to an idle link.
 func (m *model) wake(now time.Time, inside int) {
 	if inside > 0 {
 		return
@@ -215,13 +220,13 @@ func (m *model) wake(now time.Time, inside int) {
 // rest ends the time in which requests are under way.
 func (m *model) rest(now time.Time) { m.busy += now.Sub(m.busySince) }
 
-// begin begins a round. One of fewer answers than tell a time would teach nothing.
+// begin starts a round. It has at least leastLimit answers, since fewer do not give a latency.
 func (m *model) begin(now time.Time) {
 	m.busySince, m.busy, m.left, m.limited = now, 0, max(m.limit, leastLimit), false
 	m.bytes, m.answers, m.took, m.squares = 0, 0, 0, 0
 }
 
-// done takes in the answer of so many bytes to a request that was sent at begun.
+// done adds an answer of the given number of bytes to a request that was sent at begun.
 func (m *model) done(now, begun time.Time, bytes int, throttled bool) {
 	m.last = now
 	if throttled && !m.fixed {
@@ -263,15 +268,15 @@ func (m *model) endRound(now time.Time) {
 	m.begin(now)
 }
 
-// usual returns how long an answer took on average in this round, and half as much again as chance makes of that: a few
-// answers that happened to be quick would otherwise hold the limit down for good.
+// usual returns the mean latency of this round plus 1.5 times its standard error. Without that
+// allowance a few quick answers would hold the limit down for good.
 func (m *model) usual() float64 {
 	n := float64(m.answers)
 	mean := m.took / n
 	return mean + 1.5*math.Sqrt(max(m.squares/n-mean*mean, 0)/n)
 }
 
-// learn takes in the rate of a round, and chooses the limit if that was what held the rate back.
+// learn adds the rate of a round, and adjusts the limit if the limit held the rate back.
 func (m *model) learn(now time.Time, rate float64) {
 	before := m.rate()
 	if rate > before*1.1 {
@@ -300,7 +305,8 @@ func (m *model) learn(now time.Time, rate float64) {
 // rate returns the best rate of the last rounds, in bytes a second.
 func (m *model) rate() float64 { return slices.Max(m.rates[:]) }
 
-// product is Link.Product. The time is the quickest answer's: a round's mean has what its requests waited for each other.
+// product is Link.Product. It uses the latency of the quickest answer, since a round's mean
+// includes queueing.
 func (m *model) product() int64 {
 	if m.rate() == 0 {
 		return firstBudget / 4
@@ -308,8 +314,8 @@ func (m *model) product() int64 {
 	return int64(min(m.rate()*m.least, 1<<40))
 }
 
-// budget is Link.Budget: as many bytes as the link holds, and those that it moves in delay besides. Until the link is
-// full it is twice what the link holds, to find out.
+// budget is Link.Budget: the bandwidth-delay product, plus the bytes that the link moves in delay.
+// Until the link counts as full, budget is at least twice the product, to probe for a higher rate.
 func (m *model) budget(delay time.Duration) int64 {
 	if m.rate() == 0 {
 		return firstBudget
@@ -321,18 +327,18 @@ func (m *model) budget(delay time.Duration) int64 {
 	return max(int64(min(bytes, 1<<40)), leastBudget)
 }
 
-// answers tells usual times from unusual ones, as TCP does for its retransmissions (RFC 6298), with more
-// room: objects are of many sizes.
+// answers tells late answers from usual ones, as TCP does for its retransmissions (RFC 6298). Its
+// bounds are wider, since objects vary in size.
 type answers struct {
 	count           int
 	mean, deviation time.Duration
-	last            time.Time // when the last one came
+	last            time.Time // when the last answer came
 }
 
 const (
 	fewAnswers = 16
 	leastLate  = 250 * time.Millisecond
-	firstLate  = 2 * time.Second // as long as there are few answers
+	firstLate  = 2 * time.Second // while there are fewer than fewAnswers
 	mostLate   = 15 * time.Second
 )
 

@@ -9,23 +9,23 @@ import (
 	"cairn/store"
 )
 
-// member is one of several stores, with what is known of its health.
+// member is one of several stores, with its health.
 type member struct {
 	from  store.Getter
 	link  *Link
-	local bool // on this machine: many chunks are read together
+	local bool // on this machine: many chunks are requested together
 	once  bool // no request is sent twice
 
-	mu    sync.Mutex // guards what follows
-	fails int        // times in a row
+	mu    sync.Mutex // guards the fields below
+	fails int        // consecutive failures
 	until time.Time  // when its backoff ends; it is asked last until then
-	probe time.Time  // until then a request is finding out whether it is healthy again
+	probe time.Time  // until then one request probes whether it is healthy again
 }
 
-// healing is the backoff of a store that failed.
+// healing is the backoff of a failed store.
 var healing = store.Backoff{First: 2 * time.Second, Max: time.Minute}
 
-// get gets one chunk, when the link lets it in.
+// get blocks until the link lets the request in, then gets one chunk.
 func (m *member) get(ctx context.Context, w store.Want) error {
 	leave, err := m.link.enter(ctx)
 	if err != nil {
@@ -34,7 +34,7 @@ func (m *member) get(ctx context.Context, w store.Want) error {
 	return m.getInside(ctx, w, leave)
 }
 
-// getInside gets one chunk that the link has let in.
+// getInside gets one chunk for a request that the link has let in.
 func (m *member) getInside(ctx context.Context, w store.Want, leave func(bytes int, err error)) error {
 	err := store.GetOne(ctx, m.from, w.Digest, w.Dst)
 	leave(len(w.Dst), err)
@@ -42,7 +42,8 @@ func (m *member) getInside(ctx context.Context, w store.Want, leave func(bytes i
 	return err
 }
 
-// judge learns from an outcome. Absence and other bytes are answers too; a cancelled request is none.
+// judge updates the health after an outcome. Only absence and correct bytes make the store healthy.
+// Corrupt bytes and a cancelled request change nothing.
 func (m *member) judge(ctx context.Context, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -56,7 +57,8 @@ func (m *member) judge(ctx context.Context, err error) {
 	}
 }
 
-// backOff has the store asked last for a while, unless it is already. The caller holds mu.
+// backOff starts a backoff, during which the store is asked last, unless one is under way. The
+// caller holds mu.
 func (m *member) backOff(err error) {
 	now := time.Now()
 	if now.Before(m.until) {
@@ -70,7 +72,8 @@ func (m *member) backOff(err error) {
 	m.until = now.Add(wait)
 }
 
-// overtaken learns that another store answered first. A store that answers no request at all is not healthy.
+// overtaken is called when another store answered first. A store that answers no request at all is
+// unhealthy.
 func (m *member) overtaken() {
 	if !m.link.silent() {
 		return
@@ -80,15 +83,15 @@ func (m *member) overtaken() {
 	m.backOff(nil)
 }
 
-// failing reports whether the store failed when it was asked last.
+// failing reports whether the last outcome that counted was a failure.
 func (m *member) failing() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.fails > 0
 }
 
-// healthy reports whether the store is asked in its turn. After its backoff one request probes it; the others go on
-// without it until that has succeeded.
+// healthy reports whether the store is asked in its turn. After its backoff a single request probes
+// it. Other requests ask it last until the probe succeeds, or for 2 s; then the next one probes.
 func (m *member) healthy(now time.Time) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -7,19 +7,19 @@ import (
 	"cairn/store"
 )
 
-// Counter says what was read. It may be read while it grows.
+// Counter counts objects and bytes that were read. Safe for concurrent use.
 type Counter struct {
 	Objects atomic.Int64
-	Bytes   atomic.Int64 // as stored: what came over the wire
+	Bytes   atomic.Int64 // as stored, before decompression
 }
 
-// meter counts every object that was read whole from a reader.
+// meter counts every object that is read whole from a Reader.
 type meter struct {
 	store.Reader
 	counter *Counter
 }
 
-// Unwrap is for store.As.
+// Unwrap is used by store.As.
 func (m meter) Unwrap() store.Reader { return m.Reader }
 
 func (m meter) Read(ctx context.Context, name string, dst []byte, limit int64) ([]byte, error) {

@@ -10,8 +10,8 @@ import (
 	"cairn/store"
 )
 
-// retrying repeats the wants that a store was unavailable for, each by itself as its policy says. A request that is under
-// way when patience ends is given up: chunks are small.
+// retrying retries each want for which a store was unavailable, by itself and as the policy says.
+// It cancels an attempt that is under way when patience ends; chunks are small.
 type retrying struct {
 	from   store.Getter
 	policy store.Policy
@@ -30,17 +30,17 @@ func (r retrying) Get(ctx context.Context, wants []store.Want, done func(i int, 
 	repeated.Wait()
 }
 
-// repeat gets a chunk for which the store was unavailable once.
+// repeat gets a chunk after a first attempt that failed with the error failed.
 func (r retrying) repeat(ctx context.Context, w store.Want, failed error) error {
 	return r.policy.DoUntil(ctx, func(end time.Time) error {
-		if end.IsZero() { // the first time has failed already
+		if end.IsZero() { // the first attempt, which has failed already
 			return failed
 		}
 		attempt, cancel := context.WithDeadline(ctx, end)
 		defer cancel()
 		err := store.GetOne(attempt, r.from, w.Digest, w.Dst)
 		if err != nil && attempt.Err() != nil && ctx.Err() == nil {
-			return failed // it tells more
+			return failed // it says more than the deadline
 		}
 		failed = err
 		return err
@@ -56,7 +56,8 @@ func numbers(n int) []int {
 	return list
 }
 
-// getSome gets the wants with these numbers, and returns the numbers of those for which done reports true.
+// getSome gets the wants with these indexes. It returns the indexes for which done returned true,
+// in order.
 func getSome(ctx context.Context, from store.Getter, wants []store.Want, which []int, done func(i int, err error) bool) []int {
 	some := make([]store.Want, len(which))
 	for n, i := range which {

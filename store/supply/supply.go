@@ -1,6 +1,7 @@
-// Package supply makes one source of chunks of several stores: in which order they are asked, which of them are
-// healthy, how many requests each is sent at once, what is asked again or twice, and what limits they share. Each
-// store has a Link, the one model of the way to it.
+// Package supply combines several stores into one source of chunks. It chooses the order of the
+// stores and tracks their health. It limits the requests in flight to each store, retries, sends a
+// second request when an answer is late, and applies shared limits. Each store has a Link, the one
+// model of the path to it.
 package supply
 
 import (
@@ -15,18 +16,19 @@ import (
 	"cairn/store/locate"
 )
 
-// How many requests a store is sent at once. A link lets in as many of the remote ones as are of use.
+// In-flight limits of a store. A Link uses as many of the remote requests as speed it up.
 const (
 	requestsLocal  = 32
 	requestsRemote = 256
 )
 
-// Options are the limits of a supply. The zero value has none but those of the package.
+// Options are the limits of a Supply. The zero value has the defaults of the package.
 type Options struct {
-	Requests  int   // sent to each store at once; 0 is up to 256, as the link says, or 32 to a store on this machine
+	Requests  int   // in flight to each store; 0 is up to 256 as the link measures, or 32 to a local store
 	RateLimit int64 // bytes a second, of all stores together; 0 is no limit
-	Budget    int64 // bytes in all, of all stores together; 0 is no limit. ErrBudget ends what would need more
-	// LeftOut is called with the reason when a store of a group cannot be opened and another stands in for it. May be nil.
+	Budget    int64 // bytes in all, of all stores together; 0 is no limit. A read beyond it is ErrBudget
+	// LeftOut is called with the reason when a store of a group cannot be opened, if the group has
+	// other stores. May be nil.
 	LeftOut func(err error)
 }
 
@@ -42,10 +44,10 @@ type Supply struct {
 
 var _ store.Getter = (*Supply)(nil)
 
-// Open opens the stores of the groups, which are asked in order. Of a group at least one has to open; the others stand
-// in for each other. The error is that of the last store of a group that did not open.
+// Open opens the stores of the groups, which are asked in order. At least one store of each group
+// must open; the others are left out. Otherwise Open returns the error of the group's last store.
 func Open(groups [][]locate.Location, access locate.Access, a blob.Algorithm, o Options) (*Supply, error) {
-	access.Web.Connections, access.S3.Connections = requestsRemote, requestsRemote // links say how many are used
+	access.Web.Connections, access.S3.Connections = requestsRemote, requestsRemote // links choose how many are used
 	limit := o.limiter()
 	s := &Supply{policy: access.Retry}
 	for _, group := range groups {
@@ -74,8 +76,8 @@ func Open(groups [][]locate.Location, access locate.Access, a blob.Algorithm, o 
 	return s, nil
 }
 
-// New returns the supply of getters that are reached over a network and asked in order. Requests that fail are
-// repeated as the policy says. The options that limit bytes do not count.
+// New returns the Supply of remote getters, which are asked in order. Failed requests are retried
+// as the policy says. The options that limit bytes have no effect.
 func New(policy store.Policy, o Options, getters ...store.Getter) *Supply {
 	s := &Supply{policy: policy}
 	for _, g := range getters {
@@ -86,7 +88,7 @@ func New(policy store.Policy, o Options, getters ...store.Getter) *Supply {
 }
 
 func (o *Options) member(remote bool) *member {
-	m := &member{local: !remote, once: !remote || o.Budget > 0} // the bytes of a request that is cancelled are not known
+	m := &member{local: !remote, once: !remote || o.Budget > 0} // the bytes of a cancelled request are unknown
 	switch {
 	case o.Requests > 0:
 		m.link = NewFixedLink(o.Requests)
@@ -98,7 +100,7 @@ func (o *Options) member(remote bool) *member {
 	return m
 }
 
-// limiter returns what holds the readers of all stores within the limits that they share.
+// limiter returns a function that applies the limits shared by all stores to a Reader.
 func (o *Options) limiter() func(store.Reader) store.Reader {
 	rate, budget := NewRate(o.RateLimit), NewBudget(o.Budget)
 	return func(r store.Reader) store.Reader {
@@ -133,12 +135,12 @@ func (s *Supply) Get(ctx context.Context, wants []store.Want, done func(i int, e
 	s.chunks.Get(ctx, wants, done)
 }
 
-// GetUncached fills dst with the chunk d from the stores. No cache is asked, and none takes it in.
+// GetUncached fills dst with the chunk d from the stores. It neither reads nor fills a cache.
 func (s *Supply) GetUncached(ctx context.Context, d blob.Digest, dst []byte) error {
 	return store.GetOne(ctx, s.uncached, d, dst)
 }
 
-// Sizes returns how many bytes each of the chunks takes in the first store that has it.
+// Sizes returns the stored size in bytes of each chunk in the first store that has it.
 func (s *Supply) Sizes(ctx context.Context, chunks []blob.Digest) ([]int64, error) {
 	sizes := make([]int64, len(chunks))
 	group, groupCtx := errgroup.WithContext(ctx)
@@ -175,10 +177,10 @@ func (s *Supply) size(ctx context.Context, d blob.Digest) (int64, error) {
 	return 0, fmt.Errorf("chunk %v: %w", d, errors.Join(errs...))
 }
 
-// Requests returns how many wants a caller may have under way at once to some use.
+// Requests returns how many wants a caller may usefully have under way at once.
 func (s *Supply) Requests() int { return s.stores.most() }
 
-// Limit returns how many requests the links to remote stores let in at once at present.
+// Limit returns the sum of the present in-flight limits of the remote stores.
 func (s *Supply) Limit() (n int) {
 	for _, m := range s.stores.members {
 		if !m.local {
@@ -188,7 +190,7 @@ func (s *Supply) Limit() (n int) {
 	return n
 }
 
-// Far reports whether a store is reached over a network, so that answers come late.
+// Far reports whether any store is remote, so that answers have network latency.
 func (s *Supply) Far() bool {
 	for _, m := range s.stores.members {
 		if !m.local {
@@ -198,15 +200,15 @@ func (s *Supply) Far() bool {
 	return false
 }
 
-// Link returns the link to the store that is asked first.
+// Link returns the link to the first store.
 func (s *Supply) Link() *Link { return s.stores.members[0].link }
 
-// Downloaded returns what was read from the stores so far, as it is stored.
+// Downloaded returns the objects and stored bytes read from the stores so far.
 func (s *Supply) Downloaded() (objects, bytes int64) {
 	return s.counter.Objects.Load(), s.counter.Bytes.Load()
 }
 
-// Close ends what the stores have running, such as an ssh.
+// Close ends the processes of the stores, such as ssh, and closes the caches.
 func (s *Supply) Close() {
 	for _, end := range s.closers {
 		end()
