@@ -13,12 +13,14 @@ import (
 	"cairn/internal/atomicfile"
 )
 
-// Checkpoint is the file that keeps how far a Verify came, so that the next run goes on from there. What cannot be kept
-// costs a new beginning, and no job. The zero value keeps nothing.
+// Checkpoint is the file that records the progress of a Verify, so that the next run resumes there.
+// If it cannot be written or read, a Verify starts from the beginning. The zero value records
+// nothing.
 type Checkpoint struct{ path string }
 
-// NewCheckpoint returns the checkpoint in a directory of the runs with the same options. The stores, to verify and to
-// repair from, are named by texts that are the same in each run and hold no secret. Without a directory it keeps nothing.
+// NewCheckpoint returns the checkpoint in dir of the runs with the same options. The stores are the
+// store to verify and those to repair from. Each is named by a text that is the same in every run
+// and holds no secret. If dir is empty, the checkpoint records nothing.
 func NewCheckpoint(dir string, o VerifyOptions, stores ...string) Checkpoint {
 	if dir == "" {
 		return Checkpoint{}
@@ -35,7 +37,7 @@ func NewCheckpoint(dir string, o VerifyOptions, stores ...string) Checkpoint {
 	return Checkpoint{filepath.Join(dir, "verify-"+hex.EncodeToString(sum[:16])+".json")}
 }
 
-// Load returns what was saved, or nil.
+// Load returns the saved mark, or nil.
 func (c Checkpoint) Load() *Mark {
 	if c.path == "" {
 		return nil
@@ -48,7 +50,7 @@ func (c Checkpoint) Load() *Mark {
 	return &m
 }
 
-// Save replaces what was saved by m.
+// Save replaces the saved mark by m.
 func (c Checkpoint) Save(m Mark) error {
 	if c.path == "" {
 		return nil
@@ -63,7 +65,7 @@ func (c Checkpoint) Save(m Mark) error {
 	return err
 }
 
-// Remove forgets what was saved.
+// Remove deletes the saved mark.
 func (c Checkpoint) Remove() {
 	if c.path != "" {
 		os.Remove(c.path)

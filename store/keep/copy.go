@@ -12,39 +12,41 @@ import (
 	"cairn/store"
 )
 
-// CopyOptions say what to copy, and how.
+// CopyOptions configure a Copy.
 type CopyOptions struct {
-	Algorithm *blob.Algorithm // of the digests; nil finds out, and takes both in one store
-	Indexes   []*blob.Index   // copy their chunks; without any, all that the store holds
-	Else      []store.Reader  // stores that stand in for the one copied from: chunks that it lacks are read there
-	Workers   int             // how many chunks are asked for, read and hashed at once; at least one is
+	Algorithm *blob.Algorithm // of the digests; nil detects it, and accepts both in one store
+	Indexes   []*blob.Index   // copy their chunks; without any, all chunks of the store
+	Else      []store.Reader  // fallback stores for chunks that the source lacks
+	Workers   int             // chunks that are requested, read and hashed at once; at least one
 	Writer    store.WriterOptions
 	Found     func(Finding)      // called for each chunk that could not be copied, in order; may be nil
-	Show      func(r CopyReport) // called now and then, never twice at once; may be nil
+	Show      func(r CopyReport) // called after each chunk, never concurrently; may be nil
 }
 
-// CopyReport is what was done.
+// CopyReport counts the chunks of a Copy.
 type CopyReport struct {
-	Wanted  int64  `json:"wanted"` // chunks
-	Held    int64  `json:"held"`   // by the other store already
+	Wanted  int64  `json:"wanted"` // chunks processed
+	Held    int64  `json:"held"`   // present in the destination before
 	Copied  Amount `json:"copied"`
-	Done    int64  `json:"-"` // bytes, where indexes tell the sizes, that are there or cannot be
+	Done    int64  `json:"-"` // image bytes of the processed chunks, where indexes give the sizes
 	Damaged int64  `json:"damaged"`
 	Empty   int64  `json:"empty"`
 	Missing int64  `json:"missing"`
 	Unknown int64  `json:"unknown"`
-	// Whole says which of the indexes have all their chunks in the other store now.
+	// Whole holds for each index whether the destination now has all its chunks.
 	Whole []bool `json:"-"`
 }
 
-// Bad is how many chunks could not be copied.
+// Bad returns how many chunks could not be copied.
 func (r CopyReport) Bad() int64 { return r.Damaged + r.Empty + r.Missing + r.Unknown }
 
-// Copy brings chunks from one store to another, which are proven before they are written; a chunk that is one
-// zstd frame stays as it is. The other store is listed, or asked, for what it holds already. What was copied is
-// durable from time to time, so that a Copy after an interrupted one does the rest. Chunks that are damaged or
-// missing are in the report; any other failure of a store is an error. Memory does not grow with the stores; for
-// indexes it is about 60 bytes for each different chunk.
+// Copy copies chunks from one store to another. It verifies each chunk before it writes it; a chunk
+// that is one zstd frame stays as it is. Copy lists the destination, or sends requests, to find the
+// chunks that it holds already.
+//
+// Copy commits regularly, so that a Copy after an interrupted one does the rest. Damaged and
+// missing chunks are in the report; any other failure of a store is an error. Memory does not grow
+// with the stores. Indexes take about 60 bytes for each distinct chunk.
 func Copy(ctx context.Context, from store.Reader, to store.Bucket, o CopyOptions) (CopyReport, error) {
 	w, err := store.NewWriter(to, o.Writer)
 	if err != nil {
@@ -64,14 +66,14 @@ func Copy(ctx context.Context, from store.Reader, to store.Bucket, o CopyOptions
 type copier struct {
 	source
 	standIns []source
-	down     atomic.Bool // the store cannot be reached: only those that stand in for it are asked
+	down     atomic.Bool // the source is unavailable: only the fallback stores are asked
 	to       store.Bucket
 	writer   *store.Writer
 	options  CopyOptions
 
-	mu       sync.Mutex // guards what follows
+	mu       sync.Mutex // guards the fields below
 	report   CopyReport
-	findings []numbered // of the stretch
+	findings []numbered // of the present stretch
 	failed   map[blob.Digest]struct{}
 }
 
@@ -95,12 +97,12 @@ func (c *copier) run(ctx context.Context, from store.Reader) error {
 	return nil
 }
 
-// preferred are the chunks of objects, each in the form that readers prefer.
+// preferred returns the chunks of objects, each in the form that readers prefer.
 func preferred(objects []object) series {
 	return listed(slices.CompactFunc(objects, func(a, b object) bool { return a.digest == b.digest }))
 }
 
-// chunks copies those whose digests have a prefix.
+// chunks copies the chunks of s, whose digests begin with prefix.
 func (c *copier) chunks(ctx context.Context, s series, prefix string) error {
 	if s.n == 0 {
 		return nil
@@ -147,7 +149,7 @@ func (c *copier) whole(x *blob.Index) bool {
 	return true
 }
 
-// copyWorker is one of those who copy.
+// copyWorker is the state of one worker.
 type copyWorker struct {
 	*copier
 	p     *prover
@@ -184,7 +186,7 @@ func (w *copyWorker) copy(ctx context.Context, chunks []chunk, at int) error {
 	return nil
 }
 
-// load reads and proves the chunks that are lacking, and tells of each what is wrong with it.
+// load reads and verifies the chunks in lacks, and returns one error for each.
 func (w *copyWorker) load(ctx context.Context) (errs []error, err error) {
 	if w.down.Load() {
 		err = fmt.Errorf("reading %s: %w", w.name, store.ErrUnavailable)
@@ -215,7 +217,7 @@ func (w *copyWorker) load(ctx context.Context) (errs []error, err error) {
 	return errs, nil
 }
 
-// put writes a chunk, if it is what it should be.
+// put writes a chunk, or reports its error.
 func (w *copyWorker) put(ctx context.Context, c chunk, at int, err error, raw *store.Raw) error {
 	if err != nil {
 		w.fail(c, numbered{at, Finding{Kind: kindOf(err, -1, int64(len(raw.Stored))), Name: c.name(), Why: err.Error()}})
@@ -260,7 +262,7 @@ func (w *copyWorker) count(c chunk, change func(r *CopyReport)) {
 	}
 }
 
-// DistinctBytes is what the different chunks of indexes have together.
+// DistinctBytes returns the total size of the distinct chunks of the indexes.
 func DistinctBytes(indexes []*blob.Index) (bytes int64) {
 	t := newTable()
 	for i, x := range indexes {

@@ -1,7 +1,7 @@
-// Package keep looks after stores: it hashes again what they hold and repairs it from others (Verify), counts it
-// (Stat), and copies it from one store to another (Copy). Memory does not grow with a store: what it holds is
-// listed and worked off in shards. The package knows indexes as lists of chunks, and nothing of images, devices
-// or where indexes lie.
+// Package keep maintains stores. Verify hashes a store's chunks and repairs them from other stores,
+// Stat counts them, and Copy copies them to another store. Memory does not grow with a store,
+// because its objects are listed and processed in shards. The package knows indexes as lists of
+// chunks. It knows nothing of images, devices or the locations of indexes.
 package keep
 
 import (
@@ -16,8 +16,8 @@ import (
 	"cairn/store"
 )
 
-// ErrCannotList says that a store cannot tell what it holds, as a plain web server cannot. With indexes, which
-// say what to look for, it need not.
+// ErrCannotList reports that a store, such as a plain web server, cannot list its objects. With
+// indexes, which name the chunks, no listing is needed.
 var ErrCannotList = errors.New("it cannot be listed")
 
 func listerOf(r store.Reader) (store.Lister, error) {
@@ -28,27 +28,27 @@ func listerOf(r store.Reader) (store.Lister, error) {
 	return l, nil
 }
 
-// Kind is what is wrong with an object.
+// Kind is the defect of an object.
 type Kind string
 
 const (
-	Damaged  Kind = "damaged"  // its bytes are not what its name says
-	Empty    Kind = "empty"    // it has no byte: what a power cut leaves of a file that was not flushed
+	Damaged  Kind = "damaged"  // its bytes do not match its name
+	Empty    Kind = "empty"    // it has no bytes, as after a power cut before the file was flushed
 	Missing  Kind = "missing"  // an index has it, and the store has not
-	Unknown  Kind = "unknown"  // it is compressed in a way that cannot be read without knowing its size
-	Misnamed Kind = "misnamed" // it is called like a chunk and lies in another's directory
+	Unknown  Kind = "unknown"  // its compression cannot be decoded without knowing its size
+	Misnamed Kind = "misnamed" // it is named like a chunk but is in the wrong directory
 )
 
-// Fate is what was done about it.
+// Fate is the action taken on a defect.
 type Fate string
 
 const (
 	Left     Fate = ""
-	Repaired Fate = "repaired" // replaced by the proven chunk of another store
+	Repaired Fate = "repaired" // replaced by the verified chunk of another store
 	Removed  Fate = "removed"
 )
 
-// Finding is an object that is not as it should be.
+// Finding is a defective object.
 type Finding struct {
 	Kind Kind   `json:"kind"`
 	Name string `json:"name"` // in the store
@@ -56,17 +56,17 @@ type Finding struct {
 	Why  string `json:"why,omitempty"`
 }
 
-// MostFindings is how many findings are worth keeping, for a result or a Mark.
+// MostFindings limits the findings to keep in a result or a Mark.
 const MostFindings = 10_000
 
-// Others are objects that are no chunks.
+// Others counts objects that are not chunks.
 type Others struct {
 	Objects int64    `json:"objects"`
 	Bytes   int64    `json:"bytes"`
-	First   []string `json:"first,omitempty"` // the names of some
+	First   []string `json:"first,omitempty"` // the first names, at most 10
 }
 
-// firsts is how many names are kept of objects that are no chunks.
+// firsts limits the names in Others.First.
 const firsts = 10
 
 func (o *Others) add(more Others) {
@@ -83,13 +83,14 @@ func (o *Others) count(object store.Object) {
 	o.add(Others{1, object.Size, []string{object.Name}})
 }
 
-// stretch is how many chunks are worked off before what was done is made durable and noted.
+// stretch is how many chunks are processed between two commits and marks.
 const stretch = 8192
 
-// together is how many chunks a worker hashes at once, which is several times cheaper than one by one.
+// together is how many chunks a worker hashes at once, which is several times cheaper than one by
+// one.
 const together = 8
 
-// work hands runs of up to together of n things to workers, until one fails.
+// work splits n things into runs of at most together and passes them to workers, until one fails.
 func work(ctx context.Context, n, workers int, worker func() func(ctx context.Context, lo, hi int) error) error {
 	var next atomic.Int64
 	run := min(max(n/(4*max(workers, 1)), 1), together)
@@ -116,18 +117,18 @@ func work(ctx context.Context, n, workers int, worker func() func(ctx context.Co
 	return ctx.Err()
 }
 
-// chunk is one that is to be read.
+// chunk is one chunk to read.
 type chunk struct {
 	digest blob.Digest
-	size   int64 // 0 when it is not known
+	size   int64 // 0 is unknown
 	form   form
 }
 
-// form says under which of its names a chunk is.
+// form is the name that holds a chunk.
 type form uint8
 
 const (
-	either form = iota // it has to be looked for
+	either form = iota // the compressed name is tried first, then the plain one
 	packed
 	plain
 )

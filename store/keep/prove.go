@@ -17,10 +17,11 @@ type source struct {
 	digests
 }
 
-// digests are the algorithms that may have named a chunk: one, or both that there are, the likelier one first.
+// digests are the algorithms that may have named a chunk: the given one, or both, the likelier
+// first.
 type digests struct {
 	given *blob.Algorithm
-	last  *atomic.Uint32 // what the last chunk was named by
+	last  *atomic.Uint32 // the algorithm of the last chunk
 }
 
 func newSource(r store.Reader, given *blob.Algorithm) source {
@@ -29,7 +30,7 @@ func newSource(r store.Reader, given *blob.Algorithm) source {
 	return source{store.NewChunks(r, a), r.String(), d}
 }
 
-// try is the algorithm to try first, and whether there is another one.
+// try returns the algorithm to try first, and reports whether there is another one.
 func (d digests) try() (first blob.Algorithm, more bool) {
 	if d.given != nil {
 		return *d.given, false
@@ -44,7 +45,7 @@ func other(a blob.Algorithm) blob.Algorithm {
 	return blob.SHA256
 }
 
-// is says whether data is what d names.
+// is reports whether d is the digest of data.
 func (s digests) is(d blob.Digest, data []byte) bool {
 	a, more := s.try()
 	if a.Sum(data) == d {
@@ -57,7 +58,7 @@ func (s digests) is(d blob.Digest, data []byte) bool {
 	return true
 }
 
-// prover is one worker's memory.
+// prover is the reusable memory of one worker.
 type prover struct {
 	source
 	raws []store.Raw
@@ -71,9 +72,10 @@ func newProver(s source) *prover {
 	return &prover{source: s, raws: make([]store.Raw, together), errs: make([]error, together), sums: make([]blob.Digest, together)}
 }
 
-// prove reads chunks, together at most, and tells of each whether it is what its digest says: nil when it is, a
-// *store.CorruptError when it is not, store.ErrNotFound, or errors.ErrUnsupported. The bytes are in raws. Any
-// other failure ends it. What is wrong is read a second time, since it may have been damaged on its way.
+// prove reads at most together chunks and leaves their bytes in raws. It returns for each chunk nil
+// if the bytes match the digest, a *store.CorruptError if they do not, store.ErrNotFound, or
+// errors.ErrUnsupported. Any other failure ends it. It reads a corrupt chunk a second time, since
+// the transfer may have damaged it.
 func (p *prover) prove(ctx context.Context, chunks []chunk) ([]error, error) {
 	p.data, p.who = p.data[:0], p.who[:0]
 	for i, c := range chunks {
@@ -118,7 +120,7 @@ func (s source) load(ctx context.Context, c chunk, into *store.Raw) error {
 	return err
 }
 
-// loadAny reads a chunk from the first of some stores that has it whole, and reports whether one had.
+// loadAny reads a chunk from the first store that has it intact, and reports whether one had.
 func loadAny(ctx context.Context, from []source, c chunk, into *store.Raw) (found bool, err error) {
 	for _, s := range from {
 		err := s.load(ctx, chunk{c.digest, c.size, either}, into)
@@ -141,8 +143,8 @@ func newSources(readers []store.Reader, given *blob.Algorithm) (all []source) {
 	return all
 }
 
-// wrong is the error about a chunk that was read and is another: the store's failure if a header told of one, such as
-// a login form in place of every object, else damage.
+// wrong returns the error for a chunk with a wrong digest. It is the store's failure if a header
+// indicated one, such as a login form in place of every object, else damage.
 func (s source) wrong(c chunk, read *store.Raw, sum blob.Digest) error {
 	if read.Suspicion != nil {
 		return read.Suspicion
@@ -150,7 +152,7 @@ func (s source) wrong(c chunk, read *store.Raw, sum blob.Digest) error {
 	return &store.CorruptError{Name: fmt.Sprintf("chunk %v in %s", c.digest, s.name), Err: fmt.Errorf("its digest is %v", sum)}
 }
 
-// known says whether an error is about one chunk, and not about the store.
+// known reports whether an error is about one chunk, and not about the store.
 func known(err error) bool {
 	return is[*store.CorruptError](err) || errors.Is(err, store.ErrNotFound) || errors.Is(err, errors.ErrUnsupported)
 }

@@ -13,16 +13,16 @@ import (
 	"cairn/store"
 )
 
-// How a store is listed. A store of a million chunks has sixteen shards of one digit.
+// Limits of listing. A store of a million chunks has sixteen shards of one digit.
 const (
-	rootMost  = 4096     // objects that are listed in one go; more are listed in parts, several at once
-	shardMost = 1 << 16  // chunks in a shard, or it is split
+	rootMost  = 4096     // chunks listed in one go; a larger store is listed in parallel parts
+	shardMost = 1 << 16  // chunks in a shard; a larger one is split
 	depthMost = 4        // digits of a shard's prefix: those of a directory
 	tooMany   = 64 << 16 // chunks in a shard that cannot be split
-	listings  = 8        // under way at once
+	listings  = 8        // concurrent listings
 )
 
-// object is a chunk as a listing tells of it. 48 bytes.
+// object is a chunk in a listing. 48 bytes.
 type object struct {
 	digest blob.Digest
 	size   int64 // as stored
@@ -32,15 +32,15 @@ type object struct {
 // shard is the part of a store whose names begin with a prefix.
 type shard struct {
 	prefix            string
-	objects           []object // by digest; the packed form of one before the plain
+	objects           []object // by digest; the packed form of a chunk before the plain one
 	foreign, misnamed Others
-	split             bool // it has too many, and nothing of it is here
+	split             bool // it has too many chunks and holds none of them
 	err               error
 }
 
-// shards lists a store in parts, those with chunks in the order of their digests, then the rest. Foreign
-// objects whose names begin outside of ASCII may be overlooked in a store of more than a few chunks. An error is
-// the last thing that is yielded.
+// shards lists a store in parts: first those with chunks, in the order of their digests, then the
+// rest. In a store of more than a few chunks it may miss foreign objects whose names begin with a
+// character outside of ASCII. An error is the last value yielded.
 func shards(ctx context.Context, l store.Lister) iter.Seq2[shard, error] {
 	return func(yield func(shard, error) bool) {
 		if s := list(ctx, l, "", rootMost); !s.split {
@@ -76,7 +76,7 @@ func splitShards(ctx context.Context, l store.Lister, prefix string, yield func(
 
 const hexDigits = "0123456789abcdef"
 
-// continuations are the prefixes that are one character longer: digits first.
+// continuations returns the prefixes that are one character longer, hexadecimal digits first.
 func continuations(prefix string) []string {
 	var digits, others []string
 	for c := ' '; c <= '~'; c++ {
@@ -89,7 +89,8 @@ func continuations(prefix string) []string {
 	return append(digits, others...)
 }
 
-// list lists what begins with a prefix, unless that is more than most chunks.
+// list lists the names that begin with prefix. If that gives more than most chunks, it returns a
+// shard to be split.
 func list(ctx context.Context, l store.Lister, prefix string, most int) shard {
 	s := shard{prefix: prefix}
 	for o, err := range l.List(ctx, prefix) {
@@ -125,7 +126,8 @@ func (s *shard) take(o store.Object) {
 	}
 }
 
-// ahead yields what do makes of 0 to n-1, in order, with up to atOnce of them at work. Nothing runs when it ends.
+// ahead yields the results of do for 0 to n-1 in order, and runs at most atOnce calls at once. It
+// returns after all calls have ended.
 func ahead[T any](ctx context.Context, n, atOnce int, do func(ctx context.Context, i int) T) iter.Seq[T] {
 	return func(yield func(T) bool) {
 		ctx, cancel := context.WithCancel(ctx)

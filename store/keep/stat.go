@@ -9,15 +9,15 @@ import (
 	"cairn/store"
 )
 
-// StatOptions say what to count.
+// StatOptions configure a Stat.
 type StatOptions struct {
 	Indexes []*blob.Index
-	Workers int                // how many chunks to ask for at once, where the store cannot be listed
-	Show    func(chunks int64) // called now and then with how many were counted; may be nil
+	Workers int                // chunks that are requested at once, where the store cannot be listed
+	Show    func(chunks int64) // called after each listed shard with the chunks counted so far; may be nil
 }
 
-// Amount is a number of chunks and what they take. A chunk that is stored in both forms counts once, and both
-// take room.
+// Amount is a number of chunks and their stored bytes. A chunk that is stored in both forms counts
+// once, with the bytes of both.
 type Amount struct {
 	Chunks int64 `json:"chunks"`
 	Bytes  int64 `json:"stored_bytes"`
@@ -28,9 +28,9 @@ func (a *Amount) count(stored int64) {
 	a.Bytes += stored
 }
 
-// StatReport is what a store holds.
+// StatReport describes the content of a store.
 type StatReport struct {
-	Listed       bool        `json:"listed"` // or only the chunks of the indexes were asked for
+	Listed       bool        `json:"listed"` // if false, only the chunks of the indexes were requested
 	Amount                   // all chunks, without the empty ones
 	Plain        int64       `json:"plain"` // objects of chunks that are not compressed
 	Empty        int64       `json:"empty"` // objects
@@ -40,21 +40,22 @@ type StatReport struct {
 	Indexes      []IndexStat `json:"indexes,omitempty"`
 	// Of all indexes together:
 	ImageBytes    int64 `json:"image_bytes"`
-	DistinctBytes int64 `json:"distinct_bytes"` // in different chunks
+	DistinctBytes int64 `json:"distinct_bytes"` // in distinct chunks
 }
 
-// IndexStat is what a store holds of an index.
+// IndexStat describes the part of a store that belongs to an index.
 type IndexStat struct {
 	ImageBytes    int64  `json:"image_bytes"`
 	Distinct      int64  `json:"distinct"`
 	DistinctBytes int64  `json:"distinct_bytes"`
 	Stored        Amount `json:"stored"`
-	Exclusive     Amount `json:"exclusive"` // of it, in no other index: what would be free without this one
+	Exclusive     Amount `json:"exclusive"` // in no other index: freed by removing this one
 	Missing       int64  `json:"missing"`   // chunks that the store lacks
 }
 
-// Stat counts what a store holds, and what of it belongs to which index. It reads no chunk. Memory is about 60
-// bytes for each different chunk of the indexes and 4 for each of each index, whatever the store holds.
+// Stat counts the chunks of a store, and those of each index. It reads no chunk. Memory is about 60
+// bytes for each distinct chunk of the indexes and 4 bytes for each distinct chunk of each index,
+// whatever the store holds.
 func Stat(ctx context.Context, r store.Reader, o StatOptions) (StatReport, error) {
 	s := stat{table: newTable(), options: o}
 	for i, x := range o.Indexes {
@@ -75,7 +76,7 @@ func Stat(ctx context.Context, r store.Reader, o StatOptions) (StatReport, error
 
 type stat struct {
 	table   *table
-	members [][]uint32 // rows of each index
+	members [][]uint32 // row indexes of each index
 	options StatOptions
 	report  StatReport
 }
@@ -129,9 +130,9 @@ func (s *stat) chunk(d blob.Digest, stored int64) {
 	}
 }
 
-// ask asks for each chunk of the indexes.
+// ask requests the size of each chunk of the indexes.
 func (s *stat) ask(ctx context.Context, r store.Reader) error {
-	chunks, rows := store.NewChunks(r, 0), s.table.rows // no chunk is read, so that no digest matters
+	chunks, rows := store.NewChunks(r, 0), s.table.rows // no chunk is read, so the algorithm does not matter
 	err := work(ctx, len(rows), s.options.Workers, func() func(context.Context, int, int) error {
 		return func(ctx context.Context, lo, hi int) error {
 			for i := range rows[lo:hi] {

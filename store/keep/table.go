@@ -8,17 +8,17 @@ import (
 	"cairn/blob"
 )
 
-// table holds the different chunks of many indexes, in about 60 bytes each.
+// table holds the distinct chunks of many indexes, in about 60 bytes each.
 type table struct {
 	seed  maphash.Seed
 	rows  []row
-	slots []uint32 // 1 + number of a row, or 0; the length is a power of two
+	slots []uint32 // 1 + row index, or 0; the length is a power of two
 }
 
 // row is a chunk. 48 bytes.
 type row struct {
 	digest blob.Digest
-	stored int64  // bytes in the store; 0 when it is not there
+	stored int64  // bytes in the store; 0 if absent
 	size   uint32 // of the chunk
 	owner  int32  // the only index that has it, or shared
 }
@@ -27,7 +27,8 @@ const shared = -1
 
 func newTable() *table { return &table{seed: maphash.MakeSeed(), slots: make([]uint32, 64)} }
 
-// slot is where d stands, or the empty slot where it belongs. Chosen digests do not make it slow.
+// slot returns the slot of d, or the empty slot for it. The random seed keeps chosen digests from
+// making it slow.
 func (t *table) slot(d blob.Digest) int {
 	mask := len(t.slots) - 1
 	for at := int(maphash.Bytes(t.seed, d[:])) & mask; ; at = (at + 1) & mask {
@@ -37,7 +38,7 @@ func (t *table) slot(d blob.Digest) int {
 	}
 }
 
-// find is the row of d, or nil.
+// find returns the row of d, or nil.
 func (t *table) find(d blob.Digest) *row {
 	if i := t.slots[t.slot(d)]; i > 0 {
 		return &t.rows[i-1]
@@ -45,7 +46,7 @@ func (t *table) find(d blob.Digest) *row {
 	return nil
 }
 
-// add takes the chunks of an index in, and returns the numbers of their rows, each once.
+// add adds the chunks of an index, and returns their row indexes, each once.
 func (t *table) add(x *blob.Index, owner int32) []uint32 {
 	seen, distinct := blob.NewTable(x), 0
 	for i, c := range x.All() {
@@ -54,7 +55,7 @@ func (t *table) add(x *blob.Index, owner int32) []uint32 {
 		}
 	}
 	mine := make([]uint32, 0, distinct)
-	t.rows = slices.Grow(t.rows, distinct) // at once, since growing leaves much behind
+	t.rows = slices.Grow(t.rows, distinct) // in one step, since each growth leaves garbage behind
 	for i, c := range x.All() {
 		if seen.Find(c.Digest) == i {
 			mine = append(mine, t.put(c, owner))
@@ -86,7 +87,7 @@ func (t *table) grow() {
 	}
 }
 
-// sorted gives up the table for its rows by digest.
+// sorted returns the rows by digest. The table cannot be used afterwards.
 func (t *table) sorted() []row {
 	t.slots = nil
 	slices.SortFunc(t.rows, func(a, b row) int { return bytes.Compare(a.digest[:], b.digest[:]) })

@@ -13,52 +13,54 @@ import (
 	"cairn/store"
 )
 
-// VerifyOptions say what to look at, and what to do about what is wrong.
+// VerifyOptions configure a Verify.
 type VerifyOptions struct {
-	Algorithm *blob.Algorithm // of the digests; nil finds out, and takes both in one store
-	Indexes   []*blob.Index   // look at their chunks only; then the store need not be listed
-	Workers   int             // how many read and hash at once; at least one does
-	// Bucket is the same store, to be changed by Repair and Remove.
+	Algorithm *blob.Algorithm // of the digests; nil detects it, and accepts both in one store
+	Indexes   []*blob.Index   // verify only their chunks; then the store need not be listed
+	Workers   int             // chunks read and hashed at once; at least one
+	// Bucket is the verified store, for the writes of Repair and Remove.
 	Bucket store.Bucket
-	// Repair are stores to replace damaged, empty and missing chunks from, in this order.
+	// Repair lists the stores to replace damaged, empty and missing chunks from, in this order.
 	Repair []store.Reader
-	// Remove takes away damaged and empty chunks that could not be repaired: no reader can use them, and
-	// writers take them for chunks that are there. The bucket has to be a store.Remover.
+	// Remove removes damaged and empty chunks that could not be repaired: no reader can use them,
+	// and writers assume that they are present. The bucket must be a store.Remover.
 	Remove bool
-	After  *Mark                // go on behind it, and find again what was found before it
-	Found  func(Finding)        // called for each thing that is wrong, in order; may be nil
-	Done   func(Mark) error     // called now and then with what is finished, durably; an error ends it. May be nil
-	Show   func(r VerifyReport) // called now and then, never twice at once; may be nil
+	After  *Mark                // resume after it, and report its findings again
+	Found  func(Finding)        // called for each finding, in order; may be nil
+	Done   func(Mark) error     // called after each stretch, when repairs are durable; an error ends Verify. May be nil
+	Show   func(r VerifyReport) // called after each run of chunks, never concurrently; may be nil
 }
 
-// Mark is how far a Verify has come.
+// Mark is the progress of a Verify.
 type Mark struct {
-	Digest   blob.Digest  `json:"digest"`   // what is named up to here is done
-	Report   VerifyReport `json:"report"`   // of that
-	Findings []Finding    `json:"findings"` // the first of them
+	Digest   blob.Digest  `json:"digest"`   // chunks up to this digest are done
+	Report   VerifyReport `json:"report"`   // on these chunks
+	Findings []Finding    `json:"findings"` // at most MostFindings
 }
 
-// VerifyReport is what was found.
+// VerifyReport counts the chunks and findings of a Verify.
 type VerifyReport struct {
-	Chunks   int64  `json:"chunks"`       // that were read and hashed, or should have been
-	Bytes    int64  `json:"stored_bytes"` // of them, as stored
+	Chunks   int64  `json:"chunks"`       // read and hashed, or failed to be
+	Bytes    int64  `json:"stored_bytes"` // of these chunks, as stored
 	Damaged  int64  `json:"damaged"`
 	Empty    int64  `json:"empty"`
 	Missing  int64  `json:"missing"`
 	Unknown  int64  `json:"unknown"`
-	Repaired int64  `json:"repaired"` // of these
+	Repaired int64  `json:"repaired"` // of these findings
 	Removed  int64  `json:"removed"`
 	Misnamed Others `json:"misnamed"`
 	Foreign  Others `json:"foreign"`
 }
 
-// Bad is how many chunks are damaged, empty or missing, and were not repaired.
+// Bad returns how many chunks are damaged, empty or missing, and were not repaired.
 func (r VerifyReport) Bad() int64 { return r.Damaged + r.Empty + r.Missing - r.Repaired }
 
-// Verify reads every chunk of a store and hashes it. What is wrong is in the report, and told to Found; any other
-// failure of the store is an error. A chunk that is removed or replaced meanwhile is no mistake. What Done was
-// told need not be looked at again: a Verify with it as After goes on from there, and does not see what was
-// written before that place since.
+// Verify reads and hashes every chunk of a store. Defects are in the report and passed to Found;
+// any other failure of the store is an error. A chunk that is removed or replaced during the run is
+// not a defect.
+//
+// A Verify with a Mark from Done as After resumes there. It does not see chunks that were written
+// before that place since.
 func Verify(ctx context.Context, r store.Reader, o VerifyOptions) (VerifyReport, error) {
 	v := &verifier{source: newSource(r, o.Algorithm), options: o}
 	if err := v.prepare(r); err != nil {
@@ -84,11 +86,11 @@ type verifier struct {
 	remover store.Remover
 	repair  []source
 
-	mu       sync.Mutex // guards what follows
+	mu       sync.Mutex // guards the fields below
 	report   VerifyReport
-	findings []numbered // of the stretch
+	findings []numbered // of the present stretch
 
-	told []Finding // the first of them
+	told []Finding // the first MostFindings findings
 }
 
 // numbered is a finding with its place in the stretch.
@@ -127,7 +129,8 @@ func (v *verifier) run(ctx context.Context, r store.Reader) error {
 		if err := v.chunks(ctx, listed(s.objects)); err != nil {
 			return err
 		}
-		// Behind the chunks, since a mark among them does not have what comes again with the shard.
+		// After the chunks: a resumed Verify counts the shard's other objects again, so no mark of
+		// its chunks may include them.
 		v.report.Foreign.add(s.foreign)
 		v.report.Misnamed.add(s.misnamed)
 		for _, name := range s.misnamed.First {
@@ -137,7 +140,7 @@ func (v *verifier) run(ctx context.Context, r store.Reader) error {
 	return ctx.Err()
 }
 
-// skipping is l without the prefixes of chunks that are done.
+// skipping returns l without the prefixes of finished chunks.
 func (v *verifier) skipping(l store.Lister) store.Lister {
 	if v.options.After == nil {
 		return l
@@ -145,7 +148,7 @@ func (v *verifier) skipping(l store.Lister) store.Lister {
 	return tail{l, v.options.After.Digest.String()}
 }
 
-// tail lists what may be behind a digest.
+// tail lists only the prefixes that may hold digests beyond after.
 type tail struct {
 	store.Lister
 	after string // hexadecimal
@@ -160,14 +163,14 @@ func (t tail) List(ctx context.Context, prefix string) iter.Seq2[store.Object, e
 
 func isHex(text string) bool { return len(bytes.Trim([]byte(text), hexDigits)) == 0 }
 
-// series are chunks by digest, made as they are needed.
+// series is a sequence of chunks by digest, produced on demand.
 type series struct {
 	n      int
 	at     func(i int) chunk
-	stored func(i int) int64 // bytes, as listed; negative when that is not known
+	stored func(i int) int64 // bytes, as listed; negative is unknown
 }
 
-// listed are the chunks of objects.
+// listed returns the chunks of objects.
 func listed(objects []object) series {
 	at := func(i int) chunk {
 		c := chunk{digest: objects[i].digest, form: plain}
@@ -179,7 +182,7 @@ func listed(objects []object) series {
 	return series{len(objects), at, func(i int) int64 { return objects[i].size }}
 }
 
-// wanted are the different chunks of indexes.
+// wanted returns the distinct chunks of the indexes.
 func wanted(indexes []*blob.Index) series {
 	t := newTable()
 	for i, x := range indexes {
@@ -190,7 +193,7 @@ func wanted(indexes []*blob.Index) series {
 	return series{len(rows), at, func(int) int64 { return -1 }}
 }
 
-// part is the chunks from lo to hi.
+// part returns the chunks from lo to hi.
 func (s series) part(lo, hi int) []chunk {
 	chunks := make([]chunk, 0, hi-lo)
 	for i := lo; i < hi; i++ {
@@ -199,7 +202,7 @@ func (s series) part(lo, hi int) []chunk {
 	return chunks
 }
 
-// chunks verifies those behind the mark, a stretch at a time.
+// chunks verifies the chunks beyond the mark, one stretch at a time.
 func (v *verifier) chunks(ctx context.Context, s series) error {
 	lo := 0
 	if after := v.options.After; after != nil {
@@ -208,7 +211,7 @@ func (v *verifier) chunks(ctx context.Context, s series) error {
 	for lo < s.n {
 		hi := min(lo+stretch, s.n)
 		for hi < s.n && s.at(hi).digest == s.at(hi-1).digest {
-			hi++ // both forms of a chunk are on one side of a mark
+			hi++ // keep both forms of a chunk on one side of a mark
 		}
 		if err := v.stretch(ctx, s.part(lo, hi), func(i int) int64 { return s.stored(lo + i) }); err != nil {
 			return err
@@ -228,7 +231,7 @@ func (v *verifier) stretch(ctx context.Context, chunks []chunk, stored func(int)
 		err = v.writer.Commit(ctx)
 	}
 	if err != nil {
-		v.report, v.findings = before, nil // what was not made durable counts for nothing
+		v.report, v.findings = before, nil // results that were not committed do not count
 		return err
 	}
 	sort.Slice(v.findings, func(i, j int) bool { return v.findings[i].at < v.findings[j].at })
@@ -251,7 +254,7 @@ func (v *verifier) tell(f Finding) {
 	}
 }
 
-// verifyWorker is one of those who read and hash.
+// verifyWorker is the state of one worker.
 type verifyWorker struct {
 	*verifier
 	p     *prover
@@ -276,11 +279,11 @@ func (w *verifyWorker) check(ctx context.Context, chunks []chunk, at int, stored
 	return nil
 }
 
-// judge notes what came out for one chunk, and does what is to be done about it.
+// judge records the outcome for one chunk, and repairs or removes it if necessary.
 func (w *verifyWorker) judge(ctx context.Context, c chunk, at int, listed int64, err error, stored int64) error {
 	kind := kindOf(err, listed, stored)
 	if kind == Missing && listed >= 0 {
-		return nil // it was there when the store was listed, and was removed since
+		return nil // it was listed, and removed since
 	}
 	fate := Left
 	if kind == Damaged || kind == Empty || kind == Missing {
@@ -297,7 +300,7 @@ func (w *verifyWorker) judge(ctx context.Context, c chunk, at int, listed int64,
 	return nil
 }
 
-// kindOf is what an outcome means, or "" for a chunk that is right.
+// kindOf returns the kind of an outcome, or "" for an intact chunk.
 func kindOf(err error, listed, stored int64) Kind {
 	switch {
 	case err == nil:
@@ -331,7 +334,7 @@ func (v *verifier) note(f numbered, stored int64) {
 	}
 }
 
-// mend replaces a chunk by another store's, or else removes what there is, if it was asked to.
+// mend replaces a chunk from another store, or removes it if the options say so.
 func (w *verifyWorker) mend(ctx context.Context, c chunk, kind Kind) (Fate, error) {
 	found, err := loadAny(ctx, w.repair, c, &w.spare)
 	if err != nil {
@@ -354,7 +357,8 @@ func (w *verifyWorker) replace(ctx context.Context, c chunk) (err error) {
 	return err
 }
 
-// remove removes a chunk under the name that it was read by, unless somebody has replaced it meanwhile.
+// remove removes a chunk under the names that were read, unless the chunk has been replaced by an
+// intact one.
 func (w *verifyWorker) remove(ctx context.Context, c chunk) error {
 	forms := []form{c.form}
 	if c.form == either {
