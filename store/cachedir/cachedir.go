@@ -1,17 +1,19 @@
-// Package cachedir keeps chunks in a directory, up to a size: the near side of supply.Cached. The directory is a
-// casync chunk store, which other tools may read, and belongs to any number of processes at once. When it is
-// full, the chunks that were used the longest ago go. It knows nothing of what chunks hold: who reads from it
-// proves what he reads, so nothing here is ever flushed. It needs Linux.
+// Package cachedir keeps chunks in a directory, up to a size: the near side of supply.Cached. The
+// directory is a casync chunk store that other tools may read, and any number of processes may
+// share it. When it is full, the least recently used chunks are evicted. The package knows nothing
+// of the content of chunks. Its readers verify each chunk, so files are never flushed. It needs
+// Linux.
 //
 // Beside the chunks there is one directory, .cairn-cache, with a few small files:
 //
 //	state    how many bytes are taken, in one line of fixed size; its lock is held for microseconds
-//	writers  locked, shared, by each write from before its room is taken until its chunk has its name
-//	evictor  locked by the one process that makes room
-//	*.tmp    chunks that are being written
+//	writers  locked (shared) by each write from before its reservation until its chunk has its name
+//	evictor  locked by the process that evicts
+//	*.tmp    chunks being written
 //
-// Room is taken before a byte is written, and given back after a byte is gone. Whoever is killed between the
-// two leaves a count that is too high, never too low; the next eviction counts anew.
+// Space is reserved before a byte is written, and released after a byte is removed. A process
+// killed between the two leaves a count that is too high, never too low. The next eviction counts
+// again.
 package cachedir
 
 import (
@@ -31,18 +33,18 @@ import (
 	"cairn/store/local"
 )
 
-// Unlimited is a limit that nothing reaches.
+// Unlimited is the value of Options.Limit for no limit.
 const Unlimited = -1
 
-// Options are the choices for a Dir.
+// Options configure a Dir.
 type Options struct {
-	// Limit is how many bytes the chunks and their directories may take on the disk, each counted in blocks
-	// of 4 KiB; 0 is DefaultLimit.
+	// Limit is how many bytes the chunks and their directories may take on the disk, each counted
+	// in blocks of 4 KiB; 0 is DefaultLimit.
 	Limit int64
 }
 
-// Dir is a bucket for chunks that holds no more than its limit. Safe for concurrent use, also by other Dirs
-// and processes with the same directory; each keeps to its own limit.
+// Dir is a bucket for chunks whose size is limited. Safe for concurrent use, also with other Dirs
+// and processes on the same directory; each applies its own limit.
 type Dir struct {
 	path    string
 	options Options
@@ -50,22 +52,23 @@ type Dir struct {
 
 	evictor evictor
 
-	mu     sync.Mutex // guards what follows
-	ledger *ledger    // nil before the directory could be taken, and after it was removed
+	mu     sync.Mutex // guards ledger
+	ledger *ledger    // nil until the directory is opened, and after it was removed
 }
 
 var _ store.Bucket = (*Dir)(nil)
 
-// Open is a cache in a directory, which is made by the first Write if it does not exist. Nothing about it is
-// an error here: one that cannot be read is empty, and Write says why it cannot be written. If more is in it
-// than the limit allows, room is made in the background. Close must be called in the end.
+// Open returns the cache in a directory, which the first Write creates if it does not exist. Open
+// reports no errors: an unreadable cache is empty, and Write returns the error of one that cannot
+// be written. If the cache exceeds its limit, an eviction starts in the background. The caller must
+// call Close.
 func Open(path string, o Options) *Dir {
 	d := &Dir{path: path, options: o, files: local.At(path, local.Options{})}
 	_, _ = d.attach(mustExist)
 	return d
 }
 
-// Close ends an eviction that is under way. No other method may be called afterwards.
+// Close cancels a running eviction and waits for it. No other method may be called afterwards.
 func (d *Dir) Close() error {
 	d.evictor.end()
 	d.mu.Lock()
@@ -76,13 +79,13 @@ func (d *Dir) Close() error {
 	return d.ledger.close()
 }
 
-// String implements store.Reader: it is the directory.
+// String implements store.Reader: it returns the directory.
 func (d *Dir) String() string { return d.path }
 
 // Stat implements store.Reader.
 func (d *Dir) Stat(ctx context.Context, name string) (int64, error) { return d.files.Stat(ctx, name) }
 
-// Read implements store.Reader. What is read was used, and is evicted later than what was not.
+// Read implements store.Reader. It marks the chunk as used, which delays its eviction.
 func (d *Dir) Read(ctx context.Context, name string, dst []byte, limit int64) ([]byte, error) {
 	data, err := d.files.Read(ctx, name, dst, limit)
 	if err == nil {
@@ -91,11 +94,12 @@ func (d *Dir) Read(ctx context.Context, name string, dst []byte, limit int64) ([
 	return data, err
 }
 
-// touchEvery is how well the age of a chunk is known: a hit within that time of the last costs no write.
+// touchEvery is the precision of a chunk's time of last use: a hit within that time of the last
+// costs no write.
 const touchEvery = time.Hour
 
-// touch makes a chunk young. A time in the future, from when the clock was wrong, is set right. That it cannot
-// be done, on a read-only disk for instance, is no matter.
+// touch sets a chunk's time of last use to now. It also corrects a time in the future, from a wrong
+// clock. It ignores errors, such as on a read-only disk.
 func touch(file string) {
 	info, err := os.Lstat(file)
 	if err != nil || time.Since(info.ModTime()).Abs() < touchEvery {
@@ -104,14 +108,14 @@ func touch(file string) {
 	_ = unix.UtimesNanoAt(unix.AT_FDCWD, file, nil, unix.AT_SYMLINK_NOFOLLOW)
 }
 
-// attempts is how often a write finds the directory, or a part of it, removed before it gives up.
+// attempts is how often a Write finds the directory, or a part of it, removed before it fails.
 const attempts = 4
 
 var errVanishes = errors.New("it is removed again and again")
 
-// Write keeps a chunk, or drops it when there is no room until an eviction is done; that is no failure. It
-// does not wait for the disk to have it. An error means that the directory cannot be written now: if its disk
-// is full, room is being made. A chunk of that name is replaced.
+// Write keeps a chunk and replaces one of the same name. It drops the chunk and returns nil if
+// there is no room until an eviction ends. It does not flush the chunk. An error means that the
+// directory cannot be written at present; if its disk is full, an eviction starts.
 func (d *Dir) Write(ctx context.Context, name string, data []byte) error {
 	if _, _, ok := store.ChunkObject(name); !ok {
 		return fmt.Errorf("%q is not the name of a chunk", name)
@@ -122,7 +126,7 @@ func (d *Dir) Write(ctx context.Context, name string, data []byte) error {
 			return ctx.Err()
 		}
 		once := d.write(ctx, name, data)
-		// Another write may have found out first, and closed what this one was using.
+		// A concurrent write may have detected it first, and closed the ledger that this one used.
 		if !errors.Is(once, fs.ErrNotExist) && !errors.Is(once, fs.ErrClosed) {
 			err = once
 			break
@@ -137,8 +141,8 @@ func (d *Dir) Write(ctx context.Context, name string, data []byte) error {
 	return fmt.Errorf("keeping a chunk in %s: %w", d.path, err)
 }
 
-// write is Write once. It is fs.ErrNotExist when the directory has to be looked for anew, or an eviction has
-// just removed the one that the chunk belongs into, which was empty.
+// write is one attempt of Write. It returns fs.ErrNotExist when the directory was removed, or when
+// an eviction has just removed the chunk's empty directory.
 func (d *Dir) write(ctx context.Context, name string, data []byte) error {
 	l, err := d.attach(mayMake)
 	if err != nil {
@@ -173,7 +177,7 @@ func (d *Dir) writeTo(ctx context.Context, l *ledger, name string, data []byte) 
 	return l.put(name, data, need)
 }
 
-// cost is what a chunk of size bytes takes, with its directory if that has to be made.
+// cost returns the space of a chunk of size bytes, and that of its directory if it must be made.
 func (l *ledger) cost(name string, size int) (int64, error) {
 	_, err := os.Lstat(filepath.Join(l.root, filepath.Dir(name)))
 	switch {
@@ -185,8 +189,8 @@ func (l *ledger) cost(name string, size int) (int64, error) {
 	return 0, err
 }
 
-// put writes a chunk for which room was taken, and gives back what it does not need. If that fails, the count
-// is too high until the next eviction.
+// put writes a chunk for which space was reserved, and releases the space that it does not need. If
+// the release fails, the count is too high until the next eviction.
 func (l *ledger) put(name string, data []byte, room int64) error {
 	temp := l.tempName()
 	err := writeFile(temp, data)
@@ -199,7 +203,7 @@ func (l *ledger) put(name string, data []byte, room int64) error {
 		return nil
 	}
 	if gone := os.Remove(temp); gone == nil || errors.Is(gone, fs.ErrNotExist) {
-		l.cancel(blocks(int64(len(data)))) // the directory may be there, or an eviction has given it back
+		l.cancel(blocks(int64(len(data)))) // the directory may exist, or an eviction has released it
 	}
 	return err
 }
@@ -213,8 +217,9 @@ func writeFile(name string, data []byte) error {
 	return errors.Join(err, f.Close())
 }
 
-// publish gives a file its name, and says how much went with the file that had it before. It makes the directory
-// if that was paid for; else that was there a moment ago, and a missing one is fs.ErrNotExist.
+// publish gives a file its final name, and returns the space of the file that it replaced. It makes
+// the directory if dirPaid is set. Otherwise the directory existed a moment ago, and its absence is
+// fs.ErrNotExist.
 func publish(temp, final string, dirPaid bool) (replaced int64, err error) {
 	if dirPaid {
 		err := os.Mkdir(filepath.Dir(final), 0o755)
@@ -225,8 +230,8 @@ func publish(temp, final string, dirPaid bool) (replaced int64, err error) {
 	return exchange(temp, final)
 }
 
-// exchange renames a file. One that is in the way is swapped for it and then removed, so that exactly one of
-// many who replace a chunk gives back the room of each old one.
+// exchange renames a file. It swaps an existing file with the new one and removes the old, so that
+// exactly one of several concurrent writers releases the space of each old file.
 func exchange(temp, final string) (replaced int64, err error) {
 	err = renameat2(temp, final, unix.RENAME_NOREPLACE)
 	switch {
@@ -256,18 +261,20 @@ func renameat2(from, to string, flags uint) error {
 	return nil
 }
 
-// blockSize is the unit in which files and directories are counted; most file systems have it.
+// blockSize is the unit in which files and directories are counted, and the block size of most file
+// systems.
 const blockSize = 4096
 
-// blocks is what a file takes on the disk.
+// blocks returns the disk space of a file of size bytes.
 func blocks(size int64) int64 { return (size + blockSize - 1) / blockSize * blockSize }
 
-// isChunkDir reports whether a directory may hold chunks.
+// isChunkDir reports whether a directory of this name may hold chunks.
 func isChunkDir(name string) bool {
 	return len(name) == 4 && strings.Trim(name, "0123456789abcdef") == ""
 }
 
-// attach takes part in the directory, if this Dir does not yet.
+// attach opens the ledger of the directory if this Dir has none, and starts an eviction if it needs
+// a count.
 func (d *Dir) attach(m making) (*ledger, error) {
 	l, needsCount, err := d.tryAttach(m)
 	if err == nil && needsCount {
@@ -276,7 +283,7 @@ func (d *Dir) attach(m making) (*ledger, error) {
 	return l, err
 }
 
-// tryAttach opens the ledger without the lock, since that may take as long as the disk wants.
+// tryAttach opens the ledger without holding mu, since disk access may block for long.
 func (d *Dir) tryAttach(m making) (l *ledger, needsCount bool, err error) {
 	d.mu.Lock()
 	l = d.ledger
@@ -305,7 +312,8 @@ func (d *Dir) isAttached(l *ledger) bool {
 	return d.ledger == l
 }
 
-// detach forgets a directory that was removed. Others may be about to find that out.
+// detach drops the ledger of a removed directory. Concurrent writes may be about to detect the
+// same.
 func (d *Dir) detach(l *ledger) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -19,18 +19,19 @@ import (
 	"cairn/store"
 )
 
-// highWater is where an eviction begins, so that there is room for what is written while it counts; lowWater is
-// where it ends.
+// highWater returns the size at which an eviction begins, so that there is room for writes while it
+// counts. lowWater is where the eviction ends.
 func highWater(limit int64) int64 { return limit - limit/16 }
 func lowWater(limit int64) int64  { return limit - limit/8 }
 
-// request is why an eviction is wanted. The zero value only counts, and keeps to the limit.
+// request describes why an eviction is requested. The zero value only counts, and applies the
+// limit.
 type request struct {
-	need     int64 // bytes that somebody wants to write
-	diskFull bool  // whatever the limit is, the disk has no room: others may use it too
+	need     int64 // bytes of a pending write
+	diskFull bool  // the disk is full, whatever the limit; other programs may use it too
 }
 
-// excess is how many bytes must go.
+// excess returns how many bytes to evict.
 func (r request) excess(used, limit int64) int64 {
 	switch {
 	case limit == math.MaxInt64:
@@ -43,18 +44,19 @@ func (r request) excess(used, limit int64) int64 {
 	return max(used-min(lowWater(limit), limit-r.need), 0)
 }
 
-// evictor is the one eviction that a Dir has under way.
+// evictor is the single background eviction of a Dir.
 type evictor struct {
 	done sync.WaitGroup
 
-	mu        sync.Mutex // guards what follows
+	mu        sync.Mutex // guards the fields below
 	running   bool
-	stop      context.CancelFunc // nil before the first
+	stop      context.CancelFunc // nil before the first eviction
 	stopped   bool
-	notBefore time.Time // the next one
+	notBefore time.Time // start of the next eviction
 }
 
-// evict makes room in the background, unless that goes on already, or was of no use a moment ago.
+// evict starts an eviction in the background, unless one is running or its pause after the last one
+// has not ended.
 func (d *Dir) evict(l *ledger, r request) {
 	e := &d.evictor
 	e.mu.Lock()
@@ -76,7 +78,7 @@ func (d *Dir) evict(l *ledger, r request) {
 	})
 }
 
-// end stops what runs, and waits for it. No other begins.
+// end cancels the running eviction and waits for it. No other eviction starts afterwards.
 func (e *evictor) end() {
 	e.mu.Lock()
 	e.stopped = true
@@ -87,14 +89,15 @@ func (e *evictor) end() {
 	e.done.Wait()
 }
 
-// How long to leave it at that after an eviction that another process is doing, or that was of no use.
+// Pauses after an eviction: a short one if another process is evicting or nothing was in excess, a
+// long one if it failed or freed too little.
 const (
 	restBriefly = 50 * time.Millisecond
 	restLong    = time.Minute
 )
 
-// evict counts the directory and removes what was used the longest ago, and says how long the next eviction
-// should wait. Its failures are nobody's business: the cache stays full.
+// evict counts the directory, removes the least recently used chunks, and returns how long to wait
+// before the next eviction. Its errors are not reported: the cache stays full.
 func (l *ledger) evict(ctx context.Context, r request) (rest time.Duration) {
 	alone, err := l.lock("evictor", unix.LOCK_EX)
 	if err != nil {
@@ -117,11 +120,11 @@ func (l *ledger) evict(ctx context.Context, r request) (rest time.Duration) {
 	return 0
 }
 
-// outcome is what a round found: what was too much of what was known, what of that is gone, and what is too
-// much of what is known then. All are bytes.
+// outcome is the result of a round, in bytes: the excess over the limit by the old count, the bytes
+// removed, and the excess left by the new count.
 type outcome struct{ excess, freed, left int64 }
 
-// round counts the directory slice by slice, and on the way removes what is too much.
+// round counts the directory slice by slice, and removes each slice's share of the excess.
 func (l *ledger) round(ctx context.Context, r request) (o outcome, err error) {
 	t, exact, err := l.beginCount(ctx)
 	if err != nil {
@@ -139,7 +142,7 @@ func (l *ledger) round(ctx context.Context, r request) (o outcome, err error) {
 		if err != nil {
 			return o, err
 		}
-		// Of what is counted and not there, no slice has a share.
+		// Bytes that are in the tally but not on the disk belong to no slice.
 		share := min(float64(s.used)/float64(max(t.used, 1)), 1)
 		gone, err := l.remove(ctx, s, int64(math.Ceil(float64(o.excess)*share)))
 		o.freed += gone
@@ -159,20 +162,22 @@ func (l *ledger) round(ctx context.Context, r request) (o outcome, err error) {
 	return o, err
 }
 
-// slice is one of several equal parts of the directory, as digests are spread evenly. In a large cache each is
-// counted, and gives its share, before the next: so an eviction that is cut short was of use.
+// slice is one of several parts of the directory, which are about equal since digests are spread
+// evenly. In a large cache each slice is counted and evicted from before the next, so that a
+// cancelled eviction still frees space.
 type slice struct{ number, of int }
 
-// slicesOf is how many slices there should be, of some ten thousand chunks each.
+// slicesOf returns the number of slices for a cache of used bytes: one for each GiB, some ten
+// thousand chunks, and at most 64.
 func slicesOf(used int64) int { return int(min(max(used>>30, 1), 64)) }
 
-// has says whether a directory of chunks is in the slice.
+// has reports whether a directory of chunks is in the slice.
 func (s slice) has(dir string) bool {
 	n, err := strconv.ParseUint(dir, 16, 16)
 	return err == nil && int(n)*s.of>>16 == s.number
 }
 
-// sight is what a slice holds, and how old that is.
+// sight is the count of a slice by age.
 type sight struct {
 	slice slice
 	used  int64 // bytes
@@ -180,7 +185,7 @@ type sight struct {
 	ages  ages
 }
 
-// see counts what is in a slice. The room of a chunk's directory goes with the youngest chunk in it.
+// see counts a slice. The space of a chunk directory counts as of the age of its youngest chunk.
 func (l *ledger) see(ctx context.Context, of slice) (*sight, error) {
 	s, youngest := &sight{slice: of, now: time.Now()}, oldest
 	err := l.eachChunk(ctx, of, func(e entry) error {
@@ -198,12 +203,13 @@ func (l *ledger) see(ctx context.Context, of slice) (*sight, error) {
 	return s, err
 }
 
-// drain is how long a count waits for the writes under way, and all other writes for it.
+// drain is how long a count waits for the writes under way. All other writes wait for it.
 const drain = 100 * time.Millisecond
 
-// beginCount waits until nobody writes, removes what dead writers left, and begins to note what is added: with
-// what is seen from then on, that is all there is. Some may be both, which errs on the safe side. It is not
-// exact when a writer does not get done.
+// beginCount waits for the writes under way, removes the files that dead writers left, and resets
+// the count of added bytes. Later additions plus the bytes seen from then on are at least the
+// total. Some bytes may count twice, which errs on the safe side. exact is false if a writer does
+// not finish within drain.
 func (l *ledger) beginCount(ctx context.Context) (known tally, exact bool, err error) {
 	err = l.update(ctx, func(t *tally) error {
 		known = *t
@@ -231,8 +237,9 @@ type entry struct {
 	used time.Time
 }
 
-// eachChunk calls do for every chunk of a slice, and leave after those of each directory, for it. Memory does not grow with
-// their number. What is not called as a chunk and its directory are is not looked at.
+// eachChunk calls do for every chunk of a slice, and leave after the chunks of each directory.
+// Memory does not grow with their number. It skips entries that are not named like a chunk or its
+// directory.
 func (l *ledger) eachChunk(ctx context.Context, s slice, do func(entry) error, leave func(root *os.File, dir string) error) error {
 	return eachName(l.root, func(root *os.File, dirName string) error {
 		if !isChunkDir(dirName) || !s.has(dirName) {
@@ -249,7 +256,7 @@ func (l *ledger) eachChunk(ctx context.Context, s slice, do func(entry) error, l
 		})
 		switch {
 		case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ELOOP):
-			return nil // removed meanwhile, or none of ours
+			return nil // removed meanwhile, or not a directory of chunks
 		case err != nil:
 			return err
 		}
@@ -271,13 +278,13 @@ func visit(dir *os.File, name string, do func(entry) error) error {
 	return do(entry{dir, name, blocks(s.Size), time.Unix(s.Mtim.Unix())})
 }
 
-// remove removes the chunks that were used the longest ago until so many bytes are free.
+// remove evicts the least recently used chunks of a slice until excess bytes are free.
 func (l *ledger) remove(ctx context.Context, s *sight, excess int64) (freed int64, err error) {
 	if excess == 0 {
 		return 0, nil
 	}
 	cut, youngest := s.ages.cut(excess), oldest
-	var told int64 // of what is freed, what the tally knows
+	var told int64 // the part of freed that is in the tally
 	tell := func() {
 		l.giveBack(freed - told)
 		told = freed
@@ -287,7 +294,7 @@ func (l *ledger) remove(ctx context.Context, s *sight, excess int64) (freed int6
 	err = l.eachChunk(ctx, s.slice, func(e entry) error {
 		class := ageOf(s.now, e.used)
 		youngest = min(youngest, class)
-		if cut.claims(class) && unix.Unlinkat(int(e.dir.Fd()), e.name, 0) == nil { // what cannot be removed stays
+		if cut.claims(class) && unix.Unlinkat(int(e.dir.Fd()), e.name, 0) == nil { // unremovable chunks stay
 			cut.went(class, e.size)
 			freed += e.size
 		}
@@ -306,30 +313,31 @@ func (l *ledger) remove(ctx context.Context, s *sight, excess int64) (freed int6
 	return freed, err
 }
 
-// ages says how many bytes are of which age, in classes that are 1.6 % wide: memory does not grow with the
-// number of chunks, and a cut through them is nearly a cut through the chunks in order.
+// ages counts bytes by age, in classes that are at most 1.6 % wide from an age of 4 seconds on.
+// Memory does not grow with the number of chunks, and a cut by class is nearly a cut by the exact
+// order of the chunks.
 type ages [oldest + 1]int64
 
 const (
 	ageUnit = time.Second / 16
-	oldest  = (64-7+2)*64 - 1 // the class of whatever is older than all
+	oldest  = (64-7+2)*64 - 1 // the class of the greatest possible age
 )
 
-// ageOf is the class that a chunk is in that was used at some time; older is larger. The future is as young as
-// now.
+// ageOf returns the class of a chunk by its time of last use; older classes are larger. A time in
+// the future counts as now.
 func ageOf(now, used time.Time) int {
 	units := uint64(max(now.Sub(used), 0) / ageUnit)
 	shift := max(bits.Len64(units)-7, 0)
 	return shift*64 + int(units>>shift)
 }
 
-// cut divides chunks into those that go, and those that stay.
+// cut divides chunks into those to evict and those to keep.
 type cut struct {
-	class  int   // older ones go
-	within int64 // bytes of this class go
+	class  int   // all chunks of older classes are evicted
+	within int64 // bytes of this class to evict
 }
 
-// cut finds the oldest bytes.
+// cut returns the cut that evicts the oldest excess bytes.
 func (a *ages) cut(excess int64) *cut {
 	for class := oldest; class >= 0; class-- {
 		if excess <= a[class] {
@@ -340,10 +348,10 @@ func (a *ages) cut(excess int64) *cut {
 	return &cut{-1, 0}
 }
 
-// claims says whether a chunk of a class goes.
+// claims reports whether a chunk of a class is to be evicted.
 func (c *cut) claims(class int) bool { return class > c.class || class == c.class && c.within > 0 }
 
-// went says that so many bytes of a class are gone.
+// went records that size bytes of a class were removed.
 func (c *cut) went(class int, size int64) {
 	if class == c.class {
 		c.within -= size

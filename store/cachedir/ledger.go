@@ -21,30 +21,30 @@ import (
 	"cairn/store/local"
 )
 
-// controlName is the directory for what is no chunk. Neither casync gc nor desync verify and prune look into
-// it, and local.List does not show it.
+// controlName is the directory for files that are not chunks. Neither casync gc nor desync verify
+// and prune look into it, and local.List does not show it.
 const (
 	controlName = ".cairn-cache"
 	tempSuffix  = ".tmp"
 )
 
-// ledger is a cache directory that this process takes part in.
+// ledger is an open cache directory: its paths, and the state file that processes share.
 type ledger struct {
-	root    string // with no symbolic link in it
+	root    string // without symbolic links
 	control string
 	option  int64 // Options.Limit
 	boot    [16]byte
 	id      uint64 // of the ledger, for the names of its files
 	next    atomic.Uint64
-	turn    chan struct{} // holds one thing when nobody of this process is at the state
+	turn    chan struct{} // holds one element while no goroutine of this process uses the state
 	state   *os.File
 }
 
-// errForeign protects stores: what a limit would evict from them is needed.
+// errForeign protects stores: a limit would evict chunks that are needed.
 var errForeign = errors.New("it holds chunks and was not made as a cache: " +
 	"name another directory, or make the directory " + controlName + " in it if it may be evicted from")
 
-// making says whether a directory that is no cache yet becomes one.
+// making says whether a directory that is not a cache yet becomes one.
 type making bool
 
 const (
@@ -52,7 +52,7 @@ const (
 	mayMake   making = true
 )
 
-// openLedger takes part in a directory. Absence is fs.ErrNotExist when nothing may be made.
+// openLedger opens the ledger of a directory. With mustExist, absence is fs.ErrNotExist.
 func openLedger(path string, o Options, m making) (l *ledger, needsCount bool, err error) {
 	if m == mayMake {
 		if err := makeDir(path); err != nil {
@@ -73,7 +73,7 @@ func openLedger(path string, o Options, m making) (l *ledger, needsCount bool, e
 	if l.state, err = l.open("state"); err != nil {
 		return nil, false, err
 	}
-	if evictor, err := l.open("evictor"); err == nil { // a full disk may not let it be made later
+	if evictor, err := l.open("evictor"); err == nil { // a full disk may prevent its creation later
 		evictor.Close()
 	}
 	if needsCount, err = l.begin(fresh); err != nil {
@@ -82,7 +82,8 @@ func openLedger(path string, o Options, m making) (l *ledger, needsCount bool, e
 	return l, needsCount, nil
 }
 
-// makeDir makes a directory with its parents. It is fs.ErrNotExist when somebody removes it meanwhile.
+// makeDir makes a directory with its parents. It returns fs.ErrNotExist if the directory is removed
+// meanwhile.
 func makeDir(path string) error {
 	err := os.MkdirAll(path, 0o755)
 	if errors.Is(err, fs.ErrExist) { // a file, or a directory a moment ago
@@ -93,7 +94,7 @@ func makeDir(path string) error {
 	return err
 }
 
-// isThere says whether the directory is still what it was when it was opened.
+// isThere reports whether the state file is still the one that was opened.
 func (l *ledger) isThere() bool {
 	opened, err := l.state.Stat()
 	if err != nil {
@@ -105,7 +106,7 @@ func (l *ledger) isThere() bool {
 
 func (l *ledger) close() error { return l.state.Close() }
 
-// claim finds the control directory, or makes it where there are no chunks; then the cache is fresh.
+// claim finds the control directory, or makes it if there are no chunks; then the cache is fresh.
 func (l *ledger) claim(m making) (fresh bool, err error) {
 	info, err := os.Lstat(l.control)
 	switch {
@@ -122,7 +123,7 @@ func (l *ledger) claim(m making) (fresh bool, err error) {
 	}
 	if holds {
 		if _, err := os.Lstat(l.control); err == nil {
-			return false, nil // another process was quicker than we
+			return false, nil // another process made it meanwhile
 		}
 		return false, errForeign
 	}
@@ -146,8 +147,8 @@ func holdsChunks(root string) (holds bool, err error) {
 	return false, err
 }
 
-// eachName calls do for the names in a directory until it fails. Do may remove some of them. The directory is no
-// symbolic link, so that nothing outside is ever counted or removed.
+// eachName calls do for the names in a directory until it fails. do may remove some of them. The
+// directory must not be a symbolic link, so that nothing outside is ever counted or removed.
 func eachName(dir string, do func(d *os.File, name string) error) error {
 	d, err := os.OpenFile(dir, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 	if err != nil {
@@ -157,7 +158,7 @@ func eachName(dir string, do func(d *os.File, name string) error) error {
 	return local.EachName(d, func(name string) error { return do(d, name) })
 }
 
-// open opens one of the files in the control directory.
+// open opens one of the files in the control directory, and creates it if necessary.
 func (l *ledger) open(name string) (*os.File, error) {
 	return os.OpenFile(filepath.Join(l.control, name), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o644)
 }
@@ -166,7 +167,8 @@ func (l *ledger) tempName() string {
 	return filepath.Join(l.control, fmt.Sprintf("%016x-%d%s", l.id, l.next.Add(1), tempSuffix))
 }
 
-// begin makes the tally of a fresh cache, and removes what dead writers left, if none lives.
+// begin initialises the tally of a fresh cache. If no writer is alive, it removes the files that
+// dead writers left.
 func (l *ledger) begin(fresh bool) (needsCount bool, err error) {
 	err = l.update(context.Background(), func(t *tally) error {
 		if fresh && !t.known {
@@ -187,7 +189,7 @@ func (l *ledger) begin(fresh bool) (needsCount bool, err error) {
 	return needsCount, err
 }
 
-// limit is the limit when the cache takes used bytes.
+// limit returns the limit in bytes of a cache that takes used bytes.
 func (l *ledger) limit(used int64) (int64, error) {
 	switch l.option {
 	case Unlimited:
@@ -203,12 +205,12 @@ func (l *ledger) limit(used int64) (int64, error) {
 	return l.option, nil
 }
 
-// DefaultLimit is the limit of a cache that takes used bytes of a file system with so many bytes, of which so
-// many are free: a tenth of it, and no more than half of what would be free without the cache. What others take
-// makes it lower.
+// DefaultLimit returns the limit of a cache that takes used bytes of a file system of size bytes,
+// of which free are free. It is a tenth of the file system, and at most half of the space that
+// would be free without the cache. Data of other programs lowers it.
 func DefaultLimit(size, free, used int64) int64 { return min(size/10, (free+used)/2) }
 
-// sweep removes the files of writers; the caller knows that none lives.
+// sweep removes the files of writers. The caller knows that no writer is alive.
 func (l *ledger) sweep() error {
 	return eachName(l.control, func(d *os.File, name string) error {
 		if !strings.HasSuffix(name, tempSuffix) {
@@ -218,27 +220,27 @@ func (l *ledger) sweep() error {
 	})
 }
 
-// reservation is the answer to who wants to write.
+// reservation is the answer to a write's request for space.
 type reservation struct {
 	lock    *os.File // held until the chunk has its name; nil if there is no room
-	crowded bool     // room should be made
+	crowded bool     // an eviction should start
 }
 
-// reserve takes room for a write.
+// reserve reserves space for a write.
 func (l *ledger) reserve(ctx context.Context, need int64) (r reservation, err error) {
 	err = l.update(ctx, func(t *tally) error {
 		limit, err := l.limit(t.used)
 		switch {
 		case err != nil:
 			return err
-		case l.option == 0 && need > limit: // nobody asked for so little
+		case l.option == 0 && need > limit: // the default limit is smaller than one chunk
 			return fmt.Errorf("its disk leaves a cache room for %d bytes: %w", limit, unix.ENOSPC)
 		}
 		r.crowded = need <= limit && (!t.known || need > highWater(limit)-t.used)
 		if !t.known || need > limit-t.used {
 			return nil
 		}
-		// An evictor locks it only while it is at the state, as we are.
+		// An evictor locks it only while it holds the state, as this function does.
 		r.lock, err = l.lock("writers", unix.LOCK_SH)
 		if r.lock != nil {
 			t.take(need, limit)
@@ -251,25 +253,27 @@ func (l *ledger) reserve(ctx context.Context, need int64) (r reservation, err er
 	return r, err
 }
 
-// giveBack gives back the room of a file that is gone. If that fails, the count is too high until the next one.
+// giveBack releases the space of a removed file. If that fails, the count is too high until the
+// next one.
 func (l *ledger) giveBack(n int64) {
 	if n > 0 {
 		_ = l.update(context.Background(), func(t *tally) error { t.giveBack(n); return nil })
 	}
 }
 
-// cancel gives back what reserve took, before its lock is given up.
+// cancel releases the space that reserve took. The caller still holds the reservation's lock.
 func (l *ledger) cancel(n int64) {
 	_ = l.update(context.Background(), func(t *tally) error { t.cancel(n); return nil })
 }
 
-// patience is how long to wait for a lock that others hold for microseconds, unless they are stopped or the
-// disk does not answer.
+// patience limits the wait for a lock that is held for microseconds, unless its holder is stopped
+// or the disk does not answer.
 const patience = 2 * time.Second
 
 var errBusy = errors.New("another process does not let go of it")
 
-// update changes the tally while nobody else can. It is fs.ErrNotExist when the cache was removed.
+// update calls change with the tally under an exclusive lock, and writes the changed tally. It
+// returns fs.ErrNotExist when the cache was removed.
 func (l *ledger) update(ctx context.Context, change func(*tally) error) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("%s: %w", l.control, errBusy))
 	defer cancel()
@@ -282,7 +286,7 @@ func (l *ledger) update(ctx context.Context, change func(*tally) error) error {
 	if err := lockWithin(ctx, l.state, unix.LOCK_EX); err != nil {
 		return err
 	}
-	defer func() { _ = flock(l.state, unix.LOCK_UN) }() // it is open and ours: nothing can fail
+	defer func() { _ = flock(l.state, unix.LOCK_UN) }() // the file is open and locked here: nothing can fail
 	return l.change(change)
 }
 
@@ -299,7 +303,7 @@ func (l *ledger) change(change func(*tally) error) error {
 	if err != nil && !errors.Is(err, io.EOF) {
 		return err
 	}
-	old, _ := decodeTally(line[:n]) // one that cannot be read is not known
+	old, _ := decodeTally(line[:n]) // an unreadable tally is unknown
 	t := old
 	if err := change(&t); err != nil || t == old {
 		return err
@@ -308,7 +312,8 @@ func (l *ledger) change(change func(*tally) error) error {
 	return err
 }
 
-// lock locks one of the files if nobody else does; closing unlocks it. It is nil if somebody does.
+// lock locks one of the control files without waiting; closing the file unlocks it. It returns nil
+// if the file is locked already.
 func (l *ledger) lock(name string, how int) (*os.File, error) {
 	f, err := l.open(name)
 	if err != nil {
@@ -325,7 +330,7 @@ func (l *ledger) lock(name string, how int) (*os.File, error) {
 	return nil, &fs.PathError{Op: "lock", Path: f.Name(), Err: err}
 }
 
-// lockWithin locks a file, and waits for that until the context ends.
+// lockWithin locks a file, and retries with backoff until the context ends.
 func lockWithin(ctx context.Context, f *os.File, how int) error {
 	const shortest, longest = 50 * time.Microsecond, 5 * time.Millisecond
 	for wait := shortest; ; wait = min(2*wait, longest) {
@@ -341,7 +346,7 @@ func lockWithin(ctx context.Context, f *os.File, how int) error {
 	}
 }
 
-// flock does not take the descriptor out of the file, which another goroutine may close.
+// flock locks f without taking the descriptor out of it, since another goroutine may close f.
 func flock(f *os.File, how int) error {
 	c, err := f.SyscallConn()
 	if err != nil {
@@ -349,12 +354,12 @@ func flock(f *os.File, how int) error {
 	}
 	var locking error
 	if err := c.Control(func(fd uintptr) { locking = unix.Flock(int(fd), how) }); err != nil {
-		return fmt.Errorf("locking %s: %w", f.Name(), fs.ErrClosed) // its own error is none that can be told
+		return fmt.Errorf("locking %s: %w", f.Name(), fs.ErrClosed) // the error of Control has no exported type
 	}
 	return locking
 }
 
-// bootID tells one run of the system from the next; where it is not known, all are one.
+// bootID returns the id of the running boot, or zero if it is unknown.
 func bootID() (id [16]byte) {
 	text, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {

@@ -7,16 +7,17 @@ import (
 	"time"
 )
 
-// tally is what all processes know together of the directory. Values of a tally that is not known are 0.
+// tally is the shared count of the directory. The fields of an unknown tally are 0.
 type tally struct {
 	known bool
-	used  int64    // bytes: no less than what is there and what is being written
+	used  int64    // bytes: at least those that are there or being written
 	added int64    // bytes taken since the last count began
 	last  int64    // when the last count ended, in Unix seconds
-	boot  [16]byte // of the system then: a power cut may lose what came later
+	boot  [16]byte // boot id at that time: a power cut may lose later changes
 }
 
-// tallySize is that of the one line in the file: magic, used, added, last, boot, a checksum of all of it.
+// tallySize is the size of the single line in the file: magic, used, added, last, boot, and a
+// checksum of them.
 const (
 	tallyMagic = "cairn 1\n"
 	tallySize  = len(tallyMagic) + 3*8 + 16 + 4
@@ -34,7 +35,7 @@ func (t tally) encode() []byte {
 
 var errTally = errors.New("it is no count of this version")
 
-// decodeTally accepts only what encode makes of a tally that can be.
+// decodeTally accepts only encodings of a valid tally.
 func decodeTally(line []byte) (tally, error) {
 	if len(line) != tallySize || string(line[:len(tallyMagic)]) != tallyMagic {
 		return tally{}, errTally
@@ -52,16 +53,16 @@ func decodeTally(line []byte) (tally, error) {
 	return t, nil
 }
 
-// countEvery is how long a count is trusted that no eviction has renewed: others may have written chunks, or
-// removed some.
+// countEvery is how long a count stays valid without an eviction that renews it, since other
+// programs may write or remove chunks.
 const countEvery = 24 * time.Hour
 
-// stale says whether the directory should be counted anew.
+// stale reports whether the directory should be counted again.
 func (t tally) stale(boot [16]byte, now time.Time) bool {
 	return !t.known || t.boot != boot || now.Sub(time.Unix(t.last, 0)).Abs() > countEvery
 }
 
-// take takes room for n bytes if the limit allows.
+// take reserves n bytes if the limit allows.
 func (t *tally) take(n, limit int64) bool {
 	if !t.known || n > limit-t.used {
 		return false
@@ -71,17 +72,17 @@ func (t *tally) take(n, limit int64) bool {
 	return true
 }
 
-// giveBack gives back the room of what was there. It may have been counted by the count under way, or not, so
-// that does not hear of it.
+// giveBack releases the space of removed data. It leaves added unchanged, because the running count
+// may or may not have seen the data.
 func (t *tally) giveBack(n int64) { t.used = max(t.used-n, 0) }
 
-// cancel undoes a take of which no count has seen anything.
+// cancel undoes a take of which no count has seen any data.
 func (t *tally) cancel(n int64) {
 	t.giveBack(n)
 	t.added = max(t.added-n, 0)
 }
 
-// counted takes in a count: what was seen, and what was added since it began.
+// counted sets the tally after a count: the bytes seen, plus those added since it began.
 func (t *tally) counted(seen int64, boot [16]byte, now time.Time) {
 	*t = tally{known: true, used: seen + t.added, added: t.added, last: now.Unix(), boot: boot}
 }
