@@ -1,4 +1,4 @@
 package locate
 
-// Secret is the whole location.
+// Secret returns the location with its secrets.
 func Secret(l Location) string { return l.at.secret() }

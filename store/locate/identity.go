@@ -10,20 +10,21 @@ import (
 	"cairn/store/web"
 )
 
-// TokenVariable is the environment variable that a token may come from. Unlike a flag, a variable is not shown to
+// TokenVariable is the environment variable for a bearer token. Unlike a flag, it is not visible to
 // other users.
 const TokenVariable = "CAIRN_BEARER_TOKEN"
 
-// Identity names what authenticates a process to servers, and the servers to it. The zero value is no credentials and
-// the system's authorities.
+// Identity names the credentials that authenticate a process to servers, and the authorities that
+// authenticate the servers. The zero value has no credentials and uses the system's authorities.
 type Identity struct {
 	TLS                    tlsfiles.Files
-	Token                  string   // of TokenVariable: a bearer token for all https servers; "" is none
+	Token                  string   // value of TokenVariable, a bearer token for all https servers; "" is unset
 	Bearer, Basic, Headers []string // [HOST=]FILE
 }
 
-// Access reads the files. A process calls it once, with one reader: a file that can be read only once serves every
-// location, and a regular file is read again when it is replaced.
+// Access reads the files and returns an Access with their credentials. A process calls it once,
+// with one reader. Then a file that can be read only once serves every location, and a regular file
+// is read again when it is replaced.
 func (i Identity) Access(r *rotate.Reader) (Access, error) {
 	var a Access
 	var err error
@@ -53,7 +54,7 @@ func (i Identity) Access(r *rotate.Reader) (Access, error) {
 	return a, nil
 }
 
-// splitHost parts [HOST=]FILE. Text with a slash is not a host.
+// splitHost splits [HOST=]FILE. Text with a slash is not a host.
 func splitHost(text string) (host, file string) {
 	host, file, ok := strings.Cut(text, "=")
 	if !ok || strings.Contains(host, "/") {

@@ -1,5 +1,5 @@
-// Package locate leads from a location, as people write it, to a store or a file. It knows the backends and nothing of
-// what is kept in them.
+// Package locate opens the store or file at a location that a user wrote. It knows the backends and
+// nothing of the content of stores.
 package locate
 
 import (
@@ -16,19 +16,20 @@ import (
 	"cairn/store/web"
 )
 
-// Access opens locations. It holds a process's credentials, its TLS identity, and the options of the backends. The
-// zero value has no credentials and is ready.
+// Access opens locations. It holds a process's credentials, its TLS identity, and the options of
+// the backends. The zero value has no credentials and is ready to use.
 type Access struct {
 	Local local.Options
 	Web   web.Options
 	S3    s3.Options
 	SFTP  sftp.Options
-	TLS   *tls.Config  // of every backend that uses TLS and has none of its own
+	TLS   *tls.Config  // of every backend that uses TLS and has no configuration of its own
 	Retry store.Policy // of files and buckets that are reached over a network
 }
 
-// Open opens a store for reading. A directory that does not exist is store.ErrNotFound; no request is sent to a
-// server yet. Each read is one attempt: the caller retries, and may have other stores to try meanwhile.
+// Open opens a store for reading. A directory that does not exist is store.ErrNotFound; Open sends
+// no request to a server. Each read is a single attempt: the caller retries, and may try other
+// stores first.
 func (a Access) Open(l Location) (store.Reader, error) {
 	if path, ok := l.Local(); ok {
 		return bucket(local.Open(path, a.Local))
@@ -36,11 +37,11 @@ func (a Access) Open(l Location) (store.Reader, error) {
 	return a.remote(l)
 }
 
-// OpenBucket opens a store for writing. A directory is made if it does not exist; a bucket in S3 is not. Requests to
-// a server that fail are retried.
+// OpenBucket opens a store for writing. It creates a directory that does not exist, but not an S3
+// bucket. Failed requests to a server are retried.
 func (a Access) OpenBucket(l Location) (store.Bucket, error) {
 	if path, ok := l.Local(); ok {
-		if _, like := OverSSH(path); like { // to make a directory called HOST: helps nobody
+		if _, like := OverSSH(path); like { // a directory named HOST: would be a mistake
 			return nil, fmt.Errorf("%s: %w", path, store.ErrNotFound)
 		}
 		return bucket(local.Create(path, a.Local))
@@ -49,8 +50,8 @@ func (a Access) OpenBucket(l Location) (store.Bucket, error) {
 	return a.patient(l)
 }
 
-// File opens the directory that a file lies in, for reading, and returns the file's name there. Reads over a network
-// are retried.
+// File opens the directory of a file for reading, and returns the file's name in it. Reads over a
+// network are retried.
 func (a Access) File(l Location) (r store.Reader, name string, err error) {
 	dir, name, err := l.Split()
 	if err != nil {
@@ -65,8 +66,8 @@ func (a Access) File(l Location) (r store.Reader, name string, err error) {
 
 const fileMode = fs.FileMode(0o644)
 
-// FileBucket is File for a file that is written. A local directory must exist: making one for a mistyped path helps
-// nobody. The file's permissions are 0644 less the umask unless the options say otherwise.
+// FileBucket is File for writing. A local directory must exist, since a missing one is probably a
+// mistyped path. The file's permissions are 0644 less the umask unless the options set others.
 func (a Access) FileBucket(l Location) (b store.Bucket, name string, err error) {
 	dir, name, err := l.Split()
 	if err != nil {
@@ -82,7 +83,7 @@ func (a Access) FileBucket(l Location) (b store.Bucket, name string, err error) 
 	return b, name, err
 }
 
-// patient opens a store on a server whose failed requests are retried.
+// patient opens a store on a server and retries failed requests.
 func (a Access) patient(l Location) (store.Bucket, error) {
 	b, err := a.remote(l)
 	if err != nil {
@@ -113,7 +114,7 @@ func (a Access) remote(l Location) (store.Bucket, error) {
 	return nil, errors.New("no location")
 }
 
-// bucket is what a backend opened, and no interface around nil.
+// bucket returns b as an interface, or nil on an error; a nil b never becomes a non-nil interface.
 func bucket[B store.Bucket](b B, err error) (store.Bucket, error) {
 	if err != nil {
 		return nil, err

@@ -17,12 +17,14 @@ import (
 	"cairn/store/web"
 )
 
-// Location is where a file or a store lies: a local path, a stream (stdin or stdout), a URL, an S3 or an SFTP
-// location. Parse makes one of text that a user wrote, once; every other location is derived from one. A Location
-// shows no secret: not as a string, not with any verb of fmt, not in JSON. The zero value is no location.
+// Location is the location of a file or a store: a local path, a stream (stdin or stdout), a URL,
+// an S3 or an SFTP location. Parse makes one from a user's text; all others are derived from it. A
+// Location prints no secret: not as a string, not with any verb of fmt, not in JSON. The zero value
+// names nothing.
 type Location struct{ at place }
 
-// place is one kind of location. Implementations hold secrets behind pointers only, so that fmt cannot reach them.
+// place is one kind of location. Implementations hold secrets behind pointers only, so that fmt
+// cannot reach them.
 type place interface {
 	fmt.Stringer // without secrets
 	secret() string
@@ -30,8 +32,8 @@ type place interface {
 	join(name string) place
 }
 
-// Parse reads a location as users write it: - for stdin or stdout, a scheme and :// for a server, else a path. An
-// unknown scheme is ErrKind. Its errors hold no secret.
+// Parse parses a location as users write it: - for stdin or stdout, a scheme and :// for a server,
+// else a path. An unknown scheme is ErrKind. Its errors hold no secret.
 func Parse(text string) (Location, error) {
 	switch scheme := schemeOf(text); scheme {
 	case "":
@@ -53,14 +55,15 @@ func Parse(text string) (Location, error) {
 	}
 }
 
-// sshLike is how scp, rsync and casync write a file on a server. A host has two characters at least.
+// sshLike matches a remote file as scp, rsync and casync write it. A host has at least two
+// characters.
 var sshLike = regexp.MustCompile(`^((?:[A-Za-z0-9._-]+@)?[A-Za-z0-9][A-Za-z0-9.-]+):(.*)$`)
 
-// addressKinds stand before a colon elsewhere: where to listen, and file URIs.
+// addressKinds are prefixes before a colon that are not hosts: listen addresses and file URIs.
 var addressKinds = []string{"unix", "tcp", "file"}
 
-// OverSSH reports whether a path that does not exist looks like a file on an ssh server, and how that is written. A path
-// whose first directory is here does not.
+// OverSSH reports whether a path looks like a file on an ssh server, and returns that file's sftp
+// location. A path that exists, or whose first directory exists, does not.
 func OverSSH(text string) (location string, is bool) {
 	m := sshLike.FindStringSubmatch(text)
 	if m == nil || schemeOf(text) != "" || m[2] == "" || slices.Contains(addressKinds, m[1]) || exists(text) {
@@ -85,14 +88,14 @@ func location(p place, err error) (Location, error) {
 	return Location{p}, nil
 }
 
-// Path returns the location of a local file or directory, whatever characters its path has.
+// Path returns the location of a local file or directory. Any characters are allowed in path.
 func Path(path string) Location { return Location{localPath(path)} }
 
-// ErrKind means that no backend knows a location's scheme.
+// ErrKind reports that no backend knows a location's scheme.
 var ErrKind = errors.New("unknown kind of location")
 
-// ParseGroup reads the locations of stores that stand in for each other, A|B|C. Most groups have a single one. A path
-// that exists as it is written is that path; elsewhere \| is a | within a path.
+// ParseGroup parses the locations of alternative stores, A|B|C. Most groups have a single one. Text
+// that names an existing path is that path; otherwise \| is a | within a path.
 func ParseGroup(text string) ([]Location, error) {
 	parts := escape.Split(text, '|')
 	if schemeOf(text) == "" && exists(text) {
@@ -117,7 +120,8 @@ func exists(path string) bool {
 	return err == nil
 }
 
-// String returns the location as it may be shown: a URL without its user, password, query and fragment.
+// String returns the location for messages: a URL without its user, password, query and fragment.
+// An SFTP location keeps its user.
 func (l Location) String() string {
 	if l.at == nil {
 		return ""
@@ -125,13 +129,13 @@ func (l Location) String() string {
 	return l.at.String()
 }
 
-// GoString is String: %#v shows no more.
+// GoString returns String, so that %#v prints no secret.
 func (l Location) GoString() string { return l.String() }
 
-// MarshalText is String, for JSON and logs.
+// MarshalText returns String, for JSON and logs.
 func (l Location) MarshalText() ([]byte, error) { return []byte(l.String()), nil }
 
-// IsZero reports whether there is no location.
+// IsZero reports whether the location is unset.
 func (l Location) IsZero() bool { return l.at == nil }
 
 // IsStream reports whether the location is stdin or stdout.
@@ -143,14 +147,14 @@ func (l Location) Remote() bool {
 	return l.at != nil && !isPath && !l.IsStream()
 }
 
-// Local returns the path of a location that is one.
+// Local returns the path of a local location, and reports whether it is one.
 func (l Location) Local() (path string, ok bool) {
 	p, ok := l.at.(localPath)
 	return string(p), ok
 }
 
-// Sum identifies the location, its secrets included: two locations have the same sum if they are the same. It may be
-// kept and shown.
+// Sum returns a hash of the location with its secrets. Two locations have the same sum if they are
+// the same. The sum may be stored and shown.
 func (l Location) Sum() [sha256.Size]byte {
 	if l.at == nil {
 		return [sha256.Size]byte{}
@@ -158,7 +162,7 @@ func (l Location) Sum() [sha256.Size]byte {
 	return sha256.Sum256([]byte(l.at.secret()))
 }
 
-// Split returns the location of the directory that a file lies in, and the file's name there.
+// Split returns the location of a file's directory, and the file's name in it.
 func (l Location) Split() (dir Location, name string, err error) {
 	if l.at == nil {
 		return Location{}, "", errors.New("no location")
@@ -167,8 +171,8 @@ func (l Location) Split() (dir Location, name string, err error) {
 	return Location{at}, name, err
 }
 
-// Beside returns the location of another file in the same directory. The query of a URL stays, since it may hold
-// what opens the directory. Beside a stream is the working directory.
+// Beside returns the location of another file in the same directory. It keeps the query of a URL,
+// which may hold the credentials for the directory. Beside a stream is the working directory.
 func (l Location) Beside(name string) (Location, error) {
 	if l.IsStream() {
 		return Path(name), nil
@@ -180,7 +184,7 @@ func (l Location) Beside(name string) (Location, error) {
 	return Location{dir.at.join(name)}, nil
 }
 
-// DefaultStore returns the store of an index for which none is named: default.castr beside it, as casync has it.
+// DefaultStore returns the default store of an index: default.castr beside it, as in casync.
 func (l Location) DefaultStore() (Location, error) { return l.Beside("default.castr") }
 
 // stream is stdin or stdout.
@@ -196,7 +200,7 @@ type localPath string
 
 func (p localPath) String() string { return string(p) }
 
-// secret is the absolute path: one directory has one sum, wherever the process was started.
+// secret returns the absolute path, so that a directory has one sum in every working directory.
 func (p localPath) secret() string {
 	if abs, err := filepath.Abs(string(p)); err == nil {
 		return abs
@@ -247,7 +251,7 @@ func (p sftpPlace) split() (place, string, error) {
 
 var schemePattern = regexp.MustCompile(`^([A-Za-z][A-Za-z0-9+.-]*)://`)
 
-// schemeOf returns the text before "://" as it is written, or "" for a path.
+// schemeOf returns the text before "://" unchanged, or "" for a path.
 func schemeOf(location string) string {
 	if m := schemePattern.FindStringSubmatch(location); m != nil {
 		return m[1]
