@@ -35,7 +35,7 @@ func compress(t testing.TB, data []byte, options ...zstd.EOption) []byte {
 	return e.EncodeAll(data, nil)
 }
 
-// streamed is a frame as casync makes it: without the size of its content.
+// streamed returns a frame as casync makes it: without its content size.
 func streamed(t testing.TB, data []byte) []byte {
 	t.Helper()
 	var b bytes.Buffer
@@ -43,7 +43,7 @@ func streamed(t testing.TB, data []byte) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for len(data) > 0 { // in pieces and with flushes, or the encoder knows the size after all
+	for len(data) > 0 { // in pieces with flushes, or the encoder would know the size
 		n := min(len(data), 30_000)
 		if _, err := e.Write(data[:n]); err != nil {
 			t.Fatal(err)
@@ -96,7 +96,8 @@ func TestEncodedForm(t *testing.T) {
 	}
 }
 
-// TestLargeChunk: one of many windows comes back; its frame says its size, but need not be one segment.
+// TestLargeChunk: a chunk of many windows decodes; its frame declares its size, but need not be one
+// segment.
 func TestLargeChunk(t *testing.T) {
 	p, err := NewEncoder(1)
 	if err != nil {
@@ -134,7 +135,7 @@ func TestDecodeOthersFrames(t *testing.T) {
 func TestDecodeRefuses(t *testing.T) {
 	data := bytes.Repeat(random(1, 1000), 200)
 	packed := compress(t, data)
-	flipped := bytes.Clone(packed) // with its checksum, so that the decoder itself sees it
+	flipped := bytes.Clone(packed) // packed has a checksum, so the decoder detects the flip
 	flipped[len(flipped)/2] ^= 1
 	for name, test := range map[string]struct {
 		packed []byte
@@ -167,10 +168,10 @@ func TestDecodeRefuses(t *testing.T) {
 	}
 }
 
-// wantsDictionary is a whole frame of ten raw bytes that names a dictionary nobody has.
+// wantsDictionary is a whole frame of ten raw bytes that names an unknown dictionary.
 var wantsDictionary = []byte(zstdMagic + "\x21\x07\x0a\x51\x00\x00" + "0123456789")
 
-// TestDecodeRefusesPieces: no frame that is cut off anywhere is taken for a whole one.
+// TestDecodeRefusesPieces: a truncated frame is never accepted.
 func TestDecodeRefusesPieces(t *testing.T) {
 	data := bytes.Repeat(random(1, 100), 30)
 	u, dst := NewDecoder(), make([]byte, len(data))
@@ -189,7 +190,7 @@ func TestDecodeRefusesPieces(t *testing.T) {
 	}
 }
 
-// TestBombs: frames of some kilobytes that claim or hold 128 MiB take no memory.
+// TestBombs: frames of some kilobytes that declare or hold 128 MiB take no memory.
 func TestBombs(t *testing.T) {
 	const size = 128 << 20
 	blocks := make([]byte, 0, 4096)
@@ -251,7 +252,7 @@ func TestDecodeInto(t *testing.T) {
 	}
 }
 
-// TestDecodeIntoRefuses files that no chunk of any size has.
+// TestDecodeIntoRefuses: files that cannot be a chunk of any size are refused.
 func TestDecodeIntoRefuses(t *testing.T) {
 	good := compress(t, bytes.Repeat(random(1, 100), 20))
 	tooMuch := binary.LittleEndian.AppendUint32([]byte(gzipMagic+"\x08 seven ten bytes"), blob.MaxChunkSize+1)
@@ -298,7 +299,8 @@ func TestIsZstdFrame(t *testing.T) {
 	}
 }
 
-// FuzzDecode: any bytes either fill dst exactly or are refused, and without a size they decode to the same.
+// FuzzDecode: any bytes either fill dst exactly or are refused, and decode to the same without a
+// size.
 func FuzzDecode(f *testing.F) {
 	data := bytes.Repeat(random(1, 100), 20)
 	f.Add(compress(f, data), len(data))
@@ -326,7 +328,7 @@ func FuzzDecode(f *testing.F) {
 	})
 }
 
-// FuzzEncode: what is packed comes back.
+// FuzzEncode: encoded data decodes to the same data.
 func FuzzEncode(f *testing.F) {
 	f.Add([]byte("x"), 3)
 	f.Fuzz(func(t *testing.T, data []byte, level int) {
@@ -380,7 +382,8 @@ func TestRawFrame(t *testing.T) {
 	}
 }
 
-// checkRawFrame: a raw frame says its size, is one segment, holds data, and is no larger than announced.
+// checkRawFrame checks that a raw frame declares its size, is one segment, holds data, and is
+// within rawFrameSize.
 func checkRawFrame(t *testing.T, data []byte) {
 	t.Helper()
 	packed := appendRawFrame(nil, data)
@@ -400,7 +403,7 @@ func checkRawFrame(t *testing.T, data []byte) {
 	}
 }
 
-// FuzzRawFrame: whatever is put into raw blocks comes back; data is repeated to make more than one.
+// FuzzRawFrame: data in raw blocks decodes to the same data. It is repeated to fill several blocks.
 func FuzzRawFrame(f *testing.F) {
 	for _, size := range edges {
 		f.Add([]byte{byte(size), 1, 2}, size)
@@ -413,7 +416,8 @@ func FuzzRawFrame(f *testing.F) {
 	})
 }
 
-// TestZstdReadsRawFrames: so does the zstd tool; casync and desync get them in TestOthersReadOurs.
+// TestZstdReadsRawFrames: the zstd tool reads raw frames. TestOthersReadOurs tests casync and
+// desync.
 func TestZstdReadsRawFrames(t *testing.T) {
 	tool := need.Tool(t, "zstd")
 	for _, size := range edges {
@@ -426,7 +430,7 @@ func TestZstdReadsRawFrames(t *testing.T) {
 	}
 }
 
-// TestEncodeAllocates nothing, once there is a buffer.
+// TestEncodeAllocates: Encode allocates nothing once it has a buffer.
 func TestEncodeAllocates(t *testing.T) {
 	p, err := NewEncoder(0)
 	if err != nil {

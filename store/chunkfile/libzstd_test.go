@@ -10,8 +10,8 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
-// TestLibzstdReadsOurs: libzstd reads what either encoder, and the writer of raw frames, makes. That Go
-// reads libzstd's frames is what every other test of this build shows.
+// TestLibzstdReadsOurs: libzstd reads the frames of both encoders and of appendRawFrame. Every
+// other test of this build covers the reverse, Go reading libzstd's frames.
 func TestLibzstdReadsOurs(t *testing.T) {
 	p, err := NewEncoder(0)
 	if err != nil {
@@ -35,7 +35,7 @@ func TestLibzstdReadsOurs(t *testing.T) {
 	}
 }
 
-// FuzzLibzstd: both decoders agree on what the encoder made of any data.
+// FuzzLibzstd: both decoders agree on the encoder's frame of any data.
 func FuzzLibzstd(f *testing.F) {
 	f.Add([]byte("some text, some text"), 3, 100)
 	f.Fuzz(func(t *testing.T, data []byte, level, repeat int) {
@@ -87,7 +87,8 @@ func goReads(t testing.TB, packed []byte) ([]byte, error) {
 	return d.DecodeAll(packed, nil)
 }
 
-// FuzzDecodersAgree: what libzstd makes of any bytes as a chunk, and the Go decoder takes too, is the same.
+// FuzzDecodersAgree: where both libzstd and the Go decoder accept some bytes as a chunk, they
+// decode to the same.
 func FuzzDecodersAgree(f *testing.F) {
 	data := bytes.Repeat(random(1, 100), 20)
 	for _, packed := range [][]byte{compress(f, data), streamed(f, data), appendRawFrame(nil, data), wantsDictionary} {

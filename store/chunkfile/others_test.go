@@ -57,13 +57,14 @@ func pipe(t testing.TB, data []byte, name string, args ...string) []byte {
 	return out
 }
 
-// mixed is data that partly compresses, over several of the pieces that codecs cut.
+// mixed returns partly compressible data that spans several of a codec's pieces.
 func mixed() []byte {
 	data := bytes.Repeat(random(1, 1000), 100)
 	return slices.Concat(data, random(2, 100_000), make([]byte, 100_000))
 }
 
-// TestDecodeXZAndGzip as the tools make them, with every check, from smallest to largest dictionary.
+// TestDecodeXZAndGzip: files of the xz and gzip tools decode, with every check, from the smallest
+// to the largest dictionary.
 func TestDecodeXZAndGzip(t *testing.T) {
 	for _, args := range [][]string{
 		{"xz"}, {"xz", "-0"}, {"xz", "-9e"}, {"xz", "-C", "none"}, {"xz", "-C", "crc32"}, {"xz", "-C", "sha256"},
@@ -80,7 +81,8 @@ func TestDecodeXZAndGzip(t *testing.T) {
 	}
 }
 
-// TestOtherCodecsRefuse what is not one whole stream of the right length, wherever a byte or bit is wrong.
+// TestOtherCodecsRefuse: a stream of the wrong length, or with a wrong byte or bit anywhere, is
+// refused.
 func TestOtherCodecsRefuse(t *testing.T) {
 	data := bytes.Repeat(random(1, 100), 30)
 	for name, packed := range map[string][]byte{
@@ -106,7 +108,7 @@ func TestOtherCodecsRefuse(t *testing.T) {
 			refuse("truncated", packed[:n], len(data))
 		}
 		if name == "gzip" {
-			continue // its head has bits that mean nothing to what is unpacked
+			continue // its header has bits that do not affect the content
 		}
 		for i := range packed {
 			flipped := bytes.Clone(packed)
@@ -119,7 +121,7 @@ func TestOtherCodecsRefuse(t *testing.T) {
 	}
 }
 
-// xzClaiming is a stream whose block says that it needs a dictionary of that size.
+// xzClaiming returns a stream whose block declares a dictionary of that size.
 func xzClaiming(t testing.TB, packed []byte, bits byte) []byte {
 	t.Helper()
 	const head = 12
@@ -135,7 +137,8 @@ func xzClaiming(t testing.TB, packed []byte, bits byte) []byte {
 	return claims
 }
 
-// TestXZDictionary: however large a dictionary a block claims, it is unpacked in the memory that its own size takes.
+// TestXZDictionary: a block is decoded in the memory of its own size, however large a dictionary it
+// declares.
 func TestXZDictionary(t *testing.T) {
 	data := bytes.Repeat(random(1, 1000), 64)
 	claims := xzClaiming(t, compressXZ(t, data, xz.WriterConfig{}), 40) // 4 GiB less one byte
@@ -161,7 +164,7 @@ func memory(do func()) uint64 {
 	return after.TotalAlloc - before.TotalAlloc
 }
 
-// TestOtherBombs: streams that hold 20 MB more than they should are refused without that memory.
+// TestOtherBombs: streams that hold 20 MB too much are refused without allocating that memory.
 func TestOtherBombs(t *testing.T) {
 	zeros := make([]byte, 20_000_000)
 	for name, bomb := range map[string][]byte{
@@ -179,8 +182,8 @@ func TestOtherBombs(t *testing.T) {
 	}
 }
 
-// TestXZUnsupported: other filters and more than one block, which casync does not write, are named and not called
-// corrupt; damaged they are corrupt.
+// TestXZUnsupported: other filters and more than one block, which casync does not write, are
+// reported as unsupported and not as corrupt. With damage they are corrupt.
 func TestXZUnsupported(t *testing.T) {
 	for _, args := range [][]string{
 		{"--x86", "--lzma2"}, {"--delta", "--lzma2"}, {"--block-size=500"}, {"-T2", "--block-size=900"}, {"--block-size=1"},
@@ -205,7 +208,7 @@ func TestXZUnsupported(t *testing.T) {
 func TestXZStructure(t *testing.T) {
 	data := bytes.Repeat(random(1, 100), 30)
 	good := compressXZ(t, data, xz.WriterConfig{CheckSum: xz.CRC32})
-	// stream is a stream around a block, with an index of that content.
+	// stream returns a stream around a block, with an index of that content.
 	stream := func(block []byte, index ...byte) []byte {
 		index = append([]byte{0}, index...)
 		index = binary.LittleEndian.AppendUint32(index, crc32.ChecksumIEEE(index))
@@ -228,7 +231,7 @@ func TestXZStructure(t *testing.T) {
 		t.Errorf("the least head: decode = %v", err)
 	}
 	claims := bytes.Clone(block[:4*int(block[0])+4])
-	for range 1 << 10 { // LZMA2 chunks that claim 2 MiB each
+	for range 1 << 10 { // LZMA2 chunks that declare 2 MiB each
 		claims = append(claims, 0xff, 0xff, 0xff, 0, 0, 0, 0)
 	}
 	claims = append(claims, 0, 0, 0, 0)
@@ -261,7 +264,8 @@ func TestXZStructure(t *testing.T) {
 	}
 }
 
-// TestDeclaredSize: xz and gzip files are decoded without a size, as their ends tell it.
+// TestDeclaredSize: xz and gzip files are decoded without a size, since they declare it at their
+// end.
 func TestDeclaredSize(t *testing.T) {
 	data := mixed()
 	d := NewDecoder()
