@@ -45,8 +45,8 @@ func TestCache(t *testing.T) {
 	}
 }
 
-// TestCacheOnFullDisk: a near store that cannot be written is no reason to fail, is told once, is left alone for
-// a while, and then tried again.
+// TestCacheOnFullDisk: a near store that cannot be written fails no Get, is reported once, and is
+// tried again after a pause.
 func TestCacheOnFullDisk(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, b := newSample(1, 1000), newSample(2, 1000)
@@ -74,7 +74,7 @@ func TestCacheOnFullDisk(t *testing.T) {
 	})
 }
 
-// TestCacheTakesOnlyProvenBytes: what far cannot supply is not kept.
+// TestCacheTakesOnlyProvenBytes: a chunk that far fails to supply is not kept.
 func TestCacheTakesOnlyProvenBytes(t *testing.T) {
 	s := newSample(1, 1000)
 	near := new(mem.Bucket)
@@ -89,7 +89,8 @@ func TestCacheTakesOnlyProvenBytes(t *testing.T) {
 	}
 }
 
-// TestCacheCancelledWhileKeeping: the chunk is good, and the near store is not to blame.
+// TestCacheCancelledWhileKeeping: the chunk is returned, and no failure of the near store is
+// reported.
 func TestCacheCancelledWhileKeeping(t *testing.T) {
 	s := newSample(1, 1000)
 	ctx, cancel := context.WithCancel(t.Context())

@@ -16,13 +16,13 @@ import (
 	"cairn/store/storetest"
 )
 
-// origin is a store over a network in a test's time, that can be in trouble.
+// origin is a remote store in a test's time, which can be made to fail.
 type origin struct {
 	store.Getter
 	link *Link
 
 	asked   atomic.Int64
-	mu      sync.Mutex // guards what follows
+	mu      sync.Mutex // guards the fields below
 	latency time.Duration
 	fault   error
 	silent  bool
@@ -65,7 +65,7 @@ func (o *origin) Get(ctx context.Context, wants []store.Want, done func(i int, e
 
 func (o *origin) member() *member { return &member{from: o, link: o.link} }
 
-// getFor gets a chunk again and again for some time, and returns the longest that took.
+// getFor gets a chunk repeatedly for some time, and returns the longest duration of a get.
 func getFor(t *testing.T, g store.Getter, s sample, span time.Duration) (longest time.Duration) {
 	t.Helper()
 	for begun := time.Now(); time.Since(begun) < span; {
@@ -77,7 +77,8 @@ func getFor(t *testing.T, g store.Getter, s sample, span time.Duration) (longest
 	return longest
 }
 
-// TestFailover: a store that is down is asked seldom, and has its place back soon after it is up again.
+// TestFailover: an unavailable store gets few requests, and regains its place soon after it
+// recovers.
 func TestFailover(t *testing.T) {
 	for name, fault := range map[string]error{
 		"away": store.ErrUnavailable, "denied": store.ErrDenied, "broken": errors.New("unexpected"),
@@ -137,7 +138,8 @@ func TestFailoverFromSilence(t *testing.T) {
 	})
 }
 
-// TestFailoverAsksTheUnwellLast: absence is proven only by all, also by those that failed lately.
+// TestFailoverAsksTheUnwellLast: only all stores together prove absence, including recently failed
+// ones.
 func TestFailoverAsksTheUnwellLast(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, other := newSample(1, 1000), newSample(2, 1000)
@@ -155,7 +157,8 @@ func TestFailoverAsksTheUnwellLast(t *testing.T) {
 	})
 }
 
-// TestFailoverAgain: a store that failed, answered what nobody else had while it was asked last, and fails again.
+// TestFailoverAgain: a failed store supplies a chunk that no other has while it is asked last, and
+// fails again.
 func TestFailoverAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, own := newSample(1, 1000), newSample(2, 1000)
@@ -174,7 +177,8 @@ func TestFailoverAgain(t *testing.T) {
 	})
 }
 
-// TestAbsentFromTheSecondOnly: the first store fails after the second one, asked meanwhile, proved absence there.
+// TestAbsentFromTheSecondOnly: the second store, asked meanwhile, proves absence before the first
+// one fails.
 func TestAbsentFromTheSecondOnly(t *testing.T) {
 	for name, fault := range map[string]error{"away": store.ErrUnavailable, "denied": store.ErrDenied, "broken": errors.New("unexpected")} {
 		synctest.Test(t, func(t *testing.T) {
@@ -189,7 +193,7 @@ func TestAbsentFromTheSecondOnly(t *testing.T) {
 	}
 }
 
-// TestSecondRequest: an answer that is lost costs little when others come.
+// TestSecondRequest: a lost answer costs little while others arrive.
 func TestSecondRequest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSample(1, 1000)
@@ -209,7 +213,7 @@ func TestSecondRequest(t *testing.T) {
 	})
 }
 
-// TestSecondRequestsAreFew: a store that gets slow is not asked twice as much for that.
+// TestSecondRequestsAreFew: a store that becomes slow does not get twice the requests.
 func TestSecondRequestsAreFew(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSample(1, 1000)
@@ -230,7 +234,7 @@ func TestSecondRequestsAreFew(t *testing.T) {
 	})
 }
 
-// TestSecondRequestLeavesNothing: when Get returns, nobody writes to the caller's memory any more.
+// TestSecondRequestLeavesNothing: nothing writes to the caller's memory after Get returns.
 func TestSecondRequestLeavesNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSample(1, 1000)

@@ -42,7 +42,8 @@ func TestRate(t *testing.T) {
 	})
 }
 
-// TestRateBehindRetries: the store failed once, and so many others read that their bytes use up what is left of patience.
+// TestRateBehindRetries: after a failure, so many concurrent reads use the rate that the rest of
+// patience passes.
 func TestRateBehindRetries(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSample(1, 1000)
@@ -77,7 +78,7 @@ func TestRateCancelled(t *testing.T) {
 	}
 }
 
-// TestBudget: many readers at once get all that the budget allows, and not a byte more.
+// TestBudget: many concurrent readers together get exactly the bytes of the budget.
 func TestBudget(t *testing.T) {
 	const size, budget = 1000, 12_345
 	r := NewBudget(budget).Limit(objects(t, 40, size))
@@ -114,7 +115,7 @@ func TestBudgetGivesBack(t *testing.T) {
 	}
 }
 
-// TestBudgetAsksFirst: what cannot be afforded is not even begun to be sent.
+// TestBudgetAsksFirst: an object beyond the budget is not requested.
 func TestBudgetAsksFirst(t *testing.T) {
 	far := &countedReads{Bucket: objects(t, 2, 60)}
 	r := NewBudget(100).Limit(far)
@@ -138,7 +139,7 @@ func (c *countedReads) Read(ctx context.Context, name string, dst []byte, limit 
 	return c.Bucket.Read(ctx, name, dst, limit)
 }
 
-// TestBudgetCountsWhatCameInVain: an answer that breaks off has taken its bytes all the same.
+// TestBudgetCountsWhatCameInVain: the bytes of an interrupted answer count.
 func TestBudgetCountsWhatCameInVain(t *testing.T) {
 	b := new(mem.Bucket)
 	mustWrite(t, b, "x", make([]byte, 600))
@@ -153,7 +154,7 @@ func TestBudgetCountsWhatCameInVain(t *testing.T) {
 	}
 }
 
-// TestOnce: a source that is to be asked once is, however long that takes.
+// TestOnce: a source for single requests gets one request, however late the answer is.
 func TestOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSample(1, 1000)

@@ -12,13 +12,13 @@ import (
 	"cairn/store"
 )
 
-// wire is a way to a store: each answer takes as long as the latency says, and then its turn on the wire.
+// wire simulates the path to a store: each answer takes the latency, and then its turn on the wire.
 type wire struct {
 	latency func() time.Duration
 	rate    float64 // bytes a second
 
 	mu   sync.Mutex // guards free
-	free time.Time  // when the wire is
+	free time.Time  // when the wire is free
 }
 
 func (w *wire) get(bytes int) {
@@ -35,13 +35,13 @@ func (w *wire) get(bytes int) {
 
 func always(d time.Duration) func() time.Duration { return func() time.Duration { return d } }
 
-// varying is the latency of an object store: seldom short, sometimes very long.
+// varying returns the latency of an object store: seldom short, sometimes very long.
 func varying() time.Duration {
 	return time.Duration((12 + 24*rand.ExpFloat64()) * float64(time.Millisecond))
 }
 
-// through gets total bytes in answers of 4 to 50 KB through a link, as fast as it lets them, and returns how
-// long that took.
+// through gets total bytes in answers of 4 to 50 KB through a link as fast as it allows, and
+// returns the duration.
 func through(t *testing.T, l *Link, w *wire, total int) time.Duration {
 	t.Helper()
 	r := rand.New(rand.NewPCG(3, 4))
@@ -67,7 +67,7 @@ func through(t *testing.T, l *Link, w *wire, total int) time.Duration {
 	return time.Since(begun)
 }
 
-// TestLinkFillsLinks: the link is full, whatever its kind, and not many times over.
+// TestLinkFillsLinks: the in-flight limit fills links of every kind, without much queueing.
 func TestLinkFillsLinks(t *testing.T) {
 	const mbit, ms = 125_000, time.Millisecond
 	for name, c := range map[string]struct {
@@ -101,7 +101,7 @@ func TestLinkFillsLinks(t *testing.T) {
 	}
 }
 
-// TestLinkNoticesAFasterLink: what was learnt on a slow link is not for ever.
+// TestLinkNoticesAFasterLink: the estimates of a slow link are revised when it becomes faster.
 func TestLinkNoticesAFasterLink(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := NewLink(512)
@@ -136,7 +136,8 @@ func TestLinkThrottled(t *testing.T) {
 	})
 }
 
-// TestLinkThrottledAtFirst: a store that refuses before anything is known of it is asked more again later.
+// TestLinkThrottledAtFirst: a store that throttles before any measurement gets more requests again
+// later.
 func TestLinkThrottledAtFirst(t *testing.T) {
 	for refusals := range 5 {
 		synctest.Test(t, func(t *testing.T) {
@@ -166,7 +167,7 @@ func TestFixedLink(t *testing.T) {
 	})
 }
 
-// TestLinkCancelled: who gives up waiting takes nobody's turn.
+// TestLinkCancelled: a cancelled waiter takes no other waiter's turn.
 func TestLinkCancelled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := NewFixedLink(1)
@@ -201,7 +202,8 @@ func TestLinkCancelled(t *testing.T) {
 	})
 }
 
-// TestUsual: of a few answers that differ their mean says little, of many a lot, and of equal ones all.
+// TestUsual: the mean of a few varying answers gets a large allowance, of many a small one, and of
+// equal ones none.
 func TestUsual(t *testing.T) {
 	after := func(answers int, times ...time.Duration) float64 {
 		p := newModel(512)

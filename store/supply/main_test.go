@@ -39,7 +39,7 @@ func (s sample) wantFrom(t *testing.T, g store.Getter) {
 	}
 }
 
-// wants are the chunks, each with memory for it.
+// wants returns wants for the chunks, each with its memory.
 func wants(samples ...sample) (list []store.Want) {
 	for _, s := range samples {
 		list = append(list, store.Want{Digest: s.digest, Dst: make([]byte, len(s.data))})
@@ -47,7 +47,8 @@ func wants(samples ...sample) (list []store.Want) {
 	return list
 }
 
-// outcomes gets all wants. It checks that each has one outcome, and that the bytes are right where that is nil.
+// outcomes gets all wants. It checks that each has one outcome, and that the bytes are correct
+// where it is nil.
 func outcomes(t *testing.T, ctx context.Context, g store.Getter, list []store.Want) []error {
 	t.Helper()
 	missing := errors.New("no outcome")
@@ -69,7 +70,7 @@ func outcomes(t *testing.T, ctx context.Context, g store.Getter, list []store.Wa
 	return errs
 }
 
-// bucketOf is a bucket with these chunks, compressed.
+// bucketOf returns a bucket with these chunks, compressed.
 func bucketOf(t testing.TB, samples ...sample) *mem.Bucket {
 	t.Helper()
 	b := new(mem.Bucket)
@@ -104,7 +105,7 @@ func mustWrite(t *testing.T, b store.Bucket, name string, data []byte) {
 	}
 }
 
-// locals are getters on this machine.
+// locals returns getters on this machine.
 func locals(getters ...store.Getter) *fallback {
 	f := new(fallback)
 	for _, g := range getters {
@@ -113,7 +114,7 @@ func locals(getters ...store.Getter) *fallback {
 	return f
 }
 
-// remotes are getters over a network.
+// remotes returns getters over a network.
 func remotes(members ...*member) *fallback { return &fallback{members: members} }
 
 func failing(err error) store.Getter {

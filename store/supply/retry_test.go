@@ -35,7 +35,7 @@ func TestRetryForEver(t *testing.T) {
 	})
 }
 
-// TestRetryGetsSilence: what is asked for again does not outlive patience, however long an answer is waited for.
+// TestRetryGetsSilence: a retry ends with patience, however late its answer is.
 func TestRetryGetsSilence(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		calls := 0
@@ -56,7 +56,7 @@ func TestRetryGetsSilence(t *testing.T) {
 	})
 }
 
-// TestRetryGetsInTime: a chunk that is there when patience ends is there.
+// TestRetryGetsInTime: a chunk that has arrived when patience ends is returned.
 func TestRetryGetsInTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, calls := newSample(1, 1000), 0
@@ -65,7 +65,7 @@ func TestRetryGetsInTime(t *testing.T) {
 				return &store.UnavailableError{Err: errors.New("no answer")}
 			}
 			copy(dst, s.data)
-			<-ctx.Done() // it was on its way back
+			<-ctx.Done() // the answer was on its way
 			return nil
 		})
 		if err := s.get(t, retrying{slow, store.Policy{Patience: 2 * time.Second}}); err != nil || calls != 2 {
@@ -74,7 +74,7 @@ func TestRetryGetsInTime(t *testing.T) {
 	})
 }
 
-// TestRetryGetsWhenAsked: a store that wants to be left alone for as long as patience lasts is asked again then.
+// TestRetryGetsWhenAsked: a store that asks to wait for as long as patience lasts is retried then.
 func TestRetryGetsWhenAsked(t *testing.T) {
 	for _, after := range []time.Duration{20 * time.Second, 40 * time.Second, time.Minute, time.Hour} {
 		synctest.Test(t, func(t *testing.T) {

@@ -19,7 +19,8 @@ import (
 	"cairn/store/storetest"
 )
 
-// TestMany: wants that lie in several stores, or in none, have an outcome each, through every wrapper.
+// TestMany: each want has one outcome through every wrapper, whichever stores hold the chunk, or
+// none.
 func TestMany(t *testing.T) {
 	var samples []sample
 	for i := range 60 {
@@ -53,7 +54,7 @@ func TestMany(t *testing.T) {
 	}
 }
 
-// TestManyFail: of the wants that a store is unavailable for only those are asked again, until patience ends.
+// TestManyFail: only the wants for which a store is unavailable are retried, until patience ends.
 func TestManyFail(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var samples []sample
@@ -107,7 +108,7 @@ func TestManyCancelled(t *testing.T) {
 	})
 }
 
-// TestManySilent: of many wants the first that fails for good ends the others, whatever each of them may wait for.
+// TestManySilent: the first final failure of many wants ends the others, even while they wait.
 func TestManySilent(t *testing.T) {
 	for name, o := range map[string]Options{"as it is": {}, "no second requests": {Budget: 1}} {
 		synctest.Test(t, func(t *testing.T) {
@@ -141,7 +142,8 @@ func TestManySilent(t *testing.T) {
 	}
 }
 
-// TestManyLimited: a store is sent no more requests at once than its limit, however many chunks are wanted.
+// TestManyLimited: a store never gets more concurrent requests than its limit, however many chunks
+// are wanted.
 func TestManyLimited(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSample(1, 1000)
@@ -230,7 +232,7 @@ func TestOpen(t *testing.T) {
 	}
 }
 
-// TestOpenBudget: all stores share the budget, and a cache costs nothing of it.
+// TestOpenBudget: all stores share the budget, and cache hits do not count.
 func TestOpenBudget(t *testing.T) {
 	a, b := newSample(1, 3000), newSample(2, 3000)
 	one, two := storeIn(t, a), storeIn(t, b)
@@ -265,7 +267,7 @@ func TestOpenBudget(t *testing.T) {
 	}
 }
 
-// TestBudgetOfLink: prefetch may fill the link, and no more than a reader can wait for.
+// TestBudgetOfLink: prefetch may fill the link, within the delay that a reader accepts.
 func TestBudgetOfLink(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := NewLink(512)
@@ -285,7 +287,7 @@ func TestBudgetOfLink(t *testing.T) {
 	})
 }
 
-// TestRateOfPauses: a reader that thinks between its requests does not make the link look slow.
+// TestRateOfPauses: a reader's pauses between requests do not lower the measured rate.
 func TestRateOfPauses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := NewLink(64)
@@ -306,8 +308,8 @@ func TestRateOfPauses(t *testing.T) {
 	})
 }
 
-// TestBudgetFillsLinks: prefetches that keep within the budget fill links of all kinds, and do not delay a read by much
-// more than they may.
+// TestBudgetFillsLinks: prefetch within the budget fills links of all kinds, and delays a read by
+// little more than allowed.
 func TestBudgetFillsLinks(t *testing.T) {
 	const size, fetches, delay = 64 << 10, 2000, 50 * time.Millisecond
 	for _, c := range []struct {
