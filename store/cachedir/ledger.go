@@ -44,7 +44,7 @@ type ledger struct {
 var errForeign = errors.New("it holds chunks and was not made as a cache: " +
 	"name another directory, or make the directory " + controlName + " in it if it may be evicted from")
 
-// making says whether a directory that is not a cache yet becomes one.
+// making selects whether openLedger turns a directory that is not a cache into one.
 type making bool
 
 const (
