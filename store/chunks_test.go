@@ -44,7 +44,7 @@ func (s sample) get(t *testing.T, g store.Getter) error {
 	return store.GetOne(t.Context(), g, s.digest, make([]byte, len(s.data)))
 }
 
-// bucketOf is a bucket with these chunks, compressed.
+// bucketOf returns a bucket with these chunks, compressed.
 func bucketOf(t testing.TB, samples ...sample) *mem.Bucket {
 	t.Helper()
 	b := new(mem.Bucket)
@@ -181,7 +181,7 @@ func TestPlainIsTriedOnProvenAbsenceOnly(t *testing.T) {
 	}
 }
 
-// TestCorruptChunks: whatever lies under the name is served only if it is the chunk.
+// TestCorruptChunks: an object is served only if its bytes are the chunk.
 func TestCorruptChunks(t *testing.T) {
 	s, other := newSample(1, 70_000), newSample(2, 70_000)
 	b := bucketOf(t, s, other)
@@ -205,7 +205,7 @@ func TestCorruptChunks(t *testing.T) {
 	}
 	for name, fault := range packedFaults {
 		checkCorrupt(t, name, s, storetest.Faulty(b, storetest.Always, fault))
-		s.wantFrom(t, chunksOf(storetest.Faulty(b, storetest.Nth(1), fault))) // the second reading is good
+		s.wantFrom(t, chunksOf(storetest.Faulty(b, storetest.Nth(1), fault))) // the second read succeeds
 	}
 	plain := new(mem.Bucket)
 	for name, data := range map[string][]byte{
@@ -230,7 +230,8 @@ func checkCorrupt(t *testing.T, name string, s sample, r store.Reader) {
 	}
 }
 
-// TestLyingIndex: a size that is not the chunk's is an error too, and costs no more memory than it says.
+// TestLyingIndex: a size that differs from the chunk's is an error, and takes no more memory than
+// that size.
 func TestLyingIndex(t *testing.T) {
 	s := newSample(1, 70_000)
 	c := chunksOf(bucketOf(t, s))

@@ -11,7 +11,7 @@ import (
 	"cairn/store/storetest"
 )
 
-// sink is a bucket that counts what is written to it, and keeps nothing.
+// sink is a bucket that counts the writes and discards the data.
 type sink struct {
 	mem.Bucket
 	writes int
@@ -22,7 +22,8 @@ func (s *sink) Write(context.Context, string, []byte) error {
 	return nil
 }
 
-// TestPutAllocatesLittle: the chunk's names, whatever its size and content, and one write.
+// TestPutAllocatesLittle: Put allocates the chunk's names and makes one write, whatever the chunk's
+// size and content.
 func TestPutAllocatesLittle(t *testing.T) {
 	for name, data := range map[string][]byte{
 		"text": bytes.Repeat([]byte("some text "), 10_000), "random": storetest.Bytes(1, 200_000),
@@ -30,7 +31,7 @@ func TestPutAllocatesLittle(t *testing.T) {
 		s, d := new(sink), blob.SHA512_256.Sum(data)
 		w := newWriter(t, s, store.WriterOptions{})
 		const puts = 100
-		perPut := testing.AllocsPerRun(puts-1, func() { // it calls once more, first
+		perPut := testing.AllocsPerRun(puts-1, func() { // AllocsPerRun makes one more call, first
 			if _, err := w.Put(t.Context(), d, data); err != nil {
 				t.Fatal(err)
 			}

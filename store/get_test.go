@@ -12,7 +12,7 @@ import (
 	"cairn/store/storetest"
 )
 
-// wants are the chunks, each with a place to put it.
+// wants returns wants for the chunks, each with its memory.
 func wants(samples []sample) []store.Want {
 	var list []store.Want
 	for _, s := range samples {
@@ -21,7 +21,7 @@ func wants(samples []sample) []store.Want {
 	return list
 }
 
-// TestGetMany: each want has its own outcome, whatever becomes of the others.
+// TestGetMany: each want has its own outcome, independent of the others.
 func TestGetMany(t *testing.T) {
 	var samples []sample
 	for i := range 40 {
@@ -93,7 +93,7 @@ func TestGetCancelled(t *testing.T) {
 	}
 }
 
-// TestGetAll: the first failure ends the requests that are under way, and is the one that is returned.
+// TestGetAll: the first failure cancels the requests under way, and is the one returned.
 func TestGetAll(t *testing.T) {
 	broken := errors.New("broken")
 	g := storetest.GetterFunc(func(ctx context.Context, _ blob.Digest, dst []byte) error {

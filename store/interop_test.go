@@ -17,13 +17,13 @@ import (
 	"cairn/store/storetest"
 )
 
-// image is a few chunks of each kind, in order.
+// image returns a few chunks of each kind, in order.
 func image() []sample {
 	samples := []sample{
 		newSample(1, 256<<10), newSample(2, 16<<10), newSample(3, 100_001),
 		{data: storetest.Bytes(4, 200_000)},        // incompressible
 		{data: make([]byte, 256<<10)},              // zeros
-		{data: bytes.Repeat([]byte("ab"), 60_000)}, // one block only
+		{data: bytes.Repeat([]byte("ab"), 60_000)}, // a single block
 		{data: []byte("the end")},
 	}
 	for i := range samples {
@@ -54,7 +54,7 @@ func indexOf(t *testing.T, samples []sample) *blob.Index {
 	return b.Index()
 }
 
-// ours is an image's index and store as cairn writes them.
+// ours returns an image's index and store as cairn writes them.
 type ours struct {
 	index, store string
 	bucket       *local.Bucket
@@ -111,7 +111,7 @@ func TestOthersReadOurs(t *testing.T) {
 			wantImage(t, out+"-casync", want)
 		})
 		if o.Compression == store.None {
-			continue // desync takes plain stores only when its configuration says so
+			continue // desync reads plain stores only if its configuration allows it
 		}
 		t.Run("desync "+name, func(t *testing.T) {
 			run(t, "desync", "extract", "-s", p.store, p.index, out+"-desync")
@@ -130,7 +130,8 @@ func TestOthersReadOursOverHTTP(t *testing.T) {
 	wantImage(t, out+"-desync", imageBytes(p.samples))
 }
 
-// TestOthersKeepOurs lets casync and desync look after a store that is being written at the same time.
+// TestOthersKeepOurs lets casync and desync maintain a store that is being written at the same
+// time.
 func TestOthersKeepOurs(t *testing.T) {
 	p := writeOurs(t, store.WriterOptions{})
 	stray := newSample(99, 50_000)

@@ -16,7 +16,7 @@ import (
 	"cairn/store/storetest"
 )
 
-// remoteWith has an object of a byte for each of so many digests.
+// remoteWith returns a bucket with an object of one byte for each digest.
 func remoteWith(t *testing.T, chunks int) *storetest.Remote {
 	t.Helper()
 	b := new(mem.Bucket)
@@ -46,7 +46,7 @@ func TestInventory(t *testing.T) {
 	for i := range chunks {
 		mustHave(t, v, numbered(i), true)
 	}
-	for i := range chunks { // the first of them is the empty one
+	for i := range chunks { // the first is the empty one
 		mustHave(t, v, numbered(chunks+i), false)
 	}
 	if got := r.Counts(); got.Heads != 0 || got.Lists > 16 {
@@ -54,7 +54,7 @@ func TestInventory(t *testing.T) {
 	}
 }
 
-// TestInventoryPrefix lists only what can be asked for.
+// TestInventoryPrefix: only the names that may be queried are listed.
 func TestInventoryPrefix(t *testing.T) {
 	r := remoteWith(t, 1000)
 	for _, prefix := range []string{"a", "b7"} {
@@ -72,7 +72,7 @@ func TestInventoryPrefix(t *testing.T) {
 	}
 }
 
-// unlisted hides that a bucket can be listed.
+// unlisted hides the List method of a bucket.
 type unlisted struct{ store.Bucket }
 
 // badLister lists some objects, then fails.
@@ -98,7 +98,7 @@ func (b badLister) List(ctx context.Context, prefix string) iter.Seq2[store.Obje
 	}
 }
 
-// TestInventoryAsks: what no listing tells is asked for, once.
+// TestInventoryAsks: a chunk that no listing answers is requested once.
 func TestInventoryAsks(t *testing.T) {
 	for name, listed := range map[string]func(*storetest.Remote) store.Reader{
 		"cannot list":   func(r *storetest.Remote) store.Reader { return unlisted{r} },
@@ -126,20 +126,20 @@ func TestInventoryAsks(t *testing.T) {
 	}
 }
 
-// endless lists more than anybody wants, all of it in one part.
+// endless lists more names than any limit, all in one part.
 type endless struct{ storetest.Full }
 
 func (endless) List(ctx context.Context, prefix string) iter.Seq2[store.Object, error] {
 	return func(yield func(store.Object, error) bool) {
 		if prefix != "a" {
-			return // else chance would decide who uses up the limit
+			return // otherwise chance would decide which part uses up the limit
 		}
 		for i := 0; yield(store.Object{Name: store.ObjectName(listedDigest(prefix, i), true), Size: 1}, ctx.Err()); i++ {
 		}
 	}
 }
 
-// listedDigest is the i-th that an endless listing has.
+// listedDigest returns the i-th digest that an endless listing yields.
 func listedDigest(digit string, i int) blob.Digest {
 	d, err := blob.ParseDigest(fmt.Sprintf("%s%015x%048x", digit, i, 0))
 	if err != nil {
@@ -148,7 +148,8 @@ func listedDigest(digit string, i int) blob.Digest {
 	return d
 }
 
-// TestInventoryIsLeft: the listing ends at its limit; what it has brought counts, the rest is asked for.
+// TestInventoryIsLeft: the listing ends at its limit; its names count, and the other chunks are
+// requested.
 func TestInventoryIsLeft(t *testing.T) {
 	r := &storetest.Remote{Full: new(mem.Bucket)}
 	v := store.TakeInventory(t.Context(), endless{r}, store.InventoryOptions{Chunks: 10})
@@ -162,7 +163,7 @@ func TestInventoryIsLeft(t *testing.T) {
 	}
 }
 
-// TestInventoryCancelled: who waits for a listing is let go, and Close ends it.
+// TestInventoryCancelled: cancelling ends the wait for a listing, and Close ends the listing.
 func TestInventoryCancelled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := remoteWith(t, 10)

@@ -17,7 +17,7 @@ import (
 	"cairn/store/local"
 )
 
-// frame is data as a frame of the options.
+// frame returns data as a frame encoded with the options.
 func frame(t *testing.T, data []byte, o ...zstd.EOption) []byte {
 	t.Helper()
 	e, err := zstd.NewWriter(nil, o...)
@@ -27,7 +27,7 @@ func frame(t *testing.T, data []byte, o ...zstd.EOption) []byte {
 	return e.EncodeAll(data, nil)
 }
 
-// streamed is data as casync writes it: a frame that does not tell its size.
+// streamed returns data as casync writes it: a frame without its content size.
 func streamed(t *testing.T, data []byte) []byte {
 	t.Helper()
 	var out bytes.Buffer
@@ -36,7 +36,7 @@ func streamed(t *testing.T, data []byte) []byte {
 		t.Fatal(err)
 	}
 	n, err := e.Write(data[:min(1000, len(data))])
-	err = errors.Join(err, e.Flush()) // a frame that is written at once may tell its size
+	err = errors.Join(err, e.Flush()) // a frame that is written in one call may declare its size
 	_, more := e.Write(data[n:])
 	if err := errors.Join(err, more, e.Close()); err != nil {
 		t.Fatal(err)
@@ -44,9 +44,9 @@ func streamed(t *testing.T, data []byte) []byte {
 	return out.Bytes()
 }
 
-// TestLoad reads chunks in each form, with their sizes known and not.
+// TestLoad reads chunks in each form, with known and unknown sizes.
 func TestLoad(t *testing.T) {
-	big := sample{data: make([]byte, 9<<20)} // unpacks to far more than it takes
+	big := sample{data: make([]byte, 9<<20)} // far larger when decompressed
 	big.digest = blob.SHA512_256.Sum(big.data)
 	for _, s := range []sample{newSample(1, 5000), newSample(2, 300_000), big} {
 		for name, form := range map[string][]byte{
@@ -73,7 +73,7 @@ func TestLoad(t *testing.T) {
 func TestLoadRefuses(t *testing.T) {
 	s := newSample(1, 5000)
 	good := mustRead(t, bucketOf(t, s), s.packed())
-	bomb := 2 << 20 // for which nobody tells a size
+	bomb := 2 << 20 // its size is not declared
 	if !testing.Short() {
 		bomb = blob.MaxChunkSize + 1<<20
 	}
@@ -102,7 +102,7 @@ func TestLoadRefuses(t *testing.T) {
 	}
 }
 
-// FuzzLoad: whatever an object holds, loading it without a size gives what loading it with that size gives.
+// FuzzLoad: loading any object without a size gives the same as loading it with its size.
 func FuzzLoad(f *testing.F) {
 	f.Add([]byte{0x28, 0xb5, 0x2f, 0xfd, 0x20, 3, 0x19, 0, 0, 'a', 'b', 'c'})
 	f.Add([]byte("\x1f\x8b\x08"))
@@ -124,7 +124,7 @@ func FuzzLoad(f *testing.F) {
 	})
 }
 
-// TestPutRaw: a chunk stays compressed as it is when it is one zstd frame, and else is made one.
+// TestPutRaw: a chunk stays as it is when it is one zstd frame, and is encoded as one otherwise.
 func TestPutRaw(t *testing.T) {
 	s := newSample(1, 300_000)
 	one := frame(t, s.data)
@@ -158,7 +158,7 @@ func TestPutRaw(t *testing.T) {
 	}
 }
 
-// TestPutRawOfCasyncs: what casync compressed stays as it is.
+// TestPutRawOfCasyncs: chunks that casync compressed stay as they are.
 func TestPutRawOfCasyncs(t *testing.T) {
 	casync := need.Tool(t, "casync")
 	dir := t.TempDir()

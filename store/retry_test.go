@@ -24,7 +24,7 @@ func TestRetry(t *testing.T) {
 	for name, test := range map[string]struct {
 		r        store.Reader
 		want     error
-		from, to time.Duration // how long it takes
+		from, to time.Duration // the expected duration
 	}{
 		"good":         {b, nil, 0, 0},
 		"absent":       {fails(storetest.Always, store.ErrNotFound), store.ErrNotFound, 0, 0},
@@ -91,10 +91,10 @@ func (d *twiceDown) Stat(ctx context.Context, name string) (int64, error) {
 	return d.Reader.Stat(ctx, name)
 }
 
-// uncertain is a bucket whose first writes may do their work, and do not say so.
+// uncertain is a bucket whose first writes lose their answers, and may or may not take effect.
 type uncertain struct {
 	*mem.Bucket
-	write, loses int // calls so far; that fail
+	write, loses int // calls so far, and calls that fail
 	worked       bool
 }
 
@@ -137,11 +137,11 @@ func TestRetryBucket(t *testing.T) {
 	})
 }
 
-// TestRetryCreate: the name that an attempt took whose answer was lost is ours, and no other.
+// TestRetryCreate: only a name taken by an attempt whose answer was lost counts as created.
 func TestRetryCreate(t *testing.T) {
 	for name, c := range map[string]struct {
-		worked bool   // the lost attempt did its work
-		before []byte // what was there
+		worked bool   // the lost attempt took effect
+		before []byte // the object before
 		want   error
 	}{
 		"lost answer":            {true, nil, nil},
@@ -167,7 +167,7 @@ func TestRetryCreate(t *testing.T) {
 	}
 }
 
-// TestRetryCloses: what a wrapper wraps is closed.
+// TestRetryCloses: Close reaches the wrapped reader.
 func TestRetryCloses(t *testing.T) {
 	c := &closable{Bucket: new(mem.Bucket)}
 	store.Close(store.Retry(c, store.Policy{}))

@@ -13,7 +13,7 @@ import (
 	"cairn/store/supply"
 )
 
-// suspecting doubts all that it reads, as if each answer were labelled as a web page.
+// suspecting marks all reads as suspect, as if each answer had the content type of a web page.
 type suspecting struct{ store.Reader }
 
 func (s suspecting) doubt() error {
@@ -36,7 +36,8 @@ func (s suspecting) Stat(ctx context.Context, name string) (int64, error) {
 	return size, err
 }
 
-// TestSuspicion: behind every wrapper the bytes count where they are right, and the suspicion where they are not.
+// TestSuspicion: behind every wrapper correct bytes are accepted, and wrong ones return the
+// suspicion.
 func TestSuspicion(t *testing.T) {
 	data := storetest.Bytes(1, 10_000)
 	d, wrong := blob.SHA256.Sum(data), blob.SHA256.Sum([]byte("other"))
@@ -75,7 +76,7 @@ func TestSuspicion(t *testing.T) {
 	}
 }
 
-// sizeless tells no sizes.
+// sizeless reports no sizes.
 type sizeless struct{ store.Reader }
 
 func (s sizeless) Stat(ctx context.Context, name string) (int64, error) {
@@ -86,7 +87,8 @@ func (s sizeless) Stat(ctx context.Context, name string) (int64, error) {
 	return 0, err
 }
 
-// TestNoSize: a chunk is there whose size the store does not tell, and is read to know it.
+// TestNoSize: a chunk whose size the store does not report counts as present, and is read to get
+// its size.
 func TestNoSize(t *testing.T) {
 	bucket, d := new(mem.Bucket), blob.SHA256.Sum([]byte("data"))
 	w, err := store.NewWriter(struct {
@@ -117,7 +119,7 @@ func TestNoSize(t *testing.T) {
 	}
 }
 
-// writes is the half of a bucket that writes.
+// writes is the writing half of a bucket.
 type writes struct{ b store.Bucket }
 
 func (w writes) Write(ctx context.Context, name string, data []byte) error {

@@ -32,7 +32,7 @@ func TestUploads(t *testing.T) {
 	}
 }
 
-// TestUploadsOverlap: with 100 ms for each object, many are under way at once, within the limits.
+// TestUploadsOverlap: with 100 ms for each object, many uploads run at once, within the limits.
 func TestUploadsOverlap(t *testing.T) {
 	for _, c := range []struct {
 		options store.UploadOptions
@@ -63,7 +63,7 @@ func TestUploadsOverlap(t *testing.T) {
 
 var errRefused = errors.New("refused")
 
-// refusing is a bucket whose writes fail as long as it is told so.
+// refusing is a bucket whose writes fail while it is set to.
 type refusing struct {
 	mem.Bucket
 	fails atomic.Bool
@@ -76,7 +76,8 @@ func (f *refusing) Write(ctx context.Context, name string, data []byte) error {
 	return f.Bucket.Write(ctx, name, data)
 }
 
-// TestUploadFails: the failure comes with the next Write, then with Commit, until a Commit brings the object.
+// TestUploadFails: the next Write returns the failure, then Commit does, until a Commit writes the
+// object.
 func TestUploadFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := new(refusing)
@@ -105,8 +106,8 @@ func TestUploadFails(t *testing.T) {
 	})
 }
 
-// TestUploadsEnd: who waits is let go when it is cancelled, and after Close nothing runs (else synctest.Test
-// would not return) and nothing is taken in.
+// TestUploadsEnd: cancelling ends a wait. After Close nothing runs (else synctest.Test would not
+// return) and no object is accepted.
 func TestUploadsEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		remote := &storetest.Remote{Full: new(mem.Bucket), Latency: time.Hour}
