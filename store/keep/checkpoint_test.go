@@ -52,7 +52,8 @@ func TestCheckpoint(t *testing.T) {
 	}
 }
 
-// TestCheckpoints: what would make an earlier run another one gives it another checkpoint.
+// TestCheckpoints: runs that differ in the directory, an option or a store have different
+// checkpoints.
 func TestCheckpoints(t *testing.T) {
 	algorithm, indexes := blob.SHA512_256, []*blob.Index{index(t, 0, 1)}
 	seen := map[keep.Checkpoint]bool{}

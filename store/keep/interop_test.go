@@ -28,7 +28,7 @@ func run(t *testing.T, args ...string) {
 	}
 }
 
-// ofCasync is an image, and what casync makes of it: index and store, in a new directory.
+// ofCasync is an image with the index and store that casync makes of it, in a new directory.
 func ofCasync(t *testing.T) (dir string, image []byte, b *local.Bucket) {
 	t.Helper()
 	dir = t.TempDir()
@@ -44,7 +44,7 @@ func ofCasync(t *testing.T) (dir string, image []byte, b *local.Bucket) {
 	return dir, image, b
 }
 
-// TestOthersReadCopies: casync and desync read what was copied from a store of casync's, all and by index.
+// TestOthersReadCopies: casync and desync read copies of a casync store, whole and by index.
 func TestOthersReadCopies(t *testing.T) {
 	need.Tool(t, "desync")
 	dir, image, from := ofCasync(t)
@@ -78,7 +78,7 @@ func TestOthersReadCopies(t *testing.T) {
 	}
 }
 
-// TestDesyncAgrees: desync finds the same chunks damaged in a store, and none when it was repaired.
+// TestDesyncAgrees: desync finds the same damaged chunks in a store, and none after the repair.
 func TestDesyncAgrees(t *testing.T) {
 	need.Tool(t, "desync")
 	_, _, b := ofCasync(t)
@@ -126,7 +126,8 @@ func TestDesyncAgrees(t *testing.T) {
 	}
 }
 
-// digestIn is of a chunk in a store that has another name.
+// digestIn returns the digest of a compressed chunk in a store, other than the one with the given
+// name.
 func digestIn(t *testing.T, b *local.Bucket, name string) blob.Digest {
 	t.Helper()
 	for o := range b.List(t.Context(), "") {
@@ -138,11 +139,11 @@ func digestIn(t *testing.T, b *local.Bucket, name string) blob.Digest {
 	return blob.Digest{}
 }
 
-// desyncFinds are the chunks that desync complains of. Its exit status is 0 all the same.
+// desyncFinds returns the chunks that desync reports. desync's exit status is 0 all the same.
 func desyncFinds(t *testing.T, dir string) []string {
 	t.Helper()
 	out, err := exec.Command(need.Tool(t, "desync"), "verify", "-s", dir).CombinedOutput()
-	if err != nil { // else each line begins with the chunk that it is about
+	if err != nil { // otherwise each line begins with the chunk's digest
 		t.Fatalf("desync verify: %v\n%s", err, out)
 	}
 	found := map[string]bool{}

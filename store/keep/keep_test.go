@@ -22,7 +22,7 @@ import (
 	"cairn/store/storetest"
 )
 
-// data is the content of chunk i: half of it compresses.
+// data returns the content of chunk i, half of which compresses.
 func data(i int) []byte {
 	return append(storetest.Bytes(uint64(i), 40+i%7), make([]byte, 40)...)
 }
@@ -31,7 +31,7 @@ func digestOf(i int) blob.Digest { return blob.SHA512_256.Sum(data(i)) }
 
 func name(i int) string { return store.ObjectName(digestOf(i), true) }
 
-// filled is a store with the chunks from lo to hi.
+// filled returns a store with the chunks from lo to hi.
 func filled(t testing.TB, lo, hi int) *mem.Bucket {
 	t.Helper()
 	b := new(mem.Bucket)
@@ -48,7 +48,7 @@ func filled(t testing.TB, lo, hi int) *mem.Bucket {
 	return b
 }
 
-// index has the chunks from lo to hi, and the first of them once more.
+// index has the chunks from lo to hi, and the first of them a second time.
 func index(t testing.TB, lo, hi int) *blob.Index {
 	t.Helper()
 	b, err := blob.NewBuilder(blob.SHA512_256, blob.Params{Min: 1, Avg: 100, Max: 1000})
@@ -83,10 +83,10 @@ func read(t testing.TB, r store.Reader, name string) []byte {
 	return data
 }
 
-// unlisted hides that a store can be listed, as a web server cannot.
+// unlisted hides the List method of a store, as on a web server.
 type unlisted struct{ store.Reader }
 
-// damage does to chunks 0 to 4 of a store what happens to chunks, and puts beside them what is none.
+// damage damages chunks 0 to 4 of a store in typical ways, and adds objects that are not chunks.
 func damage(t *testing.T, b *mem.Bucket) {
 	t.Helper()
 	flipped := read(t, b, name(0))
@@ -102,7 +102,7 @@ func damage(t *testing.T, b *mem.Bucket) {
 	write(t, b, "0000/"+name(2)[5:], []byte("hello"))
 }
 
-// found is what a verify told: kinds and fates by name.
+// found collects the findings of a verify: kinds and fates by name.
 func found(list *[]string) func(keep.Finding) {
 	return func(f keep.Finding) {
 		*list = append(*list, strings.TrimSpace(fmt.Sprint(f.Kind, " ", f.Name, " ", f.Fate)))
@@ -120,7 +120,7 @@ func TestVerify(t *testing.T) {
 		name    string
 		options keep.VerifyOptions
 		indexed bool
-		want    keep.VerifyReport // less the sizes and the others
+		want    keep.VerifyReport // without the sizes and the others
 		found   []string
 	}{
 		{"a good store", keep.VerifyOptions{Workers: 2}, false, keep.VerifyReport{Chunks: 20}, nil},
@@ -171,7 +171,8 @@ func TestVerify(t *testing.T) {
 	}
 }
 
-// TestVerifyForms: chunks of either algorithm, compressed and not, are taken, unless one algorithm is given.
+// TestVerifyForms: chunks of either algorithm, compressed or not, are accepted, unless one
+// algorithm is given.
 func TestVerifyForms(t *testing.T) {
 	b, x := new(mem.Bucket), []byte("some bytes")
 	for _, a := range []blob.Algorithm{blob.SHA256, blob.SHA512_256} {
@@ -183,7 +184,7 @@ func TestVerifyForms(t *testing.T) {
 			t.Fatal(err)
 		}
 		write(t, b, store.ObjectName(a.Sum(x[:5]), false), x[:5])
-		write(t, b, store.ObjectName(a.Sum(x), false), []byte("some other bytes")) // beside the good one
+		write(t, b, store.ObjectName(a.Sum(x), false), []byte("some other bytes")) // beside the intact one
 	}
 	report, err := keep.Verify(t.Context(), b, keep.VerifyOptions{})
 	if err != nil || report.Chunks != 6 || report.Damaged != 2 {
@@ -194,7 +195,7 @@ func TestVerifyForms(t *testing.T) {
 	if err != nil || report.Chunks != 6 || report.Damaged != 4 {
 		t.Errorf("Verify for SHA-256 = %+v, %v, want 6 chunks, 4 damaged", report, err)
 	}
-	// A plain chunk is repaired as one.
+	// A plain chunk is repaired as a plain one.
 	if _, err := keep.Verify(t.Context(), b, keep.VerifyOptions{Bucket: b, Repair: []store.Reader{b}}); err != nil {
 		t.Fatal(err)
 	}
@@ -204,13 +205,13 @@ func TestVerifyForms(t *testing.T) {
 	}
 }
 
-// listed is a reader with somebody else's listing.
+// listed is a reader with the listing of another store.
 type listed struct {
 	store.Reader
 	store.Lister
 }
 
-// TestVerifyStoreFails: what is damaged on its way is read again; a store that fails ends the job.
+// TestVerifyStoreFails: a chunk damaged in transfer is read again; a failing store ends the job.
 func TestVerifyStoreFails(t *testing.T) {
 	b := filled(t, 0, 20)
 	for _, c := range []struct {
@@ -264,9 +265,10 @@ func (l brokenLister) List(ctx context.Context, prefix string) iter.Seq2[store.O
 	}
 }
 
-// TestVerifyGoesOn: what an interrupted verify has told to Done is not read again, and counts.
+// TestVerifyGoesOn: a resumed verify does not read the chunks up to the last mark again, but counts
+// them.
 func TestVerifyGoesOn(t *testing.T) {
-	const chunks = 5000 // more than are listed in one go: sixteen shards, with a mark each
+	const chunks = 5000 // more than one listing takes: sixteen shards, with a mark each
 	b := filled(t, 0, chunks)
 	damage(t, b)
 	whole, err := keep.Verify(t.Context(), b, keep.VerifyOptions{Workers: 2})
@@ -288,7 +290,7 @@ func TestVerifyGoesOn(t *testing.T) {
 		}
 		r := &storetest.Remote{Full: b}
 		o.After, o.Done = &marks[stop-1], nil
-		names = nil // those before the mark are found again
+		names = nil // the findings before the mark are reported again
 		report, err := keep.Verify(t.Context(), r, o)
 		if err != nil {
 			t.Fatal(err)
@@ -305,7 +307,7 @@ func TestVerifyGoesOn(t *testing.T) {
 	}
 }
 
-// TestCancelled: an interrupted job has failed, and nothing runs afterwards.
+// TestCancelled: a cancelled job returns an error, and nothing runs afterwards.
 func TestCancelled(t *testing.T) {
 	b := filled(t, 0, 300)
 	jobs := map[string]func(context.Context, store.Reader) error{
@@ -353,7 +355,7 @@ func TestStat(t *testing.T) {
 	stored := size(0, 20)
 	write(t, b, "README", []byte("hello"))
 	write(t, b, store.ObjectName(digestOf(30), false), nil)
-	write(t, b, store.ObjectName(digestOf(19), false), []byte("12345")) // and it is there compressed
+	write(t, b, store.ObjectName(digestOf(19), false), []byte("12345")) // the compressed one is present too
 	indexes := []*blob.Index{index(t, 0, 10), index(t, 5, 15), index(t, 14, 25)}
 	want := keep.StatReport{
 		Listed: true, Amount: keep.Amount{Chunks: 20, Bytes: stored + 5}, Plain: 1, Empty: 1,
@@ -383,7 +385,7 @@ func TestStat(t *testing.T) {
 	if err != nil || got.Listed || got.Chunks != 20 {
 		t.Errorf("Stat without a listing = %+v, %v", got, err)
 	}
-	for i, x := range got.Indexes[:2] { // of the chunk that is there twice only the compressed one is asked for
+	for i, x := range got.Indexes[:2] { // of the chunk in both forms only the compressed one is requested
 		if diff := cmp.Diff(want.Indexes[i], x); diff != "" {
 			t.Errorf("Stat without a listing (-want +got):\n%s", diff)
 		}
@@ -441,7 +443,7 @@ func TestCopy(t *testing.T) {
 	}
 }
 
-// checkCopy: all that the copy has is right, and as the original has it.
+// checkCopy verifies the copy, and checks that its objects equal those of the original.
 func checkCopy(t *testing.T, from, to *mem.Bucket) {
 	t.Helper()
 	report, err := keep.Verify(t.Context(), to, keep.VerifyOptions{})
@@ -455,7 +457,7 @@ func checkCopy(t *testing.T, from, to *mem.Bucket) {
 	}
 }
 
-// TestCopyAgain: a copy that was interrupted is finished by another one, which reads only the rest.
+// TestCopyAgain: a second copy completes an interrupted one, and reads only the rest.
 func TestCopyAgain(t *testing.T) {
 	const chunks, first = 5000, 3000
 	from, to, full := filled(t, 0, chunks), new(mem.Bucket), errors.New("no space left")
@@ -477,7 +479,7 @@ type listedBucket struct {
 	store.Lister
 }
 
-// TestCopyCompressesAnew: what casync could not read does not stay as it is.
+// TestCopyCompressesAnew: a chunk that casync could not read is compressed again.
 func TestCopyCompressesAnew(t *testing.T) {
 	from, to := new(mem.Bucket), new(mem.Bucket)
 	var gzipped bytes.Buffer
@@ -499,10 +501,10 @@ func TestCopyCompressesAnew(t *testing.T) {
 	}
 }
 
-// TestCopyRefusesMore: a chunk is one frame, and what follows it is damage.
+// TestCopyRefusesMore: a chunk is one frame, and bytes after it are damage.
 func TestCopyRefusesMore(t *testing.T) {
 	from, to := new(mem.Bucket), new(mem.Bucket)
-	two := append(read(t, filled(t, 0, 1), name(0)), 0x50, 0x2a, 0x4d, 0x18, 0, 0, 0, 0) // and a frame to be skipped
+	two := append(read(t, filled(t, 0, 1), name(0)), 0x50, 0x2a, 0x4d, 0x18, 0, 0, 0, 0) // and a skippable frame
 	write(t, from, name(0), two)
 	if report, err := keep.Copy(t.Context(), from, to, keep.CopyOptions{}); err != nil || report.Damaged != 1 || report.Copied.Chunks != 0 {
 		t.Errorf("Copy = %+v, %v; want the chunk damaged", report, err)
@@ -534,7 +536,7 @@ func TestDistinctBytes(t *testing.T) {
 	}
 }
 
-// portal answers every question with the page of a login form.
+// portal answers every request with a login page.
 type portal struct{ store.Reader }
 
 func (portal) Read(_ context.Context, _ string, dst []byte, _ int64) ([]byte, error) {

@@ -14,7 +14,7 @@ import (
 	"cairn/store"
 )
 
-// objects is a listing of what is in it.
+// objects lists the objects in it.
 type objects []store.Object
 
 func (l objects) List(ctx context.Context, prefix string) iter.Seq2[store.Object, error] {
@@ -27,7 +27,7 @@ func (l objects) List(ctx context.Context, prefix string) iter.Seq2[store.Object
 	}
 }
 
-// many are the objects of n chunks whose digests begin with start.
+// many returns the objects of n chunks whose digests begin with start.
 func many(start string, n int) (l objects) {
 	for i := range n {
 		hex := start + fmt.Sprintf("%0*x", 64-len(start), i*7919)
@@ -36,8 +36,8 @@ func many(start string, n int) (l objects) {
 	return l
 }
 
-// TestShards: whatever a store holds comes once, chunks in the order of their digests, in shards that are not
-// too large.
+// TestShards: every object is listed once, chunks in the order of their digests, in shards that are
+// not too large.
 func TestShards(t *testing.T) {
 	foreign := objects{{Name: "README", Size: 1}, {Name: "f00", Size: 1}, {Name: "00ff/x", Size: 1}, {Name: "~", Size: 1}}
 	wrong := objects{{Name: "ab/" + many("", 1)[0].Name[5:], Size: 1}}
@@ -82,7 +82,7 @@ func TestShards(t *testing.T) {
 	}
 }
 
-// TestShardsEnd: an error is the last thing, and whoever has seen enough leaves nothing running (or
+// TestShardsEnd: an error is the last value, and stopping early leaves nothing running (or
 // synctest.Test would complain).
 func TestShardsEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -102,7 +102,7 @@ func TestShardsEnd(t *testing.T) {
 	})
 }
 
-// TestAhead: in order, no more at once than asked for.
+// TestAhead: the results come in order, and the concurrency is limited.
 func TestAhead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var running, most atomic.Int64
