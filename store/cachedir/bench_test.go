@@ -8,7 +8,7 @@ import (
 	"cairn/store/local"
 )
 
-// BenchmarkWrite compares what keeping a chunk costs with a bucket that counts nothing.
+// BenchmarkWrite compares the cost of keeping a chunk with a bucket that does not count.
 func BenchmarkWrite(b *testing.B) {
 	d := Open(b.TempDir(), Options{})
 	defer d.Close()
@@ -36,7 +36,7 @@ type bucketBatch struct{ store.Bucket }
 func (bucketBatch) Commit(context.Context) error { return nil }
 func (bucketBatch) Close() error                 { return nil }
 
-// BenchmarkRead is a hit.
+// BenchmarkRead measures a cache hit.
 func BenchmarkRead(b *testing.B) {
 	d := Open(b.TempDir(), Options{})
 	defer d.Close()

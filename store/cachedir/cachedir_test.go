@@ -31,7 +31,7 @@ type sample struct {
 	digest blob.Digest
 }
 
-// newSample is a chunk that takes more than size bytes when it is stored, since nothing compresses it.
+// newSample returns an incompressible chunk that takes more than size bytes when it is stored.
 func newSample(seed uint64, size int) sample {
 	data := storetest.Bytes(seed, size)
 	return sample{data, blob.SHA512_256.Sum(data)}
@@ -42,7 +42,7 @@ func (s sample) name() string {
 	return hex[:4] + "/" + hex + ".cacnk"
 }
 
-// open is a cache that is closed when the test ends.
+// open returns a cache that is closed when the test ends.
 func open(t *testing.T, path string, limit int64) *Dir {
 	t.Helper()
 	d := Open(path, Options{Limit: limit})
@@ -54,10 +54,10 @@ func open(t *testing.T, path string, limit int64) *Dir {
 	return d
 }
 
-// settle waits for the eviction under way.
+// settle waits for the running eviction.
 func (d *Dir) settle() { d.evictor.done.Wait() }
 
-// recount counts while nobody writes.
+// recount counts while no writer is active.
 func (d *Dir) recount(t *testing.T) {
 	t.Helper()
 	d.settle()
@@ -90,7 +90,7 @@ func has(t *testing.T, d *Dir, s sample) bool {
 	return err == nil
 }
 
-// through gets from the cache, and what it lacks from samples.
+// through gets chunks from the cache, and on a miss from samples.
 func through(t *testing.T, d *Dir, failed func(error), samples ...sample) (g store.Getter, far *int) {
 	t.Helper()
 	keep, err := store.NewWriter(d, store.WriterOptions{})
@@ -101,7 +101,7 @@ func through(t *testing.T, d *Dir, failed func(error), samples ...sample) (g sto
 	return supply.Cached(origin{samples, far}, store.NewChunks(d, blob.SHA512_256), keep, failed), far
 }
 
-// origin supplies samples, and counts that.
+// origin supplies samples, and counts the requests.
 type origin struct {
 	samples []sample
 	asked   *int
@@ -135,7 +135,7 @@ func noFailure(t *testing.T) func(error) {
 	return func(err error) { t.Errorf("failure reported: %v", err) }
 }
 
-// du is what chunks, what may become one, and their directories take, in blocks of the disk.
+// du returns the space of the chunks, temporary files and their directories, in blocks of the disk.
 func du(t testing.TB, path string) (bytes int64) {
 	t.Helper()
 	err := filepath.WalkDir(path, func(file string, e fs.DirEntry, err error) error {
@@ -159,7 +159,7 @@ func du(t testing.TB, path string) (bytes int64) {
 	return bytes
 }
 
-// tallyOf is what all processes know of a cache.
+// tallyOf returns the shared tally of a cache.
 func tallyOf(t testing.TB, path string) tally {
 	t.Helper()
 	line, err := os.ReadFile(filepath.Join(path, controlName, "state"))
@@ -205,7 +205,7 @@ func TestCache(t *testing.T) {
 	}
 }
 
-// TestNothingIsMadeToRead: a cache that is only asked leaves no trace.
+// TestNothingIsMadeToRead: a cache that is only read creates no files.
 func TestNothingIsMadeToRead(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "cache")
 	if d := open(t, path, 0); has(t, d, newSample(1, 10)) {
@@ -216,7 +216,8 @@ func TestNothingIsMadeToRead(t *testing.T) {
 	}
 }
 
-// TestDamagedChunks: each is a miss and is replaced, and the count knows how large the damaged one was.
+// TestDamagedChunks: each damaged chunk is a miss and is replaced, and the count includes the
+// damaged one's size.
 func TestDamagedChunks(t *testing.T) {
 	path := t.TempDir()
 	s := newSample(1, 50*kib)
@@ -243,7 +244,7 @@ func TestDamagedChunks(t *testing.T) {
 		if got, err := os.ReadFile(file); err != nil || !bytes.Equal(got, whole) || *far != 1 {
 			t.Errorf("%s: far was asked %d times, and the chunk is whole: %v, %v", name, *far, bytes.Equal(got, whole), err)
 		}
-		// Nobody told the count that we changed the file's size; put that right.
+		// The test changed the file's size behind the tally; correct the tally.
 		want += blocks(int64(len(whole))) - blocks(int64(len(data)))
 		if got := tallyOf(t, path).used; got != max(want, 0) {
 			t.Errorf("%s: %d bytes are counted, want %d", name, got, want)
@@ -251,7 +252,7 @@ func TestDamagedChunks(t *testing.T) {
 	}
 }
 
-// TestLimit: whatever is written, the directory is never larger, nor than what is counted.
+// TestLimit: whatever is written, the directory never exceeds the limit or the count.
 func TestLimit(t *testing.T) {
 	path := t.TempDir()
 	const limit = 600 * kib
@@ -277,7 +278,7 @@ func TestLimit(t *testing.T) {
 	}
 }
 
-// TestOldestGoFirst: those that were used the longest ago; a hit is a use.
+// TestOldestGoFirst: the least recently used chunks are evicted first; a hit is a use.
 func TestOldestGoFirst(t *testing.T) {
 	path := t.TempDir()
 	const n, limit = 64, 64 * (16 + 4) * kib
@@ -294,7 +295,7 @@ func TestOldestGoFirst(t *testing.T) {
 	if _, err := d.Read(t.Context(), used.name(), nil, 1<<20); err != nil {
 		t.Fatal(err)
 	}
-	small := open(t, path, limit-1) // as large as it is, so that an eighth has to go
+	small := open(t, path, limit-1) // below the present size, so that an eighth has to be evicted
 	small.evict(small.ledger, request{need: limit / 8})
 	small.settle()
 	gone := 0
@@ -318,7 +319,7 @@ func TestTouch(t *testing.T) {
 	s := newSample(1, 1000)
 	write(t, d, s)
 	for _, test := range []struct{ age, min, max time.Duration }{
-		{30 * time.Minute, 29 * time.Minute, 31 * time.Minute}, // young enough: no write
+		{30 * time.Minute, 29 * time.Minute, 31 * time.Minute}, // used recently enough: no write
 		{2 * time.Hour, 0, time.Minute},
 		{-2 * time.Hour, 0, time.Minute}, // a clock was wrong
 	} {
@@ -332,7 +333,7 @@ func TestTouch(t *testing.T) {
 	}
 }
 
-// TestLargerThanLimit: such a chunk is no reason to evict the others, and none to fail.
+// TestLargerThanLimit: a chunk larger than the limit evicts no others, and is not an error.
 func TestLargerThanLimit(t *testing.T) {
 	path := t.TempDir()
 	d := open(t, path, 20*kib)
@@ -345,7 +346,7 @@ func TestLargerThanLimit(t *testing.T) {
 	wantFrom(t, g, small)
 }
 
-// TestAlmostAsLargeAsLimit: each takes the place of the one before.
+// TestAlmostAsLargeAsLimit: each chunk replaces the one before.
 func TestAlmostAsLargeAsLimit(t *testing.T) {
 	d := open(t, t.TempDir(), 40*kib)
 	for seed := range uint64(5) {
@@ -380,7 +381,7 @@ func TestLimitLowered(t *testing.T) {
 	}
 }
 
-// TestUnlimited: not even a full disk makes it forget anything.
+// TestUnlimited: even a full disk evicts nothing.
 func TestUnlimited(t *testing.T) {
 	path := t.TempDir()
 	d := open(t, path, Unlimited)
@@ -393,7 +394,7 @@ func TestUnlimited(t *testing.T) {
 	}
 }
 
-// TestRemovedWhileInUse: the cache begins again.
+// TestRemovedWhileInUse: the cache starts anew.
 func TestRemovedWhileInUse(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "cache")
 	d, other := open(t, path, 0), open(t, path, 0)
@@ -415,7 +416,7 @@ func TestRemovedWhileInUse(t *testing.T) {
 	}
 }
 
-// TestRemovedAmidWrites: whoever writes meanwhile may lose chunks, and nothing else.
+// TestRemovedAmidWrites: concurrent writers may lose chunks, and nothing else.
 func TestRemovedAmidWrites(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "cache")
 	d := open(t, path, 0)
@@ -426,7 +427,7 @@ func TestRemovedAmidWrites(t *testing.T) {
 			for i := uint64(0); ctx.Err() == nil; i++ {
 				s := newSample(worker<<32|i, kib)
 				err := d.Write(ctx, s.name(), s.data)
-				// A directory of which a part is removed looks as a store does.
+				// A partly removed directory looks like a store.
 				if err != nil && ctx.Err() == nil && !errors.Is(err, errForeign) && !errors.Is(err, errVanishes) {
 					t.Error(err)
 				}
@@ -453,7 +454,7 @@ func TestRemovedAmidWrites(t *testing.T) {
 	}
 }
 
-// TestMovedWhileInUse: the cache begins again where it was.
+// TestMovedWhileInUse: the cache starts anew at its old path.
 func TestMovedWhileInUse(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "cache")
 	d := open(t, path, 0)
@@ -478,7 +479,7 @@ func TestRemovedByHand(t *testing.T) {
 		if err := os.RemoveAll(filepath.Join(path, part)); err != nil {
 			t.Fatal(err)
 		}
-		for range 2 { // a lost count is made anew before more is kept
+		for range 2 { // a lost count is made again before more is kept
 			write(t, d, newSample(2, 10*kib), s)
 		}
 		if !has(t, d, s) {
@@ -507,7 +508,7 @@ func TestSymbolicLink(t *testing.T) {
 	}
 }
 
-// TestLinksInside: nothing outside is counted or removed.
+// TestLinksInside: nothing outside the directory is counted or removed.
 func TestLinksInside(t *testing.T) {
 	path, outside := t.TempDir(), t.TempDir()
 	s := newSample(1, 10*kib)
@@ -529,7 +530,8 @@ func TestLinksInside(t *testing.T) {
 	}
 }
 
-// TestStoreIsNoCache: a directory of chunks that was not made as a cache is read, and never evicted from.
+// TestStoreIsNoCache: a directory of chunks that was not made as a cache is read, and never evicted
+// from.
 func TestStoreIsNoCache(t *testing.T) {
 	path := t.TempDir()
 	s, other := newSample(1, 50*kib), newSample(2, 50*kib)
@@ -597,7 +599,8 @@ func tmpfs(t *testing.T, options string) (dir string) {
 	return dir
 }
 
-// TestFullDisk: that others fill the disk is an error once, makes the cache smaller, and leaves nothing behind.
+// TestFullDisk: a disk filled by other programs is reported once and shrinks the cache, and no
+// temporary file remains.
 func TestFullDisk(t *testing.T) {
 	dir := tmpfs(t, "size=2m")
 	path := filepath.Join(dir, "cache")
@@ -642,7 +645,7 @@ func TestFullDisk(t *testing.T) {
 	}
 }
 
-// TestFailedWriteGivesBack what it took, no more and no less.
+// TestFailedWriteGivesBack: a failed write releases exactly the space that it reserved.
 func TestFailedWriteGivesBack(t *testing.T) {
 	dir := tmpfs(t, "size=200k")
 	path := filepath.Join(dir, "cache")
@@ -653,7 +656,7 @@ func TestFailedWriteGivesBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := tallyOf(t, path)
-	d.evictor.end() // it would count anew
+	d.evictor.end() // it would count again
 	for range 3 {
 		if err := d.Write(t.Context(), failing.name(), failing.data); !errors.Is(err, unix.ENOSPC) {
 			t.Fatalf("Write = %v, want ENOSPC", err)
@@ -664,7 +667,8 @@ func TestFailedWriteGivesBack(t *testing.T) {
 	}
 }
 
-// TestFullFromTheStart: a cache on a disk that has no room for its count, or not enough for one chunk.
+// TestFullFromTheStart: a cache on a disk without space for its count, or with too little for one
+// chunk.
 func TestFullFromTheStart(t *testing.T) {
 	for _, disk := range []string{"nr_inodes=4", "size=16k", "size=64k"} {
 		path := filepath.Join(tmpfs(t, disk), "cache")
@@ -707,7 +711,7 @@ func TestReadOnlyDisk(t *testing.T) {
 	}
 }
 
-// TestStopped: a process that was stopped while it held a lock costs others no more than their patience.
+// TestStopped: a process that is stopped while it holds a lock delays others by at most patience.
 func TestStopped(t *testing.T) {
 	path := t.TempDir()
 	s := newSample(1, kib)
@@ -735,7 +739,7 @@ func TestStopped(t *testing.T) {
 	write(t, d, s)
 }
 
-// TestStoppedWriter: an eviction beside a write that does not get done makes room all the same.
+// TestStoppedWriter: an eviction frees space even beside a write that does not finish.
 func TestStoppedWriter(t *testing.T) {
 	path := t.TempDir()
 	d := open(t, path, 100*kib)
@@ -752,7 +756,7 @@ func TestStoppedWriter(t *testing.T) {
 	}
 }
 
-// tryReserve is the lock of a write that has begun.
+// tryReserve returns the lock of a write that has begun.
 func (d *Dir) tryReserve(t *testing.T) (*os.File, error) {
 	l, err := d.attach(mayMake)
 	if err != nil {
@@ -762,7 +766,7 @@ func (d *Dir) tryReserve(t *testing.T) (*os.File, error) {
 	return r.lock, err
 }
 
-// TestConcurrentWrites of the same chunks leave an exact count.
+// TestConcurrentWrites: concurrent writes of the same chunks leave an exact count.
 func TestConcurrentWrites(t *testing.T) {
 	path := t.TempDir()
 	dirs := []*Dir{open(t, path, 0), open(t, path, 0)}
@@ -788,7 +792,7 @@ func TestConcurrentWrites(t *testing.T) {
 	}
 }
 
-// TestCounts: what makes a cache count anew when it is opened.
+// TestCounts: the conditions under which a cache counts again when it is opened.
 func TestCounts(t *testing.T) {
 	path := t.TempDir()
 	write(t, open(t, path, 0), newSample(1, 30*kib))
@@ -818,7 +822,8 @@ func TestCounts(t *testing.T) {
 	}
 }
 
-// TestDeadWriters: what they left goes when the cache is opened, if no writer lives.
+// TestDeadWriters: files of dead writers are removed when the cache is opened, if no writer is
+// alive.
 func TestDeadWriters(t *testing.T) {
 	path := t.TempDir()
 	d := open(t, path, 0)
@@ -873,7 +878,7 @@ func TestExcess(t *testing.T) {
 	}
 }
 
-// TestAges: a cut takes the oldest, as much as is needed, and classes are narrow.
+// TestAges: a cut takes the oldest bytes, as many as needed, and classes are narrow.
 func TestAges(t *testing.T) {
 	now := time.Now()
 	class := func(age time.Duration) int { return ageOf(now, now.Add(-age)) }
@@ -928,7 +933,7 @@ func TestTally(t *testing.T) {
 	}
 }
 
-// TestSlices: each directory is in one of them.
+// TestSlices: each directory is in exactly one slice.
 func TestSlices(t *testing.T) {
 	for used, want := range map[int64]int{0: 1, 1 << 30: 1, 5 << 30: 5, math.MaxInt64: 64} {
 		slices := slicesOf(used)

@@ -23,8 +23,8 @@ func run(t *testing.T, args ...string) {
 	}
 }
 
-// TestOthersUseTheCache: it is a store that casync and desync extract from and look after. What they remove is
-// a miss.
+// TestOthersUseTheCache: casync and desync extract from the cache and maintain it as a store. A
+// chunk that they remove is a miss.
 func TestOthersUseTheCache(t *testing.T) {
 	path, dir := filepath.Join(t.TempDir(), "cache"), t.TempDir()
 	samples := []sample{newSample(1, 50*kib), newSample(2, 200*kib), newSample(3, 20*kib)}
@@ -90,7 +90,8 @@ func TestOthersUseTheCache(t *testing.T) {
 	}
 }
 
-// TestOthersWriteToTheCache: what desync puts there is read, and is counted the next time.
+// TestOthersWriteToTheCache: chunks that desync writes are read, and are included in the next
+// count.
 func TestOthersWriteToTheCache(t *testing.T) {
 	path, other := filepath.Join(t.TempDir(), "cache"), filepath.Join(t.TempDir(), "store")
 	s := newSample(1, 100*kib)

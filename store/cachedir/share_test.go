@@ -27,10 +27,10 @@ import (
 	"cairn/store/supply"
 )
 
-// The processes of TestKilledProcesses.
+// Settings of the processes of TestKilledProcesses.
 const (
-	sharerEnv    = "CAIRN_TEST_SHARE" // the cache of a process that takes part
-	sharers      = 3                  // the first of them is killed again and again
+	sharerEnv    = "CAIRN_TEST_SHARE" // the cache directory of a child process
+	sharers      = 3                  // the first of them is killed repeatedly
 	workers      = 4                  // of each
 	sharedLimit  = 4 << 20
 	sharedChunks = 600
@@ -54,7 +54,7 @@ func shared() (samples []sample) {
 	return samples
 }
 
-// share gets chunks through the cache until it is terminated, and says how that went.
+// share gets chunks through the cache until it is terminated, and reports its result.
 func share(path string) (status int) {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
@@ -76,7 +76,7 @@ func share(path string) (status int) {
 	return int(min(s.bad.Load(), 1))
 }
 
-// sharer is one process of many. It is the origin of its chunks, too.
+// sharer is one of several processes. It is also the origin of its chunks.
 type sharer struct {
 	samples           []sample
 	byDigest          map[blob.Digest]sample
@@ -110,7 +110,7 @@ func (s *sharer) get(_ context.Context, d blob.Digest, dst []byte) error {
 	return nil
 }
 
-// work wants some chunks far more often than others.
+// work requests some chunks far more often than others.
 func (s *sharer) work(ctx context.Context) {
 	for ctx.Err() == nil {
 		want := s.samples[rand.IntN(1+rand.IntN(sharedChunks))]
@@ -126,7 +126,8 @@ func (s *sharer) work(ctx context.Context) {
 	}
 }
 
-// process is a sharer from outside. It is waited for here alone, since os/exec does not tell of stops.
+// process is a sharer seen from the test. Only its methods wait for it, since os/exec does not
+// report stops.
 type process struct {
 	pid int
 	log *os.File
@@ -176,10 +177,12 @@ func (p *process) said(t *testing.T) string {
 	return string(out)
 }
 
-// TestKilledProcesses: processes share a cache that is far too small, and one of them is killed again and again.
-// Whenever all are stopped, the cache holds no more than its limit. Chunks are damaged meanwhile, and no process
-// ever gets a wrong byte. A busy machine makes it longer: it ends when the cache was seen half full, or when slowest
-// has gone by. CAIRN_LONG=1 does this for five minutes.
+// TestKilledProcesses: processes share a cache that is far too small, and one of them is killed
+// repeatedly. Whenever all are stopped, the cache is within its limit. Chunks are damaged
+// meanwhile, and no process ever gets a wrong byte.
+//
+// The test ends when the cache was seen half full, or after slowest; on a busy machine it takes
+// longer. CAIRN_LONG=1 runs it for five minutes.
 func TestKilledProcesses(t *testing.T) {
 	duration := 10 * time.Second
 	switch {
@@ -188,7 +191,7 @@ func TestKilledProcesses(t *testing.T) {
 	case testing.Short():
 		duration = 2 * time.Second
 	}
-	runtime.LockOSThread() // what is started dies with the thread that started it
+	runtime.LockOSThread() // children die with the thread that started them
 	defer runtime.UnlockOSThread()
 	path := filepath.Join(t.TempDir(), "cache")
 	var processes []*process
@@ -199,7 +202,7 @@ func TestKilledProcesses(t *testing.T) {
 	kills, samples := 0, 0
 	start := time.Now()
 	for time.Since(start) < duration || most < sharedLimit/2 && time.Since(start) < slowest {
-		time.Sleep(time.Duration(20+rand.IntN(130)) * time.Millisecond) // any moment is as good as another
+		time.Sleep(time.Duration(20+rand.IntN(130)) * time.Millisecond) // at a random moment
 		for _, p := range processes {
 			if status := p.signal(t, syscall.SIGSTOP); !status.Stopped() {
 				t.Fatalf("a process ended: %v\n%s", status, p.said(t))
@@ -226,7 +229,7 @@ func TestKilledProcesses(t *testing.T) {
 	}
 	most = max(most, du(t, path))
 	t.Logf("%d kills; in %d samples the cache had at most %d of %d bytes", kills, samples, most, sharedLimit)
-	// One chunk more is for one that is replaced, as it was damaged, at the moment that it is evicted.
+	// One extra chunk allows for a damaged one that is replaced while it is evicted.
 	if allowed := int64(sharedLimit + largest); most > allowed {
 		t.Errorf("the cache had %d bytes, want at most %d", most, allowed)
 	}
@@ -240,7 +243,7 @@ func TestKilledProcesses(t *testing.T) {
 	}
 }
 
-// end terminates a process, checks what it says of itself, and returns how many chunks it got.
+// end terminates a process, checks its own report, and returns how many chunks it got.
 func (p *process) end(t *testing.T) (gets int) {
 	t.Helper()
 	status := p.signal(t, syscall.SIGTERM)
@@ -260,7 +263,7 @@ func (p *process) end(t *testing.T) (gets int) {
 	return gets
 }
 
-// damage changes one bit of some chunk in place, while nobody looks.
+// damage changes one bit of a chunk in place, while no process runs.
 func damage(t *testing.T, path string) {
 	t.Helper()
 	chunks, err := filepath.Glob(filepath.Join(path, "????", "*.cacnk"))
@@ -279,7 +282,7 @@ func damage(t *testing.T, path string) {
 	}
 }
 
-// TestMillionChunks: what an eviction costs in a large cache.
+// TestMillionChunks: the cost of an eviction in a large cache.
 func TestMillionChunks(t *testing.T) {
 	if os.Getenv("CAIRN_LONG") != "1" {
 		t.Skip("CAIRN_LONG=1 makes a million files")
@@ -318,13 +321,13 @@ func TestMillionChunks(t *testing.T) {
 	}
 }
 
-// millionth is the name of one of a million chunks.
+// millionth returns the name of one of a million chunks.
 func millionth(i int) string {
 	hex := blob.SHA512_256.Sum([]byte(fmt.Sprint(i))).String()
 	return hex[:4] + "/" + hex + ".cacnk"
 }
 
-// makeSparse makes a chunk of the usual size, of some age, which takes no room on the disk.
+// makeSparse makes a chunk of the usual size and a given age, which takes no space on the disk.
 func makeSparse(t *testing.T, path string, i int) {
 	file := filepath.Join(path, millionth(i))
 	f, err := os.Create(file)
@@ -341,7 +344,7 @@ func makeSparse(t *testing.T, path string, i int) {
 	}
 }
 
-// withDir makes the directory of a file, and is the file.
+// withDir makes the directory of a file, and returns the file's name.
 func withDir(t *testing.T, file string) string {
 	if err := os.Mkdir(filepath.Dir(file), 0o755); err != nil {
 		t.Fatal(err)
@@ -349,7 +352,7 @@ func withDir(t *testing.T, file string) string {
 	return file
 }
 
-// watchMemory is how much more heap was in use, at most, while do was done.
+// watchMemory returns the greatest increase of the heap in use while do runs.
 func watchMemory(t *testing.T, do func()) (peak int64) {
 	runtime.GC()
 	var m runtime.MemStats
@@ -375,7 +378,8 @@ func watchMemory(t *testing.T, do func()) (peak int64) {
 	}
 }
 
-// slowestRead reads chunks, of which some are evicted meanwhile.
+// slowestRead reads chunks, of which some are evicted meanwhile, and returns the longest duration
+// of a read.
 func slowestRead(d *Dir) (slowest time.Duration) {
 	var buf []byte
 	for i := range 10_000 {
