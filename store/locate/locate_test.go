@@ -83,7 +83,7 @@ func TestIndex(t *testing.T) {
 	}
 }
 
-// TestSFTP: a store is made with its parents, an index is put only where there is a directory.
+// TestSFTP: a store is made with its parents, an index is written only into an existing directory.
 func TestSFTP(t *testing.T) {
 	root := "sftp://store" + t.TempDir()
 	o := locate.Access{SFTP: sftp.Options{Config: storetest.NewSSHD(t, "internal-sftp").Config}}
@@ -155,7 +155,8 @@ func TestS3(t *testing.T) {
 	}
 }
 
-// TestWriteOverHTTP: a store and an index on a server, whose TLS is believed by the options of all backends.
+// TestWriteOverHTTP: a store and an index are written to a server whose certificate is trusted by
+// the shared TLS options.
 func TestWriteOverHTTP(t *testing.T) {
 	a := storetest.NewAuthority(t)
 	url := storetest.NginxTLS(t, t.TempDir(), a, storetest.WebDAV)
@@ -187,7 +188,7 @@ func TestWriteOverHTTP(t *testing.T) {
 	}
 }
 
-// TestNothingIsShown: no way of printing a location, or something that holds one, shows its secrets.
+// TestNothingIsShown: no way of printing a location, or a value that holds one, shows its secrets.
 func TestNothingIsShown(t *testing.T) {
 	for text, want := range map[string]string{
 		"/srv/x.caibx?y":                       "/srv/x.caibx?y",
@@ -291,7 +292,8 @@ func TestDefaultStore(t *testing.T) {
 	}
 }
 
-// FuzzLocations: whatever people write, no secret of it is shown, and what is beside it is where it is.
+// FuzzLocations: for any text no secret is shown, and a location beside another is in the same
+// directory.
 func FuzzLocations(f *testing.F) {
 	for _, seed := range []string{"x", "a/b", "http://h/a%2Fb/x?q#f", "s3://b/x", "https://h", "http://h/%00", "sftp://h/x", "http://h/!0", "http://h//0",
 		"http://ab:cdefgh@h/x?ijklmn"} {
@@ -347,7 +349,7 @@ func TestParseGroup(t *testing.T) {
 	}
 }
 
-// TestSum: locations that differ in their secrets only are different ones.
+// TestSum: locations that differ only in their secrets have different sums.
 func TestSum(t *testing.T) {
 	t.Chdir("/tmp")
 	sum := func(text string) [32]byte { return parse(t, text).Sum() }
@@ -368,7 +370,8 @@ func parse(t *testing.T, text string) locate.Location {
 	return l
 }
 
-// TestHostsName: a directory here may have the name of a host with its colon; one that is not here is not made.
+// TestHostsName: a local directory may be named like a host with a colon; a missing one is not
+// made.
 func TestHostsName(t *testing.T) {
 	t.Chdir(t.TempDir())
 	if err := os.Mkdir("user@host:", 0o755); err != nil {
