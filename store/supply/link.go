@@ -153,8 +153,8 @@ func throttled(err error) bool {
 
 // model estimates a link. It measures in rounds: a round is as many answers as the limit at its
 // start, and at least four. At first each round doubles the limit, as long as that raises the bytes
-// a second. From then on the limit is twice the number of requests that sustain the best rate of
-// the last rounds at the unloaded latency. The factor of two detects a link that became faster.
+// a second. From then on the limit is twice the number of requests, plus two, that sustain the best
+// rate of the last rounds at the unloaded latency. The surplus detects a link that became faster.
 //
 // This is the model of TCP's BBR (Cardwell et al. 2016) with answers instead of acknowledgements.
 // Answers of object stores vary by themselves, so the minimal latency is that of the round with the
@@ -175,7 +175,7 @@ type model struct {
 	ratedAt time.Time  // when the newest was measured
 	steady  int        // answers since the rate grew
 
-	busySince time.Time     // start of the oldest request under way, or of the round
+	busySince time.Time     // start of the present busy period, or of the round if later
 	busy      time.Duration // time with requests in this round before busySince
 	left      int           // answers until the round ends
 	bytes     int           // received in this round
