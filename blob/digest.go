@@ -9,14 +9,14 @@ import (
 	"cairn/internal/lanes"
 )
 
-// Digest identifies a chunk: 32 bytes of SHA-512/256 or SHA-256 over its plain bytes. Which of the two
-// is not part of the value; the index says it (Algorithm).
+// Digest identifies a chunk: 32 bytes of SHA-512/256 or SHA-256 over its plain bytes.
+// The value does not name the hash function; Index.Algorithm does.
 type Digest [32]byte
 
-// String is the digest in 64 lower-case hexadecimal digits, as in chunk file names.
+// String returns the digest in 64 lower-case hexadecimal digits, as in chunk file names.
 func (d Digest) String() string { return hex.EncodeToString(d[:]) }
 
-// ParseDigest reads the one spelling that String writes.
+// ParseDigest parses a digest. It accepts only the spelling that String returns.
 func ParseDigest(s string) (Digest, error) {
 	var d Digest
 	raw, err := hex.DecodeString(s)
@@ -26,10 +26,10 @@ func ParseDigest(s string) (Digest, error) {
 	return Digest(raw), nil
 }
 
-// MarshalText is String.
+// MarshalText implements encoding.TextMarshaler with String.
 func (d Digest) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
 
-// UnmarshalText is ParseDigest.
+// UnmarshalText implements encoding.TextUnmarshaler with ParseDigest.
 func (d *Digest) UnmarshalText(text []byte) (err error) {
 	*d, err = ParseDigest(string(text))
 	return err
@@ -43,7 +43,7 @@ const (
 	SHA256
 )
 
-// ParseAlgorithm reads a name as casync and desync spell it: sha512-256 or sha256.
+// ParseAlgorithm parses a name as casync and desync spell it: sha512-256 or sha256.
 func ParseAlgorithm(s string) (Algorithm, error) {
 	switch s {
 	case "sha512-256":
@@ -54,7 +54,7 @@ func ParseAlgorithm(s string) (Algorithm, error) {
 	return 0, fmt.Errorf("unknown digest %q (sha512-256 or sha256)", s)
 }
 
-// String is the name that ParseAlgorithm reads.
+// String returns the name that ParseAlgorithm parses.
 func (a Algorithm) String() string {
 	if a == SHA256 {
 		return "sha256"
@@ -62,7 +62,7 @@ func (a Algorithm) String() string {
 	return "sha512-256"
 }
 
-// Sum hashes one chunk.
+// Sum returns the digest of one chunk.
 func (a Algorithm) Sum(p []byte) Digest {
 	if a == SHA256 {
 		return sha256.Sum256(p)
@@ -70,7 +70,7 @@ func (a Algorithm) Sum(p []byte) Digest {
 	return sha512.Sum512_256(p)
 }
 
-// SumZeros is the digest of size zero bytes.
+// SumZeros returns the digest of size zero bytes.
 func (a Algorithm) SumZeros(size int64) Digest {
 	h := sha512.New512_256()
 	if a == SHA256 {
@@ -83,8 +83,8 @@ func (a Algorithm) SumZeros(size int64) Digest {
 	return Digest(h.Sum(nil))
 }
 
-// SumAll hashes many chunks: dst[i] becomes the digest of chunks[i]. It is the call for bulk work,
-// since many chunks are hashed at once much faster than one after the other.
+// SumAll stores the digest of chunks[i] in dst[i]. It hashes several chunks at once, which is much
+// faster than calling Sum for each.
 func (a Algorithm) SumAll(dst []Digest, chunks [][]byte) {
 	if a == SHA256 {
 		lanes.Sum256(dst, chunks)

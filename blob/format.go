@@ -19,22 +19,22 @@ const (
 	typeTable  = 0xe75b9e112f17417d
 	tailMarker = 0x4b4f050e5549ecd1
 	indexSize  = 48                 // of the first object in the head; also the table's offset
-	unsized    = 0xffffffffffffffff // the table says its size only in its tail
+	unsized    = 0xffffffffffffffff // the table states its size only in its tail
 
-	// Of the feature flags only bit 61 says something of a blob; the rest is casync's archive metadata,
-	// written as a default casync does and otherwise carried along.
+	// Only bit 61 of the feature flags describes an image. The other flags are casync's archive metadata:
+	// a new index has casync's defaults, and a decoded index keeps its own.
 	flagSHA512    = 1 << 61
-	flagsWith     = 1<<33 - 1 // what an archive has of its files: bits 0 to 32
+	flagsWith     = 1<<33 - 1 // bits 0 to 32: the file metadata in an archive
 	flagsSHA512   = 0xb000000000000000
 	flagsSHA256   = 0x9000000000000000
-	flagsReserved = (1<<60 - 1) &^ (1<<33 - 1) // bits 33 to 59: no casync knows them
+	flagsReserved = (1<<60 - 1) &^ (1<<33 - 1) // bits 33 to 59: unknown to every casync
 )
 
-// EncodedSize is the length of the index file in bytes: 104 + 40 a chunk.
+// EncodedSize returns the length of the index file in bytes: 104 + 40 per chunk.
 func (x *Index) EncodedSize() int64 { return headSize + rowSize*int64(x.n+1) }
 
-// WriteTo writes the index as a .caibx file. Decode of what it wrote gives an equal index, and WriteTo
-// of what Decode read gives the same bytes.
+// WriteTo writes the index as a .caibx file. Decoding the file gives an equal index, and encoding a
+// decoded index gives the same bytes.
 func (x *Index) WriteTo(w io.Writer) (int64, error) {
 	p := make([]byte, 0, 64<<10)
 	u64 := func(vs ...uint64) {
@@ -64,7 +64,7 @@ func (x *Index) WriteTo(w io.Writer) (int64, error) {
 	return written, flush()
 }
 
-// Encode is the index as the bytes of a .caibx file.
+// Encode returns the index as the bytes of a .caibx file.
 func (x *Index) Encode() []byte {
 	var b bytes.Buffer
 	b.Grow(int(x.EncodedSize()))
@@ -72,16 +72,16 @@ func (x *Index) Encode() []byte {
 	return b.Bytes()
 }
 
-// Digest names the index itself: SHA-512/256 of its file. Exports and journals are bound to it.
+// Digest returns the SHA-512/256 of the index file. Exports and journals are bound to it.
 func (x *Index) Digest() Digest {
 	h := sha512.New512_256()
 	_, _ = x.WriteTo(h) // a hash does not fail
 	return Digest(h.Sum(nil))
 }
 
-// Decode reads a .caibx file to its end. Every field is checked, and nothing may follow the tail; memory
-// grows with what was read and found valid, not with what the file claims. An error about the content
-// wraps ErrInvalid; any other is r's.
+// Decode reads a .caibx file to its end. It checks every field and refuses bytes after the tail.
+// Memory grows with the valid rows read, not with sizes that the file claims. An error about the
+// content wraps ErrInvalid; any other error is r's.
 func Decode(r io.Reader) (*Index, error) {
 	var head [headSize]byte
 	if err := readFull(r, head[:]); err != nil {
@@ -91,7 +91,7 @@ func Decode(r io.Reader) (*Index, error) {
 	if err != nil {
 		return nil, err
 	}
-	// One row is read ahead: the last one is the tail, and only the end of the file says which is last.
+	// Decode reads one row ahead: the last row is the tail, and only the end of the file identifies it.
 	var this, next [rowSize]byte
 	if err := readFull(r, this[:]); err != nil {
 		return nil, err
@@ -129,14 +129,14 @@ func field(p []byte, i int) uint64 { return binary.LittleEndian.Uint64(p[8*i:]) 
 // entrySize is the size of the first object in a .catar archive.
 const entrySize = 64
 
-// IsArchive reports whether an image that begins with these bytes, at least 16, is a directory tree as casync and
-// desync archive it (.catar).
+// IsArchive reports whether an image that begins with start is a .catar archive of a directory tree, as
+// casync and desync write it. It needs at least 16 bytes.
 func IsArchive(start []byte) bool {
 	return len(start) >= 16 && field(start, 0) == entrySize && field(start, 1) == typeEntry
 }
 
-// HasFileFlags reports whether the index's feature flags say what was kept of files, as those of a directory tree
-// (.caidx) do. casync sets them for an image too when it is told to (--with).
+// HasFileFlags reports whether the feature flags list file metadata, as those of a directory tree
+// (.caidx) do. casync --with sets them for an image too.
 func (x *Index) HasFileFlags() bool { return x.flags&flagsWith != 0 }
 
 func decodeHead(head []byte) (*Index, error) {

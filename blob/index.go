@@ -1,6 +1,6 @@
 // Package blob is the vocabulary of cairn: an image is a run of opaque bytes, cut into chunks; an Index
-// lists its chunks in order; a Digest names a chunk. The package knows casync's .caibx index format and
-// nothing of stores, seeds, devices or networks.
+// lists its chunks in order; a Digest names a chunk. The package implements casync's .caibx index format
+// and does not know stores, seeds, devices or networks.
 package blob
 
 import (
@@ -11,7 +11,7 @@ import (
 	"sync"
 )
 
-// Limits of the format and of what is accepted from outside.
+// Limits of the format and of accepted input.
 const (
 	MaxChunkSize = 128 << 20 // bytes; casync's limit for a chunk
 	MaxChunks    = 1 << 26   // chunks in one index: 2.5 GiB of index, 4 TiB of image at the default sizes
@@ -20,7 +20,7 @@ const (
 // ErrInvalid is wrapped by every error about an index that breaks the format.
 var ErrInvalid = errors.New("invalid index")
 
-// ErrArchive is the ErrInvalid of a file that is an archive, where an index is wanted.
+// ErrArchive wraps ErrInvalid. Decode returns it for a .catar archive.
 var ErrArchive = fmt.Errorf("%w: it is a .catar archive, which holds a directory tree itself", ErrInvalid)
 
 // Params are the chunk sizes an image was cut with, in bytes: 1 ≤ Min ≤ Avg ≤ Max ≤ MaxChunkSize.
@@ -29,7 +29,7 @@ type Params struct{ Min, Avg, Max int64 }
 // String returns the sizes as MIN:AVG:MAX.
 func (p Params) String() string { return fmt.Sprintf("%d:%d:%d", p.Min, p.Avg, p.Max) }
 
-// Validate says what is wrong with p, if anything.
+// Validate returns an error if the sizes are out of range or out of order.
 func (p Params) Validate() error {
 	if p.Min < 1 || p.Avg < p.Min || p.Max < p.Avg || p.Max > MaxChunkSize {
 		return fmt.Errorf("chunk sizes %v are not 1 ≤ min ≤ avg ≤ max ≤ %d", p, MaxChunkSize)
@@ -44,24 +44,24 @@ type Chunk struct {
 	Size   int64
 }
 
-// End is the offset behind the chunk's last byte.
+// End returns the offset after the chunk's last byte.
 func (c Chunk) End() int64 { return c.Offset + c.Size }
 
-// row is a chunk as the index keeps and stores it; the offset is the end of the row before. 40 bytes.
+// row is a chunk in memory and in the file: 40 bytes. Its offset is the end of the previous row.
 type row struct {
 	end    int64
 	digest Digest
 }
 
-// Index lists the chunks of one image in order. It is valid by construction and does not change, so
-// that goroutines may share it. It takes 40 bytes a chunk.
+// Index lists the chunks of one image in order. It is valid by construction and immutable, so
+// goroutines may share it. It takes 40 bytes per chunk.
 type Index struct {
 	flags  uint64
 	params Params
-	blocks [][]row // all but the last one full; so that a growing index is never copied
+	blocks [][]row // all but the last are full; blocks avoid copying a growing index
 	n      int     // rows in them
 
-	zeros sync.Once // guards the making of
+	zeros sync.Once // computes zero
 	zero  zeroDigests
 }
 
@@ -71,7 +71,7 @@ type Builder struct {
 	table *Table
 }
 
-// NewBuilder starts an index for chunks cut with params and hashed with algorithm.
+// NewBuilder returns a Builder of an index for chunks cut with params and hashed with algorithm.
 func NewBuilder(algorithm Algorithm, params Params) (*Builder, error) {
 	if err := params.Validate(); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
@@ -84,8 +84,8 @@ func NewBuilder(algorithm Algorithm, params Params) (*Builder, error) {
 	return &Builder{x, newTable(x, 0)}, nil
 }
 
-// Add appends the next chunk, of size bytes, which must fit the chunk sizes. It returns the number of the
-// first chunk with this digest: less than Len-1 when the chunk came before.
+// Add appends a chunk of size bytes, where 1 ≤ size ≤ Max. It returns the number of the first chunk
+// with this digest, which is less than Len-1 for a repeated chunk.
 func (b *Builder) Add(size int64, digest Digest) (first int, err error) {
 	if err := b.x.add(b.x.Size()+size, digest); err != nil {
 		return 0, err
@@ -93,10 +93,10 @@ func (b *Builder) Add(size int64, digest Digest) (first int, err error) {
 	return b.table.add(b.x.n - 1), nil
 }
 
-// Len is the number of chunks so far.
+// Len returns the number of chunks added so far.
 func (b *Builder) Len() int { return b.x.n }
 
-// Index returns what was collected. The builder must not be used afterwards.
+// Index returns the index of the added chunks. The builder must not be used afterwards.
 func (b *Builder) Index() *Index { return b.x }
 
 func (x *Index) add(end int64, digest Digest) error {
@@ -109,7 +109,7 @@ func (x *Index) add(end int64, digest Digest) error {
 	}
 	switch {
 	case x.n == 0:
-		x.blocks = append(x.blocks, nil) // it grows: most indexes are small
+		x.blocks = append(x.blocks, nil) // grows on demand, since most indexes are small
 	case x.n%blockRows == 0:
 		x.blocks = append(x.blocks, make([]row, 0, blockRows))
 	}
@@ -119,12 +119,12 @@ func (x *Index) add(end int64, digest Digest) error {
 	return nil
 }
 
-// blockRows is how many rows a block holds.
+// blockRows is the number of rows in a full block.
 const blockRows = 1 << 12
 
 func (x *Index) row(i int) *row { return &x.blocks[i/blockRows][i%blockRows] }
 
-// Algorithm is the hash function of the index's digests.
+// Algorithm returns the hash function of the index's digests.
 func (x *Index) Algorithm() Algorithm {
 	if x.flags&flagSHA512 != 0 {
 		return SHA512_256
@@ -132,10 +132,10 @@ func (x *Index) Algorithm() Algorithm {
 	return SHA256
 }
 
-// Params are the chunk sizes the image was cut with.
+// Params returns the chunk sizes the image was cut with.
 func (x *Index) Params() Params { return x.params }
 
-// Size is the image's length in bytes.
+// Size returns the image's length in bytes.
 func (x *Index) Size() int64 {
 	if x.n == 0 {
 		return 0
@@ -143,10 +143,10 @@ func (x *Index) Size() int64 {
 	return x.row(x.n - 1).end
 }
 
-// Len is the number of chunks.
+// Len returns the number of chunks.
 func (x *Index) Len() int { return x.n }
 
-// At is the i-th chunk. It panics unless 0 ≤ i < Len.
+// At returns the i-th chunk. It panics unless 0 ≤ i < Len.
 func (x *Index) At(i int) Chunk {
 	r := x.row(i)
 	c := Chunk{Digest: r.digest, Size: r.end}
@@ -171,24 +171,24 @@ func (x *Index) Range(lo, hi int) iter.Seq2[int, Chunk] {
 	}
 }
 
-// Span is the end of the longest run of chunks that begins with chunk lo and has at most size bytes; it
-// has at least one chunk. It panics unless 0 ≤ lo < Len.
+// Span returns the end of the longest run of chunks from chunk lo on with at most size bytes. The run
+// has at least one chunk. Span panics unless 0 ≤ lo < Len.
 func (x *Index) Span(lo int, size int64) (hi int) {
 	start := x.At(lo).Offset
 	return max(lo+1, x.Find(start+size))
 }
 
-// Find is the number of the chunk that holds the byte at offset, or Len when the image ends before it.
+// Find returns the number of the chunk that holds the byte at offset, or Len if the image ends before it.
 func (x *Index) Find(offset int64) int {
 	return sort.Search(x.n, func(i int) bool { return x.row(i).end > offset })
 }
 
-// zeroDigests are the digests an all-zero chunk may have: of a largest chunk, as runs of zeros are cut,
-// and of the last chunk's size.
+// zeroDigests are the digests of all-zero chunks of two sizes: the maximum, into which runs of zeros are
+// cut, and the last chunk's size.
 type zeroDigests struct{ largest, last Digest }
 
-// IsZero says whether the i-th chunk is all zero, as its digest tells. Zero chunks of odd sizes, which no
-// run of zeros is cut into, are not recognised.
+// IsZero reports whether the digest of the i-th chunk shows that it is all zero. It recognises only
+// chunks of the maximum size and the last chunk; a run of zeros is not cut into other sizes.
 func (x *Index) IsZero(i int) bool {
 	x.zeros.Do(func() {
 		x.zero.largest = x.Algorithm().SumZeros(x.params.Max)

@@ -2,8 +2,8 @@ package blob
 
 import "hash/maphash"
 
-// Table finds the chunks of an index by digest, in 4 to 12 bytes a chunk. Chosen digests do not make it
-// slow. It does not change, and may be shared, when it is made by NewTable.
+// Table finds the chunks of an index by digest, in 4 to 12 bytes per chunk. Its hash is seeded, so
+// chosen digests do not slow it down. A table from NewTable is immutable and may be shared.
 type Table struct {
 	x     *Index
 	seed  maphash.Seed
@@ -11,7 +11,7 @@ type Table struct {
 	used  int
 }
 
-// NewTable makes the table of x.
+// NewTable returns the table of x.
 func NewTable(x *Index) *Table {
 	t := newTable(x, x.Len())
 	for i := range x.Len() {
@@ -28,10 +28,10 @@ func newTable(x *Index, chunks int) *Table {
 	return &Table{x: x, seed: maphash.MakeSeed(), slots: make([]uint32, size)}
 }
 
-// Find is the number of the first chunk with this digest, or -1.
+// Find returns the number of the first chunk with this digest, or -1.
 func (t *Table) Find(d Digest) int { return int(t.slots[t.slot(d)]) - 1 }
 
-// slot is where d stands, or the empty slot where it belongs.
+// slot returns the slot that holds d, or else the empty slot for it.
 func (t *Table) slot(d Digest) int {
 	mask := len(t.slots) - 1
 	for at := int(maphash.Bytes(t.seed, d[:])) & mask; ; at = (at + 1) & mask {
@@ -41,7 +41,7 @@ func (t *Table) slot(d Digest) int {
 	}
 }
 
-// add takes in chunk i, and returns the first chunk with its digest: i itself when it is new.
+// add inserts chunk i and returns the first chunk with its digest: i itself if the digest is new.
 func (t *Table) add(i int) int {
 	at := t.slot(t.x.row(i).digest)
 	if first := int(t.slots[at]) - 1; first >= 0 {

@@ -2,7 +2,7 @@ package blob
 
 import "bytes"
 
-// AllZero says whether p has no other bytes than zeros.
+// AllZero reports whether every byte of p is zero.
 func AllZero(p []byte) bool {
 	var zeros [4096]byte
 	for ; len(p) > len(zeros); p = p[len(zeros):] {
