@@ -16,7 +16,7 @@ import (
 
 var defaults = Params{16 << 10, 64 << 10, 256 << 10}
 
-// build makes an index of chunks with these sizes, whose digests count up from 1.
+// build returns an index of chunks with these sizes. Their first digest bytes count up from 1.
 func build(t testing.TB, a Algorithm, sizes ...int64) *Index {
 	t.Helper()
 	b, err := NewBuilder(a, defaults)
@@ -31,7 +31,7 @@ func build(t testing.TB, a Algorithm, sizes ...int64) *Index {
 	return b.Index()
 }
 
-// TestEncodeOneByte compares with the file that casync makes of the image "x".
+// TestEncodeOneByte compares an index with casync's file for the image "x".
 func TestEncodeOneByte(t *testing.T) {
 	b, _ := NewBuilder(SHA512_256, defaults)
 	b.Add(1, SHA512_256.Sum([]byte("x")))
@@ -123,7 +123,7 @@ func TestDecodeRefuses(t *testing.T) {
 	}
 }
 
-// TestDecodeFlags: what casync writes there for other options says nothing of a blob, and is kept.
+// TestDecodeFlags checks that Decode accepts and keeps the archive flags that casync writes.
 func TestDecodeFlags(t *testing.T) {
 	for flags, want := range map[uint64]Algorithm{
 		0xb000000000000000: SHA512_256, 0x9000000000000000: SHA256, 0xa000000000000000: SHA512_256, 0: SHA256,
@@ -141,7 +141,7 @@ func TestDecodeFlags(t *testing.T) {
 	}
 }
 
-// archiveStart is the beginning of a .catar that casync made.
+// archiveStart returns the first 16 bytes of a .catar from casync, followed by n zeros.
 func archiveStart(n int) []byte {
 	return append([]byte("@\x00\x00\x00\x00\x00\x00\x00\x51\xbb\x5b\xea\xbc\xfa\x96\x13"), make([]byte, n)...)
 }
@@ -245,7 +245,7 @@ func TestDigest(t *testing.T) {
 	}
 }
 
-// FuzzDecode: what is accepted encodes to the same bytes.
+// FuzzDecode checks that an accepted file encodes to the same bytes.
 func FuzzDecode(f *testing.F) {
 	f.Add(build(f, SHA512_256, 100, 200).Encode())
 	f.Add(build(f, SHA256).Encode())
