@@ -16,8 +16,9 @@ import (
 	"cairn/store"
 )
 
-// NewBatch implements store.Batcher. The batch costs two flushes of the file system in all, however many
-// objects there are, and no memory for those that wait: the list of them is the stage itself.
+// NewBatch implements store.Batcher. The batch costs two flushes of the file system in all, however
+// many objects there are. It uses no memory for pending objects: the stage directory itself lists
+// them.
 func (b *Bucket) NewBatch() (store.Batch, error) {
 	s, err := b.newStage()
 	if err != nil {
@@ -30,11 +31,11 @@ func (b *Bucket) NewBatch() (store.Batch, error) {
 type batch struct {
 	bucket *Bucket
 	stage  *stage
-	mu     sync.RWMutex // held shared by Write and alone by Commit, which must not meet unfinished files
-	failed error        // of a flush, which is told once of what was lost; Commit's
-	dirty  atomic.Bool  // something waits for Commit
+	mu     sync.RWMutex // read-locked by Write, locked by Commit, which must not publish unfinished files
+	failed error        // the first flush error; the kernel reports a lost write once, so Commit keeps failing
+	dirty  atomic.Bool  // an object was written since the last Commit
 	seed   maphash.Seed
-	turns  [64]sync.Mutex // of those who write, by the name
+	turns  [64]sync.Mutex // serialize writers of the same name, chosen by the name's hash
 }
 
 const readyPrefix = "ready-"
@@ -52,8 +53,8 @@ func (t *batch) Write(ctx context.Context, name string, data []byte) error {
 	return nil
 }
 
-// add writes a file of a name in the stage, whole or not at all. Of those who write the same name one does it
-// at a time, and the last one's stays.
+// add writes a file with the given name in the stage, or leaves the old one after an error. Writers
+// of the same name run one at a time, and the last one wins.
 func (t *batch) add(ready string, data []byte) error {
 	turn := &t.turns[maphash.String(t.seed, ready)%uint64(len(t.turns))]
 	turn.Lock()
@@ -76,8 +77,8 @@ func (t *batch) Commit(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	// Also when nothing was written: what was found here may be another writer's, who has not flushed it yet, or never
-	// will.
+	// Flush even when nothing was written. The caller may have skipped an object that another
+	// writer has written and not flushed.
 	if err := t.flush(); err != nil || !t.dirty.Load() {
 		return err
 	}
@@ -91,9 +92,10 @@ func (t *batch) Commit(ctx context.Context) error {
 	return nil
 }
 
-// flush writes back the whole file system: one barrier for any number of files and names. The lock was
-// opened before the first of them was written, so that the kernel tells it of every failure since. It tells that
-// once, so that no flush mends one that failed.
+// flush writes back the whole file system: one barrier for any number of files and names. The lock
+// file was opened before the first of them was written, so the kernel reports to it every write
+// error since then. The kernel reports an error once, so a later flush cannot make up for a failed
+// one.
 func (t *batch) flush() error {
 	if t.failed != nil {
 		return t.failed
@@ -104,8 +106,8 @@ func (t *batch) flush() error {
 	return t.failed
 }
 
-// publish gives every object in the stage its name. It looks until none is left: some file systems pass over names in a
-// directory that others are just taken out of.
+// publish gives every object in the stage its name. It reads the directory again until no object is
+// left: some file systems skip names in a directory while others are removed from it.
 func (t *batch) publish(ctx context.Context) error {
 	for {
 		n, err := t.publishOnce(ctx)
@@ -118,7 +120,8 @@ func (t *batch) publish(ctx context.Context) error {
 	}
 }
 
-// publishOnce is publish for those that one reading of the directory finds, and returns how many that were.
+// publishOnce publishes the objects that one reading of the directory finds, and returns their
+// number.
 func (t *batch) publishOnce(ctx context.Context) (n int, err error) {
 	err = eachName(t.stage.dir, func(file string) error {
 		escaped, ready := strings.CutPrefix(file, readyPrefix)

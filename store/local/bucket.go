@@ -1,5 +1,5 @@
-// Package local is a bucket in a directory. It knows nothing of digests: the same code keeps a casync chunk
-// store and the directory that indexes lie in. It needs Linux (syncfs).
+// Package local implements a bucket in a directory. It knows nothing of digests: the same code
+// keeps a casync chunk store and the directory of indexes. It needs Linux (syncfs).
 package local
 
 import (
@@ -22,18 +22,19 @@ import (
 	"cairn/store"
 )
 
-// Options are the choices for what a Bucket writes.
+// Options configure the objects that a Bucket writes.
 type Options struct {
-	// Mode is the permissions of objects, less the umask; 0 is 0444, as casync's chunks have.
+	// Mode holds the permissions of objects, less the umask. 0 means 0444, the mode of casync's
+	// chunks.
 	Mode fs.FileMode
 }
 
-// Bucket keeps each object as a file of its name below a directory. Safe for concurrent use, also by other
-// buckets and processes in the same directory.
+// Bucket keeps each object as a file of its name below a directory. It is safe for concurrent use,
+// also by other buckets and processes in the same directory.
 type Bucket struct {
 	root    string
 	options Options
-	swept   sync.Once // what dead writers left was removed
+	swept   sync.Once // removes the stages of dead writers, before the first write
 }
 
 var (
@@ -45,8 +46,8 @@ var (
 	_ store.CreateChecker = (*Bucket)(nil)
 )
 
-// Open is a bucket in a directory that exists; if it does not, that is store.ErrNotFound. Afterwards a
-// missing directory is like an empty one.
+// Open returns a bucket in an existing directory, or store.ErrNotFound if the directory does not
+// exist. If the directory disappears later, the bucket is empty.
 func Open(dir string, o Options) (*Bucket, error) {
 	info, err := os.Stat(dir)
 	if err != nil {
@@ -58,8 +59,8 @@ func Open(dir string, o Options) (*Bucket, error) {
 	return At(dir, o), nil
 }
 
-// Create is a bucket in a directory that is made, durably, with its parents, if it does not exist; but not where the
-// kernel keeps devices: that is an fs.ErrNotExist.
+// Create returns a bucket in a directory, which it makes durably, with its parents, if it does not
+// exist. It does not make directories where the kernel keeps devices: that error is fs.ErrNotExist.
 func Create(dir string, o Options) (*Bucket, error) {
 	path, err := atomicfile.Resolve(filepath.Clean(dir))
 	if err == nil {
@@ -71,13 +72,13 @@ func Create(dir string, o Options) (*Bucket, error) {
 	return Open(dir, o)
 }
 
-// At is a bucket in a directory that need not exist: a missing one is like an empty one.
+// At returns a bucket in a directory that need not exist. A missing directory is like an empty one.
 func At(dir string, o Options) *Bucket {
 	o.Mode = cmp.Or(o.Mode, 0o444)
 	return &Bucket{root: dir, options: o}
 }
 
-// String implements store.Reader: it is the directory.
+// String implements store.Reader. It returns the directory.
 func (b *Bucket) String() string { return b.root }
 
 func (b *Bucket) path(name string) string { return filepath.Join(b.root, filepath.FromSlash(name)) }
@@ -88,7 +89,7 @@ func (b *Bucket) Read(ctx context.Context, name string, dst []byte, limit int64)
 		return nil, err
 	}
 	path := b.path(name)
-	// Whatever lies under the name, a pipe too, opening it does not wait.
+	// O_NONBLOCK: opening must not block, even if the name is a pipe.
 	fd, err := again(func() (int, error) { return unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0) })
 	if err != nil {
 		return nil, explain(path, err)
@@ -118,7 +119,7 @@ func (b *Bucket) Stream(ctx context.Context, name string, limit int64, use func(
 	return use(&whole{io.LimitedReader{R: f, N: size}})
 }
 
-// whole is a file that does not end before it has given its size.
+// whole reads a file and returns io.ErrUnexpectedEOF if the file ends before its size.
 type whole struct{ io.LimitedReader }
 
 // Read implements io.Reader.
@@ -130,7 +131,8 @@ func (w *whole) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// readAll appends what the open file holds to dst. The calls are the kernel's own, as in stage.write.
+// readAll appends the content of the open file to dst. It uses system calls directly, as
+// stage.write does.
 func readAll(fd int, path string, dst []byte, limit int64) ([]byte, error) {
 	var info unix.Stat_t
 	if _, err := again(func() (int, error) { return 0, unix.Fstat(fd, &info) }); err != nil {
@@ -181,12 +183,12 @@ func fileSize(info fs.FileInfo, err error) (int64, error) {
 	return info.Size(), nil
 }
 
-// Write implements store.Bucket: it flushes the object, then its name and the directories it lies in.
+// Write implements store.Bucket. It flushes the object, then its name and the directories above it.
 func (b *Bucket) Write(ctx context.Context, name string, data []byte) error {
 	return b.writeAlone(ctx, name, data, false)
 }
 
-// Create implements store.Creator, as Write does its work.
+// Create implements store.Creator. It flushes as Write does.
 func (b *Bucket) Create(ctx context.Context, name string, data []byte) error {
 	err := b.writeAlone(ctx, name, data, true)
 	if errors.Is(err, fs.ErrExist) {
@@ -195,7 +197,7 @@ func (b *Bucket) Create(ctx context.Context, name string, data []byte) error {
 	return err
 }
 
-// CheckCreate implements store.CreateChecker: it creates a file in a stage.
+// CheckCreate implements store.CreateChecker. It creates a file in a stage.
 func (b *Bucket) CheckCreate(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -258,13 +260,14 @@ func check(ctx context.Context, name string) error {
 	return store.CheckName(name)
 }
 
-// explain makes of an error of looking for a file what a Reader promises.
+// explain converts an error from opening or reading a file to the errors that store.Reader
+// documents.
 func explain(path string, err error) error {
 	if errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("%s: %w", path, store.ErrNotFound)
 	}
 	if p, ok := errors.AsType[*fs.PathError](err); ok {
-		err = p.Err // the path is said already
+		err = p.Err // the message below has the path
 	}
 	return fmt.Errorf("reading %s: %w", path, denied(err))
 }
@@ -276,7 +279,8 @@ func denied(err error) error {
 	return err
 }
 
-// makeDurable makes a directory and its parents, and flushes the name of each that it made.
+// makeDurable makes a directory and its missing parents, and flushes the name of each one that it
+// made.
 func makeDurable(dir string) error {
 	err := os.Mkdir(dir, 0o755)
 	if errors.Is(err, fs.ErrExist) {

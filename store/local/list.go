@@ -12,8 +12,8 @@ import (
 	"cairn/store"
 )
 
-// List implements store.Lister: of directories it enters only those that the prefix leads to, and of files it
-// yields the regular ones. Memory is that of the names in one directory's block, for each level.
+// List implements store.Lister. It enters only the directories that the prefix leads to, and yields
+// only regular files. It holds the names of one directory block in memory for each level.
 func (b *Bucket) List(ctx context.Context, prefix string) iter.Seq2[store.Object, error] {
 	return func(yield func(store.Object, error) bool) {
 		w := walk{ctx: ctx, bucket: b, prefix: prefix, yield: yield}
@@ -21,7 +21,7 @@ func (b *Bucket) List(ctx context.Context, prefix string) iter.Seq2[store.Object
 		if cut := strings.LastIndexByte(prefix, '/'); cut > 0 {
 			start = prefix[:cut]
 			if !fs.ValidPath(start) {
-				return // no object's name begins like that
+				return // no object's name begins with the prefix
 			}
 		}
 		if err := w.enter(start); err != nil && !errors.Is(err, errStop) {
@@ -30,10 +30,10 @@ func (b *Bucket) List(ctx context.Context, prefix string) iter.Seq2[store.Object
 	}
 }
 
-// errStop ends a walk whose caller has seen enough.
+// errStop ends a walk after its caller has stopped the iteration.
 var errStop = errors.New("stop")
 
-// walk is a listing under way.
+// walk is the state of a List call.
 type walk struct {
 	ctx    context.Context
 	bucket *Bucket
@@ -41,7 +41,7 @@ type walk struct {
 	yield  func(store.Object, error) bool
 }
 
-// enter lists what is below a directory. One that is not there is empty.
+// enter lists the objects below a directory. A missing directory is empty.
 func (w *walk) enter(dir string) error {
 	err := eachName(w.bucket.path(dir), func(name string) error {
 		if err := w.ctx.Err(); err != nil {
@@ -68,7 +68,7 @@ func (w *walk) visit(name string) error {
 	info, err := os.Lstat(w.bucket.path(name))
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return nil // removed meanwhile
+		return nil // removed in the meantime
 	case err != nil:
 		return explain(w.bucket.path(name), err)
 	case info.IsDir():

@@ -14,13 +14,14 @@ import (
 
 var _ store.Remover = (*Bucket)(nil)
 
-// Remove implements store.Remover. Directories stay, since others may be about to write into them.
+// Remove implements store.Remover. It keeps directories, since other writers may be about to use
+// them.
 func (b *Bucket) Remove(ctx context.Context, name string) error {
 	if err := check(ctx, name); err != nil {
 		return err
 	}
 	if _, err := b.Stat(ctx, name); err != nil {
-		return err // a directory is no object
+		return err // Stat refuses directories, which are not objects
 	}
 	if err := os.Remove(b.path(name)); errors.Is(err, fs.ErrNotExist) {
 		return explain(b.path(name), err)

@@ -14,24 +14,26 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// stagePrefix begins the names of stages. Neither casync gc nor desync verify and prune look into them, for
-// no file in there is called like a chunk.
+// stagePrefix begins the names of stages. casync gc and desync verify and prune ignore the files in
+// stages, because none of them is named like a chunk.
 const (
 	stagePrefix = hiddenPrefix + "stage-"
 	lockName    = "lock"
 )
 
-// hiddenPrefix begins the names of all that is no object: stages, and what store/cachedir keeps of its own.
+// hiddenPrefix begins the names of all files that are not objects: stages, and store/cachedir's own
+// files.
 const hiddenPrefix = ".cairn-"
 
-// stage is a private directory inside the bucket's, where objects wait for their names. The lock on a file
-// in it says that its owner lives; the stages of dead owners are removed by whoever writes there next. Only
-// the maker creates that file, and it is removed last: a stage without it is empty, new or nearly gone.
+// stage is a private directory inside the bucket's directory, for objects without a final name. Its
+// owner holds a lock on a file in it. The next writer in the bucket removes the stages of dead
+// owners. Only the owner creates the lock file, and it is removed last: a stage without it is
+// empty, new or nearly removed.
 type stage struct {
 	dir  string
 	lock *os.File
-	here *os.File // the stage, and
-	root *os.File // the bucket's directory, both to name files in
+	here *os.File // the stage, for the *at system calls
+	root *os.File // the bucket's directory, for the same calls
 	next atomic.Uint64
 }
 
@@ -50,7 +52,7 @@ func (b *Bucket) newStage() (*stage, error) {
 		if !errors.Is(err, errTaken) && !errors.Is(err, fs.ErrNotExist) {
 			return nil, fmt.Errorf("writing to %s: %w", b.root, errors.Join(err, remove(dir)))
 		}
-		lost = err // a sweeping process was between our two steps, and removes it
+		lost = err // another process's sweep found the stage before it was locked, and removes it
 	}
 	return nil, fmt.Errorf("writing to %s: %w", b.root, lost)
 }
@@ -67,11 +69,11 @@ func openStage(root, dir string, lock *os.File) (*stage, error) {
 	return s, nil
 }
 
-// errTaken says that another process holds the lock of a stage.
+// errTaken reports that another process holds the lock of a stage.
 var errTaken = errors.New("the stage is taken")
 
-// own locks a stage; it is fs.ErrNotExist when the stage is gone. The lock is on a file, since NFS locks no
-// directories.
+// own locks a stage and returns the lock file. It returns fs.ErrNotExist if the stage is gone. It
+// locks a file because NFS cannot lock directories.
 func own(dir string, create int) (*os.File, error) {
 	f, err := os.OpenFile(filepath.Join(dir, lockName), os.O_RDWR|create, 0o600)
 	if err != nil {
@@ -90,12 +92,12 @@ func ownFile(f *os.File) error {
 		}
 		return &fs.PathError{Op: "lock", Path: f.Name(), Err: err}
 	}
-	_, err := os.Stat(f.Name()) // it may have been removed between opening and locking
+	_, err := os.Stat(f.Name()) // the file may have been removed between opening and locking
 	return err
 }
 
-// sweep removes the stages whose owners are dead. What cannot be removed is in nobody's way, and is left to
-// the next writer.
+// sweep removes the stages of dead owners. It ignores errors: a stage that stays does no harm, and
+// the next writer tries again.
 func (b *Bucket) sweep() {
 	_ = eachName(b.root, func(name string) error {
 		if strings.HasPrefix(name, stagePrefix) {
@@ -107,7 +109,7 @@ func (b *Bucket) sweep() {
 
 func bury(dir string) error {
 	if info, err := os.Lstat(dir); err != nil || !info.IsDir() {
-		return err // it is not ours: a symbolic link must not lead elsewhere
+		return err // not a stage; do not follow a symbolic link out of the bucket
 	}
 	lock, err := own(dir, 0)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -119,7 +121,7 @@ func bury(dir string) error {
 	return errors.Join(remove(dir), lock.Close())
 }
 
-// remove removes a stage that the caller owns, and the lock last.
+// remove removes a stage that the caller has locked. It removes the lock file last.
 func remove(dir string) error {
 	err := eachName(dir, func(name string) error {
 		if name == lockName {
@@ -149,7 +151,8 @@ func eachName(dir string, do func(name string) error) error {
 	return EachName(d, do)
 }
 
-// EachName calls do for the names in an open directory until it fails. Do may remove some of them.
+// EachName calls do for each name in an open directory, until do returns an error. do may remove
+// files from the directory.
 func EachName(d *os.File, do func(name string) error) error {
 	for {
 		names, err := d.Readdirnames(1024)
@@ -167,7 +170,7 @@ func EachName(d *os.File, do func(name string) error) error {
 	}
 }
 
-// flushing says whether a file is flushed when it is written.
+// flushing selects whether a file is flushed after it is written.
 type flushing bool
 
 const (
@@ -181,9 +184,9 @@ func (s *stage) add(data []byte, mode fs.FileMode, f flushing) (string, error) {
 	return name, s.write(name, data, mode, f)
 }
 
-// write writes data to a new file of a name in the stage. It is fs.ErrExist when the name is taken; after
-// any other error there is no such file. The calls are the kernel's own, as there is one of each for every
-// chunk of an image, and package os makes more of them.
+// write writes data to a new file with the given name in the stage. It returns fs.ErrExist when the
+// name is taken; after any other error no such file is left. It uses system calls directly: it runs
+// once for every chunk of an image, and package os makes more calls for each file.
 func (s *stage) write(name string, data []byte, mode fs.FileMode, f flushing) error {
 	flags := unix.O_WRONLY | unix.O_CREAT | unix.O_EXCL | unix.O_CLOEXEC
 	fd, err := again(func() (int, error) { return unix.Openat(s.fd(), name, flags, uint32(mode.Perm())) })
@@ -215,7 +218,7 @@ func writeAll(fd int, data []byte) error {
 	return nil
 }
 
-// again repeats a call that a signal interrupted.
+// again repeats a system call that a signal interrupted (EINTR).
 func again(call func() (int, error)) (int, error) {
 	for {
 		n, err := call()
@@ -225,9 +228,10 @@ func again(call func() (int, error)) (int, error) {
 	}
 }
 
-// into gives a staged file its name in the bucket. Directories are made when they turn out to be missing, so
-// that most objects cost one system call; another process may remove an empty one at any time. With noReplace
-// a name that is taken is fs.ErrExist.
+// into gives a staged file its name in the bucket. It makes directories only after the first
+// attempt fails, so most objects cost one system call. It tries several times, because another
+// process may remove an empty directory at any time. With noReplace it returns fs.ErrExist if the
+// name is taken.
 func (s *stage) into(staged, name string, noReplace bool) error {
 	move := func() error { return unix.Renameat(s.fd(), staged, int(s.root.Fd()), name) }
 	if noReplace {
@@ -243,15 +247,15 @@ func (s *stage) into(staged, name string, noReplace bool) error {
 	return err
 }
 
-// create gives a staged file a name below a directory, if nothing has it.
+// create gives a staged file a name below a directory, or returns fs.ErrExist if the name is taken.
 func (s *stage) create(staged string, dir int, name string) error {
 	return linkOrRename(
 		func() error { return unix.Linkat(s.fd(), staged, dir, name, 0) },
 		func() error { return unix.Renameat2(s.fd(), staged, dir, name, unix.RENAME_NOREPLACE) })
 }
 
-// linkOrRename names a file by a link, which FAT does not have, or else by a rename that replaces nothing, which NFS does not
-// have. A file system with neither is errors.ErrUnsupported.
+// linkOrRename calls link, and if the file system does not support it, rename. FAT has no links,
+// and NFS no rename without replacing. If neither is supported, the error is errors.ErrUnsupported.
 func linkOrRename(link, rename func() error) error {
 	err := link()
 	if !canNot(err) {
@@ -264,12 +268,12 @@ func linkOrRename(link, rename func() error) error {
 	return renameErr
 }
 
-// canNot reports whether a file system does not know a call.
+// canNot reports whether err means that the file system does not support the call.
 func canNot(err error) bool {
 	return errors.Is(err, unix.EPERM) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS)
 }
 
-// makeDirs makes the directories that name lies in, as far as they are missing.
+// makeDirs makes the missing directories above name.
 func (s *stage) makeDirs(name string) error {
 	for i, c := range name {
 		if c != '/' {
@@ -282,7 +286,7 @@ func (s *stage) makeDirs(name string) error {
 	return nil
 }
 
-// close removes the stage with everything in it.
+// close removes the stage and its files, and closes its descriptors.
 func (s *stage) close() error {
 	err := errors.Join(remove(s.dir), s.lock.Close())
 	for _, dir := range []*os.File{s.here, s.root} {
