@@ -9,22 +9,23 @@ import (
 	"cairn/store"
 )
 
-// ErrNoAbsence says that a server cannot tell what it has: it answers for missing objects as for others, with an error
-// page of any type and the status of success.
+// ErrNoAbsence reports that a server cannot prove absence: it answers requests for missing objects
+// with success and an error page of any type.
 var ErrNoAbsence = errors.New("the server answers 200 OK for a chunk that does not exist, so that it cannot tell which chunks it has")
 
-// absence is whether a server tells that an object is missing. The zero value is not known.
+// absence records whether a server reports missing objects as missing. The zero value means
+// unknown.
 type absence struct{ state atomic.Int32 }
 
 const (
 	absenceUnknown = iota
-	absenceProbed  // by one caller; the others do not wait for it
+	absenceProbed  // one caller's probe is running; other callers do not wait for it
 	absenceTold
 	absenceHidden
 )
 
-// checkAbsence returns ErrNoAbsence if the server says that it has a chunk which nobody can have. It is asked once,
-// after its first word that it has one.
+// checkAbsence returns ErrNoAbsence if the server reports that it has a chunk with a random digest,
+// which cannot exist. It probes once, after the server's first report that a chunk exists.
 func (b *Bucket) checkAbsence(ctx context.Context, name string) error {
 	digest, packed, is := store.ChunkObject(name)
 	switch {
@@ -41,7 +42,7 @@ func (b *Bucket) checkAbsence(ctx context.Context, name string) error {
 	case err == nil || errors.Is(err, store.ErrNoSize):
 		b.absence.state.Store(absenceHidden)
 		return named(ctx, b.url(name), ErrNoAbsence)
-	case ctx.Err() != nil || errors.Is(err, store.ErrUnavailable): // the next word is checked
+	case ctx.Err() != nil || errors.Is(err, store.ErrUnavailable): // the next report is checked
 		b.absence.state.Store(absenceUnknown)
 	default:
 		b.absence.state.Store(absenceTold)

@@ -11,7 +11,7 @@ import (
 	"cairn/store"
 )
 
-// check is nil when the answer is success.
+// check returns nil if the answer reports success.
 func check(method string, answer *http.Response) error {
 	switch method {
 	case http.MethodPut:
@@ -24,7 +24,7 @@ func check(method string, answer *http.Response) error {
 	return checkAnswer(answer)
 }
 
-// checkAnswer is nil when the body is the object.
+// checkAnswer returns nil if the body is the object.
 func checkAnswer(answer *http.Response) error {
 	switch answer.StatusCode {
 	case http.StatusOK:
@@ -35,10 +35,11 @@ func checkAnswer(answer *http.Response) error {
 	return refusal(answer)
 }
 
-// errHead is wrapped by the error about an answer to HEAD that is no word on the object: GET gets another.
+// errHead is wrapped by an error about an answer to HEAD that does not describe the object. GET may
+// get a different answer.
 var errHead = errors.New("HEAD is refused")
 
-// checkHead is checkAnswer of an answer without a body.
+// checkHead is checkAnswer for an answer without a body.
 func checkHead(answer *http.Response) error {
 	switch answer.StatusCode {
 	case http.StatusBadRequest, http.StatusMethodNotAllowed, http.StatusNotImplemented:
@@ -47,13 +48,13 @@ func checkHead(answer *http.Response) error {
 	return checkAnswer(answer)
 }
 
-// checkStored is nil when the object is where it was sent.
+// checkStored returns nil if the answer reports that the object is stored.
 func checkStored(answer *http.Response) error {
 	status := statusText(answer.StatusCode)
 	switch answer.StatusCode {
 	case http.StatusCreated, http.StatusNoContent:
 		return nil
-	case http.StatusOK: // a login form says that too
+	case http.StatusOK: // a login form has this status too
 		if page := transfer.WebPage(answer); page != nil {
 			return &store.SuspectError{Err: page}
 		}
@@ -70,7 +71,7 @@ func checkStored(answer *http.Response) error {
 	return refusal(answer)
 }
 
-// checkMade is nil when a directory is there, made now (201) or before (405, RFC 4918 §9.3.1).
+// checkMade returns nil if the directory exists: made now (201) or before (405, RFC 4918 §9.3.1).
 func checkMade(answer *http.Response) error {
 	switch code := answer.StatusCode; code {
 	case http.StatusOK, http.StatusCreated, http.StatusNoContent, http.StatusMethodNotAllowed:
@@ -81,7 +82,7 @@ func checkMade(answer *http.Response) error {
 	return refusal(answer)
 }
 
-// refusal is what a status means that is no success, whatever was asked.
+// refusal returns the error for a status other than success, for any method.
 func refusal(answer *http.Response) error {
 	status := errors.New(statusText(answer.StatusCode))
 	switch code := answer.StatusCode; code {
@@ -91,7 +92,7 @@ func refusal(answer *http.Response) error {
 		return ErrUnauthorized
 	case http.StatusPaymentRequired, http.StatusForbidden, http.StatusUnavailableForLegalReasons:
 		return fmt.Errorf("%w: %w", store.ErrDenied, status)
-	case http.StatusNotImplemented, http.StatusHTTPVersionNotSupported: // asking again does not teach it
+	case http.StatusNotImplemented, http.StatusHTTPVersionNotSupported: // a retry would not help
 	case http.StatusTooManyRequests, http.StatusRequestTimeout, http.StatusTooEarly, http.StatusLocked:
 		return unavailable(answer, status)
 	default:
@@ -110,7 +111,8 @@ func unavailable(answer *http.Response, status error) error {
 	}
 }
 
-// statusText is a status in our words: the server's own may be anything, and are meant for a terminal here.
+// statusText returns a status with Go's text for it. The server's own text may contain anything and
+// is not written to a terminal.
 func statusText(code int) string {
 	return strings.TrimSpace(fmt.Sprintf("%d %s", code, http.StatusText(code)))
 }

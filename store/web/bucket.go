@@ -1,5 +1,6 @@
-// Package web reads objects from any static web server over HTTP or HTTPS, and writes them to one that takes
-// WebDAV's PUT. It knows nothing of digests and never tries twice what the network broke: see store.Retry.
+// Package web implements a bucket on a web server: it reads objects from any static server over
+// HTTP or HTTPS, and writes them to a server that supports WebDAV's PUT. It knows nothing of
+// digests. It does not retry network failures: see store.Retry.
 package web
 
 import (
@@ -17,40 +18,45 @@ import (
 	"cairn/store"
 )
 
-// Options are the limits of a Bucket, and what it says of itself. The zero value suits a wide-area network.
+// Options holds the limits and credentials of a Bucket. The zero value suits a wide-area network.
 type Options struct {
-	// Connections is how many there may be to one host, and so how many requests run at once; 0 is 64.
+	// Connections limits the connections to one host, and so the requests in flight; 0 means 64.
 	Connections int
-	// Patience is how long the server may take to accept a connection, to finish the TLS handshake, to begin
-	// its answer, and to send or take each further 32 KiB; 0 is 30 s. There is no limit on a whole request.
+	// Patience limits the time the server may take to accept a connection, to finish the TLS
+	// handshake, to begin its answer, and to send or receive each further 32 KiB; 0 means 30 s. A
+	// whole request has no limit.
 	Patience time.Duration
-	// TLS holds trust and client certificates; nil is the system's trust. Nothing below TLS 1.2 is spoken.
+	// TLS holds root and client certificates; nil means the system's roots. The minimum version is
+	// TLS 1.2.
 	TLS *tls.Config
 	// Credentials are sent with each request to the hosts that they are for, see Credential.
 	Credentials []*Credential
 }
 
-// Bucket reads objects below a base URL, and writes them to a server that takes WebDAV's PUT, such as nginx with
-// dav_methods and create_full_put_path. The server is trusted to show an object only when it is whole, and to keep it:
-// HTTP has no word for either. It is no store.Creator: nginx, for one, ignores If-None-Match on PUT, and a server that
-// ignores it answers as one does that found the name free. Safe for concurrent use.
+// Bucket reads objects below a base URL, and writes them to a server that supports WebDAV's PUT,
+// such as nginx with dav_methods and create_full_put_path. The server must show an object only when
+// it is complete, and must store it durably: HTTP cannot express either, so Bucket does not check
+// it.
+//
+// Bucket does not implement store.Creator: some servers, nginx among them, ignore If-None-Match on
+// PUT, and then answer as if the name had been free. Bucket is safe for concurrent use.
 type Bucket struct {
 	base     *url.URL          // without user and password
 	own      http.RoundTripper // to the base's own origin
-	foreign  http.RoundTripper // to where redirects lead: it has no client certificate
+	foreign  http.RoundTripper // to redirect targets; it has no client certificate
 	keys     keys
 	patience time.Duration
-	moved    atomic.Pointer[moved] // nil unless the server leads elsewhere for good
+	moved    atomic.Pointer[moved] // nil unless the server redirects permanently
 	forms    forms
 	absence  absence
 }
 
 var _ store.Bucket = (*Bucket)(nil)
 
-// New is a bucket below base. Its query goes with every request (pre-signed URLs), and its
-// user and password are sent as basic authentication; neither appears in String or in an error. Redirects are
-// followed, but none of these, no credential and no client certificate goes with them to another origin, and
-// they never lead from https to http. Nothing is asked of the server yet.
+// New returns a bucket below base. It sends base's query with every request (pre-signed URLs), and
+// its user and password as basic authentication; neither appears in String or in an error. It
+// follows redirects, but never from https to http. To another origin it sends no query, password,
+// credential or client certificate. New sends no request.
 func New(base Location, o Options) (*Bucket, error) {
 	o.Connections, o.Patience = cmp.Or(o.Connections, 64), cmp.Or(o.Patience, 30*time.Second)
 	keys, err := keysFor(base.url(), o.Credentials)
@@ -63,7 +69,7 @@ func New(base Location, o Options) (*Bucket, error) {
 	return &Bucket{base: &u, own: own, foreign: foreign, keys: keys, patience: o.Patience}, nil
 }
 
-// transports are the ways to the base's origin and to all others.
+// transports returns the transports to the base's origin and to all others.
 func transports(o Options) (own, foreign *http.Transport) {
 	if o.TLS == nil {
 		o.TLS = new(tls.Config)
@@ -80,7 +86,7 @@ func transports(o Options) (own, foreign *http.Transport) {
 // String implements store.Reader.
 func (b *Bucket) String() string { return public(b.base) }
 
-// url is the address of an object.
+// url returns the address of an object.
 func (b *Bucket) url(name string) *url.URL { return below(b.base, name) }
 
 func below(base *url.URL, name string) *url.URL { return hide(base).Join(name).url() }
@@ -101,7 +107,8 @@ func (b *Bucket) Stream(ctx context.Context, name string, limit int64, use func(
 	return b.do(ctx, http.MethodGet, name, nil, func(in transfer.Incoming) error { return in.Stream(limit, use) })
 }
 
-// Stat implements store.Reader. The word of a server that has every chunk it is asked for is ErrNoAbsence.
+// Stat implements store.Reader. It returns ErrNoAbsence if the server reports every chunk as
+// present.
 func (b *Bucket) Stat(ctx context.Context, name string) (size int64, err error) {
 	size, err = b.head(ctx, name)
 	if err == nil || errors.Is(err, store.ErrNoSize) {
@@ -112,7 +119,8 @@ func (b *Bucket) Stat(ctx context.Context, name string) (size int64, err error) 
 	return size, err
 }
 
-// head asks for the size of an object. A server that refuses HEAD is asked for the object, of which the head will do.
+// head requests the size of an object with HEAD. If the server refuses HEAD, it sends a GET and
+// reads only the header of the answer.
 func (b *Bucket) head(ctx context.Context, name string) (size int64, err error) {
 	take := func(in transfer.Incoming) error {
 		size, err = transfer.Size(in.Answer)

@@ -14,19 +14,21 @@ import (
 	"cairn/internal/rotate"
 )
 
-// Form says what the text of a credential means: it makes header fields of it. Its errors quote nothing.
+// Form parses the text of a credential into header fields. Its errors do not quote the text.
 type Form func(text string) (http.Header, error)
 
-// Credential is what proves to a server who asks. It is sent to the host it is for, or, without one, to every
-// server that a location names; never to where a redirect leads, and only over https, unless the server is this
-// machine: who can listen could use it as well. Safe for concurrent use.
+// Credential authenticates the client to a server. It is sent to its host or, without one, to every
+// server that a location names, and never to the target of a redirect to another origin. It is sent
+// only over https, except to the loopback host: an eavesdropper could reuse it. Credential is safe
+// for concurrent use.
 type Credential struct {
-	host  string // host or host:port, "" for all
+	host  string // host or host:port; "" means all hosts
 	fixed http.Header
-	file  *rotate.Files[http.Header] // nil when it is fixed
+	file  *rotate.Files[http.Header] // nil if fixed is used
 }
 
-// FromText is a credential that does not change. The host may have a port, as in the location; "" is all hosts.
+// FromText returns a credential that does not change. The host may have a port, as in the location;
+// "" means all hosts.
 func FromText(form Form, host, text string) (*Credential, error) {
 	fixed, err := form(text)
 	if err != nil {
@@ -35,8 +37,9 @@ func FromText(form Form, host, text string) (*Credential, error) {
 	return &Credential{host: host, fixed: fixed}, nil
 }
 
-// FromFile is a credential that a file holds, read with a reader; nil is one of its own. The file is read again when the file has changed, and when the server
-// does not take it any more; while it cannot be read, what it held before is sent.
+// FromFile returns a credential read from a file with r; a nil r means a new reader. The file is
+// read again after it has changed, and after the server has refused the credential. While the file
+// cannot be read, the previous content is sent.
 func FromFile(r *rotate.Reader, form Form, host, path string) (*Credential, error) {
 	parse := func(texts [][]byte) (http.Header, error) {
 		header, err := form(string(texts[0]))
@@ -52,13 +55,13 @@ func FromFile(r *rotate.Reader, form Form, host, path string) (*Credential, erro
 	return &Credential{host: host, file: file}, nil
 }
 
-// String says nothing, lest it be logged.
+// String returns a fixed text, so that the credential cannot be logged.
 func (c *Credential) String() string { return "a credential" }
 
-// GoString is String.
+// GoString returns String, for the same reason.
 func (c *Credential) GoString() string { return c.String() }
 
-// Bearer is a token of RFC 6750. A line's end behind it is none of it.
+// Bearer parses a bearer token (RFC 6750). A trailing line end is ignored.
 func Bearer(text string) (http.Header, error) {
 	token := strings.TrimRight(text, "\r\n")
 	if token == "" || strings.ContainsFunc(token, func(c rune) bool { return c <= ' ' || c > '~' }) {
@@ -67,7 +70,7 @@ func Bearer(text string) (http.Header, error) {
 	return http.Header{"Authorization": {"Bearer " + token}}, nil
 }
 
-// Basic is USER:PASSWORD on one line.
+// Basic parses USER:PASSWORD on one line.
 func Basic(text string) (http.Header, error) {
 	pair := strings.TrimRight(text, "\r\n")
 	if !strings.Contains(pair, ":") || strings.ContainsFunc(pair, isControl) {
@@ -76,7 +79,8 @@ func Basic(text string) (http.Header, error) {
 	return http.Header{"Authorization": {"Basic " + base64.StdEncoding.EncodeToString([]byte(pair))}}, nil
 }
 
-// Headers are header fields, NAME: VALUE on a line each. Those that say how a message is sent are refused.
+// Headers parses header fields, one NAME: VALUE per line. It refuses the fields that frame a
+// message, such as Content-Length.
 func Headers(text string) (http.Header, error) {
 	header, n := http.Header{}, 0
 	for line := range strings.Lines(text) {
@@ -101,7 +105,7 @@ func Headers(text string) (http.Header, error) {
 	return header, nil
 }
 
-// reserved are fields that are the transport's.
+// reserved lists the fields that only the transport may set.
 var reserved = []string{
 	"Accept-Encoding", "Connection", "Content-Encoding", "Content-Length", "Content-Range", "Expect", "Host",
 	"Idempotency-Key", "Keep-Alive", "Proxy-Authorization", "Proxy-Connection", "Range", "Te", "Trailer",
@@ -116,14 +120,14 @@ func isToken(name string) bool {
 	})
 }
 
-// keys are the credentials for one base, those for all hosts first.
+// keys holds the credentials for one base, the ones for all hosts first.
 type keys struct {
 	all      []*Credential
-	withheld bool // there are more, but the base is not https
+	withheld bool // credentials were left out because the base is not https
 }
 
-// keysFor picks the credentials for a base. What its URL says itself comes last and so counts most; it is sent
-// over http too, since whoever wrote it said so of this very server.
+// keysFor returns the credentials for a base. The user and password of the base's URL come last and
+// override the others. They are sent over http too, since the user wrote them for this server.
 func keysFor(base *url.URL, all []*Credential) (k keys, err error) {
 	open := base.Scheme != "https" && !isLoopback(base.Hostname())
 	for _, c := range all {
@@ -157,7 +161,8 @@ func isLoopback(host string) bool {
 	return strings.EqualFold(host, "localhost") || ip != nil && ip.IsLoopback()
 }
 
-// header is what all of them say. What cannot be read is what it was before: if that does not do, reread tells.
+// header returns the fields of all credentials, later ones overriding earlier ones. It ignores read
+// errors and uses the previous content of the file; reread reports them.
 func (k keys) header() http.Header {
 	header := http.Header{}
 	for _, c := range k.all {
@@ -170,7 +175,7 @@ func (k keys) header() http.Header {
 	return header
 }
 
-// reread is header of files that are read anew.
+// reread reads the files again and returns the fields as header does.
 func (k keys) reread() (http.Header, error) {
 	for _, c := range k.all {
 		if c.file == nil {

@@ -10,10 +10,11 @@ import (
 	"cairn/store"
 )
 
-// desync's chunk server has each chunk in one form, compressed or plain, as it was started. It calls a request for
-// the other form a bad one (400) and says why on the page, which a HEAD does not have.
+// desync's chunk server serves all chunks in one form, compressed or plain, chosen when it starts.
+// It answers a request for the other form with 400 and gives the reason in the body, which an
+// answer to HEAD does not have.
 
-// ErrForm says that a server takes chunks in the other form only.
+// ErrForm reports that a server accepts chunks in the other form only.
 var ErrForm = errors.New("the server takes chunks in one form only")
 
 var (
@@ -21,7 +22,7 @@ var (
 	errNeitherForm = errors.New("the server has chunks neither compressed nor plain: are they encrypted (desync chunk-server)?")
 )
 
-// forms are the forms of chunks that the server was found not to have: plain at 0, compressed at 1.
+// forms records the chunk forms that the server was found not to have: plain at 0, compressed at 1.
 type forms [2]atomic.Bool
 
 func formOf(name string) (form int, is bool) {
@@ -32,14 +33,15 @@ func formOf(name string) (form int, is bool) {
 	return form, is
 }
 
-// have notes that the server answers for objects like this one.
+// have records that the server has the form of the named object.
 func (f *forms) have(name string) {
 	if form, is := formOf(name); is && f[form].Load() {
 		f[form].Store(false)
 	}
 }
 
-// lack notes that the server has no chunk of that form. That proves the absence of each, if it has the other form.
+// lack records that the server has no chunks of a form, and returns the error for a request of that
+// form. The error is store.ErrNotFound unless the server lacks the other form too.
 func (f *forms) lack(form int) error {
 	f[form].Store(true)
 	if f[1-form].Load() {
@@ -48,7 +50,7 @@ func (f *forms) lack(form int) error {
 	return store.ErrNotFound
 }
 
-// lacks reports what lack has said of objects like this one, or nil.
+// lacks returns the error of lack if the form of the named object is known to be missing, else nil.
 func (f *forms) lacks(name string) error {
 	if form, is := formOf(name); is && f[form].Load() {
 		return f.lack(form)
@@ -56,14 +58,16 @@ func (f *forms) lacks(name string) error {
 	return nil
 }
 
-// pagesOfForm are what the pages of a 400 have about a chunk of the other form, before and since 2023. The last one stands
-// for a plain chunk only: a compressed one gets it when the URL of the store has a path.
+// pagesOfForm holds the beginnings of the 400 pages for a chunk of the other form, before and since
+// 2023. The last one identifies a plain chunk only: a compressed chunk also gets it if the URL of
+// the store has a path.
 var pagesOfForm = [2][]string{
 	{"invalid chunk extension, verify", "expected format '/<prefix>/<chunkid>.cacnk"},
 	{"requested chunk with an unexpected file extension, this server expects", "compressed chunk requested from http chunk store serving uncompressed"},
 }
 
-// explainDesync finds what desync's servers say on the page of a bad request, or nil.
+// explainDesync returns the error for a 400 page of a desync server, or nil if it does not
+// recognise the page.
 func (b *Bucket) explainDesync(m message, page []byte) error {
 	if bytes.HasPrefix(page, []byte("writing to upstream ")) || bytes.HasPrefix(page, []byte("upstream ")) {
 		return fmt.Errorf("the server takes no uploads there (desync's has to be started with --writable): %w", errors.ErrUnsupported)
@@ -82,7 +86,7 @@ func (b *Bucket) explainDesync(m message, page []byte) error {
 		}
 	}
 	switch {
-	case bytes.HasPrefix(page, []byte(pagesOfForm[0][0])): // of a compressed one
+	case bytes.HasPrefix(page, []byte(pagesOfForm[0][0])): // the request was for a compressed chunk
 		return errNeitherForm
 	case bytes.HasPrefix(page, []byte("expected format '/<prefix>/<chunkid>")):
 		return errors.New("desync's chunk server has its chunks at the root of its URL: leave the path out")

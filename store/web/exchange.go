@@ -16,27 +16,28 @@ import (
 
 const (
 	maxRedirects = 5
-	pageBytes    = 4 << 10         // of a page that comes with a refusal
-	pagePatience = 2 * time.Second // for all of it
+	pageBytes    = 4 << 10         // limits the bytes read of the body of a refusal or redirect
+	pagePatience = 2 * time.Second // limits the time to read that body
 )
 
-// message is a request without what proves who asks.
+// message is a request without credentials.
 type message struct {
 	method string
 	url    *url.URL
-	name   string // of the object, or "" for a directory
+	name   string // of the object; "" for a directory
 	body   []byte // of PUT
 }
 
 // reads reports whether the message changes nothing on the server.
 func (m message) reads() bool { return m.method == http.MethodGet || m.method == http.MethodHead }
 
-// use takes what it needs of a good answer.
+// use reads a successful answer.
 type use func(in transfer.Incoming) error
 
 func ignore(transfer.Incoming) error { return nil }
 
-// do asks about an object and hands a good answer to use. It names the object in every error.
+// do sends a request for an object and calls use with a successful answer. Every error names the
+// object.
 func (b *Bucket) do(ctx context.Context, method, name string, body []byte, use use) error {
 	if err := store.CheckName(name); err != nil {
 		return err
@@ -45,7 +46,7 @@ func (b *Bucket) do(ctx context.Context, method, name string, body []byte, use u
 	return named(ctx, m.url, b.exchange(ctx, m, use))
 }
 
-// named says which object an error is about.
+// named adds the object's URL to an error, and replaces the error if ctx has ended.
 func named(ctx context.Context, u *url.URL, err error) error {
 	if err == nil {
 		return nil
@@ -76,7 +77,7 @@ func (b *Bucket) exchange(ctx context.Context, m message, use use) error {
 	return b.atHand(m.url, answer.Request.URL, err)
 }
 
-// follow sends a message to where redirects lead it.
+// follow sends a message and follows redirects.
 func (b *Bucket) follow(ctx context.Context, m message, abort func(error)) (*http.Response, error) {
 	if answer := b.shortcut(ctx, m, abort); answer != nil {
 		return answer, nil
@@ -84,8 +85,8 @@ func (b *Bucket) follow(ctx context.Context, m message, abort func(error)) (*htt
 	return b.walk(ctx, m, chain{start: m.url, home: true, lasting: m.reads()}, abort)
 }
 
-// walk goes on with a chain. Only the origin of the base is told who asks, and a chain that has left it is not trusted
-// when it comes back.
+// walk sends a message and follows redirects from the state of a chain. Only the origin of the base
+// receives credentials, and only while the chain has not left it: a redirect back to it gets none.
 func (b *Bucket) walk(ctx context.Context, m message, c chain, abort func(error)) (*http.Response, error) {
 	for range maxRedirects + 1 {
 		answer, err := b.send(ctx, m, c.home, abort)
@@ -108,7 +109,7 @@ func (b *Bucket) walk(ctx context.Context, m message, c chain, abort func(error)
 	return nil, fmt.Errorf("%w: more than %d in a row", errRedirect, maxRedirects)
 }
 
-// drop leaves an answer whose page says nothing.
+// drop discards an answer whose body is not needed.
 func (b *Bucket) drop(answer *http.Response) {
 	b.page(answer)
 	_ = answer.Body.Close()
@@ -126,7 +127,7 @@ func redirects(code int) bool {
 	return false
 }
 
-// next is where a redirect leads. The target's user, password and fragment are not ours to send.
+// next returns the target of a redirect, without its user, password and fragment.
 func (m message) next(answer *http.Response) (*url.URL, error) {
 	location := answer.Header.Get("Location")
 	to, err := m.url.Parse(location)
@@ -144,7 +145,8 @@ func (m message) next(answer *http.Response) (*url.URL, error) {
 	return to, nil
 }
 
-// atHand says of an error where it happened, if redirects led elsewhere, and what was withheld there.
+// atHand adds to an error the origin that redirects led to, and a note if credentials were withheld
+// there.
 func (b *Bucket) atHand(start, at *url.URL, err error) error {
 	if err == nil {
 		return nil
@@ -164,7 +166,8 @@ func (b *Bucket) atHand(start, at *url.URL, err error) error {
 	return err
 }
 
-// send sends a message, and once more when its credentials are refused and their files have new ones.
+// send sends a message. If the server answers 401 and the credentials' files have changed, it sends
+// the message once more.
 func (b *Bucket) send(ctx context.Context, m message, home bool, abort func(error)) (*http.Response, error) {
 	if !home {
 		return b.trip(ctx, b.foreign, m, nil, abort)
@@ -185,7 +188,7 @@ func (b *Bucket) send(ctx context.Context, m message, home bool, abort func(erro
 	return b.trip(ctx, b.own, m, fresh, abort)
 }
 
-// trip is one request and its answer.
+// trip sends one request and returns its answer.
 func (b *Bucket) trip(ctx context.Context, by http.RoundTripper, m message, proof http.Header, abort func(error)) (*http.Response, error) {
 	request, err := http.NewRequestWithContext(ctx, m.method, m.url.String(), http.NoBody)
 	if err != nil {
@@ -208,25 +211,25 @@ func (b *Bucket) trip(ctx context.Context, by http.RoundTripper, m message, proo
 	return nil, classify(err)
 }
 
-// attach gives a request its body, which nobody reads any more after stop.
+// attach sets the body of a request. The transport does not read body after stop returns.
 func (b *Bucket) attach(request *http.Request, body []byte, abort func(error)) (stop func()) {
 	if request.Method == http.MethodPut {
 		request.Header.Set("Content-Type", "application/octet-stream")
-		request.Header["Idempotency-Key"] = nil // not sent: it lets the transport repeat what an idle connection lost
+		request.Header["Idempotency-Key"] = nil // not sent; allows a repeat if an idle connection broke
 	}
 	return transfer.Send(request, body, b.patience, abort)
 }
 
-// page reads the beginning of what comes with a refusal or a redirect. Most such bodies end there, so that the
-// connection can be used again. One that does not costs its connection, not the request.
+// page reads the beginning of the body of a refusal or a redirect. Most of these bodies end within
+// it, so the connection can be reused. A longer or slower body costs only the connection.
 func (b *Bucket) page(answer *http.Response) []byte {
 	late := time.AfterFunc(min(b.patience, pagePatience), func() { _ = answer.Body.Close() })
 	defer late.Stop()
-	page, _ := io.ReadAll(io.LimitReader(answer.Body, pageBytes)) // what came of it has to do
+	page, _ := io.ReadAll(io.LimitReader(answer.Body, pageBytes)) // a partial page is enough
 	return page
 }
 
-// origin is whom a URL speaks to: scheme, host and port.
+// origin returns the scheme, host and port of a URL.
 func origin(u *url.URL) string {
 	port := u.Port()
 	if port == "" {

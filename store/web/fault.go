@@ -15,17 +15,19 @@ import (
 	"cairn/store"
 )
 
-// What a user can do something about that the kinds of store do not tell.
+// Errors that a user can act on and that package store does not distinguish.
 var (
-	// ErrNoCertificate is denied for want of a client certificate, or of one that the server believes.
+	// ErrNoCertificate reports that the server wants a client certificate, or does not accept the
+	// one it got.
 	ErrNoCertificate = fmt.Errorf("%w: the server wants a client certificate", store.ErrDenied)
-	// ErrUnauthorized is denied for want of credentials that the server knows.
+	// ErrUnauthorized reports that the server wants credentials, or does not accept the ones it
+	// got.
 	ErrUnauthorized = fmt.Errorf("%w: %s", store.ErrDenied, statusText(http.StatusUnauthorized))
-	// ErrScheme says that http was spoken to an https port, or https to an http port.
+	// ErrScheme reports http to an https port, or https to an http port.
 	ErrScheme = errors.New("the port speaks another scheme")
 )
 
-// cause takes off the *url.Error, which repeats the URL with its query.
+// cause unwraps a *url.Error, whose text repeats the URL with its query.
 func cause(err error) error {
 	if wrapped, ok := errors.AsType[*url.Error](err); ok {
 		return wrapped.Err
@@ -33,7 +35,8 @@ func cause(err error) error {
 	return err
 }
 
-// classify tells what a later attempt may mend from what it cannot.
+// classify converts a transport error. Only errors that a retry may resolve become
+// store.ErrUnavailable.
 func classify(err error) error {
 	if _, untrusted := errors.AsType[*tls.CertificateVerificationError](err); untrusted {
 		return err
@@ -47,7 +50,7 @@ func classify(err error) error {
 	return transfer.Unavailable(err)
 }
 
-// Alerts of RFC 8446 §6.2 by which a server ends a handshake for good.
+// Alerts of RFC 8446 §6.2 with which a server ends a handshake permanently.
 const (
 	alertHandshakeFailure    = 40
 	alertBadCertificate      = 42
@@ -59,13 +62,13 @@ const (
 	alertCertificateRequired = 116
 )
 
-// refusedByTLS is what an alert of the server means, or nil.
+// refusedByTLS returns the meaning of a TLS alert from the server, or nil for other errors.
 func refusedByTLS(err error) error {
 	remote, ok := errors.AsType[*net.OpError](err)
 	if !ok || remote.Op != "remote error" {
 		return nil
 	}
-	alert := reflect.ValueOf(remote.Err) // a number of crypto/tls, whose type has no name outside
+	alert := reflect.ValueOf(remote.Err) // crypto/tls does not export the type of the alert number
 	if alert.Kind() != reflect.Uint8 {
 		return nil
 	}
@@ -79,7 +82,7 @@ func refusedByTLS(err error) error {
 	return nil
 }
 
-// explain finds in the page that came with a bad request what the server could not say by its status.
+// explain looks for a more specific error in the page of a 400 answer, and otherwise returns err.
 func (b *Bucket) explain(m message, answer *http.Response, err error) error {
 	page := b.page(answer)
 	if answer.StatusCode == http.StatusNotFound {

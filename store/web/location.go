@@ -8,17 +8,17 @@ import (
 	"cairn/store"
 )
 
-// Location is the http or https URL of a directory or an object. Its user, password, query and fragment may be
-// secret: String leaves them out. The zero value is no location.
+// Location is the http or https URL of a directory or an object. String omits its user, password,
+// query and fragment, which may be secret. The zero value is not a valid location.
 type Location struct {
-	whole **url.URL // never changed; behind two pointers, since some verbs of fmt look behind one
+	whole **url.URL // never changed; two pointers, since some verbs of fmt print the target of one
 }
 
 func hide(u *url.URL) Location { return Location{&u} }
 
 func (l Location) url() *url.URL { return *l.whole }
 
-// Parse reads a URL. Its errors hold no secret.
+// Parse parses a URL. Its errors contain no secrets.
 func Parse(text string) (Location, error) {
 	u, err := store.ParseURL(text)
 	if err != nil {
@@ -33,11 +33,11 @@ func Parse(text string) (Location, error) {
 // String returns the URL without its user, password, query and fragment.
 func (l Location) String() string { return public(l.url()) }
 
-// Secret returns the whole URL. It is for comparing and hashing, never for showing.
+// Secret returns the whole URL. Use it to compare and hash, never to show.
 func (l Location) Secret() string { return l.url().String() }
 
-// Split returns the location of the directory that an object lies in, and the object's name there. The query stays
-// with the directory, since it may hold a signature.
+// Split returns the location of the directory that contains an object, and the object's name in it.
+// The directory keeps the query, since it may hold a signature.
 func (l Location) Split() (dir Location, name string, err error) {
 	full := l.url().EscapedPath()
 	cut := strings.LastIndex(full, "/")
@@ -51,7 +51,7 @@ func (l Location) Split() (dir Location, name string, err error) {
 	return hide(&u), name, err
 }
 
-// Join returns the location of a name in the directory. The query stays.
+// Join returns the location of a name in the directory. It keeps the query.
 func (l Location) Join(name string) Location {
 	u := *l.url()
 	u.Path = strings.TrimSuffix(l.url().Path, "/") + "/" + name
@@ -59,7 +59,7 @@ func (l Location) Join(name string) Location {
 	return hide(&u)
 }
 
-// public is a URL without what may be secret.
+// public returns a URL without the parts that may be secret.
 func public(u *url.URL) string {
 	return (&url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path, RawPath: u.RawPath}).String()
 }

@@ -7,21 +7,22 @@ import (
 	"strings"
 )
 
-// moved is where everything below the base lies, as a redirect for good has told (RFC 9110 §15.4.2, §15.4.9).
+// moved is the new location of the whole store after a permanent redirect (RFC 9110 §15.4.2,
+// §15.4.9).
 type moved struct {
-	base *url.URL // takes the place of the Bucket's
-	home bool     // it is the base's own origin, and the way there did not leave that
+	base *url.URL // replaces the Bucket's base
+	home bool     // the base's own origin, reached without leaving that origin
 }
 
-// chain is how redirects have led a message so far.
+// chain is the state of following redirects.
 type chain struct {
 	start   *url.URL
-	home    bool   // it has not left the origin of the base
-	lasting bool   // all redirects are for good
-	moved   *moved // where the last one of those led; nil when it moved this object alone
+	home    bool   // the redirects have not left the origin of the base
+	lasting bool   // all redirects are permanent
+	moved   *moved // the target of the last permanent redirect; nil if it moved only this object
 }
 
-// step notes a redirect, to m's URL.
+// step records a redirect to m's URL.
 func (c *chain) step(m message, code int) {
 	c.lasting = c.lasting && (code == http.StatusMovedPermanently || code == http.StatusPermanentRedirect)
 	if !c.lasting {
@@ -29,17 +30,18 @@ func (c *chain) step(m message, code int) {
 	}
 	c.moved = nil
 	path, is := strings.CutSuffix(m.url.EscapedPath(), "/"+escaped(m.name))
-	if !is || m.url.RawQuery != "" && m.url.RawQuery != c.start.RawQuery { // a query of its own may sign one object
+	if !is || m.url.RawQuery != "" && m.url.RawQuery != c.start.RawQuery { // a new query may sign a single object
 		return
 	}
 	base := *m.url
 	base.RawPath = path
-	base.Path, _ = url.PathUnescape(path) // a part of what was well escaped is so too
+	base.Path, _ = url.PathUnescape(path) // cannot fail: part of a valid escaped path
 	c.moved = &moved{&base, c.home}
 }
 
-// shortcut asks where the store has moved to, and returns the answer only if that has the object. Else the base is
-// to be asked: it may lead elsewhere by now, and its word is what counts.
+// shortcut sends m to the store's new location, and returns the answer only if that has the object.
+// Otherwise it returns nil, and the caller asks the base, which is authoritative and may redirect
+// elsewhere by now.
 func (b *Bucket) shortcut(ctx context.Context, m message, abort func(error)) *http.Response {
 	there := b.moved.Load()
 	if there == nil || !m.reads() {

@@ -12,13 +12,14 @@ import (
 	"cairn/store"
 )
 
-// errNoParent says that the directory above an object is missing, in the word of servers that do not make it.
+// errNoParent reports that the directory above an object is missing, on a server that does not
+// create it.
 var errNoParent = errors.New("the directory above it is missing there")
 
 const mkcol = "MKCOL" // RFC 4918 §9.3
 
-// Write implements store.Bucket. On a server that does not make the directories above an object, they are made
-// when it asks for them.
+// Write implements store.Bucket. If the server reports a missing directory, Write makes it and its
+// missing parents, and sends the object again.
 func (b *Bucket) Write(ctx context.Context, name string, data []byte) error {
 	err := b.put(ctx, name, data)
 	if !errors.Is(err, errNoParent) {
@@ -31,7 +32,8 @@ func (b *Bucket) Write(ctx context.Context, name string, data []byte) error {
 	return b.put(ctx, name, data)
 }
 
-// put sends an object. An answer that may as well be a login form's is believed when the object can be read back.
+// put sends an object. If the answer looks like a login form, put succeeds only if it can read the
+// object back.
 func (b *Bucket) put(ctx context.Context, name string, data []byte) error {
 	err := b.do(ctx, http.MethodPut, name, data, ignore)
 	suspect, is := errors.AsType[*store.SuspectError](err)
@@ -46,7 +48,7 @@ func (b *Bucket) put(ctx context.Context, name string, data []byte) error {
 	return named(ctx, b.url(name), suspect.Err)
 }
 
-// makeDirectory makes a collection, and those above it as far as they are missing.
+// makeDirectory makes a collection and its missing parents.
 func (b *Bucket) makeDirectory(ctx context.Context, u *url.URL) error {
 	slash := *u
 	slash.Path += "/"
@@ -61,10 +63,10 @@ func (b *Bucket) makeDirectory(ctx context.Context, u *url.URL) error {
 	return err
 }
 
-// parent is the URL of the directory that something lies in, without a slash at its end.
+// parent returns the URL of the directory above u, without a trailing slash.
 func parent(u *url.URL) *url.URL {
 	above, path := *u, u.EscapedPath()
 	above.RawPath = path[:max(strings.LastIndex(path, "/"), 0)]
-	above.Path, _ = url.PathUnescape(above.RawPath) // a part of what was well escaped is so too
+	above.Path, _ = url.PathUnescape(above.RawPath) // cannot fail: part of a valid escaped path
 	return &above
 }
