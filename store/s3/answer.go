@@ -13,33 +13,33 @@ import (
 	"cairn/store"
 )
 
-// ErrNoBucket says that the bucket does not exist. It is not store.ErrNotFound, since that is an answer about one
-// object of a store that is there: a mistyped bucket would look like an empty store, and who has another one to ask
-// would go on there without a word.
+// ErrNoBucket reports that the bucket does not exist. It is not store.ErrNotFound, which reports
+// that an existing store lacks one object. Otherwise a mistyped bucket would look like an empty
+// store, and a client with several stores would silently use the next one.
 var ErrNoBucket = errors.New("there is no such bucket")
 
-// What S3 refuses, and what can be done about it.
+// Reasons for which S3 refuses a request, and which a user can act on.
 var (
-	// ErrDenied is a store.ErrDenied of S3.
+	// ErrDenied is the store.ErrDenied of S3.
 	ErrDenied = fmt.Errorf("%w by S3", store.ErrDenied)
-	// ErrClock says that the time of a request is not the server's.
+	// ErrClock reports that the time of a request differs too much from the server's clock.
 	ErrClock = fmt.Errorf("%w, whose clock differs from this machine's", ErrDenied)
 )
 
-// errConflict says that another writer was busy with the same name.
+// errConflict reports a concurrent write of the same name.
 var errConflict = errors.New("written at the same time")
 
-const largestRefusal = 64 << 10 // bytes of an error's body that are read
+const largestRefusal = 64 << 10 // limits the bytes read of an error's body
 
-// refusal is an answer that is not what was asked for.
+// refusal is an answer that reports a failure. It implements error.
 type refusal struct {
 	head    bool // the request was a HEAD, whose answers have no bodies
 	status  int
 	text    string // the status line
-	code    string // S3's word for it; "" when the body was none
+	code    string // S3's error code; "" if the body has none
 	message string
-	region  string // where the bucket is, if the server says so
-	to      string // the host that a redirect leads to
+	region  string // the region of the bucket, if the server names it
+	to      string // the host of a redirect's target
 	after   time.Duration
 }
 
@@ -51,7 +51,7 @@ type errorBody struct {
 	Region  string
 }
 
-// readRefusal makes of an answer and its body, if that could be read, what it means.
+// readRefusal parses an answer and the part of its body that was read.
 func readRefusal(answer *http.Response, body []byte) *refusal {
 	r := &refusal{
 		head:   answer.Request.Method == http.MethodHead,
@@ -76,7 +76,7 @@ func readRefusal(answer *http.Response, body []byte) *refusal {
 	return r
 }
 
-// words are S3's, or the status line.
+// words returns S3's code and message, or the status line if there is no code.
 func (r *refusal) words() error {
 	switch {
 	case r.code == "" && r.to != "":
@@ -106,7 +106,8 @@ var (
 	codesOfTrouble = []string{"InternalError", "RequestTimeout", "OperationAborted"}
 )
 
-// refusesKeys says that the server takes these keys for invalid or expired; sure is false if it gave no reason.
+// refusesKeys reports whether the server may regard the keys as invalid or expired. sure is false
+// if it gave no reason.
 func (r *refusal) refusesKeys() (may, sure bool) {
 	if slices.Contains(codesOfKeys, r.code) {
 		return true, true
@@ -115,12 +116,13 @@ func (r *refusal) refusesKeys() (may, sure bool) {
 	return silent || r.status == http.StatusUnauthorized, false
 }
 
-// absent says that an S3 server says so. Any web server, also one that is no store at all, has 404 for a GET.
+// absent reports whether an S3 server states that the object does not exist. A plain 404 to a GET
+// does not count: any web server can send it.
 func (r *refusal) absent() bool {
 	return r.status == http.StatusNotFound && (r.code == "NoSuchKey" || r.code == "" && r.head)
 }
 
-// throttles says that the server is asked too much.
+// throttles reports whether the server is overloaded.
 func (r *refusal) throttles() bool {
 	return slices.Contains(codesOfLoad, r.code) || r.status == http.StatusTooManyRequests ||
 		r.status == http.StatusServiceUnavailable && !slices.Contains(codesOfTrouble, r.code)
@@ -129,7 +131,7 @@ func (r *refusal) throttles() bool {
 // Error implements error, for use within this package.
 func (r *refusal) Error() string { return r.words().Error() }
 
-// err is the refusal as a store's caller decides by it.
+// err returns the refusal as one of the errors that package store documents.
 func (r *refusal) err() error {
 	switch code := r.status; {
 	case r.code == "NoSuchBucket":

@@ -1,9 +1,10 @@
-// Package s3 is a bucket in S3, or in any object storage that speaks like it. It knows nothing of digests. What
-// store.Retry may try again it does not: it asks a second time only with newer keys, in the region that the server
-// names, or for a page of a listing.
+// Package s3 implements a bucket in S3, or in any object storage with the same protocol. It knows
+// nothing of digests. It leaves retries to store.Retry, with three exceptions: it repeats a request
+// with newer keys, in the region that the server names, or for a page of a listing.
 //
-// Of minio-go it has the signatures and the ways to find keys. The requests are its own: five kinds are few, and
-// minio-go's reads the bodies of answers without end and lists without a context.
+// It uses the signatures and the lookup of keys of minio-go, and sends its own requests. Only five
+// kinds are needed, and minio-go reads the bodies of answers without a limit and lists without a
+// context.
 package s3
 
 import (
@@ -28,31 +29,32 @@ import (
 	"cairn/store"
 )
 
-// Options are the limits of a Bucket. The zero value suits a wide-area network.
+// Options holds the limits of a Bucket. The zero value suits a wide-area network.
 type Options struct {
-	// Connections is how many there may be to one host, and so how many requests run at once; 0 is 64.
+	// Connections limits the connections to one host, and so the requests in flight; 0 means 64.
 	Connections int
-	// Patience is how long the server may take to accept a connection, to finish the TLS handshake, to begin
-	// its answer, and to send or take each further 32 KiB; 0 is 30 s. There is no limit on a whole request.
+	// Patience limits the time the server may take to accept a connection, to finish the TLS
+	// handshake, to begin its answer, and to send or receive each further 32 KiB; 0 means 30 s. A
+	// whole request has no limit.
 	Patience time.Duration
-	// TLS holds trust and client certificates; nil is the system's trust. Unless it has roots of its own, the
-	// file that AWS_CA_BUNDLE names takes their place.
+	// TLS holds root and client certificates; nil means the system's roots. If it has no roots, the
+	// file named by AWS_CA_BUNDLE replaces the system's.
 	TLS *tls.Config
-	// Retry is for the pages of a listing: nobody else can ask for one of them again.
+	// Retry applies to the pages of a listing: a caller of List cannot repeat a single page.
 	Retry store.Policy
 
-	dial func(ctx context.Context, network, address string) (net.Conn, error) // of tests, which have no DNS
+	dial func(ctx context.Context, network, address string) (net.Conn, error) // for tests, which have no DNS
 }
 
-// Bucket keeps each object as one of S3 below a prefix. Safe for concurrent use.
+// Bucket keeps each object as an S3 object below a prefix. It is safe for concurrent use.
 type Bucket struct {
 	location Location
 	endpoint endpoint
 	client   *http.Client
 	patience time.Duration
-	retry    store.Policy // of the pages of listings
+	retry    store.Policy // for the pages of listings
 	keys     *keys
-	learnt   atomic.Pointer[string] // the region, once the server has said that it is not ours
+	learnt   atomic.Pointer[string] // the region that the server has named, if it differs from endpoint's
 	seen     atomic.Bool            // an answer has shown that the bucket exists
 }
 
@@ -65,11 +67,11 @@ var (
 	_ store.CreateChecker = (*Bucket)(nil)
 )
 
-// largestObject is how much S3 takes in one request.
+// largestObject is S3's limit for one request, in bytes.
 const largestObject = 5 << 30
 
-// New is a bucket at a location. It reads the environment and AWS's shared files. Nothing is asked of the server
-// yet.
+// New returns a bucket at a location. It reads the environment and AWS's shared files, and sends no
+// request.
 func New(l Location, o Options) (*Bucket, error) {
 	around, err := lookAround(l.Profile)
 	if err != nil {
@@ -98,10 +100,12 @@ func New(l Location, o Options) (*Bucket, error) {
 	}, nil
 }
 
-// stay keeps signed requests where they were meant to go. The answer that would lead elsewhere is a refusal.
+// stay stops redirects, so that signed requests reach only the intended server. The redirect itself
+// becomes a refusal.
 func stay(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 
-// withBundle is trust, or trust in the certificates of a file alone.
+// withBundle returns trust, or, if it has no roots, a copy with the certificates of a file as its
+// only roots.
 func withBundle(trust *tls.Config, bundle string) (*tls.Config, error) {
 	if bundle == "" || trust != nil && trust.RootCAs != nil {
 		return trust, nil
@@ -122,7 +126,7 @@ func withBundle(trust *tls.Config, bundle string) (*tls.Config, error) {
 	return trust, nil
 }
 
-// String implements store.Reader: it is the location without its options.
+// String implements store.Reader. It returns the location without its options.
 func (b *Bucket) String() string { return b.location.url("").String() }
 
 // Read implements store.Reader, with one request.
@@ -153,8 +157,8 @@ func (b *Bucket) Stat(ctx context.Context, name string) (size int64, err error) 
 	return size, err
 }
 
-// checkBucket tells a missing bucket from a missing object, which look the same to a HEAD. It asks only as long as
-// nothing has shown that the bucket exists.
+// checkBucket distinguishes a missing bucket from a missing object, which give the same answer to
+// HEAD. It sends a request only until an answer has shown that the bucket exists.
 func (b *Bucket) checkBucket(ctx context.Context) error {
 	if b.seen.Load() {
 		return nil
@@ -166,22 +170,23 @@ func (b *Bucket) checkBucket(ctx context.Context) error {
 	case errors.Is(err, store.ErrUnavailable), ctx.Err() != nil:
 		return fmt.Errorf("%s: %w", b, err)
 	}
-	b.seen.Store(true) // also a refusal is one of a bucket that exists
+	b.seen.Store(true) // a denied request too shows that the bucket exists
 	return nil
 }
 
-// Write implements store.Bucket: S3 answers when the object is durable.
+// Write implements store.Bucket. S3 answers after the object is durable.
 func (b *Bucket) Write(ctx context.Context, name string, data []byte) error {
 	return b.put(ctx, name, data, http.Header{})
 }
 
-const conflicts = 6 // attempts at a name that others are writing
+const conflicts = 6 // attempts at a name that other clients are writing
 
 var conflictBackoff = store.Backoff{First: 100 * time.Millisecond, Max: 600 * time.Millisecond}
 
-// Create implements store.Creator. A server that knows If-None-Match decides; one that does not, and says nothing,
-// replaces an object only if it came up since the question that is asked first, or if that is denied: who may write
-// need not be allowed to read.
+// Create implements store.Creator. It first checks with HEAD whether the object exists, then writes
+// it with If-None-Match. A server that silently ignores If-None-Match replaces an object in two
+// cases: the object appeared after the check, or the check was denied. A denied check is not an
+// error, since a writer need not have the right to read.
 func (b *Bucket) Create(ctx context.Context, name string, data []byte) error {
 	_, err := b.Stat(ctx, name)
 	_, suspect := errors.AsType[*store.SuspectError](err)
@@ -197,18 +202,20 @@ func (b *Bucket) Create(ctx context.Context, name string, data []byte) error {
 		if n == conflicts || !errors.Is(err, errConflict) {
 			return err
 		}
-		// One of the writers at the same time wins, maybe none does.
+		// At most one of the concurrent writers has succeeded.
 		if err := store.Sleep(ctx, conflictBackoff.Wait(n)); err != nil {
 			return err
 		}
 	}
 }
 
-// probe is a name that CheckCreate asks for. No object has it: what is sent for it has wrong sums.
+// probe is the name that CheckCreate writes to. No such object is stored, since its request has
+// wrong checksums.
 const probe = ".cairn-probe"
 
-// CheckCreate implements store.CreateChecker. Servers that do not know If-None-Match with PUT refuse it (501) by the header of
-// the request. All others refuse the body, whose sums are wrong; should one take it nevertheless, it is removed again.
+// CheckCreate implements store.CreateChecker. A server that does not support If-None-Match with PUT
+// refuses it (501) because of the request's header. Other servers refuse the body because its
+// checksums are wrong. If a server stores the object nevertheless, CheckCreate removes it.
 func (b *Bucket) CheckCreate(ctx context.Context) error {
 	header := http.Header{"If-None-Match": {"*"}, "Content-Md5": {base64.StdEncoding.EncodeToString(make([]byte, md5.Size))}}
 	c := call{method: http.MethodPut, header: header, data: []byte(probe), sum: hash(nil)}
@@ -219,10 +226,11 @@ func (b *Bucket) CheckCreate(ctx context.Context) error {
 	case ctx.Err() != nil, errors.Is(err, store.ErrUnavailable), errors.Is(err, errors.ErrUnsupported):
 		return err
 	}
-	return nil // a refusal for any other reason may be about this name alone
+	return nil // other refusals may concern only this name
 }
 
-// Remove implements store.Remover. S3 does not say whether there was something to remove, so that is asked first.
+// Remove implements store.Remover. It checks with HEAD that the object exists, because S3's answer
+// to DELETE does not report that.
 func (b *Bucket) Remove(ctx context.Context, name string) error {
 	if _, err := b.Stat(ctx, name); err != nil {
 		return err
@@ -230,7 +238,7 @@ func (b *Bucket) Remove(ctx context.Context, name string) error {
 	return b.object(ctx, name, call{method: http.MethodDelete}, func(in transfer.Incoming) error { return transfer.WebPage(in.Answer) })
 }
 
-// put sends an object, with its length and sums for the server to check.
+// put sends an object, with its length and checksums for the server to verify.
 func (b *Bucket) put(ctx context.Context, name string, data []byte, header http.Header) error {
 	if int64(len(data)) > largestObject {
 		return fmt.Errorf("%s has %d bytes: %w (%d)", b.location.url(name), len(data), store.ErrTooLarge, int64(largestObject))

@@ -15,27 +15,27 @@ import (
 
 const defaultRegion = "us-east-1"
 
-// endpoint is a server of S3, and how to ask it.
+// endpoint is an S3 server and the way to address it.
 type endpoint struct {
 	scheme string
-	host   string // "" is AWS's, which depends on the region
-	dns    bool   // the bucket's name goes before the host's
-	region string // that requests are signed for
-	fixed  bool   // the location names the region, so that the server's word does not count
+	host   string // "" means AWS, whose host depends on the region
+	dns    bool   // the bucket's name precedes the host
+	region string // for the signature
+	fixed  bool   // the location sets the region, so a region named by the server is ignored
 }
 
-// surroundings are what the environment and the profile say about endpoints.
+// surroundings holds the endpoint settings of the environment and the profile.
 type surroundings struct {
 	endpoint, region string
 }
 
-// atAWS says that the server is one of AWS's.
+// atAWS reports whether the server belongs to AWS.
 func (e endpoint) atAWS() bool {
 	name := strings.TrimSuffix(e.url("", defaultRegion).Hostname(), ".")
 	return strings.HasSuffix(name, ".amazonaws.com") || strings.HasSuffix(name, ".amazonaws.com.cn")
 }
 
-// url is the server's, with the bucket's name before it unless that is "".
+// url returns the server's URL, with the bucket's name before the host unless it is "".
 func (e endpoint) url(bucket, region string) *url.URL {
 	u := &url.URL{Scheme: e.scheme, Host: e.host}
 	if u.Host == "" {
@@ -50,7 +50,7 @@ func (e endpoint) url(bucket, region string) *url.URL {
 	return u
 }
 
-// address is that of an object; key "" is the bucket's own.
+// address returns the URL of an object, or of the bucket if key is "".
 func (e endpoint) address(bucket, key, region string) *url.URL {
 	if e.dns {
 		u := e.url(bucket, region)
@@ -64,7 +64,7 @@ func (e endpoint) address(bucket, key, region string) *url.URL {
 	return u
 }
 
-// resolve decides on the endpoint of a location.
+// resolve returns the endpoint of a location.
 func resolve(l Location, around surroundings) (endpoint, error) {
 	e := endpoint{scheme: l.Scheme, host: l.Host}
 	if l.Host == "" {
@@ -90,13 +90,14 @@ func resolve(l Location, around surroundings) (endpoint, error) {
 	return e, nil
 }
 
-// fitsDNS says that a bucket's name can be a part of a host's. A certificate for *.host has no names with more dots.
+// fitsDNS reports whether a bucket's name can be part of a host name. With https it must have no
+// dot, since a certificate for *.host covers one label only.
 func fitsDNS(bucket, scheme string) bool {
 	return bucket == strings.ToLower(bucket) && !strings.Contains(bucket, "_") &&
 		(scheme == "http" || !strings.Contains(bucket, "."))
 }
 
-// configure takes the endpoint that the environment or the profile names.
+// configure sets the endpoint that the environment or the profile names.
 func (e *endpoint) configure(text string) error {
 	if text == "" {
 		return nil
@@ -110,7 +111,8 @@ func (e *endpoint) configure(text string) error {
 	return nil
 }
 
-// lookAround asks the environment, and then the shared files about the profile.
+// lookAround reads the settings from the environment and, where that has none, from the profile in
+// the shared files.
 func lookAround(profile string) (surroundings, error) {
 	s := surroundings{
 		endpoint: cmp.Or(os.Getenv("AWS_ENDPOINT_URL_S3"), os.Getenv("AWS_ENDPOINT_URL")),
@@ -133,7 +135,8 @@ func lookAround(profile string) (surroundings, error) {
 	return s, nil
 }
 
-// sharedFile is where AWS's tools keep a file, if there is a home to keep it in.
+// sharedFile returns the path of one of AWS's shared files, or os.DevNull if there is no home
+// directory.
 func sharedFile(variable, name string) string {
 	if path := os.Getenv(variable); path != "" {
 		return path

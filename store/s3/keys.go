@@ -16,32 +16,33 @@ import (
 )
 
 const (
-	keyPatience = 5 * time.Second  // with who hands out keys
-	renewPause  = 10 * time.Second // between renewals that nobody asked for in words
+	keyPatience = 5 * time.Second  // limits each step of a request for keys
+	renewPause  = 10 * time.Second // between renewals after refusals without a stated reason
 )
 
-// keys are the credentials that requests are signed with. They are looked for in the order of sources, kept
-// until they expire or are refused, and looked for again then.
+// keys holds the credentials that sign requests. It tries the sources in order, and again when the
+// keys expire or are refused.
 type keys struct {
 	sources []source
 	client  *http.Client
 
-	turn    chan struct{} // has one element, which is held while the fields below are used
+	turn    chan struct{} // a lock with one element, received to use the fields below
 	held    credentials.Value
-	from    credentials.Provider // what held came from; nil when there are none
-	known   bool                 // held is what the sources said
-	renewed time.Time            // when they were asked again, and said the same
+	from    credentials.Provider // the source of held; nil if there are no keys
+	known   bool                 // held is valid: the sources were read
+	renewed time.Time            // the last renewal that found the same keys
 }
 
-// source is a place where keys may be.
+// source is a place that may hold keys.
 type source struct {
 	name     string
 	provider credentials.Provider
-	must     bool // somebody named it: not to find keys there is an error
+	must     bool // the user named it, so missing keys are an error
 }
 
-// newKeys looks where AWS's own tools do. A profile that a location names goes before the environment; one that
-// AWS_PROFILE names does not. Keys of the machine it runs on are only asked for when they are for AWS.
+// newKeys returns keys with the sources of AWS's own tools. A profile named by the location
+// precedes the environment; one named by AWS_PROFILE follows it. The keys of the machine itself are
+// used only for AWS.
 func newKeys(profile string, atAWS bool) *keys {
 	file := &credentials.FileAWSCredentials{Profile: profile}
 	k := &keys{turn: make(chan struct{}, 1), client: keyClient()}
@@ -68,7 +69,8 @@ func newKeys(profile string, atAWS bool) *keys {
 
 func isSet(variable string) bool { return os.Getenv(variable) != "" }
 
-// keyClient asks for keys. Those of the machine itself are never asked for through a proxy.
+// keyClient returns a client that fetches keys. It reaches link-local and loopback addresses, which
+// serve the machine's own keys, without a proxy.
 func keyClient() *http.Client {
 	t := transfer.Transport(4, keyPatience, nil)
 	t.DialContext = (&net.Dialer{Timeout: time.Second}).DialContext
@@ -83,7 +85,7 @@ func keyClient() *http.Client {
 	return &http.Client{Transport: t, Timeout: 2 * keyPatience}
 }
 
-// get is the keys to use now; those of nobody when there are none.
+// get returns the current keys, or anonymous ones if no source has any.
 func (k *keys) get(ctx context.Context) (credentials.Value, error) {
 	done, err := k.begin(ctx)
 	if err != nil {
@@ -95,13 +97,13 @@ func (k *keys) get(ctx context.Context) (credentials.Value, error) {
 	}
 	err = k.look(ctx)
 	if err != nil && k.known && time.Now().Before(k.held.Expiration) {
-		return k.held, nil // they are renewed long before their end, so that this may fail
+		return k.held, nil // renewal starts long before the keys end, so it may fail
 	}
 	return k.held, err
 }
 
-// renew looks again after the server refused used, and says whether others were found. If the refusal may have had
-// other reasons it is not done each time.
+// renew reads the sources again after the server refused used, and reports whether it found other
+// keys. If the refusal is not certain to be about keys, renew runs at most once per renewPause.
 func (k *keys) renew(ctx context.Context, used credentials.Value, certain bool) (changed bool, err error) {
 	done, err := k.begin(ctx)
 	if err != nil {
@@ -109,7 +111,7 @@ func (k *keys) renew(ctx context.Context, used credentials.Value, certain bool) 
 	}
 	defer done()
 	if !same(k.held, used) {
-		return true, nil // another request was faster
+		return true, nil // another request has renewed them
 	}
 	if !certain && time.Since(k.renewed) < renewPause {
 		return false, nil
@@ -124,7 +126,7 @@ func (k *keys) renew(ctx context.Context, used credentials.Value, certain bool) 
 	return changed, nil
 }
 
-// begin waits for the turn of this caller.
+// begin locks k and returns the function that unlocks it.
 func (k *keys) begin(ctx context.Context) (done func(), err error) {
 	select {
 	case <-k.turn:
@@ -138,13 +140,13 @@ func same(a, b credentials.Value) bool {
 	return a.AccessKeyID == b.AccessKeyID && a.SecretAccessKey == b.SecretAccessKey && a.SessionToken == b.SessionToken
 }
 
-// expired says that keys with an end are near it.
+// expired reports whether the keys have an expiry that is near or past.
 func (k *keys) expired() bool {
 	return k.from != nil && !k.held.Expiration.IsZero() && k.from.IsExpired()
 }
 
-// look asks the sources in order. One that gave keys with an end has more of them: when it fails, nobody's keys are
-// not what takes their place.
+// look reads the sources in order. If the source of the current, expiring keys fails, look returns
+// its error and does not fall back to anonymous requests.
 func (k *keys) look(ctx context.Context) error {
 	for _, s := range k.sources {
 		v, err := s.provider.RetrieveWithCredContext(&credentials.CredContext{Client: k.client, Context: ctx})
@@ -167,5 +169,5 @@ func noKeys(err error) error {
 	if err == nil {
 		return errors.New("there are none")
 	}
-	return errors.New(printable(err.Error())) // it may quote an answer
+	return errors.New(printable(err.Error())) // the error may quote an answer
 }

@@ -18,8 +18,8 @@ import (
 )
 
 const (
-	pageNames   = 1000    // names that are asked for at once
-	largestPage = 8 << 20 // bytes of an answer; names of 1024 bytes, each written as %XX, are 3 MiB
+	pageNames   = 1000    // names requested per page
+	largestPage = 8 << 20 // limits the bytes of an answer; 1000 names of 1024 bytes, each byte as %XX, are 3 MiB
 )
 
 // page is the answer to ListObjectsV2.
@@ -34,7 +34,7 @@ type page struct {
 	}
 }
 
-// List implements store.Lister, a thousand names at a time.
+// List implements store.Lister. It requests 1000 names at a time.
 func (b *Bucket) List(ctx context.Context, prefix string) iter.Seq2[store.Object, error] {
 	return func(yield func(store.Object, error) bool) {
 		if err := b.list(ctx, prefix, yield); err != nil {
@@ -73,11 +73,11 @@ func (b *Bucket) list(ctx context.Context, prefix string, yield func(store.Objec
 	}
 }
 
-// page asks for the names behind token.
+// page requests the names after token.
 func (b *Bucket) page(ctx context.Context, prefix, token string, space []byte) (p page, body []byte, err error) {
 	query := url.Values{
 		"list-type":     {"2"},
-		"encoding-type": {"url"}, // XML cannot have all characters
+		"encoding-type": {"url"}, // XML cannot represent all characters
 		"max-keys":      {strconv.Itoa(pageNames)},
 		"prefix":        {b.keyPrefix(prefix)},
 	}
@@ -97,7 +97,7 @@ func (b *Bucket) page(ctx context.Context, prefix, token string, space []byte) (
 	return p, body, err
 }
 
-// keyPrefix is what the S3 names of the objects with a prefix begin with.
+// keyPrefix returns the beginning of the S3 keys of all objects with a prefix.
 func (b *Bucket) keyPrefix(prefix string) string {
 	if b.location.Prefix == "" {
 		return prefix
@@ -105,8 +105,8 @@ func (b *Bucket) keyPrefix(prefix string) string {
 	return b.location.Prefix + "/" + prefix
 }
 
-// objectOf is what a listing says of an object; it is not ok for what has no name here, such as the markers of
-// directories.
+// objectOf converts an entry of a listing. ok is false for an entry that has no valid name here,
+// such as a directory marker.
 func (b *Bucket) objectOf(key string, size int64, prefix, encoding string) (o store.Object, ok bool, err error) {
 	if encoding == "url" {
 		if key, err = url.QueryUnescape(key); err != nil {

@@ -12,7 +12,7 @@ import (
 	"cairn/store"
 )
 
-// Lookup says where a bucket's name stands in a request.
+// Lookup is the position of a bucket's name in a request.
 type Lookup string
 
 // The ways to address a bucket.
@@ -22,17 +22,17 @@ const (
 	LookupDNS  Lookup = "dns"  // https://bucket.host/object
 )
 
-// Location is where a store lies: s3://bucket/prefix at AWS, or at the endpoint that the environment names, or
-// s3+http://host/bucket/prefix and s3+https://host/bucket/prefix anywhere.
+// Location is the location of a store: s3://bucket/prefix at AWS, or at the endpoint that the
+// environment names, or s3+http://host/bucket/prefix and s3+https://host/bucket/prefix anywhere.
 type Location struct {
-	Scheme  string // of the endpoint, http or https; "" is AWS or the environment's endpoint
+	Scheme  string // of the endpoint, http or https; "" means AWS or the environment's endpoint
 	Host    string // of the endpoint, with its port; "" as Scheme
 	Bucket  string
-	Prefix  string // of all names, a clean relative path; "" is the whole bucket
-	Region  string // "" is what the environment says, or what the server does
+	Prefix  string // of all names, a clean relative path; "" means the whole bucket
+	Region  string // "" means the environment's or the server's
 	Lookup  Lookup
-	Profile string // in the shared credentials files; "" is the environment's
-	Slash   bool   // written with a slash at its end: a directory, in any case
+	Profile string // in the shared credentials files; "" means the environment's
+	Slash   bool   // written with a trailing slash, so certainly a directory
 }
 
 var (
@@ -41,7 +41,7 @@ var (
 	hostPattern   = regexp.MustCompile(`^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?)(:[0-9]{1,5})?$`)
 )
 
-// Parse reads a location as people write it. Its errors hold neither a password nor the value of an option.
+// Parse parses a location. Its errors contain neither a password nor the value of an option.
 func Parse(location string) (Location, error) {
 	u, err := store.ParseURL(location)
 	switch {
@@ -63,7 +63,7 @@ func Parse(location string) (Location, error) {
 	return l, err
 }
 
-// parsePlace reads all but the options.
+// parsePlace parses everything but the options.
 func parsePlace(u *url.URL) (l Location, err error) {
 	bucket, prefix := u.Host, u.Path
 	switch u.Scheme {
@@ -129,7 +129,7 @@ func (l *Location) setOption(name, value string) error {
 	return nil
 }
 
-// String is the location as it is written, in its one spelling.
+// String returns the location in its canonical spelling.
 func (l Location) String() string {
 	options := url.Values{}
 	for name, value := range map[string]string{
@@ -144,7 +144,7 @@ func (l Location) String() string {
 	return u.String()
 }
 
-// url is the location of an object, or of all when name is "", without options.
+// url returns the location of an object, or of the store if name is "", without options.
 func (l Location) url(name string) *url.URL {
 	key := l.key(name)
 	if l.Host == "" {
@@ -153,10 +153,10 @@ func (l Location) url(name string) *url.URL {
 	return &url.URL{Scheme: "s3+" + l.Scheme, Host: l.Host, Path: path.Join("/", l.Bucket, key)}
 }
 
-// key is the S3 name of an object.
+// key returns the S3 key of an object.
 func (l Location) key(name string) string { return path.Join(l.Prefix, name) }
 
-// Split returns the location of the directory that an object lies in, and the object's name there.
+// Split returns the location of the directory that contains an object, and the object's name in it.
 func (l Location) Split() (dir Location, name string, err error) {
 	if l.Prefix == "" || l.Slash {
 		return Location{}, "", fmt.Errorf("%s does not end in a file's name", l.url(""))
@@ -175,5 +175,5 @@ func (l Location) Join(name string) Location {
 // Public returns the location without its options.
 func (l Location) Public() string { return l.url("").String() }
 
-// printable returns text from a server as it may be shown.
+// printable returns text from a server in a form that is safe to show.
 func printable(text string) string { return plaintext.Clean(text, 200) }

@@ -17,27 +17,27 @@ import (
 	"cairn/store"
 )
 
-// call is what to ask. It can be asked again.
+// call describes a request. It can be sent again.
 type call struct {
 	method string
-	key    string // "" is the bucket itself
+	key    string // "" means the bucket itself
 	query  url.Values
 	header http.Header
-	data   []byte // to put
-	sum    string // that the data is said to have; "" is its own
+	data   []byte // the body of a PUT
+	sum    string // the SHA-256 that the header claims for data; "" means the correct one
 }
 
-// use takes what it needs of a good answer.
+// use reads a successful answer.
 type use func(in transfer.Incoming) error
 
-// pass is what a request is signed with.
+// pass holds the keys and the region that a request is signed with.
 type pass struct {
 	keys   credentials.Value
 	region string
 }
 
-// do makes a call and hands a good answer to use. Keys that are refused are looked for again, once; a region that is
-// wrong is put right, once.
+// do sends a call and passes a successful answer to use. It renews refused keys and corrects a
+// wrong region, each at most once.
 func (b *Bucket) do(ctx context.Context, c call, use use) error {
 	for renewed, moved := false, false; ; {
 		p, err := b.pass(ctx)
@@ -64,7 +64,7 @@ func (b *Bucket) do(ctx context.Context, c call, use use) error {
 	}
 }
 
-// explain is the refusal as callers see it, with what they may not think of.
+// explain returns the refusal's error, with a note if the request was sent without keys.
 func explain(no *refusal, used credentials.Value) error {
 	err := no.err()
 	if errors.Is(err, store.ErrDenied) && used.AccessKeyID == "" {
@@ -82,7 +82,8 @@ func (b *Bucket) pass(ctx context.Context) (p pass, err error) {
 	return p, err
 }
 
-// move takes the server's word for the region that the bucket is in, and says whether it is another.
+// move stores the region that the server names for the bucket, and reports whether it differs from
+// used.
 func (b *Bucket) move(no *refusal, used string) bool {
 	if b.endpoint.fixed || no.region == "" || no.region == used {
 		return false
@@ -91,7 +92,8 @@ func (b *Bucket) move(no *refusal, used string) bool {
 	return true
 }
 
-// renew looks for other keys if the refusal may be about those used, and says whether there are any.
+// renew looks for other keys if the refusal may be about the ones used, and reports whether it
+// found any.
 func (b *Bucket) renew(ctx context.Context, no *refusal, used credentials.Value) bool {
 	may, sure := no.refusesKeys()
 	if used.AccessKeyID == "" {
@@ -101,10 +103,10 @@ func (b *Bucket) renew(ctx context.Context, no *refusal, used credentials.Value)
 		return false
 	}
 	changed, err := b.keys.renew(ctx, used, sure)
-	return changed && err == nil // what was refused is the better message
+	return changed && err == nil // the refusal is the better message
 }
 
-// attempt makes a call once. What is not an answer to it is a *refusal.
+// attempt sends a call once. An answer that reports a failure becomes a *refusal.
 func (b *Bucket) attempt(ctx context.Context, c call, p pass, use use) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -122,16 +124,16 @@ func (b *Bucket) attempt(ctx context.Context, c call, p pass, use use) error {
 	in := transfer.Incoming{Answer: answer, Patience: b.patience, Abort: cancel}
 	removed := c.method == http.MethodDelete && answer.StatusCode == http.StatusNoContent
 	if answer.StatusCode != http.StatusOK && !removed {
-		body, _ := in.Body(nil, largestRefusal) // what cannot be read says nothing
+		body, _ := in.Body(nil, largestRefusal) // an unreadable body is ignored
 		return readRefusal(answer, body)
 	}
 	return use(in)
 }
 
-// request is a call that is not signed yet.
+// request returns the unsigned request for a call.
 func (b *Bucket) request(ctx context.Context, c call, region string) (*http.Request, error) {
 	u := b.endpoint.address(b.location.Bucket, c.key, region)
-	u.RawQuery = strings.ReplaceAll(c.query.Encode(), "+", "%20") // as it is signed
+	u.RawQuery = strings.ReplaceAll(c.query.Encode(), "+", "%20") // the form that is signed
 	request, err := http.NewRequestWithContext(ctx, c.method, u.String(), nil)
 	if err != nil {
 		return nil, err
@@ -146,7 +148,8 @@ func (b *Bucket) request(ctx context.Context, c call, region string) (*http.Requ
 	return request, nil
 }
 
-// classify tells what a later attempt may mend from what it cannot.
+// classify converts a transport error. Only errors that a retry may resolve become
+// store.ErrUnavailable.
 func classify(ctx context.Context, err error) error {
 	if wrapped, ok := errors.AsType[*url.Error](err); ok {
 		err = wrapped.Err

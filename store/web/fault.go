@@ -18,10 +18,10 @@ import (
 // Errors that a user can act on and that package store does not distinguish.
 var (
 	// ErrNoCertificate reports that the server wants a client certificate, or does not accept the
-	// one it got.
+	// given one. It is a store.ErrDenied.
 	ErrNoCertificate = fmt.Errorf("%w: the server wants a client certificate", store.ErrDenied)
-	// ErrUnauthorized reports that the server wants credentials, or does not accept the ones it
-	// got.
+	// ErrUnauthorized reports that the server wants credentials, or does not accept the given ones.
+	// It is a store.ErrDenied.
 	ErrUnauthorized = fmt.Errorf("%w: %s", store.ErrDenied, statusText(http.StatusUnauthorized))
 	// ErrScheme reports http to an https port, or https to an http port.
 	ErrScheme = errors.New("the port speaks another scheme")
