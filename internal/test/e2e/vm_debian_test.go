@@ -11,7 +11,7 @@ import (
 )
 
 // debianPatience is for an emulated machine to come up, on a busy one.
-const debianPatience = 10 * time.Minute
+const debianPatience = 14 * time.Minute
 
 // TestVMDebian: a real Debian comes up, from a web server and with nothing fetched before, until somebody may log in.
 // It is the small one that .ci/install made, or those of testimages/debian where CAIRN_IMAGES says that they are.
