@@ -16,7 +16,7 @@ import (
 	"time"
 )
 
-// Authority is a private certificate authority, and the directory that it keeps its files in.
+// Authority is a private certificate authority with a directory for its files.
 type Authority struct {
 	Cert string // the path of its own certificate
 	dir  string
@@ -24,7 +24,7 @@ type Authority struct {
 	self *x509.Certificate
 }
 
-// NewAuthority makes one that lives as long as the test.
+// NewAuthority returns an authority whose files are removed at the end of the test.
 func NewAuthority(t testing.TB) *Authority {
 	t.Helper()
 	a := &Authority{dir: t.TempDir()}
@@ -35,19 +35,20 @@ func NewAuthority(t testing.TB) *Authority {
 	return a
 }
 
-// Server issues a certificate for these names and addresses, and returns the paths of it and its key.
+// Server issues a certificate for these names and addresses, and returns its path and the path of
+// its key.
 func (a *Authority) Server(t testing.TB, names ...string) (cert, key string) {
 	t.Helper()
 	return a.Issue(t, "server-"+names[0], ServerTemplate(time.Hour, names...))
 }
 
-// Client issues a client's certificate.
+// Client issues a client certificate, and returns its path and the path of its key.
 func (a *Authority) Client(t testing.TB, name string) (cert, key string) {
 	t.Helper()
 	return a.Issue(t, "client-"+name, ClientTemplate(time.Hour, name))
 }
 
-// ServerTemplate is a server's certificate that ends after valid, which may lie in the past.
+// ServerTemplate returns a server certificate that expires after valid, which may be negative.
 func ServerTemplate(valid time.Duration, names ...string) *x509.Certificate {
 	template := template(names[0], valid)
 	template.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
@@ -61,7 +62,7 @@ func ServerTemplate(valid time.Duration, names ...string) *x509.Certificate {
 	return template
 }
 
-// ClientTemplate is a client's certificate that ends after valid, which may lie in the past.
+// ClientTemplate returns a client certificate that expires after valid, which may be negative.
 func ClientTemplate(valid time.Duration, name string) *x509.Certificate {
 	template := template(name, valid)
 	template.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
@@ -80,7 +81,8 @@ func template(name string, valid time.Duration) *x509.Certificate {
 	}
 }
 
-// Issue signs what the template says, for a new key. Files of that name are replaced, each at once.
+// Issue signs the template for a new key. It replaces existing files of that name, each one
+// atomically.
 func (a *Authority) Issue(t testing.TB, name string, template *x509.Certificate) (cert, key string) {
 	t.Helper()
 	own, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

@@ -15,8 +15,8 @@ import (
 	"cairn/store"
 )
 
-// TestBucket checks the contract of store.Bucket, and of the batches that store.NewBatch makes on it. Each
-// call of open gives an empty bucket.
+// TestBucket checks the contract of store.Bucket, and of the batches that store.NewBatch makes on
+// it. Each call of open returns an empty bucket.
 func TestBucket(t *testing.T, open func(t *testing.T) store.Bucket) {
 	Test(t, func(t *testing.T) (store.Reader, Put) {
 		b := open(t)
@@ -113,7 +113,8 @@ func testWriteCopies(t *testing.T, b store.Bucket) {
 	checkRead(t, b, "x", []byte("data"))
 }
 
-// testWriteConcurrent has readers and writers of one object: each read gives one of the versions, whole.
+// testWriteConcurrent reads and writes one object concurrently: each read returns one complete
+// version.
 func testWriteConcurrent(t *testing.T, b store.Bucket) {
 	versions := [][]byte{Bytes(1, 50_000), Bytes(2, 60_000)}
 	mustWrite(t, b, "dir/x", versions[0])
@@ -141,7 +142,7 @@ func testBatch(t *testing.T, b store.Bucket) {
 		for i := range 5 {
 			data := []byte(fmt.Sprint("round ", round, " object ", i))
 			mustWrite(t, batch, fmt.Sprintf("%d/a %%2F/x%d", round, i), data)
-			clear(data) // the caller's again
+			clear(data) // the caller may reuse data
 		}
 		mustWrite(t, batch, "both", []byte("half of the first"))
 		mustWrite(t, batch, "both", fmt.Append(nil, round))
@@ -153,7 +154,7 @@ func testBatch(t *testing.T, b store.Bucket) {
 	checkRead(t, b, "0/a %2F/x4", []byte("round 0 object 4"))
 }
 
-// testBatchClose: what was not committed is there whole or not at all.
+// testBatchClose checks that an uncommitted object is either complete or absent.
 func testBatchClose(t *testing.T, b store.Bucket) {
 	batch := mustBatch(t, b)
 	mustWrite(t, batch, "dir/x", []byte("data"))
@@ -183,7 +184,7 @@ func testBatchCancelled(t *testing.T, b store.Bucket) {
 	checkAbsent(t, "Stat", "y", err)
 }
 
-// testBatchConcurrent has many writers of many batches, with the same names among them.
+// testBatchConcurrent writes the same names in several batches, with many writers each.
 func testBatchConcurrent(t *testing.T, b store.Bucket) {
 	var wg sync.WaitGroup
 	for range 4 {
@@ -241,7 +242,7 @@ func testBatchAfterBatch(t *testing.T, b store.Bucket) {
 	}
 }
 
-// testList checks store.Lister where there is one.
+// testList checks store.Lister if the bucket implements it.
 func testList(t *testing.T, b store.Bucket) {
 	lister, ok := b.(store.Lister)
 	if !ok {
@@ -258,7 +259,7 @@ func testList(t *testing.T, b store.Bucket) {
 	for _, prefix := range []string{"", "a", "ab", "ab/", "abc", "abcd", "abcd/", "abcd/abcd", "abcd/abce", "top", "d/e", "d/e/", "zz", "zz/z", "a space/percent%"} {
 		checkList(t, lister, prefix, sizes)
 	}
-	for object, err := range lister.List(t.Context(), "a") { // a listing may be left
+	for object, err := range lister.List(t.Context(), "a") { // the caller may stop a listing
 		if err != nil || object.Name == "" {
 			t.Errorf("List yields %q, %v", object.Name, err)
 		}
@@ -266,7 +267,7 @@ func testList(t *testing.T, b store.Bucket) {
 	}
 }
 
-// checkList compares a listing with those of the objects that have the prefix.
+// checkList compares a listing with the objects that have the prefix.
 func checkList(t *testing.T, l store.Lister, prefix string, sizes map[string]int64) {
 	t.Helper()
 	want := map[string]int64{}
@@ -306,7 +307,7 @@ func testListCancelled(t *testing.T, b store.Bucket) {
 	}
 }
 
-// testCreate checks store.Creator where there is one.
+// testCreate checks store.Creator if the bucket implements it.
 func testCreate(t *testing.T, b store.Bucket) {
 	creator, ok := b.(store.Creator)
 	if !ok {
@@ -329,7 +330,8 @@ func testCreate(t *testing.T, b store.Bucket) {
 	checkRead(t, b, "dir/x", []byte("first"))
 }
 
-// testCreateConcurrent has many create one object: one of them succeeds, and it is the one whose bytes are there.
+// testCreateConcurrent creates one object concurrently: one call succeeds, and the object has its
+// bytes.
 func testCreateConcurrent(t *testing.T, b store.Bucket) {
 	creator, ok := b.(store.Creator)
 	if !ok {
@@ -356,7 +358,7 @@ func testCreateConcurrent(t *testing.T, b store.Bucket) {
 	}
 }
 
-// testRemove checks store.Remover where there is one.
+// testRemove checks store.Remover if the bucket implements it.
 func testRemove(t *testing.T, b store.Bucket) {
 	remover, ok := b.(store.Remover)
 	if !ok {

@@ -14,7 +14,7 @@ import (
 	"cairn/store"
 )
 
-// Full is a bucket that can do all that buckets can do, but batches.
+// Full is a bucket with all optional interfaces except store.Batcher.
 type Full interface {
 	store.Bucket
 	store.Lister
@@ -22,28 +22,28 @@ type Full interface {
 	store.Remover
 }
 
-// Counts are how often a bucket was asked for what.
+// Counts holds the number of requests to a bucket, by kind.
 type Counts struct {
 	Gets, Heads, Puts, Lists int64
 }
 
-// Remote is a bucket as it is behind a network: each call takes its latency, a listing does so for each page,
-// it has no batches, and what is asked of it is counted. The zero latency is none.
+// Remote simulates a bucket behind a network. It delays each call by Latency, and each page of a
+// listing. It has no batches and counts the requests. Latency 0 means no delay.
 type Remote struct {
 	Full
 	Latency                  time.Duration
 	gets, heads, puts, lists atomic.Int64
 }
 
-// page is how many names an answer to a listing holds, as at S3.
+// page is the number of names in one page of a listing, as in S3.
 const page = 1000
 
-// Counts are those so far.
+// Counts returns the counts since the last Reset.
 func (r *Remote) Counts() Counts {
 	return Counts{r.gets.Load(), r.heads.Load(), r.puts.Load(), r.lists.Load()}
 }
 
-// Reset begins to count anew.
+// Reset sets the counts to 0.
 func (r *Remote) Reset() {
 	for _, n := range []*atomic.Int64{&r.gets, &r.heads, &r.puts, &r.lists} {
 		n.Store(0)
@@ -110,8 +110,8 @@ func (r *Remote) List(ctx context.Context, prefix string) iter.Seq2[store.Object
 	}
 }
 
-// CountingProxy is a web server before the one at base that hands every request on as it is, and counts them:
-// also those that are signed, since it leaves the name of the host alone. It ends with the test.
+// CountingProxy starts a reverse proxy for the web server at base, which counts the requests. It
+// keeps the Host header, so signed requests stay valid. It stops at the end of the test.
 func CountingProxy(t testing.TB, base string) (location string, counts func() Counts) {
 	t.Helper()
 	target, err := url.Parse(base)
@@ -131,7 +131,7 @@ func CountingProxy(t testing.TB, base string) (location string, counts func() Co
 			lists.Add(1)
 		case r.Method == http.MethodGet:
 			gets.Add(1)
-		default: // PUT, and POST of what is put in parts
+		default: // PUT, and POST for multipart uploads
 			puts.Add(1)
 		}
 		proxy.ServeHTTP(w, r)

@@ -8,30 +8,30 @@ import (
 	"cairn/store"
 )
 
-// When picks calls by their number, counted from 1.
+// When selects calls by their number, counted from 1.
 type When func(n int64) bool
 
-// Always picks every call.
+// Always selects every call.
 func Always(int64) bool { return true }
 
-// Nth picks the k-th call alone.
+// Nth selects only the k-th call.
 func Nth(k int64) When { return func(n int64) bool { return n == k } }
 
-// First picks the first k calls.
+// First selects the first k calls.
 func First(k int64) When { return func(n int64) bool { return n <= k } }
 
-// After picks all calls but the first k.
+// After selects all calls after the first k.
 func After(k int64) When { return func(n int64) bool { return n > k } }
 
-// Fault makes of an honest answer what the caller gets. data is the fault's to change.
+// Fault converts the correct result of a call to the result for the caller. It may change data.
 type Fault func(ctx context.Context, data []byte, err error) ([]byte, error)
 
-// Fails answers with err, such as store.ErrUnavailable.
+// Fails returns err, such as store.ErrUnavailable.
 func Fails(err error) Fault {
 	return func(context.Context, []byte, error) ([]byte, error) { return nil, err }
 }
 
-// Truncates loses the last n bytes, and does not say so.
+// Truncates drops the last n bytes and reports no error.
 func Truncates(n int) Fault {
 	return func(_ context.Context, data []byte, err error) ([]byte, error) {
 		return data[:max(0, len(data)-n)], err
@@ -46,19 +46,19 @@ func FlipsBit(_ context.Context, data []byte, err error) ([]byte, error) {
 	return data, err
 }
 
-// Answers gives these bytes for any object, also for one that is absent.
+// Answers returns these bytes for any object, including an absent one.
 func Answers(data []byte) Fault {
 	return func(context.Context, []byte, error) ([]byte, error) { return bytes.Clone(data), nil }
 }
 
-// Hangs answers only when the context ends, with its error.
+// Hangs blocks until the context ends, and returns its error.
 func Hangs(ctx context.Context, _ []byte, _ error) ([]byte, error) {
 	<-ctx.Done()
 	return nil, ctx.Err()
 }
 
-// Faulty reads from r, with fault in the answers to the calls of Read that when picks. The limit is checked
-// on the honest answer only.
+// Faulty returns a reader that applies fault to the Read calls of r selected by when. The limit is
+// checked only on the correct result.
 func Faulty(r store.Reader, when When, fault Fault) store.Reader {
 	return &faulty{Reader: r, when: when, fault: fault}
 }
@@ -82,7 +82,8 @@ func (f *faulty) Read(ctx context.Context, name string, dst []byte, limit int64)
 	return append(dst, data...), nil
 }
 
-// FaultyWrites is b, but the calls of Write that when picks, also those in batches, fail with err.
+// FaultyWrites returns a bucket like b whose Write calls selected by when fail with err, also in
+// batches.
 func FaultyWrites(b store.Bucket, when When, err error) store.Bucket {
 	return &faultyWrites{Bucket: b, when: when, err: err}
 }

@@ -7,7 +7,7 @@ import (
 	"cairn/store"
 )
 
-// GetterFunc is a store.Getter that gets each chunk by a call, all of them at once.
+// GetterFunc is a store.Getter that calls the function once for each chunk, all concurrently.
 type GetterFunc func(ctx context.Context, d blob.Digest, dst []byte) error
 
 // Get implements store.Getter.

@@ -27,26 +27,27 @@ import (
 	"cairn/internal/test/need"
 )
 
-// S3Options are what an S3Server is to be. The zero value is plain HTTP.
+// S3Options configures an S3Server. The zero value means plain HTTP.
 type S3Options struct {
-	TLS    bool   // with a certificate for 127.0.0.1, Domain and the names one below it
+	TLS    bool   // with a certificate for 127.0.0.1, Domain and *.Domain
 	Domain string // buckets are also at bucket.Domain
 }
 
-// S3Server is a real S3 server, versitygw, over a directory. The keys are its own, and root's.
+// S3Server is a real S3 server, versitygw, over a directory. Its keys are new ones, with root's
+// rights.
 type S3Server struct {
 	Scheme    string
 	Host      string // 127.0.0.1 and a port
 	AccessKey string
 	SecretKey string
 	CA        string // the file with the certificate to trust; "" without TLS
-	Dir       string // a directory for each bucket
+	Dir       string // contains a directory for each bucket
 
 	tool   string
 	client *http.Client
 }
 
-// S3 starts an S3Server on 127.0.0.1, which ends with the test.
+// S3 starts an S3Server on 127.0.0.1 and stops it at the end of the test.
 func S3(t testing.TB, o S3Options) *S3Server {
 	t.Helper()
 	work := t.TempDir()
@@ -79,8 +80,8 @@ func S3(t testing.TB, o S3Options) *S3Server {
 	return nil
 }
 
-// start tries it on a port that was free a moment ago. That what answers there is our own, a name shows that nobody
-// else knows.
+// start starts the server on a port that was free a moment ago, and reports whether it runs there.
+// The random health path ensures that another server on the port is not mistaken for it.
 func (s *S3Server) start(t testing.TB, args []string) bool {
 	t.Helper()
 	s.Host = freePort(t)
@@ -95,7 +96,7 @@ func (s *S3Server) start(t testing.TB, args []string) bool {
 	}
 	ended := make(chan struct{})
 	go func() {
-		_ = cmd.Wait() // how it ends does not matter
+		_ = cmd.Wait() // the exit status does not matter
 		close(ended)
 	}()
 	stop := func() {
@@ -116,14 +117,14 @@ func (s *S3Server) start(t testing.TB, args []string) bool {
 	return true
 }
 
-// waitFor asks until it is there, for a minute at most.
+// waitFor requests path until the server answers with 200, for about a minute.
 func (s *S3Server) waitFor(path string, ended chan struct{}) bool {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for range 3000 {
 		answer, err := s.client.Get(s.Scheme + "://" + s.Host + path)
 		if err == nil {
-			_ = answer.Body.Close() // nothing of it is used
+			_ = answer.Body.Close() // the body is not used
 			if answer.StatusCode == http.StatusOK {
 				return true
 			}
@@ -137,7 +138,8 @@ func (s *S3Server) waitFor(path string, ended chan struct{}) bool {
 	return false
 }
 
-// Location is that of a store in a bucket, addressed by path. Query begins with a question mark, or is "".
+// Location returns the location of a store in a bucket, addressed by path. query begins with a
+// question mark, or is "".
 func (s *S3Server) Location(bucketAndPrefix, query string) string {
 	return "s3+" + s.Scheme + "://" + s.Host + "/" + bucketAndPrefix + query
 }
@@ -148,7 +150,7 @@ func (s *S3Server) Bucket(t testing.TB, name string) {
 	s.Do(t, http.MethodPut, "/"+name, nil)
 }
 
-// User makes a user without any rights.
+// User makes a user without any permissions.
 func (s *S3Server) User(t testing.TB, access, secret string) {
 	t.Helper()
 	s.Admin(t, "create-user", "--access", access, "--secret", secret, "--role", "user")
@@ -166,7 +168,7 @@ func (s *S3Server) Admin(t testing.TB, args ...string) {
 	}
 }
 
-// Do makes a request as root, which has to succeed. The path may have a query.
+// Do sends a request as root and fails the test unless it succeeds. The path may have a query.
 func (s *S3Server) Do(t testing.TB, method, path string, body []byte) {
 	t.Helper()
 	request, err := http.NewRequestWithContext(t.Context(), method, s.Scheme+"://"+s.Host+path, bytes.NewReader(body))
@@ -187,7 +189,7 @@ func (s *S3Server) Do(t testing.TB, method, path string, body []byte) {
 
 func randomHex(n int) string {
 	p := make([]byte, n)
-	_, _ = rand.Read(p) // it cannot fail
+	_, _ = rand.Read(p) // never fails
 	return hex.EncodeToString(p)
 }
 
@@ -201,7 +203,7 @@ func freePort(t testing.TB) string {
 	return listener.Addr().String()
 }
 
-// s3Certificate signs itself, so that it is its own authority.
+// s3Certificate is a self-signed certificate, which is its own authority.
 type s3Certificate struct {
 	parsed *x509.Certificate
 	key    []byte
@@ -244,7 +246,7 @@ func (c s3Certificate) trust() *tls.Config {
 	return &tls.Config{RootCAs: roots}
 }
 
-// write is a file with the certificate and its key.
+// write writes the certificate and its key to a file and returns its path.
 func (c s3Certificate) write(t testing.TB, dir string) string {
 	t.Helper()
 	text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.parsed.Raw})

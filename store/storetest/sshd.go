@@ -17,11 +17,11 @@ import (
 	"cairn/internal/test/need"
 )
 
-// SSHD is a real sshd with keys and a configuration of its own: one process for each connection to a port of
-// 127.0.0.1, so that a test can stop, kill and count them. It ends with the test.
+// SSHD runs a real sshd with its own keys and configuration on a port of 127.0.0.1. Each connection
+// has its own process, so a test can stop, kill and count them. It stops at the end of the test.
 type SSHD struct {
-	// Config is an ssh_config whose Host "store" leads here as the user who runs the test, and "nobody" as nobody,
-	// who can be denied something. "stranger" has not seen the host's key.
+	// Config is an ssh_config with three hosts. "store" logs in as the user of the test, and
+	// "nobody" as nobody, which has few permissions. "stranger" does not know the host's key.
 	Config string
 
 	t        testing.TB
@@ -30,25 +30,25 @@ type SSHD struct {
 	log      string
 	listener net.Listener
 	accepted atomic.Int64
-	cut      atomic.Int64 // bytes after which a connection is cut; 0 is never
-	most     atomic.Int64 // connections that are let in; 0 is all
+	cut      atomic.Int64 // bytes after which a connection is cut; 0 means never
+	most     atomic.Int64 // accepted connections; 0 means all
 	work     sync.WaitGroup
 	mu       sync.Mutex
 	sessions map[*exec.Cmd]net.Conn
 }
 
-// NewSSHD starts one. Lines are put at the end of sshd_config; subsystem is the server of SFTP, such as
+// NewSSHD starts an SSHD. It appends lines to sshd_config. subsystem is the SFTP server, such as
 // "internal-sftp".
 func NewSSHD(t testing.TB, subsystem string, lines ...string) *SSHD {
 	t.Helper()
 	if os.Geteuid() == 0 {
 		need.Tool(t, "ssh")
-		if err := os.MkdirAll("/run/sshd", 0o755); err != nil { // where sshd's unprivileged part lives; the boot makes it
+		if err := os.MkdirAll("/run/sshd", 0o755); err != nil { // sshd's privilege separation directory; the boot makes it
 			t.Fatal(err)
 		}
 	}
 	dir := t.TempDir()
-	for _, d := range []string{filepath.Dir(dir), dir} { // the files here are read as the user who logs in
+	for _, d := range []string{filepath.Dir(dir), dir} { // sshd reads the files as the user that logs in
 		if err := os.Chmod(d, 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -67,7 +67,8 @@ func NewSSHD(t testing.TB, subsystem string, lines ...string) *SSHD {
 	return s
 }
 
-// sshdPath is absolute, as sshd wants it; users who are not root rarely have sbin in their path.
+// sshdPath returns the absolute path that sshd requires. Users other than root rarely have sbin in
+// their PATH.
 func sshdPath(t testing.TB) string {
 	if _, err := os.Stat("/usr/sbin/sshd"); err == nil {
 		return "/usr/sbin/sshd"
@@ -138,26 +139,27 @@ func (s *SSHD) write(path, text string) {
 	}
 }
 
-// Accepted is how many connections there were.
+// Accepted returns the number of accepted connections.
 func (s *SSHD) Accepted() int { return int(s.accepted.Load()) }
 
-// CutAfter has sshd killed once that many bytes have gone over a connection in either direction, from the next
-// connection on; 0 is never.
+// CutAfter kills sshd after that many bytes on a connection in either direction, from the next
+// connection on; 0 means never.
 func (s *SSHD) CutAfter(bytes int64) { s.cut.Store(bytes) }
 
-// Admit has all connections but the first n closed at once; 0 lets all in.
+// Admit closes all connections after the first n immediately; 0 means none.
 func (s *SSHD) Admit(n int64) { s.most.Store(n) }
 
-// Signal sends a signal to what serves connections. SIGSTOP makes the server silent, SIGKILL breaks connections.
+// Signal sends a signal to the process groups of all connections. SIGSTOP makes the server silent,
+// SIGKILL breaks the connections.
 func (s *SSHD) Signal(signal syscall.Signal) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for cmd := range s.sessions {
-		_ = syscall.Kill(-cmd.Process.Pid, signal) // it may have ended
+		_ = syscall.Kill(-cmd.Process.Pid, signal) // the process may have ended
 	}
 }
 
-// Refuse ends the listening: there is no server any more.
+// Refuse closes the listener, so new connections fail.
 func (s *SSHD) Refuse() { s.listener.Close() }
 
 func (s *SSHD) end() {
@@ -190,7 +192,7 @@ func (s *SSHD) accept() {
 	}
 }
 
-// serve is one connection: an sshd as inetd would start it, with the bytes going through our hands.
+// serve runs sshd for one connection, as inetd does, and copies the bytes in both directions.
 func (s *SSHD) serve(c net.Conn) {
 	defer c.Close()
 	cmd := exec.Command(s.program, "-i", "-E", s.log, "-f", s.server)
@@ -228,7 +230,7 @@ func (s *SSHD) serve(c net.Conn) {
 	})
 	pass(c, out)
 	c.Close()
-	_ = cmd.Wait() // it is killed, or ends as its client does
+	_ = cmd.Wait() // sshd was killed, or ended because its client did
 	s.mu.Lock()
 	delete(s.sessions, cmd)
 	s.mu.Unlock()

@@ -1,5 +1,6 @@
-// Package storetest says what a store promises, as a suite that every backend runs against the real service,
-// and has readers and buckets that fail in the ways services do. Only tests import it.
+// Package storetest has a test suite for the contracts of package store, which every backend runs
+// against the real service. It also has readers and buckets that fail as services do. Only tests
+// import it.
 package storetest
 
 import (
@@ -15,10 +16,11 @@ import (
 	"cairn/store"
 )
 
-// Put stores an object behind a reader's back.
+// Put stores an object in the store behind a reader, without the reader.
 type Put func(name string, data []byte)
 
-// Test checks the contract of store.Reader. Each call of open gives an empty store, and the way to fill it.
+// Test checks the contract of store.Reader. Each call of open returns an empty store and a function
+// that fills it.
 func Test(t *testing.T, open func(t *testing.T) (store.Reader, Put)) {
 	tests := map[string]func(*testing.T, store.Reader, Put){
 		"read":       testRead,
@@ -41,7 +43,7 @@ func Test(t *testing.T, open func(t *testing.T) (store.Reader, Put)) {
 
 const noLimit = 1 << 40
 
-// Bytes are size bytes that depend on seed and do not compress.
+// Bytes returns size bytes that depend on seed and do not compress.
 func Bytes(seed uint64, size int) []byte {
 	p := make([]byte, size)
 	var key [32]byte
