@@ -1,6 +1,6 @@
-// Package gonbd joins package nbd to github.com/pojntfx/go-nbd, in both directions: a device of ours as one
-// of its backends, and one of its backends as a device of ours. It is the only package that imports go-nbd.
-// It knows nothing of images, and adds nothing that the other side does not have.
+// Package gonbd connects package nbd to github.com/pojntfx/go-nbd in both directions: an nbd.Device
+// as a go-nbd backend, and a go-nbd backend as an nbd.Device. It is the only package that imports
+// go-nbd. It knows nothing of images, and adds no feature that the other side lacks.
 package gonbd
 
 import (
@@ -15,11 +15,12 @@ import (
 	"cairn/nbd"
 )
 
-// Backend hands out a device as a go-nbd backend. Its calls have no context of their own, so ctx is theirs:
-// when it ends, what waits fails. A device that is no nbd.Writer refuses writes with EPERM.
+// Backend returns a device as a go-nbd backend. The backend's methods take no context and use ctx
+// instead: when it ends, blocked calls fail. A device that does not implement nbd.Writer refuses
+// writes with EPERM.
 //
-// For go-nbd's server, mind that Options.SupportsMultiConn must be set, or no client connects, that its
-// ReadOnly does not tell clients so, and that a read that fails ends the connection.
+// Three traps of go-nbd's server: no client connects unless Options.SupportsMultiConn is set, its
+// ReadOnly is not announced to clients, and a failed read ends the connection.
 func Backend(ctx context.Context, dev nbd.Device) backend.Backend {
 	w, _ := dev.(nbd.Writer)
 	return &outgoing{ctx, dev, w}
@@ -33,8 +34,8 @@ type outgoing struct {
 
 var _ backend.Backend = (*outgoing)(nil)
 
-// ReadAt reads as io.ReaderAt says. go-nbd's server asks for whatever its client asks for, so that the
-// bounds are looked after here.
+// ReadAt implements io.ReaderAt. It checks the bounds, because go-nbd's server passes on any range
+// that its client requests.
 func (b *outgoing) ReadAt(p []byte, off int64) (int, error) {
 	n, err := b.within(p, off)
 	if n > 0 {
@@ -45,7 +46,7 @@ func (b *outgoing) ReadAt(p []byte, off int64) (int, error) {
 	return n, err
 }
 
-// WriteAt writes as io.WriterAt says, and nothing at all if p reaches beyond the end.
+// WriteAt implements io.WriterAt. It writes nothing if p reaches beyond the end of the device.
 func (b *outgoing) WriteAt(p []byte, off int64) (int, error) {
 	if b.writer == nil {
 		return 0, syscall.EPERM
@@ -59,7 +60,8 @@ func (b *outgoing) WriteAt(p []byte, off int64) (int, error) {
 	return len(p), nil
 }
 
-// within is how many bytes of p, which belongs at off, lie within the device, and io.EOF if not all do.
+// within returns the number of bytes of p, at off, that lie within the device, and io.EOF unless
+// all do.
 func (b *outgoing) within(p []byte, off int64) (int, error) {
 	size := b.dev.Size()
 	if off < 0 || off > size {
@@ -73,7 +75,7 @@ func (b *outgoing) within(p []byte, off int64) (int, error) {
 
 func (b *outgoing) Size() (int64, error) { return b.dev.Size(), nil }
 
-// Sync flushes. It has nothing to do for a device that cannot be written.
+// Sync flushes the device. It does nothing for a read-only device.
 func (b *outgoing) Sync() error {
 	if b.writer == nil {
 		return nil
@@ -81,9 +83,9 @@ func (b *outgoing) Sync() error {
 	return b.writer.Flush(b.ctx)
 }
 
-// Device makes a device of a go-nbd backend. It is an nbd.Writer: set nbd.Export.ReadOnly if it should not
-// be written. Its size is asked for once. A backend's calls cannot be interrupted: the end of a context
-// only keeps those from being made that were not begun.
+// Device returns a go-nbd backend as an nbd.Device. It requests the backend's size once. The device
+// implements nbd.Writer; set nbd.Export.ReadOnly to prevent writes. The backend's calls cannot be
+// interrupted: the end of a context only prevents further calls.
 func Device(b backend.Backend) (nbd.Device, error) {
 	size, err := b.Size()
 	if err != nil {
@@ -130,7 +132,8 @@ func (d *incoming) Flush(ctx context.Context) error {
 	return d.b.Sync()
 }
 
-// whole is what an io.ReaderAt's result means for someone who wants all: io.EOF with all bytes is fine.
+// whole converts the result of an io.ReaderAt for a caller that needs all bytes: io.EOF with all
+// bytes is not an error.
 func whole(n, want int, err error) error {
 	switch {
 	case n == want:
