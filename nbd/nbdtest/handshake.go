@@ -1,6 +1,6 @@
-// Package nbdtest is a small NBD client for tests and for the replay of traces. It is strict: a server
-// that breaks the protocol where a lenient client would not mind is an error. It knows nothing of package
-// nbd, so that it can judge it, and does not speak to the kernel.
+// Package nbdtest is a small NBD client for tests and for the replay of traces. It is strict: it
+// reports protocol errors of a server that a lenient client would ignore. It is independent of
+// package nbd, which it tests, and does not use the kernel's NBD driver.
 package nbdtest
 
 import (
@@ -29,7 +29,7 @@ func Dial(ctx context.Context, network, address string) (*Client, error) {
 	return c, nil
 }
 
-// New exchanges greetings over a connection, which it owns if it succeeds.
+// New exchanges greetings over a connection. The client owns the connection if New succeeds.
 func New(conn net.Conn) (*Client, error) {
 	var p [18]byte
 	if _, err := io.ReadFull(conn, p[:]); err != nil {
@@ -47,7 +47,7 @@ func New(conn net.Conn) (*Client, error) {
 	return c, err
 }
 
-// Close ends the connection without a goodbye. Requests without a reply fail.
+// Close closes the connection without a disconnect request. Requests without a reply fail.
 func (c *Client) Close() error {
 	err := c.conn.Close()
 	if c.received != nil {
@@ -56,14 +56,14 @@ func (c *Client) Close() error {
 	return err
 }
 
-// OptionReply is one of the replies to an option.
+// OptionReply is one reply to an option.
 type OptionReply struct {
 	Type uint32
 	Data []byte
 }
 
-// Option sends an option and reads the replies up to the last, ACK, which is not returned, or an error,
-// which is an *OptionError.
+// Option sends an option and returns the replies before the final ACK. An error reply ends them too
+// and is returned as an *OptionError.
 func (c *Client) Option(id uint32, data []byte) ([]OptionReply, error) {
 	if _, err := c.conn.Write(OptionBytes(id, data)); err != nil {
 		return nil, err
@@ -104,14 +104,14 @@ func (c *Client) optionReply(id uint32) (OptionReply, error) {
 	return r, err
 }
 
-// StructuredReplies negotiates them.
+// StructuredReplies negotiates structured replies.
 func (c *Client) StructuredReplies() error {
 	_, err := c.Option(OptStructuredReply, nil)
 	c.structured = c.structured || err == nil
 	return err
 }
 
-// StartTLS puts TLS around the connection. What was negotiated before is to be negotiated anew.
+// StartTLS upgrades the connection to TLS. All earlier negotiation is void and must be repeated.
 func (c *Client) StartTLS(config *tls.Config) error {
 	if _, err := c.Option(OptStartTLS, nil); err != nil {
 		return err
@@ -143,13 +143,13 @@ func (c *Client) metaContext(id uint32, export string, queries []string) (map[ui
 	return ids, names, err
 }
 
-// ListMetaContexts returns the names of the contexts that match.
+// ListMetaContexts returns the names of the contexts that match the queries.
 func (c *Client) ListMetaContexts(export string, queries ...string) ([]string, error) {
 	_, names, err := c.metaContext(OptListMetaContext, export, queries)
 	return names, err
 }
 
-// SetMetaContexts chooses contexts, and returns the names of those that the server has.
+// SetMetaContexts selects contexts, and returns the names of the ones that the server has.
 func (c *Client) SetMetaContexts(export string, queries ...string) ([]string, error) {
 	ids, names, err := c.metaContext(OptSetMetaContext, export, queries)
 	c.contexts = nil
@@ -162,10 +162,10 @@ func (c *Client) SetMetaContexts(export string, queries ...string) ([]string, er
 	return names, err
 }
 
-// Listing is an export as a list shows it.
+// Listing is an export in the server's list.
 type Listing struct{ Name, Description string }
 
-// List returns the exports that the server shows.
+// List returns the exports that the server lists.
 func (c *Client) List() ([]Listing, error) {
 	replies, err := c.Option(OptList, nil)
 	var all []Listing
@@ -182,15 +182,15 @@ func (c *Client) List() ([]Listing, error) {
 	return all, err
 }
 
-// Info is what a server says of an export. What was not told is zero.
+// Info holds the server's information about an export. Missing information is zero.
 type Info struct {
 	Size                uint64
 	Flags               uint16
 	Name, Description   string
-	Min, Preferred, Max uint32 // block sizes; Max is of a payload
+	Min, Preferred, Max uint32 // block sizes; Max is the largest payload
 }
 
-// InfoData is the data of an INFO or GO option that asks for all there is.
+// InfoData returns the data of an INFO or GO option that requests all information.
 func InfoData(name string) []byte {
 	p := binary.BigEndian.AppendUint16(AppendString(nil, name), 4)
 	for kind := range uint16(4) {
@@ -199,10 +199,10 @@ func InfoData(name string) []byte {
 	return p
 }
 
-// Info asks for all there is to know of an export.
+// Info requests all information about an export.
 func (c *Client) Info(name string) (Info, error) { return c.ask(OptInfo, name) }
 
-// Go chooses an export and starts the transmission phase.
+// Go selects an export and starts the transmission phase.
 func (c *Client) Go(name string) (Info, error) {
 	info, err := c.ask(OptGo, name)
 	if err == nil {
@@ -255,7 +255,8 @@ func (i *Info) add(kind uint16, p []byte) error {
 	return nil
 }
 
-// ExportName chooses an export the old way, and starts the transmission phase.
+// ExportName selects an export with the older option NBD_OPT_EXPORT_NAME, and starts the
+// transmission phase.
 func (c *Client) ExportName(name string) (Info, error) {
 	if _, err := c.conn.Write(OptionBytes(OptExportName, []byte(name))); err != nil {
 		return Info{}, err
@@ -277,7 +278,7 @@ func (c *Client) ExportName(name string) (Info, error) {
 	return info, nil
 }
 
-// Abort ends the handshake, and waits for the server to close the connection.
+// Abort ends the handshake, and waits until the server closes the connection.
 func (c *Client) Abort() error {
 	if _, err := c.Option(OptAbort, nil); err != nil {
 		return err

@@ -11,8 +11,8 @@ import (
 	"sync"
 )
 
-// Client is one connection. Its handshake methods are for one goroutine; after Go or ExportName, the
-// request methods are for any number at once.
+// Client is a connection to an NBD server. One goroutine may use its handshake methods. After Go or
+// ExportName, its request methods are safe for concurrent use.
 type Client struct {
 	conn       net.Conn
 	noZeroes   bool
@@ -20,39 +20,39 @@ type Client struct {
 	contexts   map[uint32]string // as set, by id
 
 	info     Info
-	received chan struct{} // closed when the receiver has ended
+	received chan struct{} // closed when receive has ended
 	sending  sync.Mutex    // held while a request is written
 
-	mu     sync.Mutex // guards what follows
+	mu     sync.Mutex // guards the fields below
 	calls  map[uint64]*call
 	cookie uint64
-	err    error // why the connection is of no use any more
+	err    error // set when the connection has failed
 }
 
-// Reply is the answer to a request.
+// Reply is the reply to a request.
 type Reply struct {
 	Data    []byte              // of a read
 	Extents []Extent            // of base:allocation
-	States  map[string][]Extent // of each chosen context, by its name
-	Chunks  int                 // of a structured reply, all kinds
-	Holes   int                 // of them, holes
+	States  map[string][]Extent // of each selected context, by its name
+	Chunks  int                 // the number of chunks in a structured reply, of all kinds
+	Holes   int                 // the number of hole chunks among them
 }
 
-// Extent is a part of a block status. In base:allocation the bits are hole 1, zero 2.
+// Extent is one extent of a block status. The bits of base:allocation are hole 1 and zero 2.
 type Extent struct {
 	Length uint32
 	State  uint32
 }
 
-// call is a request that waits for its reply.
+// call is a request without a complete reply.
 type call struct {
 	Request
 	reply    Reply
-	covered  []span // of a read's data, so far
-	contexts int    // of a block status, still to come
+	covered  []span // the received ranges of a read
+	contexts int    // the missing contexts of a block status
 	failure  *Error
 	done     chan struct{}
-	err      error // of the connection; valid when done
+	err      error // of the connection; valid after done is closed
 }
 
 type span struct{ from, to uint64 }
@@ -63,7 +63,7 @@ func (c *Client) transmit(info Info) {
 	go c.receive()
 }
 
-// receive takes replies in until the connection ends, by whatever cause. Then all calls fail.
+// receive reads replies until the connection ends for any reason. Then all calls fail.
 func (c *Client) receive() {
 	defer close(c.received)
 	in := bufio.NewReaderSize(c.conn, 64<<10)
@@ -82,7 +82,7 @@ func (c *Client) receive() {
 	c.conn.Close()
 }
 
-// next takes in one simple reply or one chunk.
+// next reads one simple reply or one chunk.
 func (c *Client) next(in *bufio.Reader) error {
 	head, err := in.Peek(16)
 	if err != nil {
@@ -101,7 +101,8 @@ func (c *Client) next(in *bufio.Reader) error {
 	}
 }
 
-// readFull reads what belongs to a reply that has begun.
+// readFull fills p with the rest of a reply. The end of the connection is io.ErrUnexpectedEOF
+// there.
 func readFull(in io.Reader, p []byte) error {
 	_, err := io.ReadFull(in, p)
 	if err == io.EOF && len(p) > 0 {
@@ -211,7 +212,8 @@ func (c *call) data(offset uint64, p []byte) error {
 	return nil
 }
 
-// cover notes that a part of a read has come, which must be new and within what was asked.
+// cover records a received range of a read. It returns an error unless the range is new and within
+// the request.
 func (c *call) cover(offset, length uint64) error {
 	if c.reply.Data == nil {
 		c.reply.Data = make([]byte, c.Length)
@@ -280,7 +282,7 @@ func (c *call) fail(kind uint16, p []byte) error {
 	return nil
 }
 
-// complete checks that a structured reply that is done says all it must.
+// complete checks that a finished structured reply has all required content.
 func (c *call) complete() error {
 	if c.failure != nil {
 		return nil
@@ -298,8 +300,8 @@ func (c *call) complete() error {
 	return nil
 }
 
-// Start sends a request and returns a function that waits for its reply. An error reply is an *Error;
-// any other error means that the connection is of no use any more, or that ctx ended.
+// Start sends a request and returns a function that waits for its reply. An error reply is an
+// *Error. Any other error means that the connection has failed or that ctx has ended.
 func (c *Client) Start(q Request) (wait func(ctx context.Context) (Reply, error), err error) {
 	call := &call{Request: q, done: make(chan struct{})}
 	cookie, err := c.register(call)
@@ -350,38 +352,38 @@ func (c *Client) Do(ctx context.Context, q Request) (Reply, error) {
 	return wait(ctx)
 }
 
-// Read fills p with the bytes from off on.
+// Read fills p with the bytes that start at off.
 func (c *Client) Read(ctx context.Context, p []byte, off uint64) error {
 	reply, err := c.Do(ctx, Request{Command: CmdRead, Offset: off, Length: uint32(len(p))})
 	copy(p, reply.Data)
 	return err
 }
 
-// Write writes p; flags may be CmdFlagFUA.
+// Write writes p at off. flags may be CmdFlagFUA.
 func (c *Client) Write(ctx context.Context, p []byte, off uint64, flags uint16) error {
 	_, err := c.Do(ctx, Request{Flags: flags, Command: CmdWrite, Offset: off, Length: uint32(len(p)), Data: p})
 	return err
 }
 
-// Flush makes durable what was written.
+// Flush makes all completed writes durable.
 func (c *Client) Flush(ctx context.Context) error {
 	_, err := c.Do(ctx, Request{Command: CmdFlush})
 	return err
 }
 
-// Cache tells the server what will be read.
+// Cache asks the server to prefetch a range.
 func (c *Client) Cache(ctx context.Context, off uint64, n uint32) error {
 	_, err := c.Do(ctx, Request{Command: CmdCache, Offset: off, Length: n})
 	return err
 }
 
-// BlockStatus asks where data and zeros are; flags may be CmdFlagReqOne.
+// BlockStatus returns the extents of data and zeros in a range. flags may be CmdFlagReqOne.
 func (c *Client) BlockStatus(ctx context.Context, off uint64, n uint32, flags uint16) ([]Extent, error) {
 	reply, err := c.Do(ctx, Request{Flags: flags, Command: CmdBlockStatus, Offset: off, Length: n})
 	return reply.Extents, err
 }
 
-// Disconnect says goodbye and waits until the server closes the connection.
+// Disconnect sends a disconnect request and waits until the server closes the connection.
 func (c *Client) Disconnect() error {
 	c.sending.Lock()
 	_, err := c.conn.Write(RequestBytes(0, Request{Command: CmdDisc}))

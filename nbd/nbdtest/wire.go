@@ -5,8 +5,8 @@ import (
 	"fmt"
 )
 
-// The protocol's numbers as this package knows them: written down a second time, apart from the server's,
-// so that a slip in one of the two is found.
+// The protocol's numbers, deliberately not shared with the server: an error in one of the two
+// copies makes a test fail.
 const (
 	OptExportName      = 1
 	OptAbort           = 2
@@ -94,23 +94,23 @@ func (e *OptionError) Error() string { return fmt.Sprintf("refused with %#x: %s"
 type Error struct {
 	Code   uint32
 	Text   string
-	Offset int64 // where it happened, or -1
+	Offset int64 // the offset of the error, or -1
 }
 
 func (e *Error) Error() string { return fmt.Sprintf("error %d: %s", e.Code, e.Text) }
 
-// AppendString appends s with its length before it, as options contain strings.
+// AppendString appends the length of s and s, the form of strings in options.
 func AppendString(p []byte, s string) []byte {
 	return append(binary.BigEndian.AppendUint32(p, uint32(len(s))), s...)
 }
 
-// OptionBytes is an option as it goes over the wire.
+// OptionBytes returns the encoding of an option.
 func OptionBytes(id uint32, data []byte) []byte {
 	p := binary.BigEndian.AppendUint32([]byte("IHAVEOPT"), id)
 	return append(binary.BigEndian.AppendUint32(p, uint32(len(data))), data...)
 }
 
-// Request is what a client asks in the transmission phase.
+// Request is a request of the transmission phase.
 type Request struct {
 	Flags   uint16
 	Command uint16
@@ -119,7 +119,7 @@ type Request struct {
 	Data    []byte // of a write
 }
 
-// RequestBytes is a request as it goes over the wire.
+// RequestBytes returns the encoding of a request.
 func RequestBytes(cookie uint64, q Request) []byte {
 	p := binary.BigEndian.AppendUint32(nil, 0x25609513)
 	p = binary.BigEndian.AppendUint16(p, q.Flags)
