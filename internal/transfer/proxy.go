@@ -17,25 +17,26 @@ import (
 	"cairn/store"
 )
 
-// ErrProxy says that a proxy refuses, or cannot be reached, rather than the server.
+// ErrProxy reports that a proxy, and not the server, refused the request or cannot be reached.
 var ErrProxy = errors.New("the proxy")
 
-// proxyError is an error that is a proxy's.
+// proxyError wraps an error of a proxy. It is an ErrProxy.
 type proxyError struct{ err error }
 
 func (e proxyError) Error() string   { return e.err.Error() }
 func (e proxyError) Unwrap() []error { return []error{ErrProxy, e.err} }
 
-// DeniedByProxy is a store.ErrDenied of a proxy.
+// DeniedByProxy returns a store.ErrDenied of a proxy.
 func DeniedByProxy(why string) error {
 	return proxyError{fmt.Errorf("%w by the proxy: %s", store.ErrDenied, why)}
 }
 
-// Unavailable is a *store.UnavailableError of a request that got no answer. What a proxy refuses is final, though.
+// Unavailable returns the error for a request without an answer. It is a *store.UnavailableError,
+// except that a proxy's refusal is final.
 func Unavailable(err error) error {
 	op, is := errors.AsType[*net.OpError](err)
 	switch {
-	case errors.Is(err, ErrProxy): // checkConnect's
+	case errors.Is(err, ErrProxy): // from checkConnect
 		return err
 	case is && op.Op == "socks connect" && strings.Contains(op.Err.Error(), "authentication"):
 		return DeniedByProxy(op.Err.Error())
@@ -45,7 +46,8 @@ func Unavailable(err error) error {
 	return &store.UnavailableError{Err: err}
 }
 
-// checkConnect tells a proxy that refuses from one that cannot reach the server.
+// checkConnect returns a store.ErrDenied if a proxy refuses the client (407, 403). Other answers
+// mean that the proxy cannot reach the server.
 func checkConnect(_ context.Context, proxy *url.URL, _ *http.Request, answer *http.Response) error {
 	switch answer.StatusCode {
 	case http.StatusProxyAuthRequired, http.StatusForbidden:
@@ -55,13 +57,14 @@ func checkConnect(_ context.Context, proxy *url.URL, _ *http.Request, answer *ht
 	return nil
 }
 
-// proxies finds the proxy of a request in the environment: HTTPS_PROXY or HTTP_PROXY by its scheme, else ALL_PROXY, which
-// net/http does not know, and none for the hosts in NO_PROXY. The names may be in lower case.
+// proxies returns a function that finds the proxy of a request in the environment. It uses
+// HTTPS_PROXY or HTTP_PROXY by the request's scheme, else ALL_PROXY, which net/http does not
+// support. Hosts in NO_PROXY have no proxy. The names may be in lower case.
 func proxies() func(*http.Request) (*url.URL, error) {
 	c := httpproxy.FromEnvironment()
 	all := cmp.Or(os.Getenv("ALL_PROXY"), os.Getenv("all_proxy"))
 	c.HTTPSProxy = cmp.Or(c.HTTPSProxy, all)
-	if !c.CGI { // a client of the web server could have set it
+	if !c.CGI { // under CGI a web client could have set HTTP_PROXY
 		c.HTTPProxy = cmp.Or(c.HTTPProxy, all)
 	}
 	find := c.ProxyFunc()
@@ -73,7 +76,7 @@ func proxies() func(*http.Request) (*url.URL, error) {
 		if proxy == nil {
 			return nil, nil
 		}
-		if proxy.Scheme == "socks" { // as desktops write it
+		if proxy.Scheme == "socks" { // the spelling of desktop environments
 			proxy.Scheme = "socks5"
 		}
 		if !slices.Contains([]string{"http", "https", "socks5", "socks5h"}, proxy.Scheme) {

@@ -8,9 +8,10 @@ import (
 	"time"
 )
 
-// Send makes data the body of a request. Nobody reads data after stop, whatever the transport still does; and when
-// the server takes less than 32 KiB of it within the patience, or does not answer when it has it all, abort is
-// called. The watch begins with the connection, and ends with stop.
+// Send sets data as the body of a request. The transport does not read data after stop returns.
+// Send calls abort in two cases: the server takes less than 32 KiB of data within the patience, or
+// it does not answer within twice the patience after it has all data. The timer starts with the
+// first read of the body and ends with stop.
 func Send(request *http.Request, data []byte, patience time.Duration, abort func(error)) (stop func()) {
 	if len(data) == 0 {
 		return func() {}
@@ -22,7 +23,8 @@ func Send(request *http.Request, data []byte, patience time.Duration, abort func
 	return o.stop
 }
 
-// outgoing is data under way, maybe for a second time, since a connection may turn out to be closed already.
+// outgoing is the body of a request. The transport may read it a second time if the first
+// connection was already closed.
 type outgoing struct {
 	patience time.Duration
 	abort    func(error)
@@ -30,11 +32,11 @@ type outgoing struct {
 	mu      sync.Mutex // guards all below
 	data    []byte
 	recent  int
-	stalled *time.Timer // nil before the first byte is asked for
+	stalled *time.Timer // nil before the first read
 	stopped bool
 }
 
-// errStopped ends the reading of a body that is not needed any more.
+// errStopped ends the reading of a body after stop.
 var errStopped = errors.New("the request has ended")
 
 func (o *outgoing) read(p []byte, at int) (int, error) {
@@ -50,7 +52,7 @@ func (o *outgoing) read(p []byte, at int) (int, error) {
 	if at+n < len(o.data) || n > 0 {
 		return n, nil
 	}
-	o.wait(2 * o.patience) // the transport's own time for the answer begins when it has sent the last bytes
+	o.wait(2 * o.patience) // ResponseHeaderTimeout starts after the last bytes are sent, and should end first
 	return 0, io.EOF
 }
 
@@ -72,7 +74,7 @@ func (o *outgoing) stop() {
 	}
 }
 
-// sending is one reading of the data, from its start.
+// sending is one reader of the data, from its start.
 type sending struct {
 	out *outgoing
 	at  int

@@ -1,6 +1,6 @@
-// Package transfer has what stores behind HTTP share: a transport that waits for nobody for ever, and bodies
-// that are kept within a limit and given up when they stall. It knows nothing of what is transferred, nor of how
-// a server says no.
+// Package transfer holds the common parts of stores over HTTP: a transport with timeouts, and
+// bodies with size limits and stall detection. It does not know the transferred content, nor the
+// meaning of error statuses.
 package transfer
 
 import (
@@ -26,9 +26,10 @@ const (
 	idleTimeout    = 90 * time.Second
 )
 
-// Transport makes as many connections to a host as it is told. The patience is how long a server may take to
-// accept a connection, for the TLS handshake, and to begin its answer. It speaks HTTP/1.1 only: for many small
-// objects its connections cost less than HTTP/2's streams.
+// Transport returns a transport with at most connections connections to each host. The patience
+// limits the time a server may take to accept a connection, to finish the TLS handshake, and to
+// begin its answer. It uses HTTP/1.1 only: for many small objects its connections cost less than
+// HTTP/2's streams.
 func Transport(connections int, patience time.Duration, trust *tls.Config) *http.Transport {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
@@ -50,8 +51,9 @@ func Transport(connections int, patience time.Duration, trust *tls.Config) *http
 	}
 }
 
-// WebPage is the error about an answer that looks like the pages of captive portals and error handlers, or nil. They come
-// from a server in front of the store, and go away again: a *store.UnavailableError.
+// WebPage returns an error if the answer looks like a page of a captive portal or an error handler,
+// else nil. It is a *store.UnavailableError, since such pages come from a server in front of the
+// store and are temporary.
 func WebPage(answer *http.Response) error {
 	kind, _, _ := mime.ParseMediaType(answer.Header.Get("Content-Type"))
 	if kind == "text/html" {
@@ -60,8 +62,9 @@ func WebPage(answer *http.Response) error {
 	return nil
 }
 
-// Suspicion is why the body of an answer may not be the object, as the header tells, or nil. It proves nothing: servers
-// guess types from the first bytes of an object, and label codings of bytes that they send as they are.
+// Suspicion returns a reason in the header why the body of an answer may not be the object, or nil.
+// The reason proves nothing: servers guess types from the first bytes of an object, and label
+// unencoded bytes with a coding.
 func Suspicion(answer *http.Response) error {
 	if page := WebPage(answer); page != nil {
 		return page
@@ -77,11 +80,13 @@ func Suspicion(answer *http.Response) error {
 	return nil
 }
 
-// errNoEnd says that a body ends with its connection, so that nobody knows whether all of it came.
+// errNoEnd reports that only the end of the connection ends the body, so a truncated body cannot be
+// detected.
 var errNoEnd = errors.New("the server does not tell where its answer ends")
 
-// Size is the size of an object, by the header of an answer to HEAD or GET. A coding says nothing against the object's
-// being there; a web page does, and comes with the size as a *store.SuspectError.
+// Size returns the size of an object from the header of an answer to HEAD or GET. An unexpected
+// coding is not an error here, since the object still exists. A web page is a *store.SuspectError,
+// returned with the size. Without a length the error is store.ErrNoSize.
 func Size(answer *http.Response) (int64, error) {
 	page := WebPage(answer)
 	switch {
@@ -93,7 +98,8 @@ func Size(answer *http.Response) (int64, error) {
 	return answer.ContentLength, nil
 }
 
-// RetryAfter reads the two forms of RFC 9110 §10.2.3; anything else is 0.
+// RetryAfter parses both forms of RFC 9110 §10.2.3 and returns the delay. It returns 0 for any
+// other text.
 func RetryAfter(value string, now time.Time) time.Duration {
 	if seconds, err := strconv.ParseUint(value, 10, 31); err == nil {
 		return time.Duration(seconds) * time.Second
@@ -105,22 +111,23 @@ func RetryAfter(value string, now time.Time) time.Duration {
 }
 
 const (
-	window     = 32 << 10 // bytes that have to move within the patience
-	firstSpace = 1 << 20  // memory that a promised length may take before its bytes arrive
+	window     = 32 << 10 // bytes to transfer within the patience
+	firstSpace = 1 << 20  // limits the memory allocated for a Content-Length before its bytes arrive
 )
 
-// ErrStalled says that the server sends or takes too little.
+// ErrStalled reports that the server sends or receives too slowly.
 var ErrStalled = errors.New("the transfer has stalled")
 
-// Incoming is an answer whose body is still to come.
+// Incoming is an answer with an unread body.
 type Incoming struct {
 	Answer   *http.Response
 	Patience time.Duration // for each 32 KiB
-	Abort    func(error)   // ends the request; the error becomes its context's cause
+	Abort    func(error)   // ends the request; the error becomes the cause of its context
 }
 
-// Object is Body of an answer that is an object. When the header contradicts it, the bytes come with a
-// *store.SuspectError; of a body that is too large the header tells why.
+// Object reads an answer that is an object, as Body does. If the header contradicts the body, it
+// returns the bytes with a *store.SuspectError. If such a body is also too large, it returns the
+// header's reason.
 func (in Incoming) Object(dst []byte, limit int64) ([]byte, error) {
 	suspicion := Suspicion(in.Answer)
 	out, err := in.Body(dst, limit)
@@ -135,8 +142,8 @@ func (in Incoming) Object(dst []byte, limit int64) ([]byte, error) {
 	return nil, err
 }
 
-// Body reads the whole body behind dst. More than limit bytes are store.ErrTooLarge, found before they take
-// memory; a body that ends early or stalls is a *store.UnavailableError.
+// Body appends the whole body to dst. A body of more than limit bytes is store.ErrTooLarge,
+// detected before it takes memory. A body that ends early or stalls is a *store.UnavailableError.
 func (in Incoming) Body(dst []byte, limit int64) ([]byte, error) {
 	b, err := in.open(limit)
 	if err != nil {
@@ -161,8 +168,8 @@ func (in Incoming) Body(dst []byte, limit int64) ([]byte, error) {
 	return dst, nil
 }
 
-// Stream hands the body to use while it comes. What Body says of its end, size and pace is an error of the reader's.
-// When use fails on bytes that the header contradicts, the header is why.
+// Stream calls use with the body while it arrives. The reader returns the errors that Body
+// documents. If use fails on bytes that the header contradicts, Stream returns the header's reason.
 func (in Incoming) Stream(limit int64, use func(io.Reader) error) error {
 	suspicion := Suspicion(in.Answer)
 	b, err := in.open(limit)
@@ -176,14 +183,14 @@ func (in Incoming) Stream(limit int64, use func(io.Reader) error) error {
 	return err
 }
 
-// body is a body that is read.
+// body reads the body of an answer with a limit and stall detection.
 type body struct {
 	Incoming
 	limit   int64
 	got     int64
-	recent  int // bytes, since the patience began
+	recent  int // bytes since the timer was reset
 	stalled *time.Timer
-	failed  error // why reading it ended early
+	failed  error // the error that ended reading early
 }
 
 func (in Incoming) open(limit int64) (*body, error) {
@@ -218,7 +225,7 @@ func (b *body) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// broken explains a body that ended after got bytes.
+// broken returns the error for a body that ended after got bytes.
 func (in Incoming) broken(got int64, err error) error {
 	if errors.Is(context.Cause(in.Answer.Request.Context()), ErrStalled) {
 		err = ErrStalled
