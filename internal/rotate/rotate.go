@@ -1,5 +1,5 @@
-// Package rotate reads small files that others replace while a program runs: keys, certificates, tokens. It
-// knows nothing of what they hold.
+// Package rotate reads small files that other programs replace during this one's lifetime: keys,
+// certificates, tokens. It knows nothing of their content.
 package rotate
 
 import (
@@ -13,16 +13,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// largest is how many bytes a file may have.
+// largest limits the size of a file, in bytes.
 const largest = 1 << 20
 
-// Reader reads files for a whole process. It keeps the text of a file that can be read only once, such as the pipe
-// of a shell's <(...), for all who name that file. Regular files are read anew each time. The zero value is ready.
-// Safe for concurrent use.
+// Reader reads files for a whole process. It keeps the text of a file that can be read only once,
+// such as the pipe of a shell's <(...), for all users of that file. It reads regular files anew
+// each time. The zero value is ready to use. Reader is safe for concurrent use.
 type Reader struct {
-	mu     sync.Mutex // guards what follows, and lets one caller read a pipe at a time
+	mu     sync.Mutex // guards the fields below, and serializes reads of pipes
 	pipes  []pipe
-	copies []*os.File // of pipes, in memory
+	copies []*os.File // copies of pipes in memory, kept open
 }
 
 // pipe is a file that was read to its end and cannot be read again.
@@ -54,8 +54,9 @@ func (r *Reader) Text(path string) ([]byte, error) {
 	return text, err
 }
 
-// Path returns a path that others in this process can open as often as they like and read the text of the file
-// there: the file's own, or, if it can be read only once, that of a copy in memory.
+// Path returns a path from which other code in this process can read the text of the file
+// repeatedly. It is the file's own path or, for a file that can be read only once, the path of a
+// copy in memory.
 func (r *Reader) Path(path string) (string, error) {
 	info, err := statFile(path)
 	if err != nil || info.Mode().IsRegular() {
@@ -75,28 +76,28 @@ func (r *Reader) Path(path string) (string, error) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.copies = append(r.copies, f) // open for as long as the process runs
+	r.copies = append(r.copies, f) // keeps f open until the process ends
 	return fmt.Sprintf("/proc/self/fd/%d", fd), nil
 }
 
-// Files are a few files and what they mean together. Safe for concurrent use.
+// Files holds a few files and the value parsed from their texts. It is safe for concurrent use.
 type Files[T any] struct {
-	// Changed, if set before the first Value, is called with nil when the files were read again, and once with each
-	// reason why they could not be. It must not use the Files.
+	// Changed, if set before the first Value, is called with nil after the files were read again,
+	// and once with each new error. It must not use the Files.
 	Changed func(err error)
 
 	reader *Reader
 	paths  []string
 	parse  func(texts [][]byte) (T, error)
 
-	mu      sync.Mutex    // guards what follows, and lets one caller read the files at a time
-	seen    []fs.FileInfo // of the files that value is made of, before they were read
+	mu      sync.Mutex    // guards the fields below, and serializes reads of the files
+	seen    []fs.FileInfo // of the files behind value, from before they were read
 	value   T
-	trouble string // the last outcome's error
+	trouble string // the text of the last error, or ""
 }
 
-// Open reads the files with a reader; nil is one of their own. What parse makes of their texts is the value; its
-// errors may be shown to anybody, so they quote no secret.
+// Open reads the files with r and parses their texts with parse; a nil r means a new Reader. The
+// errors of parse may be logged, so they must not quote secrets.
 func Open[T any](r *Reader, parse func(texts [][]byte) (T, error), paths ...string) (*Files[T], error) {
 	if r == nil {
 		r = new(Reader)
@@ -108,13 +109,13 @@ func Open[T any](r *Reader, parse func(texts [][]byte) (T, error), paths ...stri
 	return f, nil
 }
 
-// Value returns what the files hold. They are read again when one of them was changed or replaced. Files that cannot
-// be read, or make no sense together (the new certificate is there, its key is not yet), leave the value that they had
-// before; it comes with the error.
+// Value returns the value of the files. It reads them again if one of them was changed or replaced.
+// If they cannot be read, or do not fit together (a new certificate without its new key), it
+// returns the previous value with the error.
 func (f *Files[T]) Value() (T, error) { return f.update(false) }
 
-// Reread is Value, but also reads files that look unchanged: a file may be rewritten within the resolution of
-// its time.
+// Reread is Value, but always reads the files. A file may be rewritten within the resolution of its
+// modification time, and then looks unchanged.
 func (f *Files[T]) Reread() (T, error) { return f.update(true) }
 
 func (f *Files[T]) update(always bool) (T, error) {
@@ -136,7 +137,8 @@ func (f *Files[T]) update(always bool) (T, error) {
 	return f.value, err
 }
 
-// read records the files' state of before, so that a change during the read is noticed the next time.
+// read reads and parses the files. It records their state from before, so that the next call
+// notices a change during the read.
 func (f *Files[T]) read(before []fs.FileInfo) error {
 	texts := make([][]byte, len(f.paths))
 	for i, path := range f.paths {
@@ -173,7 +175,8 @@ func statFile(path string) (fs.FileInfo, error) {
 	return info, err
 }
 
-// IsUnchanged reports whether a file that was a looks the same as b. A pipe always does: its text is kept.
+// IsUnchanged reports whether a file with the earlier state a looks unchanged in state b. The same
+// pipe always does, since its text is kept.
 func IsUnchanged(a, b fs.FileInfo) bool {
 	unchanged := a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())
 	return os.SameFile(a, b) && (unchanged || !b.Mode().IsRegular())
