@@ -11,16 +11,16 @@ import (
 	"cairn/internal/rotate"
 )
 
-// Server is the paths of a server's PEM files.
+// Server holds the paths of a server's PEM files.
 type Server struct {
-	Cert     string // the server's certificate, with what leads to its authority behind it
-	Key      string // its key, not encrypted
-	ClientCA string // authorities; every client must have a certificate of one of them. "" asks for none
+	Cert     string // the server's certificate, followed by the chain to its authority
+	Key      string // its unencrypted key
+	ClientCA string // authorities for client certificates, which are then required; "" requires none
 }
 
-// Config reads the files with a reader, and again when they have changed: then the next client gets a new
-// configuration, and changed is called with nil. While they cannot be used, clients get the last configuration, and
-// changed is called once with each reason.
+// Config returns a configuration from the files, read with r. When they change, the next client
+// gets a new configuration, and changed is called with nil. While they cannot be used, clients get
+// the last configuration, and changed is called once with each new error.
 func (s Server) Config(r *rotate.Reader, changed func(err error)) (*tls.Config, error) {
 	paths := []string{s.Cert, s.Key}
 	if s.ClientCA != "" {
@@ -38,7 +38,7 @@ func (s Server) Config(r *rotate.Reader, changed func(err error)) (*tls.Config, 
 	return &tls.Config{MinVersion: tls.VersionTLS12, GetConfigForClient: current}, nil
 }
 
-// parse makes a configuration of the certificate, its key, and the authorities of clients.
+// parse returns a configuration from the certificate, its key, and the authorities of clients.
 func (s Server) parse(texts [][]byte) (*tls.Config, error) {
 	pair, err := tls.X509KeyPair(texts[0], texts[1])
 	if err != nil {
@@ -60,9 +60,9 @@ func (s Server) parse(texts [][]byte) (*tls.Config, error) {
 	return config, nil
 }
 
-// requireClients makes every client show a certificate of one of the authorities. With one that signs with RSA it
-// goes no further than TLS 1.2: GnuTLS's clients keep such a certificate back in TLS 1.3, since crypto/tls does not
-// list PKCS #1 v1.5 among the signatures it takes.
+// requireClients requires a client certificate of one of the authorities. If an authority has an
+// RSA key, it limits the connection to TLS 1.2: in TLS 1.3, GnuTLS clients do not send such a
+// certificate, because crypto/tls does not list PKCS #1 v1.5 among the accepted signatures.
 func requireClients(config *tls.Config, authorities []*x509.Certificate) {
 	config.ClientAuth = tls.RequireAndVerifyClientCert
 	config.ClientCAs = x509.NewCertPool()

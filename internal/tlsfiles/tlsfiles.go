@@ -1,5 +1,5 @@
-// Package tlsfiles makes TLS configurations of files, for clients and for servers: which authorities they accept, and
-// which certificate they show. It knows nothing of the protocol inside the connection.
+// Package tlsfiles builds TLS configurations from files, for clients and for servers: the accepted
+// authorities and the own certificate. It knows nothing of the protocol inside the connection.
 package tlsfiles
 
 import (
@@ -12,16 +12,17 @@ import (
 	"cairn/internal/rotate"
 )
 
-// Files are paths of a client's PEM files. The zero value accepts the system's authorities and shows no certificate.
+// Files holds the paths of a client's PEM files. The zero value accepts the system's authorities
+// and sends no certificate.
 type Files struct {
-	CA   string // authorities that are accepted, instead of the system's
-	Cert string // the client's certificate, with what leads to its authority behind it
-	Key  string // its key, not encrypted; "" when it is in Cert too
+	CA   string // accepted authorities, instead of the system's
+	Cert string // the client's certificate, followed by the chain to its authority
+	Key  string // its unencrypted key; "" if Cert contains it
 }
 
-// Config reads the files with a reader; nil is one of their own. The client's certificate and key are read again when
-// they have changed, so that a program which runs for long shows the new one on its next connection. While they cannot
-// be read, or do not belong together, it shows the last one for as long as that is valid.
+// Config returns a configuration from the files, read with r; a nil r means a new Reader. After the
+// client's certificate and key have changed, the next connection uses the new ones. While they
+// cannot be read, or do not fit together, the last certificate is used until it expires.
 func (f Files) Config(r *rotate.Reader) (*tls.Config, error) {
 	if r == nil {
 		r = new(rotate.Reader)
@@ -49,8 +50,8 @@ func (f Files) Config(r *rotate.Reader) (*tls.Config, error) {
 	return config, nil
 }
 
-// showCertificate returns a function that always shows the certificate, even if the server does not name its issuer:
-// then the server's complaint is clearer than one about no certificate at all.
+// showCertificate returns a function that always returns the certificate, even if the server does
+// not list its issuer. The server's error is then clearer than one about a missing certificate.
 func showCertificate(r *rotate.Reader, cert, key string) (
 	func(*tls.CertificateRequestInfo) (*tls.Certificate, error), error,
 ) {
