@@ -253,10 +253,12 @@ type Usage struct {
 // Usage says how near the server is to its limits.
 func (s *Server) Usage() Usage {
 	a := &s.audience
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return Usage{
-		Connections: s.conns.count(), MaxConnections: s.maxConns(), Accepted: a.last, Turned: a.refused.Load(),
+	u := Usage{
+		Connections: s.conns.count(), MaxConnections: s.maxConns(), Turned: a.refused.Load(),
 		Bytes: int64(s.held.bytes()), MaxBytes: int64(s.maxBytes()),
 	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	u.Accepted = a.last
+	return u
 }
