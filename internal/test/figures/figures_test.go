@@ -41,7 +41,7 @@ func putAway() string {
 	if err != nil || len(list) != 1 {
 		t.Fatalf("loadPackages = %d packages, %v, want 1", len(list), err)
 	}
-	f := newFigures()
+	f := new(figures)
 	f.measure(list[0])
 	for name, c := range map[string]struct{ got, want int }{
 		"lines":                {f.lines, 19},

@@ -30,12 +30,12 @@ func run(packages, names bool) error {
 	if err != nil {
 		return err
 	}
-	all, each := newFigures(), map[string]*figures{}
+	all, each := new(figures), map[string]*figures{}
 	for _, p := range list {
 		if !isProduct(p.path) {
 			continue
 		}
-		f := newFigures()
+		f := new(figures)
 		f.measure(p)
 		all.add(f)
 		each[p.path] = f

@@ -36,8 +36,6 @@ var wordy = [3]*regexp.Regexp{
 	regexp.MustCompile(`(?i)\b(nobody|somebody)\b`),
 }
 
-func newFigures() *figures { return new(figures) }
-
 func (f *figures) add(g *figures) {
 	for _, sum := range []struct {
 		to   *int
