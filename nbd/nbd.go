@@ -19,7 +19,7 @@ type Device interface {
 	Size() int64
 	// ReadAt fills p with the bytes from off on, or fails: it has no short reads. The server asks only for
 	// what lies within Size. It returns soon after ctx ends, which means that nobody waits any more, or
-	// the server could not stop. The error's text goes to the client, as EIO.
+	// the server could not stop. The client gets the error as EIO, and its text if structured replies were negotiated.
 	ReadAt(ctx context.Context, p []byte, off int64) error
 }
 

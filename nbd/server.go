@@ -32,7 +32,7 @@ type Server struct {
 
 	MaxConns         int           // connections at a time, of all listeners, as admission says. 0: 128
 	MaxBytes         int           // of requests and replies in memory, of all connections, as share says. 0: 512 MiB
-	HandshakeTimeout time.Duration // from the first byte until the export is chosen, TLS included; more after a long list. 0: 10 s
+	HandshakeTimeout time.Duration // from the server's greeting until the export is chosen, TLS included; more after a long list. 0: 10 s
 	WriteTimeout     time.Duration // for a client to take 1 MiB, or what there is to send. 0: 30 s
 	AckTimeout       time.Duration // for a client's host to acknowledge over TCP what it was sent. 0: 60 s
 	DrainTimeout     time.Duration // for requests in flight when the server stops. 0: 10 s

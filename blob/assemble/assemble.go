@@ -35,9 +35,9 @@ type Target interface {
 // Pacer is a Target that can be told to begin to bring what was written to the medium, without waiting.
 type Pacer interface{ StartWriteback(off, n int64) error }
 
-// Rereader is a Target that can be read past all caches: what ReadBack gives is on the medium. It is called after
-// Sync, for several ranges at once.
+// Rereader is a Target that can be read past all caches.
 type Rereader interface {
+	// ReadBack reads bytes from the medium, as io.ReaderAt does. It is called after Sync, by several goroutines at once.
 	ReadBack(p []byte, off int64) (int, error)
 }
 
@@ -69,7 +69,8 @@ type Options struct {
 	// Segments is how many runs of the image are in work at once, if Memory allows. 0 means 4, or 6
 	// for a new file; when the store is far four times as many, of a quarter of the size.
 	Segments int
-	// Far says that the store answers late: more segments are in work, and one goroutine does what needs no store meanwhile.
+	// Far says that the store answers late. More segments are in work then, and one goroutine begins with the chunks
+	// that need no store.
 	Far bool
 	// Memory limits the buffers, in bytes; chunks larger than a sixteenth of it still get theirs. 0 means
 	// 32 MiB.
@@ -146,7 +147,7 @@ type job struct {
 	mu      sync.Mutex // guards what follows
 	order   order      // of the segments
 	repeats []int      // chunks to be copied from elsewhere on the target
-	idle    []*segment // whose buffers wait for their next use
+	idle    []*segment // segments that are done; their buffers are used again
 
 	repeated *repeats // of a stream; nil when the target can be read
 
@@ -305,7 +306,7 @@ func (j *job) body(ctx context.Context) error {
 	})
 }
 
-// each does all segments of an order, several at once.
+// each calls do for all segments of an order, several at once.
 func (j *job) each(ctx context.Context, o *order, do func(context.Context, *segment) error) error {
 	group, ctx := errgroup.WithContext(ctx)
 	for n := range j.options.Segments {
@@ -336,8 +337,8 @@ func (j *job) take(o *order, s *segment, localFirst bool) bool {
 	return lo < hi
 }
 
-// newSegment returns a segment, with the buffers of one that is done if there is one: what a job takes at its end is not
-// added to what it took before.
+// newSegment returns a segment. It takes an idle one first, so that reading back at the end of a job allocates no
+// second set of buffers.
 func (j *job) newSegment() *segment {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -350,14 +351,14 @@ func (j *job) newSegment() *segment {
 	return s
 }
 
-// reuse lets another goroutine have the buffers of s.
+// reuse makes s idle, for the next newSegment.
 func (j *job) reuse(s *segment) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.idle = append(j.idle, s)
 }
 
-// addRepeat has chunk i copied by copyRepeats.
+// addRepeat adds chunk i to the chunks that copyRepeats copies.
 func (j *job) addRepeat(i int) {
 	j.mu.Lock()
 	defer j.mu.Unlock()

@@ -11,21 +11,21 @@ import (
 type order struct {
 	plan    *seed.Plan
 	segment int64
-	runs    []run // the chunks that are not taken yet
-	local   []run // others that are not: long runs that need no store
+	runs    []run // chunks that are not taken yet, without those in local
+	local   []run // long runs of chunks that need no store, not taken yet
 	down    bool
 	keep    bool // segments are written only when those before them have read what they need
 	last    chan struct{}
 }
 
-// run is the chunks from lo up to but not including hi.
+// run is the numbers of chunks from lo up to but not including hi.
 type run struct{ lo, hi int }
 
 // turn is a segment's place in an order that is to be kept.
 type turn struct{ before, mine chan struct{} }
 
-// newOrder is the order of the chunks from lo up to but not including hi, where own is the number of the seed that is the
-// target itself, or negative.
+// newOrder returns the order of the chunks from lo up to but not including hi. own is the number of the seed that is the
+// target itself; a negative one means that no seed is.
 func newOrder(p *seed.Plan, lo, hi int, segment int64, own int) order {
 	o := order{plan: p, segment: segment, runs: []run{{lo, hi}}}
 	if own >= 0 {
@@ -84,7 +84,8 @@ func movesUp(p *seed.Plan, own int) bool {
 	return up > 0
 }
 
-// take gives the next segment, of a local run if it can be and localFirst is set; lo = hi when there is none.
+// take returns the chunks of the next segment; lo = hi means that none are left. With localFirst it takes from the local
+// runs as long as there are any.
 func (o *order) take(localFirst bool) (lo, hi int, t *turn) {
 	from := &o.runs
 	if len(o.runs) == 0 || localFirst && len(o.local) > 0 {

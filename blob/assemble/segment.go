@@ -224,7 +224,7 @@ func (s *segment) prove() {
 		switch {
 		case *s.state(i) == read || *s.state(i) == shared:
 			s.toProve(i, s.buf)
-		case *s.state(i) == missing && s.old != nil && !blob.AllZero(s.part(s.old, s.chunk(i))): // zeros gave zero chunks
+		case *s.state(i) == missing && s.old != nil && !blob.AllZero(s.part(s.old, s.chunk(i))): // a zero chunk is settled by now
 			s.toProve(i, s.old)
 		}
 	}
@@ -467,7 +467,8 @@ func (s *segment) changes(lo, hi int) {
 	}
 }
 
-// readBack compares the chunks that were changed, or all, with what the medium holds: each run of them by one read.
+// readBack reads the changed chunks, or all, back from the medium and compares their digests. Each run of chunks is one
+// read.
 func (s *segment) readBack() error {
 	read := s.job.target.ReadAt
 	if medium, ok := s.job.target.(Rereader); ok {

@@ -15,7 +15,7 @@ import (
 	"cairn/store/locate"
 )
 
-// common are the flags of all jobs.
+// common holds the flags that assemble, plan, make, verify and the store commands share.
 type common struct {
 	json     bool
 	progress string

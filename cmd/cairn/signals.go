@@ -13,8 +13,8 @@ type interrupted struct{ signal syscall.Signal }
 
 func (i interrupted) Error() string { return fmt.Sprintf("interrupted (%v)", i.signal) }
 
-// withSignals returns a context that ends with the first SIGINT, SIGTERM, SIGQUIT or SIGHUP, and a function that ends
-// it as a signal does.
+// withSignals returns a context that ends with the first SIGINT, SIGTERM, SIGQUIT or SIGHUP, a function that ends it
+// as a signal does, and a function that stops catching signals.
 //
 // A second signal kills, except SIGHUP: a lost ssh session sends it twice, by the shell and by the kernel, and systemd
 // (SendSIGHUP=) directly after SIGTERM. SIGHUP that is ignored at the start, as under nohup, stays ignored.

@@ -57,7 +57,8 @@ func (f *reading) algorithm() *blob.Algorithm {
 	return nil
 }
 
-// workers is how many read and hash: hashing needs CPUs, and a store that is away needs patience.
+// workers returns how many chunks are read and hashed at once. Those of a remote store wait for answers most of the time,
+// so there they are as many as the requests in flight.
 func (f *reading) workers(at locate.Location, jobs int) int {
 	if at.Remote() {
 		return max(f.fetches, jobs)

@@ -29,7 +29,7 @@ func say(format string, args ...any) { fmt.Fprintf(stderr, "cairn: "+format+"\n"
 // size is a number of bytes for people.
 func size(n int64) string { return humanize.IBytes(uint64(max(n, 0))) }
 
-// chunks is a number of chunks, for people; kind is "" or a word and a space.
+// chunks returns a number of chunks as text, such as "3 new chunks" for the kind "new".
 func chunks(n int64, kind ...string) string {
 	noun := "chunks"
 	if n == 1 {

@@ -46,7 +46,7 @@ func ParseAddress(text string) (Address, error) {
 	return a, errAddress
 }
 
-// checkSocketPath reports whether a unix socket can have this path. The kernel says only "invalid argument".
+// checkSocketPath returns an error if the path is too long for a unix socket. The kernel says only "invalid argument".
 func checkSocketPath(path string) error {
 	const most = len(syscall.RawSockaddrUnix{}.Path) - 1
 	if len(path) > most {

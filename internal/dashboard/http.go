@@ -22,7 +22,7 @@ import (
 // Limits of the server. Whoever keeps a connection and does not go on is let go, and when there are too many the one
 // that has been there longest goes first: whoever asks a question and takes the answer has long gone by then.
 const (
-	maxConns     = 64
+	maxConns     = 64 // of each listener
 	maxHeader    = 8 << 10
 	readTimeout  = 5 * time.Second
 	writeTimeout = 10 * time.Second

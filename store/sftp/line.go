@@ -137,7 +137,7 @@ func (s *lines) close(die func(), opening *sync.WaitGroup) {
 	}
 }
 
-// Close ends the connections, and with them what is under way. Calls that come later fail.
+// Close closes the connections. Calls in flight have two seconds (grace) to end. Later calls fail.
 func (b *Bucket) Close() error {
 	b.lines.close(b.die, &b.work)
 	return nil
