@@ -30,7 +30,7 @@ func (i Input) Close() {
 func OpenInput(ctx context.Context, location string) (Input, error) {
 	fd, open := Descriptor(location)
 	if open = open || location == Dash; open {
-		return openDescriptor(ctx, fd)
+		return descriptorInput(ctx, fd)
 	}
 	if info, err := os.Stat(location); err == nil && info.Mode()&fs.ModeNamedPipe != 0 {
 		f, err := openFIFO(ctx, location, os.O_RDONLY)
@@ -47,10 +47,10 @@ func OpenInput(ctx context.Context, location string) (Input, error) {
 	return Input{File: f, Partition: at.Partition != nil}, err
 }
 
-func openDescriptor(ctx context.Context, fd int) (Input, error) {
-	f := fileOf(fd)
-	if f == nil {
-		return Input{}, fs.ErrInvalid
+func descriptorInput(ctx context.Context, fd int) (Input, error) {
+	f, err := openDescriptor(fd)
+	if err != nil {
+		return Input{}, err
 	}
 	if err := RefuseClosed(fd, f); err != nil {
 		return Input{}, err

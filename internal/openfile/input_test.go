@@ -23,6 +23,7 @@ func TestInputs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer r.Close()
 	if _, err := w.WriteString("image"); err != nil {
 		t.Fatal(err)
 	}

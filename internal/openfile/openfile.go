@@ -81,17 +81,23 @@ func Standard(location string, fd int) string {
 	return location
 }
 
-// fileOf returns the open file of that number.
-func fileOf(fd int) *os.File {
+// openDescriptor returns the open file of that number. All but the standard files get a number of their own, since the
+// process may name the same file again after this one was closed.
+func openDescriptor(fd int) (*os.File, error) {
 	switch fd {
 	case Stdin:
-		return os.Stdin
+		return os.Stdin, nil
 	case Stdout:
-		return os.Stdout
+		return os.Stdout, nil
 	case stderr:
-		return os.Stderr
+		return os.Stderr, nil
 	}
-	return os.NewFile(uintptr(fd), fmt.Sprint("/dev/fd/", fd))
+	path := fmt.Sprint("/dev/fd/", fd)
+	own, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	return os.NewFile(uintptr(own), path), nil
 }
 
 // RefuseClosed returns a ClosedError for a stdin or stdout that was closed when the program began (<&- or >&-): an image

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"syscall"
 	"testing"
 	"time"
@@ -108,8 +109,8 @@ func TestOutputRefuses(t *testing.T) {
 
 // TestFIFO: a FIFO is opened when its other end is, and the wait for that ends with the context.
 func TestFIFO(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "fifo")
-	if err := unix.Mkfifo(path, 0o600); err != nil {
+	path, alone := filepath.Join(t.TempDir(), "fifo"), filepath.Join(t.TempDir(), "alone")
+	if err := errors.Join(unix.Mkfifo(path, 0o600), unix.Mkfifo(alone, 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	if !openfile.IsStream(path) {
@@ -117,7 +118,7 @@ func TestFIFO(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	if _, err := openfile.OpenInput(ctx, path); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := openfile.OpenInput(ctx, alone); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("OpenInput of a FIFO that no process writes = %v", err)
 	}
 	written := make(chan error, 1)
@@ -160,6 +161,35 @@ func TestInputSeeks(t *testing.T) {
 	got := make([]byte, 5)
 	if _, err := in.File.ReadAt(got, 0); err != nil || string(got) != "image" || in.File.Size() != 5 {
 		t.Errorf("read %q of %d bytes, %v", got, in.File.Size(), err)
+	}
+}
+
+// TestDescriptorStaysOpen: what opens an open file of the process closes its own, and never the process's.
+func TestDescriptorStaysOpen(t *testing.T) {
+	f, err := os.Create(filepath.Join(t.TempDir(), "image"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	path := fmt.Sprint("/dev/fd/", f.Fd())
+	for range 3 {
+		in, err := openfile.OpenInput(t.Context(), path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		in.Close()
+		out, err := openfile.OpenOutput(t.Context(), path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := out.Close(); err != nil {
+			t.Fatal(err)
+		}
+		runtime.GC() // closes files that nothing refers to
+		time.Sleep(time.Millisecond)
+	}
+	if _, err := f.WriteString("x"); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -67,9 +67,9 @@ func OpenOutput(ctx context.Context, name string) (*Output, error) {
 }
 
 func descriptorOutput(ctx context.Context, fd int) (*Output, error) {
-	f := fileOf(fd)
-	if f == nil {
-		return nil, fs.ErrInvalid
+	f, err := openDescriptor(fd)
+	if err != nil {
+		return nil, err
 	}
 	if err := RefuseClosed(fd, f); err != nil {
 		return nil, err
