@@ -7,65 +7,67 @@ import (
 	"sync"
 )
 
-// admission bounds the connections. One that has chosen its export has its place; one that has not may lose it to
-// a newcomer, the oldest first, so that those who never choose keep nobody out. The zero value is ready.
+// admission limits the number of connections. When the limit is reached, a new connection evicts
+// the oldest one that is still in its handshake. So clients that never choose an export do not lock
+// out others. The zero value is ready to use.
 type admission struct {
-	mu    sync.Mutex // guards what follows
-	n     int        // places taken
-	fresh []*visitor // that have not chosen, oldest first
+	mu          sync.Mutex      // guards the fields below, and removed of all connections
+	n           int             // admitted connections
+	handshaking []*admittedConn // the ones that have not chosen an export, oldest first
 }
 
-// visitor is a connection with a place.
-type visitor struct {
-	conn   net.Conn
-	cancel context.CancelFunc // ends the handshake's work
-	gone   bool               // its place is another's; guarded by admission.mu
+// admittedConn is a connection that counts towards the limit.
+type admittedConn struct {
+	conn    net.Conn
+	cancel  context.CancelFunc // cancels the handshake
+	removed bool               // evicted or closed: it does not count any more
 }
 
-// enter gives v a place, if there is one. The visitor that lost its place for it is returned, to be sent away.
-func (a *admission) enter(v *visitor, places int) (lost *visitor, ok bool) {
+// admitConn counts c, unless limit connections are admitted and none of them is in its handshake.
+// If it evicted a connection for c, it returns that connection, which the caller must close.
+func (a *admission) admitConn(c *admittedConn, limit int) (evicted *admittedConn, ok bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.n >= places {
-		if len(a.fresh) == 0 {
+	if a.n >= limit {
+		if len(a.handshaking) == 0 {
 			return nil, false
 		}
-		lost = a.fresh[0]
-		a.leaveLocked(lost)
+		evicted = a.handshaking[0]
+		a.removeLocked(evicted)
 	}
 	a.n++
-	a.fresh = append(a.fresh, v)
-	return lost, true
+	a.handshaking = append(a.handshaking, c)
+	return evicted, true
 }
 
-// settle makes v's place its own, and says whether it still had one.
-func (a *admission) settle(v *visitor) bool {
+// exemptConn protects c from eviction. It reports false if c was evicted before.
+func (a *admission) exemptConn(c *admittedConn) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.fresh = without(a.fresh, v)
-	return !v.gone
+	a.handshaking = withoutConn(a.handshaking, c)
+	return !c.removed
 }
 
-func (a *admission) leave(v *visitor) {
+func (a *admission) removeConn(c *admittedConn) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.leaveLocked(v)
+	a.removeLocked(c)
 }
 
-func (a *admission) leaveLocked(v *visitor) {
-	if v.gone {
+func (a *admission) removeLocked(c *admittedConn) {
+	if c.removed {
 		return
 	}
-	v.gone = true
+	c.removed = true
 	a.n--
-	a.fresh = without(a.fresh, v)
+	a.handshaking = withoutConn(a.handshaking, c)
 }
 
-func without(all []*visitor, v *visitor) []*visitor {
-	return slices.DeleteFunc(all, func(other *visitor) bool { return other == v })
+func withoutConn(all []*admittedConn, c *admittedConn) []*admittedConn {
+	return slices.DeleteFunc(all, func(other *admittedConn) bool { return other == c })
 }
 
-// count returns how many places are taken.
+// count returns the number of admitted connections.
 func (a *admission) count() int {
 	a.mu.Lock()
 	defer a.mu.Unlock()

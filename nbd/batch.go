@@ -1,55 +1,57 @@
 package nbd
 
-// batchSize is up to how many bytes of replies that are ready at once are written together.
+// batchSize is the number of bytes of completed replies that are written together, at most.
 const batchSize = 256 << 10
 
-// admit takes room for requests or bytes. Before it waits, it sends what it holds itself.
-func (t *transmission) admit(requests, bytes int) {
-	if t.gate.tryEnter(requests, bytes) {
+// acquireRoom blocks until the in-flight limit has room for these requests and bytes. Before it
+// blocks, it flushes the batch, whose buffer also counts towards the limit.
+func (t *transmission) acquireRoom(requests, bytes int) {
+	if t.inFlight.tryAcquireRoom(requests, bytes) {
 		return
 	}
-	t.flush()
-	t.gate.enter(requests, bytes)
+	t.flushBatch()
+	t.inFlight.acquireRoom(requests, bytes)
 }
 
-// take returns an empty buffer with room for n bytes. Whoever frees or sends it gives the room back, and
-// that of the requests it answers.
-func (t *transmission) take(n int) *buffer {
-	t.admit(0, classSize(classOf(n)))
-	return t.buffers.get(n)
+// newBuffer returns an empty buffer with room for n bytes, which answers this many requests.
+// Sending or freeing the buffer releases its bytes and its requests from the in-flight limit.
+func (t *transmission) newBuffer(requests, n int) *buffer {
+	t.acquireRoom(0, classSize(classOf(n)))
+	b := t.buffers.getBuffer(n)
+	b.requests = requests
+	return b
 }
 
-func (t *transmission) free(b *buffer) {
-	t.gate.leave(b.requests, classSize(b.class))
-	t.buffers.put(b)
+func (t *transmission) freeBuffer(b *buffer) {
+	t.inFlight.releaseRoom(b.requests, classSize(b.class))
+	t.buffers.putBuffer(b)
 }
 
-// place returns the batch, with room for n more bytes.
-func (t *transmission) place(n int) *buffer {
+// batchWithRoom returns the batch, with room for n more bytes.
+func (t *transmission) batchWithRoom(n int) *buffer {
 	if b := t.batch; b != nil && len(b.p)+n <= cap(b.p) {
 		return b
 	}
-	t.flush()
-	t.batch = t.take(max(n, batchSize))
+	t.flushBatch()
+	t.batch = t.newBuffer(0, max(n, batchSize))
 	return t.batch
 }
 
-// flush sends the batch.
-func (t *transmission) flush() {
+func (t *transmission) flushBatch() {
 	b := t.batch
 	t.batch = nil
 	switch {
 	case b == nil:
 	case len(b.p) == 0:
-		t.free(b)
+		t.freeBuffer(b)
 	default:
-		t.out.send(b)
+		t.out.sendBuffer(b)
 	}
 }
 
-// flushBefore sends the batch if the next n bytes must be waited for.
-func (t *transmission) flushBefore(n int) {
+// flushUnlessBuffered sends the batch if reading the next n bytes may block.
+func (t *transmission) flushUnlessBuffered(n int) {
 	if t.in.Buffered() < n {
-		t.flush()
+		t.flushBatch()
 	}
 }

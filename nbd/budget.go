@@ -5,53 +5,55 @@ import (
 	"time"
 )
 
-// Limits of a handshake. A client may ask about each export that it was shown: `nbdinfo --list` and `qemu-nbd -L` send
-// INFO and LIST_META_CONTEXT for each, one after the other.
+// Limits of a handshake. A client may request information about each listed export: `nbdinfo
+// --list` and `qemu-nbd -L` send INFO and LIST_META_CONTEXT for each, one after the other.
 const (
 	maxOptions     = 32
 	optionsPerName = 4
 	timePerName    = 500 * time.Millisecond
 )
 
-var errOptions = errors.New("too many options")
+var errTooManyOptions = errors.New("too many options")
 
-// budget is how much a client may ask in a handshake, and for how long. Both grow with the list that it was shown.
+// budget limits the options and the time of a handshake. Both limits grow with the list that the
+// server has sent.
 type budget struct {
-	idle    time.Duration // for the next option to come and be answered
-	end     time.Time     // of the handshake
-	options int           // sent, those apart that are about exports of the list
-	about   int           // options about exports that may still come
-	listed  int           // the longest list so far
+	perOption     time.Duration // to receive and answer one option
+	end           time.Time     // deadline of the handshake
+	spent         int           // options so far, without those taken from exportOptions
+	exportOptions int           // options about exports that are still free
+	longestList   int           // exports in the longest list so far
 }
 
 func newBudget(timeout time.Duration) budget {
-	return budget{idle: timeout, end: time.Now().Add(timeout)}
+	return budget{perOption: timeout, end: time.Now().Add(timeout)}
 }
 
-// deadline is when the next option must be answered.
-func (b *budget) deadline(now time.Time) time.Time {
-	if at := now.Add(b.idle); at.Before(b.end) {
+// optionDeadline returns the time by which the next option must be received and answered.
+func (b *budget) optionDeadline(now time.Time) time.Time {
+	if at := now.Add(b.perOption); at.Before(b.end) {
 		return at
 	}
 	return b.end
 }
 
-// spend takes one option off the budget.
-func (b *budget) spend(id uint32) error {
-	if b.about > 0 && (id == optInfo || id == optListMetaContext || id == optSetMetaContext) {
-		b.about--
+// spendOption counts one option. It returns an error if the client has sent too many.
+func (b *budget) spendOption(id uint32) error {
+	if b.exportOptions > 0 && (id == optInfo || id == optListMetaContext || id == optSetMetaContext) {
+		b.exportOptions--
 		return nil
 	}
-	if b.options++; b.options > maxOptions {
-		return errOptions
+	if b.spent++; b.spent > maxOptions {
+		return errTooManyOptions
 	}
 	return nil
 }
 
-// grow takes note of a list of n exports. The same list once more gives nothing.
-func (b *budget) grow(n int) {
-	more := max(n-b.listed, 0)
-	b.listed += more
-	b.about += more * optionsPerName
+// extendForList extends the budget for a list of n exports. Listing the same exports again adds
+// nothing.
+func (b *budget) extendForList(n int) {
+	more := max(n-b.longestList, 0)
+	b.longestList += more
+	b.exportOptions += more * optionsPerName
 	b.end = b.end.Add(time.Duration(more) * timePerName)
 }

@@ -5,43 +5,43 @@ import (
 	"sync"
 )
 
-// Buffers come in sizes of 4 KiB times a power of two, each with room for the heads of a reply besides. The
-// smallest has room for any error.
+// A buffer has a size of 4 KiB times a power of two, and headroom for the headers of a reply. The
+// smallest buffer has room for any error reply.
 const (
 	headroom    = 1024
 	sizeClasses = 14 // up to maxPayload
 )
 
-// buffer is one or more whole replies on their way to a client.
+// buffer holds one or more complete replies.
 type buffer struct {
 	p        []byte
-	sent     int // of p
-	requests int // that p answers
+	sent     int // bytes of p that are written
+	requests int // number of requests that p answers
 	class    int
 }
 
 func classOf(n int) int {
-	if n <= block+headroom {
+	if n <= blockSize+headroom {
 		return 0
 	}
-	return bits.Len(uint(n-headroom-1) / block)
+	return bits.Len(uint(n-headroom-1) / blockSize)
 }
 
-func classSize(class int) int { return block<<class + headroom }
+func classSize(class int) int { return blockSize<<class + headroom }
 
-// buffers keeps buffers for their next use. The zero value is ready.
-type buffers struct{ classes [sizeClasses]sync.Pool }
+// bufferPool recycles buffers. The zero value is ready to use.
+type bufferPool struct{ classes [sizeClasses]sync.Pool }
 
-// get returns an empty buffer with room for n bytes, of size classSize(classOf(n)).
-func (s *buffers) get(n int) *buffer {
+// getBuffer returns an empty buffer of size classSize(classOf(n)), which has room for n bytes.
+func (p *bufferPool) getBuffer(n int) *buffer {
 	class := classOf(n)
-	if b, ok := s.classes[class].Get().(*buffer); ok {
+	if b, ok := p.classes[class].Get().(*buffer); ok {
 		return b
 	}
 	return &buffer{p: make([]byte, 0, classSize(class)), class: class}
 }
 
-func (s *buffers) put(b *buffer) {
+func (p *bufferPool) putBuffer(b *buffer) {
 	b.p, b.sent, b.requests = b.p[:0], 0, 0
-	s.classes[b.class].Put(b)
+	p.classes[b.class].Put(b)
 }

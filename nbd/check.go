@@ -2,24 +2,25 @@ package nbd
 
 import "fmt"
 
-// check says why a request cannot be served.
-func (t *transmission) check(q request) error {
+// checkRequest returns an error if a request is invalid, or if the server is stopping.
+func (t *transmission) checkRequest(q request) error {
 	if t.stopping.Err() != nil {
 		return errStopping
 	}
-	allowed, err := t.allowed(q.command)
+	allowed, err := t.allowedFlags(q.command)
 	if err != nil {
 		return err
 	}
-	allowed |= flagFUA // means nothing to most commands, but is valid for all
+	allowed |= flagFUA // valid for all commands, though most ignore it
 	if unknown := q.flags &^ allowed; unknown != 0 {
 		return &refusal{errINVAL, fmt.Sprintf("flags %#x are not known to %v", unknown, q.command)}
 	}
 	return t.checkRange(q)
 }
 
-// allowed is the flags that a command may have, or why there is no such command.
-func (t *transmission) allowed(c Command) (uint16, error) {
+// allowedFlags returns the flags that are valid for a command, or an error if the export does not
+// support the command.
+func (t *transmission) allowedFlags(c Command) (uint16, error) {
 	switch {
 	case c == CmdRead && t.structured:
 		return flagDF, nil
@@ -29,8 +30,8 @@ func (t *transmission) allowed(c Command) (uint16, error) {
 		return 0, &refusal{errPERM, "the export is read-only"}
 	case c == CmdWriteZeroes:
 		return flagNoHole, nil
-	case c == CmdWrite, c == CmdFlush, c == CmdCache: // with nothing to flush or to bring near there is no harm in asking
-		return 0, nil
+	case c == CmdWrite, c == CmdFlush, c == CmdCache:
+		return 0, nil // FLUSH and CACHE do nothing if the device does not support them
 	case c == CmdBlockStatus && len(t.contexts) > 0:
 		return flagReqOne, nil
 	}

@@ -18,14 +18,14 @@ import (
 	"cairn/nbd"
 )
 
-// run runs a client and returns what it says and its exit status.
-func run(t *testing.T, name string, args ...string) (string, int) {
+// runClient runs a client, and returns its output and exit status.
+func runClient(t *testing.T, name string, args ...string) (string, int) {
 	t.Helper()
 	path := need.Tool(t, name)
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, path, args...)
-	cmd.Env = append(os.Environ(), "PATH=/usr/bin:"+os.Getenv("PATH")) // nbdsh wants the system's python
+	cmd.Env = append(os.Environ(), "PATH=/usr/bin:"+os.Getenv("PATH")) // nbdsh needs the system's python
 	out, err := cmd.CombinedOutput()
 	if _, exited := errors.AsType[*exec.ExitError](err); err != nil && !exited {
 		t.Fatalf("%s %q: %v", name, args, err)
@@ -33,18 +33,19 @@ func run(t *testing.T, name string, args ...string) (string, int) {
 	return string(out), cmd.ProcessState.ExitCode()
 }
 
-// must runs a client that has to succeed, and returns what it says.
-func must(t *testing.T, name string, args ...string) string {
+// mustRun runs a client that must succeed, and returns its output.
+func mustRun(t *testing.T, name string, args ...string) string {
 	t.Helper()
-	out, status := run(t, name, args...)
+	out, status := runClient(t, name, args...)
 	if status != 0 {
 		t.Fatalf("%s %q: exit status %d\n%s", name, args, status, out)
 	}
 	return out
 }
 
-// image is a device like a small image, half of it resident, and a file with the same bytes.
-func image(t *testing.T) (*lazy, string) {
+// newImage returns a device like a small image, half of it resident, and the path of a file with
+// the same bytes.
+func newImage(t *testing.T) (*lazy, string) {
 	t.Helper()
 	d := newLazy(data(3*mib), zero(4*mib), data(mib), zero(512*kib), data(2*mib+512*kib), zero(5*mib))
 	d.isResident = func(off int64) bool { return off/mib%2 == 0 }
@@ -55,7 +56,7 @@ func image(t *testing.T) (*lazy, string) {
 	return d, path
 }
 
-func sameFile(t *testing.T, path string, want []byte) {
+func checkFile(t *testing.T, path string, want []byte) {
 	t.Helper()
 	got, err := os.ReadFile(path)
 	if err != nil || !bytes.Equal(got, want) {
@@ -64,11 +65,11 @@ func sameFile(t *testing.T, path string, want []byte) {
 }
 
 func TestNBDInfo(t *testing.T) {
-	d, _ := image(t)
-	r := start(t, &nbd.Server{},
+	d, _ := newImage(t)
+	r := startServer(t, &nbd.Server{},
 		&nbd.Export{Name: "rootfs", Description: "a root file system", Device: d, MultiConn: true},
 		&nbd.Export{Name: "data", Device: &ram{data: make([]byte, mib)}})
-	if out := must(t, "nbdinfo", "--list", r.uri("")); !strings.Contains(out, `export="rootfs"`) ||
+	if out := mustRun(t, "nbdinfo", "--list", r.uri("")); !strings.Contains(out, `export="rootfs"`) ||
 		!strings.Contains(out, `export="data"`) || !strings.Contains(out, "a root file system") {
 		t.Errorf("nbdinfo --list says:\n%s", out)
 	}
@@ -76,7 +77,7 @@ func TestNBDInfo(t *testing.T) {
 		Protocol string
 		Exports  []map[string]any
 	}
-	if err := json.Unmarshal([]byte(must(t, "nbdinfo", "--json", r.uri("rootfs"))), &info); err != nil {
+	if err := json.Unmarshal([]byte(mustRun(t, "nbdinfo", "--json", r.uri("rootfs"))), &info); err != nil {
 		t.Fatal(err)
 	}
 	got := make(map[string]any)
@@ -93,15 +94,15 @@ func TestNBDInfo(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" || info.Protocol != "newstyle-fixed" {
 		t.Errorf("nbdinfo --json: %s\n%s", info.Protocol, diff)
 	}
-	if out := must(t, "nbdinfo", "--map", "--totals", r.uri("rootfs")); !strings.Contains(out, "6815744") ||
+	if out := mustRun(t, "nbdinfo", "--map", "--totals", r.uri("rootfs")); !strings.Contains(out, "6815744") ||
 		!strings.Contains(out, "9961472") {
 		t.Errorf("nbdinfo --map --totals says:\n%s", out)
 	}
 }
 
 func TestNBDInfoCan(t *testing.T) {
-	d, _ := image(t)
-	r := start(t, &nbd.Server{},
+	d, _ := newImage(t)
+	r := startServer(t, &nbd.Server{},
 		&nbd.Export{Name: "ro", Device: d, MultiConn: true}, &nbd.Export{Name: "rw", Device: &ram{data: make([]byte, mib)}})
 	const yes, no = 0, 2
 	cases := []struct {
@@ -122,8 +123,8 @@ func TestNBDInfoCan(t *testing.T) {
 		{[]string{"--is", "read-only"}, yes, no},
 	}
 	for _, tc := range cases {
-		_, ro := run(t, "nbdinfo", append(tc.what, r.uri("ro"))...)
-		_, rw := run(t, "nbdinfo", append(tc.what, r.uri("rw"))...)
+		_, ro := runClient(t, "nbdinfo", append(tc.what, r.uri("ro"))...)
+		_, rw := runClient(t, "nbdinfo", append(tc.what, r.uri("rw"))...)
 		if ro != tc.ro || rw != tc.rw {
 			t.Errorf("nbdinfo %s: %d and %d, want %d and %d", strings.Join(tc.what, " "), ro, rw, tc.ro, tc.rw)
 		}
@@ -131,26 +132,26 @@ func TestNBDInfoCan(t *testing.T) {
 }
 
 func TestUnknownExportIsExplained(t *testing.T) {
-	r := start(t, &nbd.Server{}, &nbd.Export{Name: "here", Device: newLazy(data(mib))})
-	out, status := run(t, "qemu-img", "info", r.uri("there"))
+	r := startServer(t, &nbd.Server{}, &nbd.Export{Name: "here", Device: newLazy(data(mib))})
+	out, status := runClient(t, "qemu-img", "info", r.uri("there"))
 	if status == 0 || !strings.Contains(out, `there is "here"`) {
 		t.Errorf("qemu-img info of an unknown export: status %d\n%s", status, out)
 	}
 }
 
 func TestNBDCopy(t *testing.T) {
-	d, _ := image(t)
-	r := start(t, &nbd.Server{}, &nbd.Export{Device: d, MultiConn: true})
+	d, _ := newImage(t)
+	r := startServer(t, &nbd.Server{}, &nbd.Export{Device: d, MultiConn: true})
 	for _, how := range [][]string{nil, {"--connections=1", "--requests=1"}, {"--no-extents"}} {
 		out := filepath.Join(t.TempDir(), "out")
-		must(t, "nbdcopy", append(how, r.uri(""), out)...)
-		sameFile(t, out, d.data)
+		mustRun(t, "nbdcopy", append(how, r.uri(""), out)...)
+		checkFile(t, out, d.data)
 	}
 }
 
-// A broken place must make the copy fail, not lie (CVE-2022-0485 was a client that did not look).
+// A read error must make the copy fail (CVE-2022-0485 was a client that ignored it).
 func TestNBDCopyFails(t *testing.T) {
-	d, _ := image(t)
+	d, _ := newImage(t)
 	d.isResident = nil
 	d.onRead = func(_ context.Context, off int64) error {
 		if off/mib == 2 {
@@ -158,33 +159,33 @@ func TestNBDCopyFails(t *testing.T) {
 		}
 		return nil
 	}
-	r := start(t, &nbd.Server{}, &nbd.Export{Device: d, MultiConn: true})
-	if out, status := run(t, "nbdcopy", r.uri(""), filepath.Join(t.TempDir(), "out")); status == 0 {
+	r := startServer(t, &nbd.Server{}, &nbd.Export{Device: d, MultiConn: true})
+	if out, status := runClient(t, "nbdcopy", r.uri(""), filepath.Join(t.TempDir(), "out")); status == 0 {
 		t.Errorf("nbdcopy of a broken device succeeds: %s", out)
 	}
 }
 
 func TestNBDCopyInto(t *testing.T) {
-	image, path := image(t)
+	image, path := newImage(t)
 	d := &ram{data: bytes.Repeat([]byte{0xaa}, len(image.data))}
-	r := start(t, &nbd.Server{}, &nbd.Export{Device: d, MultiConn: true})
-	must(t, "nbdcopy", "--flush", path, r.uri(""))
+	r := startServer(t, &nbd.Server{}, &nbd.Export{Device: d, MultiConn: true})
+	mustRun(t, "nbdcopy", "--flush", path, r.uri(""))
 	if !d.holds(image.data) || d.flushes() == 0 {
 		t.Errorf("the device differs from the file, or was not flushed (%d)", d.flushes())
 	}
 }
 
-// The kernel's driver knows only simple replies; nbdsh can be told to do likewise.
+// The kernel's driver knows only simple replies. nbdsh can be limited to them.
 func TestNBDShSimpleReplies(t *testing.T) {
-	d, path := image(t)
+	d, path := newImage(t)
 	d.onRead = func(_ context.Context, off int64) error {
 		if off == 5*mib+1 {
 			return errors.New("broken")
 		}
 		return nil
 	}
-	r := start(t, &nbd.Server{}, &nbd.Export{Name: "x", Device: d})
-	must(t, "nbdsh", "-c", `
+	r := startServer(t, &nbd.Server{}, &nbd.Export{Name: "x", Device: d})
+	mustRun(t, "nbdsh", "-c", `
 h.set_request_structured_replies(False)
 h.connect_uri("`+r.uri("x")+`")
 assert not h.get_structured_replies_negotiated()
@@ -204,20 +205,20 @@ h.shutdown()
 }
 
 func TestQEMUImg(t *testing.T) {
-	d, path := image(t)
-	r := start(t, &nbd.Server{}, &nbd.Export{Device: d})
-	if out := must(t, "qemu-img", "info", "-f", "raw", r.uri("")); !strings.Contains(out, "16 MiB") {
+	d, path := newImage(t)
+	r := startServer(t, &nbd.Server{}, &nbd.Export{Device: d})
+	if out := mustRun(t, "qemu-img", "info", "-f", "raw", r.uri("")); !strings.Contains(out, "16 MiB") {
 		t.Errorf("qemu-img info says:\n%s", out)
 	}
-	must(t, "qemu-img", "compare", "-f", "raw", "-F", "raw", path, r.uri(""))
+	mustRun(t, "qemu-img", "compare", "-f", "raw", "-F", "raw", path, r.uri(""))
 	out := filepath.Join(t.TempDir(), "out")
-	must(t, "qemu-img", "convert", "-f", "raw", "-O", "raw", r.uri(""), out)
-	sameFile(t, out, d.data)
+	mustRun(t, "qemu-img", "convert", "-f", "raw", "-O", "raw", r.uri(""), out)
+	checkFile(t, out, d.data)
 	var extents []struct {
 		Start, Length int64
 		Zero          bool
 	}
-	said := must(t, "qemu-img", "map", "-f", "raw", "--output=json", r.uri(""))
+	said := mustRun(t, "qemu-img", "map", "-f", "raw", "--output=json", r.uri(""))
 	if err := json.Unmarshal([]byte(said), &extents); err != nil {
 		t.Fatal(err)
 	}
@@ -230,26 +231,26 @@ func TestQEMUImg(t *testing.T) {
 	}
 }
 
-// TestMapOfLargeHole: clients ask about a few GiB at a time, up to places of their own within a block. A hole is one
-// extent nevertheless.
+// TestMapOfLargeHole: clients request a few GiB at a time, up to an offset within a block. A hole
+// is still one extent.
 func TestMapOfLargeHole(t *testing.T) {
 	const hole = 9<<30 + 512
 	d := &lazy{extents: []nbd.Extent{data(5 * kib), zero(hole - kib), data(4 * kib)}, plain: plain{size: hole + 8*kib}}
-	r := start(t, &nbd.Server{}, &nbd.Export{Device: d})
+	r := startServer(t, &nbd.Server{}, &nbd.Export{Device: d})
 	type extent struct{ Offset, Length, Type int64 }
-	var told []extent
-	if err := json.Unmarshal([]byte(must(t, "nbdinfo", "--map", "--json", r.uri(""))), &told); err != nil {
+	var got []extent
+	if err := json.Unmarshal([]byte(mustRun(t, "nbdinfo", "--map", "--json", r.uri(""))), &got); err != nil {
 		t.Fatal(err)
 	}
 	want := []extent{{0, 8 * kib, 0}, {8 * kib, hole - 512 - 4*kib, 3}, {hole - 512 + 4*kib, 4*kib + 512, 0}}
-	if diff := cmp.Diff(want, told); diff != "" {
+	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("nbdinfo --map (-want +got):\n%s", diff)
 	}
 	var mapped []struct {
 		Start, Length int64
 		Zero          bool
 	}
-	if err := json.Unmarshal([]byte(must(t, "qemu-img", "map", "-f", "raw", "--output=json", r.uri(""))), &mapped); err != nil {
+	if err := json.Unmarshal([]byte(mustRun(t, "qemu-img", "map", "-f", "raw", "--output=json", r.uri(""))), &mapped); err != nil {
 		t.Fatal(err)
 	}
 	if len(mapped) != len(want) {
@@ -262,14 +263,15 @@ func TestMapOfLargeHole(t *testing.T) {
 	}
 }
 
-// A client rounds extents to its sectors; where zeros begin and end within one, it must not lose data.
+// A client rounds extents to its sectors. It must not lose data where zeros begin or end within
+// one.
 func TestQEMUImgConvertRaggedZeros(t *testing.T) {
 	d := newLazy(repeat(30, data(10000), zero(50001), data(333), zero(9999))...)
 	d.data = append(d.data, make([]byte, -len(d.data)&511)...)
-	r := start(t, &nbd.Server{}, &nbd.Export{Device: d})
+	r := startServer(t, &nbd.Server{}, &nbd.Export{Device: d})
 	out := filepath.Join(t.TempDir(), "out")
-	must(t, "qemu-img", "convert", "-f", "raw", "-O", "raw", "-S", "0", r.uri(""), out)
-	sameFile(t, out, d.data)
+	mustRun(t, "qemu-img", "convert", "-f", "raw", "-O", "raw", "-S", "0", r.uri(""), out)
+	checkFile(t, out, d.data)
 }
 
 func TestQEMUIO(t *testing.T) {
@@ -281,19 +283,19 @@ func TestQEMUIO(t *testing.T) {
 		}
 		return nil
 	}
-	r := start(t, &nbd.Server{}, &nbd.Export{Device: d})
-	out, _ := run(t, "qemu-io", "-r", "-f", "raw", "-c", "read 128k 4k", "-c", "read -P 0x44 0 4k", r.uri(""))
+	r := startServer(t, &nbd.Server{}, &nbd.Export{Device: d})
+	out, _ := runClient(t, "qemu-io", "-r", "-f", "raw", "-c", "read 128k 4k", "-c", "read -P 0x44 0 4k", r.uri(""))
 	if !strings.Contains(out, "Input/output error") || !strings.Contains(out, "read 4096/4096 bytes at offset 0") {
 		t.Errorf("qemu-io says:\n%s", out)
 	}
-	if out, status := run(t, "qemu-io", "-f", "raw", "-c", "write 0 512", r.uri("")); status == 0 {
+	if out, status := runClient(t, "qemu-io", "-f", "raw", "-c", "write 0 512", r.uri("")); status == 0 {
 		t.Errorf("qemu-io opened a read-only export for writing:\n%s", out)
 	}
 }
 
 func TestQEMUIOWrites(t *testing.T) {
-	r := start(t, &nbd.Server{}, &nbd.Export{Device: &ram{data: bytes.Repeat([]byte{9}, mib)}})
-	out := must(t, "qemu-io", "-f", "raw",
+	r := startServer(t, &nbd.Server{}, &nbd.Export{Device: &ram{data: bytes.Repeat([]byte{9}, mib)}})
+	out := mustRun(t, "qemu-io", "-f", "raw",
 		"-c", "write -P 1 0 4k", "-c", "write -z 64k 64k", "-c", "write -f -P 2 8k 4k", "-c", "flush",
 		"-c", "read -P 1 0 4k", "-c", "read -P 0 64k 64k", "-c", "read -P 2 8k 4k", "-c", "read -P 9 128k 4k",
 		r.uri(""))

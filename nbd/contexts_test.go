@@ -13,17 +13,17 @@ import (
 	"cairn/nbd/nbdtest"
 )
 
-// told is a device with contexts of its own.
-type told struct {
+// contextDevice is a device with metadata contexts of its own.
+type contextDevice struct {
 	*lazy
 	contexts []string
 	states   []nbd.State
 }
 
-func (d told) Contexts() []string { return d.contexts }
+func (d contextDevice) Contexts() []string { return d.contexts }
 
-// States gives the second context the states of the first, turned round.
-func (d told) States(context string, off, n int64) iter.Seq[nbd.State] {
+// States yields the states of the first context, with bit 0 inverted for the second.
+func (d contextDevice) States(context string, off, n int64) iter.Seq[nbd.State] {
 	return func(yield func(nbd.State) bool) {
 		at := int64(0)
 		for _, s := range d.states {
@@ -40,8 +40,8 @@ func (d told) States(context string, off, n int64) iter.Seq[nbd.State] {
 	}
 }
 
-func newTold() told {
-	return told{
+func newContextDevice() contextDevice {
+	return contextDevice{
 		lazy:     newLazy(data(8*kib), zero(8*kib), data(16*kib)),
 		contexts: []string{"x-test:near", "x-test:far"},
 		states:   []nbd.State{{Length: 4 * kib, Bits: 1}, {Length: 4 * kib, Bits: 1}, {Length: 100}, {Length: 0, Bits: 7}, {Length: 8 * kib, Bits: 1}},
@@ -50,8 +50,8 @@ func newTold() told {
 
 func TestDeviceContexts(t *testing.T) {
 	const base = "base:allocation"
-	r := start(t, &nbd.Server{}, &nbd.Export{Name: "x", Device: newTold()}, &nbd.Export{Name: "plain", Device: &plain{size: 4096}})
-	c := r.dial(t)
+	r := startServer(t, &nbd.Server{}, &nbd.Export{Name: "x", Device: newContextDevice()}, &nbd.Export{Name: "plain", Device: &plain{size: 4096}})
+	c := r.dialClient(t)
 	if err := c.StructuredReplies(); err != nil {
 		t.Fatal(err)
 	}
@@ -81,15 +81,15 @@ func TestDeviceContexts(t *testing.T) {
 			t.Errorf("contexts of %q for %q (set: %v): %v\n%s", tc.export, tc.queries, tc.set, err, diff)
 		}
 	}
-	if _, err := c.ListMetaContexts("absent"); refused(t, err) != nbdtest.RepErrUnknown {
+	if _, err := c.ListMetaContexts("absent"); optionErrorType(t, err) != nbdtest.RepErrUnknown {
 		t.Errorf("contexts of an unknown export: %v", err)
 	}
 }
 
-// TestContextsTogether: each chosen context has its own extents in one reply.
+// TestContextsTogether: each selected context has its own extents in one reply.
 func TestContextsTogether(t *testing.T) {
-	r := start(t, &nbd.Server{}, &nbd.Export{Name: "x", Device: newTold()})
-	c := r.dial(t)
+	r := startServer(t, &nbd.Server{}, &nbd.Export{Name: "x", Device: newContextDevice()})
+	c := r.dialClient(t)
 	if err := c.StructuredReplies(); err != nil {
 		t.Fatal(err)
 	}
@@ -117,9 +117,9 @@ func TestContextsTogether(t *testing.T) {
 }
 
 func TestNBDInfoMapOfDeviceContext(t *testing.T) {
-	r := start(t, &nbd.Server{}, &nbd.Export{Name: "x", Device: newTold()})
+	r := startServer(t, &nbd.Server{}, &nbd.Export{Name: "x", Device: newContextDevice()})
 	var extents []struct{ Offset, Length, Type int64 }
-	if err := json.Unmarshal([]byte(must(t, "nbdinfo", "--map=x-test:near", "--json", r.uri("x"))), &extents); err != nil {
+	if err := json.Unmarshal([]byte(mustRun(t, "nbdinfo", "--map=x-test:near", "--json", r.uri("x"))), &extents); err != nil {
 		t.Fatal(err)
 	}
 	var types []int64
@@ -129,7 +129,7 @@ func TestNBDInfoMapOfDeviceContext(t *testing.T) {
 	if !slices.Equal(types, []int64{1, 0, 1, 0}) {
 		t.Errorf("nbdinfo --map=x-test:near says %+v", extents)
 	}
-	if out := must(t, "nbdinfo", r.uri("x")); !strings.Contains(out, "x-test:far") {
+	if out := mustRun(t, "nbdinfo", r.uri("x")); !strings.Contains(out, "x-test:far") {
 		t.Errorf("nbdinfo says:\n%s", out)
 	}
 }

@@ -13,12 +13,12 @@ import (
 	"cairn/nbd/nbdtest"
 )
 
-// TestHitsShareCalls counts, as the kernel does, what reads of resident bytes cost both ends: requests that
-// come together are read together, and so are their replies written.
+// TestHitsShareCalls counts the system calls of both ends for reads of resident bytes. Requests
+// that arrive together are read together, and their replies are written together.
 func TestHitsShareCalls(t *testing.T) {
 	d := newLazy(data(mib))
 	d.isResident = func(int64) bool { return true }
-	conn := chooseDefault(t, start(t, &nbd.Server{}, &nbd.Export{Device: d}))
+	conn := chooseDefault(t, startServer(t, &nbd.Server{}, &nbd.Export{Device: d}))
 	conn.SetDeadline(time.Time{})
 	const depth, rounds = 16, 200
 	requests := bytes.Repeat(nbdtest.RequestBytes(1, nbdtest.Request{Offset: 4 * kib, Length: 4 * kib}), depth)
@@ -32,13 +32,14 @@ func TestHitsShareCalls(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// It is 2 writes, of which one is the client's, and some 5 reads; a pair for each request would be 2*depth.
+	// It is 2 writes, one of them the client's, and some 5 reads; a pair for each request would be
+	// 2*depth.
 	if n := calls(t) - before; n > rounds*depth {
 		t.Errorf("%.1f calls for %d requests", float64(n)/rounds, depth)
 	}
 }
 
-// calls is how many reads and writes this process has done so far.
+// calls returns the number of reads and writes of this process so far.
 func calls(t *testing.T) int64 {
 	t.Helper()
 	text, err := os.ReadFile("/proc/self/io")

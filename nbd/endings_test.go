@@ -17,35 +17,36 @@ import (
 	"cairn/nbd/nbdtest"
 )
 
-// buffer is a log that several goroutines write.
-type buffer struct {
+// syncBuffer is a log that is safe for concurrent use.
+type syncBuffer struct {
 	mu   sync.Mutex
 	text bytes.Buffer
 }
 
-func (b *buffer) Write(p []byte) (int, error) {
+func (b *syncBuffer) Write(p []byte) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.text.Write(p)
 }
 
-func (b *buffer) String() string {
+func (b *syncBuffer) String() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.text.String()
 }
 
-// reset closes a connection as a client does that has crashed, or that a health check does not care for.
-func reset(conn net.Conn) {
+// resetConn closes a connection with a reset, as a crashed client or a health check does.
+func resetConn(conn net.Conn) {
 	if c, ok := conn.(*net.TCPConn); ok {
 		c.SetLinger(0)
 	}
 	conn.Close()
 }
 
-func closeIt(conn net.Conn) { conn.Close() }
+func closeConn(conn net.Conn) { conn.Close() }
 
-// TestOrdinaryEndings: clients and health checks leave at any point, and that is no matter for an operator.
+// TestOrdinaryEndings: clients and health checks disconnect at any point, and none of it is logged
+// at level info or above.
 func TestOrdinaryEndings(t *testing.T) {
 	flags := []byte{0, 0, 0, 3}
 	abort := append(flags[:4:4], nbdtest.OptionBytes(nbdtest.OptAbort, nil)...)
@@ -53,11 +54,11 @@ func TestOrdinaryEndings(t *testing.T) {
 	read := append(chosen[:len(chosen):len(chosen)], bytes.Repeat(nbdtest.RequestBytes(1, nbdtest.Request{Length: mib}), 8)...)
 	write := append(chosen[:len(chosen):len(chosen)], nbdtest.RequestBytes(1, nbdtest.Request{Command: nbdtest.CmdWrite, Length: mib})...)
 	startTLS := append(flags[:4:4], nbdtest.OptionBytes(nbdtest.OptStartTLS, nil)...)
-	hello := append(startTLS[:len(startTLS):len(startTLS)], 22, 3, 1, 0, 200) // the head of a record that does not come
+	hello := append(startTLS[:len(startTLS):len(startTLS)], 22, 3, 1, 0, 200) // the header of a record without its body
 	cases := []struct {
 		what string
 		send []byte
-		read int64 // bytes before it leaves
+		read int64 // bytes that it receives before it disconnects
 	}{
 		{"nothing", nil, 0}, {"the greeting", nil, 18}, {"half the flags", flags[:2], 0}, {"flags", flags, 0},
 		{"half an option", abort[:9], 0}, {"abort, and does not wait", abort, 0}, {"abort", abort, 18 + 20},
@@ -67,8 +68,8 @@ func TestOrdinaryEndings(t *testing.T) {
 	}
 	d := newLazy(data(8 * mib))
 	a := newAuthority(t, "ecdsa")
-	for kind, config := range map[string]*tls.Config{"plain": nil, "TLS": a.server(t, false)} {
-		var log buffer
+	for kind, config := range map[string]*tls.Config{"plain": nil, "TLS": a.serverConfig(t, false)} {
+		var log syncBuffer
 		s := &nbd.Server{TLS: config, Log: slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelInfo}))}
 		r := startTCP(t, s, &nbd.Export{Device: d})
 		for _, network := range []string{"tcp", "unix"} {
@@ -80,7 +81,7 @@ func TestOrdinaryEndings(t *testing.T) {
 				if kind == "TLS" && bytes.HasPrefix(tc.send, chosen) {
 					continue // without TLS this is a client's mistake
 				}
-				for _, end := range []func(net.Conn){closeIt, reset} {
+				for _, end := range []func(net.Conn){closeConn, resetConn} {
 					conn, err := net.Dial(network, address)
 					if err != nil {
 						t.Fatal(err)
@@ -100,7 +101,7 @@ func TestOrdinaryEndings(t *testing.T) {
 						t.Fatal(err)
 					}
 					next.Close()
-					awaitNobody(t, s)
+					awaitNoConns(t, s)
 					if text := log.String(); text != "" {
 						t.Fatalf("%s over %s: a client that has sent or seen %s leaves, and the log has\n%s", kind, network, tc.what, text)
 					}
@@ -110,8 +111,8 @@ func TestOrdinaryEndings(t *testing.T) {
 	}
 }
 
-// awaitNobody waits until the server has no connection.
-func awaitNobody(t *testing.T, s *nbd.Server) {
+// awaitNoConns waits until the server has no connection.
+func awaitNoConns(t *testing.T, s *nbd.Server) {
 	t.Helper()
 	for start := time.Now(); s.Usage().Connections > 0; time.Sleep(time.Millisecond) {
 		if time.Since(start) > time.Minute {
@@ -120,8 +121,8 @@ func awaitNobody(t *testing.T, s *nbd.Server) {
 	}
 }
 
-// vanish has the client's kernel drop all that comes, so that for the server its host is gone.
-func vanish(t *testing.T, conn net.Conn) {
+// dropIncoming makes the client's kernel drop all incoming packets, as if its host were dead.
+func dropIncoming(t *testing.T, conn net.Conn) {
 	t.Helper()
 	raw, err := conn.(*net.TCPConn).SyscallConn()
 	if err != nil {
@@ -136,15 +137,15 @@ func vanish(t *testing.T, conn net.Conn) {
 	}
 }
 
-// TestHostThatDies: a client whose host dies loses its place, also while a reply is under way that the kernel has taken,
-// when neither a read nor a write of the server's waits for it. With TLS it is the same.
+// TestHostThatDies: a client with a dead host is disconnected. That holds also while the kernel
+// sends a reply, when no write of the server waits for it. With TLS it is the same.
 func TestHostThatDies(t *testing.T) {
 	a := newAuthority(t, "ecdsa")
-	for kind, config := range map[string]*tls.Config{"plain": nil, "TLS": a.server(t, false)} {
+	for kind, config := range map[string]*tls.Config{"plain": nil, "TLS": a.serverConfig(t, false)} {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
-			d, begun, _, release := waiting()
-			var log buffer
+			d, begun, _, release := newBlockingDevice()
+			var log syncBuffer
 			s := &nbd.Server{TLS: config, AckTimeout: time.Second, Log: slog.New(slog.NewTextHandler(&log, nil))}
 			r := startTCP(t, s, &nbd.Export{Device: d})
 			conn, err := net.Dial("tcp", r.address)
@@ -157,7 +158,7 @@ func TestHostThatDies(t *testing.T) {
 				t.Fatal(err)
 			}
 			if config != nil {
-				if err := c.StartTLS(a.client()); err != nil {
+				if err := c.StartTLS(a.clientConfig()); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -168,9 +169,9 @@ func TestHostThatDies(t *testing.T) {
 				t.Fatal(err)
 			}
 			<-begun
-			vanish(t, conn)
+			dropIncoming(t, conn)
 			close(release)
-			awaitNobody(t, s)
+			awaitNoConns(t, s)
 			if text := log.String(); !strings.Contains(text, "level=INFO") || strings.Contains(text, "level=WARN") {
 				t.Errorf("the log has\n%s", text)
 			}

@@ -13,17 +13,18 @@ import (
 	"time"
 )
 
-// fake is a device that reads as zeros, in parts resident and in parts known to be zeros, and takes writes.
-type fake struct{ extents []Extent }
+// fakeDevice is a writable device that reads as zeros. Parts of it are resident, and parts are
+// known to be zeros.
+type fakeDevice struct{ extents []Extent }
 
-func (fake) Size() int64                                  { return 256 << 10 }
-func (fake) ReadAt(context.Context, []byte, int64) error  { return nil }
-func (fake) WriteAt(context.Context, []byte, int64) error { return nil }
-func (fake) Flush(context.Context) error                  { return nil }
-func (fake) Prefetch(context.Context, int64, int64) error { return nil }
-func (fake) ReadResident(p []byte, off int64) bool        { return off%8192 < 4096 }
-func (fake) Contexts() []string                           { return []string{"x-a:b", "x-a:c"} }
-func (f fake) States(_ string, off, n int64) iter.Seq[State] {
+func (fakeDevice) Size() int64                                  { return 256 << 10 }
+func (fakeDevice) ReadAt(context.Context, []byte, int64) error  { return nil }
+func (fakeDevice) WriteAt(context.Context, []byte, int64) error { return nil }
+func (fakeDevice) Flush(context.Context) error                  { return nil }
+func (fakeDevice) Prefetch(context.Context, int64, int64) error { return nil }
+func (fakeDevice) ReadResident(p []byte, off int64) bool        { return off%8192 < 4096 }
+func (fakeDevice) Contexts() []string                           { return []string{"x-a:b", "x-a:c"} }
+func (f fakeDevice) States(_ string, off, n int64) iter.Seq[State] {
 	return func(yield func(State) bool) {
 		for i, e := range f.extents {
 			if !yield(State{e.Length, uint32(i % 3)}) {
@@ -32,38 +33,39 @@ func (f fake) States(_ string, off, n int64) iter.Seq[State] {
 		}
 	}
 }
-func (f fake) Extents(off, n int64) (all iter.Seq[Extent]) { return slices.Values(f.extents) }
+func (f fakeDevice) Extents(off, n int64) (all iter.Seq[Extent]) { return slices.Values(f.extents) }
 
-func frame(id uint32, data string) []byte {
+func optionBytes(id uint32, data string) []byte {
 	p := appendU32(appendU32(appendU64(nil, magicOption), id), uint32(len(data)))
 	return append(p, data...)
 }
 
-// script is one side of a conversation: what the peer says, and what it is told.
-type script struct {
+// fakeConn is a connection: Read returns the peer's bytes, and the Buffer has the bytes written to
+// the peer.
+type fakeConn struct {
 	io.Reader
 	bytes.Buffer
 }
 
-func (s *script) Read(p []byte) (int, error) { return s.Reader.Read(p) }
+func (s *fakeConn) Read(p []byte) (int, error) { return s.Reader.Read(p) }
 
 func FuzzHandshake(f *testing.F) {
 	flags := []byte{0, 0, 0, 3}
 	contexts := "\x00\x00\x00\x01x\x00\x00\x00\x01\x00\x00\x00\x0fbase:allocation"
-	f.Add(slices.Concat(flags, frame(optStructuredReply, ""), frame(optSetMetaContext, contexts),
-		frame(optInfo, "\x00\x00\x00\x01x\x00\x01\x00\x03"), frame(optGo, "\x00\x00\x00\x01x\x00\x00")))
-	f.Add(slices.Concat(flags, frame(optList, ""), frame(optListMetaContext, contexts), frame(optAbort, "bye")))
-	f.Add(slices.Concat(flags, frame(optExportName, "x")))
-	f.Add(slices.Concat(flags, frame(optGo, "\xf0\x00\x00\x00x\x00\x00")))
+	f.Add(slices.Concat(flags, optionBytes(optStructuredReply, ""), optionBytes(optSetMetaContext, contexts),
+		optionBytes(optInfo, "\x00\x00\x00\x01x\x00\x01\x00\x03"), optionBytes(optGo, "\x00\x00\x00\x01x\x00\x00")))
+	f.Add(slices.Concat(flags, optionBytes(optList, ""), optionBytes(optListMetaContext, contexts), optionBytes(optAbort, "bye")))
+	f.Add(slices.Concat(flags, optionBytes(optExportName, "x")))
+	f.Add(slices.Concat(flags, optionBytes(optGo, "\xf0\x00\x00\x00x\x00\x00")))
 	f.Add([]byte{0, 0, 0, 4})
 	f.Fuzz(func(t *testing.T, said []byte) {
-		s, h, lent := newScript(said)
+		s, h, lent := newFakeHandshake(said)
 		agreed, err := h.run(t.Context())
 		if (agreed == nil) == (err == nil) {
 			t.Fatalf("run = %v, %v", agreed, err)
 		}
 		if agreed != nil {
-			agreed.export.release()
+			agreed.export.callRelease()
 		}
 		if *lent != 0 {
 			t.Fatalf("%d exports are not released", *lent)
@@ -72,80 +74,82 @@ func FuzzHandshake(f *testing.F) {
 	})
 }
 
-// newScript is a handshake with a client that says this, and how many exports it holds.
-func newScript(said []byte) (*script, *handshake, *int) {
-	s, lent := &script{Reader: bytes.NewReader(said)}, new(int)
+// newFakeHandshake returns a handshake with a client that sends these bytes, and the number of
+// exports that it holds.
+func newFakeHandshake(said []byte) (*fakeConn, *handshake, *int) {
+	s, lent := &fakeConn{Reader: bytes.NewReader(said)}, new(int)
 	return s, &handshake{
-		conn: s, exports: lending{lent}, budget: newBudget(time.Hour),
-		extend: func(time.Time) error { return nil },
-		settle: func() bool { return true },
+		conn: s, exports: countingExports{lent}, budget: newBudget(time.Hour),
+		setDeadline: func(time.Time) error { return nil },
+		exemptConn:  func() bool { return true },
 	}, lent
 }
 
-// lending offers x, and counts how often it is held.
-type lending struct{ lent *int }
+// countingExports has one export, x, and counts how often it is held.
+type countingExports struct{ held *int }
 
-func (l lending) Open(_ context.Context, name string) (*Export, error) {
+func (l countingExports) Open(_ context.Context, name string) (*Export, error) {
 	if name != "x" {
 		return nil, ErrUnknown
 	}
-	*l.lent++
-	return &Export{Name: "x", Device: fake{}, Release: func() { *l.lent-- }}, nil
+	*l.held++
+	return &Export{Name: "x", Device: fakeDevice{}, Release: func() { *l.held-- }}, nil
 }
 
-func (l lending) Describe(_ context.Context, name string) (*Export, error) {
+func (l countingExports) Describe(_ context.Context, name string) (*Export, error) {
 	if name != "x" {
 		return nil, ErrUnknown
 	}
-	return &Export{Name: "x", Device: fake{}, Release: func() { *l.lent-- }}, nil
+	return &Export{Name: "x", Device: fakeDevice{}, Release: func() { *l.held-- }}, nil
 }
 
-func (l lending) All(context.Context) ([]Listing, error) {
+func (l countingExports) All(context.Context) ([]Listing, error) {
 	return []Listing{{Name: "x", Description: "secret"}}, nil
 }
 
-// FuzzTLSRequired has a client talk to a server that wants TLS. Before it has it, the server says nothing of what it
-// has, and of what the client has said nothing counts afterwards.
+// FuzzTLSRequired sends options to a server that requires TLS. Before TLS the server sends only
+// refusals. What it negotiated before TLS is void afterwards.
 func FuzzTLSRequired(f *testing.F) {
 	flags := []byte{0, 0, 0, 3}
-	set := frame(optSetMetaContext, "\x00\x00\x00\x01x\x00\x00\x00\x01\x00\x00\x00\x05x-a:b")
-	use := frame(optGo, "\x00\x00\x00\x01x\x00\x00")
-	f.Add(slices.Concat(flags, frame(optStructuredReply, ""), set, frame(optStartTLS, ""), use))
-	f.Add(slices.Concat(flags, use, frame(optStartTLS, "x"), frame(optStartTLS, ""), frame(optStartTLS, ""), frame(optList, "")))
-	f.Add(slices.Concat(flags, frame(optStartTLS, ""), frame(optStructuredReply, ""), set, use))
-	f.Add(slices.Concat(flags, frame(optExportName, "x")))
-	f.Add(slices.Concat(flags, frame(optInfo, "\x00\x00\x00\x01x\x00\x00"), frame(optList, ""), frame(optAbort, "")))
+	set := optionBytes(optSetMetaContext, "\x00\x00\x00\x01x\x00\x00\x00\x01\x00\x00\x00\x05x-a:b")
+	use := optionBytes(optGo, "\x00\x00\x00\x01x\x00\x00")
+	f.Add(slices.Concat(flags, optionBytes(optStructuredReply, ""), set, optionBytes(optStartTLS, ""), use))
+	f.Add(slices.Concat(flags, use, optionBytes(optStartTLS, "x"), optionBytes(optStartTLS, ""), optionBytes(optStartTLS, ""), optionBytes(optList, "")))
+	f.Add(slices.Concat(flags, optionBytes(optStartTLS, ""), optionBytes(optStructuredReply, ""), set, use))
+	f.Add(slices.Concat(flags, optionBytes(optExportName, "x")))
+	f.Add(slices.Concat(flags, optionBytes(optInfo, "\x00\x00\x00\x01x\x00\x00"), optionBytes(optList, ""), optionBytes(optAbort, "")))
 	f.Fuzz(func(t *testing.T, said []byte) {
-		s, h, lent := newScript(said)
-		h.secure = func() (io.ReadWriter, error) {
+		s, h, lent := newFakeHandshake(said)
+		h.upgradeTLS = func() (io.ReadWriter, error) {
 			if *lent != 0 || h.described != (described{}) {
 				t.Fatal("an export was opened without TLS")
 			}
-			checkVeiled(t, s.Bytes())
+			checkTLSRequired(t, s.Bytes())
 			return s, nil
 		}
 		agreed, err := h.run(t.Context())
 		if (agreed == nil) == (err == nil) {
 			t.Fatalf("run = %v, %v", agreed, err)
 		}
-		if !h.protected {
-			checkVeiled(t, s.Bytes())
+		if !h.overTLS {
+			checkTLSRequired(t, s.Bytes())
 		}
-		if agreed != nil && !h.protected {
+		if agreed != nil && !h.overTLS {
 			t.Fatal("an export without TLS")
 		}
 		if agreed == nil {
 			return
 		}
-		_, secret, _ := bytes.Cut(said, frame(optStartTLS, ""))
-		if agreed.structured && !bytes.Contains(secret, frame(optStructuredReply, "")) {
-			t.Fatal("what was negotiated without TLS counts")
+		_, secret, _ := bytes.Cut(said, optionBytes(optStartTLS, ""))
+		if agreed.structured && !bytes.Contains(secret, optionBytes(optStructuredReply, "")) {
+			t.Fatal("options sent before TLS apply after it")
 		}
 	})
 }
 
-// checkVeiled sees that a server has told nothing but refusals, and that it is ready for TLS or the end.
-func checkVeiled(t *testing.T, p []byte) {
+// checkTLSRequired checks that a server has sent only refusals and acknowledgements of ABORT and
+// STARTTLS.
+func checkTLSRequired(t *testing.T, p []byte) {
 	for p = p[18:]; len(p) >= 20; p = p[20+binary.BigEndian.Uint32(p[16:]):] {
 		option, kind := binary.BigEndian.Uint32(p[8:]), binary.BigEndian.Uint32(p[12:])
 		if kind>>31 == 0 && (kind != repAck || option != optAbort && option != optStartTLS) {
@@ -157,8 +161,8 @@ func checkVeiled(t *testing.T, p []byte) {
 	}
 }
 
-// checkOptionReplies sees that what a server said is a greeting and whole replies, but for the answer to
-// EXPORT_NAME at the end, which is of one of two sizes.
+// checkOptionReplies checks that the server's bytes are a greeting and complete replies. The answer
+// to EXPORT_NAME may follow, which has one of two sizes.
 func checkOptionReplies(t *testing.T, greeting, p []byte) {
 	if len(greeting) != 18 {
 		t.Fatalf("the greeting is %q", greeting)
@@ -193,7 +197,7 @@ func FuzzTransmission(f *testing.F) {
 	f.Add(wireRequest(0, CmdWrite, 0, 1<<32-1), true, true, uint16(0))
 	f.Add([]byte("garbage, and enough of it to be a request"), true, true, uint16(0))
 	f.Fuzz(func(t *testing.T, said []byte, structured, readOnly bool, zeros uint16) {
-		var d fake
+		var d fakeDevice
 		for i := range 16 {
 			d.extents = append(d.extents, Extent{Length: 16 << 10, Zero: zeros>>i&1 != 0})
 		}
@@ -201,30 +205,30 @@ func FuzzTransmission(f *testing.F) {
 		defer ours.Close()
 		agreed := &session{export: &Export{Device: d, ReadOnly: readOnly}, size: uint64(d.Size()), structured: structured}
 		if structured {
-			agreed.contexts = agreed.export.contexts()
+			agreed.contexts = agreed.export.contextNames()
 		}
 		tr := newTransmission(t.Context(), new(Server), ours, agreed, slog.New(slog.DiscardHandler))
-		go talk(theirs, said)
+		go sendAndClose(theirs, said)
 		if err := tr.run(); err == nil {
 			t.Error("run = nil, want how it ended")
 		}
-		if tr.gate.requests != 0 || tr.gate.bytes != 0 {
-			t.Errorf("%d requests and %d bytes are still held", tr.gate.requests, tr.gate.bytes)
+		if tr.inFlight.requests != 0 || tr.inFlight.bytes != 0 {
+			t.Errorf("%d requests and %d bytes are still held", tr.inFlight.requests, tr.inFlight.bytes)
 		}
 	})
 }
 
-// talk says it all while it listens, and hangs up.
-func talk(conn net.Conn, said []byte) {
+// sendAndClose sends all bytes while it receives, and closes the connection.
+func sendAndClose(conn net.Conn, said []byte) {
 	go io.Copy(io.Discard, conn)
 	conn.Write(said)
 	conn.Close()
 }
 
-// placed is the extents of a device from its start on.
-type placed []Extent
+// extentList has the extents of a device from its start on.
+type extentList []Extent
 
-func (p placed) Extents(off, n int64) iter.Seq[Extent] {
+func (p extentList) Extents(off, n int64) iter.Seq[Extent] {
 	return func(yield func(Extent) bool) {
 		at := int64(0)
 		for _, e := range p {
@@ -236,7 +240,8 @@ func (p placed) Extents(off, n int64) iter.Seq[Extent] {
 	}
 }
 
-// FuzzPieces checks that a read's pieces are the range, in order, with holes only where zeros are.
+// FuzzPieces checks that the pieces of a read cover its range, in order, with holes only where
+// zeros are.
 func FuzzPieces(f *testing.F) {
 	f.Add([]byte{10, 200, 3, 200}, uint32(5), uint32(1<<20))
 	f.Add(bytes.Repeat([]byte{1, 9}, 40), uint32(0), uint32(1<<21))
@@ -263,7 +268,7 @@ func FuzzPieces(f *testing.F) {
 			}
 			return true
 		}
-		pieces := appendPieces(nil, zeros(placed(extents), from, to, size, minHole), from, to)
+		pieces := appendPieces(nil, zeroRanges(extentList(extents), from, to, size, minHole), from, to)
 		at := from
 		for _, p := range pieces {
 			if p.offset != at || p.length <= 0 || p.hole && (p.length < minHole || !isZero(at, at+p.length)) {

@@ -18,7 +18,7 @@ import (
 	"cairn/nbd/nbdtest"
 )
 
-// TestClosed sends what ends a connection, and sees it end.
+// TestClosed sends data that ends a connection, and checks that it ends.
 func TestClosed(t *testing.T) {
 	greeting := []byte{0, 0, 0, 3}
 	option := func(id uint32, data []byte) []byte { return append(greeting[:4:4], nbdtest.OptionBytes(id, data)...) }
@@ -40,13 +40,13 @@ func TestClosed(t *testing.T) {
 		{"write of 64 MiB and a byte", request(nbdtest.Request{Command: nbdtest.CmdWrite, Length: 64*mib + 1})},
 		{"write of 4 GiB", request(nbdtest.Request{Command: nbdtest.CmdWrite, Length: 1<<32 - 1})},
 	}
-	r := start(t, &nbd.Server{}, &nbd.Export{Device: &ram{data: make([]byte, mib)}})
-	bystander := r.use(t)
+	r := startServer(t, &nbd.Server{}, &nbd.Export{Device: &ram{data: make([]byte, mib)}})
+	bystander := r.dialAndNegotiate(t)
 	var before, after runtime.MemStats
 	for _, tc := range cases {
-		conn := r.conn(t)
+		conn := r.dialRaw(t)
 		runtime.ReadMemStats(&before)
-		go conn.Write(tc.send) // fails when the server has had enough
+		go conn.Write(tc.send) // fails when the server closes the connection
 		io.Copy(io.Discard, conn)
 		runtime.ReadMemStats(&after)
 		if err := conn.SetDeadline(time.Now().Add(-1)); err != nil {
@@ -62,16 +62,16 @@ func TestClosed(t *testing.T) {
 }
 
 func TestHandshakeTimeout(t *testing.T) {
-	r := start(t, &nbd.Server{HandshakeTimeout: 500 * time.Millisecond}, &nbd.Export{Device: newLazy(data(mib))})
-	client := r.use(t)
+	r := startServer(t, &nbd.Server{HandshakeTimeout: 500 * time.Millisecond}, &nbd.Export{Device: newLazy(data(mib))})
+	client := r.dialAndNegotiate(t)
 	var idle []net.Conn
 	for range 50 {
-		conn := r.conn(t)
+		conn := r.dialRaw(t)
 		conn.Write([]byte{0, 0, 0, 3, 'I', 'H'})
 		idle = append(idle, conn)
 	}
 	for _, conn := range idle {
-		// Where the server's time is over before the client's bytes are there, the end is a reset.
+		// If the server's time has passed before the client's bytes arrive, the end is a reset.
 		if _, err := io.Copy(io.Discard, conn); err != nil && !errors.Is(err, syscall.ECONNRESET) {
 			t.Errorf("an unfinished handshake ended with %v", err)
 		}
@@ -82,9 +82,9 @@ func TestHandshakeTimeout(t *testing.T) {
 }
 
 func TestMaxConns(t *testing.T) {
-	r := start(t, &nbd.Server{MaxConns: 2}, &nbd.Export{Device: newLazy(data(mib))})
-	first, second := r.use(t), r.use(t)
-	if p, err := io.ReadAll(r.conn(t)); len(p) > 0 || err != nil {
+	r := startServer(t, &nbd.Server{MaxConns: 2}, &nbd.Export{Device: newLazy(data(mib))})
+	first, second := r.dialAndNegotiate(t), r.dialAndNegotiate(t)
+	if p, err := io.ReadAll(r.dialRaw(t)); len(p) > 0 || err != nil {
 		t.Errorf("a third connection got %d bytes, %v", len(p), err)
 	}
 	if err := errors.Join(first.Disconnect(), second.Read(t.Context(), make([]byte, 1), 0)); err != nil {
@@ -92,21 +92,22 @@ func TestMaxConns(t *testing.T) {
 	}
 }
 
-// A client that asks and never reads costs what the limits say, harms nobody, and is let go.
+// A client that never reads its replies holds memory up to the limits, does not harm others, and is
+// disconnected.
 func TestClientThatNeverReads(t *testing.T) {
 	for _, resident := range []bool{true, false} {
 		d := newLazy(data(8 * mib))
 		d.isResident = func(int64) bool { return resident }
-		r := start(t, &nbd.Server{WriteTimeout: 300 * time.Millisecond}, &nbd.Export{Device: d})
+		r := startServer(t, &nbd.Server{WriteTimeout: 300 * time.Millisecond}, &nbd.Export{Device: d})
 		conn := chooseDefault(t, r)
 		before := liveHeap()
 		written := make(chan error, 1)
 		go func() {
 			read := nbdtest.RequestBytes(1, nbdtest.Request{Length: mib})
-			_, err := conn.Write(bytes.Repeat(read, 100000)) // more than all buffers on the way hold
+			_, err := conn.Write(bytes.Repeat(read, 100000)) // more than all buffers on the path hold
 			written <- err
 		}()
-		other := r.use(t)
+		other := r.dialAndNegotiate(t)
 		if err := other.Read(t.Context(), make([]byte, mib), 0); err != nil {
 			t.Errorf("another client's read = %v", err)
 		}
@@ -126,7 +127,7 @@ func TestClientThatNeverReads(t *testing.T) {
 	}
 }
 
-// liveHeap returns how many bytes of memory are in use after a collection.
+// liveHeap returns the number of bytes in use after a garbage collection.
 func liveHeap() int64 {
 	runtime.GC()
 	var m runtime.MemStats
@@ -134,9 +135,9 @@ func liveHeap() int64 {
 	return int64(m.HeapAlloc)
 }
 
-// chooseDefault is a connection in the transmission phase.
+// chooseDefault returns a connection in the transmission phase.
 func chooseDefault(t *testing.T, r *rig) net.Conn {
-	conn := r.conn(t)
+	conn := r.dialRaw(t)
 	conn.Write(append([]byte{0, 0, 0, 3}, nbdtest.OptionBytes(nbdtest.OptExportName, nil)...))
 	if _, err := io.ReadFull(conn, make([]byte, 28)); err != nil {
 		t.Fatal(err)
@@ -145,9 +146,9 @@ func chooseDefault(t *testing.T, r *rig) net.Conn {
 }
 
 func TestStopAnswersWhatIsInFlight(t *testing.T) {
-	d, begun, _, release := waiting()
-	r := start(t, &nbd.Server{}, &nbd.Export{Device: d})
-	c, negotiating := r.use(t), r.dial(t)
+	d, begun, _, release := newBlockingDevice()
+	r := startServer(t, &nbd.Server{}, &nbd.Export{Device: d})
+	c, negotiating := r.dialAndNegotiate(t), r.dialClient(t)
 	inFlight, err := c.Start(nbdtest.Request{Length: 512})
 	if err != nil {
 		t.Fatal(err)
@@ -155,16 +156,16 @@ func TestStopAnswersWhatIsInFlight(t *testing.T) {
 	<-begun
 	r.stop()
 	_, err = negotiating.List()
-	if got := refused(t, err); got != nbdtest.RepErrShutdown {
+	if got := optionErrorType(t, err); got != nbdtest.RepErrShutdown {
 		t.Errorf("an option when the server stops = %v", err)
 	}
 	_, err = c.Do(t.Context(), nbdtest.Request{Offset: 512, Length: 512})
-	if got := code(t, err); got != nbdtest.ESHUTDOWN {
+	if got := errorCode(t, err); got != nbdtest.ESHUTDOWN {
 		t.Errorf("a new request when the server stops = %v", err)
 	}
 	close(release)
 	if _, err := inFlight(t.Context()); err != nil {
-		t.Errorf("what was in flight = %v", err)
+		t.Errorf("the request in flight = %v", err)
 	}
 	negotiating.Close()
 	r.wait()
@@ -174,9 +175,9 @@ func TestStopAnswersWhatIsInFlight(t *testing.T) {
 }
 
 func TestStopGivesUp(t *testing.T) {
-	d, begun, ended, _ := waiting()
-	r := start(t, &nbd.Server{DrainTimeout: 20 * time.Millisecond}, &nbd.Export{Device: d})
-	c := r.use(t)
+	d, begun, ended, _ := newBlockingDevice()
+	r := startServer(t, &nbd.Server{DrainTimeout: 20 * time.Millisecond}, &nbd.Export{Device: d})
+	c := r.dialAndNegotiate(t)
 	inFlight, err := c.Start(nbdtest.Request{Length: 512})
 	if err != nil {
 		t.Fatal(err)
@@ -184,8 +185,8 @@ func TestStopGivesUp(t *testing.T) {
 	<-begun
 	r.stop()
 	_, err = inFlight(t.Context())
-	if got := code(t, err); got != nbdtest.ESHUTDOWN {
-		t.Errorf("what was in flight for too long = %v", err)
+	if got := errorCode(t, err); got != nbdtest.ESHUTDOWN {
+		t.Errorf("a request in flight after the drain timeout = %v", err)
 	}
 	if err := <-ended; !errors.Is(err, context.Canceled) {
 		t.Errorf("the device's read ended with %v", err)
@@ -195,10 +196,10 @@ func TestStopGivesUp(t *testing.T) {
 
 func TestStopWithClientThatNeverReads(t *testing.T) {
 	d := newLazy(data(8 * mib))
-	r := start(t, &nbd.Server{DrainTimeout: 20 * time.Millisecond}, &nbd.Export{Device: d})
+	r := startServer(t, &nbd.Server{DrainTimeout: 20 * time.Millisecond}, &nbd.Export{Device: d})
 	conn := chooseDefault(t, r)
 	conn.Write(bytes.Repeat(nbdtest.RequestBytes(1, nbdtest.Request{Length: 8 * mib}), 4))
-	if _, err := io.ReadFull(conn, make([]byte, 1)); err != nil { // replies are on their way
+	if _, err := io.ReadFull(conn, make([]byte, 1)); err != nil { // replies are being sent
 		t.Fatal(err)
 	}
 	began := time.Now()
@@ -209,12 +210,12 @@ func TestStopWithClientThatNeverReads(t *testing.T) {
 	}
 }
 
-// An idle client, in whatever phase, does not hold up the end.
+// An idle client, in any phase, does not delay the server's end.
 func TestStopWithIdleClients(t *testing.T) {
-	r := start(t, &nbd.Server{}, &nbd.Export{Device: newLazy(data(mib))})
-	r.use(t)
-	r.dial(t)
-	r.conn(t)
+	r := startServer(t, &nbd.Server{}, &nbd.Export{Device: newLazy(data(mib))})
+	r.dialAndNegotiate(t)
+	r.dialClient(t)
+	r.dialRaw(t)
 	began := time.Now()
 	r.stop()
 	r.wait()
@@ -226,7 +227,7 @@ func TestStopWithIdleClients(t *testing.T) {
 func TestServeTCPAndUnixAtOnce(t *testing.T) {
 	s := &nbd.Server{}
 	d := newLazy(data(mib))
-	r := start(t, s, &nbd.Export{Device: d})
+	r := startServer(t, s, &nbd.Export{Device: d})
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -246,7 +247,7 @@ func TestServeTCPAndUnixAtOnce(t *testing.T) {
 	if err := c.Read(t.Context(), p, 1000); err != nil || !bytes.Equal(p, d.data[1000:][:len(p)]) {
 		t.Errorf("read over TCP: %v, or other bytes", err)
 	}
-	if err := r.use(t).Read(t.Context(), p, 0); err != nil {
+	if err := r.dialAndNegotiate(t).Read(t.Context(), p, 0); err != nil {
 		t.Error(err)
 	}
 	stop()
@@ -255,7 +256,7 @@ func TestServeTCPAndUnixAtOnce(t *testing.T) {
 	}
 }
 
-// A listener that fails ends Serve, and with it its connections.
+// If accepting fails, Serve returns the error.
 func TestServeFails(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -267,11 +268,11 @@ func TestServeFails(t *testing.T) {
 	}
 }
 
-// TestHitAllocatesNothing counts, over many requests, what a read of resident bytes costs in memory.
+// TestHitAllocatesNothing counts the allocations for reads of resident bytes, over many requests.
 func TestHitAllocatesNothing(t *testing.T) {
 	d := newLazy(data(mib))
 	d.isResident = func(int64) bool { return true }
-	conn := chooseDefault(t, start(t, &nbd.Server{}, &nbd.Export{Device: d}))
+	conn := chooseDefault(t, startServer(t, &nbd.Server{}, &nbd.Export{Device: d}))
 	conn.SetDeadline(time.Time{})
 	const depth = 16
 	requests := bytes.Repeat(nbdtest.RequestBytes(1, nbdtest.Request{Offset: 4 * kib, Length: 4 * kib}), depth)
@@ -294,8 +295,8 @@ func BenchmarkHit(b *testing.B) {
 		b.Run(fmt.Sprintf("depth=%d", depth), func(b *testing.B) {
 			d := newLazy(data(mib))
 			d.isResident = func(int64) bool { return true }
-			r := start(b, &nbd.Server{}, &nbd.Export{Device: d})
-			conn := r.conn(b)
+			r := startServer(b, &nbd.Server{}, &nbd.Export{Device: d})
+			conn := r.dialRaw(b)
 			conn.SetDeadline(time.Time{})
 			conn.Write(append([]byte{0, 0, 0, 3}, nbdtest.OptionBytes(nbdtest.OptExportName, nil)...))
 			io.ReadFull(conn, make([]byte, 28))

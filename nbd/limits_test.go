@@ -15,23 +15,28 @@ import (
 	"time"
 )
 
-// patient is a device whose reads and writes wait until they are let go, or their context ends.
-type patient struct {
+// blockingDevice is a device whose reads and writes block until release is closed or their context
+// ends.
+type blockingDevice struct {
 	size    int64
-	begun   atomic.Int64
+	started atomic.Int64
 	release chan struct{}
 }
 
-func (d *patient) Size() int64 { return d.size }
+func (d *blockingDevice) Size() int64 { return d.size }
 
-func (d *patient) ReadAt(ctx context.Context, _ []byte, _ int64) error { return d.wait(ctx) }
+func (d *blockingDevice) ReadAt(ctx context.Context, _ []byte, _ int64) error {
+	return d.waitForRelease(ctx)
+}
 
-func (d *patient) WriteAt(ctx context.Context, _ []byte, _ int64) error { return d.wait(ctx) }
+func (d *blockingDevice) WriteAt(ctx context.Context, _ []byte, _ int64) error {
+	return d.waitForRelease(ctx)
+}
 
-func (d *patient) Flush(context.Context) error { return nil }
+func (d *blockingDevice) Flush(context.Context) error { return nil }
 
-func (d *patient) wait(ctx context.Context) error {
-	d.begun.Add(1)
+func (d *blockingDevice) waitForRelease(ctx context.Context) error {
+	d.started.Add(1)
 	select {
 	case <-d.release:
 		return nil
@@ -40,8 +45,8 @@ func (d *patient) wait(ctx context.Context) error {
 	}
 }
 
-// serve runs a transmission over a pipe within a bubble of synctest. ended gets how it ended.
-func serve(ctx context.Context, s *Server, d *patient) (client net.Conn, ended chan error) {
+// serveOverPipe runs a transmission over a pipe within a synctest bubble. ended receives its error.
+func serveOverPipe(ctx context.Context, s *Server, d *blockingDevice) (client net.Conn, ended chan error) {
 	client, ours := net.Pipe()
 	agreed := &session{export: &Export{Device: d}, size: uint64(d.size)}
 	ended = make(chan error, 1)
@@ -52,24 +57,25 @@ func serve(ctx context.Context, s *Server, d *patient) (client net.Conn, ended c
 	return client, ended
 }
 
-// What a connection holds is bounded in requests and in bytes; the rest waits its turn and is served.
+// The requests and bytes in flight of a connection are limited. Further requests wait and are
+// served.
 func TestInFlightIsBounded(t *testing.T) {
 	cases := []struct {
 		length      uint32
 		sent, begun int64
-	}{{512, 300, maxRequests}, {maxPayload, 5, 2}, {9 << 20, 9, 4}} // buffers come in powers of two
+	}{{512, 300, maxRequests}, {maxPayload, 5, 2}, {9 << 20, 9, 4}} // buffers have powers of two as sizes
 	for _, tc := range cases {
 		t.Run(fmt.Sprint(tc.length), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				d := &patient{size: maxPayload, release: make(chan struct{})}
-				client, ended := serve(t.Context(), new(Server), d)
+				d := &blockingDevice{size: maxPayload, release: make(chan struct{})}
+				client, ended := serveOverPipe(t.Context(), new(Server), d)
 				go func() {
 					for range tc.sent {
 						client.Write(wireRequest(0, CmdRead, 0, tc.length))
 					}
 				}()
 				synctest.Wait()
-				if got := d.begun.Load(); got != tc.begun {
+				if got := d.started.Load(); got != tc.begun {
 					t.Errorf("%d reads of %d bytes are in flight, want %d", got, tc.length, tc.begun)
 				}
 				close(d.release)
@@ -83,12 +89,13 @@ func TestInFlightIsBounded(t *testing.T) {
 	}
 }
 
-// A client has the write timeout for each MiB, not for all there is; one that takes nothing is let go.
+// A client has the write timeout for each MiB, not for all replies. A client that receives nothing
+// is disconnected.
 func TestWriteTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		d := &patient{size: maxPayload, release: make(chan struct{})}
+		d := &blockingDevice{size: maxPayload, release: make(chan struct{})}
 		close(d.release)
-		client, ended := serve(t.Context(), new(Server), d)
+		client, ended := serveOverPipe(t.Context(), new(Server), d)
 		client.Write(wireRequest(0, CmdRead, 0, maxPayload))
 		for range 8 { // slow: 16 MiB in more than three minutes
 			time.Sleep(25 * time.Second)
@@ -104,11 +111,11 @@ func TestWriteTimeout(t *testing.T) {
 	})
 }
 
-// The loss of a client ends its reads and lets its writes go on.
+// The loss of a client cancels its reads but not its writes.
 func TestLostClientDoesNotEndWrites(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		d := &patient{size: 4096, release: make(chan struct{})}
-		client, ended := serve(t.Context(), new(Server), d)
+		d := &blockingDevice{size: 4096, release: make(chan struct{})}
+		client, ended := serveOverPipe(t.Context(), new(Server), d)
 		client.Write(append(wireRequest(0, CmdWrite, 0, 1), 'x'))
 		client.Write(wireRequest(0, CmdRead, 0, 1))
 		synctest.Wait()
@@ -128,8 +135,8 @@ func TestLostClientDoesNotEndWrites(t *testing.T) {
 func TestDrainTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, stop := context.WithCancel(t.Context())
-		d := &patient{size: 4096, release: make(chan struct{})}
-		client, ended := serve(ctx, &Server{DrainTimeout: time.Minute}, d)
+		d := &blockingDevice{size: 4096, release: make(chan struct{})}
+		client, ended := serveOverPipe(ctx, &Server{DrainTimeout: time.Minute}, d)
 		client.Write(wireRequest(0, CmdRead, 0, 1))
 		synctest.Wait()
 		stop()
@@ -144,7 +151,7 @@ func TestDrainTimeout(t *testing.T) {
 	})
 }
 
-// shortOfFiles is a listener that cannot accept at first.
+// shortOfFiles is a listener that fails at first for lack of files.
 type shortOfFiles struct {
 	net.Listener
 	tries int
@@ -160,7 +167,7 @@ func (l *shortOfFiles) Accept() (net.Conn, error) {
 func TestAcceptWaitsForFiles(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		start := time.Now()
-		_, err := accept(t.Context(), &shortOfFiles{})
+		_, err := acceptConn(t.Context(), &shortOfFiles{})
 		if !errors.Is(err, net.ErrClosed) || time.Since(start) != 150*time.Millisecond {
 			t.Errorf("accept = %v after %v", err, time.Since(start))
 		}

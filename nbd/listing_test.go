@@ -21,9 +21,10 @@ func manyExports(n int) []*nbd.Export {
 	return all
 }
 
-// TestListOfMany: the clients that list a server's exports ask about each of them, and show them by their names.
+// TestListOfMany: clients that list exports request information about each, and show their listed
+// names.
 func TestListOfMany(t *testing.T) {
-	r := start(t, &nbd.Server{}, manyExports(2000)...)
+	r := startServer(t, &nbd.Server{}, manyExports(2000)...)
 	for _, tc := range []struct {
 		name, export string
 		args         []string
@@ -33,7 +34,7 @@ func TestListOfMany(t *testing.T) {
 		{"qemu-nbd", `(?m)^ export: 'v\d{4}'$`, []string{"-L", "-k", r.socket}},
 	} {
 		t.Run(strings.Join([]string{tc.name, tc.args[0], tc.args[1]}, " "), func(t *testing.T) {
-			out := must(t, tc.name, tc.args...)
+			out := mustRun(t, tc.name, tc.args...)
 			if n := len(regexp.MustCompile(tc.export).FindAllString(out, -1)); n != 2000 {
 				t.Errorf("%d of 2000 exports are listed:\n%.1000s", n, out)
 			}
@@ -44,16 +45,17 @@ func TestListOfMany(t *testing.T) {
 	}
 }
 
-// TestListedNames: INFO tells the canonical name, but one that goes through the list sees the names of the list.
+// TestListedNames: INFO returns the canonical name. A client that has received the list gets the
+// listed name instead.
 func TestListedNames(t *testing.T) {
-	r := start(t, &nbd.Server{}, twoExports()...)
+	r := startServer(t, &nbd.Server{}, twoExports()...)
 	info := func(c *nbdtest.Client, name, want string) {
 		t.Helper()
 		if got, err := c.Info(name); err != nil || got.Name != want {
 			t.Errorf("INFO of %q is about %q, %v, want %q", name, got.Name, err, want)
 		}
 	}
-	c := r.dial(t)
+	c := r.dialClient(t)
 	info(c, "one", "one@1234")
 	if _, err := c.List(); err != nil {
 		t.Fatal(err)
@@ -65,9 +67,9 @@ func TestListedNames(t *testing.T) {
 	}
 }
 
-// TestListIsNoLicence: a list allows questions about its exports, not any number of anything.
+// TestListIsNoLicence: a list raises the limit of options about its exports, and no other limit.
 func TestListIsNoLicence(t *testing.T) {
-	r := start(t, &nbd.Server{}, manyExports(100)...)
+	r := startServer(t, &nbd.Server{}, manyExports(100)...)
 	ask := map[string]func(c *nbdtest.Client) error{
 		"lists":              func(c *nbdtest.Client) error { _, err := c.List(); return err },
 		"structured replies": func(c *nbdtest.Client) error { return c.StructuredReplies() },
@@ -84,7 +86,7 @@ func TestListIsNoLicence(t *testing.T) {
 		},
 	}
 	for what, most := range map[string]int{"lists": 32, "structured replies": 32, "one export": 4*100 + 32, "an export that is not there": 4*100 + 32} {
-		c := r.dial(t)
+		c := r.dialClient(t)
 		if _, err := c.List(); err != nil {
 			t.Fatal(err)
 		}

@@ -12,28 +12,28 @@ import (
 	"time"
 )
 
-// Limits of a handshake. Data beyond maxDrain ends the connection.
+// Limits of a handshake. An option with more than maxDrain bytes of data ends the connection.
 const (
 	maxOptionData = 64 << 10
-	maxDrain      = 1 << 20  // an option's data that is read only to be thrown away
-	listPiece     = 64 << 10 // a list is sent in pieces of about this size
+	maxDrain      = 1 << 20  // bytes of an option's data that are read and discarded
+	listFlushSize = 64 << 10 // size of the parts in which a long list is sent
 )
 
 var (
-	errAborted = errors.New("the client gave up")
+	errAborted = errors.New("the client aborted the handshake")
 	errNoTLS   = errors.New("the client wants an export without TLS")
-	errNoPlace = errors.New("its place was given to a newer connection")
+	errEvicted = errors.New("evicted for a newer connection")
 )
 
-// session is what a handshake agreed on.
+// session is the result of a handshake.
 type session struct {
 	export     *Export
 	size       uint64
-	structured bool     // replies to reads are structured
-	contexts   []string // that were chosen; each one's id is its place, from 1 on
+	structured bool     // reads get structured replies
+	contexts   []string // selected metadata contexts; the id of each is its index plus 1
 }
 
-func (s *session) flags() uint16 {
+func (s *session) transmissionFlags() uint16 {
 	flags := uint16(hasFlags | readOnly)
 	if s.export.writer() != nil {
 		flags = hasFlags | sendFlush | sendFUA | sendWriteZeroes
@@ -50,114 +50,116 @@ func (s *session) flags() uint16 {
 	return flags
 }
 
-// handshake is the negotiation with one client. It reads exactly the bytes of each message and holds none
-// back, so that whatever comes next may read from conn, be it transmission or the TLS layer, and nothing
-// that a man in the middle put behind an option is taken for protected. All it remembers is in its fields.
+// handshake is the negotiation with one client. It never reads ahead: the transmission phase or the
+// TLS layer reads the following bytes from conn. So bytes that an attacker inserts behind STARTTLS
+// are never taken for bytes sent over TLS.
 type handshake struct {
 	conn    io.ReadWriter
 	exports Exports
 	budget  budget
-	// extend moves the time at which conn's reads and writes fail. It fails when conn does.
-	extend func(time.Time) error
-	// settle makes the connection's place its own. It reports false if the place is lost.
-	settle func() bool
-	// secure puts TLS around conn. Until it has, the client is told nothing. Nil if there is no TLS.
-	secure func() (io.ReadWriter, error)
+	// setDeadline sets conn's deadline. It fails if conn is closed.
+	setDeadline func(time.Time) error
+	// exemptConn protects the connection from eviction. It reports false if it was evicted before.
+	exemptConn func() bool
+	// upgradeTLS returns conn under TLS. Before that, the client gets no information. Nil without
+	// TLS.
+	upgradeTLS func() (io.ReadWriter, error)
 
-	protected  bool // by TLS
+	overTLS    bool // the connection uses TLS
 	noZeroes   bool
 	structured bool
-	contexts   contexts
-	listed     bool      // the client has seen the list
-	described  described // the export that the client asked about last
-	deadline   time.Time // of the option being answered
+	contexts   chosenContexts
+	listed     bool      // the client has received the list
+	described  described // the export of the last request for information
+	deadline   time.Time // of the current option
 	data, out  []byte    // buffers
 }
 
-// described is which export a name stood for when a client asked about it.
+// described is an export that a client requested information about: its name then, and its
+// canonical name.
 type described struct{ name, canonical string }
 
-// contexts is what the last SET_META_CONTEXT chose, and for which export.
-type contexts struct {
+// chosenContexts is the selection of the last SET_META_CONTEXT.
+type chosenContexts struct {
 	export string
 	names  []string
 }
 
-// option is a client's wish.
+// option is a request of the handshake.
 type option struct {
 	id     uint32
 	data   []byte // valid until the next option is read
-	tooBig bool   // the data was longer than maxOptionData and is not here
+	tooBig bool   // the data was longer than maxOptionData and is discarded
 }
 
-// run speaks with the client until it is agreed what is served, or the client, or its breach of the
-// protocol, ends the session. When ctx is over, options are refused. The session's export is to be released by
-// the caller.
+// run negotiates until the client has selected an export, has ended the session or has violated the
+// protocol. After the end of ctx it refuses options. The caller must release the session's export.
 func (h *handshake) run(ctx context.Context) (*session, error) {
-	if err := h.greet(); err != nil {
+	if err := h.exchangeGreeting(); err != nil {
 		return nil, err
 	}
 	for {
-		o, err := h.next()
+		o, err := h.readOption()
 		if err != nil {
 			return nil, err
 		}
-		s, verdict := h.answer(ctx, o)
+		s, verdict := h.answerOption(ctx, o)
 		if s != nil {
-			return h.conclude(s)
+			return h.confirmSession(s)
 		}
-		if err := cmp.Or(h.flush(), verdict); err != nil {
+		if err := cmp.Or(h.flushReplies(), verdict); err != nil {
 			return nil, err
 		}
 	}
 }
 
-// conclude tells the client that its export is chosen. Its place is its own before it hears of it.
-func (h *handshake) conclude(s *session) (*session, error) {
-	err := errNoPlace
-	if h.settle() {
-		err = h.flush()
+// confirmSession sends the client the confirmation of its export. Before that it protects the
+// connection from eviction, so that a client which got the confirmation is never evicted.
+func (h *handshake) confirmSession(s *session) (*session, error) {
+	err := errEvicted
+	if h.exemptConn() {
+		err = h.flushReplies()
 	}
 	if err != nil {
-		s.export.release()
+		s.export.callRelease()
 		return nil, err
 	}
 	return s, nil
 }
 
-// startTLS begins anew under TLS: of what was said in the open, nothing counts.
-func (h *handshake) startTLS(o option) error {
+// answerStartTLS upgrades the connection to TLS, and forgets all that was negotiated before.
+func (h *handshake) answerStartTLS(o option) error {
 	switch {
-	case h.secure == nil:
-		h.refuse(o, repErrUnsup, "the server has no TLS")
+	case h.upgradeTLS == nil:
+		h.refuseOption(o, repErrUnsup, "the server has no TLS")
 		return nil
-	case h.protected:
-		h.refuse(o, repErrInvalid, "TLS is on already")
+	case h.overTLS:
+		h.refuseOption(o, repErrInvalid, "TLS is on already")
 		return nil
 	case len(o.data) > 0:
-		h.refuse(o, repErrInvalid, "STARTTLS takes no data")
+		h.refuseOption(o, repErrInvalid, "STARTTLS takes no data")
 		return nil
 	}
-	h.reply(o, repAck, nil)
-	if err := h.flush(); err != nil {
+	h.appendReply(o, repAck, nil)
+	if err := h.flushReplies(); err != nil {
 		return err
 	}
-	conn, err := h.secure()
+	conn, err := h.upgradeTLS()
 	if err != nil {
 		return fmt.Errorf("TLS: %w", err)
 	}
-	h.conn, h.protected = conn, true
-	h.structured, h.contexts = false, contexts{}
+	h.conn, h.overTLS = conn, true
+	h.structured, h.contexts = false, chosenContexts{}
 	return nil
 }
 
-func (h *handshake) greet() error {
+func (h *handshake) exchangeGreeting() error {
 	if err := h.startTimer(); err != nil {
 		return err
 	}
 	h.out = appendU64(appendU64(h.out, magicServer), magicOption)
 	h.out = appendU16(h.out, handshakeFixedNewstyle|handshakeNoZeroes)
-	if err := h.flush(); err != nil {
+	if err := h.flushReplies(); err != nil {
 		return err
 	}
 	var p [4]byte
@@ -172,7 +174,7 @@ func (h *handshake) greet() error {
 	return nil
 }
 
-func (h *handshake) flush() error {
+func (h *handshake) flushReplies() error {
 	if len(h.out) == 0 {
 		return nil
 	}
@@ -181,14 +183,14 @@ func (h *handshake) flush() error {
 	return err
 }
 
-// startTimer sets the time by which the client's next message must be here and answered.
+// startTimer sets the deadline for receiving and answering the next message.
 func (h *handshake) startTimer() error {
-	h.deadline = h.budget.deadline(time.Now())
-	return h.extend(h.deadline)
+	h.deadline = h.budget.optionDeadline(time.Now())
+	return h.setDeadline(h.deadline)
 }
 
-// next reads an option, if the client may send one more.
-func (h *handshake) next() (option, error) {
+// readOption reads an option. It fails if the client has sent too many.
+func (h *handshake) readOption() (option, error) {
 	if err := h.startTimer(); err != nil {
 		return option{}, err
 	}
@@ -200,7 +202,7 @@ func (h *handshake) next() (option, error) {
 		return option{}, fmt.Errorf("an option starts with %#x", magic)
 	}
 	o := option{id: binary.BigEndian.Uint32(head[8:])}
-	if err := h.budget.spend(o.id); err != nil {
+	if err := h.budget.spendOption(o.id); err != nil {
 		return option{}, err
 	}
 	n := binary.BigEndian.Uint32(head[12:])
@@ -218,66 +220,66 @@ func (h *handshake) next() (option, error) {
 	return o, err
 }
 
-// answer appends the replies to an option. A session or an error ends the handshake.
-func (h *handshake) answer(ctx context.Context, o option) (*session, error) {
+// answerOption appends the replies to an option. A session or an error ends the handshake.
+func (h *handshake) answerOption(ctx context.Context, o option) (*session, error) {
 	if o.id == optSetMetaContext {
-		h.contexts = contexts{} // "including when this command fails"
+		h.contexts = chosenContexts{} // "including when this command fails" (proto.md)
 	}
 	switch {
 	case o.id == optAbort:
-		h.reply(o, repAck, nil)
+		h.appendReply(o, repAck, nil)
 		return nil, errAborted
-	case o.id == optExportName && h.veiled():
+	case o.id == optExportName && h.needsTLS():
 		return nil, errNoTLS
 	case o.id == optExportName:
-		return h.exportName(ctx, o)
+		return h.answerExportName(ctx, o)
 	case ctx.Err() != nil:
-		h.refuse(o, repErrShutdown, "the server is stopping")
+		h.refuseOption(o, repErrShutdown, "the server is stopping")
 	case o.tooBig:
-		h.refuse(o, repErrTooBig, fmt.Sprintf("the option's data is longer than %d bytes", maxOptionData))
+		h.refuseOption(o, repErrTooBig, fmt.Sprintf("the option's data is longer than %d bytes", maxOptionData))
 	case o.id == optStartTLS:
-		return nil, h.startTLS(o)
-	case h.veiled():
-		h.refuse(o, repErrTLSReqd, "this server speaks TLS only")
+		return nil, h.answerStartTLS(o)
+	case h.needsTLS():
+		h.refuseOption(o, repErrTLSReqd, "this server speaks TLS only")
 	case o.id == optInfo || o.id == optGo:
-		return h.info(ctx, o)
+		return h.answerInfo(ctx, o)
 	case o.id == optList:
-		return nil, h.list(ctx, o)
+		return nil, h.answerList(ctx, o)
 	case o.id == optStructuredReply:
-		h.structuredReply(o)
+		h.answerStructuredReply(o)
 	case o.id == optListMetaContext || o.id == optSetMetaContext:
-		h.metaContext(ctx, o)
+		h.answerMetaContext(ctx, o)
 	default:
-		h.refuse(o, repErrUnsup, fmt.Sprintf("option %d is not supported", o.id))
+		h.refuseOption(o, repErrUnsup, fmt.Sprintf("option %d is not supported", o.id))
 	}
 	return nil, nil
 }
 
-// veiled says whether the client is to be told nothing yet.
-func (h *handshake) veiled() bool { return h.secure != nil && !h.protected }
+// needsTLS reports whether the client must start TLS first.
+func (h *handshake) needsTLS() bool { return h.upgradeTLS != nil && !h.overTLS }
 
-func (h *handshake) reply(o option, kind uint32, data []byte) {
+func (h *handshake) appendReply(o option, kind uint32, data []byte) {
 	h.out = appendU32(appendU32(appendU64(h.out, magicOptionReply), o.id), kind)
 	h.out = append(appendU32(h.out, uint32(len(data))), data...)
 }
 
-func (h *handshake) refuse(o option, kind uint32, text string) {
-	h.reply(o, kind, []byte(cut(text, maxErrorText)))
+func (h *handshake) refuseOption(o option, kind uint32, text string) {
+	h.appendReply(o, kind, []byte(sanitizeText(text, maxErrorText)))
 }
 
-// findExport finds an export that a client asks about, while there is time.
-func (h *handshake) findExport(ctx context.Context, name string) (*Export, error) {
+// describeExport finds an export that a client requests information about, until the deadline.
+func (h *handshake) describeExport(ctx context.Context, name string) (*Export, error) {
 	ctx, cancel := context.WithDeadline(ctx, h.deadline)
 	defer cancel()
 	export, err := h.exports.Describe(ctx, name)
 	if err == nil {
-		h.described = described{name, export.canonical()}
+		h.described = described{name, export.canonicalName()}
 	}
 	return export, err
 }
 
-// openExport opens an export while there is time. A client that has asked about this name gets the export that it was told
-// of, as long as that can be had.
+// openExport opens an export, until the deadline. A name that the client requested information
+// about opens the version that was described, if it still exists.
 func (h *handshake) openExport(ctx context.Context, name string) (*Export, error) {
 	ctx, cancel := context.WithDeadline(ctx, h.deadline)
 	defer cancel()
@@ -290,10 +292,10 @@ func (h *handshake) openExport(ctx context.Context, name string) (*Export, error
 	return h.exports.Open(ctx, name)
 }
 
-// session is what is agreed if the client chooses this export, which it knows by this name.
-func (h *handshake) session(export *Export, name string) *session {
+// newSession returns the session of a client that selects an export by this name.
+func (h *handshake) newSession(export *Export, name string) *session {
 	s := &session{export: export, size: uint64(export.Device.Size()), structured: h.structured}
-	if h.contexts.export == name && containsAll(export.contexts(), h.contexts.names) {
+	if h.contexts.export == name && containsAll(export.contextNames(), h.contexts.names) {
 		s.contexts = h.contexts.names
 	}
 	return s
@@ -303,8 +305,9 @@ func containsAll(all, some []string) bool {
 	return !slices.ContainsFunc(some, func(name string) bool { return !slices.Contains(all, name) })
 }
 
-// exportName is the old way to choose an export. It has no reply for an error, only the end.
-func (h *handshake) exportName(ctx context.Context, o option) (*session, error) {
+// answerExportName answers EXPORT_NAME, the older option that selects an export. It has no error
+// reply: an error ends the connection.
+func (h *handshake) answerExportName(ctx context.Context, o option) (*session, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -316,151 +319,152 @@ func (h *handshake) exportName(ctx context.Context, o option) (*session, error) 
 	if err != nil {
 		return nil, err
 	}
-	s := h.session(export, name)
-	h.out = appendU16(appendU64(h.out, s.size), s.flags())
+	s := h.newSession(export, name)
+	h.out = appendU16(appendU64(h.out, s.size), s.transmissionFlags())
 	if !h.noZeroes {
 		h.out = append(h.out, make([]byte, 124)...)
 	}
 	return s, nil
 }
 
-// info answers INFO and GO, which differ only in what follows.
-func (h *handshake) info(ctx context.Context, o option) (*session, error) {
+// answerInfo answers INFO and GO. Only GO ends the handshake.
+func (h *handshake) answerInfo(ctx context.Context, o option) (*session, error) {
 	c := cursor{p: o.data}
-	name := c.text()
-	wanted := c.take(2 * uint32(c.u16()))
+	name := c.readString()
+	kinds := c.takeBytes(2 * uint32(c.u16()))
 	if !c.ok() {
-		h.refuse(o, repErrInvalid, "the option's data is malformed")
+		h.refuseOption(o, repErrInvalid, "the option's data is malformed")
 		return nil, nil
 	}
 	if len(name) > maxString {
-		h.refuse(o, repErrTooBig, fmt.Sprintf("the export name is longer than %d bytes", maxString))
+		h.refuseOption(o, repErrTooBig, fmt.Sprintf("the export name is longer than %d bytes", maxString))
 		return nil, nil
 	}
 	find := h.openExport
 	if o.id == optInfo {
-		find = h.findExport
+		find = h.describeExport
 	}
 	export, err := find(ctx, name)
 	if err != nil {
-		h.fail(o, err)
+		h.refuseWithError(o, err)
 		return nil, nil
 	}
-	s := h.session(export, name)
-	h.replyInfo(o, s, name, wanted)
-	h.reply(o, repAck, nil)
+	s := h.newSession(export, name)
+	h.appendInfo(o, s, name, kinds)
+	h.appendReply(o, repAck, nil)
 	if o.id == optInfo {
 		return nil, nil
 	}
 	return s, nil
 }
 
-func (h *handshake) fail(o option, err error) {
+func (h *handshake) refuseWithError(o option, err error) {
 	kind := uint32(repErrPlatform)
 	if errors.Is(err, ErrUnknown) {
 		kind = repErrUnknown
 	}
-	h.refuse(o, kind, err.Error())
+	h.refuseOption(o, kind, err.Error())
 }
 
-// replyInfo sends the size and flags of an export, and what else the client wants to know.
-func (h *handshake) replyInfo(o option, s *session, name string, wanted []byte) {
-	var asked [infoBlockSize + 1]bool
-	for c := (cursor{p: wanted}); len(c.p) > 0; {
-		if kind := c.u16(); int(kind) < len(asked) {
-			asked[kind] = true
+// appendInfo appends the size and flags of an export, and the information that the client requests.
+func (h *handshake) appendInfo(o option, s *session, name string, kinds []byte) {
+	var requested [infoBlockSize + 1]bool
+	for c := (cursor{p: kinds}); len(c.p) > 0; {
+		if kind := c.u16(); int(kind) < len(requested) {
+			requested[kind] = true
 		}
 	}
-	h.reply(o, repInfo, appendU16(appendU64(appendU16(nil, infoExport), s.size), s.flags()))
-	if asked[infoName] {
-		h.reply(o, repInfo, append(appendU16(nil, infoName), h.infoName(o, s.export, name)...))
+	h.appendReply(o, repInfo, appendU16(appendU64(appendU16(nil, infoExport), s.size), s.transmissionFlags()))
+	if requested[infoName] {
+		h.appendReply(o, repInfo, append(appendU16(nil, infoName), h.infoName(o, s.export, name)...))
 	}
-	if asked[infoDescription] {
-		h.reply(o, repInfo, append(appendU16(nil, infoDescription), s.export.Description...))
+	if requested[infoDescription] {
+		h.appendReply(o, repInfo, append(appendU16(nil, infoDescription), s.export.Description...))
 	}
-	if asked[infoBlockSize] {
-		sizes := appendU32(appendU32(appendU16(nil, infoBlockSize), minBlock), block)
-		h.reply(o, repInfo, appendU32(sizes, maxPayload))
+	if requested[infoBlockSize] {
+		sizes := appendU32(appendU32(appendU16(nil, infoBlockSize), minBlock), blockSize)
+		h.appendReply(o, repInfo, appendU32(sizes, maxPayload))
 	}
 }
 
-// infoName is the name of an export in a reply to INFO or GO: the canonical one. nbdinfo --list prints these names, not
-// those of the list. So a client that has listed the exports, and asks about one by its listed name, gets that name.
+// infoName returns the name of an export in a reply to INFO or GO, which is the canonical one. But
+// nbdinfo --list prints these names instead of those in the list. So a client that has received the
+// list and sends INFO for a listed name gets that name.
 func (h *handshake) infoName(o option, e *Export, name string) string {
 	if o.id == optInfo && h.listed && name == e.Name {
 		return e.Name
 	}
-	return e.canonical()
+	return e.canonicalName()
 }
 
-// list sends the list in pieces, so that a long one takes little memory.
-func (h *handshake) list(ctx context.Context, o option) error {
+// answerList sends the list in parts, to limit its memory.
+func (h *handshake) answerList(ctx context.Context, o option) error {
 	if len(o.data) > 0 {
-		h.refuse(o, repErrInvalid, "a list takes no data")
+		h.refuseOption(o, repErrInvalid, "a list takes no data")
 		return nil
 	}
 	ctx, cancel := context.WithDeadline(ctx, h.deadline)
 	defer cancel()
 	all, err := h.exports.All(ctx)
 	if err != nil {
-		h.fail(o, err)
+		h.refuseWithError(o, err)
 		return nil
 	}
 	h.listed = true
-	h.budget.grow(len(all))
+	h.budget.extendForList(len(all))
 	for _, e := range all {
 		name := append(appendU32(nil, uint32(len(e.Name))), e.Name...)
-		h.reply(o, repServer, append(name, e.Description...))
-		if len(h.out) < listPiece {
+		h.appendReply(o, repServer, append(name, e.Description...))
+		if len(h.out) < listFlushSize {
 			continue
 		}
-		if err := h.flush(); err != nil {
+		if err := h.flushReplies(); err != nil {
 			return err
 		}
 	}
-	h.reply(o, repAck, nil)
+	h.appendReply(o, repAck, nil)
 	return nil
 }
 
-func (h *handshake) structuredReply(o option) {
+func (h *handshake) answerStructuredReply(o option) {
 	if len(o.data) > 0 {
-		h.refuse(o, repErrInvalid, "structured replies take no data")
+		h.refuseOption(o, repErrInvalid, "structured replies take no data")
 		return
 	}
 	h.structured = true
-	h.reply(o, repAck, nil)
+	h.appendReply(o, repAck, nil)
 }
 
-// metaContext lists or sets the contexts of an export.
-func (h *handshake) metaContext(ctx context.Context, o option) {
+// answerMetaContext lists or selects the metadata contexts of an export.
+func (h *handshake) answerMetaContext(ctx context.Context, o option) {
 	if !h.structured {
-		h.refuse(o, repErrInvalid, "structured replies must be negotiated first")
+		h.refuseOption(o, repErrInvalid, "structured replies must be negotiated first")
 		return
 	}
 	name, queries, ok := parseMetaContext(o.data)
 	if !ok {
-		h.refuse(o, repErrInvalid, "the option's data is malformed")
+		h.refuseOption(o, repErrInvalid, "the option's data is malformed")
 		return
 	}
-	export, err := h.findExport(ctx, name)
+	export, err := h.describeExport(ctx, name)
 	if err != nil {
-		h.fail(o, err)
+		h.refuseWithError(o, err)
 		return
 	}
 	list := o.id == optListMetaContext
-	matches := matching(export.contexts(), queries, list)
+	matches := matchContexts(export.contextNames(), queries, list)
 	if !list {
-		h.contexts = contexts{name, matches}
+		h.contexts = chosenContexts{name, matches}
 	}
 	for i, match := range matches {
-		h.reply(o, repMetaContext, append(appendU32(nil, uint32(i+1)), match...))
+		h.appendReply(o, repMetaContext, append(appendU32(nil, uint32(i+1)), match...))
 	}
-	h.reply(o, repAck, nil)
+	h.appendReply(o, repAck, nil)
 }
 
-// matching is those of the contexts that a client asks for. In a list, no query stands for all, and one such as
-// "base:" for all of a namespace.
-func matching(contexts, queries []string, list bool) []string {
+// matchContexts returns the contexts that match the queries. In a list, no query matches all
+// contexts, and "base:" matches all of its namespace.
+func matchContexts(contexts, queries []string, list bool) []string {
 	if list && len(queries) == 0 {
 		return contexts
 	}
@@ -476,9 +480,9 @@ func matching(contexts, queries []string, list bool) []string {
 
 func parseMetaContext(p []byte) (name string, queries []string, ok bool) {
 	c := cursor{p: p}
-	name = c.text()
-	for n := c.u32(); n > 0 && !c.bad; n-- {
-		queries = append(queries, c.text())
+	name = c.readString()
+	for n := c.u32(); n > 0 && !c.short; n-- {
+		queries = append(queries, c.readString())
 	}
 	return name, queries, c.ok() && len(name) <= maxString
 }

@@ -23,7 +23,7 @@ func twoExports() []*nbd.Export {
 }
 
 func TestList(t *testing.T) {
-	c := start(t, &nbd.Server{}, twoExports()...).dial(t)
+	c := startServer(t, &nbd.Server{}, twoExports()...).dialClient(t)
 	got, err := c.List()
 	want := []nbdtest.Listing{{Name: "one", Description: "the first"}, {Name: "two"}}
 	if diff := cmp.Diff(want, got); diff != "" || err != nil {
@@ -51,9 +51,9 @@ func TestInfoAndGo(t *testing.T) {
 		{"", true, info(64*kib, one|nbdtest.FlagDF, "one@1234", "the first")},
 		{"two", true, info(8*kib+1, two|nbdtest.FlagDF, "two", "")},
 	}
-	r := start(t, &nbd.Server{}, twoExports()...)
+	r := startServer(t, &nbd.Server{}, twoExports()...)
 	for _, tc := range cases {
-		c := r.dial(t)
+		c := r.dialClient(t)
 		if tc.structured {
 			if err := c.StructuredReplies(); err != nil {
 				t.Fatal(err)
@@ -72,25 +72,25 @@ func TestInfoAndGo(t *testing.T) {
 }
 
 func TestReadOnlyExportOfWriter(t *testing.T) {
-	r := start(t, &nbd.Server{}, &nbd.Export{Name: "x", Device: &ram{data: make([]byte, 4*kib)}, ReadOnly: true})
-	c := r.dial(t)
+	r := startServer(t, &nbd.Server{}, &nbd.Export{Name: "x", Device: &ram{data: make([]byte, 4*kib)}, ReadOnly: true})
+	c := r.dialClient(t)
 	info, err := c.Go("x")
 	if err != nil || info.Flags != nbdtest.FlagHasFlags|nbdtest.FlagReadOnly {
 		t.Errorf("flags = %#x, %v", info.Flags, err)
 	}
-	if got := code(t, c.Write(t.Context(), make([]byte, 512), 0, 0)); got != nbdtest.EPERM {
+	if got := errorCode(t, c.Write(t.Context(), make([]byte, 512), 0, 0)); got != nbdtest.EPERM {
 		t.Errorf("write = %d, want EPERM", got)
 	}
 }
 
-// A name that is refused must not let another export in (go-nbd does that).
+// A refused name must not select another export (go-nbd does that).
 func TestUnknownExportAfterKnown(t *testing.T) {
-	c := start(t, &nbd.Server{}, twoExports()...).dial(t)
+	c := startServer(t, &nbd.Server{}, twoExports()...).dialClient(t)
 	if _, err := c.Info("one"); err != nil {
 		t.Fatal(err)
 	}
 	_, err := c.Go("three")
-	if refused(t, err) != nbdtest.RepErrUnknown || !strings.Contains(err.Error(), `"three" (there is "one", "two")`) {
+	if optionErrorType(t, err) != nbdtest.RepErrUnknown || !strings.Contains(err.Error(), `"three" (there is "one", "two")`) {
 		t.Errorf("Go(three) = %v", err)
 	}
 	if _, err := c.Go("two"); err != nil {
@@ -98,8 +98,7 @@ func TestUnknownExportAfterKnown(t *testing.T) {
 	}
 }
 
-// TestRefusedOptions sends what must be refused, and each time sees that both sides still understand
-// each other.
+// TestRefusedOptions sends invalid options. After each, the handshake must continue.
 func TestRefusedOptions(t *testing.T) {
 	u32 := func(v uint32) []byte { return binary.BigEndian.AppendUint32(nil, v) }
 	name := func(s string) []byte { return nbdtest.AppendString(nil, s) }
@@ -127,11 +126,11 @@ func TestRefusedOptions(t *testing.T) {
 		{"1 MiB", 4711, make([]byte, mib), nbdtest.RepErrTooBig},
 		{"contexts too early", nbdtest.OptSetMetaContext, append(name("one"), 0, 0, 0, 0), nbdtest.RepErrInvalid},
 	}
-	r := start(t, &nbd.Server{}, twoExports()...)
+	r := startServer(t, &nbd.Server{}, twoExports()...)
 	for _, tc := range cases {
-		c := r.dial(t)
+		c := r.dialClient(t)
 		_, err := c.Option(tc.id, tc.data)
-		if got := refused(t, err); got != tc.want {
+		if got := optionErrorType(t, err); got != tc.want {
 			t.Errorf("%s: %v, want %#x", tc.what, err, tc.want)
 		}
 		if list, err := c.List(); err != nil || len(list) != 2 {
@@ -147,27 +146,29 @@ func TestMetaContexts(t *testing.T) {
 		set     func(c *nbdtest.Client) error
 		allowed bool
 	}{
-		{"set", func(c *nbdtest.Client) error { return set(c, "one", base) }, true},
-		{"among unknown ones", func(c *nbdtest.Client) error { return set(c, "one", "x-y:z", base, "qemu:") }, true},
-		{"another export", func(c *nbdtest.Client) error { return set(c, "two", base) }, false},
-		{"unknown only", func(c *nbdtest.Client) error { return set(c, "one", "x-y:z") }, false},
-		{"wildcard is for lists", func(c *nbdtest.Client) error { return set(c, "one", "base:") }, false},
-		{"none", func(c *nbdtest.Client) error { return set(c, "one") }, false},
-		{"replaced", func(c *nbdtest.Client) error { return errors.Join(set(c, "one", base), set(c, "one")) }, false},
+		{"set", func(c *nbdtest.Client) error { return setMetaContexts(c, "one", base) }, true},
+		{"among unknown ones", func(c *nbdtest.Client) error { return setMetaContexts(c, "one", "x-y:z", base, "qemu:") }, true},
+		{"another export", func(c *nbdtest.Client) error { return setMetaContexts(c, "two", base) }, false},
+		{"unknown only", func(c *nbdtest.Client) error { return setMetaContexts(c, "one", "x-y:z") }, false},
+		{"wildcard is for lists", func(c *nbdtest.Client) error { return setMetaContexts(c, "one", "base:") }, false},
+		{"none", func(c *nbdtest.Client) error { return setMetaContexts(c, "one") }, false},
+		{"replaced", func(c *nbdtest.Client) error {
+			return errors.Join(setMetaContexts(c, "one", base), setMetaContexts(c, "one"))
+		}, false},
 		{"replaced by a failure", func(c *nbdtest.Client) error {
-			err := set(c, "one", base)
+			err := setMetaContexts(c, "one", base)
 			c.Option(nbdtest.OptSetMetaContext, []byte{1})
 			return err
 		}, false},
 		{"replaced by one too big", func(c *nbdtest.Client) error {
-			err := set(c, "one", base)
+			err := setMetaContexts(c, "one", base)
 			c.Option(nbdtest.OptSetMetaContext, make([]byte, 70000))
 			return err
 		}, false},
 	}
-	r := start(t, &nbd.Server{}, twoExports()...)
+	r := startServer(t, &nbd.Server{}, twoExports()...)
 	for _, tc := range cases {
-		c := r.dial(t)
+		c := r.dialClient(t)
 		if err := c.StructuredReplies(); err != nil {
 			t.Fatal(err)
 		}
@@ -177,21 +178,22 @@ func TestMetaContexts(t *testing.T) {
 		if _, err := c.Go("one"); err != nil {
 			t.Fatal(err)
 		}
-		// The client forgets contexts as a server must, so what is asked raw is only whether it is allowed.
+		// The client drops its contexts as a server must, so this raw request checks only whether
+		// it is allowed.
 		_, err := c.Do(t.Context(), nbdtest.Request{Command: nbdtest.CmdBlockStatus, Length: 512})
-		if got := code(t, err) == 0; got != tc.allowed {
+		if got := errorCode(t, err) == 0; got != tc.allowed {
 			t.Errorf("%s: block status = %v, want allowed = %v", tc.what, err, tc.allowed)
 		}
 	}
 }
 
-func set(c *nbdtest.Client, export string, queries ...string) error {
+func setMetaContexts(c *nbdtest.Client, export string, queries ...string) error {
 	_, err := c.SetMetaContexts(export, queries...)
 	return err
 }
 
 func TestListMetaContexts(t *testing.T) {
-	c := start(t, &nbd.Server{}, twoExports()...).dial(t)
+	c := startServer(t, &nbd.Server{}, twoExports()...).dialClient(t)
 	if err := c.StructuredReplies(); err != nil {
 		t.Fatal(err)
 	}
@@ -207,8 +209,8 @@ func TestListMetaContexts(t *testing.T) {
 }
 
 func TestExportName(t *testing.T) {
-	r := start(t, &nbd.Server{}, twoExports()...)
-	c := r.dial(t)
+	r := startServer(t, &nbd.Server{}, twoExports()...)
+	c := r.dialClient(t)
 	info, err := c.ExportName("two")
 	if err != nil || info.Size != 8*kib+1 {
 		t.Errorf("ExportName = %+v, %v", info, err)
@@ -217,14 +219,14 @@ func TestExportName(t *testing.T) {
 		t.Error(err)
 	}
 	for _, name := range []string{"three", strings.Repeat("x", 4097), strings.Repeat("x", 70000)} {
-		if _, err := r.dial(t).ExportName(name); !errors.Is(err, io.EOF) {
+		if _, err := r.dialClient(t).ExportName(name); !errors.Is(err, io.EOF) {
 			t.Errorf("ExportName of %d bytes = %v, want the end", len(name), err)
 		}
 	}
 }
 
 func TestExportNameWithZeroes(t *testing.T) {
-	conn := start(t, &nbd.Server{}, twoExports()...).conn(t)
+	conn := startServer(t, &nbd.Server{}, twoExports()...).dialRaw(t)
 	conn.Write(append([]byte{0, 0, 0, 1}, nbdtest.OptionBytes(nbdtest.OptExportName, []byte("one"))...))
 	conn.Write(nbdtest.RequestBytes(7, nbdtest.Request{Command: nbdtest.CmdRead, Length: 1}))
 	p := make([]byte, 18+134+17) // greeting, size and flags and zeroes, one reply with a byte of data
@@ -236,14 +238,14 @@ func TestExportNameWithZeroes(t *testing.T) {
 	}
 }
 
-// A resolver's trouble is told to the client, whose connection goes on.
+// The client receives the errors of Exports, and its connection continues.
 func TestExportsFail(t *testing.T) {
-	r := start(t, &nbd.Server{Exports: failing{}})
-	c := r.dial(t)
+	r := startServer(t, &nbd.Server{Exports: failing{}})
+	c := r.dialClient(t)
 	_, infoErr := c.Info("x")
 	_, listErr := c.List()
 	for _, err := range []error{infoErr, listErr} {
-		if got := refused(t, err); got != nbdtest.RepErrPlatform || !strings.Contains(err.Error(), "disk on fire") {
+		if got := optionErrorType(t, err); got != nbdtest.RepErrPlatform || !strings.Contains(err.Error(), "disk on fire") {
 			t.Errorf("refused with %v", err)
 		}
 	}

@@ -2,82 +2,79 @@ package nbd
 
 import "sync"
 
-// poolShare is what each connection may hold whatever the others do. It lets all usual requests pass.
+// poolShare is the number of bytes that each connection may hold at any time. All usual requests
+// fit in.
 const poolShare = 1 << 20
 
-// pool counts the bytes that all connections hold together. The zero value is ready.
-type pool struct {
-	mu   sync.Mutex // guards what follows, and all shares' held
+// memoryPool counts the bytes that all connections hold. The zero value is ready to use.
+type memoryPool struct {
+	mu   sync.Mutex // guards used, room, and held of all shares
 	used int
-	room chan struct{} // to be closed when bytes are given back; nil if nobody waits
+	room chan struct{} // closed when bytes are released; nil without waiters
 }
 
-// bytes returns how many bytes are held.
-func (p *pool) bytes() int {
+// usedBytes returns the number of bytes that all connections hold.
+func (p *memoryPool) usedBytes() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.used
 }
 
-// share is one connection's part of a pool that has a limit. What a connection holds beyond poolShare must not be
-// more than what it leaves to the others: so the first ones cannot take it all, and those that do not read
-// their replies get the less the more they are.
+// share is one connection's share of a pool with a limit. A connection may hold poolShare, or as
+// many bytes as are free when it reserves more. So the first connections cannot take all bytes. The
+// more connections do not read their replies, the less each of them may hold.
 type share struct {
-	pool  *pool
+	pool  *memoryPool
 	limit int
 	held  int
 }
 
-// fits says whether there may be n bytes more. Whoever is alone may have what it likes.
+// fits reports whether the connection may hold n more bytes. The only connection that holds any may
+// hold more than the limit.
 func (s *share) fits(n int) bool {
 	most := max(poolShare, s.limit-s.pool.used)
 	return s.held+n <= most || s.pool.used == s.held
 }
 
-// tryTake takes n bytes, if there is room.
-func (s *share) tryTake(n int) bool {
+// tryReserve reserves n bytes and reports true, unless it would block.
+func (s *share) tryReserve(n int) bool {
 	s.pool.mu.Lock()
 	defer s.pool.mu.Unlock()
 	if !s.fits(n) {
 		return false
 	}
-	s.add(n)
+	s.addBytes(n)
 	return true
 }
 
-// take takes n bytes, and waits until there is room. The connection must hold nothing that only its caller can
-// give back.
-func (s *share) take(n int) {
+// reserveBytes blocks until it has reserved n bytes. To avoid a deadlock, the caller must not keep
+// a reservation that only it can release.
+func (s *share) reserveBytes(n int) {
 	s.pool.mu.Lock()
 	defer s.pool.mu.Unlock()
 	for !s.fits(n) {
-		s.pool.wait()
+		if s.pool.room == nil {
+			s.pool.room = make(chan struct{})
+		}
+		room := s.pool.room
+		s.pool.mu.Unlock()
+		<-room
+		s.pool.mu.Lock()
 	}
-	s.add(n)
+	s.addBytes(n)
 }
 
-func (s *share) give(n int) {
+func (s *share) releaseBytes(n int) {
 	s.pool.mu.Lock()
 	defer s.pool.mu.Unlock()
-	s.add(-n)
+	s.addBytes(-n)
 	if s.pool.room != nil {
 		close(s.pool.room)
 		s.pool.room = nil
 	}
 }
 
-func (s *share) add(n int) {
+func (s *share) addBytes(n int) {
 	s.held += n
 	s.pool.used += n
-}
-
-// wait waits, with mu not held meanwhile, until bytes are given back.
-func (p *pool) wait() {
-	if p.room == nil {
-		p.room = make(chan struct{})
-	}
-	room := p.room
-	p.mu.Unlock()
-	<-room
-	p.mu.Lock()
 }

@@ -10,21 +10,21 @@ import (
 	"cairn/nbd"
 )
 
-// long has a test that starts many programs run with `make test` only.
-func long(t *testing.T) {
+// skipIfShort skips a test that starts many programs, unless `make test` runs it.
+func skipIfShort(t *testing.T) {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("it starts many programs")
 	}
 }
 
-// TestPortable does what the test suites of nbdkit and libnbd do to a server, as far as it goes for one that is not
-// theirs: each case is a script for nbdsh, told in our words. want is the file with the exports' bytes.
+// TestPortable repeats cases of the test suites of nbdkit and libnbd that apply to other servers.
+// Each case is a script for nbdsh, written anew. want is the file with the exports' bytes.
 func TestPortable(t *testing.T) {
-	long(t)
-	d, path := image(t)
+	skipIfShort(t)
+	d, path := newImage(t)
 	longest := strings.Repeat("n", 4096)
-	r := start(t, &nbd.Server{},
+	r := startServer(t, &nbd.Server{},
 		&nbd.Export{Name: "ro", Description: "an image", Canonical: "ro@1234", Device: d, MultiConn: true},
 		&nbd.Export{Name: "rw", Device: &ram{data: bytes.Clone(d.data)}, MultiConn: true},
 		&nbd.Export{Name: longest, Device: newLazy(data(512))},
@@ -250,31 +250,32 @@ assert fixed.get_protocol() == "newstyle-fixed" and fixed.pread(512, 2*MiB) == w
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			must(t, "nbdsh", "-c", prelude+script)
+			mustRun(t, "nbdsh", "-c", prelude+script)
 		})
 	}
 }
 
-// TestNBDKitFilters reads us through nbdkit's proxy, whose checkwrite filter compares all that is copied into it.
+// TestNBDKitFilters reads through nbdkit's proxy, whose checkwrite filter compares all bytes that
+// are copied into it.
 func TestNBDKitFilters(t *testing.T) {
-	long(t)
-	d, path := image(t)
+	skipIfShort(t)
+	d, path := newImage(t)
 	damaged := &plain{data: bytes.Clone(d.data)}
 	damaged.data[9*mib]++
-	r := start(t, &nbd.Server{}, &nbd.Export{Name: "x", Device: d, MultiConn: true}, &nbd.Export{Name: "y", Device: damaged})
+	r := startServer(t, &nbd.Server{}, &nbd.Export{Name: "x", Device: d, MultiConn: true}, &nbd.Export{Name: "y", Device: damaged})
 	through := func(name string) []string {
 		return []string{path, "--", "[", "nbdkit", "--exit-with-parent", "--filter=checkwrite", "nbd", "socket=" + r.socket, "export=" + name, "]"}
 	}
-	must(t, "nbdcopy", through("x")...)
-	if out, status := run(t, "nbdcopy", through("y")...); status == 0 {
+	mustRun(t, "nbdcopy", through("x")...)
+	if out, status := runClient(t, "nbdcopy", through("y")...); status == 0 {
 		t.Errorf("a byte differs, and checkwrite does not see it:\n%s", out)
 	}
 }
 
-// TestListers: what other clients' lists say.
+// TestListers checks the output of other clients' lists.
 func TestListers(t *testing.T) {
 	r := startTCP(t, &nbd.Server{}, twoExports()...)
-	if out := must(t, "qemu-nbd", "--list", "-k", r.socket); !strings.Contains(out, "exports available: 2") ||
+	if out := mustRun(t, "qemu-nbd", "--list", "-k", r.socket); !strings.Contains(out, "exports available: 2") ||
 		!strings.Contains(out, "description: the first") || !strings.Contains(out, "base:allocation") {
 		t.Errorf("qemu-nbd --list says:\n%s", out)
 	}
@@ -282,7 +283,7 @@ func TestListers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if out := must(t, "nbd-client", "-l", host, port); !strings.Contains(out, "one") || !strings.Contains(out, "two") {
+	if out := mustRun(t, "nbd-client", "-l", host, port); !strings.Contains(out, "one") || !strings.Contains(out, "two") {
 		t.Errorf("nbd-client -l says:\n%s", out)
 	}
 }

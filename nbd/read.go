@@ -10,7 +10,8 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// A structured reply to a read says zeros in words where they are long, unless that takes too many pieces.
+// A structured reply to a read contains a hole for each run of at least minHole zeros. If that takes
+// more than maxPieces pieces, it contains only data.
 const (
 	minHole   = 32 << 10
 	maxPieces = 16
@@ -18,17 +19,18 @@ const (
 
 var errNotResident = errors.New("not resident")
 
-// piece is a part of a read's reply: data, or a hole.
+// piece is a part of the reply to a read: data or a hole.
 type piece struct {
 	offset, length int64
 	hole           bool
 }
 
-// zeros yields from where to where [off, end) of a device of that size is known to be zeros, in order, for runs of
-// at least `least` bytes, which is at least 1. Runs count in whole blocks of the device, since clients round them to their
-// sectors. A range that begins or ends within a block of zeros cuts the run there, and the block counts.
-func zeros(d Extenter, off, end, size, least int64) iter.Seq2[int64, int64] {
-	first, last := off&^(block-1), min((end+block-1)&^(block-1), size)
+// zeroRanges yields the start and end of each range of zeros in [off, end), in order, if it has at
+// least `least` bytes. size is the size of the device, and least is at least 1. Only whole blocks of
+// zeros count, because clients round ranges to their sectors. A block of zeros counts even if off or
+// end lies within it; then the yielded range is cut there.
+func zeroRanges(d Extenter, off, end, size, least int64) iter.Seq2[int64, int64] {
+	first, last := off&^(blockSize-1), min((end+blockSize-1)&^(blockSize-1), size)
 	return func(yield func(from, to int64) bool) {
 		for from, to := range zeroBlocks(d.Extents(first, last-first), first, last, size) {
 			from, to = max(from, off), min(to, end)
@@ -39,14 +41,15 @@ func zeros(d Extenter, off, end, size, least int64) iter.Seq2[int64, int64] {
 	}
 }
 
-// zeroBlocks yields from where to where [off, end) is zeros in whole blocks. The extents start at off.
+// zeroBlocks yields the start and end of each range of whole blocks of zeros in [off, end). The
+// extents start at off.
 func zeroBlocks(extents iter.Seq[Extent], off, end, size int64) iter.Seq2[int64, int64] {
 	return func(yield func(from, to int64) bool) {
-		start, at := off, off // all from start to at is zeros
+		start, at := off, off // [start, at) is zeros
 		emit := func() bool {
-			from, to := (start+block-1)&^(block-1), at
+			from, to := (start+blockSize-1)&^(blockSize-1), at
 			if to != size {
-				to &^= block - 1
+				to &^= blockSize - 1
 			}
 			return from >= to || yield(from, to)
 		}
@@ -66,7 +69,7 @@ func zeroBlocks(extents iter.Seq[Extent], off, end, size int64) iter.Seq2[int64,
 	}
 }
 
-// appendPieces divides [off, end) at its holes.
+// appendPieces appends the pieces of [off, end), with its holes.
 func appendPieces(pieces []piece, holes iter.Seq2[int64, int64], off, end int64) []piece {
 	at := off
 	for from, to := range holes {
@@ -88,20 +91,20 @@ func appendPieces(pieces []piece, holes iter.Seq2[int64, int64], off, end int64)
 	return pieces
 }
 
-// pieces plans the reply to a read. The result is valid until the next call.
-func (t *transmission) pieces(q request) []piece {
+// planPieces returns the pieces of the reply to a read. They are valid until the next call.
+func (t *transmission) planPieces(q request) []piece {
 	off, end := int64(q.offset), int64(q.offset)+int64(q.length)
 	whole := !t.structured || q.flags&flagDF != 0 || t.extents == nil || q.length < minHole
 	if whole {
-		t.plan = append(t.plan[:0], piece{offset: off, length: end - off})
-		return t.plan
+		t.pieces = append(t.pieces[:0], piece{offset: off, length: end - off})
+		return t.pieces
 	}
-	holes := zeros(t.extents, off, end, int64(t.size), minHole)
-	t.plan = appendPieces(t.plan[:0], holes, off, end)
-	return t.plan
+	holes := zeroRanges(t.extents, off, end, int64(t.size), minHole)
+	t.pieces = appendPieces(t.pieces[:0], holes, off, end)
+	return t.pieces
 }
 
-// replySize is room enough for the reply to a read.
+// replySize returns the buffer size that suffices for the reply to a read.
 func replySize(pieces []piece) int {
 	n := 0
 	for _, p := range pieces {
@@ -113,42 +116,42 @@ func replySize(pieces []piece) int {
 	return n
 }
 
-// read answers from what is resident, or has a goroutine read the rest.
-func (t *transmission) read(q request) {
-	pieces := t.pieces(q)
-	if t.readNow(q, pieces) {
+// handleRead answers a read at once if its data is resident. Otherwise it starts a goroutine that
+// reads from the device.
+func (t *transmission) handleRead(q request) {
+	pieces := t.planPieces(q)
+	if t.readResident(q, pieces) {
 		return
 	}
-	b := t.take(replySize(pieces))
-	b.requests = 1
-	pending, pieces := t.seat.begin(q), slices.Clone(pieces)
+	b := t.newBuffer(1, replySize(pieces))
+	pending, pieces := t.client.beginRequest(q), slices.Clone(pieces)
 	t.tasks.Go(func() {
-		err := t.explain(q, t.readAll(q, b, pieces))
-		t.seat.end(pending)
+		err := t.reportFailure(q, t.readAll(q, b, pieces))
+		t.client.endRequest(pending)
 		if err != nil {
 			b.p = appendError(b.p[:0], q, err, t.structured)
 		}
-		t.seat.count(q, err)
-		t.out.send(b)
+		t.client.countReply(q, err)
+		t.out.sendBuffer(b)
 	})
 }
 
-func (t *transmission) readNow(q request, pieces []piece) bool {
+func (t *transmission) readResident(q request, pieces []piece) bool {
 	if t.resident == nil {
 		return false
 	}
-	b := t.place(replySize(pieces))
-	p, err := t.appendRead(b.p, q, pieces, t.now)
+	b := t.batchWithRoom(replySize(pieces))
+	p, err := t.appendRead(b.p, q, pieces, t.residentFiller)
 	if err != nil {
 		return false
 	}
 	b.p = p
 	b.requests++
-	t.seat.count(q, nil)
+	t.client.countReply(q, nil)
 	return true
 }
 
-// readAll reads all pieces, at once if there are several.
+// readAll reads all data of the pieces, concurrently if there are several.
 func (t *transmission) readAll(q request, b *buffer, pieces []piece) error {
 	group, ctx := errgroup.WithContext(t.reads)
 	p, err := t.appendRead(b.p, q, pieces, func(p []byte, off int64) error {
@@ -172,17 +175,18 @@ func (t *transmission) readAt(ctx context.Context, p []byte, off int64) error {
 	return nil
 }
 
-// filler sees to it that p gets the device's bytes from off on.
+// filler fills p with the device's bytes at off. It may return before p is filled.
 type filler func(p []byte, off int64) error
 
-func (t *transmission) fillNow(p []byte, off int64) error {
+func (t *transmission) fillResident(p []byte, off int64) error {
 	if !t.resident.ReadResident(p, off) {
 		return errNotResident
 	}
 	return nil
 }
 
-// appendRead appends the whole reply to a read, for which p has room. The data is fill's.
+// appendRead appends the complete reply to a read to p, which has room for it. It gets the data
+// from fill.
 func (t *transmission) appendRead(p []byte, q request, pieces []piece, fill filler) ([]byte, error) {
 	if !t.structured {
 		p = appendSimple(p, q, 0)

@@ -22,10 +22,10 @@ import (
 
 const kib, mib = 1 << 10, 1 << 20
 
-// plain is a device with nothing but what a device must have.
+// plain is a device that implements only nbd.Device.
 type plain struct {
 	data   []byte
-	size   int64                                      // if there is no data
+	size   int64                                      // if data is nil
 	onRead func(ctx context.Context, off int64) error // nil: succeed
 }
 
@@ -41,7 +41,7 @@ func (d *plain) ReadAt(ctx context.Context, p []byte, off int64) error {
 	return nil
 }
 
-// lazy is a device as an image is one: it knows its zeros, and some of it is resident.
+// lazy is a device like an image: it knows its zeros, and some of it is resident.
 type lazy struct {
 	plain
 	isResident func(off int64) bool
@@ -75,7 +75,7 @@ func (d *lazy) Extents(off, n int64) iter.Seq[nbd.Extent] {
 	}
 }
 
-// newLazy makes a device of random bytes in which the extents say where zeros are.
+// newLazy returns a device of random bytes, with zeros where the extents say so.
 func newLazy(extents ...nbd.Extent) *lazy {
 	d := &lazy{extents: extents}
 	random := rand.NewChaCha8([32]byte{1})
@@ -89,11 +89,11 @@ func newLazy(extents ...nbd.Extent) *lazy {
 	return d
 }
 
-// ram is a device that can be written.
+// ram is a writable device.
 type ram struct {
 	mu      sync.Mutex
 	data    []byte
-	flushed int   // how often
+	flushed int   // number of flushes
 	fail    error // of writes
 }
 
@@ -138,17 +138,18 @@ func (d *ram) failWith(err error) {
 	d.fail = err
 }
 
-// rig is a server that runs.
+// rig is a running server.
 type rig struct {
 	socket string
 	stop   context.CancelFunc // tells the server to stop
-	wait   func()             // until it has
+	wait   func()             // blocks until the server has stopped
 }
 
 var running atomic.Int64 // servers
 
-// start runs a server until the end of the test, and checks then that nothing of it is left.
-func start(t testing.TB, s *nbd.Server, exports ...*nbd.Export) *rig {
+// startServer runs a server until the end of the test. Then it checks that no goroutine of the
+// server is left.
+func startServer(t testing.TB, s *nbd.Server, exports ...*nbd.Export) *rig {
 	t.Helper()
 	if s.Exports == nil {
 		list, err := nbd.NewStatic(exports...)
@@ -180,7 +181,7 @@ func start(t testing.TB, s *nbd.Server, exports ...*nbd.Export) *rig {
 		case <-time.After(20 * time.Second):
 			t.Errorf("Serve does not end:\n%s", stacks())
 		}
-		if running.Add(-1) == 0 && !nothingLeft() {
+		if running.Add(-1) == 0 && !goroutinesEnded() {
 			t.Errorf("goroutines are left:\n%s", stacks())
 		}
 	})
@@ -188,8 +189,9 @@ func start(t testing.TB, s *nbd.Server, exports ...*nbd.Export) *rig {
 	return &rig{socket, stop, wait}
 }
 
-// nothingLeft says whether no connection's goroutine is left, but for some that are on their last line.
-func nothingLeft() bool {
+// goroutinesEnded reports whether all goroutines of connections have ended. It allows some time for
+// the ones on their last line.
+func goroutinesEnded() bool {
 	for start := time.Now(); time.Since(start) < 5*time.Second; runtime.Gosched() {
 		if !strings.Contains(stacks(), "nbd.(*transmission)") {
 			return true
@@ -205,7 +207,7 @@ func stacks() string {
 
 func (r *rig) uri(name string) string { return "nbd+unix:///" + name + "?socket=" + r.socket }
 
-func (r *rig) dial(t testing.TB) *nbdtest.Client {
+func (r *rig) dialClient(t testing.TB) *nbdtest.Client {
 	t.Helper()
 	c, err := nbdtest.Dial(t.Context(), "unix", r.socket)
 	if err != nil {
@@ -215,8 +217,8 @@ func (r *rig) dial(t testing.TB) *nbdtest.Client {
 	return c
 }
 
-// conn is a connection on which the test says what it likes.
-func (r *rig) conn(t testing.TB) net.Conn {
+// dialRaw returns a connection without a client.
+func (r *rig) dialRaw(t testing.TB) net.Conn {
 	t.Helper()
 	conn, err := net.Dial("unix", r.socket)
 	if err != nil {
@@ -227,10 +229,11 @@ func (r *rig) conn(t testing.TB) net.Conn {
 	return conn
 }
 
-// use negotiates all there is, and the default export.
-func (r *rig) use(t testing.TB) *nbdtest.Client {
+// dialAndNegotiate returns a client with structured replies, base:allocation and the default
+// export.
+func (r *rig) dialAndNegotiate(t testing.TB) *nbdtest.Client {
 	t.Helper()
-	c := r.dial(t)
+	c := r.dialClient(t)
 	if err := c.StructuredReplies(); err != nil {
 		t.Fatal(err)
 	}
@@ -243,18 +246,18 @@ func (r *rig) use(t testing.TB) *nbdtest.Client {
 	return c
 }
 
-// useSimple negotiates nothing but the default export.
-func (r *rig) useSimple(t testing.TB) *nbdtest.Client {
+// dialSimple returns a client with simple replies and the default export.
+func (r *rig) dialSimple(t testing.TB) *nbdtest.Client {
 	t.Helper()
-	c := r.dial(t)
+	c := r.dialClient(t)
 	if _, err := c.Go(""); err != nil {
 		t.Fatal(err)
 	}
 	return c
 }
 
-// code is the number of an error reply, 0 for success.
-func code(t testing.TB, err error) uint32 {
+// errorCode returns the number of an error reply, 0 for success.
+func errorCode(t testing.TB, err error) uint32 {
 	t.Helper()
 	if err == nil {
 		return 0
@@ -266,8 +269,8 @@ func code(t testing.TB, err error) uint32 {
 	return e.Code
 }
 
-// refused is the type of the reply that refuses an option, 0 for success.
-func refused(t testing.TB, err error) uint32 {
+// optionErrorType returns the type of the reply that refuses an option, 0 for success.
+func optionErrorType(t testing.TB, err error) uint32 {
 	t.Helper()
 	if err == nil {
 		return 0

@@ -7,69 +7,76 @@ import (
 	"time"
 )
 
-// writeSize is how many bytes go to the socket in one call. A client must take them within the write
-// timeout.
+// writeSize is the number of bytes in one write to the socket, at most. The client must receive
+// them within the write timeout.
 const writeSize = 1 << 20
 
-// sender writes replies to a client in the order in which they come. It has no goroutine of its own:
-// whoever brings a reply while nobody writes becomes the writer, until nothing is left.
+// sender writes replies to a client in the order of sendBuffer calls. It has no goroutine of its
+// own: the caller of sendBuffer writes, including the replies that other callers queue meanwhile.
 type sender struct {
 	conn    net.Conn
-	raw     syscall.RawConn // nil if conn cannot be written without waiting
+	raw     syscall.RawConn // for writes that do not block; nil if conn has none
 	timeout time.Duration
 	free    func(*buffer)
-	failed  func(error) // called once, when conn cannot be written any more
+	onError func(error) // called once, when writing has failed
 
-	mu    sync.Mutex // guards what follows
-	queue []*buffer
-	busy  bool // somebody writes
-	dead  bool // conn failed: what comes is dropped
+	mu      sync.Mutex // guards the fields below
+	queue   []*buffer
+	writing bool // a goroutine writes
+	broken  bool // writing has failed: further replies are dropped
 
-	// What follows belongs to the one who writes.
-	round   []*buffer // taken from the queue, in part written
+	// The writing goroutine owns the fields below.
+	round   []*buffer // taken from the queue, partly written
 	vectors net.Buffers
-	attempt attempt
+	attempt nonblockingWrite
 }
 
 func newSender(conn net.Conn, timeout time.Duration) *sender {
 	s := &sender{conn: conn, timeout: timeout}
-	s.attempt.write = s.attempt.once
+	s.attempt.write = s.attempt.writeOnce
 	if c, ok := conn.(syscall.Conn); ok {
-		s.raw, _ = c.SyscallConn() // fails only on a closed connection, as all else will
+		s.raw, _ = c.SyscallConn() // fails only for a closed connection, on which the next write fails too
 	}
 	return s
 }
 
-// send takes b over and has it written. It may wait for the client: what is made ready meanwhile would only be cold in
-// the CPU's caches when its turn comes.
-func (s *sender) send(b *buffer) {
-	if !s.push(b) {
+// sendBuffer takes ownership of b, and queues or writes it. It may block until the client reads.
+// Replies that are prepared meanwhile would only drop out of the CPU's caches before they are
+// written.
+func (s *sender) sendBuffer(b *buffer) {
+	if !s.enqueue(b) {
 		return
 	}
-	if s.raw != nil && s.next() && s.tryRound() && !s.next() {
+	if s.raw != nil && s.nextRound() && s.tryWriteRound() && !s.nextRound() {
 		return
 	}
-	s.drain()
+	for s.nextRound() {
+		if err := s.writeRound(); err != nil {
+			s.dropAll(err)
+			return
+		}
+		s.freeRound()
+	}
 }
 
-// push queues b, and says whether the caller is now the one who writes.
-func (s *sender) push(b *buffer) bool {
+// enqueue queues b. It reports whether the caller must write.
+func (s *sender) enqueue(b *buffer) bool {
 	s.mu.Lock()
-	dead, busy := s.dead, s.busy
-	if !dead {
+	broken, writing := s.broken, s.writing
+	if !broken {
 		s.queue = append(s.queue, b)
-		s.busy = true
+		s.writing = true
 	}
 	s.mu.Unlock()
-	if dead {
+	if broken {
 		s.free(b)
 	}
-	return !dead && !busy
+	return !broken && !writing
 }
 
-// next makes sure that there is something in the round. If there is nothing to write, the caller is no
-// longer the one who writes.
-func (s *sender) next() bool {
+// nextRound fills the round from the queue, unless it has buffers already. It reports false if both
+// are empty; then the caller must not write any more.
+func (s *sender) nextRound() bool {
 	if len(s.round) > 0 {
 		return true
 	}
@@ -82,30 +89,20 @@ func (s *sender) next() bool {
 	}
 	s.round = append(s.round, s.queue[:n]...)
 	s.queue = append(s.queue[:0], s.queue[n:]...)
-	s.busy = n > 0
-	return s.busy
+	s.writing = n > 0
+	return s.writing
 }
 
-func (s *sender) drain() {
-	for s.next() {
-		if err := s.writeRound(); err != nil {
-			s.fail(err)
-			return
-		}
-		s.release()
-	}
-}
-
-func (s *sender) release() {
+func (s *sender) freeRound() {
 	for _, b := range s.round {
 		s.free(b)
 	}
 	s.round = s.round[:0]
 }
 
-// writeRound writes the round in pieces of at most writeSize bytes.
+// writeRound writes the round in parts of at most writeSize bytes.
 func (s *sender) writeRound() error {
-	defer s.conn.SetWriteDeadline(time.Time{}) // or it would strike tryRound, which sets none
+	defer s.conn.SetWriteDeadline(time.Time{}) // tryWriteRound sets no deadline, and this one would apply to it
 	size := 0
 	for _, b := range s.round {
 		for p := b.p[b.sent:]; len(p) > 0; {
@@ -134,19 +131,20 @@ func (s *sender) writeVectors() error {
 	return err
 }
 
-// fail drops all there is to write, and all that comes.
-func (s *sender) fail(err error) {
+// dropAll drops all queued buffers, and all later ones.
+func (s *sender) dropAll(err error) {
 	s.mu.Lock()
 	s.round = append(s.round, s.queue...)
 	s.queue = nil
-	s.dead = true
+	s.broken = true
 	s.mu.Unlock()
-	s.failed(err)
-	s.release()
+	s.onError(err)
+	s.freeRound()
 }
 
-// tryRound writes as much of the round as the socket takes at once, and says whether that was all.
-func (s *sender) tryRound() bool {
+// tryWriteRound writes as much of the round as the socket accepts without blocking. It reports
+// whether that was all.
+func (s *sender) tryWriteRound() bool {
 	for _, b := range s.round {
 		s.attempt.p = b.p[b.sent:]
 		if err := s.raw.Write(s.attempt.write); err != nil {
@@ -157,21 +155,22 @@ func (s *sender) tryRound() bool {
 			return false
 		}
 	}
-	s.release()
+	s.freeRound()
 	return true
 }
 
-// attempt is one write that does not wait. Its function is made once, so that a reply costs no closure.
-type attempt struct {
+// nonblockingWrite is one write that does not block. Its function is created once, so that a reply
+// allocates no closure.
+type nonblockingWrite struct {
 	p     []byte
 	n     int
 	write func(fd uintptr) bool
 }
 
-func (a *attempt) once(fd uintptr) bool {
+func (a *nonblockingWrite) writeOnce(fd uintptr) bool {
 	n, err := syscall.Write(int(fd), a.p)
 	if err != nil {
-		n = 0 // whoever writes next, and waits, sees the error again if it is one
+		n = 0 // if it is a lasting error, the next blocking write returns it too
 	}
 	a.n = n
 	return true

@@ -18,30 +18,42 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Server answers NBD clients. Only Exports must be set; nothing may be changed while it serves.
+// Server serves exports to NBD clients. Only Exports must be set. The fields must not change while
+// it serves.
 type Server struct {
 	Exports Exports
-	// Log gets what an operator may want to know; nil discards it.
+	// Log receives messages for the operator; nil discards them.
 	Log *slog.Logger
 
-	// TLS, if set, is required of every client: without it there is neither a list nor an export. Its
-	// GetConfigForClient may choose anew for each client. Where ClientCAs sign with RSA it should go no further
-	// than TLS 1.2: GnuTLS's clients, which are qemu and libnbd, keep such a certificate back in TLS 1.3, since
-	// crypto/tls does not list PKCS #1 v1.5 among the signatures it takes.
+	// TLS, if not nil, is required of all clients: without it they can neither list nor open
+	// exports. GetConfigForClient may return another configuration for each client.
+	//
+	// If ClientCAs sign with RSA, MaxVersion should be TLS 1.2. The GnuTLS clients, qemu and
+	// libnbd, do not send such a certificate in TLS 1.3. The reason is that crypto/tls does not
+	// offer PKCS #1 v1.5 among its signature algorithms.
 	TLS *tls.Config
 
-	MaxConns         int           // connections at a time, of all listeners, as admission says. 0: 128
-	MaxBytes         int           // of requests and replies in memory, of all connections, as share says. 0: 512 MiB
-	HandshakeTimeout time.Duration // from the server's greeting until the export is chosen, TLS included; more after a long list. 0: 10 s
-	WriteTimeout     time.Duration // for a client to take 1 MiB, or what there is to send. 0: 30 s
-	AckTimeout       time.Duration // for a client's host to acknowledge over TCP what it was sent. 0: 60 s
-	DrainTimeout     time.Duration // for requests in flight when the server stops. 0: 10 s
+	// MaxConns limits the connections of all listeners at a time. At the limit, a new connection evicts
+	// the oldest one that is in its handshake, or is refused. 0: 128
+	MaxConns int
+	// MaxBytes limits the bytes of requests and replies in memory, of all connections. Each connection
+	// may hold 1 MiB beyond it, and a single connection 64 MiB in any case. 0: 512 MiB
+	MaxBytes int
+	// HandshakeTimeout is the time from the start of the handshake until the export is chosen, with TLS.
+	// Each listed export adds 500 ms. 0: 10 s
+	HandshakeTimeout time.Duration
+	// WriteTimeout is the time for a client to receive 1 MiB, or the rest of the replies. 0: 30 s
+	WriteTimeout time.Duration
+	// AckTimeout is the time for a client's host to acknowledge sent bytes (TCP). 0: 60 s
+	AckTimeout time.Duration
+	// DrainTimeout is the time for requests in flight when the server stops. 0: 10 s
+	DrainTimeout time.Duration
 
-	conns     admission
-	held      pool
-	buffers   buffers
-	strangers sparing
-	audience  audience
+	conns    admission
+	memory   memoryPool
+	buffers  bufferPool
+	warnings limitedLogger
+	clients  clientTable
 }
 
 func (s *Server) maxConns() int                   { return cmp.Or(s.MaxConns, 128) }
@@ -53,10 +65,13 @@ func (s *Server) drainTimeout() time.Duration     { return cmp.Or(s.DrainTimeout
 
 func (s *Server) log() *slog.Logger { return cmp.Or(s.Log, slog.New(slog.DiscardHandler)) }
 
-// Serve accepts connections until ctx ends, and closes l. It may be called for several listeners at once.
-// When ctx ends, no connection and no request is taken on any more; requests in flight get DrainTimeout to
-// be answered, and ESHUTDOWN after that. Serve returns nil when all that has happened and every goroutine
-// has ended, or why it could not accept.
+// Serve accepts connections until ctx ends, and closes l. It may be called concurrently for several
+// listeners.
+//
+// After the end of ctx it accepts no connections and no requests. Requests in flight have
+// DrainTimeout to complete; after that they fail with ESHUTDOWN. Then Serve returns nil, and all
+// its goroutines have ended. If accepting fails, Serve ends its connections in the same way and
+// returns the error.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	var conns sync.WaitGroup
 	defer conns.Wait()
@@ -64,7 +79,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	defer onDone(ctx, func() { l.Close() })()
 	defer cancel()
 	for {
-		conn, err := accept(ctx, l)
+		conn, err := acceptConn(ctx, l)
 		if ctx.Err() != nil {
 			if err == nil {
 				conn.Close()
@@ -74,60 +89,60 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		if err != nil {
 			return fmt.Errorf("accepting connections on %v: %w", l.Addr(), err)
 		}
-		s.start(ctx, conn, &conns)
+		s.startConn(ctx, conn, &conns)
 	}
 }
 
-// accept waits for a connection. Lack of files or memory passes, and is waited for.
-func accept(ctx context.Context, l net.Listener) (net.Conn, error) {
+// acceptConn accepts a connection. It retries while files or memory are short.
+func acceptConn(ctx context.Context, l net.Listener) (net.Conn, error) {
 	const pause = 50 * time.Millisecond
 	for {
 		conn, err := l.Accept()
-		if err == nil || ctx.Err() != nil || !passes(err) {
+		isTransient := isAny(err, syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.ECONNABORTED)
+		if !isTransient || ctx.Err() != nil {
 			return conn, err
 		}
 		closedWithin(ctx.Done(), pause)
 	}
 }
 
-func passes(err error) bool {
-	return isAny(err, syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.ECONNABORTED)
-}
-
-// start serves a connection in a goroutine of its own, if there is room for it.
-func (s *Server) start(ctx context.Context, conn net.Conn, conns *sync.WaitGroup) {
+// startConn serves a connection in a new goroutine, unless there are too many connections.
+func (s *Server) startConn(ctx context.Context, conn net.Conn, conns *sync.WaitGroup) {
 	log := s.log().With("client", conn.RemoteAddr().String())
 	ctx, cancel := context.WithCancel(ctx)
-	v := &visitor{conn: conn, cancel: cancel}
-	lost, ok := s.conns.enter(v, s.maxConns())
+	c := &admittedConn{conn: conn, cancel: cancel}
+	evicted, ok := s.conns.admitConn(c, s.maxConns())
 	if !ok {
 		cancel()
 		conn.Close()
-		s.audience.refused.Add(1)
-		s.strangers.warn(log, "connection refused: too many", "limit", s.maxConns())
+		s.clients.refused.Add(1)
+		s.warnings.warn(log, "connection refused: too many connections", "limit", s.maxConns())
 		return
 	}
-	if lost != nil {
-		s.audience.refused.Add(1)
-		lost.cancel()
-		lost.conn.Close()
-		s.strangers.warn(log, "too many connections: one without an export made room for this", "limit", s.maxConns())
+	if evicted != nil {
+		s.clients.refused.Add(1)
+		evicted.cancel()
+		evicted.conn.Close()
+		s.warnings.warn(log, "too many connections: evicted one in its handshake", "limit", s.maxConns())
 	}
-	s.tune(conn)
+	s.setSocketOptions(conn)
 	conns.Go(func() {
 		defer cancel()
-		defer s.conns.leave(v)
+		defer s.conns.removeConn(c)
 		defer conn.Close()
-		s.serve(ctx, v, log)
+		s.serveConn(ctx, c, log)
 	})
 }
 
-// tune sets a connection's options. They are a help: the system may allow less.
+// setSocketOptions sets options of a connection. It ignores errors, because they only improve
+// matters.
 //
-// A unix socket's buffer does not grow by itself, as TCP's does; one that holds a whole write spares the client and us
-// most of the turns. A host that dies answers nothing, neither keepalive probes nor the replies that the kernel sends
-// again and again, for 15 minutes by default, while no read or write of ours waits.
-func (s *Server) tune(conn net.Conn) {
+// The buffer of a unix socket does not grow by itself, as TCP's does. A buffer that holds a whole
+// write saves most of the switches between client and server.
+//
+// A dead host acknowledges neither keepalive probes nor replies. The kernel repeats replies for 15
+// minutes by default, and WriteTimeout does not limit the replies that the kernel has accepted.
+func (s *Server) setSocketOptions(conn net.Conn) {
 	switch c := conn.(type) {
 	case *net.UnixConn:
 		_ = c.SetWriteBuffer(writeSize)
@@ -140,37 +155,37 @@ func (s *Server) tune(conn net.Conn) {
 	}
 }
 
-func (s *Server) serve(ctx context.Context, v *visitor, log *slog.Logger) {
-	conn, agreed, err := s.negotiate(ctx, v)
+func (s *Server) serveConn(ctx context.Context, c *admittedConn, log *slog.Logger) {
+	conn, agreed, err := s.negotiate(ctx, c)
 	if err != nil {
 		if level := levelOf(err); level < slog.LevelWarn {
 			log.Log(context.Background(), level, "handshake ended", "cause", err)
 		} else {
-			s.strangers.warn(log, "handshake ended", "cause", err)
+			s.warnings.warn(log, "handshake ended", "cause", err)
 		}
 		return
 	}
-	defer agreed.export.release()
+	defer agreed.export.callRelease()
 	log = log.With("export", agreed.export.Name)
 	log.Debug("connected", "structured", agreed.structured, "tls", s.TLS != nil)
 	err = newTransmission(ctx, s, conn, agreed, log).run()
-	conn.Close() // TLS has a goodbye of its own
-	report(log, "connection ended", err)
+	conn.Close() // sends TLS's close message, which the deferred close does not
+	logEnd(log, "connection ended", err)
 }
 
-// report logs how a connection ended.
-func report(log *slog.Logger, what string, err error) {
+func logEnd(log *slog.Logger, what string, err error) {
 	log.Log(context.Background(), levelOf(err), what, "cause", err)
 }
 
-// levelOf is the level at which the end of a connection is logged: a warning unless it is how connections end. Clients
-// and health checks close and reset them at any point; hosts and networks fail.
+// levelOf returns the log level for the end of a connection. Clients and health checks close and
+// reset connections at any point: that is debug. A failed host or network is info. All other ends
+// are warnings.
 func levelOf(err error) slog.Level {
 	switch {
 	case isAny(err, syscall.ETIMEDOUT, syscall.EHOSTUNREACH, syscall.EHOSTDOWN, syscall.ENETUNREACH, syscall.ENETDOWN):
 		return slog.LevelInfo
 	case isAny(err, io.EOF, io.ErrUnexpectedEOF, syscall.EPIPE, syscall.ECONNRESET, net.ErrClosed, os.ErrDeadlineExceeded,
-		context.Canceled, errAborted, errDisconnected, errNoPlace):
+		context.Canceled, errAborted, errDisconnected, errEvicted):
 		return slog.LevelDebug
 	}
 	return slog.LevelWarn
@@ -180,21 +195,21 @@ func isAny(err error, targets ...error) bool {
 	return slices.ContainsFunc(targets, func(target error) bool { return errors.Is(err, target) })
 }
 
-// negotiate returns the connection as it is to be used from now on, and what was agreed.
-func (s *Server) negotiate(ctx context.Context, v *visitor) (net.Conn, *session, error) {
-	limit := &timeLimit{conn: v.conn}
-	stop := onDone(ctx, func() { limit.end(shutdownGrace) })
+// negotiate returns the session, and the connection for the transmission phase.
+func (s *Server) negotiate(ctx context.Context, c *admittedConn) (net.Conn, *session, error) {
+	limit := &handshakeDeadline{conn: c.conn}
+	stop := onDone(ctx, func() { limit.setFinalDeadline(shutdownGrace) })
 	h := handshake{
-		conn: v.conn, exports: s.Exports, budget: newBudget(s.handshakeTimeout()),
-		extend: limit.extend,
-		settle: func() bool { return s.conns.settle(v) },
+		conn: c.conn, exports: s.Exports, budget: newBudget(s.handshakeTimeout()),
+		setDeadline: limit.setDeadline,
+		exemptConn:  func() bool { return s.conns.exemptConn(c) },
 	}
-	secured := v.conn
+	secured := c.conn
 	if s.TLS != nil {
-		h.secure = func() (io.ReadWriter, error) {
-			server := tls.Server(v.conn, s.TLS)
+		h.upgradeTLS = func() (io.ReadWriter, error) {
+			server := tls.Server(c.conn, s.TLS)
 			secured = server
-			return server, server.Handshake() // conn's deadline ends it
+			return server, server.Handshake() // the connection's deadline limits it
 		}
 	}
 	agreed, err := h.run(ctx)
@@ -202,54 +217,55 @@ func (s *Server) negotiate(ctx context.Context, v *visitor) (net.Conn, *session,
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := v.conn.SetDeadline(time.Time{}); err != nil {
-		agreed.export.release()
+	if err := c.conn.SetDeadline(time.Time{}); err != nil {
+		agreed.export.callRelease()
 		return nil, nil, err
 	}
 	return secured, agreed, nil
 }
 
-// timeLimit is the time at which a connection's reads and writes fail.
-type timeLimit struct {
+// handshakeDeadline sets the deadline of a connection in its handshake.
+type handshakeDeadline struct {
 	conn net.Conn
 
-	mu    sync.Mutex // guards what follows
-	ended bool
+	mu    sync.Mutex // guards the field below
+	final bool
 }
 
-// extend moves the limit, unless its end was set.
-func (l *timeLimit) extend(to time.Time) error {
+// setDeadline sets the deadline, unless the final one is set.
+func (l *handshakeDeadline) setDeadline(to time.Time) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.ended {
+	if l.final {
 		return nil
 	}
 	return l.conn.SetDeadline(to)
 }
 
-// end sets the limit for good.
-func (l *timeLimit) end(after time.Duration) {
+// setFinalDeadline sets a deadline that setDeadline does not change any more.
+func (l *handshakeDeadline) setFinalDeadline(after time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.ended = true
+	l.final = true
 	l.conn.SetDeadline(time.Now().Add(after))
 }
 
-// onDone has f run when ctx ends. The function it returns calls that off, or waits until f has run.
+// onDone calls f in a new goroutine when ctx ends. stop prevents the call, or waits until f has
+// returned.
 func onDone(ctx context.Context, f func()) (stop func()) {
 	ran := make(chan struct{})
-	callOff := context.AfterFunc(ctx, func() {
+	cancelCall := context.AfterFunc(ctx, func() {
 		defer close(ran)
 		f()
 	})
 	return func() {
-		if !callOff() {
+		if !cancelCall() {
 			<-ran
 		}
 	}
 }
 
-// closedWithin waits for a channel to be closed, and says whether it was in time.
+// closedWithin blocks until c is closed or d has passed. It reports whether c is closed.
 func closedWithin(c <-chan struct{}, d time.Duration) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
@@ -261,5 +277,5 @@ func closedWithin(c <-chan struct{}, d time.Duration) bool {
 	}
 }
 
-// past is a deadline that ends what waits.
-func past() time.Time { return time.Unix(1, 0) }
+// pastDeadline returns a deadline that has passed. It ends reads and writes in progress.
+func pastDeadline() time.Time { return time.Unix(1, 0) }

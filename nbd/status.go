@@ -5,46 +5,46 @@ import (
 	"iter"
 )
 
-// maxStatus is the number of extents in one chunk of a reply. The protocol has room for 2^20; a client asks again
-// for what is missing, and half a MiB is enough memory.
+// maxStatus is the number of extents in one chunk of a reply, at most. It limits memory to half a
+// MiB. The protocol allows 2^20; the client requests the missing ones again.
 const maxStatus = 1 << 16
 
-// blockStatus answers what holds in the chosen contexts. It needs no device I/O, but may take a while.
-func (t *transmission) blockStatus(q request) {
+// handleBlockStatus sends the states of the selected contexts. It runs in a goroutine because it
+// may take long, though it needs no device I/O.
+func (t *transmission) handleBlockStatus(q request) {
 	extents := maxStatus
 	if q.flags&flagReqOne != 0 {
 		extents = 1
 	}
-	b := t.take(len(t.contexts) * (chunkSize + 4 + 8*extents))
-	b.requests = 1
+	b := t.newBuffer(1, len(t.contexts)*(chunkSize+4+8*extents))
 	t.tasks.Go(func() {
 		for i, name := range t.contexts {
 			var flags uint16
 			if i == len(t.contexts)-1 {
 				flags = chunkDone
 			}
-			b.p = appendStatus(b.p, q, flags, uint32(i+1), t.states(name, q), extents)
+			b.p = appendStatus(b.p, q, flags, uint32(i+1), t.contextStates(name, q), extents)
 		}
-		t.seat.count(q, nil)
-		t.out.send(b)
+		t.client.countReply(q, nil)
+		t.out.sendBuffer(b)
 	})
 }
 
-// states yields what holds in a context, from the request's offset on.
-func (t *transmission) states(context string, q request) iter.Seq[State] {
+// contextStates yields the states of a context, from the request's offset on.
+func (t *transmission) contextStates(context string, q request) iter.Seq[State] {
 	if context == contextAllocation {
-		return t.allocation(q)
+		return t.allocationStates(q)
 	}
 	return t.describer.States(context, int64(q.offset), int64(q.length))
 }
 
-func (t *transmission) allocation(q request) iter.Seq[State] {
+func (t *transmission) allocationStates(q request) iter.Seq[State] {
 	return func(yield func(State) bool) {
 		if t.extents == nil {
 			return
 		}
 		at, end := int64(q.offset), int64(q.offset)+int64(q.length)
-		for from, to := range zeros(t.extents, at, end, int64(t.size), 1) {
+		for from, to := range zeroRanges(t.extents, at, end, int64(t.size), 1) {
 			if !yield(State{from - at, 0}) || !yield(State{to - from, stateHole | stateZero}) {
 				return
 			}
@@ -53,8 +53,8 @@ func (t *transmission) allocation(q request) iter.Seq[State] {
 	}
 }
 
-// appendStatus appends one context's chunk: at most so many extents, from the request's offset on. Neighbours of
-// one state are one extent, and what the states do not reach is 0.
+// appendStatus appends one context's chunk: up to this many extents, from the request's offset on.
+// It joins adjacent states with equal bits. Bytes after the last state have state 0.
 func appendStatus(p []byte, q request, flags uint16, id uint32, states iter.Seq[State], extents int) []byte {
 	head := len(p)
 	p = appendU32(appendChunk(p, q, flags, chunkBlockStatus, 0), id)

@@ -9,38 +9,40 @@ import (
 	"time"
 )
 
-// Result is how a request was answered.
+// Result is the result of a request.
 type Result int
 
-// The results. Refused is what the client got wrong, Failed is the device's doing, or the server's end.
+// The results. Refused requests are the client's errors. Failed ones are errors of the device, or
+// the server is stopping.
 const (
 	OK Result = iota
 	Refused
 	Failed
-	results
+	numResults
 )
 
-// String is the result in lower case.
+// String returns the result in lower case.
 func (r Result) String() string { return [...]string{"ok", "refused", "failed"}[r] }
 
-// kinds is how many commands are told apart; the last is all those that are not known.
-const kinds = 9
+// numCommands is the number of commands that are counted separately. The last one stands for all
+// unknown commands.
+const numCommands = 9
 
-// Tally is what clients have asked for so far.
+// Tally counts answered requests.
 type Tally struct {
-	answered     [kinds][results]int64
-	BytesRead    int64 // by requests that succeeded
+	answered     [numCommands][numResults]int64
+	BytesRead    int64 // of successful requests
 	BytesWritten int64
 }
 
-// Answers is how often a command was answered with a result.
+// Answers is the number of requests of a command that had a result.
 type Answers struct {
 	Command Command
 	Result  Result
 	Count   int64
 }
 
-// Answers is how often each command was answered with each result, of those that ever were.
+// Answers returns the counts by command and result, without zero counts.
 func (t *Tally) Answers() (all []Answers) {
 	for kind := range t.answered {
 		for r, n := range t.answered[kind] {
@@ -52,7 +54,7 @@ func (t *Tally) Answers() (all []Answers) {
 	return all
 }
 
-// Requests is how many requests were answered with a result.
+// Requests returns the number of requests that had a result.
 func (t *Tally) Requests(r Result) (n int64) {
 	for kind := range t.answered {
 		n += t.answered[kind][r]
@@ -60,7 +62,7 @@ func (t *Tally) Requests(r Result) (n int64) {
 	return n
 }
 
-func (t *Tally) add(other Tally) {
+func (t *Tally) addTally(other Tally) {
 	for kind := range t.answered {
 		for r := range t.answered[kind] {
 			t.answered[kind][r] += other.answered[kind][r]
@@ -70,7 +72,8 @@ func (t *Tally) add(other Tally) {
 	t.BytesWritten += other.BytesWritten
 }
 
-// Pending is a request that is being worked on. One whose data is resident is answered before anybody could see it.
+// Pending is a request in progress. Reads of resident data, BLOCK_STATUS requests and refused
+// requests never appear, because the server answers them without device I/O.
 type Pending struct {
 	Command Command
 	Offset  int64
@@ -78,42 +81,42 @@ type Pending struct {
 	Since   time.Time
 }
 
-// Client is a client that has chosen its export.
+// Client is a connection that has chosen an export.
 type Client struct {
-	Number  int64 // it is no other's
+	Number  int64 // unique
 	Address string
 	Export  *Export
-	Secure  bool // by TLS
+	Secure  bool // uses TLS
 	Since   time.Time
 	Tally   Tally
-	Pending []Pending // the longest first
+	Pending []Pending // oldest first
 }
 
-// seat is a Client as it is counted. The counters are the connection's own, so that no two connections share a
-// cache line for them.
-type seat struct {
-	client   Client // the counts and requests apart
-	answered [kinds][results]atomic.Int64
-	read     atomic.Int64
-	written  atomic.Int64
+// activeClient counts the requests of one client. Each client has its own counters, so that no two
+// connections share a cache line for them.
+type activeClient struct {
+	info         Client // without Tally and Pending
+	answered     [numCommands][numResults]atomic.Int64
+	bytesRead    atomic.Int64
+	bytesWritten atomic.Int64
 
-	mu      sync.Mutex // guards what follows
+	mu      sync.Mutex // guards the field below
 	pending map[*Pending]struct{}
 }
 
-// count notes that a request was answered. It neither waits nor allocates.
-func (s *seat) count(q request, err error) {
+// countReply counts the reply to a request. It neither blocks nor allocates.
+func (c *activeClient) countReply(q request, err error) {
 	result := OK
 	if err != nil {
 		result = resultOf(err)
 	}
-	s.answered[min(int(q.command), kinds-1)][result].Add(1)
+	c.answered[min(int(q.command), numCommands-1)][result].Add(1)
 	switch {
 	case err != nil:
 	case q.command == CmdRead:
-		s.read.Add(int64(q.length))
+		c.bytesRead.Add(int64(q.length))
 	case q.command == CmdWrite:
-		s.written.Add(int64(q.length))
+		c.bytesWritten.Add(int64(q.length))
 	}
 }
 
@@ -124,116 +127,117 @@ func resultOf(err error) Result {
 	return Failed
 }
 
-// begin notes that a request is being worked on, until end.
-func (s *seat) begin(q request) *Pending {
+// beginRequest adds a request in progress, until endRequest.
+func (c *activeClient) beginRequest(q request) *Pending {
 	p := &Pending{q.command, int64(q.offset), int64(q.length), time.Now()}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.pending[p] = struct{}{}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.pending[p] = struct{}{}
 	return p
 }
 
-func (s *seat) end(p *Pending) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.pending, p)
+func (c *activeClient) endRequest(p *Pending) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.pending, p)
 }
 
-func (s *seat) tally() (t Tally) {
+func (c *activeClient) loadTally() (t Tally) {
 	for kind := range t.answered {
 		for r := range t.answered[kind] {
-			t.answered[kind][r] = s.answered[kind][r].Load()
+			t.answered[kind][r] = c.answered[kind][r].Load()
 		}
 	}
-	t.BytesRead, t.BytesWritten = s.read.Load(), s.written.Load()
+	t.BytesRead, t.BytesWritten = c.bytesRead.Load(), c.bytesWritten.Load()
 	return t
 }
 
-func (s *seat) now() Client {
-	c := s.client
-	c.Tally = s.tally()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for p := range s.pending {
-		c.Pending = append(c.Pending, *p)
+func (c *activeClient) snapshot() Client {
+	info := c.info
+	info.Tally = c.loadTally()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for p := range c.pending {
+		info.Pending = append(info.Pending, *p)
 	}
-	slices.SortFunc(c.Pending, func(a, b Pending) int {
+	slices.SortFunc(info.Pending, func(a, b Pending) int {
 		return cmp.Or(a.Since.Compare(b.Since), cmp.Compare(a.Offset, b.Offset))
 	})
+	return info
+}
+
+// maxTotals is the number of exports with separate totals. The number of exports over time has no
+// limit, so all others share the total of "".
+const maxTotals = 4096
+
+// clientTable has the active clients, and the totals of the disconnected ones. The zero value is
+// ready to use.
+type clientTable struct {
+	refused atomic.Int64 // connections, over the limit or evicted
+
+	mu         sync.Mutex // guards the fields below
+	lastNumber int64
+	active     map[*activeClient]struct{}
+	totals     map[string]*Tally // of disconnected clients, by export
+}
+
+func (t *clientTable) addClient(address string, e *Export, secure bool) *activeClient {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.active == nil {
+		t.active, t.totals = make(map[*activeClient]struct{}), make(map[string]*Tally)
+	}
+	t.lastNumber++
+	c := &activeClient{pending: make(map[*Pending]struct{})}
+	c.info = Client{Number: t.lastNumber, Address: address, Export: e, Secure: secure, Since: time.Now()}
+	t.active[c] = struct{}{}
 	return c
 }
 
-// maxTotals is how many exports' totals are kept apart. Those of others, of which there may be any number in the
-// course of time, are the total of "".
-const maxTotals = 4096
-
-// audience is the clients that are there, and what those have done that have gone. The zero value is ready.
-type audience struct {
-	refused atomic.Int64 // connections, for lack of a place
-
-	mu     sync.Mutex // guards what follows
-	last   int64
-	seats  map[*seat]struct{}
-	totals map[string]*Tally // of those that have gone, by export
+// removeClient is called when all of the client's requests are answered.
+func (t *clientTable) removeClient(c *activeClient) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.active, c)
+	mergeTotals(t.totals, c.info.Export.Name, c.loadTally())
 }
 
-func (a *audience) enter(address string, e *Export, secure bool) *seat {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.seats == nil {
-		a.seats, a.totals = make(map[*seat]struct{}), make(map[string]*Tally)
-	}
-	a.last++
-	s := &seat{pending: make(map[*Pending]struct{})}
-	s.client = Client{Number: a.last, Address: address, Export: e, Secure: secure, Since: time.Now()}
-	a.seats[s] = struct{}{}
-	return s
-}
-
-// leave is called when all that the client asked for is answered.
-func (a *audience) leave(s *seat) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	delete(a.seats, s)
-	merge(a.totals, s.client.Export.Name, s.tally())
-}
-
-func merge(totals map[string]*Tally, name string, t Tally) {
+func mergeTotals(totals map[string]*Tally, name string, t Tally) {
 	if totals[name] == nil && len(totals) >= maxTotals {
-		name = "" // one more, for all of them
+		name = "" // shared by all further names
 	}
 	if totals[name] == nil {
 		totals[name] = new(Tally)
 	}
-	totals[name].add(t)
+	totals[name].addTally(t)
 }
 
-// Clients are the clients that have chosen an export and not left, in the order in which they came.
+// Clients returns the connected clients that have chosen an export, oldest first.
 func (s *Server) Clients() []Client {
-	a := &s.audience
-	a.mu.Lock()
-	seats := slices.SortedFunc(maps.Keys(a.seats), func(x, y *seat) int { return cmp.Compare(x.client.Number, y.client.Number) })
-	a.mu.Unlock()
+	table := &s.clients
+	table.mu.Lock()
+	clients := slices.SortedFunc(maps.Keys(table.active), func(x, y *activeClient) int { return cmp.Compare(x.info.Number, y.info.Number) })
+	table.mu.Unlock()
 	var all []Client
-	for _, s := range seats {
-		all = append(all, s.now())
+	for _, c := range clients {
+		all = append(all, c.snapshot())
 	}
 	return all
 }
 
-// Totals is what clients have asked for so far, those that have left included, by the export's Name. Of more than
-// 4096 names the rest is together under "".
+// Totals returns the counts of all clients so far by Export.Name, including disconnected ones.
+// Names beyond 4096 are counted together under "".
 func (s *Server) Totals() map[string]Tally {
-	a := &s.audience
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	totals := make(map[string]*Tally, len(a.totals))
-	for name, t := range a.totals {
+	table := &s.clients
+	table.mu.Lock()
+	defer table.mu.Unlock()
+	totals := make(map[string]*Tally, len(table.totals))
+	for name, t := range table.totals {
 		sum := *t
 		totals[name] = &sum
 	}
-	for s := range a.seats {
-		merge(totals, s.client.Export.Name, s.tally())
+	for c := range table.active {
+		mergeTotals(totals, c.info.Export.Name, c.loadTally())
 	}
 	all := make(map[string]Tally, len(totals))
 	for name, t := range totals {
@@ -242,23 +246,23 @@ func (s *Server) Totals() map[string]Tally {
 	return all
 }
 
-// Usage is what the server has taken of its limits.
+// Usage compares the use of connections and memory with the limits.
 type Usage struct {
 	Connections, MaxConnections int
-	Accepted                    int64 // connections that have chosen an export so far
-	Turned                      int64 // connections so far that there was no place for
-	Bytes, MaxBytes             int64 // of requests and replies in memory
+	Accepted                    int64 // connections that have chosen an export, so far
+	Refused                     int64 // connections refused at the limit or evicted for others, so far
+	Bytes, MaxBytes             int64 // requests and replies in memory
 }
 
-// Usage says how near the server is to its limits.
+// Usage returns the present use.
 func (s *Server) Usage() Usage {
-	a := &s.audience
+	table := &s.clients
 	u := Usage{
-		Connections: s.conns.count(), MaxConnections: s.maxConns(), Turned: a.refused.Load(),
-		Bytes: int64(s.held.bytes()), MaxBytes: int64(s.maxBytes()),
+		Connections: s.conns.count(), MaxConnections: s.maxConns(), Refused: table.refused.Load(),
+		Bytes: int64(s.memory.usedBytes()), MaxBytes: int64(s.maxBytes()),
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	u.Accepted = a.last
+	table.mu.Lock()
+	defer table.mu.Unlock()
+	u.Accepted = table.lastNumber
 	return u
 }

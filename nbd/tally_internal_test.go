@@ -5,14 +5,14 @@ import (
 	"testing"
 )
 
-// TestTotalsAreBounded: exports that come and go do not pile up, and nothing that was counted is lost.
+// TestTotalsAreBounded: the totals of temporary exports are bounded, and no count is lost.
 func TestTotalsAreBounded(t *testing.T) {
 	var s Server
 	const names = maxTotals + 100
 	for i := range names {
-		seat := s.audience.enter("x", &Export{Name: fmt.Sprint("e", i)}, false)
-		seat.count(request{command: CmdRead, length: 10}, nil)
-		s.audience.leave(seat)
+		client := s.clients.addClient("x", &Export{Name: fmt.Sprint("e", i)}, false)
+		client.countReply(request{command: CmdRead, length: 10}, nil)
+		s.clients.removeClient(client)
 	}
 	totals := s.Totals()
 	var bytes int64
@@ -24,19 +24,19 @@ func TestTotalsAreBounded(t *testing.T) {
 	}
 }
 
-// TestCountCostsNoMemory: the hit path counts.
+// TestCountCostsNoMemory: the hit path counts without allocating.
 func TestCountCostsNoMemory(t *testing.T) {
-	var a audience
-	seat := a.enter("x", &Export{}, false)
-	if n := testing.AllocsPerRun(1000, func() { seat.count(request{command: 77, length: 1}, nil) }); n != 0 {
+	var table clientTable
+	client := table.addClient("x", &Export{}, false)
+	if n := testing.AllocsPerRun(1000, func() { client.countReply(request{command: 77, length: 1}, nil) }); n != 0 {
 		t.Errorf("%v allocations", n)
 	}
 }
 
 func BenchmarkCount(b *testing.B) {
-	var a audience
-	seat := a.enter("x", &Export{}, false)
+	var table clientTable
+	client := table.addClient("x", &Export{}, false)
 	for b.Loop() {
-		seat.count(request{command: CmdRead, length: 4096}, nil)
+		client.countReply(request{command: CmdRead, length: 4096}, nil)
 	}
 }

@@ -9,8 +9,8 @@ import (
 	"cairn/nbd/nbdtest"
 )
 
-// TestTally: the counts are what the clients did, of those that are there and of those that have gone, and what is
-// being worked on is seen.
+// TestTally: the counts include connected and disconnected clients, and requests in progress are
+// visible.
 func TestTally(t *testing.T) {
 	entered, release := make(chan struct{}), make(chan struct{})
 	d := newLazy(data(mib))
@@ -26,8 +26,8 @@ func TestTally(t *testing.T) {
 		return nil
 	}
 	server := &nbd.Server{}
-	r := start(t, server, &nbd.Export{Name: "a", Device: d})
-	c := connect(t, r)
+	r := startServer(t, server, &nbd.Export{Name: "a", Device: d})
+	c := connectStructured(t, r)
 	for range 3 {
 		mustRead(t, c, 0, 4096)
 	}
@@ -74,7 +74,7 @@ func TestTally(t *testing.T) {
 	}
 }
 
-func connect(t *testing.T, r *rig) *nbdtest.Client {
+func connectStructured(t *testing.T, r *rig) *nbdtest.Client {
 	t.Helper()
 	c, err := nbdtest.Dial(t.Context(), "unix", r.socket)
 	if err == nil {

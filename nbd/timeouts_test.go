@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// TestServerTimeoutsAreDocumented: docs/vms.md names the defaults.
+// TestServerTimeoutsAreDocumented: docs/vms.md has the defaults.
 func TestServerTimeoutsAreDocumented(t *testing.T) {
 	doc, err := os.ReadFile("../docs/vms.md")
 	if err != nil {

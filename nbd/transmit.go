@@ -15,8 +15,8 @@ import (
 )
 
 const (
-	readBuffer    = 32 << 10 // of requests; a thousand fit
-	zeroPiece     = 1 << 20  // WRITE_ZEROES writes as much at a time
+	readBuffer    = 32 << 10 // for requests; it holds a thousand
+	zeroWriteSize = 1 << 20  // bytes that WRITE_ZEROES writes at a time
 	shutdownGrace = time.Second
 )
 
@@ -25,37 +25,37 @@ var (
 	errStopping     = &refusal{errSHUTDOWN, "the server is stopping"}
 )
 
-// transmission is the second phase of a connection: requests and replies. One goroutine reads requests,
-// and answers at once what needs no waiting; the rest runs in goroutines of its own.
+// transmission is the second phase of a connection: requests and replies. One goroutine reads the
+// requests and answers those that need no waiting. All others are answered by goroutines of their
+// own.
 type transmission struct {
 	session
 	conn         net.Conn
-	seat         *seat
-	leave        func(*seat)
+	client       *activeClient
+	removeClient func(*activeClient)
 	log          *slog.Logger
 	drainTimeout time.Duration
-	buffers      *buffers
+	buffers      *bufferPool
 
-	stopping context.Context    // over when the server stops: nothing new is begun
-	work     context.Context    // over when the server cannot wait any longer
-	stopWork context.CancelFunc // ends work
-	reads    context.Context    // over also when the client has gone
-	goodbye  context.CancelFunc // ends reads
+	stopping    context.Context    // ends when the server stops: new requests are refused
+	work        context.Context    // ends when the drain timeout has passed
+	cancelWork  context.CancelFunc // ends work
+	reads       context.Context    // ends with work, or when the client is gone
+	cancelReads context.CancelFunc // ends reads
 
-	writer   Writer   // nil if read-only
-	resident Resident // nil if there is none
-	extents  Extenter // nil if there is none
-	prefetch Prefetcher
+	writer    Writer   // nil if the export is read-only
+	resident  Resident // nil if not supported, as the following
+	extents   Extenter
+	prefetch  Prefetcher
+	describer Describer
 
-	describer Describer // nil if there is none
-
-	in    *bufio.Reader
-	out   *sender
-	gate  *gate
-	tasks sync.WaitGroup
-	batch *buffer // replies not yet sent; nil if there are none
-	plan  []piece // of the read being answered
-	now   filler  // reads what is resident
+	in             *bufio.Reader
+	out            *sender
+	inFlight       *inFlightLimit
+	tasks          sync.WaitGroup
+	batch          *buffer // completed replies that are not sent yet; nil without any
+	pieces         []piece // of the current read
+	residentFiller filler  // reads resident data
 }
 
 func newTransmission(
@@ -64,51 +64,52 @@ func newTransmission(
 	t := &transmission{
 		session:      *agreed,
 		conn:         conn,
-		seat:         s.audience.enter(conn.RemoteAddr().String(), agreed.export, s.TLS != nil),
-		leave:        s.audience.leave,
+		client:       s.clients.addClient(conn.RemoteAddr().String(), agreed.export, s.TLS != nil),
+		removeClient: s.clients.removeClient,
 		log:          log,
 		drainTimeout: s.drainTimeout(),
 		buffers:      &s.buffers,
 		stopping:     ctx,
 		writer:       agreed.export.writer(),
 		in:           bufio.NewReaderSize(conn, readBuffer),
-		gate:         newGate(&s.held, s.maxBytes()),
+		inFlight:     newInFlightLimit(&s.memory, s.maxBytes()),
 	}
 	t.resident, _ = agreed.export.Device.(Resident)
 	t.extents, _ = agreed.export.Device.(Extenter)
 	t.prefetch, _ = agreed.export.Device.(Prefetcher)
 	t.describer, _ = agreed.export.Device.(Describer)
-	t.now = t.fillNow
-	t.work, t.stopWork = context.WithCancel(context.WithoutCancel(ctx))
-	t.reads, t.goodbye = context.WithCancel(t.work)
+	t.residentFiller = t.fillResident
+	t.work, t.cancelWork = context.WithCancel(context.WithoutCancel(ctx))
+	t.reads, t.cancelReads = context.WithCancel(t.work)
 	t.out = newSender(conn, s.writeTimeout())
-	t.out.free, t.out.failed = t.free, t.lost
+	t.out.free, t.out.onError = t.freeBuffer, t.handleWriteError
 	return t
 }
 
-// run serves requests until the client leaves, breaks the protocol or cannot be written to, or the server
-// stops. All that it started has ended when it returns.
+// run serves requests until the client disconnects, violates the protocol or fails to receive
+// replies, or the server stops. When it returns, all its goroutines have ended.
 func (t *transmission) run() error {
-	defer t.leave(t.seat)
-	defer t.stopWork()
+	defer t.removeClient(t.client)
+	defer t.cancelWork()
 	defer onDone(t.stopping, t.shutDown)()
-	err := t.loop()
-	t.flush()
+	err := t.readRequests()
+	t.flushBatch()
 	if !errors.Is(err, errDisconnected) {
-		t.goodbye()
+		t.cancelReads()
 	}
-	t.linger()
+	t.awaitReplies()
 	return err
 }
 
-// loop reads requests. It sends what is answered before it waits for more, and drops what a lost client has asked.
-func (t *transmission) loop() error {
+// readRequests reads and handles requests. Before it blocks, it sends completed replies. When the
+// client is gone, it drops further requests.
+func (t *transmission) readRequests() error {
 	for {
 		if err := t.reads.Err(); err != nil {
 			return err
 		}
 		if t.in.Buffered() < requestSize {
-			t.flush()
+			t.flushBatch()
 		}
 		p, err := t.in.Peek(requestSize)
 		if err != nil {
@@ -118,56 +119,57 @@ func (t *transmission) loop() error {
 		if !ok {
 			return fmt.Errorf("a request starts with %#x", p[:4])
 		}
-		_, _ = t.in.Discard(requestSize) // it is there
+		_, _ = t.in.Discard(requestSize) // cannot fail: the bytes are buffered
 		if q.command == cmdDisconnect {
 			return errDisconnected
 		}
-		if err := t.handle(q); err != nil {
+		if err := t.handleRequest(q); err != nil {
 			return err
 		}
 	}
 }
 
-// linger waits until all requests are answered. A client that said goodbye still gets its replies; when
-// it closes the connection, nobody needs what it was going to read.
-func (t *transmission) linger() {
+// awaitReplies blocks until all requests are answered. After a disconnect request, the client still
+// gets its replies. If it closes the connection, its reads are cancelled.
+func (t *transmission) awaitReplies() {
 	answered := make(chan struct{})
 	go func() {
 		defer close(answered)
 		t.tasks.Wait()
-		t.conn.SetReadDeadline(past())
+		t.conn.SetReadDeadline(pastDeadline())
 	}()
-	_, _ = io.Copy(io.Discard, t.conn) // until the client hangs up, or all is answered
-	t.goodbye()
+	_, _ = io.Copy(io.Discard, t.conn) // until the client closes the connection or all requests are answered
+	t.cancelReads()
 	<-answered
 }
 
-// shutDown ends the connection because the server stops: soon after the last request is answered, or when
-// the time for that is over.
+// shutDown ends the connection when the server stops: after the last reply, or after the drain
+// timeout.
 func (t *transmission) shutDown() {
-	idle := t.gate.whenIdle()
+	idle := t.inFlight.whenIdle()
 	if !closedWithin(idle, t.drainTimeout) {
-		t.stopWork()
+		t.cancelWork()
 		if !closedWithin(idle, shutdownGrace) {
-			hangUp(t.conn) // the client does not read
+			hangUp(t.conn) // the client does not receive its replies
 			return
 		}
 	}
-	t.conn.SetReadDeadline(past())
+	t.conn.SetReadDeadline(pastDeadline())
 }
 
-// lost is called when the client cannot be written to.
-func (t *transmission) lost(err error) {
+// handleWriteError logs an error of writing to the client, and ends the connection.
+func (t *transmission) handleWriteError(err error) {
 	if errors.Is(err, os.ErrDeadlineExceeded) {
-		t.log.Info("the client does not take its replies", "err", err)
+		t.log.Info("the client does not receive its replies", "err", err)
 	} else {
-		report(t.log, "replies are not sent", err)
+		logEnd(t.log, "sending replies failed", err)
 	}
-	t.goodbye()
+	t.cancelReads()
 	hangUp(t.conn)
 }
 
-// hangUp closes a connection without TLS's goodbye, for which a client that takes nothing would have us wait.
+// hangUp closes a connection without TLS's close message. Sending that would block while the client
+// receives nothing.
 func hangUp(conn net.Conn) {
 	if secured, ok := conn.(*tls.Conn); ok {
 		conn = secured.NetConn()
@@ -175,73 +177,72 @@ func hangUp(conn net.Conn) {
 	conn.Close()
 }
 
-// handle answers a request or starts what will. An error ends the connection.
-func (t *transmission) handle(q request) error {
-	t.admit(1, 0)
-	if err := t.check(q); err != nil {
-		return t.reject(q, err)
+// handleRequest answers a request, or starts a goroutine that does. An error ends the connection.
+func (t *transmission) handleRequest(q request) error {
+	t.acquireRoom(1, 0)
+	if err := t.checkRequest(q); err != nil {
+		return t.rejectRequest(q, err)
 	}
 	switch q.command {
 	case CmdRead:
-		t.read(q)
+		t.handleRead(q)
 	case CmdWrite:
-		return t.write(q)
+		return t.handleWrite(q)
 	case CmdWriteZeroes:
-		t.writeZeroes(q)
+		t.handleWriteZeroes(q)
 	case CmdFlush:
-		t.later(q, func() error { return t.flushDevice() })
+		t.answerAsync(q, t.newBuffer(1, 0), t.flushDevice)
 	case CmdCache:
-		t.later(q, func() error { return t.bringNear(q) })
+		t.answerAsync(q, t.newBuffer(1, 0), func() error { return t.prefetchRange(q) })
 	case CmdBlockStatus:
-		t.blockStatus(q)
+		t.handleBlockStatus(q)
 	}
 	return nil
 }
 
-// reject answers a request that is not served. The data of a write is read and thrown away.
-func (t *transmission) reject(q request, err error) error {
+// rejectRequest sends an error reply. It discards the data of a write.
+func (t *transmission) rejectRequest(q request, err error) error {
 	if q.command == CmdWrite {
-		if err := t.discard(q.length); err != nil {
-			t.gate.leave(1, 0)
+		if err := t.discardData(q.length); err != nil {
+			t.inFlight.releaseRoom(1, 0)
 			return err
 		}
 	}
-	b := t.place(maxErrorReply)
+	b := t.batchWithRoom(maxErrorReply)
 	b.p = appendError(b.p, q, err, t.structured)
 	b.requests++
-	t.seat.count(q, err)
+	t.client.countReply(q, err)
 	return nil
 }
 
-func (t *transmission) discard(n uint32) error {
+func (t *transmission) discardData(n uint32) error {
 	if n > 2*maxPayload {
 		return fmt.Errorf("a write has %d bytes", n)
 	}
-	t.flushBefore(int(n))
+	t.flushUnlessBuffered(int(n))
 	_, err := t.in.Discard(int(n))
 	return err
 }
 
-func (t *transmission) write(q request) error {
+func (t *transmission) handleWrite(q request) error {
 	n := int(q.length)
-	b := t.take(n)
-	b.requests = 1
-	t.flushBefore(n)
+	b := t.newBuffer(1, n)
+	t.flushUnlessBuffered(n)
 	data := b.p[:n]
 	if _, err := io.ReadFull(t.in, data); err != nil {
-		t.free(b)
+		t.freeBuffer(b)
 		return err
 	}
-	t.finish(q, b, func() error {
+	t.answerAsync(q, b, func() error {
 		if err := t.writer.WriteAt(t.work, data, int64(q.offset)); err != nil {
 			return err
 		}
-		return t.forceUnit(q)
+		return t.flushIfFUA(q)
 	})
 	return nil
 }
 
-// flushDevice makes durable what was written. Of a read-only export nothing was.
+// flushDevice flushes a writable device. A read-only export has no writes to flush.
 func (t *transmission) flushDevice() error {
 	if t.writer == nil {
 		return nil
@@ -249,28 +250,27 @@ func (t *transmission) flushDevice() error {
 	return t.writer.Flush(t.work)
 }
 
-// bringNear passes a hint on to a device that takes hints.
-func (t *transmission) bringNear(q request) error {
+// prefetchRange prefetches a range, if the device supports that.
+func (t *transmission) prefetchRange(q request) error {
 	if t.prefetch == nil {
 		return nil
 	}
 	return t.prefetch.Prefetch(t.reads, int64(q.offset), int64(q.length))
 }
 
-// forceUnit makes a write durable if its client asked for that (FUA).
-func (t *transmission) forceUnit(q request) error {
+// flushIfFUA flushes the device if the client requested a durable write (FUA).
+func (t *transmission) flushIfFUA(q request) error {
 	if q.flags&flagFUA == 0 {
 		return nil
 	}
 	return t.writer.Flush(t.work)
 }
 
-// writeZeroes writes them in pieces, out of a buffer that is also the reply's.
-func (t *transmission) writeZeroes(q request) {
-	n := min(zeroPiece, q.length)
-	b := t.take(int(n))
-	b.requests = 1
-	t.finish(q, b, func() error {
+// handleWriteZeroes writes zeros in parts. The buffer with the zeros is reused for the reply.
+func (t *transmission) handleWriteZeroes(q request) {
+	n := min(zeroWriteSize, q.length)
+	b := t.newBuffer(1, int(n))
+	t.answerAsync(q, b, func() error {
 		zeros := b.p[:n]
 		clear(zeros)
 		for at, end := q.offset, q.offset+uint64(q.length); at < end; at += uint64(len(zeros)) {
@@ -279,34 +279,29 @@ func (t *transmission) writeZeroes(q request) {
 				return err
 			}
 		}
-		return t.forceUnit(q)
+		return t.flushIfFUA(q)
 	})
 }
 
-// later runs work in its own goroutine, and answers whether it succeeded.
-func (t *transmission) later(q request, work func() error) {
-	b := t.take(0)
-	b.requests = 1
-	t.finish(q, b, work)
-}
-
-func (t *transmission) finish(q request, b *buffer, work func() error) {
-	pending := t.seat.begin(q)
+// answerAsync runs work in a goroutine, and answers the request with its result in b.
+func (t *transmission) answerAsync(q request, b *buffer, work func() error) {
+	pending := t.client.beginRequest(q)
 	t.tasks.Go(func() {
-		err := t.explain(q, work())
-		t.seat.end(pending)
+		err := t.reportFailure(q, work())
+		t.client.endRequest(pending)
 		if err != nil {
 			b.p = appendError(b.p[:0], q, err, t.structured)
 		} else {
 			b.p = appendSimple(b.p[:0], q, 0)
 		}
-		t.seat.count(q, err)
-		t.out.send(b)
+		t.client.countReply(q, err)
+		t.out.sendBuffer(b)
 	})
 }
 
-// explain logs why a request failed, and says in the server's words what it has failed itself.
-func (t *transmission) explain(q request, err error) error {
+// reportFailure logs a failed request. It replaces the error of a request that the server cancelled
+// to stop.
+func (t *transmission) reportFailure(q request, err error) error {
 	switch {
 	case err == nil:
 		return nil

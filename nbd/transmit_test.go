@@ -26,7 +26,8 @@ func repeat(n int, extents ...nbd.Extent) (all []nbd.Extent) {
 	return all
 }
 
-// TestRead reads the same from devices that answer at once and that do not, in all ways of asking.
+// TestRead reads the same bytes from devices that have them resident and from devices that do not,
+// with all kinds of requests.
 func TestRead(t *testing.T) {
 	extents := []nbd.Extent{data(64 * kib), zero(128 * kib), data(100), zero(100 * kib), data(mib), zero(40*kib + 7)}
 	extents = append(extents, repeat(20, data(4*kib), zero(36*kib))...)
@@ -34,7 +35,7 @@ func TestRead(t *testing.T) {
 	reads := []struct {
 		off, n int64
 		flags  uint16
-		holes  int // if structured; in TestRead only a full reply of holes and data is
+		holes  int // with structured replies
 	}{
 		{0, 1, 0, 0},
 		{0, 4 * kib, 0, 0},
@@ -50,12 +51,12 @@ func TestRead(t *testing.T) {
 	for _, resident := range []bool{false, true} {
 		d := newLazy(extents...)
 		d.isResident = func(int64) bool { return resident }
-		r := start(t, &nbd.Server{}, &nbd.Export{Device: d})
-		for _, c := range []*nbdtest.Client{r.useSimple(t), r.use(t)} {
+		r := startServer(t, &nbd.Server{}, &nbd.Export{Device: d})
+		for _, c := range []*nbdtest.Client{r.dialSimple(t), r.dialAndNegotiate(t)} {
 			for _, tc := range reads {
 				q := nbdtest.Request{Flags: tc.flags, Offset: uint64(tc.off), Length: uint32(tc.n)}
 				reply, err := c.Do(t.Context(), q)
-				if code(t, err) == nbdtest.EINVAL && tc.flags != 0 {
+				if errorCode(t, err) == nbdtest.EINVAL && tc.flags != 0 {
 					continue // DF needs structured replies
 				}
 				if err != nil || !bytes.Equal(reply.Data, d.data[tc.off:tc.off+tc.n]) {
@@ -69,11 +70,11 @@ func TestRead(t *testing.T) {
 	}
 }
 
-// Zeros travel as words: a read of 32 MiB of them is one small chunk.
+// Zeros are sent as holes: a read of 32 MiB of them gets one small chunk.
 func TestReadHole(t *testing.T) {
 	d := newLazy(zero(40 * mib))
 	d.onRead = func(context.Context, int64) error { return errors.New("a hole was read") }
-	c := start(t, &nbd.Server{}, &nbd.Export{Device: d}).use(t)
+	c := startServer(t, &nbd.Server{}, &nbd.Export{Device: d}).dialAndNegotiate(t)
 	reply, err := c.Do(t.Context(), nbdtest.Request{Offset: 1 * mib, Length: 32 * mib})
 	if err != nil || reply.Holes != 1 || reply.Chunks != 1 || len(bytes.Trim(reply.Data, "\x00")) > 0 {
 		t.Errorf("%d holes of %d chunks, %v", reply.Holes, reply.Chunks, err)
@@ -83,10 +84,10 @@ func TestReadHole(t *testing.T) {
 func TestPipelining(t *testing.T) {
 	d := newLazy(data(4 * mib))
 	d.isResident = func(off int64) bool { return off/kib%2 == 0 }
-	r := start(t, &nbd.Server{}, &nbd.Export{Device: d})
+	r := startServer(t, &nbd.Server{}, &nbd.Export{Device: d})
 	var group sync.WaitGroup
 	for range 4 {
-		c := r.use(t)
+		c := r.dialAndNegotiate(t)
 		for i := range 300 {
 			group.Go(func() {
 				off := i * 7 * kib
@@ -100,7 +101,7 @@ func TestPipelining(t *testing.T) {
 	group.Wait()
 }
 
-// TestErrors asks for what cannot be had; each time the connection goes on.
+// TestErrors sends invalid requests. After each, the connection continues.
 func TestErrors(t *testing.T) {
 	const size = 64 * kib
 	type request = nbdtest.Request
@@ -146,24 +147,24 @@ func TestErrors(t *testing.T) {
 		{request{Command: nbdtest.CmdCache, Length: 512}, 0}, // a hint
 		{request{Flags: nbdtest.CmdFlagFUA, Length: 512}, 0},
 	}
-	ro := start(t, &nbd.Server{}, &nbd.Export{Device: newLazy(data(size))})
-	rw := start(t, &nbd.Server{}, &nbd.Export{Device: &ram{data: make([]byte, size)}})
-	for _, c := range []*nbdtest.Client{ro.useSimple(t), ro.use(t)} {
+	ro := startServer(t, &nbd.Server{}, &nbd.Export{Device: newLazy(data(size))})
+	rw := startServer(t, &nbd.Server{}, &nbd.Export{Device: &ram{data: make([]byte, size)}})
+	for _, c := range []*nbdtest.Client{ro.dialSimple(t), ro.dialAndNegotiate(t)} {
 		for _, tc := range readOnly {
-			expect(t, c, tc.q, tc.want)
+			checkReply(t, c, tc.q, tc.want)
 		}
 	}
-	for _, c := range []*nbdtest.Client{rw.useSimple(t), rw.use(t)} {
+	for _, c := range []*nbdtest.Client{rw.dialSimple(t), rw.dialAndNegotiate(t)} {
 		for _, tc := range writable {
-			expect(t, c, tc.q, tc.want)
+			checkReply(t, c, tc.q, tc.want)
 		}
 	}
 }
 
-func expect(t *testing.T, c *nbdtest.Client, q nbdtest.Request, want uint32) {
+func checkReply(t *testing.T, c *nbdtest.Client, q nbdtest.Request, want uint32) {
 	t.Helper()
 	_, err := c.Do(t.Context(), q)
-	if got := code(t, err); got != want {
+	if got := errorCode(t, err); got != want {
 		t.Errorf("command %d flags %#x of %d at %d = %v, want %d", q.Command, q.Flags, q.Length, q.Offset, err, want)
 	}
 	if err := c.Read(t.Context(), make([]byte, 512), 0); err != nil {
@@ -171,7 +172,8 @@ func expect(t *testing.T, c *nbdtest.Client, q nbdtest.Request, want uint32) {
 	}
 }
 
-// One failed read is one error, with a text where there is room for it, and it is not remembered.
+// A failed read gets one error, with a text in a structured reply. The next read of the same bytes
+// may succeed.
 func TestFailedRead(t *testing.T) {
 	d := newLazy(data(64*kib), zero(64*kib), data(64*kib))
 	var broken atomic.Bool
@@ -182,16 +184,16 @@ func TestFailedRead(t *testing.T) {
 		}
 		return nil
 	}
-	r := start(t, &nbd.Server{}, &nbd.Export{Device: d})
-	for _, c := range []*nbdtest.Client{r.useSimple(t), r.use(t)} {
+	r := startServer(t, &nbd.Server{}, &nbd.Export{Device: d})
+	for _, c := range []*nbdtest.Client{r.dialSimple(t), r.dialAndNegotiate(t)} {
 		broken.Store(true)
 		_, err := c.Do(t.Context(), nbdtest.Request{Length: 192 * kib})
 		_, small := c.Do(t.Context(), nbdtest.Request{Offset: 130 * kib, Length: 512})
 		e, _ := errors.AsType[*nbdtest.Error](err)
-		if code(t, small) != nbdtest.EIO {
+		if errorCode(t, small) != nbdtest.EIO {
 			t.Errorf("read of a broken place = %v", small)
 		}
-		// Without structured replies the device is asked for all at once, and it fails only beyond 64 KiB.
+		// Without structured replies the device reads all at once, and fails only beyond 64 KiB.
 		if e != nil && (e.Code != nbdtest.EIO || e.Offset != 128*kib || e.Text != "chunk 1234 is gone") {
 			t.Errorf("read of a broken place = %+v", e)
 		}
@@ -207,9 +209,10 @@ func TestBlockStatus(t *testing.T) {
 	extents := []nbd.Extent{
 		data(5000), data(3192), zero(8 * kib), zero(4 * kib), data(100), zero(10000), data(50), zero(5 * kib),
 	}
-	c := start(t, &nbd.Server{}, &nbd.Export{Device: newLazy(extents...)}).use(t)
+	c := startServer(t, &nbd.Server{}, &nbd.Export{Device: newLazy(extents...)}).dialAndNegotiate(t)
 	type extent = [2]uint32 // length and state
-	// Zeros: 8192–20480; 20580–30580, of which whole blocks are 24576–28672; 30630–35750, the end, from 32768.
+	// Zeros: 8192–20480; 20580–30580, of which whole blocks are 24576–28672; 30630–35750, the end,
+	// from 32768.
 	cases := []struct {
 		off   uint64
 		n     uint32
@@ -239,10 +242,10 @@ func TestBlockStatus(t *testing.T) {
 	}
 }
 
-// More extents than fit in a reply are asked for again.
+// Extents that do not fit in a reply are requested again.
 func TestBlockStatusOfMany(t *testing.T) {
 	d := &lazy{extents: repeat(40000, data(4*kib), zero(4*kib)), plain: plain{size: 40000 * 8 * kib}}
-	c := start(t, &nbd.Server{}, &nbd.Export{Device: d}).use(t)
+	c := startServer(t, &nbd.Server{}, &nbd.Export{Device: d}).dialAndNegotiate(t)
 	var all []nbdtest.Extent
 	for at := uint64(0); at < uint64(d.Size()); {
 		got, err := c.BlockStatus(t.Context(), at, uint32(uint64(d.Size())-at), 0)
@@ -260,7 +263,7 @@ func TestBlockStatusOfMany(t *testing.T) {
 }
 
 func TestBlockStatusWithoutExtents(t *testing.T) {
-	c := start(t, &nbd.Server{}, &nbd.Export{Device: &plain{data: make([]byte, 9000)}}).use(t)
+	c := startServer(t, &nbd.Server{}, &nbd.Export{Device: &plain{data: make([]byte, 9000)}}).dialAndNegotiate(t)
 	got, err := c.BlockStatus(t.Context(), 0, 9000, 0)
 	if diff := cmp.Diff([]nbdtest.Extent{{Length: 9000}}, got); diff != "" || err != nil {
 		t.Errorf("BlockStatus: %v\n%s", err, diff)
@@ -269,7 +272,7 @@ func TestBlockStatusWithoutExtents(t *testing.T) {
 
 func TestCache(t *testing.T) {
 	d := newLazy(data(mib))
-	c := start(t, &nbd.Server{}, &nbd.Export{Device: d}).use(t)
+	c := startServer(t, &nbd.Server{}, &nbd.Export{Device: d}).dialAndNegotiate(t)
 	if err := c.Cache(t.Context(), 4096, 100000); err != nil || d.prefetched.Load() != 100000 {
 		t.Errorf("Cache = %v, prefetched %d", err, d.prefetched.Load())
 	}
@@ -277,8 +280,8 @@ func TestCache(t *testing.T) {
 
 func TestWrite(t *testing.T) {
 	d := &ram{data: bytes.Repeat([]byte{0xff}, 4*mib)}
-	r := start(t, &nbd.Server{}, &nbd.Export{Device: d})
-	for _, c := range []*nbdtest.Client{r.useSimple(t), r.use(t)} {
+	r := startServer(t, &nbd.Server{}, &nbd.Export{Device: d})
+	for _, c := range []*nbdtest.Client{r.dialSimple(t), r.dialAndNegotiate(t)} {
 		before := d.flushes()
 		text := bytes.Repeat([]byte("cairn"), 100000)
 		zeroes := nbdtest.Request{Command: nbdtest.CmdWriteZeroes, Offset: mib, Length: 2*mib + 1}
@@ -300,13 +303,13 @@ func TestWrite(t *testing.T) {
 	full := fmt.Errorf("full: %w", syscall.ENOSPC)
 	for err, want := range map[error]uint32{errors.New("no"): nbdtest.EIO, full: nbdtest.ENOSPC} {
 		d.failWith(err)
-		if got := code(t, r.use(t).Write(t.Context(), []byte("x"), 0, 0)); got != want {
+		if got := errorCode(t, r.dialAndNegotiate(t).Write(t.Context(), []byte("x"), 0, 0)); got != want {
 			t.Errorf("a write that fails with %q = %d, want %d", err, got, want)
 		}
 	}
 }
 
-// A read that waits must not delay others: neither what is at hand nor what is not.
+// A read that blocks must not delay others, whether their data is resident or not.
 func TestNoHeadOfLineBlocking(t *testing.T) {
 	release := make(chan struct{})
 	d := newLazy(data(mib))
@@ -317,7 +320,7 @@ func TestNoHeadOfLineBlocking(t *testing.T) {
 		}
 		return nil
 	}
-	c := start(t, &nbd.Server{}, &nbd.Export{Device: d}).use(t)
+	c := startServer(t, &nbd.Server{}, &nbd.Export{Device: d}).dialAndNegotiate(t)
 	slow, err := c.Start(nbdtest.Request{Length: 512})
 	if err != nil {
 		t.Fatal(err)
@@ -333,8 +336,9 @@ func TestNoHeadOfLineBlocking(t *testing.T) {
 	}
 }
 
-// waiting is a device whose reads wait until their context ends, or until they are let go.
-func waiting() (d *plain, begun chan struct{}, ended chan error, release chan struct{}) {
+// newBlockingDevice returns a device whose reads block until their context ends or release is
+// closed.
+func newBlockingDevice() (d *plain, begun chan struct{}, ended chan error, release chan struct{}) {
 	begun, ended, release = make(chan struct{}, 1000), make(chan error, 1000), make(chan struct{})
 	d = &plain{data: make([]byte, mib)}
 	d.onRead = func(ctx context.Context, _ int64) (err error) {
@@ -351,10 +355,10 @@ func waiting() (d *plain, begun chan struct{}, ended chan error, release chan st
 }
 
 func TestLostClientEndsItsReads(t *testing.T) {
-	d, begun, ended, _ := waiting()
-	r := start(t, &nbd.Server{}, &nbd.Export{Device: d})
+	d, begun, ended, _ := newBlockingDevice()
+	r := startServer(t, &nbd.Server{}, &nbd.Export{Device: d})
 	for _, leave := range []func(*nbdtest.Client) error{(*nbdtest.Client).Close, sayGoodbyeAndClose} {
-		c := r.use(t)
+		c := r.dialAndNegotiate(t)
 		if _, err := c.Start(nbdtest.Request{Length: 512}); err != nil {
 			t.Fatal(err)
 		}
@@ -375,10 +379,10 @@ func sayGoodbyeAndClose(c *nbdtest.Client) error {
 	return c.Close()
 }
 
-// What was asked before a goodbye is still answered.
+// Requests before a disconnect request are answered.
 func TestGoodbyeWaitsForReplies(t *testing.T) {
-	d, begun, _, release := waiting()
-	c := start(t, &nbd.Server{}, &nbd.Export{Device: d}).use(t)
+	d, begun, _, release := newBlockingDevice()
+	c := startServer(t, &nbd.Server{}, &nbd.Export{Device: d}).dialAndNegotiate(t)
 	reply, err := c.Start(nbdtest.Request{Length: 512})
 	if err != nil {
 		t.Fatal(err)

@@ -7,7 +7,7 @@ import (
 	"syscall"
 )
 
-// The numbers of the protocol (doc/proto.md, "Values"). All integers are big-endian.
+// Constants of the protocol (doc/proto.md, "Values"). All integers are big-endian.
 const (
 	magicServer      = 0x4e42444d41474943 // NBDMAGIC
 	magicOption      = 0x49484156454f5054 // IHAVEOPT
@@ -72,24 +72,24 @@ const (
 	stateZero         = 1 << 1
 )
 
-// Sizes on the wire, and the limits of what is accepted.
+// Sizes on the wire, and limits of requests.
 const (
 	requestSize = 28
 	simpleSize  = 16
-	chunkSize   = 20 // the head of a structured reply's chunk
+	chunkSize   = 20 // header of a chunk of a structured reply
 
 	maxString     = 4096
 	minBlock      = 1
-	block         = 4096     // preferred by us, and the grain in which zeros are reported
-	maxPayload    = 32 << 20 // data in one request or reply
+	blockSize     = 4096     // preferred block size, and the unit in which zeros are reported
+	maxPayload    = 32 << 20 // bytes of data in one request or reply
 	maxErrorText  = 1024
 	maxErrorReply = chunkSize + 14 + maxErrorText
 )
 
-// Command is what a client asks for.
+// Command is the type of a request.
 type Command uint16
 
-// The commands that are served.
+// The commands.
 const (
 	CmdRead        Command = 0
 	CmdWrite       Command = 1
@@ -101,7 +101,7 @@ const (
 	CmdBlockStatus Command = 7
 )
 
-// String is the command's name in the specification, in lower case.
+// String returns the specification's name of the command in lower case, or "unknown".
 func (c Command) String() string {
 	names := [...]string{"read", "write", "disc", "flush", "trim", "cache", "write_zeroes", "block_status"}
 	if int(c) < len(names) {
@@ -118,7 +118,8 @@ type request struct {
 	length  uint32
 }
 
-// parseRequest reads requestSize bytes. It says false when they are no request.
+// parseRequest parses requestSize bytes. It reports false if they do not start with the magic
+// number.
 func parseRequest(p []byte) (request, bool) {
 	return request{
 		flags:   binary.BigEndian.Uint16(p[4:]),
@@ -142,7 +143,7 @@ func appendChunk(p []byte, q request, flags, kind uint16, length int64) []byte {
 	return appendU32(appendU64(p, q.cookie), uint32(length))
 }
 
-// errno is an error number of the protocol; it has no relation to this machine's.
+// errno is an error number of the protocol. It may differ from the system's number.
 type errno uint32
 
 const (
@@ -153,7 +154,7 @@ const (
 	errSHUTDOWN errno = 108
 )
 
-// refusal is an error that says its own number.
+// refusal is an error with the protocol's number for it.
 type refusal struct {
 	code errno
 	text string
@@ -161,7 +162,7 @@ type refusal struct {
 
 func (r *refusal) Error() string { return r.text }
 
-// readError says where in the device a read failed.
+// readError adds the offset in the device at which a read failed.
 type readError struct {
 	offset int64
 	err    error
@@ -170,7 +171,7 @@ type readError struct {
 func (e *readError) Error() string { return e.err.Error() }
 func (e *readError) Unwrap() error { return e.err }
 
-func number(err error) errno {
+func errnoOf(err error) errno {
 	if r, ok := errors.AsType[*refusal](err); ok {
 		return r.code
 	}
@@ -180,20 +181,20 @@ func number(err error) errno {
 	return errIO
 }
 
-// appendError is the whole reply to a request that failed, of at most maxErrorReply bytes. Only structured
-// replies have room for the text.
+// appendError appends the complete error reply to a request, of at most maxErrorReply bytes. Only
+// structured replies have room for the text.
 func appendError(p []byte, q request, err error, structured bool) []byte {
 	if !structured {
-		return appendSimple(p, q, number(err))
+		return appendSimple(p, q, errnoOf(err))
 	}
-	text := cut(err.Error(), maxErrorText)
+	text := sanitizeText(err.Error(), maxErrorText)
 	at, located := errors.AsType[*readError](err)
 	kind, length := uint16(chunkError), 6+len(text)
 	if located {
 		kind, length = chunkErrorOffset, length+8
 	}
 	p = appendChunk(p, q, chunkDone, kind, int64(length))
-	p = appendU16(appendU32(p, uint32(number(err))), uint16(len(text)))
+	p = appendU16(appendU32(p, uint32(errnoOf(err))), uint16(len(text)))
 	p = append(p, text...)
 	if located {
 		p = appendU64(p, uint64(at.offset))
@@ -201,8 +202,8 @@ func appendError(p []byte, q request, err error, structured bool) []byte {
 	return p
 }
 
-// cut makes a text fit for the wire: valid UTF-8 without NUL, of at most n bytes.
-func cut(s string, n int) string {
+// sanitizeText returns s as valid UTF-8 without NUL, of at most n bytes.
+func sanitizeText(s string, n int) string {
 	s = strings.ReplaceAll(strings.ToValidUTF8(s, "?"), "\x00", "?")
 	if len(s) > n {
 		s = strings.ToValidUTF8(s[:n], "")
@@ -210,15 +211,15 @@ func cut(s string, n int) string {
 	return s
 }
 
-// cursor takes a message apart. After the first thing that is not there, all is zero and ok is false.
+// cursor parses a message. After the first missing field, all fields are zero and ok reports false.
 type cursor struct {
-	p   []byte
-	bad bool
+	p     []byte
+	short bool
 }
 
-func (c *cursor) take(n uint32) []byte {
-	if c.bad || uint64(n) > uint64(len(c.p)) {
-		c.bad = true
+func (c *cursor) takeBytes(n uint32) []byte {
+	if c.short || uint64(n) > uint64(len(c.p)) {
+		c.short = true
 		return nil
 	}
 	p := c.p[:n]
@@ -227,21 +228,21 @@ func (c *cursor) take(n uint32) []byte {
 }
 
 func (c *cursor) u16() uint16 {
-	if p := c.take(2); p != nil {
+	if p := c.takeBytes(2); p != nil {
 		return binary.BigEndian.Uint16(p)
 	}
 	return 0
 }
 
 func (c *cursor) u32() uint32 {
-	if p := c.take(4); p != nil {
+	if p := c.takeBytes(4); p != nil {
 		return binary.BigEndian.Uint32(p)
 	}
 	return 0
 }
 
-// text is a string with its length before it.
-func (c *cursor) text() string { return string(c.take(c.u32())) }
+// readString reads a string that follows its length.
+func (c *cursor) readString() string { return string(c.takeBytes(c.u32())) }
 
-// ok says whether the message had all that was taken, and nothing else.
-func (c *cursor) ok() bool { return !c.bad && len(c.p) == 0 }
+// ok reports whether all fields were present and nothing follows them.
+func (c *cursor) ok() bool { return !c.short && len(c.p) == 0 }

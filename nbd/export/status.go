@@ -64,7 +64,7 @@ func (m *Monitor) Status() dashboard.Status {
 		Version: m.version, Started: m.began, Now: time.Now(),
 		Offered: m.countOffered(),
 		Connections: dashboard.Connections{
-			Now: u.Connections, Limit: u.MaxConnections, Total: u.Accepted, Refused: u.Turned},
+			Now: u.Connections, Limit: u.MaxConnections, Total: u.Accepted, Refused: u.Refused},
 		InFlight: dashboard.Room{Bytes: u.Bytes, Limit: u.MaxBytes},
 		Memory:   dashboard.Room{Bytes: memory, Limit: memoryLimit},
 		Stores:   []dashboard.Store{},
