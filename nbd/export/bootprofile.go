@@ -13,12 +13,13 @@ import (
 	"cairn/store/locate"
 )
 
-// profileWait is how long opening an image waits for a profile.
+// profileWait is the time that opening an image waits for a profile.
 const profileWait = 2 * time.Second
 
-// prefetch begins to fetch what is likely to be read of an image, as the options say. A profile that cannot be reached
-// is followed as soon as it can be. The caller calls end before it closes the image.
-func (im *images) prefetch(ctx context.Context, i image) (end func(), err error) {
+// startPrefetch starts to prefetch the chunks of a profile, and of all of the image with
+// Options.Fill. If the profile is unavailable, it retries in the background. The caller calls end
+// before it closes the image.
+func (im *images) startPrefetch(ctx context.Context, i image) (end func(), err error) {
 	end = func() {}
 	if at := im.profileOf(i.at); !at.IsZero() {
 		p, err := im.readProfileSoon(ctx, at, i.cached)
@@ -29,7 +30,7 @@ func (im *images) prefetch(ctx context.Context, i image) (end func(), err error)
 		case err != nil:
 			return end, err
 		case p != nil:
-			im.follow(i, p)
+			im.followProfile(i, p)
 		}
 	}
 	if im.o.Fill {
@@ -38,19 +39,19 @@ func (im *images) prefetch(ctx context.Context, i image) (end func(), err error)
 	return end, nil
 }
 
-// profileOf returns the location of the profile for an index, or none.
+// profileOf returns the location of the profile for an index, or the zero Location.
 func (im *images) profileOf(index locate.Location) locate.Location {
 	if !im.o.AutoProfile {
 		return im.o.Profile
 	}
-	at, _ := release.ProfileOf(index) // nothing lies beside a stream
+	at, _ := release.ProfileOf(index) // a stream has no profile beside it
 	return at
 }
 
-// follow fetches the chunks of an image that a profile names.
-func (im *images) follow(i image, p *profile.Profile) {
+// followProfile prefetches the chunks of an image that a profile names.
+func (im *images) followProfile(i image, p *profile.Profile) {
 	plan := p.Plan(i.index)
-	im.o.Log.Info("prefetching what a profile tells", "image", nameOf(i.at), "chunks", len(plan.Chunks),
+	im.o.Log.Info("prefetching the chunks of a profile", "image", nameOf(i.at), "chunks", len(plan.Chunks),
 		"known", plan.Known, "guessed", plan.Guessed, "unknown", plan.Unknown)
 	if plan.Known == 0 && plan.Unknown > 0 {
 		im.o.Log.Warn("the profile names no chunk of the image: it was recorded from another one, "+
@@ -59,7 +60,7 @@ func (im *images) follow(i image, p *profile.Profile) {
 	i.Follow(plan.Chunks)
 }
 
-// followLater follows a profile as soon as its location can be reached.
+// followLater follows a profile as soon as its location is available.
 func (im *images) followLater(ctx context.Context, i image, at locate.Location) {
 	var p *profile.Profile
 	err := store.Policy{Patience: -1, First: time.Second, Max: time.Minute}.Do(ctx, func() (err error) {
@@ -69,14 +70,14 @@ func (im *images) followLater(ctx context.Context, i image, at locate.Location) 
 	switch {
 	case ctx.Err() != nil:
 	case err != nil:
-		im.o.Log.Warn("there is no profile", "image", nameOf(i.at), "error", err)
+		im.o.Log.Warn("the profile is not used", "image", nameOf(i.at), "error", err)
 	case p != nil:
-		im.follow(i, p)
+		im.followProfile(i, p)
 	}
 }
 
-// readProfileSoon is readProfile that waits for a short time only. If the index was unreachable, a profile beside
-// it is unreachable too.
+// readProfileSoon is readProfile with a short timeout. If the index was unavailable, a profile
+// beside it is assumed to be unavailable too.
 func (im *images) readProfileSoon(ctx context.Context, at locate.Location, unreachable bool) (*profile.Profile, error) {
 	if unreachable && im.o.AutoProfile {
 		return nil, fmt.Errorf("reading profile %s: %w", at, store.ErrUnavailable)
@@ -90,9 +91,10 @@ func (im *images) readProfileSoon(ctx context.Context, at locate.Location, unrea
 	return p, err
 }
 
-// readProfile reads the profile at a location. With AutoProfile it returns nil if there is none, or an invalid one.
+// readProfile reads the profile at a location. With AutoProfile it returns nil if the profile is
+// missing or invalid.
 func (im *images) readProfile(ctx context.Context, at locate.Location) (*profile.Profile, error) {
-	p, err := release.OpenProfile(ctx, im.access(0), at)
+	p, err := release.OpenProfile(ctx, im.serverAccess(0), at)
 	switch {
 	case err == nil || !im.o.AutoProfile || errors.Is(err, store.ErrUnavailable) || ctx.Err() != nil:
 		return p, err

@@ -1,7 +1,7 @@
-// Package export is the serve job: images offered over NBD by the names of their indexes. A Catalogue has the images of
-// given indexes, and those of the index files in a directory as they come and go. It opens an image for its first
-// client, with the chunks of a boot profile fetched before they are read, and records such profiles. It knows nothing
-// of flags, sockets or terminals.
+// Package export is the serve job: it offers images over NBD under the names of their indexes. A
+// Catalogue has the images of given indexes, and the images of the index files in a directory,
+// which may change. It opens an image of the directory for its first client, prefetches the chunks
+// of a boot profile, and records such profiles. It knows nothing of flags, sockets or terminals.
 package export
 
 import (
@@ -19,56 +19,59 @@ import (
 	"cairn/store/supply"
 )
 
-// Options say what a Catalogue offers, and how. The zero value of a field is its default.
+// Options configure a Catalogue. The zero value of each field is its default.
 type Options struct {
-	Indexes   []locate.Location // of images that are open until Close; the first is the default export
-	Directory string            // whose index files are exports too; "" for none
+	Indexes   []locate.Location // images that are open until Close; the first is the default export
+	Directory string            // directory whose index files are exports too; "" for none
 
 	Access release.Access      // to indexes, profiles and stores
-	Stores [][]locate.Location // groups that stand in for each other, in order; none is the default beside each index
+	Stores [][]locate.Location // groups of equal stores, in order; none is the default store beside each index
 	Supply supply.Options      // limits of the stores
-	Hold   time.Duration       // how long reads, and Open, wait for stores that do not answer; 0 is for ever
+	Hold   time.Duration       // how long reads and Open wait for unavailable stores; 0 is for ever
 
 	Memory     int64  // bytes of chunks in memory, of all images together
 	Cache      string // directory of images on disk; "" for none
 	CacheLimit int64  // bytes on disk of all images; 0 is the cache's default
 
-	Profile     locate.Location // of a boot profile that is fetched first; an image is not opened if there is none
-	AutoProfile bool            // fetch the profile NAME.caprf beside an index NAME.caibx first, if there is one
+	Profile     locate.Location // boot profile to prefetch; if it is missing or invalid, images do not open
+	AutoProfile bool            // prefetch the profile NAME.caprf beside an index NAME.caibx, if it exists
 	Fill        bool            // fetch all of the images while no client reads; needs Cache
-	FillRate    int64           // bytes a second that Fill fetches at most; 0 is no limit
+	FillRate    int64           // bytes a second of Fill, at most; 0 is no limit
 
-	// Record saves a profile of what was read of an image so far: now and then, and at Close. Nil records nothing.
+	// Record saves the profile of an image's reads so far. It is called every 15 s if there are new
+	// reads, and by Close. Nil records nothing.
 	Record     func(ctx context.Context, p *profile.Profile) error
-	RecordTime time.Duration // after the first read that is recorded; 0 is no limit
-	RecordOnce bool          // call Record at Close only
+	RecordTime time.Duration // the recording ends this long after its first read; 0 is no limit
+	RecordOnce bool          // call Record in Close only
 
-	Log   *slog.Logger    // gets what an operator may want to know
-	Notes func(note Note) // is told what the user may want to know at once
+	Log   *slog.Logger    // messages for the operator; nil discards them
+	Notes func(note Note) // called with events that the user should know of at once; nil ignores them
 }
 
-// Note is one of MemoryNote, KindNote, ProfileNote and WaitNote.
+// Note is a MemoryNote, KindNote, ProfileNote or WaitNote.
 type Note interface{ isNote() }
 
-// MemoryNote says that an image, or if Index is zero all of them, is kept in memory only, and not in Options.Cache.
+// MemoryNote means that an image is kept in memory only, and not in Options.Cache. A zero Index
+// means all images.
 type MemoryNote struct {
 	Index locate.Location
 	Err   error
 }
 
-// KindNote says that an index may not be an image's.
+// KindNote means that an index may not be the index of an image.
 type KindNote struct {
 	Index locate.Location
 	Kind  release.Kind
 }
 
-// ProfileNote says that an image is served without its profile: for now, or for good.
+// ProfileNote means that an image is served without its profile.
 type ProfileNote struct {
-	Later bool // the profile is followed as soon as it can be read
+	Later bool // the profile is followed as soon as it is available
 	Err   error
 }
 
-// WaitNote says that Open waits for an index that cannot be reached, or that this is over. It comes at each attempt.
+// WaitNote means that Open waits for an unavailable index, once for each attempt, or that the wait
+// is over.
 type WaitNote struct {
 	Index locate.Location
 	Over  bool
@@ -79,13 +82,13 @@ func (KindNote) isNote()    {}
 func (ProfileNote) isNote() {}
 func (WaitNote) isNote()    {}
 
-// Error says why an image is not opened. It has the text of Err.
+// Error is the reason why an image did not open. Its text is the text of Err.
 type Error struct {
 	Part Part
 	Err  error
 }
 
-// Part is a part of an image that cannot be opened.
+// Part is the part of an image that did not open.
 type Part int
 
 // The parts.
@@ -97,7 +100,7 @@ const (
 func (e *Error) Error() string { return e.Err.Error() }
 func (e *Error) Unwrap() error { return e.Err }
 
-// Catalogue is the exports of a server. Safe for concurrent use.
+// Catalogue has the exports of a server. It is safe for concurrent use.
 type Catalogue struct {
 	images    *images
 	fixed     []*nbd.Export
@@ -107,8 +110,8 @@ type Catalogue struct {
 
 var _ nbd.Exports = (*Catalogue)(nil)
 
-// Open opens the images of the indexes, and the directory. An index whose server does not answer is waited for. The
-// caller must Close.
+// Open opens the images of the indexes, and the directory. It retries unavailable indexes for Hold.
+// The caller must call Close.
 func Open(ctx context.Context, o Options) (*Catalogue, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
@@ -120,16 +123,16 @@ func Open(ctx context.Context, o Options) (*Catalogue, error) {
 		o.Hold = fetch.ForEver
 	}
 	c := &Catalogue{images: newImages(o)}
-	if err := c.open(ctx, o); err != nil {
-		c.images.close()
+	if err := c.openAll(ctx, o); err != nil {
+		c.images.closeAll()
 		return nil, err
 	}
 	return c, nil
 }
 
-func (c *Catalogue) open(ctx context.Context, o Options) (err error) {
+func (c *Catalogue) openAll(ctx context.Context, o Options) (err error) {
 	for _, index := range o.Indexes {
-		e, _, err := c.images.open(ctx, index)
+		e, _, err := c.images.openImage(ctx, index)
 		if err != nil {
 			return err
 		}
@@ -138,28 +141,29 @@ func (c *Catalogue) open(ctx context.Context, o Options) (err error) {
 	if c.static, err = nbd.NewStatic(c.fixed...); err != nil || o.Directory == "" {
 		return err
 	}
-	c.directory, err = openDirectory(o.Directory, c.images.open, o.Log)
+	c.directory, err = openDirectory(o.Directory, c.images.openImage, o.Log)
 	return err
 }
 
-// Run scans the directory now and then until ctx ends, so that the log soon tells what is new. Without a directory it
-// returns at once.
+// Run scans the directory every 2 s until ctx ends, so that new and invalid index files are logged
+// soon. Without a directory it returns at once.
 func (c *Catalogue) Run(ctx context.Context) {
 	if c.directory != nil {
 		c.directory.scanRepeatedly(ctx)
 	}
 }
 
-// Close ends all fetches, saves the recording, and closes all images. No client may be left.
+// Close cancels all fetches, saves the recordings, and closes all images. All clients must have
+// disconnected.
 func (c *Catalogue) Close() {
 	if c.directory != nil {
-		c.directory.shut()
+		c.directory.closeVersions()
 	}
-	c.images.close()
+	c.images.closeAll()
 }
 
-// Names returns the names that stay: those of the given indexes, and with a directory "", which stands for the names
-// that clients ask for.
+// Names returns the permanent names: those of the given indexes. With a directory it also returns
+// "", which stands for the names of the directory's files.
 func (c *Catalogue) Names() (names []string) {
 	for _, e := range c.fixed {
 		names = append(names, e.Name)
@@ -170,7 +174,8 @@ func (c *Catalogue) Names() (names []string) {
 	return names
 }
 
-// Open implements nbd.Exports. The images of the given indexes come before those of the directory.
+// Open implements nbd.Exports. The images of the given indexes take precedence over those of the
+// directory.
 func (c *Catalogue) Open(ctx context.Context, name string) (*nbd.Export, error) {
 	e, err := c.static.Open(ctx, name)
 	if c.directory != nil && errors.Is(err, nbd.ErrUnknown) {
@@ -188,7 +193,8 @@ func (c *Catalogue) Describe(ctx context.Context, name string) (*nbd.Export, err
 	return e, err
 }
 
-// All implements nbd.Exports. Of two exports with one name it lists the one that Open returns.
+// All implements nbd.Exports. Of two exports with the same name, it lists the one that Open
+// returns.
 func (c *Catalogue) All(ctx context.Context) ([]nbd.Listing, error) {
 	all, err := c.static.All(ctx)
 	if err != nil || c.directory == nil {
@@ -201,11 +207,12 @@ func (c *Catalogue) All(ctx context.Context) ([]nbd.Listing, error) {
 	return append(slices.Clip(all), slices.DeleteFunc(files, isHidden)...), err
 }
 
-// opened returns the exports that are open. Of several with one name, the first is the one that the name means now.
-func (c *Catalogue) opened() []*nbd.Export {
+// openExports returns the open exports. Of several with the same name, the first is the one that
+// the name means now.
+func (c *Catalogue) openExports() []*nbd.Export {
 	all := slices.Clone(c.fixed)
 	if c.directory != nil {
-		all = append(all, c.directory.opened()...)
+		all = append(all, c.directory.openExports()...)
 	}
 	return all
 }

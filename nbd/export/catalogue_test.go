@@ -33,9 +33,9 @@ import (
 	"cairn/testimages"
 )
 
-// publish makes an image of random bytes into a directory, with its index as NAME.caibx and its chunks in
-// default.castr. It returns the image and its index.
-func publish(t *testing.T, dir, name string, seed uint64) ([]byte, *blob.Index) {
+// publishImage writes an image of random bytes into a directory, with its index as NAME.caibx and
+// its chunks in default.castr. It returns the image and its index.
+func publishImage(t *testing.T, dir, name string, seed uint64) ([]byte, *blob.Index) {
 	t.Helper()
 	bucket, err := local.Create(filepath.Join(dir, "default.castr"), local.Options{})
 	if err != nil {
@@ -62,27 +62,27 @@ func writeFile(t *testing.T, path string, data []byte) {
 	}
 }
 
-// log is a text that many write.
-type log struct {
+// syncLog is a log that is safe for concurrent use.
+type syncLog struct {
 	mu   sync.Mutex
 	text bytes.Buffer
 }
 
-func (l *log) Write(p []byte) (int, error) {
+func (l *syncLog) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.text.Write(p)
 }
 
-func (l *log) String() string {
+func (l *syncLog) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.text.String()
 }
 
-func (l *log) options() *slog.Logger { return slog.New(slog.NewTextHandler(l, nil)) }
+func (l *syncLog) logger() *slog.Logger { return slog.New(slog.NewTextHandler(l, nil)) }
 
-// openCatalogue opens a catalogue that is closed with the test.
+// openCatalogue opens a catalogue, and closes it at the end of the test.
 func openCatalogue(t *testing.T, o Options) *Catalogue {
 	t.Helper()
 	c, err := Open(t.Context(), o)
@@ -93,8 +93,8 @@ func openCatalogue(t *testing.T, o Options) *Catalogue {
 	return c
 }
 
-// wantExport opens an export, reads all of it and releases it.
-func wantExport(t *testing.T, c *Catalogue, name string, want []byte) {
+// checkExport opens an export, reads all of it and releases it.
+func checkExport(t *testing.T, c *Catalogue, name string, want []byte) {
 	t.Helper()
 	e, err := c.Open(t.Context(), name)
 	if err != nil {
@@ -109,18 +109,18 @@ func wantExport(t *testing.T, c *Catalogue, name string, want []byte) {
 	}
 }
 
-// TestCatalogue: given indexes come before those of the directory, and each has its names.
+// TestCatalogue: given indexes take precedence over the directory, and each image has its names.
 func TestCatalogue(t *testing.T) {
 	fixed, dir := t.TempDir(), t.TempDir()
-	a, ax := publish(t, fixed, "a", 1)
-	publish(t, dir, "a", 2)
-	b, bx := publish(t, dir, "b", 3)
+	a, ax := publishImage(t, fixed, "a", 1)
+	publishImage(t, dir, "a", 2)
+	b, bx := publishImage(t, dir, "b", 3)
 	index := locate.Path(filepath.Join(fixed, "a.caibx"))
 	c := openCatalogue(t, Options{Indexes: []locate.Location{index}, Directory: dir})
 	for name, want := range map[string][]byte{
 		"": a, "a": a, "a@" + ax.Digest().String(): a, "b": b, "b@" + bx.Digest().String(): b,
 	} {
-		wantExport(t, c, name, want)
+		checkExport(t, c, name, want)
 		if d, err := c.Describe(t.Context(), name); err != nil || d.Device.Size() != paddedSize(int64(len(want))) {
 			t.Errorf("Describe(%q) = %+v, %v", name, d, err)
 		}
@@ -143,27 +143,27 @@ func TestCatalogue(t *testing.T) {
 	}
 }
 
-// TestCatalogueAlone: a directory is not needed, and neither is an index.
+// TestCatalogueAlone: a catalogue needs neither a directory nor an index.
 func TestCatalogueAlone(t *testing.T) {
 	dir := t.TempDir()
-	a, _ := publish(t, dir, "a", 1)
+	a, _ := publishImage(t, dir, "a", 1)
 	fixed := openCatalogue(t, Options{Indexes: []locate.Location{locate.Path(filepath.Join(dir, "a.caibx"))}})
-	fixed.Run(t.Context()) // returns
-	wantExport(t, fixed, "", a)
+	fixed.Run(t.Context()) // returns at once
+	checkExport(t, fixed, "", a)
 	if _, err := fixed.Open(t.Context(), "b"); !errors.Is(err, nbd.ErrUnknown) {
 		t.Errorf("Open = %v", err)
 	}
 	watched := openCatalogue(t, Options{Directory: dir})
-	wantExport(t, watched, "", a)
+	checkExport(t, watched, "", a)
 	if all, err := watched.All(t.Context()); err != nil || len(all) != 1 {
 		t.Errorf("All = %v, %v", all, err)
 	}
 }
 
-// TestOpenFails: a part that is not there fails Open, and the error names the part.
+// TestOpenFails: Open fails for a missing part, and the error names the part.
 func TestOpenFails(t *testing.T) {
 	dir := t.TempDir()
-	publish(t, dir, "a", 1)
+	publishImage(t, dir, "a", 1)
 	index, none := locate.Path(filepath.Join(dir, "a.caibx")), locate.Path(filepath.Join(dir, "none"))
 	for what, tc := range map[string]struct {
 		o    Options
@@ -193,16 +193,16 @@ func TestOpenFails(t *testing.T) {
 	}
 }
 
-// TestOneImageFails: an image of the directory whose store is gone is an error for its client; the others are served.
+// TestOneImageFails: an image of the directory without its store is an error for its client only.
 func TestOneImageFails(t *testing.T) {
 	dir := t.TempDir()
-	a, _ := publish(t, dir, "a", 1)
-	publish(t, dir, "b", 2)
+	a, _ := publishImage(t, dir, "a", 1)
+	publishImage(t, dir, "b", 2)
 	writeFile(t, filepath.Join(dir, "c.caibx"), []byte("no index"))
-	var logged log
-	c := openCatalogue(t, Options{Directory: dir, Log: logged.options()})
-	wantExport(t, c, "a", a)
-	_, bad, err := c.directory.find(t.Context(), "b")
+	var logged syncLog
+	c := openCatalogue(t, Options{Directory: dir, Log: logged.logger()})
+	checkExport(t, c, "a", a)
+	_, bad, err := c.directory.findVersion(t.Context(), "b")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -216,19 +216,20 @@ func TestOneImageFails(t *testing.T) {
 	if _, err := c.Open(t.Context(), "b"); !errors.Is(err, store.ErrNotFound) {
 		t.Errorf("Open of the image without a store = %v", err)
 	}
-	if _, err := c.Open(t.Context(), "c"); !errors.Is(err, nbd.ErrUnknown) || !strings.Contains(err.Error(), "no good") {
-		t.Errorf("Open of what is no index = %v", err)
+	if _, err := c.Open(t.Context(), "c"); !errors.Is(err, nbd.ErrUnknown) || !strings.Contains(err.Error(), "invalid") {
+		t.Errorf("Open of an invalid index = %v", err)
 	}
-	wantExport(t, c, "a", a)
+	checkExport(t, c, "a", a)
 	if n := strings.Count(logged.String(), "an index is ignored"); n != 1 {
 		t.Errorf("logged %d times:\n%s", n, logged.String())
 	}
 }
 
-// TestRecordAndFollow: the chunks that are read are recorded in order, and the profile of that is followed.
+// TestRecordAndFollow: the chunks that are read are recorded in order, and the recorded profile is
+// followed.
 func TestRecordAndFollow(t *testing.T) {
 	dir := t.TempDir()
-	image, x := publish(t, dir, "a", 1)
+	image, x := publishImage(t, dir, "a", 1)
 	index := locate.Path(filepath.Join(dir, "a.caibx"))
 	var saved *profile.Profile
 	c, err := Open(t.Context(), Options{Indexes: []locate.Location{index}, RecordOnce: true,
@@ -256,26 +257,26 @@ func TestRecordAndFollow(t *testing.T) {
 	}
 
 	writeFile(t, filepath.Join(dir, "a.caprf"), saved.Encode())
-	var logged log
-	c = openCatalogue(t, Options{Indexes: []locate.Location{index}, AutoProfile: true, Log: logged.options()})
-	if want := `"prefetching what a profile tells" image=a chunks=2 known=2`; !strings.Contains(logged.String(), want) {
+	var logged syncLog
+	c = openCatalogue(t, Options{Indexes: []locate.Location{index}, AutoProfile: true, Log: logged.logger()})
+	if want := `"prefetching the chunks of a profile" image=a chunks=2 known=2`; !strings.Contains(logged.String(), want) {
 		t.Errorf("logged is %s", logged.String())
 	}
-	wantExport(t, c, "a", image)
+	checkExport(t, c, "a", image)
 }
 
-// TestProfileIsNoCondition: an invalid profile that was not asked for is noted, and the image served; one that was asked
-// for is an error. A profile of another image is logged.
+// TestProfileIsNoCondition: with AutoProfile, an invalid profile is noted and the image is served.
+// An invalid Options.Profile is an error. A profile of another image is logged.
 func TestProfileIsNoCondition(t *testing.T) {
 	dir := t.TempDir()
-	image, _ := publish(t, dir, "a", 1)
-	_, other := publish(t, t.TempDir(), "b", 2)
+	image, _ := publishImage(t, dir, "a", 1)
+	_, other := publishImage(t, t.TempDir(), "b", 2)
 	index, at := locate.Path(filepath.Join(dir, "a.caibx")), filepath.Join(dir, "a.caprf")
 	writeFile(t, at, []byte("no profile"))
 	var notes []Note
 	c := openCatalogue(t, Options{Indexes: []locate.Location{index}, AutoProfile: true,
 		Notes: func(n Note) { notes = append(notes, n) }})
-	wantExport(t, c, "a", image)
+	checkExport(t, c, "a", image)
 	if len(notes) != 1 {
 		t.Fatalf("notes are %v", notes)
 	}
@@ -288,8 +289,8 @@ func TestProfileIsNoCondition(t *testing.T) {
 	}
 	reads := []profile.Read{{Chunk: other.At(0)}}
 	writeFile(t, at, profile.New(other, reads).Encode())
-	var logged log
-	openCatalogue(t, Options{Indexes: []locate.Location{index}, AutoProfile: true, Log: logged.options()})
+	var logged syncLog
+	openCatalogue(t, Options{Indexes: []locate.Location{index}, AutoProfile: true, Log: logged.logger()})
 	if !strings.Contains(logged.String(), "names no chunk of the image") {
 		t.Errorf("logged is %s", logged.String())
 	}
@@ -298,29 +299,29 @@ func TestProfileIsNoCondition(t *testing.T) {
 // TestFailedRecording: a recording that cannot be saved is logged.
 func TestFailedRecording(t *testing.T) {
 	dir := t.TempDir()
-	image, _ := publish(t, dir, "a", 1)
-	var logged log
+	image, _ := publishImage(t, dir, "a", 1)
+	var logged syncLog
 	index := locate.Path(filepath.Join(dir, "a.caibx"))
-	c, err := Open(t.Context(), Options{Indexes: []locate.Location{index}, Log: logged.options(),
+	c, err := Open(t.Context(), Options{Indexes: []locate.Location{index}, Log: logged.logger(),
 		Record: func(context.Context, *profile.Profile) error { return errors.New("the disk is full") }})
 	if err != nil {
 		t.Fatal(err)
 	}
-	wantExport(t, c, "a", image)
+	checkExport(t, c, "a", image)
 	c.Close()
 	if !strings.Contains(logged.String(), "writing the recording: the disk is full") {
 		t.Errorf("logged is %s", logged.String())
 	}
 }
 
-// webServer serves a directory, unless it is away.
-func webServer(t *testing.T, dir string) (at func(name string) locate.Location, away *atomic.Bool) {
+// startWebServer serves a directory, unless it is unavailable.
+func startWebServer(t *testing.T, dir string) (at func(name string) locate.Location, unavailable *atomic.Bool) {
 	t.Helper()
-	away = new(atomic.Bool)
+	unavailable = new(atomic.Bool)
 	files := http.FileServer(http.Dir(dir))
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if away.Load() {
-			http.Error(w, "away", http.StatusServiceUnavailable)
+		if unavailable.Load() {
+			http.Error(w, "unavailable", http.StatusServiceUnavailable)
 			return
 		}
 		files.ServeHTTP(w, r)
@@ -332,50 +333,51 @@ func webServer(t *testing.T, dir string) (at func(name string) locate.Location, 
 			t.Fatal(err)
 		}
 		return l
-	}, away
+	}, unavailable
 }
 
-// TestIndexIsAwaited: Open waits for the index of a server that is away, and gives up after Hold.
+// TestIndexIsAwaited: Open waits for an unavailable index, and fails after Hold.
 func TestIndexIsAwaited(t *testing.T) {
 	dir := t.TempDir()
-	image, _ := publish(t, dir, "a", 1)
-	at, away := webServer(t, dir)
-	away.Store(true)
+	image, _ := publishImage(t, dir, "a", 1)
+	at, unavailable := startWebServer(t, dir)
+	unavailable.Store(true)
 	var notes []Note
 	o := Options{Indexes: []locate.Location{at("a.caibx")}, Notes: func(n Note) {
 		notes = append(notes, n)
-		away.Store(false)
+		unavailable.Store(false)
 	}}
-	wantExport(t, openCatalogue(t, o), "a", image)
+	checkExport(t, openCatalogue(t, o), "a", image)
 	want := []Note{WaitNote{at("a.caibx"), false}, WaitNote{at("a.caibx"), true}}
 	same := cmp.Comparer(func(a, b locate.Location) bool { return a.String() == b.String() })
 	if diff := cmp.Diff(want, notes, same); diff != "" {
 		t.Error(diff)
 	}
-	away.Store(true)
+	unavailable.Store(true)
 	o.Notes, o.Hold = nil, time.Millisecond
 	if _, err := Open(t.Context(), o); !errors.Is(err, store.ErrUnavailable) {
 		t.Errorf("Open = %v", err)
 	}
 }
 
-// TestIndexFromCache: a server that is away does not keep images in the cache from being served.
+// TestIndexFromCache: images in the cache are served while the server of their index is
+// unavailable.
 func TestIndexFromCache(t *testing.T) {
 	dir, cache := t.TempDir(), t.TempDir()
-	image, _ := publish(t, dir, "a", 1)
-	at, away := webServer(t, dir)
+	image, _ := publishImage(t, dir, "a", 1)
+	at, unavailable := startWebServer(t, dir)
 	o := Options{Indexes: []locate.Location{at("a.caibx")}, Cache: cache, AutoProfile: true}
 	c, err := Open(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
 	}
-	wantExport(t, c, "a", image)
+	checkExport(t, c, "a", image)
 	c.Close()
-	away.Store(true)
-	var logged log
+	unavailable.Store(true)
+	var logged syncLog
 	var notes []Note
-	o.Log, o.Notes = logged.options(), func(n Note) { notes = append(notes, n) }
-	wantExport(t, openCatalogue(t, o), "a", image)
+	o.Log, o.Notes = logged.logger(), func(n Note) { notes = append(notes, n) }
+	checkExport(t, openCatalogue(t, o), "a", image)
 	if !strings.Contains(logged.String(), "serving the image that its location had last, from the cache") {
 		t.Errorf("logged is %s", logged.String())
 	}
@@ -387,15 +389,15 @@ func TestIndexFromCache(t *testing.T) {
 	}
 }
 
-// TestMemoryNote: a cache that cannot be opened costs no image.
+// TestMemoryNote: images are served even if the cache cannot be opened.
 func TestMemoryNote(t *testing.T) {
 	dir := t.TempDir()
-	image, _ := publish(t, dir, "a", 1)
+	image, _ := publishImage(t, dir, "a", 1)
 	file := filepath.Join(dir, "file")
 	writeFile(t, file, nil)
 	var notes []Note
 	c := openCatalogue(t, Options{Directory: dir, Cache: file, Notes: func(n Note) { notes = append(notes, n) }})
-	wantExport(t, c, "a", image)
+	checkExport(t, c, "a", image)
 	if len(notes) != 1 {
 		t.Fatalf("notes are %v", notes)
 	}
@@ -404,11 +406,12 @@ func TestMemoryNote(t *testing.T) {
 	}
 }
 
-// TestMonitor: the status has the exports that are open, their clients and stores, and what closed versions counted.
+// TestMonitor: the status has the open exports, their clients and stores, and the counts of closed
+// versions.
 func TestMonitor(t *testing.T) {
 	dir := t.TempDir()
-	image, x := publish(t, dir, "a", 1)
-	publish(t, dir, "b", 2)
+	image, x := publishImage(t, dir, "a", 1)
+	publishImage(t, dir, "b", 2)
 	c := openCatalogue(t, Options{Directory: dir, Memory: 64 << 20})
 	server := &nbd.Server{Exports: c}
 	m := NewMonitor(server, c, "v")
@@ -455,8 +458,8 @@ func TestMonitor(t *testing.T) {
 		t.Errorf("the totals are %+v", total)
 	}
 
-	publish(t, dir, "a", 3) // the client stays with its version
-	wantExport(t, c, "a", testimages.Random(3, 300_000))
+	publishImage(t, dir, "a", 3) // the client keeps its version
+	checkExport(t, c, "a", testimages.Random(3, 300_000))
 	s = m.Status()
 	if len(s.Exports) != 1 || s.Exports[0].Identity == "a@"+x.Digest().String() ||
 		s.Exports[0].Reads != 2 || s.Exports[0].Clients != 1 {

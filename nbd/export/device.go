@@ -13,15 +13,16 @@ import (
 	"cairn/store/locate"
 )
 
-// The units that clients measure a device in: the kernel drops a part of a sector, and qemu rounds up. The kernel reads
-// a squashfs in blocks of 1024 bytes, and does not mount one whose last block is not whole.
+// The units in which clients measure a device: the kernel drops a partial sector, and qemu rounds
+// it up. The kernel reads a squashfs in blocks of 1024 bytes, and does not mount one with a partial
+// last block.
 const (
 	sector        = 512
 	squashfsBlock = 1024
 )
 
-// paddedSize returns the size of a device for an image of n bytes. Whole sectors are left as they are: a disk's backup
-// partition table lies at the disk's very end.
+// paddedSize returns the size of a device for an image of n bytes. It does not pad whole sectors,
+// because the backup partition table of a disk must be at the end of the disk.
 func paddedSize(n int64) int64 {
 	if n%sector == 0 {
 		return n
@@ -29,14 +30,15 @@ func paddedSize(n int64) int64 {
 	return (n + squashfsBlock - 1) / squashfsBlock * squashfsBlock
 }
 
-// contextCached is the metadata context in which bit 0 stands for bytes that a read has without the store.
+// contextCached is the metadata context in which bit 0 marks bytes that a read gets without the
+// store.
 const (
 	contextCached = "x-cairn:cached"
 	stateCached   = 1 << 0
 )
 
-// device is an image as a device for the NBD server. Zeros behind the image's end fill the last sector, so that all
-// clients see the same size.
+// device is an image as a device of the NBD server. Zeros pad the last sector, so that all clients
+// see the same size.
 type device struct{ *view.Image }
 
 var (
@@ -72,10 +74,10 @@ func nameOf(index locate.Location) string {
 // Size implements nbd.Device.
 func (d device) Size() int64 { return paddedSize(d.Image.Size()) }
 
-// imageBytes returns how many of the n bytes at off are the image's. The others are padding.
+// imageBytes returns the number of bytes of the image in the n bytes at off. The rest is padding.
 func (d device) imageBytes(off, n int64) int64 { return min(n, max(d.Image.Size()-off, 0)) }
 
-// clearPadding clears the padding in p, which is read at off, and returns the image's part.
+// clearPadding clears the padding in p, which is read at off, and returns the image's part of p.
 func (d device) clearPadding(p []byte, off int64) []byte {
 	n := d.imageBytes(off, int64(len(p)))
 	clear(p[n:])
@@ -133,8 +135,8 @@ func (d device) States(_ string, off, n int64) iter.Seq[nbd.State] {
 	}
 }
 
-// padRuns yields the runs of n bytes at off: those of the image, and true for the padding, which is zeros and needs no
-// store.
+// padRuns yields the runs of the n bytes at off. The padding is one run with true, because it is
+// zeros and needs no store.
 func (d device) padRuns(runs func(off, n int64) iter.Seq2[int64, bool], off, n int64) iter.Seq2[int64, bool] {
 	return func(yield func(int64, bool) bool) {
 		inside := d.imageBytes(off, n)
@@ -151,7 +153,8 @@ func (d device) padRuns(runs func(off, n int64) iter.Seq2[int64, bool], off, n i
 	}
 }
 
-// closedDevice stands for an image that is not open, in answers to clients that ask about it.
+// closedDevice is the device of an image that is not open, for clients that request information
+// about it.
 type closedDevice struct {
 	device
 	size int64 // padded

@@ -15,8 +15,8 @@ import (
 	"cairn/testimages"
 )
 
-// exportOf is an export of an image whose chunks are in memory.
-func exportOf(t *testing.T, image []byte) device {
+// newTestDevice returns the device of an image whose chunks are in memory.
+func newTestDevice(t *testing.T, image []byte) device {
 	t.Helper()
 	bucket := &mem.Bucket{}
 	w, err := store.NewWriter(bucket, store.WriterOptions{})
@@ -34,14 +34,14 @@ func exportOf(t *testing.T, image []byte) device {
 	return device{v}
 }
 
-// TestExportIsPadded: an export has whole sectors, and the kernel's blocks of a squashfs; what is behind the image
-// reads as zeros, is told as such, and needs no store.
+// TestExportIsPadded: an export has whole sectors, and whole blocks of a squashfs. The padding
+// reads as zeros and needs no store.
 func TestExportIsPadded(t *testing.T) {
 	for _, c := range []struct{ size, want int64 }{
 		{0, 0}, {1, 1024}, {511, 1024}, {512, 512}, {513, 1024}, {1536, 1536}, {1537, 2048}, {300_001, 300_032}, {300_544, 300_544},
 	} {
 		image := testimages.Random(1, int(c.size))
-		e := exportOf(t, image)
+		e := newTestDevice(t, image)
 		want := append(slices.Clone(image), make([]byte, c.want-c.size)...)
 		if e.Size() != c.want {
 			t.Errorf("an image of %d bytes is exported as %d, want %d", c.size, e.Size(), c.want)
@@ -60,7 +60,7 @@ func TestExportIsPadded(t *testing.T) {
 	}
 }
 
-// readBoth reads from off on, with waiting and without.
+// readBoth reads at off with ReadAt and ReadResident.
 func readBoth(t *testing.T, e device, want []byte, off int64) {
 	t.Helper()
 	got := bytes.Repeat([]byte{0xaa}, len(want))
@@ -73,10 +73,10 @@ func readBoth(t *testing.T, e device, want []byte, off int64) {
 	}
 }
 
-// TestPaddingIsKnown: extents and states tell of the padding, also of a part of it.
+// TestPaddingIsKnown: extents and states include the padding, also a part of it.
 func TestPaddingIsKnown(t *testing.T) {
 	const size, end = 300_001, 300_032
-	e := exportOf(t, testimages.Random(1, size))
+	e := newTestDevice(t, testimages.Random(1, size))
 	for _, c := range []struct{ off, n, data, zero int64 }{
 		{0, end, size, end - size}, {size - 5, 10, 5, 5}, {size, 31, 0, 31}, {end - 1, 1, 0, 1}, {size - 5, 5, 5, 0},
 	} {
@@ -98,7 +98,7 @@ func TestPaddingIsKnown(t *testing.T) {
 		}
 	}
 	for range e.Extents(0, end) {
-		break // a client that asks for one extent
+		break // as for a client that requests one extent
 	}
 	for range e.Extents(size, 31) {
 		break

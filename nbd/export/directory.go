@@ -25,30 +25,30 @@ const (
 	maxFiles     = 4096 // index files of a directory that are exports
 )
 
-// opener opens the image of an index as an export, and returns what closes it.
+// opener opens the image of an index as an export. It returns the function that closes it.
 type opener func(ctx context.Context, index locate.Location) (*nbd.Export, func(), error)
 
-// directory is the index files of a directory as exports. A file is looked at each time a client asks for it, so that a
-// name always means what the directory holds at that moment. A client keeps the version that it has opened. As long as
-// one does, others find that version too, under its name with the digest.
+// directory offers the index files of a directory as exports. Each request of a client checks the
+// file, so that a name always means the present content. A client keeps the version that it has
+// opened. Until it disconnects, other clients can open that version by its canonical name.
 type directory struct {
 	path string
 	open opener
 	log  *slog.Logger
 
-	mu     sync.Mutex            // guards what follows; held while an index is read
-	files  map[string]*indexFile // by name
-	leased map[string]*version   // replaced or removed, and still in use; by canonical name
+	mu      sync.Mutex            // guards the fields below; held while an index is read
+	files   map[string]*indexFile // by name
+	retired map[string]*version   // versions that are replaced or removed but in use, by canonical name
 }
 
 var _ nbd.Exports = (*directory)(nil)
 
-// indexFile is a file of the directory.
+// indexFile is an index file of the directory.
 type indexFile struct {
 	path    string
-	info    fs.FileInfo // when it was read last; nil if it never was
-	version *version    // the last whole one; nil if there was none
-	trouble error       // why the present content is not used
+	info    fs.FileInfo // of the last read; nil before it
+	version *version    // last valid version; nil without one
+	invalid error       // why the present content is not used
 }
 
 func openDirectory(path string, open opener, log *slog.Logger) (*directory, error) {
@@ -56,15 +56,16 @@ func openDirectory(path string, open opener, log *slog.Logger) (*directory, erro
 		return nil, fmt.Errorf("watching a directory: %w", err)
 	}
 	return &directory{path: path, open: open, log: log,
-		files: make(map[string]*indexFile), leased: make(map[string]*version)}, nil
+		files: make(map[string]*indexFile), retired: make(map[string]*version)}, nil
 }
 
-// scanRepeatedly scans the directory until ctx ends, so that the log soon tells of new and of invalid index files.
+// scanRepeatedly scans the directory until ctx ends, so that new and invalid index files are logged
+// soon.
 func (d *directory) scanRepeatedly(ctx context.Context) {
 	ticker := time.NewTicker(scanInterval)
 	defer ticker.Stop()
 	for {
-		if err := d.scan(ctx); err != nil && ctx.Err() == nil {
+		if err := d.scanFiles(ctx); err != nil && ctx.Err() == nil {
 			d.log.Warn("the directory of indexes cannot be read", "err", err)
 		}
 		select {
@@ -77,7 +78,7 @@ func (d *directory) scanRepeatedly(ctx context.Context) {
 
 // All implements nbd.Exports. It lists the present versions.
 func (d *directory) All(ctx context.Context) ([]nbd.Listing, error) {
-	if err := d.scan(ctx); err != nil {
+	if err := d.scanFiles(ctx); err != nil {
 		return nil, err
 	}
 	d.mu.Lock()
@@ -85,14 +86,14 @@ func (d *directory) All(ctx context.Context) ([]nbd.Listing, error) {
 	var all []nbd.Listing
 	for _, name := range slices.Sorted(maps.Keys(d.files)) {
 		if v := d.files[name].version; v != nil {
-			all = append(all, nbd.Listing{Name: v.listed.Name, Description: v.listed.Description})
+			all = append(all, nbd.Listing{Name: v.described.Name, Description: v.described.Description})
 		}
 	}
 	return all, nil
 }
 
-// scan brings all files up to date.
-func (d *directory) scan(ctx context.Context) error {
+// scanFiles refreshes all files.
+func (d *directory) scanFiles(ctx context.Context) error {
 	entries, err := os.ReadDir(d.path)
 	if err != nil {
 		return err
@@ -108,11 +109,11 @@ func (d *directory) scan(ctx context.Context) error {
 	}
 	for name := range d.files {
 		if !present[name] {
-			d.forget(name)
+			d.forgetFile(name)
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(present)) {
-		d.refresh(ctx, name)
+		d.refreshFile(ctx, name)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
@@ -128,7 +129,7 @@ func (d *directory) Open(ctx context.Context, name string) (*nbd.Export, error) 
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	v, f, err := d.find(ctx, name)
+	v, f, err := d.findVersion(ctx, name)
 	if err == nil && v.opened == nil {
 		v, err = d.openVersion(ctx, f, name)
 	}
@@ -137,22 +138,23 @@ func (d *directory) Open(ctx context.Context, name string) (*nbd.Export, error) 
 	}
 	v.clients++
 	lent := *v.opened
-	lent.Release = sync.OnceFunc(func() { d.takeBack(v) })
+	lent.Release = sync.OnceFunc(func() { d.releaseVersion(v) })
 	return &lent, nil
 }
 
-// takeBack notes that a client has left.
-func (d *directory) takeBack(v *version) {
+// releaseVersion is called when a client of the version has disconnected.
+func (d *directory) releaseVersion(v *version) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	v.clients--
 	if v.retired && v.clients == 0 {
-		delete(d.leased, v.listed.Canonical)
-		v.shut()
+		delete(d.retired, v.described.Canonical)
+		v.closeImage()
 	}
 }
 
-// Describe implements nbd.Exports. It opens no image: clients that list a server's exports describe every one of them.
+// Describe implements nbd.Exports. It opens no image, because clients that list exports describe
+// all of them.
 func (d *directory) Describe(ctx context.Context, name string) (*nbd.Export, error) {
 	name, err := d.resolveEmpty(ctx, name)
 	if err != nil {
@@ -160,15 +162,15 @@ func (d *directory) Describe(ctx context.Context, name string) (*nbd.Export, err
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	v, _, err := d.find(ctx, name)
+	v, _, err := d.findVersion(ctx, name)
 	if err != nil {
 		return nil, err
 	}
-	listed := v.listed
+	listed := v.described
 	return &listed, nil
 }
 
-// resolveEmpty returns the name that a client means. The empty name stands for the only image.
+// resolveEmpty returns the name that a client means. The empty name means the only image.
 func (d *directory) resolveEmpty(ctx context.Context, name string) (string, error) {
 	switch {
 	case name != "":
@@ -186,14 +188,14 @@ func (d *directory) resolveEmpty(ctx context.Context, name string) (string, erro
 	return all[0].Name, nil
 }
 
-// hasSeveral reports whether two of the known images are there. It spares a scan of the directory: a client may ask
-// for the empty name any number of times.
+// hasSeveral reports whether at least two of the known images exist. It saves a scan of the
+// directory, because a client may request the empty name any number of times.
 func (d *directory) hasSeveral(ctx context.Context) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	n := 0
 	for name := range d.files {
-		if f := d.refresh(ctx, name); f != nil && f.version != nil {
+		if f := d.refreshFile(ctx, name); f != nil && f.version != nil {
 			n++
 		}
 		if n > 1 {
@@ -203,24 +205,24 @@ func (d *directory) hasSeveral(ctx context.Context) bool {
 	return false
 }
 
-// find returns a version by its name, or by its name and digest, and its file. The file is nil if it has been replaced
-// or removed: then clients have the version open.
-func (d *directory) find(ctx context.Context, name string) (*version, *indexFile, error) {
-	if v := d.leased[name]; v != nil {
+// findVersion returns a version and its file, by name or by canonical name. The file is nil if the
+// version is replaced or removed; such a version is open.
+func (d *directory) findVersion(ctx context.Context, name string) (*version, *indexFile, error) {
+	if v := d.retired[name]; v != nil {
 		return v, nil, nil
 	}
-	if f := d.refresh(ctx, name); f != nil {
+	if f := d.refreshFile(ctx, name); f != nil {
 		if f.version == nil {
-			return nil, nil, fmt.Errorf("%w: its index is no good: %w", nbd.ErrUnknown, f.trouble)
+			return nil, nil, fmt.Errorf("%w: its index is invalid: %w", nbd.ErrUnknown, f.invalid)
 		}
 		return f.version, f, nil
 	}
 	if at := strings.LastIndexByte(name, '@'); at > 0 {
-		f := d.refresh(ctx, name[:at])
-		if v := d.leased[name]; v != nil {
-			return v, nil, nil // refresh found that it is replaced
+		f := d.refreshFile(ctx, name[:at])
+		if v := d.retired[name]; v != nil {
+			return v, nil, nil // refreshFile has replaced it
 		}
-		if f != nil && f.version != nil && f.version.listed.Canonical == name {
+		if f != nil && f.version != nil && f.version.described.Canonical == name {
 			return f.version, f, nil
 		}
 	}
@@ -229,23 +231,23 @@ func (d *directory) find(ctx context.Context, name string) (*version, *indexFile
 
 func errUnknown(name string) error { return fmt.Errorf("%w %q", nbd.ErrUnknown, name) }
 
-// isName reports whether a file may be an export of that name. Clients choose names: none may lead out of the
-// directory. The protocol has names of UTF-8 only.
+// isName reports whether a file may be an export of that name. Clients choose names, so a name must
+// not lead out of the directory. The protocol allows only UTF-8.
 func isName(name string) bool {
 	return name != "" && name[0] != '.' && filepath.Base(name) == name &&
 		!strings.ContainsRune(name, 0) && utf8.ValidString(name)
 }
 
-// refresh brings a file up to date and returns it, nil if there is none. A file that is not a whole index keeps its
-// last version, and is logged once.
-func (d *directory) refresh(ctx context.Context, name string) *indexFile {
+// refreshFile checks a file for changes and returns it, or nil if it does not exist. An invalid
+// index file keeps its last version, and is logged once.
+func (d *directory) refreshFile(ctx context.Context, name string) *indexFile {
 	if !isName(name) {
 		return nil
 	}
 	path := filepath.Join(d.path, name+release.IndexSuffix)
 	info, err := os.Stat(path)
 	if err != nil || !info.Mode().IsRegular() {
-		d.forget(name)
+		d.forgetFile(name)
 		return nil
 	}
 	f := d.files[name]
@@ -260,9 +262,9 @@ func (d *directory) refresh(ctx context.Context, name string) *indexFile {
 	}
 	export, shut, err := d.open(ctx, locate.Path(path))
 	if ctx.Err() != nil && err != nil {
-		return f // it was not read
+		return f // the file was not read
 	}
-	f.info, f.trouble = info, err
+	f.info, f.invalid = info, err
 	if err != nil {
 		d.log.Warn("an index is ignored", "file", path, "err", err)
 		return f
@@ -274,32 +276,32 @@ func (d *directory) refresh(ctx context.Context, name string) *indexFile {
 
 // setVersion makes an export the present version of a file.
 func (d *directory) setVersion(f *indexFile, export *nbd.Export) {
-	if f.version != nil && f.version.listed.Canonical == export.Canonical {
+	if f.version != nil && f.version.described.Canonical == export.Canonical {
 		return
 	}
-	d.retire(f.version)
-	if f.version = d.leased[export.Canonical]; f.version != nil {
-		delete(d.leased, export.Canonical) // it is rolled back to, and open
+	d.retireVersion(f.version)
+	if f.version = d.retired[export.Canonical]; f.version != nil {
+		delete(d.retired, export.Canonical) // rolled back to an open version
 		f.version.retired = false
 	} else {
-		f.version = &version{listed: *export}
-		f.version.listed.Device = closedDevice{size: export.Device.Size()}
+		f.version = &version{described: *export}
+		f.version.described.Device = closedDevice{size: export.Device.Size()}
 	}
 	d.log.Info("an index is published", "file", f.path, "export", export.Canonical)
 }
 
-func (d *directory) forget(name string) {
+func (d *directory) forgetFile(name string) {
 	f := d.files[name]
 	if f == nil {
 		return
 	}
 	delete(d.files, name)
-	d.retire(f.version)
+	d.retireVersion(f.version)
 	d.log.Info("an index is gone", "file", f.path)
 }
 
-// opened returns the exports that are open, the present versions first.
-func (d *directory) opened() (all []*nbd.Export) {
+// openExports returns the open exports, the present versions first.
+func (d *directory) openExports() (all []*nbd.Export) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, name := range slices.Sorted(maps.Keys(d.files)) {
@@ -307,19 +309,19 @@ func (d *directory) opened() (all []*nbd.Export) {
 			all = append(all, v.opened)
 		}
 	}
-	for _, name := range slices.Sorted(maps.Keys(d.leased)) {
-		all = append(all, d.leased[name].opened)
+	for _, name := range slices.Sorted(maps.Keys(d.retired)) {
+		all = append(all, d.retired[name].opened)
 	}
 	return all
 }
 
-// shut closes all versions. No client may be left.
-func (d *directory) shut() {
+// closeVersions closes all versions. All clients must have disconnected.
+func (d *directory) closeVersions() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, f := range d.files {
 		if f.version != nil {
-			f.version.shut()
+			f.version.closeImage()
 		}
 	}
 }

@@ -30,12 +30,12 @@ func (d fakeImage) ReadAt(_ context.Context, p []byte, o int64) error {
 	return nil
 }
 
-// directoryRig is a directory whose index files are texts, with the open images.
+// directoryRig is a directory with texts as index files. It counts the open images.
 type directoryRig struct {
 	*directory
 	t       *testing.T
 	isOpen  map[string]int // how often each text is open
-	failing string         // a text whose image cannot be opened
+	failing string         // text whose image cannot be opened
 	logged  bytes.Buffer
 }
 
@@ -49,7 +49,8 @@ func newDirectoryRig(t *testing.T) *directoryRig {
 	return r
 }
 
-// openFile is an opener. It is called with the directory's lock held, as is the function it returns.
+// openFile is an opener. It and the function that it returns are called with the directory's lock
+// held.
 func (r *directoryRig) openFile(_ context.Context, at locate.Location) (*nbd.Export, func(), error) {
 	path, _ := at.Local()
 	text, err := os.ReadFile(path)
@@ -60,7 +61,7 @@ func (r *directoryRig) openFile(_ context.Context, at locate.Location) (*nbd.Exp
 	case !strings.HasSuffix(string(text), "end"):
 		return nil, nil, errors.New("it is cut short")
 	case string(text) == r.failing:
-		return nil, nil, errors.New("its store is away")
+		return nil, nil, errors.New("its store is unavailable")
 	}
 	name := nameOf(at)
 	r.isOpen[string(text)]++
@@ -68,7 +69,7 @@ func (r *directoryRig) openFile(_ context.Context, at locate.Location) (*nbd.Exp
 		func() { r.isOpen[string(text)]-- }, nil
 }
 
-func (r *directoryRig) write(name, text string) {
+func (r *directoryRig) writeIndex(name, text string) {
 	r.t.Helper()
 	path := filepath.Join(r.path, name+release.IndexSuffix)
 	if err := errors.Join(os.WriteFile(path+".new", []byte(text), 0o600), os.Rename(path+".new", path)); err != nil {
@@ -76,8 +77,8 @@ func (r *directoryRig) write(name, text string) {
 	}
 }
 
-// get opens an export, which must be the image with this text; "" wants it unknown.
-func (r *directoryRig) get(name, want string) *nbd.Export {
+// openExport opens an export and checks its text; "" means that it must be unknown.
+func (r *directoryRig) openExport(name, want string) *nbd.Export {
 	r.t.Helper()
 	e, err := r.Open(r.t.Context(), name)
 	if want == "" {
@@ -95,8 +96,8 @@ func (r *directoryRig) get(name, want string) *nbd.Export {
 	return e
 }
 
-// wantDescribed says which image clients are told of that ask about a name.
-func (r *directoryRig) wantDescribed(name, canonical string) {
+// checkDescribed checks the canonical name that Describe returns for a name.
+func (r *directoryRig) checkDescribed(name, canonical string) {
 	r.t.Helper()
 	e, err := r.Describe(r.t.Context(), name)
 	if err != nil {
@@ -108,7 +109,7 @@ func (r *directoryRig) wantDescribed(name, canonical string) {
 	}
 }
 
-func (r *directoryRig) wantOpen(want map[string]int) {
+func (r *directoryRig) checkOpen(want map[string]int) {
 	r.t.Helper()
 	got := make(map[string]int)
 	for text, n := range r.isOpen {
@@ -121,7 +122,7 @@ func (r *directoryRig) wantOpen(want map[string]int) {
 	}
 }
 
-func (r *directoryRig) names() []string {
+func (r *directoryRig) listNames() []string {
 	r.t.Helper()
 	all, err := r.All(r.t.Context())
 	if err != nil {
@@ -136,80 +137,80 @@ func (r *directoryRig) names() []string {
 
 func TestDirectory(t *testing.T) {
 	r := newDirectoryRig(t)
-	r.get("a", "")
-	r.get("", "")
-	r.write("a", "1 end")
-	old := r.get("a", "1 end")
-	r.get("", "1 end").Release()
+	r.openExport("a", "")
+	r.openExport("", "")
+	r.writeIndex("a", "1 end")
+	old := r.openExport("a", "1 end")
+	r.openExport("", "1 end").Release()
 
-	r.write("a", "2 end")
-	r.write("b", "b end")
-	newer := r.get("a", "2 end")
-	r.get("", "") // there are two
-	if diff := cmp.Diff([]string{"a", "b"}, r.names()); diff != "" {
+	r.writeIndex("a", "2 end")
+	r.writeIndex("b", "b end")
+	newer := r.openExport("a", "2 end")
+	r.openExport("", "") // two exports exist
+	if diff := cmp.Diff([]string{"a", "b"}, r.listNames()); diff != "" {
 		t.Error(diff)
 	}
-	r.get("a@1 end", "1 end").Release() // it is in use
-	r.wantDescribed("a@1 end", "a@1 end")
-	r.wantDescribed("a", "a@2 end")
-	r.get("a@2 end", "2 end").Release()
-	r.get("b@2 end", "")
-	r.wantOpen(map[string]int{"1 end": 1, "2 end": 1})
+	r.openExport("a@1 end", "1 end").Release() // it is in use
+	r.checkDescribed("a@1 end", "a@1 end")
+	r.checkDescribed("a", "a@2 end")
+	r.openExport("a@2 end", "2 end").Release()
+	r.openExport("b@2 end", "")
+	r.checkOpen(map[string]int{"1 end": 1, "2 end": 1})
 	old.Release()
-	old.Release() // once more does no harm
-	r.wantOpen(map[string]int{"2 end": 1})
-	r.get("a@1 end", "")
+	old.Release() // has no effect
+	r.checkOpen(map[string]int{"2 end": 1})
+	r.openExport("a@1 end", "")
 
 	if err := os.Remove(filepath.Join(r.path, "a.caibx")); err != nil {
 		t.Fatal(err)
 	}
-	r.get("a", "")
-	if diff := cmp.Diff([]string{"b"}, r.names()); diff != "" {
+	r.openExport("a", "")
+	if diff := cmp.Diff([]string{"b"}, r.listNames()); diff != "" {
 		t.Error(diff)
 	}
-	r.get("a@2 end", "2 end").Release()
+	r.openExport("a@2 end", "2 end").Release()
 	newer.Release()
-	r.get("a@2 end", "")
-	r.wantOpen(map[string]int{})
+	r.openExport("a@2 end", "")
+	r.checkOpen(map[string]int{})
 
-	r.wantDescribed("b", "b@b end")
-	r.wantDescribed("b@b end", "b@b end")
-	r.wantDescribed("", "b@b end")
-	r.wantOpen(map[string]int{}) // Describe opens nothing
-	r.get("b", "b end").Release()
-	r.wantOpen(map[string]int{"b end": 1}) // warm, for the next client
-	r.shut()
-	r.wantOpen(map[string]int{})
+	r.checkDescribed("b", "b@b end")
+	r.checkDescribed("b@b end", "b@b end")
+	r.checkDescribed("", "b@b end")
+	r.checkOpen(map[string]int{}) // Describe opens nothing
+	r.openExport("b", "b end").Release()
+	r.checkOpen(map[string]int{"b end": 1}) // stays open for the next client
+	r.closeVersions()
+	r.checkOpen(map[string]int{})
 }
 
-// TestDirectoryBroken: a file that is not a whole index is logged once, and its last version stays.
+// TestDirectoryBroken: an invalid file is logged once, and its last version remains.
 func TestDirectoryBroken(t *testing.T) {
 	r := newDirectoryRig(t)
-	r.write("a", "1 en")
-	r.get("a", "")
-	if names := r.names(); names != nil {
+	r.writeIndex("a", "1 en")
+	r.openExport("a", "")
+	if names := r.listNames(); names != nil {
 		t.Errorf("a broken index is listed: %q", names)
 	}
-	r.names()
+	r.listNames()
 	if n := strings.Count(r.logged.String(), "an index is ignored"); n != 1 {
-		t.Errorf("the log tells %d times of the broken index:\n%s", n, r.logged.String())
+		t.Errorf("the broken index is logged %d times:\n%s", n, r.logged.String())
 	}
-	r.write("a", "1 end")
-	first := r.get("a", "1 end")
-	r.write("a", "2 e")
-	r.get("a", "1 end").Release()
-	r.write("a", "2 end")
-	r.get("a", "2 end").Release()
+	r.writeIndex("a", "1 end")
+	first := r.openExport("a", "1 end")
+	r.writeIndex("a", "2 e")
+	r.openExport("a", "1 end").Release()
+	r.writeIndex("a", "2 end")
+	r.openExport("a", "2 end").Release()
 	first.Release()
-	r.wantOpen(map[string]int{"2 end": 1})
+	r.checkOpen(map[string]int{"2 end": 1})
 	if err := os.Chtimes(filepath.Join(r.path, "a.caibx"), time.Unix(1, 0), time.Unix(1, 0)); err != nil {
 		t.Fatal(err)
 	}
-	r.get("a", "2 end").Release() // touched, and the same
-	r.wantOpen(map[string]int{"2 end": 1})
+	r.openExport("a", "2 end").Release() // touched, but not changed
+	r.checkOpen(map[string]int{"2 end": 1})
 }
 
-// TestDirectoryNames: clients choose names, and none leads out of the directory.
+// TestDirectoryNames: no name leads out of the directory.
 func TestDirectoryNames(t *testing.T) {
 	r := newDirectoryRig(t)
 	inner := filepath.Join(r.path, "in")
@@ -225,78 +226,80 @@ func TestDirectoryNames(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, name := range []string{"../out", "in/x", ".hidden", "dir", "..", "/", "a\x00", strings.Repeat("x", 4096), "@", "x@"} {
-		r.get(name, "")
+		r.openExport(name, "")
 	}
-	r.write("\xff", "1 end")
-	r.get("\xff", "") // the protocol has names of UTF-8 only
-	if names := r.names(); names != nil {
+	r.writeIndex("\xff", "1 end")
+	r.openExport("\xff", "") // the protocol allows only UTF-8
+	if names := r.listNames(); names != nil {
 		t.Errorf("there are %q", names)
 	}
-	r.write("v@2", "1 end")
-	r.get("v@2", "1 end").Release()
-	r.get("v@2@1 end", "1 end").Release()
+	r.writeIndex("v@2", "1 end")
+	r.openExport("v@2", "1 end").Release()
+	r.openExport("v@2@1 end", "1 end").Release()
 }
 
-// TestDirectoryReplacedMeanwhile: a name with a digest never stands for another image, not even when the file is replaced
-// between the look at it and its opening.
+// TestDirectoryReplacedMeanwhile: a canonical name never opens another image, even if the file is
+// replaced between check and opening.
 func TestDirectoryReplacedMeanwhile(t *testing.T) {
 	r := newDirectoryRig(t)
-	r.write("a", "1 end")
-	r.names()
+	r.writeIndex("a", "1 end")
+	r.listNames()
 	open := r.directory.open
 	r.directory.open = func(ctx context.Context, at locate.Location) (*nbd.Export, func(), error) {
-		r.write("a", "2 end")
+		r.writeIndex("a", "2 end")
 		return open(ctx, at)
 	}
-	r.get("a@1 end", "")
-	r.get("a", "2 end").Release()
-	r.shut()
-	r.wantOpen(map[string]int{})
+	r.openExport("a@1 end", "")
+	r.openExport("a", "2 end").Release()
+	r.closeVersions()
+	r.checkOpen(map[string]int{})
 }
 
-// TestDirectoryBack: an image that comes back while clients have it open is the same one, and found as long as one of them
-// does.
+// TestDirectoryBack: an image that is published again while clients have it open is the same
+// version.
 func TestDirectoryBack(t *testing.T) {
 	r := newDirectoryRig(t)
-	r.write("a", "1 end")
-	first := r.get("a", "1 end")
-	r.write("a", "2 end")
-	r.get("a", "2 end").Release()
-	r.write("a", "1 end")
-	second := r.get("a", "1 end")
-	r.wantOpen(map[string]int{"1 end": 1})
-	r.write("a", "3 end")
-	r.get("a", "3 end").Release()
+	r.writeIndex("a", "1 end")
+	first := r.openExport("a", "1 end")
+	r.writeIndex("a", "2 end")
+	r.openExport("a", "2 end").Release()
+	r.writeIndex("a", "1 end")
+	second := r.openExport("a", "1 end")
+	r.checkOpen(map[string]int{"1 end": 1})
+	r.writeIndex("a", "3 end")
+	r.openExport("a", "3 end").Release()
 	first.Release()
-	r.get("a@1 end", "1 end").Release()
+	r.openExport("a@1 end", "1 end").Release()
 	second.Release()
-	r.get("a@1 end", "")
-	r.wantOpen(map[string]int{"3 end": 1})
-	r.shut()
-	r.wantOpen(map[string]int{})
+	r.openExport("a@1 end", "")
+	r.checkOpen(map[string]int{"3 end": 1})
+	r.closeVersions()
+	r.checkOpen(map[string]int{})
 }
 
-// TestDirectoryFailure: an image that cannot be opened is an error for its client only, and is tried again.
+// TestDirectoryFailure: an image that cannot be opened is an error for its client only, and the
+// next client opens it again.
 func TestDirectoryFailure(t *testing.T) {
 	r := newDirectoryRig(t)
-	r.write("a", "1 end")
-	r.write("b", "b end")
-	r.names()
-	first := r.get("b", "b end")
+	r.writeIndex("a", "1 end")
+	r.writeIndex("b", "b end")
+	r.listNames()
+	first := r.openExport("b", "b end")
 	r.failing = "1 end"
 	if e, err := r.Open(t.Context(), "a"); err == nil || errors.Is(err, nbd.ErrUnknown) {
-		t.Errorf("Open of an image whose store is away = %v, %v", e, err)
+		t.Errorf("Open of an image whose store is unavailable = %v, %v", e, err)
 	}
-	r.get("b", "b end").Release()
-	r.wantDescribed("a", "a@1 end")
+	r.openExport("b", "b end").Release()
+	r.checkDescribed("a", "a@1 end")
 	r.failing = ""
-	r.get("a", "1 end").Release()
+	r.openExport("a", "1 end").Release()
 	first.Release()
-	r.shut()
-	r.wantOpen(map[string]int{})
+	r.closeVersions()
+	r.checkOpen(map[string]int{})
 }
 
-// TestDirectoryLimit: files beyond the limit are no exports, by whatever way a client asks.
+// TestDirectoryLimit: files beyond the limit are not exports, whether a client lists, describes or
+// opens them.
 func TestDirectoryLimit(t *testing.T) {
 	r := newDirectoryRig(t)
 	for i := range maxFiles + 1 {
@@ -305,24 +308,24 @@ func TestDirectoryLimit(t *testing.T) {
 		}
 	}
 	last := fmt.Sprintf("%04d", maxFiles)
-	if n := len(r.names()); n != maxFiles {
+	if n := len(r.listNames()); n != maxFiles {
 		t.Errorf("%d files are exports, want %d", n, maxFiles)
 	}
-	r.get(last, "")
-	r.get("0007", "1 end").Release()
+	r.openExport(last, "")
+	r.openExport("0007", "1 end").Release()
 	if err := os.Remove(filepath.Join(r.path, "0000.caibx")); err != nil {
 		t.Fatal(err)
 	}
-	if n := len(r.names()); n != maxFiles {
+	if n := len(r.listNames()); n != maxFiles {
 		t.Errorf("%d files are exports, want %d", n, maxFiles)
 	}
-	r.get(last, "1 end").Release()
+	r.openExport(last, "1 end").Release()
 }
 
-// TestDirectoryEnded: a scan whose context has ended forgets nothing and refuses no file.
+// TestDirectoryEnded: a scan whose context has ended drops no file and ignores none.
 func TestDirectoryEnded(t *testing.T) {
 	r := newDirectoryRig(t)
-	r.write("a", "1 end")
+	r.writeIndex("a", "1 end")
 	open := r.directory.open
 	r.directory.open = func(ctx context.Context, _ locate.Location) (*nbd.Export, func(), error) {
 		return nil, nil, ctx.Err()
@@ -333,17 +336,17 @@ func TestDirectoryEnded(t *testing.T) {
 		t.Errorf("All = %v", err)
 	}
 	r.directory.open = open
-	r.get("a", "1 end").Release()
+	r.openExport("a", "1 end").Release()
 	if text := r.logged.String(); strings.Contains(text, "ignored") {
 		t.Errorf("logged is:\n%s", text)
 	}
 }
 
-// TestDirectoryConcurrent: clients come and go while files are replaced, rolled back and removed. What a client has
-// open stays open, and nothing is left open at the end.
+// TestDirectoryConcurrent: clients connect while files are replaced, rolled back and removed. Open
+// images stay open, and all are closed at the end.
 func TestDirectoryConcurrent(t *testing.T) {
 	r := newDirectoryRig(t)
-	r.write("a", "1 end")
+	r.writeIndex("a", "1 end")
 	var clients, publisher sync.WaitGroup
 	stop := make(chan struct{})
 	publisher.Go(func() {
@@ -353,7 +356,7 @@ func TestDirectoryConcurrent(t *testing.T) {
 				return
 			default:
 			}
-			r.write("a", fmt.Sprintf("%d end", i%3))
+			r.writeIndex("a", fmt.Sprintf("%d end", i%3))
 			if i%7 == 0 {
 				_ = os.Remove(filepath.Join(r.path, "a.caibx"))
 			}
@@ -391,33 +394,33 @@ func TestDirectoryConcurrent(t *testing.T) {
 	clients.Wait()
 	close(stop)
 	publisher.Wait()
-	r.shut()
-	r.wantOpen(map[string]int{})
-	if len(r.leased) > 0 {
-		t.Errorf("leased are %v", r.leased)
+	r.closeVersions()
+	r.checkOpen(map[string]int{})
+	if len(r.retired) > 0 {
+		t.Errorf("retired are %v", r.retired)
 	}
 }
 
-// TestDirectoryReplacedInUse: a version in use is found under its canonical name at the first look after its file was
-// replaced, too.
+// TestDirectoryReplacedInUse: a version in use is found by its canonical name even at the first
+// request after its file was replaced.
 func TestDirectoryReplacedInUse(t *testing.T) {
 	r := newDirectoryRig(t)
-	r.write("a", "1 end")
-	first := r.get("a", "1 end")
-	r.write("a", "2 end")
-	r.get("a@1 end", "1 end").Release()
+	r.writeIndex("a", "1 end")
+	first := r.openExport("a", "1 end")
+	r.writeIndex("a", "2 end")
+	r.openExport("a@1 end", "1 end").Release()
 	if err := os.Remove(filepath.Join(r.path, "a.caibx")); err != nil {
 		t.Fatal(err)
 	}
-	r.get("a@1 end", "1 end").Release()
+	r.openExport("a@1 end", "1 end").Release()
 	first.Release()
-	r.get("a@1 end", "")
+	r.openExport("a@1 end", "")
 }
 
-// TestDirectoryRun: the directory is scanned without a client, until the context ends.
+// TestDirectoryRun: the directory is scanned without clients, until the context ends.
 func TestDirectoryRun(t *testing.T) {
 	r := newDirectoryRig(t)
-	r.write("a", "1 end")
+	r.writeIndex("a", "1 end")
 	ctx, cancel := context.WithCancel(t.Context())
 	open := r.directory.open
 	r.directory.open = func(ctx context.Context, at locate.Location) (*nbd.Export, func(), error) {
@@ -429,6 +432,6 @@ func TestDirectoryRun(t *testing.T) {
 		t.Errorf("logged is:\n%s", text)
 	}
 	if _, err := openDirectory(filepath.Join(r.path, "none"), r.openFile, slog.New(slog.DiscardHandler)); err == nil {
-		t.Error("a directory that is not there is opened")
+		t.Error("a missing directory is opened")
 	}
 }

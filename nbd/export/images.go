@@ -17,8 +17,8 @@ import (
 	"cairn/store/supply"
 )
 
-// storePatience is how long a request to the stores is repeated before the view decides, which knows whether a read
-// waits for it.
+// storePatience is the time that a failed request to the stores is retried before the view decides.
+// The view knows whether a read waits for it.
 const storePatience = 100 * time.Millisecond
 
 // image is an open image.
@@ -26,20 +26,20 @@ type image struct {
 	*view.Image
 	index  *blob.Index
 	at     locate.Location // of the index
-	cached bool            // the index is from the image cache, since its location cannot be reached
+	cached bool            // the index is from the image cache, because its location is unavailable
 }
 
-// images opens images, and has what they share. Safe for concurrent use.
+// images opens images, and has the objects that they share. It is safe for concurrent use.
 type images struct {
 	o     Options
 	dir   *imagecache.Dir // nil without one
 	cache *fetch.Cache
 
 	background sync.WaitGroup
-	life       context.Context // of the background; stop ends it
+	lifetime   context.Context // of the background goroutines; stop ends it
 	stop       context.CancelFunc
 
-	mu         sync.Mutex               // guards what follows
+	mu         sync.Mutex               // guards the fields below
 	sources    map[string]*fetch.Source // by algorithm and the sums of the locations
 	stores     []*meteredStore
 	closers    []func()
@@ -48,7 +48,7 @@ type images struct {
 
 func newImages(o Options) *images {
 	im := &images{o: o, sources: make(map[string]*fetch.Source)}
-	im.life, im.stop = context.WithCancel(context.Background())
+	im.lifetime, im.stop = context.WithCancel(context.Background())
 	if o.Cache != "" {
 		var err error
 		if im.dir, err = imagecache.Open(o.Cache, imagecache.Options{Limit: o.CacheLimit, Log: o.Log}); err != nil {
@@ -63,16 +63,16 @@ func newImages(o Options) *images {
 	return im
 }
 
-// logFailure logs an error that no caller gets.
+// logFailure logs an error that is not returned.
 func (im *images) logFailure(what string, err error) {
 	if err != nil {
 		im.o.Log.Warn(what, "error", err)
 	}
 }
 
-// open opens the image of an index as an export, and begins to fetch what is likely to be read of it. The caller calls
-// shut when no client reads from it any more. It is an opener.
-func (im *images) open(ctx context.Context, index locate.Location) (e *nbd.Export, shut func(), err error) {
+// openImage opens the image of an index as an export, and starts to prefetch. The caller calls shut
+// when no client reads the image any more. It is an opener.
+func (im *images) openImage(ctx context.Context, index locate.Location) (e *nbd.Export, shut func(), err error) {
 	x, cached, err := im.findIndex(ctx, index)
 	if err != nil {
 		return nil, nil, &Error{Index, err}
@@ -82,14 +82,14 @@ func (im *images) open(ctx context.Context, index locate.Location) (e *nbd.Expor
 		return nil, nil, err
 	}
 	v := view.New(x, source, view.Options{Name: nameOf(index), Disk: im.openFile(x, index), Around: true,
-		Hold: im.o.Hold, Record: im.record(x), Log: im.o.Log})
+		Hold: im.o.Hold, Record: im.startRecording(x), Log: im.o.Log})
 	endCheck := func() {}
 	if cached {
 		endCheck = im.inBackground(func(ctx context.Context) { im.checkServed(ctx, index, x) })
-	} else if im.dir != nil && index.Remote() { // for a start at which its location cannot be reached
-		im.logFailure("the index is not remembered", im.dir.Remember(index.Sum(), x))
+	} else if im.dir != nil && index.Remote() { // for later starts while its location is unavailable
+		im.logFailure("saving the index in the image cache", im.dir.Remember(index.Sum(), x))
 	}
-	endPrefetch, err := im.prefetch(ctx, image{v, x, index, cached})
+	endPrefetch, err := im.startPrefetch(ctx, image{v, x, index, cached})
 	shut = func() {
 		endCheck()
 		endPrefetch()
@@ -102,8 +102,9 @@ func (im *images) open(ctx context.Context, index locate.Location) (e *nbd.Expor
 	return newExport(index, x, v), shut, nil
 }
 
-// access returns the access to servers, which may not answer for as long as silence; 0 is the backends' default.
-func (im *images) access(silence time.Duration) release.Access {
+// serverAccess returns the access to servers. A server may be silent for this long; 0 is the
+// backends' default.
+func (im *images) serverAccess(silence time.Duration) release.Access {
 	a := im.o.Access
 	a.Locate = func() (at locate.Access, err error) {
 		if im.o.Access.Locate != nil {
@@ -116,7 +117,7 @@ func (im *images) access(silence time.Duration) release.Access {
 	return a
 }
 
-// openSource opens the stores of an index, unless another image has them already.
+// openSource opens the stores of an index, unless another image has opened them.
 func (im *images) openSource(index locate.Location, a blob.Algorithm) (*fetch.Source, error) {
 	groups := im.o.Stores
 	if len(groups) == 0 {
@@ -137,7 +138,7 @@ func (im *images) openSource(index locate.Location, a blob.Algorithm) (*fetch.So
 	if s := im.sources[k]; s != nil {
 		return s, nil
 	}
-	access, err := im.access(0).Locate()
+	access, err := im.serverAccess(0).Locate()
 	if err != nil {
 		return nil, err
 	}
@@ -152,21 +153,14 @@ func (im *images) openSource(index locate.Location, a blob.Algorithm) (*fetch.So
 	return im.sources[k], nil
 }
 
-// openStores returns the stores that images are fetched from.
+// openStores returns the stores of all images.
 func (im *images) openStores() []*meteredStore {
 	im.mu.Lock()
 	defer im.mu.Unlock()
 	return slices.Clone(im.stores)
 }
 
-// addRecording has a recording saved at the end.
-func (im *images) addRecording(r *recording) {
-	im.mu.Lock()
-	defer im.mu.Unlock()
-	im.recordings = append(im.recordings, r)
-}
-
-// openFile returns the file that keeps an image on disk, or nil.
+// openFile returns the cache file of an image, or nil.
 func (im *images) openFile(x *blob.Index, index locate.Location) view.Disk {
 	if im.dir == nil {
 		return nil
@@ -179,9 +173,9 @@ func (im *images) openFile(x *blob.Index, index locate.Location) view.Disk {
 	return file
 }
 
-// inBackground runs do beside serving, until end is called or all images are closed. End waits for it.
+// inBackground runs do in a goroutine. end cancels it and waits for it, and so does closeAll.
 func (im *images) inBackground(do func(ctx context.Context)) (end func()) {
-	ctx, cancel := context.WithCancel(im.life)
+	ctx, cancel := context.WithCancel(im.lifetime)
 	done := make(chan struct{})
 	im.background.Go(func() {
 		defer close(done)
@@ -190,13 +184,14 @@ func (im *images) inBackground(do func(ctx context.Context)) (end func()) {
 	return func() { cancel(); <-done }
 }
 
-// close ends all fetches, and leaves recordings and cached images in order. No client may read from them any more.
-func (im *images) close() {
+// closeAll cancels all fetches, saves the recordings and closes the image cache. No client may read
+// any more.
+func (im *images) closeAll() {
 	im.stop()
 	im.background.Wait()
 	im.cache.Close()
 	for _, r := range im.recordings {
-		im.save(r)
+		im.saveRecording(r)
 	}
 	for _, end := range im.closers {
 		end()

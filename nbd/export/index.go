@@ -13,13 +13,13 @@ import (
 
 const (
 	indexPause   = 5 * time.Second  // between attempts to read an index, at most
-	indexSilence = 10 * time.Second // of a server, before an index from the image cache is served instead
-	waitLogged   = 10 * time.Second // how often the log says that Open waits
+	indexSilence = 10 * time.Second // silence of a server before the index from the image cache is served
+	waitLogged   = 10 * time.Second // between log messages while Open waits
 )
 
-// findIndex reads the index of an image. While its location cannot be reached, the index that the image cache has for
-// it is used. Without one, the location is asked again for as long as reads would wait. Absence and denied access are
-// errors at once.
+// findIndex reads the index of an image. If its location is unavailable, it returns the index from
+// the image cache. Without that, it retries for Options.Hold. Missing indexes and denied access
+// fail at once.
 func (im *images) findIndex(ctx context.Context, at locate.Location) (x *blob.Index, cached bool, err error) {
 	if im.dir != nil && at.Remote() {
 		if known := im.dir.Recall(at.Sum()); known != nil {
@@ -44,7 +44,8 @@ func (im *images) findIndex(ctx context.Context, at locate.Location) (x *blob.In
 	return x, false, err
 }
 
-// findKnown reads an index that the image cache has, and uses that if its location cannot be reached.
+// findKnown reads an index, or returns the known one from the image cache if its location is
+// unavailable.
 func (im *images) findKnown(ctx context.Context, at locate.Location, known *blob.Index) (
 	x *blob.Index, cached bool, err error,
 ) {
@@ -57,9 +58,9 @@ func (im *images) findKnown(ctx context.Context, at locate.Location, known *blob
 	return known, true, nil
 }
 
-// readIndex reads an index from its location, whose server may not answer for as long as silence.
+// readIndex reads an index from its location, whose server may be silent for this long.
 func (im *images) readIndex(ctx context.Context, at locate.Location, silence time.Duration) (*blob.Index, error) {
-	x, err := release.Open(ctx, im.access(silence), at)
+	x, err := release.Open(ctx, im.serverAccess(silence), at)
 	if err != nil {
 		return nil, err
 	}
@@ -69,7 +70,8 @@ func (im *images) readIndex(ctx context.Context, at locate.Location, silence tim
 	return x, nil
 }
 
-// checkServed waits until a location answers whose index was taken from the cache, and logs whether it still has that.
+// checkServed waits until the location of an index from the cache is available. It logs whether the
+// location still has that index.
 func (im *images) checkServed(ctx context.Context, at locate.Location, served *blob.Index) {
 	policy := store.Policy{Patience: -1, First: indexPause, Max: time.Minute}
 	var x *blob.Index

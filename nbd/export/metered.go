@@ -16,7 +16,7 @@ import (
 	"cairn/store/supply"
 )
 
-// outcome is the result of asking a store for a chunk.
+// outcome is the result of requesting a chunk from a store.
 type outcome int
 
 const (
@@ -27,7 +27,7 @@ const (
 	gotUnavailable
 	gotCancelled
 	gotOther
-	outcomes // how many there are
+	numOutcomes // number of outcomes
 )
 
 func (o outcome) String() string {
@@ -53,8 +53,9 @@ func outcomeOf(ctx context.Context, err error) outcome {
 	return gotOther
 }
 
-// unusedName returns a name for the stores at some locations that none of the others has: metrics must not have one
-// name twice. Stores may differ only in their secrets, which no name shows.
+// unusedName returns a name for the stores at these locations that no other store has, because a
+// name must be unique in the metrics. Locations may differ only in their secrets, which names do
+// not show.
 func unusedName(others []*meteredStore, locations []locate.Location, a blob.Algorithm) string {
 	var names []string
 	for _, at := range locations {
@@ -74,21 +75,22 @@ func unusedName(others []*meteredStore, locations []locate.Location, a blob.Algo
 	return unused
 }
 
-// meteredStore counts the outcomes of asking stores for chunks, and knows since when they answer, or do not.
+// meteredStore counts the outcomes of requests to stores, and records since when they are available
+// or unavailable.
 type meteredStore struct {
 	name string
 	from *supply.Supply
 
-	mu                sync.Mutex // guards what follows
+	mu                sync.Mutex // guards the fields below
 	inFlight, retries int64
-	results           [outcomes]int64
+	results           [numOutcomes]int64
 	up                bool
 	since             time.Time
-	why               error                    // it is not up
-	failed            map[blob.Digest]struct{} // that were unavailable, and are likely to be asked for again
+	lastErr           error                    // of the last request, if the store is not up
+	failed            map[blob.Digest]struct{} // chunks that were unavailable; the next request for one is a retry
 }
 
-// maxFailed limits meteredStore.failed.
+// maxFailed limits the size of meteredStore.failed.
 const maxFailed = 4096
 
 func newMeteredStore(name string, from *supply.Supply) *meteredStore {
@@ -100,15 +102,15 @@ var _ store.Getter = (*meteredStore)(nil)
 // Get implements store.Getter.
 func (s *meteredStore) Get(ctx context.Context, wants []store.Want, done func(i int, err error)) {
 	for _, w := range wants {
-		s.begin(w.Digest)
+		s.countRequest(w.Digest)
 	}
 	s.from.Get(ctx, wants, func(i int, err error) {
-		s.end(wants[i].Digest, outcomeOf(ctx, err), err)
+		s.countOutcome(wants[i].Digest, outcomeOf(ctx, err), err)
 		done(i, err)
 	})
 }
 
-func (s *meteredStore) begin(d blob.Digest) {
+func (s *meteredStore) countRequest(d blob.Digest) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.inFlight++
@@ -118,7 +120,7 @@ func (s *meteredStore) begin(d blob.Digest) {
 	}
 }
 
-func (s *meteredStore) end(d blob.Digest, o outcome, err error) {
+func (s *meteredStore) countOutcome(d blob.Digest, o outcome, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.inFlight--
@@ -127,19 +129,19 @@ func (s *meteredStore) end(d blob.Digest, o outcome, err error) {
 	case gotCancelled:
 		return
 	case gotUnavailable:
-		s.why = err
+		s.lastErr = err
 		if len(s.failed) < maxFailed {
 			s.failed[d] = struct{}{}
 		}
 	default:
-		s.why = nil
+		s.lastErr = nil
 	}
-	if up := s.why == nil; up != s.up {
+	if up := s.lastErr == nil; up != s.up {
 		s.up, s.since = up, time.Now()
 	}
 }
 
-// status returns what the stores did and do.
+// status returns the counts and the present state.
 func (s *meteredStore) status() dashboard.Store {
 	_, stored := s.from.Downloaded()
 	limit := s.from.Limit()
@@ -150,8 +152,8 @@ func (s *meteredStore) status() dashboard.Store {
 	for o, n := range s.results {
 		d.Requests = append(d.Requests, dashboard.Results{Result: outcome(o).String(), Count: n})
 	}
-	if s.why != nil {
-		d.Error = s.why.Error()
+	if s.lastErr != nil {
+		d.Error = s.lastErr.Error()
 	}
 	return d
 }

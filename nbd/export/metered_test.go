@@ -12,7 +12,7 @@ import (
 	"cairn/store/supply"
 )
 
-// TestStoreNames: no two stores have one name in the metrics, also when only their secrets tell them apart.
+// TestStoreNames: names in the metrics are unique, even if only secrets tell the stores apart.
 func TestStoreNames(t *testing.T) {
 	var stores []*meteredStore
 	names := make(map[string]bool)
@@ -32,19 +32,19 @@ func TestStoreNames(t *testing.T) {
 	}
 }
 
-// failing is a getter that fails with the error.
-type failing struct{ err error }
+// failingGetter is a getter that fails with err.
+type failingGetter struct{ err error }
 
-func (f *failing) Get(_ context.Context, wants []store.Want, done func(i int, err error)) {
+func (f *failingGetter) Get(_ context.Context, wants []store.Want, done func(i int, err error)) {
 	for i := range wants {
 		done(i, f.err)
 	}
 }
 
-// TestMeteredStore: each outcome is counted, and only what was unavailable makes the store down and its repetition a
-// retry.
+// TestMeteredStore: each outcome is counted. Only ErrUnavailable makes the store down, and the next
+// request for the chunk a retry.
 func TestMeteredStore(t *testing.T) {
-	var from failing
+	var from failingGetter
 	s := newMeteredStore("/s", supply.New(store.Policy{Patience: 1}, supply.Options{}, &from))
 	unavailable := &store.UnavailableError{Err: errors.New("away")}
 	for i, tc := range []struct {

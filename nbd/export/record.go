@@ -12,23 +12,25 @@ import (
 
 const (
 	saveInterval = 15 * time.Second // between saves of a recording
-	saveTime     = 10 * time.Second // that a save may take: a reader of a pipe may be slow
+	saveTime     = 10 * time.Second // timeout of a save: the reader of a pipe may be slow
 )
 
-// recording is a profile that grows with what is read of an image.
+// recording is a profile that grows with the reads of an image.
 type recording struct {
 	recorder *view.Recorder
 	index    *blob.Index
-	saved    int // reads
+	saved    int // reads in the saved profile
 }
 
-// record begins a recording of an image, if the options ask for one.
-func (im *images) record(x *blob.Index) *view.Recorder {
+// startRecording starts a recording of an image, if Options.Record is set.
+func (im *images) startRecording(x *blob.Index) *view.Recorder {
 	if im.o.Record == nil {
 		return nil
 	}
 	r := &recording{recorder: view.NewRecorder(x, im.o.RecordTime), index: x}
-	im.addRecording(r)
+	im.mu.Lock()
+	im.recordings = append(im.recordings, r)
+	im.mu.Unlock()
 	if im.o.RecordOnce {
 		return r.recorder
 	}
@@ -40,15 +42,15 @@ func (im *images) record(x *blob.Index) *view.Recorder {
 			case <-ctx.Done():
 				return
 			case <-tick.C:
-				im.save(r)
+				im.saveRecording(r)
 			}
 		}
 	})
 	return r.recorder
 }
 
-// save writes what was read so far, if there is more than the last time.
-func (im *images) save(r *recording) {
+// saveRecording saves the reads so far, if there are new ones.
+func (im *images) saveRecording(r *recording) {
 	reads := r.recorder.Reads()
 	if len(reads) == r.saved {
 		return

@@ -11,34 +11,35 @@ import (
 )
 
 const (
-	maxPending = 16   // requests of a client that are shown
-	maxClosed  = 4096 // exports whose closed images are still counted: there may be any number in the course of time
+	maxPending = 16   // shown requests of a client, at most
+	maxClosed  = 4096 // exports whose closed images are counted; without a limit they would accumulate
 )
 
-// Monitor makes the status of a server with a catalogue. Its methods are called by one goroutine at a time.
+// Monitor builds the status of a server with a catalogue. Its methods must not be called
+// concurrently.
 type Monitor struct {
 	server    *nbd.Server
 	catalogue *Catalogue
 	version   string
 	began     time.Time
 
-	last   map[*view.Image]counted // the images that were open the last time
-	closed map[string]view.Stats   // by export, of images that are closed now, as they were seen last
+	previous map[*view.Image]imageStats // open images in the previous status
+	closed   map[string]view.Stats      // last known counts of closed images, by export
 }
 
-// counted is what an image has counted.
-type counted struct {
+// imageStats has the counts of an image.
+type imageStats struct {
 	export string
 	stats  view.Stats
 }
 
-// NewMonitor returns a monitor of a server that has the exports of c. The version is the program's.
+// NewMonitor returns a monitor of a server with the exports of c. version is the program's version.
 func NewMonitor(server *nbd.Server, c *Catalogue, version string) *Monitor {
 	return &Monitor{server: server, catalogue: c, version: version, began: time.Now(),
-		last: make(map[*view.Image]counted), closed: make(map[string]view.Stats)}
+		previous: make(map[*view.Image]imageStats), closed: make(map[string]view.Stats)}
 }
 
-// Totals returns the counts that rates are made of. It costs little.
+// Totals returns the counts from which the dashboard computes rates. It is cheap.
 func (m *Monitor) Totals() (t dashboard.Totals) {
 	for _, tally := range m.server.Totals() {
 		t.Requests += countRequests(tally)
@@ -55,7 +56,7 @@ func countRequests(t nbd.Tally) int64 {
 	return t.Requests(nbd.OK) + t.Requests(nbd.Refused) + t.Requests(nbd.Failed)
 }
 
-// Status returns what the server and its images do now, rates apart.
+// Status returns the status of the server and its images, without rates.
 func (m *Monitor) Status() dashboard.Status {
 	images := m.catalogue.images
 	u := m.server.Usage()
@@ -77,7 +78,7 @@ func (m *Monitor) Status() dashboard.Status {
 	for _, st := range images.openStores() {
 		status.Stores = append(status.Stores, st.status())
 	}
-	clients, opened := m.server.Clients(), m.catalogue.opened()
+	clients, opened := m.server.Clients(), m.catalogue.openExports()
 	stats := m.countImages(opened)
 	status.Exports = m.exportList(opened, stats, clients)
 	status.Clients = clientList(clients, stats)
@@ -89,30 +90,30 @@ func (m *Monitor) countOffered() int {
 	defer cancel()
 	all, err := m.catalogue.All(ctx)
 	if err != nil {
-		return len(m.catalogue.fixed) // the log tells of a directory that cannot be read
+		return len(m.catalogue.fixed) // the directory cannot be read, which is logged elsewhere
 	}
 	return len(all)
 }
 
-// countImages returns the counts of all open images, and adds those of images that were closed since the last time to
-// m.closed.
-func (m *Monitor) countImages(opened []*nbd.Export) map[*view.Image]counted {
-	now := make(map[*view.Image]counted)
+// countImages returns the counts of all open images. It adds the counts of images that were closed
+// since the previous call to m.closed.
+func (m *Monitor) countImages(opened []*nbd.Export) map[*view.Image]imageStats {
+	now := make(map[*view.Image]imageStats)
 	for _, e := range opened {
 		v := e.Device.(device).Image
-		now[v] = counted{e.Name, v.Stats()}
+		now[v] = imageStats{e.Name, v.Stats()}
 	}
-	for v, was := range m.last {
+	for v, was := range m.previous {
 		_, known := m.closed[was.export]
 		if _, open := now[v]; !open && (known || len(m.closed) < maxClosed) {
 			m.closed[was.export] = addStats(m.closed[was.export], was.stats)
 		}
 	}
-	m.last = now
+	m.previous = now
 	return now
 }
 
-// addStats adds what only grows.
+// addStats adds the counters, but not the gauges.
 func addStats(a, b view.Stats) view.Stats {
 	a.Reads += b.Reads
 	a.BytesWanted += b.BytesWanted
@@ -130,9 +131,9 @@ func addStats(a, b view.Stats) view.Stats {
 	return a
 }
 
-// exportList returns the open exports, all versions with one name as one.
+// exportList returns the open exports. All versions with the same name are one export.
 func (m *Monitor) exportList(
-	opened []*nbd.Export, images map[*view.Image]counted, clients []nbd.Client,
+	opened []*nbd.Export, images map[*view.Image]imageStats, clients []nbd.Client,
 ) []dashboard.Export {
 	totals := m.server.Totals()
 	all := []dashboard.Export{}
@@ -189,13 +190,13 @@ func waitList(s view.Stats) (all []dashboard.Wait) {
 	return all
 }
 
-func clientList(clients []nbd.Client, images map[*view.Image]counted) []dashboard.Client {
+func clientList(clients []nbd.Client, images map[*view.Image]imageStats) []dashboard.Client {
 	all := []dashboard.Client{}
 	for _, c := range clients {
 		d := dashboard.Client{ID: c.Number, Address: c.Address, Export: c.Export.Name, TLS: c.Secure, Since: c.Since,
 			Requests: countRequests(c.Tally), Served: c.Tally.BytesRead, Pending: []dashboard.Pending{}}
 		if c.Address == "" || c.Address == "@" {
-			d.Address = "unix socket" // whose client has no address
+			d.Address = "unix socket" // the client of a unix socket has no address
 		}
 		waiting := waitList(images[c.Export.Device.(device).Image].stats)
 		for _, p := range c.Pending[:min(len(c.Pending), maxPending)] {
@@ -207,7 +208,7 @@ func clientList(clients []nbd.Client, images map[*view.Image]counted) []dashboar
 	return all
 }
 
-// findWait returns the wait for a chunk that holds up a request, or nil.
+// findWait returns a wait for a chunk that the request reads, or nil.
 func findWait(p nbd.Pending, waiting []dashboard.Wait) *dashboard.Wait {
 	for _, w := range waiting {
 		if w.Offset < p.Offset+p.Length && p.Offset < w.Offset+w.Size {

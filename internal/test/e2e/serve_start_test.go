@@ -127,5 +127,5 @@ func TestServeAwaitsProfile(t *testing.T) {
 	s = serve(t, 1, filepath.Join(dir, "v.caibx"), "--profile", o.URL+"/r.caprf")
 	s.stderr.await(t, "until it can be read")
 	o.away.Store(false)
-	s.stderr.await(t, "prefetching what a profile tells")
+	s.stderr.await(t, "prefetching the chunks of a profile")
 }
