@@ -11,7 +11,7 @@ import (
 	"syscall"
 )
 
-// Address is where a server listens: tcp:HOST:PORT or unix:PATH.
+// Address is an address to listen on: tcp:HOST:PORT or unix:PATH.
 type Address struct {
 	Network string // "tcp" or "unix"
 	At      string // HOST:PORT or PATH
@@ -21,7 +21,7 @@ func (a Address) String() string { return a.Network + ":" + a.At }
 
 var errAddress = errors.New("want unix:PATH or tcp:HOST:PORT")
 
-// ParseAddress checks all that can be checked before the address is used.
+// ParseAddress parses an address, and checks all that can be checked without listening.
 func ParseAddress(text string) (Address, error) {
 	network, at, _ := strings.Cut(text, ":")
 	a := Address{network, at}
@@ -48,15 +48,15 @@ func ParseAddress(text string) (Address, error) {
 
 // checkSocketPath returns an error if the path is too long for a unix socket. The kernel says only "invalid argument".
 func checkSocketPath(path string) error {
-	const most = len(syscall.RawSockaddrUnix{}.Path) - 1
-	if len(path) > most {
-		return fmt.Errorf("the path of a unix socket has at most %d bytes, this one has %d", most, len(path))
+	const maxPath = len(syscall.RawSockaddrUnix{}.Path) - 1
+	if len(path) > maxPath {
+		return fmt.Errorf("the path of a unix socket has at most %d bytes, this one has %d", maxPath, len(path))
 	}
 	return nil
 }
 
-// listenTCP listens on the address family of HOST: a numeric address has one, a name those of all its addresses,
-// and an empty HOST both.
+// listenTCP listens on the address families of HOST. A numeric address has one family, a name those
+// of all its addresses, and an empty HOST both.
 func listenTCP(ctx context.Context, at string) ([]net.Listener, error) {
 	host, port, err := net.SplitHostPort(at)
 	if err != nil {
@@ -82,8 +82,8 @@ func listenTCP(ctx context.Context, at string) ([]net.Listener, error) {
 	}
 }
 
-// lookUpHost returns the addresses of a host, those of IPv4 first. Localhost is both loopback addresses (RFC 6761),
-// although many an /etc/hosts has only one.
+// lookUpHost returns the addresses of a host, IPv4 first. Localhost has both loopback addresses
+// (RFC 6761), although many /etc/hosts files have only one.
 func lookUpHost(ctx context.Context, host string) ([]netip.Addr, error) {
 	if strings.EqualFold(host, "localhost") {
 		return []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()}, nil
@@ -102,8 +102,8 @@ func lookUpHost(ctx context.Context, host string) ([]netip.Addr, error) {
 	return slices.Compact(ips), nil
 }
 
-// listenOnEach listens on one port of all addresses. It leaves out addresses that this machine does not have, unless
-// it has none of them.
+// listenOnEach listens on one port of all addresses. It omits addresses that this machine does not
+// have. If it has none of them, that is an error.
 func listenOnEach(ctx context.Context, ips []netip.Addr, port string) ([]net.Listener, error) {
 	var listeners []net.Listener
 	var absent error
@@ -122,7 +122,7 @@ func listenOnEach(ctx context.Context, ips []netip.Addr, port string) ([]net.Lis
 			return nil, err
 		}
 		listeners = append(listeners, l)
-		_, port, _ = net.SplitHostPort(l.Addr().String()) // a listener's address has a port
+		_, port, _ = net.SplitHostPort(l.Addr().String()) // the address of a listener has a port
 	}
 	if len(listeners) == 0 {
 		return nil, absent
@@ -136,5 +136,6 @@ func ReachesOthers(at net.Addr) bool {
 	return is && !tcp.IP.IsLoopback()
 }
 
-// HasPath reports whether a unix socket's address is a file. An inherited socket may be abstract or have no name.
+// HasPath reports whether the address of a unix socket is a file. An inherited socket may be
+// abstract or have no name.
 func HasPath(at net.Addr) bool { return at.String() != "" && at.String()[0] != '@' }

@@ -1,5 +1,6 @@
-// Package daemon is how a server process meets those that run it: listening sockets, opened or handed over, a pid
-// file, the service manager, and the parent process. It knows nothing of what is served.
+// Package daemon connects a server process to its environment: listening sockets, its own or
+// inherited, a pid file, the service manager, and the parent process. It knows nothing of what is
+// served.
 package daemon
 
 import (
@@ -17,8 +18,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Listen listens on all addresses, or fails and listens on none. A host's name gives a listener for each of its
-// addresses. Unix sockets get the permissions mode.
+// Listen listens on all addresses, or fails and listens on none. A host name has one listener for
+// each of its addresses. Unix sockets get the permissions of mode.
 func Listen(ctx context.Context, mode fs.FileMode, addresses ...Address) ([]net.Listener, error) {
 	var listeners []net.Listener
 	for _, a := range addresses {
@@ -39,8 +40,8 @@ func Listen(ctx context.Context, mode fs.FileMode, addresses ...Address) ([]net.
 	return listeners, nil
 }
 
-// ListenPrivately listens on a unix socket in a new directory below the user's runtime directory. Remove removes the
-// directory, once the listener is closed.
+// ListenPrivately listens on a unix socket in a new directory below the user's runtime directory.
+// remove removes the directory after the listener is closed.
 func ListenPrivately(ctx context.Context, mode fs.FileMode) (listeners []net.Listener, remove func(), err error) {
 	parent := os.Getenv("XDG_RUNTIME_DIR")
 	if parent == "" {
@@ -65,8 +66,8 @@ func CloseAll(listeners []net.Listener) {
 	}
 }
 
-// listenUnix takes the place of a socket whose server has ended. The directory is locked meanwhile: otherwise, of two
-// servers that start at once, one could remove the other's new socket.
+// listenUnix listens on a unix socket, and replaces an abandoned one. It locks the directory,
+// because of two servers that start at once, one could remove the other's new socket.
 func listenUnix(ctx context.Context, at string, mode fs.FileMode) (net.Listener, error) {
 	if dir, err := os.Open(filepath.Dir(at)); err == nil {
 		defer dir.Close()
@@ -80,7 +81,7 @@ func listenUnix(ctx context.Context, at string, mode fs.FileMode) (net.Listener,
 	case statErr != nil:
 		return nil, err
 	case info.Mode().Type() != fs.ModeSocket:
-		return nil, errors.New("there is a file of that name already, and it is no socket")
+		return nil, errors.New("a file of that name exists and is not a socket")
 	case !isAbandoned(at):
 		return nil, err
 	}
@@ -90,8 +91,9 @@ func listenUnix(ctx context.Context, at string, mode fs.FileMode) (net.Listener,
 	return bindUnix(at, mode)
 }
 
-// lockSocketDir locks a socket's directory until it is closed. Another server holds the lock for a moment. Other
-// programs, such as the flock(1) that started this one, may hold it for ever. Without the lock, the race stays.
+// lockSocketDir locks the directory of a socket until dir is closed. Other servers hold the lock
+// briefly. Other programs, such as the flock(1) that started this process, may hold it for ever. So
+// after 2 s it returns without the lock, and the race remains.
 func lockSocketDir(ctx context.Context, dir *os.File) {
 	const patience, pause = 2 * time.Second, 10 * time.Millisecond
 	ctx, cancel := context.WithTimeout(ctx, patience)
@@ -104,31 +106,32 @@ func lockSocketDir(ctx context.Context, dir *os.File) {
 	}
 }
 
-// bindUnix makes a socket with these permissions. Linux gives a socket's file the mode of the descriptor, less the
-// umask. So there is no moment at which the file is open to more users than wanted.
+// bindUnix listens on a new socket with these permissions. Linux gives a socket's file the mode of
+// the descriptor, without the bits of the umask. So the file is never open to more users than mode
+// allows.
 func bindUnix(at string, mode fs.FileMode) (net.Listener, error) {
 	if err := checkSocketPath(at); err != nil {
 		return nil, err
 	}
-	narrow := func(_, _ string, c syscall.RawConn) error {
+	setMode := func(_, _ string, c syscall.RawConn) error {
 		var err error
 		if e := c.Control(func(fd uintptr) { err = syscall.Fchmod(int(fd), uint32(mode.Perm())) }); e != nil {
 			return e
 		}
 		return err
 	}
-	l, err := (&net.ListenConfig{Control: narrow}).Listen(context.Background(), "unix", at)
+	l, err := (&net.ListenConfig{Control: setMode}).Listen(context.Background(), "unix", at)
 	if err != nil {
 		return nil, err
 	}
-	if err := os.Chmod(at, mode.Perm()); err != nil { // restores what the umask took away
+	if err := os.Chmod(at, mode.Perm()); err != nil { // restores the bits of the umask
 		_ = l.Close()
 		return nil, err
 	}
 	return l, nil
 }
 
-// isAbandoned reports whether a socket has no listener.
+// isAbandoned reports whether a socket refuses connections, because it has no listener.
 func isAbandoned(at string) bool {
 	conn, err := net.DialTimeout("unix", at, time.Second)
 	if err == nil {
@@ -137,8 +140,9 @@ func isAbandoned(at string) bool {
 	return errors.Is(err, syscall.ECONNREFUSED)
 }
 
-// Inherited returns the sockets that systemd, or a client in its place, has handed over (sd_listen_fds(3)). Child
-// processes do not get them: the environment's variables are unset, and the descriptors closed on exec.
+// Inherited returns the sockets that systemd, or another program in its place, has passed to this
+// process (sd_listen_fds(3)). It unsets the environment variables and sets the descriptors to close
+// on exec, so that child processes do not inherit them.
 func Inherited() ([]net.Listener, error) {
 	const first = 3 // SD_LISTEN_FDS_START
 	pid, count := os.Getenv("LISTEN_PID"), os.Getenv("LISTEN_FDS")
@@ -154,7 +158,7 @@ func Inherited() ([]net.Listener, error) {
 	}
 	var listeners []net.Listener
 	for fd := first; fd < first+n; fd++ {
-		l, err := adopt(fd)
+		l, err := listenerFromFD(fd)
 		if err != nil {
 			CloseAll(listeners)
 			return nil, fmt.Errorf("taking over file descriptor %d: %w", fd, err)
@@ -164,8 +168,8 @@ func Inherited() ([]net.Listener, error) {
 	return listeners, nil
 }
 
-// adopt makes a listener of a descriptor, and closes the descriptor.
-func adopt(fd int) (net.Listener, error) {
+// listenerFromFD returns a listener for a descriptor, and closes the descriptor.
+func listenerFromFD(fd int) (net.Listener, error) {
 	f := os.NewFile(uintptr(fd), "socket")
 	defer f.Close()
 	listens, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN)

@@ -16,7 +16,7 @@ import (
 	"cairn/internal/test/need"
 )
 
-// TestListenFamilies: a server listens on the address family that it was told, and on both for a name or no host.
+// TestListenFamilies: a numeric address has one address family, and a name or no host has both.
 func TestListenFamilies(t *testing.T) {
 	six, err := net.Listen("tcp6", "[::1]:0")
 	if err != nil {
@@ -45,7 +45,7 @@ func TestListenFamilies(t *testing.T) {
 	}
 }
 
-// listenAt listens on an address as a user writes it.
+// listenAt parses an address and listens on it.
 func listenAt(t *testing.T, text string) ([]net.Listener, error) {
 	t.Helper()
 	a, err := ParseAddress(text)
@@ -63,7 +63,8 @@ func connects(host, port string) bool {
 	return err == nil
 }
 
-// TestListenNameInUse: a name is not half listened on.
+// TestListenNameInUse: listening on a name fails if one of its addresses is in use, and leaves no
+// listener.
 func TestListenNameInUse(t *testing.T) {
 	l, err := net.Listen("tcp6", "[::1]:0")
 	if err != nil {
@@ -73,7 +74,7 @@ func TestListenNameInUse(t *testing.T) {
 	_, port, _ := net.SplitHostPort(l.Addr().String())
 	if listeners, err := listenAt(t, "tcp:localhost:"+port); err == nil {
 		CloseAll(listeners)
-		t.Error("one of two addresses is in use, and the other is listened on")
+		t.Error("listening succeeds although one of two addresses is in use")
 	}
 	if connects("127.0.0.1", port) {
 		t.Error("a listener is left")
@@ -97,7 +98,7 @@ func TestSocketPathTooLong(t *testing.T) {
 	}
 }
 
-// TestParseAddressPort: a port that there is not is a wrong argument.
+// TestParseAddressPort: an unknown port is an error.
 func TestParseAddressPort(t *testing.T) {
 	for _, bad := range []string{"tcp:127.0.0.1:65536", "tcp:127.0.0.1:-1", "tcp:127.0.0.1:no-such", "tcp:127.0.0.1:", "tcp:127.0.0.1"} {
 		if a, err := ParseAddress(bad); err == nil {
@@ -106,8 +107,8 @@ func TestParseAddressPort(t *testing.T) {
 	}
 }
 
-// TestListenUnixLockedDirectory: a directory that another process has locked for ever, such as the flock(1) that started the
-// server, does not keep it from listening, and a signal ends the wait.
+// TestListenUnixLockedDirectory: listening succeeds in a directory that another process keeps
+// locked, such as the flock(1) that started the server. A signal ends the wait for the lock.
 func TestListenUnixLockedDirectory(t *testing.T) {
 	path := t.TempDir()
 	dir, err := os.Open(path)
@@ -127,13 +128,13 @@ func TestListenUnixLockedDirectory(t *testing.T) {
 	l.Close()
 }
 
-// TestListenUnixTaken: a file that is not a socket stays, and is named as the reason.
+// TestListenUnixTaken: a file that is not a socket remains, and the error names it.
 func TestListenUnixTaken(t *testing.T) {
 	at := filepath.Join(t.TempDir(), "s")
 	if err := os.WriteFile(at, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := listenUnix(t.Context(), at, 0o600); err == nil || !strings.Contains(err.Error(), "no socket") {
+	if _, err := listenUnix(t.Context(), at, 0o600); err == nil || !strings.Contains(err.Error(), "not a socket") {
 		t.Errorf("listening where a file is: %v", err)
 	}
 	if _, err := os.Lstat(at); err != nil {
@@ -141,8 +142,8 @@ func TestListenUnixTaken(t *testing.T) {
 	}
 }
 
-// TestListenUnix: the socket has its permissions from the first moment on, whatever the umask, and of two servers
-// that start at once on a stale socket one gets it.
+// TestListenUnix: the socket always has its permissions, whatever the umask. Of two servers that
+// start at once on a stale socket, one gets it.
 func TestListenUnix(t *testing.T) {
 	at := filepath.Join(t.TempDir(), "s")
 	for _, mode := range []os.FileMode{0o600, 0o660, 0o666} {
@@ -187,7 +188,8 @@ func TestListenUnix(t *testing.T) {
 	}
 }
 
-// TestKeepalive: TCP connections have keepalives, so that lost clients are noticed, on opened and on inherited sockets.
+// TestKeepalive: TCP connections of opened and inherited sockets have keepalives, so that lost
+// clients are noticed.
 func TestKeepalive(t *testing.T) {
 	opened, err := Listen(t.Context(), 0, Address{"tcp", "127.0.0.1:0"})
 	if err != nil {
@@ -203,7 +205,7 @@ func TestKeepalive(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	handed, err := adopt(fd)
+	handed, err := listenerFromFD(fd)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -233,7 +235,7 @@ func TestKeepalive(t *testing.T) {
 	}
 }
 
-// TestListenPrivately: the socket lies in a directory of its own, which goes with it.
+// TestListenPrivately: the socket has a directory of its own, which remove removes.
 func TestListenPrivately(t *testing.T) {
 	parent := t.TempDir()
 	t.Setenv("XDG_RUNTIME_DIR", parent)
@@ -252,7 +254,7 @@ func TestListenPrivately(t *testing.T) {
 	}
 }
 
-// TestInheritedIsForOneProcess: sockets that are handed to another process, and wrong numbers, are not taken.
+// TestInheritedIsForOneProcess: sockets for another process and invalid numbers are refused.
 func TestInheritedIsForOneProcess(t *testing.T) {
 	pid := strconv.Itoa(os.Getpid())
 	for _, tc := range []struct {
@@ -283,7 +285,7 @@ func TestAdoptRefuses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := adopt(fd); err == nil {
+	if _, err := listenerFromFD(fd); err == nil {
 		t.Error("a pipe is taken for a listener")
 	}
 }

@@ -33,8 +33,8 @@ func WithParent(ctx context.Context) (context.Context, context.CancelFunc, error
 	return ctx, func() { cancel(nil) }, nil
 }
 
-// openParent returns a descriptor of the parent process. PR_SET_PDEATHSIG would be shorter, but it signals the end of
-// the parent's thread that started this process, and the parent may go on.
+// openParent returns a pidfd of the parent process. PR_SET_PDEATHSIG would be shorter, but it
+// signals the end of the parent's thread that started this process, and the parent may continue.
 func openParent() (int, error) {
 	pid := os.Getppid()
 	if pid == 1 && !isContained() {
@@ -47,24 +47,25 @@ func openParent() (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	if os.Getppid() != pid { // the parent ended meanwhile, and the descriptor may be another process's
+	if os.Getppid() != pid { // the parent has ended, and the descriptor may be of another process
 		_ = unix.Close(fd)
 		return -1, errParentGone
 	}
 	return fd, nil
 }
 
-// isContained reports whether this is a container. Its first process may be the parent, and when it ends the kernel
-// ends all processes of the container.
+// isContained reports whether this is a container. There the parent may be process 1, and when it
+// ends the kernel ends all processes of the container.
 func isContained() bool {
 	const initial = "pid:[4026531836]" // PROC_PID_INIT_INO
 	namespace, err := os.Readlink("/proc/self/ns/pid")
 	return err == nil && namespace != initial
 }
 
-// awaitExit blocks until a process or the context has ended, and reports whether the process has.
+// awaitExit blocks until a process or the context has ended. It reports whether the process has
+// ended.
 func awaitExit(ctx context.Context, pidfd int) bool {
-	const tick = 500 // ms between looks at the context
+	const tick = 500 // ms between checks of the context
 	for ctx.Err() == nil {
 		n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, tick)
 		if err != nil && !errors.Is(err, unix.EINTR) {

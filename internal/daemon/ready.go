@@ -12,9 +12,9 @@ import (
 	"cairn/internal/atomicfile"
 )
 
-// BeginReady writes the pid file, unless its path is "", and tells the service manager that clients can connect, and
-// when ctx ends that they cannot any more. It calls failed for a state that the service manager could not be told.
-// End removes the pid file.
+// BeginReady writes the pid file, unless its path is "". It notifies the service manager that
+// clients can connect, and when ctx ends that the server stops. It calls failed if a notification
+// fails. end removes the pid file.
 func BeginReady(ctx context.Context, pidFile string, failed func(state string, err error)) (end func(), err error) {
 	remove := func() {}
 	if pidFile != "" {
@@ -22,16 +22,16 @@ func BeginReady(ctx context.Context, pidFile string, failed func(state string, e
 			return nil, err
 		}
 	}
-	tell := func(state string) {
+	notify := func(state string) {
 		if err := Notify(state); err != nil {
 			failed(state, err)
 		}
 	}
-	tell("READY=1")
+	notify("READY=1")
 	stopping := make(chan struct{})
 	cancelStopping := context.AfterFunc(ctx, func() {
 		defer close(stopping)
-		tell("STOPPING=1")
+		notify("STOPPING=1")
 	})
 	return func() {
 		if !cancelStopping() {
@@ -41,11 +41,12 @@ func BeginReady(ctx context.Context, pidFile string, failed func(state string, e
 	}, nil
 }
 
-// writePID writes the process id into a file. Remove removes the file, unless it has become another process's.
+// writePID writes the process id to a file. remove removes the file, unless it has another
+// process's id by then.
 func writePID(path string) (remove func(), err error) {
 	path, err = filepath.Abs(path)
 	if err == nil {
-		path, err = atomicfile.Resolve(path) // remove removes the file, not a link to it
+		path, err = atomicfile.Resolve(path) // remove must remove the file, not a link to it
 	}
 	if err != nil {
 		return nil, err
@@ -60,7 +61,7 @@ func writePID(path string) (remove func(), err error) {
 	return remove, atomicfile.Write(path, fmt.Appendln(nil, pid), 0o644)
 }
 
-// Notify tells systemd about this service, if NOTIFY_SOCKET is set (sd_notify(3)).
+// Notify sends a state to systemd, if NOTIFY_SOCKET is set (sd_notify(3)).
 func Notify(state string) error {
 	at := os.Getenv("NOTIFY_SOCKET")
 	if at == "" {

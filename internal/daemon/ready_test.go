@@ -13,8 +13,8 @@ import (
 	"time"
 )
 
-// serviceManager listens as systemd does, and returns what it is told next.
-func serviceManager(t *testing.T) (next func() string) {
+// startServiceManager listens as systemd does. next returns the next notification.
+func startServiceManager(t *testing.T) (next func() string) {
 	t.Helper()
 	at := filepath.Join(t.TempDir(), "notify")
 	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: at, Net: "unixgram"})
@@ -34,9 +34,10 @@ func serviceManager(t *testing.T) (next func() string) {
 	}
 }
 
-// TestBeginReady: the pid file is there while clients can connect, and the service manager hears of both ends.
+// TestBeginReady: the pid file exists while clients can connect, and the service manager is
+// notified of start and stop.
 func TestBeginReady(t *testing.T) {
-	next := serviceManager(t)
+	next := startServiceManager(t)
 	path := filepath.Join(t.TempDir(), "pid")
 	ctx, cancel := context.WithCancel(t.Context())
 	end, err := BeginReady(ctx, path, func(state string, err error) { t.Error(state, err) })
@@ -47,19 +48,19 @@ func TestBeginReady(t *testing.T) {
 		t.Errorf("the pid file holds %q, %v", text, err)
 	}
 	if got := next(); got != "READY=1" {
-		t.Errorf("the service manager is told %s", got)
+		t.Errorf("the service manager receives %s", got)
 	}
 	cancel()
 	end()
 	if got := next(); got != "STOPPING=1" {
-		t.Errorf("the service manager is told %s", got)
+		t.Errorf("the service manager receives %s", got)
 	}
 	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the pid file is left: %v", err)
 	}
 }
 
-// TestBeginReadyAlone: a service manager that is not there does not keep a server from its clients, and is reported.
+// TestBeginReadyAlone: without a service manager the failure is reported, and the server starts.
 func TestBeginReadyAlone(t *testing.T) {
 	t.Setenv("NOTIFY_SOCKET", filepath.Join(t.TempDir(), "none"))
 	var states []string
@@ -77,7 +78,7 @@ func TestBeginReadyAlone(t *testing.T) {
 	}
 }
 
-// TestPIDFileOfAnother: a pid file that another process has written meanwhile stays, and a link is not removed.
+// TestPIDFileOfAnother: the pid file of another process remains, and a link is not removed.
 func TestPIDFileOfAnother(t *testing.T) {
 	dir := t.TempDir()
 	file, link := filepath.Join(dir, "file"), filepath.Join(dir, "link")
@@ -107,7 +108,8 @@ func TestPIDFileOfAnother(t *testing.T) {
 	}
 }
 
-// TestWithParent: the context ends with the parent process. The child is this test, started by a shell that ends.
+// TestWithParent: the context ends with the parent process. The child is this test, started by a
+// shell that ends.
 func TestWithParent(t *testing.T) {
 	if os.Getenv("CAIRN_TEST_CHILD") != "" {
 		ctx, stop, err := WithParent(t.Context())
