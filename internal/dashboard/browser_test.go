@@ -27,14 +27,15 @@ func TestBrowser(t *testing.T) {
 	}
 }
 
-// quiet complains of anything on the console, and of requests for anything but what is at the page's own address.
-func quiet(b *browsertest.Tab, at string) {
+// checkQuiet fails the test for messages on the console and for requests to other addresses than
+// the page's.
+func checkQuiet(b *browsertest.Tab, at string) {
 	b.T.Helper()
 	b.Quiet(func(url string) bool { return strings.HasPrefix(url, at) })
 }
 
-// shows complains unless the page shows the sample.
-func shows(b *browsertest.Tab) {
+// checkSample checks that the page shows the sample.
+func checkSample(b *browsertest.Tab) {
 	b.T.Helper()
 	browsertest.Sees(b, browsertest.Texts("h3 bdi"), []string{"debian-13", "rescue"})
 	browsertest.Sees(b, browsertest.Texts("article strong"), []string{"34.4 %", "100.0 %"})
@@ -47,37 +48,37 @@ func shows(b *browsertest.Tab) {
 }
 
 func testShows(b *browsertest.Tab) {
-	at := board(b.T, sampleStatus)
+	at := startBoard(b.T, sampleStatus)
 	b.Run(chromedp.EmulateViewport(1200, 900), chromedp.Navigate(at))
-	shows(b)
+	checkSample(b)
 	for scheme, want := range map[string]color.RGBA{"light": {0xff, 0xff, 0xff, 0xff}, "dark": {0x10, 0x14, 0x18, 0xff}} {
 		b.Run(browsertest.Scheme("screen", scheme))
 		if got := color.RGBAModel.Convert(b.Picture(scheme+".png").At(1, 1)); got != want {
 			b.T.Errorf("%s: the page is %v, want %v", scheme, got, want)
 		}
 	}
-	quiet(b, at)
+	checkQuiet(b, at)
 }
 
 func testFitsPhone(b *browsertest.Tab) {
-	b.Run(chromedp.EmulateViewport(360, 700, chromedp.EmulateScale(2)), chromedp.Navigate(board(b.T, sampleStatus)))
+	b.Run(chromedp.EmulateViewport(360, 700, chromedp.EmulateScale(2)), chromedp.Navigate(startBoard(b.T, sampleStatus)))
 	b.Picture("phone.png")
 	browsertest.Sees(b, "document.documentElement.scrollWidth", 360)
 }
 
 func testWithoutScript(b *browsertest.Tab) {
-	at := board(b.T, sampleStatus)
+	at := startBoard(b.T, sampleStatus)
 	b.Run(emulation.SetScriptExecutionDisabled(true), chromedp.Navigate(at))
-	shows(b)
+	checkSample(b)
 	browsertest.Sees(b, `document.querySelector("noscript meta").getAttribute("content")`, "5")
-	quiet(b, at)
+	checkQuiet(b, at)
 }
 
-// testRenews: the page follows what happens, and says so when it cannot.
+// testRenews: the page follows the status.
 func testRenews(b *browsertest.Tab) {
 	var mu sync.Mutex
 	s := sampleStatus()
-	at := board(b.T, func() Status {
+	at := startBoard(b.T, func() Status {
 		mu.Lock()
 		defer mu.Unlock()
 		return s
@@ -90,14 +91,14 @@ func testRenews(b *browsertest.Tab) {
 	mu.Unlock()
 	b.Run(chromedp.Poll(`document.querySelector("#export-0 strong").textContent === "100.0 %" && !document.querySelector("#waits table")
 		&& !document.querySelector(".map .c0")`, nil))
-	quiet(b, at)
+	checkQuiet(b, at)
 }
 
-// testHostileNames: whatever names hold is text.
+// testHostileNames: names are text, whatever they contain.
 func testHostileNames(b *browsertest.Tab) {
-	at := board(b.T, hostileStatus)
+	at := startBoard(b.T, hostileStatus)
 	b.Run(chromedp.Navigate(at))
-	browsertest.Sees(b, browsertest.Texts("h3 bdi"), []string{clean(hostile + "0"), clean(hostile + "1")})
+	browsertest.Sees(b, browsertest.Texts("h3 bdi"), []string{cleanText(hostileText + "0"), cleanText(hostileText + "1")})
 	browsertest.Sees(b, `document.querySelectorAll("img").length`, 0)
-	quiet(b, at)
+	checkQuiet(b, at)
 }

@@ -23,21 +23,21 @@ import (
 	"github.com/prometheus/common/model"
 )
 
-// hostile is a text that means something to HTML, scripts, Prometheus and terminals.
-const hostile = `</script><img src=x onerror=alert(1)>"'{}\` + "\n\x1b[31m\u202e\xff"
+// hostileText has characters with a meaning in HTML, scripts, Prometheus and terminals.
+const hostileText = `</script><img src=x onerror=alert(1)>"'{}\` + "\n\x1b[31m\u202e\xff"
 
-// sampleStatus is a server with something of all there is.
+// sampleStatus returns a status in which no part is empty.
 func sampleStatus() Status {
 	now := time.Now()
 	wait := Wait{Chunk: strings.Repeat("ab", 32), Offset: 300 << 20, Size: 700 << 10, Since: now.Add(-12 * time.Second)}
-	away := Wait{Chunk: strings.Repeat("cd", 32), Offset: 500 << 20, Size: 64 << 10, Since: now.Add(-3 * time.Second),
+	failing := Wait{Chunk: strings.Repeat("cd", 32), Offset: 500 << 20, Size: 64 << 10, Since: now.Add(-3 * time.Second),
 		Error: "GET https://images.example.com/default.castr/cdcd/cdcd.cacnk: 503 Service Unavailable"}
 	cells := strings.Repeat("a", 200) + "0123456789a" + strings.Repeat("0", 289) + strings.Repeat("3", 60) + strings.Repeat("0a", 100) + strings.Repeat("0", 200)
 	requests := []Requests{{"read", "ok", 41234}, {"read", "failed", 2}, {"block_status", "ok", 4}}
 	v2 := Export{Name: "debian-13", Identity: "debian-13@" + strings.Repeat("0f", 32), Size: 960 << 20, Local: 330 << 20, Map: cells, Clients: 3,
 		Requests: requests, Served: 3 << 30, Pending: 2, Reads: 41230, Wanted: 3 << 30, MemoryHits: 30000, DiskHits: 9000,
 		FromStore: 5100, FromOther: 800, FromDisk: 12, Fetched: 320 << 20, Prefetched: 200 << 20, Used: 170 << 20,
-		Failures: 2, Stalls: 2300, StallTime: 75.3, Waiting: []Wait{wait, away}}
+		Failures: 2, Stalls: 2300, StallTime: 75.3, Waiting: []Wait{wait, failing}}
 	return Status{
 		Version: "v1.2.3", Started: now.Add(-26 * time.Hour), Now: now, Offered: 3,
 		Exports: []Export{v2, {Name: "rescue", Identity: "rescue@" + strings.Repeat("1e", 32), Size: 40 << 20, Local: 40 << 20, Map: strings.Repeat("a", 960)}},
@@ -46,10 +46,10 @@ func sampleStatus() Status {
 				Pending: []Pending{{"read", 300 << 20, 128 << 10, now.Add(-12 * time.Second), &wait}, {"read", 301 << 20, 4096, now.Add(-time.Second), nil}}},
 			{ID: 7, Address: "[2001:db8::12]:40022", Export: "debian-13", Since: now.Add(-90 * time.Second), Requests: 1240, Served: 1 << 30},
 		},
-		Connections: Connections{3, 128, 9, 0}, InFlight: Room{2 << 20, 512 << 20}, Memory: Room{250 << 20, 256 << 20},
+		Connections: Connections{3, 128, 9, 0}, InFlight: Usage{2 << 20, 512 << 20}, Memory: Usage{250 << 20, 256 << 20},
 		Cache: &Cache{Bytes: 700 << 20, Limit: 2 << 30, Evicted: 90 << 20, Working: true},
 		Stores: []Store{
-			{Name: "https://images.example.com/default.castr", Up: false, Since: now.Add(-4 * time.Second), Error: away.Error,
+			{Name: "https://images.example.com/default.castr", Up: false, Since: now.Add(-4 * time.Second), Error: failing.Error,
 				Requests: []Results{{"ok", 5100}, {"unavailable", 7}}, InFlight: 2, Stored: 150 << 20, Retries: 5, GateLimit: 24},
 			{Name: "/var/lib/images/default.castr", Up: true, Requests: []Results{{"ok", 12}}, Stored: 1 << 20},
 		},
@@ -57,28 +57,28 @@ func sampleStatus() Status {
 	}
 }
 
-// hostileStatus has names that want to be something else, all over, and two exports of one name but for what
-// cannot be told apart.
+// hostileStatus returns a status with hostileText in all names. The names of exports, and of stores,
+// differ only in the last character.
 func hostileStatus() Status {
 	s := sampleStatus()
-	s.Version = hostile
+	s.Version = hostileText
 	for i := range s.Exports {
-		s.Exports[i].Name, s.Exports[i].Identity = fmt.Sprint(hostile, i), hostile
+		s.Exports[i].Name, s.Exports[i].Identity = fmt.Sprint(hostileText, i), hostileText
 		for j := range s.Exports[i].Waiting {
-			s.Exports[i].Waiting[j].Error, s.Exports[i].Waiting[j].Chunk = hostile, hostile
+			s.Exports[i].Waiting[j].Error, s.Exports[i].Waiting[j].Chunk = hostileText, hostileText
 		}
 	}
 	for i := range s.Clients {
-		s.Clients[i].Address, s.Clients[i].Export = hostile, hostile
+		s.Clients[i].Address, s.Clients[i].Export = hostileText, hostileText
 	}
 	for i := range s.Stores {
-		s.Stores[i].Name, s.Stores[i].Error = fmt.Sprint(hostile, i), hostile
+		s.Stores[i].Name, s.Stores[i].Error = fmt.Sprint(hostileText, i), hostileText
 	}
 	return s
 }
 
-// board serves a status until the test ends, and returns its address.
-func board(t testing.TB, look func() Status) string {
+// startBoard serves a status until the test ends, and returns its address.
+func startBoard(t testing.TB, getStatus func() Status) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -86,7 +86,7 @@ func board(t testing.TB, look func() Status) string {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	served := make(chan error, 1)
-	go func() { served <- New(look, func() Totals { return Totals{} }).Serve(ctx, l) }()
+	go func() { served <- New(getStatus, func() Totals { return Totals{} }).Serve(ctx, l) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-served; err != nil {
@@ -96,7 +96,7 @@ func board(t testing.TB, look func() Status) string {
 	return "http://" + l.Addr().String() + "/"
 }
 
-func get(t testing.TB, url string) (string, http.Header) {
+func getText(t testing.TB, url string) (string, http.Header) {
 	t.Helper()
 	answer, err := http.Get(url)
 	if err != nil {
@@ -110,7 +110,7 @@ func get(t testing.TB, url string) (string, http.Header) {
 	return string(text), answer.Header
 }
 
-// TestLint: Prometheus's own rules find nothing, whatever the names are.
+// TestLint: Prometheus's linter accepts the metrics, whatever the names are.
 func TestLint(t *testing.T) {
 	for name, s := range map[string]Status{"sample": sampleStatus(), "hostile": hostileStatus(), "empty": {}} {
 		problems, err := testutil.GatherAndLint(newRegistry(func() Status { return s }))
@@ -125,10 +125,10 @@ func TestLint(t *testing.T) {
 	}
 }
 
-// TestMetrics: what is scraped is the status, and can be parsed with hostile names in it.
+// TestMetrics: the metrics have the values of the status, and can be parsed with hostile names.
 func TestMetrics(t *testing.T) {
 	s := hostileStatus()
-	text, header := get(t, board(t, func() Status { return s })+"metrics")
+	text, header := getText(t, startBoard(t, func() Status { return s })+"metrics")
 	if kind := header.Get("Content-Type"); !strings.HasPrefix(kind, "text/plain; version=0.0.4") {
 		t.Errorf("the content type is %q", kind)
 	}
@@ -160,24 +160,24 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
-// TestDocumented: the page about it names each metric, and none that there is not.
+// TestDocumented: docs/serve.md names each metric, and no others.
 func TestDocumented(t *testing.T) {
 	doc, err := os.ReadFile("../../docs/serve.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	text, _ := get(t, board(t, sampleStatus)+"metrics")
+	text, _ := getText(t, startBoard(t, sampleStatus)+"metrics")
 	names := func(text string) []string {
 		all := regexp.MustCompile(`cairn_serve_[a-z_]+[a-z]`).FindAllString(text, -1)
 		slices.Sort(all)
 		return slices.Compact(all)
 	}
 	if diff := cmp.Diff(names(text), names(string(doc))); diff != "" {
-		t.Errorf("metrics that are there (-), and that docs/serve.md names (+):\n%s", diff)
+		t.Errorf("metrics of the server (-), and in docs/serve.md (+):\n%s", diff)
 	}
 }
 
-// TestFewSeries: however many exports there are, the series are bounded.
+// TestFewSeries: the number of series is bounded for any number of exports.
 func TestFewSeries(t *testing.T) {
 	s := sampleStatus()
 	for i := range 5000 {
@@ -189,7 +189,7 @@ func TestFewSeries(t *testing.T) {
 	if most := 30 * maxExports; err != nil || n > most {
 		t.Errorf("%d series, %v, want at most %d", n, err, most)
 	}
-	page, _ := get(t, board(t, func() Status { return s }))
+	page, _ := getText(t, startBoard(t, func() Status { return s }))
 	if len(page) > 2<<20 || !strings.Contains(page, "more, in status.json") {
 		t.Errorf("the page has %d bytes", len(page))
 	}
@@ -197,7 +197,7 @@ func TestFewSeries(t *testing.T) {
 
 func TestJSON(t *testing.T) {
 	s := sampleStatus()
-	text, _ := get(t, board(t, func() Status { return s })+"status.json")
+	text, _ := getText(t, startBoard(t, func() Status { return s })+"status.json")
 	var got Status
 	d := json.NewDecoder(strings.NewReader(text))
 	d.DisallowUnknownFields()
@@ -205,13 +205,14 @@ func TestJSON(t *testing.T) {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff(s.Exports[1].Map, got.Exports[1].Map); diff != "" || got.Stores[0].Error != s.Stores[0].Error || got.Clients[0].Pending[0].Wait.Chunk != s.Exports[0].Waiting[0].Chunk {
-		t.Errorf("the JSON is another status: %s\n%s", diff, text)
+		t.Errorf("the JSON has another status: %s\n%s", diff, text)
 	}
 }
 
-// TestHostile: nothing of a name gets out of where text belongs, and the page may do nothing but show itself.
+// TestHostile: names cannot leave their place in the page, and the policy allows the page only its
+// own resources.
 func TestHostile(t *testing.T) {
-	page, header := get(t, board(t, hostileStatus))
+	page, header := getText(t, startBoard(t, hostileStatus))
 	for _, bad := range []string{"<img", "</script><", "\x1b", "\u202e", "onerror=alert(1)>\""} {
 		if strings.Contains(page, bad) {
 			t.Errorf("the page contains %q", bad)
@@ -220,17 +221,18 @@ func TestHostile(t *testing.T) {
 	if n := strings.Count(page, "&lt;img src=x"); n < 10 {
 		t.Errorf("the names are shown %d times", n)
 	}
-	if got := header.Get("Content-Security-Policy"); got != policy || strings.Contains(got, "unsafe") {
+	if got := header.Get("Content-Security-Policy"); got != contentPolicy || strings.Contains(got, "unsafe") {
 		t.Errorf("the policy is %q", got)
 	}
 	if strings.Contains(page, "style=") || strings.Contains(page, "<script>") || strings.Contains(page, "://") && strings.Contains(page, "src=\"http") {
-		t.Error("the page has inline script or style, or asks for more than what is on its address")
+		t.Error("the page has inline script or style, or requests other addresses")
 	}
 }
 
-// TestHosts: a foreign page cannot read what this machine tells itself, by giving our address its own name.
+// TestHosts: on a loopback address, requests for other host names are refused, so that DNS
+// rebinding does not work.
 func TestHosts(t *testing.T) {
-	at := board(t, sampleStatus)
+	at := startBoard(t, sampleStatus)
 	for host, want := range map[string]int{"": 200, "localhost:1": 200, "127.0.0.1": 200, "[::1]:9": 200, "evil.example": 403, "evil.example:80": 403} {
 		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, at+"status.json", nil)
 		if err != nil {
@@ -294,37 +296,37 @@ func TestMap(t *testing.T) {
 
 func TestRates(t *testing.T) {
 	b := New(sampleStatus, func() Totals { return Totals{} })
-	if got := b.rates(); got != (Rates{}) {
+	if got := b.ratesLocked(); got != (Rates{}) {
 		t.Errorf("without samples: %+v", got)
 	}
 	began := time.Unix(100, 0)
 	for i := range 20 {
-		b.note(sample{began.Add(time.Duration(i) * time.Second), Totals{Requests: int64(i) * 10, Served: int64(i) * 1000}})
+		b.addSample(sample{began.Add(time.Duration(i) * time.Second), Totals{Requests: int64(i) * 10, Served: int64(i) * 1000}})
 	}
-	if got, want := b.rates(), (Rates{Requests: 10, Served: 1000}); got != want || len(b.samples) != sampleCount {
+	if got, want := b.ratesLocked(), (Rates{Requests: 10, Served: 1000}); got != want || len(b.samples) != sampleCount {
 		t.Errorf("rates are %+v of %d samples, want %+v of %d", got, len(b.samples), want, sampleCount)
 	}
 }
 
-// TestSlowScrapers: a thousand clients that open connections, or ask and take no answer, cost neither memory nor
-// anybody else an answer, and things are looked at once for all that ask at a time.
+// TestSlowScrapers: a thousand clients that send no request or receive no response cost little
+// memory and block no other client. Concurrent requests share one status.
 func TestSlowScrapers(t *testing.T) {
 	var mu sync.Mutex
-	looks := 0
+	calls := 0
 	s := sampleStatus()
 	for i := range 200 {
 		e := s.Exports[0]
 		e.Name = fmt.Sprint("e", i)
 		s.Exports = append(s.Exports, e)
 	}
-	at := board(t, func() Status {
+	at := startBoard(t, func() Status {
 		mu.Lock()
 		defer mu.Unlock()
-		looks++
+		calls++
 		return s
 	})
-	get(t, at+"metrics")
-	before := held()
+	getText(t, at+"metrics")
+	before := liveHeap()
 	host := strings.TrimSuffix(strings.TrimPrefix(at, "http://"), "/")
 	var conns []net.Conn
 	defer func() {
@@ -339,7 +341,7 @@ func TestSlowScrapers(t *testing.T) {
 		}
 		conns = append(conns, c)
 		if i%100 == 0 {
-			time.Sleep(fresh) // so that the next ones ask for something new
+			time.Sleep(statusMaxAge) // so that the next requests need a new status
 		}
 		if i%2 == 0 {
 			fmt.Fprintf(c, "GET /metrics HTTP/1.1\r\nHost: %s\r\n\r\n", host)
@@ -348,18 +350,18 @@ func TestSlowScrapers(t *testing.T) {
 		}
 	}
 	for range 3 {
-		if text, _ := get(t, at+"metrics"); !strings.Contains(text, "cairn_serve_info") {
+		if text, _ := getText(t, at+"metrics"); !strings.Contains(text, "cairn_serve_info") {
 			t.Error("a scrape has no metrics")
 		}
 	}
-	if grown := held() - before; grown > 16<<20 {
+	if grown := liveHeap() - before; grown > 16<<20 {
 		t.Errorf("memory has grown by %d KiB", grown>>10)
 	} else {
 		t.Logf("memory has grown by %d KiB", grown>>10)
 	}
 	open := 0
 	for _, c := range conns {
-		if !closed(c) {
+		if !isClosed(c) {
 			open++
 		}
 	}
@@ -368,33 +370,33 @@ func TestSlowScrapers(t *testing.T) {
 	}
 	mu.Lock()
 	defer mu.Unlock()
-	if looks > 100 {
-		t.Errorf("things were looked at %d times", looks)
+	if calls > 100 {
+		t.Errorf("getStatus was called %d times", calls)
 	}
 }
 
-// closed says whether the other side has closed a connection; what it sent before is taken.
-func closed(c net.Conn) bool {
+// isClosed reports whether the other side has closed a connection. It discards received bytes.
+func isClosed(c net.Conn) bool {
 	_ = c.SetReadDeadline(time.Now().Add(20 * time.Millisecond))
 	_, err := io.Copy(io.Discard, c)
 	return err == nil || !errors.Is(err, os.ErrDeadlineExceeded)
 }
 
-// held is the memory that is in use, garbage apart.
-func held() int64 {
+// liveHeap returns the bytes of memory in use after a garbage collection.
+func liveHeap() int64 {
 	var m runtime.MemStats
 	runtime.GC()
 	runtime.ReadMemStats(&m)
 	return int64(m.HeapAlloc + m.StackInuse)
 }
 
-// TestCrowd: the oldest goes.
+// TestCrowd: a connection beyond the limit closes the oldest one.
 func TestCrowd(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &crowd{Listener: l, most: 2}
+	c := &limitedListener{Listener: l, limit: 2}
 	defer c.Close()
 	var ours, theirs []net.Conn
 	for range 3 {
@@ -409,12 +411,12 @@ func TestCrowd(t *testing.T) {
 		}
 		ours, theirs = append(ours, accepted), append(theirs, conn)
 	}
-	if !closed(theirs[0]) || closed(theirs[1]) || closed(theirs[2]) {
-		t.Error("not only the oldest is closed")
+	if !isClosed(theirs[0]) || isClosed(theirs[1]) || isClosed(theirs[2]) {
+		t.Error("another connection than the oldest is closed")
 	}
 	_ = ours[0].Close()
 	_ = ours[1].Close()
 	if len(c.conns) != 1 {
-		t.Errorf("%d are in the crowd, want 1", len(c.conns))
+		t.Errorf("%d connections are in the listener, want 1", len(c.conns))
 	}
 }

@@ -3,7 +3,7 @@ package dashboard
 import (
 	"bytes"
 	"context"
-	_ "embed" // the parts of the page
+	_ "embed" // for the files of the page
 	"encoding/json"
 	"errors"
 	"io"
@@ -19,18 +19,19 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// Limits of the server. Whoever keeps a connection and does not go on is let go, and when there are too many the one
-// that has been there longest goes first: whoever asks a question and takes the answer has long gone by then.
+// Limits of the server. Slow connections time out. When there are too many, the oldest one is
+// closed first, because a client that sends requests and receives responses has finished long
+// before.
 const (
-	maxConns     = 64 // of each listener
-	maxHeader    = 8 << 10
-	readTimeout  = 5 * time.Second
-	writeTimeout = 10 * time.Second
-	idleTimeout  = 30 * time.Second
-	fresh        = 250 * time.Millisecond // for which an answer is good, whoever asks
-	maxLooks     = 4                      // whose answers are in memory at a time
-	sampleEvery  = time.Second
-	sampleCount  = 6 // over which rates are
+	maxConns       = 64 // of each listener
+	maxHeader      = 8 << 10
+	readTimeout    = 5 * time.Second
+	writeTimeout   = 10 * time.Second
+	idleTimeout    = 30 * time.Second
+	statusMaxAge   = 250 * time.Millisecond // how long responses use the same status
+	maxGenerations = 4                      // statuses whose responses are in memory
+	sampleInterval = time.Second
+	sampleCount    = 6 // samples over which rates are computed
 )
 
 var (
@@ -42,26 +43,27 @@ var (
 	pageJS []byte
 )
 
-// policy is what the page may do: be shown, with what is on the same address, and nothing else.
-const policy = "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; " +
+// contentPolicy allows the page its style, its script and connections to its own address, and
+// nothing else.
+const contentPolicy = "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; " +
 	"base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
-// Totals is what rates are made of. All grow.
+// Totals are the counters from which rates are computed.
 type Totals struct{ Requests, Served, Stored int64 }
 
-// Board answers over HTTP how things are. Safe for concurrent use.
+// Board serves the status over HTTP. It is safe for concurrent use.
 type Board struct {
-	look     func() Status
-	totals   func() Totals
-	registry *prometheus.Registry
+	getStatus func() Status
+	totals    func() Totals
+	registry  *prometheus.Registry
 
-	mu      sync.Mutex // guards what follows; held while things are looked at
-	at      time.Time  // of status
-	status  Status
-	answers map[string][]byte // made of status, by path
-	looks   int
-	taking  map[int]int // how many clients are taking answers, by the look that those are from
-	samples []sample    // the oldest first
+	mu         sync.Mutex // guards the fields below; held while getStatus runs
+	at         time.Time  // time of status
+	status     Status
+	rendered   map[string][]byte // responses with status, by path
+	generation int
+	readers    map[int]int // number of clients that receive responses, by the generation of the status
+	samples    []sample    // oldest first
 }
 
 type sample struct {
@@ -69,54 +71,56 @@ type sample struct {
 	Totals
 }
 
-// New is a board for what look says. It is asked at most a few times a second, however many want to know, and never by
-// two at once; totals is asked once a second, and should cost little. Rates are the board's own.
-func New(look func() Status, totals func() Totals) *Board {
-	b := &Board{look: look, totals: totals, answers: make(map[string][]byte), taking: make(map[int]int)}
+// New returns a board that serves the results of getStatus. It calls getStatus at most four times a
+// second, never concurrently, and only for requests. It calls totals once a second, which should be
+// cheap. It computes Status.Now and Status.Rates itself.
+func New(getStatus func() Status, totals func() Totals) *Board {
+	b := &Board{getStatus: getStatus, totals: totals, rendered: make(map[string][]byte), readers: make(map[int]int)}
 	b.registry = newRegistry(func() Status { return b.status })
 	return b
 }
 
-// Serve answers on all listeners until ctx ends or one of them fails, and closes them. When ctx ends it returns nil.
+// Serve serves HTTP on all listeners until ctx ends or one of them fails. It closes the listeners.
+// When ctx ends it returns nil.
 func (b *Board) Serve(ctx context.Context, listeners ...net.Listener) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	go b.sample(ctx)
+	go b.recordSamples(ctx)
 	public := slices.ContainsFunc(listeners, func(l net.Listener) bool {
 		tcp, is := l.Addr().(*net.TCPAddr)
 		return !is || !tcp.IP.IsLoopback()
 	})
 	server := &http.Server{
-		Handler:           b.handler(!public),
+		Handler:           b.newHandler(!public),
 		ReadHeaderTimeout: readTimeout,
 		ReadTimeout:       readTimeout,
 		WriteTimeout:      writeTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeader,
-		ErrorLog:          log.New(io.Discard, "", 0), // strangers fill no log
+		ErrorLog:          log.New(io.Discard, "", 0), // any client could fill the log
 	}
 	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
 	defer stop()
 	var group errgroup.Group
 	for _, l := range listeners {
 		group.Go(func() error {
-			err := server.Serve(&crowd{Listener: l, most: maxConns})
+			err := server.Serve(&limitedListener{Listener: l, limit: maxConns})
 			if errors.Is(err, http.ErrServerClosed) {
 				return nil
 			}
-			cancel() // and with it the others
+			cancel() // which closes the other listeners
 			return err
 		})
 	}
 	return group.Wait()
 }
 
-// sample remembers the totals of the last seconds.
-func (b *Board) sample(ctx context.Context) {
-	ticker := time.NewTicker(sampleEvery)
+// recordSamples records the totals every second until ctx ends.
+func (b *Board) recordSamples(ctx context.Context) {
+	ticker := time.NewTicker(sampleInterval)
 	defer ticker.Stop()
 	for {
-		b.note(sample{time.Now(), b.totals()})
+		b.addSample(sample{time.Now(), b.totals()})
 		select {
 		case <-ctx.Done():
 			return
@@ -125,15 +129,15 @@ func (b *Board) sample(ctx context.Context) {
 	}
 }
 
-func (b *Board) note(s sample) {
+func (b *Board) addSample(s sample) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.samples = append(b.samples, s)
 	b.samples = slices.Delete(b.samples, 0, max(0, len(b.samples)-sampleCount))
 }
 
-// rates are those of the last seconds. The caller holds mu.
-func (b *Board) rates() Rates {
+// ratesLocked returns the rates over the recorded samples. The caller holds mu.
+func (b *Board) ratesLocked() Rates {
 	if len(b.samples) < 2 {
 		return Rates{}
 	}
@@ -143,90 +147,95 @@ func (b *Board) rates() Rates {
 	return Rates{per(from.Requests, to.Requests), per(from.Served, to.Served), per(from.Stored, to.Stored)}
 }
 
-// handler answers. On this machine's own address only requests for a host of that kind are answered: others come from
-// a browser that a foreign page has led here under its own name.
-func (b *Board) handler(loopback bool) http.Handler {
+// newHandler returns the HTTP handler. With loopback, which means that all listeners are on loopback
+// addresses, it refuses requests for host names other than localhost. Such requests come from a web
+// page that has its own name resolve to this address (DNS rebinding).
+func (b *Board) newHandler(loopback bool) http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /{$}", b.page("text/html; charset=utf-8", render))
-	mux.HandleFunc("GET /status.json", b.page("application/json", toJSON))
-	mux.HandleFunc("GET /metrics", b.page(string(expfmt.NewFormat(expfmt.TypeTextPlain)), func(Status) ([]byte, error) { return text(b.registry) }))
-	mux.HandleFunc("GET /page.css", fixed("text/css; charset=utf-8", pageCSS))
-	mux.HandleFunc("GET /page.js", fixed("text/javascript; charset=utf-8", pageJS))
+	mux.HandleFunc("GET /{$}", b.serveRendered("text/html; charset=utf-8", renderPage))
+	mux.HandleFunc("GET /status.json", b.serveRendered("application/json", encodeJSON))
+	mux.HandleFunc("GET /metrics", b.serveRendered(string(expfmt.NewFormat(expfmt.TypeTextPlain)), func(Status) ([]byte, error) { return gatherMetrics(b.registry) }))
+	mux.HandleFunc("GET /page.css", serveStatic("text/css; charset=utf-8", pageCSS))
+	mux.HandleFunc("GET /page.js", serveStatic("text/javascript; charset=utf-8", pageJS))
 	mux.HandleFunc("GET /favicon.ico", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()
-		h.Set("Content-Security-Policy", policy)
+		h.Set("Content-Security-Policy", contentPolicy)
 		h.Set("X-Content-Type-Options", "nosniff")
 		h.Set("Referrer-Policy", "no-referrer")
 		h.Set("Cross-Origin-Resource-Policy", "same-origin")
 		h.Set("Cache-Control", "no-store")
-		if loopback && !localHost(r.Host) {
-			http.Error(w, "this address is for this machine's own names", http.StatusForbidden)
+		if loopback && !isLocalhostOrIP(r.Host) {
+			http.Error(w, "use localhost or an IP address as the host name", http.StatusForbidden)
 			return
 		}
 		mux.ServeHTTP(w, r)
 	})
 }
 
-func localHost(host string) bool {
+// isLocalhostOrIP reports whether a Host header is localhost or any IP address. A web page cannot
+// have these names resolve to another address.
+func isLocalhostOrIP(host string) bool {
 	if name, _, err := net.SplitHostPort(host); err == nil {
 		host = name
 	}
 	return host == "localhost" || net.ParseIP(host) != nil || len(host) > 2 && net.ParseIP(host[1:len(host)-1]) != nil
 }
 
-func fixed(kind string, text []byte) http.HandlerFunc {
+func serveStatic(kind string, text []byte) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", kind)
-		_, _ = w.Write(text) // a client that has gone wants nothing
+		_, _ = w.Write(text) // an error means that the client is gone
 	}
 }
 
-// page answers with what is made of the status, once for all who ask at about the same time: they share its bytes.
-func (b *Board) page(kind string, write func(Status) ([]byte, error)) http.HandlerFunc {
+// serveRendered serves the result of write for the status. Requests at about the same time share
+// one result.
+func (b *Board) serveRendered(kind string, write func(Status) ([]byte, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		text, done, err := b.answer(r.URL.Path, write)
+		text, done, err := b.renderShared(r.URL.Path, write)
 		defer done()
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusInternalServerError)
 			return
 		}
-		fixed(kind, text)(w, r)
+		serveStatic(kind, text)(w, r)
 	}
 }
 
-// answer returns what is made of the status. The caller calls done when the client has it, or has gone. As long as
-// clients are slow to take the answers of many looks, nothing is looked at anew: or they would fill the memory.
-func (b *Board) answer(path string, write func(Status) ([]byte, error)) (text []byte, done func(), err error) {
+// renderShared returns the result of write for the status, and may share it between requests. The
+// caller calls done when it has sent the result. While clients still receive results of
+// maxGenerations statuses, it does not get a new status, to limit memory.
+func (b *Board) renderShared(path string, write func(Status) ([]byte, error)) (text []byte, done func(), err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if now := time.Now(); now.Sub(b.at) >= fresh && len(b.taking) < maxLooks {
-		b.status = b.look()
-		b.status.Now, b.status.Rates = time.Now(), b.rates()
+	if now := time.Now(); now.Sub(b.at) >= statusMaxAge && len(b.readers) < maxGenerations {
+		b.status = b.getStatus()
+		b.status.Now, b.status.Rates = time.Now(), b.ratesLocked()
 		b.at = now
-		b.looks++
-		clear(b.answers)
+		b.generation++
+		clear(b.rendered)
 	}
-	look := b.looks
-	b.taking[look]++
+	generation := b.generation
+	b.readers[generation]++
 	done = func() {
 		b.mu.Lock()
 		defer b.mu.Unlock()
-		if b.taking[look]--; b.taking[look] == 0 {
-			delete(b.taking, look)
+		if b.readers[generation]--; b.readers[generation] == 0 {
+			delete(b.readers, generation)
 		}
 	}
-	if text := b.answers[path]; text != nil {
+	if text := b.rendered[path]; text != nil {
 		return text, done, nil
 	}
 	text, err = write(b.status)
 	if err == nil {
-		b.answers[path] = text
+		b.rendered[path] = text
 	}
 	return text, done, err
 }
 
-func toJSON(s Status) ([]byte, error) {
+func encodeJSON(s Status) ([]byte, error) {
 	var buffer bytes.Buffer
 	e := json.NewEncoder(&buffer)
 	e.SetIndent("", " ")
@@ -234,37 +243,38 @@ func toJSON(s Status) ([]byte, error) {
 	return buffer.Bytes(), err
 }
 
-// crowd is a listener with few connections at a time: a newcomer takes the place of the oldest.
-type crowd struct {
+// limitedListener is a listener with a limit for open connections. A new connection closes the
+// oldest one.
+type limitedListener struct {
 	net.Listener
-	most int
+	limit int
 
-	mu    sync.Mutex // guards what follows
-	conns []*member  // the oldest first
+	mu    sync.Mutex     // guards the field below
+	conns []*limitedConn // oldest first
 }
 
-type member struct {
+type limitedConn struct {
 	net.Conn
-	crowd *crowd
+	listener *limitedListener
 }
 
 // Accept implements net.Listener.
-func (c *crowd) Accept() (net.Conn, error) {
+func (c *limitedListener) Accept() (net.Conn, error) {
 	conn, err := c.Listener.Accept()
 	if err != nil {
 		return nil, err
 	}
-	m := &member{conn, c}
-	if oldest := c.enter(m); oldest != nil {
+	m := &limitedConn{conn, c}
+	if oldest := c.addConn(m); oldest != nil {
 		_ = oldest.Conn.Close()
 	}
 	return m, nil
 }
 
-func (c *crowd) enter(m *member) (oldest *member) {
+func (c *limitedListener) addConn(m *limitedConn) (oldest *limitedConn) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(c.conns) >= c.most {
+	if len(c.conns) >= c.limit {
 		oldest = c.conns[0]
 		c.conns = slices.Delete(c.conns, 0, 1)
 	}
@@ -272,12 +282,12 @@ func (c *crowd) enter(m *member) (oldest *member) {
 	return oldest
 }
 
-// Close leaves the crowd.
-func (m *member) Close() error {
-	m.crowd.mu.Lock()
-	if i := slices.Index(m.crowd.conns, m); i >= 0 {
-		m.crowd.conns = slices.Delete(m.crowd.conns, i, i+1)
+// Close closes the connection and removes it from the listener.
+func (m *limitedConn) Close() error {
+	m.listener.mu.Lock()
+	if i := slices.Index(m.listener.conns, m); i >= 0 {
+		m.listener.conns = slices.Delete(m.listener.conns, i, i+1)
 	}
-	m.crowd.mu.Unlock()
+	m.listener.mu.Unlock()
 	return m.Conn.Close()
 }

@@ -13,21 +13,22 @@ import (
 	"cairn/internal/plaintext"
 )
 
-// How much the page shows; /status.json has all.
+// Limits of the page; /status.json is complete.
 const (
-	maxShown   = 64  // exports, clients, reads that wait
+	maxShown   = 64  // exports, clients, waiting reads
 	maxName    = 200 // characters of a name
 	columns    = 96  // cells in a row of a map
 	cellWidth  = 10
 	cellHeight = 10
 )
 
-// page is what the template shows of a Status: the first of its exports, of their reads that wait, and of its clients.
+// page is the data of the template: a Status with at most maxShown exports and clients, and the
+// waiting reads of the shown exports.
 type page struct {
 	Status
 	Figures     []figure
 	Waits       []exportWait
-	Rooms       []roomRow
+	UsageRows   []usageRow
 	MoreExports int
 	MoreClients int
 }
@@ -39,16 +40,16 @@ type exportWait struct {
 	Wait
 }
 
-type roomRow struct {
+type usageRow struct {
 	Name, Used, Limit, Note string
-	Share                   int // of 100
+	Share                   int // percent
 }
 
-func render(s Status) ([]byte, error) {
+func renderPage(s Status) ([]byte, error) {
 	t, err := template.New("page").Funcs(template.FuncMap{
-		"clean": clean, "short": short, "size": size, "comma": humanize.Comma, "share": plaintext.Percent, "count": countRequests,
-		"draw": draw, "since": func(t time.Time) string { return age(s.Now.Sub(t)) },
-		"seconds": func(n float64) string { return age(time.Duration(n * float64(time.Second))) },
+		"clean": cleanText, "short": shortDigest, "size": formatSize, "comma": humanize.Comma, "share": plaintext.Percent, "count": countRequests,
+		"draw": newDrawing, "since": func(t time.Time) string { return formatAge(s.Now.Sub(t)) },
+		"seconds": func(n float64) string { return formatAge(time.Duration(n * float64(time.Second))) },
 	}).Parse(pageHTML)
 	if err != nil {
 		return nil, err
@@ -59,7 +60,7 @@ func render(s Status) ([]byte, error) {
 }
 
 func newPage(s Status) page {
-	p := page{Status: s, Figures: figures(s), Rooms: rooms(s)}
+	p := page{Status: s, Figures: newFigures(s), UsageRows: newUsageRows(s)}
 	p.Exports, p.Clients = s.Exports[:min(len(s.Exports), maxShown)], s.Clients[:min(len(s.Clients), maxShown)]
 	p.MoreExports, p.MoreClients = len(s.Exports)-len(p.Exports), len(s.Clients)-len(p.Clients)
 	for _, e := range p.Exports {
@@ -70,7 +71,7 @@ func newPage(s Status) page {
 	return p
 }
 
-func figures(s Status) []figure {
+func newFigures(s Status) []figure {
 	var whole, local, reads, hits, waits int64
 	var longest time.Duration
 	for _, e := range s.Exports {
@@ -81,49 +82,49 @@ func figures(s Status) []figure {
 			longest = max(longest, s.Now.Sub(e.Waiting[0].Since))
 		}
 	}
-	waiting := "nobody waits"
+	waiting := "none"
 	if waits > 0 {
-		waiting = "the longest for " + age(longest)
+		waiting = "longest " + formatAge(longest)
 	}
 	return []figure{
-		{"local", "Local", plaintext.Percent(local, whole), size(local) + " of " + size(whole)},
+		{"local", "Local", plaintext.Percent(local, whole), formatSize(local) + " of " + formatSize(whole)},
 		{"hits", "Answered at once", plaintext.Percent(hits, reads), "of " + humanize.Comma(reads) + " reads"},
-		{"served", "To clients", size(int64(s.Rates.Served)) + "/s", fmt.Sprintf("%.0f requests/s", s.Rates.Requests)},
-		{"fetched", "From stores", size(int64(s.Rates.Stored)) + "/s", "as stored"},
+		{"served", "To clients", formatSize(int64(s.Rates.Served)) + "/s", fmt.Sprintf("%.0f requests/s", s.Rates.Requests)},
+		{"fetched", "From stores", formatSize(int64(s.Rates.Stored)) + "/s", "as stored"},
 		{"waiting", "Reads waiting", humanize.Comma(waits), waiting},
 	}
 }
 
-// drawing is the map of an export.
+// drawing is the map of an export as SVG.
 type drawing struct {
 	Width, Height int
 	Shapes        []shape
 	Grid          string
-	Waits         string // a path around the cells of chunks that reads wait for
+	Waits         string // path around the cells of awaited chunks
 }
 
-// shape is all cells of a level.
+// shape has all cells of a level.
 type shape struct{ Class, Path string }
 
-// draw draws the map of an export, unless it is empty.
-func draw(e Export) *drawing {
+// newDrawing draws the map of an export. It returns nil if the map is empty.
+func newDrawing(e Export) *drawing {
 	if e.Map == "" {
 		return nil
 	}
 	height := (len(e.Map) + columns - 1) / columns * cellHeight
-	return &drawing{columns * cellWidth, height, shapes(e.Map), grid(height), around(e)}
+	return &drawing{columns * cellWidth, height, levelShapes(e.Map), gridPath(height), waitsPath(e)}
 }
 
-// shapes are the cells of each level as a path, neighbours as one.
-func shapes(cells string) (all []shape) {
+// levelShapes returns a shape for each level that has cells. Adjacent cells are joined.
+func levelShapes(cells string) (all []shape) {
 	for _, level := range levels {
 		var path strings.Builder
 		for i := 0; i < len(cells); i++ {
-			n := run(cells, i, byte(level))
+			n := runLength(cells, i, byte(level))
 			if n == 0 {
 				continue
 			}
-			path.WriteString(box(i, n))
+			path.WriteString(cellsPath(i, n))
 			i += n - 1
 		}
 		if path.Len() > 0 {
@@ -133,20 +134,20 @@ func shapes(cells string) (all []shape) {
 	return all
 }
 
-// run is how many cells from i on, in one row, have a level.
-func run(cells string, i int, level byte) (n int) {
+// runLength returns the number of cells with a level from cell i on, in one row.
+func runLength(cells string, i int, level byte) (n int) {
 	for i+n < len(cells) && cells[i+n] == level && (n == 0 || (i+n)%columns != 0) {
 		n++
 	}
 	return n
 }
 
-func box(i, n int) string {
+func cellsPath(i, n int) string {
 	return fmt.Sprintf("M%d %dh%dv%dh-%dz", i%columns*cellWidth, i/columns*cellHeight, n*cellWidth, cellHeight, n*cellWidth)
 }
 
-// grid is the lines between cells.
-func grid(height int) string {
+// gridPath returns the lines between cells.
+func gridPath(height int) string {
 	var path strings.Builder
 	for x := cellWidth; x < columns*cellWidth; x += cellWidth {
 		fmt.Fprintf(&path, "M%d 0v%d", x, height)
@@ -157,8 +158,9 @@ func grid(height int) string {
 	return path.String()
 }
 
-// around marks the cells of chunks that reads of an export with a map wait for.
-func around(e Export) string {
+// waitsPath returns the path around the cells of awaited chunks. The map of the export must not be
+// empty.
+func waitsPath(e Export) string {
 	var path strings.Builder
 	per := (e.Size + int64(len(e.Map)) - 1) / int64(len(e.Map))
 	var marked []int
@@ -169,12 +171,12 @@ func around(e Export) string {
 	}
 	slices.Sort(marked)
 	for _, i := range slices.Compact(marked) {
-		path.WriteString(box(i, 1))
+		path.WriteString(cellsPath(i, 1))
 	}
 	return path.String()
 }
 
-// countRequests counts the requests to a store, or those of them that failed.
+// countRequests returns the number of requests to a store, or of the failed ones.
 func countRequests(all []Results, failed bool) (n int64) {
 	for _, r := range all {
 		if !failed || r.Result != "ok" {
@@ -184,44 +186,44 @@ func countRequests(all []Results, failed bool) (n int64) {
 	return n
 }
 
-func rooms(s Status) []roomRow {
-	all := []roomRow{
-		newRoom("Chunks in memory", s.Memory.Bytes, s.Memory.Limit, ""),
-		newRoom("Replies on their way", s.InFlight.Bytes, s.InFlight.Limit, ""),
+func newUsageRows(s Status) []usageRow {
+	all := []usageRow{
+		newUsageRow("Chunks in memory", s.Memory.Bytes, s.Memory.Limit, ""),
+		newUsageRow("Requests and replies", s.InFlight.Bytes, s.InFlight.Limit, ""),
 	}
 	if c := s.Cache; c != nil {
-		note := "evicted " + size(c.Evicted)
+		note := "evicted " + formatSize(c.Evicted)
 		if !c.Working {
 			note = "the disk fails; " + note
 		}
-		all = append(all, newRoom("Images on disk", c.Bytes, c.Limit, note))
+		all = append(all, newUsageRow("Images on disk", c.Bytes, c.Limit, note))
 	}
 	n := s.Connections
-	return append(all, roomRow{"Connections", fmt.Sprint(n.Now), fmt.Sprint(n.Limit), humanize.Comma(n.Refused) + " refused", hundredth(int64(n.Now), int64(n.Limit))})
+	return append(all, usageRow{"Connections", fmt.Sprint(n.Now), fmt.Sprint(n.Limit), humanize.Comma(n.Refused) + " refused", percentOf(int64(n.Now), int64(n.Limit))})
 }
 
-func newRoom(name string, used, limit int64, note string) roomRow {
-	text := size(limit)
+func newUsageRow(name string, used, limit int64, note string) usageRow {
+	text := formatSize(limit)
 	if limit < 0 {
 		text = "no limit"
 	}
-	return roomRow{name, size(used), text, note, hundredth(used, limit)}
+	return usageRow{name, formatSize(used), text, note, percentOf(used, limit)}
 }
 
-func hundredth(part, whole int64) int {
+func percentOf(part, whole int64) int {
 	if whole <= 0 {
 		return 0
 	}
 	return int(min(100, 100*float64(part)/float64(whole)))
 }
 
-// short is the beginning of a digest.
-func short(digest string) string { return clean(digest[:min(len(digest), 12)]) }
+// shortDigest returns the beginning of a digest.
+func shortDigest(digest string) string { return cleanText(digest[:min(len(digest), 12)]) }
 
-func size(n int64) string { return humanize.IBytes(uint64(max(n, 0))) }
+func formatSize(n int64) string { return humanize.IBytes(uint64(max(n, 0))) }
 
-// age is a duration for people.
-func age(d time.Duration) string {
+// formatAge returns a duration for display.
+func formatAge(d time.Duration) string {
 	switch d = max(d, 0); {
 	case d < 10*time.Second:
 		return d.Round(100 * time.Millisecond).String()
@@ -233,5 +235,5 @@ func age(d time.Duration) string {
 	return fmt.Sprintf("%d days", d/(24*time.Hour))
 }
 
-// clean is what can be shown of a text.
-func clean(text string) string { return plaintext.Clean(text, maxName) }
+// cleanText returns the printable part of a text, up to maxName characters.
+func cleanText(text string) string { return plaintext.Clean(text, maxName) }

@@ -1,11 +1,11 @@
 "use strict";
-// The page renews itself: each second it asks for itself, and takes over the parts that have changed.
+// The page updates itself: each second it fetches itself, and replaces the parts that have changed.
 (() => {
-  const second = 1000, patience = 5000;
+  const second = 1000, timeout = 5000;
   const state = document.getElementById("state");
   let answered = new Date();
 
-  const take = text => {
+  const replaceParts = text => {
     const page = new DOMParser().parseFromString(text, "text/html");
     for (const part of document.querySelectorAll("[data-live]")) {
       const next = page.getElementById(part.id);
@@ -13,24 +13,24 @@
     }
   };
 
-  const renew = async () => {
+  const update = async () => {
     try {
-      const answer = await fetch(location.href, { signal: AbortSignal.timeout(patience) });
+      const answer = await fetch(location.href, { signal: AbortSignal.timeout(timeout) });
       if (!answer.ok) throw new Error(answer.statusText);
-      take(await answer.text());
+      replaceParts(await answer.text());
       answered = new Date();
       if (state.textContent) state.textContent = "";
     } catch {
-      const text = `The server has not answered since ${answered.toLocaleTimeString()}: what is shown is of then.`;
+      const text = `The server has not answered since ${answered.toLocaleTimeString()}. The page shows the status at that time.`;
       if (state.textContent !== text) state.textContent = text;
     }
-    setTimeout(next, second);
+    setTimeout(updateWhenVisible, second);
   };
 
-  // next renews the page as soon as somebody can see it.
-  const next = () => {
-    if (!document.hidden) renew();
-    else document.addEventListener("visibilitychange", next, { once: true });
+  // updateWhenVisible updates the page as soon as it is visible.
+  const updateWhenVisible = () => {
+    if (!document.hidden) update();
+    else document.addEventListener("visibilitychange", updateWhenVisible, { once: true });
   };
-  setTimeout(next, second);
+  setTimeout(updateWhenVisible, second);
 })();

@@ -66,8 +66,8 @@ func (m *Monitor) Status() dashboard.Status {
 		Offered: m.countOffered(),
 		Connections: dashboard.Connections{
 			Now: u.Connections, Limit: u.MaxConnections, Total: u.Accepted, Refused: u.Refused},
-		InFlight: dashboard.Room{Bytes: u.Bytes, Limit: u.MaxBytes},
-		Memory:   dashboard.Room{Bytes: memory, Limit: memoryLimit},
+		InFlight: dashboard.Usage{Bytes: u.Bytes, Limit: u.MaxBytes},
+		Memory:   dashboard.Usage{Bytes: memory, Limit: memoryLimit},
 		Stores:   []dashboard.Store{},
 	}
 	if images.dir != nil {
