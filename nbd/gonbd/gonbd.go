@@ -23,21 +23,21 @@ import (
 // ReadOnly is not announced to clients, and a failed read ends the connection.
 func Backend(ctx context.Context, dev nbd.Device) backend.Backend {
 	w, _ := dev.(nbd.Writer)
-	return &outgoing{ctx, dev, w}
+	return &deviceBackend{ctx, dev, w}
 }
 
-type outgoing struct {
+type deviceBackend struct {
 	ctx    context.Context
 	dev    nbd.Device
 	writer nbd.Writer // nil if dev is read-only
 }
 
-var _ backend.Backend = (*outgoing)(nil)
+var _ backend.Backend = (*deviceBackend)(nil)
 
 // ReadAt implements io.ReaderAt. It checks the bounds, because go-nbd's server passes on any range
 // that its client requests.
-func (b *outgoing) ReadAt(p []byte, off int64) (int, error) {
-	n, err := b.within(p, off)
+func (b *deviceBackend) ReadAt(p []byte, off int64) (int, error) {
+	n, err := b.boundLength(p, off)
 	if n > 0 {
 		if err := b.dev.ReadAt(b.ctx, p[:n], off); err != nil {
 			return 0, err
@@ -47,11 +47,11 @@ func (b *outgoing) ReadAt(p []byte, off int64) (int, error) {
 }
 
 // WriteAt implements io.WriterAt. It writes nothing if p reaches beyond the end of the device.
-func (b *outgoing) WriteAt(p []byte, off int64) (int, error) {
+func (b *deviceBackend) WriteAt(p []byte, off int64) (int, error) {
 	if b.writer == nil {
 		return 0, syscall.EPERM
 	}
-	if _, err := b.within(p, off); err != nil {
+	if _, err := b.boundLength(p, off); err != nil {
 		return 0, fmt.Errorf("writing %d bytes at %d: %w", len(p), off, syscall.ENOSPC)
 	}
 	if err := b.writer.WriteAt(b.ctx, p, off); err != nil {
@@ -60,9 +60,9 @@ func (b *outgoing) WriteAt(p []byte, off int64) (int, error) {
 	return len(p), nil
 }
 
-// within returns the number of bytes of p, at off, that lie within the device, and io.EOF unless
-// all do.
-func (b *outgoing) within(p []byte, off int64) (int, error) {
+// boundLength returns the number of bytes of p, at off, that lie within the device. The error is
+// io.EOF unless all do.
+func (b *deviceBackend) boundLength(p []byte, off int64) (int, error) {
 	size := b.dev.Size()
 	if off < 0 || off > size {
 		return 0, io.EOF
@@ -73,10 +73,10 @@ func (b *outgoing) within(p []byte, off int64) (int, error) {
 	return len(p), nil
 }
 
-func (b *outgoing) Size() (int64, error) { return b.dev.Size(), nil }
+func (b *deviceBackend) Size() (int64, error) { return b.dev.Size(), nil }
 
 // Sync flushes the device. It does nothing for a read-only device.
-func (b *outgoing) Sync() error {
+func (b *deviceBackend) Sync() error {
 	if b.writer == nil {
 		return nil
 	}
@@ -91,30 +91,36 @@ func Device(b backend.Backend) (nbd.Device, error) {
 	if err != nil {
 		return nil, fmt.Errorf("asking a backend for its size: %w", err)
 	}
-	return &incoming{b, size}, nil
+	return &backendDevice{b, size}, nil
 }
 
-type incoming struct {
+type backendDevice struct {
 	b    backend.Backend
 	size int64
 }
 
 var (
-	_ nbd.Device = (*incoming)(nil)
-	_ nbd.Writer = (*incoming)(nil)
+	_ nbd.Device = (*backendDevice)(nil)
+	_ nbd.Writer = (*backendDevice)(nil)
 )
 
-func (d *incoming) Size() int64 { return d.size }
+func (d *backendDevice) Size() int64 { return d.size }
 
-func (d *incoming) ReadAt(ctx context.Context, p []byte, off int64) error {
+func (d *backendDevice) ReadAt(ctx context.Context, p []byte, off int64) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
 	n, err := d.b.ReadAt(p, off)
-	return whole(n, len(p), err)
+	switch {
+	case n == len(p):
+		return nil // also with io.EOF, as io.ReaderAt allows
+	case err == nil || errors.Is(err, io.EOF):
+		return io.ErrUnexpectedEOF
+	}
+	return err
 }
 
-func (d *incoming) WriteAt(ctx context.Context, p []byte, off int64) error {
+func (d *backendDevice) WriteAt(ctx context.Context, p []byte, off int64) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -125,21 +131,9 @@ func (d *incoming) WriteAt(ctx context.Context, p []byte, off int64) error {
 	return err
 }
 
-func (d *incoming) Flush(ctx context.Context) error {
+func (d *backendDevice) Flush(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
 	return d.b.Sync()
-}
-
-// whole converts the result of an io.ReaderAt for a caller that needs all bytes: io.EOF with all
-// bytes is not an error.
-func whole(n, want int, err error) error {
-	switch {
-	case n == want:
-		return nil
-	case err == nil || errors.Is(err, io.EOF):
-		return io.ErrUnexpectedEOF
-	}
-	return err
 }

@@ -25,41 +25,41 @@ import (
 
 const size = 3<<20 + 4096
 
-func random() []byte {
+func randomBytes() []byte {
 	p := make([]byte, size)
 	rand.NewChaCha8([32]byte{7}).Read(p)
 	return p
 }
 
-// disk is a device of ours, in memory.
-type disk struct {
+// memoryDisk is an nbd.Device in memory.
+type memoryDisk struct {
 	mu   sync.Mutex
 	data []byte
 }
 
-func (d *disk) Size() int64 { return int64(len(d.data)) }
+func (d *memoryDisk) Size() int64 { return int64(len(d.data)) }
 
-func (d *disk) ReadAt(ctx context.Context, p []byte, off int64) error {
+func (d *memoryDisk) ReadAt(ctx context.Context, p []byte, off int64) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	copy(p, d.data[off:])
 	return ctx.Err()
 }
 
-func (d *disk) WriteAt(_ context.Context, p []byte, off int64) error {
+func (d *memoryDisk) WriteAt(_ context.Context, p []byte, off int64) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	copy(d.data[off:], p)
 	return nil
 }
 
-func (d *disk) Flush(context.Context) error { return nil }
+func (d *memoryDisk) Flush(context.Context) error { return nil }
 
-// readOnly is a device without the methods of a writer.
+// readOnly is a device that does not implement nbd.Writer.
 type readOnly struct{ nbd.Device }
 
-// listen has each connection served, until the test ends.
-func listen(t *testing.T, serve func(ctx context.Context, l net.Listener)) (socket string) {
+// startServer runs serve with a listener until the test ends.
+func startServer(t *testing.T, serve func(ctx context.Context, l net.Listener)) (socket string) {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "nbd")
 	if err != nil {
@@ -82,9 +82,9 @@ func listen(t *testing.T, serve func(ctx context.Context, l net.Listener)) (sock
 	return socket
 }
 
-// goNBD serves a backend with go-nbd's server.
-func goNBD(t *testing.T, b backend.Backend) (socket string) {
-	return listen(t, func(_ context.Context, l net.Listener) {
+// serveWithGoNBD serves a backend with the server of go-nbd.
+func serveWithGoNBD(t *testing.T, b backend.Backend) (socket string) {
+	return startServer(t, func(_ context.Context, l net.Listener) {
 		var conns sync.WaitGroup
 		defer conns.Wait()
 		for {
@@ -100,8 +100,8 @@ func goNBD(t *testing.T, b backend.Backend) (socket string) {
 	})
 }
 
-// ours serves a backend with our server.
-func ours(t *testing.T, b backend.Backend) (socket string) {
+// serveWithNBD serves a backend with the server of package nbd.
+func serveWithNBD(t *testing.T, b backend.Backend) (socket string) {
 	t.Helper()
 	dev, err := gonbd.Device(b)
 	if err != nil {
@@ -112,7 +112,7 @@ func ours(t *testing.T, b backend.Backend) (socket string) {
 		t.Fatal(err)
 	}
 	s := &nbd.Server{Exports: exports}
-	return listen(t, func(ctx context.Context, l net.Listener) {
+	return startServer(t, func(ctx context.Context, l net.Listener) {
 		if err := s.Serve(ctx, l); err != nil {
 			t.Errorf("Serve = %v", err)
 		}
@@ -136,23 +136,23 @@ func sameFile(t *testing.T, path string, want []byte) {
 }
 
 func TestOurDeviceUnderGoNBD(t *testing.T) {
-	d := &disk{data: random()}
-	socket := goNBD(t, gonbd.Backend(t.Context(), readOnly{d}))
+	d := &memoryDisk{data: randomBytes()}
+	socket := serveWithGoNBD(t, gonbd.Backend(t.Context(), readOnly{d}))
 	out := filepath.Join(t.TempDir(), "out")
 	nbdcopy(t, uri(socket), out)
 	sameFile(t, out, d.data)
 }
 
 func TestOurWriterUnderGoNBD(t *testing.T) {
-	d := &disk{data: make([]byte, size)}
+	d := &memoryDisk{data: make([]byte, size)}
 	in := filepath.Join(t.TempDir(), "in")
-	if err := os.WriteFile(in, random(), 0o600); err != nil {
+	if err := os.WriteFile(in, randomBytes(), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	nbdcopy(t, in, uri(goNBD(t, gonbd.Backend(t.Context(), d))))
+	nbdcopy(t, in, uri(serveWithGoNBD(t, gonbd.Backend(t.Context(), d))))
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if !bytes.Equal(d.data, random()) {
+	if !bytes.Equal(d.data, randomBytes()) {
 		t.Error("the device differs from what was copied into it")
 	}
 }
@@ -169,25 +169,25 @@ func TestTheirBackendsUnderOurServer(t *testing.T) {
 	backends := map[string]backend.Backend{
 		"file":   backend.NewFileBackend(f),
 		"memory": backend.NewMemoryBackend(make([]byte, size)),
-		"ours":   gonbd.Backend(t.Context(), &disk{data: make([]byte, size)}),
+		"ours":   gonbd.Backend(t.Context(), &memoryDisk{data: make([]byte, size)}),
 	}
 	in := filepath.Join(t.TempDir(), "in")
-	if err := os.WriteFile(in, random(), 0o600); err != nil {
+	if err := os.WriteFile(in, randomBytes(), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	for name, b := range backends {
 		t.Run(name, func(t *testing.T) {
-			socket, out := ours(t, b), filepath.Join(t.TempDir(), "out")
+			socket, out := serveWithNBD(t, b), filepath.Join(t.TempDir(), "out")
 			nbdcopy(t, in, uri(socket))
 			nbdcopy(t, uri(socket), out)
-			sameFile(t, out, random())
+			sameFile(t, out, randomBytes())
 		})
 	}
 }
 
-// What go-nbd's server cannot do, ours does for its backends: a failed read is one error.
+// Unlike go-nbd's server, package nbd answers a backend's failed read with one error.
 func TestTheirFailureIsOneError(t *testing.T) {
-	socket := ours(t, broken{backend.NewMemoryBackend(make([]byte, size))})
+	socket := serveWithNBD(t, broken{backend.NewMemoryBackend(make([]byte, size))})
 	c, err := nbdtest.Dial(t.Context(), "unix", socket)
 	if err != nil {
 		t.Fatal(err)
@@ -215,7 +215,7 @@ func (b broken) ReadAt(p []byte, off int64) (int, error) {
 }
 
 func TestBackendBounds(t *testing.T) {
-	d := &disk{data: random()}
+	d := &memoryDisk{data: randomBytes()}
 	b := gonbd.Backend(t.Context(), d)
 	cases := []struct {
 		off, n int64
@@ -244,7 +244,7 @@ func TestBackendBounds(t *testing.T) {
 
 func TestContexts(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
-	d := &disk{data: random()}
+	d := &memoryDisk{data: randomBytes()}
 	b := gonbd.Backend(ctx, d)
 	dev, err := gonbd.Device(backend.NewMemoryBackend(make([]byte, size)))
 	if err != nil {
