@@ -1,6 +1,7 @@
-// Package assemble puts an image onto a target: what is in place stays, what a seed has is read there,
-// the rest is fetched, and every byte is hashed before it is written. It opens no files, and knows nothing
-// of how stores work or where seeds come from; a program brings its own target, progress and store.
+// Package assemble writes an image onto a target. It keeps the chunks that are in place, reads those
+// that a seed has, and fetches the rest. Every byte is hashed before it is written. The package opens
+// no files, and does not know how stores work or where seeds come from. The caller supplies the target,
+// the store and the progress function.
 package assemble
 
 import (
@@ -21,113 +22,118 @@ import (
 	"cairn/store"
 )
 
-// Target is what an image is assembled onto: a device, a partition of a disk image, a new file. It has
-// room for the image. Its methods may be called at once for ranges that do not overlap.
+// Target is the destination of an image: a device, a partition of a disk image, or a new file. It has
+// room for the image. Its methods may be called concurrently for ranges that do not overlap.
 type Target interface {
 	io.ReaderAt
 	io.WriterAt
-	// Zero makes n bytes from off on read as zero.
+	// Zero makes the n bytes from off on read as zeros.
 	Zero(off, n int64) error
-	// Sync returns when all that was written is on the medium, and says if any of it is not.
+	// Sync flushes all written bytes to the medium. It returns an error if any of them may be lost.
 	Sync() error
 }
 
-// Pacer is a Target that can be told to begin to bring what was written to the medium, without waiting.
+// Pacer is a Target that can start the writeback of written bytes without waiting for it.
 type Pacer interface{ StartWriteback(off, n int64) error }
 
 // Rereader is a Target that can be read past all caches.
 type Rereader interface {
-	// ReadBack reads bytes from the medium, as io.ReaderAt does. It is called after Sync, by several goroutines at once.
+	// ReadBack reads bytes from the medium, as io.ReaderAt does. It is called after Sync, by several
+	// goroutines concurrently.
 	ReadBack(p []byte, off int64) (int, error)
 }
 
 // Cloner is a new file that can share bytes with a seed instead of holding a copy.
 type Cloner interface {
-	// Clone makes the target's bytes from lo to hi those of the seed at the same distance from from as
-	// they are from off, where lo and hi lie within the n bytes from off on; lo = hi says that it cannot.
-	// What the seed's owner changes later does not show in them.
+	// Clone shares bytes of from, beginning at offset at, with the n bytes of the target from off on.
+	// It returns the shared range [lo, hi) of the target; lo = hi means that nothing was shared. The
+	// target's byte at lo is the byte of from at offset at+lo-off. Later writes to the seed do not
+	// change the target.
 	Clone(from io.ReaderAt, at, off, n int64) (lo, hi int64)
 }
 
-// Extent says what is read back from the medium and compared before a run ends.
+// Extent selects the chunks that are read back from the medium and compared before a run ends.
 type Extent uint8
 
 const (
 	Nothing Extent = iota
-	Changed        // the chunks that were written or zeroed
+	Changed        // the written or zeroed chunks
 	All            // the whole image
 )
 
-// ErrMedium says that the target gives back other bytes than were written to it.
+// ErrMedium reports that the target reads back other bytes than were written to it.
 var ErrMedium = errors.New("the medium does not hold what was written")
 
-// Options are limits and what to tell. The zero value is good for a device.
+// Options are the settings of Run, Preview and Stream. The zero value suits a device.
 type Options struct {
-	// New says that the target is a new file that nobody uses yet: it reads as zeros, nothing in it is
-	// worth keeping, and it needs no guard against being taken for whole before it is.
+	// New reports that the target is a new file without users. It reads as zeros, its content is not
+	// read, and its head needs no protection while the image is incomplete.
 	New bool
-	// Segments is how many runs of the image are in work at once, if Memory allows. 0 means 4, or 6
-	// for a new file; when the store is far four times as many, of a quarter of the size.
+	// Segments limits how many runs of chunks are assembled concurrently; Memory may lower it. 0 means
+	// 4, or 6 for a new file, or 12 for a stream. If it is 0 and Far is set, there are four times as
+	// many segments of a quarter of the size.
 	Segments int
-	// Far says that the store answers late. More segments are in work then, and one goroutine begins with the chunks
-	// that need no store.
+	// Far reports that the store has a high latency. More segments are assembled concurrently then. Unless
+	// Own is set, one goroutine of Run begins with the chunks that need no store.
 	Far bool
-	// Memory limits the buffers, in bytes; chunks larger than a sixteenth of it still get theirs. 0 means
-	// 32 MiB.
+	// Memory limits the buffers, in bytes. A segment takes at most a sixteenth of it and at most 4 MiB, unless a
+	// single chunk is larger. 0 means 32 MiB.
 	Memory int64
-	// Own is the number of the seed that is the target's own old content, plus one; 0 means none is. Its
-	// chunks serve until they are overwritten, and the image is written in the order that spares most.
+	// Own is one more than the number of the seed that is the target's own old content; 0 means none.
+	// Its chunks are used until they are overwritten. The image is written in the direction that
+	// overwrites fewer of them too early.
 	Own int
-	// Verify says what to read back in the end.
+	// Verify selects the chunks to read back at the end.
 	Verify Extent
-	// Inspect is called with the image's first chunk, proven, before the target is changed; not with one of zeros.
-	// An error ends the run. May be nil.
+	// Inspect is called with the verified first chunk of the image before the target is changed. It is
+	// not called for a chunk of zeros. An error ends the run. May be nil.
 	Inspect func(first []byte) error
-	// Changing is called once, before the target is changed for the first time. An error ends the run. May
-	// be nil.
+	// Changing is called once, before the first change of the target. An error ends the run. May be
+	// nil.
 	Changing func() error
-	// Stream has Preview tell what Stream would do.
+	// Stream makes Preview predict Stream instead of Run.
 	Stream bool
-	// Progress is called now and then, never twice at once. May be nil.
+	// Progress is called after each segment, never concurrently. May be nil.
 	Progress func(Stats)
 }
 
-// Stats are the image's bytes by where they came from, and what else counts. The sources sum up to Done.
+// Stats are the image's bytes by source, and other counts. The sources add up to Done.
 type Stats struct {
 	Size     int64   `json:"size"`           // of the image, bytes
-	Done     int64   `json:"done"`           // image bytes known to be right on the target
-	InPlace  int64   `json:"in_place_bytes"` // of them, not written, as the target held them
+	Done     int64   `json:"done"`           // image bytes that are verified on the target
+	InPlace  int64   `json:"in_place_bytes"` // not written, since the target held them
 	Zero     int64   `json:"zero_bytes"`     // zeroed on the target, without data
 	Seeds    []int64 `json:"seed_bytes"`     // read from each seed
 	Copied   int64   `json:"copied_bytes"`   // copied from elsewhere in the image
-	Fetched  int64   `json:"fetched_bytes"`  // got from the store; plain size
+	Fetched  int64   `json:"fetched_bytes"`  // fetched from the store; plain size
 	Fetches  int64   `json:"fetched_chunks"`
-	SeedMiss int64   `json:"seed_misses"`   // chunks that a seed did not hold though its index says so
+	SeedMiss int64   `json:"seed_misses"`   // chunks that a seed did not hold, contrary to its index
 	Written  int64   `json:"written_bytes"` // data written to the target
 }
 
-// headSize is how much of an image file systems and boot loaders look at to recognise it: the superblocks
-// of squashfs, ext4, erofs, xfs and btrfs lie in the first 128 KiB.
+// headSize is the part of an image by which file systems and boot loaders recognise it, in bytes. The
+// superblocks of squashfs, ext4, erofs, xfs and btrfs lie in the first 128 KiB.
 const headSize = 128 << 10
 
-// The marks are the blocks of the head that are made invalid first and written last: none of these file systems is
-// mounted without its own. A block is what today's media write whole or not at all when the power fails.
+// The superblock blocks of the head are invalidated first and written last. None of these file systems
+// mounts without its own. Today's media write one block whole or not at all when the power fails.
 const (
-	markSize  = 4 << 10
-	btrfsMark = 64 << 10 // where btrfs has its superblock; all others have it in the first block
+	superblockSize  = 4 << 10
+	btrfsSuperblock = 64 << 10 // offset of the superblock of btrfs; all others have it in the first block
 )
 
-// maxSegment is how many bytes of the image are put together at once, unless memory is short or a chunk is
-// larger; flushEvery how many written bytes a power cut may cost.
+// maxSegment limits the bytes of a segment, unless a single chunk is larger. Little memory lowers it.
+// flushEvery limits the written bytes that a power cut may lose.
 const (
 	maxSegment = 4 << 20
 	flushEvery = 32 << 20
 )
 
-// Run puts the plan's image onto t. The head, which is every chunk that overlaps the first 128 KiB, is
-// made invalid before anything else changes, and written when all the rest is on the medium; so a target
-// that is not whole is never taken for one. A target that holds the image already is not written. When
-// Run returns nil, the image is on the medium; after an error, running it again goes on with what is there.
+// Run writes the plan's image onto t. The head is all chunks that overlap the first 128 KiB. It is
+// invalidated before anything else changes, and written when everything else is on the medium, so an
+// incomplete target never looks complete. A target that already holds the image is not written. When
+// Run returns nil, the image is on the medium. After an error, another Run reuses the chunks that are
+// on the target.
 func Run(ctx context.Context, p *seed.Plan, from store.Getter, t Target, o Options) (Stats, error) {
 	j := newJob(p, from, t, o)
 	if err := j.run(ctx); err != nil {
@@ -142,63 +148,53 @@ type job struct {
 	target  Target
 	options Options
 	heads   int         // number of chunks that overlap the head
-	changes *bitset.Set // the chunks that were written or zeroed
+	changes *bitset.Set // the written or zeroed chunks
 
-	mu      sync.Mutex // guards what follows
-	order   order      // of the segments
-	repeats []int      // chunks to be copied from elsewhere on the target
-	idle    []*segment // segments that are done; their buffers are used again
+	mu        sync.Mutex // guards the fields up to idle
+	order     order      // of the segments
+	copyLater []int      // chunks to copy from elsewhere on the target
+	idle      []*segment // finished segments, whose buffers are reused
 
-	repeated *repeats // of a stream; nil when the target can be read
+	streamRepeats *repeats // of a stream; nil if the target can be read
 
-	flushing  sync.Mutex // held while the target is flushed on the way
+	flushMu   sync.Mutex // held during a flush before the end
 	unflushed atomic.Int64
 
-	guard   sync.Once // makes the head invalid
-	guarded error
-	changed atomic.Bool // the target is not as it was
+	invalidate    sync.Once // invalidates the head
+	invalidateErr error
+	changed       atomic.Bool // reports that the target was changed
 
-	telling sync.Mutex // held while Progress is called
-	count   counters
-	sources []seed.Step // where each chunk comes from; nil in a run
+	progressMu sync.Mutex // held while Progress is called
+	counters   counters
+	sources    []seed.Step // the source of each chunk; nil except in a preview
 }
 
-// counters are Stats in the making.
+// counters are the running counts of Stats.
 type counters struct {
 	kinds                    [seed.InPlace + 1]atomic.Int64 // bytes
 	seeds                    []atomic.Int64                 // bytes
 	fetches, misses, written atomic.Int64
 }
 
-func (c *counters) add(from seed.Step, size int64) {
-	c.kinds[from.Kind].Add(size)
-	switch from.Kind {
-	case seed.Local:
-		c.seeds[from.Seed].Add(size)
-	case seed.Fetch:
-		c.fetches.Add(1)
-	}
-}
-
 func newJob(p *seed.Plan, from store.Getter, t Target, o Options) *job {
-	segment, repeats := o.settle()
+	segment, repeats := o.setDefaults()
 	j := &job{plan: p, from: from, target: t, options: o}
 	j.heads = headChunks(p.Index)
 	j.order = newOrder(p, j.heads, p.Index.Len(), segment, o.Own-1)
-	if o.Far && !o.Stream && !j.order.keep {
-		j.order.setLocalAside()
+	if o.Far && !o.Stream && !j.order.inTurn {
+		j.order.splitLocalRuns()
 	}
 	j.changes = bitset.New(p.Index.Len())
-	j.count.seeds = make([]atomic.Int64, len(p.Seeds))
+	j.counters.seeds = make([]atomic.Int64, len(p.Seeds))
 	if o.Stream {
-		j.repeated = planRepeats(p, 0, p.Index.Len(), repeats)
+		j.streamRepeats = planRepeats(p, 0, p.Index.Len(), repeats)
 	}
 	return j
 }
 
-// settle fills in the defaults, and returns how many bytes a segment has, and how many a stream may keep of chunks that
-// repeat.
-func (o *Options) settle() (segment, repeats int64) {
+// setDefaults resolves Segments. It returns the size of a segment and the size of a stream's cache of
+// repeated chunks, both in bytes.
+func (o *Options) setDefaults() (segment, repeats int64) {
 	room := cmp.Or(max(o.Memory, 0), 32<<20)
 	if o.Stream {
 		repeats = room / 4
@@ -207,7 +203,7 @@ func (o *Options) settle() (segment, repeats int64) {
 	segment = min(maxSegment, max(room/16, 64<<10))
 	buffers := int64(2)
 	if o.New {
-		buffers = 1 // what the target held is not read
+		buffers = 1 // the target's old content is not read
 	}
 	if o.Segments <= 0 {
 		o.Segments = 4
@@ -225,7 +221,7 @@ func (o *Options) settle() (segment, repeats int64) {
 	return segment, repeats
 }
 
-// headChunks is how many chunks overlap the first headSize bytes.
+// headChunks returns the number of chunks that overlap the first headSize bytes.
 func headChunks(x *blob.Index) int {
 	if x.Size() <= headSize {
 		return x.Len()
@@ -234,7 +230,7 @@ func headChunks(x *blob.Index) int {
 }
 
 func (j *job) stats() Stats {
-	c := &j.count
+	c := &j.counters
 	s := Stats{
 		Size: j.plan.Index.Size(), InPlace: c.kinds[seed.InPlace].Load(), Zero: c.kinds[seed.Zero].Load(),
 		Copied: c.kinds[seed.Copy].Load(), Fetched: c.kinds[seed.Fetch].Load(), Fetches: c.fetches.Load(),
@@ -248,76 +244,67 @@ func (j *job) stats() Stats {
 	return s
 }
 
-func (j *job) tell() {
-	if j.options.Progress == nil {
-		return
-	}
-	j.telling.Lock()
-	defer j.telling.Unlock()
-	j.options.Progress(j.stats())
-}
-
-// run gathers the head and keeps it, does all the rest, and then commits the head.
+// run gathers the head and holds it in memory, assembles the rest, and then commits the head.
 func (j *job) run(ctx context.Context) error {
-	head := j.newSegment()
-	head.set(0, j.heads)
+	head := j.acquireSegment()
+	head.setRange(0, j.heads)
 	if err := head.gather(ctx); err != nil {
 		return err
 	}
-	if err := j.inspect(head); err != nil {
+	if err := j.inspectHead(head); err != nil {
 		return err
 	}
-	if err := j.body(ctx); err != nil {
+	if err := j.assembleBody(ctx); err != nil {
 		return err
 	}
 	if err := j.copyRepeats(ctx, head); err != nil {
 		return err
 	}
 	if j.changed.Load() || !head.inPlace() {
-		return j.commit(ctx, head)
+		return j.commitHead(ctx, head)
 	}
-	if err := j.sync(); err != nil { // who wrote it may have been stopped before it was flushed
+	if err := j.syncTarget(); err != nil { // an interrupted run may have written it without a flush
 		return err
 	}
-	head.done()
+	head.countDone()
 	return j.readBack(ctx, 0, j.plan.Index.Len())
 }
 
-func (j *job) inspect(head *segment) error {
+func (j *job) inspectHead(head *segment) error {
 	if j.options.Inspect == nil || head.hi == 0 || *head.state(0) == zero {
 		return nil
 	}
-	return j.options.Inspect(head.bytes(0))
+	return j.options.Inspect(head.finalBytes(0))
 }
 
-// body does all segments behind the head.
-func (j *job) body(ctx context.Context) error {
-	return j.each(ctx, &j.order, func(ctx context.Context, s *segment) error {
+// assembleBody assembles all segments after the head.
+func (j *job) assembleBody(ctx context.Context) error {
+	return j.forEachSegment(ctx, &j.order, func(ctx context.Context, s *segment) error {
 		if err := s.gather(ctx); err != nil {
-			if s.turn != nil { // other segments still read what this one would overwrite
+			if s.turn != nil { // other segments still read the bytes that this one would overwrite
 				return err
 			}
-			return errors.Join(err, s.write()) // what was fetched is not fetched again
+			return errors.Join(err, s.writeChunks()) // fetched chunks are not fetched again by the next run
 		}
-		if err := s.write(); err != nil {
+		if err := s.writeChunks(); err != nil {
 			return err
 		}
 		return j.flushSome()
 	})
 }
 
-// each calls do for all segments of an order, several at once.
-func (j *job) each(ctx context.Context, o *order, do func(context.Context, *segment) error) error {
+// forEachSegment calls do for all segments of an order, several concurrently.
+func (j *job) forEachSegment(ctx context.Context, o *order, do func(context.Context, *segment) error) error {
 	group, ctx := errgroup.WithContext(ctx)
 	for n := range j.options.Segments {
 		group.Go(func() error {
-			s := j.newSegment()
-			defer j.reuse(s)
-			for ctx.Err() == nil && j.take(o, s, n == 0) {
+			s := j.acquireSegment()
+			defer j.releaseSegment(s)
+			for ctx.Err() == nil && j.assignNext(o, s, n == 0) {
 				if err := do(ctx, s); err != nil {
 					return err
 				}
-				s.done()
+				s.countDone()
 			}
 			return ctx.Err()
 		})
@@ -325,21 +312,21 @@ func (j *job) each(ctx context.Context, o *order, do func(context.Context, *segm
 	return group.Wait()
 }
 
-// take gives s the next chunks that make up a segment, or says that none are left.
-func (j *job) take(o *order, s *segment, localFirst bool) bool {
+// assignNext assigns the next segment of the order to s. It reports whether there was one.
+func (j *job) assignNext(o *order, s *segment, localFirst bool) bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	lo, hi, turn := o.take(localFirst)
+	lo, hi, turn := o.nextRun(localFirst)
 	if lo < hi {
-		s.set(lo, hi)
+		s.setRange(lo, hi)
 		s.turn = turn
 	}
 	return lo < hi
 }
 
-// newSegment returns a segment. It takes an idle one first, so that reading back at the end of a job allocates no
+// acquireSegment returns an idle segment or a new one. The reuse lets the final read-back allocate no
 // second set of buffers.
-func (j *job) newSegment() *segment {
+func (j *job) acquireSegment() *segment {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	n := len(j.idle)
@@ -351,113 +338,106 @@ func (j *job) newSegment() *segment {
 	return s
 }
 
-// reuse makes s idle, for the next newSegment.
-func (j *job) reuse(s *segment) {
+// releaseSegment makes s idle, for the next acquireSegment.
+func (j *job) releaseSegment(s *segment) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.idle = append(j.idle, s)
 }
 
-// addRepeat adds chunk i to the chunks that copyRepeats copies.
-func (j *job) addRepeat(i int) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	j.repeats = append(j.repeats, i)
-}
-
-// copyRepeats writes the chunks that come earlier in the image, where they are by now. Of the head they
-// are in memory only.
+// copyRepeats writes the chunks that repeat an earlier one, which is on the target by now. Those that
+// repeat a chunk of the head are copied from memory.
 func (j *job) copyRepeats(ctx context.Context, head *segment) error {
-	s := j.newSegment()
-	defer j.reuse(s)
-	for _, i := range j.repeats {
+	s := j.acquireSegment()
+	defer j.releaseSegment(s)
+	for _, i := range j.copyLater {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		s.set(i, i+1)
+		s.setRange(i, i+1)
 		if err := s.copyFrom(ctx, j.plan.First(i), head); err != nil {
 			return err
 		}
-		if err := s.write(); err != nil {
+		if err := s.writeChunks(); err != nil {
 			return err
 		}
-		s.done()
+		s.countDone()
 	}
 	return ctx.Err()
 }
 
-// change is called before the target is changed. It first makes the head invalid, for good, so that no
-// power cut leaves a mix of images that looks like one.
-func (j *job) change() error {
-	j.guard.Do(func() {
+// beginChange is called before each change of the target. The first call invalidates the head durably,
+// so that no power cut leaves a mix of two images that looks like one of them.
+func (j *job) beginChange() error {
+	j.invalidate.Do(func() {
 		j.changed.Store(true)
 		if j.options.Changing != nil {
-			if j.guarded = j.options.Changing(); j.guarded != nil {
+			if j.invalidateErr = j.options.Changing(); j.invalidateErr != nil {
 				return
 			}
 		}
 		if j.options.New || j.heads == 0 {
 			return
 		}
-		j.guarded = j.breakHead()
+		j.invalidateErr = j.invalidateHead()
 	})
-	return j.guarded
+	return j.invalidateErr
 }
 
-// breakHead makes the head invalid, durably; its marks first, so that no half of the old head is taken for all of
-// it.
-func (j *job) breakHead() error {
+// invalidateHead zeroes the head durably. It begins with the superblocks, so that a partly zeroed head
+// is not recognised.
+func (j *job) invalidateHead() error {
 	zeros := make([]byte, min(headSize, j.plan.Index.Size()))
-	marks, others := parts(len(zeros))
-	if err := j.writeParts(zeros, append(slices.Clone(marks), others...)); err != nil {
+	superblocks, others := splitHead(len(zeros))
+	if err := j.writeParts(zeros, append(slices.Clone(superblocks), others...)); err != nil {
 		return fmt.Errorf("making the old head invalid: %w", err)
 	}
 	return nil
 }
 
-// span is a run of bytes of the head.
+// span is the range [lo, hi) of bytes of the head.
 type span struct{ lo, hi int }
 
-// parts divides n bytes of head into the marks and the rest. None of them is empty.
-func parts(n int) (marks, others []span) {
-	for _, s := range []span{{0, markSize}, {btrfsMark, btrfsMark + markSize}} {
-		marks = appendPart(marks, s, n)
+// splitHead divides n bytes of head into the superblocks and the rest. No returned span is empty.
+func splitHead(n int) (superblocks, others []span) {
+	for _, s := range []span{{0, superblockSize}, {btrfsSuperblock, btrfsSuperblock + superblockSize}} {
+		superblocks = appendClipped(superblocks, s, n)
 	}
-	for _, s := range []span{{markSize, btrfsMark}, {btrfsMark + markSize, n}} {
-		others = appendPart(others, s, n)
+	for _, s := range []span{{superblockSize, btrfsSuperblock}, {btrfsSuperblock + superblockSize, n}} {
+		others = appendClipped(others, s, n)
 	}
-	return marks, others
+	return superblocks, others
 }
 
-// appendPart appends what of s lies within n bytes.
-func appendPart(list []span, s span, n int) []span {
+// appendClipped appends the part of s within the first n bytes, unless it is empty.
+func appendClipped(list []span, s span, n int) []span {
 	if s.lo >= min(s.hi, n) {
 		return list
 	}
 	return append(list, span{s.lo, min(s.hi, n)})
 }
 
-// writeParts writes parts of the head p, each of which is on the medium before the next one is begun: else a power
-// cut could lose one of two marks, and leave the other.
+// writeParts writes parts of the head p in order, and flushes after each. Without these flushes a power
+// cut could lose one of two superblocks and leave the other.
 func (j *job) writeParts(p []byte, parts []span) error {
 	for _, s := range parts {
 		if err := j.writeAt(p[s.lo:s.hi], int64(s.lo)); err != nil {
 			return err
 		}
-		if err := j.sync(); err != nil {
+		if err := j.syncTarget(); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// commit makes the target the whole image: all but the head is on the medium, and read back if that is
-// wanted, before the head is written.
-func (j *job) commit(ctx context.Context, head *segment) error {
-	if err := j.change(); err != nil {
+// commitHead completes the image. It flushes everything but the head, reads it back if Verify is set,
+// and then writes the head.
+func (j *job) commitHead(ctx context.Context, head *segment) error {
+	if err := j.beginChange(); err != nil {
 		return err
 	}
-	if err := j.sync(); err != nil {
+	if err := j.syncTarget(); err != nil {
 		return err
 	}
 	if err := j.readBack(ctx, head.hi, j.plan.Index.Len()); err != nil {
@@ -467,34 +447,34 @@ func (j *job) commit(ctx context.Context, head *segment) error {
 		return err
 	}
 	if err := j.readBack(ctx, head.lo, head.hi); err != nil {
-		return errors.Join(err, j.breakHead())
+		return errors.Join(err, j.invalidateHead())
 	}
-	head.done()
+	head.countDone()
 	return nil
 }
 
-// readBack compares what the medium holds of the chunks from lo to hi, as far as that is wanted.
+// readBack compares the chunks [lo, hi) with the medium, as far as Verify selects them.
 func (j *job) readBack(ctx context.Context, lo, hi int) error {
 	if j.options.Verify == Nothing {
 		return ctx.Err()
 	}
 	o := newOrder(j.plan, lo, hi, j.order.segment, -1)
-	return cmp.Or(j.each(ctx, &o, func(_ context.Context, s *segment) error { return s.readBack() }), ctx.Err())
+	return cmp.Or(j.forEachSegment(ctx, &o, func(_ context.Context, s *segment) error { return s.readBack() }), ctx.Err())
 }
 
-// flushSome brings what was written to the medium now and then, so that a power cut costs little and the
-// last flush is short.
+// flushSome flushes the target once flushEvery bytes are written. A power cut then costs little, and
+// the last flush is short.
 func (j *job) flushSome() error {
-	if j.unflushed.Load() < flushEvery || !j.flushing.TryLock() {
+	if j.unflushed.Load() < flushEvery || !j.flushMu.TryLock() {
 		return nil
 	}
-	defer j.flushing.Unlock()
+	defer j.flushMu.Unlock()
 	j.unflushed.Store(0)
-	return j.sync()
+	return j.syncTarget()
 }
 
 func (j *job) writeAt(p []byte, off int64) error {
-	j.count.written.Add(int64(len(p)))
+	j.counters.written.Add(int64(len(p)))
 	if _, err := j.target.WriteAt(p, off); err != nil {
 		return fmt.Errorf("writing %d bytes at %d of the target: %w", len(p), off, err)
 	}
@@ -507,7 +487,7 @@ func (j *job) writeAt(p []byte, off int64) error {
 	return nil
 }
 
-func (j *job) sync() error {
+func (j *job) syncTarget() error {
 	if err := j.target.Sync(); err != nil {
 		return fmt.Errorf("flushing the target: %w", err)
 	}

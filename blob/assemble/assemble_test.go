@@ -33,16 +33,16 @@ func index(t testing.TB, image []byte) *blob.Index {
 	return x
 }
 
-// chunks is a store that holds an image's chunks, and counts what it is asked for.
-type chunks struct {
+// memStore is a store that holds an image's chunks, and counts the requests for each.
+type memStore struct {
 	mu   sync.Mutex
 	data map[blob.Digest][]byte
 	gets map[blob.Digest]int
 	fail error
 }
 
-func holding(t testing.TB, image []byte) *chunks {
-	c := &chunks{data: map[blob.Digest][]byte{}, gets: map[blob.Digest]int{}}
+func newStore(t testing.TB, image []byte) *memStore {
+	c := &memStore{data: map[blob.Digest][]byte{}, gets: map[blob.Digest]int{}}
 	for _, chunk := range index(t, image).All() {
 		c.data[chunk.Digest] = image[chunk.Offset:chunk.End()]
 	}
@@ -50,11 +50,11 @@ func holding(t testing.TB, image []byte) *chunks {
 }
 
 // Get implements store.Getter.
-func (c *chunks) Get(ctx context.Context, wants []store.Want, done func(i int, err error)) {
+func (c *memStore) Get(ctx context.Context, wants []store.Want, done func(i int, err error)) {
 	storetest.GetterFunc(c.get).Get(ctx, wants, done)
 }
 
-func (c *chunks) get(ctx context.Context, d blob.Digest, dst []byte) error {
+func (c *memStore) get(ctx context.Context, d blob.Digest, dst []byte) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.fail != nil {
@@ -69,18 +69,18 @@ func (c *chunks) get(ctx context.Context, d blob.Digest, dst []byte) error {
 	return ctx.Err()
 }
 
-// op is something done to a device: a write of data at off, or a sync.
+// op is an operation on a device: a write of data at off, or a sync.
 type op struct {
 	off  int64
 	data []byte // nil for a sync
 }
 
-// device is a target in memory that records what is done to it, and fails on demand.
+// device is a target in memory. It records the operations on it, and fails on demand.
 type device struct {
 	mu     sync.Mutex
 	data   []byte
 	log    []op
-	failAt int // the number of the op that fails, from 1; 0 for none
+	failAt int // number of the op that fails, from 1; 0 for none
 }
 
 var errDevice = errors.New("input/output error")
@@ -107,7 +107,7 @@ func (d *device) WriteAt(p []byte, off int64) (int, error) {
 func (d *device) Zero(off, n int64) error { return d.do(op{off, make([]byte, n)}) }
 func (d *device) Sync() error             { return d.do(op{}) }
 
-// written is how many bytes were written, and in how many syncs.
+// written returns the number of bytes written, and of syncs.
 func (d *device) written() (n int64, syncs int) {
 	for _, o := range d.log {
 		n += int64(len(o.data))
@@ -124,8 +124,8 @@ func random(seed uint64, n int) []byte {
 	return p
 }
 
-// releases are two images that share much: the second has a change, an insertion, a repeat of a part
-// that the first lacks, and zeros.
+// releases returns two images that share much. The second has a change, an insertion, a repeat of a
+// part that the first lacks, and zeros.
 func releases() (a, b []byte) {
 	a = random(1, 1<<20)
 	new := random(2, 60_000)
@@ -138,7 +138,7 @@ func seedOf(t testing.TB, image []byte) seed.Seed {
 	return seed.Seed{Name: "a", Index: index(t, image), Data: bytes.NewReader(image)}
 }
 
-// distinct is how many different chunks of b, zeros apart, a lacks.
+// distinct returns the number of distinct chunks of b that a lacks, without zero chunks.
 func distinct(a, b *blob.Index) int {
 	n, has := 0, blob.NewTable(a)
 	seen := blob.NewTable(b)
@@ -185,7 +185,7 @@ func TestRun(t *testing.T) {
 		{"in place, useless seed", bytes.Clone(b), []seed.Seed{seedOf(t, random(8, 1000))}, Options{}, 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			d, from := &device{data: c.target}, holding(t, b)
+			d, from := &device{data: c.target}, newStore(t, b)
 			tail := bytes.Clone(c.target[len(b):])
 			mustRun(t, seed.NewPlan(index(t, b), c.seeds...), from, d, c.options, b)
 			if len(from.gets) != c.fetches {
@@ -206,13 +206,13 @@ func TestRun(t *testing.T) {
 func TestEqualTargetIsNotWritten(t *testing.T) {
 	_, b := releases()
 	d := &device{data: bytes.Clone(b)}
-	stats := mustRun(t, seed.NewPlan(index(t, b)), holding(t, nil), d, Options{}, b)
+	stats := mustRun(t, seed.NewPlan(index(t, b)), newStore(t, nil), d, Options{}, b)
 	if written, syncs := d.written(); written != 0 || syncs != 1 || stats.InPlace != int64(len(b)) {
 		t.Errorf("%d bytes written, %d syncs, %d bytes in place, want none, one, all", written, syncs, stats.InPlace)
 	}
 }
 
-// TestWritesAreFew: of a target that differs in one chunk, that chunk and the head are written.
+// TestWritesAreFew: if the target differs in one chunk, only that chunk and the head are written.
 func TestWritesAreFew(t *testing.T) {
 	_, b := releases()
 	x := index(t, b)
@@ -220,7 +220,7 @@ func TestWritesAreFew(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			d := &device{data: bytes.Clone(b)}
 			d.data[at] ^= 1
-			stats := mustRun(t, seed.NewPlan(x), holding(t, b), d, Options{}, b)
+			stats := mustRun(t, seed.NewPlan(x), newStore(t, b), d, Options{}, b)
 			written, syncs := d.written()
 			head := x.At(headChunks(x) - 1).End()
 			if most := headSize + head + x.At(x.Find(int64(at))).Size; written > most || syncs < 3 {
@@ -233,7 +233,8 @@ func TestWritesAreFew(t *testing.T) {
 	}
 }
 
-// TestBadSeeds: whatever a seed gives, the image is right, and costs what the seed failed to give.
+// TestBadSeeds: the image is right whatever a seed holds. Only the chunks that the seed did not hold
+// are fetched.
 func TestBadSeeds(t *testing.T) {
 	a, b := releases()
 	xa, xb := index(t, a), index(t, b)
@@ -243,7 +244,7 @@ func TestBadSeeds(t *testing.T) {
 	for _, c := range []struct {
 		name string
 		data io.ReaderAt
-		more int // chunks to fetch beyond those that a lacks, at most
+		more int // most chunks to fetch beyond those that a lacks
 	}{
 		{"one flipped byte", bytes.NewReader(flipped), 1},
 		{"shorter than its index", bytes.NewReader(a[:500_000]), distinct(index(t, a[:500_000]), xa) + 1},
@@ -254,7 +255,7 @@ func TestBadSeeds(t *testing.T) {
 	} {
 		for _, o := range []Options{{}, {New: true}, {Far: true, Memory: 1 << 20}} {
 			t.Run(fmt.Sprintf("%s/new=%v", c.name, o.New), func(t *testing.T) {
-				d, from := &device{data: make([]byte, len(b))}, holding(t, b)
+				d, from := &device{data: make([]byte, len(b))}, newStore(t, b)
 				mustRun(t, seed.NewPlan(xb, seed.Seed{Index: xa, Data: c.data}), from, d, o, b)
 				if len(from.gets) > lacking+c.more {
 					t.Errorf("%d chunks fetched, want at most %d and %d more", len(from.gets), lacking, c.more)
@@ -263,7 +264,7 @@ func TestBadSeeds(t *testing.T) {
 		}
 	}
 	t.Run("a second seed helps", func(t *testing.T) {
-		d, from := &device{data: make([]byte, len(b))}, holding(t, b)
+		d, from := &device{data: make([]byte, len(b))}, newStore(t, b)
 		bad := seed.Seed{Index: xa, Data: bytes.NewReader(random(7, len(a)))}
 		stats := mustRun(t, seed.NewPlan(xb, bad, seedOf(t, a)), from, d, Options{}, b)
 		if len(from.gets) != lacking || stats.SeedMiss == 0 {
@@ -271,7 +272,7 @@ func TestBadSeeds(t *testing.T) {
 		}
 	})
 	t.Run("the target helps", func(t *testing.T) {
-		d, from := &device{data: bytes.Clone(b)}, holding(t, b)
+		d, from := &device{data: bytes.Clone(b)}, newStore(t, b)
 		mustRun(t, seed.NewPlan(xb, seed.Seed{Index: xa, Data: bytes.NewReader(random(7, len(a)))}), from, d, Options{}, b)
 		if written, _ := d.written(); len(from.gets) != 0 || written != 0 {
 			t.Errorf("%d chunks fetched, %d bytes written, want none", len(from.gets), written)
@@ -279,7 +280,7 @@ func TestBadSeeds(t *testing.T) {
 	})
 }
 
-// brokenAt fails to read the byte at an offset.
+// brokenAt fails to read the byte at offset bad.
 type brokenAt struct {
 	io.ReaderAt
 	bad int64
@@ -293,7 +294,7 @@ func (b brokenAt) ReadAt(p []byte, off int64) (int, error) {
 	return b.ReaderAt.ReadAt(p, off)
 }
 
-// changing is a seed that a writer changes: each read finds another byte changed.
+// changing is a seed with a concurrent writer: each read finds another byte changed.
 type changing struct {
 	mu   sync.Mutex
 	data []byte
@@ -310,9 +311,10 @@ func (c *changing) ReadAt(p []byte, off int64) (int, error) {
 	return n, err
 }
 
-// TestPowerCut cuts the power after each operation, with any of what was not flushed lost, and looks at
-// what is left: the old image, the new one, or one whose head is neither's; and assembling again ends right. The race
-// detector sees fewer tries: they copy in one goroutine, and it takes fifteen times as long for that.
+// TestPowerCut cuts the power after each operation and loses any unflushed blocks. The rest must be the
+// old image, the new one, or one whose head belongs to neither. A second run must complete the image.
+// With the race detector there are fewer tries: the copies run in one goroutine and take fifteen times
+// as long.
 func TestPowerCut(t *testing.T) {
 	tries := 20
 	if need.Race {
@@ -323,19 +325,19 @@ func TestPowerCut(t *testing.T) {
 	sameHead := bytes.Clone(b)
 	copy(sameHead[900_000:], random(5, 100_000))
 	blank := func(p []byte) []byte { // as btrfs leaves it
-		return append(make([]byte, btrfsMark), p[btrfsMark:]...)
+		return append(make([]byte, btrfsSuperblock), p[btrfsSuperblock:]...)
 	}
 	for name, c := range map[string]struct {
 		old, new []byte
-		mark     int // where the file system is known by
+		mark     int // offset of the superblock
 	}{
 		"another head": {old, b, 0}, "the same head": {sameHead, b, 0},
-		"another head, btrfs": {blank(old), blank(b), btrfsMark}, "the same head, btrfs": {blank(sameHead), blank(b), btrfsMark},
+		"another head, btrfs": {blank(old), blank(b), btrfsSuperblock}, "the same head, btrfs": {blank(sameHead), blank(b), btrfsSuperblock},
 	} {
 		t.Run(name, func(t *testing.T) {
 			d := &device{data: bytes.Clone(c.old)}
 			plan := seed.NewPlan(index(t, c.new), seedOf(t, a))
-			mustRun(t, plan, holding(t, c.new), d, Options{Segments: 2, Far: name == "another head"}, c.new)
+			mustRun(t, plan, newStore(t, c.new), d, Options{Segments: 2, Far: name == "another head"}, c.new)
 			rng := rand.New(rand.NewPCG(1, 2))
 			for cut := range len(d.log) + 1 {
 				for range tries {
@@ -346,14 +348,14 @@ func TestPowerCut(t *testing.T) {
 				}
 				if cut%7 == 0 {
 					left := afterCut(c.old, d.log[:cut], rng)
-					mustRun(t, plan, holding(t, c.new), &device{data: left}, Options{}, c.new)
+					mustRun(t, plan, newStore(t, c.new), &device{data: left}, Options{}, c.new)
 				}
 			}
 		})
 	}
 }
 
-// afterCut is what a medium holds after the ops: what was flushed, and of the rest some blocks.
+// afterCut returns the content of a medium after the ops: all flushed blocks, and some of the others.
 func afterCut(old []byte, ops []op, rng *rand.Rand) []byte {
 	left := bytes.Clone(old)
 	flushed := 0
@@ -363,27 +365,26 @@ func afterCut(old []byte, ops []op, rng *rand.Rand) []byte {
 		}
 	}
 	for i, o := range ops {
-		for at := 0; at < len(o.data); at += markSize {
+		for at := 0; at < len(o.data); at += superblockSize {
 			if i < flushed || rng.IntN(2) == 0 {
-				copy(left[o.off+int64(at):], o.data[at:min(at+markSize, len(o.data))])
+				copy(left[o.off+int64(at):], o.data[at:min(at+superblockSize, len(o.data))])
 			}
 		}
 	}
 	return left
 }
 
-// looksLike says whether p has the superblock of one of the images, so that a system would take it for whole.
+// looksLike reports whether p has the superblock of one of the images, so that a system would mount it.
 func looksLike(p []byte, mark int, images ...[]byte) bool {
 	for _, image := range images {
-		if bytes.Equal(p[mark:mark+markSize], image[mark:mark+markSize]) {
+		if bytes.Equal(p[mark:mark+superblockSize], image[mark:mark+superblockSize]) {
 			return true
 		}
 	}
 	return false
 }
 
-// TestTargetFails: an error of the target at any operation is the job's, and running it again ends right.
-// TestInspect: what the image begins with is shown before anything is written, wherever it comes from.
+// TestInspect: Inspect gets the first chunk before anything is written, from any source.
 func TestInspect(t *testing.T) {
 	image := random(1, 300_000)
 	x := index(t, image)
@@ -393,7 +394,7 @@ func TestInspect(t *testing.T) {
 		d := &device{data: bytes.Clone(held)}
 		var shown []byte
 		o := Options{Inspect: func(p []byte) error { shown = bytes.Clone(p); return unlike }}
-		_, err := Run(t.Context(), seed.NewPlan(x), holding(t, image), d, o)
+		_, err := Run(t.Context(), seed.NewPlan(x), newStore(t, image), d, o)
 		if !errors.Is(err, unlike) || !bytes.Equal(shown, first) {
 			t.Errorf("%s: Run = %v, after it showed %d bytes, want %d", name, err, len(shown), len(first))
 		}
@@ -403,26 +404,27 @@ func TestInspect(t *testing.T) {
 	}
 	empty := index(t, nil)
 	o := Options{Inspect: func([]byte) error { return unlike }}
-	if _, err := Run(t.Context(), seed.NewPlan(empty), holding(t, nil), &device{}, o); err != nil {
+	if _, err := Run(t.Context(), seed.NewPlan(empty), newStore(t, nil), &device{}, o); err != nil {
 		t.Errorf("Run of an empty image = %v", err)
 	}
 }
 
+// TestTargetFails: Run returns the error of any operation of the target, and a second run completes the image.
 func TestTargetFails(t *testing.T) {
 	a, b := releases()
 	plan := seed.NewPlan(index(t, b), seedOf(t, a))
 	for _, o := range []Options{{Segments: 1}, {Segments: 1, New: true}} {
 		for n := 1; ; n++ {
 			d := &device{data: make([]byte, len(b)), failAt: n}
-			_, err := Run(t.Context(), plan, holding(t, b), d, o)
+			_, err := Run(t.Context(), plan, newStore(t, b), d, o)
 			if len(d.log) < n {
-				break // it has no n-th operation
+				break // there are fewer than n operations
 			}
 			if !errors.Is(err, errDevice) {
 				t.Fatalf("operation %d failed: Run = %v, want %v", n, err, errDevice)
 			}
 			d.failAt = 0
-			mustRun(t, plan, holding(t, b), d, Options{}, b)
+			mustRun(t, plan, newStore(t, b), d, Options{}, b)
 		}
 	}
 }
@@ -431,7 +433,7 @@ func TestStoreFails(t *testing.T) {
 	_, b := releases()
 	corrupt := &store.CorruptError{Name: "x", Err: errors.New("other bytes")}
 	for _, want := range []error{store.ErrNotFound, store.ErrUnavailable, corrupt} {
-		d, from := &device{data: make([]byte, len(b))}, holding(t, b)
+		d, from := &device{data: make([]byte, len(b))}, newStore(t, b)
 		from.fail = want
 		if _, err := Run(t.Context(), seed.NewPlan(index(t, b)), from, d, Options{}); !errors.Is(err, want) {
 			t.Errorf("Run = %v, want %v", err, want)
@@ -439,14 +441,15 @@ func TestStoreFails(t *testing.T) {
 	}
 }
 
-// TestStoreFailsLate: what was fetched before the store fails is on the target, but for the head.
+// TestStoreFailsLate: the chunks that were fetched before the store failed are on the target, except
+// the head.
 func TestStoreFailsLate(t *testing.T) {
 	_, b := releases()
 	x := index(t, b)
 	plan, d := seed.NewPlan(x), &device{data: make([]byte, len(b))}
 	head := int64(headChunks(x))
 	for done := 0; ; {
-		from := &failing{chunks: holding(t, b), left: head + 20}
+		from := &failing{memStore: newStore(t, b), left: head + 20}
 		_, err := Run(t.Context(), plan, from, d, Options{})
 		if err == nil {
 			break
@@ -462,7 +465,7 @@ func TestStoreFailsLate(t *testing.T) {
 	}
 }
 
-// rightChunks is how many of the image's chunks p holds.
+// rightChunks returns how many of the image's chunks p holds.
 func rightChunks(x *blob.Index, p []byte) (n int) {
 	for _, c := range x.All() {
 		if x.Algorithm().Sum(p[c.Offset:c.End()]) == c.Digest {
@@ -472,9 +475,9 @@ func rightChunks(x *blob.Index, p []byte) (n int) {
 	return n
 }
 
-// failing is a store that gives a few chunks only.
+// failing is a store that returns only left chunks.
 type failing struct {
-	*chunks
+	*memStore
 	left int64
 }
 
@@ -483,7 +486,7 @@ func (f *failing) Get(ctx context.Context, wants []store.Want, done func(i int, 
 	storetest.GetterFunc(f.get).Get(ctx, wants, done)
 }
 
-// get gives no chunk to a context that has ended, and does not count such a call.
+// get returns no chunk after the end of ctx, and does not count such a call.
 func (f *failing) get(ctx context.Context, d blob.Digest, dst []byte) error {
 	f.mu.Lock()
 	gives := f.left > 0 && ctx.Err() == nil
@@ -494,10 +497,10 @@ func (f *failing) get(ctx context.Context, d blob.Digest, dst []byte) error {
 	if !gives {
 		return store.ErrUnavailable
 	}
-	return f.chunks.get(context.WithoutCancel(ctx), d, dst)
+	return f.memStore.get(context.WithoutCancel(ctx), d, dst)
 }
 
-// TestCancelled: a cancelled job has failed, whenever it was cancelled.
+// TestCancelled: a cancelled run returns an error, whenever it was cancelled.
 func TestCancelled(t *testing.T) {
 	a, b := releases()
 	for n := range 5 {
@@ -509,7 +512,7 @@ func TestCancelled(t *testing.T) {
 			}
 		}}
 		d := &device{data: random(3, len(b))}
-		_, err := Run(ctx, seed.NewPlan(index(t, b), seedOf(t, a)), holding(t, b), d, o)
+		_, err := Run(ctx, seed.NewPlan(index(t, b), seedOf(t, a)), newStore(t, b), d, o)
 		if calls > n && !errors.Is(err, context.Canceled) {
 			t.Errorf("cancelled at call %d: Run = %v, want %v", n, err, context.Canceled)
 		}
@@ -517,7 +520,7 @@ func TestCancelled(t *testing.T) {
 	}
 }
 
-// TestPreviewCancelled: what is previewed is not read to its end for nobody.
+// TestPreviewCancelled: a cancelled preview reads no further.
 func TestPreviewCancelled(t *testing.T) {
 	image := random(1, 1<<20)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -537,7 +540,7 @@ type readerAtFunc func(p []byte, off int64) (int, error)
 
 func (f readerAtFunc) ReadAt(p []byte, off int64) (int, error) { return f(p, off) }
 
-// TestCancelledInRepeats: the chunks that are copied from elsewhere in the image are no longer copied then.
+// TestCancelledInRepeats: a cancelled run copies no further repeats.
 func TestCancelledInRepeats(t *testing.T) {
 	part := random(1, 1<<20)
 	image := bytes.Join([][]byte{random(2, 200_000), part, random(3, 300_000), part}, nil)
@@ -552,7 +555,7 @@ func TestCancelledInRepeats(t *testing.T) {
 	}}
 	d := &device{data: make([]byte, len(image))}
 	o.Memory = 1 << 20 // the two parts are not in one segment
-	_, err := Run(ctx, seed.NewPlan(index(t, image)), holding(t, image), d, o)
+	_, err := Run(ctx, seed.NewPlan(index(t, image)), newStore(t, image), d, o)
 	if !errors.Is(err, context.Canceled) || copied == 0 || copied > 16<<10 {
 		t.Errorf("Run = %v with %d bytes copied, want %v after the first chunk", err, copied, context.Canceled)
 	}
@@ -563,7 +566,7 @@ func TestSmallImages(t *testing.T) {
 		for _, o := range []Options{{}, {New: true}} {
 			image := random(6, n)
 			d := &device{data: make([]byte, n+100)}
-			mustRun(t, seed.NewPlan(index(t, image)), holding(t, image), d, o, image)
+			mustRun(t, seed.NewPlan(index(t, image)), newStore(t, image), d, o, image)
 		}
 	}
 }
@@ -583,11 +586,11 @@ func FuzzRun(f *testing.F) {
 		if seeded {
 			seeds = append(seeds, seed.Seed{Index: index(t, a), Data: bytes.NewReader(edit(rng, a, int(damage%16)))})
 		}
-		mustRun(t, seed.NewPlan(index(t, b), seeds...), holding(t, b), d, Options{New: fresh}, b)
+		mustRun(t, seed.NewPlan(index(t, b), seeds...), newStore(t, b), d, Options{New: fresh}, b)
 	})
 }
 
-// lumpy is random bytes with runs of zeros and repeats in it.
+// lumpy returns random bytes with runs of zeros and repeats.
 func lumpy(rng *rand.Rand, n int) []byte {
 	var p []byte
 	for len(p) < n {
@@ -621,7 +624,7 @@ func edit(rng *rand.Rand, p []byte, times int) []byte {
 	return p
 }
 
-// TestPreview: what is foretold is what happens.
+// TestPreview: Run does what Preview predicted.
 func TestPreview(t *testing.T) {
 	a, b := releases()
 	damaged := bytes.Clone(b)
@@ -643,14 +646,14 @@ func TestPreview(t *testing.T) {
 			} else {
 				target = bytes.NewReader(bytes.Clone(c.target))
 			}
-			foretold, sources, err := Preview(t.Context(), plan, target, Options{})
+			predicted, sources, err := Preview(t.Context(), plan, target, Options{})
 			if err != nil {
 				t.Fatal(err)
 			}
-			stats := mustRun(t, plan, holding(t, b), d, Options{New: c.target == nil}, b)
+			stats := mustRun(t, plan, newStore(t, b), d, Options{New: c.target == nil}, b)
 			stats.Written = 0
-			if diff := cmp.Diff(stats, foretold); diff != "" {
-				t.Errorf("stats (-done +foretold):\n%s", diff)
+			if diff := cmp.Diff(stats, predicted); diff != "" {
+				t.Errorf("stats (-done +predicted):\n%s", diff)
 			}
 			var fetched int64
 			for i, from := range sources {
@@ -659,13 +662,14 @@ func TestPreview(t *testing.T) {
 				}
 			}
 			if fetched != stats.Fetched {
-				t.Errorf("%d bytes foretold to be fetched, %d are", fetched, stats.Fetched)
+				t.Errorf("%d bytes predicted to be fetched, %d are", fetched, stats.Fetched)
 			}
 		})
 	}
 }
 
-// TestOwnContent: what the target holds elsewhere serves, whichever way it moved.
+// TestOwnContent: chunks that the target holds at another offset are used, in whichever direction they
+// moved.
 func TestOwnContent(t *testing.T) {
 	base := random(1, 6<<20)
 	insert := random(2, 50_000)
@@ -675,11 +679,11 @@ func TestOwnContent(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			old := append(bytes.Clone(c.old), make([]byte, max(0, len(c.image)-len(c.old)))...)
-			d, from := &device{data: old}, holding(t, c.image)
+			d, from := &device{data: old}, newStore(t, c.image)
 			own := seed.Seed{Name: "own", Index: index(t, c.old), Data: d}
 			o := Options{Own: 1, Memory: 2 << 20}
 			mustRun(t, seed.NewPlan(index(t, c.image), own), from, d, o, c.image)
-			// Some chunks reach over into a segment that is written already.
+			// Some chunks extend into a segment that is written already.
 			if most := distinct(index(t, c.old), index(t, c.image)) + 10; len(from.gets) > most {
 				t.Errorf("%d chunks fetched, want at most %d", len(from.gets), most)
 			}
@@ -687,7 +691,7 @@ func TestOwnContent(t *testing.T) {
 	}
 }
 
-// medium is a device whose medium loses bytes written at an offset.
+// medium is a device whose medium corrupts the byte at offset bad.
 type medium struct {
 	*device
 	bad int64
@@ -722,7 +726,7 @@ func TestVerify(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			d := &device{data: bytes.Clone(c.old)}
-			_, err := Run(t.Context(), plan, holding(t, b), medium{d, c.bad}, Options{Verify: c.verify})
+			_, err := Run(t.Context(), plan, newStore(t, b), medium{d, c.bad}, Options{Verify: c.verify})
 			if got := errors.Is(err, ErrMedium); got != c.fails || err != nil && !got {
 				t.Errorf("Run = %v, want ErrMedium: %v", err, c.fails)
 			}
@@ -733,7 +737,7 @@ func TestVerify(t *testing.T) {
 	}
 }
 
-// TestChanging: it is called once, before anything changes, and not when nothing does.
+// TestChanging: Changing is called once, before the first change, and never if nothing changes.
 func TestChanging(t *testing.T) {
 	_, b := releases()
 	plan := seed.NewPlan(index(t, b))
@@ -744,27 +748,27 @@ func TestChanging(t *testing.T) {
 		}
 		return nil
 	}}
-	mustRun(t, plan, holding(t, b), d, o, b)
-	mustRun(t, plan, holding(t, b), d, o, b)
+	mustRun(t, plan, newStore(t, b), d, o, b)
+	mustRun(t, plan, newStore(t, b), d, o, b)
 	if calls != 1 {
 		t.Errorf("called %d times, want once for two runs", calls)
 	}
 	d = &device{data: make([]byte, len(b))}
 	stop := errors.New("stop")
-	_, err := Run(t.Context(), plan, holding(t, b), d, Options{Changing: func() error { return stop }})
+	_, err := Run(t.Context(), plan, newStore(t, b), d, Options{Changing: func() error { return stop }})
 	if !errors.Is(err, stop) || len(d.log) != 0 {
 		t.Errorf("Run = %v with %d operations, want %v, none", err, len(d.log), stop)
 	}
 }
 
-// TestFlushes: not much is written between two flushes.
+// TestFlushes: the number of bytes between two flushes is bounded.
 func TestFlushes(t *testing.T) {
 	if testing.Short() {
 		t.Skip("writes much")
 	}
 	image := random(3, 5*flushEvery/2)
 	d := &device{data: make([]byte, len(image))}
-	mustRun(t, seed.NewPlan(index(t, image)), holding(t, image), d, Options{New: true}, image)
+	mustRun(t, seed.NewPlan(index(t, image)), newStore(t, image), d, Options{New: true}, image)
 	var since int64
 	for _, o := range d.log {
 		if since += int64(len(o.data)); o.data == nil {
@@ -795,7 +799,7 @@ func (s *sharing) Clone(from io.ReaderAt, at, off, n int64) (lo, hi int64) {
 	return lo, hi
 }
 
-// TestClone: what is shared is not written, and is proven like everything else.
+// TestClone: shared bytes are not written, and are verified like all others.
 func TestClone(t *testing.T) {
 	a := random(1, 1<<20)
 	b := bytes.Join([][]byte{a[:200_000], random(2, 512*40), a[200_000:]}, nil)
@@ -806,7 +810,7 @@ func TestClone(t *testing.T) {
 		more int
 	}{"honest": {bytes.NewReader(a), 0}, "lying": {bytes.NewReader(lying), 1}, "changing": {&changing{data: a}, 1 << 20}} {
 		t.Run(name, func(t *testing.T) {
-			d, from := &sharing{device: &device{data: make([]byte, len(b))}}, holding(t, b)
+			d, from := &sharing{device: &device{data: make([]byte, len(b))}}, newStore(t, b)
 			plan := seed.NewPlan(index(t, b), seed.Seed{Index: index(t, a), Data: c.data})
 			stats, err := Run(t.Context(), plan, from, d, Options{New: true})
 			if err != nil || !bytes.Equal(d.data, b) {
@@ -830,8 +834,8 @@ func TestParts(t *testing.T) {
 		65537:     {{{0, 4096}, {65536, 65537}}, {{4096, 65536}}},
 		128 << 10: {{{0, 4096}, {65536, 69632}}, {{4096, 65536}, {69632, 128 << 10}}},
 	} {
-		marks, others := parts(n)
-		if diff := cmp.Diff(want, [2][]span{marks, others}, cmp.AllowUnexported(span{})); diff != "" {
+		superblocks, others := splitHead(n)
+		if diff := cmp.Diff(want, [2][]span{superblocks, others}, cmp.AllowUnexported(span{})); diff != "" {
 			t.Errorf("parts(%d) (-want +got):\n%s", n, diff)
 		}
 	}

@@ -10,7 +10,7 @@ import (
 	"cairn/seed"
 )
 
-// counted counts what is read.
+// counted counts the reads and their bytes.
 type counted struct {
 	io.ReaderAt
 	calls, bytes atomic.Int64
@@ -22,15 +22,15 @@ func (c *counted) ReadAt(p []byte, off int64) (int, error) {
 	return c.ReaderAt.ReadAt(p, off)
 }
 
-// TestReadsOfSeed: a seed that is the image is read once, in pieces much larger than chunks, and little is
-// allocated for each. Counted, so that no busy machine disturbs it.
+// TestReadsOfSeed: a seed equal to the image is read once, in reads much larger than chunks, with few
+// allocations. The test counts instead of measuring time, so the load of the machine does not matter.
 func TestReadsOfSeed(t *testing.T) {
 	image := random(1, 32<<20)
 	x := index(t, image)
 	once := func() (*counted, uint64) {
 		c := &counted{ReaderAt: bytes.NewReader(image)}
 		plan := seed.NewPlan(x, seed.Seed{Name: "a", Index: x, Data: c})
-		target, empty := &device{data: make([]byte, len(image))}, holding(t, nil)
+		target, empty := &device{data: make([]byte, len(image))}, newStore(t, nil)
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
 		if _, err := Run(t.Context(), plan, empty, target, Options{}); err != nil {
@@ -42,7 +42,7 @@ func TestReadsOfSeed(t *testing.T) {
 		}
 		return c, after.Mallocs - before.Mallocs
 	}
-	once() // what is only done once in a process
+	once() // work that is done only once in a process
 	c, allocations := once()
 	if n, most := c.bytes.Load(), int64(len(image)+len(image)/8); n > most {
 		t.Errorf("%d bytes are read of a seed of %d, want at most %d", n, len(image), most)

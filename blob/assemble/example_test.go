@@ -14,7 +14,7 @@ import (
 	"cairn/store"
 )
 
-// flash is a program's own device: anything with these four methods is a target.
+// flash is a program's own device. Any type with these four methods is a Target.
 type flash struct{ cells []byte }
 
 func (f *flash) ReadAt(p []byte, off int64) (int, error) {
@@ -24,8 +24,8 @@ func (f *flash) WriteAt(p []byte, off int64) (int, error) { return copy(f.cells[
 func (f *flash) Zero(off, n int64) error                  { clear(f.cells[off : off+n]); return nil }
 func (f *flash) Sync() error                              { return nil }
 
-// An update of a device from release 1, which is on the other slot, to release 2, whose new chunks are in a
-// store.
+// A device is updated from release 1, which is in the other slot, to release 2, whose new chunks are in
+// a store.
 func Example() {
 	ctx := context.Background()
 	release1 := bytes.Repeat([]byte("the system, "), 100_000)
@@ -43,7 +43,7 @@ func Example() {
 		panic(err)
 	}
 
-	// On the device: find out what the running slot holds, cut in the same way.
+	// On the device: scan the running slot, cut in the same way.
 	o := scan.Like(index)
 	held, _, err := scan.Image(ctx, chunker.FromReader(bytes.NewReader(release1)), o)
 	if err != nil {

@@ -6,38 +6,39 @@ import (
 	"cairn/seed"
 )
 
-// order is the order in which segments are put together: up, or down when that spares more of the target's
-// own old content.
+// order is the order in which segments are assembled: ascending, or descending if that preserves more
+// of the target's own old content.
 type order struct {
-	plan    *seed.Plan
-	segment int64
-	runs    []run // chunks that are not taken yet, without those in local
-	local   []run // long runs of chunks that need no store, not taken yet
-	down    bool
-	keep    bool // segments are written only when those before them have read what they need
-	last    chan struct{}
+	plan       *seed.Plan
+	segment    int64
+	runs       []run // chunks that are not assigned yet, without those in local
+	local      []run // long runs of chunks that need no store, not assigned yet
+	descending bool
+	inTurn     bool // a segment is written only after the earlier ones have read their sources
+	lastTurn   chan struct{}
 }
 
-// run is the numbers of chunks from lo up to but not including hi.
+// run is the chunks [lo, hi).
 type run struct{ lo, hi int }
 
-// turn is a segment's place in an order that is to be kept.
-type turn struct{ before, mine chan struct{} }
+// turn is the position of a segment in a sequence. previous is closed when the earlier segments have
+// finished.
+type turn struct{ previous, done chan struct{} }
 
-// newOrder returns the order of the chunks from lo up to but not including hi. own is the number of the seed that is the
-// target itself; a negative one means that no seed is.
+// newOrder returns the order of the chunks [lo, hi). own is the number of the seed that is the target
+// itself, or negative without one.
 func newOrder(p *seed.Plan, lo, hi int, segment int64, own int) order {
 	o := order{plan: p, segment: segment, runs: []run{{lo, hi}}}
 	if own >= 0 {
-		o.keepTurns()
-		o.down = movesUp(p, own)
+		o.useTurns()
+		o.descending = movesUp(p, own)
 	}
 	return o
 }
 
-// setLocalAside moves runs of at least a segment that need no store to local. One goroutine takes them first, while the
-// others wait for the store.
-func (o *order) setLocalAside() {
+// splitLocalRuns moves the runs that need no store and fill a segment to local. One goroutine assembles
+// these first, while the others wait for the store.
+func (o *order) splitLocalRuns() {
 	all := o.runs[0]
 	o.runs = nil
 	for lo := all.lo; lo < all.hi; {
@@ -59,14 +60,14 @@ func (o *order) setLocalAside() {
 	}
 }
 
-// keepTurns gives each segment a turn.
-func (o *order) keepTurns() {
-	o.keep, o.last = true, make(chan struct{})
-	close(o.last)
+// useTurns gives each segment a turn.
+func (o *order) useTurns() {
+	o.inTurn, o.lastTurn = true, make(chan struct{})
+	close(o.lastTurn)
 }
 
-// movesUp says whether most bytes that come from the seed own go to higher offsets than they have there. They
-// are overwritten before they are read unless the image is put together from its end.
+// movesUp reports whether most bytes from the seed own move to higher offsets. In ascending order these
+// would be overwritten before they are read.
 func movesUp(p *seed.Plan, own int) bool {
 	var up int64
 	for i, c := range p.Index.All() {
@@ -84,9 +85,9 @@ func movesUp(p *seed.Plan, own int) bool {
 	return up > 0
 }
 
-// take returns the chunks of the next segment; lo = hi means that none are left. With localFirst it takes from the local
-// runs as long as there are any.
-func (o *order) take(localFirst bool) (lo, hi int, t *turn) {
+// nextRun returns the chunks [lo, hi) of the next segment; lo = hi means that none is left. With
+// localFirst it prefers the local runs.
+func (o *order) nextRun(localFirst bool) (lo, hi int, t *turn) {
 	from := &o.runs
 	if len(o.runs) == 0 || localFirst && len(o.local) > 0 {
 		from = &o.local
@@ -94,12 +95,12 @@ func (o *order) take(localFirst bool) (lo, hi int, t *turn) {
 	if len(*from) == 0 || (*from)[0].lo == (*from)[0].hi {
 		return 0, 0, nil
 	}
-	if o.keep {
-		t = &turn{before: o.last, mine: make(chan struct{})}
-		o.last = t.mine
+	if o.inTurn {
+		t = &turn{previous: o.lastTurn, done: make(chan struct{})}
+		o.lastTurn = t.done
 	}
 	r, x := &(*from)[0], o.plan.Index
-	if o.down {
+	if o.descending {
 		lo, hi = r.hi-1, r.hi
 		for end := x.At(lo).End(); lo > r.lo && end-x.At(lo-1).Offset <= o.segment; {
 			lo--
@@ -115,27 +116,15 @@ func (o *order) take(localFirst bool) (lo, hi int, t *turn) {
 	return lo, hi, t
 }
 
-// pass says that a segment has read what it needs, and returns when those before it have too.
-func (t *turn) pass(ctx context.Context) error {
-	if t == nil {
-		return nil
-	}
-	if err := t.wait(ctx); err != nil {
-		return err
-	}
-	t.end()
-	return nil
-}
-
-// wait returns when the turns before have ended.
-func (t *turn) wait(ctx context.Context) error {
+// awaitPrevious blocks until all earlier turns have ended.
+func (t *turn) awaitPrevious(ctx context.Context) error {
 	select {
-	case <-t.before:
+	case <-t.previous:
 		return ctx.Err()
 	case <-ctx.Done():
 		return ctx.Err()
 	}
 }
 
-// end begins the next turn. It is called once.
-func (t *turn) end() { close(t.mine) }
+// startNext ends this turn, which lets the next one begin. It is called once.
+func (t *turn) startNext() { close(t.done) }

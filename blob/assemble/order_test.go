@@ -7,7 +7,7 @@ import (
 	"cairn/seed"
 )
 
-// TestLocalAside: every chunk is taken once, and while there are long runs that need no store, they can be taken first.
+// TestLocalAside: every chunk is assigned once. Long runs that need no store can be assigned first.
 func TestLocalAside(t *testing.T) {
 	zeros := make([]byte, 3<<20)
 	image := slices.Concat(random(1, 1<<20), zeros, random(2, 2<<20), make([]byte, 100_000), random(3, 1<<20), zeros)
@@ -17,14 +17,14 @@ func TestLocalAside(t *testing.T) {
 		func(int) bool { return true }, func(int) bool { return false }, func(n int) bool { return n%3 == 0 },
 	} {
 		o := newOrder(plan, 1, plan.Index.Len(), segment, -1)
-		o.setLocalAside()
+		o.splitLocalRuns()
 		if len(o.local) != 2 {
 			t.Fatalf("%d runs need no store, want 2: %v", len(o.local), o.local)
 		}
 		taken := make([]int, plan.Index.Len())
 		for n := 0; ; n++ {
 			wantsLocal := localFirst(n) && len(o.local) > 0
-			lo, hi, _ := o.take(localFirst(n))
+			lo, hi, _ := o.nextRun(localFirst(n))
 			if lo == hi {
 				break
 			}

@@ -7,21 +7,21 @@ import (
 	"cairn/seed"
 )
 
-// Preview finds out what Run would do, by reading what it would read, and writes nothing. A nil target
-// stands for a new file, or with o.Stream for a stream. It returns where each chunk comes from; stats count nothing as
-// written.
+// Preview predicts Run by reading the same sources, and writes nothing. A nil target stands for a new
+// file, or with o.Stream for a stream. Preview returns the stats, in which Written is 0, and the source
+// of each chunk.
 func Preview(ctx context.Context, p *seed.Plan, target io.ReaderAt, o Options) (Stats, []seed.Step, error) {
 	o.New = target == nil
 	j := newJob(p, nil, readOnly{target}, o)
 	j.order = newOrder(p, 0, p.Index.Len(), j.order.segment, -1)
 	j.sources = make([]seed.Step, p.Index.Len())
-	err := j.each(ctx, &j.order, func(_ context.Context, s *segment) error {
+	err := j.forEachSegment(ctx, &j.order, func(_ context.Context, s *segment) error {
 		s.gatherLocal()
 		for i := range s.chunksIn(deferred) {
-			s.settle(i, deferred, seed.Step{Kind: seed.Copy})
+			s.setFinal(i, deferred, seed.Step{Kind: seed.Copy})
 		}
 		for i := range s.chunksIn(missing) {
-			s.settle(i, missing, seed.Step{Kind: seed.Fetch})
+			s.setFinal(i, missing, seed.Step{Kind: seed.Fetch})
 		}
 		return nil
 	})
@@ -31,7 +31,7 @@ func Preview(ctx context.Context, p *seed.Plan, target io.ReaderAt, o Options) (
 	return j.stats(), j.sources, ctx.Err()
 }
 
-// readOnly is the target of a preview: nothing writes to it.
+// readOnly is the target of a preview, which is never written.
 type readOnly struct{ io.ReaderAt }
 
 func (readOnly) WriteAt([]byte, int64) (int, error) { panic("assemble: a preview writes") }

@@ -12,42 +12,44 @@ import (
 	"cairn/store"
 )
 
-// Sink takes an image, or a part of it, in order.
+// Sink receives an image, or a part of it, in order.
 type Sink struct {
 	io.Writer
-	Offset, Size int64 // the part
+	Offset, Size int64 // the part, in bytes
 }
 
-// ZeroWriter is a writer that has a cheaper way to write zeros.
+// ZeroWriter is a writer with a cheaper way to write zeros.
 type ZeroWriter interface{ WriteZeros(n int64) error }
 
-// Stream writes a part of the plan's image to a writer that cannot be read or positioned: each byte once, in order,
-// and only after its chunk was hashed. Segments are put together ahead of the writer, several at once. A failure
-// ends the stream where its segment begins; all bytes before that are written. A chunk that repeats is kept in
-// memory where a quarter of Options.Memory suffices, and fetched again where it does not.
+// Stream writes a part of the plan's image to a writer that cannot be read or positioned. It writes
+// each byte once, in order, and only after its chunk was hashed. Several segments are assembled
+// concurrently ahead of the writer. A failure ends the stream where its segment begins; all bytes
+// before that are written. A quarter of Options.Memory caches chunks that repeat; those that do not fit
+// are fetched again.
 //
-// Of the options New, Own, Verify and Changing do not count; a part that begins behind the first chunk is not inspected.
+// Stream ignores the options New, Own, Verify and Changing. Inspect is not called for a part that
+// begins after the first chunk.
 func Stream(ctx context.Context, p *seed.Plan, from store.Getter, to Sink, o Options) (Stats, error) {
 	if end := p.Index.Size(); to.Offset < 0 || to.Size < 0 || to.Offset > end-to.Size {
 		return Stats{}, fmt.Errorf("%d bytes at %d are not within the image's %d", to.Size, to.Offset, end)
 	}
 	j := newStream(p, from, to, o)
-	err := j.each(ctx, &j.order, func(ctx context.Context, s *segment) error {
+	err := j.forEachSegment(ctx, &j.order, func(ctx context.Context, s *segment) error {
 		s.gatherLocal()
-		gathered := s.fetch(ctx)
-		if err := s.turn.wait(ctx); err != nil {
+		gathered := s.fetchMissing(ctx)
+		if err := s.turn.awaitPrevious(ctx); err != nil {
 			return err
 		}
 		if gathered == nil && s.lo == 0 {
-			gathered = j.inspect(s)
+			gathered = j.inspectHead(s)
 		}
 		if gathered != nil {
 			return gathered
 		}
-		if err := s.emit(to); err != nil {
+		if err := s.writeOut(to); err != nil {
 			return err
 		}
-		s.turn.end()
+		s.turn.startNext()
 		return nil
 	})
 	if err != nil {
@@ -56,7 +58,7 @@ func Stream(ctx context.Context, p *seed.Plan, from store.Getter, to Sink, o Opt
 	return j.stats(), ctx.Err()
 }
 
-// newStream is the job of a stream.
+// newStream returns the job of a stream.
 func newStream(p *seed.Plan, from store.Getter, to Sink, o Options) *job {
 	o.Stream, o.New, o.Own = true, true, 0
 	j := newJob(p, from, nil, o)
@@ -65,26 +67,17 @@ func newStream(p *seed.Plan, from store.Getter, to Sink, o Options) *job {
 		lo, hi = p.Index.Find(to.Offset), p.Index.Find(to.Offset+to.Size-1)+1
 	}
 	j.order.runs = []run{{lo, hi}}
-	j.order.keepTurns()
+	j.order.useTurns()
 	if lo > 0 || hi < p.Index.Len() {
-		j.repeated = planRepeats(p, lo, hi, j.repeated.limit)
+		j.streamRepeats = planRepeats(p, lo, hi, j.streamRepeats.limit)
 	}
 	return j
 }
 
-// deferCopies leaves the chunks for later whose bytes are kept when the stream comes to them.
-func (s *segment) deferCopies() {
-	for i := range s.chunksIn(missing) {
-		if s.job.repeated.copies.Has(i) {
-			*s.state(i) = deferred
-		}
-	}
-}
-
-// emit writes the segment. All segments before it were written.
-func (s *segment) emit(to Sink) error {
+// writeOut writes the segment. All earlier segments are written.
+func (s *segment) writeOut(to Sink) error {
 	for i := s.lo; i < s.hi; i++ {
-		s.job.repeated.pass(s, i)
+		s.job.streamRepeats.keepOrCopy(s, i)
 	}
 	zeros, sparse := to.Writer.(ZeroWriter)
 	for i := s.lo; i < s.hi; {
@@ -103,40 +96,41 @@ func (s *segment) emit(to Sink) error {
 		if err != nil {
 			return err
 		}
-		s.job.count.written.Add(hi - lo)
+		s.job.counters.written.Add(hi - lo)
 		i = end
 	}
 	return nil
 }
 
-// clearZeros brings the zero chunks from lo to hi into the buffer.
+// clearZeros zeroes the buffers of the zero chunks among [lo, hi).
 func (s *segment) clearZeros(lo, hi int) {
 	for i := range s.chunksIn(zero) {
 		if lo <= i && i < hi {
-			clear(s.part(s.buf, s.chunk(i)))
+			clear(s.bytesOf(s.buf, s.chunk(i)))
 		}
 	}
 }
 
-// repeats says which chunks of a stream stay in memory until they come again. Those that do not stay are fetched again.
+// repeats is the plan for the chunks that a stream keeps in memory until they repeat. Those that do not
+// fit are fetched again.
 type repeats struct {
 	plan   *seed.Plan
 	limit  int64          // bytes
-	keeps  *bitset.Set    // the chunks that stay until they come the next time
-	copies *bitset.Set    // the chunks that are copied from what stayed
-	kept   map[int][]byte // by the number of the first such chunk in the image; the segment that is written uses it
+	keeps  *bitset.Set    // the chunks to keep until they repeat
+	copies *bitset.Set    // the chunks to copy from a kept one
+	kept   map[int][]byte // by the number of the first equal chunk of the image; used only by the segment whose turn it is
 }
 
-// interval is a time during which a chunk stays.
+// interval is the time during which chunk at is kept, until it repeats as chunk next.
 type interval struct{ at, next int }
 
-// planRepeats decides which of the chunks from lo to hi stay, never more than limit bytes at once: where there is no
-// room, the chunk goes that comes again last. A preview decides the same.
+// planRepeats decides which of the chunks [lo, hi) are kept, never more than limit bytes at once.
+// Without room it evicts the chunk whose repeat is furthest away. A preview decides the same.
 func planRepeats(p *seed.Plan, lo, hi int, limit int64) *repeats {
 	n := p.Index.Len()
 	r := &repeats{plan: p, limit: limit, keeps: bitset.New(n), copies: bitset.New(n), kept: map[int][]byte{}}
 	next := nextCopies(p, lo, hi)
-	var staying []interval // by next
+	var staying []interval // sorted by next
 	for i := lo; i < hi && len(next) > 0; i++ {
 		size := p.Index.At(i).Size
 		if len(staying) > 0 && staying[0].next == i {
@@ -159,10 +153,11 @@ func planRepeats(p *seed.Plan, lo, hi int, limit int64) *repeats {
 	return r
 }
 
-// nextCopies says for each chunk from lo to hi which one is its next copy, or 0; nothing when there are no copies.
+// nextCopies returns for each of the chunks [lo, hi) the number of its next repeat, or 0. It returns
+// nil if no chunk repeats.
 func nextCopies(p *seed.Plan, lo, hi int) []uint32 {
 	var next []uint32
-	last := map[int]int{} // by the number of the first such chunk in the image
+	last := map[int]int{} // by the number of the first equal chunk of the image
 	for i := hi - 1; i >= lo; i-- {
 		kind := p.At(i).Kind
 		if kind != seed.Copy && kind != seed.Fetch {
@@ -182,17 +177,17 @@ func nextCopies(p *seed.Plan, lo, hi int) []uint32 {
 	return next
 }
 
-// pass copies chunk i into its place, or lets it stay, as the stream passes it.
-func (r *repeats) pass(s *segment, i int) {
+// keepOrCopy copies chunk i from a kept one, or keeps it, when its segment is written.
+func (r *repeats) keepOrCopy(s *segment, i int) {
 	keep := r.keeps.Has(i)
 	if *s.state(i) != deferred && !keep {
 		return
 	}
 	id := r.plan.First(i)
 	if *s.state(i) == deferred {
-		s.copied(i, r.kept[id])
+		s.copyChunk(i, r.kept[id])
 	} else {
-		r.kept[id] = bytes.Clone(s.part(s.buf, s.chunk(i)))
+		r.kept[id] = bytes.Clone(s.bytesOf(s.buf, s.chunk(i)))
 	}
 	if !keep {
 		delete(r.kept, id)

@@ -15,7 +15,7 @@ import (
 	"cairn/store"
 )
 
-// holes is a writer that counts the zeros it is told of.
+// holes is a ZeroWriter that counts the zeros written through WriteZeros.
 type holes struct {
 	bytes.Buffer
 	zeros int64
@@ -27,7 +27,7 @@ func (h *holes) WriteZeros(n int64) error {
 	return nil
 }
 
-// stream streams a part of the plan's image, which must be right.
+// stream streams a part of the plan's image twice, with and without WriteZeros, and compares the bytes.
 func stream(t *testing.T, p *seed.Plan, from store.Getter, image []byte, off, n int, o Options) Stats {
 	t.Helper()
 	var plain bytes.Buffer
@@ -57,7 +57,7 @@ func TestStream(t *testing.T) {
 	} {
 		for _, o := range []Options{{}, {Far: true, Memory: 4 << 20}, {Memory: 1 << 20, Segments: 1}} {
 			p := seed.NewPlan(x, c.seeds...)
-			from := holding(t, b)
+			from := newStore(t, b)
 			stats := stream(t, p, from, b, 0, len(b), o)
 			if stats.Done != int64(len(b)) || stats.Written != int64(len(b)) || stats.Fetches != int64(c.want) {
 				t.Errorf("%s: %+v, want all %d bytes done and written, and %d fetches", name, stats, len(b), c.want)
@@ -69,16 +69,16 @@ func TestStream(t *testing.T) {
 			}
 		}
 	}
-	p, from := seed.NewPlan(x, seedOf(t, a)), holding(t, b)
+	p, from := seed.NewPlan(x, seedOf(t, a)), newStore(t, b)
 	for _, c := range []struct{ off, n int }{{0, 0}, {1, 1}, {250_001, 500_000}, {len(b) - 60_000, 60_000}, {len(b), 0}} {
 		stream(t, p, from, b, c.off, c.n, Options{Memory: 1 << 20, Segments: 3})
 	}
 	for _, n := range []int{0, 1, 511, headSize + 1} {
 		image := random(6, n)
-		stream(t, seed.NewPlan(index(t, image)), holding(t, image), image, 0, n, Options{})
+		stream(t, seed.NewPlan(index(t, image)), newStore(t, image), image, 0, n, Options{})
 	}
 	for _, c := range []struct{ off, n int64 }{{-1, 1}, {0, -1}, {1, int64(len(b))}, {int64(len(b)) + 1, 0}} {
-		if _, err := Stream(t.Context(), seed.NewPlan(x), holding(t, b), Sink{io.Discard, c.off, c.n}, Options{}); err == nil {
+		if _, err := Stream(t.Context(), seed.NewPlan(x), newStore(t, b), Sink{io.Discard, c.off, c.n}, Options{}); err == nil {
 			t.Errorf("Stream of %d bytes at %d does not fail", c.n, c.off)
 		}
 	}
@@ -87,14 +87,14 @@ func TestStream(t *testing.T) {
 func TestStreamKeepsHoles(t *testing.T) {
 	image := bytes.Join([][]byte{random(1, 100_000), make([]byte, 1<<20), random(2, 100_000)}, nil)
 	var out holes
-	_, err := Stream(t.Context(), seed.NewPlan(index(t, image)), holding(t, image), Sink{&out, 0, int64(len(image))}, Options{})
+	_, err := Stream(t.Context(), seed.NewPlan(index(t, image)), newStore(t, image), Sink{&out, 0, int64(len(image))}, Options{})
 	if err != nil || out.zeros < 1<<20-4*params.Max {
 		t.Errorf("Stream = %v with %d bytes of zeros told, want almost %d", err, out.zeros, 1<<20)
 	}
 }
 
-// TestStreamRepeats: what comes again soon is fetched once, as it is when it comes again later and there is room; and the
-// room is not exceeded.
+// TestStreamRepeats: a chunk that repeats soon is fetched once, and so is one that repeats later if
+// there is room. The limit of the room holds.
 func TestStreamRepeats(t *testing.T) {
 	filler := bytes.Repeat([]byte{0xff}, 400_000)
 	part := random(1, 600_000)
@@ -105,7 +105,7 @@ func TestStreamRepeats(t *testing.T) {
 		memory int64
 		again  bool
 	}{{32 << 20, false}, {1 << 20, true}} {
-		p, from := seed.NewPlan(x), holding(t, image)
+		p, from := seed.NewPlan(x), newStore(t, image)
 		stats, err := Stream(t.Context(), p, from, Sink{io.Discard, 0, x.Size()}, Options{Memory: c.memory})
 		if err != nil || stats.Fetches > int64(few) != c.again || stats.Copied == 0 {
 			t.Errorf("with %d bytes: Stream = %+v, %v; want more than %d fetches: %v", c.memory, stats, err, few, c.again)
@@ -118,11 +118,11 @@ func TestStreamRepeats(t *testing.T) {
 			t.Errorf("with %d bytes: the filler, which is there in three places, was fetched %d times", c.memory, n)
 		}
 		checkRoom(t, p, c.memory/4)
-		stream(t, p, from, image, 900_000, len(image)-900_000, Options{Memory: c.memory}) // the first of a chunk is not in it
+		stream(t, p, from, image, 900_000, len(image)-900_000, Options{Memory: c.memory}) // the first of two equal chunks is not in this part
 	}
 }
 
-// checkRoom says that the chunks that are kept at once never take more than limit bytes.
+// checkRoom checks that the chunks kept at once never take more than limit bytes.
 func checkRoom(t *testing.T, p *seed.Plan, limit int64) {
 	t.Helper()
 	r := planRepeats(p, 0, p.Index.Len(), limit)
@@ -147,7 +147,7 @@ func checkRoom(t *testing.T, p *seed.Plan, limit int64) {
 	}
 }
 
-// TestStreamFails: a stream that fails has written nothing but the image's first bytes.
+// TestStreamFails: a failed stream has written a prefix of the image and nothing else.
 func TestStreamFails(t *testing.T) {
 	a, b := releases()
 	x := index(t, b)
@@ -155,7 +155,7 @@ func TestStreamFails(t *testing.T) {
 	lacking := distinct(index(t, a), x)
 	for _, n := range []int{0, 1, 2, lacking / 2, lacking - 1, lacking} {
 		var out bytes.Buffer
-		from := &failing{chunks: holding(t, b), left: int64(n)}
+		from := &failing{memStore: newStore(t, b), left: int64(n)}
 		_, err := Stream(t.Context(), p, from, Sink{&out, 0, x.Size()}, Options{Memory: 1 << 20})
 		whole := n == lacking
 		if whole != (err == nil) || err != nil && !errors.Is(err, store.ErrUnavailable) {
@@ -165,12 +165,12 @@ func TestStreamFails(t *testing.T) {
 			t.Fatalf("a store that fails after %d chunks: %d bytes were written, want the image's first ones", n, out.Len())
 		}
 	}
-	// What comes before a damaged chunk is written, however far ahead the damage was found.
+	// All bytes before a damaged chunk are written, however early the damage was found.
 	bad := x.Find(500_000)
 	for bad < x.Len() && p.At(bad).Kind != seed.Fetch {
 		bad++
 	}
-	from := holding(t, b)
+	from := newStore(t, b)
 	delete(from.data, x.At(bad).Digest)
 	var out bytes.Buffer
 	_, err := Stream(t.Context(), seed.NewPlan(x), from, Sink{&out, 0, x.Size()}, Options{Memory: 1 << 20})
@@ -178,12 +178,12 @@ func TestStreamFails(t *testing.T) {
 		t.Errorf("Stream = %v with %d bytes, want %v with almost %d", err, out.Len(), store.ErrNotFound, x.At(bad).Offset)
 	}
 	broken := writerFunc(func([]byte) (int, error) { return 0, errDevice })
-	if _, err := Stream(t.Context(), p, holding(t, b), Sink{broken, 0, x.Size()}, Options{}); !errors.Is(err, errDevice) {
+	if _, err := Stream(t.Context(), p, newStore(t, b), Sink{broken, 0, x.Size()}, Options{}); !errors.Is(err, errDevice) {
 		t.Errorf("Stream to a broken writer = %v, want %v", err, errDevice)
 	}
 }
 
-// TestStreamCancelled: a stream ends with its context, in data and in zeros, after what is being written.
+// TestStreamCancelled: a cancelled stream ends after the write in progress, in data and in zeros.
 func TestStreamCancelled(t *testing.T) {
 	image := append(random(1, 1<<20), make([]byte, 1<<20)...)
 	x := index(t, image)
@@ -191,7 +191,7 @@ func TestStreamCancelled(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		writes := 0
 		out := writerFunc(func(p []byte) (int, error) { cancel(); writes++; return len(p), nil })
-		_, err := Stream(ctx, seed.NewPlan(x), holding(t, image), Sink{out, off, x.Size() - off}, Options{Memory: 1 << 20})
+		_, err := Stream(ctx, seed.NewPlan(x), newStore(t, image), Sink{out, off, x.Size() - off}, Options{Memory: 1 << 20})
 		if !errors.Is(err, context.Canceled) || writes != 1 {
 			t.Errorf("Stream from %d, cancelled by its first write = %v after %d writes", off, err, writes)
 		}
@@ -202,13 +202,13 @@ type writerFunc func(p []byte) (int, error)
 
 func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
 
-// TestStreamIsAhead: while the reader waits the stream goes on, as far as its memory allows.
+// TestStreamIsAhead: while the reader is slow, the stream fetches ahead as far as its memory allows.
 func TestStreamIsAhead(t *testing.T) {
 	image := random(1, 4<<20)
 	x := index(t, image)
 	const memory = 1 << 20
 	synctest.Test(t, func(t *testing.T) {
-		from, release := holding(t, image), make(chan struct{})
+		from, release := newStore(t, image), make(chan struct{})
 		done := make(chan error, 1)
 		out := writerFunc(func(p []byte) (int, error) { <-release; return len(p), nil })
 		go func() {
@@ -216,7 +216,7 @@ func TestStreamIsAhead(t *testing.T) {
 			done <- err
 		}()
 		synctest.Wait()
-		if got := from.got(x); got < 512<<10 || got > memory {
+		if got := from.requestedBytes(x); got < 512<<10 || got > memory {
 			t.Errorf("%d bytes were fetched while nothing was read, want some and at most %d", got, memory)
 		}
 		close(release)
@@ -226,8 +226,8 @@ func TestStreamIsAhead(t *testing.T) {
 	})
 }
 
-// got is how many of x's bytes were asked for.
-func (c *chunks) got(x *blob.Index) (n int64) {
+// requestedBytes returns how many bytes of x's chunks were requested.
+func (c *memStore) requestedBytes(x *blob.Index) (n int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, chunk := range x.All() {
