@@ -13,11 +13,12 @@ import (
 	"cairn/internal/blockdev"
 )
 
-// refuseCharacter refuses a character device as the target of an image of size bytes, and says what to use in its place.
+// refuseCharacter refuses a character device as the target of an image of size bytes, with a hint at
+// the right command.
 func refuseCharacter(location string, size int64) error {
 	info, err := os.Stat(location)
 	if err != nil || info.Mode()&fs.ModeCharDevice == 0 {
-		return nil //nolint:nilerr // the caller finds it again
+		return nil // the caller meets the same error
 	}
 	refused := &blockdev.RefusedError{
 		Path: location, Check: blockdev.CheckNotTarget, Why: "it is a character device",
@@ -34,7 +35,7 @@ func refuseCharacter(location string, size int64) error {
 	return refused
 }
 
-// flashKind returns "ubi" for a UBI volume, "mtd" for raw flash, else "".
+// flashKind returns "ubi" for a UBI volume, "mtd" for raw flash, or "".
 func flashKind(name string, info fs.FileInfo) string {
 	if st, ok := info.Sys().(*syscall.Stat_t); ok {
 		number := fmt.Sprintf("%d:%d", unix.Major(uint64(st.Rdev)), unix.Minor(uint64(st.Rdev))) //nolint:unconvert // 32 bits on some machines

@@ -12,7 +12,7 @@ import (
 	"cairn/internal/test/need"
 )
 
-// TestRefuseCharacter: a character device is no file to be replaced; flash is written by its own tools.
+// TestRefuseCharacter: a character device is refused, and the hint for flash names flash's own tools.
 func TestRefuseCharacter(t *testing.T) {
 	need.Root(t)
 	dir := t.TempDir()

@@ -1,8 +1,9 @@
-// Package deploy puts an image onto a target of this machine: it claims the target, learns what seeds and target hold,
-// plans, assembles, finishes the target and remembers what it holds. It prints nothing: progress and notes are typed
-// values. It does not know flags, terminals, or how stores are opened.
+// Package deploy puts an image onto a target of this machine. It claims the target, learns the content
+// of the seeds and the target, plans, assembles, makes the target final, and remembers its content. It
+// prints nothing: progress and notes are typed values. It does not know flags, terminals, or how stores
+// are opened.
 //
-// A job is Claim, NewPlan and Plan.Run; what that would do is Look, NewPlan and Plan.Preview.
+// A job is Claim, NewPlan and Plan.Run. Its preview is Look, NewPlan and Plan.Preview.
 package deploy
 
 import (
@@ -21,38 +22,38 @@ import (
 	"cairn/store"
 )
 
-// Options say how a target is claimed, what is learnt, and how the image is put there. The zero value is good: it has
-// no seeds, remembers nothing and reports nothing.
+// Options are the settings of a job. With the zero value it has no seeds, remembers nothing and reports
+// nothing.
 type Options struct {
-	Force    []string      // the checks of blockdev.Liftable that the target need not pass
-	LockWait time.Duration // how long to wait for the lock on the target's disk that other programs hold
+	Force    []string      // the checks of blockdev.Liftable to skip
+	LockWait time.Duration // how long to wait while another program holds the lock on the target's disk
 
 	Seeds    []Place
 	Releases release.Access // reads the indexes of seeds
-	State    known.Dir      // what is known of devices; "" is none
-	ReadOnly bool           // State is read, not changed
-	Name     string         // of the index, kept in State while the image is not whole on the target
+	State    known.Dir      // records of devices; "" for none
+	ReadOnly bool           // State is read, but not changed
+	Name     string         // of the index; recorded in State while the job is unfinished
 
-	Workers int   // how many compute at once; at least one does
+	Workers int   // number of concurrent workers, at least 1
 	Memory  int64 // as in assemble.Options
 	Far     bool  // as in assemble.Options
 	Verify  Verify
 	Tail    Tail
 
-	// Notes is called with what happens on the way and does not end the job. May be nil.
+	// Notes is called with each event that does not end the job. May be nil.
 	Notes func(Note)
-	// Scanning is called before a seed or the target is scanned. It returns what is called with the scan's progress,
-	// never twice at once, and at its end. May be nil.
+	// Scanning is called before a seed or the target is scanned. It returns two functions: progress is
+	// called during the scan, never concurrently, and end after it. May be nil.
 	Scanning func(name string, size int64) (progress func(scan.Stats), end func())
 }
 
-func (o *Options) note(n Note) {
+func (o *Options) emitNote(n Note) {
 	if o.Notes != nil {
 		o.Notes(n)
 	}
 }
 
-// Verify says what of the image is read back from the medium and compared.
+// Verify selects the part of the image that is read back from the medium and compared.
 type Verify string
 
 // The empty Verify is VerifyChanged for a target in place, and VerifyNone for a file or stream.
@@ -62,7 +63,7 @@ const (
 	VerifyAll     Verify = "all"
 )
 
-func (o *Options) extent(inPlace bool) assemble.Extent {
+func (o *Options) verifyExtent(inPlace bool) assemble.Extent {
 	switch {
 	case o.Verify == VerifyAll:
 		return assemble.All
@@ -72,20 +73,20 @@ func (o *Options) extent(inPlace bool) assemble.Extent {
 	return assemble.Nothing
 }
 
-// Plan says for each chunk of an image where it comes from. It holds the seeds open until Close.
+// Plan is a seed.Plan for a target. It keeps the seeds open until Close.
 type Plan struct {
 	*seed.Plan
 	options Options
 	target  *Target
 	opened  []openSeed
-	own     int // the number of the seed that is the target itself, plus one; 0 for none
+	own     int // one more than the number of the seed that is the target itself; 0 for none
 }
 
-// NewPlan opens the seeds, learns what they and the target hold, and plans. A seed that cannot be used is left out, with
-// a note. A seed that is the target's own bytes is a *blockdev.RefusedError.
+// NewPlan opens the seeds, learns their content and the target's, and plans. An unusable seed is left
+// out, with a note. A seed that shares bytes with the target is a *blockdev.RefusedError.
 func NewPlan(ctx context.Context, x *blob.Index, t *Target, o Options) (*Plan, error) {
 	p := &Plan{options: o, target: t, opened: o.openSeeds()}
-	if err := p.learn(ctx, x); err != nil {
+	if err := p.buildPlan(ctx, x); err != nil {
 		p.Close()
 		return nil, err
 	}
@@ -99,7 +100,7 @@ func (p *Plan) Close() {
 	}
 }
 
-// SeedNames lists the names of the seeds, in the order of assemble.Stats.Seeds.
+// SeedNames returns the names of the seeds, in the order of assemble.Stats.Seeds.
 func (p *Plan) SeedNames() []string {
 	names := []string{}
 	for _, s := range p.Seeds {
@@ -108,17 +109,17 @@ func (p *Plan) SeedNames() []string {
 	return names
 }
 
-func (p *Plan) learn(ctx context.Context, x *blob.Index) error {
-	t, m := p.target, memory{&p.options}
+func (p *Plan) buildPlan(ctx context.Context, x *blob.Index) error {
+	t, l := p.target, learner{&p.options}
 	if err := t.refuseSeeds(p.opened); err != nil {
 		return err
 	}
-	m.noteUnfinished(t)
-	seeds, err := p.learnSeeds(ctx, x, m)
+	l.noteUnfinished(t)
+	seeds, err := p.learnSeeds(ctx, x, l)
 	if err != nil {
 		return err
 	}
-	if held := m.learnTarget(ctx, x, t, len(seeds) > 0); held != nil {
+	if held := l.learnTarget(ctx, x, t, len(seeds) > 0); held != nil {
 		seeds = append(seeds, seed.Seed{Name: t.name + " (before)", Index: held, Data: t.before})
 		if t.inPlace {
 			p.own = len(seeds)
@@ -128,40 +129,35 @@ func (p *Plan) learn(ctx context.Context, x *blob.Index) error {
 	return ctx.Err()
 }
 
-// Run puts the image onto the target, and makes the target final: a file gets its name, the kernel reads a new
-// partition table. When it returns nil, the image is on the medium. An image that is the archive of a directory tree is
-// a release.TreeError. progress is called now and then, never twice at once; it may be nil.
-func (p *Plan) Run(ctx context.Context, from store.Getter, progress func(assemble.Stats)) (assemble.Stats, error) {
-	stats, err := p.run(ctx, from, p.assembleOptions(progress))
-	p.target.failed = err
-	return stats, err
-}
-
-func (p *Plan) run(ctx context.Context, from store.Getter, o assemble.Options) (stats assemble.Stats, err error) {
-	t, m := p.target, memory{&p.options}
+// Run writes the image onto the target and makes the target final: a file gets its name, and the kernel
+// reads the partition table again. When Run returns nil, the image is on the medium. An archive of a
+// directory tree is a release.TreeError. progress is called as in assemble.Options; it may be nil.
+func (p *Plan) Run(ctx context.Context, from store.Getter, progress func(assemble.Stats)) (stats assemble.Stats, err error) {
+	t, l, o := p.target, learner{&p.options}, p.assembleOptions(progress)
+	defer func() { t.failed = err }()
 	if t.stream != nil {
 		to := assemble.Sink{Writer: t.stream, Size: p.Index.Size()}
 		stats, err = assemble.Stream(ctx, p.Plan, from, to, o)
 	} else {
-		stats, err = assemble.Run(ctx, p.Plan, from, t.bytes, o)
+		stats, err = assemble.Run(ctx, p.Plan, from, t.dest, o)
 	}
 	if err != nil {
 		return stats, err
 	}
-	if err := t.finish(ctx, p.Index.Size(), &p.options); err != nil {
+	if err := t.finalize(ctx, p.Index.Size(), &p.options); err != nil {
 		return stats, err
 	}
-	m.finish(t, p.Index)
+	l.recordDone(t, p.Index)
 	return stats, nil
 }
 
 func (p *Plan) assembleOptions(progress func(assemble.Stats)) assemble.Options {
 	o, t := &p.options, p.target
 	return assemble.Options{
-		New: t.blank, Memory: o.Memory, Far: o.Far, Own: p.own, Verify: o.extent(t.inPlace),
+		New: t.blank, Memory: o.Memory, Far: o.Far, Own: p.own, Verify: o.verifyExtent(t.inPlace),
 		Stream: t.stream != nil, Progress: progress, Inspect: release.RefuseArchive,
 		Changing: func() error {
-			memory{o}.begin(t, p.Index)
+			learner{o}.recordBegin(t, p.Index)
 			return nil
 		},
 	}
@@ -169,8 +165,9 @@ func (p *Plan) assembleOptions(progress func(assemble.Stats)) assemble.Options {
 
 type getChunk = func(ctx context.Context, d blob.Digest, dst []byte) error
 
-// Preview finds out what Run would do, by reading what it would read, and writes nothing. It returns where each chunk
-// comes from. get gets a chunk from the stores: at most the first one, and only of an index with the flags of a tree.
+// Preview predicts Run by reading the same sources, and writes nothing. It returns the source of each
+// chunk. get fetches a chunk from the stores. It is called at most once, for the first chunk, and only
+// if the index has the flags of a directory tree.
 func (p *Plan) Preview(ctx context.Context, get getChunk, progress func(assemble.Stats)) (assemble.Stats, []seed.Step, error) {
 	var held io.ReaderAt
 	if t := p.target; t.whole || t.inPlace {
@@ -182,7 +179,8 @@ func (p *Plan) Preview(ctx context.Context, get getChunk, progress func(assemble
 	return assemble.Preview(ctx, p.Plan, held, p.assembleOptions(progress))
 }
 
-// refuseArchive is release.RefuseArchive of the plan's image. A first chunk that cannot be read is left to Run.
+// refuseArchive applies release.RefuseArchive to the plan's image. An unreadable first chunk is left to
+// Run.
 func (p *Plan) refuseArchive(ctx context.Context, get getChunk, held io.ReaderAt) error {
 	x := p.Index
 	if x.Len() == 0 || x.IsZero(0) {
@@ -195,7 +193,8 @@ func (p *Plan) refuseArchive(ctx context.Context, get getChunk, held io.ReaderAt
 	return ctx.Err()
 }
 
-// readFirst reads the image's first chunk from the target or a seed, and reports whether one of them holds it.
+// readFirst reads the image's first chunk from the target or a seed. It reports whether one of them
+// holds it.
 func (p *Plan) readFirst(held io.ReaderAt, first []byte) bool {
 	holds := func(r io.ReaderAt, off int64) bool {
 		n, _ := r.ReadAt(first, off)
@@ -213,22 +212,22 @@ func (p *Plan) readFirst(held io.ReaderAt, first []byte) bool {
 }
 
 var (
-	_ assemble.Target   = (*bytesOf)(nil)
-	_ assemble.Pacer    = (*bytesOf)(nil)
-	_ assemble.Rereader = (*bytesOf)(nil)
-	_ assemble.Cloner   = (*bytesOf)(nil)
+	_ assemble.Target   = (*assembleTarget)(nil)
+	_ assemble.Pacer    = (*assembleTarget)(nil)
+	_ assemble.Rereader = (*assembleTarget)(nil)
+	_ assemble.Cloner   = (*assembleTarget)(nil)
 )
 
-// bytesOf is a claimed device or file as assemble sees it.
-type bytesOf struct {
+// assembleTarget is a claimed device or file as an assemble.Target.
+type assembleTarget struct {
 	*blockdev.Target
 
 	mu     sync.Mutex         // guards medium
-	medium *blockdev.ReadBack // past the page cache; nil until it is needed
+	medium *blockdev.ReadBack // reads past the page cache; nil until its first use
 }
 
 // ReadBack implements assemble.Rereader.
-func (b *bytesOf) ReadBack(p []byte, off int64) (int, error) {
+func (b *assembleTarget) ReadBack(p []byte, off int64) (int, error) {
 	medium, err := b.openMedium()
 	if err != nil {
 		return 0, err
@@ -236,7 +235,7 @@ func (b *bytesOf) ReadBack(p []byte, off int64) (int, error) {
 	return medium.ReadAt(p, off)
 }
 
-func (b *bytesOf) openMedium() (_ *blockdev.ReadBack, err error) {
+func (b *assembleTarget) openMedium() (_ *blockdev.ReadBack, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.medium == nil {
@@ -245,11 +244,11 @@ func (b *bytesOf) openMedium() (_ *blockdev.ReadBack, err error) {
 	return b.medium, err
 }
 
-// minClone is how many bytes are worth sharing rather than copying.
+// minClone is the least number of bytes that are shared rather than copied.
 const minClone = 64 << 10
 
 // Clone implements assemble.Cloner, for seeds that are files.
-func (b *bytesOf) Clone(from io.ReaderAt, at, off, n int64) (lo, hi int64) {
+func (b *assembleTarget) Clone(from io.ReaderAt, at, off, n int64) (lo, hi int64) {
 	const block = 4096
 	src, ok := from.(*blockdev.File)
 	lo, hi = (off+block-1)/block*block, (off+n)/block*block
@@ -257,7 +256,7 @@ func (b *bytesOf) Clone(from io.ReaderAt, at, off, n int64) (lo, hi int64) {
 		return 0, 0
 	}
 	if _, err := b.CloneFrom(src, at+lo-off, lo, hi-lo); err != nil {
-		return 0, 0 // it is copied instead
+		return 0, 0 // assemble copies the bytes instead
 	}
 	return lo, hi
 }

@@ -30,20 +30,20 @@ import (
 	"cairn/testimages"
 )
 
-// params make images of some hundred KiB have many chunks.
+// params cut images of some hundred KiB into many chunks.
 var params = chunker.Params{Min: 1 << 10, Avg: 4 << 10, Max: 16 << 10}
 
-// published is an image, its index and a store that counts what is got from it.
+// published is an image, its index and a store that counts the chunks requested from it.
 type published struct {
 	image []byte
 	index *blob.Index
 	store.Getter
-	gets  atomic.Int64 // chunks that were asked for
-	limit int64        // after so many all others fail, unless it is 0
-	begun func()       // is called before each Get; may be nil
+	gets  atomic.Int64 // requested chunks
+	limit int64        // requests after this many fail; 0 for no limit
+	begun func()       // called before each Get; may be nil
 }
 
-var errAway = errors.New("away")
+var errStore = errors.New("store failed")
 
 func (p *published) Get(ctx context.Context, wants []store.Want, done func(i int, err error)) {
 	if p.begun != nil {
@@ -51,7 +51,7 @@ func (p *published) Get(ctx context.Context, wants []store.Want, done func(i int
 	}
 	for i, w := range wants {
 		if n := p.gets.Add(1); p.limit > 0 && n > p.limit {
-			done(i, errAway)
+			done(i, errStore)
 			continue
 		}
 		done(i, store.GetOne(ctx, p.Getter, w.Digest, w.Dst))
@@ -83,7 +83,7 @@ func writeFile(t testing.TB, data []byte) string {
 	return path
 }
 
-// slots makes a disk with the slots root-a and root-b of so many MiB, that begin as a and b do.
+// slots makes a disk with the slots root-a and root-b of mib MiB each, which begin with a and b.
 func slots(t testing.TB, mib int64, a, b []byte) (disk string) {
 	t.Helper()
 	disk = filepath.Join(t.TempDir(), "disk.img")
@@ -98,8 +98,8 @@ type noted []Note
 
 func (n *noted) add(note Note) { *n = append(*n, note) }
 
-// put claims, plans and runs.
-func put(t testing.TB, p *published, location string, o Options) (assemble.Stats, error) {
+// runJob claims, plans and runs.
+func runJob(t testing.TB, p *published, location string, o Options) (assemble.Stats, error) {
 	t.Helper()
 	to, err := Claim(t.Context(), location, p.index, o)
 	if err != nil {
@@ -117,8 +117,8 @@ func put(t testing.TB, p *published, location string, o Options) (assemble.Stats
 	return plan.Run(t.Context(), p, nil)
 }
 
-// foretell looks, plans and previews.
-func foretell(t testing.TB, p *published, location string, o Options) assemble.Stats {
+// previewJob looks, plans and previews.
+func previewJob(t testing.TB, p *published, location string, o Options) assemble.Stats {
 	t.Helper()
 	o.ReadOnly = true
 	to, err := Look(t.Context(), location, p.index, o)
@@ -138,8 +138,8 @@ func foretell(t testing.TB, p *published, location string, o Options) assemble.S
 	return stats
 }
 
-// holding reports whether what a location means begins with the image.
-func (p *published) holding(t testing.TB, location string) bool {
+// isHeldBy reports whether the content at a location begins with the image.
+func (p *published) isHeldBy(t testing.TB, location string) bool {
 	t.Helper()
 	to, err := Look(t.Context(), location, p.index, Options{})
 	if err != nil {
@@ -151,8 +151,8 @@ func (p *published) holding(t testing.TB, location string) bool {
 	return bytes.Equal(got[:n], p.image)
 }
 
-// TestRunIsForetold: onto every kind of target, the image arrives, from where the preview says.
-func TestRunIsForetold(t *testing.T) {
+// TestRunMatchesPreview: Run completes every kind of target, with the sources that Preview predicted.
+func TestRunMatchesPreview(t *testing.T) {
 	old := testimages.Sparse(1, 900_000)
 	p := publish(t, append(testimages.Random(2, 70_000), old...), params)
 	disk := slots(t, 2, old, old[:300_000])
@@ -171,13 +171,13 @@ func TestRunIsForetold(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			o := Options{Seeds: c.seeds, Workers: 2}
-			want := foretell(t, p, c.location, o)
+			want := previewJob(t, p, c.location, o)
 			before := p.gets.Load()
-			got, err := put(t, p, c.location, o)
+			got, err := runJob(t, p, c.location, o)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if !p.holding(t, c.location) {
+			if !p.isHeldBy(t, c.location) {
 				t.Error("the target does not hold the image")
 			}
 			if got.Fetches != p.gets.Load()-before {
@@ -191,7 +191,7 @@ func TestRunIsForetold(t *testing.T) {
 	}
 }
 
-// TestWholeFile: a file that is the image already is left alone, and needs no plan.
+// TestWholeFile: a file that already is the image is not written and needs no plan.
 func TestWholeFile(t *testing.T) {
 	p := publish(t, testimages.Random(1, 100_000), params)
 	path := writeFile(t, p.image)
@@ -209,7 +209,7 @@ func TestWholeFile(t *testing.T) {
 	}
 }
 
-// TestSeeds: whatever is wrong with a seed, it is noted and costs a scan or a download.
+// TestSeeds: any fault of a seed is noted, and costs a scan or a download.
 func TestSeeds(t *testing.T) {
 	old := testimages.Random(1, 600_000)
 	p := publish(t, append(bytes.Clone(old), testimages.Random(2, 50_000)...), params)
@@ -232,7 +232,7 @@ func TestSeeds(t *testing.T) {
 	fits, unfit, tree := index("fits.caibx", held), index("unfit.caibx", other), index("tree.caidx", held)
 	for name, c := range map[string]struct {
 		seed  Place
-		notes []Note // compared by type, and by these fields
+		notes []Note // compared by type and by these fields
 		scans int
 	}{
 		"with index":        {Place{path, fits}, nil, 0},
@@ -252,7 +252,7 @@ func TestSeeds(t *testing.T) {
 				scans++
 				return func(scan.Stats) {}, func() {}
 			}}
-			stats, err := put(t, p, filepath.Join(t.TempDir(), "new"), o)
+			stats, err := runJob(t, p, filepath.Join(t.TempDir(), "new"), o)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -288,12 +288,12 @@ func TestSeedIsTarget(t *testing.T) {
 	p := publish(t, testimages.Random(1, 100_000), params)
 	disk := slots(t, 1, nil, nil)
 	for _, seed := range []string{disk, disk + "#root-b"} {
-		_, err := put(t, p, disk+"#root-b", Options{Seeds: []Place{{Path: seed}}})
+		_, err := runJob(t, p, disk+"#root-b", Options{Seeds: []Place{{Path: seed}}})
 		if refused, ok := errors.AsType[*blockdev.RefusedError](err); !ok || refused.Check != blockdev.CheckOverlap {
 			t.Errorf("seed %s: %v, want a refusal", seed, err)
 		}
 	}
-	if _, err := put(t, p, disk+"#root-b", Options{Seeds: []Place{{Path: disk + "#root-a"}}}); err != nil {
+	if _, err := runJob(t, p, disk+"#root-b", Options{Seeds: []Place{{Path: disk + "#root-a"}}}); err != nil {
 		t.Errorf("the other slot: %v", err)
 	}
 	f, err := os.Create(filepath.Join(t.TempDir(), "out"))
@@ -312,7 +312,7 @@ func TestSeedIsTarget(t *testing.T) {
 	}
 }
 
-// TestTooSmall: a slot that the image does not fit in is refused, by a preview too.
+// TestTooSmall: a slot smaller than the image is refused, also by a preview.
 func TestTooSmall(t *testing.T) {
 	p := publish(t, testimages.Random(1, 1<<20+1), params)
 	slot := slots(t, 1, nil, nil) + "#root-a"
@@ -325,7 +325,8 @@ func TestTooSmall(t *testing.T) {
 	}
 }
 
-// TestState: what a slot holds is remembered, an unfinished job is noted, and a preview changes nothing.
+// TestState: the content of a slot is remembered, an unfinished job is noted, and a preview changes
+// nothing.
 func TestState(t *testing.T) {
 	state := known.Dir(filepath.Join(t.TempDir(), "state"))
 	old := publish(t, testimages.Random(1, 300_000), params)
@@ -337,23 +338,23 @@ func TestState(t *testing.T) {
 		scans++
 		return func(scan.Stats) {}, func() {}
 	}}
-	foretell(t, old, slot, o)
+	previewJob(t, old, slot, o)
 	if _, err := os.Stat(string(state)); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("after a preview the state is there: %v", err)
 	}
-	if _, err := put(t, old, slot, o); err != nil {
+	if _, err := runJob(t, old, slot, o); err != nil {
 		t.Fatal(err)
 	}
 	scans, next.limit = 0, 10
-	if _, err := put(t, next, slot, o); !errors.Is(err, errAway) {
-		t.Fatalf("%v, want %v", err, errAway)
+	if _, err := runJob(t, next, slot, o); !errors.Is(err, errStore) {
+		t.Fatalf("%v, want %v", err, errStore)
 	}
 	if scans != 0 {
 		t.Error("the slot was scanned, though what it holds is remembered")
 	}
 	next.limit, notes = 0, nil
-	foretell(t, next, slot, o)
-	if _, err := put(t, next, slot, o); err != nil || !next.holding(t, slot) {
+	previewJob(t, next, slot, o)
+	if _, err := runJob(t, next, slot, o); err != nil || !next.isHeldBy(t, slot) {
 		t.Errorf("the slot does not hold the image, %v", err)
 	}
 	var unfinished []Unfinished
@@ -367,7 +368,7 @@ func TestState(t *testing.T) {
 	}
 	notes = nil
 	o.State = known.Dir(filepath.Join(writeFile(t, nil), "no directory"))
-	if _, err := put(t, next, slot, o); err != nil {
+	if _, err := runJob(t, next, slot, o); err != nil {
 		t.Error(err)
 	}
 	failed := false
@@ -380,7 +381,7 @@ func TestState(t *testing.T) {
 	}
 }
 
-// TestStream: a stream gets the image, then its end; or an error, and no end.
+// TestStream: a stream gets the image and is closed. After an error it is not closed.
 func TestStream(t *testing.T) {
 	p := publish(t, testimages.Sparse(1, 500_000), params)
 	path := filepath.Join(t.TempDir(), "out")
@@ -410,19 +411,19 @@ func TestStream(t *testing.T) {
 		t.Errorf("%v, %v, %d bytes, finished: %v", err, readErr, len(got), finished)
 	}
 	p.limit = 1
-	if finished, err := run(); !errors.Is(err, errAway) || finished {
+	if finished, err := run(); !errors.Is(err, errStore) || finished {
 		t.Errorf("%v, finished: %v", err, finished)
 	}
 }
 
-// TestTree: an archive of a directory tree is no image. Nothing is left of it, and a preview finds it out.
+// TestTree: an archive of a directory tree is refused by Run and Preview, and leaves no file.
 func TestTree(t *testing.T) {
 	const entry = 0x1396fabcea5bbb51 // begins each archive, behind its size
 	archive := binary.LittleEndian.AppendUint64([]byte{64, 0, 0, 0, 0, 0, 0, 0}, entry)
 	archive = append(archive, testimages.Random(1, 50_000)...)
 	p := publish(t, archive, params)
 	path := filepath.Join(t.TempDir(), "out")
-	_, err := put(t, p, path, Options{})
+	_, err := runJob(t, p, path, Options{})
 	if _, ok := errors.AsType[release.TreeError](err); !ok {
 		t.Errorf("Run = %v, want a TreeError", err)
 	}
@@ -444,20 +445,20 @@ func TestTree(t *testing.T) {
 	}
 }
 
-// TestInterruptedFile: what an interrupted job left of a file is not fetched again.
+// TestInterruptedFile: the chunks of an interrupted file are not fetched again.
 func TestInterruptedFile(t *testing.T) {
 	p := publish(t, testimages.Random(1, 2_000_000), params)
 	path := filepath.Join(t.TempDir(), "out")
 	p.limit = 300
-	if _, err := put(t, p, path, Options{Memory: 1 << 20}); !errors.Is(err, errAway) {
-		t.Fatalf("%v, want %v", err, errAway)
+	if _, err := runJob(t, p, path, Options{Memory: 1 << 20}); !errors.Is(err, errStore) {
+		t.Fatalf("%v, want %v", err, errStore)
 	}
 	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("an interrupted file has its name: %v", err)
 	}
 	p.limit = 0
-	stats, err := put(t, p, path, Options{})
-	if err != nil || !p.holding(t, path) || stats.InPlace == 0 {
+	stats, err := runJob(t, p, path, Options{})
+	if err != nil || !p.isHeldBy(t, path) || stats.InPlace == 0 {
 		t.Errorf("%v, %d bytes were there", err, stats.InPlace)
 	}
 }

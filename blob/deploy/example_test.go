@@ -15,8 +15,8 @@ import (
 	"cairn/store"
 )
 
-// An update without a program around it: release 2 is put into a file, with release 1 as a seed. A partition is a target
-// in the same way, as "PARTLABEL=root-b".
+// A program updates a file to release 2, with release 1 as a seed. A partition such as
+// "PARTLABEL=root-b" is a target in the same way.
 func Example() {
 	ctx := context.Background()
 	dir, err := os.MkdirTemp("", "deploy")

@@ -11,33 +11,33 @@ import (
 	"cairn/chunker"
 )
 
-// A target's old content is sampled before it is scanned: a scan reads all of it before anything is fetched. What the
-// samples miss costs a download, as they are hints only.
+// A target's old content is sampled before it is scanned, because a scan reads all of it before the
+// first fetch. Content that the samples miss costs only a download.
 const (
-	mostSamples  = 64
-	leastSamples = 8
-	sampleBytes  = 16 << 20 // that are read in all, unless that is less than leastSamples
-	sampleChunks = 4        // a sample is as long as so many average chunks: then nine in ten hold a whole one
-	tailSamples  = 4        // one sample in so many is taken behind what the wanted image overwrites
-	tooSmall     = 4        // a target is scanned as it is if it has less than so many times the samples' bytes
+	maxSamples     = 64
+	minSamples     = 8
+	sampleBytes    = 16 << 20 // read for all samples, unless minSamples need more
+	sampleChunks   = 4        // length of a sample in average chunks; nine in ten samples then hold a whole chunk
+	tailShare      = 4        // one sample in tailShare lies behind the bytes that the image overwrites
+	minSampleRatio = 4        // a target smaller than minSampleRatio times the samples is scanned without sampling
 )
 
-// measureUse reads samples of the first size bytes of r, and returns how many of them, from the start on, are worth a
-// scan for the chunks of x; 0 when no sample holds a chunk of x.
+// measureUse reads samples of the first size bytes of r. It returns the length of the prefix of r that
+// is worth a scan for the chunks of x. This is 0 if no sample holds a chunk of x.
 func measureUse(ctx context.Context, x *blob.Index, r io.ReaderAt, size int64, workers int) (int64, error) {
 	window := sampleChunks * x.Params().Avg
-	count := max(min(sampleBytes/window, mostSamples), leastSamples)
-	if size < tooSmall*count*window {
+	count := max(min(sampleBytes/window, maxSamples), minSamples)
+	if size < minSampleRatio*count*window {
 		return size, nil
 	}
-	front := min(size, x.Size()+x.Size()/8) // where former releases of the image lie, most likely
-	tail := tailPlaces(front, size, count/tailSamples)
+	front := min(size, x.Size()+x.Size()/8) // former releases of the image most likely lie here
+	tail := tailPlaces(front, size, count/tailShare)
 	places := frontPlaces(x, size, count-int64(len(tail)))
 	if len(places) == 0 {
 		return 0, nil // x has no data that could be here
 	}
 	s := samples{r: r, window: window}
-	s.at = s.spread(append(places, tail...), size)
+	s.at = s.placeSamples(append(places, tail...), size)
 	o := scan.Like(x)
 	o.Workers = workers
 	found, _, err := scan.Image(ctx, chunker.FromReaderAt(s, s.size()), o)
@@ -61,8 +61,8 @@ func measureUse(ctx context.Context, x *blob.Index, r io.ReaderAt, size int64, w
 	return size, nil
 }
 
-// frontPlaces returns count offsets below size, spread evenly over the bytes of x that are not zero. An old release has
-// its data about there; a sparse one has nothing in between.
+// frontPlaces returns about count offsets below size, spread evenly over the bytes of x that are not
+// zero. An old release has its data at similar offsets, and a sparse one has nothing between them.
 func frontPlaces(x *blob.Index, size, count int64) (places []int64) {
 	counts := func(i int, c blob.Chunk) bool { return c.Offset < size && !x.IsZero(i) }
 	var data int64
@@ -85,7 +85,7 @@ func frontPlaces(x *blob.Index, size, count int64) (places []int64) {
 	return places
 }
 
-// tailPlaces returns up to count offsets from front up to size, each as many times the one before: what is left of a
+// tailPlaces returns up to count offsets from front up to size, in a geometric sequence. The rest of a
 // longer release ends near front rather than far behind it.
 func tailPlaces(front, size, count int64) (places []int64) {
 	if front == 0 {
@@ -98,17 +98,18 @@ func tailPlaces(front, size, count int64) (places []int64) {
 	return places
 }
 
-// samples are parts of r, one behind the other.
+// samples is an io.ReaderAt of parts of r, concatenated.
 type samples struct {
 	r      io.ReaderAt
-	window int64   // the length of each
-	at     []int64 // where they begin
+	window int64   // length of each part
+	at     []int64 // offsets of the parts in r
 }
 
 func (s samples) size() int64 { return int64(len(s.at)) * s.window }
 
-// spread returns the places in order, without those whose samples are in a hole, overlap the one before or go beyond size.
-func (s samples) spread(places []int64, size int64) (spread []int64) {
+// placeSamples returns the places in order. It moves a place out of a hole and behind the sample before
+// it, and drops places whose samples would extend past size.
+func (s samples) placeSamples(places []int64, size int64) (spread []int64) {
 	sparse, isSparse := s.r.(chunker.Sparse)
 	free := int64(0)
 	for _, at := range places {

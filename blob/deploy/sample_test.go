@@ -18,7 +18,7 @@ import (
 	"cairn/testimages"
 )
 
-// device is size bytes, zeros but for some data, and counts what is read of it.
+// device is size bytes, zeros except for data. It counts the bytes read.
 type device struct {
 	size int64
 	data map[int64][]byte // by offset; none overlap
@@ -56,7 +56,7 @@ func (d sparse) NextData(off int64) (start, end int64, err error) {
 	return start, end, nil
 }
 
-// indexOf cuts an image of size bytes that is zero but for data.
+// indexAt cuts an image of size bytes, zeros except for data.
 func indexAt(t *testing.T, size int64, data map[int64][]byte) *blob.Index {
 	t.Helper()
 	x, _, err := scan.Image(t.Context(), chunker.FromReaderAt(sparse{&device{size: size, data: data}}, size),
@@ -67,19 +67,19 @@ func indexAt(t *testing.T, size int64, data map[int64][]byte) *blob.Index {
 	return x
 }
 
-// A unit of test images has as many chunks of params as a MiB has of chunker.Default.
+// unit is a size of test images. It has as many chunks of params as a MiB has of chunker.Default.
 const unit = 1 << 16
 
-// TestMeasureUse: how much of a device's old content is scanned, and how little is read to find that out.
+// TestMeasureUse: measureUse selects the useful part of a device's old content, and reads little.
 func TestMeasureUse(t *testing.T) {
 	image := testimages.Random(1, 96*unit)
 	dense := indexAt(t, 96*unit, map[int64][]byte{0: image})
-	// A file system of 8,192 units, hardly filled.
+	// A file system of 8,192 units, almost empty.
 	few := map[int64][]byte{0: image[:4*unit], 3 << 26: image[8*unit : 40*unit], 7 << 26: image[50*unit : 70*unit]}
 	rare := indexAt(t, 8<<26, few)
-	// The former release has its content elsewhere, as a compressed file system has.
+	// The former release has its content at other offsets, as a compressed file system does.
 	moved := append(testimages.Random(3, 1_234), image...)
-	// Of this one in ten runs of 2 units is still in the image.
+	// One in ten runs of 2 units of this is in the image.
 	tenth := testimages.Random(4, 96*unit)
 	for at := 5 * unit; at+2*unit <= len(tenth); at += 20 * unit {
 		copy(tenth[at:], image[at+3*unit:at+5*unit])
@@ -91,7 +91,7 @@ func TestMeasureUse(t *testing.T) {
 		index  *blob.Index
 		size   int64
 		data   map[int64][]byte
-		lo, hi int64 // what is scanned
+		lo, hi int64 // range of the result
 	}{
 		{"blank", dense, 1 << 26, nil, 0, 0},
 		{"erased flash", dense, 128 * unit, map[int64][]byte{0: bytes.Repeat([]byte{0xff}, 128*unit)}, 0, 0},
@@ -139,7 +139,7 @@ func TestHolesAreNotSampled(t *testing.T) {
 	}
 }
 
-// TestUnreadable: what cannot be read is not used, and ends no job.
+// TestUnreadable: measureUse returns an error for a short device and for a cancelled context.
 func TestUnreadable(t *testing.T) {
 	x := indexAt(t, 96*unit, map[int64][]byte{0: testimages.Random(1, 96*unit)})
 	if got, err := measureUse(t.Context(), x, bytes.NewReader(make([]byte, 90*unit)), 100*unit, 1); err == nil {
@@ -164,7 +164,8 @@ func bytesRead(t *testing.T) (n int64) {
 	return n
 }
 
-// TestBlankTargetIsNotReadFirst: onto a blank target of 1 GiB, the first chunk is fetched after some MiB were read.
+// TestBlankTargetIsNotReadFirst: with a blank target of 1 GiB, only some MiB are read before the first
+// fetch.
 func TestBlankTargetIsNotReadFirst(t *testing.T) {
 	p := publish(t, testimages.Random(1, 8<<20), chunker.Default)
 	file := looptest.File(t, 1<<30)
@@ -206,7 +207,7 @@ func TestBlankTargetIsNotReadFirst(t *testing.T) {
 	}
 }
 
-// TestOldReleaseIsUsed: the target's own old content serves as ever, on a device and in a partly written slot.
+// TestOldReleaseIsUsed: the target's own old content is used, on a device and in a partly written slot.
 func TestOldReleaseIsUsed(t *testing.T) {
 	old := testimages.Random(1, 90*unit)
 	next := publish(t, append(testimages.Random(2, unit), old...), params)
@@ -215,18 +216,18 @@ func TestOldReleaseIsUsed(t *testing.T) {
 		t.Fatal(err)
 	}
 	node := looptest.Attach(t, image, 512)
-	want := foretell(t, next, node, Options{Workers: 2})
+	want := previewJob(t, next, node, Options{Workers: 2})
 	if want.Fetched > 3*unit {
 		t.Errorf("%d bytes are to be fetched, want about one unit", want.Fetched)
 	}
 	next.limit = 5
-	if _, err := put(t, next, node, Options{Workers: 2}); err == nil {
+	if _, err := runJob(t, next, node, Options{Workers: 2}); err == nil {
 		t.Fatal("it did not fail")
 	}
 	next.limit = 0
 	next.gets.Store(0)
-	stats, err := put(t, next, node, Options{Workers: 2})
-	if err != nil || stats.Fetched > 3*unit || stats.Fetches != next.gets.Load() || !next.holding(t, node) {
+	stats, err := runJob(t, next, node, Options{Workers: 2})
+	if err != nil || stats.Fetched > 3*unit || stats.Fetches != next.gets.Load() || !next.isHeldBy(t, node) {
 		t.Errorf("after an interruption %d bytes were fetched, %v", stats.Fetched, err)
 	}
 }

@@ -15,32 +15,34 @@ import (
 	"cairn/store/locate"
 )
 
-// Place is where a seed is: a file, device or partition as disk.Resolve takes it, or a directory of images.
+// Place locates a seed: a file, device or partition in the form that disk.Resolve accepts, or a
+// directory of images.
 type Place struct {
 	Path  string
-	Index locate.Location // of what the seed holds; the zero value is none
+	Index locate.Location // of the seed's content; the zero value is none
 }
 
-// openSeed is a seed that is open, and not yet looked into.
+// openSeed is an open seed whose content is not known yet.
 type openSeed struct {
 	name  string
-	index locate.Location // or none
+	index locate.Location // zero for none
 	file  *blockdev.File
 }
 
-// openSeeds opens the seeds. One that cannot be opened, for whatever reason, is left out: it costs a download.
+// openSeeds opens the seeds. A seed that cannot be opened for any reason is left out, which costs only
+// a download.
 func (o *Options) openSeeds() (seeds []openSeed) {
 	for _, place := range o.Seeds {
 		more, err := o.openSeedsAt(place)
 		seeds = append(seeds, more...)
 		if err != nil {
-			o.note(SeedLeftOut{place.Path, err})
+			o.emitNote(SeedLeftOut{place.Path, err})
 		}
 	}
 	return seeds
 }
 
-// openSeedsAt opens a seed, or all the images in a directory.
+// openSeedsAt opens a seed, or all images in a directory.
 func (o *Options) openSeedsAt(place Place) ([]openSeed, error) {
 	if info, err := os.Stat(place.Path); err == nil && info.IsDir() {
 		return o.openSeedDir(place.Path)
@@ -50,7 +52,7 @@ func (o *Options) openSeedsAt(place Place) ([]openSeed, error) {
 		return nil, err
 	}
 	if at.Note != "" {
-		o.note(SeedFound{place.Path, at.Note})
+		o.emitNote(SeedFound{place.Path, at.Note})
 	}
 	f, err := blockdev.OpenRead(at.Path, at.Section)
 	if err != nil {
@@ -59,10 +61,10 @@ func (o *Options) openSeedsAt(place Place) ([]openSeed, error) {
 	return []openSeed{{place.Path, place.Index, f}}, nil
 }
 
-// openSeedDir opens the files in a directory as seeds, as far as they can be. An index beside an image, IMAGE.caibx, is
-// the image's.
+// openSeedDir opens the files in a directory as seeds. Those that cannot be opened are left out.
+// IMAGE.caibx is the index of IMAGE.
 func (o *Options) openSeedDir(dir string) (seeds []openSeed, err error) {
-	entries, err := os.ReadDir(dir) // with an error some may be known
+	entries, err := os.ReadDir(dir) // entries may be incomplete after an error
 	for _, e := range entries {
 		path := filepath.Join(dir, e.Name())
 		if !e.Type().IsRegular() || strings.HasSuffix(path, release.IndexSuffix) || strings.HasPrefix(e.Name(), ".") {
@@ -70,7 +72,7 @@ func (o *Options) openSeedDir(dir string) (seeds []openSeed, err error) {
 		}
 		f, err := blockdev.OpenRead(path, blockdev.Section{})
 		if err != nil {
-			o.note(SeedLeftOut{path, err})
+			o.emitNote(SeedLeftOut{path, err})
 			continue
 		}
 		s := openSeed{name: path, file: f}
@@ -82,19 +84,19 @@ func (o *Options) openSeedDir(dir string) (seeds []openSeed, err error) {
 	return seeds, err
 }
 
-// learnSeeds finds out what the seeds hold, cut as x is: from the index given with a seed, from memory, or by scanning
-// it. A seed that cannot be read is left out.
-func (p *Plan) learnSeeds(ctx context.Context, x *blob.Index, m memory) (usable []seed.Seed, err error) {
+// learnSeeds returns the seeds with indexes of their content, cut as x is. The index is given with the
+// seed, is recalled from State, or comes from a scan. An unreadable seed is left out.
+func (p *Plan) learnSeeds(ctx context.Context, x *blob.Index, l learner) (usable []seed.Seed, err error) {
 	for _, s := range p.opened {
-		held := m.readSeedIndex(ctx, s, x)
+		held := l.readSeedIndex(ctx, s, x)
 		if held == nil {
-			held, err = m.recallOrScan(ctx, s.name, s.file, x)
+			held, err = l.recallOrScan(ctx, s.name, s.file, x)
 		}
 		switch {
 		case ctx.Err() != nil:
 			return nil, ctx.Err()
 		case err != nil:
-			m.note(SeedLeftOut{s.name, err})
+			l.emitNote(SeedLeftOut{s.name, err})
 		default:
 			usable = append(usable, seed.Seed{Name: s.name, Index: held, Data: s.file})
 		}
@@ -103,14 +105,15 @@ func (p *Plan) learnSeeds(ctx context.Context, x *blob.Index, m memory) (usable 
 	return usable, nil
 }
 
-// readSeedIndex returns the index that was given with a seed, or nil.
+// readSeedIndex returns the index that was given with a seed, or nil if there is none or it is
+// unusable.
 func (o *Options) readSeedIndex(ctx context.Context, s openSeed, x *blob.Index) *blob.Index {
 	if s.index.IsZero() {
 		return nil
 	}
 	held, err := release.Open(ctx, o.Releases, s.index)
 	if err != nil {
-		o.note(IndexLeftOut{s.name, err})
+		o.emitNote(IndexLeftOut{s.name, err})
 		return nil
 	}
 	why := Unlike(held, x)
@@ -118,13 +121,14 @@ func (o *Options) readSeedIndex(ctx context.Context, s openSeed, x *blob.Index) 
 		why = "is of a directory tree"
 	}
 	if why != "" {
-		o.note(IndexLeftOut{s.name, fmt.Errorf("its index %s %s", s.index, why)})
+		o.emitNote(IndexLeftOut{s.name, fmt.Errorf("its index %s %s", s.index, why)})
 		return nil
 	}
 	return held
 }
 
-// Unlike says why an index shares chunks with x by chance only, whatever the images hold; "" if there is no reason.
+// Unlike returns why held cannot share chunks with x except by chance, whatever the images hold. It
+// returns "" if it can.
 func Unlike(held, x *blob.Index) string {
 	switch {
 	case held.Algorithm() != x.Algorithm():

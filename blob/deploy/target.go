@@ -20,23 +20,23 @@ import (
 	"cairn/internal/openfile"
 )
 
-// Target is what an image is put onto: a device or partition, in place; a file, under a temporary name until it is
-// whole; or a stream.
+// Target is the destination of an image. A device or partition is written in place. A file has a
+// temporary name until it is complete. A stream is written in order.
 type Target struct {
 	name   string
-	bytes  *bytesOf         // nil for a stream, and for a target that is only looked at
-	before *blockdev.File   // what its name holds so far; nil for nothing
-	file   *atomicfile.File // the new file that bytes are of; nil in place
+	dest   *assembleTarget  // nil for a stream, a whole file, and a preview
+	before *blockdev.File   // the old content under the target's name; nil for none
+	file   *atomicfile.File // the new file behind dest; nil in place
 	stream *openfile.Output
 
-	inPlace bool         // the image is written over what the target held
-	whole   bool         // before is the image
-	blank   bool         // there is nothing on it
-	then    func() error // is called when the image is in place; may be nil
-	failed  error        // how Run ended
+	inPlace bool         // the image overwrites the target's old content
+	whole   bool         // before holds the image
+	blank   bool         // the target has no content
+	onFinal func() error // called after the image is in place; may be nil
+	failed  error        // the error of Run
 }
 
-// ShowTarget returns a target's name for people.
+// ShowTarget returns a target's name for messages.
 func ShowTarget(location string) string {
 	if location == openfile.Dash {
 		return "stdout"
@@ -48,12 +48,12 @@ func streamTarget(location string, out *openfile.Output) *Target {
 	return &Target{name: ShowTarget(location), stream: out, blank: true}
 }
 
-func targetInPlace(name string, t *blockdev.Target, then func() error) *Target {
-	return &Target{name: name, bytes: &bytesOf{Target: t}, before: &t.File, inPlace: true, then: then}
+func targetInPlace(name string, t *blockdev.Target, onFinal func() error) *Target {
+	return &Target{name: name, dest: &assembleTarget{Target: t}, before: &t.File, inPlace: true, onFinal: onFinal}
 }
 
-// Claim claims the target at a location for the image x: a location as disk.Resolve takes it, or a file as
-// openfile.OpenOutput takes it. A target that is in use or too small is a *blockdev.RefusedError.
+// Claim claims the target at a location for the image x. The location has a form that disk.Resolve or
+// openfile.OpenOutput accepts. A target that is in use or too small is a *blockdev.RefusedError.
 func Claim(ctx context.Context, location string, x *blob.Index, o Options) (*Target, error) {
 	out, err := openfile.OpenOutput(ctx, location)
 	switch {
@@ -108,14 +108,14 @@ func claimOutput(ctx context.Context, location string, out *openfile.Output, siz
 	name := openfile.Node(out.File(), info)
 	switch {
 	case blockdev.IsBlockDevice(info):
-		t, passed, err := o.ClaimOpened(ctx, name, out.File(), size)
+		t, advance, err := o.ClaimOpened(ctx, name, out.File(), size)
 		if err != nil {
 			return nil, err
 		}
-		return targetInPlace(name, t, passed), nil
+		return targetInPlace(name, t, advance), nil
 	case info.Mode()&fs.ModeCharDevice != 0 && flashKind(name, info) != "":
 		return nil, refuseCharacter(name, size)
-	case info.Mode().IsRegular(): // a shell makes a file of a device's name that is not there
+	case info.Mode().IsRegular(): // a shell creates a file if the device of that name is missing
 		err = blockdev.RefuseStray(name, o.Force)
 	}
 	if err != nil {
@@ -124,16 +124,17 @@ func claimOutput(ctx context.Context, location string, out *openfile.Output, siz
 	return streamTarget(location, out), nil
 }
 
-// ClaimOpened claims a block device that is open already for size bytes, from the open file's offset on. passed moves the
-// offset behind them.
-func (o Options) ClaimOpened(ctx context.Context, name string, file *os.File, size int64) (t *blockdev.Target, passed func() error, err error) {
+// ClaimOpened claims size bytes of an open block device, from the offset of the open file on. advance
+// moves the offset behind them.
+func (o Options) ClaimOpened(ctx context.Context, name string, file *os.File, size int64) (t *blockdev.Target, advance func() error, err error) {
 	flags, err := openfile.Flags(file)
 	if err != nil {
 		return nil, nil, err
 	}
 	if flags&unix.O_APPEND != 0 {
 		return nil, nil, &blockdev.RefusedError{
-			Path: name, Check: blockdev.CheckNotTarget, Why: "it is open for appending (>>), which a device does not allow", Hint: "redirect with > or 1<>",
+			Path: name, Check: blockdev.CheckNotTarget, Why: "it is open for appending (>>), which a device does not allow",
+			Hint: "redirect with > or 1<>",
 		}
 	}
 	off, err := file.Seek(0, io.SeekCurrent)
@@ -155,11 +156,12 @@ func (o Options) ClaimOpened(ctx context.Context, name string, file *os.File, si
 
 func (o Options) claimDevice(ctx context.Context, path string, section blockdev.Section) (*blockdev.Target, error) {
 	return blockdev.OpenTarget(ctx, path, blockdev.Options{
-		Section: section, Force: o.Force, LockWait: o.LockWait, Notice: func(text string) { o.note(Waiting{text}) },
+		Section: section, Force: o.Force, LockWait: o.LockWait, Notice: func(text string) { o.emitNote(Waiting{text}) },
 	})
 }
 
-// refuseMoved refuses a target whose partition table was changed between looking it up and locking its disk.
+// refuseMoved refuses a target whose partition table changed between its lookup and the lock of its
+// disk.
 func refuseMoved(name string, at disk.Location) error {
 	now, err := disk.Resolve(name)
 	if err != nil {
@@ -175,7 +177,7 @@ func refuseMoved(name string, at disk.Location) error {
 	return nil
 }
 
-// newFile returns a file under a temporary name, with what an interrupted job left in it.
+// newFile returns a file under a temporary name. It may have content that an interrupted job left.
 func newFile(path string, size int64, mode fs.FileMode) (*Target, error) {
 	f, err := atomicfile.Resume(path, mode)
 	if err != nil {
@@ -192,17 +194,18 @@ func newFile(path string, size int64, mode fs.FileMode) (*Target, error) {
 	if err != nil {
 		return nil, errors.Join(err, f.Discard())
 	}
-	return &Target{name: path, bytes: &bytesOf{Target: t}, blank: left == 0, file: f}, nil
+	return &Target{name: path, dest: &assembleTarget{Target: t}, blank: left == 0, file: f}, nil
 }
 
-// replaceFile returns a file that will replace one. The old file may hold the image already; else it is a seed.
+// replaceFile returns a file that will replace an existing one. If the old file holds the image, that
+// file is the target, whole. Otherwise the old file is a seed.
 func replaceFile(ctx context.Context, path string, x *blob.Index, mode fs.FileMode, workers int) (*Target, error) {
 	old, err := blockdev.OpenRead(path, blockdev.Section{})
 	if err != nil {
 		return nil, err
 	}
-	whole, err := holds(ctx, old, x, workers)
-	whole = whole && atomicfile.Sync(path) == nil // its writer may not have flushed it; then it is written anew
+	whole, err := holdsImage(ctx, old, x, workers)
+	whole = whole && atomicfile.Sync(path) == nil // its writer may not have flushed it; after an error it is written again
 	if whole {
 		return &Target{name: path, before: old, whole: true}, nil
 	}
@@ -218,7 +221,7 @@ func replaceFile(ctx context.Context, path string, x *blob.Index, mode fs.FileMo
 	return t, nil
 }
 
-// Look opens what the target's name holds so far, for a preview, and claims nothing.
+// Look opens the old content under the target's name for a preview. It claims nothing.
 func Look(ctx context.Context, location string, x *blob.Index, o Options) (*Target, error) {
 	if openfile.IsStream(location) {
 		return streamTarget(location, new(openfile.Output)), nil
@@ -243,7 +246,7 @@ func Look(ctx context.Context, location string, x *blob.Index, o Options) (*Targ
 	t.inPlace = t.before.IsDevice() || at.Partition != nil
 	switch {
 	case !t.inPlace:
-		t.whole, err = holds(ctx, t.before, x, o.Workers)
+		t.whole, err = holdsImage(ctx, t.before, x, o.Workers)
 	case t.before.Size() < x.Size():
 		err = blockdev.TooSmall(location, t.before.Size(), x.Size())
 	}
@@ -256,14 +259,14 @@ func Look(ctx context.Context, location string, x *blob.Index, o Options) (*Targ
 
 var errDiffers = errors.New("differs")
 
-// holds reports whether f is x's image. It stops at the first difference.
-func holds(ctx context.Context, f *blockdev.File, x *blob.Index, workers int) (bool, error) {
+// holdsImage reports whether f holds the image of x. It stops at the first difference.
+func holdsImage(ctx context.Context, f *blockdev.File, x *blob.Index, workers int) (bool, error) {
 	if f.Size() != x.Size() {
 		return false, nil
 	}
-	looking, stop := context.WithCancelCause(ctx)
+	scanning, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
-	report, err := verify.Image(looking, x, f, verify.Options{Workers: workers, Progress: func(r verify.Report) {
+	report, err := verify.Image(scanning, x, f, verify.Options{Workers: workers, Progress: func(r verify.Report) {
 		if r.Bad > 0 {
 			stop(errDiffers)
 		}
@@ -271,19 +274,20 @@ func holds(ctx context.Context, f *blockdev.File, x *blob.Index, workers int) (b
 	if ctx.Err() != nil {
 		return false, ctx.Err()
 	}
-	return err == nil && report.Bad == 0, nil // what cannot be read will be written anew
+	return err == nil && report.Bad == 0, nil // unreadable content will be overwritten
 }
 
-// Whole reports whether the target is a file that holds the image already, on the medium: there is nothing to do.
+// Whole reports whether the target is a file that already holds the image on the medium. Such a target
+// needs no plan.
 func (t *Target) Whole() bool { return t.whole }
 
-// IsStream reports whether the target takes the image in order, and nothing of it can be read back.
+// IsStream reports whether the target takes the image in order and cannot be read back.
 func (t *Target) IsStream() bool { return t.stream != nil }
 
-// refuseSeeds refuses seeds that are the target's own bytes.
+// refuseSeeds refuses seeds that share bytes with the target.
 func (t *Target) refuseSeeds(seeds []openSeed) error {
 	for _, s := range seeds {
-		why, err := t.overlaps(s)
+		why, err := t.overlapsSeed(s)
 		if err != nil {
 			return fmt.Errorf("comparing seed %s with target %s: %w", s.name, t.name, err)
 		}
@@ -294,7 +298,7 @@ func (t *Target) refuseSeeds(seeds []openSeed) error {
 	return nil
 }
 
-func (t *Target) overlaps(s openSeed) (why string, err error) {
+func (t *Target) overlapsSeed(s openSeed) (why string, err error) {
 	switch {
 	case t.stream != nil && t.stream.File() != nil:
 		mine, err := t.stream.File().Stat()
@@ -314,7 +318,7 @@ func (t *Target) overlaps(s openSeed) (why string, err error) {
 	return "", nil
 }
 
-// Tail says what becomes of a partition's bytes behind the image.
+// Tail selects the treatment of a partition's bytes behind the image.
 type Tail string
 
 // The empty Tail is TailKeep.
@@ -324,40 +328,40 @@ const (
 	TailDiscard Tail = "discard"
 )
 
-// finish makes a target final that holds an image of size bytes.
-func (t *Target) finish(ctx context.Context, size int64, o *Options) error {
+// finalize completes a target that holds an image of size bytes.
+func (t *Target) finalize(ctx context.Context, size int64, o *Options) error {
 	switch {
 	case t.stream != nil:
 		return t.stream.Close()
 	case t.file != nil:
 		err := t.file.Commit()
 		if lost := t.file.Lost(); lost != nil {
-			o.note(release.AttributesLost{Path: t.name, Err: lost})
+			o.emitNote(release.AttributesLost{Path: t.name, Err: lost})
 		}
 		return err
 	}
 	var err error
-	rest := t.bytes.Size() - size
+	rest := t.dest.Size() - size
 	switch o.Tail {
 	case TailZero:
-		err = errors.Join(inSteps(ctx, size, rest, 64<<20, t.bytes.Zero), t.bytes.Sync())
-	case TailDiscard: // some devices discard nothing smaller
-		err = errors.Join(inSteps(ctx, size, rest, 1<<30, t.bytes.Discard), t.bytes.Sync())
+		err = errors.Join(inSteps(ctx, size, rest, 64<<20, t.dest.Zero), t.dest.Sync())
+	case TailDiscard: // some devices discard no smaller ranges
+		err = errors.Join(inSteps(ctx, size, rest, 1<<30, t.dest.Discard), t.dest.Sync())
 	}
-	if kept := t.bytes.RereadPartitions(); kept != nil && !errors.Is(kept, errors.ErrUnsupported) {
-		o.note(OldPartitions{t.name, t.bytes.Path(), kept}) // the image is in place in any case
+	if kept := t.dest.RereadPartitions(); kept != nil && !errors.Is(kept, errors.ErrUnsupported) {
+		o.emitNote(OldPartitions{t.name, t.dest.Path(), kept}) // not an error, since the image is in place
 	}
 	if err != nil {
 		return fmt.Errorf("the image is in place, but not the tail of %d bytes behind it: %w", rest, err)
 	}
-	if t.then != nil {
-		return t.then()
+	if t.onFinal != nil {
+		return t.onFinal()
 	}
 	return nil
 }
 
-// inSteps does n bytes from off on, in pieces that end at multiples of step: the kernel does each to its end, whatever
-// signal comes.
+// inSteps calls do for the n bytes from off on, in pieces that end at multiples of step. The kernel
+// finishes each call before it delivers a signal.
 func inSteps(ctx context.Context, off, n, step int64, do func(off, n int64) error) error {
 	for end := off + n; off < end; {
 		if err := ctx.Err(); err != nil {
@@ -372,20 +376,20 @@ func inSteps(ctx context.Context, off, n, step int64, do func(off, n int64) erro
 	return nil
 }
 
-// Close ends the use of the target. What is left of an unfinished file serves the next run, unless it filled the disk or
-// its image is none.
+// Close closes the target. The content of an unfinished file is kept for the next run, unless the file
+// filled the disk or is an archive instead of an image.
 func (t *Target) Close() {
-	if t.bytes != nil && t.bytes.medium != nil {
-		_ = t.bytes.medium.Close()
+	if t.dest != nil && t.dest.medium != nil {
+		_ = t.dest.medium.Close()
 	}
-	if t.before != nil && (t.bytes == nil || t.file != nil) {
+	if t.before != nil && (t.dest == nil || t.file != nil) {
 		t.before.Close()
 	}
 	_, noImage := errors.AsType[release.TreeError](t.failed)
 	switch {
-	case t.bytes == nil:
+	case t.dest == nil:
 	case t.file == nil:
-		t.bytes.Close()
+		t.dest.Close()
 	case errors.Is(t.failed, syscall.ENOSPC) || noImage:
 		_ = t.file.Discard() // the job has failed anyway
 	default:

@@ -24,7 +24,7 @@ func indexOf(t *testing.T, image []byte) *blob.Index {
 	return x
 }
 
-// TestSharedMemoryHoldsFiles: a file under /dev/shm is replaced as a whole, like any other.
+// TestSharedMemoryHoldsFiles: a file under /dev/shm is replaced as a whole, like any other file.
 func TestSharedMemoryHoldsFiles(t *testing.T) {
 	dir, err := os.MkdirTemp("/dev/shm", "cairn-test-")
 	if err != nil {
@@ -48,7 +48,8 @@ func TestSharedMemoryHoldsFiles(t *testing.T) {
 	}
 }
 
-// TestFinishCancelled: the tail of a large partition can take hours.
+// TestFinishCancelled: finalize stops when its context is cancelled, since the tail of a large
+// partition can take hours.
 func TestFinishCancelled(t *testing.T) {
 	path, old := filepath.Join(t.TempDir(), "disk"), testimages.Random(1, 200_000)
 	if err := os.WriteFile(path, old, 0o600); err != nil {
@@ -64,14 +65,14 @@ func TestFinishCancelled(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	for _, tail := range []Tail{TailZero, TailDiscard} {
-		if err := to.finish(ctx, x.Size(), &Options{Tail: tail}); !errors.Is(err, context.Canceled) {
-			t.Errorf("%s: finish = %v, want %v", tail, err, context.Canceled)
+		if err := to.finalize(ctx, x.Size(), &Options{Tail: tail}); !errors.Is(err, context.Canceled) {
+			t.Errorf("%s: finalize = %v, want %v", tail, err, context.Canceled)
 		}
 		if now, err := os.ReadFile(path); err != nil || !bytes.Equal(now, old) {
 			t.Errorf("%s: the tail was changed after that, %v", tail, err)
 		}
 	}
-	if err := to.finish(t.Context(), x.Size(), &Options{Tail: TailZero}); err != nil {
+	if err := to.finalize(t.Context(), x.Size(), &Options{Tail: TailZero}); err != nil {
 		t.Fatal(err)
 	}
 	clear(old[104_096:154_096])
@@ -80,7 +81,7 @@ func TestFinishCancelled(t *testing.T) {
 	}
 }
 
-// TestInSteps: together the steps are what was asked for, and each ends where pages do.
+// TestInSteps: the steps cover the range, and each ends at a multiple of step.
 func TestInSteps(t *testing.T) {
 	const step = 1 << 20
 	for _, c := range [][2]int64{{0, 0}, {0, step}, {5, 1}, {5, 3 * step}, {3*step - 1, 2}} {
