@@ -17,10 +17,11 @@ import (
 	"cairn/testimages"
 )
 
-// The tests here count what a make does, so that no busy machine can disturb them. The bounds are generous:
-// they are there to notice a second reading, or work for each byte that belongs to each chunk.
+// The tests in this file count the work of an ingest instead of measuring its time, so the load of the
+// machine does not matter. The bounds are generous. They detect a second read of the image, or work per
+// byte that should be per chunk.
 
-// counted counts what is read.
+// counted counts the reads and their bytes.
 type counted struct {
 	io.ReaderAt
 	calls, bytes atomic.Int64
@@ -32,7 +33,7 @@ func (c *counted) ReadAt(p []byte, off int64) (int, error) {
 	return c.ReaderAt.ReadAt(p, off)
 }
 
-// TestReadsOnce: an image is read once, in large pieces.
+// TestReadsOnce: an image is read once, in large reads.
 func TestReadsOnce(t *testing.T) {
 	image := testimages.Random(1, 24<<20)
 	for _, workers := range []int{1, 3} {
@@ -50,7 +51,8 @@ func TestReadsOnce(t *testing.T) {
 	}
 }
 
-// TestAllocations: what a make allocates for a chunk is little, and nothing grows with the chunks' bytes.
+// TestAllocations: an ingest allocates little per chunk, and nothing in proportion to the chunks'
+// bytes.
 func TestAllocations(t *testing.T) {
 	image := testimages.Random(1, 32<<20)
 	allocated := func(times int) (count, size uint64, chunks int) {
@@ -62,14 +64,14 @@ func TestAllocations(t *testing.T) {
 		runtime.ReadMemStats(&after)
 		return after.Mallocs - before.Mallocs, after.TotalAlloc - before.TotalAlloc, x.Len()
 	}
-	allocated(1) // what is only done once in a process
+	allocated(1) // work that is done only once in a process
 	count1, size1, chunks1 := allocated(1)
 	count4, size4, chunks4 := allocated(4)
 	more := uint64(chunks4 - chunks1)
 	if n := count4 - min(count4, count1); n > 2*more {
 		t.Errorf("%d more chunks take %d more allocations", more, n)
 	}
-	if n := size4 - min(size4, size1); n > 6<<20 { // of 24 MiB more of image
+	if n := size4 - min(size4, size1); n > 6<<20 { // for 24 MiB more of image
 		t.Errorf("%d more chunks take %d more bytes", more, n)
 	}
 }
@@ -91,7 +93,7 @@ func TestCallsForEachChunk(t *testing.T) {
 	reads, writes := calls(t)
 	x, _ := mustBuild(t, chunker.FromReaderAt(f, 16<<20), w, Options{Params: chunker.Default, Workers: 2})
 	readsAfter, writesAfter := calls(t)
-	const others = 100 // of the runtime, and of opening this and that
+	const others = 100 // of the runtime, and for opening files
 	if n := readsAfter - reads; n > others {
 		t.Errorf("%d reads for an image of 16 MiB", n)
 	}
@@ -100,7 +102,7 @@ func TestCallsForEachChunk(t *testing.T) {
 	}
 }
 
-// calls is how often this process read and wrote so far.
+// calls returns the number of reads and writes of this process so far.
 func calls(t *testing.T) (reads, writes int64) {
 	t.Helper()
 	text, err := os.ReadFile("/proc/self/io")

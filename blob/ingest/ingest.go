@@ -1,5 +1,6 @@
-// Package ingest makes an index of an image and stores its chunks. It reads the image once, asks the store before it
-// compresses, and writes no chunk twice. It knows nothing of networks; blob/release publishes the index.
+// Package ingest makes an index of an image and stores its chunks. It reads the image once, asks the
+// store before it compresses, and writes no chunk twice. It knows nothing of networks. Package release
+// publishes the index.
 package ingest
 
 import (
@@ -16,44 +17,45 @@ import (
 	"cairn/chunker"
 )
 
-// Store takes chunks in; *release.Publisher and *store.Writer are two. Safe for concurrent use.
+// Store stores chunks; *release.Publisher and *store.Writer implement it. Safe for concurrent use.
 type Store interface {
-	// Has says whether the store holds the chunk.
+	// Has reports whether the store holds the chunk.
 	Has(ctx context.Context, d blob.Digest) (bool, error)
-	// Put stores a chunk, and returns how many bytes it takes there.
+	// Put stores a chunk. It returns the chunk's stored size in bytes.
 	Put(ctx context.Context, d blob.Digest, data []byte) (stored int64, err error)
-	// Commit makes all that was put durable.
+	// Commit makes all chunks from Put durable.
 	Commit(ctx context.Context) error
 }
 
-// Options say how to cut and hash.
+// Options are the settings of Image.
 type Options struct {
 	Algorithm blob.Algorithm
 	Params    chunker.Params
-	Workers   int // at least one works
-	// AtOnce is how many chunks are asked for, compressed and put at once beside the workers, who need not
-	// wait then: for a store that is far away. They take 64 MiB at most. At 0 workers do it themselves.
+	Workers   int // number of concurrent workers, at least 1
+	// AtOnce is the number of chunks that are looked up, compressed and stored concurrently, besides
+	// the workers. It hides the latency of a remote store. These chunks take at most 64 MiB. With 0 the
+	// workers do this themselves.
 	AtOnce   int
-	Progress func(Stats) // called now and then, never twice at once; may be nil
+	Progress func(Stats) // called after each batch of chunks, never concurrently; may be nil
 }
 
-// Stats tell what was done. Sizes are in bytes.
+// Stats are the counts of an ingest. Sizes are in bytes.
 type Stats struct {
 	scan.Stats
 	New      int64 `json:"new_chunks"`   // chunks that the store lacked
-	NewBytes int64 `json:"new_bytes"`    // their plain size
-	Stored   int64 `json:"stored_bytes"` // and what they take in the store
+	NewBytes int64 `json:"new_bytes"`    // plain size of these
+	Stored   int64 `json:"stored_bytes"` // stored size of these
 }
 
-// Image cuts src, puts the chunks that dst lacks into it, and returns the image's index. When it returns
-// nil, all chunks of the index are durable in dst.
+// Image cuts src, stores the chunks that dst lacks, and returns the image's index. When it returns nil,
+// all chunks of the index are durable in dst.
 func Image(ctx context.Context, src *chunker.Source, dst Store, o Options) (*blob.Index, Stats, error) {
 	p := &putter{dst: dst}
-	so := scan.Options{Algorithm: o.Algorithm, Params: o.Params, Workers: o.Workers, Fresh: p.put}
+	so := scan.Options{Algorithm: o.Algorithm, Params: o.Params, Workers: o.Workers, Fresh: p.storeChunk}
 	if o.Progress != nil {
 		so.Progress = func(s scan.Stats) { o.Progress(p.stats(s)) }
 	}
-	index, scanned, err := overlapped(ctx, src, so, o.AtOnce)
+	index, scanned, err := scanAndRelay(ctx, src, so, o.AtOnce)
 	if err != nil {
 		return nil, Stats{}, err
 	}
@@ -63,13 +65,13 @@ func Image(ctx context.Context, src *chunker.Source, dst Store, o Options) (*blo
 	return index, p.stats(scanned), ctx.Err()
 }
 
-// overlapped is scan.Image, but what is Fresh is handed on beside it, atOnce chunks at a time.
-func overlapped(ctx context.Context, src *chunker.Source, so scan.Options, atOnce int) (*blob.Index, scan.Stats, error) {
+// scanAndRelay is scan.Image with concurrent calls of Fresh, up to atOnce at a time.
+func scanAndRelay(ctx context.Context, src *chunker.Source, so scan.Options, atOnce int) (*blob.Index, scan.Stats, error) {
 	if atOnce == 0 {
 		return scan.Image(ctx, src, so)
 	}
 	r := newRelay(ctx, atOnce, so.Fresh)
-	so.Fresh = r.take
+	so.Fresh = r.relayChunk
 	var index *blob.Index
 	var scanned scan.Stats
 	r.group.Go(func() (err error) {
@@ -82,26 +84,26 @@ func overlapped(ctx context.Context, src *chunker.Source, so scan.Options, atOnc
 	return index, scanned, ctx.Err()
 }
 
-// relayBytes is what a relay holds at most.
+// relayBytes limits the bytes of the chunks in a relay.
 const relayBytes = 64 << 20
 
-// relay hands chunks on beside those who bring them. What fails ends the group.
+// relay passes chunks to fresh in goroutines of their own. An error of fresh ends the group.
 type relay struct {
-	group *errgroup.Group
-	ctx   context.Context // the group's
-	fresh func(context.Context, blob.Chunk, []byte) error
-	room  *semaphore.Weighted // in bytes
-	spare sync.Pool           // of *[]byte
-	most  int                 // bytes of what is kept there, as a small chunk may get it next
+	group    *errgroup.Group
+	ctx      context.Context // of the group
+	fresh    func(context.Context, blob.Chunk, []byte) error
+	room     *semaphore.Weighted // in bytes
+	spare    sync.Pool           // of *[]byte
+	maxSpare int                 // capacity limit of spare buffers in bytes, since a small chunk may get one
 }
 
 func newRelay(ctx context.Context, atOnce int, fresh func(context.Context, blob.Chunk, []byte) error) *relay {
 	group, groupCtx := errgroup.WithContext(ctx)
-	group.SetLimit(atOnce + 1) // who brings them, too
-	return &relay{group: group, ctx: groupCtx, fresh: fresh, room: semaphore.NewWeighted(relayBytes), most: relayBytes / atOnce}
+	group.SetLimit(atOnce + 1) // one more for the scan
+	return &relay{group: group, ctx: groupCtx, fresh: fresh, room: semaphore.NewWeighted(relayBytes), maxSpare: relayBytes / atOnce}
 }
 
-func (r *relay) take(ctx context.Context, c blob.Chunk, data []byte) error {
+func (r *relay) relayChunk(ctx context.Context, c blob.Chunk, data []byte) error {
 	room := min(c.Size, relayBytes)
 	if err := r.room.Acquire(ctx, room); err != nil {
 		return err
@@ -113,7 +115,7 @@ func (r *relay) take(ctx context.Context, c blob.Chunk, data []byte) error {
 	*buf = append((*buf)[:0], data...)
 	r.group.Go(func() error {
 		defer r.room.Release(room)
-		if cap(*buf) <= r.most {
+		if cap(*buf) <= r.maxSpare {
 			defer r.spare.Put(buf)
 		}
 		if err := r.fresh(r.ctx, c, *buf); err != nil {
@@ -124,13 +126,13 @@ func (r *relay) take(ctx context.Context, c blob.Chunk, data []byte) error {
 	return nil
 }
 
-// putter stores chunks, and counts them.
+// putter stores chunks and counts them.
 type putter struct {
 	dst                   Store
 	new, newBytes, stored atomic.Int64
 }
 
-func (p *putter) put(ctx context.Context, c blob.Chunk, data []byte) error {
+func (p *putter) storeChunk(ctx context.Context, c blob.Chunk, data []byte) error {
 	has, err := p.dst.Has(ctx, c.Digest)
 	if has || err != nil {
 		return err

@@ -31,14 +31,14 @@ import (
 	"cairn/testimages"
 )
 
-// image is two segments long, with a run of zeros, a repeat of what comes before it, and zeros at its end.
+// image is two segments long. It has a run of zeros, a repeat of an earlier part, and zeros at its end.
 func image() []byte {
 	first := testimages.Random(1, 4<<20)
 	parts := [][]byte{first, make([]byte, 3<<20), first, testimages.Random(2, 1<<19), make([]byte, 300_001)}
 	return bytes.Join(parts, nil)
 }
 
-// fixed sizes cut fastest.
+// fixed sizes are the fastest to cut.
 var fixed = chunker.Params{Min: 64 << 10, Avg: 64 << 10, Max: 64 << 10}
 
 func source(image []byte) *chunker.Source {
@@ -68,7 +68,7 @@ func mustBuild(t testing.TB, src *chunker.Source, dst Store, o Options) (*blob.I
 	return x, stats
 }
 
-// checkStored: the index's chunks, read from the bucket, are the image.
+// checkStored checks that the index's chunks, read from the bucket, are the image.
 func checkStored(t testing.TB, x *blob.Index, b store.Reader, image []byte) {
 	t.Helper()
 	if x.Size() != int64(len(image)) {
@@ -85,8 +85,8 @@ func checkStored(t testing.TB, x *blob.Index, b store.Reader, image []byte) {
 	}
 }
 
-// whatIsNew are the stats of building x into the bucket, when it was empty before.
-func whatIsNew(t testing.TB, x *blob.Index, b store.Reader) Stats {
+// statsOfNew returns the stats of an ingest of x into the bucket if it was empty before.
+func statsOfNew(t testing.TB, x *blob.Index, b store.Reader) Stats {
 	t.Helper()
 	s := Stats{Stats: scan.Stats{Size: x.Size(), Chunks: x.Len()}}
 	table, chunks := blob.NewTable(x), store.NewChunks(b, x.Algorithm())
@@ -129,7 +129,7 @@ func TestImage(t *testing.T) {
 			b := &mem.Bucket{}
 			x, stats := mustBuild(t, c.source(), newWriter(t, b, c.writer), c.options)
 			checkStored(t, x, b, image)
-			if diff := cmp.Diff(whatIsNew(t, x, b), stats); diff != "" {
+			if diff := cmp.Diff(statsOfNew(t, x, b), stats); diff != "" {
 				t.Errorf("stats (-want +got):\n%s", diff)
 			}
 			again, stats := mustBuild(t, c.source(), newWriter(t, b, c.writer), c.options)
@@ -149,7 +149,8 @@ func TestSmallImages(t *testing.T) {
 	}
 }
 
-// TestHoles: a file with holes, which begins with one, gives the index of its bytes, and zeros are stored too.
+// TestHoles: a file with holes, one of them at its start, gives the index of its bytes. Zero chunks are
+// stored too.
 func TestHoles(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "sparse")
 	f, err := os.Create(path)
@@ -186,26 +187,26 @@ func TestHoles(t *testing.T) {
 	}
 }
 
-// recorder is a store that notes how often what is asked of it, and calls a hook before it answers.
+// recorder is a store that counts its calls, and calls a hook before it answers.
 type recorder struct {
 	hook func(ctx context.Context, op string, n int) error // n counts the calls of op from 1; may be nil
 
-	mu      sync.Mutex // guards what follows
-	calls   map[string]int
-	puts    map[blob.Digest]int
-	working int  // puts under way
-	early   bool // Commit was called while puts were under way, or a Put after it
+	mu       sync.Mutex // guards the fields below
+	calls    map[string]int
+	puts     map[blob.Digest]int
+	inFlight int  // puts in flight
+	early    bool // Commit was called during a Put, or another call followed it
 }
 
 func newRecorder(hook func(ctx context.Context, op string, n int) error) *recorder {
 	return &recorder{hook: hook, calls: map[string]int{}, puts: map[blob.Digest]int{}}
 }
 
-func (r *recorder) note(ctx context.Context, op string) error {
+func (r *recorder) recordCall(ctx context.Context, op string) error {
 	r.mu.Lock()
 	r.calls[op]++
 	n := r.calls[op]
-	r.early = r.early || op == "commit" && r.working > 0 || op != "commit" && r.calls["commit"] > 0
+	r.early = r.early || op == "commit" && r.inFlight > 0 || op != "commit" && r.calls["commit"] > 0
 	r.mu.Unlock()
 	if r.hook == nil {
 		return nil
@@ -214,27 +215,27 @@ func (r *recorder) note(ctx context.Context, op string) error {
 }
 
 func (r *recorder) Has(ctx context.Context, _ blob.Digest) (bool, error) {
-	return false, r.note(ctx, "has")
+	return false, r.recordCall(ctx, "has")
 }
 
 func (r *recorder) Put(ctx context.Context, d blob.Digest, data []byte) (int64, error) {
-	r.work(+1)
-	defer r.work(-1)
+	r.addInFlight(+1)
+	defer r.addInFlight(-1)
 	r.mu.Lock()
 	r.puts[d]++
 	r.mu.Unlock()
-	return int64(len(data)), r.note(ctx, "put")
+	return int64(len(data)), r.recordCall(ctx, "put")
 }
 
-func (r *recorder) Commit(ctx context.Context) error { return r.note(ctx, "commit") }
+func (r *recorder) Commit(ctx context.Context) error { return r.recordCall(ctx, "commit") }
 
-func (r *recorder) work(n int) {
+func (r *recorder) addInFlight(n int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.working += n
+	r.inFlight += n
 }
 
-// TestDurableOrder: every different chunk is put once, and all are committed, once, when all were put.
+// TestDurableOrder: every distinct chunk is put once, and one Commit follows all puts.
 func TestDurableOrder(t *testing.T) {
 	for _, atOnce := range []int{0, 8} {
 		checkDurableOrder(t, Options{Params: fixed, Workers: 4, AtOnce: atOnce})
@@ -261,7 +262,7 @@ func checkDurableOrder(t *testing.T, o Options) {
 	}
 }
 
-// TestStoreFails: whichever call of the store fails, the job has failed, and nothing is committed.
+// TestStoreFails: if any call of the store fails, the ingest fails and commits nothing.
 func TestStoreFails(t *testing.T) {
 	full, image := errors.New("no space left"), image()
 	for _, c := range []struct {
@@ -288,7 +289,7 @@ func TestStoreFails(t *testing.T) {
 	}
 }
 
-// TestAgainAfterFailure: building once more adds what a build that failed did not store.
+// TestAgainAfterFailure: a second ingest adds the chunks that a failed one did not store.
 func TestAgainAfterFailure(t *testing.T) {
 	image, b, o := image(), &mem.Bucket{}, Options{Params: fixed, Workers: 2}
 	w := newWriter(t, storetest.FaultyWrites(b, storetest.After(20), store.ErrUnavailable), store.WriterOptions{})
@@ -302,7 +303,8 @@ func TestAgainAfterFailure(t *testing.T) {
 	}
 }
 
-// TestCancelled: a cancelled job has failed, whatever it was doing, even when the store does not notice.
+// TestCancelled: a cancelled ingest returns an error at any point, even if the store ignores the
+// cancellation.
 func TestCancelled(t *testing.T) {
 	image := image()
 	for _, c := range []struct {
@@ -341,7 +343,7 @@ func TestCancelled(t *testing.T) {
 	}
 }
 
-// countedReader tells the number of each read.
+// countedReader calls a function with the number of each read.
 type countedReader struct {
 	r    io.Reader
 	read func(n int)
@@ -383,7 +385,8 @@ func TestRefusesParams(t *testing.T) {
 	}
 }
 
-// TestProgress: what is told never goes back, is never told twice at once, and is no more than the end has.
+// TestProgress: the reported counts never decrease, never exceed the final ones, and are never reported
+// concurrently.
 func TestProgress(t *testing.T) {
 	var telling sync.Mutex
 	var told []Stats
@@ -440,7 +443,7 @@ func TestCasync(t *testing.T) {
 			t.Errorf("%s extracted something else", name)
 		}
 	}
-	// Like a store of casync's own, ours lacks nothing: building into theirs finds every chunk.
+	// Our store lacks nothing that casync's own has: an ingest into theirs finds every chunk.
 	theirs, err := local.Open(path("theirs.castr"), local.Options{})
 	if err != nil {
 		t.Fatal(err)
@@ -468,7 +471,7 @@ func mustRead(t *testing.T, path string) []byte {
 	return data
 }
 
-// FuzzRoundTrip: what was built and is assembled is the image, for any image and parameters.
+// FuzzRoundTrip: any image with any parameters is the same after an ingest and an assembly.
 func FuzzRoundTrip(f *testing.F) {
 	f.Add(uint64(1), uint32(200_000), uint16(1000), false)
 	f.Add(uint64(2), uint32(0), uint16(0), true)
@@ -498,7 +501,7 @@ func FuzzRoundTrip(f *testing.F) {
 	})
 }
 
-// lumpy is size random bytes with runs of zeros and repeats in it.
+// lumpy returns size random bytes with runs of zeros and repeats.
 func lumpy(number uint64, size int) []byte {
 	rng, random := rand.New(rand.NewPCG(number, 1)), testimages.Random(number, size)
 	p := make([]byte, 0, size)
@@ -516,7 +519,7 @@ func lumpy(number uint64, size int) []byte {
 	return p[:size]
 }
 
-// memory is a target.
+// memory is a target in memory.
 type memory []byte
 
 func (m memory) ReadAt(p []byte, off int64) (int, error)  { return bytes.NewReader(m).ReadAt(p, off) }

@@ -14,8 +14,8 @@ import (
 	"cairn/testimages"
 )
 
-// TestRemote: with 100 ms for each request, a make that lists and overlaps is many times faster than one that
-// asks and puts one by one, and sends no question.
+// TestRemote: with 100 ms per request, an inventory and concurrent uploads make an ingest many times
+// faster. It then asks for no chunk.
 func TestRemote(t *testing.T) {
 	image, took := testimages.Random(1, 16<<20), map[int]time.Duration{} // 256 chunks
 	for _, atOnce := range []int{0, 32} {
@@ -46,7 +46,7 @@ func TestRemote(t *testing.T) {
 	}
 }
 
-// TestRemoteAsks: where nothing can be listed, the questions overlap too.
+// TestRemoteAsks: without a listing the requests for chunks are concurrent too.
 func TestRemoteAsks(t *testing.T) {
 	image := testimages.Random(1, 16<<20)
 	synctest.Test(t, func(t *testing.T) {
@@ -58,13 +58,13 @@ func TestRemoteAsks(t *testing.T) {
 		defer w.Close()
 		begun := time.Now()
 		mustBuild(t, source(image), w, Options{Params: fixed, Workers: 2, AtOnce: 32})
-		if took := time.Since(begun); took > 4*time.Second { // one by one it is 38 s and more
+		if took := time.Since(begun); took > 4*time.Second { // one at a time it takes 38 s and more
 			t.Errorf("256 chunks take %v", took)
 		}
 	})
 }
 
-// TestRelayIsBounded: small chunks do not hold the memory that large ones took before them.
+// TestRelayIsBounded: small chunks do not keep the buffers of earlier large ones.
 func TestRelayIsBounded(t *testing.T) {
 	const atOnce, large, small = 32, 32 << 20, 1 << 10
 	var held atomic.Int64
@@ -79,10 +79,10 @@ func TestRelayIsBounded(t *testing.T) {
 	data := make([]byte, large)
 	for n := range int64(8) {
 		for _, size := range []int64{large, small} {
-			if err := r.take(t.Context(), blob.Chunk{Size: size}, data[:size]); err != nil {
+			if err := r.relayChunk(t.Context(), blob.Chunk{Size: size}, data[:size]); err != nil {
 				t.Error(err)
 			}
-			if size == large { // until it is done
+			if size == large { // wait until it is done
 				if err := r.room.Acquire(t.Context(), relayBytes-n*small); err != nil {
 					t.Error(err)
 				}

@@ -12,32 +12,33 @@ import (
 	"cairn/internal/openfile"
 )
 
-// What Open takes in place of a number of bytes.
+// Special values for the size that Open takes.
 const (
-	Whole      = -1 // the image is all that its location holds
-	FileSystem = -2 // it is as large as its file system's superblock claims
+	Whole      = -1 // the image is the whole content of its location
+	FileSystem = -2 // the image has the size in its file system's superblock
 )
 
 var (
-	// ErrNoClaim means that no superblock claims a size.
+	// ErrNoClaim reports that no superblock has a size.
 	ErrNoClaim = errors.New("it holds no file system that tells its size (squashfs, ext2/3/4, erofs)")
-	// ErrStream means that a size was given for a stream.
-	ErrStream = errors.New("a stream has the size that it has")
+	// ErrStream reports that a size was given for a stream.
+	ErrStream = errors.New("the size of a stream cannot be given")
 )
 
-// Source is an image that is open to be cut.
+// Source is an open image.
 type Source struct {
 	*chunker.Source
-	Size    int64         // of the image; -1 for a stream, which tells it in the end
-	Held    int64         // bytes at its location, of which the image is the first; -1 for a stream
-	Device  bool          // its location is a device
-	Kind    string        // of the file system at its beginning; "" when that tells no size
-	Claimed int64         // the file system's size
-	Replay  []disk.Replay // file systems in it whose journal waits for a replay
+	Size    int64         // of the image; -1 for a stream, whose size is unknown
+	Held    int64         // bytes at the location, which begin with the image; -1 for a stream
+	Device  bool          // the location is a device
+	Kind    string        // of the file system at the beginning; "" if its size is unknown
+	Claimed int64         // size of the file system
+	Replay  []disk.Replay // file systems in the image that need a journal replay
 	input   openfile.Input
 }
 
-// Open opens an image at a location as openfile.OpenInput takes it. Its first size bytes are cut, or Whole or FileSystem.
+// Open opens the image at a location in the form that openfile.OpenInput accepts. The image is the
+// first size bytes; size may be Whole or FileSystem.
 func Open(ctx context.Context, location string, size int64) (*Source, error) {
 	in, err := openfile.OpenInput(ctx, location)
 	if err != nil {
@@ -79,7 +80,8 @@ func (s *Source) openFile(size int64) error {
 	return nil
 }
 
-// headSize is how much of a stream is looked at: the superblocks of ext and btrfs are in it.
+// headSize is the length of the part of a stream that is searched for superblocks, in bytes. It
+// includes those of ext and btrfs.
 const headSize = 128 << 10
 
 func (s *Source) openStream(stream io.Reader, size int64) error {
@@ -87,7 +89,7 @@ func (s *Source) openStream(stream io.Reader, size int64) error {
 		return ErrStream
 	}
 	head := make([]byte, headSize)
-	n, _ := io.ReadFull(stream, head) // a stream that fails does so again
+	n, _ := io.ReadFull(stream, head) // the next read of the stream returns the error again
 	s.Size, s.Held = -1, -1
 	s.Source = chunker.FromReader(io.MultiReader(bytes.NewReader(head[:n]), stream))
 	s.Replay = disk.NeedReplay(bytes.NewReader(head[:n]), int64(n))

@@ -13,7 +13,7 @@ import (
 	"cairn/store"
 )
 
-// squashfs is an image that begins with a superblock that claims size bytes, and has more.
+// squashfs returns an image of all bytes, whose superblock claims size bytes.
 func squashfs(size, all int) []byte {
 	image := lumpy(1, all)
 	head := make([]byte, 96)
@@ -23,7 +23,7 @@ func squashfs(size, all int) []byte {
 	return append(head, image[len(head):]...)
 }
 
-// TestOpen: as much of a file is cut as is asked for, and no more than there is.
+// TestOpen: the requested part of a file is cut, and at most the whole file.
 func TestOpen(t *testing.T) {
 	image := squashfs(8192, 3<<20)
 	path, none := filepath.Join(t.TempDir(), "image"), filepath.Join(t.TempDir(), "none")
@@ -57,7 +57,7 @@ func TestOpen(t *testing.T) {
 	}
 }
 
-// TestOpenStream: the head of a stream is looked at, and all of it is cut.
+// TestOpenStream: the head of a stream is searched for superblocks, and the whole stream is cut.
 func TestOpenStream(t *testing.T) {
 	fifo := filepath.Join(t.TempDir(), "fifo")
 	if err := unix.Mkfifo(fifo, 0o600); err != nil {
@@ -87,7 +87,8 @@ func TestOpenStream(t *testing.T) {
 	}
 }
 
-// needsReplay is an image that begins as an ext4 file system whose journal waits for a replay, if it is large enough.
+// needsReplay returns an image that begins with an ext4 superblock whose journal needs a replay, if
+// size permits.
 func needsReplay(size int) []byte {
 	image := lumpy(2, size)
 	if size >= headSize {
@@ -95,7 +96,7 @@ func needsReplay(size int) []byte {
 		clear(super)
 		binary.LittleEndian.PutUint16(super[0x38:], 0xef53)
 		binary.LittleEndian.PutUint32(super[0x5c:], 4)      // it has a journal
-		binary.LittleEndian.PutUint32(super[0x60:], 4|0x40) // which waits; extents
+		binary.LittleEndian.PutUint32(super[0x60:], 4|0x40) // the journal needs a replay; extents
 	}
 	return image
 }
