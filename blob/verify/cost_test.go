@@ -11,7 +11,7 @@ import (
 	"cairn/testimages"
 )
 
-// again is an image that is data all over.
+// again is an image of data without zeros.
 type again struct {
 	data []byte
 	size int64
@@ -30,8 +30,9 @@ func (a again) ReadAt(p []byte, off int64) (n int, err error) {
 	return n, err
 }
 
-// TestZerosCostLess than data: they are compared, not hashed. It is the CPU time of this process for both, in turn,
-// and the least of several runs, so that other processes are in nobody's favour; the gain is several times as much.
+// TestZerosCostLess: zeros cost less than data, because they are compared and not hashed. The test
+// measures the CPU time of this process for both in turn, and takes the least of several runs, so other
+// processes affect neither. The gain is several times the bound.
 func TestZerosCostLess(t *testing.T) {
 	if raceDetector {
 		t.Skip("the race detector makes comparing dear")

@@ -10,15 +10,16 @@ import (
 	"cairn/internal/openfile"
 )
 
-// Opened is a file, device, partition or stream that should hold an image, open for reading.
+// Opened is an open file, device, partition or stream that should hold an image.
 type Opened struct {
 	index *blob.Index
 	input openfile.Input
 }
 
-// Open opens what should hold the image of x, at a location as openfile.OpenInput takes it. Behind the image a device or
-// partition may hold anything, a file zeros: a copy through NBD, or from a device, has whole sectors. Any other length is a
-// LengthError. The length of a stream is not known yet.
+// Open opens the copy of x's image at a location in the form that openfile.OpenInput accepts. A device
+// or partition may hold anything behind the image. A file may have zeros there, because a copy through
+// NBD or from a device has whole sectors. Any other length is a LengthError. The length of a stream is
+// not checked yet.
 func Open(ctx context.Context, x *blob.Index, location string) (*Opened, error) {
 	in, err := openfile.OpenInput(ctx, location)
 	if err != nil {
@@ -48,17 +49,17 @@ func checkLength(ctx context.Context, in openfile.Input, want int64) error {
 	return err
 }
 
-// Close closes what was opened.
+// Close closes the input.
 func (i *Opened) Close() { i.input.Close() }
 
-// startSize is how many bytes of a target are zeros at least while an assemble changes it.
+// startSize is the number of bytes at the start of a target that are zero while an assemble changes it.
 const startSize = 4096
 
-// Verify is Image or Stream for what was opened. The report also tells whether it is Unfinished.
+// Verify calls Image or Stream. It also sets Report.Unfinished.
 func (i *Opened) Verify(ctx context.Context, o Options) (r Report, err error) {
 	start := make([]byte, min(i.index.Size(), startSize))
 	if stream := i.input.Stream; stream != nil {
-		n, _ := io.ReadFull(stream, start) // a stream that fails does so again
+		n, _ := io.ReadFull(stream, start) // the next read of the stream returns the error again
 		start = start[:n]
 		r, err = Stream(ctx, i.index, io.MultiReader(bytes.NewReader(start), stream), o)
 	} else {

@@ -13,17 +13,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestOpen: a file that is too short, or goes on with other bytes than zeros, is refused before it is hashed; a stream and
-// a file are found right or wrong alike.
+// TestOpen: a file that is too short, or has other bytes than zeros behind the image, is refused before
+// it is hashed. A stream and a file give the same result.
 func TestOpen(t *testing.T) {
 	image, dir := image(), t.TempDir()
 	x := index(t, image)
 	for _, c := range []struct {
 		name string
 		held []byte
-		want string // why it is refused; "" when it is hashed
+		want string // why it is refused; "" if it is hashed
 		bad  int
-		zero bool // it is unfinished
+		zero bool // the image is unfinished
 	}{
 		{"right", image, "", 0, false},
 		{"zeros behind", append(bytes.Clone(image), make([]byte, 5000)...), "", 0, false},
@@ -66,7 +66,7 @@ func TestOpen(t *testing.T) {
 	}
 }
 
-// feedFIFO returns a FIFO into which data is written. What its reader does not want is left.
+// feedFIFO returns a FIFO into which data is written. Unread data is dropped.
 func feedFIFO(t *testing.T, dir string, data []byte) string {
 	t.Helper()
 	path := filepath.Join(dir, "fifo")

@@ -2,5 +2,5 @@
 
 package verify
 
-// raceDetector says whether the tests are built with the race detector.
+// raceDetector reports whether the tests are built with the race detector.
 const raceDetector = true

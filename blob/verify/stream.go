@@ -10,44 +10,44 @@ import (
 	"cairn/blob"
 )
 
-// LengthError says that an image is too short, or goes on behind its end with other bytes than zeros.
+// LengthError reports that an image is too short, or has bytes other than zeros behind its end.
 type LengthError struct{ text string }
 
 func (e LengthError) Error() string { return e.text }
 
-// Stream is Image for bytes that come once and in order. Behind the image they may be zeros only.
+// Stream is Image for a stream. Behind the image the stream may have only zeros.
 func Stream(ctx context.Context, x *blob.Index, r io.Reader, o Options) (Report, error) {
 	j := newJob(x, o)
 	in := &incoming{job: j, from: r}
-	err := j.run(ctx, func() worker { return &streamChecker{checker{job: j}, in} })
+	err := j.runWorkers(ctx, func() worker { return &streamChecker{checker{job: j}, in} })
 	if err == nil {
-		err = in.end(ctx)
+		err = in.checkEnd(ctx)
 	}
 	return j.report, err
 }
 
-// streamChecker is one worker of Stream.
+// streamChecker is a worker of Stream.
 type streamChecker struct {
 	checker
 	in *incoming
 }
 
-func (c *streamChecker) take() (lo, hi int, err error) { return c.in.read(&c.buf) }
+func (c *streamChecker) takeRun() (lo, hi int, err error) { return c.in.readNext(&c.buf) }
 
-func (c *streamChecker) check(_ context.Context, lo, hi int) error {
-	c.prove(lo, hi, c.buf)
+func (c *streamChecker) checkRun(_ context.Context, lo, hi int) error {
+	c.verifyRun(lo, hi, c.buf)
 	return nil
 }
 
-// incoming is a stream that several workers read, one at a time.
+// incoming is a stream that is shared by several workers.
 type incoming struct {
 	job  *job
-	mu   sync.Mutex // held while it is read, so that runs of chunks come in order
+	mu   sync.Mutex // held during a read, so that runs of chunks are read in order
 	from io.Reader
 }
 
-// read fills p with the next run of chunks. lo = hi when none are left.
-func (s *incoming) read(p *[]byte) (lo, hi int, err error) {
+// readNext reads the next run of chunks [lo, hi) into p; lo = hi means that none is left.
+func (s *incoming) readNext(p *[]byte) (lo, hi int, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	x := s.job.index
@@ -70,8 +70,8 @@ func (s *incoming) read(p *[]byte) (lo, hi int, err error) {
 	return lo, hi, err
 }
 
-// end reads what follows the image, which may be zeros.
-func (s *incoming) end(ctx context.Context) error {
+// checkEnd reads the bytes behind the image, which must be zeros.
+func (s *incoming) checkEnd(ctx context.Context) error {
 	rest := make([]byte, 64<<10)
 	for at := s.job.index.Size(); ctx.Err() == nil; {
 		n, err := s.from.Read(rest)

@@ -11,7 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// TestStream: a stream is found as right or wrong as a file, however it comes.
+// TestStream: a stream gives the same report as a file, whatever the sizes of its reads.
 func TestStream(t *testing.T) {
 	image := image()
 	x, size := index(t, image), int64(len(image))

@@ -1,5 +1,5 @@
-// Package verify proves what is claimed to be whole: that bytes are an index's image, and that a store
-// holds every chunk of it. It writes nothing.
+// Package verify proves that bytes are the image of an index, and that a store holds all chunks of an
+// index. It writes nothing.
 package verify
 
 import (
@@ -16,51 +16,51 @@ import (
 	"cairn/store"
 )
 
-// Options are limits and what to tell.
+// Options are the settings of Image, Stream and Store.
 type Options struct {
-	Workers  int          // how many read and hash at once; at least one does
-	Progress func(Report) // called now and then, never twice at once; may be nil
-	// Inspect is called by Store with the image's first chunk, if it is right and not zeros. The bytes are its caller's. May
-	// be nil.
+	Workers  int          // number of concurrent workers, at least 1
+	Progress func(Report) // called after each run of chunks, never concurrently; may be nil
+	// Inspect is called by Store with the image's first chunk, if it is right and not zeros. The bytes
+	// are valid only during the call. May be nil.
 	Inspect func(first []byte)
 }
 
-// Range is a run of image bytes.
+// Range is a range of image bytes.
 type Range struct {
 	Offset int64 `json:"offset"`
 	Size   int64 `json:"size"`
 }
 
-// Report is what was found.
+// Report is the result of a verification.
 type Report struct {
 	Size     int64   `json:"size"`      // of the image, bytes
-	Done     int64   `json:"done"`      // of them looked at
-	Bad      int     `json:"bad"`       // chunks that are not right
-	BadBytes int64   `json:"bad_bytes"` // their size
-	First    []Range `json:"first"`     // the first of them, by offset, neighbours together; only at the end
-	// Unfinished says that the image is wrong and begins with zeros, as an interrupted assemble leaves it. Opened.Verify
-	// finds it out.
+	Done     int64   `json:"done"`      // verified bytes
+	Bad      int     `json:"bad"`       // wrong chunks
+	BadBytes int64   `json:"bad_bytes"` // bytes of the wrong chunks
+	First    []Range `json:"first"`     // the first wrong ranges by offset, with adjacent chunks joined; only at the end
+	// Unfinished reports that the image is wrong and begins with zeros, as an interrupted assemble
+	// leaves it. Only Opened.Verify sets it.
 	Unfinished bool    `json:"unfinished,omitempty"`
-	Causes     []error `json:"-"` // store: what is wrong with those found first
+	Causes     []error `json:"-"` // Store: the errors of the first wrong chunks found
 }
 
-// firsts is how many bad ranges and causes a report names.
-const firsts = 10
+// maxNamed limits the ranges and the causes in a report.
+const maxNamed = 10
 
-// readSize is how many bytes are read at once, unless a chunk is larger.
+// readSize is the size of a read in bytes, unless a single chunk is larger.
 const readSize = 4 << 20
 
-// Sparse is an image that knows where it has holes; see chunker.Sparse.
+// Sparse is an image with known holes; see chunker.Sparse.
 type Sparse interface {
 	NextData(off int64) (start, end int64, err error)
 }
 
-// Image compares what r holds with the index's digests. Other bytes are in the report; a read that fails,
-// or an image that ends too early, is an error. Zeros are compared, which is many times cheaper than hashing
-// them, and where r is Sparse its holes are not read.
+// Image compares the content of r with the index's digests. Wrong chunks are in the report. A failed
+// read or an image that is too short is an error. Zeros are compared, which is many times cheaper than
+// hashing them. If r is Sparse, its holes are not read.
 func Image(ctx context.Context, x *blob.Index, r io.ReaderAt, o Options) (Report, error) {
 	j := newJob(x, o)
-	err := j.run(ctx, func() worker {
+	err := j.runWorkers(ctx, func() worker {
 		c := &checker{job: j, image: r}
 		c.sparse, _ = r.(Sparse)
 		return c
@@ -68,16 +68,15 @@ func Image(ctx context.Context, x *blob.Index, r io.ReaderAt, o Options) (Report
 	return j.report, err
 }
 
-// Store gets every different chunk of the index from a store. Chunks that are absent or wrong are in the
+// Store fetches each distinct chunk of the index from a store. Absent and wrong chunks are in the
 // report; any other failure of the store is an error.
 func Store(ctx context.Context, x *blob.Index, from store.Getter, o Options) (Report, error) {
 	j, table := newJob(x, o), blob.NewTable(x)
-	err := j.run(ctx, func() worker { return &getter{job: j, from: from, table: table} })
+	err := j.runWorkers(ctx, func() worker { return &storeChecker{job: j, from: from, table: table} })
 	return j.report, err
 }
 
-// Zeros reports whether the bytes of r from one offset to another are all zeros. Where r is Sparse its holes are not
-// read.
+// Zeros reports whether all bytes of r in [from, to) are zeros. If r is Sparse, its holes are not read.
 func Zeros(ctx context.Context, r io.ReaderAt, from, to int64) (bool, error) {
 	buf := make([]byte, min(max(to-from, 0), readSize))
 	for from = skipHole(r, from); from < to; from = skipHole(r, from) {
@@ -96,7 +95,7 @@ func Zeros(ctx context.Context, r io.ReaderAt, from, to int64) (bool, error) {
 	return true, nil
 }
 
-// skipHole returns where data begins at or behind off, as far as r tells.
+// skipHole returns the offset of the first data at or behind off, or off if r does not know its holes.
 func skipHole(r io.ReaderAt, off int64) int64 {
 	if sparse, ok := r.(Sparse); ok {
 		if start, _, err := sparse.NextData(off); err == nil {
@@ -110,51 +109,51 @@ type job struct {
 	index   *blob.Index
 	options Options
 
-	mu     sync.Mutex // guards what follows
-	next   int        // the first chunk that is not taken
-	report Report
-	wrong  []uint32 // the numbers of the chunks that are not right
+	mu        sync.Mutex // guards the fields below
+	next      int        // the first unassigned chunk
+	report    Report
+	badChunks []uint32 // numbers of the wrong chunks
 }
 
 func newJob(x *blob.Index, o Options) *job {
 	return &job{index: x, options: o, report: Report{Size: x.Size()}}
 }
 
-// worker checks runs of chunks. Several share a job.
+// worker checks runs of chunks. The workers of a job run concurrently.
 type worker interface {
-	// take takes the next run of chunks, from lo to hi. They are equal when none are left.
-	take() (lo, hi int, err error)
-	check(ctx context.Context, lo, hi int) error
+	// takeRun returns the next run of chunks [lo, hi); lo = hi means that none is left.
+	takeRun() (lo, hi int, err error)
+	checkRun(ctx context.Context, lo, hi int) error
 }
 
-// run lets workers take runs of chunks and check them, until none are left.
-func (j *job) run(ctx context.Context, newWorker func() worker) error {
+// runWorkers starts the workers, which take runs of chunks and check them until none is left.
+func (j *job) runWorkers(ctx context.Context, newWorker func() worker) error {
 	group, groupCtx := errgroup.WithContext(ctx)
 	for range max(j.options.Workers, 1) {
 		group.Go(func() error {
 			w := newWorker()
 			for groupCtx.Err() == nil {
-				lo, hi, err := w.take()
+				lo, hi, err := w.takeRun()
 				if lo == hi || err != nil {
 					return err
 				}
-				if err := w.check(groupCtx, lo, hi); err != nil {
+				if err := w.checkRun(groupCtx, lo, hi); err != nil {
 					return err
 				}
-				j.done(lo, hi)
+				j.countDone(lo, hi)
 			}
 			return groupCtx.Err()
 		})
 	}
 	err := group.Wait()
-	j.report.First = j.ranges()
+	j.report.First = j.badRanges()
 	if err != nil {
 		return err
 	}
 	return ctx.Err()
 }
 
-// takeRun takes the next run of chunks that has at most size bytes, or one chunk.
+// takeRun returns the next run of chunks [lo, hi), with at most size bytes or one chunk.
 func (j *job) takeRun(size int64) (lo, hi int) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -164,8 +163,8 @@ func (j *job) takeRun(size int64) (lo, hi int) {
 	return lo, j.next
 }
 
-// done counts the chunks from lo to hi as looked at.
-func (j *job) done(lo, hi int) {
+// countDone counts the chunks [lo, hi) as verified, and reports progress.
+func (j *job) countDone(lo, hi int) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.report.Done += j.index.At(hi-1).End() - j.index.At(lo).Offset
@@ -174,29 +173,29 @@ func (j *job) done(lo, hi int) {
 	}
 }
 
-// bad notes that chunk i is not right.
-func (j *job) bad(i int, cause error) {
+// recordBad records that chunk i is wrong.
+func (j *job) recordBad(i int, cause error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.report.Bad++
 	j.report.BadBytes += j.index.At(i).Size
-	j.wrong = append(j.wrong, uint32(i))
-	if cause != nil && len(j.report.Causes) < firsts {
+	j.badChunks = append(j.badChunks, uint32(i))
+	if cause != nil && len(j.report.Causes) < maxNamed {
 		j.report.Causes = append(j.report.Causes, cause)
 	}
 }
 
-// ranges are the first few runs of wrong chunks. They are made at the end, as workers find chunks in any
-// order, and a gap that is filled late joins two ranges into one.
-func (j *job) ranges() []Range {
-	slices.Sort(j.wrong)
+// badRanges returns the first few ranges of wrong chunks. It runs at the end, because workers find
+// chunks in any order and a late one may join two ranges.
+func (j *job) badRanges() []Range {
+	slices.Sort(j.badChunks)
 	var ranges []Range
-	for _, i := range j.wrong {
+	for _, i := range j.badChunks {
 		c, n := j.index.At(int(i)), len(ranges)
 		switch {
 		case n > 0 && ranges[n-1].Offset+ranges[n-1].Size == c.Offset:
 			ranges[n-1].Size += c.Size
-		case n == firsts:
+		case n == maxNamed:
 			return ranges
 		default:
 			ranges = append(ranges, Range{c.Offset, c.Size})
@@ -205,35 +204,35 @@ func (j *job) ranges() []Range {
 	return ranges
 }
 
-// checker is one worker of Image.
+// checker is a worker of Image.
 type checker struct {
 	job    *job
 	image  io.ReaderAt
-	sparse Sparse // nil when it does not know its holes
+	sparse Sparse // nil if holes are unknown
 	buf    []byte
 	// The chunks to hash, their numbers, and their digests.
-	data  [][]byte
-	which []int
-	sums  []blob.Digest
+	data    [][]byte
+	numbers []int
+	digests []blob.Digest
 }
 
-func (c *checker) take() (lo, hi int, err error) {
+func (c *checker) takeRun() (lo, hi int, err error) {
 	lo, hi = c.job.takeRun(readSize)
 	return lo, hi, nil
 }
 
-func (c *checker) check(_ context.Context, lo, hi int) error {
+func (c *checker) checkRun(_ context.Context, lo, hi int) error {
 	if c.inHole(lo, hi) {
 		return nil
 	}
-	p, err := c.read(lo, hi)
+	p, err := c.readRun(lo, hi)
 	if err == nil {
-		c.prove(lo, hi, p)
+		c.verifyRun(lo, hi, p)
 	}
 	return err
 }
 
-// inHole reports whether the chunks from lo to hi are zero and the image has nothing but a hole there.
+// inHole reports whether the chunks [lo, hi) are zero and lie in a hole of the image.
 func (c *checker) inHole(lo, hi int) bool {
 	if c.sparse == nil {
 		return false
@@ -247,7 +246,7 @@ func (c *checker) inHole(lo, hi int) bool {
 	return err == nil && start >= c.job.index.At(hi-1).End()
 }
 
-func (c *checker) read(lo, hi int) ([]byte, error) {
+func (c *checker) readRun(lo, hi int) ([]byte, error) {
 	x := c.job.index
 	start, end := x.At(lo).Offset, x.At(hi-1).End()
 	if int64(cap(c.buf)) < end-start {
@@ -263,45 +262,45 @@ func (c *checker) read(lo, hi int) ([]byte, error) {
 	return p, nil
 }
 
-// prove compares the chunks from lo to hi, whose bytes are p.
-func (c *checker) prove(lo, hi int, p []byte) {
+// verifyRun compares the chunks [lo, hi), whose bytes are p, with the index.
+func (c *checker) verifyRun(lo, hi int, p []byte) {
 	x, start := c.job.index, c.job.index.At(lo).Offset
-	c.data, c.which = c.data[:0], c.which[:0]
+	c.data, c.numbers = c.data[:0], c.numbers[:0]
 	for i, chunk := range x.Range(lo, hi) {
 		data := p[chunk.Offset-start : chunk.End()-start]
 		switch {
 		case !x.IsZero(i):
-			c.data, c.which = append(c.data, data), append(c.which, i)
+			c.data, c.numbers = append(c.data, data), append(c.numbers, i)
 		case !blob.AllZero(data):
-			c.job.bad(i, nil)
+			c.job.recordBad(i, nil)
 		}
 	}
-	if len(c.sums) < len(c.data) {
-		c.sums = make([]blob.Digest, 2*len(c.data))
+	if len(c.digests) < len(c.data) {
+		c.digests = make([]blob.Digest, 2*len(c.data))
 	}
-	x.Algorithm().SumAll(c.sums, c.data)
-	for n, i := range c.which {
-		if c.sums[n] != x.At(i).Digest {
-			c.job.bad(i, nil)
+	x.Algorithm().SumAll(c.digests, c.data)
+	for n, i := range c.numbers {
+		if c.digests[n] != x.At(i).Digest {
+			c.job.recordBad(i, nil)
 		}
 	}
 }
 
-// getter is one worker of Store.
-type getter struct {
+// storeChecker is a worker of Store.
+type storeChecker struct {
 	job   *job
 	from  store.Getter
 	table *blob.Table
 	buf   []byte
 }
 
-func (g *getter) take() (lo, hi int, err error) {
+func (g *storeChecker) takeRun() (lo, hi int, err error) {
 	lo, hi = g.job.takeRun(1)
 	return lo, hi, nil
 }
 
-// check gets chunk lo, unless it is a repeat.
-func (g *getter) check(ctx context.Context, lo, _ int) error {
+// checkRun fetches chunk lo, unless it is a repeat.
+func (g *storeChecker) checkRun(ctx context.Context, lo, _ int) error {
 	c := g.job.index.At(lo)
 	if first := g.table.Find(c.Digest); first < lo && g.job.index.At(first).Size == c.Size {
 		return nil
@@ -313,9 +312,9 @@ func (g *getter) check(ctx context.Context, lo, _ int) error {
 	var corrupt *store.CorruptError
 	switch {
 	case errors.Is(err, store.ErrNotFound) || errors.As(err, &corrupt):
-		g.job.bad(lo, err)
+		g.job.recordBad(lo, err)
 	case err != nil:
-		return fmt.Errorf("getting the image's bytes at %d: %w", c.Offset, err)
+		return fmt.Errorf("fetching the chunk at byte %d of the image: %w", c.Offset, err)
 	case lo == 0 && g.job.options.Inspect != nil && !g.job.index.IsZero(0):
 		g.job.options.Inspect(g.buf[:c.Size])
 	}

@@ -23,7 +23,7 @@ import (
 	"cairn/testimages"
 )
 
-// params make chunks of one size, so that tests can say which bytes are whose.
+// params make chunks of one size, so that tests know which chunk a byte is in.
 var params = chunker.Params{Min: chunkSize, Avg: chunkSize, Max: chunkSize}
 
 const chunkSize = 64 << 10
@@ -40,7 +40,7 @@ func index(t testing.TB, image []byte) *blob.Index {
 	return x
 }
 
-// flipped is the image with a byte changed at each offset.
+// flipped returns the image with the byte at each offset changed.
 func flipped(image []byte, offsets ...int) []byte {
 	p := bytes.Clone(image)
 	for _, off := range offsets {
@@ -49,7 +49,7 @@ func flipped(image []byte, offsets ...int) []byte {
 	return p
 }
 
-// chunkRange is the run of n chunks from chunk i on.
+// chunkRange returns the range of n chunks from chunk i on.
 func chunkRange(i, n int64) Range { return Range{i * chunkSize, n * chunkSize} }
 
 func TestImage(t *testing.T) {
@@ -62,7 +62,7 @@ func TestImage(t *testing.T) {
 	var firstTen []Range
 	for i := 0; i < len(image); i += 2 * chunkSize {
 		every = append(every, i)
-		if len(firstTen) < firsts {
+		if len(firstTen) < maxNamed {
 			firstTen = append(firstTen, chunkRange(int64(i/chunkSize), 1))
 		}
 	}
@@ -113,7 +113,7 @@ func TestEmptyImage(t *testing.T) {
 	}
 }
 
-// TestRanges: the first ranges are right whatever the order in which bad chunks are found.
+// TestRanges: the first ranges do not depend on the order in which wrong chunks are found.
 func TestRanges(t *testing.T) {
 	x := index(t, testimages.Random(2, 64*chunkSize))
 	bad := []int{1, 2, 3, 8, 10, 12, 14, 16, 18, 20, 22, 24, 25, 27, 40}
@@ -121,20 +121,21 @@ func TestRanges(t *testing.T) {
 	for i := int64(8); i < 26; i += 2 {
 		want = append(want, chunkRange(i, 1))
 	}
-	want[firsts-1].Size += chunkSize // chunk 25
+	want[maxNamed-1].Size += chunkSize // chunk 25
 	rng := rand.New(rand.NewPCG(1, 2))
 	for range 200 {
 		j := &job{index: x}
 		for _, i := range rng.Perm(len(bad)) {
-			j.bad(bad[i], nil)
+			j.recordBad(bad[i], nil)
 		}
-		if diff := cmp.Diff(want, j.ranges()); diff != "" {
+		if diff := cmp.Diff(want, j.badRanges()); diff != "" {
 			t.Fatalf("ranges (-want +got):\n%s", diff)
 		}
 	}
 }
 
-// TestImageFails: an image that cannot be read to the index's end is an error, not a report of bad chunks.
+// TestImageFails: an image that cannot be read to the index's end is an error, not a report of wrong
+// chunks.
 func TestImageFails(t *testing.T) {
 	image, broken := image(), errors.New("input/output error")
 	x := index(t, image)
@@ -165,7 +166,7 @@ func TestImageFails(t *testing.T) {
 	}
 }
 
-// failingAt cannot read the byte at an offset.
+// failingAt fails to read the byte at an offset.
 type failingAt struct {
 	io.ReaderAt
 	bad int64
@@ -180,16 +181,16 @@ func (f failingAt) ReadAt(p []byte, off int64) (int, error) {
 	return f.ReaderAt.ReadAt(p, off)
 }
 
-// chunks is a store that counts what it is asked for, and fails on demand.
+// chunks is a store that counts requests, and fails on demand.
 type chunks struct {
 	data map[blob.Digest][]byte
 
-	mu   sync.Mutex // guards what follows
+	mu   sync.Mutex // guards the fields below
 	gets map[blob.Digest]int
 	fail map[blob.Digest]error
 }
 
-func holding(x *blob.Index, image []byte) *chunks {
+func newChunks(x *blob.Index, image []byte) *chunks {
 	c := &chunks{data: map[blob.Digest][]byte{}, gets: map[blob.Digest]int{}, fail: map[blob.Digest]error{}}
 	for _, chunk := range x.All() {
 		c.data[chunk.Digest] = image[chunk.Offset:chunk.End()]
@@ -241,7 +242,7 @@ func TestStore(t *testing.T) {
 	} {
 		for _, workers := range []int{1, 4} {
 			t.Run(fmt.Sprintf("%s/%d", c.name, workers), func(t *testing.T) {
-				from := holding(x, image)
+				from := newChunks(x, image)
 				for i, err := range c.fail {
 					from.fail[x.At(i).Digest] = err
 				}
@@ -259,16 +260,16 @@ func TestStore(t *testing.T) {
 	}
 }
 
-// TestStoreCauses: however much is wrong, a report names a few causes.
+// TestStoreCauses: a report has at most maxNamed causes.
 func TestStoreCauses(t *testing.T) {
 	x := index(t, image())
 	got, err := Store(t.Context(), x, &chunks{gets: map[blob.Digest]int{}}, Options{Workers: 4})
-	if err != nil || got.Bad != x.Len() || len(got.Causes) != firsts || !cmp.Equal(got.First, []Range{{0, x.Size()}}) {
+	if err != nil || got.Bad != x.Len() || len(got.Causes) != maxNamed || !cmp.Equal(got.First, []Range{{0, x.Size()}}) {
 		t.Errorf("report on an empty store: %+v, %v", got, err)
 	}
 }
 
-// TestStoreOverBucket has the chunks in a bucket that lies on its way, or fails to answer.
+// TestStoreOverBucket: chunks in a bucket are missing, corrupt, or the bucket fails.
 func TestStoreOverBucket(t *testing.T) {
 	image, b := testimages.Random(3, 1<<20), &mem.Bucket{}
 	w, err := store.NewWriter(b, store.WriterOptions{})
@@ -303,13 +304,13 @@ func TestStoreOverBucket(t *testing.T) {
 	}
 }
 
-// TestStoreAsksOnce: a chunk that is in the image several times is got once, and counted once when it is bad. The first
-// one is shown without being got again.
+// TestStoreAsksOnce: a repeated chunk is requested once, and counted once if it is wrong. Inspect of
+// the first chunk needs no second request.
 func TestStoreAsksOnce(t *testing.T) {
 	part := testimages.Random(4, 10*chunkSize)
 	image := bytes.Join([][]byte{part, part, make([]byte, 8*chunkSize), part}, nil)
 	x := index(t, image)
-	from := holding(x, image)
+	from := newChunks(x, image)
 	from.fail[x.At(2).Digest] = store.ErrNotFound
 	var inspected [][]byte
 	o := Options{Workers: 3, Inspect: func(first []byte) { inspected = append(inspected, bytes.Clone(first)) }}
@@ -351,12 +352,12 @@ func TestStoreSizesDisagree(t *testing.T) {
 	}
 }
 
-// TestStoreFails: what is no proof of absence or damage is the job's error.
+// TestStoreFails: an error that does not prove absence or damage is returned.
 func TestStoreFails(t *testing.T) {
 	image := image()
 	x := index(t, image)
 	for _, want := range []error{store.ErrUnavailable, store.ErrDenied, errors.ErrUnsupported, io.ErrUnexpectedEOF} {
-		from := holding(x, image)
+		from := newChunks(x, image)
 		from.fail[x.At(9).Digest] = want
 		got, err := Store(t.Context(), x, from, Options{Workers: 3})
 		if !errors.Is(err, want) || got.Bad != 0 || got.Done == got.Size {
@@ -365,12 +366,12 @@ func TestStoreFails(t *testing.T) {
 	}
 }
 
-// TestProgress: what is told never goes back, is never told twice at once, and ends with all; and a job that
-// is cancelled on the way has failed.
+// TestProgress: the reported counts never decrease, are never reported concurrently, and end with the
+// whole image. A cancelled run returns an error.
 func TestProgress(t *testing.T) {
 	image := image()
 	x := index(t, image)
-	damaged, from := flipped(image, 100, 5<<20), holding(x, image)
+	damaged, from := flipped(image, 100, 5<<20), newChunks(x, image)
 	from.fail[x.At(1).Digest] = store.ErrNotFound
 	for name, verify := range map[string]func(context.Context, Options) (Report, error){
 		"image": func(ctx context.Context, o Options) (Report, error) {
@@ -394,7 +395,7 @@ func TestProgress(t *testing.T) {
 		if err != nil || last.Done != x.Size() || last.Bad == 0 {
 			t.Errorf("%s: %v, last told: %+v, want all %d bytes, and something bad", name, err, last, x.Size())
 		}
-		for _, at := range []int64{0, x.Size() - 1} { // on the way, and when all is done
+		for _, at := range []int64{0, x.Size() - 1} { // during the run, and at its end
 			ctx, cancel := context.WithCancel(t.Context())
 			_, err := verify(ctx, Options{Workers: 2, Progress: func(r Report) {
 				if r.Done > at {

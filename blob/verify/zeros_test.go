@@ -8,7 +8,7 @@ import (
 	"cairn/testimages"
 )
 
-// sparse is an image whose hole, from lo to hi, must not be read.
+// sparse is an image whose hole [lo, hi) must not be read.
 type sparse struct {
 	*bytes.Reader
 	t      *testing.T
@@ -32,7 +32,7 @@ func (s sparse) NextData(off int64) (start, end int64, err error) {
 	return off, s.Size(), nil
 }
 
-// TestZeros: zeros and holes are proven like all else, and holes are not read.
+// TestZeros: zeros and holes are verified like other data, and holes are not read.
 func TestZeros(t *testing.T) {
 	const lo, hi = 5 * chunkSize, 205 * chunkSize
 	image := testimages.Random(1, 220*chunkSize+10)
@@ -41,7 +41,7 @@ func TestZeros(t *testing.T) {
 	x := index(t, image)
 	for name, c := range map[string]struct {
 		flips  []int
-		lo, hi int64 // the hole of what is verified
+		lo, hi int64 // the hole of the image
 		want   int
 	}{
 		"right":                     {nil, lo, hi, 0},
@@ -59,7 +59,7 @@ func TestZeros(t *testing.T) {
 	}
 }
 
-// TestHoleWhereDataBelongs: a hole is zeros, and nothing else.
+// TestHoleWhereDataBelongs: a hole counts as zeros, and is wrong where the image has data.
 func TestHoleWhereDataBelongs(t *testing.T) {
 	image := testimages.Random(1, 100*chunkSize)
 	x := index(t, image)
@@ -73,12 +73,12 @@ func TestHoleWhereDataBelongs(t *testing.T) {
 	}
 }
 
-// holeMayBeRead is sparse without its complaint.
+// holeMayBeRead is sparse, but allows reads of the hole.
 type holeMayBeRead struct{ sparse }
 
 func (h holeMayBeRead) ReadAt(p []byte, off int64) (int, error) { return h.Reader.ReadAt(p, off) }
 
-// TestZerosOfRange: a range is looked at from its first byte to its last, and its holes are not read.
+// TestZerosOfRange: exactly the range is checked, and its holes are not read.
 func TestZerosOfRange(t *testing.T) {
 	const lo, hi = 2 * readSize, 5*readSize + 7
 	image := make([]byte, hi+3*readSize)
