@@ -14,17 +14,17 @@ const IndexSuffix = ".caibx"
 
 const treeSuffix = ".caidx"
 
-// Kind is the kind of content that an index describes, as far as its name and its feature flags tell.
+// Kind is the kind of content that an index describes, judged by its name and its feature flags.
 type Kind string
 
 // The kinds.
 const (
 	Image  Kind = "image"
 	Tree   Kind = "directory tree"
-	Either Kind = "image or directory tree" // casync --with sets a tree's flags in an image's index too
+	Either Kind = "image or directory tree" // casync --with also sets a tree's flags in an image's index
 )
 
-// KindOf returns the kind of the index x that was read at a location.
+// KindOf returns the kind of the index x, which was read from a location.
 func KindOf(at locate.Location, x *blob.Index) Kind {
 	_, name, err := at.Split()
 	switch {
@@ -36,15 +36,15 @@ func KindOf(at locate.Location, x *blob.Index) Kind {
 	return Image
 }
 
-// TreeError means that an index is of a directory tree where an image is needed.
+// TreeError reports that an index describes a directory tree where an image is needed.
 type TreeError struct{ how string }
 
 func (e TreeError) Error() string {
 	return "it is the index of a directory tree (" + e.how + "), not of an image"
 }
 
-// OpenImage is Open for an index that must be an image's: one whose name says otherwise is a TreeError. An index with
-// the flags of a tree may be an image's; RefuseArchive tells by its content.
+// OpenImage is Open for the index of an image. An index with the name of a tree's index is a TreeError.
+// An index with a tree's flags may describe an image; RefuseArchive decides by the content.
 func OpenImage(ctx context.Context, a Access, at locate.Location) (*blob.Index, error) {
 	x, err := Open(ctx, a, at)
 	if err == nil && KindOf(at, x) == Tree {
@@ -53,8 +53,8 @@ func OpenImage(ctx context.Context, a Access, at locate.Location) (*blob.Index, 
 	return x, err
 }
 
-// RefuseArchive returns a TreeError if an image that begins with these bytes is an archive of a directory tree. The name
-// of its index does not count.
+// RefuseArchive returns a TreeError if the first bytes of an image show an archive of a directory tree.
+// It ignores the name of the index.
 func RefuseArchive(first []byte) error {
 	if blob.IsArchive(first) {
 		return TreeError{"what it describes begins as a .catar archive"}

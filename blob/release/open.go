@@ -1,5 +1,5 @@
-// Package release is the only door to what is published under a name: an index, and the files that belong to it. It
-// reads and checks an index wherever it lies. It knows nothing of targets, exports or terminals.
+// Package release reads and publishes an index and the files that belong to it. It reads and checks an
+// index at any location. It knows nothing of targets, exports or terminals.
 package release
 
 import (
@@ -15,17 +15,17 @@ import (
 	"cairn/store/locate"
 )
 
-// Access reads what is published. The zero value has no credentials and no stdin, and is ready.
+// Access reads published files. The zero value is ready to use; it has no credentials and no stdin.
 type Access struct {
-	// Locate returns the access to locations, credentials included. It is called for locations on a server only: an
-	// index on this machine needs no credentials.
+	// Locate returns the access to locations, with credentials. It is called only for locations on a
+	// server, since an index on this machine needs no credentials.
 	Locate func() (locate.Access, error)
 	// Stdin returns the reader of a location that is a stream. Its reads fail when ctx ends.
 	Stdin func(ctx context.Context) io.Reader
 }
 
-// Open reads and checks the index at a location: a path, a server's file, or stdin. An error about its content wraps
-// blob.ErrInvalid; absence is store.ErrNotFound or fs.ErrNotExist.
+// Open reads and checks the index at a location: a path, a server's file, or stdin. An error about its
+// content wraps blob.ErrInvalid. Absence is store.ErrNotFound or fs.ErrNotExist.
 func Open(ctx context.Context, a Access, at locate.Location) (*blob.Index, error) {
 	x, err := a.readIndex(ctx, at)
 	if err != nil {
@@ -34,8 +34,8 @@ func Open(ctx context.Context, a Access, at locate.Location) (*blob.Index, error
 	return x, nil
 }
 
-// readIndex reads a local index as any file or pipe, so that it may be /dev/fd/3. One from a server that is invalid may
-// have been damaged on its way, and is read once more.
+// readIndex reads an index. A local one may be any file or pipe, such as /dev/fd/3. An invalid index
+// from a server may have been damaged in transit, and is read once more.
 func (a Access) readIndex(ctx context.Context, at locate.Location) (x *blob.Index, err error) {
 	decode := func(r io.Reader) error {
 		x, err = blob.Decode(bufio.NewReaderSize(r, 1<<16))
@@ -50,19 +50,19 @@ func (a Access) readIndex(ctx context.Context, at locate.Location) (x *blob.Inde
 		err = decode(f)
 		return x, err
 	}
-	err = a.stream(ctx, at, largestIndex, decode)
+	err = a.streamFile(ctx, at, maxIndexSize, decode)
 	if at.Remote() && errors.Is(err, blob.ErrInvalid) {
-		err = a.stream(ctx, at, largestIndex, decode)
+		err = a.streamFile(ctx, at, maxIndexSize, decode)
 	}
 	return x, err
 }
 
-// largestIndex is the size of an index with as many chunks as an index may have.
-const largestIndex = 104 + 40*blob.MaxChunks
+// maxIndexSize is the size in bytes of an index with blob.MaxChunks chunks.
+const maxIndexSize = 104 + 40*blob.MaxChunks
 
-// stream has use read a file while it comes, so that other content is refused by its first bytes. A file on a server
-// that is larger than limit is store.ErrTooLarge.
-func (a Access) stream(ctx context.Context, at locate.Location, limit int64, use func(io.Reader) error) error {
+// streamFile passes a file to use while it arrives, so that a wrong file is refused by its first bytes.
+// A file on a server that is larger than limit is store.ErrTooLarge.
+func (a Access) streamFile(ctx context.Context, at locate.Location, limit int64, use func(io.Reader) error) error {
 	if at.IsStream() {
 		if a.Stdin == nil {
 			return errors.New("there is no stdin to read")

@@ -47,7 +47,8 @@ func parse(t testing.TB, text string) locate.Location {
 	return l
 }
 
-// serve answers each request with the next of the answers, the last one again and again, and counts the requests.
+// serve answers each request with the next of the answers, and repeats the last. It counts the
+// requests.
 func serve(t testing.TB, answers ...[]byte) (url string, requests *atomic.Int64) {
 	t.Helper()
 	requests = new(atomic.Int64)
@@ -66,7 +67,7 @@ func writeFile(t testing.TB, path string, data []byte) {
 	}
 }
 
-// TestOpen reads one index from each kind of place.
+// TestOpen reads one index from each kind of location.
 func TestOpen(t *testing.T) {
 	want := newIndex(t, 100)
 	file := filepath.Join(t.TempDir(), "x.caibx")
@@ -102,7 +103,7 @@ func TestOpenPipe(t *testing.T) {
 	}
 }
 
-// TestOpenNeedsNoCredentials: an index on this machine is read although credentials cannot be.
+// TestOpenNeedsNoCredentials: an index on this machine is read even if the credentials cannot be.
 func TestOpenNeedsNoCredentials(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "x.caibx")
 	writeFile(t, file, newIndex(t, 1).Encode())
@@ -116,7 +117,8 @@ func TestOpenNeedsNoCredentials(t *testing.T) {
 	}
 }
 
-// TestOpenRefuses: absent and foreign files are errors of their kind, and no secret of a location is in one.
+// TestOpenRefuses: absent and foreign files are errors of their kind, and no error contains a secret of
+// the location.
 func TestOpenRefuses(t *testing.T) {
 	dir := t.TempDir()
 	whole := newIndex(t, 10).Encode()
@@ -154,14 +156,14 @@ func TestOpenRefuses(t *testing.T) {
 	}
 }
 
-// archiveHead is the beginning of a .catar archive.
+// archiveHead returns the beginning of a .catar archive.
 func archiveHead() []byte {
 	const entry = 0x1396fabcea5bbb51
 	head := binary.LittleEndian.AppendUint64(binary.LittleEndian.AppendUint64(nil, 64), entry)
 	return append(head, make([]byte, 100)...)
 }
 
-// TestDamagedOnItsWay: an index from a server that is invalid is read once more, and only once.
+// TestDamagedOnItsWay: an invalid index from a server is read once more, and only once.
 func TestDamagedOnItsWay(t *testing.T) {
 	whole := newIndex(t, 10).Encode()
 	damaged := bytes.Clone(whole)
@@ -177,7 +179,8 @@ func TestDamagedOnItsWay(t *testing.T) {
 	}
 }
 
-// TestIndexIsDecodedWhileItComes: a large index takes about its own size of memory, not that again for the file.
+// TestIndexIsDecodedWhileItComes: decoding a large index takes about its own size of memory, without
+// the same again for the file.
 func TestIndexIsDecodedWhileItComes(t *testing.T) {
 	const chunks = 100_000
 	file := newIndex(t, chunks).Encode()
@@ -194,7 +197,8 @@ func TestIndexIsDecodedWhileItComes(t *testing.T) {
 	}
 }
 
-// TestKind: the name of an index decides, then its feature flags, then the beginning of its content.
+// TestKind: the kind depends on the name of an index, then on its feature flags, then on the start of
+// its content.
 func TestKind(t *testing.T) {
 	image := newIndex(t, 1)
 	flagged := image.Encode()

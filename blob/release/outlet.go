@@ -14,25 +14,25 @@ import (
 	"cairn/store/locate"
 )
 
-// OutletOptions say how a name is given. The zero value replaces what has the name.
+// OutletOptions are the settings of an Outlet. The zero value replaces an existing index.
 type OutletOptions struct {
-	CreateOnly bool       // an index that exists is store.ErrExists, and stays
+	CreateOnly bool       // an existing index is store.ErrExists, and is kept
 	Notes      func(Note) // called with AttributesLost; may be nil
 }
 
-// Outlet is the name that an index is published under.
+// Outlet is the name under which an index is published.
 type Outlet struct {
 	bucket  store.Bucket
 	name    string
 	path    string           // of a local file that may be replaced; else ""
-	stream  *openfile.Output // in place of all the others; or nil
+	stream  *openfile.Output // used instead of bucket, name and path; nil for none
 	options OutletOptions
 }
 
-// NoCreateError means that a service cannot tell whether an index is new, as CreateOnly needs. It wraps
-// errors.ErrUnsupported.
+// NoCreateError reports that a service cannot tell whether an index is new, which CreateOnly needs. It
+// wraps errors.ErrUnsupported.
 type NoCreateError struct {
-	Bucket store.Bucket // one that has no way to ask; nil when Err is the service's own answer
+	Bucket store.Bucket // the bucket that cannot ask; nil if Err is the answer of the service
 	Err    error
 }
 
@@ -45,9 +45,9 @@ func (e *NoCreateError) Error() string {
 
 func (e *NoCreateError) Unwrap() error { return e.Err }
 
-// OpenOutlet returns the outlet at a location, whose directory exists: a file here or on a server, or a stream as
-// openfile.OpenOutput takes it. A location that cannot be written is an error now, as far as it can be known, and not
-// after the work.
+// OpenOutlet returns the outlet at a location: a local file, a file on a server, or a stream in the
+// form that openfile.OpenOutput accepts. The directory must exist. As far as possible, a location that
+// cannot be written is an error now instead of after the work.
 func OpenOutlet(ctx context.Context, a locate.Access, at locate.Location, o OutletOptions) (*Outlet, error) {
 	path, local := at.Local()
 	if at.IsStream() || local && openfile.IsStream(path) {
@@ -84,13 +84,13 @@ func newOutlet(ctx context.Context, b store.Bucket, name, path string, o OutletO
 		err = atomicfile.Check(path)
 	}
 	if err != nil {
-		return nil, out.explain(err)
+		return nil, out.wrapUnsupported(err)
 	}
 	return out, nil
 }
 
-// checkReachable asks for the index. An error other than an unavailable store does not count: a store may let clients
-// write what they may not read.
+// checkReachable asks for the index. It ignores errors except an unavailable store, because a store may
+// let clients write names that they may not read.
 func (o *Outlet) checkReachable(ctx context.Context) error {
 	_, err := o.bucket.Stat(ctx, o.name)
 	switch {
@@ -102,31 +102,31 @@ func (o *Outlet) checkReachable(ctx context.Context) error {
 	return ctx.Err()
 }
 
-func (o *Outlet) explain(err error) error {
+func (o *Outlet) wrapUnsupported(err error) error {
 	if o.options.CreateOnly && errors.Is(err, errors.ErrUnsupported) {
 		return &NoCreateError{Err: err}
 	}
 	return err
 }
 
-// Publish writes an index, whose chunks are durable already; Publisher.Publish makes sure of that. After an error there
-// is the index that was there before, or the new one as a whole.
+// Publish writes an index whose chunks are durable already, as Publisher.Publish ensures. After an
+// error the old index is there, or all of the new one.
 func (o *Outlet) Publish(ctx context.Context, x *blob.Index) error {
 	switch {
 	case o.stream != nil:
 		_, err := x.WriteTo(o.stream)
 		return errors.Join(err, o.stream.Close())
 	case o.options.CreateOnly:
-		creator, _ := store.As[store.Creator](o.bucket) // newOutlet asked
-		return o.explain(creator.Create(ctx, o.name, x.Encode()))
+		creator, _ := store.As[store.Creator](o.bucket) // newOutlet has checked it
+		return o.wrapUnsupported(creator.Create(ctx, o.name, x.Encode()))
 	case o.path != "":
 		return o.replaceFile(ctx, x)
 	}
 	return o.bucket.Write(ctx, o.name, x.Encode())
 }
 
-// replaceFile writes an index to a local file, whole and durable, without holding it in memory twice. It keeps the
-// attributes of a file that it replaces.
+// replaceFile writes an index to a local file, atomically and durably, without a second copy in memory.
+// It keeps the attributes of the replaced file.
 func (o *Outlet) replaceFile(ctx context.Context, x *blob.Index) error {
 	if err := ctx.Err(); err != nil {
 		return err

@@ -19,17 +19,17 @@ import (
 	"cairn/store/storetest"
 )
 
-// bare hides all that a bucket can do besides reading and writing.
+// bare hides all methods of a bucket except those of store.Bucket.
 type bare struct{ store.Bucket }
 
-// uncreating is a bucket whose service does not know how to create.
+// uncreating is a bucket whose service does not support creation.
 type uncreating struct{ store.Bucket }
 
 func (uncreating) Create(context.Context, string, []byte) error { return errors.ErrUnsupported }
 func (uncreating) CheckCreate(context.Context) error            { return nil }
 
-// TestCreateOnly: an index that exists stays, whether it is found before the work or after it. A service that cannot
-// tell is a NoCreateError.
+// TestCreateOnly: an existing index is kept, whether it is found before the work or after it. A service
+// that cannot create is a NoCreateError.
 func TestCreateOnly(t *testing.T) {
 	b, x, create := new(mem.Bucket), newIndex(t, 1), release.OutletOptions{CreateOnly: true}
 	open := func(b store.Bucket) (*release.Outlet, error) {
@@ -68,7 +68,8 @@ func isNoCreate(err error) bool {
 	return is && errors.Is(err, errors.ErrUnsupported)
 }
 
-// TestUnreachable: a store that is unavailable is found before the work; one that hides what it has is not refused.
+// TestUnreachable: an unavailable store is found before the work. A store that denies reads is
+// accepted.
 func TestUnreachable(t *testing.T) {
 	for answer, refused := range map[error]bool{store.ErrUnavailable: true, store.ErrDenied: false} {
 		b := new(mem.Bucket)
@@ -80,7 +81,7 @@ func TestUnreachable(t *testing.T) {
 	}
 }
 
-// TestLocalOutlet: a file keeps its attributes when it is replaced, and a place that cannot be written is found early.
+// TestLocalOutlet: a replaced file keeps its attributes, and an unwritable location is found early.
 func TestLocalOutlet(t *testing.T) {
 	dir := t.TempDir()
 	path, want := filepath.Join(dir, "x.caibx"), newIndex(t, 3)
@@ -117,7 +118,8 @@ func TestLocalOutlet(t *testing.T) {
 	}
 }
 
-// TestStreamOutlet: an index goes to an open file of the process, or into a FIFO, which is closed behind it.
+// TestStreamOutlet: an index is written to an open file of the process or into a FIFO, which is then
+// closed.
 func TestStreamOutlet(t *testing.T) {
 	x, path := newIndex(t, 3), filepath.Join(t.TempDir(), "fifo")
 	if err := unix.Mkfifo(path, 0o600); err != nil {

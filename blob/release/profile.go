@@ -19,10 +19,10 @@ func ProfileOf(index locate.Location) (locate.Location, error) {
 	return index.Beside(strings.TrimSuffix(name, IndexSuffix) + profile.Suffix)
 }
 
-// OpenProfile reads and checks the profile at a location. Errors are as Open's; one about its content wraps
-// profile.ErrInvalid.
+// OpenProfile reads and checks the profile at a location. Its errors are those of Open, except that an
+// error about the content wraps profile.ErrInvalid.
 func OpenProfile(ctx context.Context, a Access, at locate.Location) (p *profile.Profile, err error) {
-	err = a.stream(ctx, at, profile.MaxSize, func(r io.Reader) error {
+	err = a.streamFile(ctx, at, profile.MaxSize, func(r io.Reader) error {
 		p, err = profile.Decode(r)
 		return err
 	})

@@ -11,7 +11,8 @@ import (
 	"cairn/store/locate"
 )
 
-// TestOpenProfile: a profile lies beside its index, and is checked; credentials are not needed on this machine.
+// TestOpenProfile: a profile lies beside its index and is checked. On this machine it needs no
+// credentials.
 func TestOpenProfile(t *testing.T) {
 	dir := t.TempDir()
 	at, err := release.ProfileOf(locate.Path(filepath.Join(dir, "v2.caibx")))

@@ -14,59 +14,60 @@ import (
 	"cairn/store/locate"
 )
 
-// Note is something worth telling that does not stop the job: BaseLeftOut, NotListed or AttributesLost.
+// Note is an event that does not end the job: BaseLeftOut, NotListed or AttributesLost.
 type Note any
 
-// BaseLeftOut means that a base is not used: the store does not hold it whole (Err), or its chunk sizes are not those
-// that are made (Err is nil).
+// BaseLeftOut reports that a base is not used. Either the store lacks chunks of it (Err), or its chunk
+// sizes differ from the new index's (Err is nil).
 type BaseLeftOut struct {
 	Base
 	Err error
 }
 
-// NotListed means that the store cannot be listed, so that it was asked for each chunk.
+// NotListed reports that the store cannot be listed. The job asked for each chunk instead.
 type NotListed struct{ Err error }
 
-// AttributesLost means that a file could not be given all attributes of the one that it replaced.
+// AttributesLost reports that a file did not get all attributes of the file that it replaced.
 type AttributesLost struct {
 	Path string
 	Err  error
 }
 
-// Base is an index whose chunks the store is said to hold.
+// Base is an index whose chunks the store presumably holds.
 type Base struct {
 	At    locate.Location
 	Index *blob.Index
 }
 
-// PublisherOptions say what will be published, and how.
+// PublisherOptions are the settings of a Publisher.
 type PublisherOptions struct {
 	Writer    store.WriterOptions
 	Algorithm blob.Algorithm
 	Params    blob.Params
-	Chunks    int64 // how many chunks there will be, about; 0 or less when it is not known
-	Remote    bool  // the store is reached over a network: it is listed instead of asked for each chunk
+	Chunks    int64 // approximate number of chunks; 0 or less if unknown
+	Remote    bool  // the store is reached over a network; it is listed instead of asked for each chunk
 	Bases     []Base
 	Notes     func(Note) // called with BaseLeftOut and NotListed; may be nil
 }
 
-// Publisher writes the chunks of an image into a store that may hold some of them, and then publishes the index. It is
-// an ingest.Store. Safe for concurrent use, but for Publish and Close.
+// Publisher writes the chunks of an image that a store lacks, and then publishes the index. It
+// implements ingest.Store. Safe for concurrent use, except Publish and Close.
 type Publisher struct {
 	writer    *store.Writer
 	chunks    *store.Chunks
-	inventory *store.Inventory // or nil
+	inventory *store.Inventory // nil for none
 	notes     func(Note)
 
-	mu        sync.Mutex // guards what follows
+	mu        sync.Mutex // guards the fields below
 	assumes   bool       // the store is not asked for each chunk
-	assumed   int        // chunks that the store is taken to hold
-	few       [mostSamples]blob.Digest
+	assumed   int        // chunks that the store presumably holds
+	sample    [maxSamples]blob.Digest
 	committed bool // all chunks that were put or found
 }
 
-// NewPublisher begins to publish into a store. It finds out in the cheapest way which chunks the store holds: from
-// bases, from a listing if it is remote, else by asking for each. Close must be called in the end.
+// NewPublisher starts to publish into a store. It learns in the cheapest way which chunks the store
+// holds: from bases, from a listing if the store is remote, or by asking for each chunk. Close must be
+// called at the end.
 func NewPublisher(ctx context.Context, to store.Bucket, o PublisherOptions) (*Publisher, error) {
 	p := &Publisher{chunks: store.NewChunks(to, o.Algorithm), notes: o.Notes}
 	if p.notes == nil {
@@ -90,18 +91,18 @@ func NewPublisher(ctx context.Context, to store.Bucket, o PublisherOptions) (*Pu
 	return p, nil
 }
 
-// Close gives up what was not committed.
+// Close discards all uncommitted chunks.
 func (p *Publisher) Close() {
 	if p.writer != nil {
-		_ = p.writer.Close() // what counts was committed
+		_ = p.writer.Close() // the index needs only committed chunks
 	}
 	if p.inventory != nil {
 		p.inventory.Close()
 	}
 }
 
-// acceptBases returns the chunks of the bases, or nil. A base that the store does not hold whole, or with other chunk
-// sizes than are made, is left out.
+// acceptBases returns the chunks of the bases, or nil. A base is left out if its chunk sizes differ
+// from o.Params, or if the store lacks some of a sample of its chunks.
 func (p *Publisher) acceptBases(ctx context.Context, o PublisherOptions) (known *store.Set, err error) {
 	for _, base := range o.Bases {
 		x := base.Index
@@ -116,7 +117,7 @@ func (p *Publisher) acceptBases(ctx context.Context, o PublisherOptions) (known 
 		for i := range few { // spread over the image
 			few[i] = x.At((2*i + 1) * x.Len() / (2 * len(few))).Digest
 		}
-		err := p.askFor(ctx, few)
+		err := p.checkHeld(ctx, few)
 		if errors.Is(err, store.ErrNotFound) {
 			p.notes(BaseLeftOut{base, err})
 			continue
@@ -132,14 +133,15 @@ func (p *Publisher) acceptBases(ctx context.Context, o PublisherOptions) (known 
 	return known, nil
 }
 
-// mostSamples bounds a sample. Of a store that lost one chunk in ten, 32 miss none once in thirty times.
-const mostSamples = 32
+// maxSamples limits a sample. If a store lost one chunk in ten, a sample of 32 misses that once in
+// thirty times.
+const maxSamples = 32
 
-// samplesOf returns how many of n chunks are asked for, where not all are.
-func samplesOf(n int) int { return min(n/512+1, mostSamples) }
+// samplesOf returns how many of n chunks a sample asks for.
+func samplesOf(n int) int { return min(n/512+1, maxSamples) }
 
-// askFor asks the store for chunks. One that it lacks is store.ErrNotFound.
-func (p *Publisher) askFor(ctx context.Context, digests []blob.Digest) error {
+// checkHeld asks the store for chunks. A missing chunk is store.ErrNotFound.
+func (p *Publisher) checkHeld(ctx context.Context, digests []blob.Digest) error {
 	group, groupCtx := errgroup.WithContext(ctx)
 	for _, d := range digests {
 		group.Go(func() error {
@@ -153,27 +155,28 @@ func (p *Publisher) askFor(ctx context.Context, digests []blob.Digest) error {
 	return ctx.Err()
 }
 
-// Has reports whether the store holds a chunk, as far as is known.
+// Has reports whether the store holds a chunk, or presumably holds it.
 func (p *Publisher) Has(ctx context.Context, d blob.Digest) (bool, error) {
 	has, err := p.writer.Has(ctx, d)
 	if has && err == nil {
-		p.noteHeld(d)
+		p.sampleHeld(d)
 	}
 	return has, err
 }
 
-// noteHeld keeps a random few of the chunks that the store is taken to hold (reservoir sampling).
-func (p *Publisher) noteHeld(d blob.Digest) {
+// sampleHeld adds d to the random sample of the chunks that the store presumably holds (reservoir
+// sampling).
+func (p *Publisher) sampleHeld(d blob.Digest) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.committed = false
 	if !p.assumes {
 		return
 	}
-	if p.assumed++; p.assumed <= len(p.few) {
-		p.few[p.assumed-1] = d
-	} else if at := rand.IntN(p.assumed); at < len(p.few) {
-		p.few[at] = d
+	if p.assumed++; p.assumed <= len(p.sample) {
+		p.sample[p.assumed-1] = d
+	} else if at := rand.IntN(p.assumed); at < len(p.sample) {
+		p.sample[at] = d
 	}
 }
 
@@ -185,7 +188,7 @@ func (p *Publisher) Put(ctx context.Context, d blob.Digest, data []byte) (stored
 	return p.writer.Put(ctx, d, data)
 }
 
-// Commit makes every chunk that was put or found durable.
+// Commit makes all chunks that were put or found durable.
 func (p *Publisher) Commit(ctx context.Context) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -197,7 +200,8 @@ func (p *Publisher) Commit(ctx context.Context) error {
 	return err
 }
 
-// VanishedError means that the store has lost a chunk that it held, or was taken to hold, when the job began.
+// VanishedError reports that the store lost a chunk that it held, or presumably held, when the job
+// began.
 type VanishedError struct{ Err error }
 
 func (e *VanishedError) Error() string {
@@ -205,8 +209,9 @@ func (e *VanishedError) Error() string {
 }
 func (e *VanishedError) Unwrap() error { return e.Err }
 
-// Publish makes the index of the chunks visible. The order is what readers rely on: all chunks are durable, then a few
-// of those that the store was taken to hold are asked for once more, then the index is written.
+// Publish makes the index of the chunks visible. Readers rely on its order. First all chunks become
+// durable. Then a sample of the chunks that the store presumably holds is asked for again. Last the
+// index is written.
 func (p *Publisher) Publish(ctx context.Context, to *Outlet, x *blob.Index) error {
 	if p.inventory != nil && p.inventory.Err() != nil {
 		p.notes(NotListed{p.inventory.Err()})
@@ -215,9 +220,9 @@ func (p *Publisher) Publish(ctx context.Context, to *Outlet, x *blob.Index) erro
 		return fmt.Errorf("making the chunks durable: %w", err)
 	}
 	if p.assumed > 0 {
-		few := p.few[:min(p.assumed, len(p.few))]
+		few := p.sample[:min(p.assumed, len(p.sample))]
 		rand.Shuffle(len(few), func(i, j int) { few[i], few[j] = few[j], few[i] })
-		err := p.askFor(ctx, few[:min(samplesOf(p.assumed), len(few))])
+		err := p.checkHeld(ctx, few[:min(samplesOf(p.assumed), len(few))])
 		if errors.Is(err, store.ErrNotFound) {
 			return &VanishedError{err}
 		}

@@ -25,13 +25,13 @@ import (
 
 var sizes = chunker.Params{Min: 16 << 10, Avg: 16 << 10, Max: 16 << 10}
 
-// releases are two images of which the second shares all but some chunks with the first.
+// releases returns two images. The second shares all but some chunks with the first.
 func releases() (old, next []byte) {
 	old = testimages.Random(1, 64<<10)
 	return old, bytes.Join([][]byte{old[:32<<10], testimages.Random(2, 32<<10), old[48<<10:]}, nil)
 }
 
-// publish makes an image into a bucket and publishes it under a name there.
+// publish ingests an image into a bucket and publishes it under a name there.
 func publish(
 	ctx context.Context, image []byte, to store.Bucket, name string, o release.PublisherOptions, create bool,
 ) (*blob.Index, error) {
@@ -62,7 +62,8 @@ func mustPublish(t *testing.T, image []byte, b store.Bucket, name string, o rele
 	return x
 }
 
-// published reads an index by its name in a bucket, and checks that all of it is there. It is nil if there is none.
+// published reads an index by its name in a bucket, and checks that all its chunks are there. It
+// returns nil without an index.
 func published(t *testing.T, b store.Reader, name string) *blob.Index {
 	t.Helper()
 	file, err := b.Read(t.Context(), name, nil, 1<<20)
@@ -85,28 +86,28 @@ func published(t *testing.T, b store.Reader, name string) *blob.Index {
 	return x
 }
 
-// How an operation of a bucket fails.
+// The ways in which an operation of a bucket fails.
 const (
-	ends    = "ends"    // it fails, and so does every later one: the power is cut
-	fails   = "fails"   // it fails, and later ones do not
-	loses   = "loses"   // it is done, and its answer is lost, and later ones do not fail
-	cancels = "cancels" // the job is cancelled while it runs
+	ends    = "ends"    // this and every later operation fail, as in a power cut
+	fails   = "fails"   // only this operation fails
+	loses   = "loses"   // this operation succeeds, but returns an error
+	cancels = "cancels" // the job is cancelled during the operation
 )
 
 var errFault = errors.New("it fails")
 
-// faulty is a bucket one of whose operations fails.
+// faulty is a bucket with one failing operation.
 type faulty struct {
 	storetest.Full
-	at     int64 // the number of that operation, from 1
+	at     int64 // number of the failing operation, from 1
 	how    string
 	cancel func()
 	ops    atomic.Int64
 
-	unheeded atomic.Bool // it was a listing that cancelled the job
+	unheeded atomic.Bool // the job was cancelled during a listing
 }
 
-func (f *faulty) do(op func() error) error {
+func (f *faulty) runOp(op func() error) error {
 	n := f.ops.Add(1)
 	switch {
 	case n == f.at && f.how == cancels:
@@ -119,30 +120,31 @@ func (f *faulty) do(op func() error) error {
 	return op()
 }
 
-func (f *faulty) hit() bool { return f.at > 0 && f.ops.Load() >= f.at }
+func (f *faulty) reached() bool { return f.at > 0 && f.ops.Load() >= f.at }
 
 func (f *faulty) Read(ctx context.Context, name string, dst []byte, limit int64) (data []byte, err error) {
-	err = f.do(func() error { data, err = f.Full.Read(ctx, name, dst, limit); return err })
+	err = f.runOp(func() error { data, err = f.Full.Read(ctx, name, dst, limit); return err })
 	return data, err
 }
 
 func (f *faulty) Stat(ctx context.Context, name string) (size int64, err error) {
-	err = f.do(func() error { size, err = f.Full.Stat(ctx, name); return err })
+	err = f.runOp(func() error { size, err = f.Full.Stat(ctx, name); return err })
 	return size, err
 }
 
 func (f *faulty) Write(ctx context.Context, name string, data []byte) error {
-	return f.do(func() error { return f.Full.Write(ctx, name, data) })
+	return f.runOp(func() error { return f.Full.Write(ctx, name, data) })
 }
 
 func (f *faulty) Create(ctx context.Context, name string, data []byte) error {
-	return f.do(func() error { return f.Full.Create(ctx, name, data) })
+	return f.runOp(func() error { return f.Full.Create(ctx, name, data) })
 }
 
-// List may be called for a part of the store that no chunk of the image is in: its failure need not matter to anything.
+// List may be called for a part of the store without chunks of the image. Its failure need not affect
+// the job.
 func (f *faulty) List(ctx context.Context, prefix string) iter.Seq2[store.Object, error] {
 	before := ctx.Err()
-	err := f.do(func() error { return nil })
+	err := f.runOp(func() error { return nil })
 	if before == nil && ctx.Err() != nil {
 		f.unheeded.Store(true)
 	}
@@ -152,10 +154,11 @@ func (f *faulty) List(ctx context.Context, prefix string) iter.Seq2[store.Object
 	return func(yield func(store.Object, error) bool) { yield(store.Object{}, err) }
 }
 
-// batching is faulty with the batches of another bucket, or with such as are lost unless Commit returns.
+// batching is faulty with the batches of another bucket. Without one, its batches are lost unless
+// Commit returns.
 type batching struct {
 	*faulty
-	inner store.Batcher // or nil
+	inner store.Batcher // may be nil
 }
 
 func (b batching) NewBatch() (store.Batch, error) {
@@ -172,11 +175,11 @@ type batch struct {
 }
 
 func (b *batch) Write(ctx context.Context, name string, data []byte) error {
-	return b.bucket.do(func() error { return b.Batch.Write(ctx, name, data) })
+	return b.bucket.runOp(func() error { return b.Batch.Write(ctx, name, data) })
 }
 
 func (b *batch) Commit(ctx context.Context) error {
-	return b.bucket.do(func() error { return b.Batch.Commit(ctx) })
+	return b.bucket.runOp(func() error { return b.Batch.Commit(ctx) })
 }
 
 // staged is a batch in memory.
@@ -207,13 +210,14 @@ func (s *staged) Commit(ctx context.Context) error {
 
 func (s *staged) Close() error { return nil }
 
-// full is a local bucket and the operations that no test here needs.
+// full is a local bucket with stubs for the operations that no test here needs.
 type full struct{ *local.Bucket }
 
 func (full) Remove(context.Context, string) error { return errors.ErrUnsupported }
 
-// TestIndexLast fails each operation of a publication in turn, in each way. Whatever is left, an index that is visible
-// is whole: the old one or the new one. Success means the new one, and publishing once more ends right.
+// TestIndexLast fails each operation of a publication in turn, in each way. A visible index must always
+// be complete: the old one or the new one. Success means the new one. A second publication must
+// succeed.
 func TestIndexLast(t *testing.T) {
 	for _, where := range []string{"memory", "server", "directory"} {
 		for _, how := range []string{ends, fails, loses, cancels} {
@@ -233,7 +237,8 @@ func TestIndexLast(t *testing.T) {
 	}
 }
 
-// failAt publishes with one failure into a store that holds x.caibx. It reports whether there was an operation to fail.
+// failAt publishes with one failure into a store that holds x.caibx. It reports whether that operation
+// occurred.
 func failAt(t *testing.T, where string, f *faulty, name string, based, creates bool) bool {
 	t.Helper()
 	o := release.PublisherOptions{Writer: store.WriterOptions{Compression: store.None}}
@@ -259,7 +264,7 @@ func failAt(t *testing.T, where string, f *faulty, name string, based, creates b
 	defer cancel()
 	f.cancel = cancel
 	x, err := publish(ctx, next, b, name, o, creates)
-	if f.how == cancels && f.hit() && err == nil && !f.unheeded.Load() {
+	if f.how == cancels && f.reached() && err == nil && !f.unheeded.Load() {
 		t.Errorf("cancelled during operation %d: no error", f.at)
 	}
 	got := published(t, f.Full, name)
@@ -276,10 +281,10 @@ func failAt(t *testing.T, where string, f *faulty, name string, based, creates b
 	if last := published(t, f.Full, name); err == nil && last.Digest() != again.Digest() {
 		t.Errorf("fault at operation %d: publishing again gives another index", f.at)
 	}
-	return f.hit()
+	return f.reached()
 }
 
-// TestCopiedIndexLast is TestIndexLast of an index that is copied with its chunks.
+// TestCopiedIndexLast is TestIndexLast for an index that is copied with its chunks.
 func TestCopiedIndexLast(t *testing.T) {
 	_, image := releases()
 	from := new(mem.Bucket)
@@ -292,10 +297,10 @@ func TestCopiedIndexLast(t *testing.T) {
 			err := copyRelease(ctx, from, f, x)
 			cancel()
 			got := published(t, f.Full, "x.caibx")
-			if err == nil && got == nil || err == nil && how == cancels && f.hit() {
+			if err == nil && got == nil || err == nil && how == cancels && f.reached() {
 				t.Errorf("%s at operation %d: no error, and the index is %v", how, at, got)
 			}
-			if !f.hit() {
+			if !f.reached() {
 				break
 			}
 		}
@@ -320,8 +325,8 @@ func noted(notes *[]release.Note) func(release.Note) {
 	return func(n release.Note) { *notes = append(*notes, n) }
 }
 
-// TestBases: the chunks of a base are not asked for. A base that the store lacks, or that is cut in another way, is
-// left out with a note; one with other digests is an error.
+// TestBases: the chunks of a base are not asked for. A base that the store lacks, or that has other
+// chunk sizes, is left out with a note. A base with other digests is an error.
 func TestBases(t *testing.T) {
 	old, next := releases()
 	r := &storetest.Remote{Full: new(mem.Bucket)}
@@ -359,7 +364,7 @@ func TestBases(t *testing.T) {
 	}
 }
 
-// statless answers questions as reads of another reader.
+// statless is a bucket that answers Stat by a read from reads.
 type statless struct {
 	store.Bucket
 	reads store.Reader
@@ -370,8 +375,8 @@ func (s statless) Stat(ctx context.Context, name string) (int64, error) {
 	return int64(len(data)), err
 }
 
-// TestVanished: chunks that the store was taken to hold, and that are removed during the work, keep the index from
-// being published.
+// TestVanished: an index is not published if chunks that the store presumably held were removed during
+// the work.
 func TestVanished(t *testing.T) {
 	old, next := releases()
 	for _, listed := range []bool{true, false} {
@@ -410,7 +415,7 @@ func TestVanished(t *testing.T) {
 	}
 }
 
-// TestUnlisted: a store that cannot be listed is asked for each chunk, which is noted once.
+// TestUnlisted: a store that cannot be listed is asked for each chunk, with one note.
 func TestUnlisted(t *testing.T) {
 	_, next := releases()
 	var notes []release.Note
