@@ -7,25 +7,25 @@ import (
 	"cairn/blob"
 )
 
-// Plan is what to fetch of an image before it is read.
+// Plan lists the chunks of an image to prefetch.
 type Plan struct {
 	Chunks  []int // numbers of x's chunks, in order, each once
-	Known   int   // of them, those that the profile names
-	Guessed int   // and those at places where what the profile names has changed
-	Unknown int   // entries that nothing was found for
+	Known   int   // how many of them the profile names
+	Guessed int   // how many of them replace changed chunks
+	Unknown int   // number of entries without a chunk
 }
 
-// shift is where a chunk that the profile names is in the image.
+// shift is the old and the new offset of a chunk that the profile names.
 type shift struct{ was, is int64 }
 
-// Plan finds the chunks of x that the profile means. Where a chunk has changed, it is the one in its place that is
-// meant: as far from what lies next to it as it was. Nothing is guessed for an image that the profile
-// hardly knows, and no more chunks than it knows.
+// Plan returns the chunks of x that the profile stands for. A changed chunk is guessed by its place:
+// the one at the same distance from the neighbours as before. Plan guesses no more chunks than it finds
+// by digest. It guesses none if it finds less than half of the entries.
 func (p *Profile) Plan(x *blob.Index) Plan {
 	if x.Algorithm() != p.algorithm {
 		return Plan{Unknown: len(p.entries)}
 	}
-	found := p.find(x)
+	found := p.findChunks(x)
 	plan := Plan{}
 	for _, c := range found {
 		if c >= 0 {
@@ -36,8 +36,8 @@ func (p *Profile) Plan(x *blob.Index) Plan {
 	if 2*plan.Known >= len(p.entries) {
 		guesses = plan.Known
 	}
-	shifts, taken := p.shifts(x, found), map[int]bool{}
-	take := func(c int) bool {
+	shifts, taken := p.listShifts(x, found), map[int]bool{}
+	add := func(c int) bool {
 		if taken[c] || x.IsZero(c) {
 			return false
 		}
@@ -47,12 +47,12 @@ func (p *Profile) Plan(x *blob.Index) Plan {
 	}
 	for i, c := range found {
 		if c >= 0 {
-			take(c)
+			add(c)
 			continue
 		}
 		hit := false
-		for _, c := range guess(x, shifts, int64(p.entries[i].Block)*Block) {
-			if guesses > 0 && take(c) {
+		for _, c := range guessChunks(x, shifts, int64(p.entries[i].Block)*Block) {
+			if guesses > 0 && add(c) {
 				guesses--
 				plan.Guessed++
 				hit = true
@@ -65,8 +65,8 @@ func (p *Profile) Plan(x *blob.Index) Plan {
 	return plan
 }
 
-// find is, for each entry, the chunk of x with its digest that is nearest to its place, or -1.
-func (p *Profile) find(x *blob.Index) []int {
+// findChunks returns for each entry the chunk of x with its digest that is nearest to its place, or -1.
+func (p *Profile) findChunks(x *blob.Index) []int {
 	found, entry := make([]int, len(p.entries)), make(map[Prefix]int, len(p.entries))
 	for i, e := range p.entries {
 		found[i], entry[e.Prefix] = -1, i
@@ -84,7 +84,7 @@ func (p *Profile) find(x *blob.Index) []int {
 	return found
 }
 
-func (p *Profile) shifts(x *blob.Index, found []int) (shifts []shift) {
+func (p *Profile) listShifts(x *blob.Index, found []int) (shifts []shift) {
 	for i, c := range found {
 		if c >= 0 {
 			shifts = append(shifts, shift{int64(p.entries[i].Block) * Block, x.At(c).Offset})
@@ -94,18 +94,19 @@ func (p *Profile) shifts(x *blob.Index, found []int) (shifts []shift) {
 	return shifts
 }
 
-// mostThere is how many chunks are looked at in the place of one. They are fewer, unless an index is made to do harm.
-const mostThere = 16
+// maxGuesses limits the chunks that are guessed for one entry. Only a malicious index has more in one
+// place.
+const maxGuesses = 16
 
-// guess are the chunks of x that are now where a chunk of usual size at off was: as far from what lay before it,
-// and from what lay behind it.
-func guess(x *blob.Index, shifts []shift, off int64) (chunks []int) {
+// guessChunks returns the chunks of x at the new place of an average chunk that was at off. The place
+// keeps its distance from the known chunk before it, or from the one behind it.
+func guessChunks(x *blob.Index, shifts []shift, off int64) (chunks []int) {
 	at, _ := slices.BinarySearchFunc(shifts, off, func(s shift, off int64) int { return cmp.Compare(s.was, off) })
 	for n := max(at-1, 0); n <= at && n < len(shifts); n++ {
 		from := off + shifts[n].is - shifts[n].was
 		to := from + x.Params().Avg
 		first := x.Find(max(from, 0))
-		for i := first; i < min(first+mostThere, x.Len()) && x.At(i).Offset < to && to > 0; i++ {
+		for i := first; i < min(first+maxGuesses, x.Len()) && x.At(i).Offset < to && to > 0; i++ {
 			if !slices.Contains(chunks, i) {
 				chunks = append(chunks, i)
 			}

@@ -1,8 +1,8 @@
-// Package profile is what reads of an image touch, in the order in which they do: a boot, mostly. Whoever serves
-// the image fetches these chunks before they are asked for. An entry is known by its chunk's digest, so that the
-// profile of a release serves the next one too, and by its place, which helps to find what has changed. A
-// profile is a hint: a wrong one costs time and can never give a wrong byte. The package knows nothing of stores
-// or of how images are served.
+// Package profile lists the chunks of an image that a workload reads, usually a boot, in the order of
+// their first reads. A server of the image prefetches these chunks. An entry has the chunk's digest, so
+// the profile of a release also serves the next one, and its offset, which helps to find changed
+// chunks. A profile is a hint: a wrong one costs time but never gives wrong bytes. The package knows
+// nothing of stores or of servers.
 package profile
 
 import (
@@ -21,38 +21,39 @@ import (
 const Suffix = ".caprf"
 
 const (
-	magic   = "cairnprf"
-	version = 1
-	head    = 72
-	row     = 16
-	// Block is what places are told in.
+	magic      = "cairnprf"
+	version    = 1
+	headerSize = 72
+	rowSize    = 16
+	// Block is the unit of offsets in bytes.
 	Block = 4096
-	// MaxEntries is how many chunks a profile may have: 16 MiB of file, 64 GiB of image at the default sizes.
+	// MaxEntries limits the chunks of a profile. So many are 16 MiB of file, or 64 GiB of image at the
+	// default sizes.
 	MaxEntries = 1 << 20
-	// MaxSize is the size of the largest file of a profile.
-	MaxSize = head + row*MaxEntries + sha256.Size
+	// MaxSize is the size of the largest profile file in bytes.
+	MaxSize = headerSize + rowSize*MaxEntries + sha256.Size
 )
 
 // ErrInvalid is wrapped by every error about a profile that breaks the format.
 var ErrInvalid = errors.New("invalid profile")
 
-// Prefix is the beginning of a digest, which is enough to tell the chunks of an image from each other.
+// Prefix is the first 8 bytes of a digest, which distinguish the chunks of an image.
 type Prefix [8]byte
 
 // Entry is a chunk that was read.
 type Entry struct {
 	Prefix Prefix
-	Block  uint32 // the chunk's offset in the image, in whole blocks of 4096 bytes
-	After  uint32 // milliseconds from the first read of all to that of this chunk
+	Block  uint32 // offset of the chunk in the image, in whole blocks of 4096 bytes
+	After  uint32 // milliseconds from the first read of the recording to the first of this chunk
 }
 
-// Profile is a list of chunks in the order of their first reads, each digest once. It does not change.
+// Profile is a list of chunks in the order of their first reads, each digest once. It is immutable.
 type Profile struct {
-	algorithm blob.Algorithm
-	index     blob.Digest // of the index whose image was read
-	size      int64       // of that image
-	boots     int         // recordings that are in it
-	entries   []Entry
+	algorithm  blob.Algorithm
+	index      blob.Digest // of the index whose image was read
+	size       int64       // of that image, bytes
+	recordings int         // number of merged recordings
+	entries    []Entry
 }
 
 // Read is a chunk of an image that was read.
@@ -61,13 +62,14 @@ type Read struct {
 	After time.Duration // since the first read
 }
 
-// New is the profile of reads of x's image. A chunk that comes twice counts the first time; what is beyond
-// MaxEntries is left out.
+// New returns the profile of reads of x's image. It counts only the first read of each chunk, and drops
+// chunks beyond MaxEntries.
 func New(x *blob.Index, reads []Read) *Profile {
-	p := &Profile{algorithm: x.Algorithm(), index: x.Digest(), size: x.Size(), boots: 1}
+	p := &Profile{algorithm: x.Algorithm(), index: x.Digest(), size: x.Size(), recordings: 1}
 	seen := map[Prefix]bool{}
 	for _, r := range reads {
-		e := Entry{Prefix(r.Chunk.Digest[:8]), block(r.Chunk.Offset), uint32(min(max(r.After.Milliseconds(), 0), 1<<32-1))}
+		after := min(max(r.After.Milliseconds(), 0), 1<<32-1)
+		e := Entry{Prefix(r.Chunk.Digest[:8]), uint32(min(r.Chunk.Offset/Block, 1<<32-1)), uint32(after)}
 		if !seen[e.Prefix] && len(p.entries) < MaxEntries {
 			seen[e.Prefix] = true
 			p.entries = append(p.entries, e)
@@ -76,28 +78,27 @@ func New(x *blob.Index, reads []Read) *Profile {
 	return p
 }
 
-func block(off int64) uint32 { return uint32(min(off/Block, 1<<32-1)) }
-
-// Entries are the chunks in order. They must not be changed.
+// Entries returns the chunks in order. The caller must not modify them.
 func (p *Profile) Entries() []Entry { return p.entries }
 
-// Summary is what a profile says, in short.
+// Summary describes a profile.
 type Summary struct {
-	Index      blob.Digest `json:"index"` // whose image was read
+	Index      blob.Digest `json:"index"` // of the image that was read
 	Algorithm  string      `json:"digest"`
 	ImageBytes int64       `json:"image_bytes"`
 	Recordings int         `json:"recordings"`
 	Chunks     int         `json:"chunks"`
-	Seconds    float64     `json:"seconds"` // from the first read of all to the first of the last chunk
-	// What the profile means for another image; nil without one.
+	Seconds    float64     `json:"seconds"` // from the first read of the recording to the first read of the last chunk
+	// The profile's Plan for another image; nil without one.
 	Known   *int   `json:"known_chunks,omitempty"`
 	Guessed *int   `json:"guessed_chunks,omitempty"`
 	Bytes   *int64 `json:"bytes,omitempty"`
 }
 
-// Summarize returns the profile's summary, and with x what it means for the image of x.
+// Summarize returns the profile's summary. If x is not nil, it includes the profile's Plan for the
+// image of x.
 func (p *Profile) Summarize(x *blob.Index) Summary {
-	s := Summary{Index: p.index, Algorithm: p.algorithm.String(), ImageBytes: p.size, Recordings: p.boots, Chunks: len(p.entries)}
+	s := Summary{Index: p.index, Algorithm: p.algorithm.String(), ImageBytes: p.size, Recordings: p.recordings, Chunks: len(p.entries)}
 	for _, e := range p.entries {
 		s.Seconds = max(s.Seconds, (time.Duration(e.After) * time.Millisecond).Seconds())
 	}
@@ -112,14 +113,14 @@ func (p *Profile) Summarize(x *blob.Index) Summary {
 	return s
 }
 
-// Encode is the profile as the bytes of a file.
+// Encode returns the profile in its file format.
 func (p *Profile) Encode() []byte {
-	b := make([]byte, 0, head+row*len(p.entries)+sha256.Size)
+	b := make([]byte, 0, headerSize+rowSize*len(p.entries)+sha256.Size)
 	b = append(b, magic...)
 	b = binary.LittleEndian.AppendUint32(b, version)
 	b = binary.LittleEndian.AppendUint32(b, uint32(p.algorithm))
 	b = append(b, p.index[:]...)
-	for _, v := range []uint64{uint64(p.size), uint64(p.boots), uint64(len(p.entries))} {
+	for _, v := range []uint64{uint64(p.size), uint64(p.recordings), uint64(len(p.entries))} {
 		b = binary.LittleEndian.AppendUint64(b, v)
 	}
 	for _, e := range p.entries {
@@ -131,8 +132,8 @@ func (p *Profile) Encode() []byte {
 	return append(b, sum[:]...)
 }
 
-// Decode reads a profile's file to its end. Memory grows with what was read, not with what the file claims. An
-// error about the content wraps ErrInvalid; any other is r's.
+// Decode reads a profile's file to its end. Its memory grows with the bytes read, not with the sizes
+// that the file claims. An error about the content wraps ErrInvalid; any other comes from r.
 func Decode(r io.Reader) (*Profile, error) {
 	first := make([]byte, len(magic))
 	switch n, err := io.ReadFull(r, first); {
@@ -145,11 +146,11 @@ func Decode(r io.Reader) (*Profile, error) {
 	if err != nil {
 		return nil, err
 	}
-	return decode(data)
+	return decodeBytes(data)
 }
 
-func decode(data []byte) (*Profile, error) {
-	if len(data) < head+sha256.Size || string(data[:8]) != magic {
+func decodeBytes(data []byte) (*Profile, error) {
+	if len(data) < headerSize+sha256.Size || string(data[:8]) != magic {
 		return nil, fmt.Errorf("%w: not a profile", ErrInvalid)
 	}
 	u64 := func(at int) uint64 { return binary.LittleEndian.Uint64(data[at:]) }
@@ -164,18 +165,18 @@ func decode(data []byte) (*Profile, error) {
 	switch {
 	case algorithm > uint32(blob.SHA256):
 		return nil, fmt.Errorf("%w: unknown digest algorithm %d", ErrInvalid, algorithm)
-	case n > MaxEntries || len(body) != head+row*int(n):
+	case n > MaxEntries || len(body) != headerSize+rowSize*int(n):
 		return nil, fmt.Errorf("%w: %d bytes for %d chunks", ErrInvalid, len(data), n)
 	case u64(48) > 1<<62 || u64(56) < 1 || u64(56) > 1<<20:
 		return nil, fmt.Errorf("%w: an image of %d bytes, %d recordings", ErrInvalid, u64(48), u64(56))
 	}
-	p := &Profile{algorithm: blob.Algorithm(algorithm), index: blob.Digest(data[16:48]), size: int64(u64(48)), boots: int(u64(56))}
-	return p, p.decodeRows(body[head:])
+	p := &Profile{algorithm: blob.Algorithm(algorithm), index: blob.Digest(data[16:48]), size: int64(u64(48)), recordings: int(u64(56))}
+	return p, p.decodeRows(body[headerSize:])
 }
 
 func (p *Profile) decodeRows(rows []byte) error {
-	seen := make(map[Prefix]bool, len(rows)/row)
-	for ; len(rows) > 0; rows = rows[row:] {
+	seen := make(map[Prefix]bool, len(rows)/rowSize)
+	for ; len(rows) > 0; rows = rows[rowSize:] {
 		e := Entry{Prefix(rows[:8]), binary.LittleEndian.Uint32(rows[8:]), binary.LittleEndian.Uint32(rows[12:])}
 		if seen[e.Prefix] {
 			return fmt.Errorf("%w: a chunk comes twice", ErrInvalid)

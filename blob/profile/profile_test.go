@@ -17,7 +17,7 @@ import (
 
 const chunkSize = 16 << 10
 
-// imageOf is the index of an image whose chunks have these contents, in short.
+// imageOf returns the index of an image whose chunks have these contents, given in short.
 func imageOf(t testing.TB, algorithm blob.Algorithm, contents ...int) *blob.Index {
 	t.Helper()
 	b, err := blob.NewBuilder(algorithm, blob.Params{Min: chunkSize, Avg: chunkSize, Max: 2 * chunkSize})
@@ -32,7 +32,7 @@ func imageOf(t testing.TB, algorithm blob.Algorithm, contents ...int) *blob.Inde
 	return b.Index()
 }
 
-// reads are first reads of these chunks, a second apart.
+// reads returns first reads of these chunks, a second apart.
 func reads(x *blob.Index, chunks ...int) (list []Read) {
 	for n, i := range chunks {
 		list = append(list, Read{x.At(i), time.Duration(n) * time.Second})
@@ -78,8 +78,8 @@ func TestEncodeDecode(t *testing.T) {
 	}
 }
 
-// sealed is a file with its checksum made right.
-func sealed(p []byte) []byte {
+// withChecksum returns a file with the right checksum.
+func withChecksum(p []byte) []byte {
 	sum := sha256.Sum256(p[:len(p)-32])
 	return append(slices.Clone(p[:len(p)-32]), sum[:]...)
 }
@@ -87,14 +87,14 @@ func sealed(p []byte) []byte {
 func TestDecodeRefuses(t *testing.T) {
 	x := imageOf(t, blob.SHA256, upTo(5)...)
 	good := New(x, reads(x, 0, 1, 2)).Encode()
-	at := func(i int, v byte) []byte { p := slices.Clone(good); p[i] = v; return sealed(p) }
+	at := func(i int, v byte) []byte { p := slices.Clone(good); p[i] = v; return withChecksum(p) }
 	twice := slices.Clone(good)
-	copy(twice[head:], twice[head+row:head+2*row])
+	copy(twice[headerSize:], twice[headerSize+rowSize:headerSize+2*rowSize])
 	for name, p := range map[string][]byte{
 		"empty": nil, "short": good[:90], "flipped": append(slices.Clone(good[:80]), append([]byte{good[80] ^ 1}, good[81:]...)...),
 		"longer": append(slices.Clone(good), 0), "other magic": at(0, 'C'), "other version": at(8, 2),
 		"other algorithm": at(12, 2), "more chunks than there are": at(64, 4), "fewer": at(64, 2),
-		"very many": at(71, 1), "no boots": at(56, 0), "a chunk twice": sealed(twice),
+		"very many": at(71, 1), "no boots": at(56, 0), "a chunk twice": withChecksum(twice),
 	} {
 		if _, err := Decode(bytes.NewReader(p)); !errors.Is(err, ErrInvalid) {
 			t.Errorf("%s: Decode = %v, want %v", name, err, ErrInvalid)
@@ -120,8 +120,8 @@ func FuzzDecode(f *testing.F) {
 	})
 }
 
-// TestPlan: what is known comes in order; what has changed is looked for in its place, which moves with what is
-// beside it; an image that is another altogether gets nothing.
+// TestPlan: known chunks come in order. Changed chunks are guessed by their place, which moves with the
+// neighbours. An unrelated image has an empty plan.
 func TestPlan(t *testing.T) {
 	old := imageOf(t, blob.SHA256, upTo(100)...)
 	p := New(old, reads(old, 20, 10, 50, 11, 90))
@@ -143,7 +143,7 @@ func TestPlan(t *testing.T) {
 	}
 }
 
-// TestPlanOfLies: whatever a profile claims, a plan names chunks of the image, each once.
+// TestPlanOfLies: for any profile, a plan has chunks of the image, each once.
 func TestPlanOfLies(t *testing.T) {
 	x := imageOf(t, blob.SHA256, upTo(300)...)
 	rng := rand.New(rand.NewPCG(1, 2))
@@ -165,8 +165,8 @@ func TestPlanOfLies(t *testing.T) {
 	}
 }
 
-// TestPlanOfTinyChunks: an index whose usual size has nothing to do with its chunks costs a plan little: in the place
-// of one chunk a few are looked at, not all.
+// TestPlanOfTinyChunks: an index with many chunks smaller than its average does not make a plan slow.
+// Only a few chunks are guessed for one entry.
 func TestPlanOfTinyChunks(t *testing.T) {
 	tiny := func(n int, names ...byte) *blob.Index {
 		b, err := blob.NewBuilder(blob.SHA256, blob.Params{Min: 1, Avg: blob.MaxChunkSize, Max: blob.MaxChunkSize})
@@ -189,9 +189,9 @@ func TestPlanOfTinyChunks(t *testing.T) {
 	if got := p.Plan(x); got.Known != 1 || got.Guessed != 1 {
 		t.Errorf("the plan is %+v, want one chunk known and one guessed", got)
 	}
-	shifts := p.shifts(x, p.find(x))
-	if got := guess(x, shifts, 0); len(got) > 2*mostThere {
-		t.Errorf("%d chunks are looked at, want %d at most", len(got), 2*mostThere)
+	shifts := p.listShifts(x, p.findChunks(x))
+	if got := guessChunks(x, shifts, 0); len(got) > 2*maxGuesses {
+		t.Errorf("%d chunks are guessed, want %d at most", len(got), 2*maxGuesses)
 	}
 }
 
@@ -204,12 +204,12 @@ func TestMerge(t *testing.T) {
 		want  []int
 	}{{1, []int{1, 2, 3, 4, 5, 6}}, {2, []int{1, 2, 3}}, {3, []int{1, 2, 3}}} {
 		m, err := Merge([]*Profile{a, b, c}, s.least)
-		if err != nil || m.boots != 3 {
+		if err != nil || m.recordings != 3 {
 			t.Fatalf("Merge: %v", err)
 		}
 		got := chunksOf(m)
 		if s.least == 1 {
-			slices.Sort(got[3:]) // the last three have one place
+			slices.Sort(got[3:]) // the last three have the same place
 		}
 		if diff := cmp.Diff(s.want, got); diff != "" {
 			t.Errorf("at least %d (-want +got):\n%s", s.least, diff)
