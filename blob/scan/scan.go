@@ -1,5 +1,6 @@
-// Package scan makes the index of an image: it cuts and hashes, reading the image once. Making a store
-// (blob/ingest) and learning what a seed holds are both this. The package knows nothing of stores.
+// Package scan makes the index of an image. It cuts and hashes the image in one read. Package ingest
+// uses it to fill a store, and package deploy to learn the content of a seed. It knows nothing of
+// stores.
 package scan
 
 import (
@@ -11,28 +12,28 @@ import (
 	"cairn/chunker"
 )
 
-// Options say how to cut and hash.
+// Options are the settings of Image.
 type Options struct {
 	Algorithm blob.Algorithm
 	Params    chunker.Params
-	Workers   int // at least one works
-	// Fresh is called with each chunk that the image did not have before, for several at once; data is
-	// only valid during the call. An error ends the scan. May be nil.
+	Workers   int // number of concurrent workers, at least 1
+	// Fresh is called with each chunk that did not occur earlier in the image, by several goroutines
+	// concurrently. data is valid only during the call. An error ends the scan. May be nil.
 	Fresh func(ctx context.Context, c blob.Chunk, data []byte) error
-	// Progress is called after each batch of chunks, never twice at once. May be nil.
+	// Progress is called after each batch of chunks, never concurrently. May be nil.
 	Progress func(Stats)
 }
 
-// Like are the options that cut and hash as x was.
+// Like returns the options that cut and hash as x was.
 func Like(x *blob.Index) Options {
 	return Options{Algorithm: x.Algorithm(), Params: chunker.Params(x.Params())}
 }
 
-// Stats tell what an image holds. Sizes are in bytes.
+// Stats are the counts of a scan. Sizes are in bytes.
 type Stats struct {
 	Size     int64 `json:"size"`       // of the image
 	Chunks   int   `json:"chunks"`     // in the index
-	Distinct int   `json:"distinct"`   // different ones
+	Distinct int   `json:"distinct"`   // distinct chunks
 	Zeros    int64 `json:"zero_bytes"` // in chunks inside runs of zeros
 }
 
@@ -48,7 +49,7 @@ func Image(ctx context.Context, src *chunker.Source, o Options) (*blob.Index, St
 		zero:    o.Algorithm.SumZeros(o.Params.Max),
 		workers: make([]scratch, max(o.Workers, 1)),
 	}
-	stages := chunker.Stages{Work: s.hash, Order: s.list, Finish: s.hand}
+	stages := chunker.Stages{Work: s.hashBatch, Order: s.listBatch, Finish: s.callFresh}
 	if _, err := chunker.Split(ctx, src, o.Params, o.Workers, stages); err != nil {
 		return nil, Stats{}, err
 	}
@@ -57,57 +58,53 @@ func Image(ctx context.Context, src *chunker.Source, o Options) (*blob.Index, St
 
 type scanner struct {
 	options Options
-	zeros   []byte      // a largest chunk of zeros
-	zero    blob.Digest // and its digest
+	zeros   []byte      // a chunk of zeros of the maximum size
+	zero    blob.Digest // the digest of zeros
 	workers []scratch
 	// Used by one worker at a time, in image order:
 	builder *blob.Builder
 	stats   Stats
 }
 
-// scratch is what one worker keeps from stage to stage and from batch to batch.
+// scratch is the state of one worker, kept across stages and batches.
 type scratch struct {
 	digests []blob.Digest // of the batch's chunks
-	fresh   []int         // the chunks seen for the first time, by number in the batch
-	// The chunks that need hashing, their numbers in the batch, and their digests.
-	data  [][]byte
-	which []int
-	sums  []blob.Digest
+	fresh   []int         // the first occurrences of chunks, by number in the batch
+	// The chunks to hash, their numbers in the batch, and their digests.
+	data    [][]byte
+	numbers []int
+	hashes  []blob.Digest
 }
 
-// hash finds the digests of a batch. Zeros are compared, which is many times cheaper than hashing.
-func (s *scanner) hash(_ context.Context, b *chunker.Batch) error {
+// hashBatch computes the digests of a batch. Runs of zeros are cut into chunks of the maximum size. Such
+// chunks are compared with zeros, which is many times cheaper than hashing them.
+func (s *scanner) hashBatch(_ context.Context, b *chunker.Batch) error {
 	w := &s.workers[b.Worker]
-	w.digests, w.data, w.which = w.digests[:0], w.data[:0], w.which[:0]
+	w.digests, w.data, w.numbers = w.digests[:0], w.data[:0], w.numbers[:0]
 	for i, c := range b.Chunks {
 		var digest blob.Digest
 		switch {
-		case s.isZero(c):
+		case c.Size == int64(len(s.zeros)) && (c.Data == nil || bytes.Equal(c.Data, s.zeros)):
 			digest = s.zero
 		case c.Data == nil:
 			digest = s.options.Algorithm.SumZeros(c.Size)
 		default:
-			w.data, w.which = append(w.data, c.Data), append(w.which, i)
+			w.data, w.numbers = append(w.data, c.Data), append(w.numbers, i)
 		}
 		w.digests = append(w.digests, digest)
 	}
-	if len(w.sums) < len(w.data) {
-		w.sums = make([]blob.Digest, 2*len(w.data))
+	if len(w.hashes) < len(w.data) {
+		w.hashes = make([]blob.Digest, 2*len(w.data))
 	}
-	s.options.Algorithm.SumAll(w.sums, w.data)
-	for n, i := range w.which {
-		w.digests[i] = w.sums[n]
+	s.options.Algorithm.SumAll(w.hashes, w.data)
+	for n, i := range w.numbers {
+		w.digests[i] = w.hashes[n]
 	}
 	return nil
 }
 
-// isZero says whether c is a largest chunk of zeros, which is what runs of zeros are cut into.
-func (s *scanner) isZero(c chunker.Chunk) bool {
-	return c.Size == int64(len(s.zeros)) && (c.Data == nil || bytes.Equal(c.Data, s.zeros))
-}
-
-// list enters a batch into the index, and notes which of its chunks were not there before.
-func (s *scanner) list(_ context.Context, b *chunker.Batch) error {
+// listBatch adds a batch to the index, and notes the first occurrences of chunks.
+func (s *scanner) listBatch(_ context.Context, b *chunker.Batch) error {
 	w := &s.workers[b.Worker]
 	w.fresh = w.fresh[:0]
 	for i, c := range b.Chunks {
@@ -131,8 +128,8 @@ func (s *scanner) list(_ context.Context, b *chunker.Batch) error {
 	return nil
 }
 
-// hand passes the chunks on that were new.
-func (s *scanner) hand(ctx context.Context, b *chunker.Batch) error {
+// callFresh calls Fresh for the first occurrences.
+func (s *scanner) callFresh(ctx context.Context, b *chunker.Batch) error {
 	if s.options.Fresh == nil {
 		return nil
 	}

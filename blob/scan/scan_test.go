@@ -57,7 +57,7 @@ func TestGolden(t *testing.T) {
 	}
 }
 
-// TestFresh: each different chunk is handed on once, with its own bytes.
+// TestFresh: Fresh is called once for each distinct chunk, with its bytes.
 func TestFresh(t *testing.T) {
 	s := testimages.SHA256Stream(3 << 20)
 	image := bytes.Join([][]byte{s, make([]byte, 4<<20), s, make([]byte, 1<<20+77)}, nil)
@@ -89,7 +89,7 @@ func TestFresh(t *testing.T) {
 	}
 }
 
-// holes is an image whose zeros from 3 MiB to 7 MiB and at its end are holes.
+// holes is an image with holes from 3 MiB to 7 MiB and at its end.
 type holes struct{ *bytes.Reader }
 
 func (h holes) NextData(off int64) (start, end int64, err error) {
