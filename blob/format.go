@@ -79,9 +79,9 @@ func (x *Index) Digest() Digest {
 	return Digest(h.Sum(nil))
 }
 
-// Decode reads a .caibx file to its end. It checks every field and refuses bytes after the tail.
-// Memory grows with the valid rows read, not with sizes that the file claims. An error about the
-// content wraps ErrInvalid; any other error is r's.
+// Decode reads a .caibx file to its end. It checks every field and refuses bytes after the tail. Its
+// memory grows with the valid rows read, not with the sizes that the file claims. An error about the
+// content wraps ErrInvalid; any other comes from r.
 func Decode(r io.Reader) (*Index, error) {
 	var head [headSize]byte
 	if err := readFull(r, head[:]); err != nil {
@@ -124,7 +124,7 @@ func readFull(r io.Reader, p []byte) error {
 	return err
 }
 
-func field(p []byte, i int) uint64 { return binary.LittleEndian.Uint64(p[8*i:]) }
+func uint64At(p []byte, i int) uint64 { return binary.LittleEndian.Uint64(p[8*i:]) }
 
 // entrySize is the size of the first object in a .catar archive.
 const entrySize = 64
@@ -132,7 +132,7 @@ const entrySize = 64
 // IsArchive reports whether an image that begins with start is a .catar archive of a directory tree, as
 // casync and desync write it. It needs at least 16 bytes.
 func IsArchive(start []byte) bool {
-	return len(start) >= 16 && field(start, 0) == entrySize && field(start, 1) == typeEntry
+	return len(start) >= 16 && uint64At(start, 0) == entrySize && uint64At(start, 1) == typeEntry
 }
 
 // HasFileFlags reports whether the feature flags list file metadata, as those of a directory tree
@@ -143,43 +143,43 @@ func decodeHead(head []byte) (*Index, error) {
 	if IsArchive(head) {
 		return nil, ErrArchive
 	}
-	if field(head, 0) != indexSize || field(head, 1) != typeIndex {
+	if uint64At(head, 0) != indexSize || uint64At(head, 1) != typeIndex {
 		return nil, fmt.Errorf("%w: not a casync index (unknown first bytes)", ErrInvalid)
 	}
-	flags := field(head, 2)
+	flags := uint64At(head, 2)
 	if flags&flagsReserved != 0 {
 		return nil, fmt.Errorf("%w: unknown feature flags %#x", ErrInvalid, flags&flagsReserved)
 	}
 	for i := 3; i < 6; i++ {
-		if field(head, i) > MaxChunkSize {
-			return nil, fmt.Errorf("%w: a chunk size of %d is over %d", ErrInvalid, field(head, i), MaxChunkSize)
+		if uint64At(head, i) > MaxChunkSize {
+			return nil, fmt.Errorf("%w: a chunk size of %d is over %d", ErrInvalid, uint64At(head, i), MaxChunkSize)
 		}
 	}
-	params := Params{int64(field(head, 3)), int64(field(head, 4)), int64(field(head, 5))}
+	params := Params{int64(uint64At(head, 3)), int64(uint64At(head, 4)), int64(uint64At(head, 5))}
 	if err := params.Validate(); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
-	if field(head, 6) != unsized || field(head, 7) != typeTable {
+	if uint64At(head, 6) != unsized || uint64At(head, 7) != typeTable {
 		return nil, fmt.Errorf("%w: no chunk table behind the head", ErrInvalid)
 	}
 	return &Index{flags: flags, params: params}, nil
 }
 
 func (x *Index) decodeRow(p []byte) error {
-	end := field(p, 0)
-	if end == 0 && field(p, 4) == tailMarker {
+	end := uint64At(p, 0)
+	if end == 0 && uint64At(p, 4) == tailMarker {
 		return fmt.Errorf("%w: bytes follow the tail", ErrInvalid)
 	}
 	if end > 1<<63-1 {
 		return fmt.Errorf("%w: chunk %d ends beyond 2^63", ErrInvalid, x.n)
 	}
-	return x.add(int64(end), Digest(p[8:]))
+	return x.appendRow(int64(end), Digest(p[8:]))
 }
 
 func (x *Index) checkTail(p []byte) error {
 	want := [...]uint64{0, 0, indexSize, uint64(x.EncodedSize() - indexSize), tailMarker}
 	for i, w := range want {
-		if field(p, i) != w {
+		if uint64At(p, i) != w {
 			return fmt.Errorf("%w: truncated, or the tail is damaged", ErrInvalid)
 		}
 	}

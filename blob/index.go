@@ -1,6 +1,6 @@
-// Package blob is the vocabulary of cairn: an image is a run of opaque bytes, cut into chunks; an Index
-// lists its chunks in order; a Digest names a chunk. The package implements casync's .caibx index format
-// and does not know stores, seeds, devices or networks.
+// Package blob is the vocabulary of cairn. An image is a run of opaque bytes, cut into chunks. An Index
+// lists its chunks in order. A Digest names a chunk. The package implements casync's .caibx index
+// format and does not know stores, seeds, devices or networks.
 package blob
 
 import (
@@ -87,10 +87,10 @@ func NewBuilder(algorithm Algorithm, params Params) (*Builder, error) {
 // Add appends a chunk of size bytes, where 1 ≤ size ≤ Max. It returns the number of the first chunk
 // with this digest, which is less than Len-1 for a repeated chunk.
 func (b *Builder) Add(size int64, digest Digest) (first int, err error) {
-	if err := b.x.add(b.x.Size()+size, digest); err != nil {
+	if err := b.x.appendRow(b.x.Size()+size, digest); err != nil {
 		return 0, err
 	}
-	return b.table.add(b.x.n - 1), nil
+	return b.table.insertChunk(b.x.n - 1), nil
 }
 
 // Len returns the number of chunks added so far.
@@ -99,7 +99,7 @@ func (b *Builder) Len() int { return b.x.n }
 // Index returns the index of the added chunks. The builder must not be used afterwards.
 func (b *Builder) Index() *Index { return b.x }
 
-func (x *Index) add(end int64, digest Digest) error {
+func (x *Index) appendRow(end int64, digest Digest) error {
 	if start := x.Size(); end <= start || end-start > x.params.Max {
 		return fmt.Errorf("%w: chunk %d ends at %d, after %d, with chunks of at most %d bytes",
 			ErrInvalid, x.n, end, start, x.params.Max)
@@ -160,7 +160,7 @@ func (x *Index) At(i int) Chunk {
 // All yields the chunks in order.
 func (x *Index) All() iter.Seq2[int, Chunk] { return x.Range(0, x.n) }
 
-// Range yields the chunks from lo up to but not including hi, in order.
+// Range yields the chunks [lo, hi) in order.
 func (x *Index) Range(lo, hi int) iter.Seq2[int, Chunk] {
 	return func(yield func(int, Chunk) bool) {
 		for i := lo; i < hi; i++ {

@@ -15,7 +15,7 @@ type Table struct {
 func NewTable(x *Index) *Table {
 	t := newTable(x, x.Len())
 	for i := range x.Len() {
-		t.add(i)
+		t.insertChunk(i)
 	}
 	return t
 }
@@ -29,10 +29,10 @@ func newTable(x *Index, chunks int) *Table {
 }
 
 // Find returns the number of the first chunk with this digest, or -1.
-func (t *Table) Find(d Digest) int { return int(t.slots[t.slot(d)]) - 1 }
+func (t *Table) Find(d Digest) int { return int(t.slots[t.findSlot(d)]) - 1 }
 
-// slot returns the slot that holds d, or else the empty slot for it.
-func (t *Table) slot(d Digest) int {
+// findSlot returns the slot that holds d, or else the empty slot for it.
+func (t *Table) findSlot(d Digest) int {
 	mask := len(t.slots) - 1
 	for at := int(maphash.Bytes(t.seed, d[:])) & mask; ; at = (at + 1) & mask {
 		if i := t.slots[at]; i == 0 || t.x.row(int(i)-1).digest == d {
@@ -41,9 +41,10 @@ func (t *Table) slot(d Digest) int {
 	}
 }
 
-// add inserts chunk i and returns the first chunk with its digest: i itself if the digest is new.
-func (t *Table) add(i int) int {
-	at := t.slot(t.x.row(i).digest)
+// insertChunk inserts chunk i. It returns the first chunk with the same digest, which is i if the
+// digest is new.
+func (t *Table) insertChunk(i int) int {
+	at := t.findSlot(t.x.row(i).digest)
 	if first := int(t.slots[at]) - 1; first >= 0 {
 		return first
 	}
@@ -59,7 +60,7 @@ func (t *Table) grow() {
 	t.slots = make([]uint32, 2*len(old))
 	for _, i := range old {
 		if i != 0 {
-			t.slots[t.slot(t.x.row(int(i)-1).digest)] = i
+			t.slots[t.findSlot(t.x.row(int(i)-1).digest)] = i
 		}
 	}
 }
