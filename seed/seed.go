@@ -1,6 +1,6 @@
-// Package seed says what is already here: local bytes that may hold wanted chunks, and which of them
-// supplies what. Planning is pure, and trusts seeds only as hints: what is read from one must be hashed
-// before it is used. The package knows nothing of stores, and opens no files.
+// Package seed plans where each chunk of an image comes from: the store, or a seed on this machine.
+// Planning is pure. A seed is only a hint: bytes from it must be hashed before they are used. The
+// package knows nothing of stores, and opens no files.
 package seed
 
 import (
@@ -9,37 +9,37 @@ import (
 	"cairn/blob"
 )
 
-// Seed is local bytes that may hold wanted chunks. Index is what they are thought to hold, and may be
-// stale or wrong; it must use the wanted image's digest algorithm to be of any use.
+// Seed is a run of local bytes that may hold wanted chunks. Index lists its presumed content, and may
+// be stale or wrong. A seed is useless if its digest algorithm differs from the wanted image's.
 type Seed struct {
 	Name  string
 	Index *blob.Index
 	Data  io.ReaderAt
 }
 
-// Kind is where a chunk of the wanted image comes from.
+// Kind is the kind of source of a chunk.
 type Kind uint8
 
 const (
 	Fetch   Kind = iota // the store
-	Zero                // nowhere: it is all zero
+	Zero                // none: the chunk is all zero
 	Local               // a seed
-	Copy                // the image itself: the same chunk comes earlier, and that one is fetched
-	InPlace             // nowhere: the target holds it already; never in a Plan, only assembling finds that out
+	Copy                // the image itself: an earlier chunk is equal, and is fetched
+	InPlace             // none: the target holds the chunk already; never in a Plan, since only assembling finds it out
 )
 
-// Step says where one chunk comes from.
+// Step is the source of one chunk.
 type Step struct {
 	Kind Kind
 	Seed uint16 // Local: number of the seed
 	From uint32 // Local: number of the chunk in the seed; Copy: in the image
 }
 
-// MaxSeeds is how many seeds a plan can tell apart.
+// MaxSeeds limits the seeds of a plan.
 const MaxSeeds = 1 << 16
 
-// Plan says for each chunk of an image where it comes from. It takes about 16 bytes a chunk, does not
-// change, and may be shared.
+// Plan has the source of each chunk of an image. It takes about 16 bytes per chunk. It is immutable, so
+// goroutines may share it.
 type Plan struct {
 	Index  *blob.Index
 	Seeds  []Seed
@@ -48,8 +48,8 @@ type Plan struct {
 	tables []*blob.Table
 }
 
-// NewPlan plans for x with the seeds, of which an earlier one goes before a later one. Seeds beyond
-// MaxSeeds are left out.
+// NewPlan returns the plan for x. An earlier seed is preferred to a later one. Seeds beyond MaxSeeds
+// are ignored.
 func NewPlan(x *blob.Index, seeds ...Seed) *Plan {
 	p := &Plan{Index: x, Seeds: seeds[:min(len(seeds), MaxSeeds)], steps: make([]Step, x.Len()), wanted: blob.NewTable(x)}
 	for _, s := range p.Seeds {
@@ -57,21 +57,21 @@ func NewPlan(x *blob.Index, seeds ...Seed) *Plan {
 	}
 	var last Step
 	for i, c := range x.All() {
-		last = p.step(i, c, last)
+		last = p.planStep(i, c, last)
 		p.steps[i] = last
 	}
 	return p
 }
 
-func (p *Plan) step(i int, c blob.Chunk, last Step) Step {
+func (p *Plan) planStep(i int, c blob.Chunk, last Step) Step {
 	if p.Index.IsZero(i) {
 		return Step{Kind: Zero}
 	}
-	if p.continues(c, last) {
+	if p.continuesRun(c, last) {
 		return Step{Local, last.Seed, last.From + 1}
 	}
 	for n := range p.Seeds {
-		if from := p.find(n, c); from >= 0 {
+		if from := p.findInSeed(n, c); from >= 0 {
 			return Step{Local, uint16(n), uint32(from)}
 		}
 	}
@@ -81,68 +81,69 @@ func (p *Plan) step(i int, c blob.Chunk, last Step) Step {
 	return Step{Kind: Fetch}
 }
 
-// continues says whether c follows in the seed that the chunk before came from: a run is read at once.
-func (p *Plan) continues(c blob.Chunk, last Step) bool {
+// continuesRun reports whether c follows the chunk before it in the same seed. Such a run is one read.
+func (p *Plan) continuesRun(c blob.Chunk, last Step) bool {
 	if last.Kind != Local {
 		return false
 	}
 	x, next := p.Seeds[last.Seed].Index, int(last.From)+1
-	return next < x.Len() && same(x.At(next), c)
+	return next < x.Len() && sameChunk(x.At(next), c)
 }
 
-func (p *Plan) find(seed int, c blob.Chunk) int {
+func (p *Plan) findInSeed(seed int, c blob.Chunk) int {
 	from := p.tables[seed].Find(c.Digest)
-	if from >= 0 && same(p.Seeds[seed].Index.At(from), c) {
+	if from >= 0 && sameChunk(p.Seeds[seed].Index.At(from), c) {
 		return from
 	}
 	return -1
 }
 
-func same(a, b blob.Chunk) bool { return a.Digest == b.Digest && a.Size == b.Size }
+func sameChunk(a, b blob.Chunk) bool { return a.Digest == b.Digest && a.Size == b.Size }
 
-// At is the step for chunk i.
+// At returns the step of chunk i.
 func (p *Plan) At(i int) Step { return p.steps[i] }
 
-// First is the number of the first chunk of the image that equals chunk i; i itself, if none comes earlier.
+// First returns the number of the first chunk of the image that equals chunk i, which is i if no
+// earlier one does.
 func (p *Plan) First(i int) int {
 	c := p.Index.At(i)
-	if first := p.wanted.Find(c.Digest); same(p.Index.At(first), c) {
+	if first := p.wanted.Find(c.Digest); sameChunk(p.Index.At(first), c) {
 		return first
 	}
-	return i // the index lies about one of them: no bytes have one digest and two sizes
+	return i // the index is wrong about one of them: equal bytes have one size
 }
 
-// Place is where in a seed a chunk may be.
+// Place is the presumed place of a chunk in a seed.
 type Place struct {
 	Seed   int
 	Offset int64
 }
 
-// Place is where the Local step s reads.
+// Place returns the place of the Local step s.
 func (p *Plan) Place(s Step) Place {
 	return Place{int(s.Seed), p.Seeds[s.Seed].Index.At(int(s.From)).Offset}
 }
 
-// Places are all the seeds' places for chunk i, one a seed, in the seeds' order.
+// Places returns the place of chunk i in each seed that lists it, in the order of the seeds.
 func (p *Plan) Places(i int) []Place {
 	c := p.Index.At(i)
 	var places []Place
 	for n := range p.Seeds {
-		if from := p.find(n, c); from >= 0 {
+		if from := p.findInSeed(n, c); from >= 0 {
 			places = append(places, Place{n, p.Seeds[n].Index.At(from).Offset})
 		}
 	}
 	return places
 }
 
-// Totals are the image bytes by where they come from.
+// Totals are the image's bytes by source.
 type Totals struct {
 	Fetch, Zero, Copy int64
 	Seeds             []int64 // by number of the seed
 	Fetches           int     // chunks to fetch
 }
 
-// Totals sums the plan up.
+// Totals returns the totals of the plan.
 func (p *Plan) Totals() Totals {
 	t := Totals{Seeds: make([]int64, len(p.Seeds))}
 	for i, c := range p.Index.All() {

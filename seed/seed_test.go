@@ -10,7 +10,8 @@ import (
 
 var params = blob.Params{Min: 10, Avg: 100, Max: 1000}
 
-// index is an image of chunks named by letters; the chunk "a" is 97 bytes long, "0" a largest chunk of zeros.
+// index returns an index whose chunks are named by letters. The chunk "a" is 97 bytes long. "0" is a
+// chunk of zeros of the maximum size.
 func index(t *testing.T, chunks string) *blob.Index {
 	t.Helper()
 	b, err := blob.NewBuilder(blob.SHA256, params)
@@ -85,7 +86,7 @@ func TestTotals(t *testing.T) {
 	}
 }
 
-// TestTwoSizes: chunks of different sizes are never taken for each other, whatever their digests say.
+// TestTwoSizes: chunks of different sizes are never equal, even with the same digest.
 func TestTwoSizes(t *testing.T) {
 	b, _ := blob.NewBuilder(blob.SHA256, params)
 	b.Add(5, blob.Digest{'a'})
@@ -96,7 +97,7 @@ func TestTwoSizes(t *testing.T) {
 	}
 }
 
-// TestLyingSize: a seed's index may give a digest another size; it is not used then.
+// TestLyingSize: a seed whose index gives a digest another size is not used.
 func TestLyingSize(t *testing.T) {
 	b, _ := blob.NewBuilder(blob.SHA256, params)
 	b.Add(5, blob.Digest{'a'})
