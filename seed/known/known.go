@@ -1,6 +1,7 @@
-// Package known remembers, in a directory, what was learnt of devices: the index of what a device holds, so
-// that it need not be scanned again, and work on it that was begun and not finished. All of it is a hint:
-// chunks are hashed anyway when they are used. It knows nothing of how devices are found or read.
+// Package known records in a directory what is known of devices. The index of a device's content makes
+// another scan unnecessary. A record of unfinished work shows an interrupted job. All records are
+// hints, since chunks are hashed when they are used. The package does not know how devices are found or
+// read.
 package known
 
 import (
@@ -21,18 +22,18 @@ import (
 	"cairn/internal/atomicfile"
 )
 
-// Dir is the directory. It need not exist before something is remembered. Several processes may use it.
+// Dir is the path of the directory. It is created with the first record. Several processes may use it.
 type Dir string
 
-// Content says what a device held when it was looked at. A device with other content is looked at anew.
+// Content identifies the content of a device. A device with other content must be scanned again.
 type Content struct {
 	Size       int64  // bytes
-	Filesystem string // what tells one file system's content from another's, or ""
+	Filesystem string // identifies the content of a file system; "" if unknown
 	Algorithm  blob.Algorithm
 	Params     blob.Params
 }
 
-// Work is putting an image onto a device.
+// Work is the assembly of an image onto a device.
 type Work struct {
 	Index  string      `json:"index"`        // as the user named it
 	Digest blob.Digest `json:"index_digest"` // of the index
@@ -40,24 +41,26 @@ type Work struct {
 	Begun  time.Time   `json:"begun"`
 }
 
-// most is how many devices are remembered; those of the longest ago are forgotten.
-const most = 64
+// maxDevices limits the recorded devices. The oldest records are evicted.
+const maxDevices = 64
 
 const (
 	indexSuffix = ".caibx"
 	workSuffix  = ".unfinished"
 )
 
-// key is a short name for a text of any length.
-func key(text string) string { return fmt.Sprintf("%x", sha256.Sum256([]byte(text)))[:32] }
+// hashName returns a short name for a text of any length.
+func hashName(text string) string { return fmt.Sprintf("%x", sha256.Sum256([]byte(text)))[:32] }
 
 func (d Dir) indexPath(device string, c Content) string {
-	return filepath.Join(string(d), key(device)+"-"+key(fmt.Sprintf("%+v", c))+indexSuffix)
+	return filepath.Join(string(d), hashName(device)+"-"+hashName(fmt.Sprintf("%+v", c))+indexSuffix)
 }
 
-func (d Dir) workPath(device string) string { return filepath.Join(string(d), key(device)+workSuffix) }
+func (d Dir) workPath(device string) string {
+	return filepath.Join(string(d), hashName(device)+workSuffix)
+}
 
-// Recall is the index of what the device held when it had this content; nil if none is remembered.
+// Recall returns the recorded index of the device with this content, or nil.
 func (d Dir) Recall(device string, c Content) *blob.Index {
 	f, err := os.ReadFile(d.indexPath(device, c))
 	if err != nil {
@@ -70,47 +73,47 @@ func (d Dir) Recall(device string, c Content) *blob.Index {
 	return x
 }
 
-// Remember keeps the index of what a device holds, in place of what was remembered of it.
+// Remember records the index of a device's content. It replaces earlier records of the device.
 func (d Dir) Remember(device string, c Content, x *blob.Index) error {
-	if err := d.forget(device); err != nil {
+	if err := d.forgetIndex(device); err != nil {
 		return err
 	}
-	if err := d.write(d.indexPath(device, c), x.Encode()); err != nil {
+	if err := d.writeFile(d.indexPath(device, c), x.Encode()); err != nil {
 		return err
 	}
-	return d.prune()
+	return d.evictOldest()
 }
 
-func (d Dir) write(path string, data []byte) error {
+func (d Dir) writeFile(path string, data []byte) error {
 	if err := os.MkdirAll(string(d), 0o700); err != nil {
 		return err
 	}
 	return atomicfile.Write(path, data, 0o600)
 }
 
-// forget removes the index of what the device held.
-func (d Dir) forget(device string) error {
-	paths, err := filepath.Glob(filepath.Join(escape(string(d)), key(device)+"-*"+indexSuffix))
+// forgetIndex removes the recorded index of a device.
+func (d Dir) forgetIndex(device string) error {
+	paths, err := filepath.Glob(filepath.Join(escapePattern(string(d)), hashName(device)+"-*"+indexSuffix))
 	for _, path := range paths {
-		err = errors.Join(err, absentIsFine(os.Remove(path)))
+		err = errors.Join(err, ignoreAbsent(os.Remove(path)))
 	}
 	return err
 }
 
-// escape makes a path mean itself in a pattern.
-func escape(path string) string {
+// escapePattern returns a pattern that matches only path.
+func escapePattern(path string) string {
 	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`).Replace(path)
 }
 
-func absentIsFine(err error) error {
+func ignoreAbsent(err error) error {
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	return err
 }
 
-// prune forgets the devices of the longest ago.
-func (d Dir) prune() error {
+// evictOldest removes the oldest records beyond maxDevices.
+func (d Dir) evictOldest() error {
 	entries, err := os.ReadDir(string(d))
 	if err != nil {
 		return err
@@ -128,25 +131,25 @@ func (d Dir) prune() error {
 	slices.SortFunc(found, func(a, b aged) int {
 		return cmp.Or(b.time.Compare(a.time), strings.Compare(a.name, b.name))
 	})
-	for _, old := range found[min(most, len(found)):] {
-		err = errors.Join(err, absentIsFine(os.Remove(filepath.Join(string(d), old.name))))
+	for _, old := range found[min(maxDevices, len(found)):] {
+		err = errors.Join(err, ignoreAbsent(os.Remove(filepath.Join(string(d), old.name))))
 	}
 	return err
 }
 
-// Begin notes that work on a device begins, durably, and forgets what it held.
+// Begin records durably that work on a device begins, and removes its recorded index.
 func (d Dir) Begin(device string, w Work) error {
 	text, err := json.Marshal(w)
 	if err != nil {
 		return err
 	}
-	if err := d.write(d.workPath(device), text); err != nil {
+	if err := d.writeFile(d.workPath(device), text); err != nil {
 		return err
 	}
-	return d.forget(device)
+	return d.forgetIndex(device)
 }
 
-// Unfinished is the work on a device that was begun and not finished; nil if there is none.
+// Unfinished returns the work on a device that began and did not finish, or nil.
 func (d Dir) Unfinished(device string) *Work {
 	text, err := os.ReadFile(d.workPath(device))
 	if err != nil {
@@ -159,5 +162,5 @@ func (d Dir) Unfinished(device string) *Work {
 	return &w
 }
 
-// Finish notes that the work on a device is finished.
-func (d Dir) Finish(device string) error { return absentIsFine(os.Remove(d.workPath(device))) }
+// Finish records that the work on a device has finished.
+func (d Dir) Finish(device string) error { return ignoreAbsent(os.Remove(d.workPath(device))) }

@@ -56,7 +56,7 @@ func TestRecall(t *testing.T) {
 	}
 }
 
-// TestRecallDistrusts: a damaged file, or one that does not fit, is as good as none.
+// TestRecallDistrusts: a damaged or unsuitable file counts as none.
 func TestRecallDistrusts(t *testing.T) {
 	d := Dir(t.TempDir())
 	for name, file := range map[string][]byte{"empty": nil, "garbage": []byte("garbage"), "cut": index(t, 700).Encode()[:100]} {
@@ -77,7 +77,7 @@ func TestRecallDistrusts(t *testing.T) {
 
 func TestPrune(t *testing.T) {
 	d := Dir(t.TempDir())
-	for i := range most + 5 {
+	for i := range maxDevices + 5 {
 		device := fmt.Sprint(i)
 		mustRemember(t, d, device, content, index(t, 700))
 		when := time.Now().Add(time.Duration(i-1000) * time.Minute)
@@ -87,8 +87,8 @@ func TestPrune(t *testing.T) {
 	}
 	mustRemember(t, d, "last", content, index(t, 700))
 	files, err := os.ReadDir(string(d))
-	if err != nil || len(files) != most {
-		t.Errorf("%d files, %v, want %d", len(files), err, most)
+	if err != nil || len(files) != maxDevices {
+		t.Errorf("%d files, %v, want %d", len(files), err, maxDevices)
 	}
 	if d.Recall("0", content) != nil || d.Recall("last", content) == nil {
 		t.Error("the oldest is not the one that was forgotten")
