@@ -21,14 +21,15 @@ import (
 	"cairn/testimages"
 )
 
-// reference is casync's algorithm as docs/format.md tells it, byte by byte: the ends of the chunks.
+// reference returns the ends of the chunks by casync's algorithm, byte by byte, as docs/format.md
+// describes it.
 func reference(image []byte, p Params) []int64 {
 	var ends []int64
 	d := p.discriminator()
 	for start := 0; start < len(image); {
 		n := len(image) - start
 		length := min(n, int(p.Max))
-		if first := int(p.first()); !p.fixed() && length >= first {
+		if first := int(p.firstCut()); !p.isFixed() && length >= first {
 			length = firstHit(image[start:start+length], first, d)
 		}
 		start += length
@@ -37,7 +38,7 @@ func reference(image []byte, p Params) []int64 {
 	return ends
 }
 
-// firstHit is the first length from least on that ends in a candidate, or all of p.
+// firstHit returns the least length from least on that ends at a candidate, or the length of p.
 func firstHit(p []byte, least int, d uint32) int {
 	h := hashWindow(p[least-window:])
 	for l := least; ; l++ {
@@ -51,7 +52,7 @@ func firstHit(p []byte, least int, d uint32) int {
 // testSegment is small, so that small images have many segments.
 const testSegment = 256 << 10
 
-// ends collects the cuts that split makes, and checks what it promises of batches.
+// ends returns the ends of the chunks that splitSegments makes. It checks the contract of batches.
 func ends(t testing.TB, src *Source, image []byte, p Params, workers int) []int64 {
 	t.Helper()
 	var got []int64
@@ -85,7 +86,7 @@ func ends(t testing.TB, src *Source, image []byte, p Params, workers int) []int6
 			return nil
 		},
 	}
-	size, err := split(t.Context(), src, p, workers, testSegment, stages)
+	size, err := splitSegments(t.Context(), src, p, workers, testSegment, stages)
 	if err != nil || size != int64(len(image)) {
 		t.Fatalf("Split = %d, %v, want %d, nil", size, err, len(image))
 	}
@@ -168,17 +169,17 @@ func TestParseParams(t *testing.T) {
 	}
 }
 
-// TestQuickTest: it lets all candidates through, and as few others as it says.
+// TestQuickTest: the quick test passes all candidates, and as few other hashes as its comment says.
 func TestQuickTest(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 2))
 	for _, d := range []uint32{1, 2, 3, 48, 191, 3075, 49535, 65536, 3 << 10, 255 << 8, 257 << 8, 99777, 886711, 1 << 25} {
-		f := &Finder{divisor: d, test: quickTest(d)}
+		f := &finder{divisor: d, test: quickTest(d)}
 		wrong := 0
 		check := func(h uint32) {
-			if f.hit(h) && !f.test.Pass(h) {
+			if f.isCandidate(h) && !f.test.Pass(h) {
 				t.Errorf("divisor %d: %#x is a candidate and does not pass", d, h)
 			}
-			if !f.hit(h) && f.test.Pass(h) {
+			if !f.isCandidate(h) && f.test.Pass(h) {
 				wrong++
 			}
 		}
@@ -199,7 +200,7 @@ func TestQuickTest(t *testing.T) {
 	}
 }
 
-// images are contents that have gone wrong somewhere before: runs, zeros at all places, short ones.
+// images returns contents that failed before: runs, zeros in all places, and short images.
 func images() map[string][]byte {
 	s := random(1, 3<<20)
 	sparse := make([]byte, 7<<20)
@@ -243,7 +244,7 @@ func TestSplitIsCasyncs(t *testing.T) {
 	}
 }
 
-// sparseBytes takes every aligned 4 KiB of zeros for a hole, as a file system would.
+// sparseBytes treats every aligned 4 KiB of zeros as a hole, as a file system may.
 type sparseBytes struct {
 	io.ReaderAt
 	data []byte
@@ -261,7 +262,7 @@ func (s sparseBytes) NextData(off int64) (start, end int64, err error) {
 	return start, min(end, size), nil
 }
 
-// TestCutAtMin: a boundary at exactly the minimum size counts, which other tools have got wrong.
+// TestCutAtMin: a candidate at exactly the minimum size counts. Other tools have got this wrong.
 func TestCutAtMin(t *testing.T) {
 	p := Params{16 << 10, 64 << 10, 256 << 10}
 	s := testimages.SHA256Stream(200_000)
@@ -272,14 +273,14 @@ func TestCutAtMin(t *testing.T) {
 	}
 }
 
-// TestZeroCandidates: with sizes for which zeros are candidates, runs of zeros are cut at every minimum.
+// TestZeroCandidates: if the sizes make zeros candidates, runs of zeros are cut at every minimum.
 func TestZeroCandidates(t *testing.T) {
 	d := int64(window)
-	for (int64(zeroHash)+1)%d != 0 { // so that zeros hit
+	for (int64(zeroHash)+1)%d != 0 { // until zeros are candidates
 		d++
 	}
 	p := Params{d, d, 4 * d} // casync does not let the divisor be below the minimum
-	if f := newFinder(p); !f.zeros || int64(f.divisor) != d {
+	if f := newFinder(p); !f.zeroCandidates || int64(f.divisor) != d {
 		t.Fatalf("divisor %d: zeros are no candidates with %v", f.divisor, p)
 	}
 	image := make([]byte, 3<<20)
@@ -290,7 +291,7 @@ func TestZeroCandidates(t *testing.T) {
 	}
 }
 
-// TestHugeHole: a hole costs neither reads nor time for its size.
+// TestHugeHole: a hole costs no reads, and little time for its size.
 func TestHugeHole(t *testing.T) {
 	const size = 1 << 40
 	var zeros, data int64
@@ -329,7 +330,7 @@ func TestSplitFails(t *testing.T) {
 		}
 	})
 	t.Run("broken stream", func(t *testing.T) {
-		for _, broken := range []error{broken, io.ErrUnexpectedEOF} { // a packed stream that was cut off ends with that
+		for _, broken := range []error{broken, io.ErrUnexpectedEOF} { // a truncated compressed stream ends with this
 			err := do(t.Context(), FromReader(io.MultiReader(bytes.NewReader(image), iotest.ErrReader(broken))), Stages{})
 			if !errors.Is(err, broken) {
 				t.Errorf("err = %v, want %v", err, broken)
@@ -382,7 +383,7 @@ func FuzzSplit(f *testing.F) {
 	})
 }
 
-// lumpy is random content with runs and zeros in it.
+// lumpy returns random bytes with runs and zeros.
 func lumpy(seed uint64, n int) []byte {
 	rng := rand.New(rand.NewPCG(seed, 7))
 	p := random(seed, n)
@@ -405,7 +406,7 @@ func BenchmarkFind(b *testing.B) {
 	b.SetBytes(SegmentSize)
 	for b.Loop() {
 		set = set.reset(len(buf))
-		f.find(set, buf, 0)
+		f.findCandidates(set, buf, 0)
 	}
 }
 

@@ -10,7 +10,7 @@ import (
 	"cairn/chunker"
 )
 
-// Cuts depend on the content. Bytes that are inserted change the chunks around them, and no others.
+// Cuts depend on the content. Inserted bytes change only the chunks around them.
 func Example() {
 	random := rand.NewChaCha8([32]byte{1})
 	before := make([]byte, 4<<20)

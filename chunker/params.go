@@ -1,8 +1,8 @@
-// Package chunker says where to cut an image into chunks, exactly as casync does: a cut depends on a
-// rolling hash of the 48 bytes before it and on the minimum and maximum chunk size, so that equal content
-// gives equal chunks wherever it lies. Candidates for cuts are found in any order (Finder), cuts are then
-// selected in one light pass; so serial and parallel cutting agree for any number of workers and any size
-// of reads. The package knows nothing of digests, indexes or stores.
+// Package chunker cuts images into chunks, exactly as casync does. A cut depends on a rolling hash of
+// the 48 bytes before it, and on the minimum and maximum chunk size. So equal content gives equal
+// chunks at any offset. Workers find the candidates for cuts in any order, and one light pass selects
+// the cuts among them. The cuts do not depend on the number of workers or the sizes of reads. The
+// package knows nothing of digests, indexes or stores.
 package chunker
 
 import (
@@ -12,11 +12,11 @@ import (
 	"strings"
 )
 
-// Params are the chunk sizes in bytes. A cut falls at the first candidate at or behind Min, else at Max;
-// only the last chunk may be smaller. Min = Avg = Max cuts at fixed size.
+// Params are the chunk sizes in bytes. A chunk ends at its first candidate at or behind Min, or else at
+// Max. Only the last chunk may be smaller than Min. Min = Avg = Max cuts at fixed size.
 type Params struct{ Min, Avg, Max int64 }
 
-// Default is casync's choice for images.
+// Default is casync's default for images.
 var Default = Params{16 << 10, 64 << 10, 256 << 10}
 
 const (
@@ -24,8 +24,8 @@ const (
 	maxSize = 128 << 20 // casync's limit for a chunk
 )
 
-// Validate says why images cannot be cut with p, if they cannot. It is stricter than what an index may
-// hold: sizes whose cuts are not the same on every machine are refused.
+// Validate returns an error if images cannot be cut with p. It is stricter than the index format: it
+// refuses sizes whose cuts depend on the machine.
 func (p Params) Validate() error {
 	switch {
 	case p.Min < 1 || p.Avg < p.Min || p.Max < p.Avg:
@@ -34,30 +34,31 @@ func (p Params) Validate() error {
 		return fmt.Errorf("chunk sizes %v: the maximum is over %d MiB", p, maxSize>>20)
 	case p.Max < window:
 		return fmt.Errorf("chunk sizes %v: the maximum is under %d bytes", p, window)
-	case p.Avg > maxAvg && !p.fixed():
-		return fmt.Errorf("chunk sizes %v: an average over %d MiB does not cut alike on all machines", p, maxAvg>>20)
+	case p.Avg > maxAvg && !p.isFixed():
+		return fmt.Errorf("chunk sizes %v: with an average over %d MiB the cuts depend on the machine", p, maxAvg>>20)
 	}
 	return nil
 }
 
-// String is MIN:AVG:MAX in bytes.
+// String returns the sizes as MIN:AVG:MAX in bytes.
 func (p Params) String() string { return fmt.Sprintf("%d:%d:%d", p.Min, p.Avg, p.Max) }
 
-func (p Params) fixed() bool { return p.Min == p.Avg && p.Avg == p.Max }
+func (p Params) isFixed() bool { return p.Min == p.Avg && p.Avg == p.Max }
 
-// first is the length of the shortest chunk a candidate may end: the window lies inside its chunk.
-func (p Params) first() int64 { return max(p.Min, window) }
+// firstCut returns the length of the shortest chunk that can end at a candidate. The window lies inside
+// its chunk.
+func (p Params) firstCut() int64 { return max(p.Min, window) }
 
-// discriminator is casync's d: a hash h is a candidate when h mod d = d-1. The fit is casync's; the
-// conversion keeps the product from being fused into the sum, which would round otherwise on some machines.
+// discriminator returns casync's d: a hash h is a candidate if h mod d = d-1. The fit is casync's. The
+// conversion prevents a fused multiply-add, which rounds differently on some machines.
 func (p Params) discriminator() uint32 {
 	avg := float64(p.Avg)
 	d := int64(avg / (float64(-1.42888852e-7*avg) + 1.33237515))
 	return uint32(min(max(d, p.Min), p.Max))
 }
 
-// ParseParams reads MIN:AVG:MAX, or AVG alone, which gives AVG/4:AVG:AVG*4. A number without a suffix
-// is in KiB; K, M (with or without "iB") and B (bytes) say otherwise.
+// ParseParams parses MIN:AVG:MAX, or AVG alone, which means AVG/4:AVG:AVG*4. A number without a suffix
+// is in KiB. The suffixes are K and M (with or without "iB") and B (bytes).
 func ParseParams(text string) (Params, error) {
 	var sizes []int64
 	for part := range strings.SplitSeq(text, ":") {
@@ -83,7 +84,7 @@ func ParseParams(text string) (Params, error) {
 	return p, err
 }
 
-// inBytes is what was meant, if the numbers are bytes, as casync has them.
+// inBytes returns a hint for sizes in bytes, as casync has them, or "".
 func inBytes(sizes []int64) string {
 	var bytes, short []string
 	for _, size := range sizes {

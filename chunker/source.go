@@ -6,36 +6,36 @@ import (
 	"io"
 )
 
-// Source is an image to be cut, handed out to workers in consecutive segments. FromReaderAt and
-// FromReader make one. A Source is used once.
+// Source is an image to cut, read in consecutive segments. FromReaderAt and FromReader return one. A
+// Source is used once.
 type Source struct {
 	next   int64 // offset of the next segment
 	done   bool
-	stream io.Reader    // or
-	at     io.ReaderAt  // with
-	size   int64        // bytes, and
-	sparse Sparse       // when at knows its holes
-	before [window]byte // the last bytes of the stream so far
+	stream io.Reader    // nil if at is set
+	at     io.ReaderAt  // nil if stream is set
+	size   int64        // of at, in bytes; -1 for a stream
+	sparse Sparse       // at, if it knows its holes; else nil
+	before [window]byte // the last bytes that were read from the stream
 }
 
-// Sparse is an image that knows where it has holes.
+// Sparse is an image with known holes.
 type Sparse interface {
-	// NextData is the first run of data [start, end) at or behind off. Bytes outside of runs read as
-	// zero. When only a hole is left, start = end = the image's size.
+	// NextData returns the first run of data [start, end) at or behind off. Bytes outside of runs read
+	// as zeros. If only a hole is left, start = end = the image's size.
 	NextData(off int64) (start, end int64, err error)
 }
 
-// FromReaderAt is the image in the first size bytes of r, read by all workers at once. Holes are not
-// read when r is Sparse. Fewer than size bytes are an error.
+// FromReaderAt returns the image in the first size bytes of r. All workers read concurrently. If r is
+// Sparse, its holes are not read. Fewer than size bytes are an error.
 func FromReaderAt(r io.ReaderAt, size int64) *Source {
 	sparse, _ := r.(Sparse)
 	return &Source{at: r, size: size, sparse: sparse}
 }
 
-// FromReader is the image in all of r, read in order.
+// FromReader returns the image in all of r, which is read in order.
 func FromReader(r io.Reader) *Source { return &Source{stream: r, size: -1} }
 
-// segment is a run of the image for one worker.
+// segment is a run of image bytes for one worker.
 type segment struct {
 	offset int64
 	size   int64 // bytes
@@ -45,14 +45,14 @@ type segment struct {
 }
 
 const (
-	minHole    = 1 << 20 // bytes; smaller holes are read like data, to keep segments large
-	holeChunks = 1 << 14 // largest chunks; larger holes are several segments, to bound what a worker hands on
+	minHole       = 1 << 20 // bytes; smaller holes are read like data, to keep segments large
+	maxHoleChunks = 1 << 14 // chunks of the maximum size; larger holes are several segments, to bound the chunks of a batch
 )
 
-// take hands out the next segment of at most len(data) bytes, or a hole of at most maxHole; no holes are
-// looked for when that is 0. One caller at a
-// time: a stream is read here, and the window before the segment put into before; the rest is left to fill.
-func (s *Source) take(before, data []byte, maxHole int64) (segment, bool, error) {
+// nextSegment returns the next segment of at most len(data) bytes, or a hole of at most maxHole bytes.
+// It looks for no holes if maxHole is 0. A segment of a stream is read into data, and the window before
+// it into before; readSegment reads the others. It must not be called concurrently.
+func (s *Source) nextSegment(before, data []byte, maxHole int64) (segment, bool, error) {
 	if s.done {
 		return segment{}, false, nil
 	}
@@ -61,7 +61,7 @@ func (s *Source) take(before, data []byte, maxHole int64) (segment, bool, error)
 	if s.stream != nil {
 		err = s.readStream(&seg, before, data)
 	} else {
-		err = s.plan(&seg, int64(len(data)), maxHole)
+		err = s.planSegment(&seg, int64(len(data)), maxHole)
 	}
 	s.next += seg.size
 	s.done = seg.last || err != nil
@@ -82,8 +82,8 @@ func (s *Source) readStream(seg *segment, before, data []byte) error {
 	return nil
 }
 
-// fillUp reads until data is full or the stream has ended. io.ReadFull does not tell that from a stream that says of
-// itself that it was cut off.
+// fillUp reads until data is full or the stream ends. Unlike io.ReadFull, it returns an
+// io.ErrUnexpectedEOF of the stream itself as an error.
 func fillUp(r io.Reader, data []byte) (n int, ended bool, err error) {
 	for n < len(data) {
 		k, err := r.Read(data[n:])
@@ -98,8 +98,8 @@ func fillUp(r io.Reader, data []byte) (n int, ended bool, err error) {
 	return n, false, nil
 }
 
-// plan chooses a segment: the rest of a hole, or data up to the next large hole.
-func (s *Source) plan(seg *segment, most, maxHole int64) error {
+// planSegment chooses the range of a segment: the rest of a hole, or data up to the next large hole.
+func (s *Source) planSegment(seg *segment, most, maxHole int64) error {
 	rest := s.size - seg.offset
 	seg.size = min(rest, most)
 	if s.sparse != nil && maxHole > 0 && rest > 0 {
@@ -118,8 +118,8 @@ func (s *Source) plan(seg *segment, most, maxHole int64) error {
 	return nil
 }
 
-// fill reads a segment that take left unread, and the window before it.
-func (s *Source) fill(seg segment, before, data []byte) error {
+// readSegment reads a segment that nextSegment left unread, and the window before it.
+func (s *Source) readSegment(seg segment, before, data []byte) error {
 	if seg.read {
 		return nil
 	}
@@ -135,7 +135,7 @@ func (s *Source) fill(seg segment, before, data []byte) error {
 
 func (s *Source) readBefore(seg segment, before []byte) error {
 	if seg.offset < window {
-		return nil // only the first segment, where no window is whole
+		return nil // only the first segment, which has no whole window before it
 	}
 	return s.readAt(before, seg.offset-window)
 }
