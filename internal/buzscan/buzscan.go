@@ -1,6 +1,6 @@
-// Package buzscan narrows down where a rolling hash over 48 bytes may pass a test: a vector kernel looks at 16 places
-// of a text at once, many times faster than a loop could, and what it points at is for the caller to look at closely.
-// It knows nothing of chunks, nor what the test is for.
+// Package buzscan finds the places where a rolling hash over 48 bytes may pass a test. A vector kernel
+// tests 16 places of a text at once, many times faster than a loop. The caller tests the reported
+// ranges again. The package knows nothing of chunks or of the purpose of the test.
 package buzscan
 
 import (
@@ -13,26 +13,27 @@ import (
 
 //go:generate go -C ../lanes/gen run ./buzscan -out ../../buzscan/scan_amd64.s -stubs ../../buzscan/scan_amd64.go -pkg buzscan
 
-// Window is how many bytes the hash is over. With a table of values v it is the exclusive or of v[byte] for these
-// bytes, rotated to the left as often as bytes follow in the window.
+// Window is the length of the hashed window in bytes. The hash is the exclusive or of v[byte] over
+// these bytes, where v is a table. Each value is rotated left by the number of bytes that follow in the
+// window.
 const Window = 48
 
-// Test is on a hash h: (h+1)*Factor, modulo 2^32, is at most Limit.
+// Test is a test of a hash h: (h+1)*Factor, modulo 2^32, must be at most Limit.
 type Test struct{ Factor, Limit uint32 }
 
-// Pass does the test.
+// Pass reports whether h passes the test.
 func (t Test) Pass(h uint32) bool { return (h+1)*t.Factor <= t.Limit }
 
-// Scanner knows a hash and a test. It does not change, and may be shared.
+// Scanner scans for a hash and a test. It is immutable, so goroutines may share it.
 type Scanner struct {
 	test   Test
-	planes [1024]byte // the table: the lowest byte of all its values, and so on
+	planes [1024]byte // the table by byte: the lowest bytes of all values, then the next ones
 	fast   bool
 }
 
-// New is a scanner for the hash with this table.
+// New returns a scanner for the hash with this table.
 func New(table *[256]uint32, test Test) *Scanner {
-	s := &Scanner{test: test, fast: usable(simd.Allowed())}
+	s := &Scanner{test: test, fast: hasKernel(simd.Allowed())}
 	for i, v := range table {
 		for k := range 4 {
 			s.planes[256*k+i] = byte(v >> (8 * k))
@@ -41,60 +42,62 @@ func New(table *[256]uint32, test Test) *Scanner {
 	return s
 }
 
-// Active says which kernel this process uses, for people to read.
+// Active returns the name of the kernel that this process uses, for messages.
 func Active() string {
-	if usable(simd.Allowed()) {
+	if hasKernel(simd.Allowed()) {
 		return "avx512vbmi"
 	}
 	return "plain"
 }
 
-// usable: a table of 256 values must be in registers, which takes VBMI; AVX2 would be no faster than the plain loop.
-func usable(level simd.Level) bool { return level == simd.AVX512 && cpu.X86.HasAVX512VBMI }
+// hasKernel reports whether the kernel runs at a level. The kernel needs a table of 256 values in
+// registers, which takes VBMI. AVX2 would not be faster than the plain loop.
+func hasKernel(level simd.Level) bool { return level == simd.AVX512 && cpu.X86.HasAVX512VBMI }
 
 const (
-	lanes = 16
-	turn  = 16 // bytes of each lane in a turn of the kernel
-	// A lane's stretch of the text is short enough to lie in the nearer caches, and not a multiple of 4 KiB, or all
+	lanes    = 16
+	turnSize = 16 // bytes of each lane in a turn of the kernel
+	// A lane's stretch of the text fits into the nearer caches. It is not a multiple of 4 KiB, or all
 	// lanes would contend for the same few lines of the nearest one.
 	maxStretch = 16<<10 + 256
-	// minStretch is where what the kernel does before it starts begins to pay.
+	// For a shorter stretch the setup of the kernel costs more than it saves.
 	minStretch = 256
-	// With more hits than one in so many places, looking at all of the text is faster than at the hits.
-	sparse = 8
+	// With more than one hit in so many places, a visit of the whole text is faster than one for each
+	// hit.
+	maxHitShare = 8
 )
 
-// Narrow calls look for ranges text[lo:hi] that may overlap, but together hold the last byte of every window that
-// passes the test. The windows are those that end with text[Window] or behind it; the one before is left out.
-func (s *Scanner) Narrow(text []byte, look func(lo, hi int)) {
+// Narrow calls visit for ranges text[lo:hi], which may overlap. Together they contain the last byte of
+// every window that passes the test. Windows that end before text[Window] are ignored.
+func (s *Scanner) Narrow(text []byte, visit func(lo, hi int)) {
 	at := Window
 	for s.fast {
-		stretch := min((len(text)-at)/lanes/turn*turn, maxStretch)
+		stretch := min((len(text)-at)/lanes/turnSize*turnSize, maxStretch)
 		if stretch < minStretch {
 			break
 		}
-		s.region(text, at, stretch, look)
+		s.narrowRegion(text, at, stretch, visit)
 		at += lanes * stretch
 	}
 	if at < len(text) {
-		look(at, len(text))
+		visit(at, len(text))
 	}
 }
 
-// region narrows down text[at:] for a stretch of each lane.
-func (s *Scanner) region(text []byte, at, stretch int, look func(lo, hi int)) {
-	var room [maxStretch / turn]uint16
-	masks := room[:stretch/turn]
-	s.scan(text[at-Window:at+lanes*stretch], masks)
+// narrowRegion narrows text[at:] for one stretch of each lane.
+func (s *Scanner) narrowRegion(text []byte, at, stretch int, visit func(lo, hi int)) {
+	var room [maxStretch / turnSize]uint16
+	masks := room[:stretch/turnSize]
+	s.scanLanes(text[at-Window:at+lanes*stretch], masks)
 	hits := 0
 	for i, mask := range masks {
 		for ; mask != 0; mask &= mask - 1 {
-			if hits++; hits > lanes*len(masks)/sparse {
-				look(at, at+lanes*stretch)
+			if hits++; hits > lanes*len(masks)/maxHitShare {
+				visit(at, at+lanes*stretch)
 				return
 			}
-			lo := at + bits.TrailingZeros16(mask)*stretch + turn*i
-			look(lo, lo+turn)
+			lo := at + bits.TrailingZeros16(mask)*stretch + turnSize*i
+			visit(lo, lo+turnSize)
 		}
 	}
 }

@@ -26,17 +26,17 @@ func table(seed uint64) *[256]uint32 {
 	return &t
 }
 
-// scanners are the ways to scan that the CPU has.
+// scanners returns the scanners that this CPU can run, by name.
 func scanners(table *[256]uint32, test Test) map[string]*Scanner {
 	plain, fast := New(table, test), New(table, test)
 	plain.fast, fast.fast = false, true
-	if !usable(simd.Available()) {
+	if !hasKernel(simd.Available()) {
 		return map[string]*Scanner{"plain": plain}
 	}
 	return map[string]*Scanner{"plain": plain, "fast": fast}
 }
 
-// passing is the definition: the bytes in text[lo:hi] that end a window that passes.
+// passing returns the last bytes in text[lo:hi] of all windows that pass, by the definition.
 func passing(table *[256]uint32, test Test, text []byte, lo, hi int) (ends []int) {
 	var h uint32
 	for _, c := range text[lo-Window : lo] {
@@ -51,8 +51,8 @@ func passing(table *[256]uint32, test Test, text []byte, lo, hi int) (ends []int
 	return ends
 }
 
-// compare looks at what a scanner points at, and finds as much as in all of the text. It returns how many ranges
-// held nothing.
+// compare checks that the ranges of a scanner contain all hits of the text. It returns the number of
+// ranges without a hit.
 func compare(t *testing.T, s *Scanner, table *[256]uint32, text []byte) (empty int) {
 	t.Helper()
 	var want, got []int
@@ -67,12 +67,12 @@ func compare(t *testing.T, s *Scanner, table *[256]uint32, text []byte) (empty i
 	})
 	slices.Sort(got)
 	if got = slices.Compact(got); !slices.Equal(got, want) { // there may be too many for cmp.Diff
-		t.Errorf("%d hits in what was pointed at of %d bytes, want %d, as in all of it", len(got), len(text), len(want))
+		t.Errorf("%d hits in the ranges of %d bytes, want %d, as in the whole text", len(got), len(text), len(want))
 	}
 	return empty
 }
 
-// odd passes multiples of d.
+// odd returns a test for multiples of d.
 func odd(d uint32) Test {
 	inverse := d
 	for range 5 {
@@ -81,7 +81,7 @@ func odd(d uint32) Test {
 	return Test{inverse, ^uint32(0) / d}
 }
 
-// texts have gone wrong somewhere before, or are what images are made of.
+// texts returns texts that failed before, and contents as in images.
 func texts() map[string][]byte {
 	const size = lanes*maxStretch + 30_000
 	s := random(1, size)
@@ -121,7 +121,7 @@ func TestNarrowSizes(t *testing.T) {
 	text := random(2, 2*lanes*maxStretch)
 	hash, least := table(3), lanes*minStretch
 	var sizes []int
-	for _, around := range []int{Window, Window + turn, least + Window, 2*least + Window, lanes*maxStretch + Window} {
+	for _, around := range []int{Window, Window + turnSize, least + Window, 2*least + Window, lanes*maxStretch + Window} {
 		for n := -17; n <= 17; n += 2 {
 			sizes = append(sizes, around+n)
 		}
@@ -129,14 +129,14 @@ func TestNarrowSizes(t *testing.T) {
 	for path, s := range scanners(hash, odd(999)) {
 		t.Run(path, func(t *testing.T) {
 			for i, n := range append(sizes, len(text)) {
-				from := min(i%64, len(text)-n) // alignments
+				from := min(i%64, len(text)-n) // at all alignments
 				compare(t, s, hash, text[from:from+n])
 			}
 		})
 	}
 }
 
-// TestSharp: besides what is left at the end, only places with a hit are pointed at.
+// TestSharp: except for the rest at the end, every range has a hit.
 func TestSharp(t *testing.T) {
 	hash := table(4)
 	s := scanners(hash, odd(49535))["fast"]
@@ -148,15 +148,15 @@ func TestSharp(t *testing.T) {
 	}
 }
 
-// TestDense: with hits all over, a region is looked at once.
+// TestDense: with hits everywhere, a region is visited once.
 func TestDense(t *testing.T) {
 	hash := table(6)
 	for path, s := range scanners(hash, Test{0, 0}) {
 		looked := 0
 		const size = 4 << 20
 		s.Narrow(make([]byte, size), func(lo, hi int) { looked += hi - lo })
-		if looked > size+size/sparse {
-			t.Errorf("%s: looked at %d bytes of %d", path, looked, size)
+		if looked > size+size/maxHitShare {
+			t.Errorf("%s: visited %d bytes of %d", path, looked, size)
 		}
 	}
 }

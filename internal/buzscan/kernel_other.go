@@ -2,4 +2,4 @@
 
 package buzscan
 
-func (s *Scanner) scan([]byte, []uint16) { panic("buzscan: no kernel on this machine") }
+func (s *Scanner) scanLanes([]byte, []uint16) { panic("buzscan: no kernel on this machine") }
