@@ -1,5 +1,5 @@
-// Package simd says which vector instructions may be used here: those that the CPU and the system have, held back by
-// the variable CAIRN_SIMD. It knows nothing of what they are used for.
+// Package simd selects the vector instructions that may be used: those of the CPU and the system,
+// limited by the variable CAIRN_SIMD. It does not know their uses.
 package simd
 
 import (
@@ -9,30 +9,31 @@ import (
 	"golang.org/x/sys/cpu"
 )
 
-// Level is a set of instructions; each includes those before it.
+// Level is a set of instructions. Each level includes the lower ones.
 type Level int
 
 const (
 	Off    Level = iota // none
 	AVX2                // x86-64 with AVX2
-	AVX512              // and with AVX-512 F, BW, DQ and VL
+	AVX512              // additionally AVX-512 F, BW, DQ and VL
 )
 
 var names = [...]string{Off: "off", AVX2: "avx2", AVX512: "avx512"}
 
-// String is the level as CAIRN_SIMD spells it.
+// String returns the level as CAIRN_SIMD spells it.
 func (l Level) String() string { return names[l] }
 
-// Variable is the environment variable that holds the level back, for tests and to rule a fault out: off, avx2 or
-// avx512. It is read once in a process. It cannot raise the level over what the CPU has; any other value is ignored.
+// Variable is the environment variable that limits the level, for tests and to rule out a fault. Its
+// values are off, avx2 and avx512; others are ignored. It cannot raise the level above the CPU's. A
+// process reads it once.
 const Variable = "CAIRN_SIMD"
 
-// Allowed is the level of this process.
+// Allowed returns the level of this process.
 func Allowed() Level { return allowed() }
 
-var allowed = sync.OnceValue(func() Level { return limit(Available(), os.Getenv(Variable)) })
+var allowed = sync.OnceValue(func() Level { return limitLevel(Available(), os.Getenv(Variable)) })
 
-// Available is what the CPU has, whatever CAIRN_SIMD says.
+// Available returns the level of the CPU, without the limit of CAIRN_SIMD.
 func Available() Level {
 	x := &cpu.X86
 	switch {
@@ -44,7 +45,7 @@ func Available() Level {
 	return Off
 }
 
-func limit(have Level, setting string) Level {
+func limitLevel(have Level, setting string) Level {
 	for l, name := range names {
 		if name == setting {
 			return min(have, Level(l))

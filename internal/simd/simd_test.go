@@ -16,13 +16,13 @@ func TestLimit(t *testing.T) {
 		{AVX512, "", AVX512}, {AVX512, "avx512", AVX512}, {AVX512, "avx2", AVX2}, {AVX512, "off", Off},
 		{AVX2, "avx512", AVX2}, {Off, "avx2", Off}, {AVX2, "", AVX2}, {AVX2, "AVX2", AVX2}, {AVX512, "neon", AVX512},
 	} {
-		if got := limit(c.have, c.setting); got != c.want {
+		if got := limitLevel(c.have, c.setting); got != c.want {
 			t.Errorf("limit(%v, %q) = %v, want %v", c.have, c.setting, got, c.want)
 		}
 	}
 }
 
-// TestVariable runs itself with the variable set, since a process reads it once.
+// TestVariable runs itself in processes with the variable set, since a process reads it once.
 func TestVariable(t *testing.T) {
 	const want = "CAIRN_TEST_WANT"
 	if level, child := os.LookupEnv(want); child {
@@ -35,7 +35,7 @@ func TestVariable(t *testing.T) {
 		t.Run(setting, func(t *testing.T) {
 			t.Parallel()
 			c := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestVariable$")
-			level := limit(Available(), setting).String()
+			level := limitLevel(Available(), setting).String()
 			c.Env = append(os.Environ(), Variable+"="+setting, want+"="+level)
 			if out, err := c.CombinedOutput(); err != nil || !strings.Contains(string(out), "PASS") {
 				t.Errorf("%v\n%s", err, out)
