@@ -10,9 +10,9 @@ import (
 	"unsafe"
 )
 
-// TestHeap: the kernel has the advice for what is allocated next, and what it was asked with is not held.
+// TestHeap: the next allocations have the kernel's advice, and Heap keeps nothing allocated.
 func TestHeap(t *testing.T) {
-	if affordable(64<<20) == 0 {
+	if affordableBytes(64<<20) == 0 {
 		t.Skip("huge pages are not asked for here")
 	}
 	if _, err := os.Stat("/sys/kernel/mm/transparent_hugepage"); err != nil {
@@ -37,7 +37,7 @@ func TestHeap(t *testing.T) {
 	runtime.KeepAlive(pieces)
 }
 
-// flags are the VmFlags of the mapping that has an address, see proc_pid_smaps(5).
+// flags returns the VmFlags of the mapping with an address; see proc_pid_smaps(5).
 func flags(t *testing.T, address uintptr) []string {
 	t.Helper()
 	smaps, err := os.ReadFile("/proc/self/smaps")
