@@ -1,5 +1,5 @@
-// Package ioprio makes this process one that yields disk and processor to all others. It knows nothing of what
-// the process does.
+// Package ioprio makes this process yield the disk and the processor to all others. It does not know
+// the work of the process.
 package ioprio
 
 import (
@@ -11,15 +11,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Idle makes the process yield to all others: its reads and writes are served when nobody else wants the disk
-// (IOPRIO_CLASS_IDLE: ioprio_set(2), which not every I/O scheduler heeds), and it runs at nice 19. Threads and
-// processes that it starts later inherit both. There is no way back for an unprivileged process. It is an
-// errors.ErrUnsupported where there is no such thing; after an error some threads may yield.
+// Idle makes the process yield to all others. Its disk requests are served only when no other process
+// has any (IOPRIO_CLASS_IDLE of ioprio_set(2), which some I/O schedulers ignore), and it runs at nice 19.
+// Threads and processes that it starts later inherit both. An unprivileged process cannot undo this. On
+// a kernel without I/O priorities the error is an errors.ErrUnsupported. After an error some threads may
+// yield.
 func Idle() error {
 	done := map[int]bool{}
 	for {
 		before := len(done)
-		if err := idleTasks(done); err != nil {
+		if err := setTasksIdle(done); err != nil {
 			return fmt.Errorf("making the process idle: %w", err)
 		}
 		if len(done) == before {
@@ -28,9 +29,9 @@ func Idle() error {
 	}
 }
 
-// idleTasks is about the threads that are not in done, and adds them to it. Any of them may have started one
-// more meanwhile.
-func idleTasks(done map[int]bool) error {
+// setTasksIdle makes the threads that are not in done idle, and adds them to it. Any of them may start
+// another thread during the call.
+func setTasksIdle(done map[int]bool) error {
 	tasks, err := os.ReadDir("/proc/self/task")
 	if err != nil {
 		return err
@@ -43,7 +44,7 @@ func idleTasks(done map[int]bool) error {
 		if done[id] {
 			continue
 		}
-		if err := idle(id); err != nil && !errors.Is(err, unix.ESRCH) { // it has ended
+		if err := setIdle(id); err != nil && !errors.Is(err, unix.ESRCH) { // the thread has ended
 			return err
 		}
 		done[id] = true
@@ -51,8 +52,8 @@ func idleTasks(done map[int]bool) error {
 	return nil
 }
 
-// idle is about one thread: linux/ioprio.h.
-func idle(task int) error {
+// setIdle makes one thread idle. The constants are those of linux/ioprio.h.
+func setIdle(task int) error {
 	const (
 		whoProcess = 1
 		classIdle  = 3

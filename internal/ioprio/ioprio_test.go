@@ -11,7 +11,7 @@ import (
 	"cairn/internal/test/need"
 )
 
-// The test's own process becomes idle, which hurts nobody.
+// TestIdle makes the test's own process idle, which affects no other process.
 func TestIdle(t *testing.T) {
 	ionice := need.Tool(t, "ionice")
 	if err := Idle(); err != nil {
@@ -43,7 +43,7 @@ func TestIdle(t *testing.T) {
 	}
 }
 
-// checkTasks looks at all threads from outside.
+// checkTasks checks the priorities of all threads with other tools.
 func checkTasks(t *testing.T, ionice string) {
 	t.Helper()
 	tasks, err := os.ReadDir("/proc/self/task")
