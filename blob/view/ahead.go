@@ -7,46 +7,45 @@ import (
 )
 
 const (
-	firstAhead = 128 << 10 // bytes that are read ahead at first
-	leastPitch = 512 << 10 // and at most, on a link that holds little
-	maxAhead   = 4 << 20   // and on any
+	firstAhead    = 128 << 10 // bytes of a stream's first read-ahead
+	minAheadLimit = 512 << 10 // limit of the read-ahead in bytes on a link with a small product
+	maxAhead      = 4 << 20   // limit of the read-ahead in bytes on any link
 )
 
-// readAhead finds reads that follow each other, and says what to fetch before it is asked for. It is told of
-// the reads that miss something, and of the first read of each chunk that was fetched ahead: so it goes on before a
-// reader comes to the end of that.
+// readAhead detects sequential reads and plans their read-ahead. It sees each ReadAt, and each first read of prefetched
+// chunks, so the next read-ahead begins before the reader reaches the end of the last one.
 type readAhead struct {
 	index *blob.Index
-	most  int64 // bytes to read ahead, on any link
+	most  int64 // limit of the read-ahead in bytes, on any link
 
-	mu      sync.Mutex // guards what follows
+	mu      sync.Mutex // guards the fields below
 	streams [8]stream
-	oldest  int // where the next new stream goes
+	oldest  int // index of the stream that the next new one replaces
 }
 
-// stream is a run of reads, each of which begins where another ended, or in what that brought with it.
+// stream is a sequence of reads. Each read begins where an earlier one ended, or within the bytes read ahead of it.
 type stream struct {
-	last   int64 // where the furthest read begins
-	ahead  int64 // the end of the chunks that were fetched; 0 when there is no stream
+	last   int64 // offset of the furthest read
+	ahead  int64 // end of the read-ahead; 0 if the stream is unused
 	window int64 // bytes to read ahead; 0 before the second read
 }
 
-// next takes note of a read of n bytes at off, which is not empty, and returns from where to where to read
-// ahead, at most so far: nothing when from is not less than to.
-func (a *readAhead) next(off, n, most int64) (from, to int64) {
+// noteRead records a read of n > 0 bytes at off. It returns the range to read ahead, of at most limit bytes; if from is
+// not less than to, the range is empty.
+func (a *readAhead) noteRead(off, n, limit int64) (from, to int64) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	s := a.find(off)
+	s := a.findStream(off)
 	if s == nil {
 		a.streams[a.oldest] = stream{last: off, ahead: a.chunkEnd(off + n)}
 		a.oldest = (a.oldest + 1) % len(a.streams)
 		return 0, 0
 	}
 	if off <= s.last && s.window > 0 {
-		return 0, 0 // it was here before: another reader, or the same
+		return 0, 0 // the stream is already past this offset
 	}
 	s.last = max(s.last, off)
-	s.window = min(max(2*s.window, firstAhead), most, a.most)
+	s.window = min(max(2*s.window, firstAhead), limit, a.most)
 	from = max(s.ahead, a.chunkEnd(off+n))
 	to = min(off+n+s.window, a.index.Size())
 	if to-from < s.window/2 && to < a.index.Size() {
@@ -56,9 +55,9 @@ func (a *readAhead) next(off, n, most int64) (from, to int64) {
 	return from, to
 }
 
-// find is the stream that a read at off goes on with. A reader's requests come in any order, so that it may
-// begin a little before the furthest one too.
-func (a *readAhead) find(off int64) *stream {
+// findStream returns the stream that a read at off continues, or nil. Requests of one reader may arrive out of order, so
+// a read may also begin up to a window before the furthest read.
+func (a *readAhead) findStream(off int64) *stream {
 	for i := range a.streams {
 		if s := &a.streams[i]; s.last-s.window < off && off <= s.ahead {
 			return s
@@ -67,5 +66,5 @@ func (a *readAhead) find(off int64) *stream {
 	return nil
 }
 
-// chunkEnd is the end of the chunk that holds the byte before end.
+// chunkEnd returns the end of the chunk that holds the byte before end.
 func (a *readAhead) chunkEnd(end int64) int64 { return a.index.At(a.index.Find(end - 1)).End() }

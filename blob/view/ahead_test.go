@@ -11,14 +11,14 @@ import (
 	"cairn/testimages"
 )
 
-// TestReadBeforePrefetch: who waits is served before what nobody waits for, also when that includes it.
+// TestReadBeforePrefetch checks that a demand fetch overtakes queued prefetches, also if its chunk is one of them.
 func TestReadBeforePrefetch(t *testing.T) {
 	image := testimages.Random(1, 1<<20)
 	x := index(t, image)
 	synctest.Test(t, func(t *testing.T) {
-		from := holding(t, image)
+		from := newOrigin(t, image)
 		from.latency = time.Second
-		v := open(t, x, from, fetch.Options{Bytes: 2 << 20, Fetches: 64})
+		v := newView(t, x, from, fetch.Options{Bytes: 2 << 20, Fetches: 64})
 		mustPrefetch(t, v, 0, 800_000)
 		synctest.Wait()
 		for _, off := range []int64{790_000, 1_000_000} {
@@ -45,8 +45,8 @@ func readsAhead(t *testing.T, chunks, size int64) readAhead {
 	return readAhead{index: b.Index(), most: 512 << 10}
 }
 
-// TestReadAheadNext walks through what is read ahead of reads of 4 KiB, in an image of 64 KiB chunks.
-func TestReadAheadNext(t *testing.T) {
+// TestReadAheadRanges checks the read-ahead of each read of several sequences, with reads of 4 KiB and chunks of 64 KiB.
+func TestReadAheadRanges(t *testing.T) {
 	const kib, mib = 1 << 10, 1 << 20
 	type step struct{ off, from, to int64 }
 	for name, steps := range map[string][]step{
@@ -71,25 +71,26 @@ func TestReadAheadNext(t *testing.T) {
 	} {
 		a := readsAhead(t, 160, 64*kib)
 		for i, s := range steps {
-			if from, to := a.next(s.off, 4*kib, maxAhead); from != s.from || to != s.to {
-				t.Errorf("%s: next(%d KiB) of read %d = %d, %d, want %d, %d KiB",
+			if from, to := a.noteRead(s.off, 4*kib, maxAhead); from != s.from || to != s.to {
+				t.Errorf("%s: noteRead(%d KiB) of read %d = %d, %d, want %d, %d KiB",
 					name, s.off/kib, i, from/kib, to/kib, s.from/kib, s.to/kib)
 			}
 		}
 	}
 }
 
-// wideLink is a link that holds much.
+// wideLink is a link with a large bandwidth-delay product.
 type wideLink struct{}
 
 func (wideLink) Product() int64             { return maxAhead }
 func (wideLink) Budget(time.Duration) int64 { return 4 * maxAhead }
 
-// TestReadAhead: reading in order waits for few fetches, here and there for one each, and fetches no more.
+// TestReadAhead checks that sequential reads block on few fetches and fetch each chunk once. Random reads fetch one chunk
+// each.
 func TestReadAhead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		image := testimages.Random(1, 4<<20)
-		x, from := index(t, image), holding(t, image)
+		x, from := index(t, image), newOrigin(t, image)
 		from.latency = time.Second
 		cache := fetch.New(t.Context(), fetch.Options{Fetches: 10_000})
 		defer cache.Close()
@@ -104,18 +105,18 @@ func TestReadAhead(t *testing.T) {
 			got.Write(p)
 		}
 		if took := time.Since(start); took > 10*time.Second || !bytes.Equal(got.Bytes(), image) {
-			t.Errorf("reading in order waited for %v, want at most 10 fetches", took)
+			t.Errorf("sequential reads took %v, want at most 10 fetches of 1s, and the image's bytes", took)
 		}
 		from.checkOnce(t, x, 0, x.Len())
 
-		from = holding(t, image)
-		v = open(t, x, from, fetch.Options{})
+		from = newOrigin(t, image)
+		v = newView(t, x, from, fetch.Options{})
 		for _, off := range []int64{3 << 20, 1 << 20, 2 << 20, 0} {
 			checkRead(t, v, image, make([]byte, 1), off)
 		}
 		synctest.Wait()
-		if all, _ := from.asked(); all != 4 {
-			t.Errorf("4 bytes here and there took %d chunks, want 4", all)
+		if all, _ := from.countRequests(); all != 4 {
+			t.Errorf("4 random reads of a byte fetched %d chunks, want 4", all)
 		}
 	})
 }

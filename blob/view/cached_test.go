@@ -6,23 +6,23 @@ import (
 	"cairn/blob/view/fetch"
 )
 
-// TestCached: what is here or zero is told as such, as it comes and goes, and to ask fetches nothing.
+// TestCached checks that Cached reports zeros and fetched chunks, and fetches nothing itself.
 func TestCached(t *testing.T) {
 	image := mixed()
-	from, x := holding(t, image), index(t, image)
-	v := open(t, x, from, fetch.Options{Bytes: 1 << 20, Fetches: 4})
-	cached := func() (here int64) {
+	from, x := newOrigin(t, image), index(t, image)
+	v := newView(t, x, from, fetch.Options{Bytes: 1 << 20, Fetches: 4})
+	cachedBytes := func() (cached int64) {
 		var at int64
 		for n, is := range v.Cached(0, v.Size()) {
 			if is {
-				here += n
+				cached += n
 			}
 			at += n
 		}
 		if at != v.Size() {
-			t.Errorf("Cached reaches up to %d, want %d", at, v.Size())
+			t.Errorf("Cached yields %d bytes, want %d", at, v.Size())
 		}
-		return here
+		return cached
 	}
 	var zeros int64
 	for i, c := range x.All() {
@@ -30,21 +30,21 @@ func TestCached(t *testing.T) {
 			zeros += c.Size
 		}
 	}
-	if got := cached(); got != zeros {
-		t.Errorf("%d bytes are here at first, want the zeros, %d", got, zeros)
+	if got := cachedBytes(); got != zeros {
+		t.Errorf("%d bytes are cached at first, want the %d zeros", got, zeros)
 	}
-	if all, _ := from.asked(); all != 0 {
-		t.Errorf("to ask has fetched %d chunks", all)
+	if all, _ := from.countRequests(); all != 0 {
+		t.Errorf("Cached fetched %d chunks, want 0", all)
 	}
 	if err := v.ReadAt(t.Context(), make([]byte, 1), 0); err != nil {
 		t.Fatal(err)
 	}
-	if got := cached(); got < zeros+x.At(0).Size {
-		t.Errorf("%d bytes are here after a read of the first chunk", got)
+	if got, want := cachedBytes(), zeros+x.At(0).Size; got < want {
+		t.Errorf("%d bytes are cached after a read of the first chunk, want at least %d", got, want)
 	}
 	for n, is := range v.Cached(10, 5) {
 		if n != 5 || !is {
-			t.Errorf("Cached(10, 5) yields %d, %v", n, is)
+			t.Errorf("Cached(10, 5) yields %d, %v, want 5, true", n, is)
 		}
 	}
 }

@@ -21,8 +21,8 @@ import (
 	"cairn/testimages"
 )
 
-// kept is a view of an image that is kept on disk.
-type kept struct {
+// diskView is an Image with a disk cache.
+type diskView struct {
 	dir   *imagecache.Dir
 	cache *fetch.Cache
 	*Image
@@ -38,7 +38,7 @@ func openDir(t testing.TB, path string) *imagecache.Dir {
 	return dir
 }
 
-func file(t testing.TB, dir *imagecache.Dir, x *blob.Index) *imagecache.File {
+func openImage(t testing.TB, dir *imagecache.Dir, x *blob.Index) *imagecache.File {
 	t.Helper()
 	f, err := dir.Image(x)
 	if err != nil {
@@ -47,19 +47,19 @@ func file(t testing.TB, dir *imagecache.Dir, x *blob.Index) *imagecache.File {
 	return f
 }
 
-// littleMemory holds less than the images of the tests.
+// littleMemory is less than the size of the tests' images.
 const littleMemory = 100_000
 
-// openKept opens a view with so many bytes of memory and a cache on disk.
-func openKept(t testing.TB, path string, x *blob.Index, from store.Getter, memory int64) *kept {
+// openDiskView returns a view with a memory limit in bytes and a disk cache at path.
+func openDiskView(t testing.TB, path string, x *blob.Index, from store.Getter, memory int64) *diskView {
 	t.Helper()
 	dir := openDir(t, path)
 	cache := fetch.New(t.Context(), fetch.Options{Bytes: memory, Donors: dir})
 	t.Cleanup(cache.Close)
-	return &kept{dir, cache, New(x, cache.NewSource(from, fetch.SourceOptions{}), Options{Disk: file(t, dir, x)})}
+	return &diskView{dir, cache, New(x, cache.NewSource(from, fetch.SourceOptions{}), Options{Disk: openImage(t, dir, x)})}
 }
 
-func (k *kept) close(t testing.TB) {
+func (k *diskView) close(t testing.TB) {
 	t.Helper()
 	k.cache.Close()
 	if err := k.dir.Close(); err != nil {
@@ -67,16 +67,16 @@ func (k *kept) close(t testing.TB) {
 	}
 }
 
-// TestDiskServes: what was read once is not fetched again, also after a restart with the store away, and is
-// then at hand.
+// TestDiskServes checks that chunks are fetched once. After a restart with an empty store all reads succeed from disk,
+// and ReadResident too.
 func TestDiskServes(t *testing.T) {
 	image := mixed()
 	x, path := index(t, image), t.TempDir()
-	from := holding(t, image)
-	k := openKept(t, path, x, from, littleMemory)
+	from := newOrigin(t, image)
+	k := openDiskView(t, path, x, from, littleMemory)
 	checkRead(t, k.Image, image, make([]byte, len(image)), 0)
 	k.close(t)
-	k = openKept(t, path, x, &origin{gets: map[blob.Digest]int{}}, littleMemory)
+	k = openDiskView(t, path, x, &origin{gets: map[blob.Digest]int{}}, littleMemory)
 	checkRead(t, k.Image, image, make([]byte, len(image)), 0)
 	checkResident(t, k.Image, image, 0, len(image))
 	from.checkOnce(t, x, 0, x.Len())
@@ -89,35 +89,35 @@ func TestDiskServes(t *testing.T) {
 	}
 }
 
-// TestDamagedDisk: after an unclean stop no damaged byte is served, and only what is damaged is fetched again.
+// TestDamagedDisk checks that after an unclean stop no damaged byte is served, and only damaged chunks are fetched again.
 func TestDamagedDisk(t *testing.T) {
 	image, x, path := damaged(t, 10, 200_000, 350_000) // the last one in zeros
-	from := holding(t, image)
-	k := openKept(t, path, x, from, littleMemory)
+	from := newOrigin(t, image)
+	k := openDiskView(t, path, x, from, littleMemory)
 	for off := 0; off < len(image); off += 7000 {
 		checkRead(t, k.Image, image, make([]byte, min(7000, len(image)-off)), int64(off))
 	}
-	if all, _ := from.asked(); all > 2 {
-		t.Errorf("the store was asked for %d chunks, want the two that are damaged at most", all)
+	if all, _ := from.countRequests(); all > 2 {
+		t.Errorf("%d chunks were fetched, want at most the two damaged ones", all)
 	}
 	if s := k.Stats(); s.ProvenChunks == 0 {
 		t.Errorf("Stats = %+v, want chunks that were proven", s)
 	}
 }
 
-// damaged is an image whose file was read whole, closed, and then changed at some offsets.
+// damaged returns an image and the path of a disk cache that holds all of it, with damaged bytes at the given offsets.
 func damaged(t testing.TB, offsets ...int64) (image []byte, x *blob.Index, path string) {
 	t.Helper()
 	image, path = mixed(), t.TempDir()
 	x = index(t, image)
-	k := openKept(t, path, x, holding(t, image), littleMemory)
+	k := openDiskView(t, path, x, newOrigin(t, image), littleMemory)
 	checkRead(t, k.Image, image, make([]byte, len(image)), 0)
 	k.close(t)
 	damage(t, path, image, offsets...)
 	return image, x, path
 }
 
-// damage changes bytes of the only image in a directory.
+// damage changes bytes of the only image in the disk cache at path.
 func damage(t testing.TB, path string, image []byte, offsets ...int64) {
 	t.Helper()
 	files, err := filepath.Glob(filepath.Join(path, "images", "*", "image.*"))
@@ -136,7 +136,7 @@ func damage(t testing.TB, path string, image []byte, offsets ...int64) {
 	}
 }
 
-// TestOtherImagesDisk: what one image has on disk is not fetched for another.
+// TestOtherImagesDisk checks that chunks that another image has on disk are copied and not fetched.
 func TestOtherImagesDisk(t *testing.T) {
 	a := testimages.Random(1, 500_000)
 	b := append(testimages.Random(2, 50_000), a...)
@@ -144,13 +144,13 @@ func TestOtherImagesDisk(t *testing.T) {
 	cache := fetch.New(t.Context(), fetch.Options{Bytes: 1, Donors: dir})
 	t.Cleanup(cache.Close)
 	xa, xb := index(t, a), index(t, b)
-	from := holding(t, a, b)
-	va := New(xa, cache.NewSource(from, fetch.SourceOptions{}), Options{Disk: file(t, dir, xa)})
-	fill(t, va)
-	before, _ := from.asked()
-	vb := New(xb, cache.NewSource(from, fetch.SourceOptions{}), Options{Disk: file(t, dir, xb)})
+	from := newOrigin(t, a, b)
+	va := New(xa, cache.NewSource(from, fetch.SourceOptions{}), Options{Disk: openImage(t, dir, xa)})
+	fillDisk(t, va)
+	before, _ := from.countRequests()
+	vb := New(xb, cache.NewSource(from, fetch.SourceOptions{}), Options{Disk: openImage(t, dir, xb)})
 	checkRead(t, vb, b, make([]byte, len(b)), 0)
-	after, _ := from.asked()
+	after, _ := from.countRequests()
 	if got := after - before; got > xb.Len()-xa.Len()+3 {
 		t.Errorf("%d chunks were fetched for the second image, of %d", got, xb.Len())
 	}
@@ -159,52 +159,53 @@ func TestOtherImagesDisk(t *testing.T) {
 	}
 }
 
-// fill fills an image's file, and returns when it is complete.
-func fill(t testing.TB, v *Image) {
+// fillDisk fills an image's disk cache, and returns when it is complete.
+func fillDisk(t testing.TB, v *Image) {
 	t.Helper()
 	done := make(chan struct{})
-	v.log = slog.New(heard{"complete on disk", done})
+	v.log = slog.New(logSignal{"complete on disk", done})
 	v.Fill(0)
 	<-done
 }
 
-// heard closes a channel when something is logged.
-type heard struct {
+// logSignal is a slog.Handler that closes done when a message contains text.
+type logSignal struct {
 	text string
 	done chan struct{}
 }
 
-func (h heard) Enabled(context.Context, slog.Level) bool { return true }
-func (h heard) WithAttrs([]slog.Attr) slog.Handler       { return h }
-func (h heard) WithGroup(string) slog.Handler            { return h }
-func (h heard) Handle(_ context.Context, r slog.Record) error {
+func (h logSignal) Enabled(context.Context, slog.Level) bool { return true }
+func (h logSignal) WithAttrs([]slog.Attr) slog.Handler       { return h }
+func (h logSignal) WithGroup(string) slog.Handler            { return h }
+func (h logSignal) Handle(_ context.Context, r slog.Record) error {
 	if strings.Contains(r.Message, h.text) {
 		close(h.done)
 	}
 	return nil
 }
 
-// TestFill: a filled image's file is the image, and is named as such; each chunk is fetched once.
+// TestFill checks that Fill fetches each chunk once, and that the complete file has the image's bytes and the name
+// image.raw.
 func TestFill(t *testing.T) {
 	image := mixed()
-	x, from := index(t, image), holding(t, image)
-	k := openKept(t, t.TempDir(), x, from, littleMemory)
-	fill(t, k.Image)
+	x, from := index(t, image), newOrigin(t, image)
+	k := openDiskView(t, t.TempDir(), x, from, littleMemory)
+	fillDisk(t, k.Image)
 	from.checkOnce(t, x, 0, x.Len())
 	disk := k.disk
 	k.close(t)
 	got, err := os.ReadFile(filepath.Join(disk.Path(), "image.raw"))
 	if err != nil || !bytes.Equal(got, image) {
-		t.Errorf("the whole image's file: %d bytes, %v", len(got), err)
+		t.Errorf("reading the complete image's file: %d bytes, %v, want the image's %d", len(got), err, len(image))
 	}
 }
 
-// TestCloseImage: reads go on when an image was closed, and its file is whole.
+// TestCloseImage checks that reads succeed after Close.
 func TestCloseImage(t *testing.T) {
 	image := mixed()
-	x, from := index(t, image), holding(t, image)
-	k := openKept(t, t.TempDir(), x, from, littleMemory)
-	k.Follow(upTo(x.Len()))
+	x, from := index(t, image), newOrigin(t, image)
+	k := openDiskView(t, t.TempDir(), x, from, littleMemory)
+	k.Follow(firstChunks(x.Len()))
 	checkRead(t, k.Image, image, make([]byte, 300_000), 0)
 	if err := k.Image.Close(); err != nil {
 		t.Fatal(err)
@@ -212,16 +213,16 @@ func TestCloseImage(t *testing.T) {
 	checkRead(t, k.Image, image, make([]byte, len(image)), 0)
 }
 
-// TestFillRate: filling takes as long as its rate wants it to.
+// TestFillRate checks that Fill keeps to its rate.
 func TestFillRate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		image := testimages.Random(1, 1<<20)
-		x, from := index(t, image), holding(t, image)
-		k := openKept(t, t.TempDir(), x, from, littleMemory)
+		x, from := index(t, image), newOrigin(t, image)
+		k := openDiskView(t, t.TempDir(), x, from, littleMemory)
 		defer k.close(t)
 		start := time.Now()
 		done := make(chan struct{})
-		k.log = slog.New(heard{"complete on disk", done})
+		k.log = slog.New(logSignal{"complete on disk", done})
 		k.Fill(100_000)
 		<-done
 		if took := time.Since(start); took < 9*time.Second || took > 13*time.Second {
@@ -230,17 +231,16 @@ func TestFillRate(t *testing.T) {
 	})
 }
 
-// TestDemandFirst: a read waits no longer beside prefetching and filling than the link is busy for a little
-// while, and a queued chunk that is demanded comes at once.
+// TestDemandFirst checks that Fill and Follow delay a read by little, also if its chunk is queued as a prefetch.
 func TestDemandFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		image := testimages.Random(1, 8<<20)
 		x := index(t, image)
-		l := newLink(holding(t, image), 20*time.Millisecond, 12_500_000)
-		k := openKept(t, t.TempDir(), x, l, 4<<20)
+		l := newLink(newOrigin(t, image), 20*time.Millisecond, 12_500_000)
+		k := openDiskView(t, t.TempDir(), x, l, 4<<20)
 		defer k.close(t)
 		k.Fill(0)
-		k.Follow(upTo(x.Len()))
+		k.Follow(firstChunks(x.Len()))
 		time.Sleep(200 * time.Millisecond)
 		for _, i := range []int{x.Len() - 1, x.Len() - 100, x.Len() / 2, x.Len() / 3} {
 			start := time.Now()
@@ -252,7 +252,7 @@ func TestDemandFirst(t *testing.T) {
 	})
 }
 
-func upTo(n int) []int {
+func firstChunks(n int) []int {
 	list := make([]int, n)
 	for i := range list {
 		list[i] = i
@@ -260,45 +260,45 @@ func upTo(n int) []int {
 	return list
 }
 
-// TestHold: a read waits for a store that is away and is answered when that is back; the log says at once what it
-// waits for. After the stall timeout the read fails, and the next one asks again.
+// TestHold checks that a read blocks while the store is unavailable, succeeds when it recovers, and is logged at once.
+// After Hold the read fails, and the next read asks the store again.
 func TestHold(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		image := testimages.Random(1, 100_000)
-		x, from := index(t, image), holding(t, image)
-		var said bytes.Buffer // the handler locks it, and all have ended when it is read
-		cache := fetch.New(t.Context(), fetch.Options{Log: slog.New(slog.NewTextHandler(&said, nil))})
+		x, from := index(t, image), newOrigin(t, image)
+		var logged bytes.Buffer // the handler locks it; no goroutine writes to it any more when the test reads it
+		cache := fetch.New(t.Context(), fetch.Options{Log: slog.New(slog.NewTextHandler(&logged, nil))})
 		defer cache.Close()
 		v := New(x, cache.NewSource(from, fetch.SourceOptions{}), Options{Name: "root", Hold: time.Minute})
-		from.outage(x, store.ErrUnavailable)
+		from.failAll(x, store.ErrUnavailable)
 		start := time.Now()
 		go func() {
 			time.Sleep(50 * time.Second)
-			from.outage(x, nil)
+			from.failAll(x, nil)
 		}()
 		go func() {
 			time.Sleep(time.Millisecond)
 			synctest.Wait()
 			if s := v.Stats(); len(s.Waiting) != 1 || s.Waiting[0].Chunk != x.At(0) || s.Waiting[0].Err == nil {
-				t.Errorf("Stats tell of waiting for %+v, want the first chunk", s.Waiting)
+				t.Errorf("Stats.Waiting = %+v, want the first chunk", s.Waiting)
 			}
 		}()
 		checkRead(t, v, image, make([]byte, 10), 0)
 		if took := time.Since(start); took < 50*time.Second || took > 56*time.Second {
-			t.Errorf("a read beside an outage of 50s took %v", took)
+			t.Errorf("a read in an outage of 50s took %v, want 50s to 56s", took)
 		}
-		if text := said.String(); strings.Count(text, "reads wait for the store") != 2 || !strings.Contains(text, "answers again") ||
+		if text := logged.String(); strings.Count(text, "reads wait for the store") != 2 || !strings.Contains(text, "answers again") ||
 			!strings.Contains(text, "image=root chunk="+x.At(0).Digest.String()+" offset=0 waited=0s error=") {
-			t.Errorf("the log says:\n%s", text)
+			t.Errorf("the log lacks a message:\n%s", text)
 		}
-		from.outage(x, store.ErrUnavailable)
+		from.failAll(x, store.ErrUnavailable)
 		start = time.Now()
 		last := x.At(x.Len() - 1)
 		err := v.ReadAt(t.Context(), make([]byte, 10), last.Offset)
 		if took := time.Since(start); took != time.Minute || !errors.Is(err, store.ErrUnavailable) || !strings.Contains(err.Error(), "did not answer in time (1m0s)") {
 			t.Errorf("a read in an outage = %v after %v", err, took)
 		}
-		from.outage(x, nil)
+		from.failAll(x, nil)
 		time.Sleep(10 * time.Second)
 		checkRead(t, v, image, make([]byte, 10), last.Offset)
 		if s := v.Stats(); s.Failures != 1 || s.StallTime < 110*time.Second || len(s.Waiting) != 0 {
@@ -307,8 +307,8 @@ func TestHold(t *testing.T) {
 	})
 }
 
-// outage has all chunks fail, or none.
-func (o *origin) outage(x *blob.Index, err error) {
+// failAll sets the error of all requests for x's chunks; nil ends the outage.
+func (o *origin) failAll(x *blob.Index, err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for _, c := range x.All() {
@@ -316,33 +316,33 @@ func (o *origin) outage(x *blob.Index, err error) {
 	}
 }
 
-// TestPrefetchInOutage: what nobody waits for does not hammer a store that is away, and goes on afterwards.
+// TestPrefetchInOutage checks that prefetches back off while the store is unavailable, and continue when it recovers.
 func TestPrefetchInOutage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		image := testimages.Random(1, 300_000)
-		x, from := index(t, image), holding(t, image)
-		v := open(t, x, from, fetch.Options{})
-		from.outage(x, store.ErrUnavailable)
-		v.Follow(upTo(x.Len()))
+		x, from := index(t, image), newOrigin(t, image)
+		v := newView(t, x, from, fetch.Options{})
+		from.failAll(x, store.ErrUnavailable)
+		v.Follow(firstChunks(x.Len()))
 		time.Sleep(time.Minute)
-		if all, _ := from.asked(); all > 400 {
-			t.Errorf("a store that is away was asked %d times in a minute", all)
+		if all, _ := from.countRequests(); all > 400 {
+			t.Errorf("an unavailable store got %d requests in a minute, want at most 400", all)
 		}
-		from.outage(x, nil)
+		from.failAll(x, nil)
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		checkResident(t, v, image, 0, len(image))
 	})
 }
 
-// TestRecord: what is read is recorded in order, from memory, disk or the store, zeros apart.
+// TestRecord checks that first reads are recorded in order, from memory or the store, without zeros.
 func TestRecord(t *testing.T) {
 	image := mixed()
 	x := index(t, image)
 	cache := fetch.New(t.Context(), fetch.Options{})
 	defer cache.Close()
 	r := NewRecorder(x, 0)
-	v := New(x, cache.NewSource(holding(t, image), fetch.SourceOptions{}), Options{Record: r})
+	v := New(x, cache.NewSource(newOrigin(t, image), fetch.SourceOptions{}), Options{Record: r})
 	var want []int
 	for _, i := range []int{9, 3, 9, x.Find(350_000), 3, 20} {
 		checkRead(t, v, image, make([]byte, 1), x.At(i).Offset)
@@ -360,17 +360,17 @@ func TestRecord(t *testing.T) {
 	}
 }
 
-// link is a store behind a link: each answer takes its latency, and all share the bandwidth.
+// link is a store behind a link. Each answer takes the latency, and all answers share the rate.
 type link struct {
 	store.Getter
 	latency time.Duration
 	rate    float64                        // bytes a second
-	size    func(d blob.Digest, n int) int // of an answer on the link
+	size    func(d blob.Digest, n int) int // bytes on the link of an answer with a chunk of n bytes
 
-	mu   sync.Mutex // guards what follows
-	free time.Time  // when the link is
+	mu   sync.Mutex // guards the fields below
+	free time.Time  // when the link has sent all answers
 	gets int
-	sent int64
+	sent int64 // bytes
 }
 
 func newLink(g store.Getter, latency time.Duration, rate float64) *link {
@@ -392,7 +392,7 @@ func (l *link) get(ctx context.Context, d blob.Digest, dst []byte) error {
 	return store.GetOne(ctx, l.Getter, d, dst)
 }
 
-// send takes the link for so many bytes, and returns when they are through.
+// send occupies the link for n bytes, and returns the time at which they have arrived.
 func (l *link) send(n int) time.Time {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -405,17 +405,17 @@ func (l *link) send(n int) time.Time {
 	return l.free
 }
 
-// BenchmarkReadResidentDisk is BenchmarkReadResident from the image's file, whose pages the kernel has.
+// BenchmarkReadResidentDisk is BenchmarkReadResident from the disk cache, whose pages are in the page cache.
 func BenchmarkReadResidentDisk(b *testing.B) {
 	image := testimages.Random(1, 8<<20)
-	k := openKept(b, b.TempDir(), index(b, image), holding(b, image), littleMemory)
-	fill(b, k.Image)
+	k := openDiskView(b, b.TempDir(), index(b, image), newOrigin(b, image), littleMemory)
+	fillDisk(b, k.Image)
 	p, off := make([]byte, 4096), int64(0)
 	b.SetBytes(int64(len(p)))
 	b.ReportAllocs()
 	for b.Loop() {
 		if off = (off + 1_000_003) % (8<<20 - 4096); !k.ReadResident(p, off) {
-			b.Fatal("not here")
+			b.Fatal("not resident")
 		}
 	}
 }

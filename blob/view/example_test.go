@@ -13,7 +13,7 @@ import (
 	"cairn/store"
 )
 
-// An image whose chunks are in a store is read at any offset, before any of it is on this machine.
+// An image whose chunks are in a store can be read at any offset before any of it is on this machine.
 func Example() {
 	ctx := context.Background()
 	var bucket mem.Bucket // any store.Bucket

@@ -9,47 +9,43 @@ import (
 )
 
 const (
-	// untriedDelay is for how long the link may be busy with a profile that has not proved itself.
-	untriedDelay = 10 * time.Millisecond
-	// profileDelay is for how long it may be busy with one that has.
-	profileDelay = 50 * time.Millisecond
-	// missesFrom is how many chunks a read may be ahead of the profile's prefetches and not count as a miss: it was early.
-	missesFrom = 256
+	// unprovenDelay is how long the prefetch of a profile may delay a demand fetch, before the profile is proven useful.
+	unprovenDelay = 10 * time.Millisecond
+	// provenDelay is the same for a proven profile.
+	provenDelay = 50 * time.Millisecond
+	// missTolerance is in chunks. A miss that is at most so far past the profile's fetch position does not count.
+	missTolerance = 256
 )
 
-// profileFeed is the list of chunks that Follow was given, as a fetch.Feed, and the trust in it. The zero value is an empty
-// one. Safe for concurrent use.
+// profileFeed is the fetch.Feed of the chunks that Follow was given, with the history of their hits and misses. The zero
+// value is empty. Safe for concurrent use.
 type profileFeed struct {
 	disk Disk // may be nil
 
-	mu     sync.Mutex // guards what follows
-	list   []int
-	places map[int]int // chunk to its place in list
-	next   int         // place of the next chunk to prefetch
-	trust  trust
+	mu      sync.Mutex // guards the fields below
+	list    []int
+	places  map[int]int // from a chunk to its index in list
+	next    int         // index in list of the next chunk to prefetch
+	history hitHistory
 }
 
-// Follow prefetches chunks in this order, as far as there is room for them: the plan of a profile. It does not wait.
-// Chunks that are on disk already are not fetched; they are evicted last.
+// Follow prefetches chunks in the given order, which is the plan of a profile, as far as there is room for them. It
+// returns at once. Chunks that are on disk already are not fetched. The disk evicts the chunks last.
 func (v *Image) Follow(chunks []int) {
 	if v.disk != nil {
 		for _, i := range chunks {
 			v.disk.Pin(i)
 		}
 	}
-	p := &v.early.profile
-	p.set(chunks)
-	v.chunks.StartFeed(p, fetch.Profile, 0)
-}
-
-func (p *profileFeed) set(chunks []int) {
 	places := make(map[int]int, len(chunks))
 	for n, i := range chunks {
 		places[i] = n
 	}
+	p := &v.tracker.profile
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	p.list, p.places, p.next = slices.Clone(chunks), places, 0
+	p.mu.Unlock() // StartFeed calls Next
+	v.chunks.StartFeed(p, fetch.Profile, 0)
 }
 
 // Next implements fetch.Feed.
@@ -61,37 +57,38 @@ func (p *profileFeed) Next() (chunk int, wanted, more bool) {
 	}
 	chunk = p.list[p.next]
 	p.next++
-	return chunk, wants(p.disk, chunk), true
+	return chunk, isWanted(p.disk, chunk), true
 }
 
-// wants reports whether a disk, if there is one, lacks a chunk and has not begun to write it.
-func wants(d Disk, chunk int) bool { return d == nil || d.Wants(chunk) && !d.Queued(chunk) }
+// isWanted reports whether a feed should fetch a chunk: there is no disk, or the disk lacks the chunk, would keep it,
+// and has not queued it.
+func isWanted(d Disk, chunk int) bool { return d == nil || d.Wants(chunk) && !d.Queued(chunk) }
 
 // Rewind implements fetch.Feed.
 func (p *profileFeed) Rewind() bool { return false }
 
-// Budget implements fetch.Feed: a profile earns its share of the link.
+// Budget implements fetch.Feed. The budget grows with the hits of the profile.
 func (p *profileFeed) Budget() fetch.Budget {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	switch {
-	case !p.trust.deserved():
-		return fetch.Budget{Delay: untriedDelay, Idle: true, Alone: true}
-	case !p.trust.tried():
-		return fetch.Budget{Delay: untriedDelay}
+	case !p.history.isUseful():
+		return fetch.Budget{Delay: unprovenDelay, Idle: true, Alone: true}
+	case !p.history.isConclusive():
+		return fetch.Budget{Delay: unprovenDelay}
 	}
-	return fetch.Budget{Delay: profileDelay}
+	return fetch.Budget{Delay: provenDelay}
 }
 
-// noteHit notes that a chunk was read that the profile had prefetched.
+// noteHit records the first read of a chunk that was prefetched for the profile.
 func (p *profileFeed) noteHit() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.trust.note(true)
+	p.history.addOutcome(true)
 }
 
-// noteMiss notes that a read had to wait for a chunk. That speaks against the profile, unless it has the chunk and only
-// was not that far yet.
+// noteMiss records that a read missed a chunk. It does not count if the profile has the chunk and is about to fetch it,
+// or has named it already.
 func (p *profileFeed) noteMiss(chunk int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -99,7 +96,7 @@ func (p *profileFeed) noteMiss(chunk int) {
 		return
 	}
 	place, known := p.places[chunk]
-	if !known || place-p.next > missesFrom {
-		p.trust.note(false)
+	if !known || place-p.next > missTolerance {
+		p.history.addOutcome(false)
 	}
 }

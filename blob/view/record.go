@@ -10,25 +10,26 @@ import (
 	"cairn/internal/bitset"
 )
 
-// Recorder notes the chunks of an image in the order in which they are first read, for a while after the first
-// read.
+// Recorder records the chunks of an image in the order of their first reads, for a limited time after the first read.
+// Safe for concurrent use.
 type Recorder struct {
 	within time.Duration
 	seen   *bitset.Set
 	index  *blob.Index
 
-	mu    sync.Mutex // guards what follows
+	mu    sync.Mutex // guards the fields below
 	reads []profile.Read
 	first time.Time
 }
 
-// NewRecorder records reads of x's image that come within a time of the first one; 0 is no limit.
+// NewRecorder returns a Recorder of x's image. It ignores first reads later than within after the first one; 0 is no
+// limit.
 func NewRecorder(x *blob.Index, within time.Duration) *Recorder {
 	return &Recorder{within: within, seen: bitset.New(x.Len()), index: x}
 }
 
-// touch notes that chunk i was read. Zeros are nothing to fetch.
-func (r *Recorder) touch(i int) {
+// recordRead records a read of chunk i. It ignores chunks of zeros, which are never fetched.
+func (r *Recorder) recordRead(i int) {
 	if r.seen.Has(i) || !r.seen.Add(i) || r.index.IsZero(i) {
 		return
 	}
@@ -45,7 +46,7 @@ func (r *Recorder) touch(i int) {
 	r.reads = append(r.reads, profile.Read{Chunk: r.index.At(i), After: after})
 }
 
-// Reads returns what was recorded so far.
+// Reads returns the reads recorded so far.
 func (r *Recorder) Reads() []profile.Read {
 	r.mu.Lock()
 	defer r.mu.Unlock()

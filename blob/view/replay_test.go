@@ -24,36 +24,36 @@ import (
 	"cairn/store/supply"
 )
 
-// bootTime is how long a boot of the system takes on a machine of today that has the image.
+// bootTime is the time of a boot on a current machine with the image on its disk.
 const bootTime = 6 * time.Second
 
 const traces = "../../internal/test/boottrace/testdata"
 
-// boot is a recorded boot of an image, whose chunks have made-up bytes.
+// boot is a recorded boot of an image, whose chunks have synthetic bytes.
 type boot struct {
 	trace *boottrace.Trace
 	index *blob.Index
-	store *madeUp
+	store *syntheticStore
 }
 
-// madeUp is a store of chunks whose bytes follow from their digests.
-type madeUp struct{ stored map[blob.Digest]int }
+// syntheticStore is a store of chunks whose bytes repeat their digests. stored holds the sizes of the chunk files.
+type syntheticStore struct{ stored map[blob.Digest]int }
 
 // Get implements store.Getter.
-func (m *madeUp) Get(ctx context.Context, wants []store.Want, done func(i int, err error)) {
+func (m *syntheticStore) Get(ctx context.Context, wants []store.Want, done func(i int, err error)) {
 	storetest.GetterFunc(m.get).Get(ctx, wants, done)
 }
 
-func (m *madeUp) get(ctx context.Context, d blob.Digest, dst []byte) error {
+func (m *syntheticStore) get(ctx context.Context, d blob.Digest, dst []byte) error {
 	if _, ok := m.stored[d]; !ok {
 		return store.ErrNotFound
 	}
-	makeUp(d, dst)
+	writeSynthetic(d, dst)
 	return ctx.Err()
 }
 
-// makeUp makes up a chunk: its digest, again and again.
-func makeUp(d blob.Digest, dst []byte) {
+// writeSynthetic fills dst with repetitions of d.
+func writeSynthetic(d blob.Digest, dst []byte) {
 	for n := copy(dst, d[:]); n < len(dst); n *= 2 {
 		copy(dst[n:], dst[:n])
 	}
@@ -76,8 +76,8 @@ func loadBoot(t testing.TB, name string) *boot {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// The machine that the trace was made on is emulated and slow; reads would have all the time to come early.
-	b := &boot{trace: trace.Within(bootTime), store: &madeUp{map[blob.Digest]int{}}}
+	// The trace was recorded on an emulated, slow machine. At its speed every prefetch would finish in time.
+	b := &boot{trace: trace.Within(bootTime), store: &syntheticStore{map[blob.Digest]int{}}}
 	const most = 256 << 10
 	builder, err := blob.NewBuilder(blob.SHA512_256, blob.Params{Min: most / 16, Avg: most / 4, Max: most})
 	if err != nil {
@@ -101,8 +101,8 @@ func loadBoot(t testing.TB, name string) *boot {
 	return b
 }
 
-// check says whether a read gave what the image has there.
-func (b *boot) check(t testing.TB, p []byte, off int64) {
+// checkBytes checks the bytes of a read at off.
+func (b *boot) checkBytes(t testing.TB, p []byte, off int64) {
 	for at := int64(0); at < int64(len(p)); {
 		i := b.index.Find(off + at)
 		c := b.index.At(i)
@@ -122,19 +122,19 @@ func (b *boot) check(t testing.TB, p []byte, off int64) {
 	}
 }
 
-// link is the store behind 20 ms and 100 Mbit/s.
-func (b *boot) link() *link {
+// newLink returns the store behind a link with a latency of 20 ms and 100 Mbit/s.
+func (b *boot) newLink() *link {
 	l := newLink(b.store, 20*time.Millisecond, 12_500_000)
 	l.size = func(d blob.Digest, _ int) int { return b.store.stored[d] + 500 }
 	return l
 }
 
-// profile is what the boot reads, as recorded on a machine that has the image.
+// profile returns the profile of the boot, as recorded on a machine with the image on its disk.
 func (b *boot) profile() *profile.Profile {
 	r := NewRecorder(b.index, 0)
 	for _, read := range b.trace.Reads {
 		for i := b.index.Find(read.Offset); i < b.index.Len() && b.index.At(i).Offset < read.Offset+read.Length; i++ {
-			r.touch(i)
+			r.recordRead(i)
 		}
 	}
 	var reads []profile.Read
@@ -144,7 +144,7 @@ func (b *boot) profile() *profile.Profile {
 	return profile.New(b.index, reads)
 }
 
-// outcome is what a replay cost.
+// outcome holds the cost of a replay. sent is in bytes.
 type outcome struct {
 	boottrace.Waited
 	gets  int
@@ -153,19 +153,19 @@ type outcome struct {
 }
 
 func (o outcome) String() string {
-	return fmt.Sprintf("stalled %6.2fs, %5d requests, %5.1f MiB, used of what came early %.0f %%", o.Stalled.Seconds(), o.gets,
+	return fmt.Sprintf("stalled %6.2fs, %5d requests, %5.1f MiB, prefetched bytes used %.0f %%", o.Stalled.Seconds(), o.gets,
 		float64(o.sent)/(1<<20), 100*float64(o.stats.BytesUsed)/float64(max(o.stats.BytesAhead, 1)))
 }
 
-// replay boots through a view, in virtual time.
+// replay boots one machine from a view, in virtual time. begin may start prefetches.
 func (b *boot) replay(t *testing.T, o Options, begin func(v *Image)) (out outcome) {
 	return b.replayMany(t, 1, o, begin)
 }
 
-// replayMany boots so many machines at once.
+// replayMany boots several machines at once from one view, and returns the outcome of one of them.
 func (b *boot) replayMany(t *testing.T, machines int, o Options, begin func(v *Image)) (out outcome) {
 	synctest.Test(t, func(t *testing.T) {
-		l := b.link()
+		l := b.newLink()
 		cache := fetch.New(t.Context(), fetch.Options{Bytes: 256 << 20})
 		defer cache.Close()
 		from := supply.New(store.Policy{Patience: 100 * time.Millisecond}, supply.Options{}, l)
@@ -179,7 +179,7 @@ func (b *boot) replayMany(t *testing.T, machines int, o Options, begin func(v *I
 					return err
 				}
 			}
-			b.check(t, p, off)
+			b.checkBytes(t, p, off)
 			return nil
 		}
 		var others sync.WaitGroup
@@ -195,23 +195,23 @@ func (b *boot) replayMany(t *testing.T, machines int, o Options, begin func(v *I
 			t.Error(err)
 		}
 		others.Wait()
-		cache.Close() // what is on its way counts too
+		cache.Close() // fetches in flight count too
 		out.gets, out.sent, out.stats = l.gets, l.sent, v.Stats()
 	})
 	return out
 }
 
-// oneByOne boots as a plain client does: each read fetches the chunks that it lacks, one after the other.
+// oneByOne boots from a plain client, in which each read fetches its missing chunks one after the other.
 func (b *boot) oneByOne(t *testing.T) (out outcome) {
 	synctest.Test(t, func(t *testing.T) {
-		l := b.link()
+		l := b.newLink()
 		var flights singleflight.Group
-		var here sync.Map
+		var cached sync.Map
 		var err error
 		out.Waited, err = b.trace.Replay(t.Context(), func(ctx context.Context, p []byte, off int64) error {
 			for i := b.index.Find(off); i < b.index.Len() && b.index.At(i).Offset < off+int64(len(p)); i++ {
 				c := b.index.At(i)
-				if _, ok := here.Load(c.Digest); ok || b.index.IsZero(i) {
+				if _, ok := cached.Load(c.Digest); ok || b.index.IsZero(i) {
 					continue
 				}
 				_, err, _ := flights.Do(c.Digest.String(), func() (any, error) {
@@ -220,7 +220,7 @@ func (b *boot) oneByOne(t *testing.T) (out outcome) {
 				if err != nil {
 					return err
 				}
-				here.Store(c.Digest, true)
+				cached.Store(c.Digest, true)
 			}
 			return nil
 		})
@@ -232,11 +232,11 @@ func (b *boot) oneByOne(t *testing.T) (out outcome) {
 	return out
 }
 
-// TestBoot replays a recorded boot of a Debian system behind a link of 20 ms and 100 Mbit/s, and compares the time
-// that it waits for its disk.
+// TestBoot replays a recorded boot of a Debian system over a link of 20 ms and 100 Mbit/s, and compares how long reads
+// block with each kind of prefetch.
 func TestBoot(t *testing.T) {
 	a, b := loadBoot(t, "debian-a"), loadBoot(t, "debian-b")
-	t.Logf("%d reads of %.1f MiB, %v of thinking", len(b.trace.Reads), float64(b.trace.Bytes())/(1<<20), b.trace.Think())
+	t.Logf("%d reads of %.1f MiB, %v between reads", len(b.trace.Reads), float64(b.trace.Bytes())/(1<<20), b.trace.Think())
 	plain := b.oneByOne(t)
 	t.Logf("one chunk at a time:        %v", plain)
 	limit := func(name string, got outcome, share float64) {
@@ -246,9 +246,9 @@ func TestBoot(t *testing.T) {
 			t.Errorf("%s: stalled for %v, want at most %.0f %% of %v", name, got.Stalled, 100*share, plain.Stalled)
 		}
 	}
-	limit("reading ahead", b.replay(t, Options{}, nil), 1)
-	demandOnly := b.replay(t, Options{Around: true}, nil)
-	limit("and around", demandOnly, 0.6)
+	limit("read-ahead", b.replay(t, Options{}, nil), 1)
+	noProfile := b.replay(t, Options{Around: true}, nil)
+	limit("with neighbours", noProfile, 0.6)
 	follow := func(p *profile.Profile) func(v *Image) {
 		return func(v *Image) { v.Follow(p.Plan(b.index).Chunks) }
 	}
@@ -260,29 +260,29 @@ func TestBoot(t *testing.T) {
 	}
 	many := b.replayMany(t, 20, Options{Around: true}, nil)
 	t.Logf("20 machines at once:        %v", many)
-	if many.sent > demandOnly.sent*102/100 {
-		t.Errorf("20 machines took %d bytes of the store, one alone %d", many.sent, demandOnly.sent)
+	if many.sent > noProfile.sent*102/100 {
+		t.Errorf("20 machines downloaded %d bytes, want at most 2 %% more than the %d of one", many.sent, noProfile.sent)
 	}
 
 	rng := rand.New(rand.NewPCG(1, 1))
 	for name, chunks := range map[string][]int{"backwards": backwards(b.index.Len()), "at random": rng.Perm(b.index.Len())} {
-		lie := b.replay(t, Options{Around: true}, func(v *Image) { v.Follow(chunks) })
-		t.Logf("a profile %-9s         %v", name+":", lie)
-		if lie.Total > demandOnly.Total*11/10 {
-			t.Errorf("a profile %s makes a boot of %v take %v", name, demandOnly.Total, lie.Total)
+		wrong := b.replay(t, Options{Around: true}, func(v *Image) { v.Follow(chunks) })
+		t.Logf("a profile %-9s         %v", name+":", wrong)
+		if wrong.Total > noProfile.Total*11/10 {
+			t.Errorf("a boot with a profile %s took %v, want at most 10 %% more than %v", name, wrong.Total, noProfile.Total)
 		}
 	}
 }
 
 func backwards(n int) []int {
-	list := upTo(n)
+	list := firstChunks(n)
 	for i := range list {
 		list[i] = n - 1 - i
 	}
 	return list
 }
 
-// TestProfileOfLastRelease: it knows most of the bytes that the next release's boot reads.
+// TestProfileOfLastRelease checks that a release's profile covers most of the bytes that the next release's boot reads.
 func TestProfileOfLastRelease(t *testing.T) {
 	a, b := loadBoot(t, "debian-a"), loadBoot(t, "debian-b")
 	plan := a.profile().Plan(b.index)
@@ -304,15 +304,15 @@ func TestProfileOfLastRelease(t *testing.T) {
 	}
 }
 
-// TestMakeShape makes the shapes in testdata of two releases' indexes:
+// TestMakeShape writes the shapes in testdata from the indexes of two releases:
 //
 //	CAIRN_SHAPE_DIR=DIR go test -run TestMakeShape ./blob/view
 //
-// where DIR has a.caibx, b.caibx and default.castr.
+// DIR must hold a.caibx, b.caibx and default.castr.
 func TestMakeShape(t *testing.T) {
 	dir := os.Getenv("CAIRN_SHAPE_DIR")
 	if dir == "" {
-		t.Skip("CAIRN_SHAPE_DIR names no directory")
+		t.Skip("CAIRN_SHAPE_DIR is not set")
 	}
 	ids := map[blob.Digest]int{}
 	for _, name := range []string{"a", "b"} {
@@ -325,13 +325,13 @@ func TestMakeShape(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(filepath.Join(traces, "debian-"+name+".shape.gz"), shape(t, x, ids, dir).Encode(), 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(traces, "debian-"+name+".shape.gz"), makeShape(t, x, ids, dir).Encode(), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
 }
 
-func shape(t *testing.T, x *blob.Index, ids map[blob.Digest]int, dir string) (s boottrace.Shape) {
+func makeShape(t *testing.T, x *blob.Index, ids map[blob.Digest]int, dir string) (s boottrace.Shape) {
 	for i, c := range x.All() {
 		if x.IsZero(i) {
 			s = append(s, boottrace.Chunk{ID: -1, Size: c.Size})
@@ -350,31 +350,31 @@ func shape(t *testing.T, x *blob.Index, ids map[blob.Digest]int, dir string) (s 
 	return s
 }
 
-// TestColdDepth: 64 reads at once of an image that is not here are answered nearly as fast as a store 20 ms away, on a
-// link that holds all of them, answers 64 requests at once.
+// TestColdDepth checks that 64 concurrent reads of an uncached image reach nearly the rate of 64 concurrent requests to a
+// store with a latency of 20 ms, on a link whose bandwidth is no limit.
 func TestColdDepth(t *testing.T) {
 	b := loadBoot(t, "debian-b")
 	places := boottrace.Pages(b.index.Len(), func(i int) (int64, bool) { return b.index.At(i).Offset, b.index.IsZero(i) })[:2000]
 	synctest.Test(t, func(t *testing.T) {
 		const depth, trip = 64, 20 * time.Millisecond
 		l := newLink(b.store, trip, 1.25e9)
-		l.size = b.link().size
+		l.size = b.newLink().size
 		cache := fetch.New(t.Context(), fetch.Options{Bytes: 64 << 20})
 		defer cache.Close()
 		from := supply.New(store.Policy{}, supply.Options{}, l)
 		v := New(b.index, cache.NewSource(from, fetch.SourceOptions{Fetches: from.Requests(), Link: from.Link()}), Options{Around: true})
-		begun := time.Now()
+		start := time.Now()
 		err := boottrace.ReadPages(t.Context(), places, depth, func(ctx context.Context, p []byte, off int64) error {
-			defer b.check(t, p, off)
+			defer b.checkBytes(t, p, off)
 			return v.ReadAt(ctx, p, off)
 		})
 		if err != nil {
 			t.Error(err)
 		}
-		rate, most := float64(len(places))/time.Since(begun).Seconds(), depth/trip.Seconds()
+		rate, most := float64(len(places))/time.Since(start).Seconds(), depth/trip.Seconds()
 		t.Logf("%.0f reads a second, %.0f %% of %.0f, with %d requests", rate, 100*rate/most, most, l.gets)
 		if rate < 0.8*most || l.gets > len(places)*11/10 {
-			t.Errorf("%.0f reads a second with %d requests, want 80 %% of %.0f, and hardly more than %d", rate, l.gets, most, len(places))
+			t.Errorf("%.0f reads a second with %d requests, want 80 %% of %.0f, and at most 10 %% more than %d", rate, l.gets, most, len(places))
 		}
 	})
 }

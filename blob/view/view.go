@@ -1,7 +1,7 @@
-// Package view is an image that is not here yet, as bytes at offsets. A chunk is fetched when it is first read, and kept
-// in memory, and on disk if there is an image cache. Chunks that are likely to be read next are prefetched: those that a
-// stream of reads comes to, the neighbours of a chunk that was missed, those in a profile of earlier reads, and in the
-// end all. The package decides what to fetch; blob/view/fetch fetches it. It does not know how the bytes are served.
+// Package view reads a remote image at any offset. A chunk is fetched on its first read, and kept in memory, and on disk
+// if there is an image cache. Chunks that are likely to be read next are prefetched: those ahead of sequential reads, the
+// neighbours of a missed chunk, the chunks of a boot profile, and on request all chunks. The package decides what to
+// fetch; blob/view/fetch does it. It does not know how the bytes are served.
 package view
 
 import (
@@ -15,60 +15,64 @@ import (
 	"cairn/blob/view/fetch"
 )
 
-// Disk is where an image is kept. It must be safe for concurrent use. *imagecache.File implements it.
+// Disk is a disk cache of one image. It must be safe for concurrent use. *imagecache.File implements it.
 type Disk interface {
 	fetch.Disk
-	// ReadNow fills p with the bytes at off, which lie in the chunks from lo up to but not including hi. It reports false
-	// if a chunk is missing, or the disk would have to be waited for. It does not allocate.
+	// ReadNow fills p with the bytes at off, which lie in the chunks [lo, hi). It reports false if a chunk is missing, or
+	// the read would block on the disk. It does not allocate.
 	ReadNow(p []byte, off int64, lo, hi int) bool
-	// Read is ReadNow that waits for the disk.
+	// Read is like ReadNow, but blocks until the disk answers.
 	Read(p []byte, off int64, lo, hi int) bool
-	// Wants reports whether chunk i is missing and would be kept.
+	// Wants reports whether chunk i is missing and the disk would keep it.
 	Wants(i int) bool
-	// Queued reports whether chunk i will be there soon.
+	// Queued reports whether chunk i is queued to be written.
 	Queued(i int) bool
-	// Pin has chunk i evicted after all others.
+	// Pin makes chunk i one of the last to be evicted.
 	Pin(i int)
-	// Missing returns how many chunks are not there and proven.
+	// Missing returns how many chunks the disk lacks or has not verified.
 	Missing() int
-	// Room reports whether there is room for chunks that no read asked for.
+	// Room reports whether there is room for prefetched chunks.
 	Room() bool
-	// Path names the place, for the log.
+	// Path returns the directory of the image, for the log.
 	Path() string
 	Close() error
 }
 
-// Options of an Image. The zero value is the plainest.
+// Options of an Image. The zero value has no disk and prefetches only ahead of sequential reads.
 type Options struct {
-	Name   string        // for messages
-	Disk   Disk          // where the image is kept; may be nil
-	Around bool          // prefetch the neighbours of a chunk that is missed
-	Hold   time.Duration // how long a read waits for a store that is unavailable, which is asked again; 0 is not at all
-	Record *Recorder     // notes each chunk's first read; may be nil
+	Name   string        // for error messages and the log
+	Disk   Disk          // disk cache of the image; may be nil
+	Around bool          // prefetch the neighbours of a missed chunk
+	Hold   time.Duration // how long a read blocks and retries while the store is unavailable; 0 fails at once
+	Record *Recorder     // records the first read of each chunk; may be nil
 	Log    *slog.Logger  // for the progress of Fill; nil logs nothing
 }
 
-// Image is an index's image. Safe for concurrent use.
+// Image is the image of an index. Safe for concurrent use.
 type Image struct {
-	name   string
-	index  *blob.Index
-	chunks *fetch.Client
-	disk   Disk
-	record *Recorder
-	log    *slog.Logger
-	ahead  readAhead
-	early  *early
-	widely bool // prefetch neighbours
-	count  counters
+	name       string
+	index      *blob.Index
+	chunks     *fetch.Client
+	disk       Disk // may be nil
+	record     *Recorder
+	log        *slog.Logger
+	ahead      readAhead
+	tracker    *prefetchTracker
+	neighbours bool // prefetch the neighbours of missed chunks
+	count      counters
 }
 
-// New returns x's image with chunks from source. A source's memory limits how far its images are prefetched.
+// New returns x's image, whose chunks come from source. The memory of the source's Cache limits the prefetches of all its
+// images.
 func New(x *blob.Index, source *fetch.Source, o Options) *Image {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	v := &Image{name: o.Name, index: x, disk: o.Disk, record: o.Record, log: o.Log, early: newEarly(x, o.Disk), widely: o.Around}
-	v.chunks = fetch.NewClient(source, x, fetch.ClientOptions{Name: o.Name, Disk: o.Disk, Hold: o.Hold, Observer: v.early})
+	v := &Image{
+		name: o.Name, index: x, disk: o.Disk, record: o.Record, log: o.Log,
+		tracker: newPrefetchTracker(x, o.Disk), neighbours: o.Around,
+	}
+	v.chunks = fetch.NewClient(source, x, fetch.ClientOptions{Name: o.Name, Disk: o.Disk, Hold: o.Hold, Observer: v.tracker})
 	v.ahead = readAhead{index: x, most: min(maxAhead, v.chunks.Memory()/8)}
 	return v
 }
@@ -76,7 +80,7 @@ func New(x *blob.Index, source *fetch.Source, o Options) *Image {
 // Size returns the image's length in bytes.
 func (v *Image) Size() int64 { return v.index.Size() }
 
-// Close ends what Follow and Fill began, and lets go of the image's disk. Reads go on, without it.
+// Close stops the prefetches of Follow and Fill, and closes the image's disk. Reads remain possible, without the disk.
 func (v *Image) Close() error {
 	v.chunks.StopFeeds()
 	if v.disk == nil {
@@ -85,49 +89,51 @@ func (v *Image) Close() error {
 	return v.disk.Close()
 }
 
-func (v *Image) check(off, n int64) error {
+func (v *Image) checkRange(off, n int64) error {
 	if off < 0 || n < 0 || off > v.Size()-n {
 		return fmt.Errorf("%d bytes at %d are not within the image's %d", n, off, v.Size())
 	}
 	return nil
 }
 
-// span returns the chunks that n bytes from off on lie in, hi not included; n is not 0.
-func (v *Image) span(off, n int64) (lo, hi int) {
+// chunkRange returns the chunks [lo, hi) that hold the n > 0 bytes at off.
+func (v *Image) chunkRange(off, n int64) (lo, hi int) {
 	lo = v.index.Find(off)
 	for hi = lo + 1; v.index.At(hi-1).End() < off+n; hi++ {
 	}
 	return lo, hi
 }
 
-// ReadAt fills p with the image's bytes from off on, or fails. All the chunks it needs are fetched at once, and, when
-// reads follow each other, some of those behind them.
+// ReadAt fills p with the image's bytes at off. It fetches all missing chunks of the range at once, and prefetches the
+// following chunks if the reads are sequential, or else the neighbours of a missed chunk if Options ask for them. It
+// blocks until all bytes are available. It fails if the range is not within the image, ctx ends, or a fetch fails with an
+// error of store.Getter.
 func (v *Image) ReadAt(ctx context.Context, p []byte, off int64) error {
 	n := int64(len(p))
-	if err := v.check(off, n); err != nil || n == 0 {
+	if err := v.checkRange(off, n); err != nil || n == 0 {
 		return err
 	}
-	lo, hi := v.span(off, n)
+	lo, hi := v.chunkRange(off, n)
 	entries, missing := v.chunks.Request(lo, hi)
-	if from, to := v.ahead.next(off, n, v.pitch()); from < to {
-		v.prefetch(from, to, fetch.ReadAhead)
-	} else if missing && v.widely {
+	if from, to := v.ahead.noteRead(off, n, v.readAheadLimit()); from < to {
+		v.prefetchRange(from, to, fetch.ReadAhead)
+	} else if missing && v.neighbours {
 		v.prefetchNeighbours(lo, hi)
 	}
-	v.touch(lo, hi)
-	if err := v.fill(ctx, p, off, lo, entries); err != nil {
+	v.noteRead(lo, hi)
+	if err := v.copyChunks(ctx, p, off, lo, entries); err != nil {
 		v.count.failures.Add(1)
 		return err
 	}
-	v.count.answer(n)
+	v.count.countRead(n)
 	return nil
 }
 
-// pitch returns how far to read ahead of a stream at most: twice what the link holds.
-func (v *Image) pitch() int64 { return max(2*v.chunks.Product(), leastPitch) }
+// readAheadLimit returns the largest read-ahead of a stream in bytes: twice the link's bandwidth-delay product.
+func (v *Image) readAheadLimit() int64 { return max(2*v.chunks.Product(), minAheadLimit) }
 
-// fill copies the image's bytes from off on to p, as they come. The entries are those of the chunks from lo on.
-func (v *Image) fill(ctx context.Context, p []byte, off int64, lo int, entries []*fetch.Entry) error {
+// copyChunks fills p with the image's bytes at off. entries are those that Request returned for the chunks from lo on.
+func (v *Image) copyChunks(ctx context.Context, p []byte, off int64, lo int, entries []*fetch.Entry) error {
 	hi := lo + len(entries)
 	for i := lo; i < hi; {
 		next := i + 1
@@ -146,7 +152,7 @@ func (v *Image) fill(ctx context.Context, p []byte, off int64, lo int, entries [
 			if !v.disk.Read(dst, off, i, next) {
 				next = i + 1
 				dst = p[:min(int64(len(p)), v.index.At(i).End()-off)]
-				err = v.readAgain(ctx, dst, off, i)
+				err = v.rereadChunk(ctx, dst, off, i)
 			}
 		}
 		if err != nil {
@@ -157,11 +163,11 @@ func (v *Image) fill(ctx context.Context, p []byte, off int64, lo int, entries [
 	return nil
 }
 
-// readAgain fills p with a part of a chunk that has gone from the disk.
-func (v *Image) readAgain(ctx context.Context, p []byte, off int64, i int) error {
+// rereadChunk fills p with a part of chunk i, which the disk lost after Request.
+func (v *Image) rereadChunk(ctx context.Context, p []byte, off int64, i int) error {
 	entries, _ := v.chunks.Request(i, i+1)
 	e := entries[0]
-	if e == nil { // it came back
+	if e == nil { // the disk has the chunk again
 		if v.disk.Read(p, off, i, i+1) {
 			return nil
 		}
@@ -170,7 +176,7 @@ func (v *Image) readAgain(ctx context.Context, p []byte, off int64, i int) error
 	return v.copyChunk(ctx, p, off, e, i)
 }
 
-// copyChunk waits for chunk i and copies its bytes from the image's offset off on to p.
+// copyChunk blocks until e has chunk i, and fills p with its bytes at the image's offset off.
 func (v *Image) copyChunk(ctx context.Context, p []byte, off int64, e *fetch.Entry, i int) error {
 	start := v.index.At(i).Offset
 	data, err := v.chunks.Wait(ctx, e, i)
@@ -181,32 +187,32 @@ func (v *Image) copyChunk(ctx context.Context, p []byte, off int64, e *fetch.Ent
 	return nil
 }
 
-// ReadResident fills p like ReadAt if that takes no waiting, and reports whether it did. It does not allocate, unless
-// it comes to a chunk that was prefetched for the first time.
+// ReadResident fills p like ReadAt if it need not block, and reports whether it did. It does not allocate, unless it is
+// the first read of a prefetched chunk.
 func (v *Image) ReadResident(p []byte, off int64) bool {
 	n := int64(len(p))
-	if v.check(off, n) != nil {
+	if v.checkRange(off, n) != nil {
 		return false
 	}
 	if n == 0 {
 		return true
 	}
-	lo, hi := v.span(off, n)
+	lo, hi := v.chunkRange(off, n)
 	switch {
 	case v.disk != nil && v.disk.ReadNow(p, off, lo, hi):
 		v.count.diskHits.Add(1)
-	case v.readChunks(p, off, lo, hi):
+	case v.readCached(p, off, lo, hi):
 		v.count.memoryHits.Add(1)
 	default:
 		return false
 	}
-	v.count.answer(n)
-	v.touch(lo, hi)
+	v.count.countRead(n)
+	v.noteRead(lo, hi)
 	return true
 }
 
-// readChunks fills p from memory, zeros and, in part, the disk, if all is there.
-func (v *Image) readChunks(p []byte, off int64, lo, hi int) bool {
+// readCached fills p from chunks in memory, zeros and chunks on disk. It reports false if it would block.
+func (v *Image) readCached(p []byte, off int64, lo, hi int) bool {
 	for i := lo; i < hi; i++ {
 		c := v.index.At(i)
 		dst := p[:min(int64(len(p)), c.End()-off)]
@@ -215,7 +221,7 @@ func (v *Image) readChunks(p []byte, off int64, lo, hi int) bool {
 		} else if data := v.chunks.Lookup(c); data != nil {
 			copy(dst, data[off-c.Offset:])
 			if v.disk != nil {
-				v.disk.Offer(i, data) // it was too busy when the chunk came
+				v.disk.Offer(i, data) // the disk refused it after the fetch, as its queue was full
 			}
 		} else if v.disk == nil || !v.disk.ReadNow(dst, off, i, i+1) {
 			return false
@@ -225,71 +231,72 @@ func (v *Image) readChunks(p []byte, off int64, lo, hi int) bool {
 	return true
 }
 
-// touch notes that chunks were read.
-func (v *Image) touch(lo, hi int) {
+// noteRead records a read of the chunks [lo, hi).
+func (v *Image) noteRead(lo, hi int) {
 	if v.record != nil {
 		for i := lo; i < hi; i++ {
-			v.record.touch(i)
+			v.record.recordRead(i)
 		}
 	}
-	if lo = v.early.find(lo, hi); lo < hi {
-		v.useEarly(lo, hi)
+	if lo = v.tracker.nextUnread(lo, hi); lo < hi {
+		v.notePrefetchHits(lo, hi)
 	}
 }
 
-// useEarly notes the first read of prefetched chunks. The prefetch was right, and goes on behind them, unless a profile
-// named them: it knows better what comes next.
-func (v *Image) useEarly(lo, hi int) {
-	foretold := false
+// notePrefetchHits records the first read of prefetched chunks, and continues the read-ahead behind them. There is no
+// read-ahead if one of them was prefetched for the profile, which predicts the next reads better.
+func (v *Image) notePrefetchHits(lo, hi int) {
+	profiled := false
 	for i := lo; i < hi; i++ {
-		if used, byProfile := v.early.use(i); used {
+		if hit, byProfile := v.tracker.noteRead(i); hit {
 			v.chunks.MarkRead(v.index.At(i))
-			foretold = foretold || byProfile
+			profiled = profiled || byProfile
 		}
 	}
-	if foretold {
+	if profiled {
 		return
 	}
 	start, end := v.index.At(lo).Offset, v.index.At(hi-1).End()
-	if from, to := v.ahead.next(start, end-start, v.pitch()); from < to {
-		v.prefetch(from, to, fetch.ReadAhead)
+	if from, to := v.ahead.noteRead(start, end-start, v.readAheadLimit()); from < to {
+		v.prefetchRange(from, to, fetch.ReadAhead)
 	}
 }
 
-// prefetchNeighbours fetches what lies beside the chunks from lo to hi, which were missed.
+// prefetchNeighbours prefetches the neighbours of the missed chunks [lo, hi).
 func (v *Image) prefetchNeighbours(lo, hi int) {
-	window := v.early.neighbours(v.chunks.Product(), v.chunks.Demands()-(hi-lo))
+	window := v.tracker.neighbourWindow(v.chunks.Product(), v.chunks.Demands()-(hi-lo))
 	if window == 0 {
 		return
 	}
 	start, end := v.index.At(lo).Offset, v.index.At(hi-1).End()
-	from, to := spread(start, end, window, v.Size())
-	v.prefetch(end, to, fetch.Neighbour)
-	v.prefetch(from, start, fetch.Neighbour)
+	from, to := splitWindow(start, end, window, v.Size())
+	v.prefetchRange(end, to, fetch.Neighbour)
+	v.prefetchRange(from, start, fetch.Neighbour)
 }
 
-// Prefetch fetches the chunks of n bytes from off on, as far as they may stay in memory, and does not wait for them.
+// Prefetch starts to fetch the chunks of the n bytes at off, up to half of the memory, and returns at once. It fails if
+// the range is not within the image.
 func (v *Image) Prefetch(_ context.Context, off, n int64) error {
-	if err := v.check(off, n); err != nil {
+	if err := v.checkRange(off, n); err != nil {
 		return err
 	}
-	v.prefetch(off, off+min(n, v.chunks.Memory()/2), fetch.ReadAhead)
+	v.prefetchRange(off, off+min(n, v.chunks.Memory()/2), fetch.ReadAhead)
 	return nil
 }
 
-// prefetch fetches the chunks of the bytes from off to end, until memory takes no more.
-func (v *Image) prefetch(off, end int64, p fetch.Priority) {
+// prefetchRange prefetches the chunks of the bytes [off, end), as far as memory allows.
+func (v *Image) prefetchRange(off, end int64, p fetch.Priority) {
 	if off < end {
-		lo, hi := v.span(off, end-off)
+		lo, hi := v.chunkRange(off, end-off)
 		v.chunks.Prefetch(lo, hi, p)
 	}
 }
 
-// Extents yields the lengths of the chunks' parts that make up n bytes from off on, and whether they are all zero, as
-// the index tells. The range must lie within the image.
+// Extents splits the n bytes at off at the chunks' boundaries. It yields the length of each part, and whether the index
+// says that the part is all zeros. The range must be within the image.
 func (v *Image) Extents(off, n int64) iter.Seq2[int64, bool] {
 	return func(yield func(int64, bool) bool) {
-		for i, length := range v.parts(off, n) {
+		for i, length := range v.chunkParts(off, n) {
 			if !yield(length, v.index.IsZero(i)) {
 				return
 			}
@@ -297,33 +304,33 @@ func (v *Image) Extents(off, n int64) iter.Seq2[int64, bool] {
 	}
 }
 
-// Cached yields the lengths of the runs that make up n bytes from off on, and whether a read of them needs no
-// store: they are zeros, on disk or in memory. The range must lie within the image.
+// Cached splits the n bytes at off into runs. It yields the length of each run, and whether it is cached: a read of zeros
+// or of chunks in memory or on disk does not need the store. The range must be within the image.
 func (v *Image) Cached(off, n int64) iter.Seq2[int64, bool] {
 	return func(yield func(int64, bool) bool) {
-		run, local := int64(0), false
-		for i, length := range v.parts(off, n) {
-			is := v.isLocal(i)
-			if is != local && run > 0 {
-				if !yield(run, local) {
+		run, cached := int64(0), false
+		for i, length := range v.chunkParts(off, n) {
+			is := v.isCached(i)
+			if is != cached && run > 0 {
+				if !yield(run, cached) {
 					return
 				}
 				run = 0
 			}
-			run, local = run+length, is
+			run, cached = run+length, is
 		}
 		if run > 0 {
-			yield(run, local)
+			yield(run, cached)
 		}
 	}
 }
 
-func (v *Image) isLocal(i int) bool {
+func (v *Image) isCached(i int) bool {
 	return v.index.IsZero(i) || v.disk != nil && v.disk.Has(i) || v.chunks.InMemory(v.index.At(i))
 }
 
-// parts yields the chunks that n bytes from off on lie in, and how many of the bytes each of them has.
-func (v *Image) parts(off, n int64) iter.Seq2[int, int64] {
+// chunkParts yields the chunks that hold the n bytes at off, and how many of the bytes each chunk holds.
+func (v *Image) chunkParts(off, n int64) iter.Seq2[int, int64] {
 	return func(yield func(int, int64) bool) {
 		for i := v.index.Find(off); n > 0; i++ {
 			length := min(n, v.index.At(i).End()-off)

@@ -32,26 +32,26 @@ func index(t testing.TB, image []byte) *blob.Index {
 	return x
 }
 
-// mixed has data, zeros, the data again, and zeros at its end.
+// mixed returns an image with data, zeros, the same data, other data, and zeros at its end.
 func mixed() []byte {
 	part := testimages.Random(1, 300_000)
 	last := testimages.Random(2, 50_000)
 	return bytes.Join([][]byte{part, make([]byte, 150_000), part, last, make([]byte, 40_001)}, nil)
 }
 
-// origin is a store that counts what it is asked for, takes its time, and fails on demand.
+// origin is a store that counts its requests, has a latency, and fails requests for chosen chunks.
 type origin struct {
 	data    map[blob.Digest][]byte
 	latency time.Duration
 
-	mu        sync.Mutex // guards what follows
+	mu        sync.Mutex // guards the fields below
 	gets      map[blob.Digest]int
 	fail      map[blob.Digest]error
-	now, most int // requests under way, and the most there were
+	now, most int // requests in flight, and their maximum
 }
 
-// holding is an origin with the chunks of some images that are not all zero.
-func holding(t testing.TB, images ...[]byte) *origin {
+// newOrigin returns an origin with the chunks of some images, without zeros.
+func newOrigin(t testing.TB, images ...[]byte) *origin {
 	t.Helper()
 	o := &origin{data: map[blob.Digest][]byte{}, gets: map[blob.Digest]int{}, fail: map[blob.Digest]error{}}
 	for _, image := range images {
@@ -101,8 +101,8 @@ func (o *origin) end() {
 	o.now--
 }
 
-// asked is how many requests there were, and how many are under way.
-func (o *origin) asked() (all, now int) {
+// countRequests returns the number of all requests, and of those in flight.
+func (o *origin) countRequests() (all, now int) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for _, n := range o.gets {
@@ -111,7 +111,7 @@ func (o *origin) asked() (all, now int) {
 	return all, o.now
 }
 
-// checkOnce: these chunks of x were got once each, zeros apart, which were not.
+// checkOnce checks that the chunks [lo, hi) of x, but for zeros, were requested once each, and no others.
 func (o *origin) checkOnce(t *testing.T, x *blob.Index, lo, hi int) {
 	t.Helper()
 	o.mu.Lock()
@@ -123,7 +123,7 @@ func (o *origin) checkOnce(t *testing.T, x *blob.Index, lo, hi int) {
 		}
 	}
 	if diff := cmp.Diff(want, o.gets); diff != "" {
-		t.Errorf("requests a chunk (-want +got):\n%s", diff)
+		t.Errorf("requests per chunk (-want +got):\n%s", diff)
 	}
 }
 
@@ -139,33 +139,33 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// open is a view of an image through a cache of its own, which is closed when the test ends.
-func open(t testing.TB, x *blob.Index, from store.Getter, limits fetch.Options) *Image {
+// newView returns a view with a Cache of its own, which is closed when the test ends.
+func newView(t testing.TB, x *blob.Index, from store.Getter, limits fetch.Options) *Image {
 	t.Helper()
 	cache := fetch.New(t.Context(), limits)
 	t.Cleanup(cache.Close)
 	return New(x, cache.NewSource(from, fetch.SourceOptions{}), Options{})
 }
 
-// checkRead reads len(p) bytes at off and compares.
+// checkRead reads len(p) bytes at off into p, and compares them with the image's.
 func checkRead(t testing.TB, v *Image, image, p []byte, off int64) {
 	t.Helper()
 	rand.NewChaCha8([32]byte{}).Read(p)
 	if err := v.ReadAt(t.Context(), p, off); err != nil {
 		t.Errorf("ReadAt(%d bytes, %d) = %v", len(p), off, err)
 	} else if !bytes.Equal(p, image[off:off+int64(len(p))]) {
-		t.Errorf("ReadAt(%d bytes, %d) gave other bytes than the image's", len(p), off)
+		t.Errorf("ReadAt(%d bytes, %d) returned wrong bytes", len(p), off)
 	}
 }
 
-// TestReadAt reads at random from many goroutines, through caches of several sizes.
+// TestReadAt checks concurrent random reads, with Caches of several sizes.
 func TestReadAt(t *testing.T) {
 	image := mixed()
 	x := index(t, image)
 	for _, limits := range []fetch.Options{{}, {Bytes: 100_000, Fetches: 3}, {Bytes: 1, Fetches: 1}} {
 		cache := fetch.New(t.Context(), limits)
 		defer cache.Close()
-		v := New(x, cache.NewSource(holding(t, image), fetch.SourceOptions{}), Options{})
+		v := New(x, cache.NewSource(newOrigin(t, image), fetch.SourceOptions{}), Options{})
 		var wg sync.WaitGroup
 		for reader := range 8 {
 			wg.Go(func() {
@@ -179,14 +179,14 @@ func TestReadAt(t *testing.T) {
 		wg.Wait()
 		checkRead(t, v, image, make([]byte, len(image)), 0)
 		if used, limit := cache.Usage(); used > max(limit, params.Max) {
-			t.Errorf("%d bytes are in memory, of which there may be %d", used, limit)
+			t.Errorf("%d bytes are in memory, want at most %d", used, limit)
 		}
 	}
 }
 
 func TestOutside(t *testing.T) {
 	image := testimages.Random(1, 10_000)
-	v := open(t, index(t, image), holding(t, image), fetch.Options{})
+	v := newView(t, index(t, image), newOrigin(t, image), fetch.Options{})
 	if v.Size() != 10_000 {
 		t.Errorf("Size = %d, want 10000", v.Size())
 	}
@@ -212,17 +212,17 @@ func TestOutside(t *testing.T) {
 	if err := v.Prefetch(t.Context(), 0, -1); err == nil {
 		t.Error("Prefetch of -1 bytes succeeds")
 	}
-	empty := open(t, index(t, nil), holding(t), fetch.Options{})
+	empty := newView(t, index(t, nil), newOrigin(t), fetch.Options{})
 	if err := empty.ReadAt(t.Context(), nil, 0); err != nil || empty.ReadAt(t.Context(), make([]byte, 1), 0) == nil {
-		t.Errorf("reading nothing of an empty image: %v; reading a byte must fail", err)
+		t.Errorf("ReadAt(0 bytes, 0) of an empty image = %v, want nil; a read of 1 byte must fail", err)
 	}
 }
 
-// TestFailure: a chunk that cannot be had fails the reads that need it, for as long as it cannot be had.
+// TestFailure checks that a chunk that cannot be fetched fails each read that needs it, and no others.
 func TestFailure(t *testing.T) {
 	image := testimages.Random(1, 200_000)
-	x, from := index(t, image), holding(t, image)
-	v := open(t, x, from, fetch.Options{})
+	x, from := index(t, image), newOrigin(t, image)
+	v := newView(t, x, from, fetch.Options{})
 	broken := x.At(x.Len() / 2)
 	corrupt := &store.CorruptError{Name: "x", Err: errors.New("y")}
 	for _, want := range []error{store.ErrUnavailable, store.ErrNotFound, corrupt} {
@@ -236,72 +236,73 @@ func TestFailure(t *testing.T) {
 			t.Errorf("ReadAt of all = %v, want %v", err, want)
 		}
 		if v.ReadResident(make([]byte, 1), broken.Offset) {
-			t.Error("ReadResident gives a byte of a chunk that could not be had")
+			t.Error("ReadResident = true for a chunk that could not be fetched")
 		}
 		checkRead(t, v, image, make([]byte, broken.Offset), 0)
 		checkRead(t, v, image, make([]byte, v.Size()-broken.End()), broken.End())
 	}
 	if n := from.gets[broken.Digest]; n != 12 {
-		t.Errorf("the store was asked %d times for the broken chunk, want each of 12 reads to ask", n)
+		t.Errorf("the broken chunk was requested %d times, want 12, once per read", n)
 	}
 	delete(from.fail, broken.Digest)
 	checkRead(t, v, image, make([]byte, len(image)), 0)
 }
 
-// TestZeros: no store is asked for zeros.
+// TestZeros checks that zeros are never fetched.
 func TestZeros(t *testing.T) {
 	image := make([]byte, 1<<20+5)
 	from := &origin{gets: map[blob.Digest]int{}}
-	v := open(t, index(t, image), from, fetch.Options{})
+	v := newView(t, index(t, image), from, fetch.Options{})
 	checkRead(t, v, image, make([]byte, len(image)), 0)
 	checkResident(t, v, image, 0, len(image))
 	if err := v.Prefetch(t.Context(), 0, v.Size()); err != nil {
 		t.Errorf("Prefetch of zeros = %v", err)
 	}
-	if all, _ := from.asked(); all != 0 {
-		t.Errorf("the store was asked for %d chunks, want none", all)
+	if all, _ := from.countRequests(); all != 0 {
+		t.Errorf("%d chunks were fetched, want 0", all)
 	}
 }
 
-// checkResident: the n bytes at off are here, and right.
+// checkResident checks that ReadResident succeeds for the n bytes at off, and returns the image's bytes.
 func checkResident(t testing.TB, v *Image, image []byte, off int64, n int) {
 	t.Helper()
 	p := testimages.Random(9, n)
 	if !v.ReadResident(p, off) {
 		t.Errorf("ReadResident(%d bytes, %d) = false, want true", n, off)
 	} else if !bytes.Equal(p, image[off:][:n]) {
-		t.Errorf("ReadResident(%d bytes, %d) gave other bytes than the image's", n, off)
+		t.Errorf("ReadResident(%d bytes, %d) returned wrong bytes", n, off)
 	}
 }
 
 func TestReadResident(t *testing.T) {
 	image := mixed()
-	x, from := index(t, image), holding(t, image)
-	v := open(t, x, from, fetch.Options{})
+	x, from := index(t, image), newOrigin(t, image)
+	v := newView(t, x, from, fetch.Options{})
 	if v.ReadResident(make([]byte, 1), 0) || v.ReadResident(make([]byte, 20_000), 290_000) {
-		t.Error("ReadResident = true before anything was read")
+		t.Error("ReadResident = true before the first ReadAt")
 	}
-	if all, _ := from.asked(); all != 0 {
-		t.Errorf("ReadResident asked the store for %d chunks", all)
+	if all, _ := from.countRequests(); all != 0 {
+		t.Errorf("ReadResident fetched %d chunks, want 0", all)
 	}
 	c := x.At(5)
 	checkRead(t, v, image, make([]byte, 1), c.Offset+1)
 	checkResident(t, v, image, c.Offset, int(c.Size))
-	checkResident(t, v, image, c.Offset+450_000, 1) // the same bytes come again there
+	checkResident(t, v, image, c.Offset+450_000, 1) // the image has the same chunk there
 	if v.ReadResident(make([]byte, c.Size+1), c.Offset) || v.ReadResident(make([]byte, 2), c.Offset-1) {
-		t.Error("ReadResident = true for more than the chunk that was read")
+		t.Error("ReadResident = true for bytes outside of the fetched chunk")
 	}
 	checkRead(t, v, image, make([]byte, len(image)), 0)
 	checkResident(t, v, image, 0, len(image))
 }
 
-// TestPrefetch: it waits for nothing, fetches what it is asked for once, and never more than half a cache.
+// TestPrefetch checks that Prefetch returns at once, fetches each chunk of its range once, and never more than half of
+// the memory.
 func TestPrefetch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		image := testimages.Random(1, 1<<20)
-		x, from := index(t, image), holding(t, image)
+		x, from := index(t, image), newOrigin(t, image)
 		from.latency = time.Minute
-		v := open(t, x, from, fetch.Options{Bytes: 200_000, Fetches: 3})
+		v := newView(t, x, from, fetch.Options{Bytes: 200_000, Fetches: 3})
 		start := time.Now()
 		mustPrefetch(t, v, 5000, 20_000)
 		mustPrefetch(t, v, 5000, 20_000)
@@ -332,7 +333,7 @@ func TestPrefetch(t *testing.T) {
 		before = fetched()
 		mustPrefetch(t, v, 0, v.Size())
 		if got := fetched() - before; got != 0 {
-			t.Errorf("%d more bytes were fetched, though half a cache from there on is here", got)
+			t.Errorf("%d more bytes were fetched, want 0: half of the memory holds the start of the range", got)
 		}
 	})
 }
@@ -346,7 +347,7 @@ func mustPrefetch(t *testing.T, v *Image, off, n int64) {
 
 func TestExtents(t *testing.T) {
 	image := mixed()
-	v := open(t, index(t, image), holding(t), fetch.Options{})
+	v := newView(t, index(t, image), newOrigin(t), fetch.Options{})
 	for _, c := range []struct{ off, n int64 }{
 		{0, v.Size()}, {0, 0}, {v.Size(), 0}, {299_000, 3000}, {310_001, 7}, {v.Size() - 1, 1},
 	} {
@@ -368,14 +369,14 @@ func TestExtents(t *testing.T) {
 		}
 	}
 	for range v.Extents(0, v.Size()) {
-		break // which must not panic
+		break // must not panic
 	}
 }
 
-// TestSizesDisagree: indexes may give one digest several sizes. The wrong ones fail, and give no bytes.
+// TestSizesDisagree checks an index that has one digest with several sizes. Reads of chunks with a wrong size fail.
 func TestSizesDisagree(t *testing.T) {
 	image := testimages.Random(1, 1000)
-	from := holding(t, image)
+	from := newOrigin(t, image)
 	d := blob.SHA512_256.Sum(image)
 	b, err := blob.NewBuilder(blob.SHA512_256, blob.Params(params))
 	if err != nil {
@@ -386,7 +387,7 @@ func TestSizesDisagree(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	v := open(t, b.Index(), from, fetch.Options{})
+	v := newView(t, b.Index(), from, fetch.Options{})
 	for range 2 {
 		checkRead(t, v, image, make([]byte, 1000), 0)
 		for _, off := range []int64{1000, 3500, 4000} {
@@ -402,7 +403,7 @@ func TestSizesDisagree(t *testing.T) {
 
 func TestReadResidentAllocatesNothing(t *testing.T) {
 	image := mixed()
-	v := open(t, index(t, image), holding(t, image), fetch.Options{})
+	v := newView(t, index(t, image), newOrigin(t, image), fetch.Options{})
 	p := make([]byte, 60_000)
 	checkRead(t, v, image, p, 250_000)
 	if n := testing.AllocsPerRun(100, func() { v.ReadResident(p, 250_000) }); n != 0 {
@@ -418,17 +419,17 @@ func BenchmarkReadAtHit(b *testing.B) {
 	benchmarkHit(b, func(v *Image, p []byte, off int64) bool { return v.ReadAt(b.Context(), p, off) == nil })
 }
 
-// benchmarkHit reads 4 KiB here and there of an image that is all in memory.
+// benchmarkHit reads 4 KiB at changing offsets of an image in memory.
 func benchmarkHit(b *testing.B, read func(v *Image, p []byte, off int64) bool) {
 	image := testimages.Random(1, 8<<20)
-	v := open(b, index(b, image), holding(b, image), fetch.Options{})
+	v := newView(b, index(b, image), newOrigin(b, image), fetch.Options{})
 	checkRead(b, v, image, make([]byte, len(image)), 0)
 	p, off := make([]byte, 4096), int64(0)
 	b.SetBytes(int64(len(p)))
 	b.ReportAllocs()
 	for b.Loop() {
 		if off = (off + 1_000_003) % (8<<20 - 4096); !read(v, p, off) {
-			b.Fatal("not here")
+			b.Fatal("not resident")
 		}
 	}
 }

@@ -7,35 +7,35 @@ import (
 )
 
 const (
-	fillDelay = 25 * time.Millisecond // for which the link may be busy with filling
-	fullPause = 10 * time.Second      // before a disk without room is looked at again
-	logEvery  = 256                   // chunks that filling looks at before it counts the missing ones
+	fillDelay = 25 * time.Millisecond // how long Fill may delay a demand fetch
+	fullPause = 10 * time.Second      // between two checks of a disk without room
+	logEvery  = 256                   // chunks between two checks of the progress, which count the missing chunks
 )
 
-// filling is the fetch.Feed of all chunks of an image that are not on disk. The Cache calls it one call at a time.
-type filling struct {
+// fillFeed is the fetch.Feed of all chunks of an image that are not on disk. The Cache calls it one call at a time.
+type fillFeed struct {
 	image   *Image
-	next    int   // chunk
-	fetched int64 // bytes that were named
-	tenths  int   // of the image that were logged
+	next    int   // the next chunk
+	fetched int64 // bytes of the chunks that Next wanted
+	tenths  int   // of the image, as last logged
 }
 
-// Fill fetches all chunks that are not on disk, when nothing is read: at most so many bytes a second, if that is not 0.
-// It needs a disk, and does not wait.
+// Fill fetches all chunks that are not on disk, with the lowest priority, until the image is complete. It fetches at
+// most bytesPerSecond; 0 is no limit. It returns at once, and does nothing without a disk.
 func (v *Image) Fill(bytesPerSecond int64) {
 	if v.disk != nil {
-		v.chunks.StartFeed(&filling{image: v}, fetch.Fill, bytesPerSecond)
+		v.chunks.StartFeed(&fillFeed{image: v}, fetch.Fill, bytesPerSecond)
 	}
 }
 
 // Next implements fetch.Feed.
-func (f *filling) Next() (chunk int, wanted, more bool) {
+func (f *fillFeed) Next() (chunk int, wanted, more bool) {
 	v, i := f.image, f.next
 	if i == v.index.Len() {
 		return 0, false, false
 	}
 	f.next++
-	wanted = wants(v.disk, i)
+	wanted = isWanted(v.disk, i)
 	if wanted {
 		f.fetched += v.index.At(i).Size
 	}
@@ -45,8 +45,8 @@ func (f *filling) Next() (chunk int, wanted, more bool) {
 	return i, wanted, true
 }
 
-// logProgress logs how far the filling is, a tenth at a time.
-func (f *filling) logProgress() {
+// logProgress logs the progress when another tenth of the image is on disk.
+func (f *fillFeed) logProgress() {
 	v := f.image
 	n := v.index.Len()
 	if tenth := 10 * (n - v.disk.Missing()) / n; tenth > f.tenths && tenth < 10 {
@@ -55,8 +55,8 @@ func (f *filling) logProgress() {
 	}
 }
 
-// Rewind implements fetch.Feed. It logs the end of the filling.
-func (f *filling) Rewind() bool {
+// Rewind implements fetch.Feed. It logs the end of Fill.
+func (f *fillFeed) Rewind() bool {
 	v := f.image
 	missing := v.disk.Missing()
 	if missing == 0 {
@@ -74,7 +74,7 @@ func (f *filling) Rewind() bool {
 }
 
 // Budget implements fetch.Feed.
-func (f *filling) Budget() fetch.Budget {
+func (f *fillFeed) Budget() fetch.Budget {
 	if !f.image.disk.Room() {
 		return fetch.Budget{Pause: fullPause}
 	}
