@@ -8,100 +8,97 @@ import (
 	"cairn/blob"
 )
 
-// key tells chunks apart. Indexes may disagree about the size of a digest's chunk, and a chunk that is proven with one
-// size is not proven with another.
+// key identifies a chunk. Indexes may disagree about the size of a digest's chunk, and a chunk that is verified with
+// one size is not verified with another.
 type key struct {
 	digest    blob.Digest
 	size      int64
 	algorithm blob.Algorithm
 }
 
-// home is a chunk's place in a client's image.
-type home struct {
+// position is a chunk's position in a client's image.
+type position struct {
 	client *Client
 	chunk  int
 }
 
-// claimed reports whether the client's disk may have the chunk, still to be proven.
-func (h home) claimed() bool {
-	d := h.client.disk
-	return d != nil && d.Claims(h.chunk)
+// isClaimed reports whether the client's disk may have the chunk, not verified yet.
+func (p position) isClaimed() bool {
+	d := p.client.disk
+	return d != nil && d.Claims(p.chunk)
 }
 
-// prove fills dst with the chunk from the client's disk. It reports whether that is the chunk.
-func (h home) prove(dst []byte) bool { return h.claimed() && h.client.disk.Prove(h.chunk, dst) }
-
-// offer has the client's disk keep the chunk. Data of an urgent chunk are not kept when the disk is behind; other data
-// wait for it.
-func (h home) offer(ctx context.Context, data []byte, urgent bool) {
-	switch d := h.client.disk; {
+// offerChunk offers the chunk to the client's disk. If the disk's queue is full, an urgent chunk is dropped, and
+// another one waits.
+func (p position) offerChunk(ctx context.Context, data []byte, urgent bool) {
+	switch d := p.client.disk; {
 	case d == nil:
 	case urgent:
-		d.Offer(h.chunk, data)
+		d.Offer(p.chunk, data)
 	default:
-		d.OfferWait(ctx, h.chunk, data)
+		d.OfferWait(ctx, p.chunk, data)
 	}
 }
 
-// want is a wanted chunk, and where it is wanted.
+// want is a chunk to fetch, and the position that needs it.
 type want struct {
 	key
-	home
+	position
 }
 
-// maxTakers is how many disks a chunk is offered to at most.
-const maxTakers = 8
+// maxReceivers limits the disks that a fetched chunk is offered to.
+const maxReceivers = 8
 
-// Entry is a chunk in memory, or on its way there.
+// Entry is a chunk that is in memory or in flight.
 type Entry struct {
 	key    key
 	size   int64
-	client *Client // that wanted it first
-	chunk  int     // its place in that client's image
-	source *Source // of that client; its store is asked last
+	client *Client // the first client that needed the chunk
+	chunk  int     // the chunk's number in that client's image
+	source *Source // that client's source, which is asked after the disks
 
 	ready chan struct{} // closed when data or err is set
 	data  []byte
 	err   error
 
-	at       *Source // in its queue the entry is, or it fetches the entry
-	priority Priority
-	takers   []home // whose disks want the chunk, the first client among them
-	asked    bool   // a read has asked for it since it was added
-	early    bool   // the fetch began before a read waited for it
-	feed     *feed  // that named it, while it is on its way; may be nil
-	unread   bool   // it counts as unread memory of the first client
+	at        *Source // the source that queues or fetches the entry
+	priority  Priority
+	receivers []position // positions whose disks need the chunk, the first client's among them
+	demanded  bool       // a read has requested the entry while it was in flight
+	early     bool       // the fetch started before a read waited for it
+	feed      *feed      // the feed that named the chunk, while it is in flight; may be nil
+	unread    bool       // the chunk counts as unread by the first client
 
-	waiting, holding atomic.Int32 // reads that wait, and those of them that wait for an unavailable store
-	failed           atomic.Pointer[error]
+	waiting, retrying atomic.Int32          // reads that wait, and those of them that wait while the store is unavailable
+	lastErr           atomic.Pointer[error] // the last error of the store, while the fetch is retried
 }
 
 func newEntry(w want, p Priority) *Entry {
 	return &Entry{
 		key: w.key, size: w.size, client: w.client, chunk: w.chunk, source: w.client.source,
-		ready: make(chan struct{}), priority: p, takers: []home{w.home},
+		ready: make(chan struct{}), priority: p, receivers: []position{w.position},
 	}
 }
 
-// join notes one more place that wants the chunk, unless it has come already.
-func (e *Entry) join(h home) {
-	if h.client.disk == nil || len(e.takers) >= maxTakers || e.data != nil || slices.Contains(e.takers, h) {
+// addReceiver adds a position whose disk needs the chunk, unless the chunk was fetched already.
+func (e *Entry) addReceiver(p position) {
+	if p.client.disk == nil || len(e.receivers) >= maxReceivers || e.data != nil || slices.Contains(e.receivers, p) {
 		return
 	}
-	e.takers = append(e.takers, h)
+	e.receivers = append(e.receivers, p)
 }
 
-// joinFeed notes the feed that named the chunk. What it brings is unread; with a disk that does not count.
-func (e *Entry) joinFeed(f *feed) {
+// setFeed sets the feed that named the chunk. The chunk then counts as unread, unless its client has a disk.
+func (e *Entry) setFeed(f *feed) {
 	e.feed = f
-	f.onWay++
+	f.pending++
 	if e.client.disk == nil {
 		e.unread = true
 		e.client.unread += e.size
 	}
 }
 
-// markRead notes that the chunk was read, or is gone. It reports whether the chunk counted as unread until then.
+// markRead records that the chunk was read or dropped. It reports whether the chunk counted as unread.
 func (e *Entry) markRead() bool {
 	if !e.unread {
 		return false
@@ -111,59 +108,54 @@ func (e *Entry) markRead() bool {
 	return true
 }
 
-// succeed hands the chunk to all waiters.
-func (e *Entry) succeed(data []byte, origin origin) {
+// setData completes the entry with the chunk's bytes, and wakes the waiters.
+func (e *Entry) setData(data []byte, origin origin) {
 	e.client.counts[origin].Add(1)
 	if origin == fromStore {
 		e.client.fetched.Add(e.size)
 	}
 	e.data = data
-	e.leaveFeed(nil)
+	e.clearFeed(nil)
 	close(e.ready)
 }
 
-// fail hands a failure to all waiters.
-func (e *Entry) fail(err error) {
+// setError fails the entry, and wakes the waiters.
+func (e *Entry) setError(err error) {
 	e.err = err
 	e.markRead()
-	for _, h := range e.takers {
-		h.client.observer.Lost(h.chunk)
+	for _, p := range e.receivers {
+		p.client.observer.Lost(p.chunk)
 	}
-	e.leaveFeed(err)
+	e.clearFeed(err)
 	close(e.ready)
 }
 
-func (e *Entry) leaveFeed(err error) {
+func (e *Entry) clearFeed(err error) {
 	if e.feed != nil {
 		e.feed.noteOutcome(e.chunk, err)
 		e.feed = nil
 	}
 }
 
-// done reports whether the entry has its chunk, or has failed.
-func (e *Entry) done() bool { return e.data != nil || e.err != nil }
+// isDone reports whether the entry has its chunk or has failed.
+func (e *Entry) isDone() bool { return e.data != nil || e.err != nil }
 
-// addWaiter counts reads that wait; those that hold wait for an unavailable store too.
-func (e *Entry) addWaiter(n int32, holds bool) {
+// addWaiters adds n to the number of waiting reads, and, with retries, of those that wait while the store is
+// unavailable.
+func (e *Entry) addWaiters(n int32, retries bool) {
 	e.waiting.Add(n)
-	if holds {
-		e.holding.Add(n)
+	if retries {
+		e.retrying.Add(n)
 	}
 }
 
-// noteFailure notes why the store did not give the chunk, while it is asked again.
-func (e *Entry) noteFailure(err error) { e.failed.Store(&err) }
+// setLastError sets the store's error, before the fetch is retried.
+func (e *Entry) setLastError(err error) { e.lastErr.Store(&err) }
 
-// failure returns why the store did not give the chunk, or nil.
-func (e *Entry) failure() error {
-	if err := e.failed.Load(); err != nil {
+// lastError returns the store's last error, or nil.
+func (e *Entry) lastError() error {
+	if err := e.lastErr.Load(); err != nil {
 		return *err
 	}
 	return nil
-}
-
-// describe returns attributes for the log.
-func (e *Entry) describe() []any {
-	chunk := e.client.index.At(e.chunk)
-	return []any{"image", e.client.name, "chunk", chunk.Digest.String(), "offset", chunk.Offset}
 }

@@ -6,58 +6,60 @@ import (
 )
 
 const (
-	feedSteps = 4096                   // chunks of a feed that are looked at in one go, with the lock held
-	passPause = time.Second            // before a feed begins again
-	feedBurst = 100 * time.Millisecond // time that a feed with a rate may make up for
+	feedScan    = 4096                   // limit of the chunks that one call of nextFeedChunk looks at, with the lock held
+	rewindPause = time.Second            // pause before a feed starts again
+	feedBurst   = 100 * time.Millisecond // time that a feed with a rate may catch up
 )
 
-// Feed names chunks to prefetch. The Cache calls its methods with its lock held, one at a time: they must return at once
-// and must not call the Cache.
+// Feed names chunks to prefetch. The Cache calls its methods one at a time with its lock held: they must return at
+// once and must not call the Cache.
 type Feed interface {
-	// Next returns the next chunk. wanted is false if it need not be fetched; more is false when there is no other.
+	// Next returns the next chunk. wanted reports whether the chunk must be fetched. more is false at the end of the
+	// feed.
 	Next() (chunk int, wanted, more bool)
-	// Rewind is called when Next had no more and all chunks have come or failed. It reports whether Next begins again.
+	// Rewind is called after Next returned no more chunks and all fetches have ended. It reports whether Next starts
+	// again.
 	Rewind() bool
-	// Budget returns what the feed may use now.
+	// Budget returns the current limits of the feed.
 	Budget() Budget
 }
 
-// Budget is what a feed may use of its source.
+// Budget limits the use of a source by a feed.
 type Budget struct {
-	Delay time.Duration // by which its fetches may delay a demand fetch
-	Idle  bool          // only while no demand fetch is in flight, or was just now
-	Alone bool          // only while no other fetch is in flight
-	Pause time.Duration // nothing for so long
+	Delay time.Duration // how long the feed's fetches may delay a demand fetch
+	Idle  bool          // fetch only while no demand fetch is in flight, nor was in the last 100 ms
+	Alone bool          // fetch only while no other fetch is in flight
+	Pause time.Duration // fetch nothing for this time
 }
 
-// feed is a Feed of a client, on its way through a source. Not safe for concurrent use.
+// feed is the state of a client's Feed at its source. Not safe for concurrent use.
 type feed struct {
 	Feed
 	client   *Client
 	priority Priority
 	rate     int64     // bytes a second; 0 is no limit
-	next     time.Time // when it may go on
-	failed   []int     // chunks that are asked for again in the end
-	onWay    int       // chunks
+	next     time.Time // no fetch before this time
+	failed   []int     // chunks to retry at the end
+	pending  int       // chunks that are queued or being fetched
 }
 
-// step returns the feed's next chunk, the failed ones last. wanted reports whether it is to be fetched.
-func (f *feed) step() (w want, wanted, more bool) {
+// nextChunk returns the feed's next chunk, the failed ones last. wanted reports whether it must be fetched.
+func (f *feed) nextChunk() (w want, wanted, more bool) {
 	chunk, wanted, more := f.Next()
 	if !more && len(f.failed) > 0 {
 		chunk, wanted, more = f.failed[0], true, true
 		f.failed = f.failed[1:]
 	}
-	if !wanted || !f.client.lacks(chunk) {
+	if !wanted || !f.client.needsFetch(chunk) {
 		return want{}, false, more
 	}
-	return f.client.want(chunk), true, more
+	return f.client.wantOf(chunk), true, more
 }
 
-func (f *feed) pause(now time.Time, wait time.Duration) { f.next = now.Add(wait) }
+func (f *feed) pauseFor(now time.Time, wait time.Duration) { f.next = now.Add(wait) }
 
-// pay notes that the feed takes so many bytes, which its rate may limit.
-func (f *feed) pay(size int64, now time.Time) {
+// chargeRate records a fetch of size bytes, and sets the time of the next fetch by the feed's rate.
+func (f *feed) chargeRate(size int64, now time.Time) {
 	if f.rate == 0 {
 		return
 	}
@@ -67,10 +69,10 @@ func (f *feed) pay(size int64, now time.Time) {
 	f.next = f.next.Add(time.Duration(float64(size) / float64(f.rate) * float64(time.Second)))
 }
 
-// noteOutcome notes that a chunk has come, or has it asked for again in the end.
+// noteOutcome records the result of a fetch. A failed chunk is retried at the end.
 func (f *feed) noteOutcome(chunk int, err error) {
-	f.onWay--
-	if err != nil && len(f.failed) < feedSteps && !slices.Contains(f.failed, chunk) {
+	f.pending--
+	if err != nil && len(f.failed) < feedScan && !slices.Contains(f.failed, chunk) {
 		f.failed = append(f.failed, chunk)
 	}
 }

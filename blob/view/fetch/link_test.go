@@ -5,16 +5,16 @@ import (
 	"time"
 )
 
-// fixedLink is a Link that has room for so many bytes.
+// fixedLink is a Link with a fixed product and budget in bytes.
 type fixedLink int64
 
 func (l fixedLink) Product() int64             { return int64(l) }
 func (l fixedLink) Budget(time.Duration) int64 { return int64(l) }
 
-// TestGivenLink: a source asks the link that it was given.
+// TestGivenLink checks that a source uses the Link of its options.
 func TestGivenLink(t *testing.T) {
 	image := random(1, 40)
-	from := holding(t, image)
+	from := newChunkStore(t, image)
 	from.latency = time.Hour
 	cache := New(t.Context(), Options{})
 	defer cache.Close()
@@ -22,7 +22,7 @@ func TestGivenLink(t *testing.T) {
 	r.Prefetch(0, 40, ReadAhead)
 	cache.mu.Lock()
 	defer cache.mu.Unlock()
-	if r.source.flying != 3 || r.Product() != 3*chunkSize {
-		t.Errorf("%d prefetches in flight, want 3", r.source.flying)
+	if r.source.inFlight != 3 || r.Product() != 3*chunkSize {
+		t.Errorf("%d prefetches in flight, want 3", r.source.inFlight)
 	}
 }

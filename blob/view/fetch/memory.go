@@ -2,22 +2,22 @@ package fetch
 
 import "container/list"
 
-// memory keeps the chunks that were used last, within a limit of bytes that includes the fetches under way. It keeps one
-// chunk, however large. Not safe for concurrent use.
+// memory keeps the most recently used chunks, within a limit of bytes that includes the fetches in flight. It keeps
+// one chunk of any size. Not safe for concurrent use.
 type memory struct {
 	limit    int64
-	bytes    int64 // of the chunks kept
-	reserved int64 // of the fetches under way
-	recent   *list.List
-	places   map[key]*list.Element // in recent, of *Entry; last used first
+	bytes    int64                 // of the chunks in memory
+	reserved int64                 // bytes of the fetches in flight
+	recent   *list.List            // of *Entry; the most recently used one is first
+	places   map[key]*list.Element // elements of recent
 }
 
 func newMemory(limit int64) memory {
 	return memory{limit: limit, recent: list.New(), places: map[key]*list.Element{}}
 }
 
-// get returns the entry of a chunk, which is the last used one from then on, or nil.
-func (m *memory) get(k key) *Entry {
+// getEntry returns the entry of a chunk and makes it the most recently used one, or returns nil.
+func (m *memory) getEntry(k key) *Entry {
 	at := m.places[k]
 	if at == nil {
 		return nil
@@ -26,38 +26,38 @@ func (m *memory) get(k key) *Entry {
 	return at.Value.(*Entry)
 }
 
-// has reports whether a chunk is here. It does not count as a use.
-func (m *memory) has(k key) bool { return m.places[k] != nil }
+// hasChunk reports whether a chunk is in memory. It does not count as a use.
+func (m *memory) hasChunk(k key) bool { return m.places[k] != nil }
 
-func (m *memory) used() int64 { return m.bytes + m.reserved }
+func (m *memory) usedBytes() int64 { return m.bytes + m.reserved }
 
-// share returns how much of the limit a fetch takes: a chunk that is larger than all of it is fetched alone.
-func (m *memory) share(size int64) int64 { return min(size, m.limit) }
+// cappedSize returns the part of the limit that a fetch occupies: a chunk larger than the limit is fetched alone.
+func (m *memory) cappedSize(size int64) int64 { return min(size, m.limit) }
 
-// fits reports whether a fetch may begin beside those under way.
-func (m *memory) fits(size int64) bool {
-	return m.reserved == 0 || m.reserved+m.share(size) <= m.limit
+// fitsFetch reports whether a fetch may start beside those in flight.
+func (m *memory) fitsFetch(size int64) bool {
+	return m.reserved == 0 || m.reserved+m.cappedSize(size) <= m.limit
 }
 
-// reserve makes room for a fetch.
-func (m *memory) reserve(size int64) {
-	m.reserved += m.share(size)
-	m.evict()
+// reserveFetch reserves memory for a fetch, and evicts chunks to make room.
+func (m *memory) reserveFetch(size int64) {
+	m.reserved += m.cappedSize(size)
+	m.evictOldest()
 }
 
-// release gives back the room of a fetch.
-func (m *memory) release(size int64) { m.reserved -= m.share(size) }
+// releaseFetch releases the memory reserved for a fetch.
+func (m *memory) releaseFetch(size int64) { m.reserved -= m.cappedSize(size) }
 
-// keep takes in a chunk that is not here.
-func (m *memory) keep(e *Entry) {
+// addEntry adds the entry of a chunk that is not in memory.
+func (m *memory) addEntry(e *Entry) {
 	m.places[e.key] = m.recent.PushFront(e)
 	m.bytes += e.size
-	m.evict()
+	m.evictOldest()
 }
 
-// evict drops the chunks that were not used for longest until the rest fits. Their readers keep the bytes.
-func (m *memory) evict() {
-	for m.used() > m.limit && m.recent.Len() > 1 {
+// evictOldest evicts the least recently used chunks until the rest fits. Readers may still hold their bytes.
+func (m *memory) evictOldest() {
+	for m.usedBytes() > m.limit && m.recent.Len() > 1 {
 		e := m.recent.Remove(m.recent.Back()).(*Entry)
 		delete(m.places, e.key)
 		m.bytes -= e.size

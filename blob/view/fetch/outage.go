@@ -7,21 +7,21 @@ import (
 	"cairn/store"
 )
 
-// logAgain is the time between two lines of the log about one outage.
-const logAgain = 30 * time.Second
+// logInterval is the least time between two log messages about one outage.
+const logInterval = 30 * time.Second
 
-// backoff is how long a store is left alone after failures in a row.
+// backoff is the wait between attempts after consecutive failures.
 var backoff = store.Backoff{First: 100 * time.Millisecond, Max: 5 * time.Second}
 
 // outage tracks whether a store is unavailable. Not safe for concurrent use.
 type outage struct {
-	failures int           // in a row; 0: the store answers
-	until    time.Time     // no prefetch begins before
-	over     chan struct{} // closed when the store answers
-	loggedAt time.Time     // zero: not since the store answered
+	failures int           // consecutive failures; 0 if the store is available
+	until    time.Time     // no prefetch starts before this time
+	over     chan struct{} // closed by the next successful fetch
+	loggedAt time.Time     // time of the last log message; zero if the outage was not logged
 }
 
-// noteFailure notes that a fetch failed. Prefetches leave an unavailable store alone for a while.
+// noteFailure records a failed fetch. If the store is unavailable, prefetches back off.
 func (o *outage) noteFailure(err error, now time.Time) {
 	if errors.Is(err, store.ErrUnavailable) {
 		o.failures++
@@ -29,10 +29,10 @@ func (o *outage) noteFailure(err error, now time.Time) {
 	}
 }
 
-// noteSlow notes that the store does not answer in a usual time: it counts as unavailable until it does.
+// noteSlow records a slow fetch. The store counts as unavailable until a fetch succeeds.
 func (o *outage) noteSlow() { o.failures = max(o.failures, 1) }
 
-// endOutage notes that the store answered. It reports whether its outage was logged.
+// endOutage records a successful fetch. It reports whether an outage ended that was logged.
 func (o *outage) endOutage() (logged bool) {
 	if o.failures == 0 {
 		return false
@@ -43,12 +43,9 @@ func (o *outage) endOutage() (logged bool) {
 	return logged
 }
 
-// answers returns a channel that is closed when the store answers.
-func (o *outage) answers() <-chan struct{} { return o.over }
-
-// mayLog reports whether the log gets one more line about the outage, and notes that it does.
+// mayLog reports whether the outage may be logged now. If so, it records the time.
 func (o *outage) mayLog(now time.Time) bool {
-	if !o.loggedAt.IsZero() && now.Sub(o.loggedAt) < logAgain {
+	if !o.loggedAt.IsZero() && now.Sub(o.loggedAt) < logInterval {
 		return false
 	}
 	o.loggedAt = now

@@ -18,7 +18,7 @@ import (
 
 const chunkSize = 4096
 
-// index cuts an image every chunkSize bytes.
+// index returns an index of an image with a cut every chunkSize bytes.
 func index(t testing.TB, image []byte) *blob.Index {
 	t.Helper()
 	b, err := blob.NewBuilder(blob.SHA512_256, blob.Params{Min: chunkSize, Avg: chunkSize, Max: chunkSize})
@@ -35,20 +35,20 @@ func index(t testing.TB, image []byte) *blob.Index {
 	return b.Index()
 }
 
-// chunkStore is a store that counts requests, takes its time, and fails on demand.
+// chunkStore is a store that counts requests, has a latency, and fails on demand.
 type chunkStore struct {
 	data    map[blob.Digest][]byte
 	latency time.Duration
 
-	mu        sync.Mutex // guards what follows
+	mu        sync.Mutex // guards the fields below
 	gets      map[blob.Digest]int
 	fail      map[blob.Digest]error
-	down      error // fails all
-	now, most int   // requests under way, and the most there were
+	down      error // error of all requests, if not nil
+	now, most int   // requests in flight, and their maximum
 }
 
-// holding returns a store with the chunks of some images.
-func holding(t testing.TB, images ...[]byte) *chunkStore {
+// newChunkStore returns a store with the chunks of some images.
+func newChunkStore(t testing.TB, images ...[]byte) *chunkStore {
 	t.Helper()
 	s := &chunkStore{data: map[blob.Digest][]byte{}, gets: map[blob.Digest]int{}, fail: map[blob.Digest]error{}}
 	for _, image := range images {
@@ -96,8 +96,8 @@ func (s *chunkStore) end() {
 	s.now--
 }
 
-// asked returns how many requests there were, and how many are under way.
-func (s *chunkStore) asked() (all, now int) {
+// countRequests returns the number of all requests, and of those in flight.
+func (s *chunkStore) countRequests() (all, now int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, n := range s.gets {
@@ -106,14 +106,14 @@ func (s *chunkStore) asked() (all, now int) {
 	return all, s.now
 }
 
-// outage has all requests fail from now on, or none.
-func (s *chunkStore) outage(err error) {
+// failAll sets the error of all further requests; nil ends the outage.
+func (s *chunkStore) failAll(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.down = err
 }
 
-// checkOnce checks that chunks lo to hi of x were requested once each, and no others.
+// checkOnce checks that the chunks [lo, hi) of x were requested once each, and no others.
 func (s *chunkStore) checkOnce(t *testing.T, x *blob.Index, lo, hi int) {
 	t.Helper()
 	s.mu.Lock()
@@ -123,11 +123,11 @@ func (s *chunkStore) checkOnce(t *testing.T, x *blob.Index, lo, hi int) {
 		want[c.Digest] = 1
 	}
 	if diff := cmp.Diff(want, s.gets); diff != "" {
-		t.Errorf("requests a chunk (-want +got):\n%s", diff)
+		t.Errorf("requests per chunk (-want +got):\n%s", diff)
 	}
 }
 
-// observer notes what it is told. Safe for concurrent use.
+// observer records the calls of an Observer. Safe for concurrent use.
 type observer struct {
 	mu                        sync.Mutex
 	missed, prefetching, lost []int
@@ -151,7 +151,7 @@ func (o *observer) Lost(chunk int) {
 	o.lost = append(o.lost, chunk)
 }
 
-// reader reads an image through a client.
+// reader is a Client with its image and its Observer.
 type reader struct {
 	*Client
 	image []byte
@@ -165,21 +165,21 @@ func newReader(t testing.TB, source *Source, image []byte, o ClientOptions) *rea
 	return r
 }
 
-// open returns a reader with a cache of its own, which is closed when the test ends.
-func open(t testing.TB, image []byte, from store.Getter, o Options) *reader {
+// newOwnReader returns a reader with a Cache of its own, which is closed when the test ends.
+func newOwnReader(t testing.TB, image []byte, from store.Getter, o Options) *reader {
 	t.Helper()
 	cache := New(t.Context(), o)
 	t.Cleanup(cache.Close)
 	return newReader(t, cache.NewSource(from, SourceOptions{}), image, ClientOptions{})
 }
 
-// read reads the chunks from lo to hi.
-func (r *reader) read(ctx context.Context, lo, hi int) ([]byte, error) {
+// readChunks reads the chunks [lo, hi).
+func (r *reader) readChunks(ctx context.Context, lo, hi int) ([]byte, error) {
 	var all []byte
 	entries, _ := r.Request(lo, hi)
 	for n, e := range entries {
 		if e == nil {
-			all = append(all, r.disk.(*disk).read(lo+n)...)
+			all = append(all, r.disk.(*disk).readChunk(lo+n)...)
 			continue
 		}
 		data, err := r.Wait(ctx, e, lo+n)
@@ -191,19 +191,19 @@ func (r *reader) read(ctx context.Context, lo, hi int) ([]byte, error) {
 	return all, nil
 }
 
-// check reads the chunks from lo to hi and compares.
-func (r *reader) check(t testing.TB, lo, hi int) {
+// checkRead reads the chunks [lo, hi), and compares them with the image's bytes.
+func (r *reader) checkRead(t testing.TB, lo, hi int) {
 	t.Helper()
-	got, err := r.read(t.Context(), lo, hi)
+	got, err := r.readChunks(t.Context(), lo, hi)
 	if err != nil {
 		t.Errorf("reading chunks %d to %d: %v", lo, hi, err)
 	} else if want := r.image[lo*chunkSize : min(hi*chunkSize, len(r.image))]; !bytes.Equal(got, want) {
-		t.Errorf("chunks %d to %d have other bytes than the image's", lo, hi)
+		t.Errorf("reading chunks %d to %d returned wrong bytes", lo, hi)
 	}
 }
 
-// inMemory counts the chunks that are in memory.
-func (r *reader) inMemory() (n int) {
+// countInMemory returns the number of chunks in memory.
+func (r *reader) countInMemory() (n int) {
 	for _, c := range r.index.All() {
 		if r.InMemory(c) {
 			n++
@@ -215,13 +215,13 @@ func (r *reader) inMemory() (n int) {
 // random returns an image of n chunks.
 func random(seed uint64, n int) []byte { return testimages.Random(seed, n*chunkSize) }
 
-// listFeed is a Feed of a list.
+// listFeed is a Feed of a list of chunks.
 type listFeed struct {
 	list   []int
 	budget Budget
-	passes int // after the first
+	passes int // further passes that Rewind starts
 	next   int
-	ends   []time.Time // when Rewind was called
+	ends   []time.Time // times of the calls of Rewind
 }
 
 func (f *listFeed) Next() (chunk int, wanted, more bool) {
@@ -243,7 +243,7 @@ func (f *listFeed) Rewind() bool {
 
 func (f *listFeed) Budget() Budget { return f.budget }
 
-func upTo(n int) []int {
+func firstChunks(n int) []int {
 	list := make([]int, n)
 	for i := range list {
 		list[i] = i
@@ -251,13 +251,13 @@ func upTo(n int) []int {
 	return list
 }
 
-// disk is a Disk in memory: chunks that are there, and chunks that are claimed, of which some are damaged.
+// disk is a Disk in memory. data holds its verified chunks, and claimed the others, some of which are damaged.
 type disk struct {
-	mu      sync.Mutex // guards what follows
+	mu      sync.Mutex // guards the fields below
 	data    map[int][]byte
 	claimed map[int][]byte
 	waited  int           // OfferWait calls
-	behind  chan struct{} // if not nil, OfferWait waits until it is closed
+	behind  chan struct{} // if not nil, OfferWait blocks until it is closed
 }
 
 func newDisk() *disk { return &disk{data: map[int][]byte{}, claimed: map[int][]byte{}} }
@@ -268,7 +268,7 @@ func (d *disk) Has(i int) bool {
 	return d.data[i] != nil
 }
 
-func (d *disk) read(i int) []byte {
+func (d *disk) readChunk(i int) []byte {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.data[i]
@@ -310,5 +310,5 @@ func (d *disk) OfferWait(_ context.Context, i int, data []byte) bool {
 	return true
 }
 
-// shuffled returns the numbers below n in a random order.
-func shuffled(seed uint64, n int) []int { return rand.New(rand.NewPCG(seed, 0)).Perm(n) }
+// shuffledChunks returns the numbers below n in a random order.
+func shuffledChunks(seed uint64, n int) []int { return rand.New(rand.NewPCG(seed, 0)).Perm(n) }

@@ -12,97 +12,94 @@ import (
 	"cairn/store"
 )
 
-// Priority is how urgent a fetch is. Of two the smaller one is first.
+// Priority is the urgency of a fetch. A smaller one is more urgent.
 type Priority int
 
 const (
 	Demand    Priority = iota // a read waits for the chunk
-	ReadAhead                 // a stream of reads comes to it
-	Neighbour                 // it lies near a chunk that was missed
-	Profile                   // a profile has it
-	Fill                      // all chunks are wanted
+	ReadAhead                 // the chunk is ahead of sequential reads
+	Neighbour                 // the chunk is near a missed one
+	Profile                   // the chunk is in a boot profile
+	Fill                      // fills the disk with the whole image
 	priorities
 )
 
 const (
-	diskSlots  = 16                     // chunks that are read and proven from the disk at once
-	quiet      = 100 * time.Millisecond // after the last demand fetch, until a source counts as idle
-	slowFetch  = 2 * time.Second        // after which a fetch that reads wait for is logged
-	queueDelay = 50 * time.Millisecond  // for which prefetches may delay a demand fetch
+	diskSlots  = 16                     // limit of concurrent reads from disk
+	idleAfter  = 100 * time.Millisecond // time after the last demand fetch until a source counts as idle
+	slowFetch  = 2 * time.Second        // time after which a fetch that reads wait for is slow, and logged
+	queueDelay = 50 * time.Millisecond  // how long prefetches without a feed may delay a demand fetch
 )
 
-// errNotOnDisk means that a chunk is not on disk, or damaged there.
+// errNotOnDisk means that a chunk is missing on disk, or damaged.
 var errNotOnDisk = errors.New("not on disk")
 
-// origin is where a chunk came from.
+// origin is where a chunk was read from.
 type origin int
 
 const (
 	fromStore origin = iota
-	fromDisk         // the client's disk, proven anew
-	fromDonor        // another image's disk, or another place on the client's own
+	fromDisk         // the client's disk, after a verification
+	fromDonor        // another image's disk, or another offset on the client's own
 	origins
 )
 
-// SourceOptions of a Source. The zero value is good.
+// SourceOptions of a Source. The zero value of a field selects its default.
 type SourceOptions struct {
 	Fetches int  // in-flight limit; 0 is the Cache's default
-	Link    Link // to the store; nil assumes one with room for a few chunks
+	Link    Link // model of the link to the store; nil assumes a link with room for a few chunks
 }
 
-// Source is a store with the queue of the chunks that are to be fetched from it, or the disks. It decides which fetch is
-// next, and whether it may begin now; the Cache that made it guards it and does the fetching.
+// Source fetches chunks from one store, or from the disks. It queues them, and decides which fetch is next and
+// whether it may start. The Cache guards the fields with its lock.
 type Source struct {
-	cache *Cache
-	from  store.Getter // nil: the disks
-	link  Link
-	slots int
-	spare int // of the slots, those that prefetches may take
+	cache         *Cache
+	from          store.Getter // nil for the disks
+	link          Link
+	slots         int // in-flight limit
+	prefetchSlots int // in-flight limit of prefetches
 
-	queues  [priorities]list.List // of *Entry
-	places  map[*Entry]*list.Element
-	feeds   []*feed // the most urgent first
-	flying  int
-	bytes   int64        // in flight
-	demands atomic.Int32 // of those in flight; the Cache alone writes it
-	quietAt time.Time    // when the source counts as idle, if no demand fetch is in flight
+	queues   [priorities]list.List    // of *Entry
+	places   map[*Entry]*list.Element // elements of queues
+	feeds    []*feed                  // sorted by priority, the most urgent first
+	inFlight int                      // fetches in flight
+	bytes    int64                    // of the fetches in flight
+	demands  atomic.Int32             // demand fetches in flight; written with the Cache's lock held
+	idleAt   time.Time                // when the source counts as idle, if no demand fetch is in flight
 
 	outage
 }
 
 func newSource(c *Cache, from store.Getter, o SourceOptions) *Source {
-	s := &Source{cache: c, from: from, slots: o.Fetches, spare: o.Fetches - o.Fetches/4, places: map[*Entry]*list.Element{}}
+	s := &Source{cache: c, from: from, slots: o.Fetches, prefetchSlots: o.Fetches - o.Fetches/4, places: map[*Entry]*list.Element{}}
 	s.link = cmp.Or[Link](o.Link, assumedLink{})
 	s.over = make(chan struct{})
 	return s
 }
 
-// push queues an entry.
-func (s *Source) push(e *Entry) {
+// enqueue appends an entry to the queue of its priority.
+func (s *Source) enqueue(e *Entry) {
 	e.at = s
 	s.places[e] = s.queues[e.priority].PushBack(e)
 }
 
-// remove takes an entry out of its queue.
-func (s *Source) remove(e *Entry) {
+// dequeue removes an entry from its queue.
+func (s *Source) dequeue(e *Entry) {
 	s.queues[e.priority].Remove(s.places[e])
 	delete(s.places, e)
 }
 
-// promote moves a queued entry to the demand fetches.
-func (s *Source) promote(e *Entry) {
-	s.remove(e)
+// promoteToDemand makes a queued entry a demand fetch.
+func (s *Source) promoteToDemand(e *Entry) {
+	s.dequeue(e)
 	e.priority = Demand
-	s.push(e)
+	s.enqueue(e)
 }
 
-func (s *Source) queued(e *Entry) bool { return s != nil && s.places[e] != nil }
+func (s *Source) isQueued(e *Entry) bool { return s != nil && s.places[e] != nil }
 
-// length returns how many entries of a priority are queued.
-func (s *Source) length(p Priority) int { return s.queues[p].Len() }
-
-// front returns the most urgent queued entry, or nil.
-func (s *Source) front() *Entry {
+// nextEntry returns the most urgent queued entry, or nil.
+func (s *Source) nextEntry() *Entry {
 	for p := range s.queues {
 		if front := s.queues[p].Front(); front != nil {
 			return front.Value.(*Entry)
@@ -111,27 +108,27 @@ func (s *Source) front() *Entry {
 	return nil
 }
 
-// mayFetch reports whether a queued entry may be fetched now. If it may not, later is when to ask again, or zero: after
-// the next fetch has ended.
+// mayFetch reports whether the fetch of a queued entry may start now. If not, later is the time to try again, or zero
+// to try again after the next fetch has ended.
 func (s *Source) mayFetch(e *Entry, now time.Time) (ok bool, later time.Time) {
 	if e.priority == Demand {
-		return s.flying < s.slots, time.Time{}
+		return s.inFlight < s.slots, time.Time{}
 	}
 	return s.mayPrefetch(e.size, queueDelay, now)
 }
 
-// mayPrefetch reports whether there is room for a prefetch of n bytes, where prefetches may delay a demand fetch by so
-// much. Of a store that is unavailable one prefetch finds out whether it is back.
+// mayPrefetch reports, like mayFetch, whether a prefetch of n bytes may start without delaying a demand fetch by more
+// than delay. While the store is unavailable, a single prefetch after each backoff is the probe.
 func (s *Source) mayPrefetch(n int64, delay time.Duration, now time.Time) (ok bool, later time.Time) {
 	switch {
 	case s.from == nil:
-		return s.flying < s.spare, time.Time{}
+		return s.inFlight < s.prefetchSlots, time.Time{}
 	case now.Before(s.until):
 		return false, s.until
 	case s.failures > 0:
-		return s.flying == 0, time.Time{}
+		return s.inFlight == 0, time.Time{}
 	}
-	return s.flying == 0 || s.flying < s.spare && s.bytes+n <= s.link.Budget(delay), time.Time{}
+	return s.inFlight == 0 || s.inFlight < s.prefetchSlots && s.bytes+n <= s.link.Budget(delay), time.Time{}
 }
 
 // mayFeed is mayPrefetch for a feed's next chunk, within the feed's budget.
@@ -139,20 +136,20 @@ func (s *Source) mayFeed(f *feed, now time.Time) (ok bool, later time.Time) {
 	b := f.Budget()
 	switch {
 	case b.Pause > 0:
-		f.pause(now, b.Pause)
+		f.pauseFor(now, b.Pause)
 		return false, f.next
-	case b.Idle && s.demands.Load() > 0, b.Alone && s.flying > 0:
+	case b.Idle && s.demands.Load() > 0, b.Alone && s.inFlight > 0:
 		return false, time.Time{}
-	case b.Idle && now.Before(s.quietAt):
-		return false, s.quietAt
+	case b.Idle && now.Before(s.idleAt):
+		return false, s.idleAt
 	}
 	return s.mayPrefetch(f.client.maxSize, b.Delay, now)
 }
 
-// depart takes an entry out of its queue, as its fetch begins.
-func (s *Source) depart(e *Entry) {
-	s.remove(e)
-	s.flying++
+// beginFetch moves an entry from its queue to the fetches in flight.
+func (s *Source) beginFetch(e *Entry) {
+	s.dequeue(e)
+	s.inFlight++
 	s.bytes += e.size
 	if e.priority == Demand {
 		s.demands.Add(1)
@@ -160,13 +157,13 @@ func (s *Source) depart(e *Entry) {
 	e.early = e.priority != Demand
 }
 
-// arrive notes that a fetch has ended.
-func (s *Source) arrive(size int64, demanded bool, now time.Time) {
-	s.flying--
+// endFetch records the end of a fetch.
+func (s *Source) endFetch(size int64, demanded bool, now time.Time) {
+	s.inFlight--
 	s.bytes -= size
 	if demanded {
 		s.demands.Add(-1)
-		s.quietAt = now.Add(quiet)
+		s.idleAt = now.Add(idleAfter)
 	}
 }
 
@@ -177,11 +174,11 @@ func (s *Source) addFeed(f *feed) {
 
 func (s *Source) removeFeeds(is func(*feed) bool) { s.feeds = slices.DeleteFunc(s.feeds, is) }
 
-// get fills data with an entry's chunk. It repeats a fetch from a store that is unavailable for as long as reads wait
-// for it. It runs without the Cache's lock.
-func (s *Source) get(ctx context.Context, e *Entry, data []byte) (origin, error) {
+// fetchChunk fills data with an entry's chunk. While the store is unavailable and reads wait for the chunk, it
+// retries. It must be called without the Cache's lock.
+func (s *Source) fetchChunk(ctx context.Context, e *Entry, data []byte) (origin, error) {
 	if s.from == nil {
-		return s.read(e, data)
+		return s.readFromDisk(e, data)
 	}
 	slow := time.AfterFunc(slowFetch, func() { s.cache.noteSlow(e) })
 	defer slow.Stop()
@@ -191,20 +188,20 @@ func (s *Source) get(ctx context.Context, e *Entry, data []byte) (origin, error)
 		if err == nil || !errors.Is(err, store.ErrUnavailable) {
 			return fromStore, err
 		}
-		if e.noteFailure(err); e.holding.Load() == 0 {
+		if e.setLastError(err); e.retrying.Load() == 0 {
 			return fromStore, err
 		}
 		wait := backoff.Wait(n)
-		answers := s.cache.hold(e, err, time.Since(began))
-		if err := sleep(ctx, wait, answers); err != nil {
+		over := s.cache.noteRetry(e, err, time.Since(began))
+		if err := sleepUntil(ctx, wait, over); err != nil {
 			return fromStore, err
 		}
 	}
 }
 
-// read gets a chunk from disk: from its own place, or from a donor.
-func (s *Source) read(e *Entry, data []byte) (origin, error) {
-	if (home{e.client, e.chunk}).prove(data) {
+// readFromDisk reads a chunk from its position on the client's disk, or from a donor.
+func (s *Source) readFromDisk(e *Entry, data []byte) (origin, error) {
+	if (position{e.client, e.chunk}).isClaimed() && e.client.disk.Prove(e.chunk, data) {
 		return fromDisk, nil
 	}
 	if d := s.cache.donors; d != nil && d.Copy(e.key.algorithm, e.key.digest, data) {
@@ -213,8 +210,8 @@ func (s *Source) read(e *Entry, data []byte) (origin, error) {
 	return fromDisk, errNotOnDisk
 }
 
-// sleep waits, but no longer than until a channel is closed or ctx ends; then it returns the error of ctx.
-func sleep(ctx context.Context, wait time.Duration, until <-chan struct{}) error {
+// sleepUntil blocks for wait, or until a channel is closed or ctx ends. It returns ctx.Err.
+func sleepUntil(ctx context.Context, wait time.Duration, until <-chan struct{}) error {
 	t := time.NewTimer(wait)
 	defer t.Stop()
 	select {

@@ -13,22 +13,23 @@ import (
 	"cairn/store"
 )
 
-// errStall is the cause of a wait that took too long.
+// errStall is the error of a read that was blocked for longer than Hold.
 var errStall = errors.New("the store did not answer in time")
 
-// Wait returns the bytes of an entry, which must not be changed. Giving up does not end the fetch. When another client's
-// store failed to give the chunk, this one's is asked; and it is asked again when the fetch had begun before a read waited.
+// Wait blocks until an entry has its chunk, and returns the bytes, which the caller must not change. The end of ctx
+// does not cancel the fetch. If the entry failed, Wait fetches the chunk once more when the failed fetch used another
+// client's store, or started before a read waited for it.
 func (c *Client) Wait(ctx context.Context, e *Entry, chunk int) ([]byte, error) {
-	data, err := c.waitHolding(ctx, e, chunk)
-	if err != nil && ctx.Err() == nil && c.mayDoBetter(e) {
-		return c.waitHolding(ctx, c.Refetch(chunk), chunk)
+	data, err := c.waitRetrying(ctx, e, chunk)
+	if err != nil && ctx.Err() == nil && c.mayRefetch(e) {
+		return c.waitRetrying(ctx, c.Refetch(chunk), chunk)
 	}
 	return data, err
 }
 
-// mayDoBetter reports whether this client's store, asked now, may bring a chunk whose entry failed: if another store was
-// asked, or the fetch began before a read waited for it, so that the fault may be mended by now.
-func (c *Client) mayDoBetter(e *Entry) bool {
+// mayRefetch reports whether a new fetch of a failed entry may succeed: the failed fetch used another store, or it
+// started before a read waited for it, so the fault may have ended.
+func (c *Client) mayRefetch(e *Entry) bool {
 	if e.source != c.source {
 		return true
 	}
@@ -40,12 +41,12 @@ func (c *Client) mayDoBetter(e *Entry) bool {
 	}
 }
 
-// waitHolding waits for an entry, and if its store is unavailable asks again until Hold ends. The entry may have failed
-// because no read waited for it just then: a read of several chunks waits for one after the other.
-func (c *Client) waitHolding(ctx context.Context, e *Entry, chunk int) ([]byte, error) {
+// waitRetrying waits for an entry, and retries until Hold has passed while the store is unavailable. The entry may
+// have failed already because no read waited for it: a read of several chunks waits for them one after the other.
+func (c *Client) waitRetrying(ctx context.Context, e *Entry, chunk int) ([]byte, error) {
 	select {
 	case <-e.ready:
-		if !c.holds(e.err) {
+		if !c.mayRetry(e.err) {
 			return e.data, e.err
 		}
 	default:
@@ -56,67 +57,67 @@ func (c *Client) waitHolding(ctx context.Context, e *Entry, chunk int) ([]byte, 
 		defer cancel()
 	}
 	for {
-		data, err := c.await(ctx, e, chunk)
-		if ctx.Err() != nil || !c.holds(err) {
+		data, err := c.waitOnce(ctx, e, chunk)
+		if ctx.Err() != nil || !c.mayRetry(err) {
 			return data, err
 		}
 		e = c.Refetch(chunk)
 	}
 }
 
-// holds reports whether a read waits for a store that failed with err.
-func (c *Client) holds(err error) bool {
+// mayRetry reports whether a read blocks and retries after err.
+func (c *Client) mayRetry(err error) bool {
 	return c.hold > 0 && errors.Is(err, store.ErrUnavailable) && c.cache.ctx.Err() == nil
 }
 
-// await waits for an entry.
-func (c *Client) await(ctx context.Context, e *Entry, chunk int) ([]byte, error) {
-	s := c.stalls.begin(e, c.index.At(chunk), c.hold > 0)
-	defer c.stalls.end(s)
+// waitOnce waits for an entry, and counts the wait as a stall.
+func (c *Client) waitOnce(ctx context.Context, e *Entry, chunk int) ([]byte, error) {
+	s := c.stalls.addStall(e, c.index.At(chunk), c.hold > 0)
+	defer c.stalls.endStall(s)
 	select {
 	case <-e.ready:
 		return e.data, e.err
 	case <-ctx.Done():
-		return nil, c.gaveUp(ctx, e)
+		return nil, c.waitError(ctx, e)
 	}
 }
 
-// gaveUp returns why a wait ended.
-func (c *Client) gaveUp(ctx context.Context, e *Entry) error {
-	if context.Cause(ctx) != errStall { //nolint:errorlint // this very value is set above
+// waitError returns the error of a wait that ctx ended.
+func (c *Client) waitError(ctx context.Context, e *Entry) error {
+	if context.Cause(ctx) != errStall { //nolint:errorlint // WithTimeoutCause sets this very value
 		return ctx.Err()
 	}
-	if err := e.failure(); err != nil {
+	if err := e.lastError(); err != nil {
 		return fmt.Errorf("%w (%v): %w", errStall, c.hold, err)
 	}
 	return fmt.Errorf("%w (%v)", errStall, c.hold)
 }
 
-// Stall is a read that waits.
+// Stall is a read that blocks on a chunk.
 type Stall struct {
-	Chunk blob.Chunk // that it waits for
+	Chunk blob.Chunk // the chunk to wait for
 	Since time.Time
-	Err   error // why the store did not answer, when it is unavailable
+	Err   error // error of the unavailable store, or nil
 }
 
-// stall is a Stall that goes on.
+// stall is a Stall that has not ended.
 type stall struct {
 	Stall
-	entry *Entry
-	holds bool
+	entry   *Entry
+	retries bool
 }
 
-// stalls are a client's waits. The zero value is ready. Safe for concurrent use.
+// stalls tracks the waits of a client. The zero value is ready. Safe for concurrent use.
 type stalls struct {
-	mu    sync.Mutex // guards what follows
-	now   map[*stall]struct{}
-	count int64
-	time  time.Duration
+	mu    sync.Mutex          // guards the fields below
+	now   map[*stall]struct{} // waits that have not ended
+	count int64               // all waits
+	time  time.Duration       // sum of the waits that have ended
 }
 
-func (s *stalls) begin(e *Entry, chunk blob.Chunk, holds bool) *stall {
-	one := &stall{Stall{Chunk: chunk, Since: time.Now()}, e, holds}
-	e.addWaiter(1, holds)
+func (s *stalls) addStall(e *Entry, chunk blob.Chunk, retries bool) *stall {
+	one := &stall{Stall{Chunk: chunk, Since: time.Now()}, e, retries}
+	e.addWaiters(1, retries)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.now == nil {
@@ -127,22 +128,22 @@ func (s *stalls) begin(e *Entry, chunk blob.Chunk, holds bool) *stall {
 	return one
 }
 
-func (s *stalls) end(one *stall) {
-	one.entry.addWaiter(-1, one.holds)
+func (s *stalls) endStall(one *stall) {
+	one.entry.addWaiters(-1, one.retries)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.now, one)
 	s.time += time.Since(one.Since)
 }
 
-// report fills in what Stats tells of stalls.
-func (s *stalls) report(to *Stats) {
+// fillStats sets the fields of Stats about stalls.
+func (s *stalls) fillStats(to *Stats) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	to.Stalls, to.StallTime = s.count, s.time
 	for one := range s.now {
 		w := one.Stall
-		w.Err = one.entry.failure()
+		w.Err = one.entry.lastError()
 		to.Waiting = append(to.Waiting, w)
 	}
 	slices.SortFunc(to.Waiting, func(a, b Stall) int {
