@@ -8,26 +8,25 @@ import (
 	"cairn/internal/bitset"
 )
 
-// chunks is the state of the chunks of an image's file. It decides which of them may be trusted, and does no I/O. Safe
-// for concurrent use.
+// chunks tracks the state of each chunk of an image's file. It does no I/O. Safe for concurrent use.
 //
-//	missing ─queue→ queued ─beginWrite, endWrite→ present, unflushed ─endFlush→ proven
-//	found in the file after an unclean stop: present ─accept→ proven
+//	missing ─markQueued→ queued ─beginWrite, endWrite→ present, unflushed ─endFlush→ proven
+//	found in the file after an unclean stop: present ─markProven→ proven
 //
-// A chunk that is present and not proven is hashed at each read. accept has it proven only if it is flushed: the bytes
-// that were read may be in the kernel's memory only. forget makes any of them missing.
+// A chunk that is present but not proven is hashed at each read. markProven makes it proven only if it is flushed: an
+// unflushed chunk may have been read from the page cache. markMissing makes any chunk missing.
 type chunks struct {
-	present  *bitset.Set   // said to be in the file; all-zero chunks, which are holes, too. Changed under mu
-	proven   *bitset.Set   // those that are right. Changed under mu
-	removals atomic.Uint64 // counts chunks that were forgotten: a read beside that does not count
+	present  *bitset.Set   // chunks that the file may hold, and chunks of zeros, which are holes; written with mu held
+	proven   *bitset.Set   // present chunks that are verified and flushed; written with mu held
+	removals atomic.Uint64 // how often a chunk became missing; a read during a removal is invalid
 
-	mu        sync.Mutex     // guards what follows
-	queued    map[int]bool   // wait to be written
-	unflushed map[int]uint64 // written or being written: the number of the flush that will cover the chunk, or writing
-	broken    map[int]bool   // their place on the disk cannot be read; they are not written again
-	flushes   uint64         // that have begun
-	dirty     bool           // the next flush has something to do
-	frozen    bool           // nothing is written any more
+	mu        sync.Mutex     // guards the fields below
+	queued    map[int]bool   // chunks in the queue
+	unflushed map[int]uint64 // chunks not flushed: the number of the flush that will cover them, or writing
+	broken    map[int]bool   // chunks whose range on the disk cannot be read; never written again
+	flushes   uint64         // number of the last flush that has started
+	dirty     bool           // the next flush has work
+	frozen    bool           // no chunk is written any more
 }
 
 // writing is greater than the number of any flush.
@@ -40,37 +39,37 @@ func newChunks(n int) *chunks {
 	}
 }
 
-// missing returns how many chunks are not proven.
-func (c *chunks) missing() int { return c.proven.Len() - c.proven.Count() }
+// countMissing returns the number of chunks that are not proven.
+func (c *chunks) countMissing() int { return c.proven.Len() - c.proven.Count() }
 
-// beginRead reports whether the chunks from lo up to but not including hi are proven. mark is for endRead.
+// beginRead reports whether the chunks [lo, hi) are proven. mark must be passed to endRead.
 func (c *chunks) beginRead(lo, hi int) (mark uint64, ok bool) {
 	mark = c.removals.Load()
 	return mark, c.proven.Every(lo, hi)
 }
 
-// endRead reports whether the bytes that were read since beginRead were still proven.
+// endRead reports whether the chunks are still proven since beginRead, so that the bytes read are valid.
 func (c *chunks) endRead(mark uint64) bool { return c.removals.Load() == mark }
 
-// wants reports whether chunk i is not proven and may be written.
-func (c *chunks) wants(i int) bool {
+// isWritable reports whether chunk i is not proven and may be written.
+func (c *chunks) isWritable(i int) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.mayWrite(i)
 }
 
-// mayWrite is wants for a caller that holds mu.
+// mayWrite is isWritable for a caller that holds mu.
 func (c *chunks) mayWrite(i int) bool { return !c.proven.Has(i) && !c.broken[i] && !c.frozen }
 
-// pending reports whether chunk i waits to be written or flushed.
-func (c *chunks) pending(i int) bool {
+// isPending reports whether chunk i is queued, being written or not flushed.
+func (c *chunks) isPending(i int) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.queued[i] || c.unflushed[i] != 0
 }
 
-// queue reports whether chunk i is to be put into the queue.
-func (c *chunks) queue(i int) bool {
+// markQueued marks chunk i as queued. It reports false if the chunk need not or cannot be written.
+func (c *chunks) markQueued(i int) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !c.mayWrite(i) || c.queued[i] || c.unflushed[i] != 0 {
@@ -80,14 +79,14 @@ func (c *chunks) queue(i int) bool {
 	return true
 }
 
-// unqueue takes note that chunk i is not in the queue any more.
-func (c *chunks) unqueue(i int) {
+// clearQueued marks chunk i as not queued.
+func (c *chunks) clearQueued(i int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	delete(c.queued, i)
 }
 
-// beginWrite reports whether chunk i is to be written. It is not present until endWrite.
+// beginWrite reports whether chunk i must be written. If so, the chunk is not present until endWrite.
 func (c *chunks) beginWrite(i int) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -99,7 +98,8 @@ func (c *chunks) beginWrite(i int) bool {
 	return true
 }
 
-// endWrite has chunk i present, unless it was forgotten meanwhile: a flush that failed may have been of a part of it.
+// endWrite marks chunk i as present, and reports whether it is. The chunk stays missing if it became missing during
+// the write: a failed flush may have covered a part of it.
 func (c *chunks) endWrite(i int) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -112,7 +112,7 @@ func (c *chunks) endWrite(i int) bool {
 	return true
 }
 
-// beginFlush returns the number of a flush, and the chunks that are in the file when it has succeeded. ok is false if
+// beginFlush returns the number of a new flush, and the chunks that the file holds after the flush. ok is false if
 // there is nothing to flush.
 func (c *chunks) beginFlush() (number uint64, bits []byte, ok bool) {
 	c.mu.Lock()
@@ -125,7 +125,7 @@ func (c *chunks) beginFlush() (number uint64, bits []byte, ok bool) {
 	return c.flushes, c.present.AppendTo(nil), true
 }
 
-// endFlush trusts the chunks that were written before a flush began, which has succeeded.
+// endFlush marks the chunks as proven that were written before a successful flush started.
 func (c *chunks) endFlush(number uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -137,18 +137,19 @@ func (c *chunks) endFlush(number uint64) {
 	}
 }
 
-// failFlush forgets all chunks that are not flushed. A disk that fails does not tell which of them it lost, and it
-// tells once, so that those that were written since are lost too. The kernel may show them still.
+// failFlush marks all unflushed chunks as missing. The kernel reports a write error once, and does not say which
+// pages it lost. So chunks that were written during the flush count as lost too. The page cache may still hold their
+// bytes.
 func (c *chunks) failFlush() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for i := range c.unflushed {
-		c.remove(i)
+		c.setMissing(i)
 	}
 }
 
-// accept trusts chunk i, which was read and is right, unless it was forgotten meanwhile.
-func (c *chunks) accept(i int) {
+// markProven marks chunk i as proven after a verified read, unless it became missing or was written meanwhile.
+func (c *chunks) markProven(i int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.present.Has(i) && c.unflushed[i] == 0 {
@@ -156,25 +157,25 @@ func (c *chunks) accept(i int) {
 	}
 }
 
-// forget makes chunk i missing, whatever it was. No proof of it that is under way counts.
-func (c *chunks) forget(i int) {
+// markMissing marks chunk i as missing, in any state. It invalidates reads and verifications in progress.
+func (c *chunks) markMissing(i int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.remove(i)
+	c.setMissing(i)
 }
 
-// forgetForGood forgets the chunks from lo up to but not including hi, which cannot be read.
-func (c *chunks) forgetForGood(lo, hi int) {
+// markBroken marks the chunks [lo, hi) as missing and unreadable. They are not written again.
+func (c *chunks) markBroken(lo, hi int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for i := lo; i < hi; i++ {
-		c.remove(i)
+		c.setMissing(i)
 		c.broken[i] = true
 	}
 }
 
-// remove is forget for a caller that holds mu.
-func (c *chunks) remove(i int) {
+// setMissing is markMissing for a caller that holds mu.
+func (c *chunks) setMissing(i int) {
 	c.proven.Remove(i)
 	c.present.Remove(i)
 	delete(c.unflushed, i)
@@ -182,15 +183,15 @@ func (c *chunks) remove(i int) {
 	c.dirty = true
 }
 
-// setDirty gives the next flush something to do.
+// setDirty makes the next flush write the map.
 func (c *chunks) setDirty() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.dirty = true
 }
 
-// freeze has nothing written any more. It reports whether that is new.
-func (c *chunks) freeze() bool {
+// freezeWrites stops all writes. It reports whether they were not stopped before.
+func (c *chunks) freezeWrites() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	was := c.frozen
@@ -198,9 +199,9 @@ func (c *chunks) freeze() bool {
 	return !was
 }
 
-// complete reports whether all chunks are proven, in a file that is still written.
-func (c *chunks) complete() bool {
+// isComplete reports whether all chunks are proven and writes are not stopped.
+func (c *chunks) isComplete() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.missing() == 0 && !c.frozen
+	return c.countMissing() == 0 && !c.frozen
 }

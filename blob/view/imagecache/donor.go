@@ -11,20 +11,20 @@ import (
 )
 
 const (
-	maxDonors     = 8        // images that are not open here and give chunks to those that are
-	maxDonorIndex = 64 << 20 // bytes of such an image's index
+	maxDonors     = 8        // limit of the closed images whose files stay open for Copy
+	maxDonorIndex = 64 << 20 // limit of the size of a donor's index in bytes
 )
 
-// donor is the file of an image that is not open here. Another process may change it at any time, so that each chunk of
-// it is proven when it is used.
+// donor is the file of an image that is not open in this Dir. Another process may change it at any time, so each of
+// its chunks is verified at each copy.
 type donor struct {
 	index  *blob.Index
 	table  *blob.Table
-	chunks *bitset.Set // that may be there
+	chunks *bitset.Set // chunks that the file may hold
 	file   *os.File
 }
 
-// findDonors opens the images that were used last.
+// findDonors opens the most recently used images.
 func findDonors(images string) (donors []*donor) {
 	for _, name := range byUse(images) {
 		if n := openDonor(filepath.Join(images, name)); n != nil {
@@ -37,7 +37,7 @@ func findDonors(images string) (donors []*donor) {
 	return donors
 }
 
-// byUse returns the names of the images, the one that was used last first.
+// byUse returns the names of the images, the most recently used first.
 func byUse(images string) (names []string) {
 	entries, err := os.ReadDir(images)
 	if err != nil {
@@ -54,7 +54,7 @@ func byUse(images string) (names []string) {
 	return names
 }
 
-// openDonor returns the image in a directory, or nil when nothing can be had from it.
+// openDonor returns a donor for the image in a directory, or nil if no chunk can be copied from it.
 func openDonor(path string) *donor {
 	if info, err := os.Stat(filepath.Join(path, indexName)); err != nil || info.Size() > maxDonorIndex {
 		return nil
@@ -67,7 +67,7 @@ func openDonor(path string) *donor {
 	if err != nil {
 		return nil
 	}
-	state, err := layoutOf(x).newest(file)
+	state, err := layoutOf(x).latestState(file)
 	if err != nil {
 		return nil
 	}
@@ -83,7 +83,7 @@ func openDonor(path string) *donor {
 
 func (n *donor) findChunk(c content) int { return findContent(n.index, n.table, c, n.chunks.Has) }
 
-// copyChunk fills dst with a chunk, and proves it. One that is wrong is not tried again.
+// copyChunk fills dst with a chunk and verifies it. A wrong chunk is not tried again.
 func (n *donor) copyChunk(c content, dst []byte) bool {
 	i := n.findChunk(c)
 	if i < 0 {
@@ -96,7 +96,7 @@ func (n *donor) copyChunk(c content, dst []byte) bool {
 	return true
 }
 
-// findContent returns the number of the first chunk with a content, or -1 if it cannot be copied.
+// findContent returns the number of the first chunk with a content, or -1 if it is missing.
 func findContent(x *blob.Index, table *blob.Table, c content, has func(i int) bool) int {
 	if c.algorithm != x.Algorithm() {
 		return -1

@@ -8,10 +8,10 @@ import (
 	"slices"
 )
 
-// evict makes room when the images take more than the limit. Images that no process has open go first, the least
-// recently used one before the others; then extents of the open ones, by their last use. Pinned chunks go when nothing
-// else is left.
-func (k *keeper) evict() {
+// evictToLimit evicts chunks if the images exceed the limit. It first evicts images that no process has open, the
+// least recently used one before the others, then extents of open images by their last use. It evicts pinned chunks
+// last.
+func (k *keeper) evictToLimit() {
 	d := k.dir
 	if d.limit <= 0 {
 		return
@@ -21,7 +21,7 @@ func (k *keeper) evict() {
 	if used <= d.limit {
 		return
 	}
-	files, target, before := d.openFiles(), d.limit-d.limit/16, used
+	files, target, before := d.listFiles(), d.limit-d.limit/16, used
 	used -= d.evictClosed(files, used-target)
 	used -= evictOpen(files, used-target, false)
 	if used > d.limit {
@@ -29,30 +29,31 @@ func (k *keeper) evict() {
 	}
 	d.evicted.Add(before - used)
 	if used > d.limit {
-		err := fmt.Errorf("%d bytes cannot be freed, and %d are allowed", used, d.limit)
-		d.health.failed("keeping to the limit", err)
+		err := fmt.Errorf("the images take %d bytes after the eviction, and the limit is %d", used, d.limit)
+		d.health.noteFailure("keeping to the limit", err)
 	}
 }
 
-// usedBytes returns how many bytes the images take on their disk.
+// usedBytes returns the bytes that the images take on disk.
 func (d *Dir) usedBytes() (bytes int64) {
 	for _, name := range byUse(d.path) {
-		bytes += sizeOf(filepath.Join(d.path, name))
+		bytes += imageSize(filepath.Join(d.path, name))
 	}
 	return bytes
 }
 
-func sizeOf(path string) (bytes int64) {
+func imageSize(path string) (bytes int64) {
 	for _, name := range []string{rawName, partialName} {
 		if info, err := os.Stat(filepath.Join(path, name)); err == nil {
-			n, _ := allocated(info)
+			n, _ := diskUsage(info)
 			bytes += n
 		}
 	}
 	return bytes
 }
 
-// evictClosed removes images that no process has open until so many bytes are free, and returns how many are.
+// evictClosed removes images that no process has open, until the wanted number of bytes is free. It returns the
+// number of freed bytes.
 func (d *Dir) evictClosed(open []*File, wanted int64) (freed int64) {
 	names := byUse(d.path)
 	slices.Reverse(names)
@@ -64,7 +65,7 @@ func (d *Dir) evictClosed(open []*File, wanted int64) (freed int64) {
 		if slices.ContainsFunc(open, func(f *File) bool { return f.path == path }) {
 			continue
 		}
-		size := sizeOf(path)
+		size := imageSize(path)
 		if removeImage(path) {
 			freed += size
 			d.removeDonor(path)
@@ -73,9 +74,9 @@ func (d *Dir) evictClosed(open []*File, wanted int64) (freed int64) {
 	return freed
 }
 
-// removeImage removes an image, unless a process has it open.
+// removeImage removes an image, unless a process has it open. It reports whether the directory is gone.
 func removeImage(path string) bool {
-	locked, err := claim(path)
+	locked, err := lockImage(path)
 	if err != nil {
 		return false
 	}
@@ -86,33 +87,34 @@ func removeImage(path string) bool {
 	return os.Remove(path) == nil
 }
 
-// victim is an extent of an open image, as far as it has something to evict: chunks lo up to but not including hi.
+// victim is an extent of an open image with chunks to evict, which are among the chunks [lo, hi).
 type victim struct {
 	lo, hi int
 	file   *File
-	used   int64 // when, in seconds since 1970
+	used   int64 // time of the last use, in seconds since 1970
 }
 
-// evictOpen makes holes in the open images until so many bytes are free, and returns how many are.
+// evictOpen punches holes into open images, until the wanted number of bytes is free. It returns the number of freed
+// bytes.
 func evictOpen(files []*File, wanted int64, pinned bool) (freed int64) {
 	var all []victim
 	for _, f := range files {
-		all = append(all, f.victims(pinned)...)
+		all = append(all, f.findVictims(pinned)...)
 	}
 	slices.SortStableFunc(all, func(a, b victim) int { return cmp.Compare(a.used, b.used) })
 	for _, v := range all {
 		if freed >= wanted {
 			break
 		}
-		freed += v.file.evict(v.lo, v.hi, pinned)
+		freed += v.file.evictChunks(v.lo, v.hi, pinned)
 	}
 	return freed
 }
 
-// victims returns the extents of the file that have something to evict. A file with a second name keeps all it has.
-func (f *File) victims(pinned bool) (all []victim) {
+// findVictims returns the extents of the file that have chunks to evict. A file with a second hard link has none.
+func (f *File) findVictims(pinned bool) (all []victim) {
 	if info, err := f.data.Stat(); err == nil {
-		if _, links := allocated(info); links > 1 {
+		if _, links := diskUsage(info); links > 1 {
 			return nil
 		}
 	}
@@ -134,34 +136,35 @@ func (f *File) mayEvict(i int, pinned bool) bool {
 	return !f.isEmpty(i) && (pinned || !f.pinned.Has(i))
 }
 
-// isEmpty reports whether chunk i takes no room on the disk.
+// isEmpty reports whether chunk i takes no space on disk.
 func (f *File) isEmpty(i int) bool { return f.index.IsZero(i) || !f.chunks.present.Has(i) }
 
-// evict takes chunks out, and frees their disk blocks: first no read finds them, then the file is not complete any
-// more, then come the holes. It returns how many bytes that gave.
-func (f *File) evict(lo, hi int, pinned bool) (freed int64) {
+// evictChunks evicts the chunks [lo, hi) and frees their disk blocks. It first makes the chunks unreadable, then
+// removes the file's name of a complete image, then punches holes. It returns the number of freed bytes.
+func (f *File) evictChunks(lo, hi int, pinned bool) (freed int64) {
 	var chunks []int
 	for i := lo; i < hi; i++ {
 		if f.mayEvict(i, pinned) {
-			f.chunks.forget(i)
+			f.chunks.markMissing(i)
 			chunks = append(chunks, i)
 		}
 	}
-	before := sizeOf(f.path)
+	before := imageSize(f.path)
 	err := f.setComplete(false)
 	for _, i := range chunks {
 		if err == nil {
 			from, to := f.punchRange(i)
-			err = f.data.punch(from, to-from)
+			err = f.data.punchHole(from, to-from)
 		}
 	}
 	if err != nil {
-		f.dir.health.failed("evicting from "+f.path, err)
+		f.dir.health.noteFailure("evicting from "+f.path, err)
 	}
-	return before - sizeOf(f.path)
+	return before - imageSize(f.path)
 }
 
-// punchRange is where chunk i lies, with what is empty beside it: a disk block is only freed whole.
+// punchRange returns the range of chunk i, extended into empty neighbours, since the file system frees only whole
+// blocks.
 func (f *File) punchRange(i int) (from, to int64) {
 	c := f.index.At(i)
 	from, to = c.Offset, c.End()

@@ -19,21 +19,21 @@ import (
 
 const (
 	partialName = "image.partial"
-	rawName     = "image.raw" // the whole image: a name that only a complete file has
+	rawName     = "image.raw" // the name of a complete image's file
 	mapName     = "map"
 	indexName   = "index.caibx"
 	lockName    = "lock"
-	extentSize  = 1 << 20 // the time of last use is kept for each
+	extentSize  = 1 << 20 // bytes; each extent has a time of its last use
 )
 
-// medium is the file below an image; tests have worse ones than the disk.
+// medium is the file of an image. Tests wrap it to inject failures.
 type medium interface {
 	io.ReaderAt
 	io.WriterAt
 	readNow(p []byte, off int64) bool
-	flush() error
-	uncache()
-	punch(off, n int64) error
+	flushData() error
+	dropCache()
+	punchHole(off, n int64) error
 	nextData(off int64) (from, to int64, err error)
 	Stat() (os.FileInfo, error)
 	Truncate(size int64) error
@@ -42,64 +42,65 @@ type medium interface {
 
 var _ medium = (*sparse)(nil)
 
-// File is an image's file. Safe for concurrent use.
+// File is the cache file of an image. Safe for concurrent use.
 type File struct {
 	dir      *Dir
-	path     string // its directory
+	path     string // the image's directory
 	index    *blob.Index
 	table    *blob.Table
 	lock     *os.File
 	data     medium
-	maps     mapFile // written by flushes and by close
-	complete bool    // the file has its final name; for the keeper
+	maps     mapFile // written by flushChunks and saveAndClose
+	complete bool    // the file has the name of a complete image; used by the keeper
 	chunks   *chunks
-	pinned   *bitset.Set // chunks that are evicted last
+	pinned   *bitset.Set // chunks to evict last
 	opened   time.Time
-	used     []atomic.Uint32 // when each extent was used last, in seconds since opened
+	used     []atomic.Uint32 // time of each extent's last use, in seconds since opened
 
 	reading sync.RWMutex // shared by reads of data
 	closed  bool         // guarded by reading
 }
 
-// Path is the directory that holds the image's file.
+// Path returns the directory of the image's file.
 func (f *File) Path() string { return f.path }
 
-// Has reports whether chunk i is here and proven.
+// Has reports whether the file holds chunk i, proven.
 func (f *File) Has(i int) bool { return f.chunks.proven.Has(i) }
 
-// Claims reports whether chunk i may be here and must be proven first, by Prove.
+// Claims reports whether the file may hold chunk i, and Prove must verify it first.
 func (f *File) Claims(i int) bool { return f.chunks.present.Has(i) && !f.Has(i) }
 
-// Missing returns how many chunks are not here and proven.
-func (f *File) Missing() int { return f.chunks.missing() }
+// Missing returns the number of chunks that the file does not hold, or holds unproven.
+func (f *File) Missing() int { return f.chunks.countMissing() }
 
-// Wants reports whether chunk i is not here and would be kept.
-func (f *File) Wants(i int) bool { return f.chunks.wants(i) }
+// Wants reports whether chunk i is not proven and would be written.
+func (f *File) Wants(i int) bool { return f.chunks.isWritable(i) }
 
-// Queued reports whether chunk i waits to be written, or flushed.
-func (f *File) Queued(i int) bool { return f.chunks.pending(i) }
+// Queued reports whether chunk i is queued, being written or not flushed.
+func (f *File) Queued(i int) bool { return f.chunks.isPending(i) }
 
-// Pin has chunk i evicted after all that is not pinned.
+// Pin makes the eviction of chunk i wait until no unpinned chunk is left.
 func (f *File) Pin(i int) { f.pinned.Add(i) }
 
-// Room reports whether the disk takes more: it has not failed, and the limit is not near.
-func (f *File) Room() bool { return f.dir.health.ok() && !f.dir.nearFull.Load() }
+// Room reports whether the disk is healthy and at most 7/8 of the limit are used.
+func (f *File) Room() bool { return f.dir.health.isHealthy() && !f.dir.nearFull.Load() }
 
-// Offer has a proven chunk written in the background; data must not change any more. The chunk is not kept when
-// the disk is behind, or fails.
+// Offer queues a verified chunk to be written. data must not change any more. Offer drops the chunk if the queue is
+// full or the disk fails.
 func (f *File) Offer(i int, data []byte) {
 	q := f.dir.queue
-	q.add(job{f, i, data}, q.room.TryAcquire)
+	q.addJob(job{f, i, data}, q.room.TryAcquire)
 }
 
-// OfferWait is Offer that waits until the disk is not behind. It reports whether it has queued the chunk.
+// OfferWait is like Offer, but blocks until the queue has room or ctx ends. It reports whether it has queued the
+// chunk.
 func (f *File) OfferWait(ctx context.Context, i int, data []byte) bool {
 	q := f.dir.queue
-	return q.add(job{f, i, data}, func(room int64) bool { return q.room.Acquire(ctx, room) == nil })
+	return q.addJob(job{f, i, data}, func(room int64) bool { return q.room.Acquire(ctx, room) == nil })
 }
 
-// ReadNow fills p with the bytes from off on, which lie in chunks lo up to but not including hi. It reports false if
-// some of them are not here, or the disk would have to be waited for. It does not allocate.
+// ReadNow fills p with the bytes at off, which lie in the chunks [lo, hi). It reports false if a chunk is missing, or
+// the read would block on the disk. It does not allocate. On a file system without RWF_NOWAIT it may block.
 func (f *File) ReadNow(p []byte, off int64, lo, hi int) bool {
 	f.reading.RLock()
 	defer f.reading.RUnlock()
@@ -107,11 +108,12 @@ func (f *File) ReadNow(p []byte, off int64, lo, hi int) bool {
 	if !ok || f.closed || !f.data.readNow(p, off) {
 		return false
 	}
-	f.stamp(off)
+	f.noteUse(off)
 	return f.chunks.endRead(mark)
 }
 
-// Read is ReadNow that waits for the disk. A disk that cannot read takes the chunks out of the cache.
+// Read is like ReadNow, but may block on the disk. If the disk fails to read, the chunks count as missing from then
+// on.
 func (f *File) Read(p []byte, off int64, lo, hi int) bool {
 	f.reading.RLock()
 	defer f.reading.RUnlock()
@@ -119,12 +121,12 @@ func (f *File) Read(p []byte, off int64, lo, hi int) bool {
 	if !ok || !f.readAt(p, off, lo, hi) {
 		return false
 	}
-	f.stamp(off)
+	f.noteUse(off)
 	return f.chunks.endRead(mark)
 }
 
-// Prove reads a chunk that is claimed into dst, whose size is the chunk's, and reports whether it is right. A
-// chunk that is wrong is claimed no more.
+// Prove reads a claimed chunk into dst, which must have its size, and verifies it. It reports whether the chunk is
+// valid. An invalid chunk is not claimed any more.
 func (f *File) Prove(i int, dst []byte) bool {
 	f.reading.RLock()
 	defer f.reading.RUnlock()
@@ -133,16 +135,16 @@ func (f *File) Prove(i int, dst []byte) bool {
 		return false
 	}
 	if f.index.Algorithm().Sum(dst) != c.Digest {
-		f.chunks.forget(i)
+		f.chunks.markMissing(i)
 		return false
 	}
-	f.stamp(c.Offset)
-	f.chunks.accept(i)
+	f.noteUse(c.Offset)
+	f.chunks.markProven(i)
 	return true
 }
 
-// readAt reads bytes of the chunks from lo up to but not including hi. Chunks that cannot be read are forgotten for
-// good. The caller holds reading.
+// readAt reads bytes of the chunks [lo, hi). If the disk fails to read, it marks the chunks as broken. The caller
+// must hold reading.
 func (f *File) readAt(p []byte, off int64, lo, hi int) bool {
 	if f.closed {
 		return false
@@ -151,13 +153,13 @@ func (f *File) readAt(p []byte, off int64, lo, hi int) bool {
 	if err == nil {
 		return true
 	}
-	f.chunks.forgetForGood(lo, hi)
-	f.dir.health.failed("reading "+f.path, err)
+	f.chunks.markBroken(lo, hi)
+	f.dir.health.noteFailure("reading "+f.path, err)
 	return false
 }
 
-// stamp notes that the bytes at off were used now.
-func (f *File) stamp(off int64) {
+// noteUse records the time of a use of the extent at off.
+func (f *File) noteUse(off int64) {
 	now := uint32(time.Since(f.opened) / time.Second)
 	if s := &f.used[off/extentSize]; s.Load() != now {
 		s.Store(now)
@@ -168,7 +170,7 @@ func (f *File) findChunk(c content) int {
 	return findContent(f.index, f.table, c, f.chunks.present.Has)
 }
 
-// copyChunk fills dst with a chunk, and proves it.
+// copyChunk fills dst with a chunk and verifies it.
 func (f *File) copyChunk(c content, dst []byte) bool {
 	i := f.findChunk(c)
 	if i < 0 {
@@ -179,8 +181,8 @@ func (f *File) copyChunk(c content, dst []byte) bool {
 	return f.readAt(dst, f.index.At(i).Offset, i, i+1) && c.algorithm.Sum(dst) == c.digest
 }
 
-// write writes a chunk, also to the first place that it has in the image: there findChunk finds it.
-func (f *File) write(i int, data []byte) bool {
+// writeChunk writes a chunk, and also writes it to its first position in the image, where findChunk looks for it.
+func (f *File) writeChunk(i int, data []byte) bool {
 	ok := f.writeAt(i, data)
 	if first := f.table.Find(f.index.At(i).Digest); first != i && f.index.At(first).Size == int64(len(data)) {
 		f.writeAt(first, data)
@@ -194,56 +196,56 @@ func (f *File) writeAt(i int, data []byte) bool {
 	}
 	off := f.index.At(i).Offset
 	if _, err := f.data.WriteAt(data, off); err != nil {
-		f.chunks.forget(i)
-		f.dir.health.failed("writing "+f.path, err)
+		f.chunks.markMissing(i)
+		f.dir.health.noteFailure("writing "+f.path, err)
 		return false
 	}
-	f.stamp(off)
+	f.noteUse(off)
 	return f.chunks.endWrite(i)
 }
 
-// flush makes what was written durable, and then the map that speaks of it.
-func (f *File) flush() {
+// flushChunks flushes the written chunks, and then writes and flushes the map that lists them.
+func (f *File) flushChunks() {
 	number, present, ok := f.chunks.beginFlush()
 	if !ok {
 		return
 	}
-	f.noticeRemoval()
-	if err := f.data.flush(); err != nil {
+	f.checkRemoved()
+	if err := f.data.flushData(); err != nil {
 		f.chunks.failFlush()
-		f.dir.health.failed("flushing "+f.path, err)
+		f.dir.health.noteFailure("flushing "+f.path, err)
 		return
 	}
 	f.chunks.endFlush(number)
-	if err := f.maps.save(mapState{bits: present}); err != nil {
+	if err := f.maps.writeState(mapState{bits: present}); err != nil {
 		f.chunks.setDirty()
-		f.dir.health.failed("writing the map of "+f.path, err)
+		f.dir.health.noteFailure("writing the map of "+f.path, err)
 		return
 	}
-	f.dir.health.worked()
+	f.dir.health.noteSuccess()
 }
 
-// noticeRemoval stops writing to a file that was removed from its directory: no other process would find it.
-func (f *File) noticeRemoval() {
+// checkRemoved stops the writes if the image's directory was removed, since no other process could find the file.
+func (f *File) checkRemoved() {
 	name := filepath.Join(f.path, lockName)
 	_, err := os.Stat(name)
-	if (errors.Is(err, fs.ErrNotExist) || err == nil && !isNamed(f.lock, name)) && f.chunks.freeze() {
+	if (errors.Is(err, fs.ErrNotExist) || err == nil && !hasName(f.lock, name)) && f.chunks.freezeWrites() {
 		f.dir.health.log.Warn("the image cache was removed under the server; new chunks are kept in memory only",
 			"directory", f.path)
 	}
 }
 
-// nameComplete gives a file that is complete its final name.
+// nameComplete renames the file of a complete image to rawName.
 func (f *File) nameComplete() {
-	if f.complete || !f.chunks.complete() || !f.dir.health.ok() {
+	if f.complete || !f.chunks.isComplete() || !f.dir.health.isHealthy() {
 		return
 	}
 	if err := f.setComplete(true); err != nil {
-		f.dir.health.failed("naming the complete image in "+f.path, err)
+		f.dir.health.noteFailure("naming the complete image in "+f.path, err)
 	}
 }
 
-// setComplete gives the file the name of a complete one, or of a partial one, durably.
+// setComplete gives the file the name of a complete or of a partial image, and syncs the directory.
 func (f *File) setComplete(complete bool) error {
 	if complete == f.complete {
 		return nil
@@ -259,33 +261,34 @@ func (f *File) setComplete(complete bool) error {
 	return atomicfile.SyncDir(f.path)
 }
 
-// Close ends the use of the file by one of those who opened it. The last one closes it, and what is in it can still be
-// copied by other images. Later reads find nothing.
+// Close ends the use of the file by one of its users. The Close of the last user closes the file, and later reads
+// fail. Other images can still copy its chunks.
 func (f *File) Close() error { return f.dir.closeImage(f) }
 
-// endReads waits for the reads that are under way. Later ones find nothing.
+// endReads waits for the reads in progress. Later reads fail.
 func (f *File) endReads() {
 	f.reading.Lock()
 	defer f.reading.Unlock()
 	f.closed = true
 }
 
-// close closes the file, with a map that says so if all is flushed. It has no reads any more.
-func (f *File) close() error {
+// saveAndClose flushes the file, writes a map that marks it as cleanly closed, and closes it. The caller must have
+// called endReads.
+func (f *File) saveAndClose() error {
 	defer f.closeFiles()
-	defer f.chunks.freeze()
+	defer f.chunks.freezeWrites()
 	present := f.chunks.present.AppendTo(nil)
-	if err := f.data.flush(); err != nil {
+	if err := f.data.flushData(); err != nil {
 		return fmt.Errorf("flushing %s: %w", f.path, err)
 	}
-	f.chunks.endFlush(writing - 1) // it covers all that was written
+	f.chunks.endFlush(writing - 1) // the flush covers all written chunks
 	info, err := f.data.Stat()
 	if err != nil {
 		return fmt.Errorf("closing %s: %w", f.path, err)
 	}
 	s := mapState{bits: present, proven: f.chunks.proven.AppendTo(nil), clean: true}
 	s.modified = info.ModTime().UnixNano()
-	if err := f.maps.save(s); err != nil {
+	if err := f.maps.writeState(s); err != nil {
 		return fmt.Errorf("writing the map of %s: %w", f.path, err)
 	}
 	f.nameComplete()

@@ -1,18 +1,18 @@
-// Package imagecache keeps decoded images on disk: each in a sparse file of its own, whose map says which chunks
-// are in it. Every byte that it returns was proven against the chunk's digest by this process, or by one that closed
-// the file; after any other end it is proven again before its first use. A full or failing disk costs what it kept, and
-// no read. The package knows nothing of stores. It reads and writes with pread and pwrite, so that a bad sector is an
-// error and no signal.
+// Package imagecache keeps decompressed images on disk. Each image has a sparse file, and a map that lists the chunks in
+// the file. Every returned byte was verified against its chunk's digest, by this process or by one that closed the file
+// properly. After any other end each chunk is verified again before its first use. A full or failing disk loses cached
+// chunks, and fails no read. The package does not know stores. It uses pread and pwrite, so a bad sector is an error and
+// not a signal.
 //
-// A chunk goes this way: Offer puts it into the queue; the keeper, one goroutine for each Dir, writes it; a flush
-// beside the keeper makes it durable, and from then on it is proven. Only the keeper writes, punches, renames and
-// closes files that are open, and it closes them between flushes. The chunks type decides what may be trusted.
+// Offer queues a chunk. The keeper, one goroutine for each Dir, writes it. A flush, which runs beside the keeper, makes it
+// durable, and from then on it is proven. Only the keeper writes, punches, renames and closes open files, and it closes
+// them between flushes. The type chunks decides which chunks are proven.
 //
-// Locks, outermost first:
+// The locks, outermost first:
 //
-//	Dir.opening   held while an image is opened or closed, over disk I/O
-//	File.reading  shared by the reads of a file, over disk I/O; Close waits for them
-//	Dir.mu, queue.mu, chunks.mu   held for a look-up or a change in memory; no other lock is taken meanwhile
+//	Dir.opening                   held while an image is opened or closed, also during disk I/O
+//	File.reading                  shared by the reads of a file, also during disk I/O; Close waits for them
+//	Dir.mu, queue.mu, chunks.mu   held for an access to memory; no other lock is taken meanwhile
 package imagecache
 
 import (
@@ -35,33 +35,33 @@ const imagesName = "images"
 // ErrBusy means that another process has the image's file open.
 var ErrBusy = errors.New("in use by another process")
 
-// Unlimited is a limit that nothing reaches.
+// Unlimited means no limit.
 const Unlimited = -1
 
-// Options of a Dir. The zero value logs nothing.
+// Options of a Dir.
 type Options struct {
-	Limit int64        // bytes on disk of all images; 0 is what they have when it is opened, and half of what is free
-	Log   *slog.Logger // is told when the disk fails, and when it works again
+	Limit int64        // limit of all images in bytes on disk, or Unlimited; 0 is their size at Open plus half of the free space
+	Log   *slog.Logger // for failures of the disk and the end of them; nil logs nothing
 }
 
 // Dir is a directory of cached images. Safe for concurrent use.
 type Dir struct {
-	path     string // has a directory for each image
-	limit    int64
-	wrap     func(medium) medium // of the files; nil but in tests
+	path     string              // has a subdirectory for each image
+	limit    int64               // bytes; no limit if not positive
+	wrap     func(medium) medium // wraps the files in tests; nil otherwise
 	health   health
 	queue    *queue
-	tasks    chan func(*keeper) // for the keeper, which takes none while it flushes; closed to end it
-	ended    sync.WaitGroup     // the keeper
+	tasks    chan func(*keeper) // tasks for the keeper, which takes none during a flush; closed to stop it
+	running  sync.WaitGroup     // waits for the keeper
 	evicted  atomic.Int64       // bytes
-	nearFull atomic.Bool        // the limit is near
+	nearFull atomic.Bool        // more than 7/8 of the limit are used
 
 	opening sync.Mutex
 	closed  bool // guarded by opening
 
-	mu     sync.Mutex    // guards what follows
-	open   map[*File]int // how many users each has
-	donors []*donor      // the one that was used last first
+	mu     sync.Mutex    // guards the fields below
+	users  map[*File]int // open files, and how often each is open
+	donors []*donor      // the most recently used one is first
 }
 
 // content identifies the bytes of a chunk.
@@ -71,10 +71,10 @@ type content struct {
 	size      int64
 }
 
-// Open opens a directory of cached images, and makes it if need be. The caller must Close.
-func Open(path string, o Options) (*Dir, error) { return open(path, o, nil) }
+// Open opens a directory of cached images, and creates it if it does not exist. The caller must call Close.
+func Open(path string, o Options) (*Dir, error) { return openDir(path, o, nil) }
 
-func open(path string, o Options, wrap func(medium) medium) (*Dir, error) {
+func openDir(path string, o Options, wrap func(medium) medium) (*Dir, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
@@ -82,7 +82,7 @@ func open(path string, o Options, wrap func(medium) medium) (*Dir, error) {
 	if err := os.MkdirAll(images, 0o700); err != nil {
 		return nil, fmt.Errorf("opening image cache: %w", err)
 	}
-	d := &Dir{path: images, limit: o.Limit, wrap: wrap, tasks: make(chan func(*keeper)), open: map[*File]int{}}
+	d := &Dir{path: images, limit: o.Limit, wrap: wrap, tasks: make(chan func(*keeper)), users: map[*File]int{}}
 	d.queue = &queue{jobs: make(chan job, queueJobs), data: map[content][]byte{}}
 	d.queue.room = semaphore.NewWeighted(queueBytes)
 	d.health.log = o.Log
@@ -90,13 +90,13 @@ func open(path string, o Options, wrap func(medium) medium) (*Dir, error) {
 		d.limit = d.usedBytes() + freeBytes(images)/2
 	}
 	d.donors = findDonors(images)
-	d.forgetEvicted()
-	d.ended.Go((&keeper{dir: d}).run)
+	d.removeStaleRecords()
+	d.running.Go((&keeper{dir: d}).runLoop)
 	return d, nil
 }
 
-// Close writes and flushes what was offered, and closes all images: what is in them need not be proven again. The Dir
-// must not be used afterwards.
+// Close writes and flushes the queued chunks, and closes all images. Their chunks need no verification at the next
+// Open. The Dir must not be used afterwards.
 func (d *Dir) Close() error {
 	d.opening.Lock()
 	defer d.opening.Unlock()
@@ -105,11 +105,11 @@ func (d *Dir) Close() error {
 	}
 	d.closed = true
 	close(d.tasks)
-	d.ended.Wait()
+	d.running.Wait()
 	var errs []error
-	for _, f := range d.openFiles() {
+	for _, f := range d.listFiles() {
 		f.endReads()
-		errs = append(errs, f.close())
+		errs = append(errs, f.saveAndClose())
 	}
 	for _, n := range d.donors {
 		n.file.Close()
@@ -117,13 +117,14 @@ func (d *Dir) Close() error {
 	return errors.Join(errs...)
 }
 
-// Image opens the file of x's image, or makes it. ErrBusy means that another process has it. An image that is open
-// already is the same File again. It is closed with the directory, if not before.
+// Image opens the cache of x's image, and creates it if it does not exist. It returns ErrBusy if another process has
+// the image open. An image that is already open returns the same File. The File is closed by its last Close, or by
+// the Close of the Dir.
 func (d *Dir) Image(x *blob.Index) (*File, error) {
 	d.opening.Lock()
 	defer d.opening.Unlock()
 	layout := layoutOf(x)
-	for _, f := range d.openFiles() {
+	for _, f := range d.listFiles() {
 		if f.maps.layout == layout {
 			d.addUser(f)
 			return f, nil
@@ -141,10 +142,10 @@ func (d *Dir) Image(x *blob.Index) (*File, error) {
 func (d *Dir) addUser(f *File) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.open[f]++
+	d.users[f]++
 }
 
-// closeImage closes f if the caller is its last user. f becomes a donor.
+// closeImage closes f if the caller is its last user. f then becomes a donor.
 func (d *Dir) closeImage(f *File) (err error) {
 	d.opening.Lock()
 	defer d.opening.Unlock()
@@ -152,28 +153,28 @@ func (d *Dir) closeImage(f *File) (err error) {
 		return nil
 	}
 	f.endReads()
-	d.do(func(*keeper) { err = f.close() })
+	d.runTask(func(*keeper) { err = f.saveAndClose() })
 	if n := openDonor(f.path); n != nil {
 		d.addDonor(n)
 	}
 	return err
 }
 
-// removeUser reports whether that was the last user of f, which is then not open any more.
+// removeUser removes a user of f. It reports whether that was the last one.
 func (d *Dir) removeUser(f *File) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	users := d.open[f]
+	users := d.users[f]
 	if users > 1 {
-		d.open[f]--
+		d.users[f]--
 	} else {
-		delete(d.open, f)
+		delete(d.users, f)
 	}
 	return users == 1
 }
 
-// do has the keeper run a task when no flush is under way, and waits for its end.
-func (d *Dir) do(task func(*keeper)) {
+// runTask runs a task in the keeper's goroutine while no flush is in progress, and waits for its end.
+func (d *Dir) runTask(task func(*keeper)) {
 	done := make(chan struct{})
 	d.tasks <- func(k *keeper) {
 		defer close(done)
@@ -182,16 +183,16 @@ func (d *Dir) do(task func(*keeper)) {
 	<-done
 }
 
-func (d *Dir) openFiles() (files []*File) {
+func (d *Dir) listFiles() (files []*File) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for f := range d.open {
+	for f := range d.users {
 		files = append(files, f)
 	}
 	return files
 }
 
-// addDonor adds a donor, in the place of the oldest if there are enough.
+// addDonor adds a donor, and closes the oldest ones beyond maxDonors.
 func (d *Dir) addDonor(n *donor) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -202,7 +203,7 @@ func (d *Dir) addDonor(n *donor) {
 	}
 }
 
-// removeDonor closes the donor in a directory: the bytes of a removed file stay on the disk as long as it is open.
+// removeDonor closes the donor of a directory. An open donor would keep the blocks of a removed file allocated.
 func (d *Dir) removeDonor(path string) {
 	d.mu.Lock()
 	i := slices.IndexFunc(d.donors, func(n *donor) bool { return filepath.Dir(n.file.Name()) == path })
@@ -217,16 +218,16 @@ func (d *Dir) removeDonor(path string) {
 	}
 }
 
-// holder has chunks that may be copied: an open File or a donor.
+// holder is a source of chunks to copy: an open File or a donor.
 type holder interface {
-	findChunk(c content) int // its number; -1 if it is not here
+	findChunk(c content) int // the chunk's number, or -1 if it is missing
 	copyChunk(c content, dst []byte) bool
 }
 
-func (d *Dir) holders() (all []holder) {
+func (d *Dir) listHolders() (all []holder) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for f := range d.open {
+	for f := range d.users {
 		all = append(all, f)
 	}
 	for _, n := range d.donors {
@@ -235,36 +236,36 @@ func (d *Dir) holders() (all []holder) {
 	return all
 }
 
-// Copy fills dst with a chunk that is on disk as part of any image here, or will be soon. It reports whether there is
-// one. The bytes are proven.
+// Copy fills dst with a chunk of any image of the Dir that is on disk or queued, and verifies it. It reports whether
+// it found one.
 func (d *Dir) Copy(a blob.Algorithm, digest blob.Digest, dst []byte) bool {
 	c := content{a, digest, int64(len(dst))}
-	if data := d.queue.find(c); data != nil {
+	if data := d.queue.findData(c); data != nil {
 		copy(dst, data)
 		return true
 	}
-	return slices.ContainsFunc(d.holders(), func(h holder) bool { return h.copyChunk(c, dst) })
+	return slices.ContainsFunc(d.listHolders(), func(h holder) bool { return h.copyChunk(c, dst) })
 }
 
-// MayCopy reports whether Copy is worth the attempt. It answers from memory.
+// MayCopy reports whether Copy may succeed. It reads no disk.
 func (d *Dir) MayCopy(a blob.Algorithm, digest blob.Digest, size int64) bool {
 	c := content{a, digest, size}
-	return d.queue.find(c) != nil ||
-		slices.ContainsFunc(d.holders(), func(h holder) bool { return h.findChunk(c) >= 0 })
+	return d.queue.findData(c) != nil ||
+		slices.ContainsFunc(d.listHolders(), func(h holder) bool { return h.findChunk(c) >= 0 })
 }
 
-// Usage is what the images take on disk, and what was not kept.
+// Usage holds the size and the counters of a Dir.
 type Usage struct {
-	Bytes   int64
-	Limit   int64 // Unlimited if there is none
-	Evicted int64 // bytes so far
-	Dropped int64 // chunks so far that were not kept because the disk was too slow or failed
-	Working bool  // false for a while after the disk has failed
+	Bytes   int64 // bytes on disk of all images
+	Limit   int64 // bytes; or Unlimited
+	Evicted int64 // bytes evicted since Open
+	Dropped int64 // chunks dropped since Open because the disk was too slow or failed
+	Working bool  // false for 30 s after a failure of the disk
 }
 
-// Usage looks at all images.
+// Usage measures the size of all images on disk, and returns it with the counters.
 func (d *Dir) Usage() Usage {
-	u := Usage{d.usedBytes(), d.limit, d.evicted.Load(), d.queue.dropped.Load(), d.health.ok()}
+	u := Usage{d.usedBytes(), d.limit, d.evicted.Load(), d.queue.dropped.Load(), d.health.isHealthy()}
 	if u.Limit <= 0 {
 		u.Limit = Unlimited
 	}

@@ -33,7 +33,7 @@ func index(t testing.TB, image []byte) *blob.Index {
 	return x
 }
 
-// mixed has data, zeros, the data again, and other data.
+// mixed returns an image with data, zeros, the same data, and other data.
 func mixed() []byte {
 	part := testimages.Random(1, 900_000)
 	return bytes.Join([][]byte{part, make([]byte, 500_000), part, testimages.Random(2, 700_001)}, nil)
@@ -47,19 +47,19 @@ type rig struct {
 	x     *blob.Index
 	dir   *Dir
 	file  *File
-	disk  *worse
+	disk  *faultyMedium
 }
 
 func newRig(t testing.TB, image []byte) *rig {
 	r := &rig{t: t, path: t.TempDir(), image: image, x: index(t, image)}
-	r.open(Options{})
+	r.openCache(Options{})
 	return r
 }
 
-func (r *rig) open(o Options) {
+func (r *rig) openCache(o Options) {
 	r.t.Helper()
 	var err error
-	if r.dir, err = open(r.path, o, func(m medium) medium { r.disk = &worse{medium: m}; return r.disk }); err != nil {
+	if r.dir, err = openDir(r.path, o, func(m medium) medium { r.disk = &faultyMedium{medium: m}; return r.disk }); err != nil {
 		r.t.Fatal(err)
 	}
 	dir := r.dir
@@ -69,57 +69,57 @@ func (r *rig) open(o Options) {
 	}
 }
 
-// newHeardRig is a rig, and what its directory says.
-func newHeardRig(t testing.TB, image []byte) (*rig, *spoken) {
+// newLoggedRig returns a rig and the log of its Dir.
+func newLoggedRig(t testing.TB, image []byte) (*rig, *logBuffer) {
 	t.Helper()
-	r, said := newRig(t, image), new(spoken)
+	r, logs := newRig(t, image), new(logBuffer)
 	if err := r.dir.Close(); err != nil {
 		t.Fatal(err)
 	}
-	r.open(Options{Log: slog.New(slog.NewTextHandler(said, nil))})
-	return r, said
+	r.openCache(Options{Log: slog.New(slog.NewTextHandler(logs, nil))})
+	return r, logs
 }
 
-// raw is the name of the whole image's file, and whether the file has it.
-func (r *rig) raw() (name string, complete bool) {
+// rawFile returns the name of a complete image's file, and whether the file exists.
+func (r *rig) rawFile() (name string, complete bool) {
 	name = filepath.Join(r.file.path, rawName)
 	_, err := os.Stat(name)
 	return name, err == nil
 }
 
-// sync flushes what was written, and returns when that is done.
-func (r *rig) sync() {
-	r.dir.do((*keeper).beginFlush)
-	r.dir.do(func(*keeper) {})
+// flush flushes the written chunks, and returns after the flush.
+func (r *rig) flush() {
+	r.dir.runTask((*keeper).beginFlush)
+	r.dir.runTask(func(*keeper) {})
 }
 
-func (r *rig) data(i int) []byte { c := r.x.At(i); return r.image[c.Offset:c.End()] }
+func (r *rig) chunkData(i int) []byte { c := r.x.At(i); return r.image[c.Offset:c.End()] }
 
-// halfMinuteLater has a disk that failed tried again.
-func (r *rig) halfMinuteLater() {
+// endRetryPause ends the pause after a failure of the disk.
+func (r *rig) endRetryPause() {
 	if r.dir.health.paused.Load() != 0 {
 		r.dir.health.paused.Store(1)
 	}
 }
 
-// put writes chunks, and returns when they are flushed.
-func (r *rig) put(lo, hi int) {
+// writeAndFlush writes the chunks [lo, hi), and returns after they are flushed.
+func (r *rig) writeAndFlush(lo, hi int) {
 	r.t.Helper()
-	r.write(lo, hi)
-	r.sync()
+	r.writeChunks(lo, hi)
+	r.flush()
 }
 
-// write writes chunks, and returns when they are written.
-func (r *rig) write(lo, hi int) {
+// writeChunks writes the chunks [lo, hi), and returns before they are flushed.
+func (r *rig) writeChunks(lo, hi int) {
 	r.t.Helper()
 	for i := lo; i < hi; i++ {
-		r.file.OfferWait(r.t.Context(), i, r.data(i))
+		r.file.OfferWait(r.t.Context(), i, r.chunkData(i))
 	}
-	r.settle()
+	r.awaitWrites()
 }
 
-// settle returns when nothing waits to be written.
-func (r *rig) settle() {
+// awaitWrites returns when the queue is empty.
+func (r *rig) awaitWrites() {
 	r.t.Helper()
 	if err := r.dir.queue.room.Acquire(r.t.Context(), queueBytes); err != nil {
 		r.t.Fatal(err)
@@ -127,36 +127,36 @@ func (r *rig) settle() {
 	r.dir.queue.room.Release(queueBytes)
 }
 
-// check: what the cache has is right. It returns how many chunks it has, and how many it claims.
-func (r *rig) check() (proven, claimed int) {
+// checkChunks checks the bytes of all proven chunks, and returns the numbers of proven and of claimed chunks.
+func (r *rig) checkChunks() (proven, claimed int) {
 	r.t.Helper()
 	for i, c := range r.x.All() {
 		p := testimages.Random(7, int(c.Size))
 		if r.file.Has(i) {
 			proven++
-			if !r.file.Read(p, c.Offset, i, i+1) || !bytes.Equal(p, r.data(i)) {
-				r.t.Errorf("chunk %d is wrong", i)
+			if !r.file.Read(p, c.Offset, i, i+1) || !bytes.Equal(p, r.chunkData(i)) {
+				r.t.Errorf("chunk %d has wrong bytes", i)
 			}
 		}
 		if r.file.Claims(i) {
 			claimed++
 			if r.file.Read(p, c.Offset, i, i+1) || r.file.ReadNow(p, c.Offset, i, i+1) {
-				r.t.Errorf("chunk %d is read without proof", i)
+				r.t.Errorf("chunk %d is read though only claimed", i)
 			}
 		}
 	}
 	return proven, claimed
 }
 
-// prove proves all that is claimed, and returns how much of it was right.
-func (r *rig) prove() (right int) {
+// proveClaimed calls Prove for all claimed chunks, and returns the number of valid ones.
+func (r *rig) proveClaimed() (right int) {
 	r.t.Helper()
 	for i, c := range r.x.All() {
 		p := make([]byte, c.Size)
 		if r.file.Claims(i) && r.file.Prove(i, p) {
 			right++
-			if !bytes.Equal(p, r.data(i)) {
-				r.t.Errorf("chunk %d is wrong and proven", i)
+			if !bytes.Equal(p, r.chunkData(i)) {
+				r.t.Errorf("Prove accepts chunk %d with wrong bytes", i)
 			}
 		}
 		if r.file.Claims(i) {
@@ -166,14 +166,14 @@ func (r *rig) prove() (right int) {
 	return right
 }
 
-// crash lets go of the files as they are, as the end of the process would.
+// crash releases the lock and leaves the files as they are, as a killed process does.
 func (r *rig) crash() {
 	r.t.Helper()
-	r.settle()
+	r.awaitWrites()
 	r.file.lock.Close()
 }
 
-func (r *rig) zeros() (n int) {
+func (r *rig) countZeros() (n int) {
 	for i := range r.x.Len() {
 		if r.x.IsZero(i) {
 			n++
@@ -182,29 +182,29 @@ func (r *rig) zeros() (n int) {
 	return n
 }
 
-func TestCloseAndOpen(t *testing.T) {
+func TestReopen(t *testing.T) {
 	r := newRig(t, mixed())
-	if n, claimed := r.check(); n != r.zeros() || claimed != 0 {
-		t.Errorf("a new file has %d chunks, want %d zeros", n, r.zeros())
+	if n, claimed := r.checkChunks(); n != r.countZeros() || claimed != 0 {
+		t.Errorf("a new file has %d chunks, want %d zeros", n, r.countZeros())
 	}
-	r.put(3, 9)
-	before, _ := r.check()
+	r.writeAndFlush(3, 9)
+	before, _ := r.checkChunks()
 	if err := r.dir.Close(); err != nil {
 		t.Fatal(err)
 	}
-	r.open(Options{})
-	if n, claimed := r.check(); n != before || claimed != 0 {
-		t.Errorf("after closing and opening %d chunks are proven, %d claimed, want %d, 0", n, claimed, before)
+	r.openCache(Options{})
+	if n, claimed := r.checkChunks(); n != before || claimed != 0 {
+		t.Errorf("after a restart %d chunks are proven and %d claimed, want %d and 0", n, claimed, before)
 	}
 }
 
-// TestComplete: a complete file has the name and the bytes of the image, and again after a restart.
+// TestComplete checks that a complete file has the name and the bytes of the image, also after a restart.
 func TestComplete(t *testing.T) {
 	r := newRig(t, mixed())
-	r.put(0, r.x.Len())
+	r.writeAndFlush(0, r.x.Len())
 	for range 2 {
-		r.sync()
-		name, complete := r.raw()
+		r.flush()
+		name, complete := r.rawFile()
 		got, err := os.ReadFile(name)
 		if !complete || err != nil || !bytes.Equal(got, r.image) {
 			t.Fatalf("complete: %v; reading %s: %d bytes, %v", complete, name, len(got), err)
@@ -212,80 +212,82 @@ func TestComplete(t *testing.T) {
 		if err := r.dir.Close(); err != nil {
 			t.Fatal(err)
 		}
-		r.open(Options{})
+		r.openCache(Options{})
 	}
 }
 
-// TestUncleanStop: what was not closed must be proven, and is all there.
+// TestUncleanStop checks that after an unclean stop all written chunks are claimed, and only zeros are proven.
 func TestUncleanStop(t *testing.T) {
 	for _, synced := range []bool{true, false} {
 		r := newRig(t, mixed())
-		r.write(0, 20)
+		r.writeChunks(0, 20)
 		if synced {
-			r.sync()
+			r.flush()
 		}
-		proven, claimed := r.check()
+		proven, claimed := r.checkChunks()
 		want := proven + claimed
 		r.crash()
-		r.open(Options{})
-		if n, claimed := r.check(); n != r.zeros() || claimed < want-n {
-			t.Errorf("%d proven, %d claimed, want %d and %d", n, claimed, r.zeros(), want-r.zeros())
+		r.openCache(Options{})
+		if n, claimed := r.checkChunks(); n != r.countZeros() || claimed < want-n {
+			t.Errorf("%d proven, %d claimed, want %d and %d", n, claimed, r.countZeros(), want-r.countZeros())
 		}
-		if got := r.prove(); got < want-r.zeros() {
-			t.Errorf("%d chunks are right, want %d", got, want-r.zeros())
+		if got := r.proveClaimed(); got < want-r.countZeros() {
+			t.Errorf("Prove accepts %d chunks, want %d", got, want-r.countZeros())
 		}
-		r.check()
+		r.checkChunks()
 	}
 }
 
-// TestMapSaysNoMoreThanDisk: the map never speaks of a chunk that was not flushed before.
+// TestMapSaysNoMoreThanDisk checks that the map lists only flushed chunks.
 func TestMapSaysNoMoreThanDisk(t *testing.T) {
 	r := newRig(t, mixed())
-	r.put(0, 10)
-	r.disk.before(func() { r.write(15, 16) }) // too late for this flush
-	r.put(10, 12)
+	r.writeAndFlush(0, 10)
+	r.disk.beforeNextFlush(func() { r.writeChunks(15, 16) }) // too late for this flush
+	r.writeAndFlush(10, 12)
 	file, err := os.ReadFile(filepath.Join(r.file.path, mapName))
 	if err != nil {
 		t.Fatal(err)
 	}
-	state, err := r.file.maps.layout.newest(file)
+	state, err := r.file.maps.layout.latestState(file)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if state.bits[15/8]>>(15%8)&1 != 0 || state.bits[0] == 0 || state.clean {
-		t.Errorf("the map says %x, clean: %v", state.bits, state.clean)
+		t.Errorf("the map has bits %x, clean: %v; want no bit 15, bit 0, not clean", state.bits, state.clean)
 	}
 }
 
-// TestDamage: whatever happened to the files while nobody had them, no wrong byte comes out.
+// TestDamage checks that no wrong byte is read after the files were changed while closed.
 func TestDamage(t *testing.T) {
 	for name, damage := range map[string]func(r *rig){
-		"flipped map":          func(r *rig) { r.change(mapName, func(p []byte) []byte { p[100] ^= 1; p[len(p)/2+100] ^= 1; return p }) },
-		"truncated map":        func(r *rig) { r.change(mapName, func(p []byte) []byte { return p[:50] }) },
+		"flipped map": func(r *rig) {
+			r.changeFile(mapName, func(p []byte) []byte { p[100] ^= 1; p[len(p)/2+100] ^= 1; return p })
+		},
+		"truncated map":        func(r *rig) { r.changeFile(mapName, func(p []byte) []byte { return p[:50] }) },
 		"no map":               func(r *rig) { os.Remove(filepath.Join(r.file.path, mapName)) },
-		"flipped data":         func(r *rig) { r.change(partialName, flip) },
-		"truncated data":       func(r *rig) { r.change(partialName, func(p []byte) []byte { return p[:300_000] }) },
-		"longer data":          func(r *rig) { r.change(partialName, func(p []byte) []byte { return append(p, 1, 2, 3) }) },
+		"flipped data":         func(r *rig) { r.changeFile(partialName, flip) },
+		"truncated data":       func(r *rig) { r.changeFile(partialName, func(p []byte) []byte { return p[:300_000] }) },
+		"longer data":          func(r *rig) { r.changeFile(partialName, func(p []byte) []byte { return append(p, 1, 2, 3) }) },
 		"no data":              func(r *rig) { os.Remove(filepath.Join(r.file.path, partialName)) },
-		"data in holes":        func(r *rig) { r.change(partialName, func(p []byte) []byte { p[1_200_000] = 1; return p }) },
-		"map of another image": func(r *rig) { r.change(mapName, func([]byte) []byte { return other(r) }) },
+		"data in holes":        func(r *rig) { r.changeFile(partialName, func(p []byte) []byte { p[1_200_000] = 1; return p }) },
+		"map of another image": func(r *rig) { r.changeFile(mapName, func([]byte) []byte { return otherImageMap(r) }) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t, mixed())
-			r.put(0, r.x.Len()-3)
+			r.writeAndFlush(0, r.x.Len()-3)
 			if err := r.dir.Close(); err != nil {
 				t.Fatal(err)
 			}
 			damage(r)
-			r.open(Options{})
-			r.check()
-			r.prove()
-			r.check()
-			r.put(0, r.x.Len())
-			r.sync()
-			raw, complete := r.raw()
+			r.openCache(Options{})
+			r.checkChunks()
+			r.proveClaimed()
+			r.checkChunks()
+			r.writeAndFlush(0, r.x.Len())
+			r.flush()
+			raw, complete := r.rawFile()
 			if got, err := os.ReadFile(raw); !complete || err != nil || !bytes.Equal(got, r.image) {
-				t.Errorf("afterwards the file cannot be completed: %v, %v", complete, err)
+				t.Errorf("the file has its final name: %v; reading it: %v; want the complete image", complete, err)
 			}
 		})
 	}
@@ -298,7 +300,7 @@ func flip(p []byte) []byte {
 	return p
 }
 
-func (r *rig) change(name string, f func([]byte) []byte) {
+func (r *rig) changeFile(name string, f func([]byte) []byte) {
 	r.t.Helper()
 	path := filepath.Join(r.file.path, name)
 	p, err := os.ReadFile(path)
@@ -310,23 +312,24 @@ func (r *rig) change(name string, f func([]byte) []byte) {
 	}
 }
 
-// other is a whole and clean map of another image that says it has everything.
-func other(r *rig) []byte {
+// otherImageMap returns a valid, clean map of another image with all chunks.
+func otherImageMap(r *rig) []byte {
 	l := r.file.maps.layout
 	l.digest[0]++
 	all := bytes.Repeat([]byte{255}, l.bitBytes())
 	if l.chunks%8 != 0 {
 		all[len(all)-1] >>= 8 - l.chunks%8
 	}
-	return l.encode(mapState{sequence: 9, clean: true, bits: all, proven: all})
+	return l.encodeSlot(mapState{sequence: 9, clean: true, bits: all, proven: all})
 }
 
-// TestCopy: chunks of one image are found for another, in open files and in those of earlier runs.
+// TestCopy checks that chunks of one image are copied for another, from open files and from those of earlier
+// processes.
 func TestCopy(t *testing.T) {
 	a := mixed()
 	b := append(testimages.Random(5, 200_000), a...)
 	r := newRig(t, a)
-	r.put(0, r.x.Len())
+	r.writeAndFlush(0, r.x.Len())
 	xb := index(t, b)
 	shared := 0
 	check := func(dir *Dir) {
@@ -337,15 +340,15 @@ func TestCopy(t *testing.T) {
 			if !xb.IsZero(i) && dir.MayCopy(xb.Algorithm(), c.Digest, c.Size) && dir.Copy(xb.Algorithm(), c.Digest, dst) {
 				shared++
 				if !bytes.Equal(dst, b[c.Offset:c.End()]) {
-					t.Errorf("chunk %d is copied wrong", i)
+					t.Errorf("Copy returned wrong bytes of chunk %d", i)
 				}
 			}
 		}
 		if shared < xb.Len()/2 {
-			t.Errorf("%d of %d chunks are shared", shared, xb.Len())
+			t.Errorf("%d of %d chunks were copied, want at least half", shared, xb.Len())
 		}
 		if dir.MayCopy(blob.SHA256, xb.At(xb.Len()-1).Digest, xb.At(xb.Len()-1).Size) {
-			t.Error("a chunk is found by a digest of the other kind")
+			t.Error("MayCopy = true for a digest of another algorithm")
 		}
 	}
 	check(r.dir)
@@ -361,81 +364,82 @@ func TestCopy(t *testing.T) {
 		t.Fatal(err)
 	}
 	check(dir)
-	r.change(rawName, flip) // in place, under the open donor
+	r.changeFile(rawName, flip) // in place, while the donor is open
 	for i, c := range xb.All() {
 		dst := make([]byte, c.Size)
 		if dir.Copy(xb.Algorithm(), c.Digest, dst) && !bytes.Equal(dst, b[c.Offset:c.End()]) {
-			t.Errorf("chunk %d is copied wrong from a damaged file", i)
+			t.Errorf("Copy returned wrong bytes of chunk %d from a damaged file", i)
 		}
 	}
 }
 
-// TestTwoProcesses: the second one is told, and the first goes on. A lock on an open file stands for a process.
+// TestTwoProcesses checks that a second process gets ErrBusy and the first one continues. A lock on another open file
+// stands for the second process.
 func TestTwoProcesses(t *testing.T) {
 	r := newRig(t, mixed())
-	r.put(0, 5)
+	r.writeAndFlush(0, 5)
 	second, err := Open(r.path, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer second.Close()
 	if _, err := second.Image(r.x); !errors.Is(err, ErrBusy) {
-		t.Errorf("Image for the second = %v, want %v", err, ErrBusy)
+		t.Errorf("Image in the second process = %v, want %v", err, ErrBusy)
 	}
 	if second.evictClosed(nil, 1<<40) != 0 {
-		t.Error("the second process evicts what the first has open")
+		t.Error("the second process evicts the image that the first has open")
 	}
-	r.put(5, 10)
-	r.check()
+	r.writeAndFlush(5, 10)
+	r.checkChunks()
 }
 
-// worse is a file that fails on demand.
-type worse struct {
+// faultyMedium is a medium that fails on demand.
+type faultyMedium struct {
 	medium
 	mu                          sync.Mutex
 	writeErr, readErr, flushErr error
 	beforeFlush, afterRead      func()
-	uncached                    bool
+	cacheDropped                bool
 }
 
-func (w *worse) uncache() {
-	w.uncached = true
-	w.medium.uncache()
+func (w *faultyMedium) dropCache() {
+	w.cacheDropped = true
+	w.medium.dropCache()
 }
 
-func (w *worse) fail(which *error, err error) {
+func (w *faultyMedium) setError(which *error, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	*which = err
 }
 
-func (w *worse) before(f func()) {
+func (w *faultyMedium) beforeNextFlush(f func()) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.beforeFlush = f
 }
 
-func (w *worse) after(f func()) {
+func (w *faultyMedium) afterNextRead(f func()) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.afterRead = f
 }
 
-func (w *worse) get(which *error) error {
+func (w *faultyMedium) getError(which *error) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return *which
 }
 
-func (w *worse) WriteAt(p []byte, off int64) (int, error) {
-	if err := w.get(&w.writeErr); err != nil {
+func (w *faultyMedium) WriteAt(p []byte, off int64) (int, error) {
+	if err := w.getError(&w.writeErr); err != nil {
 		return 0, err
 	}
 	return w.medium.WriteAt(p, off)
 }
 
-func (w *worse) ReadAt(p []byte, off int64) (int, error) {
-	if err := w.get(&w.readErr); err != nil {
+func (w *faultyMedium) ReadAt(p []byte, off int64) (int, error) {
+	if err := w.getError(&w.readErr); err != nil {
 		return 0, err
 	}
 	n, err := w.medium.ReadAt(p, off)
@@ -449,11 +453,11 @@ func (w *worse) ReadAt(p []byte, off int64) (int, error) {
 	return n, err
 }
 
-func (w *worse) readNow(p []byte, off int64) bool {
-	return w.get(&w.readErr) == nil && w.medium.readNow(p, off)
+func (w *faultyMedium) readNow(p []byte, off int64) bool {
+	return w.getError(&w.readErr) == nil && w.medium.readNow(p, off)
 }
 
-func (w *worse) flush() error {
+func (w *faultyMedium) flushData() error {
 	w.mu.Lock()
 	before := w.beforeFlush
 	w.beforeFlush = nil
@@ -461,150 +465,151 @@ func (w *worse) flush() error {
 	if before != nil {
 		before()
 	}
-	if err := w.get(&w.flushErr); err != nil {
+	if err := w.getError(&w.flushErr); err != nil {
 		return err
 	}
-	return w.medium.flush()
+	return w.medium.flushData()
 }
 
-// spoken is a log that is kept.
-type spoken struct {
+// logBuffer is a buffer for a log. Safe for concurrent use.
+type logBuffer struct {
 	mu sync.Mutex
 	b  strings.Builder
 }
 
-func (s *spoken) Write(p []byte) (int, error) {
+func (s *logBuffer) Write(p []byte) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.b.Write(p)
 }
 
-func (s *spoken) count(text string) int {
+func (s *logBuffer) count(text string) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return strings.Count(s.b.String(), text)
 }
 
-// TestFailingDisk: a disk that is full or broken costs what it kept, is told of once, and is tried again.
+// TestFailingDisk checks that a full or broken disk loses only cached chunks, is logged once, and is tried again.
 func TestFailingDisk(t *testing.T) {
-	r, said := newHeardRig(t, mixed())
+	r, logs := newLoggedRig(t, mixed())
 	disk := r.disk
-	r.put(0, 5)
-	disk.fail(&disk.writeErr, syscall.ENOSPC)
-	r.put(5, 10)
-	if r.file.Has(7) || said.count("level=WARN") != 1 || said.count("no space left") != 1 {
-		t.Errorf("a full disk was told of %d times", said.count("level=WARN"))
+	r.writeAndFlush(0, 5)
+	disk.setError(&disk.writeErr, syscall.ENOSPC)
+	r.writeAndFlush(5, 10)
+	if r.file.Has(7) || logs.count("level=WARN") != 1 || logs.count("no space left") != 1 {
+		t.Errorf("a full disk: chunk 7 is kept, or %d warnings, want 1", logs.count("level=WARN"))
 	}
-	disk.fail(&disk.writeErr, nil)
-	r.put(5, 10)
+	disk.setError(&disk.writeErr, nil)
+	r.writeAndFlush(5, 10)
 	if r.file.Has(7) {
 		t.Error("the disk is tried again at once")
 	}
-	r.halfMinuteLater()
-	r.put(5, 10)
-	if !r.file.Has(7) || said.count("written again") != 1 {
+	r.endRetryPause()
+	r.writeAndFlush(5, 10)
+	if !r.file.Has(7) || logs.count("written again") != 1 {
 		t.Error("the disk is not tried again")
 	}
-	disk.fail(&disk.readErr, syscall.EIO)
+	disk.setError(&disk.readErr, syscall.EIO)
 	p := make([]byte, 10)
 	if r.file.Read(p, r.x.At(7).Offset, 7, 8) || r.file.Has(7) || r.file.Wants(7) {
-		t.Error("a chunk that cannot be read is kept")
+		t.Error("an unreadable chunk is kept")
 	}
-	disk.fail(&disk.readErr, nil)
-	r.check()
+	disk.setError(&disk.readErr, nil)
+	r.checkChunks()
 }
 
-// TestFlushFails: what a disk failed to flush is forgotten, whatever the kernel shows of it, and is written again.
+// TestFlushFails checks that chunks of a failed flush are missing, whatever the page cache holds, and are written
+// again.
 func TestFlushFails(t *testing.T) {
 	r := newRig(t, mixed())
 	disk := r.disk
-	disk.fail(&disk.flushErr, syscall.EIO)
-	r.put(0, 5)
-	if n, claimed := r.check(); n != r.zeros() || claimed != 0 || !r.file.Wants(3) {
-		t.Errorf("%d chunks are trusted and %d to be proven, want %d, 0", n, claimed, r.zeros())
+	disk.setError(&disk.flushErr, syscall.EIO)
+	r.writeAndFlush(0, 5)
+	if n, claimed := r.checkChunks(); n != r.countZeros() || claimed != 0 || !r.file.Wants(3) {
+		t.Errorf("%d chunks are proven and %d claimed, want %d and 0", n, claimed, r.countZeros())
 	}
-	r.dir.do(func(*keeper) {
-		disk.fail(&disk.flushErr, nil)
-		r.halfMinuteLater()
+	r.dir.runTask(func(*keeper) {
+		disk.setError(&disk.flushErr, nil)
+		r.endRetryPause()
 	})
-	r.put(0, 5)
-	if n, _ := r.check(); n != r.zeros()+5 {
-		t.Errorf("%d chunks are trusted when the disk works again, want %d", n, r.zeros()+5)
+	r.writeAndFlush(0, 5)
+	if n, _ := r.checkChunks(); n != r.countZeros()+5 {
+		t.Errorf("%d chunks are proven after the disk recovered, want %d", n, r.countZeros()+5)
 	}
 }
 
-// TestFlushFailsBesideWrite: what was written while a flush failed is forgotten too. The kernel tells once that
-// something did not get to the disk, and the next flush succeeds.
+// TestFlushFailsBesideWrite checks that chunks written during a failed flush are missing too. The kernel reports the
+// error once, and the next flush succeeds.
 func TestFlushFailsBesideWrite(t *testing.T) {
 	r := newRig(t, mixed())
-	r.write(0, 3)
-	r.disk.before(func() { r.write(3, 5) })
-	r.disk.fail(&r.disk.flushErr, syscall.EIO)
-	r.sync()
-	r.disk.fail(&r.disk.flushErr, nil)
-	r.sync()
-	if n, claimed := r.check(); n != r.zeros() || claimed != 0 {
-		t.Errorf("%d chunks are trusted and %d to be proven, want %d, 0", n, claimed, r.zeros())
+	r.writeChunks(0, 3)
+	r.disk.beforeNextFlush(func() { r.writeChunks(3, 5) })
+	r.disk.setError(&r.disk.flushErr, syscall.EIO)
+	r.flush()
+	r.disk.setError(&r.disk.flushErr, nil)
+	r.flush()
+	if n, claimed := r.checkChunks(); n != r.countZeros() || claimed != 0 {
+		t.Errorf("%d chunks are proven and %d claimed, want %d and 0", n, claimed, r.countZeros())
 	}
 }
 
-// TestProveBesideFailedFlush: a proof does not count when the disk fails to flush what it read.
+// TestProveBesideFailedFlush checks that a verification is invalid if the disk fails to flush the bytes that it read.
 func TestProveBesideFailedFlush(t *testing.T) {
 	r := newRig(t, mixed())
-	r.write(0, 3)
-	r.disk.after(func() {
-		r.disk.fail(&r.disk.flushErr, syscall.EIO)
-		r.sync()
-		r.disk.fail(&r.disk.flushErr, nil)
+	r.writeChunks(0, 3)
+	r.disk.afterNextRead(func() {
+		r.disk.setError(&r.disk.flushErr, syscall.EIO)
+		r.flush()
+		r.disk.setError(&r.disk.flushErr, nil)
 	})
 	r.file.Prove(1, make([]byte, r.x.At(1).Size))
-	if n, claimed := r.check(); n != r.zeros() || claimed != 0 {
-		t.Errorf("%d chunks are trusted and %d to be proven, want %d, 0", n, claimed, r.zeros())
+	if n, claimed := r.checkChunks(); n != r.countZeros() || claimed != 0 {
+		t.Errorf("%d chunks are proven and %d claimed, want %d and 0", n, claimed, r.countZeros())
 	}
 }
 
-// TestToldOnce: a disk whose memory takes everything and that fails to flush it is told of once.
-func TestToldOnce(t *testing.T) {
-	r, said := newHeardRig(t, mixed())
+// TestFailureLoggedOnce checks that a disk whose writes succeed and whose flushes fail is logged once.
+func TestFailureLoggedOnce(t *testing.T) {
+	r, logs := newLoggedRig(t, mixed())
 	disk := r.disk
-	disk.fail(&disk.flushErr, syscall.EIO)
+	disk.setError(&disk.flushErr, syscall.EIO)
 	for i := range 5 {
-		r.halfMinuteLater()
-		r.put(i, i+1)
+		r.endRetryPause()
+		r.writeAndFlush(i, i+1)
 	}
-	if warned, again := said.count("level=WARN"), said.count("written again"); warned != 1 || again != 0 {
-		t.Errorf("told of %d times, and %d times that it works again", warned, again)
+	if warned, again := logs.count("level=WARN"), logs.count("written again"); warned != 1 || again != 0 {
+		t.Errorf("%d warnings and %d messages of recovery, want 1 and 0", warned, again)
 	}
 }
 
-// TestUnflushed: a chunk is not taken for one on the disk before it is flushed, also when it was proven meanwhile: what
-// shows it may be the kernel's memory. Nor does a file get its final name.
+// TestUnflushed checks that a chunk is not proven before it is flushed, also if Prove succeeds: the bytes may come
+// from the page cache. The file does not get its final name either.
 func TestUnflushed(t *testing.T) {
 	r := newRig(t, mixed())
 	flush := make(chan struct{})
-	r.disk.before(func() { <-flush })
-	r.write(0, r.x.Len())
+	r.disk.beforeNextFlush(func() { <-flush })
+	r.writeChunks(0, r.x.Len())
 	for i, c := range r.x.All() {
 		if r.x.IsZero(i) {
 			continue
 		}
 		if !r.file.Prove(i, make([]byte, c.Size)) || r.file.Has(i) || !r.file.Queued(i) {
-			t.Errorf("chunk %d is not there, is trusted or would be written again", i)
+			t.Errorf("chunk %d is not claimed, is proven or is not queued", i)
 		}
 	}
 	r.file.nameComplete()
-	if _, complete := r.raw(); complete {
-		t.Error("the file is complete before it is flushed")
+	if _, complete := r.rawFile(); complete {
+		t.Error("the file has its final name before the flush")
 	}
 	close(flush)
-	r.sync()
-	if _, complete := r.raw(); !complete || r.file.Missing() > 0 || r.file.Queued(0) {
-		t.Errorf("the file is incomplete when it was flushed: %d chunks are missing", r.file.Missing())
+	r.flush()
+	if _, complete := r.rawFile(); !complete || r.file.Missing() > 0 || r.file.Queued(0) {
+		t.Errorf("the file is incomplete after the flush: %d chunks are missing", r.file.Missing())
 	}
 }
 
-// TestStoreBesideFlush: a chunk that is written while others are flushed is trusted in the end.
-func TestStoreBesideFlush(t *testing.T) {
+// TestWriteBesideFlush checks that chunks written during flushes of others are proven in the end.
+func TestWriteBesideFlush(t *testing.T) {
 	for range 20 {
 		r := newRig(t, mixed())
 		done := make(chan struct{})
@@ -615,21 +620,21 @@ func TestStoreBesideFlush(t *testing.T) {
 				case <-done:
 					return
 				default:
-					r.sync()
+					r.flush()
 				}
 			}
 		})
-		r.write(0, r.x.Len())
+		r.writeChunks(0, r.x.Len())
 		close(done)
 		flusher.Wait()
-		r.sync()
+		r.flush()
 		if n := r.file.Missing(); n > 0 {
-			t.Fatalf("%d chunks are not trusted when all was flushed", n)
+			t.Fatalf("%d chunks are not proven after the last flush", n)
 		}
 	}
 }
 
-// TestLargeChunks: a chunk that is larger than all that may wait to be written is kept too.
+// TestLargeChunks checks that a chunk larger than the queue's limit is written too.
 func TestLargeChunks(t *testing.T) {
 	image := testimages.Random(1, queueBytes+4096)
 	x, _, err := scan.Image(t.Context(), chunker.FromReader(bytes.NewReader(image)),
@@ -638,50 +643,50 @@ func TestLargeChunks(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := &rig{t: t, path: t.TempDir(), image: image, x: x}
-	r.open(Options{})
-	r.put(0, 1)
-	if n, _ := r.check(); n != 1 {
-		t.Error("a large chunk is not kept when its writer waits")
+	r.openCache(Options{})
+	r.writeAndFlush(0, 1)
+	if n, _ := r.checkChunks(); n != 1 {
+		t.Error("OfferWait drops a large chunk")
 	}
-	r.file.chunks.forget(0)
+	r.file.chunks.markMissing(0)
 	r.file.Offer(0, image)
-	r.settle()
-	r.sync()
-	if n, _ := r.check(); n != 1 {
-		t.Error("a large chunk is not kept when it is offered")
+	r.awaitWrites()
+	r.flush()
+	if n, _ := r.checkChunks(); n != 1 {
+		t.Error("Offer drops a large chunk")
 	}
 }
 
-// TestDistrustsMemory: after an unclean stop chunks are proven as they are on the disk.
-func TestDistrustsMemory(t *testing.T) {
+// TestRecoveryDropsCache checks that after an unclean stop chunks are verified as they are on the disk.
+func TestRecoveryDropsCache(t *testing.T) {
 	r := newRig(t, mixed())
-	r.put(0, 5)
+	r.writeAndFlush(0, 5)
 	r.crash()
-	r.open(Options{})
-	if !r.disk.uncached {
-		t.Error("the kernel's memory of the file is not let go")
+	r.openCache(Options{})
+	if !r.disk.cacheDropped {
+		t.Error("the page cache was not dropped")
 	}
 }
 
-// TestRemoved: that somebody removes the files under a process is told of once; reads go on, and nothing is written
-// that nobody would find.
+// TestRemoved checks that the removal of an open image's directory is logged once, that reads continue, and that
+// writes stop.
 func TestRemoved(t *testing.T) {
-	r, said := newHeardRig(t, mixed())
-	r.put(0, 5)
+	r, logs := newLoggedRig(t, mixed())
+	r.writeAndFlush(0, 5)
 	if err := os.RemoveAll(r.file.path); err != nil {
 		t.Fatal(err)
 	}
-	r.put(5, 6)
-	r.put(6, r.x.Len())
-	if n, _ := r.check(); n != r.zeros()+6 || r.file.Wants(9) {
-		t.Errorf("%d chunks are there, want %d", n, r.zeros()+6)
+	r.writeAndFlush(5, 6)
+	r.writeAndFlush(6, r.x.Len())
+	if n, _ := r.checkChunks(); n != r.countZeros()+6 || r.file.Wants(9) {
+		t.Errorf("%d chunks are proven, want %d", n, r.countZeros()+6)
 	}
-	if n := said.count("removed under the server"); n != 1 || said.count("level=WARN") != 1 {
-		t.Errorf("it was told of %d times", n)
+	if n := logs.count("removed under the server"); n != 1 || logs.count("level=WARN") != 1 {
+		t.Errorf("the removal was logged %d times, want once", n)
 	}
 }
 
-// TestDiskFull fills a real file system.
+// TestDiskFull checks a full file system.
 func TestDiskFull(t *testing.T) {
 	need.Root(t)
 	path := t.TempDir()
@@ -689,24 +694,24 @@ func TestDiskFull(t *testing.T) {
 		need.Missing(t, "mounting a tmpfs: "+err.Error())
 	}
 	t.Cleanup(func() { _ = unix.Unmount(path, unix.MNT_DETACH) })
-	var said spoken
+	var logs logBuffer
 	image := testimages.Random(1, 4<<20)
 	r := &rig{t: t, path: path, image: image, x: index(t, image)}
-	r.open(Options{Limit: Unlimited, Log: slog.New(slog.NewTextHandler(&said, nil))})
-	r.put(0, r.x.Len())
-	n, _ := r.check()
-	if n == 0 || n == r.x.Len() || said.count("level=WARN") != 1 {
-		t.Errorf("%d of %d chunks are kept, %d warnings", n, r.x.Len(), said.count("level=WARN"))
+	r.openCache(Options{Limit: Unlimited, Log: slog.New(slog.NewTextHandler(&logs, nil))})
+	r.writeAndFlush(0, r.x.Len())
+	n, _ := r.checkChunks()
+	if n == 0 || n == r.x.Len() || logs.count("level=WARN") != 1 {
+		t.Errorf("%d of %d chunks are kept, want some; %d warnings, want 1", n, r.x.Len(), logs.count("level=WARN"))
 	}
 }
 
-// TestLimit: the images take no more than they may; what was used last and what is pinned stays; reads beside
-// that are right or refused.
+// TestLimit checks that the images keep to the limit, that pinned chunks stay, and that concurrent reads return right
+// bytes or fail.
 func TestLimit(t *testing.T) {
 	const limit = 2 << 20
 	image := testimages.Random(1, 6<<20)
 	r := &rig{t: t, path: t.TempDir(), image: image, x: index(t, image)}
-	r.open(Options{Limit: limit})
+	r.openCache(Options{Limit: limit})
 	for i := range 20 {
 		r.file.Pin(i)
 	}
@@ -716,23 +721,23 @@ func TestLimit(t *testing.T) {
 			i := rng.IntN(r.x.Len())
 			c := r.x.At(i)
 			p := make([]byte, c.Size)
-			if (r.file.ReadNow(p, c.Offset, i, i+1) || r.file.Read(p, c.Offset, i, i+1)) && !bytes.Equal(p, r.data(i)) {
-				t.Errorf("chunk %d is read wrong", i)
+			if (r.file.ReadNow(p, c.Offset, i, i+1) || r.file.Read(p, c.Offset, i, i+1)) && !bytes.Equal(p, r.chunkData(i)) {
+				t.Errorf("a read of chunk %d returned wrong bytes", i)
 			}
 		}
 	}
 	for lo := 0; lo < r.x.Len(); lo += 10 {
-		r.put(lo, min(lo+10, r.x.Len()))
+		r.writeAndFlush(lo, min(lo+10, r.x.Len()))
 		var reader sync.WaitGroup
 		reader.Go(read)
-		r.sync()
-		r.dir.do((*keeper).evict)
+		r.flush()
+		r.dir.runTask((*keeper).evictToLimit)
 		reader.Wait()
 		if used := r.dir.usedBytes(); used > limit {
-			t.Errorf("%d bytes are used, of %d", used, limit)
+			t.Errorf("%d bytes are used, want at most %d", used, limit)
 		}
 	}
-	n, _ := r.check()
+	n, _ := r.checkChunks()
 	for i := range 20 {
 		if !r.file.Has(i) {
 			t.Errorf("chunk %d was evicted, though pinned", i)
@@ -743,69 +748,69 @@ func TestLimit(t *testing.T) {
 		t.Errorf("the usage is %+v, want a limit of %d and most of %d bytes evicted", u, limit, len(image))
 	}
 	if n < r.x.Len()/10 {
-		t.Errorf("only %d of %d chunks are left", n, r.x.Len())
+		t.Errorf("%d of %d chunks are left, want at least a tenth", n, r.x.Len())
 	}
 	if err := r.dir.Close(); err != nil {
 		t.Fatal(err)
 	}
-	r.open(Options{})
-	r.check()
+	r.openCache(Options{})
+	r.checkChunks()
 }
 
-// TestEvictClosed: images that nobody has open go first.
+// TestEvictClosed checks that images that no process has open are evicted first.
 func TestEvictClosed(t *testing.T) {
 	old := newRig(t, testimages.Random(1, 3<<20))
-	old.put(0, old.x.Len())
+	old.writeAndFlush(0, old.x.Len())
 	if err := old.dir.Close(); err != nil {
 		t.Fatal(err)
 	}
 	image := testimages.Random(2, 3<<20)
 	r := &rig{t: t, path: old.path, image: image, x: index(t, image)}
-	r.open(Options{Limit: 5 << 20})
-	r.put(0, r.x.Len())
-	r.sync()
-	r.dir.do((*keeper).evict)
+	r.openCache(Options{Limit: 5 << 20})
+	r.writeAndFlush(0, r.x.Len())
+	r.flush()
+	r.dir.runTask((*keeper).evictToLimit)
 	if _, err := os.Stat(old.file.path); !os.IsNotExist(err) {
-		t.Errorf("the image that nobody has open is still there: %v", err)
+		t.Errorf("the closed image was not evicted: %v", err)
 	}
-	if n, _ := r.check(); n != r.x.Len() {
-		t.Errorf("%d of %d chunks are left of the open one", n, r.x.Len())
+	if n, _ := r.checkChunks(); n != r.x.Len() {
+		t.Errorf("%d of %d chunks of the open image are left, want all", n, r.x.Len())
 	}
 }
 
-// TestEvictComplete: a file that is whole no more loses its name before its bytes.
+// TestEvictComplete checks that an eviction removes the name of a complete image.
 func TestEvictComplete(t *testing.T) {
 	r := newRig(t, testimages.Random(1, 3<<20))
-	r.put(0, r.x.Len())
-	r.sync()
-	r.dir.do(func(*keeper) { evictOpen([]*File{r.file}, 1<<20, false) })
-	name, complete := r.raw()
+	r.writeAndFlush(0, r.x.Len())
+	r.flush()
+	r.dir.runTask(func(*keeper) { evictOpen([]*File{r.file}, 1<<20, false) })
+	name, complete := r.rawFile()
 	if _, err := os.Stat(name); complete || !os.IsNotExist(err) {
-		t.Errorf("the file is complete: %v; its name: %v", complete, err)
+		t.Errorf("the complete name exists: %v, %v", complete, err)
 	}
-	if n, _ := r.check(); n == 0 || n == r.x.Len() {
-		t.Errorf("%d of %d chunks are left", n, r.x.Len())
+	if n, _ := r.checkChunks(); n == 0 || n == r.x.Len() {
+		t.Errorf("%d of %d chunks are left, want some", n, r.x.Len())
 	}
 }
 
-// TestAllPinned: the limit holds also when a profile names everything.
+// TestAllPinned checks that the limit holds if all chunks are pinned.
 func TestAllPinned(t *testing.T) {
 	image := testimages.Random(1, 3<<20)
 	r := &rig{t: t, path: t.TempDir(), image: image, x: index(t, image)}
-	r.open(Options{Limit: 2 << 20})
+	r.openCache(Options{Limit: 2 << 20})
 	for i := range r.x.Len() {
 		r.file.Pin(i)
-		r.put(i, i+1)
+		r.writeAndFlush(i, i+1)
 	}
-	r.sync()
-	r.dir.do((*keeper).evict)
+	r.flush()
+	r.dir.runTask((*keeper).evictToLimit)
 	if used := r.dir.usedBytes(); used > 2<<20 {
-		t.Errorf("%d bytes are used, of %d", used, 2<<20)
+		t.Errorf("%d bytes are used, want at most %d", used, 2<<20)
 	}
-	r.check()
+	r.checkChunks()
 }
 
-// TestDefaultLimit: a cache that was given no limit leaves the half of what is free.
+// TestDefaultLimit checks that a cache without a limit uses about half of the free space.
 func TestDefaultLimit(t *testing.T) {
 	dir := t.TempDir()
 	free := freeBytes(dir)
@@ -815,28 +820,28 @@ func TestDefaultLimit(t *testing.T) {
 	}
 	defer d.Close()
 	if d.limit < free/4 || d.limit > free*3/4 {
-		t.Errorf("the limit is %d with %d free", d.limit, free)
+		t.Errorf("the limit is %d with %d bytes free, want about half", d.limit, free)
 	}
 }
 
-// TestCloseFile: the last one who opened an image closes it; its chunks can be copied still, and it can be opened
-// again, by another process too.
+// TestCloseFile checks that the last user's Close closes an image. Its chunks can still be copied, and it can be
+// opened again, also by another process.
 func TestCloseFile(t *testing.T) {
 	r := newRig(t, mixed())
-	r.put(0, r.x.Len())
+	r.writeAndFlush(0, r.x.Len())
 	again, err := r.dir.Image(r.x)
 	if err != nil || again != r.file {
-		t.Fatalf("opened again: another file, %v", err)
+		t.Fatalf("opening again gives another File, or %v", err)
 	}
 	if err := again.Close(); err != nil || !r.file.Read(make([]byte, 10), 0, 0, 1) {
-		t.Errorf("closed by one of two: %v, or it cannot be read", err)
+		t.Errorf("Close of one of two users = %v, or the file cannot be read", err)
 	}
 	if err := r.file.Close(); err != nil || r.file.Read(make([]byte, 10), 0, 0, 1) {
-		t.Errorf("closed by both: %v, or it can be read", err)
+		t.Errorf("Close of the last user = %v, or the file can be read", err)
 	}
-	r.file.Offer(0, r.data(0))
+	r.file.Offer(0, r.chunkData(0))
 	dst := make([]byte, r.x.At(5).Size)
-	if !r.dir.Copy(r.x.Algorithm(), r.x.At(5).Digest, dst) || !bytes.Equal(dst, r.data(5)) {
+	if !r.dir.Copy(r.x.Algorithm(), r.x.At(5).Digest, dst) || !bytes.Equal(dst, r.chunkData(5)) {
 		t.Error("a closed image's chunk cannot be copied")
 	}
 	second, err := Open(r.path, Options{})
@@ -845,7 +850,7 @@ func TestCloseFile(t *testing.T) {
 	}
 	f, err := second.Image(r.x)
 	if err != nil || f.Missing() != 0 {
-		t.Errorf("opened by a second process: %v", err)
+		t.Errorf("Image in a second process = %v, or chunks are missing", err)
 	}
 	if err := second.Close(); err != nil {
 		t.Fatal(err)
@@ -853,18 +858,18 @@ func TestCloseFile(t *testing.T) {
 	if r.file, err = r.dir.Image(r.x); err != nil {
 		t.Fatal(err)
 	}
-	if n, _ := r.check(); n != r.x.Len() {
-		t.Errorf("opened again it has %d chunks of %d", n, r.x.Len())
+	if n, _ := r.checkChunks(); n != r.x.Len() {
+		t.Errorf("after opening again %d of %d chunks are proven", n, r.x.Len())
 	}
 }
 
 func TestReadNowAllocatesNothing(t *testing.T) {
 	r := newRig(t, mixed())
-	r.put(0, r.x.Len())
+	r.writeAndFlush(0, r.x.Len())
 	p := make([]byte, 100_000)
 	lo, hi := r.x.Find(850_000), r.x.Find(949_999)+1
 	if !r.file.ReadNow(p, 850_000, lo, hi) || !bytes.Equal(p, r.image[850_000:950_000]) {
-		t.Fatal("a read across data and zeros is refused or wrong")
+		t.Fatal("ReadNow across data and zeros fails or returns wrong bytes")
 	}
 	if n := testing.AllocsPerRun(100, func() { r.file.ReadNow(p, 850_000, lo, hi) }); n != 0 {
 		t.Errorf("ReadNow allocates %v times", n)
@@ -873,30 +878,30 @@ func TestReadNowAllocatesNothing(t *testing.T) {
 
 func FuzzMap(f *testing.F) {
 	l := mapLayout{chunks: 13, size: 100}
-	good := l.encode(mapState{sequence: 3, clean: true, bits: []byte{1, 2}, proven: []byte{1, 0}})
+	good := l.encodeSlot(mapState{sequence: 3, clean: true, bits: []byte{1, 2}, proven: []byte{1, 0}})
 	f.Add(good)
 	f.Add(append(make([]byte, l.slotSize()), good...))
 	f.Fuzz(func(t *testing.T, file []byte) {
-		s, err := l.newest(file)
+		s, err := l.latestState(file)
 		if err != nil {
 			return
 		}
-		if again := l.encode(s); !bytes.Contains(file, again) {
-			t.Errorf("newest took what encode does not write")
+		if again := l.encodeSlot(s); !bytes.Contains(file, again) {
+			t.Errorf("latestState accepts a slot that encodeSlot does not write")
 		}
 	})
 }
 
-// TestOpenBesideReads: who asks what is at hand does not wait for an image that is being opened, whose disk may be slow.
+// TestOpenBesideReads checks that MayCopy does not block while an image is opened from a slow disk.
 func TestOpenBesideReads(t *testing.T) {
 	r := newRig(t, mixed())
-	r.put(0, 5)
+	r.writeAndFlush(0, 5)
 	r.crash()
 	var dir *Dir
 	asked := make(chan struct{})
-	dir, err := open(r.path, Options{}, func(m medium) medium {
-		disk := &worse{medium: m}
-		disk.before(func() {
+	dir, err := openDir(r.path, Options{}, func(m medium) medium {
+		disk := &faultyMedium{medium: m}
+		disk.beforeNextFlush(func() {
 			go func() {
 				dir.MayCopy(r.x.Algorithm(), r.x.At(0).Digest, r.x.At(0).Size)
 				close(asked)
@@ -904,7 +909,7 @@ func TestOpenBesideReads(t *testing.T) {
 			select {
 			case <-asked:
 			case <-time.After(10 * time.Second):
-				t.Error("MayCopy waits for an image that is being opened")
+				t.Error("MayCopy blocks while an image is opened")
 			}
 		})
 		return disk
@@ -919,13 +924,12 @@ func TestOpenBesideReads(t *testing.T) {
 	<-asked
 }
 
-// TestOpenBesideClose: who opens an image while its last user closes it gets it, and is not told that another process
-// has it.
+// TestOpenBesideClose checks that Image succeeds while the last user closes the image, and does not return ErrBusy.
 func TestOpenBesideClose(t *testing.T) {
 	r := newRig(t, mixed())
-	r.write(0, 5)
+	r.writeChunks(0, 5)
 	opened := make(chan error, 1)
-	r.disk.before(func() {
+	r.disk.beforeNextFlush(func() {
 		go func() {
 			_, err := r.dir.Image(r.x)
 			opened <- err
@@ -936,26 +940,26 @@ func TestOpenBesideClose(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := <-opened; err != nil {
-		t.Errorf("Image beside Close = %v", err)
+		t.Errorf("Image during Close = %v", err)
 	}
 }
 
-// TestCloseBesideRead: a file is closed when the reads of it have ended, and not under them.
+// TestCloseBesideRead checks that Close waits for the reads in progress.
 func TestCloseBesideRead(t *testing.T) {
 	r := newRig(t, mixed())
-	r.put(0, 5)
+	r.writeAndFlush(0, 5)
 	closed := make(chan error, 1)
-	r.disk.after(func() {
+	r.disk.afterNextRead(func() {
 		go func() { closed <- r.file.Close() }()
 		select {
 		case err := <-closed:
-			t.Errorf("Close under a read = %v", err)
+			t.Errorf("Close returned during a read: %v", err)
 			closed <- err
 		case <-time.After(50 * time.Millisecond):
 		}
 	})
 	if !r.file.Read(make([]byte, 10), 0, 0, 1) {
-		t.Error("a read beside Close finds nothing")
+		t.Error("a read fails that began before Close")
 	}
 	if err := <-closed; err != nil {
 		t.Errorf("Close = %v", err)

@@ -3,29 +3,29 @@ package imagecache
 import "time"
 
 const (
-	batchBytes   = 16 << 20 // are written before they are flushed, if not a batchTime has gone by
-	unflushedMax = 40 << 20 // are written and not flushed, at most: what a crash may cost, with what is queued
-	batchTime    = time.Second
-	evictEvery   = 16 // batch times: how often the limit is looked at when nothing is written here
+	batchBytes   = 16 << 20    // bytes written between two flushes
+	unflushedMax = 40 << 20    // limit of the written and unflushed bytes; a crash loses them and the queue
+	batchTime    = time.Second // the longest time between two flushes
+	evictEvery   = 16          // in batchTime; between two checks of the limit while this process writes nothing
 )
 
-// keeper writes what is queued, has it flushed, and evicts. It alone changes the files of a Dir, in one goroutine; only
-// a flush goes on beside that.
+// keeper writes the queued chunks, starts flushes, and evicts. It alone changes the files of a Dir, in one goroutine.
+// Only a flush runs beside it.
 type keeper struct {
-	dir       *Dir
-	unflushed int64         // bytes written since the last flush that has ended began
-	covered   int64         // of them, by the flush that is under way
-	flushing  chan struct{} // closed when that has ended; nil when none is under way
-	ticks     int
+	dir            *Dir
+	unflushedBytes int64         // bytes written since the start of the last flush that has ended
+	flushingBytes  int64         // the part of unflushedBytes that the running flush covers
+	flushing       chan struct{} // closed at the end of the running flush; nil if none is running
+	ticks          int
 }
 
-// run works until the Dir's tasks are closed. Then it writes what is queued, and leaves it unflushed.
-func (k *keeper) run() {
+// runLoop runs until the Dir's tasks are closed. Then it writes the queued chunks, and leaves them unflushed.
+func (k *keeper) runLoop() {
 	tick := time.NewTicker(batchTime)
 	defer tick.Stop()
 	for {
 		jobs, tasks := k.dir.queue.jobs, k.dir.tasks
-		if k.unflushed >= max(unflushedMax, k.batch()) {
+		if k.unflushedBytes >= max(unflushedMax, k.batchSize()) {
 			jobs = nil
 		}
 		if k.flushing != nil {
@@ -33,7 +33,7 @@ func (k *keeper) run() {
 		}
 		select {
 		case j := <-jobs:
-			k.write(j)
+			k.writeJob(j)
 		case <-k.flushing:
 			k.endFlush()
 		case <-tick.C:
@@ -44,7 +44,7 @@ func (k *keeper) run() {
 			case open:
 				task(k)
 			case len(k.dir.queue.jobs) > 0:
-				k.write(<-k.dir.queue.jobs)
+				k.writeJob(<-k.dir.queue.jobs)
 			default:
 				return
 			}
@@ -52,50 +52,51 @@ func (k *keeper) run() {
 	}
 }
 
-func (k *keeper) write(j job) {
+func (k *keeper) writeJob(j job) {
 	switch {
-	case !k.dir.health.ok():
+	case !k.dir.health.isHealthy():
 		k.dir.queue.dropped.Add(1)
-	case j.file.write(j.chunk, j.data):
-		k.unflushed += int64(len(j.data))
+	case j.file.writeChunk(j.chunk, j.data):
+		k.unflushedBytes += int64(len(j.data))
 	}
-	k.dir.queue.remove(j)
-	if k.unflushed >= k.batch() {
+	k.dir.queue.removeJob(j)
+	if k.unflushedBytes >= k.batchSize() {
 		k.beginFlush()
 	}
 }
 
-// batch is how much is written before it is flushed; a small limit must not be overrun by it.
-func (k *keeper) batch() int64 {
+// batchSize returns how many bytes are written between two flushes. A small limit gives a small batch, so the batch
+// does not exceed the limit by much.
+func (k *keeper) batchSize() int64 {
 	if k.dir.limit > 0 {
 		return max(min(batchBytes, k.dir.limit/8), 1)
 	}
 	return batchBytes
 }
 
-// beginFlush has all files flushed in the background, unless that is under way. Reads and writes go on.
+// beginFlush starts a flush of all files in the background, unless one is running. Reads and writes continue.
 func (k *keeper) beginFlush() {
 	if k.flushing != nil {
 		return
 	}
-	files, done := k.dir.openFiles(), make(chan struct{})
-	k.covered, k.flushing = k.unflushed, done
+	files, done := k.dir.listFiles(), make(chan struct{})
+	k.flushingBytes, k.flushing = k.unflushedBytes, done
 	go func() {
 		defer close(done)
 		for _, f := range files {
-			f.flush()
+			f.flushChunks()
 		}
 	}()
 }
 
-// endFlush names the files that are complete, and evicts if the flush has added to them.
+// endFlush names the complete files, and evicts if the flush covered new bytes, or if a check of the limit is due.
 func (k *keeper) endFlush() {
 	k.flushing = nil
-	for _, f := range k.dir.openFiles() {
+	for _, f := range k.dir.listFiles() {
 		f.nameComplete()
 	}
-	k.unflushed -= k.covered
-	if k.covered > 0 || k.ticks%evictEvery == 1 {
-		k.evict()
+	k.unflushedBytes -= k.flushingBytes
+	if k.flushingBytes > 0 || k.ticks%evictEvery == 1 {
+		k.evictToLimit()
 	}
 }

@@ -11,26 +11,26 @@ import (
 	"cairn/blob"
 )
 
-// The map says which chunks of an image are in its file. It has two slots that are written in turn, so that a
-// torn one leaves the other; docs/format.md has every byte.
+// The map lists the chunks in an image's file. It has two slots, which are written in turn, so a torn write leaves the
+// other slot valid. docs/format.md specifies every byte.
 const (
 	mapMagic   = "cairnmap"
 	mapVersion = 1
-	mapHead    = 80 // bytes before the bits
+	mapHeader  = 80 // bytes before the bits
 	mapAlign   = 4096
 	flagClean  = 1
 )
 
-// mapState is what a slot says.
+// mapState is the content of a slot.
 type mapState struct {
 	sequence uint64
-	clean    bool   // the file was closed: it is as the map says if it was not touched since
-	modified int64  // the file's time of modification then, in nanoseconds; 0 unless clean
-	bits     []byte // chunks that are in the file
-	proven   []byte // those of them that need not be proven again; none unless clean
+	clean    bool   // the file was closed; the map is valid if the file was not modified since
+	modified int64  // the file's modification time at its close, in nanoseconds since 1970; 0 unless clean
+	bits     []byte // chunks that the file holds
+	proven   []byte // chunks that need no verification; none unless clean
 }
 
-// mapLayout is for which image a map is.
+// mapLayout identifies the image of a map.
 type mapLayout struct {
 	digest blob.Digest // of the index
 	chunks int
@@ -41,12 +41,12 @@ func layoutOf(x *blob.Index) mapLayout { return mapLayout{x.Digest(), x.Len(), x
 
 func (l mapLayout) bitBytes() int { return (l.chunks + 7) / 8 }
 
-// slotSize is the distance of the slots.
+// slotSize returns the distance of the two slots in bytes.
 func (l mapLayout) slotSize() int64 {
-	return int64(mapHead+2*l.bitBytes()+sha256.Size+mapAlign-1) / mapAlign * mapAlign
+	return int64(mapHeader+2*l.bitBytes()+sha256.Size+mapAlign-1) / mapAlign * mapAlign
 }
 
-func (l mapLayout) encode(s mapState) []byte {
+func (l mapLayout) encodeSlot(s mapState) []byte {
 	p := make([]byte, 0, l.slotSize())
 	p = append(p, mapMagic...)
 	p = binary.LittleEndian.AppendUint32(p, mapVersion)
@@ -69,39 +69,39 @@ func (l mapLayout) encode(s mapState) []byte {
 	return append(p, sum[:]...)
 }
 
-// errMap says that a slot is not whole, of another version or for another image.
+// errMap means that a slot is damaged, has another version or belongs to another image.
 var errMap = errors.New("not a map of this image")
 
-// decode reads a slot, which may be longer than what is in it, and takes one spelling only.
-func (l mapLayout) decode(p []byte) (mapState, error) {
-	middle, n := mapHead+l.bitBytes(), mapHead+2*l.bitBytes()
+// decodeSlot decodes a slot, which may be followed by other bytes. It accepts only the encoding of encodeSlot.
+func (l mapLayout) decodeSlot(p []byte) (mapState, error) {
+	middle, n := mapHeader+l.bitBytes(), mapHeader+2*l.bitBytes()
 	if len(p) < n+sha256.Size {
 		return mapState{}, errMap
 	}
 	u64 := func(at int) uint64 { return binary.LittleEndian.Uint64(p[at:]) }
-	s := mapState{sequence: u64(16), modified: int64(u64(72)), bits: bytes.Clone(p[mapHead:middle])}
+	s := mapState{sequence: u64(16), modified: int64(u64(72)), bits: bytes.Clone(p[mapHeader:middle])}
 	s.proven = bytes.Clone(p[middle:n])
 	s.clean = p[12] == flagClean
-	again := l.encode(s)
-	if !bytes.Equal(again, p[:n+sha256.Size]) || spare(s.bits, l.chunks) || spare(s.proven, l.chunks) {
+	again := l.encodeSlot(s)
+	if !bytes.Equal(again, p[:n+sha256.Size]) || hasSpareBits(s.bits, l.chunks) || hasSpareBits(s.proven, l.chunks) {
 		return mapState{}, errMap
 	}
 	return s, nil
 }
 
-// spare reports whether bits behind the last chunk's are set.
-func spare(bits []byte, chunks int) bool {
+// hasSpareBits reports whether bits after those of the chunks are set.
+func hasSpareBits(bits []byte, chunks int) bool {
 	return chunks%8 != 0 && bits[len(bits)-1]>>(chunks%8) != 0
 }
 
-// newest returns the state that was written last, as far as a slot of the file is whole.
-func (l mapLayout) newest(file []byte) (mapState, error) {
+// latestState returns the state of the last written valid slot.
+func (l mapLayout) latestState(file []byte) (mapState, error) {
 	best, err := mapState{}, errMap
 	for _, at := range []int64{0, l.slotSize()} {
 		if int64(len(file)) <= at {
 			break
 		}
-		s, bad := l.decode(file[at:min(int64(len(file)), at+l.slotSize())])
+		s, bad := l.decodeSlot(file[at:min(int64(len(file)), at+l.slotSize())])
 		if bad == nil && (err != nil || s.sequence > best.sequence) {
 			best, err = s, nil
 		}
@@ -113,28 +113,28 @@ func (l mapLayout) newest(file []byte) (mapState, error) {
 type mapFile struct {
 	layout   mapLayout
 	file     *sparse
-	sequence uint64 // of the slot that was written last
+	sequence uint64 // of the last written slot
 }
 
-// load returns the state that was saved last, or an empty one if no slot is whole.
-func (m *mapFile) load() (mapState, error) {
+// readState returns the last written state, or an empty one if no slot is valid.
+func (m *mapFile) readState() (mapState, error) {
 	file, err := io.ReadAll(io.NewSectionReader(m.file, 0, 2*m.layout.slotSize()))
 	if err != nil {
 		return mapState{}, fmt.Errorf("reading its map: %w", err)
 	}
-	s, _ := m.layout.newest(file)
+	s, _ := m.layout.latestState(file)
 	m.sequence = s.sequence
 	return s, nil
 }
 
-// save writes the next slot, durably.
-func (m *mapFile) save(s mapState) error {
+// writeState writes the next slot and flushes it.
+func (m *mapFile) writeState(s mapState) error {
 	s.sequence = m.sequence + 1
 	at := int64(s.sequence%2) * m.layout.slotSize()
-	if _, err := m.file.WriteAt(m.layout.encode(s), at); err != nil {
+	if _, err := m.file.WriteAt(m.layout.encodeSlot(s), at); err != nil {
 		return err
 	}
-	if err := m.file.flush(); err != nil {
+	if err := m.file.flushData(); err != nil {
 		return err
 	}
 	m.sequence = s.sequence

@@ -13,10 +13,10 @@ import (
 	"cairn/internal/bitset"
 )
 
-// openFile opens the file of an image, or makes it.
+// openFile opens the file of an image, and creates it if it does not exist.
 func openFile(d *Dir, x *blob.Index, layout mapLayout) (*File, error) {
 	path := filepath.Join(d.path, layout.digest.String())
-	locked, err := claim(path)
+	locked, err := lockImage(path)
 	if err != nil {
 		return nil, err
 	}
@@ -25,15 +25,16 @@ func openFile(d *Dir, x *blob.Index, layout mapLayout) (*File, error) {
 		chunks: newChunks(x.Len()), pinned: bitset.New(x.Len()),
 		opened: time.Now(), used: make([]atomic.Uint32, (x.Size()+extentSize-1)/extentSize),
 	}
-	if err := f.open(); err != nil {
+	if err := f.openFiles(); err != nil {
 		f.closeFiles()
 		return nil, err
 	}
 	return f, nil
 }
 
-// claim makes the directory of an image this process's own.
-func claim(path string) (*os.File, error) {
+// lockImage locks the directory of an image for this process, and creates it if it does not exist. It returns ErrBusy
+// if another process has the lock.
+func lockImage(path string) (*os.File, error) {
 	for {
 		if err := os.MkdirAll(path, 0o700); err != nil {
 			return nil, err
@@ -41,31 +42,32 @@ func claim(path string) (*os.File, error) {
 		name := filepath.Join(path, lockName)
 		f, err := os.OpenFile(name, os.O_CREATE|os.O_RDWR, 0o600)
 		if errors.Is(err, fs.ErrNotExist) {
-			continue // evicted by another process just now
+			continue // another process has just evicted the image
 		}
 		if err != nil {
 			return nil, err
 		}
-		if err := lock(f); err != nil {
+		if err := lockFile(f); err != nil {
 			f.Close()
 			return nil, err
 		}
-		if isNamed(f, name) {
+		if hasName(f, name) {
 			return f, nil
 		}
 		f.Close()
 	}
 }
 
-// isNamed reports whether name is still f: the lock is removed with its image, by the process that holds it.
-func isNamed(f *os.File, name string) bool {
+// hasName reports whether name still is the name of f. The process that holds the lock removes the lock file with the
+// image.
+func hasName(f *os.File, name string) bool {
 	mine, err1 := f.Stat()
 	there, err2 := os.Stat(name)
 	return err1 == nil && err2 == nil && os.SameFile(mine, there)
 }
 
-func (f *File) open() (err error) {
-	if readIndex(f.path) == nil { // for later processes, to copy chunks from here or to serve the image without a store
+func (f *File) openFiles() (err error) {
+	if readIndex(f.path) == nil { // for Recall, and for copies by later processes
 		if err := atomicfile.Write(filepath.Join(f.path, indexName), f.index.Encode(), 0o600); err != nil {
 			return err
 		}
@@ -85,10 +87,10 @@ func (f *File) open() (err error) {
 	if f.dir.wrap != nil {
 		f.data = f.dir.wrap(data)
 	}
-	return f.load()
+	return f.loadState()
 }
 
-// closeFiles closes what open has opened. All that it could fail of, a flush has told.
+// closeFiles closes the files that openFiles opened. It ignores errors, since a flush has reported them.
 func (f *File) closeFiles() {
 	if f.data != nil {
 		_ = f.data.Close()
@@ -99,9 +101,9 @@ func (f *File) closeFiles() {
 	_ = f.lock.Close()
 }
 
-// load finds out what is in the file, and has its map say that the file is in use.
-func (f *File) load() error {
-	state, err := f.maps.load()
+// loadState loads the map, and writes it without the clean flag, since the file is in use.
+func (f *File) loadState() error {
+	state, err := f.maps.readState()
 	if err != nil {
 		return err
 	}
@@ -123,17 +125,17 @@ func (f *File) load() error {
 		f.chunks.present.Load(state.bits)
 		f.chunks.proven.Load(state.proven)
 	default:
-		f.salvage(state.bits)
+		f.recoverChunks(state.bits)
 	}
 	if f.Missing() > 0 {
 		if err := f.setComplete(false); err != nil {
 			return err
 		}
 	}
-	return f.maps.save(mapState{bits: f.chunks.present.AppendTo(nil)})
+	return f.maps.writeState(mapState{bits: f.chunks.present.AppendTo(nil)})
 }
 
-// addZeros has the chunks proven that are all zero: they are holes.
+// addZeros marks the chunks of zeros as proven, which are holes.
 func (f *File) addZeros() {
 	for i := range f.index.Len() {
 		if f.index.IsZero(i) {
@@ -143,12 +145,12 @@ func (f *File) addZeros() {
 	}
 }
 
-// salvage claims what may be in a file that was not closed: what the map says, and all chunks that have data, since the
-// map lags behind. Each is proven before its first use, as it is on the disk: what an earlier process wrote may have
-// failed to get there, and be in the kernel's memory still. Zeros are made anew.
-func (f *File) salvage(bits []byte) {
-	_ = f.data.flush() // what it fails on is not right on the disk, and will not be proven
-	f.data.uncache()
+// recoverChunks marks chunks as present after an unclean stop: those in the map, and all that have data, since the
+// map may be older than the file. Each is verified before its first use, as read from the disk: the writes of an
+// earlier process may have failed and be left in the page cache. Zeros are punched anew.
+func (f *File) recoverChunks(bits []byte) {
+	_ = f.data.flushData() // verification finds the chunks that this fails to flush
+	f.data.dropCache()
 	f.chunks.present.Load(bits)
 	if f.punchZeros() {
 		f.addZeros()
@@ -165,7 +167,7 @@ func (f *File) salvage(bits []byte) {
 	}
 }
 
-// punchZeros makes holes where the image is zero. It reports whether it could.
+// punchZeros punches holes for the chunks of zeros. It reports whether that succeeded.
 func (f *File) punchZeros() bool {
 	for i := 0; i < f.index.Len(); i++ {
 		if !f.index.IsZero(i) {
@@ -175,7 +177,7 @@ func (f *File) punchZeros() bool {
 		for i+1 < f.index.Len() && f.index.IsZero(i+1) {
 			i++
 		}
-		if f.data.punch(from, f.index.At(i).End()-from) != nil {
+		if f.data.punchHole(from, f.index.At(i).End()-from) != nil {
 			return false
 		}
 	}

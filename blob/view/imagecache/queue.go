@@ -10,12 +10,12 @@ import (
 )
 
 const (
-	queueBytes = 20 << 20 // wait to be written, at most
-	queueJobs  = 4096
-	retryTime  = 30 * time.Second // after which a disk that failed is tried again
+	queueBytes = 20 << 20         // limit of the bytes in the queue
+	queueJobs  = 4096             // limit of the chunks in the queue
+	retryTime  = 30 * time.Second // time after a failure until the disk is tried again
 )
 
-// job is a chunk to be written.
+// job is a chunk to write.
 type job struct {
 	file  *File
 	chunk int
@@ -27,28 +27,28 @@ func (j job) content() content {
 	return content{x.Algorithm(), x.At(j.chunk).Digest, int64(len(j.data))}
 }
 
-// room is how much of queueBytes a job takes: a chunk that is larger than all of it waits alone.
-func (j job) room() int64 { return min(int64(len(j.data)), queueBytes) }
+// weight returns the part of queueBytes that a job takes. A chunk larger than queueBytes takes all of it.
+func (j job) weight() int64 { return min(int64(len(j.data)), queueBytes) }
 
-// queue is what waits to be written. Safe for concurrent use.
+// queue holds the chunks to write. Safe for concurrent use.
 type queue struct {
 	jobs    chan job
 	room    *semaphore.Weighted
 	dropped atomic.Int64 // chunks that were not written
 
-	mu   sync.Mutex         // guards what follows
-	data map[content][]byte // of the jobs
+	mu   sync.Mutex         // guards the field below
+	data map[content][]byte // bytes of the queued chunks
 }
 
-// add queues a job, unless its chunk is not wanted, the disk fails, or acquire gets no room for it. It reports whether
-// the job is queued.
-func (q *queue) add(j job, acquire func(room int64) bool) bool {
-	if !j.file.chunks.queue(j.chunk) {
+// addJob queues a job, unless its chunk need not be written, the disk is failing, or acquire returns false for its
+// weight. It reports whether it has queued the job.
+func (q *queue) addJob(j job, acquire func(room int64) bool) bool {
+	if !j.file.chunks.markQueued(j.chunk) {
 		return false
 	}
-	if !j.file.dir.health.ok() || !acquire(j.room()) {
+	if !j.file.dir.health.isHealthy() || !acquire(j.weight()) {
 		q.dropped.Add(1)
-		j.file.chunks.unqueue(j.chunk)
+		j.file.chunks.clearQueued(j.chunk)
 		return false
 	}
 	q.mu.Lock()
@@ -59,46 +59,47 @@ func (q *queue) add(j job, acquire func(room int64) bool) bool {
 		return true
 	default:
 		q.dropped.Add(1)
-		q.remove(j)
+		q.removeJob(j)
 		return false
 	}
 }
 
-// remove gives the room of a job back that was done, or given up.
-func (q *queue) remove(j job) {
+// removeJob releases the weight of a job that was written or dropped.
+func (q *queue) removeJob(j job) {
 	q.mu.Lock()
 	delete(q.data, j.content())
 	q.mu.Unlock()
-	j.file.chunks.unqueue(j.chunk)
-	q.room.Release(j.room())
+	j.file.chunks.clearQueued(j.chunk)
+	q.room.Release(j.weight())
 }
 
-// find returns the bytes of a chunk that waits to be written, or nil.
-func (q *queue) find(c content) []byte {
+// findData returns the bytes of a queued chunk, or nil.
+func (q *queue) findData(c content) []byte {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	return q.data[c]
 }
 
-// health is whether the disk works.
+// health tracks whether writes to the disk succeed.
 type health struct {
 	log    *slog.Logger
-	paused atomic.Int64 // until then, in ns since 1970, nothing is written; 0 when the last write or flush succeeded
+	paused atomic.Int64 // no writes before this time, in nanoseconds since 1970; 0 after a successful flush
 }
 
-// ok reports whether the disk may be written: it has not failed just now.
-func (h *health) ok() bool { return time.Now().UnixNano() >= h.paused.Load() }
+// isHealthy reports whether the disk may be written: it has not failed within retryTime.
+func (h *health) isHealthy() bool { return time.Now().UnixNano() >= h.paused.Load() }
 
-// failed takes note of an error of the disk, logs it if it is the first, and stops writing for a while.
-func (h *health) failed(doing string, err error) {
+// noteFailure records an error of the disk, and pauses writes for retryTime. It logs the first error since the last
+// successful flush.
+func (h *health) noteFailure(doing string, err error) {
 	if h.paused.Swap(time.Now().Add(retryTime).UnixNano()) == 0 {
 		h.log.Warn("the image cache is not written for now; reads go on without it", "doing", doing, "error", err)
 	}
 }
 
-// worked takes note that something came to the disk.
-func (h *health) worked() {
-	if until := h.paused.Load(); until != 0 && h.ok() && h.paused.CompareAndSwap(until, 0) {
+// noteSuccess records a successful flush, and logs the first one after a failure.
+func (h *health) noteSuccess() {
+	if until := h.paused.Load(); until != 0 && h.isHealthy() && h.paused.CompareAndSwap(until, 0) {
 		h.log.Info("the image cache is written again")
 	}
 }

@@ -14,7 +14,7 @@ import (
 type sparse struct {
 	*os.File
 	fd     int
-	always atomic.Bool // the file system cannot tell what it has at hand; it is asked for all, then
+	always atomic.Bool // the file system lacks RWF_NOWAIT, so readNow may block
 }
 
 func openSparse(path string, flags int) (*sparse, error) {
@@ -25,7 +25,7 @@ func openSparse(path string, flags int) (*sparse, error) {
 	return &sparse{File: f, fd: int(f.Fd())}, nil
 }
 
-// readNow fills p if that takes no waiting for the disk.
+// readNow fills p if the bytes are in the page cache. It reports whether it did.
 func (s *sparse) readNow(p []byte, off int64) bool {
 	if !s.always.Load() {
 		n, err := unix.Preadv2(s.fd, [][]byte{p}, off, unix.RWF_NOWAIT)
@@ -41,8 +41,8 @@ func (s *sparse) readNow(p []byte, off int64) bool {
 	return n == len(p) && err == nil
 }
 
-// flush makes what was written durable.
-func (s *sparse) flush() error {
+// flushData makes the written bytes durable.
+func (s *sparse) flushData() error {
 	for {
 		if err := unix.Fdatasync(s.fd); !errors.Is(err, unix.EINTR) {
 			return err
@@ -50,11 +50,11 @@ func (s *sparse) flush() error {
 	}
 }
 
-// uncache has the next reads come from the disk, as far as all is flushed.
-func (s *sparse) uncache() { _ = unix.Fadvise(s.fd, 0, 0, unix.FADV_DONTNEED) }
+// dropCache drops the flushed pages of the file from the page cache, so later reads reach the disk.
+func (s *sparse) dropCache() { _ = unix.Fadvise(s.fd, 0, 0, unix.FADV_DONTNEED) }
 
-// punch makes a hole.
-func (s *sparse) punch(off, n int64) error {
+// punchHole frees the blocks of a range, which reads as zeros from then on.
+func (s *sparse) punchHole(off, n int64) error {
 	for {
 		err := unix.Fallocate(s.fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
 		if !errors.Is(err, unix.EINTR) {
@@ -63,7 +63,7 @@ func (s *sparse) punch(off, n int64) error {
 	}
 }
 
-// nextData is where the next data at or behind off begins and ends; io.EOF when there is none.
+// nextData returns the first range of data at or after off, or io.EOF if there is none.
 func (s *sparse) nextData(off int64) (from, to int64, err error) {
 	from, err = unix.Seek(s.fd, off, unix.SEEK_DATA)
 	if errors.Is(err, unix.ENXIO) {
@@ -76,8 +76,8 @@ func (s *sparse) nextData(off int64) (from, to int64, err error) {
 	return from, to, err
 }
 
-// allocated is how many bytes the file takes on its disk, and by how many names it is known.
-func allocated(info os.FileInfo) (bytes int64, links uint64) {
+// diskUsage returns the bytes that a file takes on disk, and the number of its hard links.
+func diskUsage(info os.FileInfo) (bytes int64, links uint64) {
 	st, ok := info.Sys().(*syscall.Stat_t)
 	if !ok {
 		return info.Size(), 1
@@ -85,8 +85,8 @@ func allocated(info os.FileInfo) (bytes int64, links uint64) {
 	return st.Blocks * 512, uint64(st.Nlink) //nolint:unconvert // it has 32 bits on some machines
 }
 
-// lock takes the lock on f; ErrBusy says that another process has it.
-func lock(f *os.File) error {
+// lockFile locks f. It returns ErrBusy if another process holds the lock.
+func lockFile(f *os.File) error {
 	err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		return ErrBusy
@@ -94,7 +94,7 @@ func lock(f *os.File) error {
 	return err
 }
 
-// freeBytes is how much is free on the file system of a directory; 0 when that is not known.
+// freeBytes returns the free bytes on the file system of a directory, or 0 if they are unknown.
 func freeBytes(dir string) int64 {
 	var st unix.Statfs_t
 	if unix.Statfs(dir, &st) != nil {

@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// TestRecall: the last index of a location is known in later processes, as long as its image is here and the index is
-// as it was.
+// TestRecall checks that later processes find the last index of a location while its image is cached and the index is
+// valid.
 func TestRecall(t *testing.T) {
 	r := newRig(t, mixed())
 	here, elsewhere := sha256.Sum256([]byte("https://host/x.caibx?key=SECRET")), sha256.Sum256([]byte("https://host/y.caibx"))
@@ -20,14 +20,14 @@ func TestRecall(t *testing.T) {
 			t.Errorf("%s: Recall = %v, want an index: %v", when, x, known)
 		}
 		if r.dir.Recall(elsewhere) != nil {
-			t.Errorf("%s: another location's index is known", when)
+			t.Errorf("%s: Recall of another location returns an index", when)
 		}
 	}
 	reopen := func() {
 		if err := r.dir.Close(); err != nil {
 			t.Fatal(err)
 		}
-		r.open(Options{})
+		r.openCache(Options{})
 	}
 	want("new", false)
 	for range 2 {
@@ -37,11 +37,11 @@ func TestRecall(t *testing.T) {
 	}
 	want("remembered", true)
 	reopen()
-	want("later", true)
-	r.change(indexName, flip)
+	want("reopened", true)
+	r.changeFile(indexName, flip)
 	want("the index is damaged", false)
-	reopen() // the index is fetched again
-	want("the index is mended", true)
+	reopen() // this writes the index again
+	want("the index is written again", true)
 	record := filepath.Join(r.path, locationsName, "*")
 	files, err := filepath.Glob(record)
 	if err != nil || len(files) != 1 {
@@ -70,12 +70,12 @@ func TestRecall(t *testing.T) {
 		t.Fatal(err)
 	}
 	if files, _ := filepath.Glob(record); len(files) != 0 {
-		t.Errorf("records of evicted images stay: %q", files)
+		t.Errorf("the records of evicted images remain: %q", files)
 	}
 }
 
-// TestForgetEvictedOddPath: a directory's name is no pattern.
-func TestForgetEvictedOddPath(t *testing.T) {
+// TestRemoveStaleRecordsOddPath checks that the name of a directory is not taken for a pattern.
+func TestRemoveStaleRecordsOddPath(t *testing.T) {
 	cache := filepath.Join(t.TempDir(), "[a*")
 	record := filepath.Join(cache, locationsName, "00")
 	if err := os.MkdirAll(filepath.Dir(record), 0o700); err != nil {
@@ -84,8 +84,8 @@ func TestForgetEvictedOddPath(t *testing.T) {
 	if err := os.WriteFile(record, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	(&Dir{path: filepath.Join(cache, "images")}).forgetEvicted()
+	(&Dir{path: filepath.Join(cache, "images")}).removeStaleRecords()
 	if _, err := os.Stat(record); err == nil {
-		t.Error("the record of an image that is not here stays")
+		t.Error("the record of a missing image remains")
 	}
 }

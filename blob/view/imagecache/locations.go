@@ -15,11 +15,11 @@ import (
 	"cairn/internal/atomicfile"
 )
 
-// locationsName is the directory with the last index of each location: a file named by the location's hash, which may
-// hold a secret, with the index's digest in it. The index itself lies beside its image.
+// locationsName is the directory that records the last index of each location. Its files are named by the hash of the
+// location, which may contain a secret, and hold the digest of the index. The index is in the directory of its image.
 const locationsName = "locations"
 
-// Remember keeps that a location last had the index x, whose image has been opened here.
+// Remember records x as the last index of a location. The image of x must have been opened in this Dir.
 func (d *Dir) Remember(location [sha256.Size]byte, x *blob.Index) error {
 	name, text := d.locationFile(location), []byte(x.Digest().String()+"\n")
 	if before, err := os.ReadFile(name); err == nil && bytes.Equal(before, text) {
@@ -31,10 +31,10 @@ func (d *Dir) Remember(location [sha256.Size]byte, x *blob.Index) error {
 	return atomicfile.Write(name, text, 0o600)
 }
 
-// Recall returns the index that a location last had, or nil if it is not known any more. It has the digest that it was
-// remembered by.
+// Recall returns the last index of a location, or nil if it is unknown or its image was evicted. The index has the
+// recorded digest.
 func (d *Dir) Recall(location [sha256.Size]byte) *blob.Index {
-	digest := recorded(d.locationFile(location))
+	digest := readRecord(d.locationFile(location))
 	if digest == "" {
 		return nil
 	}
@@ -45,8 +45,8 @@ func (d *Dir) locationFile(location [sha256.Size]byte) string {
 	return filepath.Join(filepath.Dir(d.path), locationsName, hex.EncodeToString(location[:]))
 }
 
-// recorded returns the digest in a location's file, or "".
-func recorded(name string) string {
+// readRecord returns the digest in a location's file, or "".
+func readRecord(name string) string {
 	text, err := os.ReadFile(name)
 	if err != nil {
 		return ""
@@ -58,20 +58,20 @@ func recorded(name string) string {
 	return digest
 }
 
-// forgetEvicted removes the files of locations whose image is not here any more, so that they do not pile up.
-func (d *Dir) forgetEvicted() {
+// removeStaleRecords removes the files of locations whose image was evicted.
+func (d *Dir) removeStaleRecords() {
 	dir := filepath.Join(filepath.Dir(d.path), locationsName)
 	entries, _ := os.ReadDir(dir)
 	for _, e := range entries {
 		name := filepath.Join(dir, e.Name())
-		digest := recorded(name)
+		digest := readRecord(name)
 		if _, err := os.Stat(filepath.Join(d.path, digest, indexName)); digest == "" || errors.Is(err, os.ErrNotExist) {
-			_ = os.Remove(name) // the next start tries again
+			_ = os.Remove(name) // the next Open tries again
 		}
 	}
 }
 
-// readIndex returns the index beside the image in a directory, or nil if it is not there or damaged.
+// readIndex returns the index in the directory of an image, or nil if it is missing or damaged.
 func readIndex(dir string) *blob.Index {
 	f, err := os.Open(filepath.Join(dir, indexName))
 	if err != nil {
