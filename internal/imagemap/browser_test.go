@@ -17,7 +17,7 @@ import (
 	"cairn/seed"
 )
 
-// TestBrowser opens pages in tabs of one headless Chromium.
+// TestBrowser checks pages in tabs of one headless Chromium.
 func TestBrowser(t *testing.T) {
 	if testing.Short() {
 		t.Skip("starts a browser")
@@ -25,14 +25,14 @@ func TestBrowser(t *testing.T) {
 	chromium := browsertest.Start(t)
 	for name, test := range map[string]func(*browsertest.Tab){
 		"shows": testShows, "fits a phone": testFitsPhone, "without script": testWithoutScript,
-		"points": testPoints, "filters": testFilters, "hostile": testHostile, "empty": testEmpty,
+		"points": testPointsAtCells, "filters": testFilters, "hostile": testHostile, "empty": testEmpty,
 	} {
 		t.Run(name, func(t *testing.T) { test(chromium.Tab(t)) })
 	}
 }
 
-// open loads p from a file and returns its address.
-func open(b *browsertest.Tab, p Page) string {
+// openPage loads p from a file and returns its address.
+func openPage(b *browsertest.Tab, p Page) string {
 	b.T.Helper()
 	name := filepath.Join(b.T.ArtifactDir(), "map.html")
 	if err := os.WriteFile(name, render(b.T, p), 0o644); err != nil {
@@ -42,14 +42,14 @@ func open(b *browsertest.Tab, p Page) string {
 	return "file://" + name
 }
 
-// quiet complains of anything on the console, and of requests for anything but the page itself.
-func quiet(b *browsertest.Tab, page string) {
+// checkQuiet reports messages on the console, and requests for anything but the page itself.
+func checkQuiet(b *browsertest.Tab, page string) {
 	b.T.Helper()
 	b.Quiet(func(url string) bool { return url == page })
 }
 
-// spot is the middle of a cell on the screen.
-func spot(b *browsertest.Tab, cell int) (x, y float64) {
+// cellCenter returns the middle of a cell on the screen.
+func cellCenter(b *browsertest.Tab, cell int) (x, y float64) {
 	b.T.Helper()
 	at := browsertest.Ask[[]float64](b, fmt.Sprintf(`(() => {
 		const p = new DOMPoint(%d, %d).matrixTransform(document.getElementById("map").getScreenCTM());
@@ -58,8 +58,8 @@ func spot(b *browsertest.Tab, cell int) (x, y float64) {
 	return at[0], at[1]
 }
 
-// shows complains unless the page shows all there is to see of release without a script.
-func shows(b *browsertest.Tab) {
+// checkShown checks all content of releasePage that the page shows without a script.
+func checkShown(b *browsertest.Tab) {
 	b.T.Helper()
 	browsertest.Sees(b, browsertest.Texts("dd strong"), []string{"21 MiB", "53 MiB", "847 MiB", "900 MiB"})
 	browsertest.Sees(b, browsertest.Texts("caption"), []string{"Totals", "Largest downloads"})
@@ -78,10 +78,10 @@ func shows(b *browsertest.Tab) {
 
 func testShows(b *browsertest.Tab) {
 	b.Run(chromedp.EmulateViewport(1200, 900))
-	url := open(b, release())
-	browsertest.Sees(b, "document.title", release().Title)
-	shows(b)
-	x, y := spot(b, columns)
+	url := openPage(b, releasePage())
+	browsertest.Sees(b, "document.title", releasePage().Title)
+	checkShown(b)
+	x, y := cellCenter(b, columns)
 	for _, c := range []struct {
 		name, medium, taste string
 		paper, seed         color.RGBA
@@ -99,29 +99,29 @@ func testShows(b *browsertest.Tab) {
 			b.T.Errorf("%s: a cell of a seed is %v, want %v", c.name, got, c.seed)
 		}
 	}
-	quiet(b, url)
+	checkQuiet(b, url)
 }
 
 func testFitsPhone(b *browsertest.Tab) {
 	b.Run(chromedp.EmulateViewport(360, 700, chromedp.EmulateScale(2)))
-	open(b, release())
+	openPage(b, releasePage())
 	b.Picture("phone.png")
 	browsertest.Sees(b, "document.documentElement.scrollWidth", 360)
 }
 
 func testWithoutScript(b *browsertest.Tab) {
 	b.Run(emulation.SetScriptExecutionDisabled(true))
-	open(b, release())
+	openPage(b, releasePage())
 	browsertest.Sees(b, browsertest.Texts("#detail"), []string{""})
-	shows(b)
+	checkShown(b)
 }
 
-func testPoints(b *browsertest.Tab) {
+func testPointsAtCells(b *browsertest.Tab) {
 	const hint = "Point at a cell, or focus the map and use the arrow keys, for its details. " +
 		"Click a source to see it alone."
 	b.Run(chromedp.EmulateViewport(1200, 900))
-	url := open(b, release())
-	x, y := spot(b, 4*columns+5)
+	url := openPage(b, releasePage())
+	x, y := cellCenter(b, 4*columns+5)
 	const detail = `document.getElementById("detail").textContent`
 	const mark = `document.getElementById("mark").getAttribute("d")`
 	browsertest.Sees(b, detail, hint)
@@ -140,11 +140,11 @@ func testPoints(b *browsertest.Tab) {
 
 	b.Run(chromedp.Focus("#downloads tbody tr"))
 	browsertest.Sees(b, mark, "M704 108h320v12h-320zM0 120h672v12h-672z")
-	quiet(b, url)
+	checkQuiet(b, url)
 }
 
 func testFilters(b *browsertest.Tab) {
-	url := open(b, release())
+	url := openPage(b, releasePage())
 	const (
 		store  = "tr[data-class='7'] button"
 		zeros  = "tr[data-class='6'] button"
@@ -158,24 +158,24 @@ func testFilters(b *browsertest.Tab) {
 	browsertest.Sees(b, `document.querySelectorAll("button[aria-pressed=true]").length`, 1)
 	b.Run(chromedp.Focus(zeros, chromedp.ByQuery), chromedp.KeyEvent(kb.Enter))
 	browsertest.Sees(b, others, 0)
-	quiet(b, url)
+	checkQuiet(b, url)
 }
 
-// testHostile: whatever names hold is text.
+// testHostile checks that names with markup are shown as text.
 func testHostile(b *browsertest.Tab) {
-	p := page(Chunk{Size: 5000, Kind: seed.Local}, Chunk{Size: 10, Kind: seed.Fetch})
+	p := newPage(Chunk{Size: 5000, Kind: seed.Local}, Chunk{Size: 10, Kind: seed.Fetch})
 	p.Title, p.Seeds = hostile, []string{hostile}
-	url := open(b, p)
+	url := openPage(b, p)
 	browsertest.Sees(b, browsertest.Texts("title, h1"), []string{hostile, hostile})
 	b.Run(chromedp.Focus("#frame"))
 	browsertest.Sees(b, browsertest.Texts("#detail"), []string{"0 B to 4 KiB: from " + plaintext.Clean(hostile, maxName)})
-	quiet(b, url)
+	checkQuiet(b, url)
 }
 
-// testEmpty: an empty image has totals and no map.
+// testEmpty checks that the page of an empty image has totals and no map.
 func testEmpty(b *browsertest.Tab) {
-	url := open(b, page())
+	url := openPage(b, newPage())
 	browsertest.Sees(b, browsertest.Texts("#sources tbody tr"), []string{"from the store0 B-0"})
 	browsertest.Sees(b, `document.getElementById("map")`, any(nil))
-	quiet(b, url)
+	checkQuiet(b, url)
 }

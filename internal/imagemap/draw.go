@@ -7,47 +7,47 @@ import (
 	"strconv"
 )
 
-// A cell of the map in units of the drawing. It is split by height; of a part of one unit too little would be
-// left between the lines.
+// The size of a cell in units of the drawing. A cell is divided by height. A part of one unit would be hard to see
+// between the grid lines.
 const (
 	cellWidth  = 8
 	cellHeight = 12
 	minPart    = 2
 )
 
-// The bar of totals, which is as wide as the map.
+// The size of the bar of totals, which is as wide as the map, in units of the drawing.
 const (
 	barUnits  = columns * cellWidth
 	barHeight = 24
 )
 
-// slice is the part of a cell, or of the bar, that shows one class.
-type slice struct {
+// part is the part of a cell, or of the bar, that shows one class.
+type part struct {
 	class class
 	units int
 }
 
-// split divides so many units among some classes, given largest first, as a has bytes of them, but none gets
-// less than can be seen. The parts are in the order of the classes.
-func (a *amounts) split(units int, among []class) []slice {
+// splitUnits divides units among some classes in proportion to their bytes, with at least minPart for each. The
+// classes must be sorted by size, the largest first. The parts are sorted by class.
+func (a *amounts) splitUnits(units int, among []class) []part {
 	var sum int64
 	for _, k := range among {
 		sum += a[k]
 	}
-	var parts []slice
+	var parts []part
 	left := units
 	for _, k := range among[1:] {
 		n := max(minPart, int(float64(units)*float64(a[k])/float64(sum)))
-		parts = append(parts, slice{k, n})
+		parts = append(parts, part{k, n})
 		left -= n
 	}
-	parts = append(parts, slice{among[0], left})
-	slices.SortFunc(parts, func(x, y slice) int { return cmp.Compare(x.class, y.class) })
+	parts = append(parts, part{among[0], left})
+	slices.SortFunc(parts, func(x, y part) int { return cmp.Compare(x.class, y.class) })
 	return parts
 }
 
-// present are the classes that a has bytes of, the largest first.
-func (a *amounts) present() []class {
+// presentClasses returns the classes with bytes, the largest first.
+func (a *amounts) presentClasses() []class {
 	var all []class
 	for k, n := range a {
 		if n > 0 {
@@ -58,9 +58,9 @@ func (a *amounts) present() []class {
 	return all
 }
 
-// shown are the classes that a cell is split among: the two largest, and downloads however small they are.
-func (a *amounts) shown() []class {
-	all := a.present()
+// shownClasses returns the classes that a cell shows: the two largest, and downloads of any size.
+func (a *amounts) shownClasses() []class {
+	all := a.presentClasses()
 	most := min(2, len(all))
 	shown := slices.Clone(all[:most])
 	if slices.Contains(all[most:], classDownload) {
@@ -72,39 +72,39 @@ func (a *amounts) shown() []class {
 // rect is a rectangle in units of the drawing.
 type rect struct{ x, y, w, h int }
 
-// brush draws rectangles of one class, from left to right, as the data of an SVG path.
-type brush struct {
+// pathBuilder builds the data of an SVG path from rectangles. It merges horizontally adjacent ones.
+type pathBuilder struct {
 	path []byte
-	wet  rect // the last one, which the next may continue
+	last rect // not in path yet, since the next rectangle may extend it
 }
 
-func (b *brush) add(r rect) {
-	if b.wet.x+b.wet.w == r.x && b.wet.y == r.y && b.wet.h == r.h {
-		b.wet.w += r.w
+func (b *pathBuilder) addRect(r rect) {
+	if b.last.x+b.last.w == r.x && b.last.y == r.y && b.last.h == r.h {
+		b.last.w += r.w
 		return
 	}
-	b.dry()
-	b.wet = r
+	b.flushRect()
+	b.last = r
 }
 
-func (b *brush) dry() {
-	if b.wet.w > 0 {
-		b.path = fmt.Appendf(b.path, "M%d %dh%dv%dh-%dz", b.wet.x, b.wet.y, b.wet.w, b.wet.h, b.wet.w)
+func (b *pathBuilder) flushRect() {
+	if b.last.w > 0 {
+		b.path = fmt.Appendf(b.path, "M%d %dh%dv%dh-%dz", b.last.x, b.last.y, b.last.w, b.last.h, b.last.w)
 	}
-	b.wet = rect{}
+	b.last = rect{}
 }
 
-// shape is all that a drawing shows of a class.
+// shape is the SVG path of all rectangles of a class.
 type shape struct {
 	Class class
 	Path  string
 }
 
-func shapes(brushes *[classes]brush) []shape {
+func shapesOf(paths *[classes]pathBuilder) []shape {
 	var all []shape
-	for k := range brushes {
-		b := &brushes[k]
-		b.dry()
+	for k := range paths {
+		b := &paths[k]
+		b.flushRect()
 		if len(b.path) > 0 {
 			all = append(all, shape{class(k), string(b.path)})
 		}
@@ -112,35 +112,35 @@ func shapes(brushes *[classes]brush) []shape {
 	return all
 }
 
-// drawMap draws the cells in rows, each filled from below by what it takes most trouble to get.
+// drawMap draws the cells in rows. In a cell, the classes that are more costly to get are further down.
 func drawMap(cells []amounts) []shape {
-	var brushes [classes]brush
+	var paths [classes]pathBuilder
 	for i := range cells {
 		x, y := i%columns*cellWidth, i/columns*cellHeight
-		for _, part := range cells[i].split(cellHeight, cells[i].shown()) {
-			brushes[part.class].add(rect{x, y, cellWidth, part.units})
+		for _, part := range cells[i].splitUnits(cellHeight, cells[i].shownClasses()) {
+			paths[part.class].addRect(rect{x, y, cellWidth, part.units})
 			y += part.units
 		}
 	}
-	return shapes(&brushes)
+	return shapesOf(&paths)
 }
 
 // drawBar draws the totals side by side.
 func drawBar(a *amounts) []shape {
-	among := a.present()
+	among := a.presentClasses()
 	if len(among) == 0 {
 		return nil
 	}
-	var brushes [classes]brush
+	var paths [classes]pathBuilder
 	x := 0
-	for _, part := range a.split(barUnits, among) {
-		brushes[part.class].add(rect{x, 0, part.units, barHeight})
+	for _, part := range a.splitUnits(barUnits, among) {
+		paths[part.class].addRect(rect{x, 0, part.units, barHeight})
 		x += part.units
 	}
-	return shapes(&brushes)
+	return shapesOf(&paths)
 }
 
-// drawGrid draws the lines between the cells of so many rows.
+// drawGrid draws the lines between the cells of some rows.
 func drawGrid(rows int) string {
 	var p []byte
 	for i := 1; i < columns; i++ {
@@ -152,9 +152,9 @@ func drawGrid(rows int) string {
 	return string(p)
 }
 
-// encode writes the cells for the page's script, with commas between them: of each the letters of its classes,
-// the largest first, with their percentages unless there is but one.
-func encode(cells []amounts) string {
+// encodeCells encodes the cells for page.js, separated by commas. A cell has a letter for each class, the largest
+// class first. If there are several classes, a percentage follows each letter.
+func encodeCells(cells []amounts) string {
 	var text []byte
 	for i := range cells {
 		if i > 0 {
@@ -166,7 +166,7 @@ func encode(cells []amounts) string {
 }
 
 func (a *amounts) appendTo(text []byte) []byte {
-	all := a.present()
+	all := a.presentClasses()
 	sum := float64(a.sum())
 	for _, k := range all {
 		text = append(text, 'a'+byte(k))

@@ -11,25 +11,25 @@ func TestSplit(t *testing.T) {
 	for _, c := range []struct {
 		name string
 		a    amounts
-		want []slice
+		want []part
 	}{
-		{"one", amounts{classZero: 1}, []slice{{classZero, 12}}},
-		{"halves", amounts{classZero: 500, classInPlace: 500}, []slice{{classInPlace, 6}, {classZero, 6}}},
-		{"quarter", amounts{classDownload: 750, classRepeat: 250}, []slice{{classRepeat, 3}, {classDownload, 9}}},
-		{"hardly any", amounts{classInPlace: 1 << 50, classSeed: 1}, []slice{{classInPlace, 10}, {classSeed, 2}}},
+		{"one", amounts{classZero: 1}, []part{{classZero, 12}}},
+		{"halves", amounts{classZero: 500, classInPlace: 500}, []part{{classInPlace, 6}, {classZero, 6}}},
+		{"quarter", amounts{classDownload: 750, classRepeat: 250}, []part{{classRepeat, 3}, {classDownload, 9}}},
+		{"hardly any", amounts{classInPlace: 1 << 50, classSeed: 1}, []part{{classInPlace, 10}, {classSeed, 2}}},
 		{"third place is not shown", amounts{classInPlace: 60, classSeed: 30, classZero: 10},
-			[]slice{{classInPlace, 8}, {classSeed, 4}}},
+			[]part{{classInPlace, 8}, {classSeed, 4}}},
 		{"downloads always are", amounts{classInPlace: 600, classSeed: 398, classZero: 1, classDownload: 1},
-			[]slice{{classInPlace, 6}, {classSeed, 4}, {classDownload, 2}}},
+			[]part{{classInPlace, 6}, {classSeed, 4}, {classDownload, 2}}},
 	} {
-		got := c.a.split(cellHeight, c.a.shown())
-		if diff := cmp.Diff(c.want, got, cmp.AllowUnexported(slice{})); diff != "" {
-			t.Errorf("%s: split (-want +got):\n%s", c.name, diff)
+		got := c.a.splitUnits(cellHeight, c.a.shownClasses())
+		if diff := cmp.Diff(c.want, got, cmp.AllowUnexported(part{})); diff != "" {
+			t.Errorf("%s: splitUnits (-want +got):\n%s", c.name, diff)
 		}
 	}
 }
 
-// TestSplitFits: the parts fill the cell or bar, each can be seen, and downloads are among them.
+// TestSplitFits checks that the parts fill a cell and the bar, that each is visible, and that downloads have one.
 func TestSplitFits(t *testing.T) {
 	random := rand.New(rand.NewPCG(9, 10))
 	for range 5000 {
@@ -42,15 +42,15 @@ func TestSplitFits(t *testing.T) {
 		if a.sum() == 0 {
 			continue
 		}
-		fits(t, &a, cellHeight, a.shown())
-		fits(t, &a, barUnits, a.present())
+		checkParts(t, &a, cellHeight, a.shownClasses())
+		checkParts(t, &a, barUnits, a.presentClasses())
 	}
 }
 
-func fits(t *testing.T, a *amounts, units int, among []class) {
+func checkParts(t *testing.T, a *amounts, units int, among []class) {
 	t.Helper()
 	sum, downloads := 0, 0
-	for _, part := range a.split(units, among) {
+	for _, part := range a.splitUnits(units, among) {
 		if part.units < minPart {
 			t.Fatalf("split of %v: %d units for class %d, want at least %d", a, part.units, part.class, minPart)
 		}
@@ -80,9 +80,9 @@ func TestDrawMap(t *testing.T) {
 	}
 }
 
-func TestEncode(t *testing.T) {
+func TestEncodeCells(t *testing.T) {
 	cells := []amounts{{classInPlace: 5}, {classInPlace: 1, classDownload: 3}, {classZero: 999, classSeed: 1}}
-	if got, want := encode(cells), "a,h75a25,g99b0"; got != want {
-		t.Errorf("encode = %q, want %q", got, want)
+	if got, want := encodeCells(cells), "a,h75a25,g99b0"; got != want {
+		t.Errorf("encodeCells = %q, want %q", got, want)
 	}
 }

@@ -1,6 +1,6 @@
-// Package imagemap draws where the bytes of an image come from, as one HTML file that needs nothing else: a map
-// of the image, the totals and the largest downloads. It knows nothing of indexes and stores: a caller says of
-// each chunk how large it is and where it comes from.
+// Package imagemap renders the sources of an image's bytes as one self-contained HTML file: a map of the image, the
+// totals and the largest downloads. It does not know indexes and stores. The caller gives the size and the source of
+// each chunk.
 package imagemap
 
 import (
@@ -11,33 +11,33 @@ import (
 	"cairn/seed"
 )
 
-// Chunk is the next chunk of an image.
+// Chunk is one chunk of an image, with its source.
 type Chunk struct {
 	Size   int64 // bytes, at least 1
 	Kind   seed.Kind
-	Seed   int   // for seed.Local: which of the page's Seeds
-	Stored int64 // for seed.Fetch: bytes that it takes in the store, 0 when that is not known
+	Seed   int   // index in Page.Seeds; only for seed.Local
+	Stored int64 // bytes in the store, or 0 if unknown; only for seed.Fetch
 }
 
-// Page is what Render shows. Its texts may be anything; the page shows what can be printed of them, up to a
-// limit.
+// Page is the input of Render. Its texts may hold any bytes: Render removes unprintable characters and limits the
+// length.
 type Page struct {
-	Title  string          // what is planned or compared
-	Size   int64           // of the image in bytes
-	Seeds  []string        // names; the first few have colours of their own and the rest share one
-	Chunks iter.Seq[Chunk] // the whole image in order
+	Title  string          // names the plan or the comparison
+	Size   int64           // bytes of the image
+	Seeds  []string        // names; if there are more than four, the fourth and later ones share a colour
+	Chunks iter.Seq[Chunk] // all chunks of the image in order
 }
 
-// MaxSize is the limit of a page in bytes, whatever it shows.
+// MaxSize is the limit of a page in bytes, for any input.
 const MaxSize = 500 << 10
 
-// Render writes p as one HTML file of less than MaxSize bytes. Chunks that are not what Chunk says, or do not
-// add up to the image, are an error before anything is written; any other error is w's. It ranges over the chunks
-// once, and keeps nothing of them.
+// Render writes p as one HTML file of less than MaxSize bytes. If a chunk is invalid, or the sizes of the chunks do
+// not add up to the image's, it returns an error before it writes anything. All other errors are from w. It iterates
+// over the chunks once, and its memory does not grow with their number.
 func Render(w io.Writer, p Page) error {
-	s, err := look(p)
+	s, err := surveyPage(p)
 	if err != nil {
 		return fmt.Errorf("drawing the map of %q: %w", p.Title, err)
 	}
-	return write(w, show(p, s))
+	return writePage(w, newPageView(p, s))
 }

@@ -22,8 +22,8 @@ func render(t testing.TB, p Page) []byte {
 	return b.Bytes()
 }
 
-// page is of an image of these chunks.
-func page(chunks ...Chunk) Page {
+// newPage returns a page of an image with the given chunks.
+func newPage(chunks ...Chunk) Page {
 	p := Page{Title: "title", Chunks: slices.Values(chunks)}
 	for _, c := range chunks {
 		p.Size += c.Size
@@ -31,8 +31,9 @@ func page(chunks ...Chunk) Page {
 	return p
 }
 
-// release is like an update of a system image that is mostly here, with new files and zeros in between.
-func release() Page {
+// releasePage returns a page of a typical update of a system image. Most chunks are local, with new files and zeros
+// among them.
+func releasePage() Page {
 	const mib = 1 << 20
 	random := rand.New(rand.NewPCG(1, 2))
 	var chunks []Chunk
@@ -62,18 +63,18 @@ func release() Page {
 			size += c.Size
 		}
 	}
-	p := page(chunks...)
+	p := newPage(chunks...)
 	p.Title = "release-42.caibx onto PARTLABEL=root-b"
 	p.Seeds = []string{"PARTLABEL=root-a", "/var/cache/base.squashfs", "/srv/images/app.img", "old.img"}
 	return p
 }
 
-// hostile is text that would be more than text if a page let it.
+// hostile is a text that injects markup into a page without escaping.
 const hostile = `</title></style></script><script>alert(1)</script>` +
 	`<img src="//x.test/" onerror='alert(2)'>"'&` + "`${1}`"
 
-// terabyte is an image of 2^40 bytes whose million chunks come from anywhere.
-func terabyte() Page {
+// terabytePage returns a page of an image of 2^40 bytes, with a million chunks of random sources.
+func terabytePage() Page {
 	const chunks = 1_000_000
 	return Page{Title: "1 TiB", Size: 1 << 40, Seeds: make([]string, 9), Chunks: func(yield func(Chunk) bool) {
 		random := rand.New(rand.NewPCG(3, 4))
@@ -91,8 +92,9 @@ func terabyte() Page {
 	}}
 }
 
-// worst is an image whose every cell mixes all sources in its own way, with texts that grow when they are escaped.
-func worst() Page {
+// worstPage returns a page whose cells each mix all sources in another way, with texts that grow when they are
+// escaped.
+func worstPage() Page {
 	random := rand.New(rand.NewPCG(5, 6))
 	sources := []Chunk{{Kind: seed.InPlace}, {Kind: seed.Copy}, {Kind: seed.Zero}, {Kind: seed.Fetch}}
 	for i := range seedClasses {
@@ -110,14 +112,14 @@ func worst() Page {
 		sources[0].Size = left
 		chunks = append(chunks, sources[0])
 	}
-	p := page(chunks...)
+	p := newPage(chunks...)
 	p.Title = strings.Repeat(`"`, 10_000)
 	p.Seeds = slices.Repeat([]string{p.Title}, 70_000)
 	return p
 }
 
 func TestRenderIsBounded(t *testing.T) {
-	for name, p := range map[string]Page{"release": release(), "terabyte": terabyte(), "worst": worst()} {
+	for name, p := range map[string]Page{"release": releasePage(), "terabyte": terabytePage(), "worst": worstPage()} {
 		if n := len(render(t, p)); n >= MaxSize {
 			t.Errorf("%s: the page has %d bytes, want less than %d", name, n, MaxSize)
 		} else {
@@ -127,7 +129,7 @@ func TestRenderIsBounded(t *testing.T) {
 }
 
 func TestRenderEscapes(t *testing.T) {
-	p := page(Chunk{Size: 10, Kind: seed.Local})
+	p := newPage(Chunk{Size: 10, Kind: seed.Local})
 	p.Title, p.Seeds = hostile, []string{hostile}
 	got := string(render(t, p))
 	for text, want := range map[string]int{
@@ -139,18 +141,18 @@ func TestRenderEscapes(t *testing.T) {
 	}
 }
 
-// TestRenderPolicy: the policy admits the very script and style of the page.
+// TestRenderPolicy checks that the content security policy admits the script and the style of the page.
 func TestRenderPolicy(t *testing.T) {
-	got := string(render(t, release()))
+	got := string(render(t, releasePage()))
 	for _, element := range []string{"script", "style"} {
 		inline := regexp.MustCompile("(?s)<" + element + ">(.*)</" + element + ">").FindStringSubmatch(got)
 		policy := regexp.MustCompile(element + "-src '([^']*)'").FindStringSubmatch(got)
 		if inline == nil || policy == nil {
 			t.Fatalf("found %v and %v for %s", inline != nil, policy != nil, element)
 		}
-		// In an attribute a plus sign is written as a reference.
-		if admitted := strings.ReplaceAll(policy[1], "&#43;", "+"); admitted != hash(inline[1]) {
-			t.Errorf("the policy admits the %s %s, want %s", element, admitted, hash(inline[1]))
+		// An attribute has a plus sign as a character reference.
+		if admitted := strings.ReplaceAll(policy[1], "&#43;", "+"); admitted != policyHash(inline[1]) {
+			t.Errorf("the policy admits the %s %s, want %s", element, admitted, policyHash(inline[1]))
 		}
 	}
 }
@@ -178,7 +180,7 @@ func TestRenderRefuses(t *testing.T) {
 
 func TestRenderReportsWriter(t *testing.T) {
 	full := errors.New("full")
-	if err := Render(failing{full}, release()); !errors.Is(err, full) {
+	if err := Render(failing{full}, releasePage()); !errors.Is(err, full) {
 		t.Errorf("Render = %v, want %v", err, full)
 	}
 }
@@ -188,7 +190,7 @@ type failing struct{ err error }
 func (f failing) Write([]byte) (int, error) { return 0, f.err }
 
 func TestRenderSame(t *testing.T) {
-	if !bytes.Equal(render(t, release()), render(t, release())) {
-		t.Error("the same image gives two pages")
+	if !bytes.Equal(render(t, releasePage()), render(t, releasePage())) {
+		t.Error("Render of one image writes two different pages")
 	}
 }

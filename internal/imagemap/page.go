@@ -3,7 +3,7 @@ package imagemap
 import (
 	"bytes"
 	"crypto/sha256"
-	_ "embed" // the parts of the page
+	_ "embed" // for the variables below
 	"encoding/base64"
 	"html/template"
 	"io"
@@ -18,8 +18,8 @@ var (
 	pageJS string
 )
 
-// view is the page in the words of its template.
-type view struct {
+// pageView is the input of the template.
+type pageView struct {
 	Style                 template.CSS
 	Script                template.JS
 	StyleHash, ScriptHash string
@@ -29,7 +29,7 @@ type view struct {
 	Downloads             []download
 	Map                   chart
 	Bar                   []shape
-	BarView               string // the part of the drawing that is seen, as in SVG's viewBox
+	BarView               string // the visible part of the drawing, as in SVG's viewBox
 }
 
 // figure is a number in large type.
@@ -41,7 +41,7 @@ type source struct {
 	Name, Size, Share, Chunks string
 }
 
-// download is a row of the table of the largest ones.
+// download is a row of the table of the largest downloads.
 type download struct {
 	First, Last                        int64 // cells
 	Offset, Byte, Size, Chunks, Stored string
@@ -52,21 +52,21 @@ type chart struct {
 	Shapes                 []shape
 	Grid                   string
 	Labels                 []label
-	Columns, Width, Height int    // of a row in cells, of a cell in units of the drawing
+	Columns, Width, Height int    // cells in a row; size of a cell in units of the drawing
 	View                   string // as BarView
-	Cells                  string // for the script
+	Cells                  string // for page.js, from encodeCells
 	Bytes, CellBytes       int64
 	Count, OneCell         string
 }
 
-// label tells the offset of a row of the map.
+// label is the offset of a row of the map.
 type label struct {
 	Y    int
 	Text string
 }
 
-// write renders v. The page is whole before its first byte is written.
-func write(w io.Writer, v view) error {
+// writePage renders v. It executes the whole template before it writes the first byte.
+func writePage(w io.Writer, v pageView) error {
 	t := template.Must(template.New("page").Parse(pageHTML))
 	var page bytes.Buffer
 	if err := t.Execute(&page, v); err != nil {
@@ -76,8 +76,8 @@ func write(w io.Writer, v view) error {
 	return err
 }
 
-// hash is the source by which a content security policy admits text.
-func hash(text string) string {
+// policyHash returns the source expression that admits text in a content security policy.
+func policyHash(text string) string {
 	sum := sha256.Sum256([]byte(text))
 	return "sha256-" + base64.StdEncoding.EncodeToString(sum[:])
 }

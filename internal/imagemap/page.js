@@ -1,5 +1,5 @@
 "use strict";
-// What the page can do beyond showing: details of a cell, cells of one source only, where a download lies.
+// The interactive parts of the page: details of a cell, a filter by source, and the cells of a download.
 (() => {
   const map = document.getElementById("map");
   if (!map) return;
@@ -28,7 +28,7 @@
     return `${percent === "0" ? "less than 1" : percent} % ${name}`;
   }).join(", ");
 
-  // outline marks the cells from first to last: in whole rows, but for the first and the last row.
+  // outline marks the cells from first to last, with one rectangle for each row.
   const outline = (first, last) => {
     let d = "";
     for (let row = Math.floor(first / columns); row * columns <= last; row++) {
@@ -71,8 +71,8 @@
   frame.addEventListener("blur", clear);
   frame.setAttribute("role", "application");
 
-  // only shows the cells of one source, or all again.
-  const only = pressed => {
+  // filter shows the cells of one source only, or of all sources if the button was pressed before.
+  const filter = pressed => {
     const on = pressed.getAttribute("aria-pressed") !== "true";
     for (const b of document.querySelectorAll("#sources button")) {
       b.setAttribute("aria-pressed", String(on && b === pressed));
@@ -89,7 +89,7 @@
     const name = row.querySelector("bdi");
     name.replaceWith(button);
     button.append(name);
-    button.addEventListener("click", () => only(button));
+    button.addEventListener("click", () => filter(button));
   }
 
   for (const row of document.querySelectorAll("#downloads tbody tr")) {

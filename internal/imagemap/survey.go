@@ -11,11 +11,12 @@ import (
 const (
 	columns   = 128 // cells in a row of the map
 	maxCells  = 32 * columns
-	minCell   = 4 << 10 // bytes
+	minCell   = 4 << 10 // bytes of the image in a cell, at least; a power of two
 	maxMisses = 10
 )
 
-// class is a source as the page tells it apart: a kind, or one of the seeds that have their own colour.
+// class is a row of the totals and a colour of the map: a seed.Kind other than Local, a seed, or the last seeds
+// together.
 type class int
 
 const (
@@ -29,7 +30,7 @@ const (
 	seedClasses = 4
 )
 
-// seedClass is the class of a seed, of which there are seeds.
+// seedClass returns the class of a seed, given the number of all seeds.
 func seedClass(number, seeds int) class {
 	if seeds > seedClasses {
 		return classSeed + class(min(number, seedClasses-1))
@@ -37,7 +38,7 @@ func seedClass(number, seeds int) class {
 	return classSeed + class(number)
 }
 
-// amounts are bytes by class.
+// amounts holds a number of bytes for each class.
 type amounts [classes]int64
 
 func (a *amounts) sum() (sum int64) {
@@ -47,53 +48,53 @@ func (a *amounts) sum() (sum int64) {
 	return sum
 }
 
-// miss is a run of chunks to download that follow one another.
+// miss is a run of adjacent chunks to download.
 type miss struct {
 	offset, size int64
 	chunks       int
 	stored       int64 // bytes in the store, or unknown
 }
 
-// unknown is the stored size of what holds a chunk whose stored size is not known.
+// unknown is the stored size of chunks if that of any of them is not known.
 const unknown = -1
 
-// survey is what the chunks of an image come to.
+// survey is the summary of an image's chunks.
 type survey struct {
 	size     int64
-	cellSize int64     // bytes of the image that a cell of the map stands for, a power of two
-	cells    []amounts // the last one may stand for fewer bytes
+	cellSize int64     // bytes of the image in a cell, a power of two
+	cells    []amounts // the last cell may hold less than cellSize
 	bytes    amounts
 	chunks   [classes]int
-	stored   int64  // of all downloads, or unknown
-	misses   []miss // the largest, in falling order
+	stored   int64  // bytes in the store of all downloads, or unknown
+	misses   []miss // the largest ones, in descending order of size
 }
 
-// look goes through the chunks of p.
-func look(p Page) (*survey, error) {
+// surveyPage returns the survey of p's chunks.
+func surveyPage(p Page) (*survey, error) {
 	s := newSurvey(p.Size)
 	var offset int64
 	var open miss // the run of downloads that ends at offset
 	for c := range p.Chunks {
-		if err := check(c, len(p.Seeds), p.Size-offset); err != nil {
+		if err := checkChunk(c, len(p.Seeds), p.Size-offset); err != nil {
 			return nil, fmt.Errorf("chunk at offset %d: %w", offset, err)
 		}
-		s.add(offset, c, len(p.Seeds))
+		s.addChunk(offset, c, len(p.Seeds))
 		if c.Kind != seed.Fetch {
-			s.keep(open)
+			s.addMiss(open)
 			open = miss{offset: offset + c.Size}
 		} else {
-			open.add(c)
+			open.addChunk(c)
 		}
 		offset += c.Size
 	}
-	s.keep(open)
+	s.addMiss(open)
 	if offset != p.Size {
 		return nil, fmt.Errorf("the chunks end at %d of %d bytes", offset, p.Size)
 	}
 	return s, nil
 }
 
-func check(c Chunk, seeds int, left int64) error {
+func checkChunk(c Chunk, seeds int, left int64) error {
 	switch {
 	case c.Size < 1 || c.Size > left:
 		return fmt.Errorf("size %d, with %d bytes left of the image", c.Size, left)
@@ -119,7 +120,7 @@ func newSurvey(size int64) *survey {
 	return s
 }
 
-func (c Chunk) class(seeds int) class {
+func (c Chunk) classOf(seeds int) class {
 	switch c.Kind {
 	case seed.Local:
 		return seedClass(c.Seed, seeds)
@@ -133,8 +134,8 @@ func (c Chunk) class(seeds int) class {
 	return classInPlace
 }
 
-func (s *survey) add(offset int64, c Chunk, seeds int) {
-	k := c.class(seeds)
+func (s *survey) addChunk(offset int64, c Chunk, seeds int) {
+	k := c.classOf(seeds)
 	s.bytes[k] += c.Size
 	s.chunks[k]++
 	if k == classDownload {
@@ -148,7 +149,7 @@ func (s *survey) add(offset int64, c Chunk, seeds int) {
 	}
 }
 
-func (m *miss) add(c Chunk) {
+func (m *miss) addChunk(c Chunk) {
 	m.size += c.Size
 	m.chunks++
 	m.stored = addStored(m.stored, c.Stored)
@@ -161,8 +162,8 @@ func addStored(sum, n int64) int64 {
 	return sum + n
 }
 
-// keep takes m in if it is one of the largest so far.
-func (s *survey) keep(m miss) {
+// addMiss adds m if it is one of the largest.
+func (s *survey) addMiss(m miss) {
 	if m.size == 0 {
 		return
 	}

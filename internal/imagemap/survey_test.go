@@ -10,16 +10,16 @@ import (
 	"cairn/seed"
 )
 
-func surveyed(t *testing.T, p Page) *survey {
+func mustSurvey(t *testing.T, p Page) *survey {
 	t.Helper()
-	s, err := look(p)
+	s, err := surveyPage(p)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return s
 }
 
-func TestLookCells(t *testing.T) {
+func TestSurveyCells(t *testing.T) {
 	for _, c := range []struct {
 		name   string
 		chunks []Chunk
@@ -33,9 +33,9 @@ func TestLookCells(t *testing.T) {
 		{"mixed", []Chunk{{Size: 4000, Kind: seed.Local, Seed: 1}, {Size: 50, Kind: seed.Copy}, {Size: 100, Kind: seed.Local}},
 			[]amounts{{classSeed + 1: 4000, classRepeat: 50, classSeed: 46}, {classSeed: 54}}},
 	} {
-		p := page(c.chunks...)
+		p := newPage(c.chunks...)
 		p.Seeds = []string{"a", "b"}
-		if diff := cmp.Diff(c.want, surveyed(t, p).cells); diff != "" {
+		if diff := cmp.Diff(c.want, mustSurvey(t, p).cells); diff != "" {
 			t.Errorf("%s: cells (-want +got):\n%s", c.name, diff)
 		}
 	}
@@ -56,8 +56,8 @@ func TestCellSize(t *testing.T) {
 	}
 }
 
-// TestLookLosesNothing: whatever the chunks, cells and totals hold each byte once.
-func TestLookLosesNothing(t *testing.T) {
+// TestSurveyCountsEachByte checks that the cells and the totals count each byte of an image once.
+func TestSurveyCountsEachByte(t *testing.T) {
 	random := rand.New(rand.NewPCG(5, 6))
 	for range 300 {
 		most := int64(1) << random.IntN(40)
@@ -65,9 +65,9 @@ func TestLookLosesNothing(t *testing.T) {
 		for range random.IntN(500) {
 			chunks = append(chunks, Chunk{Size: 1 + random.Int64N(most), Kind: seed.Kind(random.IntN(5)), Seed: random.IntN(7)})
 		}
-		p := page(chunks...)
+		p := newPage(chunks...)
 		p.Seeds = make([]string, 7)
-		s := surveyed(t, p)
+		s := mustSurvey(t, p)
 		var sum amounts
 		for i := range s.cells {
 			want := min(s.cellSize, p.Size-int64(i)*s.cellSize)
@@ -84,8 +84,8 @@ func TestLookLosesNothing(t *testing.T) {
 	}
 }
 
-func TestLookLargestImage(t *testing.T) {
-	s := surveyed(t, page(Chunk{Size: 1 << 62, Kind: seed.Fetch}, Chunk{Size: 1<<62 - 1, Kind: seed.Zero}))
+func TestSurveyLargestImage(t *testing.T) {
+	s := mustSurvey(t, newPage(Chunk{Size: 1 << 62, Kind: seed.Fetch}, Chunk{Size: 1<<62 - 1, Kind: seed.Zero}))
 	if got := s.bytes.sum(); got != 1<<63-1 {
 		t.Errorf("the totals are %d bytes, want 2^63-1", got)
 	}
@@ -103,7 +103,7 @@ func TestSeedClass(t *testing.T) {
 	}
 }
 
-func TestLookMisses(t *testing.T) {
+func TestSurveyMisses(t *testing.T) {
 	get := func(size, stored int64) Chunk { return Chunk{Size: size, Kind: seed.Fetch, Stored: stored} }
 	here := Chunk{Size: 1000, Kind: seed.InPlace}
 	for _, c := range []struct {
@@ -121,7 +121,7 @@ func TestLookMisses(t *testing.T) {
 			[]miss{{0, 35, 3, unknown}, {1035, 1, 1, 1}}, unknown},
 		{"unknown by overflow", []Chunk{get(1, 1<<63-1), get(1, 1)}, []miss{{0, 2, 2, unknown}}, unknown},
 	} {
-		s := surveyed(t, page(c.chunks...))
+		s := mustSurvey(t, newPage(c.chunks...))
 		if diff := cmp.Diff(c.want, s.misses, cmp.AllowUnexported(miss{})); diff != "" {
 			t.Errorf("%s: misses (-want +got):\n%s", c.name, diff)
 		}
@@ -131,8 +131,8 @@ func TestLookMisses(t *testing.T) {
 	}
 }
 
-// TestLookKeepsLargest compares with sorting all of them.
-func TestLookKeepsLargest(t *testing.T) {
+// TestSurveyKeepsLargest compares the misses with a sorted list of all.
+func TestSurveyKeepsLargest(t *testing.T) {
 	random := rand.New(rand.NewPCG(7, 8))
 	var chunks []Chunk
 	var sizes []int64
@@ -144,7 +144,7 @@ func TestLookKeepsLargest(t *testing.T) {
 	slices.Sort(sizes)
 	slices.Reverse(sizes)
 	var got []int64
-	for _, m := range surveyed(t, page(chunks...)).misses {
+	for _, m := range mustSurvey(t, newPage(chunks...)).misses {
 		got = append(got, m.size)
 	}
 	if diff := cmp.Diff(sizes[:maxMisses], got); diff != "" {

@@ -29,10 +29,10 @@ func TestSources(t *testing.T) {
 				{classDownload, "from the store", "0 B", "0.0 %", "0"}}},
 		{"an empty image", nil, nil, []source{{classDownload, "from the store", "0 B", "-", "0"}}},
 	} {
-		p := page(c.chunks...)
+		p := newPage(c.chunks...)
 		p.Seeds = c.seeds
-		if diff := cmp.Diff(c.want, surveyed(t, p).sources(p.Seeds)); diff != "" {
-			t.Errorf("%s: sources (-want +got):\n%s", c.name, diff)
+		if diff := cmp.Diff(c.want, mustSurvey(t, p).sourceRows(p.Seeds)); diff != "" {
+			t.Errorf("%s: sourceRows (-want +got):\n%s", c.name, diff)
 		}
 	}
 }
@@ -42,11 +42,11 @@ func TestFigures(t *testing.T) {
 	stored := figure{"To download", "512 KiB", "1 chunk, as stored"}
 	rest := []figure{{"From the store", "1.0 MiB", "25.0 % of the image"},
 		{"Needs no download", "3.0 MiB", "75.0 % of the image"}, {"Image", "4.0 MiB", "4,194,304 bytes"}}
-	if diff := cmp.Diff(slices.Concat([]figure{stored}, rest), surveyed(t, page(here, get)).figures()); diff != "" {
-		t.Errorf("figures (-want +got):\n%s", diff)
+	if diff := cmp.Diff(slices.Concat([]figure{stored}, rest), mustSurvey(t, newPage(here, get)).figureList()); diff != "" {
+		t.Errorf("figureList (-want +got):\n%s", diff)
 	}
 	get.Stored = 0
-	if diff := cmp.Diff(rest, surveyed(t, page(here, get)).figures()); diff != "" {
+	if diff := cmp.Diff(rest, mustSurvey(t, newPage(here, get)).figureList()); diff != "" {
 		t.Errorf("figures without stored sizes (-want +got):\n%s", diff)
 	}
 }
