@@ -2,10 +2,9 @@
 
 package buzscan
 
-// scan16 rolls the hash over 16 stretches of the text, one behind the other, of stride bytes, a multiple of 16.
+// scan16 rolls the hash over 16 adjacent stretches of the text, of stride bytes each, a multiple of 16.
 // It sets masks[i] to the lanes in which one of the 16 bytes from 16*i on ends a window that passes the test.
-// The 48 bytes before the text are read as well. The ring is room for it to work in. It needs AVX-512 F, BW
-// and VBMI.
+// It also reads the 48 bytes before the text. The ring is scratch space. It needs AVX-512 F, BW and VBMI.
 //
 //go:noescape
 func scan16(text *byte, stride int, planes *[1024]byte, factor uint32, limit uint32, ring *[3136]byte, masks *uint16)

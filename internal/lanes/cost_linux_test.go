@@ -11,11 +11,11 @@ import (
 	"cairn/internal/simd"
 )
 
-// TestGain: with AVX-512, hashing together takes at most half the CPU time of one after the other; it is about a
-// quarter. The twin runs beside it, and one good round of many is enough, so that a busy machine does not matter.
+// TestGain checks that with AVX-512 hashing together takes at most half the CPU time of hashing one by one; about a
+// quarter is typical. Both run in turn, and one good round is enough, so other load on the machine does not matter.
 func TestGain(t *testing.T) {
 	if simd.Allowed() < simd.AVX512 {
-		t.Skip("this machine has no AVX-512, or must not use it")
+		t.Skip("this machine has no AVX-512, or it is disabled")
 	}
 	messages, dst := make([][]byte, 64), make([][32]byte, 64)
 	data := random(9, 64<<10)
@@ -28,7 +28,7 @@ func TestGain(t *testing.T) {
 		}
 	}
 	together := func() { Sum512_256(dst, messages) }
-	together() // finds out what the machine has
+	together() // detects the CPU's features
 	var one, all time.Duration
 	for range 50 {
 		one, all = threadTime(t, alone), threadTime(t, together)
@@ -36,10 +36,10 @@ func TestGain(t *testing.T) {
 			return
 		}
 	}
-	t.Errorf("together takes %v, one after the other %v", all, one)
+	t.Errorf("hashing together took %v, one after the other %v, want at most half", all, one)
 }
 
-// threadTime is the CPU time of f, which runs on one thread.
+// threadTime returns the CPU time of f on one thread.
 func threadTime(t *testing.T, f func()) time.Duration {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()

@@ -10,14 +10,14 @@ import (
 	"cairn/internal/test/need"
 )
 
-// TestGenerated: the kernels that are checked in are those that the generators write.
+// TestGenerated checks that the committed kernels are the output of the generators.
 func TestGenerated(t *testing.T) {
 	if testing.Short() {
 		t.Skip("the generators take seconds to build")
 	}
 	const gen = "gen"
 	if out, err := run(t, gen, "mod", "download"); err != nil {
-		need.Missing(t, "the generators' modules cannot be had: "+string(out))
+		need.Missing(t, "downloading the generators' modules failed: "+string(out))
 	}
 	tree := t.TempDir()
 	kernels := []string{"lanes/sha2_amd64.s", "lanes/sha2_amd64.go", "buzscan/scan_amd64.s", "buzscan/scan_amd64.go"}
@@ -40,7 +40,7 @@ func TestGenerated(t *testing.T) {
 			t.Fatal(err)
 		}
 		if got, err := os.ReadFile(filepath.Join(tree, k)); err != nil || !bytes.Equal(got, want) {
-			t.Errorf("%s is not what go generate makes (%v)", k, err)
+			t.Errorf("%s differs from the output of go generate (%v)", k, err)
 		}
 	}
 }

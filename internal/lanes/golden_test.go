@@ -16,12 +16,12 @@ import (
 	"cairn/testimages"
 )
 
-// TestGolden: with any instructions the indexes are those that the casync binary makes. A process decides once which
-// it uses, so that this test runs itself.
+// TestGolden checks that the indexes equal those of the casync binary with any instruction set. A process selects its
+// instructions once, so the test runs itself in child processes.
 func TestGolden(t *testing.T) {
 	const child = "CAIRN_TEST_GOLDEN"
 	if os.Getenv(child) != "" {
-		golden(t)
+		checkGolden(t)
 		return
 	}
 	for _, level := range []simd.Level{simd.Off, simd.AVX2, simd.AVX512} {
@@ -36,7 +36,7 @@ func TestGolden(t *testing.T) {
 	}
 }
 
-func golden(t *testing.T) {
+func checkGolden(t *testing.T) {
 	image := testimages.SHA256Stream(20 << 20)
 	small := chunker.Params{Min: 1 << 10, Avg: 4 << 10, Max: 16 << 10}
 	for _, c := range []struct {

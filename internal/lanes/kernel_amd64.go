@@ -1,8 +1,8 @@
 package lanes
 
-// hash goes on with so many blocks of each lane's message. The names are called directly, and not through a
-// variable, so that the compiler sees that nothing escapes.
-func (k kernel) hash(state *[512]byte, from *[maxLanes]*byte, blocks int) {
+// hashBlocks hashes the next blocks of each lane's message. It calls the kernels by name and not through a variable,
+// so that the compiler sees that no argument escapes.
+func (k kernel) hashBlocks(state *[512]byte, from *[maxLanes]*byte, blocks int) {
 	switch k {
 	case x4:
 		sha512x4(state, from, blocks)

@@ -2,6 +2,6 @@
 
 package lanes
 
-func (k kernel) hash(*[512]byte, *[maxLanes]*byte, int) {
+func (k kernel) hashBlocks(*[512]byte, *[maxLanes]*byte, int) {
 	panic("lanes: no kernel " + string(k) + " on this machine")
 }

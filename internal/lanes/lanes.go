@@ -1,6 +1,6 @@
-// Package lanes hashes many messages at once: a vector register holds a word of 4, 8 or 16 messages, and one
-// instruction works on all of them. SHA-512/256 gains most from it, and SHA-256 where AVX-512 is; elsewhere the
-// standard library does the work, and it always gives the same digests. The package knows nothing of chunks.
+// Package lanes hashes many messages at once. A vector register holds a word of 4, 8 or 16 messages, and one
+// instruction works on all of them. SHA-512/256 gains most, and SHA-256 gains with AVX-512. Otherwise the standard
+// library computes the hashes. The digests are the same in any case. The package does not know chunks.
 package lanes
 
 import (
@@ -13,8 +13,8 @@ import (
 
 //go:generate go -C gen run ./sha2 -out ../sha2_amd64.s -stubs ../sha2_amd64.go -pkg lanes
 
-// Sum512_256 sets dst[i] to the SHA-512/256 of messages[i], for all of them; dst must be as long as messages at
-// least. Many messages of like sizes are hashed fastest. It may be called by several goroutines at once.
+// Sum512_256 sets dst[i] to the SHA-512/256 of messages[i] for each i. dst must be at least as long as messages. Many
+// messages of similar sizes are hashed fastest. Safe for concurrent use.
 func Sum512_256[D ~[32]byte](dst []D, messages [][]byte) {
 	best512().sumAll(messages, func(i int, sum [32]byte) { dst[i] = D(sum) })
 }
@@ -24,12 +24,12 @@ func Sum256[D ~[32]byte](dst []D, messages [][]byte) {
 	best256().sumAll(messages, func(i int, sum [32]byte) { dst[i] = D(sum) })
 }
 
-// Active says which kernels this process uses, for people to read.
+// Active returns the names of the kernels that this process uses, for display.
 func Active() string {
 	return "sha512-256 " + string(best512().kernel) + ", sha256 " + string(best256().kernel)
 }
 
-// kernel names a way to hash some messages at once.
+// kernel is the name of a vectorized hash function, or none.
 type kernel string
 
 const (
@@ -39,24 +39,24 @@ const (
 	x16  kernel = "avx512x16"
 )
 
-// method is how one of the hash functions is computed.
-type method struct {
-	sum   func([]byte) [32]byte // of a message by itself
-	start [8]uint64             // the function's initial state
-	word  int                   // bytes
+// hasher computes one of the hash functions.
+type hasher struct {
+	sum     func([]byte) [32]byte // hashes one message
+	initial [8]uint64             // the function's initial state
+	word    int                   // bytes
 	kernel
-	width int // messages at once
-	// delay is how many times longer a message takes in a lane than by sum, in tenths. Where it was measured sum
-	// was at its fastest, so that a wrong figure costs little.
-	delay int
+	width int // messages that the kernel hashes at once; 0 without a kernel
+	// laneCost is the time of a message in a lane, in tenths of its time in sum. It was measured where sum is
+	// fastest, so an error costs little.
+	laneCost int
 }
 
-func (m *method) block() int { return 16 * m.word }
+func (h *hasher) blockSize() int { return 16 * h.word }
 
 // FIPS 180-4, 5.3.6.2.
-var sha512_256 = method{
+var sha512_256 = hasher{
 	sum: sha512.Sum512_256,
-	start: [8]uint64{
+	initial: [8]uint64{
 		0x22312194fc2bf72c, 0x9f555fa3c84c64c2, 0x2393b86b6f53b151, 0x963877195940eabd,
 		0x96283ee2a88effe3, 0xbe5e1e2553863992, 0x2b0199fc2c85b8aa, 0x0eb72ddc81c52ca2,
 	},
@@ -64,36 +64,36 @@ var sha512_256 = method{
 }
 
 // FIPS 180-4, 5.3.3.
-var sha256_ = method{
+var sha256_ = hasher{
 	sum: sha256.Sum256,
-	start: [8]uint64{
+	initial: [8]uint64{
 		0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19,
 	},
 	word: 4, kernel: none,
 }
 
 var (
-	best512 = sync.OnceValue(func() *method { return method512(simd.Allowed()) })
-	best256 = sync.OnceValue(func() *method { return method256(simd.Allowed()) })
+	best512 = sync.OnceValue(func() *hasher { return newHasher512(simd.Allowed()) })
+	best256 = sync.OnceValue(func() *hasher { return newHasher256(simd.Allowed()) })
 )
 
-func method512(level simd.Level) *method {
-	m := sha512_256
+func newHasher512(level simd.Level) *hasher {
+	h := sha512_256
 	switch level {
 	case simd.AVX512:
-		m.kernel, m.width, m.delay = x8, 8, 15
+		h.kernel, h.width, h.laneCost = x8, 8, 15
 	case simd.AVX2:
-		m.kernel, m.width, m.delay = x4, 4, 29
+		h.kernel, h.width, h.laneCost = x4, 4, 29
 	}
-	return &m
+	return &h
 }
 
-// method256 leaves AVX2 to the standard library: most CPUs with it have instructions for SHA-256 too, and then
-// there is little to gain.
-func method256(level simd.Level) *method {
-	m := sha256_
+// newHasher256 uses no AVX2 kernel. Most CPUs with AVX2 also have instructions for SHA-256, which the standard
+// library uses, and then a kernel gains little.
+func newHasher256(level simd.Level) *hasher {
+	h := sha256_
 	if level == simd.AVX512 {
-		m.kernel, m.width, m.delay = x16, 16, 48
+		h.kernel, h.width, h.laneCost = x16, 16, 48
 	}
-	return &m
+	return &h
 }

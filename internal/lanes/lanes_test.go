@@ -12,12 +12,12 @@ import (
 	"cairn/internal/simd"
 )
 
-// methods are all ways to hash that the CPU has.
-func methods() map[string]*method {
-	all := map[string]*method{}
+// availableHashers returns all hashers that the CPU supports.
+func availableHashers() map[string]*hasher {
+	all := map[string]*hasher{}
 	for level := simd.Off; level <= simd.Available(); level++ {
-		all["sha512-256/"+string(method512(level).kernel)] = method512(level)
-		all["sha256/"+string(method256(level).kernel)] = method256(level)
+		all["sha512-256/"+string(newHasher512(level).kernel)] = newHasher512(level)
+		all["sha256/"+string(newHasher256(level).kernel)] = newHasher256(level)
 	}
 	return all
 }
@@ -28,19 +28,19 @@ func random(seed uint64, n int) []byte {
 	return p
 }
 
-// compare hashes the messages by a method and by the standard library.
-func compare(t *testing.T, m *method, messages [][]byte) {
+// compare compares the digests of messages with those of the standard library.
+func compare(t *testing.T, h *hasher, messages [][]byte) {
 	t.Helper()
 	type sums map[int][32]byte
 	got, want := sums{}, sums{}
-	m.sumAll(messages, func(i int, sum [32]byte) {
+	h.sumAll(messages, func(i int, sum [32]byte) {
 		if _, twice := got[i]; twice {
-			t.Errorf("the digest of message %d came twice", i)
+			t.Errorf("sumAll returned the digest of message %d twice", i)
 		}
 		got[i] = sum
 	})
 	for i, p := range messages {
-		want[i] = m.sum(p)
+		want[i] = h.sum(p)
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("digests of %d messages (-standard library +lanes):\n%s", len(messages), diff)
@@ -49,13 +49,13 @@ func compare(t *testing.T, m *method, messages [][]byte) {
 
 func TestSumAll(t *testing.T) {
 	pool := random(1, 2<<20)
-	for name, m := range methods() {
+	for name, h := range availableHashers() {
 		t.Run(name+"/all short lengths", func(t *testing.T) {
 			var messages [][]byte
 			for n := range 301 {
-				messages = append(messages, pool[n:n+n]) // and alignments
+				messages = append(messages, pool[n:n+n]) // with all alignments
 			}
-			compare(t, m, messages)
+			compare(t, h, messages)
 		})
 		t.Run(name+"/counts", func(t *testing.T) {
 			for count := range 40 {
@@ -63,7 +63,7 @@ func TestSumAll(t *testing.T) {
 				for i := range count {
 					messages = append(messages, pool[7*i:7*i+1000])
 				}
-				compare(t, m, messages)
+				compare(t, h, messages)
 			}
 		})
 		t.Run(name+"/one long", func(t *testing.T) {
@@ -72,27 +72,27 @@ func TestSumAll(t *testing.T) {
 				for i := range count {
 					messages = append(messages, pool[i:3000*i])
 				}
-				compare(t, m, messages)
+				compare(t, h, messages)
 			}
 		})
-		t.Run(name+"/long", func(t *testing.T) { // more than a call of the kernel takes
+		t.Run(name+"/long", func(t *testing.T) { // needs several calls of the kernel
 			var messages [][]byte
 			for i := range maxLanes {
-				messages = append(messages, pool[i:i+maxRun*m.block()+i*100])
+				messages = append(messages, pool[i:i+maxRun*h.blockSize()+i*100])
 			}
-			compare(t, m, messages)
+			compare(t, h, messages)
 		})
 	}
 }
 
-// TestMixes hashes chunks of sizes as images have them.
+// TestMixes checks messages of random sizes.
 func TestMixes(t *testing.T) {
 	pool := random(2, 1<<20)
-	for name, m := range methods() {
+	for name, h := range availableHashers() {
 		t.Run(name, func(t *testing.T) {
 			rng := rand.New(rand.NewPCG(3, 4))
 			for _, count := range []int{1, 2, 7, 8, 9, 15, 16, 17, 33, maxSort, maxSort + 1, 2*maxSort + 3} {
-				compare(t, m, mix(rng, pool, count, 8000))
+				compare(t, h, mix(rng, pool, count, 8000))
 			}
 		})
 	}
@@ -109,8 +109,8 @@ func mix(rng *rand.Rand, pool []byte, count, limit int) [][]byte {
 	return messages
 }
 
-// TestStandardLibrary goes through what other packages call.
-func TestStandardLibrary(t *testing.T) {
+// TestExported checks the exported functions.
+func TestExported(t *testing.T) {
 	type digest [32]byte
 	messages := [][]byte{nil, []byte("abc"), random(1, 100_000), random(2, 1), random(3, 128)}
 	var want512, want256 []digest
@@ -128,16 +128,16 @@ func TestStandardLibrary(t *testing.T) {
 	}
 }
 
-// TestNoGarbage: after the first call nothing is allocated.
+// TestNoGarbage checks that calls after the first one do not allocate.
 func TestNoGarbage(t *testing.T) {
 	messages := mix(rand.New(rand.NewPCG(5, 6)), random(1, 1<<20), 300, 1000)
 	dst := make([][32]byte, len(messages))
 	if n := testing.AllocsPerRun(20, func() { Sum512_256(dst, messages); Sum256(dst, messages) }); n > 1 {
-		t.Errorf("%v allocations a call, want none", n)
+		t.Errorf("%v allocations per call, want at most 1", n)
 	}
 }
 
-// FuzzSumAll: any number of messages of any sizes at any places.
+// FuzzSumAll hashes random messages of any number and size.
 func FuzzSumAll(f *testing.F) {
 	f.Add(uint64(1), uint16(20), uint16(3000))
 	f.Add(uint64(2), uint16(maxSort+1), uint16(130))
@@ -145,22 +145,22 @@ func FuzzSumAll(f *testing.F) {
 	f.Fuzz(func(t *testing.T, seed uint64, count, limit uint16) {
 		rng := rand.New(rand.NewPCG(seed, 8))
 		messages := mix(rng, random(seed, int(limit)+200), int(count%600), int(limit))
-		for _, m := range methods() {
-			compare(t, m, messages)
+		for _, h := range availableHashers() {
+			compare(t, h, messages)
 		}
 	})
 }
 
-// BenchmarkSumAll hashes a worker's segment: chunks of sizes as default parameters give them.
+// BenchmarkSumAll hashes a worker's segment: chunks with the size distribution of the default parameters.
 func BenchmarkSumAll(b *testing.B) {
 	pool := random(1, 8<<20)
 	for _, count := range []int{1, 4, 8, 16, 32, 100} {
 		messages, total := segment(pool, count)
-		for name, m := range methods() {
+		for name, h := range availableHashers() {
 			b.Run(fmt.Sprintf("%s/%d", name, count), func(b *testing.B) {
 				b.SetBytes(int64(total))
 				for b.Loop() {
-					m.sumAll(messages, func(int, [32]byte) {})
+					h.sumAll(messages, func(int, [32]byte) {})
 				}
 			})
 		}
@@ -178,23 +178,23 @@ func segment(pool []byte, count int) (messages [][]byte, total int) {
 	return messages, total
 }
 
-// BenchmarkKernel is what the kernels do when all lanes are full.
+// BenchmarkKernel measures the kernels with full lanes.
 func BenchmarkKernel(b *testing.B) {
 	pool := random(1, 1<<20)
-	for name, m := range methods() {
-		if m.kernel == none {
+	for name, h := range availableHashers() {
+		if h.kernel == none {
 			continue
 		}
 		b.Run(name, func(b *testing.B) {
 			var state [512]byte
 			var from [maxLanes]*byte
-			size := len(pool) / m.width
-			for i := range m.width {
+			size := len(pool) / h.width
+			for i := range h.width {
 				from[i] = &pool[i*size]
 			}
 			b.SetBytes(int64(len(pool)))
 			for b.Loop() {
-				m.hash(&state, &from, size/m.block())
+				h.hashBlocks(&state, &from, size/h.blockSize())
 			}
 		})
 	}

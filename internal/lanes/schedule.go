@@ -9,74 +9,74 @@ import (
 const (
 	maxLanes = 16
 	maxBlock = 128
-	// maxRun is how many blocks a kernel does in one call: a goroutine cannot be stopped inside of it, and so much
-	// takes a millisecond or two.
+	// maxRun limits the blocks of one call of a kernel. A goroutine cannot be preempted during the call, and this
+	// many blocks take a millisecond or two.
 	maxRun = 4096
-	// maxSort is how many messages are put in order of their size; more of them are taken in parts.
+	// maxSort limits the messages that are sorted together. More messages are hashed in several batches.
 	maxSort = 256
 )
 
-// sumAll hands the digest of each message to put, in any order, before it returns.
-func (m *method) sumAll(messages [][]byte, put func(i int, sum [32]byte)) {
-	if m.kernel == none {
+// sumAll calls emit with the digest of each message, in any order.
+func (h *hasher) sumAll(messages [][]byte, emit func(i int, sum [32]byte)) {
+	if h.kernel == none {
 		for i, p := range messages {
-			put(i, m.sum(p))
+			emit(i, h.sum(p))
 		}
 		return
 	}
 	b := batches.Get().(*batch)
 	for first := 0; first < len(messages); first += maxSort {
-		*b = batch{method: m, messages: messages[first:min(first+maxSort, len(messages))]}
-		b.run(func(i int, sum [32]byte) { put(first+i, sum) })
+		*b = batch{hasher: h, messages: messages[first:min(first+maxSort, len(messages))]}
+		b.sumBatch(func(i int, sum [32]byte) { emit(first+i, sum) })
 	}
-	*b = batch{} // keeps no message alive
+	*b = batch{} // releases the messages
 	batches.Put(b)
 }
 
 var batches = sync.Pool{New: func() any { return new(batch) }}
 
-// batch hashes up to maxSort messages.
+// batch is the state of hashing up to maxSort messages.
 type batch struct {
-	*method
+	*hasher
 	messages [][]byte
-	order    [maxSort]uint16 // the messages' numbers, longest first, so that the lanes end at about the same time
-	next     int             // in order: who gets the next free lane
+	order    [maxSort]uint16 // message numbers, longest first, so that the lanes end at about the same time
+	next     int             // index in order of the next message to load
 	lanes    [maxLanes]lane
-	// What the kernel works on. The state is word by word, in each of which a lane follows the other.
+	// The kernel's arguments. state has each word of all lanes side by side.
 	state [512]byte
 	from  [maxLanes]*byte
 }
 
-// lane is a message on its way through the kernel.
+// lane is a message in the kernel.
 type lane struct {
 	live    bool
 	message int
-	rest    []byte // whole blocks that the kernel has not seen; first the message's, then its padded end
+	rest    []byte // whole blocks that are not hashed yet, of the message or of its padded end
 	last    bool   // rest is the padded end
 	end     [2 * maxBlock]byte
 }
 
-func (b *batch) run(put func(i int, sum [32]byte)) {
-	b.sort()
+func (b *batch) sumBatch(emit func(i int, sum [32]byte)) {
+	b.sortBySize()
 	for i := range b.width {
-		b.load(i)
+		b.loadMessage(i)
 	}
 	for {
-		blocks, live := b.steps()
+		blocks, live := b.countBlocks()
 		if live == 0 {
 			return
 		}
-		if b.next == len(b.messages) && b.lagging() {
-			b.finish(put)
+		if b.next == len(b.messages) && b.isFasterAlone() {
+			b.sumRemaining(emit)
 			return
 		}
-		b.aim()
-		b.kernel.hash(&b.state, &b.from, blocks)
-		b.advance(blocks, put)
+		b.setInputs()
+		b.kernel.hashBlocks(&b.state, &b.from, blocks)
+		b.advanceLanes(blocks, emit)
 	}
 }
 
-func (b *batch) sort() {
+func (b *batch) sortBySize() {
 	order := b.order[:len(b.messages)]
 	for i := range order {
 		order[i] = uint16(i)
@@ -84,11 +84,8 @@ func (b *batch) sort() {
 	slices.SortFunc(order, func(x, y uint16) int { return len(b.messages[y]) - len(b.messages[x]) })
 }
 
-// used are the lanes that the kernel has.
-func (b *batch) used() []lane { return b.lanes[:b.width] }
-
-// load gives lane i the next message, if there is one.
-func (b *batch) load(i int) {
+// loadMessage assigns the next message to lane i, if there is one.
+func (b *batch) loadMessage(i int) {
 	l := &b.lanes[i]
 	if l.live = b.next < len(b.messages); !l.live {
 		return
@@ -96,18 +93,19 @@ func (b *batch) load(i int) {
 	l.message = int(b.order[b.next])
 	b.next++
 	message := b.messages[l.message]
-	l.rest, l.last = message[:len(message)/b.block()*b.block()], false
+	l.rest, l.last = message[:len(message)/b.blockSize()*b.blockSize()], false
 	if len(l.rest) == 0 {
-		l.rest, l.last = b.padded(l, message), true
+		l.rest, l.last = b.padMessage(l, message), true
 	}
-	for w, v := range b.start {
+	for w, v := range b.initial {
 		b.setWord(w, i, v)
 	}
 }
 
-// padded is what comes behind the whole blocks of a message: its last bytes, a one bit, zeros, and its size in bits.
-func (b *batch) padded(l *lane, message []byte) []byte {
-	size, over := b.block(), len(message)%b.block()
+// padMessage returns the padded end of a message: the bytes after its last whole block, a one bit, zeros, and its
+// size in bits.
+func (b *batch) padMessage(l *lane, message []byte) []byte {
+	size, over := b.blockSize(), len(message)%b.blockSize()
 	if over+1+2*b.word > size {
 		size *= 2
 	}
@@ -119,85 +117,87 @@ func (b *batch) padded(l *lane, message []byte) []byte {
 	return end
 }
 
-// steps is how many blocks all live lanes can go on for, and how many are live.
-func (b *batch) steps() (blocks, live int) {
+// countBlocks returns how many blocks the kernel can hash in all live lanes, and the number of live lanes.
+func (b *batch) countBlocks() (blocks, live int) {
 	blocks = maxRun
-	for i := range b.used() {
+	for i := range b.width {
 		if l := &b.lanes[i]; l.live {
-			blocks = min(blocks, len(l.rest)/b.block())
+			blocks = min(blocks, len(l.rest)/b.blockSize())
 			live++
 		}
 	}
 	return blocks, live
 }
 
-// lagging says that so few lanes are left that it is faster to hash their messages from the start, one by one.
-func (b *batch) lagging() bool {
+// isFasterAlone reports whether it is faster to hash the remaining messages one by one from the start, since few
+// lanes are live.
+func (b *batch) isFasterAlone() bool {
 	alone, longest := 0, 0
-	for i := range b.used() {
+	for i := range b.width {
 		if l := &b.lanes[i]; l.live {
-			alone += len(b.messages[l.message]) + b.block()
-			longest = max(longest, b.left(l))
+			alone += len(b.messages[l.message]) + b.blockSize()
+			longest = max(longest, b.bytesLeft(l))
 		}
 	}
-	return 10*alone < b.delay*longest
+	return 10*alone < b.laneCost*longest
 }
 
-// left is how much of a message a lane has still to hash, in bytes of blocks.
-func (b *batch) left(l *lane) int {
+// bytesLeft returns how many bytes a lane has still to hash, in whole blocks.
+func (b *batch) bytesLeft(l *lane) int {
 	if l.last {
 		return len(l.rest)
 	}
-	return len(l.rest) + b.block()
+	return len(l.rest) + b.blockSize()
 }
 
-func (b *batch) finish(put func(i int, sum [32]byte)) {
-	for i := range b.used() {
+func (b *batch) sumRemaining(emit func(i int, sum [32]byte)) {
+	for i := range b.width {
 		if l := &b.lanes[i]; l.live {
-			put(l.message, b.sum(b.messages[l.message]))
+			emit(l.message, b.sum(b.messages[l.message]))
 		}
 	}
 }
 
-// aim tells the kernel where the lanes read. Idle ones read with another, and what they make of it is not used.
-func (b *batch) aim() {
+// setInputs sets the addresses that the kernel reads. Idle lanes read the input of a live one, and their results are
+// ignored.
+func (b *batch) setInputs() {
 	var some *byte
-	for i := range b.used() {
+	for i := range b.width {
 		if l := &b.lanes[i]; l.live {
 			b.from[i] = &l.rest[0]
 			some = b.from[i]
 		}
 	}
-	for i := range b.used() {
+	for i := range b.width {
 		if !b.lanes[i].live {
 			b.from[i] = some
 		}
 	}
 }
 
-// advance moves the lanes on, and loads those anew that have ended.
-func (b *batch) advance(blocks int, put func(i int, sum [32]byte)) {
-	for i := range b.used() {
+// advanceLanes moves the lanes past the hashed blocks, and loads the next message into lanes that have ended.
+func (b *batch) advanceLanes(blocks int, emit func(i int, sum [32]byte)) {
+	for i := range b.width {
 		l := &b.lanes[i]
 		if !l.live {
 			continue
 		}
-		l.rest = l.rest[blocks*b.block():]
+		l.rest = l.rest[blocks*b.blockSize():]
 		switch {
 		case len(l.rest) > 0:
 		case !l.last:
-			l.rest, l.last = b.padded(l, b.messages[l.message]), true
+			l.rest, l.last = b.padMessage(l, b.messages[l.message]), true
 		default:
-			put(l.message, b.digest(i))
-			b.load(i)
+			emit(l.message, b.readDigest(i))
+			b.loadMessage(i)
 		}
 	}
 }
 
-// digest is the first 32 bytes of a lane's state.
-func (b *batch) digest(l int) (sum [32]byte) {
+// readDigest returns the first 32 bytes of a lane's state.
+func (b *batch) readDigest(l int) (sum [32]byte) {
 	for w := range 32 / b.word {
-		p := b.at(w, l)
+		p := b.wordAt(w, l)
 		if b.word == 8 {
 			binary.BigEndian.PutUint64(sum[8*w:], binary.LittleEndian.Uint64(p))
 		} else {
@@ -209,11 +209,11 @@ func (b *batch) digest(l int) (sum [32]byte) {
 
 func (b *batch) setWord(w, l int, v uint64) {
 	if b.word == 8 {
-		binary.LittleEndian.PutUint64(b.at(w, l), v)
+		binary.LittleEndian.PutUint64(b.wordAt(w, l), v)
 	} else {
-		binary.LittleEndian.PutUint32(b.at(w, l), uint32(v))
+		binary.LittleEndian.PutUint32(b.wordAt(w, l), uint32(v))
 	}
 }
 
-// at is where the state has word w of lane l.
-func (b *batch) at(w, l int) []byte { return b.state[(w*b.width+l)*b.word:] }
+// wordAt returns the state from word w of lane l on.
+func (b *batch) wordAt(w, l int) []byte { return b.state[(w*b.width+l)*b.word:] }

@@ -2,17 +2,17 @@
 
 package lanes
 
-// sha512x8 hashes so many blocks of 128 bytes of the first 8 messages. It needs AVX-512 F and BW.
+// sha512x8 hashes the next blocks of 128 bytes of the first 8 messages. It needs AVX-512 F and BW.
 //
 //go:noescape
 func sha512x8(state *[512]byte, messages *[16]*byte, blocks int)
 
-// sha256x16 hashes so many blocks of 64 bytes of the first 16 messages. It needs AVX-512 F and BW.
+// sha256x16 hashes the next blocks of 64 bytes of the first 16 messages. It needs AVX-512 F and BW.
 //
 //go:noescape
 func sha256x16(state *[512]byte, messages *[16]*byte, blocks int)
 
-// sha512x4 hashes so many blocks of 128 bytes of the first 4 messages. It needs AVX2.
+// sha512x4 hashes the next blocks of 128 bytes of the first 4 messages. It needs AVX2.
 //
 //go:noescape
 func sha512x4(state *[512]byte, messages *[16]*byte, blocks int)

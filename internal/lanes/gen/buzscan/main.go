@@ -1,5 +1,5 @@
-// Command buzscan writes the kernel of internal/buzscan: a rolling hash in 16 lanes, each of which goes through
-// its own stretch of the text, 16 bytes a turn.
+// Command buzscan generates the kernel of internal/buzscan: a rolling hash in 16 lanes. Each lane scans its own
+// stretch of the text, 16 bytes per turn.
 package main
 
 import (
@@ -9,23 +9,24 @@ import (
 )
 
 const (
-	turn   = 16 // bytes of each lane
+	step   = 16 // bytes of each lane per turn
 	window = 48 // bytes
 	vector = 64 // bytes
 )
 
 // The four planes of the hash table fill z16 to z31: plane k has byte k of all 256 values.
 var (
+	// planes are the four planes of the hash table: plane k has byte k of all 256 values.
 	planes = []VecPhysical{Z16, Z17, Z18, Z19, Z20, Z21, Z22, Z23, Z24, Z25, Z26, Z27, Z28, Z29, Z30, Z31}
 	hash   = Z0
 	factor = Z1
 	limit  = Z2
-	least  = Z3 // of the tested values of this turn
+	least  = Z3 // the least tested values of this turn
 	bytes  = []VecPhysical{Z4, Z5, Z6, Z7}
 	values = []VecPhysical{Z8, Z9, Z10, Z11}
 	temp   = []VecPhysical{Z12, Z13, Z14, Z15}
 
-	// The stretches of lanes 4g to 4g+3 begin at group[g], one, two and three strides behind it.
+	// Lanes 4g to 4g+3 begin at group[g], and at one, two and three strides after it.
 	group                   = []Register{RAX, R8, R9, R10}
 	stride, stride3         = RBX, R11
 	turns, masks            = RCX, RDI
@@ -39,27 +40,26 @@ func main() {
 	}
 	TEXT("scan16", NOSPLIT, "func(text *byte, stride int, planes *[1024]byte, factor, limit uint32, "+
 		"ring *[3136]byte, masks *uint16)")
-	Doc("scan16 rolls the hash over 16 stretches of the text, one behind the other, of stride bytes, a multiple of 16.",
+	Doc("scan16 rolls the hash over 16 adjacent stretches of the text, of stride bytes each, a multiple of 16.",
 		"It sets masks[i] to the lanes in which one of the 16 bytes from 16*i on ends a window that passes the test.",
-		"The 48 bytes before the text are read as well. The ring is room for it to work in. It needs AVX-512 F, BW",
-		"and VBMI.")
+		"It also reads the 48 bytes before the text. The ring is scratch space. It needs AVX-512 F, BW and VBMI.")
 	Pragma("noescape")
-	begin()
+	loadArguments()
 	warmUp(order)
 	Label("turn")
 	VPTERNLOGD(Imm(0xff), least, least, least)
-	for c := range load() {
-		lookUp(order, bytes[c])
+	for c := range loadBytes() {
+		lookUpValues(order, bytes[c])
 		for i, v := range values {
-			roll(v, 4*c+i)
-			test()
+			rollHash(v, 4*c+i)
+			testHash()
 		}
 	}
 	VPCMPUD(Imm(2), limit, least, K1) // less or equal
 	KMOVW(K1, EDX)
 	MOVW(DX, Mem{Base: masks})
 	ADDQ(Imm(2), masks)
-	step("turn", func() {
+	advance("turn", func() {
 		CMPQ(previous, ringEnd)
 		CMOVQEQ(ring, previous)
 	})
@@ -68,8 +68,8 @@ func main() {
 	Generate()
 }
 
-// begin brings the arguments into registers.
-func begin() {
+// loadArguments loads the arguments into registers.
+func loadArguments() {
 	table := Load(Param("planes"), RDX).(Register)
 	for i, v := range planes {
 		VMOVDQU64(Mem{Base: table, Disp: vector * i}, v)
@@ -90,29 +90,29 @@ func begin() {
 	LEAQ(Mem{Base: ring, Disp: window * vector}, ringEnd)
 }
 
-// warmUp hashes the window before each stretch: nothing leaves it, and nothing is tested.
+// warmUp hashes the window before each stretch. No byte leaves the window, and no hash is tested.
 func warmUp(order Mem) {
 	VPXORD(hash, hash, hash)
 	MOVQ(ring, previous)
-	MOVQ(U32(window/turn), turns)
+	MOVQ(U32(window/step), turns)
 	Label("warmup")
-	for c := range load() {
-		lookUp(order, bytes[c])
+	for c := range loadBytes() {
+		lookUpValues(order, bytes[c])
 		for i, v := range values {
-			VMOVDQU64(v, slot(4*c+i))
+			VMOVDQU64(v, ringSlot(4*c+i))
 			VPROLD(Imm(1), hash, hash)
 			VPXORD(v, hash, hash)
 		}
 	}
-	step("warmup", func() {})
+	advance("warmup", func() {})
 	MOVQ(ring, previous)
 	MOVQ(stride, turns)
 	SHRQ(Imm(4), turns)
 }
 
-// load reads 16 bytes of each lane: bytes[c] gets bytes 4c to 4c+3 of all lanes. They are put together from lanes
-// j, 4+j, 8+j and 12+j, so that transposing within 128 bits leaves the lanes in order.
-func load() []VecPhysical {
+// loadBytes loads 16 bytes of each lane: bytes[c] gets bytes 4c to 4c+3 of all lanes. Each vector is assembled from
+// lanes j, 4+j, 8+j and 12+j, so that transposing within 128 bits leaves the lanes in order.
+func loadBytes() []VecPhysical {
 	low := []VecPhysical{X4, X5, X6, X7}
 	lane := func(g, j int) Mem {
 		switch j {
@@ -140,11 +140,11 @@ func load() []VecPhysical {
 	return bytes
 }
 
-// lookUp finds the table's values for 4 bytes of all lanes: values[i] gets those for byte i. It looks up each byte of
-// the values by itself, in the lower and in the upper half of the table, and then puts them together.
-func lookUp(order Mem, from VecPhysical) {
+// lookUpValues looks up the table's values for 4 bytes of all lanes: values[i] gets the values for byte i. It looks
+// up each byte of the values separately, in the lower and in the upper half of the table, and combines them.
+func lookUpValues(order Mem, from VecPhysical) {
 	VPSHUFB(order, from, from)
-	VPMOVB2M(from, K1) // in the upper half
+	VPMOVB2M(from, K1) // bytes in the upper half
 	for k, v := range values {
 		plane := planes[4*k:][:4]
 		VMOVDQA64(from, v)
@@ -163,30 +163,31 @@ func lookUp(order Mem, from VecPhysical) {
 	VPUNPCKHWD(temp[3], temp[1], values[3])
 }
 
-// slot is where the ring has the values of position i of this turn, 48 bytes ago.
-func slot(i int) Mem { return Mem{Base: previous, Disp: vector * i} }
+// ringSlot returns the address in the ring of the values of position i of this turn, from 48 bytes ago.
+func ringSlot(i int) Mem { return Mem{Base: previous, Disp: vector * i} }
 
-// roll moves the window by a byte: the value of the byte that leaves it has been rotated 48 times, which is 16.
-func roll(value VecPhysical, i int) {
-	VPROLD(Imm(window%32), slot(i), temp[0])
-	VMOVDQU64(value, slot(i))
+// rollHash moves the window by a byte. The value of the byte that leaves the window must be rotated by 48, which
+// equals 16.
+func rollHash(value VecPhysical, i int) {
+	VPROLD(Imm(window%32), ringSlot(i), temp[0])
+	VMOVDQU64(value, ringSlot(i))
 	VPROLD(Imm(1), hash, hash)
-	VPTERNLOGD(Imm(0x96), value, temp[0], hash) // exclusive or of the three
+	VPTERNLOGD(Imm(0x96), value, temp[0], hash) // xor of the three
 }
 
-// test finds (h+1)*factor, of which the least counts.
-func test() {
+// testHash computes (h+1)*factor, and keeps the least value.
+func testHash() {
 	VPMULLD(factor, hash, temp[1])
 	VPADDD(factor, temp[1], temp[1])
 	VPMINUD(temp[1], least, least)
 }
 
-// step moves on by a turn.
-func step(label string, wrap func()) {
+// advance moves on by one turn.
+func advance(label string, wrap func()) {
 	for _, p := range group {
-		ADDQ(Imm(turn), p)
+		ADDQ(Imm(step), p)
 	}
-	ADDQ(U32(turn*vector), previous)
+	ADDQ(U32(step*vector), previous)
 	wrap()
 	DECQ(turns)
 	JNZ(LabelRef(label))

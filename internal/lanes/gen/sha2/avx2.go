@@ -8,10 +8,10 @@ import (
 
 const vector = 32 // bytes of an AVX2 vector
 
-// avx2 writes SHA-512 in 4 lanes. With 16 registers the message schedule lies on the stack; there is no rotation
-// and no three-way logic, hence the smaller gain.
-func avx2(s sha) {
-	a := begin("sha512x4", 4, "AVX2", s)
+// writeAVX2 writes SHA-512 in 4 lanes. AVX2 has 16 registers, so the message schedule is on the stack. It has no
+// rotation and no three-way logic, so it gains less.
+func writeAVX2(s sha) {
+	a := beginKernel("sha512x4", 4, "AVX2", s)
 	frame := AllocLocal(17 * vector)
 	words := R8
 	LEAQ(frame, words)
@@ -24,8 +24,8 @@ func avx2(s sha) {
 	}
 	Label("block")
 	load4(a, s.swap, word, temp)
-	a.all(s, func(t int, k Mem, schedule bool) {
-		s.round2(k, word(t), turn(state, t), temp)
+	a.writeRounds(s, func(t int, k Mem, schedule bool) {
+		s.round2(k, word(t), rotateState(state, t), temp)
 		if schedule {
 			s.schedule2(t, word, temp)
 		}
@@ -34,10 +34,10 @@ func avx2(s sha) {
 		VPADDQ(Mem{Base: a.state, Disp: vector * i}, v, v)
 		VMOVDQU(v, Mem{Base: a.state, Disp: vector * i})
 	}
-	end(a, s)
+	endKernel(a, s)
 }
 
-// round2 does a round, and leaves the word that it added in temp[7].
+// round2 writes a round, which leaves the added word in temp[7].
 func (s sha) round2(k, w Mem, v, temp []VecPhysical) {
 	a, b, c, d, e, f, g, h := v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7]
 	VPBROADCASTQ(k, temp[0])
@@ -60,7 +60,7 @@ func (s sha) round2(k, w Mem, v, temp []VecPhysical) {
 	VPADDQ(temp[4], h, h)
 }
 
-// schedule2 puts word t+16 into the place of word t, which round2 left in temp[7].
+// schedule2 replaces word t, which round2 left in temp[7], by word t+16.
 func (s sha) schedule2(t int, word func(int) Mem, temp []VecPhysical) {
 	sum := temp[7]
 	VPADDQ(word(t+9), sum, sum)
@@ -73,7 +73,7 @@ func (s sha) schedule2(t int, word func(int) Mem, temp []VecPhysical) {
 	VMOVDQU(sum, word(t))
 }
 
-// rotations2 leaves the rotations of v by each of by, combined by exclusive or, in temp[0].
+// rotations2 sets temp[0] to the xor of the rotations of v by each of by.
 func rotations2(by []uint64, v VecPhysical, temp []VecPhysical) {
 	VPSRLQ(Imm(by[0]), v, temp[0])
 	for i, n := range by {
@@ -86,19 +86,19 @@ func rotations2(by []uint64, v VecPhysical, temp []VecPhysical) {
 	}
 }
 
-// small2 is rotations2 by the first two of by, with a shift by the last.
+// small2 is rotations2 by the first two values of by, with a shift by the last.
 func small2(by [3]uint64, v VecPhysical, temp []VecPhysical) {
 	rotations2(by[:2], v, temp)
 	VPSRLQ(Imm(by[2]), v, temp[2])
 	VPXOR(temp[2], temp[0], temp[0])
 }
 
-// load4 reads a block of 4 messages: word i of all of them goes to word(i).
+// load4 loads a block of 4 messages: word(i) gets word i of all of them.
 func load4(a arguments, swap Mem, word func(int) Mem, temp []VecPhysical) {
 	const low, high = 0x20, 0x31 // halves of two vectors
 	for quarter := range 4 {
 		for lane, v := range temp[:4] {
-			VMOVDQU(a.at(RDX, lane, vector*quarter), v)
+			VMOVDQU(a.blockOf(RDX, lane, vector*quarter), v)
 		}
 		VPUNPCKLQDQ(temp[1], temp[0], temp[4])
 		VPUNPCKHQDQ(temp[1], temp[0], temp[5])

@@ -8,7 +8,7 @@ import (
 	. "github.com/mmcloughlin/avo/reg"
 )
 
-// isa is the instructions on vectors of 64-bit or of 32-bit words.
+// isa holds the instructions on vectors of 64-bit or of 32-bit words.
 type isa struct{ add, addConstant, rotate, shift, logic func(...Op) }
 
 var (
@@ -19,14 +19,14 @@ var (
 // Truth tables of VPTERNLOG.
 const (
 	xor3     = 0x96
-	choose   = 0xca // the second where the first is set, else the third
+	choose   = 0xca // the second operand where the first is set, else the third
 	majority = 0xe8
 )
 
-// avx512 writes the kernel for a function. All of the message schedule and of the state is in registers: 16 words, 8
-// of state, 8 to calculate with.
-func avx512(s sha, lanes int) {
-	a := begin(fmt.Sprintf("sha%dx%d", 64*s.word, lanes), lanes, "AVX-512 F and BW", s)
+// writeAVX512 writes the kernel for a function. The whole message schedule and state are in registers: 16 words, 8 of
+// the state, and 8 temporary ones.
+func writeAVX512(s sha, lanes int) {
+	a := beginKernel(fmt.Sprintf("sha%dx%d", 64*s.word, lanes), lanes, "AVX-512 F and BW", s)
 	words, state, temp := z[:16], z[16:24], z[24:]
 	Label("block")
 	do := quads
@@ -43,8 +43,8 @@ func avx512(s sha, lanes int) {
 	for i, v := range state {
 		VMOVDQU64(Mem{Base: a.state, Disp: 64 * i}, v)
 	}
-	a.all(s, func(t int, k Mem, schedule bool) {
-		s.round512(do, k, words[t], turn(state, t), temp)
+	a.writeRounds(s, func(t int, k Mem, schedule bool) {
+		s.round512(do, k, words[t], rotateState(state, t), temp)
 		if schedule {
 			s.schedule512(do, t, words, temp)
 		}
@@ -53,11 +53,11 @@ func avx512(s sha, lanes int) {
 		do.add(Mem{Base: a.state, Disp: 64 * i}, v, v)
 		VMOVDQU64(v, Mem{Base: a.state, Disp: 64 * i})
 	}
-	end(a, s)
+	endKernel(a, s)
 }
 
-// round512 does a round. The next one waits for the new e, so ch and sigma are added to d by themselves instead of
-// h with them in it: an addition more, in a shorter chain.
+// round512 writes a round. The next round waits for the new e. So ch and sigma are added to d directly, and not as a
+// part of h: this takes one more addition, in a shorter dependency chain.
 func (s sha) round512(do isa, k Op, w Op, v, temp []VecPhysical) {
 	a, b, c, d, e, f, g, h := v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7]
 	do.addConstant(k, w, temp[0])
@@ -85,7 +85,7 @@ func (s sha) rotations(do isa, by [3]uint64, v VecPhysical, to []VecPhysical) {
 	}
 }
 
-// schedule512 puts word t+16 into the place of word t.
+// schedule512 replaces word t by word t+16.
 func (s sha) schedule512(do isa, t int, words, temp []VecPhysical) {
 	w := words[t]
 	small := func(by [3]uint64, v VecPhysical, to []VecPhysical) {
@@ -102,18 +102,18 @@ func (s sha) schedule512(do isa, t int, words, temp []VecPhysical) {
 	do.add(temp[5], w, w)
 }
 
-// load8 reads a block of 8 messages: word i of all of them goes to words[i].
+// load8 loads a block of 8 messages: words[i] gets word i of all of them.
 func load8(a arguments, words, temp, more []VecPhysical) {
 	for half := range 2 {
 		w := words[8*half:][:8]
 		for lane, v := range w {
-			VMOVDQU64(a.at(RDX, lane, 64*half), v)
+			VMOVDQU64(a.blockOf(RDX, lane, 64*half), v)
 		}
 		for i := 0; i < 8; i += 2 { // pairs of lanes: temp[i] has the even words, temp[i+1] the odd ones
 			VPUNPCKLQDQ(w[i+1], w[i], temp[i])
 			VPUNPCKHQDQ(w[i+1], w[i], temp[i+1])
 		}
-		for odd := range 2 { // 4x4 pairs: the quarters of vectors i go to vector i, twice two by two
+		for odd := range 2 { // 4x4 pairs: quarter i of each vector goes to vector i, in two steps
 			const even, uneven = 0x88, 0xdd // quarters 0 and 2, or 1 and 3, of each of two vectors
 			VSHUFI64X2(Imm(even), temp[2+odd], temp[odd], more[0])
 			VSHUFI64X2(Imm(uneven), temp[2+odd], temp[odd], more[1])
@@ -127,17 +127,17 @@ func load8(a arguments, words, temp, more []VecPhysical) {
 	}
 }
 
-// load16 reads a block of 16 messages: word i of all of them goes to words[i]. Vector j of each quarter of the block
-// is put together from lanes j, 4+j, 8+j and 12+j, so that transposing within 128 bits leaves the lanes in order.
+// load16 loads a block of 16 messages: words[i] gets word i of all of them. Vector j of each quarter of the block is
+// assembled from lanes j, 4+j, 8+j and 12+j, so that transposing within 128 bits leaves the lanes in order.
 func load16(a arguments, words, temp []VecPhysical) {
 	for j := range 4 {
 		for quarter := range 4 {
-			VMOVDQU(a.at(RDX, j, 16*quarter), x[4*quarter+j])
+			VMOVDQU(a.blockOf(RDX, j, 16*quarter), x[4*quarter+j])
 		}
 		for group := 1; group < 4; group++ {
 			for quarter := range 4 {
 				v := words[4*quarter+j]
-				VINSERTI32X4(Imm(uint64(group)), a.at(RDX, 4*group+j, 16*quarter), v, v)
+				VINSERTI32X4(Imm(uint64(group)), a.blockOf(RDX, 4*group+j, 16*quarter), v, v)
 			}
 		}
 	}

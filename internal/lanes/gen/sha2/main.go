@@ -1,6 +1,7 @@
-// Command sha2 writes the kernels of internal/lanes: SHA-512 in 8 lanes and SHA-256 in 16 of AVX-512, and SHA-512 in
-// 4 lanes of AVX2. A vector holds the same word of all lanes, so that each instruction of the plain algorithm (FIPS
-// 180-4) becomes one of vectors; what is left to do is to bring the lanes' words together, which is a transposition.
+// Command sha2 generates the kernels of internal/lanes: with AVX-512, SHA-512 in 8 lanes and SHA-256 in 16, and with
+// AVX2, SHA-512 in 4 lanes. A vector holds the same word of all lanes, so each instruction of the plain algorithm
+// (FIPS 180-4) becomes one vector instruction. In addition, the kernels transpose the messages, to gather the lanes'
+// words.
 package main
 
 import (
@@ -20,47 +21,47 @@ var (
 	x = []VecPhysical{X0, X1, X2, X3, X4, X5, X6, X7, X8, X9, X10, X11, X12, X13, X14, X15}
 )
 
-// sha is one of the two functions: how wide a word is, by how much its sigmas rotate (the last of the small ones
-// shifts), and its constants.
+// sha holds the parameters of one hash function: its word size, the rotations of its sigmas, and its constants. The
+// last value of small0 and small1 is a shift.
 type sha struct {
 	word           int // bytes
 	rounds         int
 	big0, big1     [3]uint64
 	small0, small1 [3]uint64
 	constants      Mem
-	swap           Mem // byte order, for VPSHUFB
+	swap           Mem // reverses the byte order, for VPSHUFB
 }
 
-func (s sha) block() int { return 16 * s.word }
+func (s sha) blockSize() int { return 16 * s.word }
 
 func main() {
-	wide := sha{
+	sha512 := sha{
 		word: 8, rounds: 80,
 		big0: [3]uint64{28, 34, 39}, big1: [3]uint64{14, 18, 41},
 		small0: [3]uint64{1, 8, 7}, small1: [3]uint64{19, 61, 6},
 		constants: GLOBL("constants512", RODATA|NOPTR),
 	}
-	for i, k := range roots(wide.rounds) {
+	for i, k := range roundConstants(sha512.rounds) {
 		DATA(8*i, U64(k))
 	}
-	wide.swap = byteOrder("swap512", wide.word)
-	narrow := sha{
+	sha512.swap = byteOrder("swap512", sha512.word)
+	sha256 := sha{
 		word: 4, rounds: 64,
 		big0: [3]uint64{2, 13, 22}, big1: [3]uint64{6, 11, 25},
 		small0: [3]uint64{7, 18, 3}, small1: [3]uint64{17, 19, 10},
 		constants: GLOBL("constants256", RODATA|NOPTR),
 	}
-	for i, k := range roots(narrow.rounds) {
+	for i, k := range roundConstants(sha256.rounds) {
 		DATA(4*i, U32(k>>32))
 	}
-	narrow.swap = byteOrder("swap256", narrow.word)
-	avx512(wide, 8)
-	avx512(narrow, 16)
-	avx2(wide)
+	sha256.swap = byteOrder("swap256", sha256.word)
+	writeAVX512(sha512, 8)
+	writeAVX512(sha256, 16)
+	writeAVX2(sha512)
 	Generate()
 }
 
-// byteOrder is the VPSHUFB pattern that turns the big-endian words of a message into the machine's.
+// byteOrder returns the VPSHUFB pattern that converts the big-endian words of a message to the CPU's byte order.
 func byteOrder(name string, word int) Mem {
 	pattern := GLOBL(name, RODATA|NOPTR)
 	for i := range 64 {
@@ -69,16 +70,16 @@ func byteOrder(name string, word int) Mem {
 	return pattern
 }
 
-// arguments are what all kernels take, in registers.
+// arguments are the registers of a kernel's arguments.
 type arguments struct {
 	state, messages, blocks, offset, constants, last Register
 }
 
-// begin starts a kernel and the loop over its blocks.
-func begin(name string, lanes int, needs string, s sha) arguments {
+// beginKernel starts a kernel and its loop over the blocks.
+func beginKernel(name string, lanes int, needs string, s sha) arguments {
 	TEXT(name, NOSPLIT, "func(state *[512]byte, messages *[16]*byte, blocks int)")
-	Doc(fmt.Sprintf("%s hashes so many blocks of %d bytes of the first %d messages. It needs %s.",
-		name, s.block(), lanes, needs))
+	Doc(fmt.Sprintf("%s hashes the next blocks of %d bytes of the first %d messages. It needs %s.",
+		name, s.blockSize(), lanes, needs))
 	Pragma("noescape")
 	a := arguments{
 		state:     Load(Param("state"), RAX).(Register),
@@ -93,9 +94,9 @@ func begin(name string, lanes int, needs string, s sha) arguments {
 	return a
 }
 
-// all writes the rounds: a loop of 16, whose schedule prepares the next 16, and the last 16. The loop keeps the code
-// small; 16 is what brings both the state and the schedule back to the registers they had before.
-func (a arguments) all(s sha, round func(t int, k Mem, schedule bool)) {
+// writeRounds writes the rounds: a loop of 16, whose schedule prepares the next 16, and the last 16. The loop keeps
+// the code small. After 16 rounds the state and the schedule are in the same registers again.
+func (a arguments) writeRounds(s sha, round func(t int, k Mem, schedule bool)) {
 	LEAQ(s.constants, a.constants)
 	Label("rounds")
 	for t := range 16 {
@@ -109,23 +110,23 @@ func (a arguments) all(s sha, round func(t int, k Mem, schedule bool)) {
 	}
 }
 
-// end ends the loop and the kernel.
-func end(a arguments, s sha) {
-	ADDQ(U32(s.block()), a.offset)
+// endKernel ends the loop and the kernel.
+func endKernel(a arguments, s sha) {
+	ADDQ(U32(s.blockSize()), a.offset)
 	DECQ(a.blocks)
 	JNZ(LabelRef("block"))
 	VZEROUPPER()
 	RET()
 }
 
-// at is the message of a lane, some bytes into the current block; p is a register to use.
-func (a arguments) at(p Register, lane, disp int) Mem {
+// blockOf returns the address of a lane's current block, plus disp. It overwrites p.
+func (a arguments) blockOf(p Register, lane, disp int) Mem {
 	MOVQ(Mem{Base: a.messages, Disp: 8 * lane}, p)
 	return Mem{Base: p, Index: a.offset, Scale: 1, Disp: disp}
 }
 
-// turn renames the words of the state for round t, which is all that moving them along takes.
-func turn(v []VecPhysical, t int) []VecPhysical {
+// rotateState returns the registers of the state in round t. Renaming replaces moving the words.
+func rotateState(v []VecPhysical, t int) []VecPhysical {
 	t %= 8
 	return append(append([]VecPhysical{}, v[8-t:]...), v[:8-t]...)
 }

@@ -2,9 +2,9 @@ package main
 
 import "math/big"
 
-// roots are the constants of SHA-512: the first 64 bits of the fractions of the cube roots of the first n primes.
-// Those of SHA-256 are their first 32 bits (FIPS 180-4, 4.2).
-func roots(n int) []uint64 {
+// roundConstants returns the constants of SHA-512: the first 64 bits of the fractional parts of the cube roots of the
+// first n primes. Those of SHA-256 are their first 32 bits (FIPS 180-4, 4.2).
+func roundConstants(n int) []uint64 {
 	var all []uint64
 	for p := int64(2); len(all) < n; p++ {
 		if big.NewInt(p).ProbablyPrime(0) {
@@ -14,7 +14,7 @@ func roots(n int) []uint64 {
 	return all
 }
 
-// cubeRoot is the fraction of the cube root of p, times 2^64, found bit by bit.
+// cubeRoot returns the fractional part of the cube root of p, times 2^64, found bit by bit.
 func cubeRoot(p int64) uint64 {
 	want := new(big.Int).Lsh(big.NewInt(p), 3*64)
 	root, cube := new(big.Int), new(big.Int)
