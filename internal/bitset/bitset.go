@@ -1,4 +1,4 @@
-// Package bitset is a fixed number of bits that many goroutines read and change without a lock.
+// Package bitset implements a fixed-size set of bits that goroutines read and change without a lock.
 package bitset
 
 import (
@@ -6,35 +6,35 @@ import (
 	"sync/atomic"
 )
 
-// Set is a set of the numbers from 0 up to a length. Safe for concurrent use; each method is atomic for each
-// bit, and none for several.
+// Set is a set of the numbers from 0 up to a length. Safe for concurrent use. Each change of a bit is atomic, but a
+// method that handles several bits does not see or make all changes at once.
 type Set struct {
 	words []atomic.Uint64
 	n     int
 }
 
-// New is the empty set of numbers below n.
+// New returns an empty set of the numbers below n.
 func New(n int) *Set { return &Set{make([]atomic.Uint64, (n+63)/64), n} }
 
-// Len is the length that New was given.
+// Len returns the length passed to New.
 func (s *Set) Len() int { return s.n }
 
-// Has says whether i is in the set.
+// Has reports whether i is in the set.
 func (s *Set) Has(i int) bool { return s.words[i/64].Load()>>(i%64)&1 != 0 }
 
-// Add puts i in, and says whether it was not there before.
+// Add adds i, and reports whether it was missing before.
 func (s *Set) Add(i int) bool {
 	bit := uint64(1) << (i % 64)
 	return s.words[i/64].Or(bit)&bit == 0
 }
 
-// Remove takes i out, and says whether it was there.
+// Remove removes i, and reports whether it was in the set.
 func (s *Set) Remove(i int) bool {
 	bit := uint64(1) << (i % 64)
 	return s.words[i/64].And(^bit)&bit != 0
 }
 
-// Every says whether all of lo up to but not including hi are in the set.
+// Every reports whether all numbers in [lo, hi) are in the set.
 func (s *Set) Every(lo, hi int) bool {
 	for i := lo; i < hi; i++ {
 		if !s.Has(i) {
@@ -44,7 +44,7 @@ func (s *Set) Every(lo, hi int) bool {
 	return true
 }
 
-// Count is how many numbers are in the set.
+// Count returns the number of numbers in the set.
 func (s *Set) Count() (n int) {
 	for i := range s.words {
 		n += bits.OnesCount64(s.words[i].Load())
@@ -52,7 +52,7 @@ func (s *Set) Count() (n int) {
 	return n
 }
 
-// AppendTo appends the set as bytes, eight numbers each, the lowest in the lowest bit.
+// AppendTo appends the set as bytes of eight numbers each. The lowest number is in the lowest bit of the first byte.
 func (s *Set) AppendTo(p []byte) []byte {
 	for i := range s.words {
 		w := s.words[i].Load()
@@ -63,7 +63,8 @@ func (s *Set) AppendTo(p []byte) []byte {
 	return p
 }
 
-// Load makes the set what AppendTo has written; p has a bit for each number, and none besides.
+// Load replaces the set by one that AppendTo encoded. p must have a bit for each number of the set, and no other bit
+// set.
 func (s *Set) Load(p []byte) {
 	for i := range s.words {
 		var w uint64

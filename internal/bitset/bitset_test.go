@@ -11,21 +11,21 @@ func TestSet(t *testing.T) {
 		s := New(n)
 		for i := 0; i < n; i += 3 {
 			if s.Has(i) || !s.Add(i) || s.Add(i) || !s.Has(i) {
-				t.Errorf("of %d: Add(%d) or Has is wrong", n, i)
+				t.Errorf("length %d: Add(%d) or Has is wrong", n, i)
 			}
 		}
 		p := s.AppendTo(nil)
 		if len(p) != (n+7)/8 || s.Count() != (n+2)/3 || s.Len() != n {
-			t.Errorf("of %d: %d bytes, %d numbers", n, len(p), s.Count())
+			t.Errorf("length %d: %d bytes, %d numbers in the set", n, len(p), s.Count())
 		}
 		back := New(n)
 		back.Load(p)
 		if !bytes.Equal(back.AppendTo(nil), p) {
-			t.Errorf("of %d: Load(AppendTo) is another set", n)
+			t.Errorf("length %d: Load(AppendTo) gives another set", n)
 		}
 		for i := range n {
 			if back.Has(i) != (i%3 == 0) || back.Remove(i) != (i%3 == 0) || back.Has(i) {
-				t.Errorf("of %d: Has or Remove(%d) is wrong", n, i)
+				t.Errorf("length %d: Has or Remove(%d) is wrong", n, i)
 			}
 		}
 	}
@@ -46,7 +46,7 @@ func TestEvery(t *testing.T) {
 	}
 }
 
-// TestConcurrent: of all who add a number at the same time, one is told that it is new.
+// TestConcurrent checks that of concurrent calls of Add with a number exactly one returns true.
 func TestConcurrent(t *testing.T) {
 	s := New(640)
 	var wg sync.WaitGroup
@@ -66,6 +66,6 @@ func TestConcurrent(t *testing.T) {
 		sum += n
 	}
 	if sum != 640 || s.Count() != 640 {
-		t.Errorf("%d were new, %d are in, want 640", sum, s.Count())
+		t.Errorf("Add returned true %d times and the set has %d numbers, want 640", sum, s.Count())
 	}
 }

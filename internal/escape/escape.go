@@ -1,11 +1,11 @@
-// Package escape parts texts at a separator that the parts may contain too. A backslash before the separator makes it
-// an ordinary character, and backslashes that stand directly before a separator are doubled. All other backslashes
-// are ordinary characters, so that a path without the separator is written as it is.
+// Package escape splits texts at a separator that the parts may contain too. A backslash before the separator makes
+// it an ordinary character, and backslashes directly before a separator are doubled. All other backslashes are
+// ordinary characters, so a path without the separator is written unchanged.
 package escape
 
 import "strings"
 
-// Separators returns the offsets of the separators in text that no backslash makes ordinary.
+// Separators returns the offsets of the unescaped separators in text.
 func Separators(text string, separator byte) (offsets []int) {
 	backslashes := 0 // directly before i
 	for i := range len(text) {
@@ -21,13 +21,13 @@ func Separators(text string, separator byte) (offsets []int) {
 	return offsets
 }
 
-// Cut returns what stands before and behind the separator at an offset, without their backslashes.
-func Cut(text string, separator byte, offset int) (before, behind string) {
+// Cut returns the unescaped texts before and after the separator at an offset.
+func Cut(text string, separator byte, offset int) (before, after string) {
 	before = Unescape(text[:offset+1], separator)
 	return before[:len(before)-1], Unescape(text[offset+1:], separator)
 }
 
-// Split returns the parts of text between its separators, without their backslashes.
+// Split returns the unescaped parts of text between its separators.
 func Split(text string, separator byte) (parts []string) {
 	begin := 0
 	for _, offset := range Separators(text, separator) {
@@ -37,7 +37,7 @@ func Split(text string, separator byte) (parts []string) {
 	return append(parts, Unescape(text[begin:], separator))
 }
 
-// Unescape returns text without the backslashes that make its separators ordinary.
+// Unescape returns text with the escaping of its separators removed.
 func Unescape(text string, separator byte) string {
 	var out strings.Builder
 	for text != "" {

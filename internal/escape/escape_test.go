@@ -34,21 +34,21 @@ func TestCut(t *testing.T) {
 		t.Fatalf("Separators(%q) = %v, want %v", text, offsets, want)
 	}
 	for offset, want := range map[int][2]string{4: {"a#b", "c#d#e"}, 9: {"a#b#c#d", "e"}} {
-		if before, behind := escape.Cut(text, '#', offset); before != want[0] || behind != want[1] {
-			t.Errorf("Cut at %d = %q, %q; want %q", offset, before, behind, want)
+		if before, after := escape.Cut(text, '#', offset); before != want[0] || after != want[1] {
+			t.Errorf("Cut at %d = %q, %q; want %q", offset, before, after, want)
 		}
 	}
 }
 
-// FuzzEscape: any parts can be written.
+// FuzzEscape checks that Split returns any two parts that were escaped.
 func FuzzEscape(f *testing.F) {
 	f.Add(`a|b`, `c\`)
 	f.Add(`\\|`, `|`)
 	f.Fuzz(func(t *testing.T, a, b string) {
 		if strings.HasSuffix(a, `\`) {
-			a += "." // a backslash at a part's end is doubled by hand
+			a += "." // backslashes at the end of a part must be doubled too, which the expression below does not do
 		}
-		escaped := regexp.MustCompile(`(\\*)\|`) // the backslashes before a separator are doubled, and it gets one
+		escaped := regexp.MustCompile(`(\\*)\|`) // doubles the backslashes before a separator, and escapes it
 		text := escaped.ReplaceAllString(a, `$1$1\|`) + "|" + escaped.ReplaceAllString(b, `$1$1\|`)
 		if got := escape.Split(text, '|'); !slices.Equal(got, []string{a, b}) {
 			t.Errorf("Split(%q) = %q, want %q and %q", text, got, a, b)

@@ -1,4 +1,4 @@
-// Package plaintext makes texts that people read: of texts from outside, and of numbers.
+// Package plaintext formats untrusted texts and numbers for people.
 package plaintext
 
 import (
@@ -7,7 +7,7 @@ import (
 	"unicode"
 )
 
-// Percent returns how much of whole part is.
+// Percent returns the share of part in whole, as in "12.3 %", or "-" if whole is 0.
 func Percent(part, whole int64) string {
 	if whole == 0 {
 		return "-"
@@ -15,8 +15,9 @@ func Percent(part, whole int64) string {
 	return fmt.Sprintf("%.1f %%", 100*float64(part)/float64(whole))
 }
 
-// Clean returns what can be shown of a text on one line: no control characters, none that change the direction of the
-// text around it, and no more than limit characters. White space becomes a blank.
+// Clean returns a text for display on one line. White space becomes a space. Unprintable characters, such as control
+// characters and those that change the direction of text, become U+FFFD. After limit characters the text ends with an
+// ellipsis.
 func Clean(text string, limit int) string {
 	var b strings.Builder
 	n := 0
