@@ -7,7 +7,7 @@ import (
 )
 
 const (
-	fillDelay = 25 * time.Millisecond // how long Fill may delay a demand fetch
+	fillDelay = 25 * time.Millisecond // limit of the delay of a demand fetch by Fill
 	fullPause = 10 * time.Second      // between two checks of a disk without room
 	logEvery  = 256                   // chunks between two checks of the progress, which count the missing chunks
 )

@@ -5,11 +5,12 @@ const (
 	minOutcomes   = 6  // outcomes that isUseful needs to reject a profile
 )
 
-// hitHistory judges a profile by the latest outcomes. The first read of a chunk that was prefetched for the profile is a
-// hit. A read that blocks on a chunk that the profile lacks is a miss. hitHistory is pure. The zero value is ready.
+// hitHistory judges a profile by the latest outcomes. The first read of a chunk that was prefetched for the profile
+// is a hit. A read that misses a chunk is a miss, if the profile lacks the chunk or is far from prefetching it.
+// hitHistory is pure. The zero value is ready.
 type hitHistory struct {
 	outcomes uint32 // one bit each, the latest in the lowest bit; 1 is a hit
-	count    int    // of the outcomes
+	count    int    // number of outcomes, at most historyLength
 }
 
 func (h *hitHistory) addOutcome(hit bool) {

@@ -1,9 +1,9 @@
 package view
 
 const (
-	minNeighbours   = 64 << 10  // bytes; a smaller window would hold less than one chunk
-	maxNeighbours   = 768 << 10 // limit of the window in bytes, on any link
-	leastNeighbours = 384 << 10 // limit of the window in bytes, on a link with a small product
+	minWindow       = 64 << 10  // bytes; a smaller window would hold less than one chunk
+	maxWindow       = 768 << 10 // limit of the window in bytes, on any link
+	minWindowLimit  = 384 << 10 // limit of the window in bytes, on a link with a small product
 	neighbourCredit = 2 << 20   // bytes of neighbours that count as read at the start
 	halvingMisses   = 4         // concurrent demand fetches that halve the window
 )
@@ -22,10 +22,10 @@ func newNeighbourPolicy() neighbourPolicy {
 // windowSize returns how many bytes of neighbours to prefetch. product is the link's bandwidth-delay product in bytes,
 // and others the number of other demand fetches in flight.
 func (p *neighbourPolicy) windowSize(product int64, others int) int64 {
-	most := min(max(product, leastNeighbours), maxNeighbours) * halvingMisses / int64(halvingMisses+max(others, 0))
+	most := min(max(product, minWindowLimit), maxWindow) * halvingMisses / int64(halvingMisses+max(others, 0))
 	share := float64(p.used) / float64(p.issued)
 	switch n := int64(float64(most) * share); {
-	case share < 0.1 || n < minNeighbours:
+	case share < 0.1 || n < minWindow:
 		return 0
 	default:
 		return n

@@ -9,11 +9,12 @@ import (
 )
 
 const (
-	// unprovenDelay is how long the prefetch of a profile may delay a demand fetch, before the profile is proven useful.
+	// unprovenDelay limits the delay of a demand fetch by a profile that is not proven useful yet.
 	unprovenDelay = 10 * time.Millisecond
-	// provenDelay is the same for a proven profile.
+	// provenDelay is the same for a profile that is proven useful.
 	provenDelay = 50 * time.Millisecond
-	// missTolerance is in chunks. A miss that is at most so far past the profile's fetch position does not count.
+	// missTolerance is a number of chunks. A miss that is at most this far past the profile's fetch position does not
+	// count.
 	missTolerance = 256
 )
 

@@ -25,7 +25,7 @@ type Disk interface {
 	Read(p []byte, off int64, lo, hi int) bool
 	// Wants reports whether chunk i is missing and the disk would keep it.
 	Wants(i int) bool
-	// Queued reports whether chunk i is queued to be written.
+	// Queued reports whether chunk i is queued or being written.
 	Queued(i int) bool
 	// Pin makes chunk i one of the last to be evicted.
 	Pin(i int)
@@ -43,7 +43,7 @@ type Options struct {
 	Name   string        // for error messages and the log
 	Disk   Disk          // disk cache of the image; may be nil
 	Around bool          // prefetch the neighbours of a missed chunk
-	Hold   time.Duration // how long a read blocks and retries while the store is unavailable; 0 fails at once
+	Hold   time.Duration // time limit of a read's retries while the store is unavailable; 0 fails at once
 	Record *Recorder     // records the first read of each chunk; may be nil
 	Log    *slog.Logger  // for the progress of Fill; nil logs nothing
 }
@@ -310,7 +310,7 @@ func (v *Image) Cached(off, n int64) iter.Seq2[int64, bool] {
 	return func(yield func(int64, bool) bool) {
 		run, cached := int64(0), false
 		for i, length := range v.chunkParts(off, n) {
-			is := v.isCached(i)
+			is := v.index.IsZero(i) || v.disk != nil && v.disk.Has(i) || v.chunks.InMemory(v.index.At(i))
 			if is != cached && run > 0 {
 				if !yield(run, cached) {
 					return
@@ -323,10 +323,6 @@ func (v *Image) Cached(off, n int64) iter.Seq2[int64, bool] {
 			yield(run, cached)
 		}
 	}
-}
-
-func (v *Image) isCached(i int) bool {
-	return v.index.IsZero(i) || v.disk != nil && v.disk.Has(i) || v.chunks.InMemory(v.index.At(i))
 }
 
 // chunkParts yields the chunks that hold the n bytes at off, and how many of the bytes each chunk holds.

@@ -160,19 +160,13 @@ func encodeCells(cells []amounts) string {
 		if i > 0 {
 			text = append(text, ',')
 		}
-		text = cells[i].appendTo(text)
-	}
-	return string(text)
-}
-
-func (a *amounts) appendTo(text []byte) []byte {
-	all := a.presentClasses()
-	sum := float64(a.sum())
-	for _, k := range all {
-		text = append(text, 'a'+byte(k))
-		if len(all) > 1 {
-			text = strconv.AppendInt(text, int64(100*float64(a[k])/sum), 10)
+		all, sum := cells[i].presentClasses(), float64(cells[i].sum())
+		for _, k := range all {
+			text = append(text, 'a'+byte(k))
+			if len(all) > 1 {
+				text = strconv.AppendInt(text, int64(100*float64(cells[i][k])/sum), 10)
+			}
 		}
 	}
-	return text
+	return string(text)
 }

@@ -136,18 +136,14 @@ func (b *batch) isFasterAlone() bool {
 	for i := range b.width {
 		if l := &b.lanes[i]; l.live {
 			alone += len(b.messages[l.message]) + b.blockSize()
-			longest = max(longest, b.bytesLeft(l))
+			left := len(l.rest)
+			if !l.last {
+				left += b.blockSize() // the padded end
+			}
+			longest = max(longest, left)
 		}
 	}
 	return 10*alone < b.laneCost*longest
-}
-
-// bytesLeft returns how many bytes a lane has still to hash, in whole blocks.
-func (b *batch) bytesLeft(l *lane) int {
-	if l.last {
-		return len(l.rest)
-	}
-	return len(l.rest) + b.blockSize()
 }
 
 func (b *batch) sumRemaining(emit func(i int, sum [32]byte)) {

@@ -43,7 +43,7 @@ const ForEver = time.Duration(1<<63 - 1)
 type ClientOptions struct {
 	Name     string        // name of the image, for the log
 	Disk     Disk          // disk cache of the image; may be nil
-	Hold     time.Duration // how long a read blocks and retries while the store is unavailable; 0 fails at once
+	Hold     time.Duration // time limit of a read's retries while the store is unavailable; 0 fails at once
 	Observer Observer
 }
 

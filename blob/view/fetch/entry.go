@@ -149,9 +149,6 @@ func (e *Entry) addWaiters(n int32, retries bool) {
 	}
 }
 
-// setLastError sets the store's error, before the fetch is retried.
-func (e *Entry) setLastError(err error) { e.lastErr.Store(&err) }
-
 // lastError returns the store's last error, or nil.
 func (e *Entry) lastError() error {
 	if err := e.lastErr.Load(); err != nil {

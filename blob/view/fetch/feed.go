@@ -26,7 +26,7 @@ type Feed interface {
 
 // Budget limits the use of a source by a feed.
 type Budget struct {
-	Delay time.Duration // how long the feed's fetches may delay a demand fetch
+	Delay time.Duration // limit of the delay of a demand fetch by the feed's fetches
 	Idle  bool          // fetch only while no demand fetch is in flight, nor was in the last 100 ms
 	Alone bool          // fetch only while no other fetch is in flight
 	Pause time.Duration // fetch nothing for this time

@@ -28,7 +28,7 @@ const (
 	diskSlots  = 16                     // limit of concurrent reads from disk
 	idleAfter  = 100 * time.Millisecond // time after the last demand fetch until a source counts as idle
 	slowFetch  = 2 * time.Second        // time after which a fetch that reads wait for is slow, and logged
-	queueDelay = 50 * time.Millisecond  // how long prefetches without a feed may delay a demand fetch
+	queueDelay = 50 * time.Millisecond  // limit of the delay of a demand fetch by prefetches without a feed
 )
 
 // errNotOnDisk means that a chunk is missing on disk, or damaged.
@@ -188,7 +188,7 @@ func (s *Source) fetchChunk(ctx context.Context, e *Entry, data []byte) (origin,
 		if err == nil || !errors.Is(err, store.ErrUnavailable) {
 			return fromStore, err
 		}
-		if e.setLastError(err); e.retrying.Load() == 0 {
+		if e.lastErr.Store(&err); e.retrying.Load() == 0 {
 			return fromStore, err
 		}
 		wait := backoff.Wait(n)
