@@ -46,7 +46,7 @@ func (p *neighbourPolicy) notePrefetch(n int64) {
 func (p *neighbourPolicy) noteHit(n int64) { p.used = min(p.used+n, p.issued) }
 
 // splitWindow places a window around the missed bytes [lo, hi) of an image of the given size: a quarter before them, and
-// the rest behind them, where reads are likely to continue.
+// the rest after them, where reads are likely to continue.
 func splitWindow(lo, hi, window, size int64) (from, to int64) {
 	before := window / 4
 	return max(lo-before, 0), min(hi+window-before, size)

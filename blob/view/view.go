@@ -243,7 +243,7 @@ func (v *Image) noteRead(lo, hi int) {
 	}
 }
 
-// notePrefetchHits records the first read of prefetched chunks, and continues the read-ahead behind them. There is no
+// notePrefetchHits records the first read of prefetched chunks, and continues the read-ahead after them. There is no
 // read-ahead if one of them was prefetched for the profile, which predicts the next reads better.
 func (v *Image) notePrefetchHits(lo, hi int) {
 	profiled := false

@@ -11,7 +11,7 @@ import (
 )
 
 const (
-	maxDonors     = 8        // limit of the closed images whose files stay open for Copy
+	maxDonors     = 8        // limit of the donors, whose files are kept open
 	maxDonorIndex = 64 << 20 // limit of the size of a donor's index in bytes
 )
 

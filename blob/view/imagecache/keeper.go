@@ -5,7 +5,7 @@ import "time"
 const (
 	batchBytes   = 16 << 20    // bytes written between two flushes
 	unflushedMax = 40 << 20    // limit of the written and unflushed bytes; a crash loses them and the queue
-	batchTime    = time.Second // the longest time between two flushes
+	batchTime    = time.Second // a flush starts at least this often, unless one is running
 	evictEvery   = 16          // in batchTime; between two checks of the limit while this process writes nothing
 )
 
