@@ -12,8 +12,8 @@ const (
 	maxAhead      = 4 << 20   // limit of the read-ahead in bytes on any link
 )
 
-// readAhead detects sequential reads and plans their read-ahead. It sees each ReadAt, and each first read of prefetched
-// chunks, so the next read-ahead begins before the reader reaches the end of the last one.
+// readAhead detects sequential reads and plans their read-ahead. It sees each ReadAt, and each first read of
+// prefetched chunks, so the next read-ahead begins before the reader reaches the end of the last one.
 type readAhead struct {
 	index *blob.Index
 	most  int64 // limit of the read-ahead in bytes, on any link
@@ -30,8 +30,8 @@ type stream struct {
 	window int64 // bytes to read ahead; 0 before the second read
 }
 
-// noteRead records a read of n > 0 bytes at off. It returns the range to read ahead, of at most limit bytes; if from is
-// not less than to, the range is empty.
+// noteRead records a read of n > 0 bytes at off. It returns the range to read ahead, of at most limit bytes; if from
+// is not less than to, the range is empty.
 func (a *readAhead) noteRead(off, n, limit int64) (from, to int64) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -55,8 +55,8 @@ func (a *readAhead) noteRead(off, n, limit int64) (from, to int64) {
 	return from, to
 }
 
-// findStream returns the stream that a read at off continues, or nil. Requests of one reader may arrive out of order, so
-// a read may also begin up to a window before the furthest read.
+// findStream returns the stream that a read at off continues, or nil. Requests of one reader may arrive out of order,
+// so a read may also begin up to a window before the furthest read.
 func (a *readAhead) findStream(off int64) *stream {
 	for i := range a.streams {
 		if s := &a.streams[i]; s.last-s.window < off && off <= s.ahead {

@@ -45,7 +45,8 @@ func readsAhead(t *testing.T, chunks, size int64) readAhead {
 	return readAhead{index: b.Index(), most: 512 << 10}
 }
 
-// TestReadAheadRanges checks the read-ahead of each read of several sequences, with reads of 4 KiB and chunks of 64 KiB.
+// TestReadAheadRanges checks the read-ahead of each read of several sequences, with reads of 4 KiB and chunks of 64
+// KiB.
 func TestReadAheadRanges(t *testing.T) {
 	const kib, mib = 1 << 10, 1 << 20
 	type step struct{ off, from, to int64 }
@@ -85,8 +86,8 @@ type wideLink struct{}
 func (wideLink) Product() int64             { return maxAhead }
 func (wideLink) Budget(time.Duration) int64 { return 4 * maxAhead }
 
-// TestReadAhead checks that sequential reads block on few fetches and fetch each chunk once. Random reads fetch one chunk
-// each.
+// TestReadAhead checks that sequential reads block on few fetches and fetch each chunk once. Random reads fetch one
+// chunk each.
 func TestReadAhead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		image := testimages.Random(1, 4<<20)

@@ -67,8 +67,8 @@ func (k *diskView) close(t testing.TB) {
 	}
 }
 
-// TestDiskServes checks that chunks are fetched once. After a restart with an empty store all reads succeed from disk,
-// and ReadResident too.
+// TestDiskServes checks that chunks are fetched once. After a restart with an empty store all reads succeed from
+// disk, and ReadResident too.
 func TestDiskServes(t *testing.T) {
 	image := mixed()
 	x, path := index(t, image), t.TempDir()
@@ -89,7 +89,8 @@ func TestDiskServes(t *testing.T) {
 	}
 }
 
-// TestDamagedDisk checks that after an unclean stop no damaged byte is served, and only damaged chunks are fetched again.
+// TestDamagedDisk checks that after an unclean stop no damaged byte is served, and only damaged chunks are fetched
+// again.
 func TestDamagedDisk(t *testing.T) {
 	image, x, path := damaged(t, 10, 200_000, 350_000) // the last one in zeros
 	from := newOrigin(t, image)
@@ -105,7 +106,8 @@ func TestDamagedDisk(t *testing.T) {
 	}
 }
 
-// damaged returns an image and the path of a disk cache that holds all of it, with damaged bytes at the given offsets.
+// damaged returns an image and the path of a disk cache that holds all of it, with damaged bytes at the given
+// offsets.
 func damaged(t testing.TB, offsets ...int64) (image []byte, x *blob.Index, path string) {
 	t.Helper()
 	image, path = mixed(), t.TempDir()
@@ -260,8 +262,8 @@ func firstChunks(n int) []int {
 	return list
 }
 
-// TestHold checks that a read blocks while the store is unavailable, succeeds when it recovers, and is logged at once.
-// After Hold the read fails, and the next read asks the store again.
+// TestHold checks that a read blocks while the store is unavailable, succeeds when it recovers, and is logged at
+// once. After Hold the read fails, and the next read asks the store again.
 func TestHold(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		image := testimages.Random(1, 100_000)

@@ -4,7 +4,8 @@ import (
 	"testing"
 )
 
-// TestNeighbourPolicy checks that the window depends on the link, the share of hits and the concurrent demand fetches.
+// TestNeighbourPolicy checks that the window depends on the link, the share of hits and the concurrent demand
+// fetches.
 func TestNeighbourPolicy(t *testing.T) {
 	const kib = 1 << 10
 	for _, c := range []struct {

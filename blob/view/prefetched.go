@@ -9,8 +9,9 @@ import (
 	"cairn/internal/bitset"
 )
 
-// prefetchTracker tracks the prefetched chunks, and the reason of each prefetch, until the chunks are read. The hits and
-// misses adjust the prefetch of neighbours and of the profile. It implements fetch.Observer. Safe for concurrent use.
+// prefetchTracker tracks the prefetched chunks, and the reason of each prefetch, until the chunks are read. The hits
+// and misses adjust the prefetch of neighbours and of the profile. It implements fetch.Observer. Safe for concurrent
+// use.
 type prefetchTracker struct {
 	index   *blob.Index
 	profile profileFeed

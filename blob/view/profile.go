@@ -18,8 +18,8 @@ const (
 	missTolerance = 256
 )
 
-// profileFeed is the fetch.Feed of the chunks that Follow was given, with the history of their hits and misses. The zero
-// value is empty. Safe for concurrent use.
+// profileFeed is the fetch.Feed of the chunks that Follow was given, with the history of their hits and misses. The
+// zero value is empty. Safe for concurrent use.
 type profileFeed struct {
 	disk Disk // may be nil
 
@@ -88,8 +88,8 @@ func (p *profileFeed) noteHit() {
 	p.history.addOutcome(true)
 }
 
-// noteMiss records that a read missed a chunk. It does not count if the profile has the chunk and is about to fetch it,
-// or has named it already.
+// noteMiss records that a read missed a chunk. It does not count if the profile has the chunk and is about to fetch
+// it, or has named it already.
 func (p *profileFeed) noteMiss(chunk int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

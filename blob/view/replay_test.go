@@ -232,8 +232,8 @@ func (b *boot) oneByOne(t *testing.T) (out outcome) {
 	return out
 }
 
-// TestBoot replays a recorded boot of a Debian system over a link of 20 ms and 100 Mbit/s, and compares how long reads
-// block with each kind of prefetch.
+// TestBoot replays a recorded boot of a Debian system over a link of 20 ms and 100 Mbit/s, and compares how long
+// reads block with each kind of prefetch.
 func TestBoot(t *testing.T) {
 	a, b := loadBoot(t, "debian-a"), loadBoot(t, "debian-b")
 	t.Logf("%d reads of %.1f MiB, %v between reads", len(b.trace.Reads), float64(b.trace.Bytes())/(1<<20), b.trace.Think())
@@ -282,7 +282,8 @@ func backwards(n int) []int {
 	return list
 }
 
-// TestProfileOfLastRelease checks that a release's profile covers most of the bytes that the next release's boot reads.
+// TestProfileOfLastRelease checks that a release's profile covers most of the bytes that the next release's boot
+// reads.
 func TestProfileOfLastRelease(t *testing.T) {
 	a, b := loadBoot(t, "debian-a"), loadBoot(t, "debian-b")
 	plan := a.profile().Plan(b.index)
@@ -350,8 +351,8 @@ func makeShape(t *testing.T, x *blob.Index, ids map[blob.Digest]int, dir string)
 	return s
 }
 
-// TestColdDepth checks that 64 concurrent reads of an uncached image reach nearly the rate of 64 concurrent requests to a
-// store with a latency of 20 ms, on a link whose bandwidth is no limit.
+// TestColdDepth checks that 64 concurrent reads of an uncached image reach nearly the rate of 64 concurrent requests
+// to a store with a latency of 20 ms, on a link whose bandwidth is no limit.
 func TestColdDepth(t *testing.T) {
 	b := loadBoot(t, "debian-b")
 	places := boottrace.Pages(b.index.Len(), func(i int) (int64, bool) { return b.index.At(i).Offset, b.index.IsZero(i) })[:2000]

@@ -1,7 +1,7 @@
-// Package view reads a remote image at any offset. A chunk is fetched on its first read, and kept in memory, and on disk
-// if there is an image cache. Chunks that are likely to be read next are prefetched: those ahead of sequential reads, the
-// neighbours of a missed chunk, the chunks of a boot profile, and on request all chunks. The package decides what to
-// fetch; blob/view/fetch does it. It does not know how the bytes are served.
+// Package view reads a remote image at any offset. A chunk is fetched on its first read, and kept in memory, and on
+// disk if there is an image cache. Chunks that are likely to be read next are prefetched: those ahead of sequential
+// reads, the neighbours of a missed chunk, the chunks of a boot profile, and on request all chunks. The package
+// decides what to fetch; blob/view/fetch does it. It does not know how the bytes are served.
 package view
 
 import (
@@ -18,8 +18,8 @@ import (
 // Disk is a disk cache of one image. It must be safe for concurrent use. *imagecache.File implements it.
 type Disk interface {
 	fetch.Disk
-	// ReadNow fills p with the bytes at off, which lie in the chunks [lo, hi). It reports false if a chunk is missing, or
-	// the read would block on the disk. It does not allocate.
+	// ReadNow fills p with the bytes at off, which lie in the chunks [lo, hi). It reports false if a chunk is
+	// missing, or the read would block on the disk. It does not allocate.
 	ReadNow(p []byte, off int64, lo, hi int) bool
 	// Read is like ReadNow, but blocks until the disk answers.
 	Read(p []byte, off int64, lo, hi int) bool
@@ -62,8 +62,8 @@ type Image struct {
 	count      counters
 }
 
-// New returns x's image, whose chunks come from source. The memory of the source's Cache limits the prefetches of all its
-// images.
+// New returns x's image, whose chunks come from source. The memory of the source's Cache limits the prefetches of all
+// its images.
 func New(x *blob.Index, source *fetch.Source, o Options) *Image {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
@@ -80,7 +80,8 @@ func New(x *blob.Index, source *fetch.Source, o Options) *Image {
 // Size returns the image's length in bytes.
 func (v *Image) Size() int64 { return v.index.Size() }
 
-// Close stops the prefetches of Follow and Fill, and closes the image's disk. Reads remain possible, without the disk.
+// Close stops the prefetches of Follow and Fill, and closes the image's disk. Reads remain possible, without the
+// disk.
 func (v *Image) Close() error {
 	v.chunks.StopFeeds()
 	if v.disk == nil {
@@ -104,10 +105,10 @@ func (v *Image) chunkRange(off, n int64) (lo, hi int) {
 	return lo, hi
 }
 
-// ReadAt fills p with the image's bytes at off. It fetches all missing chunks of the range at once, and prefetches the
-// following chunks if the reads are sequential, or else the neighbours of a missed chunk if Options ask for them. It
-// blocks until all bytes are available. It fails if the range is not within the image, ctx ends, or a fetch fails with an
-// error of store.Getter.
+// ReadAt fills p with the image's bytes at off. It fetches all missing chunks of the range at once, and prefetches
+// the following chunks if the reads are sequential, or else the neighbours of a missed chunk if Options ask for them.
+// It blocks until all bytes are available. It fails if the range is not within the image, ctx ends, or a fetch fails
+// with an error of store.Getter.
 func (v *Image) ReadAt(ctx context.Context, p []byte, off int64) error {
 	n := int64(len(p))
 	if err := v.checkRange(off, n); err != nil || n == 0 {
@@ -132,7 +133,8 @@ func (v *Image) ReadAt(ctx context.Context, p []byte, off int64) error {
 // readAheadLimit returns the largest read-ahead of a stream in bytes: twice the link's bandwidth-delay product.
 func (v *Image) readAheadLimit() int64 { return max(2*v.chunks.Product(), minAheadLimit) }
 
-// copyChunks fills p with the image's bytes at off. entries are those that Request returned for the chunks from lo on.
+// copyChunks fills p with the image's bytes at off. entries are those that Request returned for the chunks from lo
+// on.
 func (v *Image) copyChunks(ctx context.Context, p []byte, off int64, lo int, entries []*fetch.Entry) error {
 	hi := lo + len(entries)
 	for i := lo; i < hi; {
@@ -187,8 +189,8 @@ func (v *Image) copyChunk(ctx context.Context, p []byte, off int64, e *fetch.Ent
 	return nil
 }
 
-// ReadResident fills p like ReadAt if it need not block, and reports whether it did. It does not allocate, unless it is
-// the first read of a prefetched chunk.
+// ReadResident fills p like ReadAt if it need not block, and reports whether it did. It does not allocate, unless it
+// is the first read of a prefetched chunk.
 func (v *Image) ReadResident(p []byte, off int64) bool {
 	n := int64(len(p))
 	if v.checkRange(off, n) != nil {
@@ -274,8 +276,8 @@ func (v *Image) prefetchNeighbours(lo, hi int) {
 	v.prefetchRange(from, start, fetch.Neighbour)
 }
 
-// Prefetch starts to fetch the chunks of the n bytes at off, up to half of the memory, and returns at once. It fails if
-// the range is not within the image.
+// Prefetch starts to fetch the chunks of the n bytes at off, up to half of the memory, and returns at once. It fails
+// if the range is not within the image.
 func (v *Image) Prefetch(_ context.Context, off, n int64) error {
 	if err := v.checkRange(off, n); err != nil {
 		return err
@@ -292,8 +294,8 @@ func (v *Image) prefetchRange(off, end int64, p fetch.Priority) {
 	}
 }
 
-// Extents splits the n bytes at off at the chunks' boundaries. It yields the length of each part, and whether the index
-// says that the part is all zeros. The range must be within the image.
+// Extents splits the n bytes at off at the chunks' boundaries. It yields the length of each part, and whether the
+// index says that the part is all zeros. The range must be within the image.
 func (v *Image) Extents(off, n int64) iter.Seq2[int64, bool] {
 	return func(yield func(int64, bool) bool) {
 		for i, length := range v.chunkParts(off, n) {
@@ -304,8 +306,8 @@ func (v *Image) Extents(off, n int64) iter.Seq2[int64, bool] {
 	}
 }
 
-// Cached splits the n bytes at off into runs. It yields the length of each run, and whether it is cached: a read of zeros
-// or of chunks in memory or on disk does not need the store. The range must be within the image.
+// Cached splits the n bytes at off into runs. It yields the length of each run, and whether it is cached: a read of
+// zeros or of chunks in memory or on disk does not need the store. The range must be within the image.
 func (v *Image) Cached(off, n int64) iter.Seq2[int64, bool] {
 	return func(yield func(int64, bool) bool) {
 		run, cached := int64(0), false

@@ -295,8 +295,8 @@ func TestReadResident(t *testing.T) {
 	checkResident(t, v, image, 0, len(image))
 }
 
-// TestPrefetch checks that Prefetch returns at once, fetches each chunk of its range once, and never more than half of
-// the memory.
+// TestPrefetch checks that Prefetch returns at once, fetches each chunk of its range once, and never more than half
+// of the memory.
 func TestPrefetch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		image := testimages.Random(1, 1<<20)

@@ -1,12 +1,12 @@
-// Package imagecache keeps decompressed images on disk. Each image has a sparse file, and a map that lists the chunks in
-// the file. Every returned byte was verified against its chunk's digest, by this process or by one that closed the file
-// properly. After any other end each chunk is verified again before its first use. A full or failing disk loses cached
-// chunks, and fails no read. The package does not know stores. It uses pread and pwrite, so a bad sector is an error and
-// not a signal.
+// Package imagecache keeps decompressed images on disk. Each image has a sparse file, and a map that lists the chunks
+// in the file. Every returned byte was verified against its chunk's digest, by this process or by one that closed the
+// file properly. After any other end each chunk is verified again before its first use. A full or failing disk loses
+// cached chunks, and fails no read. The package does not know stores. It uses pread and pwrite, so a bad sector is an
+// error and not a signal.
 //
-// Offer queues a chunk. The keeper, one goroutine for each Dir, writes it. A flush, which runs beside the keeper, makes it
-// durable, and from then on it is proven. Only the keeper writes, punches, renames and closes open files, and it closes
-// them between flushes. The type chunks decides which chunks are proven.
+// Offer queues a chunk. The keeper, one goroutine for each Dir, writes it. A flush, which runs beside the keeper,
+// makes it durable, and from then on it is proven. Only the keeper writes, punches, renames and closes open files,
+// and it closes them between flushes. The type chunks decides which chunks are proven.
 //
 // The locks, outermost first:
 //
@@ -40,7 +40,7 @@ const Unlimited = -1
 
 // Options of a Dir.
 type Options struct {
-	Limit int64        // limit of all images in bytes on disk, or Unlimited; 0 is their size at Open plus half of the free space
+	Limit int64        // bytes on disk of all images, or Unlimited; 0 is their size at Open plus half the free space
 	Log   *slog.Logger // for failures of the disk and the end of them; nil logs nothing
 }
 

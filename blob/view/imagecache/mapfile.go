@@ -11,8 +11,8 @@ import (
 	"cairn/blob"
 )
 
-// The map lists the chunks in an image's file. It has two slots, which are written in turn, so a torn write leaves the
-// other slot valid. docs/format.md specifies every byte.
+// The map lists the chunks in an image's file. It has two slots, which are written in turn, so a torn write leaves
+// the other slot valid. docs/format.md specifies every byte.
 const (
 	mapMagic   = "cairnmap"
 	mapVersion = 1
