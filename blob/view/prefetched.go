@@ -18,8 +18,8 @@ type prefetchTracker struct {
 
 	unread      *bitset.Set  // prefetched chunks that were not read yet
 	unreadCount atomic.Int64 // size of unread
-	neighbours  *bitset.Set  // the subset of unread that was prefetched as neighbours
-	profiled    *bitset.Set  // the subset of unread that was prefetched for the profile
+	neighbours  *bitset.Set  // chunks that were prefetched as neighbours and not read since
+	profiled    *bitset.Set  // chunks that were prefetched for the profile and not read since
 
 	bytes, used atomic.Int64 // bytes that were prefetched, and those of them that were read
 
