@@ -53,75 +53,75 @@ func Copy(ctx context.Context, from store.Reader, to store.Bucket, o CopyOptions
 		return CopyReport{}, err
 	}
 	defer w.Close()
-	c := &copier{source: newSource(from, o.Algorithm), standIns: newSources(o.Else, o.Algorithm), to: to, writer: w, options: o}
-	if err := c.run(ctx, from); err != nil {
+	c := &copier{source: newSource(from, o.Algorithm), fallbacks: newSources(o.Else, o.Algorithm), to: to, writer: w, options: o}
+	if err := c.copyAll(ctx, from); err != nil {
 		return c.report, err
 	}
 	for _, x := range o.Indexes {
-		c.report.Whole = append(c.report.Whole, c.whole(x))
+		c.report.Whole = append(c.report.Whole, c.copiedAll(x))
 	}
 	return c.report, ctx.Err()
 }
 
 type copier struct {
 	source
-	standIns []source
-	down     atomic.Bool // the source is unavailable: only the fallback stores are asked
-	to       store.Bucket
-	writer   *store.Writer
-	options  CopyOptions
+	fallbacks []source
+	down      atomic.Bool // the source is unavailable: only the fallback stores are asked
+	to        store.Bucket
+	writer    *store.Writer
+	options   CopyOptions
 
 	mu       sync.Mutex // guards the fields below
 	report   CopyReport
-	findings []numbered // of the present stretch
+	findings []placedFinding // of the present batch
 	failed   map[blob.Digest]struct{}
 }
 
-func (c *copier) run(ctx context.Context, from store.Reader) error {
+func (c *copier) copyAll(ctx context.Context, from store.Reader) error {
 	if len(c.options.Indexes) > 0 {
 		c.failed = map[blob.Digest]struct{}{}
-		return c.chunks(ctx, wanted(c.options.Indexes), "")
+		return c.copyChunks(ctx, wantedChunks(c.options.Indexes), "")
 	}
 	l, err := listerOf(from)
 	if err != nil {
 		return err
 	}
-	for s, err := range shards(ctx, l) {
+	for s, err := range listShards(ctx, l) {
 		if err != nil {
 			return fmt.Errorf("listing %v: %w", from, err)
 		}
-		if err := c.chunks(ctx, preferred(s.objects), s.prefix); err != nil {
+		if err := c.copyChunks(ctx, preferredChunks(s.objects), s.prefix); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// preferred returns the chunks of objects, each in the form that readers prefer.
-func preferred(objects []object) series {
-	return listed(slices.CompactFunc(objects, func(a, b object) bool { return a.digest == b.digest }))
+// preferredChunks returns the chunks of objects, each in the form that readers prefer.
+func preferredChunks(objects []object) chunkList {
+	return listedChunks(slices.CompactFunc(objects, func(a, b object) bool { return a.digest == b.digest }))
 }
 
-// chunks copies the chunks of s, whose digests begin with prefix.
-func (c *copier) chunks(ctx context.Context, s series, prefix string) error {
+// copyChunks copies the chunks of s, whose digests begin with prefix.
+func (c *copier) copyChunks(ctx context.Context, s chunkList, prefix string) error {
 	if s.n == 0 {
 		return nil
 	}
 	held := store.TakeInventory(ctx, c.to, store.InventoryOptions{Chunks: int64(s.n), Prefix: prefix})
 	defer held.Close()
-	for lo := 0; lo < s.n; lo += stretch {
-		if err := c.stretch(ctx, s.part(lo, min(lo+stretch, s.n)), held); err != nil {
+	for lo := 0; lo < s.n; lo += batchSize {
+		if err := c.copyBatch(ctx, s.slice(lo, min(lo+batchSize, s.n)), held); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (c *copier) stretch(ctx context.Context, chunks []chunk, held store.Haser) error {
+func (c *copier) copyBatch(ctx context.Context, chunks []chunk, held store.Haser) error {
 	before := c.report
-	err := work(ctx, len(chunks), c.options.Workers, func() func(context.Context, int, int) error {
-		w := &copyWorker{copier: c, p: newProver(c.source), held: held}
-		return func(ctx context.Context, lo, hi int) error { return w.copy(ctx, chunks[lo:hi], lo) }
+	err := runWorkers(ctx, len(chunks), c.options.Workers, func() func(context.Context, int, int) error {
+		w := &copyWorker{copier: c, loader: newRunLoader(c.source), held: held}
+		return func(ctx context.Context, lo, hi int) error { return w.copyRun(ctx, chunks[lo:hi], lo) }
 	})
 	if err == nil {
 		err = c.writer.Commit(ctx)
@@ -140,7 +140,7 @@ func (c *copier) stretch(ctx context.Context, chunks []chunk, held store.Haser) 
 	return nil
 }
 
-func (c *copier) whole(x *blob.Index) bool {
+func (c *copier) copiedAll(x *blob.Index) bool {
 	for _, chunk := range x.All() {
 		if _, bad := c.failed[chunk.Digest]; bad {
 			return false
@@ -152,87 +152,87 @@ func (c *copier) whole(x *blob.Index) bool {
 // copyWorker is the state of one worker.
 type copyWorker struct {
 	*copier
-	p     *prover
-	held  store.Haser
-	lacks []chunk
-	at    []int
+	loader  *runLoader
+	held    store.Haser
+	lacking []chunk
+	places  []int
 }
 
-func (w *copyWorker) copy(ctx context.Context, chunks []chunk, at int) error {
-	w.lacks, w.at = w.lacks[:0], w.at[:0]
+func (w *copyWorker) copyRun(ctx context.Context, chunks []chunk, at int) error {
+	w.lacking, w.places = w.lacking[:0], w.places[:0]
 	for i, c := range chunks {
 		has, err := w.held.Has(ctx, c.digest)
 		if err != nil {
 			return fmt.Errorf("asking %v for chunk %v: %w", w.to, c.digest, err)
 		}
 		if has {
-			w.count(c, func(r *CopyReport) { r.Held++ })
+			w.countChunk(c, func(r *CopyReport) { r.Held++ })
 		} else {
-			w.lacks, w.at = append(w.lacks, c), append(w.at, at+i)
+			w.lacking, w.places = append(w.lacking, c), append(w.places, at+i)
 		}
 	}
-	if len(w.lacks) == 0 {
+	if len(w.lacking) == 0 {
 		return nil
 	}
-	errs, err := w.load(ctx)
+	errs, err := w.loadLacking(ctx)
 	if err != nil {
 		return err
 	}
-	for i, c := range w.lacks {
-		if err := w.put(ctx, c, w.at[i], errs[i], &w.p.raws[i]); err != nil {
+	for i, c := range w.lacking {
+		if err := w.putChunk(ctx, c, w.places[i], errs[i], &w.loader.raws[i]); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// load reads and verifies the chunks in lacks, and returns one error for each.
-func (w *copyWorker) load(ctx context.Context) (errs []error, err error) {
+// loadLacking reads and verifies the lacking chunks, and returns one error for each.
+func (w *copyWorker) loadLacking(ctx context.Context) (errs []error, err error) {
 	if w.down.Load() {
 		err = fmt.Errorf("reading %s: %w", w.name, store.ErrUnavailable)
 	} else {
-		errs, err = w.p.prove(ctx, w.lacks)
+		errs, err = w.loader.loadVerified(ctx, w.lacking)
 	}
-	if err != nil && (len(w.standIns) == 0 || ctx.Err() != nil) {
+	if err != nil && (len(w.fallbacks) == 0 || ctx.Err() != nil) {
 		return nil, err
 	}
 	if err != nil {
 		w.down.Store(true)
-		errs = slices.Repeat([]error{err}, len(w.lacks))
+		errs = slices.Repeat([]error{err}, len(w.lacking))
 	}
-	for i, c := range w.lacks {
+	for i, c := range w.lacking {
 		if errs[i] == nil {
 			continue
 		}
-		found, failed := loadAny(ctx, w.standIns, c, &w.p.raws[i])
+		found, failed := loadAny(ctx, w.fallbacks, c, &w.loader.raws[i])
 		switch {
 		case failed != nil:
 			return nil, failed
 		case found:
 			errs[i] = nil
-		case !known(errs[i]):
+		case !isChunkError(errs[i]):
 			return nil, errs[i]
 		}
 	}
 	return errs, nil
 }
 
-// put writes a chunk, or reports its error.
-func (w *copyWorker) put(ctx context.Context, c chunk, at int, err error, raw *store.Raw) error {
+// putChunk writes a chunk, or reports its error.
+func (w *copyWorker) putChunk(ctx context.Context, c chunk, at int, err error, raw *store.Raw) error {
 	if err != nil {
-		w.fail(c, numbered{at, Finding{Kind: kindOf(err, -1, int64(len(raw.Stored))), Name: c.name(), Why: err.Error()}})
+		w.recordFailure(c, placedFinding{at, Finding{Kind: kindOf(err, -1, int64(len(raw.Stored))), Name: c.name(), Why: err.Error()}})
 		return nil
 	}
 	stored, err := w.writer.PutRaw(ctx, c.digest, raw)
 	if err != nil {
 		return err
 	}
-	w.count(c, func(r *CopyReport) { r.Copied.count(stored) })
+	w.countChunk(c, func(r *CopyReport) { r.Copied.addChunk(stored) })
 	return nil
 }
 
-func (w *copyWorker) fail(c chunk, f numbered) {
-	w.count(c, func(r *CopyReport) {
+func (w *copyWorker) recordFailure(c chunk, f placedFinding) {
+	w.countChunk(c, func(r *CopyReport) {
 		w.findings = append(w.findings, f)
 		if w.failed != nil {
 			w.failed[c.digest] = struct{}{}
@@ -250,8 +250,8 @@ func (w *copyWorker) fail(c chunk, f numbered) {
 	})
 }
 
-// count changes the report by one chunk, and shows it.
-func (w *copyWorker) count(c chunk, change func(r *CopyReport)) {
+// countChunk changes the report by one chunk, and shows it.
+func (w *copyWorker) countChunk(c chunk, change func(r *CopyReport)) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.report.Wanted++

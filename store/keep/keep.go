@@ -34,7 +34,7 @@ type Kind string
 const (
 	Damaged  Kind = "damaged"  // its bytes do not match its name
 	Empty    Kind = "empty"    // it has no bytes, as after a power cut before the file was flushed
-	Missing  Kind = "missing"  // an index has it, and the store has not
+	Missing  Kind = "missing"  // an index names it, but the store lacks it
 	Unknown  Kind = "unknown"  // its compression cannot be decoded without knowing its size
 	Misnamed Kind = "misnamed" // it is named like a chunk but is in the wrong directory
 )
@@ -66,34 +66,34 @@ type Others struct {
 	First   []string `json:"first,omitempty"` // the first names, at most 10
 }
 
-// firsts limits the names in Others.First.
-const firsts = 10
+// maxFirst limits the names in Others.First.
+const maxFirst = 10
 
 func (o *Others) add(more Others) {
 	o.Objects += more.Objects
 	o.Bytes += more.Bytes
 	for _, name := range more.First {
-		if len(o.First) < firsts {
+		if len(o.First) < maxFirst {
 			o.First = append(o.First, name)
 		}
 	}
 }
 
-func (o *Others) count(object store.Object) {
+func (o *Others) countObject(object store.Object) {
 	o.add(Others{1, object.Size, []string{object.Name}})
 }
 
-// stretch is how many chunks are processed between two commits and marks.
-const stretch = 8192
+// batchSize is the number of chunks that are processed between two commits and marks.
+const batchSize = 8192
 
-// together is how many chunks a worker hashes at once, which is several times cheaper than one by
-// one.
-const together = 8
+// maxRun is the largest number of chunks that a worker hashes together, which is several times
+// cheaper than one by one.
+const maxRun = 8
 
-// work splits n things into runs of at most together and passes them to workers, until one fails.
-func work(ctx context.Context, n, workers int, worker func() func(ctx context.Context, lo, hi int) error) error {
+// runWorkers splits n items into runs of at most maxRun and passes them to workers, until one fails.
+func runWorkers(ctx context.Context, n, workers int, worker func() func(ctx context.Context, lo, hi int) error) error {
 	var next atomic.Int64
-	run := min(max(n/(4*max(workers, 1)), 1), together)
+	run := min(max(n/(4*max(workers, 1)), 1), maxRun)
 	group, groupCtx := errgroup.WithContext(ctx)
 	for range min(max(workers, 1), n) {
 		group.Go(func() error {
@@ -124,7 +124,7 @@ type chunk struct {
 	form   form
 }
 
-// form is the name that holds a chunk.
+// form is the name under which a chunk is stored.
 type form uint8
 
 const (

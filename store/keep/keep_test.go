@@ -513,9 +513,9 @@ func TestCopyRefusesMore(t *testing.T) {
 
 func TestCopyFails(t *testing.T) {
 	from := filled(t, 0, 20)
-	away := listed{storetest.Faulty(from, storetest.Nth(7), storetest.Fails(store.ErrUnavailable)), from}
-	if _, err := keep.Copy(t.Context(), away, new(mem.Bucket), keep.CopyOptions{Workers: 2}); !errors.Is(err, store.ErrUnavailable) {
-		t.Errorf("Copy from a store that is away = %v", err)
+	unavailable := listed{storetest.Faulty(from, storetest.Nth(7), storetest.Fails(store.ErrUnavailable)), from}
+	if _, err := keep.Copy(t.Context(), unavailable, new(mem.Bucket), keep.CopyOptions{Workers: 2}); !errors.Is(err, store.ErrUnavailable) {
+		t.Errorf("Copy from an unavailable store = %v", err)
 	}
 	if _, err := keep.Copy(t.Context(), unlisted{from}, new(mem.Bucket), keep.CopyOptions{}); !errors.Is(err, keep.ErrCannotList) {
 		t.Errorf("Copy of all without a listing = %v", err)

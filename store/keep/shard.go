@@ -15,11 +15,11 @@ import (
 
 // Limits of listing. A store of a million chunks has sixteen shards of one digit.
 const (
-	rootMost  = 4096     // chunks listed in one go; a larger store is listed in parallel parts
-	shardMost = 1 << 16  // chunks in a shard; a larger one is split
-	depthMost = 4        // digits of a shard's prefix: those of a directory
-	tooMany   = 64 << 16 // chunks in a shard that cannot be split
-	listings  = 8        // concurrent listings
+	maxRootChunks  = 4096     // chunks listed in one go; a larger store is listed in parallel parts
+	maxShardChunks = 1 << 16  // chunks in a shard; a larger one is split
+	maxDepth       = 4        // digits of a shard's prefix: those of a directory
+	maxLeafChunks  = 64 << 16 // chunks in a shard that cannot be split
+	maxListings    = 8        // concurrent listings
 )
 
 // object is a chunk in a listing. 48 bytes.
@@ -38,12 +38,12 @@ type shard struct {
 	err               error
 }
 
-// shards lists a store in parts: first those with chunks, in the order of their digests, then the
+// listShards lists a store in parts: first those with chunks, in the order of their digests, then the
 // rest. In a store of more than a few chunks it may miss foreign objects whose names begin with a
 // character outside of ASCII. An error is the last value yielded.
-func shards(ctx context.Context, l store.Lister) iter.Seq2[shard, error] {
+func listShards(ctx context.Context, l store.Lister) iter.Seq2[shard, error] {
 	return func(yield func(shard, error) bool) {
-		if s := list(ctx, l, "", rootMost); !s.split {
+		if s := listShard(ctx, l, "", maxRootChunks); !s.split {
 			yield(s, s.err)
 			return
 		}
@@ -52,20 +52,20 @@ func shards(ctx context.Context, l store.Lister) iter.Seq2[shard, error] {
 }
 
 func splitShards(ctx context.Context, l store.Lister, prefix string, yield func(shard, error) bool) bool {
-	parts := continuations(prefix)
-	limit := shardMost
-	if len(prefix)+1 >= depthMost {
-		limit = tooMany
+	parts := longerPrefixes(prefix)
+	limit := maxShardChunks
+	if len(prefix)+1 >= maxDepth {
+		limit = maxLeafChunks
 	}
-	for s := range ahead(ctx, len(parts), listings, func(ctx context.Context, i int) shard { return list(ctx, l, parts[i], limit) }) {
+	for s := range parallelInOrder(ctx, len(parts), maxListings, func(ctx context.Context, i int) shard { return listShard(ctx, l, parts[i], limit) }) {
 		switch {
-		case s.err == nil && s.split && limit < tooMany:
+		case s.err == nil && s.split && limit < maxLeafChunks:
 			if !splitShards(ctx, l, s.prefix, yield) {
 				return false
 			}
 			continue
 		case s.err == nil && s.split:
-			s.err = fmt.Errorf("more than %d chunks begin with %s", tooMany, s.prefix)
+			s.err = fmt.Errorf("more than %d chunks begin with %s", maxLeafChunks, s.prefix)
 		}
 		if !yield(s, s.err) || s.err != nil {
 			return false
@@ -76,8 +76,8 @@ func splitShards(ctx context.Context, l store.Lister, prefix string, yield func(
 
 const hexDigits = "0123456789abcdef"
 
-// continuations returns the prefixes that are one character longer, hexadecimal digits first.
-func continuations(prefix string) []string {
+// longerPrefixes returns the prefixes that are one character longer, hexadecimal digits first.
+func longerPrefixes(prefix string) []string {
 	var digits, others []string
 	for c := ' '; c <= '~'; c++ {
 		if strings.ContainsRune(hexDigits, c) {
@@ -89,16 +89,16 @@ func continuations(prefix string) []string {
 	return append(digits, others...)
 }
 
-// list lists the names that begin with prefix. If that gives more than most chunks, it returns a
+// listShard lists the names that begin with prefix. If they are more than limit chunks, it returns a
 // shard to be split.
-func list(ctx context.Context, l store.Lister, prefix string, most int) shard {
+func listShard(ctx context.Context, l store.Lister, prefix string, limit int) shard {
 	s := shard{prefix: prefix}
 	for o, err := range l.List(ctx, prefix) {
 		if err != nil {
 			return shard{prefix: prefix, err: err}
 		}
-		s.take(o)
-		if len(s.objects) > most {
+		s.addObject(o)
+		if len(s.objects) > limit {
 			return shard{prefix: prefix, split: true}
 		}
 	}
@@ -114,36 +114,36 @@ func list(ctx context.Context, l store.Lister, prefix string, most int) shard {
 	return s
 }
 
-func (s *shard) take(o store.Object) {
+func (s *shard) addObject(o store.Object) {
 	d, packed, ok := store.ChunkObject(o.Name)
 	switch {
 	case ok:
 		s.objects = append(s.objects, object{d, o.Size, packed})
 	case store.MisnamedChunk(o.Name):
-		s.misnamed.count(o)
+		s.misnamed.countObject(o)
 	default:
-		s.foreign.count(o)
+		s.foreign.countObject(o)
 	}
 }
 
-// ahead yields the results of do for 0 to n-1 in order, and runs at most atOnce calls at once. It
+// parallelInOrder yields the results of do for 0 to n-1 in order, and runs at most atOnce calls at once. It
 // returns after all calls have ended.
-func ahead[T any](ctx context.Context, n, atOnce int, do func(ctx context.Context, i int) T) iter.Seq[T] {
+func parallelInOrder[T any](ctx context.Context, n, atOnce int, do func(ctx context.Context, i int) T) iter.Seq[T] {
 	return func(yield func(T) bool) {
 		ctx, cancel := context.WithCancel(ctx)
 		var running sync.WaitGroup
 		defer running.Wait()
 		defer cancel()
-		made := make([]chan T, n)
+		results := make([]chan T, n)
 		start := func(i int) {
-			made[i] = make(chan T, 1)
-			running.Go(func() { made[i] <- do(ctx, i) })
+			results[i] = make(chan T, 1)
+			running.Go(func() { results[i] <- do(ctx, i) })
 		}
 		for i := range min(n, atOnce) {
 			start(i)
 		}
 		for i := range n {
-			v := <-made[i]
+			v := <-results[i]
 			if i+atOnce < n {
 				start(i + atOnce)
 			}

@@ -48,19 +48,19 @@ func TestShards(t *testing.T) {
 		"empty":                 {nil, 0},
 		"small":                 {many("0", 1000), 1},
 		"several listings":      {slices.Concat(many("0", 3000), many("a", 3000), many("ff", 10)), 3},
-		"two levels":            {slices.Concat(many("a0", shardMost-5), many("a1", 10), many("ab", 7), many("b", 1)), 4},
-		"as deep as they go":    {slices.Concat(many("abcd", shardMost+1), many("abce", 1)), 2},
+		"two levels":            {slices.Concat(many("a0", maxShardChunks-5), many("a1", 10), many("ab", 7), many("b", 1)), 4},
+		"as deep as they go":    {slices.Concat(many("abcd", maxShardChunks+1), many("abce", 1)), 2},
 		"both forms":            {append(many("0", 10), store.Object{Name: strings.TrimSuffix(many("0", 1)[0].Name, ".cacnk"), Size: 1}), 1},
 		"digits that are not 0": {many("9", 5000), 1},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if testing.Short() && len(c.l) > shardMost {
+			if testing.Short() && len(c.l) > maxShardChunks {
 				t.Skip("it has many names")
 			}
 			var got []object
 			var others, misnamed Others
 			withChunks := 0
-			for s, err := range shards(t.Context(), slices.Concat(c.l, foreign, wrong)) {
+			for s, err := range listShards(t.Context(), slices.Concat(c.l, foreign, wrong)) {
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -87,13 +87,13 @@ func TestShards(t *testing.T) {
 func TestShardsEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := slices.Concat(many("0", 3000), many("a", 3000))
-		for range shards(t.Context(), l) {
+		for range listShards(t.Context(), l) {
 			break
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
 		n, last := 0, error(nil)
-		for _, last = range shards(ctx, l) {
+		for _, last = range listShards(ctx, l) {
 			n++
 		}
 		if n != 1 || !errors.Is(last, context.Canceled) {
@@ -102,12 +102,12 @@ func TestShardsEnd(t *testing.T) {
 	})
 }
 
-// TestAhead: the results come in order, and the concurrency is limited.
-func TestAhead(t *testing.T) {
+// TestParallelInOrder: the results come in order, and the concurrency is limited.
+func TestParallelInOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var running, most atomic.Int64
 		var got []int
-		for v := range ahead(t.Context(), 20, 3, func(_ context.Context, i int) int {
+		for v := range parallelInOrder(t.Context(), 20, 3, func(_ context.Context, i int) int {
 			most.Store(max(most.Load(), running.Add(1)))
 			defer running.Add(-1)
 			return i * i

@@ -23,7 +23,7 @@ type Amount struct {
 	Bytes  int64 `json:"stored_bytes"`
 }
 
-func (a *Amount) count(stored int64) {
+func (a *Amount) addChunk(stored int64) {
 	a.Chunks++
 	a.Bytes += stored
 }
@@ -64,14 +64,14 @@ func Stat(ctx context.Context, r store.Reader, o StatOptions) (StatReport, error
 	l, err := listerOf(r)
 	switch {
 	case err == nil:
-		err = s.list(ctx, l)
+		err = s.countListed(ctx, l)
 	case len(o.Indexes) > 0:
-		err = s.ask(ctx, r)
+		err = s.requestSizes(ctx, r)
 	}
 	if err != nil {
 		return StatReport{}, fmt.Errorf("counting what %v holds: %w", r, err)
 	}
-	return s.sum(), ctx.Err()
+	return s.summarize(), ctx.Err()
 }
 
 type stat struct {
@@ -81,15 +81,15 @@ type stat struct {
 	report  StatReport
 }
 
-func (s *stat) list(ctx context.Context, l store.Lister) error {
+func (s *stat) countListed(ctx context.Context, l store.Lister) error {
 	s.report.Listed = true
-	for shard, err := range shards(ctx, l) {
+	for shard, err := range listShards(ctx, l) {
 		if err != nil {
 			return err
 		}
 		s.report.Foreign.add(shard.foreign)
 		s.report.Misnamed.add(shard.misnamed)
-		s.count(shard.objects)
+		s.countObjects(shard.objects)
 		if s.options.Show != nil {
 			s.options.Show(s.report.Chunks)
 		}
@@ -97,43 +97,39 @@ func (s *stat) list(ctx context.Context, l store.Lister) error {
 	return nil
 }
 
-// count counts objects, which are sorted.
-func (s *stat) count(objects []object) {
+// countObjects counts objects, which are sorted.
+func (s *stat) countObjects(objects []object) {
 	for lo := 0; lo < len(objects); {
 		hi, stored := lo, int64(0)
 		for ; hi < len(objects) && objects[hi].digest == objects[lo].digest; hi++ {
 			stored += objects[hi].size
-			s.form(objects[hi])
+			switch {
+			case objects[hi].size == 0:
+				s.report.Empty++
+			case !objects[hi].packed:
+				s.report.Plain++
+			}
 		}
 		if stored > 0 {
-			s.chunk(objects[lo].digest, stored)
+			s.countChunk(objects[lo].digest, stored)
 		}
 		lo = hi
 	}
 }
 
-func (s *stat) form(o object) {
-	switch {
-	case o.size == 0:
-		s.report.Empty++
-	case !o.packed:
-		s.report.Plain++
-	}
-}
-
-func (s *stat) chunk(d blob.Digest, stored int64) {
-	s.report.count(stored)
+func (s *stat) countChunk(d blob.Digest, stored int64) {
+	s.report.addChunk(stored)
 	if r := s.table.find(d); r != nil {
 		r.stored = stored
 	} else {
-		s.report.Unreferenced.count(stored)
+		s.report.Unreferenced.addChunk(stored)
 	}
 }
 
-// ask requests the size of each chunk of the indexes.
-func (s *stat) ask(ctx context.Context, r store.Reader) error {
+// requestSizes requests the size of each chunk of the indexes.
+func (s *stat) requestSizes(ctx context.Context, r store.Reader) error {
 	chunks, rows := store.NewChunks(r, 0), s.table.rows // no chunk is read, so the algorithm does not matter
-	err := work(ctx, len(rows), s.options.Workers, func() func(context.Context, int, int) error {
+	err := runWorkers(ctx, len(rows), s.options.Workers, func() func(context.Context, int, int) error {
 		return func(ctx context.Context, lo, hi int) error {
 			for i := range rows[lo:hi] {
 				stored, err := chunks.Stat(ctx, rows[lo+i].digest)
@@ -147,24 +143,24 @@ func (s *stat) ask(ctx context.Context, r store.Reader) error {
 	})
 	for _, row := range rows {
 		if row.stored > 0 {
-			s.report.count(row.stored)
+			s.report.addChunk(row.stored)
 		}
 	}
 	return err
 }
 
-func (s *stat) sum() StatReport {
+func (s *stat) summarize() StatReport {
 	for _, r := range s.table.rows {
 		s.report.DistinctBytes += int64(r.size)
 	}
 	for i, x := range s.options.Indexes {
 		s.report.ImageBytes += x.Size()
-		s.report.Indexes = append(s.report.Indexes, s.index(x, s.members[i]))
+		s.report.Indexes = append(s.report.Indexes, s.indexStat(x, s.members[i]))
 	}
 	return s.report
 }
 
-func (s *stat) index(x *blob.Index, rows []uint32) IndexStat {
+func (s *stat) indexStat(x *blob.Index, rows []uint32) IndexStat {
 	t := IndexStat{ImageBytes: x.Size(), Distinct: int64(len(rows))}
 	for _, i := range rows {
 		r := s.table.rows[i]
@@ -174,9 +170,9 @@ func (s *stat) index(x *blob.Index, rows []uint32) IndexStat {
 			t.Missing++
 			continue
 		case r.owner != shared:
-			t.Exclusive.count(r.stored)
+			t.Exclusive.addChunk(r.stored)
 		}
-		t.Stored.count(r.stored)
+		t.Stored.addChunk(r.stored)
 	}
 	return t
 }

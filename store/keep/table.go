@@ -27,9 +27,9 @@ const shared = -1
 
 func newTable() *table { return &table{seed: maphash.MakeSeed(), slots: make([]uint32, 64)} }
 
-// slot returns the slot of d, or the empty slot for it. The random seed keeps chosen digests from
+// findSlot returns the slot of d, or the empty slot for it. The random seed keeps chosen digests from
 // making it slow.
-func (t *table) slot(d blob.Digest) int {
+func (t *table) findSlot(d blob.Digest) int {
 	mask := len(t.slots) - 1
 	for at := int(maphash.Bytes(t.seed, d[:])) & mask; ; at = (at + 1) & mask {
 		if i := t.slots[at]; i == 0 || t.rows[i-1].digest == d {
@@ -40,7 +40,7 @@ func (t *table) slot(d blob.Digest) int {
 
 // find returns the row of d, or nil.
 func (t *table) find(d blob.Digest) *row {
-	if i := t.slots[t.slot(d)]; i > 0 {
+	if i := t.slots[t.findSlot(d)]; i > 0 {
 		return &t.rows[i-1]
 	}
 	return nil
@@ -58,14 +58,14 @@ func (t *table) add(x *blob.Index, owner int32) []uint32 {
 	t.rows = slices.Grow(t.rows, distinct) // in one step, since each growth leaves garbage behind
 	for i, c := range x.All() {
 		if seen.Find(c.Digest) == i {
-			mine = append(mine, t.put(c, owner))
+			mine = append(mine, t.insert(c, owner))
 		}
 	}
 	return mine
 }
 
-func (t *table) put(c blob.Chunk, owner int32) uint32 {
-	at := t.slot(c.Digest)
+func (t *table) insert(c blob.Chunk, owner int32) uint32 {
+	at := t.findSlot(c.Digest)
 	if i := t.slots[at]; i > 0 {
 		if r := &t.rows[i-1]; r.owner != owner {
 			r.owner = shared
@@ -83,12 +83,12 @@ func (t *table) put(c blob.Chunk, owner int32) uint32 {
 func (t *table) grow() {
 	t.slots = make([]uint32, 2*len(t.slots))
 	for i, r := range t.rows {
-		t.slots[t.slot(r.digest)] = uint32(i + 1)
+		t.slots[t.findSlot(r.digest)] = uint32(i + 1)
 	}
 }
 
-// sorted returns the rows by digest. The table cannot be used afterwards.
-func (t *table) sorted() []row {
+// sortedRows returns the rows by digest. The table cannot be used afterwards.
+func (t *table) sortedRows() []row {
 	t.slots = nil
 	slices.SortFunc(t.rows, func(a, b row) int { return bytes.Compare(a.digest[:], b.digest[:]) })
 	return t.rows

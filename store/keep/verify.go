@@ -27,7 +27,7 @@ type VerifyOptions struct {
 	Remove bool
 	After  *Mark                // resume after it, and report its findings again
 	Found  func(Finding)        // called for each finding, in order; may be nil
-	Done   func(Mark) error     // called after each stretch, when repairs are durable; an error ends Verify. May be nil
+	Done   func(Mark) error     // called after each batch, when repairs are durable; an error ends Verify. May be nil
 	Show   func(r VerifyReport) // called after each run of chunks, never concurrently; may be nil
 }
 
@@ -63,7 +63,7 @@ func (r VerifyReport) Bad() int64 { return r.Damaged + r.Empty + r.Missing - r.R
 // before that place since.
 func Verify(ctx context.Context, r store.Reader, o VerifyOptions) (VerifyReport, error) {
 	v := &verifier{source: newSource(r, o.Algorithm), options: o}
-	if err := v.prepare(r); err != nil {
+	if err := v.openRepair(r); err != nil {
 		return VerifyReport{}, err
 	}
 	if v.writer != nil {
@@ -72,61 +72,64 @@ func Verify(ctx context.Context, r store.Reader, o VerifyOptions) (VerifyReport,
 	if o.After != nil {
 		v.report = o.After.Report
 		for _, f := range o.After.Findings {
-			v.tell(f)
+			v.reportFinding(f)
 		}
 	}
-	err := v.run(ctx, r)
+	err := v.verifyAll(ctx, r)
 	return v.report, err
 }
 
 type verifier struct {
 	source
-	options VerifyOptions
-	writer  *store.Writer
-	remover store.Remover
-	repair  []source
+	options    VerifyOptions
+	writer     *store.Writer
+	remover    store.Remover
+	repairFrom []source
 
 	mu       sync.Mutex // guards the fields below
 	report   VerifyReport
-	findings []numbered // of the present stretch
+	findings []placedFinding // of the present batch
 
-	told []Finding // the first MostFindings findings
+	reported []Finding // the first MostFindings findings
 }
 
-// numbered is a finding with its place in the stretch.
-type numbered struct {
+// placedFinding is a finding with its place in the batch.
+type placedFinding struct {
 	at int
 	Finding
 }
 
-func (v *verifier) prepare(r store.Reader) (err error) {
+func (v *verifier) openRepair(r store.Reader) (err error) {
 	var can bool
 	if v.options.Remove {
 		if v.remover, can = store.As[store.Remover](v.options.Bucket); !can {
 			return fmt.Errorf("removing from %v: %w", r, errors.ErrUnsupported)
 		}
 	}
-	v.repair = newSources(v.options.Repair, v.options.Algorithm)
-	if len(v.repair) == 0 {
+	v.repairFrom = newSources(v.options.Repair, v.options.Algorithm)
+	if len(v.repairFrom) == 0 {
 		return nil
 	}
 	v.writer, err = store.NewWriter(v.options.Bucket, store.WriterOptions{})
 	return err
 }
 
-func (v *verifier) run(ctx context.Context, r store.Reader) error {
+func (v *verifier) verifyAll(ctx context.Context, r store.Reader) error {
 	if len(v.options.Indexes) > 0 {
-		return v.chunks(ctx, wanted(v.options.Indexes))
+		return v.verifyChunks(ctx, wantedChunks(v.options.Indexes))
 	}
 	l, err := listerOf(r)
 	if err != nil {
 		return err
 	}
-	for s, err := range shards(ctx, v.skipping(l)) {
+	if after := v.options.After; after != nil {
+		l = listerAfter{l, after.Digest.String()}
+	}
+	for s, err := range listShards(ctx, l) {
 		if err != nil {
 			return fmt.Errorf("listing %v: %w", r, err)
 		}
-		if err := v.chunks(ctx, listed(s.objects)); err != nil {
+		if err := v.verifyChunks(ctx, listedChunks(s.objects)); err != nil {
 			return err
 		}
 		// After the chunks: a resumed Verify counts the shard's other objects again, so no mark of
@@ -134,28 +137,20 @@ func (v *verifier) run(ctx context.Context, r store.Reader) error {
 		v.report.Foreign.add(s.foreign)
 		v.report.Misnamed.add(s.misnamed)
 		for _, name := range s.misnamed.First {
-			v.tell(Finding{Kind: Misnamed, Name: name})
+			v.reportFinding(Finding{Kind: Misnamed, Name: name})
 		}
 	}
 	return ctx.Err()
 }
 
-// skipping returns l without the prefixes of finished chunks.
-func (v *verifier) skipping(l store.Lister) store.Lister {
-	if v.options.After == nil {
-		return l
-	}
-	return tail{l, v.options.After.Digest.String()}
-}
-
-// tail lists only the prefixes that may hold digests beyond after.
-type tail struct {
+// listerAfter lists only the prefixes that may hold digests beyond after.
+type listerAfter struct {
 	store.Lister
 	after string // hexadecimal
 }
 
-func (t tail) List(ctx context.Context, prefix string) iter.Seq2[store.Object, error] {
-	if len(prefix) > 0 && len(prefix) <= depthMost && prefix < t.after[:len(prefix)] && isHex(prefix) {
+func (t listerAfter) List(ctx context.Context, prefix string) iter.Seq2[store.Object, error] {
+	if len(prefix) > 0 && len(prefix) <= maxDepth && prefix < t.after[:len(prefix)] && isHex(prefix) {
 		return func(func(store.Object, error) bool) {}
 	}
 	return t.Lister.List(ctx, prefix)
@@ -163,15 +158,15 @@ func (t tail) List(ctx context.Context, prefix string) iter.Seq2[store.Object, e
 
 func isHex(text string) bool { return len(bytes.Trim([]byte(text), hexDigits)) == 0 }
 
-// series is a sequence of chunks by digest, produced on demand.
-type series struct {
+// chunkList is a list of chunks, sorted by digest and produced on demand.
+type chunkList struct {
 	n      int
 	at     func(i int) chunk
 	stored func(i int) int64 // bytes, as listed; negative is unknown
 }
 
-// listed returns the chunks of objects.
-func listed(objects []object) series {
+// listedChunks returns the chunks of objects.
+func listedChunks(objects []object) chunkList {
 	at := func(i int) chunk {
 		c := chunk{digest: objects[i].digest, form: plain}
 		if objects[i].packed {
@@ -179,22 +174,22 @@ func listed(objects []object) series {
 		}
 		return c
 	}
-	return series{len(objects), at, func(i int) int64 { return objects[i].size }}
+	return chunkList{len(objects), at, func(i int) int64 { return objects[i].size }}
 }
 
-// wanted returns the distinct chunks of the indexes.
-func wanted(indexes []*blob.Index) series {
+// wantedChunks returns the distinct chunks of the indexes.
+func wantedChunks(indexes []*blob.Index) chunkList {
 	t := newTable()
 	for i, x := range indexes {
 		t.add(x, int32(i))
 	}
-	rows := t.sorted()
+	rows := t.sortedRows()
 	at := func(i int) chunk { return chunk{digest: rows[i].digest, size: int64(rows[i].size)} }
-	return series{len(rows), at, func(int) int64 { return -1 }}
+	return chunkList{len(rows), at, func(int) int64 { return -1 }}
 }
 
-// part returns the chunks from lo to hi.
-func (s series) part(lo, hi int) []chunk {
+// slice returns the chunks from lo up to hi.
+func (s chunkList) slice(lo, hi int) []chunk {
 	chunks := make([]chunk, 0, hi-lo)
 	for i := lo; i < hi; i++ {
 		chunks = append(chunks, s.at(i))
@@ -202,18 +197,18 @@ func (s series) part(lo, hi int) []chunk {
 	return chunks
 }
 
-// chunks verifies the chunks beyond the mark, one stretch at a time.
-func (v *verifier) chunks(ctx context.Context, s series) error {
+// verifyChunks verifies the chunks beyond the mark, one batch at a time.
+func (v *verifier) verifyChunks(ctx context.Context, s chunkList) error {
 	lo := 0
 	if after := v.options.After; after != nil {
 		lo = sort.Search(s.n, func(i int) bool { d := s.at(i).digest; return bytes.Compare(d[:], after.Digest[:]) > 0 })
 	}
 	for lo < s.n {
-		hi := min(lo+stretch, s.n)
+		hi := min(lo+batchSize, s.n)
 		for hi < s.n && s.at(hi).digest == s.at(hi-1).digest {
 			hi++ // keep both forms of a chunk on one side of a mark
 		}
-		if err := v.stretch(ctx, s.part(lo, hi), func(i int) int64 { return s.stored(lo + i) }); err != nil {
+		if err := v.verifyBatch(ctx, s.slice(lo, hi), func(i int) int64 { return s.stored(lo + i) }); err != nil {
 			return err
 		}
 		lo = hi
@@ -221,11 +216,11 @@ func (v *verifier) chunks(ctx context.Context, s series) error {
 	return nil
 }
 
-func (v *verifier) stretch(ctx context.Context, chunks []chunk, stored func(int) int64) error {
+func (v *verifier) verifyBatch(ctx context.Context, chunks []chunk, stored func(int) int64) error {
 	before := v.report
-	err := work(ctx, len(chunks), v.options.Workers, func() func(context.Context, int, int) error {
-		w := verifyWorker{verifier: v, p: newProver(v.source)}
-		return func(ctx context.Context, lo, hi int) error { return w.check(ctx, chunks[lo:hi], lo, stored) }
+	err := runWorkers(ctx, len(chunks), v.options.Workers, func() func(context.Context, int, int) error {
+		w := verifyWorker{verifier: v, loader: newRunLoader(v.source)}
+		return func(ctx context.Context, lo, hi int) error { return w.verifyRun(ctx, chunks[lo:hi], lo, stored) }
 	})
 	if err == nil && v.writer != nil {
 		err = v.writer.Commit(ctx)
@@ -236,18 +231,18 @@ func (v *verifier) stretch(ctx context.Context, chunks []chunk, stored func(int)
 	}
 	sort.Slice(v.findings, func(i, j int) bool { return v.findings[i].at < v.findings[j].at })
 	for _, f := range v.findings {
-		v.tell(f.Finding)
+		v.reportFinding(f.Finding)
 	}
 	v.findings = v.findings[:0]
 	if v.options.Done == nil {
 		return nil
 	}
-	return v.options.Done(Mark{chunks[len(chunks)-1].digest, v.report, v.told})
+	return v.options.Done(Mark{chunks[len(chunks)-1].digest, v.report, v.reported})
 }
 
-func (v *verifier) tell(f Finding) {
-	if len(v.told) < MostFindings {
-		v.told = append(v.told, f)
+func (v *verifier) reportFinding(f Finding) {
+	if len(v.reported) < MostFindings {
+		v.reported = append(v.reported, f)
 	}
 	if v.options.Found != nil {
 		v.options.Found(f)
@@ -257,17 +252,17 @@ func (v *verifier) tell(f Finding) {
 // verifyWorker is the state of one worker.
 type verifyWorker struct {
 	*verifier
-	p     *prover
-	spare store.Raw
+	loader *runLoader
+	spare  store.Raw
 }
 
-func (w *verifyWorker) check(ctx context.Context, chunks []chunk, at int, stored func(int) int64) error {
-	errs, err := w.p.prove(ctx, chunks)
+func (w *verifyWorker) verifyRun(ctx context.Context, chunks []chunk, at int, stored func(int) int64) error {
+	errs, err := w.loader.loadVerified(ctx, chunks)
 	if err != nil {
 		return err
 	}
 	for i, c := range chunks {
-		if err := w.judge(ctx, c, at+i, stored(at+i), errs[i], int64(len(w.p.raws[i].Stored))); err != nil {
+		if err := w.handleOutcome(ctx, c, at+i, stored(at+i), errs[i], int64(len(w.loader.raws[i].Stored))); err != nil {
 			return err
 		}
 	}
@@ -279,8 +274,8 @@ func (w *verifyWorker) check(ctx context.Context, chunks []chunk, at int, stored
 	return nil
 }
 
-// judge records the outcome for one chunk, and repairs or removes it if necessary.
-func (w *verifyWorker) judge(ctx context.Context, c chunk, at int, listed int64, err error, stored int64) error {
+// handleOutcome records the outcome for one chunk, and repairs or removes it if necessary.
+func (w *verifyWorker) handleOutcome(ctx context.Context, c chunk, at int, listed int64, err error, stored int64) error {
 	kind := kindOf(err, listed, stored)
 	if kind == Missing && listed >= 0 {
 		return nil // it was listed, and removed since
@@ -288,7 +283,7 @@ func (w *verifyWorker) judge(ctx context.Context, c chunk, at int, listed int64,
 	fate := Left
 	if kind == Damaged || kind == Empty || kind == Missing {
 		var failed error
-		if fate, failed = w.mend(ctx, c, kind); failed != nil {
+		if fate, failed = w.repairOrRemove(ctx, c, kind); failed != nil {
 			return failed
 		}
 	}
@@ -296,7 +291,7 @@ func (w *verifyWorker) judge(ctx context.Context, c chunk, at int, listed int64,
 	if err != nil {
 		f.Why = err.Error()
 	}
-	w.note(numbered{at, f}, stored)
+	w.countOutcome(placedFinding{at, f}, stored)
 	return nil
 }
 
@@ -315,7 +310,7 @@ func kindOf(err error, listed, stored int64) Kind {
 	return Damaged
 }
 
-func (v *verifier) note(f numbered, stored int64) {
+func (v *verifier) countOutcome(f placedFinding, stored int64) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	r := &v.report
@@ -334,22 +329,22 @@ func (v *verifier) note(f numbered, stored int64) {
 	}
 }
 
-// mend replaces a chunk from another store, or removes it if the options say so.
-func (w *verifyWorker) mend(ctx context.Context, c chunk, kind Kind) (Fate, error) {
-	found, err := loadAny(ctx, w.repair, c, &w.spare)
+// repairOrRemove replaces a chunk from another store, or removes it if the options say so.
+func (w *verifyWorker) repairOrRemove(ctx context.Context, c chunk, kind Kind) (Fate, error) {
+	found, err := loadAny(ctx, w.repairFrom, c, &w.spare)
 	if err != nil {
 		return Left, fmt.Errorf("repairing chunk %v: %w", c.digest, err)
 	}
 	if found {
-		return Repaired, w.replace(ctx, c)
+		return Repaired, w.replaceChunk(ctx, c)
 	}
 	if w.remover == nil || kind == Missing {
 		return Left, nil
 	}
-	return Removed, w.remove(ctx, c)
+	return Removed, w.removeChunk(ctx, c)
 }
 
-func (w *verifyWorker) replace(ctx context.Context, c chunk) (err error) {
+func (w *verifyWorker) replaceChunk(ctx context.Context, c chunk) (err error) {
 	if c.form == plain {
 		return w.options.Bucket.Write(ctx, c.name(), w.spare.Plain)
 	}
@@ -357,20 +352,19 @@ func (w *verifyWorker) replace(ctx context.Context, c chunk) (err error) {
 	return err
 }
 
-// remove removes a chunk under the names that were read, unless the chunk has been replaced by an
-// intact one.
-func (w *verifyWorker) remove(ctx context.Context, c chunk) error {
+// removeChunk removes a chunk under the names that were read, unless an intact chunk has replaced it.
+func (w *verifyWorker) removeChunk(ctx context.Context, c chunk) error {
 	forms := []form{c.form}
 	if c.form == either {
 		forms = []form{packed, plain}
 	}
 	for _, f := range forms {
 		c.form = f
-		err := w.load(ctx, c, &w.spare)
-		if err == nil && w.is(c.digest, w.spare.Plain) || errors.Is(err, store.ErrNotFound) {
+		err := w.loadChunk(ctx, c, &w.spare)
+		if err == nil && w.matches(c.digest, w.spare.Plain) || errors.Is(err, store.ErrNotFound) {
 			continue
 		}
-		if err != nil && !is[*store.CorruptError](err) {
+		if err != nil && !isCorrupt(err) {
 			return err
 		}
 		if err := w.remover.Remove(ctx, c.name()); err != nil && !errors.Is(err, store.ErrNotFound) {
