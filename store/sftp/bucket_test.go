@@ -63,7 +63,7 @@ func wantRead(t *testing.T, b *sftp.Bucket, name string, want []byte) {
 	}
 }
 
-// wantUnavailable also wants to read why.
+// wantUnavailable checks that err is ErrUnavailable and contains why.
 func wantUnavailable(t *testing.T, what string, err error, why string) {
 	t.Helper()
 	if !errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrNotFound) || !strings.Contains(err.Error(), why) {
@@ -78,7 +78,7 @@ func wantDenied(t *testing.T, what string, err error) {
 	}
 }
 
-// files lists what lies below dir.
+// files returns the paths of the files and directories below dir.
 func files(t *testing.T, dir string) (names []string) {
 	t.Helper()
 	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
@@ -101,7 +101,7 @@ func wantFiles(t *testing.T, dir string, want ...string) {
 	}
 }
 
-// publicDir is one that everybody may enter.
+// publicDir returns a directory that every user may enter.
 func publicDir(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -119,8 +119,8 @@ func TestBucket(t *testing.T) {
 	})
 }
 
-// TestBareServer: without OpenSSH's extensions everything is there too, but a write that replaces has a moment
-// between the old object and the new one.
+// TestBareServer: without OpenSSH's extensions every operation works too, but a write that replaces an
+// object leaves a moment without one.
 func TestBareServer(t *testing.T) {
 	if testing.Short() {
 		t.Skip("it takes many connections")
@@ -159,8 +159,8 @@ func TestBareServer(t *testing.T) {
 	wantFiles(t, dir, "dir", "dir/x", "new")
 }
 
-// TestRequests: a write is flushed before it has its name, and its name before the write is over; a small read
-// costs two round trips. What is asked at the same time is sorted.
+// TestRequests: a write is flushed before it gets its name, and the name is flushed before the write
+// returns. A small read costs two round trips. Concurrent requests are sorted in the log.
 func TestRequests(t *testing.T) {
 	const openssh = "fsync@openssh.com posix-rename@openssh.com hardlink@openssh.com"
 	for name, test := range map[string]struct {
@@ -207,7 +207,8 @@ func TestRequests(t *testing.T) {
 	}
 }
 
-// TestCreateSparesWhatIsThere with and without hard links, and leaves nothing.
+// TestCreateSparesWhatIsThere: Create leaves an existing object as it is, with and without hard links,
+// and leaves no temporary file.
 func TestCreateSparesWhatIsThere(t *testing.T) {
 	for _, only := range []string{"", "hardlink@openssh.com"} {
 		dir := t.TempDir()
@@ -235,7 +236,7 @@ func TestPermissions(t *testing.T) {
 	}
 }
 
-// TestRootIsNotMade: a mistyped path is an error, and no directory.
+// TestRootIsNotMade: a mistyped path is an error, and no directory is made.
 func TestRootIsNotMade(t *testing.T) {
 	sshd := storetest.NewSSHD(t, "internal-sftp")
 	dir := t.TempDir()
@@ -251,7 +252,7 @@ func TestRootIsNotMade(t *testing.T) {
 	}
 }
 
-// TestHome: paths below /~/ begin in the directory in which the server does.
+// TestHome: paths below /~/ begin in the directory in which the server starts.
 func TestHome(t *testing.T) {
 	dir := publicDir(t)
 	sshd := storetest.NewSSHD(t, "internal-sftp -d "+dir)
@@ -261,7 +262,7 @@ func TestHome(t *testing.T) {
 	wantFiles(t, dir, "a", "a/b", "a/b/c", "a/b/c/x")
 }
 
-// TestNothingIsLeft: what cannot get its name leaves no file.
+// TestNothingIsLeft: an object that cannot get its name leaves no file.
 func TestNothingIsLeft(t *testing.T) {
 	sshd := storetest.NewSSHD(t, "internal-sftp")
 	dir := t.TempDir()
@@ -279,11 +280,11 @@ func TestNothingIsLeft(t *testing.T) {
 			t.Errorf("cancelled Write = %v", err)
 		}
 	}
-	closeBucket(t, b) // it waits for what goes on without its caller
+	closeBucket(t, b) // waits for calls whose caller has returned
 	wantFiles(t, dir, "taken", "taken/by a directory")
 }
 
-// TestNothingIsLeftByClose: the server has removed what cancelled Writes were making when Close returns.
+// TestNothingIsLeftByClose: when Close returns, the server has removed the files of cancelled Writes.
 func TestNothingIsLeftByClose(t *testing.T) {
 	sshd := storetest.NewSSHD(t, "internal-sftp")
 	dir := t.TempDir()
@@ -309,7 +310,7 @@ func TestNothingIsLeftByClose(t *testing.T) {
 	}
 }
 
-// TestListed: only whole objects are, and one that may not be read is an error.
+// TestListed: List yields only complete objects: regular files with valid names that are not temporary.
 func TestListed(t *testing.T) {
 	sshd := storetest.NewSSHD(t, "internal-sftp")
 	dir := publicDir(t)
@@ -321,7 +322,7 @@ func TestListed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i := range 300 { // more than one packet has, and more directories than are read at once
+	for i := range 300 { // more entries than a packet has, and more directories than are read at once
 		if err := os.MkdirAll(fmt.Sprintf("%s/many/%03d/deep/er", dir, i), 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -342,7 +343,7 @@ func TestListed(t *testing.T) {
 	}
 }
 
-// TestDepth: a tree without end is an error.
+// TestDepth: an endless tree is an error.
 func TestDepth(t *testing.T) {
 	sshd := storetest.NewSSHD(t, "internal-sftp")
 	dir := t.TempDir()
@@ -358,7 +359,7 @@ func TestDepth(t *testing.T) {
 }
 
 func TestDenied(t *testing.T) {
-	need.Root(t) // else sshd lets nobody else in
+	need.Root(t) // without it, sshd accepts no other user
 	sshd := storetest.NewSSHD(t, "internal-sftp")
 	dir := publicDir(t)
 	mine := open(t, "sftp://store"+dir, sftp.Options{Config: sshd.Config, Mode: 0o600})
@@ -384,7 +385,7 @@ func TestDenied(t *testing.T) {
 	wantDenied(t, "List", last)
 }
 
-// TestReadOnly: a server that takes no writes denies them, and what is missing is missing.
+// TestReadOnly: a read-only server denies writes, and a missing object is still ErrNotFound.
 func TestReadOnly(t *testing.T) {
 	sshd := storetest.NewSSHD(t, "internal-sftp -R")
 	dir := t.TempDir()
@@ -402,7 +403,7 @@ func TestReadOnly(t *testing.T) {
 // TestChroot is the recipe of docs/stores.md: an account that sees one directory and cannot write.
 func TestChroot(t *testing.T) {
 	need.Root(t)
-	// sshd wants that on the way there only root can write, which is not so below /tmp.
+	// sshd demands that only root can write to the parent directories, which is not so below /tmp.
 	dir, err := os.MkdirTemp("/var/lib", "cairn-test-")
 	if err != nil {
 		t.Fatal(err)
@@ -458,7 +459,7 @@ func TestNoSSH(t *testing.T) {
 	}
 }
 
-// script is a program.
+// script returns a program that runs the given shell commands.
 func script(t *testing.T, text string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "ssh")
@@ -468,7 +469,7 @@ func script(t *testing.T, text string) string {
 	return path
 }
 
-// TestBanner: a server whose shell prints something is told from one that is away.
+// TestBanner: a server whose shell prints a banner is not reported as unavailable.
 func TestBanner(t *testing.T) {
 	_, err := open(t, "sftp://store/x", sftp.Options{Program: script(t, "echo Welcome to this server; cat")}).Stat(t.Context(), "x")
 	if err == nil || errors.Is(err, store.ErrUnavailable) || !strings.Contains(err.Error(), "not SFTP") {
@@ -476,7 +477,7 @@ func TestBanner(t *testing.T) {
 	}
 }
 
-// TestOptionInjection: nothing at all is run for a location that ssh could take for an option.
+// TestOptionInjection: no program is run for a location that ssh could take for an option.
 func TestOptionInjection(t *testing.T) {
 	ran := filepath.Join(t.TempDir(), "ran")
 	t.Setenv("CAIRN_SSH", script(t, "touch "+ran))
@@ -501,7 +502,7 @@ func TestProgram(t *testing.T) {
 	wantRead(t, b, "x", []byte("x"))
 }
 
-// TestConnectionBreaks in the middle of a read. The next call has a new one.
+// TestConnectionBreaks: a connection breaks during a read, and the next call gets a new one.
 func TestConnectionBreaks(t *testing.T) {
 	sshd := storetest.NewSSHD(t, "internal-sftp")
 	dir := t.TempDir()
@@ -523,7 +524,7 @@ func TestConnectionBreaks(t *testing.T) {
 	}
 }
 
-// TestBrokenWrite: what a write leaves when its connection breaks, the next write removes.
+// TestBrokenWrite: the next write removes the temporary file of a write whose connection broke.
 func TestBrokenWrite(t *testing.T) {
 	sshd := storetest.NewSSHD(t, "internal-sftp")
 	dir := t.TempDir()
@@ -536,8 +537,8 @@ func TestBrokenWrite(t *testing.T) {
 	wantFiles(t, dir, "y")
 }
 
-// TestSilentServer: a call whose context ends is over though nothing comes; one that has none ends with the
-// patience, and the next one finds a server that answers.
+// TestSilentServer: with a silent server, a call returns when its context ends, or else after the
+// patience. The next call gets a new connection, which answers.
 func TestSilentServer(t *testing.T) {
 	sshd := storetest.NewSSHD(t, "internal-sftp")
 	dir := t.TempDir()
@@ -570,11 +571,11 @@ func TestSilentServer(t *testing.T) {
 		wg.Go(func() { wantUnavailable(t, name, call(t.Context()), "does not answer") })
 	}
 	wg.Wait()
-	sshd.Signal(syscall.SIGCONT) // the old one may end; the new connection has another
+	sshd.Signal(syscall.SIGCONT) // lets the old session end; the new connection has its own
 	wantRead(t, b, "x", []byte("x"))
 }
 
-// TestSilentAtConnect: a server that accepts and says nothing.
+// TestSilentAtConnect: a server that accepts the connection but sends nothing is unavailable.
 func TestSilentAtConnect(t *testing.T) {
 	b := open(t, "sftp://store/x", sftp.Options{Program: script(t, "sleep 1000"), Patience: 200 * time.Millisecond})
 	ctx, cancel := context.WithCancel(t.Context())
@@ -586,7 +587,7 @@ func TestSilentAtConnect(t *testing.T) {
 	wantUnavailable(t, "Stat", err, "does not answer")
 }
 
-// TestUnusedConnection: one that was opened for who has gone waits for nothing.
+// TestUnusedConnection: a connection whose callers have given up ends at once.
 func TestUnusedConnection(t *testing.T) {
 	b := open(t, "sftp://store/x", sftp.Options{
 		Program: script(t, `sleep 0.1; printf '\0\0\0\5\2\0\0\0\3'; cat >/dev/null`), Patience: 200 * time.Millisecond,
@@ -599,7 +600,7 @@ func TestUnusedConnection(t *testing.T) {
 	time.Sleep(600 * time.Millisecond)
 }
 
-// TestFewConnections: one is enough, for calls in a row and where the server lets in no more.
+// TestFewConnections: one connection suffices for calls in a row, and where the server allows only one.
 func TestFewConnections(t *testing.T) {
 	sshd := storetest.NewSSHD(t, "internal-sftp")
 	dir := t.TempDir()
@@ -620,7 +621,7 @@ func TestFewConnections(t *testing.T) {
 	wg.Wait()
 }
 
-// TestCloseEnds all processes, also with a server that does not answer, and then the bucket.
+// TestCloseEnds: Close ends all processes, also with a server that does not answer. Later calls fail.
 func TestCloseEnds(t *testing.T) {
 	for _, silent := range []bool{false, true} {
 		sshd := storetest.NewSSHD(t, "internal-sftp")
@@ -642,7 +643,7 @@ func TestCloseEnds(t *testing.T) {
 	}
 }
 
-// children are the processes of that name which a process started.
+// children returns the child processes of a process that have the given name.
 func children(t *testing.T, parent int, name string) (pids []int) {
 	t.Helper()
 	all, err := filepath.Glob("/proc/[0-9]*/stat")
@@ -664,7 +665,7 @@ func children(t *testing.T, parent int, name string) (pids []int) {
 
 const aloneLocation = "CAIRN_TEST_SFTP_ALONE"
 
-// alone is the program that is killed: it says that it is connected, and stays.
+// alone is the program that TestKilledProgram kills: it prints that it is connected, and blocks.
 func alone() {
 	at, err := sftp.Parse(os.Getenv(aloneLocation))
 	b, newErr := sftp.New(at, sftp.Options{})
@@ -675,7 +676,7 @@ func alone() {
 	select {}
 }
 
-// TestKilledProgram: its ssh ends with it, however it ends.
+// TestKilledProgram: ssh ends when the program is killed.
 func TestKilledProgram(t *testing.T) {
 	sshd := storetest.NewSSHD(t, "internal-sftp")
 	t.Setenv("CAIRN_SSH", script(t, `exec ssh -F `+sshd.Config+` "$@"`))

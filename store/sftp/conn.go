@@ -17,36 +17,37 @@ import (
 	"cairn/store"
 )
 
-// conn is an SFTP session over an ssh of its own. Requests of many calls are in flight on it at once. Safe for
-// concurrent use. A conn that has failed stays so.
+// conn is an SFTP session over an ssh process of its own. It carries the requests of many calls at
+// once. It is safe for concurrent use. A failed conn stays failed.
 type conn struct {
 	client   *sftp.Client
 	ssh      *process
 	patience time.Duration
 	done     chan struct{} // closed when the conn has failed and ssh has ended
 
-	listing  sync.RWMutex // each readDir holds it for reading
-	names    atomic.Int64 // bytes of the names that came since no readDir was running
-	maxNames int64
+	listing   sync.RWMutex // each readDir holds a read lock
+	nameBytes atomic.Int64 // bytes of names received since the last time without a running readDir
+	maxNames  int64
 
-	mu      sync.Mutex // guards all below
-	running int        // calls, with those whose caller has left
-	moved   time.Time  // when bytes last went either way
-	watch   *time.Timer
-	reason  error // why the conn has failed
-	closing bool
-	idle    chan struct{} // has room for one word: closing is set and running is 0
+	mu           sync.Mutex // guards all below
+	calls        int        // in flight, including calls whose caller has returned
+	lastActivity time.Time  // when bytes were last sent or received
+	stallTimer   *time.Timer
+	reason       error // why the conn has failed
+	closing      bool
+	idle         chan struct{} // buffers one signal: closing is set and calls is 0
 }
 
 const (
 	pipeBuffer = 64 << 10
-	maxPacket  = 256 << 10 // of OpenSSH and of the client
-	packetData = 103       // the types of SFTP's packets that answers looks at
+	maxPacket  = 256 << 10 // the limit of OpenSSH and of the client
+	packetData = 103       // the types of the SFTP packets that answerReader checks
 	packetName = 104
 )
 
-// The client collects a directory's names in memory. A conn fails when more bytes of names than these are held for its
-// listings; at a fourth of it, new listings wait until the running ones have ended.
+// maxNames limits the bytes of names in memory, since the client collects all names of a directory.
+// A conn fails when its running listings hold more. Above a fourth of the limit, a new listing
+// waits until the running ones have ended.
 const maxNames = 64 << 20
 
 var (
@@ -57,7 +58,7 @@ var (
 	errNames   = fmt.Errorf("a directory has more than %d MiB of names", maxNames>>20)
 )
 
-// dial starts an ssh and an SFTP session over it. ctx is the bucket's life.
+// dial starts an ssh process and an SFTP session over it. ctx lasts as long as the bucket.
 func dial(ctx context.Context, at Location, o Options) (*conn, error) {
 	p, err := startProcess(o.Program, sshArgs(at, o))
 	if err != nil {
@@ -65,19 +66,20 @@ func dial(ctx context.Context, at Location, o Options) (*conn, error) {
 	}
 	c, err := newConn(ctx, p, o.Patience)
 	if err != nil {
-		p.end()
-		return nil, explainConnect(p.words.String(), err)
+		p.stop()
+		return nil, explainConnect(p.stderr.String(), err)
 	}
 	return c, nil
 }
 
-// newConn begins a session. ssh has its own limit for connecting, and as long again to log in.
+// newConn begins a session. It allows twice the patience: ssh may take it once to connect and once
+// to log in.
 func newConn(ctx context.Context, p *process, patience time.Duration) (*conn, error) {
 	c := &conn{ssh: p, patience: patience, maxNames: maxNames, done: make(chan struct{}), idle: make(chan struct{}, 1)}
 	slow := time.AfterFunc(2*patience, p.kill)
 	defer slow.Stop()
 	defer context.AfterFunc(ctx, p.kill)()
-	client, err := sftp.NewClientPipe(&answers{conn: c, in: bufio.NewReaderSize(p.out, pipeBuffer)}, requests{c},
+	client, err := sftp.NewClientPipe(&answerReader{conn: c, in: bufio.NewReaderSize(p.out, pipeBuffer)}, requestWriter{c},
 		sftp.UseConcurrentWrites(true))
 	switch {
 	case err == nil:
@@ -92,19 +94,19 @@ func newConn(ctx context.Context, p *process, patience time.Duration) (*conn, er
 	}
 	c.client = client
 	c.mu.Lock()
-	c.watch = time.AfterFunc(patience, c.look)
+	c.stallTimer = time.AfterFunc(patience, c.abortIfStalled)
 	c.mu.Unlock()
 	go c.awaitEnd()
 	return c, nil
 }
 
-// requests is the client's way to ssh.
-type requests struct{ *conn }
+// requestWriter writes the client's requests to ssh.
+type requestWriter struct{ *conn }
 
-// Write implements io.Writer. Its error is errEnded: answers finds out why.
-func (r requests) Write(p []byte) (int, error) {
+// Write implements io.Writer. Its error is errEnded; answerReader finds the reason.
+func (r requestWriter) Write(p []byte) (int, error) {
 	n, err := r.ssh.in.Write(p)
-	r.touch()
+	r.noteActivity()
 	if err != nil {
 		err = errEnded
 	}
@@ -112,41 +114,42 @@ func (r requests) Write(p []byte) (int, error) {
 }
 
 // Close implements io.Closer.
-func (r requests) Close() error { return r.ssh.in.Close() }
+func (r requestWriter) Close() error { return r.ssh.in.Close() }
 
-// answers is the client's way from ssh. It refuses what the client would take: data of no bytes, which the client asks
-// for again without end, and names without end.
-type answers struct {
+// answerReader passes ssh's output to the client. It refuses two things that the client would accept:
+// empty data packets, which the client requests again endlessly, and an unlimited amount of names.
+type answerReader struct {
 	*conn
-	in   *bufio.Reader
-	rest int // bytes of the packet that the client reads
+	in     *bufio.Reader
+	unread int // unread bytes of the current packet
 }
 
 // Read implements io.Reader.
-func (a *answers) Read(p []byte) (int, error) {
-	if a.rest == 0 {
-		if err := a.begin(); err != nil {
-			a.end(err)
+func (a *answerReader) Read(p []byte) (int, error) {
+	if a.unread == 0 {
+		if err := a.readHeader(); err != nil {
+			a.closeRequests(err)
 			return 0, err
 		}
 	}
-	n, err := a.in.Read(p[:min(len(p), a.rest)])
-	a.rest -= n
-	a.touch()
+	n, err := a.in.Read(p[:min(len(p), a.unread)])
+	a.unread -= n
+	a.noteActivity()
 	if err != nil {
-		a.end(errEnded)
+		a.closeRequests(errEnded)
 	}
 	return n, err
 }
 
-// end also ends a request that waits for room in the pipe to ssh: the client cannot end before.
-func (a *answers) end(reason error) {
-	a.fail(reason)
+// closeRequests records the reason and closes the pipe to ssh. A request that blocks on a full pipe
+// thus ends, which the client waits for.
+func (a *answerReader) closeRequests(reason error) {
+	a.setReason(reason)
 	a.ssh.in.Close()
 }
 
-// begin looks at the head of the next packet: length, type, number, and a count of bytes or names.
-func (a *answers) begin() error {
+// readHeader checks the head of the next packet: length, type, number, and a count of bytes or names.
+func (a *answerReader) readHeader() error {
 	head, err := a.in.Peek(9)
 	if err != nil && len(head) < 4 {
 		return errEnded
@@ -170,40 +173,40 @@ func (a *answers) begin() error {
 			return errGarbled
 		}
 	case packetName:
-		if a.names.Add(int64(length)) > a.maxNames {
+		if a.nameBytes.Add(int64(length)) > a.maxNames {
 			return errNames
 		}
 	}
-	a.rest = 4 + length
+	a.unread = 4 + length
 	return nil
 }
 
-// offers reports whether the server has an extension in the version that we know.
-func (c *conn) offers(extension string) bool {
+// hasExtension reports whether the server has an extension in version 1, the supported one.
+func (c *conn) hasExtension(extension string) bool {
 	version, _ := c.client.HasExtension(extension)
 	return version == "1"
 }
 
-// enter begins a call, which ends with exit.
-func (c *conn) enter() {
+// beginCall records the start of a call; endCall records its end.
+func (c *conn) beginCall() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.running == 0 {
-		c.moved = time.Now()
+	if c.calls == 0 {
+		c.lastActivity = time.Now()
 	}
-	c.running++
+	c.calls++
 }
 
-func (c *conn) exit() {
+func (c *conn) endCall() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.running--
+	c.calls--
 	c.signalIdle()
 }
 
-// signalIdle tells close that the last call has ended. The caller holds mu.
+// signalIdle signals close when the last call has ended. The caller holds mu.
 func (c *conn) signalIdle() {
-	if c.closing && c.running == 0 {
+	if c.closing && c.calls == 0 {
 		select {
 		case c.idle <- struct{}{}:
 		default:
@@ -211,21 +214,21 @@ func (c *conn) signalIdle() {
 	}
 }
 
-func (c *conn) touch() {
+func (c *conn) noteActivity() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.moved = time.Now()
+	c.lastActivity = time.Now()
 }
 
-// look ends a connection that has been silent for the patience. Nothing is due while no call is running.
-func (c *conn) look() {
+// abortIfStalled aborts a connection that was silent for the patience while a call was in flight.
+func (c *conn) abortIfStalled() {
 	silent := time.Duration(0)
 	c.mu.Lock()
-	if c.running > 0 {
-		silent = time.Since(c.moved)
+	if c.calls > 0 {
+		silent = time.Since(c.lastActivity)
 	}
 	if c.reason == nil && silent < c.patience {
-		c.watch.Reset(c.patience - silent)
+		c.stallTimer.Reset(c.patience - silent)
 	}
 	c.mu.Unlock()
 	if silent >= c.patience {
@@ -233,15 +236,15 @@ func (c *conn) look() {
 	}
 }
 
-// abort ends the connection by force.
+// abort ends the connection by killing ssh.
 func (c *conn) abort(reason error) {
-	c.fail(reason)
+	c.setReason(reason)
 	c.ssh.in.Close()
 	c.ssh.kill()
 }
 
-// fail notes why the connection ends. Only the first reason counts.
-func (c *conn) fail(reason error) {
+// setReason records the reason for the connection's end, unless there already is one.
+func (c *conn) setReason(reason error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.reason == nil {
@@ -249,15 +252,15 @@ func (c *conn) fail(reason error) {
 	}
 }
 
-// awaitEnd waits until the client has ended, ends ssh, and makes the reason final.
+// awaitEnd waits until the client has ended, ends ssh, and sets the final reason.
 func (c *conn) awaitEnd() {
-	_ = c.client.Wait() // answers has noted the reason
-	c.ssh.end()
-	c.fail(errEnded)
+	_ = c.client.Wait() // answerReader has recorded the reason
+	c.ssh.stop()
+	c.setReason(errEnded)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.watch.Stop()
-	words := c.ssh.words.String()
+	c.stallTimer.Stop()
+	words := c.ssh.stderr.String()
 	switch {
 	case c.closing:
 		c.reason = errClosed
@@ -276,7 +279,8 @@ func (c *conn) failed() bool {
 	return c.reason != nil
 }
 
-// status is what a server answers to what it refuses or fails to do. It wraps the client's value for its code.
+// status is a server's answer to a request that it refuses or cannot fulfil. It wraps the client's
+// error value for its code.
 type status struct {
 	code error
 	text string
@@ -285,9 +289,11 @@ type status struct {
 func (s *status) Error() string { return s.text }
 func (s *status) Unwrap() error { return s.code }
 
-// check returns what an error of the client means: a status; fs.ErrNotExist and fs.ErrPermission, which the client
-// makes of two of them; or the reason why the connection ended. Any other answer is not SFTP, and ends the connection.
-func (c *conn) check(err error) error {
+// convertError converts an error of the client. It returns a *status, fs.ErrNotExist or
+// fs.ErrPermission, to which the client converts two of the codes, or the reason for the
+// connection's end. Any other error means that the answer is not SFTP, and convertError aborts the
+// connection.
+func (c *conn) convertError(err error) error {
 	if err == nil || errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
 		return err
 	}
@@ -298,21 +304,21 @@ func (c *conn) check(err error) error {
 		c.abort(errGarbled)
 	}
 	<-c.done
-	return c.reason // it does not change any more
+	return c.reason // final, since done is closed
 }
 
-// open opens a file, or a directory where the server allows it.
-func (c *conn) open(path string, flags int) (*sftp.File, error) {
+// openFile opens a file, or a directory if the server allows that.
+func (c *conn) openFile(path string, flags int) (*sftp.File, error) {
 	f, err := c.client.OpenFile(path, flags)
 	if err == nil && f == nil { // the answer was "OK" instead of a handle
 		err = errGarbled
 	}
-	return f, c.check(err)
+	return f, c.convertError(err)
 }
 
-// attributes returns those that the client was told with info and err.
+// attributes returns the attributes in info, or converts err with convertError.
 func (c *conn) attributes(info os.FileInfo, err error) (*sftp.FileStat, error) {
-	if err := c.check(err); err != nil {
+	if err := c.convertError(err); err != nil {
 		return nil, err
 	}
 	if info != nil {
@@ -320,14 +326,14 @@ func (c *conn) attributes(info os.FileInfo, err error) (*sftp.FileStat, error) {
 			return a, nil
 		}
 	}
-	return nil, c.check(errGarbled) // the answer was "OK" instead of attributes
+	return nil, c.convertError(errGarbled) // the answer was "OK" instead of attributes
 }
 
 // readDir reads a directory.
 func (c *conn) readDir(ctx context.Context, dir string) ([]os.FileInfo, error) {
-	if c.names.Load() > c.maxNames/4 {
+	if c.nameBytes.Load() > c.maxNames/4 {
 		c.listing.Lock()
-		c.names.Store(0)
+		c.nameBytes.Store(0)
 		c.listing.Unlock()
 	}
 	c.listing.RLock()
@@ -336,14 +342,15 @@ func (c *conn) readDir(ctx context.Context, dir string) ([]os.FileInfo, error) {
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
-	return entries, c.check(err)
+	return entries, c.convertError(err)
 }
 
-// close ends the connection when its calls have ended, or by force when that takes long, and waits until nothing is
-// left of it. OpenSSH's server leaves undone what it has read when its input ends, so nothing may be in flight then.
+// close ends the connection after its calls have ended, or kills it after the grace period, and
+// waits until it has ended. No call may be in flight when ssh's input ends: OpenSSH's server drops
+// the requests that it has read but not yet done.
 func (c *conn) close() {
-	unwilling := time.AfterFunc(grace, func() { c.abort(errClosed) })
-	defer unwilling.Stop()
+	killTimer := time.AfterFunc(grace, func() { c.abort(errClosed) })
+	defer killTimer.Stop()
 	c.mu.Lock()
 	c.closing = true
 	c.signalIdle()

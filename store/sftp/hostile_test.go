@@ -14,7 +14,8 @@ import (
 	"cairn/store"
 )
 
-// respond is what a server answers to a request: a packet's type and all behind its number; nil is nothing.
+// respond returns a server's answer to a request: a packet's type and all bytes after its number. If it
+// is nil, the server does not answer.
 type respond func(kind byte) []byte
 
 const (
@@ -31,7 +32,7 @@ func uint32s(kind byte, values ...uint32) []byte {
 	return p
 }
 
-// answering is a bucket with one connection, to a server in this process.
+// answering returns a bucket with one connection, to a server in this process.
 func answering(t testing.TB, answer respond) *Bucket {
 	t.Helper()
 	return bucketOver(t, func(in io.Reader, out io.Writer) {
@@ -61,7 +62,7 @@ func answering(t testing.TB, answer respond) *Bucket {
 	})
 }
 
-// bucketOver is a bucket whose connection leads to serve.
+// bucketOver returns a bucket whose connection leads to serve.
 func bucketOver(t testing.TB, serve func(in io.Reader, out io.Writer)) *Bucket {
 	t.Helper()
 	in, stdin, err := os.Pipe()
@@ -77,7 +78,7 @@ func bucketOver(t testing.TB, serve func(in io.Reader, out io.Writer)) *Bucket {
 		serve(in, out)
 		_, _ = in.Close(), out.Close()
 	}()
-	close(p.exited) // there is nothing to kill
+	close(p.exited) // no process to kill
 	b, err := New(Location{host: "hostile"}, Options{Connections: 1, Patience: 5 * time.Second})
 	if err != nil {
 		t.Fatal(err)
@@ -85,17 +86,17 @@ func bucketOver(t testing.TB, serve func(in io.Reader, out io.Writer)) *Bucket {
 	a := &attempt{ready: make(chan struct{})}
 	if a.conn, a.err = newConn(t.Context(), p, b.o.Patience); a.err != nil {
 		a.err = explainConnect("", a.err)
-		p.end()
+		p.stop()
 	}
 	close(a.ready)
-	b.lines.all[0].attempt = a
+	b.pool.slots[0].attempt = a
 	b.o.Program = "/nonexistent/ssh" // for the next attempt
 	t.Cleanup(func() { b.Close() })
 	return b
 }
 
-// use calls everything of a bucket.
-func use(t testing.TB, b *Bucket) map[string]error {
+// callAll calls every method of a bucket and returns their errors.
+func callAll(t testing.TB, b *Bucket) map[string]error {
 	_, readErr := b.Read(t.Context(), "x", nil, 1<<20)
 	_, statErr := b.Stat(t.Context(), "x")
 	errs := map[string]error{
@@ -110,7 +111,7 @@ func use(t testing.TB, b *Bucket) map[string]error {
 	return errs
 }
 
-// TestGarbled: an answer of the wrong kind is an error, also an "OK" instead of what was asked for.
+// TestGarbled: an answer of the wrong kind is an error, also an "OK" instead of the requested data.
 func TestGarbled(t *testing.T) {
 	for name, answer := range map[string][]byte{
 		"ok": uint32s(statusAnswer, 0), "no status": {statusAnswer}, "end of file": uint32s(statusAnswer, 1),
@@ -130,7 +131,7 @@ func TestGarbled(t *testing.T) {
 
 func second[T any](_ T, err error) error { return err }
 
-// TestEmptyData: a server that answers reads with no bytes is not asked again without end.
+// TestEmptyData: a server that answers reads with no bytes does not cause endless requests.
 func TestEmptyData(t *testing.T) {
 	b := answering(t, func(kind byte) []byte {
 		switch kind {
@@ -146,7 +147,7 @@ func TestEmptyData(t *testing.T) {
 	}
 }
 
-// TestShortData: a server may send less at once than was asked for.
+// TestShortData: a server may send fewer bytes at once than were requested.
 func TestShortData(t *testing.T) {
 	b := answering(t, func(kind byte) []byte {
 		switch kind {
@@ -178,7 +179,7 @@ func TestFalseSize(t *testing.T) {
 	}
 }
 
-// TestEndlessDirectory: names without end are an error, and take bounded memory.
+// TestEndlessDirectory: endless names are an error, and take bounded memory.
 func TestEndlessDirectory(t *testing.T) {
 	names := uint32s(packetName, 10)
 	for range 10 {
@@ -195,7 +196,7 @@ func TestEndlessDirectory(t *testing.T) {
 		}
 		return uint32s(statusAnswer, 4)
 	})
-	b.lines.all[0].attempt.conn.maxNames = 8 << 20
+	b.pool.slots[0].attempt.conn.maxNames = 8 << 20
 	var last error
 	for _, last = range b.List(t.Context(), "") {
 	}
@@ -209,7 +210,8 @@ func TestEndlessDirectory(t *testing.T) {
 	}
 }
 
-// TestNamesAreCounted for as long as they are held: many listings have more of them than one may have.
+// TestNamesAreCounted: names count only while they are in memory, so many listings together may have
+// more of them than one listing may have.
 func TestNamesAreCounted(t *testing.T) {
 	long := strings.Repeat("x", 200<<10)
 	names := append(append(uint32s(packetName, 1, uint32(len(long))), long...), make([]byte, 8)...)
@@ -227,7 +229,7 @@ func TestNamesAreCounted(t *testing.T) {
 		}
 		return uint32s(statusAnswer, 2)
 	})
-	b.lines.all[0].attempt.conn.maxNames = 2 << 20
+	b.pool.slots[0].attempt.conn.maxNames = 2 << 20
 	for i := range 15 {
 		for _, err := range b.List(t.Context(), "") {
 			if err != nil {
@@ -237,7 +239,7 @@ func TestNamesAreCounted(t *testing.T) {
 	}
 }
 
-// TestDeafServer: a server that sends garbage and reads nothing does not hold up what waits to send.
+// TestDeafServer: a server that sends garbage and reads nothing does not block a waiting request.
 func TestDeafServer(t *testing.T) {
 	b := bucketOver(t, func(in io.Reader, out io.Writer) {
 		_, _ = io.ReadFull(in, make([]byte, 9))
@@ -253,8 +255,8 @@ func TestDeafServer(t *testing.T) {
 	}
 }
 
-// FuzzAnswer: whatever a server answers, and however its packets are cut, is an error or a result: no panic, and
-// nothing hangs.
+// FuzzAnswer: any answer of a server, with its packets cut anywhere, gives an error or a result. No call
+// panics or hangs.
 func FuzzAnswer(f *testing.F) {
 	f.Add([]byte{packetName, 0, 0, 0, 1, 0, 0, 0, 1, 'x', 0, 0, 0, 0, 0, 0, 0, 0}, true, false)
 	f.Add([]byte{packetName, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0}, true, false)
@@ -276,14 +278,14 @@ func FuzzAnswer(f *testing.F) {
 			return
 		}
 		if raw {
-			use(t, bucketOver(t, func(_ io.Reader, out io.Writer) { _, _ = out.Write(answer) }))
+			callAll(t, bucketOver(t, func(_ io.Reader, out io.Writer) { _, _ = out.Write(answer) }))
 			return
 		}
 		asked := 0
-		use(t, answering(t, func(kind byte) []byte {
+		callAll(t, answering(t, func(kind byte) []byte {
 			asked++
 			switch {
-			case asked > 100: // a directory ends some time
+			case asked > 100: // ends a directory
 				return uint32s(statusAnswer, 4)
 			case opens && (kind == open || kind == opendir):
 				return append(uint32s(handleAnswer, 1), 'h')

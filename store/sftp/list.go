@@ -15,27 +15,27 @@ import (
 )
 
 const (
-	listers  = 32 // directories that are read at once
-	maxDepth = 64 // of directories in directories
+	maxListers = 32 // directories read at once
+	maxDepth   = 64 // nested directories
 )
 
-// List implements store.Lister: of directories it enters only those that the prefix leads to, several at once, and
-// of files it yields the regular ones that are not temporary.
+// List implements store.Lister. It enters only the directories that the prefix leads to, several at
+// once. It yields only regular files that are not temporary.
 func (b *Bucket) List(ctx context.Context, prefix string) iter.Seq2[store.Object, error] {
 	return func(yield func(store.Object, error) bool) {
 		start := "."
 		if cut := strings.LastIndexByte(prefix, '/'); cut > 0 {
 			start = prefix[:cut]
 			if !fs.ValidPath(start) {
-				return // no object's name begins like that
+				return // no object's name begins with the prefix
 			}
 		}
 		inner, cancel := context.WithCancel(ctx)
 		defer cancel()
 		w := &walk{bucket: b, prefix: prefix, found: make(chan store.Object)}
 		w.group, w.ctx = errgroup.WithContext(inner)
-		w.group.SetLimit(listers)
-		w.group.Go(func() error { return w.enter(start, 0) })
+		w.group.SetLimit(maxListers)
+		w.group.Go(func() error { return w.listDir(start, 0) })
 		ended := make(chan error, 1)
 		go func() {
 			ended <- w.group.Wait()
@@ -58,7 +58,7 @@ func (b *Bucket) List(ctx context.Context, prefix string) iter.Seq2[store.Object
 	}
 }
 
-// walk is a listing under way.
+// walk is the state of a List call.
 type walk struct {
 	bucket *Bucket
 	prefix string
@@ -67,20 +67,20 @@ type walk struct {
 	found  chan store.Object
 }
 
-// enter lists what is below a directory. One that is not there is empty.
-func (w *walk) enter(dir string, depth int) error {
+// listDir lists the objects below a directory. A missing directory is empty.
+func (w *walk) listDir(dir string, depth int) error {
 	if depth > maxDepth {
 		return fmt.Errorf("more than %d directories in each other", maxDepth)
 	}
-	entries, err := runCall(w.ctx, w.bucket, func(k *call) ([]entry, error) { return w.read(k, dir) })
+	entries, err := runCall(w.ctx, w.bucket, func(k *call) ([]entry, error) { return w.readEntries(k, dir) })
 	if errors.Is(err, store.ErrNotFound) {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("reading %s: %w", w.bucket.shown(dir), err)
+		return fmt.Errorf("reading %s: %w", w.bucket.objectURL(dir), err)
 	}
 	for _, e := range entries {
-		if err := w.visit(e, depth); err != nil {
+		if err := w.visitEntry(e, depth); err != nil {
 			return err
 		}
 	}
@@ -93,23 +93,23 @@ type entry struct {
 	isDir bool
 }
 
-// read returns what is listed of a directory.
-func (w *walk) read(k *call, dir string) (entries []entry, err error) {
+// readEntries returns the entries of a directory that List enters or yields.
+func (w *walk) readEntries(k *call, dir string) (entries []entry, err error) {
 	infos, err := k.readDir(w.ctx, w.bucket.path(dir))
 	if err != nil {
 		return nil, err
 	}
 	for _, info := range infos {
 		name := path.Join(dir, info.Name())
-		if store.CheckName(info.Name()) != nil || isTemp(info.Name()) || !w.leads(name) {
+		if store.CheckName(info.Name()) != nil || isTemp(info.Name()) || !w.matches(name) {
 			continue
 		}
 		a, err := k.attributes(info, nil)
-		if err == nil && a.Mode&modeType == 0 { // the server leaves it out
+		if err == nil && a.Mode&modeType == 0 { // the server omits the type
 			a, err = k.attributes(k.client.Lstat(w.bucket.path(name)))
 		}
 		switch {
-		case errors.Is(err, fs.ErrNotExist): // removed meanwhile
+		case errors.Is(err, fs.ErrNotExist): // removed in the meantime
 		case err != nil:
 			return nil, err
 		case a.Mode&modeType == modeDir:
@@ -121,9 +121,9 @@ func (w *walk) read(k *call, dir string) (entries []entry, err error) {
 	return entries, nil
 }
 
-func (w *walk) visit(e entry, depth int) error {
+func (w *walk) visitEntry(e entry, depth int) error {
 	if e.isDir {
-		below := func() error { return w.enter(e.Name, depth+1) }
+		below := func() error { return w.listDir(e.Name, depth+1) }
 		if w.group.TryGo(below) {
 			return nil
 		}
@@ -137,7 +137,7 @@ func (w *walk) visit(e entry, depth int) error {
 	}
 }
 
-// leads says whether the prefix begins or ends in what is called name.
-func (w *walk) leads(name string) bool {
+// matches reports whether name begins with the prefix, or is a directory that the prefix leads to.
+func (w *walk) matches(name string) bool {
 	return strings.HasPrefix(name, w.prefix) || strings.HasPrefix(w.prefix, name+"/")
 }

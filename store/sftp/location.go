@@ -12,27 +12,28 @@ import (
 	"cairn/store"
 )
 
-// Location is where a bucket is: a host as ssh_config knows it, and a directory there. It holds no secret.
+// Location is the location of a bucket: a host, which may be an alias in ssh_config, and a
+// directory. It holds no secrets.
 type Location struct {
-	user, host, port string // user and port may be empty: ssh_config's hold
+	user, host, port string // an empty user or port means the one of ssh_config
 	path             string // as written, unescaped
 }
 
-// Parse reads sftp://[user@]host[:port]/path. A path below /~/ is relative to the user's home;
-// no path is the server's root.
+// Parse parses sftp://[user@]host[:port]/path. A path below /~/ is relative to the user's home. An
+// empty path means the server's root.
 //
-// What ssh could take for an option, or its configuration (ProxyCommand with %h, Match exec) hand to a shell,
-// is refused here, before anything is run.
+// Parse refuses text that ssh could take for an option, or that its configuration (ProxyCommand
+// with %h, Match exec) could pass to a shell.
 func Parse(text string) (Location, error) {
 	u, err := store.ParseURL(text)
 	if err != nil {
 		return Location{}, err
 	}
 	l := Location{user: u.User.Username(), host: u.Hostname(), port: u.Port(), path: u.Path}
-	return l, l.check(u)
+	return l, l.validate(u)
 }
 
-func (l Location) check(u *url.URL) error {
+func (l Location) validate(u *url.URL) error {
 	if _, has := u.User.Password(); has {
 		return errors.New("a password in an sftp location would be seen by all: use a key, an agent or ~/.ssh/config")
 	}
@@ -51,7 +52,7 @@ func (l Location) check(u *url.URL) error {
 	return nil
 }
 
-// String returns the location as it is written, in its one spelling.
+// String returns the location in its canonical spelling.
 func (l Location) String() string {
 	u := &url.URL{Scheme: "sftp", Host: l.host, Path: strings.TrimRight(l.path, "/")}
 	if strings.Contains(l.host, ":") {
@@ -66,7 +67,7 @@ func (l Location) String() string {
 	return u.String()
 }
 
-// Split returns the location of the directory that an object lies in, and the object's name there.
+// Split returns the location of the directory that contains an object, and the object's name in it.
 func (l Location) Split() (dir Location, name string, err error) {
 	parent, name := path.Split(l.path)
 	if store.CheckName(name) != nil {
@@ -82,7 +83,7 @@ func (l Location) Join(name string) Location {
 	return l
 }
 
-// dir is the directory as the server takes it: absolute, or relative to the user's home.
+// dir returns the directory in the server's form: absolute, or relative to the user's home.
 func (l Location) dir() string {
 	if strings.TrimRight(l.path, "/") == "/~" {
 		return "."
@@ -93,7 +94,7 @@ func (l Location) dir() string {
 	return "/" + strings.Trim(l.path, "/")
 }
 
-// validHost takes names, addresses and what people call a Host in ssh_config.
+// validHost reports whether host is a host name, an address, or a valid Host alias of ssh_config.
 func validHost(host string) bool {
 	odd := func(r rune) bool {
 		return !unicode.IsLetter(r) && !unicode.IsDigit(r) && !strings.ContainsRune("._:%-", r)
@@ -105,7 +106,8 @@ func validHost(host string) bool {
 	return err == nil || !strings.ContainsAny(host, ":%")
 }
 
-// validUser takes what ssh takes, and no blanks: ssh itself refuses what a shell could misread.
+// validUser reports whether ssh accepts the user, and the user has no blanks. ssh itself refuses
+// names that a shell could misread.
 func validUser(user string) bool {
 	odd := func(r rune) bool {
 		return unicode.IsControl(r) || unicode.IsSpace(r) || strings.ContainsRune("'`\"$;&<>|(){}", r)

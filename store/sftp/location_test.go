@@ -28,7 +28,7 @@ func TestLocation(t *testing.T) {
 	}
 }
 
-// TestSplitAndJoin: what Split parts, Join puts together.
+// TestSplitAndJoin: Join is the inverse of Split.
 func TestSplitAndJoin(t *testing.T) {
 	for text, want := range map[string]string{
 		"sftp://host/x.caibx":         "sftp://host x.caibx",
@@ -58,7 +58,7 @@ func TestSplitAndJoin(t *testing.T) {
 	}
 }
 
-// hostile are locations that ssh, or a shell that its configuration hands them to, could misread.
+// hostile lists locations that ssh could misread, or a shell that its configuration passes them to.
 var hostile = []string{
 	"sftp://-oProxyCommand=touch%20x/path", "sftp://-oProxyCommand=true/path", "sftp://-oProxyCommand=true:22/path",
 	"sftp://-l@host/path", "sftp://%2DoProxyCommand@host/path", "sftp://-/p", "sftp://@-x/p",
@@ -77,7 +77,7 @@ func TestLocationRefused(t *testing.T) {
 	}
 }
 
-// TestArguments: options end before the host, and what the location does not say is left to ssh_config.
+// TestArguments: options end before the host, and ssh_config supplies the missing parts of the location.
 func TestArguments(t *testing.T) {
 	at, err := Parse("sftp://host/p")
 	if err != nil {
@@ -102,7 +102,7 @@ func TestArguments(t *testing.T) {
 	}
 }
 
-// FuzzLocation: whatever is taken leaves ssh nothing to misread, and is shown without a secret.
+// FuzzLocation: ssh cannot misread an accepted location, and String shows no secret.
 func FuzzLocation(f *testing.F) {
 	for _, seed := range append(slices.Clone(hostile), "sftp://me@host:22/p", "sftp://[::1]/p") {
 		f.Add(seed)

@@ -14,11 +14,11 @@ import (
 	"cairn/store"
 )
 
-// How much of a file is asked for at once, and, before its size is known, on the off chance. A connection as ssh
-// makes it has 2 MiB in flight.
+// Sizes of read requests. ssh has 2 MiB in flight on a connection: readWindow. Before the size of a
+// file is known, the first read requests only firstRead bytes.
 const (
-	window = 2 << 20
-	ahead  = 128 << 10
+	readWindow = 2 << 20
+	firstRead  = 128 << 10
 )
 
 const (
@@ -29,14 +29,14 @@ const (
 
 // Stat implements store.Reader.
 func (b *Bucket) Stat(ctx context.Context, name string) (size int64, err error) {
-	return run(ctx, b, "reading", name, func(k *call, path string) (int64, error) {
+	return runOnObject(ctx, b, "reading", name, func(k *call, path string) (int64, error) {
 		return fileSize(k.attributes(k.client.Stat(path)))
 	})
 }
 
 // Read implements store.Reader.
 func (b *Bucket) Read(ctx context.Context, name string, dst []byte, limit int64) (out []byte, err error) {
-	data, err := run(ctx, b, "reading", name, func(k *call, path string) (all []byte, err error) {
+	data, err := runOnObject(ctx, b, "reading", name, func(k *call, path string) (all []byte, err error) {
 		err = k.copyFile(path, limit, func(data []byte) error {
 			if all == nil {
 				all = data
@@ -58,10 +58,10 @@ func (b *Bucket) Stream(ctx context.Context, name string, limit int64, use func(
 	if err := store.CheckName(name); err != nil {
 		return err
 	}
-	return b.describe(ctx, "reading", name, b.stream(ctx, b.path(name), limit, use))
+	return b.describeError(ctx, "reading", name, b.streamFile(ctx, b.path(name), limit, use))
 }
 
-func (b *Bucket) stream(ctx context.Context, path string, limit int64, use func(io.Reader) error) error {
+func (b *Bucket) streamFile(ctx context.Context, path string, limit int64, use func(io.Reader) error) error {
 	inner, cancel := context.WithCancel(ctx)
 	from, to := io.Pipe()
 	var copying sync.WaitGroup
@@ -71,8 +71,8 @@ func (b *Bucket) stream(ctx context.Context, path string, limit int64, use func(
 	copying.Go(func() {
 		_, err := runCall(inner, b, func(k *call) (none struct{}, err error) {
 			return none, k.copyFile(path, limit, func(data []byte) error {
-				k.exit() // the server owes nothing while use is slow
-				defer k.enter()
+				k.endCall() // pauses the stall timer while use is slow
+				defer k.beginCall()
 				_, err := to.Write(data)
 				return err
 			})
@@ -86,19 +86,19 @@ func (b *Bucket) stream(ctx context.Context, path string, limit int64, use func(
 	return use(in)
 }
 
-// copyFile has use take a file's content in order, as pieces that become its own. A small file is read in one round
-// trip after that of opening it.
+// copyFile passes a file's content to use in order, in pieces that use may keep. It reads a small
+// file in one round trip after the one that opens it.
 func (k *call) copyFile(path string, limit int64, use func(data []byte) error) error {
-	f, err := k.open(path, os.O_RDONLY)
+	f, err := k.openFile(path, os.O_RDONLY)
 	if err != nil {
 		return err
 	}
-	k.afterwards(func() { _ = f.Close() })
+	k.runLater(func() { _ = f.Close() })
 	var size int64
 	var statErr error
 	var stat sync.WaitGroup
 	stat.Go(func() { size, statErr = fileSize(k.attributes(f.Stat())) })
-	data, err := k.readAt(f, 0, min(ahead, limit))
+	data, err := k.readAt(f, 0, min(firstRead, limit))
 	stat.Wait()
 	if statErr != nil {
 		return statErr
@@ -106,7 +106,7 @@ func (k *call) copyFile(path string, limit int64, use func(data []byte) error) e
 	if size > limit {
 		return fmt.Errorf("%d bytes: %w (%d)", size, store.ErrTooLarge, limit)
 	}
-	data = data[:min(int64(len(data)), size)] // the file may have grown since
+	data = data[:min(int64(len(data)), size)] // the file may have grown since then
 	for got := int64(0); got < size; {
 		if err == nil && len(data) == 0 {
 			err = io.ErrUnexpectedEOF
@@ -121,19 +121,20 @@ func (k *call) copyFile(path string, limit int64, use func(data []byte) error) e
 		if err := k.ctx.Err(); err != nil {
 			return err
 		}
-		data, err = k.readAt(f, got, min(window, size-got))
+		data, err = k.readAt(f, got, min(readWindow, size-got))
 	}
 	return nil
 }
 
-// readAt reads size bytes at an offset: fewer at the end of the file, and if the server sends less at once.
+// readAt reads up to size bytes at an offset. It returns fewer at the end of the file, or if the
+// server sends fewer at once.
 func (k *call) readAt(f *sftp.File, off, size int64) ([]byte, error) {
 	data := make([]byte, size)
 	n, err := f.ReadAt(data, off)
 	if errors.Is(err, io.EOF) {
 		err = nil
 	}
-	return data[:n], k.check(err)
+	return data[:n], k.convertError(err)
 }
 
 // fileSize returns the size of a regular file.

@@ -13,8 +13,8 @@ import (
 	"cairn/store/sftp"
 )
 
-// The test binary itself stands in for ssh where a test looks at the packets: it starts OpenSSH's sftp-server
-// here, writes down what is asked of it and, if it is told so, hides what the server offers beside version 3.
+// Where a test checks the packets, the test binary itself replaces ssh. It starts OpenSSH's sftp-server,
+// logs the requests, and hides the extensions of version 3 that relayOnly does not name.
 const (
 	relayLog  = "CAIRN_TEST_SFTP_LOG"
 	relayOnly = "CAIRN_TEST_SFTP_ONLY" // the extensions that are not hidden
@@ -36,7 +36,7 @@ func TestMain(m *testing.M) {
 	}
 }
 
-// throughRelay has ssh replaced by this program. The log is complete when the bucket is closed.
+// throughRelay replaces ssh by this program. The log is complete when the bucket is closed.
 func throughRelay(t *testing.T, only string) (o sftp.Options, log string) {
 	t.Helper()
 	if _, err := os.Stat(sftpServer); err != nil {
@@ -70,7 +70,7 @@ func relay() error {
 		return err
 	}
 	answered := make(chan error, 1)
-	go func() { answered <- answers(out) }()
+	go func() { answered <- relayAnswers(out) }()
 	for {
 		p, err := nextPacket(os.Stdin)
 		if err != nil {
@@ -87,8 +87,8 @@ func relay() error {
 	return err
 }
 
-// answers passes the server's packets on.
-func answers(out io.Reader) error {
+// relayAnswers passes the server's packets on.
+func relayAnswers(out io.Reader) error {
 	p, err := nextPacket(out)
 	if err != nil {
 		return err
@@ -100,7 +100,7 @@ func answers(out io.Reader) error {
 	return err
 }
 
-// filtered is a version packet without the extensions that are to be hidden.
+// filtered returns a version packet without the hidden extensions.
 func filtered(p []byte) []byte {
 	kept, rest := append([]byte(nil), p[:9]...), p[9:]
 	next := func() []byte {
@@ -129,7 +129,7 @@ func nextPacket(r io.Reader) ([]byte, error) {
 	return p, err
 }
 
-// describe is the name of a request.
+// describe returns the name of a request.
 func describe(p []byte) string {
 	names := map[byte]string{
 		1: "init", 3: "open", 4: "close", 5: "read", 6: "write", 7: "lstat", 8: "fstat", 9: "setstat", 11: "opendir", 12: "readdir",

@@ -15,16 +15,16 @@ import (
 	"cairn/store"
 )
 
-// process is an ssh that runs. It gets the end of its input, and so ends, also when this program is killed.
+// process is a running ssh. Its input ends when this program is killed, so it ends then too.
 type process struct {
 	cmd    *exec.Cmd
-	in     *os.File // what ssh reads
-	out    *os.File // what ssh writes
-	words  tail     // what ssh says
+	in     *os.File // ssh's stdin
+	out    *os.File // ssh's stdout
+	stderr tail     // ssh's stderr
 	exited chan struct{}
 }
 
-// grace is how long ssh may take to end by itself, and what it started to let go of its error output.
+// grace is the time ssh may take to end by itself, and then its children to close its stderr.
 const grace = 2 * time.Second
 
 func startProcess(program string, args []string) (*process, error) {
@@ -37,19 +37,19 @@ func startProcess(program string, args []string) (*process, error) {
 		return nil, errors.Join(err, in.Close(), stdin.Close())
 	}
 	p := &process{cmd: exec.Command(program, args...), in: stdin, out: stdout, exited: make(chan struct{})}
-	p.cmd.Stdin, p.cmd.Stdout, p.cmd.Stderr = in, out, &p.words
+	p.cmd.Stdin, p.cmd.Stdout, p.cmd.Stderr = in, out, &p.stderr
 	p.cmd.WaitDelay = grace
-	// A group of its own: what ssh starts (ProxyCommand, ProxyJump) is killed with it, and an interrupt from the
-	// terminal reaches us, who then end it properly.
+	// A process group of its own: kill reaches ssh's children (ProxyCommand, ProxyJump) too. An
+	// interrupt from the terminal reaches only this program, which then ends ssh properly.
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	err = p.cmd.Start()
-	_, _ = in.Close(), out.Close() // ssh has them now
+	_, _ = in.Close(), out.Close() // ssh has its own copies
 	if err != nil {
 		_, _ = stdin.Close(), stdout.Close()
 		return nil, err
 	}
 	go func() {
-		_ = p.cmd.Wait() // ProcessState has it
+		_ = p.cmd.Wait() // the result is in ProcessState
 		close(p.exited)
 	}()
 	return p, nil
@@ -63,8 +63,9 @@ func (p *process) kill() {
 	}
 }
 
-// end ends the process, by force if it does not go at the end of its input, and frees what belongs to it.
-func (p *process) end() {
+// stop closes ssh's input, kills ssh if it does not exit within the grace period, and frees its
+// resources.
+func (p *process) stop() {
 	p.in.Close()
 	select {
 	case <-p.exited:
@@ -75,7 +76,8 @@ func (p *process) end() {
 	p.out.Close()
 }
 
-// sshArgs asks for SFTP on a host. Nothing can make ssh wait for a person, and options end before the host.
+// sshArgs returns the arguments for SFTP on a host. They keep ssh from prompting, and end the
+// options before the host.
 func sshArgs(at Location, o Options) []string {
 	seconds := int(max(1, o.Patience/time.Second))
 	args := []string{
@@ -96,7 +98,7 @@ func sshArgs(at Location, o Options) []string {
 	return append(args, "-s", "--", at.host, "sftp")
 }
 
-// tail keeps the last of what is written to it.
+// tail keeps the last tailSize bytes written to it.
 type tail struct {
 	mu   sync.Mutex
 	last []byte
@@ -112,7 +114,7 @@ func (t *tail) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// String is what was written on one line, without what could confuse a terminal.
+// String returns the text on one line, without characters that could confuse a terminal.
 func (t *tail) String() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -131,7 +133,7 @@ func (t *tail) String() string {
 	return strings.Join(lines, "; ")
 }
 
-// explainStart says why there is no ssh.
+// explainStart returns the error for an ssh that did not start.
 func explainStart(program string, err error) error {
 	if errors.Is(err, exec.ErrNotFound) || errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("sftp needs the program %s (install openssh-client): %w", program, err)
@@ -139,8 +141,8 @@ func explainStart(program string, err error) error {
 	return fmt.Errorf("starting %s: %w", program, err)
 }
 
-// explainConnect tells from what ssh said, words, why there is no connection: a later attempt may mend it unless
-// ssh was refused, or refuses.
+// explainConnect returns the error for a failed connection, from ssh's messages. It is
+// store.ErrUnavailable unless the server or ssh refused for a permanent reason.
 func explainConnect(words string, err error) error {
 	if words != "" {
 		err = fmt.Errorf("%w: ssh says: %s", err, words)

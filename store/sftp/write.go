@@ -17,24 +17,25 @@ import (
 	"cairn/store"
 )
 
-// What OpenSSH offers beside version 3; each is used if it is there.
+// OpenSSH's extensions of version 3. Each is used if the server offers it.
 const (
 	extFsync       = "fsync@openssh.com"
 	extPosixRename = "posix-rename@openssh.com"
 	extHardlink    = "hardlink@openssh.com"
 )
 
-// Temporary files lie beside what they will be. Neither casync gc nor desync prune look at them, for they are not
-// called like a chunk.
+// Temporary files lie in the directory of their object. casync gc and desync prune ignore them,
+// because they are not named like chunks.
 const (
 	tempPrefix = ".cairn-"
 	tempSuffix = ".tmp"
 )
 
 const (
-	dirMode   = 0o755
-	maxLitter = 1000
-	// How often others may have taken the name again between our removing it and our renaming.
+	dirMode    = 0o755
+	maxOrphans = 1000
+	// maxReplaces limits how often renameOver tries again because another writer has taken the name
+	// between remove and rename.
 	maxReplaces = 20
 )
 
@@ -44,34 +45,35 @@ func isTemp(name string) bool {
 	return strings.HasPrefix(name, tempPrefix) && strings.HasSuffix(name, tempSuffix)
 }
 
-// Write implements store.Bucket. The object is written to a temporary file in its directory, flushed and renamed,
-// and the directory is flushed.
+// Write implements store.Bucket. It writes the object to a temporary file in its directory, flushes
+// and renames the file, and flushes the directory.
 //
-// Of servers that lack OpenSSH's extensions this asks for less, and so they promise less. Without
-// fsync@openssh.com nothing is flushed: after a power cut of the server the object may be absent, or damaged under
-// its name. Without posix-rename@openssh.com an object that is replaced is removed first: for a moment, and after a
-// failure just then, there is none. A server that does not let a directory be opened may lose the name, not the
-// bytes, in a power cut.
+// Servers without OpenSSH's extensions give weaker guarantees. Without fsync@openssh.com nothing is
+// flushed: after a power cut of the server the object may be absent, or damaged under its name.
+// Without posix-rename@openssh.com a replaced object is removed first: until the rename, or after a
+// failure before it, there is none. If the server does not open directories, a power cut may lose
+// the name, but not the bytes.
 //
-// A Write whose context ends, or whose connection breaks, while the server renames has an error, and the object may
-// be there nevertheless, whole.
+// A Write whose context ends, or whose connection breaks, during the rename returns an error. The
+// object may exist nevertheless, and is then complete.
 func (b *Bucket) Write(ctx context.Context, name string, data []byte) error {
-	return b.put(ctx, name, data, (*writing).replace)
+	return b.writeObject(ctx, name, data, (*objectWriter).renameOver)
 }
 
-// Create implements store.Creator, as Write does its work: a name is linked to only if it is free. Without
-// hardlink@openssh.com it relies on the server to refuse to rename onto a file, as version 3 wants it, and looks
-// first, since some servers do not.
+// Create implements store.Creator. It flushes as Write does, and links the name, which fails if the
+// name is taken. Without hardlink@openssh.com it relies on the server to refuse a rename onto a
+// file, as version 3 demands. It checks first whether the name is free, since some servers do not
+// refuse.
 func (b *Bucket) Create(ctx context.Context, name string, data []byte) error {
-	return b.put(ctx, name, data, (*writing).create)
+	return b.writeObject(ctx, name, data, (*objectWriter).linkNew)
 }
 
-func (b *Bucket) put(ctx context.Context, name string, data []byte, publish func(*writing) error) error {
-	data = slices.Clone(data) // the caller may leave before the client
-	_, err := run(ctx, b, "writing", name, func(k *call, final string) (none struct{}, err error) {
-		k.afterwards(k.pickUp)
-		w := &writing{call: k, final: final, temp: path.Join(path.Dir(final), tempName())}
-		if err = w.write(data); err == nil {
+func (b *Bucket) writeObject(ctx context.Context, name string, data []byte, publish func(*objectWriter) error) error {
+	data = slices.Clone(data) // the caller may return before the client has sent it
+	_, err := runOnObject(ctx, b, "writing", name, func(k *call, final string) (none struct{}, err error) {
+		k.runLater(k.removeOrphans)
+		w := &objectWriter{call: k, final: final, temp: path.Join(path.Dir(final), tempName())}
+		if err = w.writeTemp(data); err == nil {
 			err = publish(w)
 		}
 		if err != nil {
@@ -82,36 +84,37 @@ func (b *Bucket) put(ctx context.Context, name string, data []byte, publish func
 	return err
 }
 
-// pickUp removes what was left when connections broke.
-func (k *call) pickUp() {
-	for _, temp := range k.bucket.litter.takeAll() {
+// removeOrphans removes the temporary files that broken connections left.
+func (k *call) removeOrphans() {
+	for _, temp := range k.bucket.orphans.takeAll() {
 		k.removeTemp(temp)
 	}
 }
 
-// removeTemp removes a temporary file, or remembers it when the connection is broken.
+// removeTemp removes a temporary file, or adds it to the orphans if the connection is broken.
 func (k *call) removeTemp(temp string) {
 	_ = k.client.Remove(temp)
 	if k.failed() {
-		k.bucket.litter.add(temp)
+		k.bucket.orphans.add(temp)
 	}
 }
 
-// litter is temporary files that could not be removed when their connection broke. Safe for concurrent use.
-type litter struct {
-	mu    sync.Mutex // guards what follows
+// orphanTemps is the list of temporary files that remained when their connection broke. It is safe for
+// concurrent use.
+type orphanTemps struct {
+	mu    sync.Mutex // guards temps
 	temps []string
 }
 
-func (l *litter) add(temp string) {
+func (l *orphanTemps) add(temp string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if len(l.temps) < maxLitter {
+	if len(l.temps) < maxOrphans {
 		l.temps = append(l.temps, temp)
 	}
 }
 
-func (l *litter) takeAll() []string {
+func (l *orphanTemps) takeAll() []string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	temps := l.temps
@@ -119,123 +122,123 @@ func (l *litter) takeAll() []string {
 	return temps
 }
 
-// writing is one object on its way.
-type writing struct {
+// objectWriter is the state of writing one object.
+type objectWriter struct {
 	*call
 	final, temp string
 	file        *sftp.File // the temporary file, while it is open
-	dir         *sftp.File // its directory, where the server opens that
+	dir         *sftp.File // its directory; nil if the server cannot flush directories
 }
 
 // discard removes the temporary file.
-func (w *writing) discard() {
+func (w *objectWriter) discard() {
 	if w.file != nil {
 		_ = w.file.Close()
 	}
 	w.removeTemp(w.temp)
 }
 
-// write makes the temporary file, whole and flushed.
-func (w *writing) write(data []byte) error {
-	err := w.open()
+// writeTemp makes the temporary file, complete and flushed.
+func (w *objectWriter) writeTemp(data []byte) error {
+	err := w.openTemp()
 	for tries := 0; errors.Is(err, fs.ErrNotExist) && tries < 3; tries++ {
 		if err := w.makeDir(path.Dir(w.final)); err != nil {
 			return err
 		}
-		err = w.open()
+		err = w.openTemp()
 	}
 	if err != nil {
 		return err
 	}
-	return w.fill(data)
+	return w.fillTemp(data)
 }
 
-// open opens the temporary file and, to flush it later, its directory; one round trip for both.
-func (w *writing) open() (err error) {
+// openTemp opens the temporary file and its directory, which is flushed later, in one round trip.
+func (w *objectWriter) openTemp() (err error) {
 	var dir *sftp.File
 	var dirErr error
 	var opened sync.WaitGroup
 	opened.Go(func() { dir, dirErr = w.openDir(path.Dir(w.temp)) })
-	w.file, err = w.call.open(w.temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL)
+	w.file, err = w.call.openFile(w.temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL)
 	opened.Wait()
 	if dir != nil {
 		w.dir = dir
-		w.afterwards(func() { _ = dir.Close() })
+		w.runLater(func() { _ = dir.Close() })
 	}
 	return errors.Join(err, dirErr)
 }
 
-// openDir returns nil where a directory cannot be flushed.
+// openDir opens a directory to flush it. It returns nil if the server cannot do that.
 func (k *call) openDir(dir string) (*sftp.File, error) {
-	if !k.offers(extFsync) {
+	if !k.hasExtension(extFsync) {
 		return nil, nil
 	}
-	f, err := k.open(dir, os.O_RDONLY)
+	f, err := k.openFile(dir, os.O_RDONLY)
 	if err != nil && !k.failed() {
 		return nil, nil // not every server opens directories
 	}
 	return f, err
 }
 
-// fill writes, flushes and closes the temporary file, and sets its permissions meanwhile.
-func (w *writing) fill(data []byte) error {
+// fillTemp writes, flushes and closes the temporary file, and sets its permissions concurrently.
+func (w *objectWriter) fillTemp(data []byte) error {
 	var mode *sftp.FileStat
 	var modeErr error
-	var meanwhile sync.WaitGroup
-	meanwhile.Go(func() { mode, modeErr = w.attributes(w.file.Stat()) })
+	var concurrent sync.WaitGroup
+	concurrent.Go(func() { mode, modeErr = w.attributes(w.file.Stat()) })
 	err := w.writeAll(data)
-	meanwhile.Wait()
+	concurrent.Wait()
 	if err := errors.Join(err, modeErr); err != nil {
 		return err
 	}
-	meanwhile.Go(func() { modeErr = w.limitMode(w.temp, mode, w.bucket.o.Mode) })
-	if w.offers(extFsync) {
-		err = w.check(w.file.Sync())
+	concurrent.Go(func() { modeErr = w.limitMode(w.temp, mode, w.bucket.o.Mode) })
+	if w.hasExtension(extFsync) {
+		err = w.convertError(w.file.Sync())
 	}
-	meanwhile.Wait()
+	concurrent.Wait()
 	if err := errors.Join(err, modeErr); err != nil {
 		return err
 	}
 	file := w.file
 	w.file = nil
-	return errors.Join(w.check(file.Close()), w.ctx.Err())
+	return errors.Join(w.convertError(file.Close()), w.ctx.Err())
 }
 
-// writeAll writes as much at once as a connection has in flight, until the caller leaves.
-func (w *writing) writeAll(data []byte) error {
-	for off := 0; off < len(data); off += window {
+// writeAll writes data in pieces of readWindow bytes, and stops when the caller's context ends.
+func (w *objectWriter) writeAll(data []byte) error {
+	for off := 0; off < len(data); off += readWindow {
 		if err := w.ctx.Err(); err != nil {
 			return err
 		}
-		_, err := w.file.WriteAt(data[off:min(off+window, len(data))], int64(off))
-		if err := w.check(err); err != nil {
+		_, err := w.file.WriteAt(data[off:min(off+readWindow, len(data))], int64(off))
+		if err := w.convertError(err); err != nil {
 			return err
 		}
 	}
 	return w.ctx.Err()
 }
 
-// limitMode takes permissions from a new file that mode does not have. The client opens files with the server's
-// default, which its umask has shaped.
+// limitMode removes the permissions that mode lacks from a new file. The client opens files with
+// the server's default permissions, less its umask.
 func (k *call) limitMode(path string, a *sftp.FileStat, mode fs.FileMode) error {
 	now := fs.FileMode(a.Mode).Perm()
 	if now&mode == now {
 		return nil
 	}
-	err := k.check(k.client.Chmod(path, now&mode))
+	err := k.convertError(k.client.Chmod(path, now&mode))
 	if !k.failed() {
-		return nil // a server that keeps its own permissions
+		return nil // the server does not change permissions
 	}
 	return err
 }
 
-// replace gives the temporary file its name, whatever has it.
-func (w *writing) replace() error {
-	if w.offers(extPosixRename) {
-		return w.named(w.client.PosixRename(w.temp, w.final))
+// renameOver gives the temporary file its name, and replaces a file of that name.
+func (w *objectWriter) renameOver() error {
+	if w.hasExtension(extPosixRename) {
+		return w.flushName(w.client.PosixRename(w.temp, w.final))
 	}
 	for tries := 0; ; tries++ {
-		err := w.named(w.client.Rename(w.temp, w.final))
+		err := w.flushName(w.client.Rename(w.temp, w.final))
 		if !errors.Is(err, sftp.ErrSSHFxFailure) || tries == maxReplaces {
 			return err
 		}
@@ -246,29 +249,29 @@ func (w *writing) replace() error {
 	}
 }
 
-// create gives the temporary file its name if nothing has it.
-func (w *writing) create() error {
-	if w.offers(extHardlink) {
-		err := w.named(w.client.Link(w.temp, w.final))
+// linkNew gives the temporary file its name if the name is free.
+func (w *objectWriter) linkNew() error {
+	if w.hasExtension(extHardlink) {
+		err := w.flushName(w.client.Link(w.temp, w.final))
 		if err == nil {
-			return w.check(w.client.Remove(w.temp))
+			return w.convertError(w.client.Remove(w.temp))
 		}
 		if !errors.Is(err, sftp.ErrSSHFxFailure) && !errors.Is(err, sftp.ErrSSHFxOpUnsupported) {
 			return err
 		}
 	}
-	if err := w.taken(); err != nil {
+	if err := w.checkFree(); err != nil {
 		return err
 	}
-	err := w.named(w.client.Rename(w.temp, w.final))
+	err := w.flushName(w.client.Rename(w.temp, w.final))
 	if errors.Is(err, sftp.ErrSSHFxFailure) {
-		return errors.Join(w.taken(), err)
+		return errors.Join(w.checkFree(), err)
 	}
 	return err
 }
 
-// taken is ErrExists if the name is not free.
-func (w *writing) taken() error {
+// checkFree returns store.ErrExists if the object's name is taken.
+func (w *objectWriter) checkFree() error {
 	_, err := w.attributes(w.client.Lstat(w.final))
 	switch {
 	case err == nil:
@@ -279,36 +282,39 @@ func (w *writing) taken() error {
 	return err
 }
 
-// named flushes the directory after the file has got its name, unless it has not.
-func (w *writing) named(err error) error {
-	if err := w.check(err); err != nil || w.dir == nil {
+// flushName flushes the directory after the file got its name. It returns the error of that step, if
+// there was one.
+func (w *objectWriter) flushName(err error) error {
+	if err := w.convertError(err); err != nil || w.dir == nil {
 		return err
 	}
 	return w.syncDir(w.dir)
 }
 
-// syncDir flushes a directory. Not every file system has that; but one that fails is an error.
+// syncDir flushes a directory. It ignores a file system that does not support that, but reports a
+// failed flush.
 func (k *call) syncDir(dir *sftp.File) error {
-	err := k.check(dir.Sync())
+	err := k.convertError(dir.Sync())
 	if !errors.Is(err, sftp.ErrSSHFxFailure) && !k.failed() {
 		return nil
 	}
 	return err
 }
 
-// makeDir makes a directory with its parents, and flushes the name of each that it made. Most servers do not tell
-// that a directory exists from other failures: what is opened there next will.
-func (w *writing) makeDir(dir string) error {
+// makeDir makes a directory and its missing parents, and flushes the name of each one that it made.
+// It ignores a generic failure, because most servers do not distinguish an existing directory from
+// other failures: the next open in the directory reports a real one.
+func (w *objectWriter) makeDir(dir string) error {
 	parent := path.Dir(dir)
 	if dir == w.bucket.path("") && !w.bucket.o.MakeRoot {
 		return fmt.Errorf("the directory %s: %w", w.bucket, store.ErrNotFound)
 	}
-	err := w.check(w.client.Mkdir(dir))
+	err := w.convertError(w.client.Mkdir(dir))
 	if errors.Is(err, fs.ErrNotExist) && parent != dir {
 		if err := w.makeDir(parent); err != nil {
 			return err
 		}
-		err = w.check(w.client.Mkdir(dir))
+		err = w.convertError(w.client.Mkdir(dir))
 	}
 	if errors.Is(err, sftp.ErrSSHFxFailure) {
 		return nil
@@ -328,6 +334,6 @@ func (k *call) flushDir(dir string) error {
 	if f == nil {
 		return err
 	}
-	k.afterwards(func() { _ = f.Close() })
+	k.runLater(func() { _ = f.Close() })
 	return k.syncDir(f)
 }
