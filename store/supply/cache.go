@@ -31,7 +31,7 @@ const keepAgain = 10 * time.Second
 
 // Get implements store.Getter.
 func (c *cache) Get(ctx context.Context, wants []store.Want, done func(i int, err error)) {
-	missing := getSome(ctx, c.near, wants, numbers(len(wants)), func(i int, err error) (miss bool) {
+	missing := getIndexed(ctx, c.near, wants, allIndexes(len(wants)), func(i int, err error) (miss bool) {
 		if err != nil {
 			return true
 		}
@@ -41,16 +41,16 @@ func (c *cache) Get(ctx context.Context, wants []store.Want, done func(i int, er
 	if len(missing) == 0 {
 		return
 	}
-	getSome(ctx, c.far, wants, missing, func(i int, err error) bool {
+	getIndexed(ctx, c.far, wants, missing, func(i int, err error) bool {
 		if err == nil {
-			c.put(ctx, wants[i])
+			c.putChunk(ctx, wants[i])
 		}
 		done(i, err)
 		return false
 	})
 }
 
-func (c *cache) put(ctx context.Context, w store.Want) {
+func (c *cache) putChunk(ctx context.Context, w store.Want) {
 	if time.Now().UnixNano() < c.resume.Load() {
 		return
 	}

@@ -18,44 +18,44 @@ import (
 // A failed member is asked last during its backoff, which grows with each failure. Then a single
 // request probes it; a successful probe restores its place.
 //
-// When a remote answer takes much longer than usual, a second request goes to the next member, or
-// to the same one if it is the last. The first answer counts. At most one in twenty requests is
-// sent twice without use. Requests to a member that answers nothing at all do not count while there
-// is another.
+// Requests are hedged: when a remote answer takes much longer than usual, a second request goes to
+// the next member, or to the same one if it is the last. The first answer counts. At most one in
+// twenty requests is hedged without use. Requests to a member that answers nothing at all do not
+// count while there is another.
 type fallback struct {
 	members []*member
-	spare   spare
+	hedges  hedgeBudget
 }
 
 // Get implements store.Getter. It requests all wants together from a local member. Over a network
 // each want is requested by itself, since a member's health may change while requests are queued.
 func (f *fallback) Get(ctx context.Context, wants []store.Want, done func(i int, err error)) {
-	tried := make([]outcome, len(wants))
-	left := numbers(len(wants))
+	tried := make([]memberErrors, len(wants))
+	left := allIndexes(len(wants))
 	var asked []*member
 	for _, m := range f.members {
-		if !m.local || m.failing() || len(left) < 2 {
+		if !m.local || m.isFailing() || len(left) < 2 {
 			break
 		}
 		asked = append(asked, m)
-		left = getSome(ctx, m.from, wants, left, func(i int, err error) (next bool) {
-			m.judge(ctx, err)
+		left = getIndexed(ctx, m.from, wants, left, func(i int, err error) (next bool) {
+			m.updateHealth(ctx, err)
 			if err == nil {
 				done(i, nil)
 				return false
 			}
-			tried[i].add(err)
+			tried[i].addError(err)
 			return true
 		})
 	}
-	store.Each(len(left), f.most(), func(n int) {
+	store.Each(len(left), f.maxRequests(), func(n int) {
 		i := left[n]
 		done(i, f.getOne(ctx, wants[i], asked, tried[i]))
 	})
 }
 
-// most returns the largest number of requests that one link ever lets in at once.
-func (f *fallback) most() (n int) {
+// maxRequests returns the largest in-flight limit that any of the links may choose.
+func (f *fallback) maxRequests() (n int) {
 	for _, m := range f.members {
 		n = max(n, m.link.Most())
 	}
@@ -63,17 +63,17 @@ func (f *fallback) most() (n int) {
 }
 
 // getOne requests a chunk from all members except the asked ones.
-func (f *fallback) getOne(ctx context.Context, w store.Want, asked []*member, tried outcome) error {
-	order := slices.DeleteFunc(f.order(time.Now()), func(m *member) bool { return slices.Contains(asked, m) })
+func (f *fallback) getOne(ctx context.Context, w store.Want, asked []*member, tried memberErrors) error {
+	order := slices.DeleteFunc(f.askOrder(time.Now()), func(m *member) bool { return slices.Contains(asked, m) })
 	for n, m := range order {
-		err := f.ask(ctx, m, order[min(n+1, len(order)-1)], w)
+		err := f.getHedged(ctx, m, order[min(n+1, len(order)-1)], w)
 		if err == nil {
 			return nil
 		}
 		if ctx.Err() != nil {
 			break
 		}
-		tried.add(err)
+		tried.addError(err)
 	}
 	switch {
 	case ctx.Err() != nil:
@@ -86,30 +86,30 @@ func (f *fallback) getOne(ctx context.Context, w store.Want, asked []*member, tr
 	return fmt.Errorf("chunk %v: no store to ask: %w", w.Digest, store.ErrNotFound)
 }
 
-// outcome holds the errors of the members that did not supply a chunk.
-type outcome struct{ absent, failed error }
+// memberErrors holds the errors of the members that did not supply a chunk.
+type memberErrors struct{ absent, failed error }
 
-func (o *outcome) add(err error) {
+func (o *memberErrors) addError(err error) {
 	if errors.Is(err, store.ErrNotFound) {
-		o.absent = join(o.absent, err)
+		o.absent = joinErrors(o.absent, err)
 	} else {
-		o.failed = join(o.failed, err)
+		o.failed = joinErrors(o.failed, err)
 	}
 }
 
-// join is errors.Join on one line.
-func join(a, b error) error {
+// joinErrors is errors.Join on one line.
+func joinErrors(a, b error) error {
 	if a == nil {
 		return b
 	}
 	return fmt.Errorf("%w; %w", a, b)
 }
 
-// order returns the members in the order of their requests: unhealthy members come last.
-func (f *fallback) order(now time.Time) []*member {
+// askOrder returns the members in the order of their requests: unhealthy members come last.
+func (f *fallback) askOrder(now time.Time) []*member {
 	order, last := make([]*member, 0, len(f.members)), []*member(nil)
 	for _, m := range f.members {
-		if m.healthy(now) {
+		if m.healthyOrProbe(now) {
 			order = append(order, m)
 		} else {
 			last = append(last, m)
@@ -118,55 +118,55 @@ func (f *fallback) order(now time.Time) []*member {
 	return append(order, last...)
 }
 
-// ask gets a chunk from m. When the answer is late, a second request goes to second, which may be
-// m.
-func (f *fallback) ask(ctx context.Context, m, second *member, w store.Want) error {
-	if m.once {
+// getHedged gets a chunk from m. When the answer is late, it sends a second request to second, which
+// may be m.
+func (f *fallback) getHedged(ctx context.Context, m, second *member, w store.Want) error {
+	if m.noHedge {
 		return m.get(ctx, w)
 	}
-	leave, err := m.link.enter(ctx)
+	release, err := m.link.acquire(ctx)
 	if err != nil {
 		return err
 	}
-	f.spare.earn()
+	f.hedges.addRequest()
 	r := newRace(ctx)
-	defer r.end()
-	r.run(func(ctx context.Context) entrant { return entrant{w.Dst, m.getInside(ctx, w, leave), true} })
-	late := time.NewTimer(m.link.late())
+	defer r.cancelAndWait()
+	r.start(func(ctx context.Context) answer { return answer{w.Dst, m.getAdmitted(ctx, w, release), true} })
+	late := time.NewTimer(m.link.lateAfter())
 	defer late.Stop()
 	select {
-	case first := <-r.finish:
+	case first := <-r.answers:
 		return first.err
 	case <-late.C:
 	}
-	if silent := second != m && m.link.silent(); !silent && !f.spare.spend() {
-		return (<-r.finish).err
+	if silent := second != m && m.link.isSilent(); !silent && !f.hedges.trySpend() {
+		return (<-r.answers).err
 	}
-	r.run(func(ctx context.Context) entrant {
+	r.start(func(ctx context.Context) answer {
 		own := store.Want{Digest: w.Digest, Dst: make([]byte, len(w.Dst))}
-		return entrant{data: own.Dst, err: second.get(ctx, own)}
+		return answer{data: own.Dst, err: second.get(ctx, own)}
 	})
-	return f.winner(r, m, second, w.Dst)
+	return f.awaitWinner(r, m, second, w.Dst)
 }
 
-// winner copies the first good answer of two into dst. If both fail it returns m's error, because
-// getOne requests the chunk from second later.
-func (f *fallback) winner(r *race, m, second *member, dst []byte) error {
+// awaitWinner copies the first good answer of two into dst. If both fail it returns m's error,
+// because getOne requests the chunk from second later.
+func (f *fallback) awaitWinner(r *race, m, second *member, dst []byte) error {
 	var failed error
 	for range 2 {
-		e := <-r.finish
-		if e.err != nil {
-			if e.first {
-				failed = e.err
+		a := <-r.answers
+		if a.err != nil {
+			if a.first {
+				failed = a.err
 			}
 			continue
 		}
-		r.end()
-		if !e.first {
-			copy(dst, e.data)
-			f.spare.refund()
+		r.cancelAndWait()
+		if !a.first {
+			copy(dst, a.data)
+			f.hedges.refund()
 			if second != m {
-				m.overtaken()
+				m.noteOvertaken()
 			}
 		}
 		return nil
@@ -179,10 +179,10 @@ type race struct {
 	ctx     context.Context
 	cancel  context.CancelFunc
 	running sync.WaitGroup
-	finish  chan entrant
+	answers chan answer
 }
 
-type entrant struct {
+type answer struct {
 	data  []byte
 	err   error
 	first bool // of the first request
@@ -190,55 +190,55 @@ type entrant struct {
 
 func newRace(ctx context.Context) *race {
 	ctx, cancel := context.WithCancel(ctx)
-	return &race{ctx: ctx, cancel: cancel, finish: make(chan entrant, 2)}
+	return &race{ctx: ctx, cancel: cancel, answers: make(chan answer, 2)}
 }
 
-func (r *race) run(request func(context.Context) entrant) {
-	r.running.Go(func() { r.finish <- request(r.ctx) })
+func (r *race) start(request func(context.Context) answer) {
+	r.running.Go(func() { r.answers <- request(r.ctx) })
 }
 
-// end cancels the requests of the race and blocks until they have ended. Then the caller may reuse
-// their memory.
-func (r *race) end() {
+// cancelAndWait cancels the requests of the race and blocks until they have ended. Then the caller
+// may reuse their memory.
+func (r *race) cancelAndWait() {
 	r.cancel()
 	r.running.Wait()
 }
 
-// spare limits the requests that are sent twice without use to one in twenty, and a few at the
+// hedgeBudget limits the requests that are hedged without use to one in twenty, and a few at the
 // start.
-type spare struct {
+type hedgeBudget struct {
 	mu      sync.Mutex // guards the fields below
 	earned  int
 	started bool
 }
 
 const (
-	spareFor  = 20 // requests that earn one second request
-	spareMost = 8  // the most second requests that can be saved up
+	requestsPerHedge = 20 // requests for each second request
+	maxSavedHedges   = 8  // limit of second requests that can be saved up
 )
 
-func (s *spare) earn() {
+func (s *hedgeBudget) addRequest() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.started {
-		s.started, s.earned = true, spareMost*spareFor/2
+		s.started, s.earned = true, maxSavedHedges*requestsPerHedge/2
 	}
-	s.earned = min(s.earned+1, spareMost*spareFor)
+	s.earned = min(s.earned+1, maxSavedHedges*requestsPerHedge)
 }
 
-func (s *spare) spend() bool {
+func (s *hedgeBudget) trySpend() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.earned < spareFor {
+	if s.earned < requestsPerHedge {
 		return false
 	}
-	s.earned -= spareFor
+	s.earned -= requestsPerHedge
 	return true
 }
 
 // refund returns the cost of a second request that was useful.
-func (s *spare) refund() {
+func (s *hedgeBudget) refund() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.earned += spareFor
+	s.earned += requestsPerHedge
 }

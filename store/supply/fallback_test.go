@@ -259,7 +259,7 @@ func TestLinkThrottledByTheStore(t *testing.T) {
 		busy := &store.UnavailableError{Err: errors.New("429"), After: time.Second, Throttled: true}
 		r := storetest.Faulty(bucketOf(t, s), storetest.First(1), storetest.Fails(busy))
 		before := link.Limit()
-		g := retrying{remotes(&member{from: chunksOf(r), link: link}), store.Policy{}}
+		g := retrier{remotes(&member{from: chunksOf(r), link: link}), store.Policy{}}
 		begun := time.Now()
 		s.wantFrom(t, g)
 		if took := time.Since(begun); took < time.Second || link.Limit() >= before {

@@ -37,22 +37,22 @@ type rateLimited struct {
 func (p rateLimited) Unwrap() store.Reader { return p.Reader }
 
 func (p rateLimited) Read(ctx context.Context, name string, dst []byte, limit int64) ([]byte, error) {
-	if err := p.wait(ctx, 1); err != nil {
+	if err := p.awaitRate(ctx, 1); err != nil {
 		return nil, err
 	}
 	out, err := p.Reader.Read(ctx, name, dst, limit)
-	for n := int(came(dst, out, err)); n > 0; n -= p.limiter.Burst() {
-		if err := p.wait(ctx, min(n, p.limiter.Burst())); err != nil {
+	for n := int(receivedBytes(dst, out, err)); n > 0; n -= p.limiter.Burst() {
+		if err := p.awaitRate(ctx, min(n, p.limiter.Burst())); err != nil {
 			return nil, err
 		}
 	}
 	return out, err
 }
 
-// wait blocks until the rate admits n bytes. When that is after the deadline of ctx, which was set
-// for the store and not for the rate, wait returns at once. The bytes still count, and delay later
-// reads.
-func (p rateLimited) wait(ctx context.Context, n int) error {
+// awaitRate blocks until the rate admits n bytes. When that is after the deadline of ctx, which was
+// set for the store and not for the rate, awaitRate returns at once. The bytes still count, and
+// delay later reads.
+func (p rateLimited) awaitRate(ctx context.Context, n int) error {
 	err := p.limiter.WaitN(ctx, n)
 	if err == nil || ctx.Err() != nil {
 		return err
@@ -90,23 +90,23 @@ type budgeted struct {
 func (r budgeted) Unwrap() store.Reader { return r.Reader }
 
 func (r budgeted) Read(ctx context.Context, name string, dst []byte, limit int64) ([]byte, error) {
-	got, err := r.budget.take(ctx, limit)
+	got, err := r.budget.reserve(ctx, limit)
 	if err != nil {
 		return nil, fmt.Errorf("reading %s/%s: %w", r.Reader, name, err)
 	}
 	if got < limit {
-		err = r.affordable(ctx, name, got)
+		err = r.checkSize(ctx, name, got)
 	}
 	var out []byte
 	if err == nil {
 		out, err = r.Reader.Read(ctx, name, dst, got)
 	}
-	r.budget.giveBack(got, came(dst, out, err))
+	r.budget.release(got, receivedBytes(dst, out, err))
 	return out, err
 }
 
-// came returns how many bytes a read received after dst, including those of a failed read.
-func came(dst, out []byte, err error) int64 {
+// receivedBytes returns how many bytes a read received after dst, including those of a failed read.
+func receivedBytes(dst, out []byte, err error) int64 {
 	if err == nil || store.IsSuspect(err) {
 		return int64(len(out) - len(dst))
 	}
@@ -116,8 +116,8 @@ func came(dst, out []byte, err error) int64 {
 	return 0
 }
 
-// affordable checks that an object has at most left bytes before it is requested.
-func (r budgeted) affordable(ctx context.Context, name string, left int64) error {
+// checkSize requests an object's size, and returns ErrBudget if that is more than left bytes.
+func (r budgeted) checkSize(ctx context.Context, name string, left int64) error {
 	size, err := r.Reader.Stat(ctx, name)
 	switch {
 	case errors.Is(err, store.ErrNoSize):
@@ -130,11 +130,11 @@ func (r budgeted) affordable(ctx context.Context, name string, left int64) error
 	return nil
 }
 
-// take reserves want bytes. If fewer are left and no other read is under way that could give some
+// reserve reserves want bytes. If fewer are left and no other read is under way that could give some
 // back, it reserves the rest.
-func (b *Budget) take(ctx context.Context, want int64) (int64, error) {
+func (b *Budget) reserve(ctx context.Context, want int64) (int64, error) {
 	for {
-		got, changed := b.tryTake(want)
+		got, changed := b.tryReserve(want)
 		if got > 0 {
 			return got, nil
 		}
@@ -149,7 +149,7 @@ func (b *Budget) take(ctx context.Context, want int64) (int64, error) {
 	}
 }
 
-func (b *Budget) tryTake(want int64) (got int64, changed chan struct{}) {
+func (b *Budget) tryReserve(want int64) (got int64, changed chan struct{}) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	switch {
@@ -167,7 +167,7 @@ func (b *Budget) tryTake(want int64) (got int64, changed chan struct{}) {
 	return got, nil
 }
 
-func (b *Budget) giveBack(got, used int64) {
+func (b *Budget) release(got, used int64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.left += got - used

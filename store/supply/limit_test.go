@@ -49,7 +49,7 @@ func TestRateBehindRetries(t *testing.T) {
 		s := newSample(1, 1000)
 		rate := NewRate(10_000)
 		busy := storetest.Faulty(bucketOf(t, s), storetest.First(1), storetest.Fails(store.ErrUnavailable))
-		g := retrying{chunksOf(rate.Limit(busy)), store.Policy{}}
+		g := retrier{chunksOf(rate.Limit(busy)), store.Policy{}}
 		others := rate.Limit(objects(t, 10, 200_000))
 		var wg sync.WaitGroup
 		for i := range 10 {
@@ -161,7 +161,7 @@ func TestOnce(t *testing.T) {
 		a := newOrigin(t, s)
 		a.set(time.Minute, nil, false)
 		from := a.member()
-		from.once = true
+		from.noHedge = true
 		s.wantFrom(t, remotes(from))
 		if n := a.asked.Load(); n != 1 {
 			t.Errorf("asked %d times, want once", n)

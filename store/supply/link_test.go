@@ -54,13 +54,13 @@ func through(t *testing.T, l *Link, w *wire, total int) time.Duration {
 		slots <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-slots }()
-			leave, err := l.enter(t.Context())
+			release, err := l.acquire(t.Context())
 			if err != nil {
 				t.Error(err)
 				return
 			}
 			w.get(bytes)
-			leave(bytes, nil)
+			release(bytes, nil)
 		})
 	}
 	wg.Wait()
@@ -121,11 +121,11 @@ func TestLinkThrottled(t *testing.T) {
 		w := &wire{latency: always(10 * time.Millisecond), rate: 1e9}
 		through(t, l, w, 20_000_000)
 		before := l.Limit()
-		leave, err := l.enter(t.Context())
+		release, err := l.acquire(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
-		leave(0, &store.UnavailableError{Throttled: true})
+		release(0, &store.UnavailableError{Throttled: true})
 		if got := l.Limit(); got != before/2 {
 			t.Errorf("the limit is %d after a refusal, was %d, want half", got, before)
 		}
@@ -143,11 +143,11 @@ func TestLinkThrottledAtFirst(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			l := NewLink(64)
 			for range refusals {
-				leave, err := l.enter(t.Context())
+				release, err := l.acquire(t.Context())
 				if err != nil {
 					t.Fatal(err)
 				}
-				leave(0, &store.UnavailableError{Throttled: true})
+				release(0, &store.UnavailableError{Throttled: true})
 			}
 			through(t, l, &wire{latency: always(10 * time.Millisecond), rate: 1e9}, 20_000_000)
 			if got := l.Limit(); got < 32 {
@@ -171,7 +171,7 @@ func TestFixedLink(t *testing.T) {
 func TestLinkCancelled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := NewFixedLink(1)
-		leave, err := l.enter(t.Context())
+		release, err := l.acquire(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -183,10 +183,10 @@ func TestLinkCancelled(t *testing.T) {
 				if i%2 == 0 {
 					ctx = t.Context()
 				}
-				leave, err := l.enter(ctx)
+				release, err := l.acquire(ctx)
 				switch {
 				case err == nil:
-					leave(1, nil)
+					release(1, nil)
 				case !errors.Is(err, context.Canceled) || i%2 == 0:
 					t.Errorf("enter = %v", err)
 				}
@@ -194,26 +194,26 @@ func TestLinkCancelled(t *testing.T) {
 		}
 		synctest.Wait()
 		go cancel()
-		go leave(1, nil)
+		go release(1, nil)
 		wg.Wait()
-		if l.inside != 0 || len(l.waiting) != 0 {
-			t.Errorf("%d inside and %d waiting in the end, want none", l.inside, len(l.waiting))
+		if l.inFlight != 0 || len(l.waiters) != 0 {
+			t.Errorf("%d in flight and %d waiting in the end, want none", l.inFlight, len(l.waiters))
 		}
 	})
 }
 
-// TestUsual: the mean of a few varying answers gets a large allowance, of many a small one, and of
+// TestTypicalLatency: the mean of a few varying answers gets a large allowance, of many a small one, and of
 // equal ones none.
-func TestUsual(t *testing.T) {
+func TestTypicalLatency(t *testing.T) {
 	after := func(answers int, times ...time.Duration) float64 {
 		p := newModel(512)
 		p.limit = answers
 		start := time.Unix(0, 0)
-		p.begin(start)
+		p.startRound(start)
 		for i := range answers - 1 {
-			p.done(start.Add(times[i%len(times)]), start, 1000, false)
+			p.addAnswer(start.Add(times[i%len(times)]), start, 1000, false)
 		}
-		return p.usual() * 1000
+		return p.typicalLatency() * 1000
 	}
 	const ms = time.Millisecond
 	for _, c := range []struct {
@@ -222,7 +222,7 @@ func TestUsual(t *testing.T) {
 		{after(7, 10*ms, 20*ms), 17, 19}, {after(1001, 10*ms, 20*ms), 15, 15.5}, {after(7, 40*ms), 40, 40.001},
 	} {
 		if c.got < c.least || c.got > c.most {
-			t.Errorf("usual = %.2f ms, want %v to %v", c.got, c.least, c.most)
+			t.Errorf("typicalLatency = %.2f ms, want %v to %v", c.got, c.least, c.most)
 		}
 	}
 }

@@ -109,7 +109,7 @@ func mustWrite(t *testing.T, b store.Bucket, name string, data []byte) {
 func locals(getters ...store.Getter) *fallback {
 	f := new(fallback)
 	for _, g := range getters {
-		f.members = append(f.members, &member{from: g, link: NewFixedLink(32), local: true, once: true})
+		f.members = append(f.members, &member{from: g, link: NewFixedLink(32), local: true, noHedge: true})
 	}
 	return f
 }

@@ -10,19 +10,19 @@ import (
 	"cairn/store"
 )
 
-// retrying retries each want for which a store was unavailable, by itself and as the policy says.
+// retrier retries each want for which a store was unavailable, by itself and as the policy says.
 // It cancels an attempt that is under way when patience ends; chunks are small.
-type retrying struct {
+type retrier struct {
 	from   store.Getter
 	policy store.Policy
 }
 
 // Get implements store.Getter.
-func (r retrying) Get(ctx context.Context, wants []store.Want, done func(i int, err error)) {
+func (r retrier) Get(ctx context.Context, wants []store.Want, done func(i int, err error)) {
 	var repeated sync.WaitGroup
 	r.from.Get(ctx, wants, func(i int, err error) {
 		if errors.Is(err, store.ErrUnavailable) {
-			repeated.Go(func() { done(i, r.repeat(ctx, wants[i], err)) })
+			repeated.Go(func() { done(i, r.retryWant(ctx, wants[i], err)) })
 			return
 		}
 		done(i, err)
@@ -30,8 +30,8 @@ func (r retrying) Get(ctx context.Context, wants []store.Want, done func(i int, 
 	repeated.Wait()
 }
 
-// repeat gets a chunk after a first attempt that failed with the error failed.
-func (r retrying) repeat(ctx context.Context, w store.Want, failed error) error {
+// retryWant gets a chunk after a first attempt that returned the error failed.
+func (r retrier) retryWant(ctx context.Context, w store.Want, failed error) error {
 	return r.policy.DoUntil(ctx, func(end time.Time) error {
 		if end.IsZero() { // the first attempt, which has failed already
 			return failed
@@ -47,8 +47,8 @@ func (r retrying) repeat(ctx context.Context, w store.Want, failed error) error 
 	})
 }
 
-// numbers returns the numbers from 0 to n-1.
-func numbers(n int) []int {
+// allIndexes returns the numbers from 0 to n-1.
+func allIndexes(n int) []int {
 	list := make([]int, n)
 	for i := range list {
 		list[i] = i
@@ -56,9 +56,9 @@ func numbers(n int) []int {
 	return list
 }
 
-// getSome gets the wants with these indexes. It returns the indexes for which done returned true,
+// getIndexed gets the wants with these indexes. It returns the indexes for which done returned true,
 // in order.
-func getSome(ctx context.Context, from store.Getter, wants []store.Want, which []int, done func(i int, err error) bool) []int {
+func getIndexed(ctx context.Context, from store.Getter, wants []store.Want, which []int, done func(i int, err error) bool) []int {
 	some := make([]store.Want, len(which))
 	for n, i := range which {
 		some[n] = wants[i]

@@ -23,7 +23,7 @@ func TestRetryForEver(t *testing.T) {
 			return store.GetOne(ctx, chunksOf(bucketOf(t, s)), d, dst)
 		})
 		var told []time.Duration
-		s.wantFrom(t, retrying{g, store.Policy{Patience: -1, Waiting: func(err error, wait time.Duration) {
+		s.wantFrom(t, retrier{g, store.Policy{Patience: -1, Waiting: func(err error, wait time.Duration) {
 			if !errors.Is(err, store.ErrUnavailable) {
 				t.Errorf("told of %v, want what failed", err)
 			}
@@ -49,7 +49,7 @@ func TestRetryGetsSilence(t *testing.T) {
 			}
 		})
 		begun := time.Now()
-		err := newSample(1, 1000).get(t, retrying{silent, store.Policy{Patience: 2 * time.Second}})
+		err := newSample(1, 1000).get(t, retrier{silent, store.Policy{Patience: 2 * time.Second}})
 		if took := time.Since(begun); !errors.Is(err, store.ErrUnavailable) || took != 32*time.Second || calls != 2 {
 			t.Errorf("Get = %v after %v and %d calls, want ErrUnavailable after 32 s", err, took, calls)
 		}
@@ -68,7 +68,7 @@ func TestRetryGetsInTime(t *testing.T) {
 			<-ctx.Done() // the answer was on its way
 			return nil
 		})
-		if err := s.get(t, retrying{slow, store.Policy{Patience: 2 * time.Second}}); err != nil || calls != 2 {
+		if err := s.get(t, retrier{slow, store.Policy{Patience: 2 * time.Second}}); err != nil || calls != 2 {
 			t.Errorf("Get = %v after %d calls, want success", err, calls)
 		}
 	})
@@ -89,7 +89,7 @@ func TestRetryGetsWhenAsked(t *testing.T) {
 				copy(dst, s.data)
 				return nil
 			})
-			if err := s.get(t, retrying{busy, store.Policy{}}); err != nil || calls != 4 {
+			if err := s.get(t, retrier{busy, store.Policy{}}); err != nil || calls != 4 {
 				t.Errorf("Get from a store that says Retry-After: %v = %v after %d calls, want success after 4", after, err, calls)
 			}
 		})

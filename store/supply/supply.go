@@ -48,7 +48,7 @@ var _ store.Getter = (*Supply)(nil)
 // must open; the others are left out. Otherwise Open returns the error of the group's last store.
 func Open(groups [][]locate.Location, access locate.Access, a blob.Algorithm, o Options) (*Supply, error) {
 	access.Web.Connections, access.S3.Connections = requestsRemote, requestsRemote // links choose how many are used
-	limit := o.limiter()
+	limit := o.newLimiter()
 	s := &Supply{policy: access.Retry}
 	for _, group := range groups {
 		var failed error
@@ -64,15 +64,15 @@ func Open(groups [][]locate.Location, access locate.Access, a blob.Algorithm, o 
 			}
 			opened++
 			s.closers = append(s.closers, func() { store.Close(r) })
-			m := o.member(at.Remote())
-			s.add(store.NewChunksAtOnce(meter{limit(r), &s.counter}, a, m.link.Most()), m)
+			m := o.newMember(at.Remote())
+			s.addMember(store.NewChunksAtOnce(meter{limit(r), &s.counter}, a, m.link.Most()), m)
 		}
 		if opened == 0 {
 			s.Close()
 			return nil, failed
 		}
 	}
-	s.ready()
+	s.addRetries()
 	return s, nil
 }
 
@@ -81,14 +81,14 @@ func Open(groups [][]locate.Location, access locate.Access, a blob.Algorithm, o 
 func New(policy store.Policy, o Options, getters ...store.Getter) *Supply {
 	s := &Supply{policy: policy}
 	for _, g := range getters {
-		s.add(g, o.member(true))
+		s.addMember(g, o.newMember(true))
 	}
-	s.ready()
+	s.addRetries()
 	return s
 }
 
-func (o *Options) member(remote bool) *member {
-	m := &member{local: !remote, once: !remote || o.Budget > 0} // the bytes of a cancelled request are unknown
+func (o *Options) newMember(remote bool) *member {
+	m := &member{local: !remote, noHedge: !remote || o.Budget > 0} // the bytes of a cancelled request are unknown
 	switch {
 	case o.Requests > 0:
 		m.link = NewFixedLink(o.Requests)
@@ -100,8 +100,8 @@ func (o *Options) member(remote bool) *member {
 	return m
 }
 
-// limiter returns a function that applies the limits shared by all stores to a Reader.
-func (o *Options) limiter() func(store.Reader) store.Reader {
+// newLimiter returns a function that applies the limits shared by all stores to a Reader.
+func (o *Options) newLimiter() func(store.Reader) store.Reader {
 	rate, budget := NewRate(o.RateLimit), NewBudget(o.Budget)
 	return func(r store.Reader) store.Reader {
 		if o.RateLimit > 0 {
@@ -114,13 +114,13 @@ func (o *Options) limiter() func(store.Reader) store.Reader {
 	}
 }
 
-func (s *Supply) add(g store.Getter, m *member) {
+func (s *Supply) addMember(g store.Getter, m *member) {
 	m.from = g
 	s.stores.members = append(s.stores.members, m)
 }
 
-func (s *Supply) ready() {
-	s.uncached = retrying{&s.stores, s.policy}
+func (s *Supply) addRetries() {
+	s.uncached = retrier{&s.stores, s.policy}
 	s.chunks = s.uncached
 }
 
@@ -148,7 +148,7 @@ func (s *Supply) Sizes(ctx context.Context, chunks []blob.Digest) ([]int64, erro
 	for i, d := range chunks {
 		group.Go(func() error {
 			return s.policy.Do(groupCtx, func() (err error) {
-				sizes[i], err = s.size(groupCtx, d)
+				sizes[i], err = s.chunkSize(groupCtx, d)
 				return err
 			})
 		})
@@ -159,7 +159,7 @@ func (s *Supply) Sizes(ctx context.Context, chunks []blob.Digest) ([]int64, erro
 	return sizes, ctx.Err()
 }
 
-func (s *Supply) size(ctx context.Context, d blob.Digest) (int64, error) {
+func (s *Supply) chunkSize(ctx context.Context, d blob.Digest) (int64, error) {
 	var errs []error
 	for _, m := range s.stores.members {
 		chunks, can := m.from.(interface {
@@ -178,7 +178,7 @@ func (s *Supply) size(ctx context.Context, d blob.Digest) (int64, error) {
 }
 
 // Requests returns how many wants a caller may usefully have under way at once.
-func (s *Supply) Requests() int { return s.stores.most() }
+func (s *Supply) Requests() int { return s.stores.maxRequests() }
 
 // Limit returns the sum of the present in-flight limits of the remote stores.
 func (s *Supply) Limit() (n int) {

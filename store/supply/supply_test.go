@@ -35,7 +35,7 @@ func TestMany(t *testing.T) {
 	for name, f := range stores {
 		near := bucketOf(t, samples[10:15]...)
 		keep := newWriter(t, near)
-		c := Cached(retrying{f, store.Policy{}}, chunksOf(near), keep, noFailure(t))
+		c := Cached(retrier{f, store.Policy{}}, chunksOf(near), keep, noFailure(t))
 		for range 2 {
 			for i, err := range outcomes(t, t.Context(), c, list) {
 				if i < 50 && err != nil || i >= 50 && !errors.Is(err, store.ErrNotFound) {
@@ -294,7 +294,7 @@ func TestRateOfPauses(t *testing.T) {
 		w := &wire{latency: always(10 * time.Millisecond), rate: 1_250_000}
 		through(t, l, w, 5_000_000)
 		for range 200 {
-			leave, err := l.enter(t.Context())
+			leave, err := l.acquire(t.Context())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -330,7 +330,7 @@ func TestBudgetFillsLinks(t *testing.T) {
 				}
 				flying.Add(1)
 				wg.Go(func() {
-					leave, err := l.enter(t.Context())
+					leave, err := l.acquire(t.Context())
 					if err != nil {
 						t.Error(err)
 						return
@@ -347,7 +347,7 @@ func TestBudgetFillsLinks(t *testing.T) {
 			if used < 0.8 {
 				t.Errorf("%v, %.2f MB/s: only %.0f %% of the link are used", c.trip, c.rate/1e6, 100*used)
 			}
-			if most := 2*delay + 10*time.Millisecond; waits > max(most, time.Duration(leastBudget/c.rate*float64(time.Second))) {
+			if most := 2*delay + 10*time.Millisecond; waits > max(most, time.Duration(minBudget/c.rate*float64(time.Second))) {
 				t.Errorf("%v, %.2f MB/s: a read waits for %v behind others", c.trip, c.rate/1e6, waits)
 			}
 		})
