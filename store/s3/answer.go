@@ -56,16 +56,16 @@ func readRefusal(answer *http.Response, body []byte) *refusal {
 	r := &refusal{
 		head:   answer.Request.Method == http.MethodHead,
 		status: answer.StatusCode,
-		text:   printable(answer.Status),
+		text:   toPrintable(answer.Status),
 		region: answer.Header.Get("X-Amz-Bucket-Region"),
 		after:  transfer.RetryAfter(answer.Header.Get("Retry-After"), time.Now()),
 	}
 	if to, err := answer.Location(); err == nil {
-		r.to = printable(to.Host)
+		r.to = toPrintable(to.Host)
 	}
 	var e errorBody
 	if err := xml.NewDecoder(bytes.NewReader(body)).Decode(&e); err == nil {
-		r.code, r.message = printable(e.Code), printable(e.Message)
+		r.code, r.message = toPrintable(e.Code), toPrintable(e.Message)
 		if r.region == "" {
 			r.region = e.Region
 		}
@@ -76,8 +76,8 @@ func readRefusal(answer *http.Response, body []byte) *refusal {
 	return r
 }
 
-// words returns S3's code and message, or the status line if there is no code.
-func (r *refusal) words() error {
+// description returns S3's code and message, or the status line if there is no code.
+func (r *refusal) description() error {
 	switch {
 	case r.code == "" && r.to != "":
 		return fmt.Errorf("%s, to %s, which is not followed", r.text, r.to)
@@ -99,7 +99,7 @@ var (
 		"AccessDenied", "AllAccessDisabled", "AccountProblem", "RequestTimeTooSkewed", "NotSignedUp",
 		"UnauthorizedAccess",
 	}
-	codesOfLoad = []string{
+	codesOfThrottling = []string{
 		"SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "RequestLimitExceeded", "ServiceUnavailable",
 		"Busy", "BandwidthLimitExceeded",
 	}
@@ -116,46 +116,46 @@ func (r *refusal) refusesKeys() (may, sure bool) {
 	return silent || r.status == http.StatusUnauthorized, false
 }
 
-// absent reports whether an S3 server states that the object does not exist. A plain 404 to a GET
-// does not count: any web server can send it.
-func (r *refusal) absent() bool {
+// isNotFound reports whether an S3 server states that the object does not exist. A plain 404 to a
+// GET does not count: any web server can send it.
+func (r *refusal) isNotFound() bool {
 	return r.status == http.StatusNotFound && (r.code == "NoSuchKey" || r.code == "" && r.head)
 }
 
-// throttles reports whether the server is overloaded.
-func (r *refusal) throttles() bool {
-	return slices.Contains(codesOfLoad, r.code) || r.status == http.StatusTooManyRequests ||
+// isThrottling reports whether the server is overloaded.
+func (r *refusal) isThrottling() bool {
+	return slices.Contains(codesOfThrottling, r.code) || r.status == http.StatusTooManyRequests ||
 		r.status == http.StatusServiceUnavailable && !slices.Contains(codesOfTrouble, r.code)
 }
 
 // Error implements error, for use within this package.
-func (r *refusal) Error() string { return r.words().Error() }
+func (r *refusal) Error() string { return r.description().Error() }
 
-// err returns the refusal as one of the errors that package store documents.
-func (r *refusal) err() error {
+// storeError returns the refusal as one of the errors that package store documents.
+func (r *refusal) storeError() error {
 	switch code := r.status; {
 	case r.code == "NoSuchBucket":
-		return fmt.Errorf("%w (%w)", ErrNoBucket, r.words())
+		return fmt.Errorf("%w (%w)", ErrNoBucket, r.description())
 	case r.code == "RequestTimeTooSkewed", r.code == "RequestExpired":
-		return fmt.Errorf("%w: %w", ErrClock, r.words())
+		return fmt.Errorf("%w: %w", ErrClock, r.description())
 	case code == http.StatusProxyAuthRequired:
 		return transfer.DeniedByProxy(r.text)
 	case slices.Contains(codesOfKeys, r.code), slices.Contains(codesOfDenial, r.code),
 		code == http.StatusUnauthorized, code == http.StatusForbidden:
-		return fmt.Errorf("%w: %w", ErrDenied, r.words())
-	case r.throttles():
-		return &store.UnavailableError{Err: r.words(), After: r.after, Throttled: true}
+		return fmt.Errorf("%w: %w", ErrDenied, r.description())
+	case r.isThrottling():
+		return &store.UnavailableError{Err: r.description(), After: r.after, Throttled: true}
 	case slices.Contains(codesOfTrouble, r.code), code == http.StatusRequestTimeout,
 		code >= 500 && code != http.StatusNotImplemented:
-		return &store.UnavailableError{Err: r.words(), After: r.after}
-	case r.absent():
+		return &store.UnavailableError{Err: r.description(), After: r.after}
+	case r.isNotFound():
 		return store.ErrNotFound
 	case code == http.StatusPreconditionFailed:
-		return fmt.Errorf("%w: %w", store.ErrExists, r.words())
+		return fmt.Errorf("%w: %w", store.ErrExists, r.description())
 	case code == http.StatusConflict:
-		return &store.UnavailableError{Err: fmt.Errorf("%w: %w", errConflict, r.words()), After: r.after}
+		return &store.UnavailableError{Err: fmt.Errorf("%w: %w", errConflict, r.description()), After: r.after}
 	case code == http.StatusNotImplemented:
-		return fmt.Errorf("%w: %w", errors.ErrUnsupported, r.words())
+		return fmt.Errorf("%w: %w", errors.ErrUnsupported, r.description())
 	}
-	return fmt.Errorf("unexpected answer %w", r.words())
+	return fmt.Errorf("unexpected answer %w", r.description())
 }

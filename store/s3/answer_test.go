@@ -11,7 +11,8 @@ import (
 	"cairn/store"
 )
 
-// FuzzAnswer: whatever a server says is one line of text, and absence only when it says so in S3's words.
+// FuzzAnswer: the error for any answer is one line of text. It reports absence only for an answer that
+// states absence as S3 does.
 func FuzzAnswer(f *testing.F) {
 	for _, seed := range []string{
 		"<Error><Code>NoSuchKey</Code><Message>gone</Message><Region>eu-west-1</Region></Error>", "<html>", "",
@@ -24,11 +25,11 @@ func FuzzAnswer(f *testing.F) {
 	f.Fuzz(func(t *testing.T, status int, line, body string) {
 		answer := &http.Response{StatusCode: status, Status: line, Header: http.Header{}, Request: &http.Request{Method: "GET"}}
 		r := readRefusal(answer, []byte(body))
-		text := r.err().Error()
+		text := r.storeError().Error()
 		if strings.ContainsAny(text, "\x00\n\r\x1b\u009b") || !utf8.ValidString(text) || len(text) > 1000 {
 			t.Errorf("the words of %q are %q", body, text)
 		}
-		if errors.Is(r.err(), store.ErrNotFound) && (status != 404 || r.code != "NoSuchKey") {
+		if errors.Is(r.storeError(), store.ErrNotFound) && (status != 404 || r.code != "NoSuchKey") {
 			t.Errorf("%d with %q is absence", status, body)
 		}
 		if r.region != "" && !regionPattern.MatchString(r.region) {

@@ -48,14 +48,14 @@ type Options struct {
 
 // Bucket keeps each object as an S3 object below a prefix. It is safe for concurrent use.
 type Bucket struct {
-	location Location
-	endpoint endpoint
-	client   *http.Client
-	patience time.Duration
-	retry    store.Policy // for the pages of listings
-	keys     *keys
-	learnt   atomic.Pointer[string] // the region that the server has named, if it differs from endpoint's
-	seen     atomic.Bool            // an answer has shown that the bucket exists
+	location     Location
+	endpoint     endpoint
+	client       *http.Client
+	patience     time.Duration
+	retry        store.Policy // for the pages of listings
+	keys         *keys
+	serverRegion atomic.Pointer[string] // the region that the server has named, if it differs from endpoint's
+	bucketSeen   atomic.Bool            // an answer has shown that the bucket exists
 }
 
 var (
@@ -73,42 +73,42 @@ const largestObject = 5 << 30
 // New returns a bucket at a location. It reads the environment and AWS's shared files, and sends no
 // request.
 func New(l Location, o Options) (*Bucket, error) {
-	around, err := lookAround(l.Profile)
+	settings, err := readSettings(l.Profile)
 	if err != nil {
 		return nil, err
 	}
-	e, err := resolve(l, around)
+	e, err := resolveEndpoint(l, settings)
 	if err != nil {
 		return nil, err
 	}
 	o.Connections, o.Patience = cmp.Or(o.Connections, 64), cmp.Or(o.Patience, 30*time.Second)
-	trust, err := withBundle(o.TLS, os.Getenv("AWS_CA_BUNDLE"))
+	tlsConfig, err := withBundle(o.TLS, os.Getenv("AWS_CA_BUNDLE"))
 	if err != nil {
 		return nil, err
 	}
-	transport := transfer.Transport(o.Connections, o.Patience, trust)
+	transport := transfer.Transport(o.Connections, o.Patience, tlsConfig)
 	if o.dial != nil {
 		transport.DialContext = o.dial
 	}
 	return &Bucket{
 		location: l,
 		endpoint: e,
-		client:   &http.Client{Transport: transport, CheckRedirect: stay},
+		client:   &http.Client{Transport: transport, CheckRedirect: refuseRedirect},
 		patience: o.Patience,
 		retry:    o.Retry,
 		keys:     newKeys(l.Profile, e.atAWS()),
 	}, nil
 }
 
-// stay stops redirects, so that signed requests reach only the intended server. The redirect itself
-// becomes a refusal.
-func stay(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+// refuseRedirect stops redirects, so that signed requests reach only the intended server. The
+// redirect itself becomes a refusal.
+func refuseRedirect(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 
-// withBundle returns trust, or, if it has no roots, a copy with the certificates of a file as its
+// withBundle returns config, or, if it has no roots, a copy with the certificates of a file as its
 // only roots.
-func withBundle(trust *tls.Config, bundle string) (*tls.Config, error) {
-	if bundle == "" || trust != nil && trust.RootCAs != nil {
-		return trust, nil
+func withBundle(config *tls.Config, bundle string) (*tls.Config, error) {
+	if bundle == "" || config != nil && config.RootCAs != nil {
+		return config, nil
 	}
 	text, err := os.ReadFile(bundle)
 	if err != nil {
@@ -118,20 +118,20 @@ func withBundle(trust *tls.Config, bundle string) (*tls.Config, error) {
 	if !roots.AppendCertsFromPEM(text) {
 		return nil, fmt.Errorf("AWS_CA_BUNDLE, %s, has no certificates", bundle)
 	}
-	if trust == nil {
-		trust = &tls.Config{}
+	if config == nil {
+		config = &tls.Config{}
 	}
-	trust = trust.Clone()
-	trust.RootCAs = roots
-	return trust, nil
+	config = config.Clone()
+	config.RootCAs = roots
+	return config, nil
 }
 
 // String implements store.Reader. It returns the location without its options.
-func (b *Bucket) String() string { return b.location.url("").String() }
+func (b *Bucket) String() string { return b.location.urlOf("").String() }
 
 // Read implements store.Reader, with one request.
 func (b *Bucket) Read(ctx context.Context, name string, dst []byte, limit int64) (out []byte, err error) {
-	err = b.object(ctx, name, call{method: http.MethodGet}, func(in transfer.Incoming) error {
+	err = b.doObject(ctx, name, call{method: http.MethodGet}, func(in transfer.Incoming) error {
 		out, err = in.Object(dst, limit)
 		return err
 	})
@@ -140,12 +140,12 @@ func (b *Bucket) Read(ctx context.Context, name string, dst []byte, limit int64)
 
 // Stream implements store.Streamer, with one request.
 func (b *Bucket) Stream(ctx context.Context, name string, limit int64, use func(io.Reader) error) error {
-	return b.object(ctx, name, call{method: http.MethodGet}, func(in transfer.Incoming) error { return in.Stream(limit, use) })
+	return b.doObject(ctx, name, call{method: http.MethodGet}, func(in transfer.Incoming) error { return in.Stream(limit, use) })
 }
 
 // Stat implements store.Reader.
 func (b *Bucket) Stat(ctx context.Context, name string) (size int64, err error) {
-	err = b.object(ctx, name, call{method: http.MethodHead}, func(in transfer.Incoming) error {
+	err = b.doObject(ctx, name, call{method: http.MethodHead}, func(in transfer.Incoming) error {
 		size, err = transfer.Size(in.Answer)
 		return err
 	})
@@ -160,26 +160,26 @@ func (b *Bucket) Stat(ctx context.Context, name string) (size int64, err error) 
 // checkBucket distinguishes a missing bucket from a missing object, which give the same answer to
 // HEAD. It sends a request only until an answer has shown that the bucket exists.
 func (b *Bucket) checkBucket(ctx context.Context) error {
-	if b.seen.Load() {
+	if b.bucketSeen.Load() {
 		return nil
 	}
-	err := b.do(ctx, call{method: http.MethodHead}, func(in transfer.Incoming) error { return transfer.WebPage(in.Answer) })
+	err := b.doCall(ctx, call{method: http.MethodHead}, func(in transfer.Incoming) error { return transfer.WebPage(in.Answer) })
 	switch {
 	case errors.Is(err, store.ErrNotFound):
 		return fmt.Errorf("%s: %w", b, ErrNoBucket)
 	case errors.Is(err, store.ErrUnavailable), ctx.Err() != nil:
 		return fmt.Errorf("%s: %w", b, err)
 	}
-	b.seen.Store(true) // a denied request too shows that the bucket exists
+	b.bucketSeen.Store(true) // a denied request too shows that the bucket exists
 	return nil
 }
 
 // Write implements store.Bucket. S3 answers after the object is durable.
 func (b *Bucket) Write(ctx context.Context, name string, data []byte) error {
-	return b.put(ctx, name, data, http.Header{})
+	return b.putObject(ctx, name, data, http.Header{})
 }
 
-const conflicts = 6 // attempts at a name that other clients are writing
+const conflicts = 6 // attempts to create a name that other clients are writing
 
 var conflictBackoff = store.Backoff{First: 100 * time.Millisecond, Max: 600 * time.Millisecond}
 
@@ -192,13 +192,13 @@ func (b *Bucket) Create(ctx context.Context, name string, data []byte) error {
 	_, suspect := errors.AsType[*store.SuspectError](err)
 	switch {
 	case err == nil:
-		return fmt.Errorf("%s: %w", b.location.url(name), store.ErrExists)
+		return fmt.Errorf("%s: %w", b.location.urlOf(name), store.ErrExists)
 	case suspect: // the server decides
 	case !errors.Is(err, store.ErrNotFound) && !errors.Is(err, store.ErrDenied) && !errors.Is(err, ErrNoBucket):
 		return err
 	}
 	for n := 1; ; n++ {
-		err := b.put(ctx, name, data, http.Header{"If-None-Match": {"*"}})
+		err := b.putObject(ctx, name, data, http.Header{"If-None-Match": {"*"}})
 		if n == conflicts || !errors.Is(err, errConflict) {
 			return err
 		}
@@ -218,11 +218,11 @@ const probe = ".cairn-probe"
 // checksums are wrong. If a server stores the object nevertheless, CheckCreate removes it.
 func (b *Bucket) CheckCreate(ctx context.Context) error {
 	header := http.Header{"If-None-Match": {"*"}, "Content-Md5": {base64.StdEncoding.EncodeToString(make([]byte, md5.Size))}}
-	c := call{method: http.MethodPut, header: header, data: []byte(probe), sum: hash(nil)}
-	err := b.object(ctx, probe, c, func(transfer.Incoming) error { return nil })
+	c := call{method: http.MethodPut, header: header, data: []byte(probe), sum: hexSHA256(nil)}
+	err := b.doObject(ctx, probe, c, func(transfer.Incoming) error { return nil })
 	switch {
 	case err == nil:
-		_ = b.object(ctx, probe, call{method: http.MethodDelete}, func(transfer.Incoming) error { return nil })
+		_ = b.doObject(ctx, probe, call{method: http.MethodDelete}, func(transfer.Incoming) error { return nil })
 	case ctx.Err() != nil, errors.Is(err, store.ErrUnavailable), errors.Is(err, errors.ErrUnsupported):
 		return err
 	}
@@ -235,13 +235,13 @@ func (b *Bucket) Remove(ctx context.Context, name string) error {
 	if _, err := b.Stat(ctx, name); err != nil {
 		return err
 	}
-	return b.object(ctx, name, call{method: http.MethodDelete}, func(in transfer.Incoming) error { return transfer.WebPage(in.Answer) })
+	return b.doObject(ctx, name, call{method: http.MethodDelete}, func(in transfer.Incoming) error { return transfer.WebPage(in.Answer) })
 }
 
-// put sends an object, with its length and checksums for the server to verify.
-func (b *Bucket) put(ctx context.Context, name string, data []byte, header http.Header) error {
+// putObject sends an object, with its length and checksums for the server to verify.
+func (b *Bucket) putObject(ctx context.Context, name string, data []byte, header http.Header) error {
 	if int64(len(data)) > largestObject {
-		return fmt.Errorf("%s has %d bytes: %w (%d)", b.location.url(name), len(data), store.ErrTooLarge, int64(largestObject))
+		return fmt.Errorf("%s has %d bytes: %w (%d)", b.location.urlOf(name), len(data), store.ErrTooLarge, int64(largestObject))
 	}
 	if err := ctx.Err(); err != nil {
 		return err
@@ -249,7 +249,7 @@ func (b *Bucket) put(ctx context.Context, name string, data []byte, header http.
 	sum := md5.Sum(data)
 	header.Set("Content-Md5", base64.StdEncoding.EncodeToString(sum[:]))
 	header.Set("Content-Type", "application/octet-stream")
-	return b.object(ctx, name, call{method: http.MethodPut, header: header, data: data}, func(in transfer.Incoming) error {
+	return b.doObject(ctx, name, call{method: http.MethodPut, header: header, data: data}, func(in transfer.Incoming) error {
 		if in.Answer.Header.Get("ETag") != "" {
 			return nil
 		}
@@ -257,19 +257,19 @@ func (b *Bucket) put(ctx context.Context, name string, data []byte, header http.
 	})
 }
 
-// object makes a call about an object, and names it in every error.
-func (b *Bucket) object(ctx context.Context, name string, c call, use use) error {
+// doObject is doCall for an object. It adds the object's location to every error.
+func (b *Bucket) doObject(ctx context.Context, name string, c call, use useFunc) error {
 	if err := store.CheckName(name); err != nil {
 		return err
 	}
-	c.key = b.location.key(name)
-	if err := b.do(ctx, c, use); err != nil {
-		return fmt.Errorf("%s: %w", b.location.url(name), err)
+	c.key = b.location.keyOf(name)
+	if err := b.doCall(ctx, c, use); err != nil {
+		return fmt.Errorf("%s: %w", b.location.urlOf(name), err)
 	}
 	return nil
 }
 
-func hash(data []byte) string {
+func hexSHA256(data []byte) string {
 	sum := sha256.Sum256(data)
 	return hex.EncodeToString(sum[:])
 }

@@ -17,26 +17,26 @@ const defaultRegion = "us-east-1"
 
 // endpoint is an S3 server and the way to address it.
 type endpoint struct {
-	scheme string
-	host   string // "" means AWS, whose host depends on the region
-	dns    bool   // the bucket's name precedes the host
-	region string // for the signature
-	fixed  bool   // the location sets the region, so a region named by the server is ignored
+	scheme       string
+	host         string // "" means AWS, whose host depends on the region
+	bucketInHost bool   // the host name begins with the bucket's name
+	region       string // for the signature
+	regionFixed  bool   // by the location, so a region named by the server is ignored
 }
 
-// surroundings holds the endpoint settings of the environment and the profile.
-type surroundings struct {
+// awsSettings holds the endpoint settings of the environment and the profile.
+type awsSettings struct {
 	endpoint, region string
 }
 
 // atAWS reports whether the server belongs to AWS.
 func (e endpoint) atAWS() bool {
-	name := strings.TrimSuffix(e.url("", defaultRegion).Hostname(), ".")
+	name := strings.TrimSuffix(e.serverURL("", defaultRegion).Hostname(), ".")
 	return strings.HasSuffix(name, ".amazonaws.com") || strings.HasSuffix(name, ".amazonaws.com.cn")
 }
 
-// url returns the server's URL, with the bucket's name before the host unless it is "".
-func (e endpoint) url(bucket, region string) *url.URL {
+// serverURL returns the server's URL, with the bucket's name before the host unless it is "".
+func (e endpoint) serverURL(bucket, region string) *url.URL {
 	u := &url.URL{Scheme: e.scheme, Host: e.host}
 	if u.Host == "" {
 		u.Host = "s3." + region + ".amazonaws.com"
@@ -50,43 +50,43 @@ func (e endpoint) url(bucket, region string) *url.URL {
 	return u
 }
 
-// address returns the URL of an object, or of the bucket if key is "".
-func (e endpoint) address(bucket, key, region string) *url.URL {
-	if e.dns {
-		u := e.url(bucket, region)
+// objectURL returns the URL of an object, or of the bucket if key is "".
+func (e endpoint) objectURL(bucket, key, region string) *url.URL {
+	if e.bucketInHost {
+		u := e.serverURL(bucket, region)
 		u.Path = "/" + key
 		u.RawPath = s3utils.EncodePath(u.Path)
 		return u
 	}
-	u := e.url("", region)
+	u := e.serverURL("", region)
 	u.Path = strings.TrimSuffix("/"+bucket+"/"+key, "/")
 	u.RawPath = s3utils.EncodePath(u.Path)
 	return u
 }
 
-// resolve returns the endpoint of a location.
-func resolve(l Location, around surroundings) (endpoint, error) {
+// resolveEndpoint returns the endpoint of a location.
+func resolveEndpoint(l Location, settings awsSettings) (endpoint, error) {
 	e := endpoint{scheme: l.Scheme, host: l.Host}
 	if l.Host == "" {
 		e.scheme = "https"
-		if err := e.configure(around.endpoint); err != nil {
+		if err := e.setServer(settings.endpoint); err != nil {
 			return e, err
 		}
 	}
 	switch {
 	case l.Region != "":
-		e.region, e.fixed = l.Region, true
+		e.region, e.regionFixed = l.Region, true
 	case s3utils.GetRegionFromURL(url.URL{Host: e.host}) != "":
 		e.region = s3utils.GetRegionFromURL(url.URL{Host: e.host})
-	case around.region != "":
-		e.region = around.region
+	case settings.region != "":
+		e.region = settings.region
 	default:
 		e.region = defaultRegion
 	}
 	if !regionPattern.MatchString(e.region) {
-		return e, errors.New("what AWS_REGION or the profile has as region is not a region's name")
+		return e, errors.New("the region of AWS_REGION or of the profile is not a region's name")
 	}
-	e.dns = l.Lookup == LookupDNS || l.Lookup == LookupAuto && e.atAWS() && fitsDNS(l.Bucket, e.scheme)
+	e.bucketInHost = l.Lookup == LookupDNS || l.Lookup == LookupAuto && e.atAWS() && fitsDNS(l.Bucket, e.scheme)
 	return e, nil
 }
 
@@ -97,31 +97,31 @@ func fitsDNS(bucket, scheme string) bool {
 		(scheme == "http" || !strings.Contains(bucket, "."))
 }
 
-// configure sets the endpoint that the environment or the profile names.
-func (e *endpoint) configure(text string) error {
+// setServer sets the endpoint that the environment or the profile names.
+func (e *endpoint) setServer(text string) error {
 	if text == "" {
 		return nil
 	}
 	u, err := url.Parse(text)
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || !hostPattern.MatchString(u.Host) ||
 		u.User != nil || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.Fragment != "" {
-		return errors.New("AWS_ENDPOINT_URL, or what the profile has as endpoint_url, is not http(s)://host[:port]")
+		return errors.New("AWS_ENDPOINT_URL, or endpoint_url in the profile, is not http(s)://host[:port]")
 	}
 	e.scheme, e.host = u.Scheme, u.Host
 	return nil
 }
 
-// lookAround reads the settings from the environment and, where that has none, from the profile in
+// readSettings reads the settings from the environment and, where that has none, from the profile in
 // the shared files.
-func lookAround(profile string) (surroundings, error) {
-	s := surroundings{
+func readSettings(profile string) (awsSettings, error) {
+	s := awsSettings{
 		endpoint: cmp.Or(os.Getenv("AWS_ENDPOINT_URL_S3"), os.Getenv("AWS_ENDPOINT_URL")),
 		region:   cmp.Or(os.Getenv("AWS_REGION"), os.Getenv("AWS_DEFAULT_REGION")),
 	}
 	profile = cmp.Or(profile, os.Getenv("AWS_PROFILE"), "default")
 	config, err := ini.LooseLoad(sharedFile("AWS_CONFIG_FILE", "config"))
 	if err != nil {
-		return s, fmt.Errorf("reading AWS's configuration file: %s", printable(err.Error()))
+		return s, fmt.Errorf("reading AWS's configuration file: %s", toPrintable(err.Error()))
 	}
 	for _, name := range []string{"profile " + profile, profile} {
 		if section, err := config.GetSection(name); err == nil {

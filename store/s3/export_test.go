@@ -5,7 +5,7 @@ import (
 	"net"
 )
 
-// DialTo lets every connection go to one address, whatever its host is called.
+// DialTo returns options with which every connection goes to one address, whatever its host is.
 func (o Options) DialTo(address string) Options {
 	o.dial = func(ctx context.Context, network, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, network, address)

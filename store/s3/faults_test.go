@@ -25,7 +25,7 @@ var (
 	impatient = s3.Options{Retry: once, Patience: 300 * time.Millisecond} // makes the tests of silence short
 )
 
-// scripted is a bucket whose server answers as handler does.
+// scripted returns a bucket whose server answers with handler.
 func scripted(t *testing.T, o s3.Options, handler http.HandlerFunc) *s3.Bucket {
 	t.Helper()
 	server := httptest.NewServer(handler)
@@ -33,7 +33,8 @@ func scripted(t *testing.T, o s3.Options, handler http.HandlerFunc) *s3.Bucket {
 	return openBucket(t, "s3+"+server.URL+"/bucket/p", o)
 }
 
-// patience is little only in the cases that are called after a server's silence: a busy machine may be slow in others.
+// patience returns options with a short patience only for the cases that are named after a server's
+// silence, since a busy machine may be slow in others.
 func patience(name string) s3.Options {
 	if strings.HasPrefix(name, "silent") {
 		return impatient
@@ -41,7 +42,7 @@ func patience(name string) s3.Options {
 	return patient
 }
 
-// refuses answers with a status and S3's words for it.
+// refuses answers with a status and S3's error code for it.
 func refuses(status int, code string) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/xml")
@@ -52,7 +53,7 @@ func refuses(status int, code string) http.HandlerFunc {
 	}
 }
 
-// raw answers with these bytes and cuts the connection.
+// raw answers with the given bytes and closes the connection.
 func raw(text string) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) {
 		conn, _, err := http.NewResponseController(w).Hijack()
@@ -69,15 +70,15 @@ func head(status string, fields ...string) string {
 }
 
 func silent(_ http.ResponseWriter, r *http.Request) {
-	io.Copy(io.Discard, r.Body) // only then the server notices that the client has gone
+	io.Copy(io.Discard, r.Body) // so that the server notices when the client disconnects
 	<-r.Context().Done()
 }
 
 const bomb = `<!DOCTYPE e [<!ENTITY a "lol"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;"><!ENTITY c "&b;&b;&b;&b;&b;&b;&b;&b;">]>
 <Error><Code>NoSuchKey</Code><Message>&c;&c;&c;</Message></Error>`
 
-// TestFaults has one answer a case, and what Read makes of it. An error that is nil here matches none of the errors
-// that a caller decides by.
+// TestFaults: each case is an answer and Read's error for it. A nil error in a case stands for an error
+// that matches none of those that callers decide by.
 func TestFaults(t *testing.T) {
 	tests := map[string]struct {
 		handler http.HandlerFunc
@@ -145,7 +146,7 @@ func TestFaults(t *testing.T) {
 	}
 }
 
-// stall begins an answer and does not go on.
+// stall begins an answer and sends no more.
 func stall(status string) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		conn, _, err := http.NewResponseController(w).Hijack()
@@ -154,7 +155,7 @@ func stall(status string) http.HandlerFunc {
 		}
 		defer conn.Close()
 		io.WriteString(conn, head(status, "Content-Length: 10")+"12345")
-		io.Copy(io.Discard, conn) // until the other side has enough
+		io.Copy(io.Discard, conn) // until the client closes the connection
 	}
 }
 
@@ -168,7 +169,7 @@ func checkClass(t *testing.T, err, want error) {
 	}
 }
 
-// TestStatFaults: the answers to a HEAD have no words.
+// TestStatFaults: answers to HEAD have no body, and so no error code.
 func TestStatFaults(t *testing.T) {
 	for status, want := range map[int]error{
 		403: store.ErrDenied, 401: store.ErrDenied, 400: nil, 500: store.ErrUnavailable, 503: store.ErrUnavailable, 404: s3.ErrNoBucket,
@@ -187,7 +188,7 @@ func TestStatFaults(t *testing.T) {
 	checkClass(t, err, nil)
 }
 
-// TestETagsMeanNothing: an ETag is the MD5 of the object, or not, as the server likes. Lengths are what counts.
+// TestETagsMeanNothing: an ETag may or may not be the object's MD5, so only the length is checked.
 func TestETagsMeanNothing(t *testing.T) {
 	b := scripted(t, patient, func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("ETag", `"00000000000000000000000000000000"`)
@@ -198,7 +199,7 @@ func TestETagsMeanNothing(t *testing.T) {
 	}
 }
 
-// TestRetryAfter: what the server asks for reaches store.Retry.
+// TestRetryAfter: the error carries the wait that the server asks for, for store.Retry.
 func TestRetryAfter(t *testing.T) {
 	b := scripted(t, patient, func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Retry-After", "7")
@@ -210,7 +211,7 @@ func TestRetryAfter(t *testing.T) {
 	}
 }
 
-// TestThrottled: that the server is asked too much, which the gate before a store wants to know, is told from other faults.
+// TestThrottled: the error reports whether the server is overloaded, which a store's link needs to know.
 func TestThrottled(t *testing.T) {
 	for _, test := range []struct {
 		status int
@@ -232,7 +233,7 @@ func TestThrottled(t *testing.T) {
 	}
 }
 
-// TestRequests: what each call asks, and nothing besides.
+// TestRequests: each call sends exactly the expected requests.
 func TestRequests(t *testing.T) {
 	var asked []string
 	b := scripted(t, patient, func(w http.ResponseWriter, r *http.Request) {
@@ -271,7 +272,7 @@ func TestRequests(t *testing.T) {
 	check("GET /bucket?encoding-type=url&list-type=2&max-keys=1000&prefix=p%2Fab%20c")
 }
 
-// TestPut: the server can check what it gets.
+// TestPut: a PUT has a length and checksums for the server to verify.
 func TestPut(t *testing.T) {
 	b := scripted(t, patient, func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
@@ -286,7 +287,7 @@ func TestPut(t *testing.T) {
 	}
 }
 
-// TestPutFaults: an object counts as stored only when S3 has said so.
+// TestPutFaults: an object counts as stored only if S3's answer confirms it.
 func TestPutFaults(t *testing.T) {
 	for name, test := range map[string]struct {
 		handler http.HandlerFunc
@@ -311,13 +312,13 @@ func TestPutFaults(t *testing.T) {
 	}
 }
 
-// TestServerThatNeverReads: an upload that nobody takes is given up.
+// TestServerThatNeverReads: an upload to a server that reads nothing fails.
 func TestServerThatNeverReads(t *testing.T) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer listener.Close() // closes what was never accepted, too
+	defer listener.Close() // also closes connections that were never accepted
 	b := openBucket(t, "s3+http://"+listener.Addr().String()+"/bucket", impatient)
 	err = b.Write(t.Context(), "x", make([]byte, 64<<20))
 	checkClass(t, err, store.ErrUnavailable)
@@ -326,8 +327,8 @@ func TestServerThatNeverReads(t *testing.T) {
 	}
 }
 
-// TestDataIsTheCallersAgain as soon as Write returns, also if the server answers before it has it all. The race
-// detector sees it when it is read later.
+// TestDataIsTheCallersAgain: nothing reads the data after Write returns, even if the server answers before
+// it has received all of it. The race detector reports a later read.
 func TestDataIsTheCallersAgain(t *testing.T) {
 	b := scripted(t, patient, func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Connection", "close")
@@ -343,7 +344,7 @@ func TestDataIsTheCallersAgain(t *testing.T) {
 	}
 }
 
-// TestCreateFaults: a name is taken when the server says so, and not while others are trying.
+// TestCreateFaults: a name counts as taken when the server reports that, but not during concurrent writes.
 func TestCreateFaults(t *testing.T) {
 	for name, test := range map[string]struct {
 		answers []http.HandlerFunc // to the PUTs; the last one stays
@@ -378,7 +379,8 @@ func TestCreateFaults(t *testing.T) {
 	}
 }
 
-// TestCreateAsksFirst: a server that ignores If-None-Match replaces nothing when it did not say whether it is there.
+// TestCreateAsksFirst: Create writes nothing if the check before it fails, since the server may ignore
+// If-None-Match.
 func TestCreateAsksFirst(t *testing.T) {
 	for code, want := range map[int]error{500: store.ErrUnavailable, 503: store.ErrUnavailable, 400: nil} {
 		b := scripted(t, patient, func(w http.ResponseWriter, r *http.Request) {
@@ -397,7 +399,7 @@ func TestCreateAsksFirst(t *testing.T) {
 	}
 	b := scripted(t, patient, func(w http.ResponseWriter, r *http.Request) {
 		if r.Method == "HEAD" {
-			w.WriteHeader(403) // who may write need not be allowed to read
+			w.WriteHeader(403) // a writer need not have the right to read
 			return
 		}
 		stored(w, r)
@@ -444,7 +446,7 @@ func TestCancelled(t *testing.T) {
 	}
 }
 
-// TestRedirects: what a server says of another place is not followed there, and the keys go nowhere.
+// TestRedirects: redirects are not followed, so the keys reach no other server.
 func TestRedirects(t *testing.T) {
 	t.Setenv("AWS_ACCESS_KEY_ID", "id")
 	t.Setenv("AWS_SECRET_ACCESS_KEY", "hush")
@@ -463,7 +465,8 @@ func TestRedirects(t *testing.T) {
 	}
 }
 
-// TestRegion: the region that the server names is signed for, at the same server, unless the location has one.
+// TestRegion: a request is signed for the region that the server names, and sent to the same server,
+// unless the location sets a region.
 func TestRegion(t *testing.T) {
 	t.Setenv("AWS_ACCESS_KEY_ID", "id")
 	t.Setenv("AWS_SECRET_ACCESS_KEY", "hush")
@@ -511,7 +514,7 @@ func TestRegion(t *testing.T) {
 	}
 }
 
-// listing is a page of names, and the token of the next one.
+// listing returns a page of names with the token of the next one.
 func listing(next string, names ...string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "<ListBucketResult xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><IsTruncated>%t</IsTruncated>", next != "")
@@ -545,7 +548,7 @@ func TestListPages(t *testing.T) {
 	}
 }
 
-// TestListFaults: a page that is not one ends the listing with an error, and never without.
+// TestListFaults: an invalid page ends the listing with an error.
 func TestListFaults(t *testing.T) {
 	text := func(s string) http.HandlerFunc {
 		return func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, s) }
@@ -593,7 +596,7 @@ func TestListFaults(t *testing.T) {
 	}
 }
 
-// TestListRetries a page, and goes on from there.
+// TestListRetries: a failed page is requested again, and the listing continues there.
 func TestListRetries(t *testing.T) {
 	var asked atomic.Int64
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -620,7 +623,7 @@ func TestListRetries(t *testing.T) {
 	}
 }
 
-// TestErrorsKeepSecrets, and what a server says cannot write to a terminal.
+// TestErrorsKeepSecrets: errors contain no secrets, and no control characters from the server.
 func TestErrorsKeepSecrets(t *testing.T) {
 	t.Setenv("AWS_ACCESS_KEY_ID", "id")
 	t.Setenv("AWS_SECRET_ACCESS_KEY", "hush")
@@ -637,7 +640,8 @@ func TestErrorsKeepSecrets(t *testing.T) {
 	}
 }
 
-// TestUnreliableServer fails most requests, each in another way; RetryBucket above it brings every object there and back.
+// TestUnreliableServer: with RetryBucket, every object is written and read although the server fails most
+// requests, each in a different way.
 func TestUnreliableServer(t *testing.T) {
 	var asked atomic.Int64
 	var object []byte
@@ -665,7 +669,7 @@ func TestUnreliableServer(t *testing.T) {
 	}
 }
 
-// TestCheckCreate: a server that does not know If-None-Match is found without an object being written.
+// TestCheckCreate: CheckCreate recognises a server without If-None-Match, and writes no object.
 func TestCheckCreate(t *testing.T) {
 	for name, test := range map[string]struct {
 		handler http.HandlerFunc

@@ -18,7 +18,7 @@ import (
 	"cairn/testimages"
 )
 
-// TestDesync: what we make in S3 is desync's to read, what it makes there is ours, and both are the same.
+// TestDesync: desync reads the store that cairn makes in S3, and cairn reads desync's. Both are equal.
 func TestDesync(t *testing.T) {
 	desync := need.Tool(t, "desync")
 	server := storetest.S3(t, storetest.S3Options{})
@@ -67,7 +67,7 @@ func TestDesync(t *testing.T) {
 	}
 }
 
-// makeImage makes an image into a bucket.
+// makeImage writes the chunks of an image into a bucket.
 func makeImage(t *testing.T, b store.Bucket, image []byte) *blob.Index {
 	t.Helper()
 	w, err := store.NewWriter(b, store.WriterOptions{})

@@ -26,10 +26,10 @@ type keys struct {
 	sources []source
 	client  *http.Client
 
-	turn    chan struct{} // a lock with one element, received to use the fields below
-	held    credentials.Value
-	from    credentials.Provider // the source of held; nil if there are no keys
-	known   bool                 // held is valid: the sources were read
+	mutex   chan struct{} // has one element while unlocked; guards the fields below
+	value   credentials.Value
+	from    credentials.Provider // the source of value; nil if there are no keys
+	known   bool                 // value is valid: the sources were read
 	renewed time.Time            // the last renewal that found the same keys
 }
 
@@ -37,7 +37,7 @@ type keys struct {
 type source struct {
 	name     string
 	provider credentials.Provider
-	must     bool // the user named it, so missing keys are an error
+	required bool // the user named it, so missing keys are an error
 }
 
 // newKeys returns keys with the sources of AWS's own tools. A profile named by the location
@@ -45,8 +45,8 @@ type source struct {
 // used only for AWS.
 func newKeys(profile string, atAWS bool) *keys {
 	file := &credentials.FileAWSCredentials{Profile: profile}
-	k := &keys{turn: make(chan struct{}, 1), client: keyClient()}
-	k.turn <- struct{}{}
+	k := &keys{mutex: make(chan struct{}, 1), client: keyClient()}
+	k.mutex <- struct{}{}
 	if profile != "" {
 		k.sources = []source{{"profile " + profile, file, true}}
 		return k
@@ -85,89 +85,90 @@ func keyClient() *http.Client {
 	return &http.Client{Transport: t, Timeout: 2 * keyPatience}
 }
 
-// get returns the current keys, or anonymous ones if no source has any.
-func (k *keys) get(ctx context.Context) (credentials.Value, error) {
-	done, err := k.begin(ctx)
+// current returns the current keys, or anonymous ones if no source has any.
+func (k *keys) current(ctx context.Context) (credentials.Value, error) {
+	unlock, err := k.lock(ctx)
 	if err != nil {
 		return credentials.Value{}, err
 	}
-	defer done()
-	if k.known && !k.expired() {
-		return k.held, nil
+	defer unlock()
+	if k.known && !k.isExpired() {
+		return k.value, nil
 	}
-	err = k.look(ctx)
-	if err != nil && k.known && time.Now().Before(k.held.Expiration) {
-		return k.held, nil // renewal starts long before the keys end, so it may fail
+	err = k.readSources(ctx)
+	if err != nil && k.known && time.Now().Before(k.value.Expiration) {
+		return k.value, nil // renewal starts long before the keys end, so it may fail
 	}
-	return k.held, err
+	return k.value, err
 }
 
-// renew reads the sources again after the server refused used, and reports whether it found other
-// keys. If the refusal is not certain to be about keys, renew runs at most once per renewPause.
-func (k *keys) renew(ctx context.Context, used credentials.Value, certain bool) (changed bool, err error) {
-	done, err := k.begin(ctx)
+// renewRefused reads the sources again after the server refused used, and reports whether it found
+// other keys. If the refusal is not certain to be about keys, it reads them at most once per
+// renewPause.
+func (k *keys) renewRefused(ctx context.Context, used credentials.Value, certain bool) (changed bool, err error) {
+	unlock, err := k.lock(ctx)
 	if err != nil {
 		return false, err
 	}
-	defer done()
-	if !same(k.held, used) {
+	defer unlock()
+	if !sameKeys(k.value, used) {
 		return true, nil // another request has renewed them
 	}
 	if !certain && time.Since(k.renewed) < renewPause {
 		return false, nil
 	}
-	if err := k.look(ctx); err != nil {
+	if err := k.readSources(ctx); err != nil {
 		return false, err
 	}
-	changed = !same(k.held, used)
+	changed = !sameKeys(k.value, used)
 	if !changed {
 		k.renewed = time.Now()
 	}
 	return changed, nil
 }
 
-// begin locks k and returns the function that unlocks it.
-func (k *keys) begin(ctx context.Context) (done func(), err error) {
+// lock locks k and returns the function that unlocks it.
+func (k *keys) lock(ctx context.Context) (unlock func(), err error) {
 	select {
-	case <-k.turn:
-		return func() { k.turn <- struct{}{} }, nil
+	case <-k.mutex:
+		return func() { k.mutex <- struct{}{} }, nil
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
 }
 
-func same(a, b credentials.Value) bool {
+func sameKeys(a, b credentials.Value) bool {
 	return a.AccessKeyID == b.AccessKeyID && a.SecretAccessKey == b.SecretAccessKey && a.SessionToken == b.SessionToken
 }
 
-// expired reports whether the keys have an expiry that is near or past.
-func (k *keys) expired() bool {
-	return k.from != nil && !k.held.Expiration.IsZero() && k.from.IsExpired()
+// isExpired reports whether the keys have an expiry that is near or past.
+func (k *keys) isExpired() bool {
+	return k.from != nil && !k.value.Expiration.IsZero() && k.from.IsExpired()
 }
 
-// look reads the sources in order. If the source of the current, expiring keys fails, look returns
-// its error and does not fall back to anonymous requests.
-func (k *keys) look(ctx context.Context) error {
+// readSources reads the sources in order. If the source of the current, expiring keys fails, it
+// returns that error and does not fall back to anonymous requests.
+func (k *keys) readSources(ctx context.Context) error {
 	for _, s := range k.sources {
 		v, err := s.provider.RetrieveWithCredContext(&credentials.CredContext{Client: k.client, Context: ctx})
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
 		if err == nil && v.AccessKeyID != "" && v.SecretAccessKey != "" {
-			k.held, k.from, k.known = v, s.provider, true
+			k.value, k.from, k.known = v, s.provider, true
 			return nil
 		}
-		if s.must || err != nil && s.provider == k.from && !k.held.Expiration.IsZero() {
-			return fmt.Errorf("looking for keys in %s: %w", s.name, noKeys(err))
+		if s.required || err != nil && s.provider == k.from && !k.value.Expiration.IsZero() {
+			return fmt.Errorf("looking for keys in %s: %w", s.name, lookupError(err))
 		}
 	}
-	k.held, k.from, k.known = credentials.Value{SignerType: credentials.SignatureAnonymous}, nil, true
+	k.value, k.from, k.known = credentials.Value{SignerType: credentials.SignatureAnonymous}, nil, true
 	return nil
 }
 
-func noKeys(err error) error {
+func lookupError(err error) error {
 	if err == nil {
 		return errors.New("there are none")
 	}
-	return errors.New(printable(err.Error())) // the error may quote an answer
+	return errors.New(toPrintable(err.Error())) // the error may quote an answer
 }

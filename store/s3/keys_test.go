@@ -21,13 +21,13 @@ import (
 	"cairn/store/s3"
 )
 
-// guard is a server that knows one pair of keys at a time.
+// guard is a server that accepts one pair of keys at a time.
 type guard struct {
 	mu      sync.Mutex // guards all below
 	id      string
 	token   string
-	refusal http.HandlerFunc // for all others
-	asked   []string         // the ids
+	refusal http.HandlerFunc // the answer to other keys
+	asked   []string         // the key IDs of the requests
 }
 
 func (g *guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -46,7 +46,7 @@ func (g *guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// accept changes the keys that it knows, and returns who asked since.
+// accept changes the accepted keys, and returns the key IDs of the requests since the last call.
 func (g *guard) accept(id, token string) (asked []string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -63,8 +63,8 @@ func guarded(t *testing.T, refusal http.HandlerFunc, query string) (*guard, *s3.
 	return g, openBucket(t, "s3+"+server.URL+"/bucket"+query, patient)
 }
 
-// TestNewKeysInTheFile are used when the old ones are refused, in whatever words and without any, and each call is
-// asked for once more at most.
+// TestNewKeysInTheFile: new keys in the file are used after the old ones are refused with any error code,
+// or with none. Each call is repeated at most once.
 func TestNewKeysInTheFile(t *testing.T) {
 	for name, refusal := range map[string]http.HandlerFunc{
 		"expired": refuses(400, "ExpiredToken"),
@@ -104,7 +104,7 @@ func TestNewKeysInTheFile(t *testing.T) {
 	}
 }
 
-// TestDeniedIsNotExpired: what is merely forbidden is not asked for twice.
+// TestDeniedIsNotExpired: a request that is denied with valid keys is not repeated.
 func TestDeniedIsNotExpired(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "credentials")
 	g, b := guarded(t, refuses(403, "AccessDenied"), "?profile=p")
@@ -117,7 +117,7 @@ func TestDeniedIsNotExpired(t *testing.T) {
 	}
 }
 
-// TestWhereKeysAreFound, in their order.
+// TestWhereKeysAreFound: the sources of keys are used in their order.
 func TestWhereKeysAreFound(t *testing.T) {
 	read := func(query, want, token string) {
 		t.Helper()
@@ -127,7 +127,7 @@ func TestWhereKeysAreFound(t *testing.T) {
 			t.Errorf("Read = %q, %v, asked as %v, want %s", got, err, g.accept("", ""), want)
 		}
 	}
-	read("", "", "") // nobody's
+	read("", "", "") // no keys
 	path := filepath.Join(t.TempDir(), "credentials")
 	text := "[default]\naws_access_key_id = id-default\naws_secret_access_key = s\n" +
 		"[p]\naws_access_key_id = id-p\naws_secret_access_key = s\naws_session_token = token-p\n"
@@ -146,7 +146,7 @@ func TestWhereKeysAreFound(t *testing.T) {
 	read("?profile=default", "id-default", "")
 }
 
-// TestNamedProfileWithoutKeys is an error, and nobody is asked as nobody.
+// TestNamedProfileWithoutKeys: a named profile without keys is an error, and no anonymous request is sent.
 func TestNamedProfileWithoutKeys(t *testing.T) {
 	g, b := guarded(t, refuses(403, "AccessDenied"), "?profile=absent")
 	g.accept("", "")
@@ -160,7 +160,7 @@ func TestNamedProfileWithoutKeys(t *testing.T) {
 	}
 }
 
-// TestAnonymousIsTold: who is denied without keys may not know that there are none.
+// TestAnonymousIsTold: the error of a denied request without keys says that none were found.
 func TestAnonymousIsTold(t *testing.T) {
 	g, b := guarded(t, refuses(403, "AccessDenied"), "")
 	g.accept("somebody", "")
@@ -170,7 +170,7 @@ func TestAnonymousIsTold(t *testing.T) {
 	}
 }
 
-// TestContainerKeys are fetched once, and used until they expire.
+// TestContainerKeys: the keys of a container are fetched once, and used until they expire.
 func TestContainerKeys(t *testing.T) {
 	var handedOut atomic.Int64
 	container := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -193,7 +193,7 @@ func TestContainerKeys(t *testing.T) {
 	}
 }
 
-// TestKeysThatHang: who hands out keys and does not answer cannot hold a call longer than its context.
+// TestKeysThatHang: a silent source of keys does not block a call beyond its context.
 func TestKeysThatHang(t *testing.T) {
 	container := httptest.NewServer(http.HandlerFunc(silent))
 	defer container.Close()
@@ -202,7 +202,7 @@ func TestKeysThatHang(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	var wg sync.WaitGroup
-	for range 2 { // one asks, one waits for it
+	for range 2 { // one sends the request, the other waits for it
 		wg.Go(func() {
 			if _, err := b.Read(ctx, "x", nil, 10); !errors.Is(err, ctx.Err()) || err == nil {
 				t.Errorf("Read = %v, want the context's end", err)
@@ -212,7 +212,7 @@ func TestKeysThatHang(t *testing.T) {
 	wg.Wait()
 }
 
-// TestProxy runs itself, since net/http reads the environment only once.
+// TestProxy runs the test binary again, since net/http reads the environment only once.
 func TestProxy(t *testing.T) {
 	if os.Getenv("CAIRN_TEST_PROXIED") != "" {
 		got, err := openBucket(t, "s3+http://s3.example.com/bucket", patient).Read(t.Context(), "x", nil, 10)

@@ -37,18 +37,18 @@ type page struct {
 // List implements store.Lister. It requests 1000 names at a time.
 func (b *Bucket) List(ctx context.Context, prefix string) iter.Seq2[store.Object, error] {
 	return func(yield func(store.Object, error) bool) {
-		if err := b.list(ctx, prefix, yield); err != nil {
+		if err := b.listPages(ctx, prefix, yield); err != nil {
 			yield(store.Object{}, fmt.Errorf("listing %s: %w", b, err))
 		}
 	}
 }
 
-func (b *Bucket) list(ctx context.Context, prefix string, yield func(store.Object, error) bool) error {
+func (b *Bucket) listPages(ctx context.Context, prefix string, yield func(store.Object, error) bool) error {
 	var space []byte
 	for token := ""; ; {
 		var p page
 		err := b.retry.Do(ctx, func() (err error) {
-			p, space, err = b.page(ctx, prefix, token, space[:0])
+			p, space, err = b.requestPage(ctx, prefix, token, space[:0])
 			return err
 		})
 		if err != nil {
@@ -67,14 +67,14 @@ func (b *Bucket) list(ctx context.Context, prefix string, yield func(store.Objec
 			return nil
 		}
 		if p.NextContinuationToken == "" || p.NextContinuationToken == token {
-			return errors.New("the server says that there is more, and not where")
+			return errors.New("the listing has more pages, but the server sends no new continuation token")
 		}
 		token = p.NextContinuationToken
 	}
 }
 
-// page requests the names after token.
-func (b *Bucket) page(ctx context.Context, prefix, token string, space []byte) (p page, body []byte, err error) {
+// requestPage requests the names after token.
+func (b *Bucket) requestPage(ctx context.Context, prefix, token string, space []byte) (p page, body []byte, err error) {
 	query := url.Values{
 		"list-type":     {"2"},
 		"encoding-type": {"url"}, // XML cannot represent all characters
@@ -84,13 +84,13 @@ func (b *Bucket) page(ctx context.Context, prefix, token string, space []byte) (
 	if token != "" {
 		query.Set("continuation-token", token)
 	}
-	err = b.do(ctx, call{method: http.MethodGet, query: query}, func(in transfer.Incoming) error {
+	err = b.doCall(ctx, call{method: http.MethodGet, query: query}, func(in transfer.Incoming) error {
 		body, err = in.Body(space, largestPage)
 		if err != nil {
 			return err
 		}
 		if err := xml.Unmarshal(body, &p); err != nil {
-			return cmp.Or(transfer.WebPage(in.Answer), fmt.Errorf("the answer is no listing: %s", printable(err.Error())))
+			return cmp.Or(transfer.WebPage(in.Answer), fmt.Errorf("the answer is not a listing: %s", toPrintable(err.Error())))
 		}
 		return nil
 	})
@@ -114,7 +114,7 @@ func (b *Bucket) objectOf(key string, size int64, prefix, encoding string) (o st
 		}
 	}
 	if !strings.HasPrefix(key, b.keyPrefix(prefix)) {
-		return o, false, errors.New("the listing has a name that was not asked for")
+		return o, false, errors.New("the listing has a name without the requested prefix")
 	}
 	name := key
 	if b.location.Prefix != "" {

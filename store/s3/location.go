@@ -53,7 +53,7 @@ func Parse(location string) (Location, error) {
 	case u.Fragment != "" || strings.HasSuffix(location, "#"):
 		return Location{}, errors.New("an S3 location has no #fragment: write %23 for a # in a name")
 	case u.Opaque != "":
-		return Location{}, errors.New("an S3 location needs // behind its scheme")
+		return Location{}, errors.New("an S3 location needs // after its scheme")
 	}
 	l, err := parsePlace(u)
 	if err != nil {
@@ -93,11 +93,11 @@ func parsePlace(u *url.URL) (l Location, err error) {
 func (l *Location) parseOptions(query string) error {
 	options, err := url.ParseQuery(query)
 	if err != nil {
-		return errors.New("the options behind ? are not as URLs have them")
+		return errors.New("the options after ? are not a valid URL query")
 	}
 	for name, values := range options {
 		if len(values) > 1 {
-			return fmt.Errorf("the option %s is given twice", printable(name))
+			return fmt.Errorf("the option %s is given twice", toPrintable(name))
 		}
 		if err := l.setOption(name, values[0]); err != nil {
 			return err
@@ -120,11 +120,11 @@ func (l *Location) setOption(name, value string) error {
 		}
 	case "profile":
 		l.Profile = value
-		if value == "" || printable(value) != value {
+		if value == "" || toPrintable(value) != value {
 			return errors.New("the option profile is not a profile's name")
 		}
 	default:
-		return fmt.Errorf("unknown option %s (region, lookup, profile)", printable(name))
+		return fmt.Errorf("unknown option %s (region, lookup, profile)", toPrintable(name))
 	}
 	return nil
 }
@@ -139,27 +139,27 @@ func (l Location) String() string {
 			options.Set(name, value)
 		}
 	}
-	u := l.url("")
+	u := l.urlOf("")
 	u.RawQuery = options.Encode()
 	return u.String()
 }
 
-// url returns the location of an object, or of the store if name is "", without options.
-func (l Location) url(name string) *url.URL {
-	key := l.key(name)
+// urlOf returns the location of an object, or of the store if name is "", without options.
+func (l Location) urlOf(name string) *url.URL {
+	key := l.keyOf(name)
 	if l.Host == "" {
 		return &url.URL{Scheme: "s3", Host: l.Bucket, Path: strings.TrimSuffix("/"+key, "/")}
 	}
 	return &url.URL{Scheme: "s3+" + l.Scheme, Host: l.Host, Path: path.Join("/", l.Bucket, key)}
 }
 
-// key returns the S3 key of an object.
-func (l Location) key(name string) string { return path.Join(l.Prefix, name) }
+// keyOf returns the S3 key of an object.
+func (l Location) keyOf(name string) string { return path.Join(l.Prefix, name) }
 
 // Split returns the location of the directory that contains an object, and the object's name in it.
 func (l Location) Split() (dir Location, name string, err error) {
 	if l.Prefix == "" || l.Slash {
-		return Location{}, "", fmt.Errorf("%s does not end in a file's name", l.url(""))
+		return Location{}, "", fmt.Errorf("%s does not end in a file's name", l.urlOf(""))
 	}
 	parent, name := path.Split(l.Prefix)
 	l.Prefix = strings.TrimSuffix(parent, "/")
@@ -168,12 +168,12 @@ func (l Location) Split() (dir Location, name string, err error) {
 
 // Join returns the location of a name in the directory.
 func (l Location) Join(name string) Location {
-	l.Prefix, l.Slash = l.key(name), false
+	l.Prefix, l.Slash = l.keyOf(name), false
 	return l
 }
 
 // Public returns the location without its options.
-func (l Location) Public() string { return l.url("").String() }
+func (l Location) Public() string { return l.urlOf("").String() }
 
-// printable returns text from a server in a form that is safe to show.
-func printable(text string) string { return plaintext.Clean(text, 200) }
+// toPrintable returns text from a server in a form that is safe to show.
+func toPrintable(text string) string { return plaintext.Clean(text, 200) }

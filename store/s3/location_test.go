@@ -52,7 +52,7 @@ func TestParseRefuses(t *testing.T) {
 	}
 }
 
-// TestKeysInLocation: who puts them there is told where they belong.
+// TestKeysInLocation: the error for keys in a location says where they belong.
 func TestKeysInLocation(t *testing.T) {
 	if _, err := s3.Parse("s3+https://key:hush@host/bucket"); err == nil || !strings.Contains(err.Error(), "AWS_ACCESS_KEY_ID") {
 		t.Errorf("Parse = %v, want a hint", err)
@@ -90,7 +90,7 @@ func parse(t *testing.T, text string) s3.Location {
 	return l
 }
 
-// FuzzLocation: what is accepted has one spelling that means the same, and a password is not accepted.
+// FuzzLocation: Parse of an accepted location's String returns the same location.
 func FuzzLocation(f *testing.F) {
 	for _, seed := range []string{"s3://bucket/a%2Fb", "s3+https://[::1]:9/bucket/x?lookup=dns&region=x", "s3://u:p@bucket",
 		"s3://bucket/a b?profile=%20", "s3://bucket/?lookup=auto", "s3+http://host:/bucket/%25"} {

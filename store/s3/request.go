@@ -27,90 +27,90 @@ type call struct {
 	sum    string // the SHA-256 that the header claims for data; "" means the correct one
 }
 
-// use reads a successful answer.
-type use func(in transfer.Incoming) error
+// useFunc reads a successful answer, and returns the error of the call.
+type useFunc func(in transfer.Incoming) error
 
-// pass holds the keys and the region that a request is signed with.
-type pass struct {
+// signing holds the keys and the region that sign a request.
+type signing struct {
 	keys   credentials.Value
 	region string
 }
 
-// do sends a call and passes a successful answer to use. It renews refused keys and corrects a
+// doCall sends a call and passes a successful answer to use. It renews refused keys and corrects a
 // wrong region, each at most once.
-func (b *Bucket) do(ctx context.Context, c call, use use) error {
+func (b *Bucket) doCall(ctx context.Context, c call, use useFunc) error {
 	for renewed, moved := false, false; ; {
-		p, err := b.pass(ctx)
+		p, err := b.currentSigning(ctx)
 		if err != nil {
 			return err
 		}
-		err = b.attempt(ctx, c, p, use)
+		err = b.sendOnce(ctx, c, p, use)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
 		no, refused := errors.AsType[*refusal](err)
 		switch {
 		case !refused:
-			b.seen.CompareAndSwap(false, err == nil)
+			b.bucketSeen.CompareAndSwap(false, err == nil)
 			return err
-		case !moved && b.move(no, p.region):
+		case !moved && b.adoptRegion(no, p.region):
 			moved = true
-		case !renewed && b.renew(ctx, no, p.keys):
+		case !renewed && b.renewKeys(ctx, no, p.keys):
 			renewed = true
 		default:
-			b.seen.CompareAndSwap(false, no.code == "NoSuchKey")
-			return explain(no, p.keys)
+			b.bucketSeen.CompareAndSwap(false, no.code == "NoSuchKey")
+			return refusalError(no, p.keys)
 		}
 	}
 }
 
-// explain returns the refusal's error, with a note if the request was sent without keys.
-func explain(no *refusal, used credentials.Value) error {
-	err := no.err()
+// refusalError returns the refusal's error, with a note if the request was sent without keys.
+func refusalError(no *refusal, used credentials.Value) error {
+	err := no.storeError()
 	if errors.Is(err, store.ErrDenied) && used.AccessKeyID == "" {
-		return fmt.Errorf("%w (asked without keys, since none were found)", err)
+		return fmt.Errorf("%w (requested without keys, since none were found)", err)
 	}
 	return err
 }
 
-func (b *Bucket) pass(ctx context.Context) (p pass, err error) {
+func (b *Bucket) currentSigning(ctx context.Context) (p signing, err error) {
 	p.region = b.endpoint.region
-	if learnt := b.learnt.Load(); learnt != nil {
+	if learnt := b.serverRegion.Load(); learnt != nil {
 		p.region = *learnt
 	}
-	p.keys, err = b.keys.get(ctx)
+	p.keys, err = b.keys.current(ctx)
 	return p, err
 }
 
-// move stores the region that the server names for the bucket, and reports whether it differs from
-// used.
-func (b *Bucket) move(no *refusal, used string) bool {
-	if b.endpoint.fixed || no.region == "" || no.region == used {
+// adoptRegion stores the region that the server names for the bucket, and reports whether it differs
+// from used.
+func (b *Bucket) adoptRegion(no *refusal, used string) bool {
+	if b.endpoint.regionFixed || no.region == "" || no.region == used {
 		return false
 	}
-	b.learnt.Store(&no.region)
+	b.serverRegion.Store(&no.region)
 	return true
 }
 
-// renew looks for other keys if the refusal may be about the ones used, and reports whether it
+// renewKeys looks for other keys if the refusal may be about the ones used, and reports whether it
 // found any.
-func (b *Bucket) renew(ctx context.Context, no *refusal, used credentials.Value) bool {
+func (b *Bucket) renewKeys(ctx context.Context, no *refusal, used credentials.Value) bool {
 	may, sure := no.refusesKeys()
 	if used.AccessKeyID == "" {
-		may = may || errors.Is(no.err(), store.ErrDenied)
+		may = may || errors.Is(no.storeError(), store.ErrDenied)
 	}
 	if !may {
 		return false
 	}
-	changed, err := b.keys.renew(ctx, used, sure)
+	changed, err := b.keys.renewRefused(ctx, used, sure)
 	return changed && err == nil // the refusal is the better message
 }
 
-// attempt sends a call once. An answer that reports a failure becomes a *refusal.
-func (b *Bucket) attempt(ctx context.Context, c call, p pass, use use) error {
+// sendOnce sends a call once. An answer that reports a failure becomes a *refusal.
+func (b *Bucket) sendOnce(ctx context.Context, c call, p signing, use useFunc) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	request, err := b.request(ctx, c, p.region)
+	request, err := b.newRequest(ctx, c, p.region)
 	if err != nil {
 		return err
 	}
@@ -118,7 +118,7 @@ func (b *Bucket) attempt(ctx context.Context, c call, p pass, use use) error {
 	request = signer.SignV4(*request, p.keys.AccessKeyID, p.keys.SecretAccessKey, p.keys.SessionToken, p.region)
 	answer, err := b.client.Do(request)
 	if err != nil {
-		return classify(ctx, err)
+		return transportError(ctx, err)
 	}
 	defer answer.Body.Close()
 	in := transfer.Incoming{Answer: answer, Patience: b.patience, Abort: cancel}
@@ -130,9 +130,9 @@ func (b *Bucket) attempt(ctx context.Context, c call, p pass, use use) error {
 	return use(in)
 }
 
-// request returns the unsigned request for a call.
-func (b *Bucket) request(ctx context.Context, c call, region string) (*http.Request, error) {
-	u := b.endpoint.address(b.location.Bucket, c.key, region)
+// newRequest returns the unsigned request for a call.
+func (b *Bucket) newRequest(ctx context.Context, c call, region string) (*http.Request, error) {
+	u := b.endpoint.objectURL(b.location.Bucket, c.key, region)
 	u.RawQuery = strings.ReplaceAll(c.query.Encode(), "+", "%20") // the form that is signed
 	request, err := http.NewRequestWithContext(ctx, c.method, u.String(), nil)
 	if err != nil {
@@ -142,15 +142,15 @@ func (b *Bucket) request(ctx context.Context, c call, region string) (*http.Requ
 	request.Header.Set("User-Agent", "cairn")
 	sum := c.sum
 	if sum == "" {
-		sum = hash(c.data)
+		sum = hexSHA256(c.data)
 	}
 	request.Header.Set("X-Amz-Content-Sha256", sum)
 	return request, nil
 }
 
-// classify converts a transport error. Only errors that a retry may resolve become
+// transportError converts a transport error. Only errors that a retry may resolve become
 // store.ErrUnavailable.
-func classify(ctx context.Context, err error) error {
+func transportError(ctx context.Context, err error) error {
 	if wrapped, ok := errors.AsType[*url.Error](err); ok {
 		err = wrapped.Err
 	}

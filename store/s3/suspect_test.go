@@ -14,7 +14,8 @@ import (
 	"cairn/store/storetest"
 )
 
-// TestLabelsDoNotCount: an object may have any type and any coding in S3, as whoever put it there said.
+// TestLabelsDoNotCount: an object is read whatever its Content-Type and Content-Encoding are, since its
+// writer chooses them.
 func TestLabelsDoNotCount(t *testing.T) {
 	page := append([]byte("<html>"), storetest.Bytes(1, 5000)...)
 	d, dst := blob.SHA256.Sum(page), make([]byte, len(page))
@@ -43,7 +44,7 @@ func TestLabelsDoNotCount(t *testing.T) {
 	}
 }
 
-// TestHeaderExplains: a portal in front of the server is unavailable, whatever it is asked.
+// TestHeaderExplains: a portal in front of the server is reported as unavailable by every call.
 func TestHeaderExplains(t *testing.T) {
 	b := scripted(t, patient, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/html; charset=utf-8")

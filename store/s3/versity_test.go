@@ -14,7 +14,7 @@ import (
 	"cairn/store/storetest"
 )
 
-// TestMain: the tests have no keys, regions and endpoints but their own.
+// TestMain removes the keys, regions and endpoints of the environment.
 func TestMain(m *testing.M) {
 	for _, line := range os.Environ() {
 		if name, _, _ := strings.Cut(line, "="); strings.HasPrefix(name, "AWS_") {
@@ -61,7 +61,7 @@ func TestVersityTLS(t *testing.T) {
 	})
 }
 
-// TestVersityKeys: rights are told from absence, and keys that are taken away from those that come instead.
+// TestVersityKeys: denied access differs from absence, and new keys replace revoked ones.
 func TestVersityKeys(t *testing.T) {
 	server := storetest.S3(t, storetest.S3Options{})
 	name := newBucket(t, server)
@@ -105,7 +105,7 @@ func TestVersityKeys(t *testing.T) {
 	checkAll(t, openBucket(t, location, s3.Options{}), store.ErrDenied)
 }
 
-// checkReads checks what a reader may do in a bucket with one object, x.
+// checkReads checks the calls that a reader may make in a bucket with one object, x.
 func checkReads(t *testing.T, b *s3.Bucket) {
 	t.Helper()
 	if got, err := b.Read(t.Context(), "x", nil, 10); err != nil || string(got) != "data" {
@@ -124,7 +124,7 @@ func checkReads(t *testing.T, b *s3.Bucket) {
 	}
 }
 
-// checkAll checks that everything fails with want alone, for names that are there and that are not.
+// checkAll checks that every call fails with want alone, for present and absent names.
 func checkAll(t *testing.T, b *s3.Bucket, want error) {
 	t.Helper()
 	for _, name := range []string{"x", "absent"} {
@@ -140,14 +140,14 @@ func checkAll(t *testing.T, b *s3.Bucket, want error) {
 	}
 }
 
-// TestVersityNoBucket: a bucket that is not there is not an empty one.
+// TestVersityNoBucket: a missing bucket is not an empty one.
 func TestVersityNoBucket(t *testing.T) {
 	server := storetest.S3(t, storetest.S3Options{})
 	useKeys(t, server)
 	checkAll(t, openBucket(t, server.Location("mistyped/p", ""), s3.Options{}), s3.ErrNoBucket)
 }
 
-// TestVersityPages lists more than fits on a page, behind a store's prefix.
+// TestVersityPages: a listing of more than one page, below a store's prefix, is complete.
 func TestVersityPages(t *testing.T) {
 	server := storetest.S3(t, storetest.S3Options{})
 	useKeys(t, server)
@@ -175,7 +175,8 @@ func TestVersityPages(t *testing.T) {
 	}
 }
 
-// TestUnknownAuthority: a server that is not who it says gets nothing, and asking again would not help.
+// TestUnknownAuthority: a server with an unknown certificate gets no request, and the error is not
+// retried.
 func TestUnknownAuthority(t *testing.T) {
 	server := storetest.S3(t, storetest.S3Options{TLS: true})
 	useKeys(t, server)
@@ -190,7 +191,7 @@ func TestUnknownAuthority(t *testing.T) {
 
 var buckets atomic.Int64
 
-// newBucket makes a bucket of a new name.
+// newBucket creates a bucket with a new name.
 func newBucket(t *testing.T, server *storetest.S3Server) string {
 	t.Helper()
 	name := fmt.Sprintf("bucket-%d", buckets.Add(1))
