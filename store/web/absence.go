@@ -19,8 +19,8 @@ type absence struct{ state atomic.Int32 }
 
 const (
 	absenceUnknown = iota
-	absenceProbed  // one caller's probe is running; other callers do not wait for it
-	absenceTold
+	absenceProbing // one caller's probe is running; other callers do not wait for it
+	absenceReported
 	absenceHidden
 )
 
@@ -32,20 +32,20 @@ func (b *Bucket) checkAbsence(ctx context.Context, name string) error {
 	case !is:
 		return nil
 	case b.absence.state.Load() == absenceHidden:
-		return named(ctx, b.url(name), ErrNoAbsence)
-	case !b.absence.state.CompareAndSwap(absenceUnknown, absenceProbed):
+		return addURL(ctx, b.objectURL(name), ErrNoAbsence)
+	case !b.absence.state.CompareAndSwap(absenceUnknown, absenceProbing):
 		return nil
 	}
 	_, _ = rand.Read(digest[:]) // never fails
-	_, err := b.head(ctx, store.ObjectName(digest, packed))
+	_, err := b.requestSize(ctx, store.ObjectName(digest, packed))
 	switch {
 	case err == nil || errors.Is(err, store.ErrNoSize):
 		b.absence.state.Store(absenceHidden)
-		return named(ctx, b.url(name), ErrNoAbsence)
+		return addURL(ctx, b.objectURL(name), ErrNoAbsence)
 	case ctx.Err() != nil || errors.Is(err, store.ErrUnavailable): // the next report is checked
 		b.absence.state.Store(absenceUnknown)
 	default:
-		b.absence.state.Store(absenceTold)
+		b.absence.state.Store(absenceReported)
 	}
 	return nil
 }

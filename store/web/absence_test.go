@@ -12,8 +12,8 @@ import (
 	"cairn/store/web"
 )
 
-// TestErrorPageOfSuccess: a server that answers 200 for all chunks has no word on which it has, whatever the type of
-// the page and whether it tells a size.
+// TestErrorPageOfSuccess: Stat fails on a server that answers 200 for every chunk, whatever the page's type
+// and with or without its size.
 func TestErrorPageOfSuccess(t *testing.T) {
 	for name, answer := range map[string]http.HandlerFunc{
 		"json":  func(w http.ResponseWriter, _ *http.Request) { w.Write([]byte(`{"code":404}`)) },
@@ -41,7 +41,7 @@ func TestErrorPageOfSuccess(t *testing.T) {
 	}
 }
 
-// TestAbsenceIsAskedOnce: a server that tells it is believed from then on; one that fails is asked again.
+// TestAbsenceIsAskedOnce: the probe for absence is sent once, and again only if the server is unavailable.
 func TestAbsenceIsAskedOnce(t *testing.T) {
 	has := store.ObjectName(blob.Digest{1}, false)
 	for _, test := range []struct{ status, want int32 }{{http.StatusNotFound, 1}, {http.StatusForbidden, 1}, {http.StatusBadGateway, 3}} {
@@ -60,7 +60,7 @@ func TestAbsenceIsAskedOnce(t *testing.T) {
 			}
 		}
 		if got := others.Load(); got != test.want {
-			t.Errorf("with %d: %d questions about a chunk that nobody has, want %d", test.status, got, test.want)
+			t.Errorf("with %d: %d requests for a chunk that cannot exist, want %d", test.status, got, test.want)
 		}
 	}
 }

@@ -11,13 +11,13 @@ import (
 	"cairn/store"
 )
 
-// check returns nil if the answer reports success.
-func check(method string, answer *http.Response) error {
+// checkStatus returns nil if the answer reports success.
+func checkStatus(method string, answer *http.Response) error {
 	switch method {
 	case http.MethodPut:
 		return checkStored(answer)
 	case mkcol:
-		return checkMade(answer)
+		return checkDirectory(answer)
 	case http.MethodHead:
 		return checkHead(answer)
 	}
@@ -32,7 +32,7 @@ func checkAnswer(answer *http.Response) error {
 	case http.StatusNotFound, http.StatusGone:
 		return store.ErrNotFound
 	}
-	return refusal(answer)
+	return refusalError(answer)
 }
 
 // errHead is wrapped by an error about an answer to HEAD that does not describe the object. GET may
@@ -68,22 +68,22 @@ func checkStored(answer *http.Response) error {
 	case http.StatusInsufficientStorage:
 		return fmt.Errorf("the server has no room left: %s", status)
 	}
-	return refusal(answer)
+	return refusalError(answer)
 }
 
-// checkMade returns nil if the directory exists: made now (201) or before (405, RFC 4918 §9.3.1).
-func checkMade(answer *http.Response) error {
+// checkDirectory returns nil if the directory exists: made now (201) or before (405, RFC 4918 §9.3.1).
+func checkDirectory(answer *http.Response) error {
 	switch code := answer.StatusCode; code {
 	case http.StatusOK, http.StatusCreated, http.StatusNoContent, http.StatusMethodNotAllowed:
 		return nil
 	case http.StatusNotFound, http.StatusConflict:
 		return fmt.Errorf("%w: %s", errNoParent, statusText(code))
 	}
-	return refusal(answer)
+	return refusalError(answer)
 }
 
-// refusal returns the error for a status other than success, for any method.
-func refusal(answer *http.Response) error {
+// refusalError returns the error for a status other than success, for any method.
+func refusalError(answer *http.Response) error {
 	status := errors.New(statusText(answer.StatusCode))
 	switch code := answer.StatusCode; code {
 	case http.StatusProxyAuthRequired:
@@ -94,16 +94,16 @@ func refusal(answer *http.Response) error {
 		return fmt.Errorf("%w: %w", store.ErrDenied, status)
 	case http.StatusNotImplemented, http.StatusHTTPVersionNotSupported: // a retry would not help
 	case http.StatusTooManyRequests, http.StatusRequestTimeout, http.StatusTooEarly, http.StatusLocked:
-		return unavailable(answer, status)
+		return unavailableError(answer, status)
 	default:
 		if code >= 500 {
-			return unavailable(answer, status)
+			return unavailableError(answer, status)
 		}
 	}
 	return fmt.Errorf("unexpected answer %w", status)
 }
 
-func unavailable(answer *http.Response, status error) error {
+func unavailableError(answer *http.Response, status error) error {
 	return &store.UnavailableError{
 		Err:       status,
 		After:     transfer.RetryAfter(answer.Header.Get("Retry-After"), time.Now()),

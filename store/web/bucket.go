@@ -65,12 +65,12 @@ func New(base Location, o Options) (*Bucket, error) {
 	}
 	u := *base.url()
 	u.User = nil
-	own, foreign := transports(o)
+	own, foreign := newTransports(o)
 	return &Bucket{base: &u, own: own, foreign: foreign, keys: keys, patience: o.Patience}, nil
 }
 
-// transports returns the transports to the base's origin and to all others.
-func transports(o Options) (own, foreign *http.Transport) {
+// newTransports returns the transports to the base's origin and to all others.
+func newTransports(o Options) (own, foreign *http.Transport) {
 	if o.TLS == nil {
 		o.TLS = new(tls.Config)
 	}
@@ -84,18 +84,18 @@ func transports(o Options) (own, foreign *http.Transport) {
 }
 
 // String implements store.Reader.
-func (b *Bucket) String() string { return public(b.base) }
+func (b *Bucket) String() string { return publicURL(b.base) }
 
-// url returns the address of an object.
-func (b *Bucket) url(name string) *url.URL { return below(b.base, name) }
+// objectURL returns the address of an object.
+func (b *Bucket) objectURL(name string) *url.URL { return joinURL(b.base, name) }
 
-func below(base *url.URL, name string) *url.URL { return hide(base).Join(name).url() }
+func joinURL(base *url.URL, name string) *url.URL { return newLocation(base).Join(name).url() }
 
-func escaped(name string) string { return (&url.URL{Path: name}).EscapedPath() }
+func escapePath(name string) string { return (&url.URL{Path: name}).EscapedPath() }
 
 // Read implements store.Reader.
 func (b *Bucket) Read(ctx context.Context, name string, dst []byte, limit int64) (out []byte, err error) {
-	err = b.do(ctx, http.MethodGet, name, nil, func(in transfer.Incoming) error {
+	err = b.requestObject(ctx, http.MethodGet, name, nil, func(in transfer.Incoming) error {
 		out, err = in.Object(dst, limit)
 		return err
 	})
@@ -104,13 +104,13 @@ func (b *Bucket) Read(ctx context.Context, name string, dst []byte, limit int64)
 
 // Stream implements store.Streamer.
 func (b *Bucket) Stream(ctx context.Context, name string, limit int64, use func(io.Reader) error) error {
-	return b.do(ctx, http.MethodGet, name, nil, func(in transfer.Incoming) error { return in.Stream(limit, use) })
+	return b.requestObject(ctx, http.MethodGet, name, nil, func(in transfer.Incoming) error { return in.Stream(limit, use) })
 }
 
 // Stat implements store.Reader. It returns ErrNoAbsence if the server reports every chunk as
 // present.
 func (b *Bucket) Stat(ctx context.Context, name string) (size int64, err error) {
-	size, err = b.head(ctx, name)
+	size, err = b.requestSize(ctx, name)
 	if err == nil || errors.Is(err, store.ErrNoSize) {
 		if hidden := b.checkAbsence(ctx, name); hidden != nil {
 			return 0, hidden
@@ -119,16 +119,16 @@ func (b *Bucket) Stat(ctx context.Context, name string) (size int64, err error) 
 	return size, err
 }
 
-// head requests the size of an object with HEAD. If the server refuses HEAD, it sends a GET and
+// requestSize requests the size of an object with HEAD. If the server refuses HEAD, it sends a GET and
 // reads only the header of the answer.
-func (b *Bucket) head(ctx context.Context, name string) (size int64, err error) {
-	take := func(in transfer.Incoming) error {
+func (b *Bucket) requestSize(ctx context.Context, name string) (size int64, err error) {
+	readSize := func(in transfer.Incoming) error {
 		size, err = transfer.Size(in.Answer)
 		return err
 	}
-	err = b.do(ctx, http.MethodHead, name, nil, take)
+	err = b.requestObject(ctx, http.MethodHead, name, nil, readSize)
 	if errors.Is(err, errHead) {
-		err = b.do(ctx, http.MethodGet, name, nil, take)
+		err = b.requestObject(ctx, http.MethodGet, name, nil, readSize)
 	}
 	return size, err
 }

@@ -29,7 +29,7 @@ func serve(t *testing.T, handler http.HandlerFunc) string {
 	return s.URL
 }
 
-// hijack answers with these bytes and cuts the connection.
+// hijack answers with the given bytes and closes the connection.
 func hijack(w http.ResponseWriter, raw string) {
 	conn, _, err := http.NewResponseController(w).Hijack()
 	if err != nil {
@@ -43,8 +43,8 @@ func head(status string, fields ...string) string {
 	return "HTTP/1.1 " + status + "\r\n" + strings.Join(fields, "\r\n") + "\r\n\r\n"
 }
 
-// TestFaults has one answer a case, and what Read makes of it. An error that is nil here matches none of the
-// errors that a caller decides by.
+// TestFaults: each case is an answer and Read's error for it. A nil error in a case stands for an error
+// that matches none of those that callers decide by.
 func TestFaults(t *testing.T) {
 	status := func(code int) http.HandlerFunc {
 		return func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(code) }
@@ -138,7 +138,7 @@ func TestFaults(t *testing.T) {
 	}
 }
 
-// TestStatFaults: absence is proven to Stat as it is to Read, by two statuses only.
+// TestStatFaults: only two statuses prove absence to Stat, as to Read.
 func TestStatFaults(t *testing.T) {
 	for status := 200; status < 600; status++ {
 		if status == 200 || http.StatusText(status) == "" {
@@ -159,7 +159,7 @@ func TestStatFaults(t *testing.T) {
 	}
 }
 
-// trickle sends a byte now and then, for as long as anybody listens: slower than any patience.
+// trickle sends a byte at long intervals, slower than any patience, until the client disconnects.
 func trickle(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Length", "90")
 	tick := time.NewTicker(20 * time.Millisecond)
@@ -197,7 +197,7 @@ func TestNoServer(t *testing.T) {
 	checkFault(t, nil, err, store.ErrUnavailable)
 }
 
-// wait is time that a server takes.
+// wait delays a server's answer.
 func wait(ctx context.Context, d time.Duration) {
 	select {
 	case <-ctx.Done():
@@ -205,7 +205,7 @@ func wait(ctx context.Context, d time.Duration) {
 	}
 }
 
-// TestSlowIsNotStalled: a transfer that takes longer than the patience in all is no failure.
+// TestSlowIsNotStalled: a transfer may take longer than the patience in total.
 func TestSlowIsNotStalled(t *testing.T) {
 	want := storetest.Bytes(1, 8*32<<10)
 	url := serve(t, func(w http.ResponseWriter, r *http.Request) {
@@ -271,7 +271,7 @@ func TestConnectionsAreReused(t *testing.T) {
 	}
 }
 
-// TestConnectionsSurviveRefusals: what a store lacks, denies or has moved costs no connection.
+// TestConnectionsSurviveRefusals: requests for missing, denied and moved objects reuse one connection.
 func TestConnectionsSurviveRefusals(t *testing.T) {
 	var addresses atomic.Value
 	url := serve(t, func(w http.ResponseWriter, r *http.Request) {
@@ -291,7 +291,7 @@ func TestConnectionsSurviveRefusals(t *testing.T) {
 	})
 	r := newReader(t, url, bearing(t, token))
 	for _, name := range []string{"absent", "denied", "moved", "absent", "there", "moved"} {
-		_, _ = r.Read(t.Context(), name, nil, 10) // what it says is for other tests
+		_, _ = r.Read(t.Context(), name, nil, 10) // other tests check the error
 		_, _ = r.Stat(t.Context(), name)
 	}
 }
@@ -351,7 +351,7 @@ func TestBadBase(t *testing.T) {
 	}
 }
 
-// TestRetryAfter: what the server asks for reaches store.Retry.
+// TestRetryAfter: the error carries the wait that the server asks for, for store.Retry.
 func TestRetryAfter(t *testing.T) {
 	for value, want := range map[string]time.Duration{
 		"": 0, "7": 7 * time.Second, "-7": 0, "soon": 0, "99999999999999999999": 0,
@@ -370,8 +370,8 @@ func TestRetryAfter(t *testing.T) {
 	}
 }
 
-// TestUnreliableServer fails most requests, each in another way: with Retry and Chunks above it, every chunk
-// arrives, and none arrives wrong.
+// TestUnreliableServer: with Retry and Chunks, every chunk is read and correct although the server fails
+// most requests, each in a different way.
 func TestUnreliableServer(t *testing.T) {
 	chunk := storetest.Bytes(1, 10_000)
 	digest := blob.SHA256.Sum(chunk)

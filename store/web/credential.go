@@ -132,7 +132,7 @@ func keysFor(base *url.URL, all []*Credential) (k keys, err error) {
 	open := base.Scheme != "https" && !isLoopback(base.Hostname())
 	for _, c := range all {
 		switch {
-		case c.host != "" && !c.isFor(base):
+		case c.host != "" && !c.appliesTo(base):
 		case open && c.host != "":
 			return keys{}, fmt.Errorf("credentials for %s are not sent over plain http: everybody on the way could use them", c.host)
 		case open:
@@ -152,8 +152,8 @@ func keysFor(base *url.URL, all []*Credential) (k keys, err error) {
 	return k, nil
 }
 
-func (c *Credential) isFor(base *url.URL) bool {
-	return origin(&url.URL{Scheme: base.Scheme, Host: c.host}) == origin(base)
+func (c *Credential) appliesTo(base *url.URL) bool {
+	return originOf(&url.URL{Scheme: base.Scheme, Host: c.host}) == originOf(base)
 }
 
 func isLoopback(host string) bool {
@@ -161,9 +161,9 @@ func isLoopback(host string) bool {
 	return strings.EqualFold(host, "localhost") || ip != nil && ip.IsLoopback()
 }
 
-// header returns the fields of all credentials, later ones overriding earlier ones. It ignores read
-// errors and uses the previous content of the file; reread reports them.
-func (k keys) header() http.Header {
+// authHeader returns the fields of all credentials, later ones overriding earlier ones. It ignores read
+// errors and uses the previous content of the file; rereadFiles reports them.
+func (k keys) authHeader() http.Header {
 	header := http.Header{}
 	for _, c := range k.all {
 		now := c.fixed
@@ -175,8 +175,8 @@ func (k keys) header() http.Header {
 	return header
 }
 
-// reread reads the files again and returns the fields as header does.
-func (k keys) reread() (http.Header, error) {
+// rereadFiles reads the files again and returns the fields as authHeader does.
+func (k keys) rereadFiles() (http.Header, error) {
 	for _, c := range k.all {
 		if c.file == nil {
 			continue
@@ -185,7 +185,7 @@ func (k keys) reread() (http.Header, error) {
 			return nil, err
 		}
 	}
-	return k.header(), nil
+	return k.authHeader(), nil
 }
 
-func equal(a, b http.Header) bool { return maps.EqualFunc(a, b, slices.Equal[[]string]) }
+func equalHeaders(a, b http.Header) bool { return maps.EqualFunc(a, b, slices.Equal[[]string]) }

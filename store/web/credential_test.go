@@ -47,7 +47,7 @@ func TestForms(t *testing.T) {
 	}
 }
 
-// FuzzForms: whatever a file holds, what is made of it cannot reach beyond its own header fields.
+// FuzzForms: the header made from any file's content holds only the fields that it may set.
 func FuzzForms(f *testing.F) {
 	for _, seed := range []string{"token", "user:pass", "A: b\nC: d", "A:\r\n b", "\x00", "Host: x"} {
 		f.Add(seed)
@@ -74,7 +74,7 @@ func FuzzForms(f *testing.F) {
 	})
 }
 
-// TestScope: to whom credentials are sent.
+// TestScope: credentials are sent only to their own hosts.
 func TestScope(t *testing.T) {
 	var last *http.Request
 	url := serve(t, func(_ http.ResponseWriter, r *http.Request) { last = r })
@@ -120,7 +120,8 @@ func TestScope(t *testing.T) {
 	}
 }
 
-// TestOwnCredentialsCountMore: those for a host, whatever their order, and most what the URL says.
+// TestOwnCredentialsCountMore: credentials for a host override those for all hosts in any order, and the
+// URL's override both.
 func TestOwnCredentialsCountMore(t *testing.T) {
 	var last *http.Request
 	url := serve(t, func(_ http.ResponseWriter, r *http.Request) { last = r })
@@ -139,7 +140,8 @@ func TestOwnCredentialsCountMore(t *testing.T) {
 	}
 }
 
-// TestPlainHTTP: over it credentials go to this machine only. 0.0.0.0 leads here, but is not known for that.
+// TestPlainHTTP: over plain http, credentials are sent to loopback hosts only. 0.0.0.0 does not count as
+// one, although it leads to this machine.
 func TestPlainHTTP(t *testing.T) {
 	var last *http.Request
 	url := serve(t, func(w http.ResponseWriter, r *http.Request) {

@@ -33,16 +33,16 @@ func formOf(name string) (form int, is bool) {
 	return form, is
 }
 
-// have records that the server has the form of the named object.
-func (f *forms) have(name string) {
+// markPresent records that the server has the form of the named object.
+func (f *forms) markPresent(name string) {
 	if form, is := formOf(name); is && f[form].Load() {
 		f[form].Store(false)
 	}
 }
 
-// lack records that the server has no chunks of a form, and returns the error for a request of that
+// markLacking records that the server has no chunks of a form, and returns the error for a request of that
 // form. The error is store.ErrNotFound unless the server lacks the other form too.
-func (f *forms) lack(form int) error {
+func (f *forms) markLacking(form int) error {
 	f[form].Store(true)
 	if f[1-form].Load() {
 		return errNeitherForm
@@ -50,10 +50,11 @@ func (f *forms) lack(form int) error {
 	return store.ErrNotFound
 }
 
-// lacks returns the error of lack if the form of the named object is known to be missing, else nil.
-func (f *forms) lacks(name string) error {
+// lackingError returns the error of markLacking if the form of the named object is known to be
+// missing, else nil.
+func (f *forms) lackingError(name string) error {
 	if form, is := formOf(name); is && f[form].Load() {
-		return f.lack(form)
+		return f.markLacking(form)
 	}
 	return nil
 }
@@ -82,7 +83,7 @@ func (b *Bucket) explainDesync(m message, page []byte) error {
 		case m.method == http.MethodPut:
 			return errTakes[form]
 		default:
-			return b.forms.lack(form)
+			return b.forms.markLacking(form)
 		}
 	}
 	switch {

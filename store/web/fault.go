@@ -27,24 +27,24 @@ var (
 	ErrScheme = errors.New("the port speaks another scheme")
 )
 
-// cause unwraps a *url.Error, whose text repeats the URL with its query.
-func cause(err error) error {
+// unwrapURLError unwraps a *url.Error, whose text repeats the URL with its query.
+func unwrapURLError(err error) error {
 	if wrapped, ok := errors.AsType[*url.Error](err); ok {
 		return wrapped.Err
 	}
 	return err
 }
 
-// classify converts a transport error. Only errors that a retry may resolve become
+// transportError converts a transport error. Only errors that a retry may resolve become
 // store.ErrUnavailable.
-func classify(err error) error {
+func transportError(err error) error {
 	if _, untrusted := errors.AsType[*tls.CertificateVerificationError](err); untrusted {
 		return err
 	}
 	if _, noTLS := errors.AsType[tls.RecordHeaderError](err); noTLS || errors.Is(err, http.ErrSchemeMismatch) {
 		return fmt.Errorf("%w: it does not speak https", ErrScheme)
 	}
-	if refusal := refusedByTLS(err); refusal != nil {
+	if refusal := tlsAlertError(err); refusal != nil {
 		return refusal
 	}
 	return transfer.Unavailable(err)
@@ -62,8 +62,8 @@ const (
 	alertCertificateRequired = 116
 )
 
-// refusedByTLS returns the meaning of a TLS alert from the server, or nil for other errors.
-func refusedByTLS(err error) error {
+// tlsAlertError returns the meaning of a TLS alert from the server, or nil for other errors.
+func tlsAlertError(err error) error {
 	remote, ok := errors.AsType[*net.OpError](err)
 	if !ok || remote.Op != "remote error" {
 		return nil
@@ -82,17 +82,17 @@ func refusedByTLS(err error) error {
 	return nil
 }
 
-// explain looks for a more specific error in the page of a 400 answer, and otherwise returns err.
-func (b *Bucket) explain(m message, answer *http.Response, err error) error {
-	page := b.page(answer)
+// explainRefusal returns the more specific error that the page of a 400 answer indicates, or err.
+func (b *Bucket) explainRefusal(m message, answer *http.Response, err error) error {
+	page := b.readPage(answer)
 	if answer.StatusCode == http.StatusNotFound {
-		b.forms.have(m.name)
+		b.forms.markPresent(m.name)
 	}
 	if answer.StatusCode != http.StatusBadRequest {
 		return err
 	}
 	if m.method == http.MethodHead {
-		return cmp.Or(b.forms.lacks(m.name), err)
+		return cmp.Or(b.forms.lackingError(m.name), err)
 	}
 	for phrase, known := range map[string]error{
 		"No required SSL certificate was sent":         ErrNoCertificate, // nginx

@@ -14,7 +14,7 @@ type Location struct {
 	whole **url.URL // never changed; two pointers, since some verbs of fmt print the target of one
 }
 
-func hide(u *url.URL) Location { return Location{&u} }
+func newLocation(u *url.URL) Location { return Location{&u} }
 
 func (l Location) url() *url.URL { return *l.whole }
 
@@ -25,13 +25,13 @@ func Parse(text string) (Location, error) {
 		return Location{}, err
 	}
 	if u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
-		return Location{}, fmt.Errorf("%s is not an http or https URL with a host", public(u))
+		return Location{}, fmt.Errorf("%s is not an http or https URL with a host", publicURL(u))
 	}
-	return hide(u), nil
+	return newLocation(u), nil
 }
 
 // String returns the URL without its user, password, query and fragment.
-func (l Location) String() string { return public(l.url()) }
+func (l Location) String() string { return publicURL(l.url()) }
 
 // Secret returns the whole URL. Use it to compare and hash, never to show.
 func (l Location) Secret() string { return l.url().String() }
@@ -48,7 +48,7 @@ func (l Location) Split() (dir Location, name string, err error) {
 	u := *l.url()
 	u.RawPath = full[:cut+1] // with its slash: "//name" is not "/name"
 	u.Path, err = url.PathUnescape(u.RawPath)
-	return hide(&u), name, err
+	return newLocation(&u), name, err
 }
 
 // Join returns the location of a name in the directory. It keeps the query.
@@ -56,10 +56,10 @@ func (l Location) Join(name string) Location {
 	u := *l.url()
 	u.Path = strings.TrimSuffix(l.url().Path, "/") + "/" + name
 	u.RawPath = strings.TrimSuffix(l.url().EscapedPath(), "/") + "/" + (&url.URL{Path: name}).EscapedPath()
-	return hide(&u)
+	return newLocation(&u)
 }
 
-// public returns a URL without the parts that may be secret.
-func public(u *url.URL) string {
+// publicURL returns a URL without the parts that may be secret.
+func publicURL(u *url.URL) string {
 	return (&url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path, RawPath: u.RawPath}).String()
 }

@@ -14,11 +14,11 @@ import (
 	"cairn/store/web"
 )
 
-// movedStore is a server that leads everything below /store to another place.
+// movedStore is a server that redirects all requests below /store.
 type movedStore struct {
 	url   string
 	asked atomic.Int64
-	to    atomic.Value // where to, with %s for the object's name
+	to    atomic.Value // the target, with %s for the object's name
 	code  int
 }
 
@@ -34,7 +34,7 @@ func newMovedStore(t *testing.T, code int, to string) *movedStore {
 	return m
 }
 
-// echo answers with the path that it is asked for, and 404 for what is called absent.
+// echo answers with the path of the request, or 404 if the name ends in absent.
 func echo(t *testing.T) string {
 	return serve(t, func(w http.ResponseWriter, r *http.Request) {
 		if strings.HasSuffix(r.URL.Path, "absent") {
@@ -45,7 +45,8 @@ func echo(t *testing.T) string {
 	})
 }
 
-// TestStoreThatMoved: the server of a store that has moved for good is asked once, and for each object else.
+// TestStoreThatMoved: after a permanent redirect of a store its first server gets no more requests. After
+// other redirects it gets one for each object.
 func TestStoreThatMoved(t *testing.T) {
 	target := echo(t)
 	for name, test := range map[string]struct {
@@ -82,8 +83,8 @@ func TestStoreThatMoved(t *testing.T) {
 	}
 }
 
-// TestStoreThatMovedAgain: the first server is asked again when the other one does not answer, refuses, or lacks an
-// object, as absence is proven by the store that was named.
+// TestStoreThatMovedAgain: the first server gets a request again when the other one does not answer,
+// refuses, or lacks an object, since only the store that the user named proves absence.
 func TestStoreThatMovedAgain(t *testing.T) {
 	for name, gone := range map[string]http.HandlerFunc{
 		"cut":    func(w http.ResponseWriter, _ *http.Request) { hijack(w, "") },
@@ -91,9 +92,9 @@ func TestStoreThatMovedAgain(t *testing.T) {
 		"absent": func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(404) },
 		"busy":   func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(503) },
 	} {
-		var away atomic.Bool
+		var failing atomic.Bool
 		first := serve(t, func(w http.ResponseWriter, r *http.Request) {
-			if away.Load() {
+			if failing.Load() {
 				gone(w, r)
 			}
 		})
@@ -102,7 +103,7 @@ func TestStoreThatMovedAgain(t *testing.T) {
 		if _, err := r.Read(t.Context(), "x", nil, 10); err != nil {
 			t.Fatal(err)
 		}
-		away.Store(true)
+		failing.Store(true)
 		m.to.Store(echo(t) + "/%s")
 		for _, object := range []string{"y", "z"} {
 			if got, err := r.Read(t.Context(), object, nil, 10); string(got) != "/"+object || err != nil {
@@ -117,7 +118,7 @@ func TestStoreThatMovedAgain(t *testing.T) {
 	r := newReader(t, m.url, web.Options{})
 	for range 3 {
 		if _, err := r.Read(t.Context(), "absent", nil, 10); !errors.Is(err, store.ErrNotFound) {
-			t.Errorf("Read of what is absent = %v", err)
+			t.Errorf("Read of an absent object = %v", err)
 		}
 		if _, err := r.Read(t.Context(), "x", nil, 10); err != nil {
 			t.Errorf("Read = %v", err)
@@ -125,8 +126,8 @@ func TestStoreThatMovedAgain(t *testing.T) {
 	}
 }
 
-// TestMovedStoreShowsNothing: what is asked at the other place without asking the first has no credentials of it, and
-// writes do not go there.
+// TestMovedStoreShowsNothing: requests sent directly to the new location have no credentials of the first
+// server, and writes are not sent there.
 func TestMovedStoreShowsNothing(t *testing.T) {
 	a := storetest.NewAuthority(t)
 	last := newOrigin(t, "")

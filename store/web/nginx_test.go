@@ -19,14 +19,14 @@ import (
 
 const token = "eyJhbGciOi.secret-token_~+/=="
 
-// guarded is an nginx that lets only those in who prove who they are, and the proof.
+// guarded is an nginx that demands authentication, with options that it accepts.
 type guarded struct {
-	url  string // with a password or signature where that is the proof
+	url  string // with a password or signature, if that authenticates the client
 	with web.Options
-	bad  web.Options // what is not let in
+	bad  web.Options // options that it denies
 }
 
-// doors are the ways in which a server over a directory may be guarded.
+// doors start servers over a directory, each with a different kind of authentication.
 var doors = map[string]func(t *testing.T, dir string, directives ...string) guarded{
 	"http": func(t *testing.T, dir string, directives ...string) guarded {
 		return guarded{url: storetest.Nginx(t, dir, directives...)}
@@ -98,7 +98,7 @@ func writeFile(t *testing.T, path, text string) string {
 	return path
 }
 
-// below is a base in a directory of the server.
+// below returns the URL of a directory below a base.
 func below(base, dir string) string {
 	bare, query, signed := strings.Cut(base, "?")
 	bare = strings.TrimSuffix(bare, "/") + "/" + dir
@@ -108,10 +108,10 @@ func below(base, dir string) string {
 	return bare
 }
 
-// inShort is the door that the whole suite of readers goes through when time is short.
+// inShort is the door with which the whole suite of readers runs under -short.
 const inShort = "client certificate"
 
-// TestNginx: objects are read through each door.
+// TestNginx: objects are read with each kind of authentication.
 func TestNginx(t *testing.T) {
 	for name, door := range doors {
 		t.Run(name, func(t *testing.T) {
@@ -134,7 +134,8 @@ func TestNginx(t *testing.T) {
 	}
 }
 
-// TestNginxWebDAV: objects are written over http and https. TestNginxGuards does so through each door.
+// TestNginxWebDAV: objects are written over http and https. TestNginxGuards writes with each kind of
+// authentication.
 func TestNginxWebDAV(t *testing.T) {
 	for _, name := range []string{"http", "client certificate"} {
 		t.Run(name, func(t *testing.T) {
@@ -150,7 +151,7 @@ func TestNginxWebDAV(t *testing.T) {
 	}
 }
 
-// TestNginxGuards: who proves who they are writes and reads, who proves nothing is denied, by each way of asking.
+// TestNginxGuards: an authenticated client reads and writes, and every call of another client is denied.
 func TestNginxGuards(t *testing.T) {
 	for name, door := range doors {
 		at := door(t, t.TempDir(), storetest.WebDAV)
@@ -165,7 +166,7 @@ func TestNginxGuards(t *testing.T) {
 			at.url, _, _ = strings.Cut(at.url, "?")
 			at.url = strings.Replace(at.url, "publisher", "other", 1)
 		} else if at.bad.TLS == nil && at.with.Credentials == nil {
-			continue // nobody is refused
+			continue // the server has no authentication
 		}
 		t.Run(name, func(t *testing.T) {
 			b := newBucket(t, at.url, at.bad)
@@ -181,7 +182,7 @@ func TestNginxGuards(t *testing.T) {
 	}
 }
 
-// TestNginxDenies: it does so for directories.
+// TestNginxDenies: nginx denies to read a directory.
 func TestNginxDenies(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.Mkdir(filepath.Join(dir, "abcd"), 0o755); err != nil {
@@ -193,7 +194,7 @@ func TestNginxDenies(t *testing.T) {
 	}
 }
 
-// TestNginxWriteFails: what nginx says to a write that cannot be.
+// TestNginxWriteFails: the errors for writes that nginx refuses.
 func TestNginxWriteFails(t *testing.T) {
 	small := strings.Replace(storetest.WebDAV, "64m", "1m", 1)
 	for name, test := range map[string]struct {
@@ -221,8 +222,7 @@ func TestNginxWriteFails(t *testing.T) {
 	}
 }
 
-// TestTokenRotates: a token that a file gets while a Bucket is at work, also one that comes so soon that the file
-// looks as it did.
+// TestTokenRotates: a Bucket uses a new token in the file, even if the file's size and time are the same.
 func TestTokenRotates(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "token")
 	writeFile(t, path, "one\n")
@@ -268,7 +268,7 @@ func TestTokenRotates(t *testing.T) {
 	}
 }
 
-// TestCertificateRotates: a client certificate that ends, and its follower, under a live Bucket.
+// TestCertificateRotates: a Bucket uses the new client certificate after the old one has expired.
 func TestCertificateRotates(t *testing.T) {
 	dir := t.TempDir()
 	writeFile(t, filepath.Join(dir, "x"), "data")
@@ -304,7 +304,7 @@ func copyFile(t *testing.T, to, from string) {
 	writeFile(t, to, string(text))
 }
 
-// TestSecretsAreNotShown: in no error, not by String, and not by what prints structs.
+// TestSecretsAreNotShown: errors, String and the printed structs contain no secrets.
 func TestSecretsAreNotShown(t *testing.T) {
 	for name, door := range doors {
 		at := door(t, t.TempDir())
@@ -323,7 +323,7 @@ func TestSecretsAreNotShown(t *testing.T) {
 	}
 }
 
-// deadURL is a URL with a port that nobody listens to.
+// deadURL returns the URL with a port on which no server listens.
 func deadURL(url string) string {
 	at := strings.LastIndex(url, ":")
 	_, path, _ := strings.Cut(url[at:], "/")

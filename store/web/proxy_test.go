@@ -18,7 +18,7 @@ import (
 	"cairn/store/storetest"
 )
 
-// proxyFor is a proxy that lets in who has the password, and leads to one server whatever the name.
+// proxyFor starts a proxy that demands a password, and connects to the same server for every name.
 func proxyFor(t *testing.T, address string) string {
 	want := "Basic " + base64.StdEncoding.EncodeToString([]byte("worker:hush"))
 	return serve(t, func(w http.ResponseWriter, r *http.Request) {
@@ -48,10 +48,11 @@ func proxyFor(t *testing.T, address string) string {
 	})
 }
 
-// proxyJob has what TestProxy hands to the process that it starts: net/http reads the environment once.
+// proxyJob is the variable with TestProxy's arguments to the process that it starts, since net/http reads
+// the environment once.
 const proxyJob = "CAIRN_TEST_PROXY_JOB"
 
-// TestProxy: through a proxy of the environment, that wants a password.
+// TestProxy: requests go through a proxy of the environment that demands a password.
 func TestProxy(t *testing.T) {
 	if os.Getenv(proxyJob) != "" {
 		readThroughProxy(t)
@@ -62,7 +63,7 @@ func TestProxy(t *testing.T) {
 	plain, secure := storetest.Nginx(t, dir, "keepalive_timeout 0;"), storetest.NginxTLS(t, dir, a)
 	for scheme, server := range map[string]string{"http": plain, "https": secure} {
 		if testing.Short() && scheme == "http" {
-			continue // each case is a process
+			continue // each case runs in its own process
 		}
 		proxy := proxyFor(t, strings.TrimPrefix(server, scheme+"://"))
 		for user, want := range map[string]string{

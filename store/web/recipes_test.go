@@ -17,7 +17,7 @@ import (
 
 var recipe = regexp.MustCompile("(?s)```nginx\n(.*?)```")
 
-// recipes are nginx's directives in the docs, with the paths of this test in them.
+// recipes returns nginx's directives in the docs, with the paths of this test.
 func recipes(t *testing.T, paths map[string]string) []string {
 	t.Helper()
 	text, err := os.ReadFile("../../docs/stores.md")
@@ -38,7 +38,7 @@ func recipes(t *testing.T, paths map[string]string) []string {
 	return all
 }
 
-// TestRecipes: what the docs say of nginx works as they say.
+// TestRecipes: the docs' directives for nginx work.
 func TestRecipes(t *testing.T) {
 	a, dir := storetest.NewAuthority(t), t.TempDir()
 	serverCert, serverKey := a.Server(t, "127.0.0.1")

@@ -18,10 +18,10 @@ import (
 	"cairn/store/web"
 )
 
-// origin is a server that leads elsewhere, or answers, and keeps what it is asked.
+// origin is a server that redirects or answers, and keeps its requests.
 type origin struct {
 	url string
-	to  string // "" answers
+	to  string // the target of redirects; "" answers
 	got []*http.Request
 }
 
@@ -58,7 +58,7 @@ func newSecureOrigin(t *testing.T, a *storetest.Authority, to string) *origin {
 	return o
 }
 
-// shows says what of all that proves who asks the last request had.
+// shows lists the secrets and identifying fields of the last request.
 func (o *origin) shows() string {
 	r := o.got[len(o.got)-1]
 	var shown []string
@@ -76,7 +76,7 @@ func (o *origin) shows() string {
 	return strings.Join(shown, " ")
 }
 
-// laden are options with everything that can be shown to a server.
+// laden returns options with every kind of credential.
 func laden(t *testing.T, a *storetest.Authority) web.Options {
 	t.Helper()
 	cert, key := a.Client(t, "device")
@@ -85,7 +85,7 @@ func laden(t *testing.T, a *storetest.Authority) web.Options {
 	return o
 }
 
-// TestRedirectsShowNothing follows redirects between origins: what the last of them sees.
+// TestRedirectsShowNothing: a redirect to another origin sends no credentials there.
 func TestRedirectsShowNothing(t *testing.T) {
 	a := storetest.NewAuthority(t)
 	all := "Authorization X-Key"
@@ -93,7 +93,7 @@ func TestRedirectsShowNothing(t *testing.T) {
 	localhost := strings.Replace(plain.url, "127.0.0.1", "localhost", 1)
 	for name, test := range map[string]struct {
 		start, last *origin
-		want        string // what the last origin sees; "-" that it is not asked
+		want        string // the credentials that the last origin gets; "-" if it gets no request
 	}{
 		"none, http":     {plain, plain, all + " query"},
 		"none, https":    {secure, secure, all + " query certificate"},
@@ -133,7 +133,7 @@ func TestRedirectsShowNothing(t *testing.T) {
 	}
 }
 
-// TestRedirectAtHome: within the origin credentials go along, and the query is the redirect's own.
+// TestRedirectAtHome: a redirect within the origin keeps the credentials, and sets the query.
 func TestRedirectAtHome(t *testing.T) {
 	var last *http.Request
 	url := serve(t, func(w http.ResponseWriter, r *http.Request) {
@@ -149,7 +149,7 @@ func TestRedirectAtHome(t *testing.T) {
 	}
 }
 
-// TestRedirectBackHome: what has been elsewhere is not trusted again.
+// TestRedirectBackHome: a redirect from another origin back to the first gets no credentials.
 func TestRedirectBackHome(t *testing.T) {
 	home := &origin{}
 	home.url = serve(t, func(w http.ResponseWriter, r *http.Request) {
@@ -165,7 +165,7 @@ func TestRedirectBackHome(t *testing.T) {
 	}
 }
 
-// TestSlowRedirect: the page of a redirect that does not end is not waited for, and the redirect is followed.
+// TestSlowRedirect: a redirect is followed although its page does not end.
 func TestSlowRedirect(t *testing.T) {
 	base := serve(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/there" {
@@ -201,7 +201,7 @@ func TestRedirectsEnd(t *testing.T) {
 	checkFault(t, nil, err, nil)
 }
 
-// TestRedirectedWriteIsRefused: also to the same origin.
+// TestRedirectedWriteIsRefused: a redirected write is refused, also within the origin.
 func TestRedirectedWriteIsRefused(t *testing.T) {
 	other := newOrigin(t, "")
 	for _, code := range []int{301, 302, 303, 307, 308} {
@@ -224,7 +224,7 @@ func TestRedirectedWriteIsRefused(t *testing.T) {
 	}
 }
 
-// TestLogin: a portal that leads everybody to its form, and one that is the form.
+// TestLogin: portals that redirect to a login form, or answer with one, are reported as unavailable.
 func TestLogin(t *testing.T) {
 	form := serve(t, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/html; charset=utf-8")
@@ -249,7 +249,7 @@ func TestLogin(t *testing.T) {
 	}
 }
 
-// TestDeniedElsewhere: the error says that credentials did not go there.
+// TestDeniedElsewhere: the error says that the other origin got no credentials.
 func TestDeniedElsewhere(t *testing.T) {
 	url := serve(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusUnauthorized) })
 	start := newOrigin(t, url+"/x").url
@@ -260,7 +260,7 @@ func TestDeniedElsewhere(t *testing.T) {
 	}
 }
 
-// TestCertificates: what is wrong with a server's certificate is said, and final.
+// TestCertificates: the error says what is wrong with a server's certificate, and is not retried.
 func TestCertificates(t *testing.T) {
 	a, other := storetest.NewAuthority(t), storetest.NewAuthority(t)
 	cert, key := a.Issue(t, "expired", storetest.ServerTemplate(-1, "127.0.0.1"))
@@ -295,8 +295,8 @@ func TestCertificates(t *testing.T) {
 	}
 }
 
-// TestCertificateRequired: servers that break the handshake off instead of answering. In TLS 1.3 that may come
-// after the request, which then can look as if the network had lost it; in 1.2 it has no word of its own.
+// TestCertificateRequired: servers that abort the handshake instead of answering. In TLS 1.3 the alert may
+// arrive after the request was sent, which can look like a lost connection. TLS 1.2 has no specific alert.
 func TestCertificateRequired(t *testing.T) {
 	a := storetest.NewAuthority(t)
 	cert, key := a.Server(t, "127.0.0.1")
@@ -329,7 +329,7 @@ func is[E error](err error) bool {
 
 func isErrScheme(err error) bool { return errors.Is(err, web.ErrScheme) }
 
-// listenTLS is a server that speaks no more than a version of TLS, or any for 0.
+// listenTLS starts a server with a maximum version of TLS; 0 is no limit.
 func listenTLS(t *testing.T, cert, key string, most uint16) string {
 	t.Helper()
 	pair, err := tls.LoadX509KeyPair(cert, key)

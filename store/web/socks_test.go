@@ -14,8 +14,8 @@ import (
 	"cairn/store/web"
 )
 
-// socks is a SOCKS5 proxy (RFC 1928, 1929) that leads to one server whatever the name, and wants a password if it is given
-// one. It tells the names that it is asked for.
+// socks starts a SOCKS5 proxy (RFC 1928, 1929) that connects to the same server for every name, and
+// demands a password if it is given one. It reports the requested names.
 func socks(t *testing.T, to, password string) (address string, names <-chan string) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -42,11 +42,11 @@ func socks(t *testing.T, to, password string) (address string, names <-chan stri
 	return l.Addr().String(), asked
 }
 
-// greet is a handshake, and returns the name that is asked for, or "" when it refuses.
+// greet does a handshake, and returns the requested name, or "" if it refuses.
 func greet(conn net.Conn, password string) (name string) {
 	next := func(n byte) []byte {
 		p := make([]byte, n)
-		_, _ = io.ReadFull(conn, p) // what is cut off fails later
+		_, _ = io.ReadFull(conn, p) // a short read fails later
 		return p
 	}
 	methods := next(next(2)[1])
@@ -65,7 +65,7 @@ func greet(conn net.Conn, password string) (name string) {
 		}
 		conn.Write([]byte{1, 0})
 	}
-	if kind := next(4)[3]; kind != 3 { // a name, which only the proxy may know
+	if kind := next(4)[3]; kind != 3 { // 3 is a name, which only the proxy may resolve
 		return ""
 	}
 	name = string(next(next(1)[0]))
@@ -84,7 +84,7 @@ func relay(conn net.Conn, to string) {
 	io.Copy(conn, there)
 }
 
-// TestSOCKS: ALL_PROXY stands for both schemes, and may be a SOCKS5 proxy.
+// TestSOCKS: ALL_PROXY applies to both schemes, and may be a SOCKS5 proxy.
 func TestSOCKS(t *testing.T) {
 	server := strings.TrimPrefix(serve(t, func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "data") }), "http://")
 	open, names := socks(t, server, "")

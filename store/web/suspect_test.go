@@ -18,10 +18,11 @@ import (
 	"cairn/store/web"
 )
 
-// page is a chunk that servers take for a web page.
+// page is a chunk that looks like a web page to servers.
 var page = append([]byte("<!DOCTYPE html><html><title>a chunk</title>"), storetest.Bytes(1, 5000)...)
 
-// sniffing is a server that takes PUT, and guesses types from the first bytes, as Go's file server, Caddy and rclone do.
+// sniffing starts a server that accepts PUT, and guesses types from the first bytes, as Go's file server,
+// Caddy and rclone do.
 func sniffing(t *testing.T) string {
 	dir := t.TempDir()
 	files := http.FileServer(http.Dir(dir))
@@ -38,8 +39,8 @@ func sniffing(t *testing.T) string {
 	})
 }
 
-// TestReadsBackPlainChunks: what is written without compression can be read, and is not sent twice, whatever type the
-// server guesses.
+// TestReadsBackPlainChunks: a chunk that is written without compression can be read, and is not sent twice,
+// whatever type the server guesses.
 func TestReadsBackPlainChunks(t *testing.T) {
 	b, d := newBucket(t, sniffing(t), web.Options{}), blob.SHA256.Sum(page)
 	w, err := store.NewWriter(b, store.WriterOptions{Compression: store.None})
@@ -56,7 +57,7 @@ func TestReadsBackPlainChunks(t *testing.T) {
 	checkChunk(t, "a plain chunk like a web page", b, d, page)
 }
 
-// checkChunk reads a chunk in each way that there is.
+// checkChunk reads a chunk with Get of one want, with Get of several, and with Stat.
 func checkChunk(t *testing.T, name string, r store.Reader, d blob.Digest, want []byte) {
 	t.Helper()
 	chunks := store.NewChunks(r, blob.SHA256)
@@ -67,14 +68,14 @@ func checkChunk(t *testing.T, name string, r store.Reader, d blob.Digest, want [
 	clear(dst)
 	err := store.GetAll(t.Context(), chunks, []store.Want{{Digest: d, Dst: dst}, {Digest: d, Dst: make([]byte, len(dst))}}, nil)
 	if err != nil || !bytes.Equal(dst, want) {
-		t.Errorf("%s: GetMany = %v", name, err)
+		t.Errorf("%s: GetAll = %v", name, err)
 	}
 	if size, err := chunks.Stat(t.Context(), d); size == 0 || err != nil {
 		t.Errorf("%s: Stat = %d, %v", name, size, err)
 	}
 }
 
-// served is a server that has one object, and a header for it.
+// served starts a server with one object, which it sends with the given header.
 func served(t *testing.T, name string, body []byte, header http.Header) *web.Bucket {
 	return newReader(t, serve(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path != "/"+name {
@@ -89,7 +90,7 @@ func served(t *testing.T, name string, body []byte, header http.Header) *web.Buc
 	}), web.Options{})
 }
 
-// TestLabelsDoNotCount: a header that contradicts the bytes does no harm where the bytes are right.
+// TestLabelsDoNotCount: a header that contradicts the bytes is ignored if the digest is right.
 func TestLabelsDoNotCount(t *testing.T) {
 	d := blob.SHA256.Sum(page)
 	packed := packedChunk(t, page, d)
@@ -121,7 +122,7 @@ func packedChunk(t *testing.T, data []byte, d blob.Digest) []byte {
 	return packed
 }
 
-// TestWithoutEnd: a body that ends with its connection is whole when its digest says so.
+// TestWithoutEnd: a body that ends with its connection is accepted if its digest is right.
 func TestWithoutEnd(t *testing.T) {
 	d := blob.SHA256.Sum(page)
 	r := newReader(t, serve(t, func(w http.ResponseWriter, r *http.Request) {
@@ -134,7 +135,8 @@ func TestWithoutEnd(t *testing.T) {
 	checkChunk(t, "HTTP/1.0", r, d, page)
 }
 
-// TestHeaderExplains: when the bytes are wrong the header says why, also of what is larger than the chunk.
+// TestHeaderExplains: if the bytes are wrong, the error is the one that the header indicates. This is also
+// true of a body that is larger than the chunk.
 func TestHeaderExplains(t *testing.T) {
 	for _, size := range []int{10, len(page), 1 << 20} {
 		body := append([]byte("<html>"), make([]byte, size)...)
@@ -178,7 +180,8 @@ func TestHeaderExplains(t *testing.T) {
 	}
 }
 
-// TestWrittenToPages: servers answer PUT with a page too. 201 and 204 are proof, 200 with a page only with the object.
+// TestWrittenToPages: servers answer PUT with a page too. 201 and 204 prove that the object is stored; 200
+// with a page does so only if the object can be read back.
 func TestWrittenToPages(t *testing.T) {
 	for name, test := range map[string]struct {
 		status int
@@ -208,7 +211,7 @@ func TestWrittenToPages(t *testing.T) {
 	}
 }
 
-// TestStreamStops: of what is something else no more is read than the first bytes.
+// TestStreamStops: Stream reads only the beginning of a body that is not an index.
 func TestStreamStops(t *testing.T) {
 	sent := make(chan int, 1)
 	url := serve(t, func(w http.ResponseWriter, r *http.Request) {
@@ -234,7 +237,7 @@ func TestStreamStops(t *testing.T) {
 	}
 }
 
-// TestRefusedHead: servers that do not know HEAD are asked with GET.
+// TestRefusedHead: if the server refuses HEAD, Stat sends GET.
 func TestRefusedHead(t *testing.T) {
 	for _, status := range []int{http.StatusBadRequest, http.StatusMethodNotAllowed, http.StatusNotImplemented} {
 		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -253,7 +256,7 @@ func TestRefusedHead(t *testing.T) {
 			t.Errorf("%d: Stat = %d, %v", status, size, err)
 		}
 		if _, err := r.Stat(t.Context(), "absent"); !errors.Is(err, store.ErrNotFound) {
-			t.Errorf("%d: Stat of what is absent = %v", status, err)
+			t.Errorf("%d: Stat of an absent object = %v", status, err)
 		}
 	}
 }

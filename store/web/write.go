@@ -21,21 +21,21 @@ const mkcol = "MKCOL" // RFC 4918 §9.3
 // Write implements store.Bucket. If the server reports a missing directory, Write makes it and its
 // missing parents, and sends the object again.
 func (b *Bucket) Write(ctx context.Context, name string, data []byte) error {
-	err := b.put(ctx, name, data)
+	err := b.putObject(ctx, name, data)
 	if !errors.Is(err, errNoParent) {
 		return err
 	}
-	above := parent(b.url(name))
+	above := parentURL(b.objectURL(name))
 	if err := b.makeDirectory(ctx, above); err != nil {
-		return named(ctx, above, fmt.Errorf("making the directory: %w", err))
+		return addURL(ctx, above, fmt.Errorf("making the directory: %w", err))
 	}
-	return b.put(ctx, name, data)
+	return b.putObject(ctx, name, data)
 }
 
-// put sends an object. If the answer looks like a login form, put succeeds only if it can read the
-// object back.
-func (b *Bucket) put(ctx context.Context, name string, data []byte) error {
-	err := b.do(ctx, http.MethodPut, name, data, ignore)
+// putObject sends an object. If the answer looks like a login form, putObject succeeds only if it
+// can read the object back.
+func (b *Bucket) putObject(ctx context.Context, name string, data []byte) error {
+	err := b.requestObject(ctx, http.MethodPut, name, data, ignoreAnswer)
 	suspect, is := errors.AsType[*store.SuspectError](err)
 	if !is {
 		return err
@@ -45,7 +45,7 @@ func (b *Bucket) put(ctx context.Context, name string, data []byte) error {
 	if (readErr == nil || has) && bytes.Equal(got, data) {
 		return nil
 	}
-	return named(ctx, b.url(name), suspect.Err)
+	return addURL(ctx, b.objectURL(name), suspect.Err)
 }
 
 // makeDirectory makes a collection and its missing parents.
@@ -53,18 +53,18 @@ func (b *Bucket) makeDirectory(ctx context.Context, u *url.URL) error {
 	slash := *u
 	slash.Path += "/"
 	slash.RawPath = u.EscapedPath() + "/"
-	err := b.exchange(ctx, message{method: mkcol, url: &slash}, ignore)
-	if above := parent(u); errors.Is(err, errNoParent) && above.Path != "" {
+	err := b.doMessage(ctx, message{method: mkcol, url: &slash}, ignoreAnswer)
+	if above := parentURL(u); errors.Is(err, errNoParent) && above.Path != "" {
 		if err := b.makeDirectory(ctx, above); err != nil {
 			return err
 		}
-		return b.exchange(ctx, message{method: mkcol, url: &slash}, ignore)
+		return b.doMessage(ctx, message{method: mkcol, url: &slash}, ignoreAnswer)
 	}
 	return err
 }
 
-// parent returns the URL of the directory above u, without a trailing slash.
-func parent(u *url.URL) *url.URL {
+// parentURL returns the URL of the directory above u, without a trailing slash.
+func parentURL(u *url.URL) *url.URL {
 	above, path := *u, u.EscapedPath()
 	above.RawPath = path[:max(strings.LastIndex(path, "/"), 0)]
 	above.Path, _ = url.PathUnescape(above.RawPath) // cannot fail: part of a valid escaped path

@@ -22,7 +22,7 @@ import (
 	"cairn/store/web"
 )
 
-// TestMakesDirectories on a server that makes none by itself, and says so (409).
+// TestMakesDirectories: Write makes directories on a server that does not, and answers 409.
 func TestMakesDirectories(t *testing.T) {
 	dir := t.TempDir()
 	url := serve(t, webdavAt(dir).ServeHTTP)
@@ -41,7 +41,7 @@ func webdavAt(dir string) http.Handler {
 	return &webdav.Handler{FileSystem: webdav.Dir(dir), LockSystem: webdav.NewMemLS()}
 }
 
-// TestMakesDirectoriesOnce: each that is missing is asked for once by a lone writer, and none that is there.
+// TestMakesDirectoriesOnce: a single writer requests each missing directory once, and no existing one.
 func TestMakesDirectoriesOnce(t *testing.T) {
 	var asked []string
 	server := webdavAt(t.TempDir())
@@ -61,7 +61,8 @@ func TestMakesDirectoriesOnce(t *testing.T) {
 	}
 }
 
-// TestWriteFaults has one answer to PUT a case. An error that is nil matches none that a caller decides by.
+// TestWriteFaults: each case is an answer to PUT and Write's error for it. A nil error in a case stands for
+// an error that matches none of those that callers decide by.
 func TestWriteFaults(t *testing.T) {
 	for name, test := range map[string]struct {
 		status int
@@ -107,7 +108,7 @@ func TestWriteFaults(t *testing.T) {
 	}
 }
 
-// TestWriteToSilence: a server that takes nothing, one that takes all and does not answer.
+// TestWriteToSilence: servers that read nothing, or read everything and do not answer.
 func TestWriteToSilence(t *testing.T) {
 	for name, handler := range map[string]http.HandlerFunc{
 		"takes nothing": func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() },
@@ -135,7 +136,7 @@ func TestWriteToSilence(t *testing.T) {
 					case <-done:
 					case <-ctx.Done():
 					}
-					cancel() // a server that does not read does not see that the client has gone
+					cancel() // a server that does not read does not notice that the client has disconnected
 				}()
 				handler(w, r.WithContext(ctx))
 			})
@@ -143,7 +144,7 @@ func TestWriteToSilence(t *testing.T) {
 			for _, size := range []int{1000, 32 << 20} {
 				err := newBucket(t, url, impatient).Write(t.Context(), "x", make([]byte, size))
 				if size == 1000 && name == "cuts" {
-					continue // all of it was taken before
+					continue // the server has read everything by then
 				}
 				checkFault(t, nil, err, store.ErrUnavailable)
 			}
@@ -151,14 +152,14 @@ func TestWriteToSilence(t *testing.T) {
 	}
 }
 
-// TestSlowUploadIsNotStalled: an upload that takes longer than the patience in all is no failure.
+// TestSlowUploadIsNotStalled: an upload may take longer than the patience in total.
 func TestSlowUploadIsNotStalled(t *testing.T) {
 	if testing.Short() {
 		t.Skip("it takes seconds")
 	}
 	t.Parallel()
 	want := storetest.Bytes(1, 48<<20)
-	patient := web.Options{Patience: 4 * time.Second} // what the kernel buffers has to arrive within it
+	patient := web.Options{Patience: 4 * time.Second} // enough to send the kernel's buffers
 	var got bytes.Buffer
 	url := serve(t, func(_ http.ResponseWriter, r *http.Request) {
 		for {
@@ -173,7 +174,7 @@ func TestSlowUploadIsNotStalled(t *testing.T) {
 	}
 }
 
-// TestWriteCancelledMidway: the old object stays, and nothing else is left.
+// TestWriteCancelledMidway: a cancelled write leaves the old object and no other file.
 func TestWriteCancelledMidway(t *testing.T) {
 	dir := t.TempDir()
 	nginx := storetest.Nginx(t, dir, storetest.WebDAV)
@@ -213,7 +214,7 @@ func (f writerFunc) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// TestIdleConnectionsAreReplaced: a server that closes connections while they are idle loses no write.
+// TestIdleConnectionsAreReplaced: no write fails on a server that closes idle connections.
 func TestIdleConnectionsAreReplaced(t *testing.T) {
 	dir := t.TempDir()
 	b := newBucket(t, storetest.Nginx(t, dir, storetest.WebDAV, "keepalive_requests 2;"), web.Options{})
@@ -227,8 +228,9 @@ func TestIdleConnectionsAreReplaced(t *testing.T) {
 	}
 }
 
-// TestNginxReplacesWhateverIsAsked is why a Bucket is no store.Creator. Should nginx learn to honour
-// If-None-Match, this fails, and a Creator may be had for servers that prove it.
+// TestNginxReplacesWhateverIsAsked: nginx ignores If-None-Match, which is why a Bucket is not a
+// store.Creator. If a later nginx honours it, this test fails, and a Creator becomes possible for servers
+// that prove it.
 func TestNginxReplacesWhateverIsAsked(t *testing.T) {
 	url := storetest.Nginx(t, t.TempDir(), storetest.WebDAV) + "/x"
 	for _, want := range []int{http.StatusCreated, http.StatusNoContent} {
