@@ -14,7 +14,7 @@ import (
 func TestResolve(t *testing.T) {
 	for _, c := range []struct {
 		location string
-		settings   awsSettings
+		settings awsSettings
 		region   string
 		address  string
 	}{
