@@ -38,7 +38,7 @@ const Unlimited = -1
 
 // Options configure a Dir.
 type Options struct {
-	// Limit is how many bytes the chunks and their directories may take on the disk, each counted
+	// Limit limits the bytes that the chunks and their directories take on the disk, each counted
 	// in blocks of 4 KiB; 0 is DefaultLimit.
 	Limit int64
 }
@@ -64,13 +64,13 @@ var _ store.Bucket = (*Dir)(nil)
 // call Close.
 func Open(path string, o Options) *Dir {
 	d := &Dir{path: path, options: o, files: local.At(path, local.Options{})}
-	_, _ = d.attach(mustExist)
+	_, _ = d.attachLedger(mustExist)
 	return d
 }
 
 // Close cancels a running eviction and waits for it. No other method may be called afterwards.
 func (d *Dir) Close() error {
-	d.evictor.end()
+	d.evictor.stopAndWait()
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.ledger == nil {
@@ -89,26 +89,27 @@ func (d *Dir) Stat(ctx context.Context, name string) (int64, error) { return d.f
 func (d *Dir) Read(ctx context.Context, name string, dst []byte, limit int64) ([]byte, error) {
 	data, err := d.files.Read(ctx, name, dst, limit)
 	if err == nil {
-		touch(filepath.Join(d.path, name))
+		markUsed(filepath.Join(d.path, name))
 	}
 	return data, err
 }
 
-// touchEvery is the precision of a chunk's time of last use: a hit within that time of the last
-// costs no write.
-const touchEvery = time.Hour
+// usedPrecision is the precision of a chunk's time of last use: a hit within that time of the last
+// one costs no write.
+const usedPrecision = time.Hour
 
-// touch sets a chunk's time of last use to now. It also corrects a time in the future, from a wrong
-// clock. It ignores errors, such as on a read-only disk.
-func touch(file string) {
+// markUsed sets a chunk's time of last use to now. It also corrects a time in the future, from a
+// wrong clock. It ignores errors, such as on a read-only disk.
+func markUsed(file string) {
 	info, err := os.Lstat(file)
-	if err != nil || time.Since(info.ModTime()).Abs() < touchEvery {
+	if err != nil || time.Since(info.ModTime()).Abs() < usedPrecision {
 		return
 	}
 	_ = unix.UtimesNanoAt(unix.AT_FDCWD, file, nil, unix.AT_SYMLINK_NOFOLLOW)
 }
 
-// attempts is how often a Write finds the directory, or a part of it, removed before it fails.
+// attempts is the number of times a Write tries while the directory, or a part of it, is being
+// removed.
 const attempts = 4
 
 var errVanishes = errors.New("it is removed again and again")
@@ -125,7 +126,7 @@ func (d *Dir) Write(ctx context.Context, name string, data []byte) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		once := d.write(ctx, name, data)
+		once := d.tryWrite(ctx, name, data)
 		// A concurrent write may have detected it first, and closed the ledger that this one used.
 		if !errors.Is(once, fs.ErrNotExist) && !errors.Is(once, fs.ErrClosed) {
 			err = once
@@ -141,69 +142,70 @@ func (d *Dir) Write(ctx context.Context, name string, data []byte) error {
 	return fmt.Errorf("keeping a chunk in %s: %w", d.path, err)
 }
 
-// write is one attempt of Write. It returns fs.ErrNotExist when the directory was removed, or when
+// tryWrite is one attempt of Write. It returns fs.ErrNotExist when the directory was removed, or when
 // an eviction has just removed the chunk's empty directory.
-func (d *Dir) write(ctx context.Context, name string, data []byte) error {
-	l, err := d.attach(mayMake)
+func (d *Dir) tryWrite(ctx context.Context, name string, data []byte) error {
+	l, err := d.attachLedger(mayCreate)
 	if err != nil {
 		return err
 	}
 	err = d.writeTo(ctx, l, name, data)
 	switch {
-	case errors.Is(err, fs.ErrNotExist) && !l.isThere():
-		d.detach(l)
+	case errors.Is(err, fs.ErrNotExist) && !l.stillExists():
+		d.detachLedger(l)
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
-		d.evict(l, request{diskFull: true})
+		d.startEviction(l, request{diskFull: true})
 	}
 	return err
 }
 
 func (d *Dir) writeTo(ctx context.Context, l *ledger, name string, data []byte) error {
-	need, err := l.cost(name, len(data))
+	need, err := l.chunkSpace(name, len(data))
 	if err != nil {
 		return err
 	}
-	r, err := l.reserve(ctx, need)
+	r, err := l.reserveSpace(ctx, need)
 	if err != nil {
 		return err
 	}
 	if r.crowded {
-		d.evict(l, request{need: need})
+		d.startEviction(l, request{need: need})
 	}
 	if r.lock == nil {
 		return nil
 	}
 	defer r.lock.Close()
-	return l.put(name, data, need)
+	return l.putChunk(name, data, need)
 }
 
-// cost returns the space of a chunk of size bytes, and that of its directory if it must be made.
-func (l *ledger) cost(name string, size int) (int64, error) {
+// chunkSpace returns the space of a chunk of size bytes, plus that of its directory if Write must
+// make it.
+func (l *ledger) chunkSpace(name string, size int) (int64, error) {
 	_, err := os.Lstat(filepath.Join(l.root, filepath.Dir(name)))
 	switch {
 	case err == nil:
-		return blocks(int64(size)), nil
+		return roundToBlocks(int64(size)), nil
 	case errors.Is(err, fs.ErrNotExist):
-		return blocks(int64(size)) + blockSize, nil
+		return roundToBlocks(int64(size)) + blockSize, nil
 	}
 	return 0, err
 }
 
-// put writes a chunk for which space was reserved, and releases the space that it does not need. If
-// the release fails, the count is too high until the next eviction.
-func (l *ledger) put(name string, data []byte, room int64) error {
+// putChunk writes a chunk for which space was reserved, and releases the space that it does not need.
+// If the release fails, the count is too high until the next eviction.
+func (l *ledger) putChunk(name string, data []byte, room int64) error {
 	temp := l.tempName()
 	err := writeFile(temp, data)
 	var replaced int64
 	if err == nil {
-		replaced, err = publish(temp, filepath.Join(l.root, name), room > blocks(int64(len(data))))
+		replaced, err = publishFile(temp, filepath.Join(l.root, name), room > roundToBlocks(int64(len(data))))
 	}
 	if err == nil {
-		l.giveBack(replaced)
+		l.releaseSpace(replaced)
 		return nil
 	}
 	if gone := os.Remove(temp); gone == nil || errors.Is(gone, fs.ErrNotExist) {
-		l.cancel(blocks(int64(len(data)))) // the directory may exist, or an eviction has released it
+		l.cancelReservation(roundToBlocks(int64(len(data)))) // the directory may exist, or an eviction has released it
 	}
 	return err
 }
@@ -217,22 +219,22 @@ func writeFile(name string, data []byte) error {
 	return errors.Join(err, f.Close())
 }
 
-// publish gives a file its final name, and returns the space of the file that it replaced. It makes
-// the directory if dirPaid is set. Otherwise the directory existed a moment ago, and its absence is
-// fs.ErrNotExist.
-func publish(temp, final string, dirPaid bool) (replaced int64, err error) {
+// publishFile gives a file its final name, and returns the space of the file that it replaced. It
+// makes the directory if its space is reserved (dirPaid). Otherwise the directory existed a moment
+// ago, and its absence is fs.ErrNotExist.
+func publishFile(temp, final string, dirPaid bool) (replaced int64, err error) {
 	if dirPaid {
 		err := os.Mkdir(filepath.Dir(final), 0o755)
 		if err != nil && !errors.Is(err, fs.ErrExist) {
 			return 0, err
 		}
 	}
-	return exchange(temp, final)
+	return renameOrSwap(temp, final)
 }
 
-// exchange renames a file. It swaps an existing file with the new one and removes the old, so that
-// exactly one of several concurrent writers releases the space of each old file.
-func exchange(temp, final string) (replaced int64, err error) {
+// renameOrSwap renames a file. It swaps an existing file with the new one and removes the old, so
+// that exactly one of several concurrent writers releases the space of each old file.
+func renameOrSwap(temp, final string) (replaced int64, err error) {
 	err = renameat2(temp, final, unix.RENAME_NOREPLACE)
 	switch {
 	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOSYS): // some network file systems
@@ -245,12 +247,12 @@ func exchange(temp, final string) (replaced int64, err error) {
 	}
 	old, err := os.Lstat(temp)
 	if err != nil {
-		return 0, nil //nolint:nilerror // the chunk has its name; what is left is found by the next count
+		return 0, nil //nolint:nilerror // the chunk has its name; the next count finds the old file
 	}
 	if err := os.Remove(temp); err != nil {
 		return 0, nil //nolint:nilerror // as before
 	}
-	return blocks(old.Size()), nil
+	return roundToBlocks(old.Size()), nil
 }
 
 func renameat2(from, to string, flags uint) error {
@@ -265,26 +267,26 @@ func renameat2(from, to string, flags uint) error {
 // systems.
 const blockSize = 4096
 
-// blocks returns the disk space of a file of size bytes.
-func blocks(size int64) int64 { return (size + blockSize - 1) / blockSize * blockSize }
+// roundToBlocks returns the disk space of a file of size bytes, a multiple of blockSize.
+func roundToBlocks(size int64) int64 { return (size + blockSize - 1) / blockSize * blockSize }
 
 // isChunkDir reports whether a directory of this name may hold chunks.
 func isChunkDir(name string) bool {
 	return len(name) == 4 && strings.Trim(name, "0123456789abcdef") == ""
 }
 
-// attach opens the ledger of the directory if this Dir has none, and starts an eviction if it needs
-// a count.
-func (d *Dir) attach(m making) (*ledger, error) {
+// attachLedger opens the ledger of the directory if this Dir has none, and starts an eviction if it
+// needs a count.
+func (d *Dir) attachLedger(m openMode) (*ledger, error) {
 	l, needsCount, err := d.tryAttach(m)
 	if err == nil && needsCount {
-		d.evict(l, request{})
+		d.startEviction(l, request{})
 	}
 	return l, err
 }
 
 // tryAttach opens the ledger without holding mu, since disk access may block for long.
-func (d *Dir) tryAttach(m making) (l *ledger, needsCount bool, err error) {
+func (d *Dir) tryAttach(m openMode) (l *ledger, needsCount bool, err error) {
 	d.mu.Lock()
 	l = d.ledger
 	d.mu.Unlock()
@@ -312,9 +314,9 @@ func (d *Dir) isAttached(l *ledger) bool {
 	return d.ledger == l
 }
 
-// detach drops the ledger of a removed directory. Concurrent writes may be about to detect the
+// detachLedger drops the ledger of a removed directory. Concurrent writes may be about to detect the
 // same.
-func (d *Dir) detach(l *ledger) {
+func (d *Dir) detachLedger(l *ledger) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.ledger == l {

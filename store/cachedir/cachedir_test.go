@@ -55,18 +55,18 @@ func open(t *testing.T, path string, limit int64) *Dir {
 }
 
 // settle waits for the running eviction.
-func (d *Dir) settle() { d.evictor.done.Wait() }
+func (d *Dir) settle() { d.evictor.background.Wait() }
 
 // recount counts while no writer is active.
 func (d *Dir) recount(t *testing.T) {
 	t.Helper()
 	d.settle()
-	l, err := d.attach(mustExist)
+	l, err := d.attachLedger(mustExist)
 	if err != nil {
 		t.Fatal(err)
 	}
 	d.settle()
-	if o, err := l.round(t.Context(), request{}); err != nil || o.left > 0 {
+	if o, err := l.evictRound(t.Context(), request{}); err != nil || o.left > 0 {
 		t.Fatalf("counting: %+v, %v", o, err)
 	}
 }
@@ -245,7 +245,7 @@ func TestDamagedChunks(t *testing.T) {
 			t.Errorf("%s: far was asked %d times, and the chunk is whole: %v, %v", name, *far, bytes.Equal(got, whole), err)
 		}
 		// The test changed the file's size behind the tally; correct the tally.
-		want += blocks(int64(len(whole))) - blocks(int64(len(data)))
+		want += roundToBlocks(int64(len(whole))) - roundToBlocks(int64(len(data)))
 		if got := tallyOf(t, path).used; got != max(want, 0) {
 			t.Errorf("%s: %d bytes are counted, want %d", name, got, want)
 		}
@@ -296,7 +296,7 @@ func TestOldestGoFirst(t *testing.T) {
 		t.Fatal(err)
 	}
 	small := open(t, path, limit-1) // below the present size, so that an eighth has to be evicted
-	small.evict(small.ledger, request{need: limit / 8})
+	small.startEviction(small.ledger, request{need: limit / 8})
 	small.settle()
 	gone := 0
 	for i, s := range samples {
@@ -387,7 +387,7 @@ func TestUnlimited(t *testing.T) {
 	d := open(t, path, Unlimited)
 	s := newSample(1, 10*kib)
 	write(t, d, s)
-	d.evict(d.ledger, request{diskFull: true})
+	d.startEviction(d.ledger, request{diskFull: true})
 	d.settle()
 	if !has(t, d, s) {
 		t.Error("the chunk is gone")
@@ -523,7 +523,7 @@ func TestLinksInside(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d.evict(d.ledger, request{need: 99 * kib})
+	d.startEviction(d.ledger, request{need: 99 * kib})
 	d.settle()
 	if _, err := os.Stat(victim); err != nil || tallyOf(t, path).used != 0 {
 		t.Errorf("what a link leads to: %v, and %d bytes are counted", err, tallyOf(t, path).used)
@@ -610,22 +610,22 @@ func TestFullDisk(t *testing.T) {
 		samples = append(samples, newSample(seed, 60*kib))
 	}
 	write(t, d, samples[:6]...)
-	setAge(t, path, samples[0], touchEvery/2)
+	setAge(t, path, samples[0], usedPrecision/2)
 	ballast := filepath.Join(dir, "ballast")
 	if err := os.WriteFile(ballast, make([]byte, 3<<20), 0o644); !errors.Is(err, unix.ENOSPC) {
 		t.Fatalf("filling the disk: %v", err)
 	}
 	before := tallyOf(t, path).used
-	var told []error
-	g, _ := through(t, d, func(err error) { told = append(told, err) }, samples...)
+	var reported []error
+	g, _ := through(t, d, func(err error) { reported = append(reported, err) }, samples...)
 	for range 2 {
 		for _, s := range samples {
 			wantFrom(t, g, s)
 			d.settle()
 		}
 	}
-	if len(told) != 1 || !errors.Is(told[0], unix.ENOSPC) {
-		t.Errorf("told %v, want ENOSPC once", told)
+	if len(reported) != 1 || !errors.Is(reported[0], unix.ENOSPC) {
+		t.Errorf("reported %v, want ENOSPC once", reported)
 	}
 	if has(t, d, samples[0]) || !has(t, d, samples[1]) {
 		t.Errorf("the oldest chunk is there: %v, the next: %v", has(t, d, samples[0]), has(t, d, samples[1]))
@@ -656,7 +656,7 @@ func TestFailedWriteGivesBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := tallyOf(t, path)
-	d.evictor.end() // it would count again
+	d.evictor.stopAndWait() // it would count again
 	for range 3 {
 		if err := d.Write(t.Context(), failing.name(), failing.data); !errors.Is(err, unix.ENOSPC) {
 			t.Fatalf("Write = %v, want ENOSPC", err)
@@ -673,12 +673,12 @@ func TestFullFromTheStart(t *testing.T) {
 	for _, disk := range []string{"nr_inodes=4", "size=16k", "size=64k"} {
 		path := filepath.Join(tmpfs(t, disk), "cache")
 		s := newSample(1, 20*kib)
-		var told []error
-		g, _ := through(t, open(t, path, 0), func(err error) { told = append(told, err) }, s)
+		var reported []error
+		g, _ := through(t, open(t, path, 0), func(err error) { reported = append(reported, err) }, s)
 		wantFrom(t, g, s)
 		wantFrom(t, g, s)
-		if len(told) != 1 || !errors.Is(told[0], unix.ENOSPC) {
-			t.Errorf("%s: told %v, want ENOSPC once", disk, told)
+		if len(reported) != 1 || !errors.Is(reported[0], unix.ENOSPC) {
+			t.Errorf("%s: reported %v, want ENOSPC once", disk, reported)
 		}
 	}
 }
@@ -697,13 +697,13 @@ func TestReadOnlyDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, path := range []string{dir, filepath.Join(dir, "absent")} {
-		var told []error
-		g, far := through(t, open(t, path, 0), func(err error) { told = append(told, err) }, kept, other)
+		var reported []error
+		g, far := through(t, open(t, path, 0), func(err error) { reported = append(reported, err) }, kept, other)
 		wantFrom(t, g, kept)
 		wantFrom(t, g, other)
 		wantFrom(t, g, other)
-		if len(told) != 1 || !errors.Is(told[0], unix.EROFS) {
-			t.Errorf("%s: told %v, want EROFS once", path, told)
+		if len(reported) != 1 || !errors.Is(reported[0], unix.EROFS) {
+			t.Errorf("%s: reported %v, want EROFS once", path, reported)
 		}
 		if path == dir && *far != 2 {
 			t.Errorf("far was asked %d times, want 2", *far)
@@ -711,7 +711,7 @@ func TestReadOnlyDisk(t *testing.T) {
 	}
 }
 
-// TestStopped: a process that is stopped while it holds a lock delays others by at most patience.
+// TestStopped: a process that is stopped while it holds a lock delays others by at most lockPatience.
 func TestStopped(t *testing.T) {
 	path := t.TempDir()
 	s := newSample(1, kib)
@@ -730,7 +730,7 @@ func TestStopped(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if took := time.Since(start); took > 3*patience {
+	if took := time.Since(start); took > 3*lockPatience {
 		t.Errorf("it took %v", took)
 	}
 	if err := flock(stopped.ledger.state, unix.LOCK_UN); err != nil {
@@ -758,11 +758,11 @@ func TestStoppedWriter(t *testing.T) {
 
 // tryReserve returns the lock of a write that has begun.
 func (d *Dir) tryReserve(t *testing.T) (*os.File, error) {
-	l, err := d.attach(mayMake)
+	l, err := d.attachLedger(mayCreate)
 	if err != nil {
 		return nil, err
 	}
-	r, err := l.reserve(t.Context(), blockSize)
+	r, err := l.reserveSpace(t.Context(), blockSize)
 	return r.lock, err
 }
 
@@ -896,11 +896,11 @@ func TestAges(t *testing.T) {
 		a[class(hour*time.Hour)] += 20 // two chunks of 10
 	}
 	for _, excess := range []int64{0, 1, 20, 21, 35, 200, 1000} {
-		c, freed := a.cut(excess), int64(0)
+		c, freed := a.cutAt(excess), int64(0)
 		for chunk := range 20 {
 			hour := int64(chunk / 2)
-			if class := class(time.Duration(hour) * time.Hour); c.claims(class) {
-				c.went(class, 10)
+			if class := class(time.Duration(hour) * time.Hour); c.includes(class) {
+				c.recordRemoved(class, 10)
 				freed += 10
 				if youngest := 10 - (excess+19)/20; hour < youngest {
 					t.Errorf("to free %d, a chunk of %d hours goes", excess, hour)
@@ -915,19 +915,19 @@ func TestAges(t *testing.T) {
 
 func TestTally(t *testing.T) {
 	var a tally
-	if a.take(1, 100) {
+	if a.tryReserve(1, 100) {
 		t.Error("a tally that is not known has room")
 	}
-	a.counted(50, [16]byte{1}, time.Now())
-	if a.take(51, 100) || !a.take(50, 100) || a.take(1, 100) || a.used != 100 {
+	a.setCounted(50, [16]byte{1}, time.Now())
+	if a.tryReserve(51, 100) || !a.tryReserve(50, 100) || a.tryReserve(1, 100) || a.used != 100 {
 		t.Errorf("after 50 of 100 bytes were taken: %+v", a)
 	}
 	a.added = 0 // a count begins
-	a.giveBack(30)
-	a.take(20, 100)
-	a.take(5, 100)
-	a.cancel(5)
-	a.counted(70, [16]byte{1}, time.Now())
+	a.release(30)
+	a.tryReserve(20, 100)
+	a.tryReserve(5, 100)
+	a.cancelReserve(5)
+	a.setCounted(70, [16]byte{1}, time.Now())
 	if a.used != 90 {
 		t.Errorf("after a count: %+v, want 70 that were seen and 20 that were added", a)
 	}
@@ -944,7 +944,7 @@ func TestSlices(t *testing.T) {
 		in := make([]int, slices)
 		for dir := 0; dir < 1<<16; dir += step {
 			for i := range slices {
-				if (slice{i, slices}).has(fmt.Sprintf("%04x", dir)) {
+				if (slice{i, slices}).contains(fmt.Sprintf("%04x", dir)) {
 					in[i]++
 				}
 			}
@@ -970,6 +970,6 @@ func FuzzTally(f *testing.F) {
 		if err == nil && !bytes.Equal(known.encode(), line) {
 			t.Errorf("%x is read as %+v, which is written otherwise", line, known)
 		}
-		_ = fmt.Sprint(known.stale([16]byte{}, time.Now()))
+		_ = fmt.Sprint(known.isStale([16]byte{}, time.Now()))
 	})
 }

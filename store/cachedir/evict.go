@@ -46,7 +46,7 @@ func (r request) excess(used, limit int64) int64 {
 
 // evictor is the single background eviction of a Dir.
 type evictor struct {
-	done sync.WaitGroup
+	background sync.WaitGroup
 
 	mu        sync.Mutex // guards the fields below
 	running   bool
@@ -55,9 +55,9 @@ type evictor struct {
 	notBefore time.Time // start of the next eviction
 }
 
-// evict starts an eviction in the background, unless one is running or its pause after the last one
+// startEviction starts an eviction in the background, unless one is running or its pause after the last one
 // has not ended.
-func (d *Dir) evict(l *ledger, r request) {
+func (d *Dir) startEviction(l *ledger, r request) {
 	e := &d.evictor
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -66,56 +66,56 @@ func (d *Dir) evict(l *ledger, r request) {
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	e.running, e.stop = true, stop
-	e.done.Go(func() {
+	e.background.Go(func() {
 		defer stop()
-		rest := l.evict(ctx, r)
+		pause := l.evictExcess(ctx, r)
 		if !d.isAttached(l) {
-			rest = 0
+			pause = 0
 		}
 		e.mu.Lock()
 		defer e.mu.Unlock()
-		e.running, e.notBefore = false, time.Now().Add(rest)
+		e.running, e.notBefore = false, time.Now().Add(pause)
 	})
 }
 
-// end cancels the running eviction and waits for it. No other eviction starts afterwards.
-func (e *evictor) end() {
+// stopAndWait cancels the running eviction and waits for it. No other eviction starts afterwards.
+func (e *evictor) stopAndWait() {
 	e.mu.Lock()
 	e.stopped = true
 	if e.stop != nil {
 		e.stop()
 	}
 	e.mu.Unlock()
-	e.done.Wait()
+	e.background.Wait()
 }
 
 // Pauses after an eviction: a short one if another process is evicting or nothing was in excess, a
 // long one if it failed or freed too little.
 const (
-	restBriefly = 50 * time.Millisecond
-	restLong    = time.Minute
+	shortPause = 50 * time.Millisecond
+	longPause  = time.Minute
 )
 
-// evict counts the directory, removes the least recently used chunks, and returns how long to wait
+// evictExcess counts the directory, removes the least recently used chunks, and returns the pause
 // before the next eviction. Its errors are not reported: the cache stays full.
-func (l *ledger) evict(ctx context.Context, r request) (rest time.Duration) {
-	alone, err := l.lock("evictor", unix.LOCK_EX)
+func (l *ledger) evictExcess(ctx context.Context, r request) (pause time.Duration) {
+	alone, err := l.tryLock("evictor", unix.LOCK_EX)
 	if err != nil {
-		return restLong
+		return longPause
 	}
 	if alone == nil {
-		return restBriefly
+		return shortPause
 	}
 	defer alone.Close()
-	o, err := l.round(ctx, r)
-	if err == nil && o.left > 0 { // there was more than was known
-		o, err = l.round(ctx, request{need: r.need})
+	o, err := l.evictRound(ctx, r)
+	if err == nil && o.left > 0 { // the old count was too low
+		o, err = l.evictRound(ctx, request{need: r.need})
 	}
 	switch {
-	case err != nil, o.freed < o.excess/2: // a little less is usual: some chunks were used meanwhile
-		return restLong
+	case err != nil, o.freed < o.excess/2: // a little less is normal: some chunks were used meanwhile
+		return longPause
 	case o.excess == 0:
-		return restBriefly
+		return shortPause
 	}
 	return 0
 }
@@ -124,13 +124,13 @@ func (l *ledger) evict(ctx context.Context, r request) (rest time.Duration) {
 // removed, and the excess left by the new count.
 type outcome struct{ excess, freed, left int64 }
 
-// round counts the directory slice by slice, and removes each slice's share of the excess.
-func (l *ledger) round(ctx context.Context, r request) (o outcome, err error) {
+// evictRound counts the directory slice by slice, and removes each slice's share of the excess.
+func (l *ledger) evictRound(ctx context.Context, r request) (o outcome, err error) {
 	t, exact, err := l.beginCount(ctx)
 	if err != nil {
 		return o, err
 	}
-	limit, err := l.limit(t.used)
+	limit, err := l.currentLimit(t.used)
 	if err != nil {
 		return o, err
 	}
@@ -138,13 +138,13 @@ func (l *ledger) round(ctx context.Context, r request) (o outcome, err error) {
 	var seen int64
 	slices := slicesOf(t.used)
 	for _, i := range rand.Perm(slices) {
-		s, err := l.see(ctx, slice{i, slices})
+		s, err := l.countSlice(ctx, slice{i, slices})
 		if err != nil {
 			return o, err
 		}
 		// Bytes that are in the tally but not on the disk belong to no slice.
 		share := min(float64(s.used)/float64(max(t.used, 1)), 1)
-		gone, err := l.remove(ctx, s, int64(math.Ceil(float64(o.excess)*share)))
+		gone, err := l.evictSlice(ctx, s, int64(math.Ceil(float64(o.excess)*share)))
 		o.freed += gone
 		if err != nil {
 			return o, err
@@ -154,8 +154,8 @@ func (l *ledger) round(ctx context.Context, r request) (o outcome, err error) {
 	if !exact {
 		return o, nil
 	}
-	err = l.update(ctx, func(t *tally) error {
-		t.counted(seen, l.boot, time.Now())
+	err = l.updateTally(ctx, func(t *tally) error {
+		t.setCounted(seen, l.boot, time.Now())
 		o.left = request{need: r.need}.excess(t.used, limit)
 		return nil
 	})
@@ -171,23 +171,23 @@ type slice struct{ number, of int }
 // thousand chunks, and at most 64.
 func slicesOf(used int64) int { return int(min(max(used>>30, 1), 64)) }
 
-// has reports whether a directory of chunks is in the slice.
-func (s slice) has(dir string) bool {
+// contains reports whether a directory of chunks is in the slice.
+func (s slice) contains(dir string) bool {
 	n, err := strconv.ParseUint(dir, 16, 16)
 	return err == nil && int(n)*s.of>>16 == s.number
 }
 
-// sight is the count of a slice by age.
-type sight struct {
+// sliceCount is the count of a slice by age.
+type sliceCount struct {
 	slice slice
 	used  int64 // bytes
 	now   time.Time
 	ages  ages
 }
 
-// see counts a slice. The space of a chunk directory counts as of the age of its youngest chunk.
-func (l *ledger) see(ctx context.Context, of slice) (*sight, error) {
-	s, youngest := &sight{slice: of, now: time.Now()}, oldest
+// countSlice counts a slice. The space of a chunk directory counts as of the age of its youngest chunk.
+func (l *ledger) countSlice(ctx context.Context, of slice) (*sliceCount, error) {
+	s, youngest := &sliceCount{slice: of, now: time.Now()}, oldest
 	err := l.eachChunk(ctx, of, func(e entry) error {
 		class := ageOf(s.now, e.used)
 		s.used += e.size
@@ -203,28 +203,28 @@ func (l *ledger) see(ctx context.Context, of slice) (*sight, error) {
 	return s, err
 }
 
-// drain is how long a count waits for the writes under way. All other writes wait for it.
-const drain = 100 * time.Millisecond
+// drainTimeout limits the time a count waits for the writes under way. All other writes wait for it.
+const drainTimeout = 100 * time.Millisecond
 
 // beginCount waits for the writes under way, removes the files that dead writers left, and resets
 // the count of added bytes. Later additions plus the bytes seen from then on are at least the
 // total. Some bytes may count twice, which errs on the safe side. exact is false if a writer does
-// not finish within drain.
+// not finish within drainTimeout.
 func (l *ledger) beginCount(ctx context.Context) (known tally, exact bool, err error) {
-	err = l.update(ctx, func(t *tally) error {
+	err = l.updateTally(ctx, func(t *tally) error {
 		known = *t
-		alone, err := l.open("writers")
+		alone, err := l.openControl("writers")
 		if err != nil {
 			return err
 		}
 		defer alone.Close()
-		draining, cancel := context.WithTimeout(ctx, drain)
+		draining, cancel := context.WithTimeout(ctx, drainTimeout)
 		defer cancel()
 		if err := lockWithin(draining, alone, unix.LOCK_EX); err != nil {
 			return ctx.Err()
 		}
 		t.added, exact = 0, true
-		return l.sweep()
+		return l.removeTempFiles()
 	})
 	return known, exact, err
 }
@@ -237,12 +237,12 @@ type entry struct {
 	used time.Time
 }
 
-// eachChunk calls do for every chunk of a slice, and leave after the chunks of each directory.
+// eachChunk calls do for every chunk of a slice, and leaveDir after the chunks of each directory.
 // Memory does not grow with their number. It skips entries that are not named like a chunk or its
 // directory.
-func (l *ledger) eachChunk(ctx context.Context, s slice, do func(entry) error, leave func(root *os.File, dir string) error) error {
+func (l *ledger) eachChunk(ctx context.Context, s slice, do func(entry) error, leaveDir func(root *os.File, dir string) error) error {
 	return eachName(l.root, func(root *os.File, dirName string) error {
-		if !isChunkDir(dirName) || !s.has(dirName) {
+		if !isChunkDir(dirName) || !s.contains(dirName) {
 			return nil
 		}
 		err := eachName(filepath.Join(l.root, dirName), func(dir *os.File, name string) error {
@@ -252,7 +252,7 @@ func (l *ledger) eachChunk(ctx context.Context, s slice, do func(entry) error, l
 			if _, _, ok := store.ChunkObject(dirName + "/" + name); !ok {
 				return nil
 			}
-			return visit(dir, name, do)
+			return visitChunk(dir, name, do)
 		})
 		switch {
 		case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ELOOP):
@@ -260,51 +260,51 @@ func (l *ledger) eachChunk(ctx context.Context, s slice, do func(entry) error, l
 		case err != nil:
 			return err
 		}
-		return leave(root, dirName)
+		return leaveDir(root, dirName)
 	})
 }
 
-func visit(dir *os.File, name string, do func(entry) error) error {
+func visitChunk(dir *os.File, name string, do func(entry) error) error {
 	var s unix.Stat_t
 	err := unix.Fstatat(int(dir.Fd()), name, &s, unix.AT_SYMLINK_NOFOLLOW)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil
 	case err != nil:
-		return fmt.Errorf("looking at %s/%s: %w", dir.Name(), name, err)
+		return fmt.Errorf("reading the size of %s/%s: %w", dir.Name(), name, err)
 	case s.Mode&unix.S_IFMT != unix.S_IFREG:
 		return nil
 	}
-	return do(entry{dir, name, blocks(s.Size), time.Unix(s.Mtim.Unix())})
+	return do(entry{dir, name, roundToBlocks(s.Size), time.Unix(s.Mtim.Unix())})
 }
 
-// remove evicts the least recently used chunks of a slice until excess bytes are free.
-func (l *ledger) remove(ctx context.Context, s *sight, excess int64) (freed int64, err error) {
+// evictSlice evicts the least recently used chunks of a slice until excess bytes are free.
+func (l *ledger) evictSlice(ctx context.Context, s *sliceCount, excess int64) (freed int64, err error) {
 	if excess == 0 {
 		return 0, nil
 	}
-	cut, youngest := s.ages.cut(excess), oldest
-	var told int64 // the part of freed that is in the tally
-	tell := func() {
-		l.giveBack(freed - told)
-		told = freed
+	cut, youngest := s.ages.cutAt(excess), oldest
+	var released int64 // the part of freed that the tally includes
+	release := func() {
+		l.releaseSpace(freed - released)
+		released = freed
 	}
-	defer tell()
+	defer release()
 	const often = 1 << 20
 	err = l.eachChunk(ctx, s.slice, func(e entry) error {
 		class := ageOf(s.now, e.used)
 		youngest = min(youngest, class)
-		if cut.claims(class) && unix.Unlinkat(int(e.dir.Fd()), e.name, 0) == nil { // unremovable chunks stay
-			cut.went(class, e.size)
+		if cut.includes(class) && unix.Unlinkat(int(e.dir.Fd()), e.name, 0) == nil { // unremovable chunks stay
+			cut.recordRemoved(class, e.size)
 			freed += e.size
 		}
-		if freed-told >= often {
-			tell()
+		if freed-released >= often {
+			release()
 		}
 		return nil
 	}, func(root *os.File, name string) error {
 		if unix.Unlinkat(int(root.Fd()), name, unix.AT_REMOVEDIR) == nil { // it was empty
-			cut.went(youngest, blockSize)
+			cut.recordRemoved(youngest, blockSize)
 			freed += blockSize
 		}
 		youngest = oldest
@@ -331,28 +331,28 @@ func ageOf(now, used time.Time) int {
 	return shift*64 + int(units>>shift)
 }
 
-// cut divides chunks into those to evict and those to keep.
-type cut struct {
+// cutoff divides chunks into those to evict and those to keep.
+type cutoff struct {
 	class  int   // all chunks of older classes are evicted
 	within int64 // bytes of this class to evict
 }
 
-// cut returns the cut that evicts the oldest excess bytes.
-func (a *ages) cut(excess int64) *cut {
+// cutAt returns the cut that evicts the oldest excess bytes.
+func (a *ages) cutAt(excess int64) *cutoff {
 	for class := oldest; class >= 0; class-- {
 		if excess <= a[class] {
-			return &cut{class, excess}
+			return &cutoff{class, excess}
 		}
 		excess -= a[class]
 	}
-	return &cut{-1, 0}
+	return &cutoff{-1, 0}
 }
 
-// claims reports whether a chunk of a class is to be evicted.
-func (c *cut) claims(class int) bool { return class > c.class || class == c.class && c.within > 0 }
+// includes reports whether a chunk of a class is to be evicted.
+func (c *cutoff) includes(class int) bool { return class > c.class || class == c.class && c.within > 0 }
 
-// went records that size bytes of a class were removed.
-func (c *cut) went(class int, size int64) {
+// recordRemoved records that size bytes of a class were removed.
+func (c *cutoff) recordRemoved(class int, size int64) {
 	if class == c.class {
 		c.within -= size
 	}

@@ -36,7 +36,7 @@ type ledger struct {
 	boot    [16]byte
 	id      uint64 // of the ledger, for the names of its files
 	next    atomic.Uint64
-	turn    chan struct{} // holds one element while no goroutine of this process uses the state
+	mutex   chan struct{} // has one element while unlocked; guards state within this process
 	state   *os.File
 }
 
@@ -44,17 +44,17 @@ type ledger struct {
 var errForeign = errors.New("it holds chunks and was not made as a cache: " +
 	"name another directory, or make the directory " + controlName + " in it if it may be evicted from")
 
-// making selects whether openLedger turns a directory that is not a cache into one.
-type making bool
+// openMode selects whether openLedger turns a directory that is not a cache into one.
+type openMode bool
 
 const (
-	mustExist making = false
-	mayMake   making = true
+	mustExist openMode = false
+	mayCreate openMode = true
 )
 
 // openLedger opens the ledger of a directory. With mustExist, absence is fs.ErrNotExist.
-func openLedger(path string, o Options, m making) (l *ledger, needsCount bool, err error) {
-	if m == mayMake {
+func openLedger(path string, o Options, m openMode) (l *ledger, needsCount bool, err error) {
+	if m == mayCreate {
 		if err := makeDir(path); err != nil {
 			return nil, false, err
 		}
@@ -64,19 +64,19 @@ func openLedger(path string, o Options, m making) (l *ledger, needsCount bool, e
 		return nil, false, err
 	}
 	l = &ledger{root: root, control: filepath.Join(root, controlName), option: o.Limit,
-		boot: bootID(), id: rand.Uint64(), turn: make(chan struct{}, 1)}
-	l.turn <- struct{}{}
-	fresh, err := l.claim(m)
+		boot: bootID(), id: rand.Uint64(), mutex: make(chan struct{}, 1)}
+	l.mutex <- struct{}{}
+	fresh, err := l.claimControlDir(m)
 	if err != nil {
 		return nil, false, err
 	}
-	if l.state, err = l.open("state"); err != nil {
+	if l.state, err = l.openControl("state"); err != nil {
 		return nil, false, err
 	}
-	if evictor, err := l.open("evictor"); err == nil { // a full disk may prevent its creation later
+	if evictor, err := l.openControl("evictor"); err == nil { // a full disk may prevent its creation later
 		evictor.Close()
 	}
-	if needsCount, err = l.begin(fresh); err != nil {
+	if needsCount, err = l.initTally(fresh); err != nil {
 		return nil, false, errors.Join(err, l.close())
 	}
 	return l, needsCount, nil
@@ -94,8 +94,8 @@ func makeDir(path string) error {
 	return err
 }
 
-// isThere reports whether the state file is still the one that was opened.
-func (l *ledger) isThere() bool {
+// stillExists reports whether the state file is still the one that was opened.
+func (l *ledger) stillExists() bool {
 	opened, err := l.state.Stat()
 	if err != nil {
 		return false
@@ -106,8 +106,9 @@ func (l *ledger) isThere() bool {
 
 func (l *ledger) close() error { return l.state.Close() }
 
-// claim finds the control directory, or makes it if there are no chunks; then the cache is fresh.
-func (l *ledger) claim(m making) (fresh bool, err error) {
+// claimControlDir checks for the control directory, or makes it if the directory has no chunks; then
+// the cache is fresh.
+func (l *ledger) claimControlDir(m openMode) (fresh bool, err error) {
 	info, err := os.Lstat(l.control)
 	switch {
 	case err == nil && info.IsDir():
@@ -158,8 +159,8 @@ func eachName(dir string, do func(d *os.File, name string) error) error {
 	return local.EachName(d, func(name string) error { return do(d, name) })
 }
 
-// open opens one of the files in the control directory, and creates it if necessary.
-func (l *ledger) open(name string) (*os.File, error) {
+// openControl opens one of the files in the control directory, and creates it if necessary.
+func (l *ledger) openControl(name string) (*os.File, error) {
 	return os.OpenFile(filepath.Join(l.control, name), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o644)
 }
 
@@ -167,30 +168,30 @@ func (l *ledger) tempName() string {
 	return filepath.Join(l.control, fmt.Sprintf("%016x-%d%s", l.id, l.next.Add(1), tempSuffix))
 }
 
-// begin initialises the tally of a fresh cache. If no writer is alive, it removes the files that
+// initTally initialises the tally of a fresh cache. If no writer is alive, it removes the files that
 // dead writers left.
-func (l *ledger) begin(fresh bool) (needsCount bool, err error) {
-	err = l.update(context.Background(), func(t *tally) error {
+func (l *ledger) initTally(fresh bool) (needsCount bool, err error) {
+	err = l.updateTally(context.Background(), func(t *tally) error {
 		if fresh && !t.known {
-			t.counted(0, l.boot, time.Now())
+			t.setCounted(0, l.boot, time.Now())
 		}
-		limit, err := l.limit(t.used)
+		limit, err := l.currentLimit(t.used)
 		if err != nil {
 			return err
 		}
-		needsCount = t.stale(l.boot, time.Now()) || t.used > highWater(limit)
-		alone, err := l.lock("writers", unix.LOCK_EX)
+		needsCount = t.isStale(l.boot, time.Now()) || t.used > highWater(limit)
+		alone, err := l.tryLock("writers", unix.LOCK_EX)
 		if err != nil || alone == nil {
 			return err
 		}
 		defer alone.Close()
-		return l.sweep()
+		return l.removeTempFiles()
 	})
 	return needsCount, err
 }
 
-// limit returns the limit in bytes of a cache that takes used bytes.
-func (l *ledger) limit(used int64) (int64, error) {
+// currentLimit returns the limit in bytes of a cache that takes used bytes.
+func (l *ledger) currentLimit(used int64) (int64, error) {
 	switch l.option {
 	case Unlimited:
 		return math.MaxInt64, nil
@@ -210,8 +211,8 @@ func (l *ledger) limit(used int64) (int64, error) {
 // would be free without the cache. Data of other programs lowers it.
 func DefaultLimit(size, free, used int64) int64 { return min(size/10, (free+used)/2) }
 
-// sweep removes the files of writers. The caller knows that no writer is alive.
-func (l *ledger) sweep() error {
+// removeTempFiles removes the files of writers. The caller knows that no writer is alive.
+func (l *ledger) removeTempFiles() error {
 	return eachName(l.control, func(d *os.File, name string) error {
 		if !strings.HasSuffix(name, tempSuffix) {
 			return nil
@@ -226,10 +227,10 @@ type reservation struct {
 	crowded bool     // an eviction should start
 }
 
-// reserve reserves space for a write.
-func (l *ledger) reserve(ctx context.Context, need int64) (r reservation, err error) {
-	err = l.update(ctx, func(t *tally) error {
-		limit, err := l.limit(t.used)
+// reserveSpace reserves space for a write.
+func (l *ledger) reserveSpace(ctx context.Context, need int64) (r reservation, err error) {
+	err = l.updateTally(ctx, func(t *tally) error {
+		limit, err := l.currentLimit(t.used)
 		switch {
 		case err != nil:
 			return err
@@ -241,9 +242,9 @@ func (l *ledger) reserve(ctx context.Context, need int64) (r reservation, err er
 			return nil
 		}
 		// An evictor locks it only while it holds the state, as this function does.
-		r.lock, err = l.lock("writers", unix.LOCK_SH)
+		r.lock, err = l.tryLock("writers", unix.LOCK_SH)
 		if r.lock != nil {
-			t.take(need, limit)
+			t.tryReserve(need, limit)
 		}
 		return err
 	})
@@ -253,44 +254,45 @@ func (l *ledger) reserve(ctx context.Context, need int64) (r reservation, err er
 	return r, err
 }
 
-// giveBack releases the space of a removed file. If that fails, the count is too high until the
+// releaseSpace releases the space of a removed file. If that fails, the count is too high until the
 // next one.
-func (l *ledger) giveBack(n int64) {
+func (l *ledger) releaseSpace(n int64) {
 	if n > 0 {
-		_ = l.update(context.Background(), func(t *tally) error { t.giveBack(n); return nil })
+		_ = l.updateTally(context.Background(), func(t *tally) error { t.release(n); return nil })
 	}
 }
 
-// cancel releases the space that reserve took. The caller still holds the reservation's lock.
-func (l *ledger) cancel(n int64) {
-	_ = l.update(context.Background(), func(t *tally) error { t.cancel(n); return nil })
+// cancelReservation releases the space that reserveSpace took. The caller still holds the
+// reservation's lock.
+func (l *ledger) cancelReservation(n int64) {
+	_ = l.updateTally(context.Background(), func(t *tally) error { t.cancelReserve(n); return nil })
 }
 
-// patience limits the wait for a lock that is held for microseconds, unless its holder is stopped
-// or the disk does not answer.
-const patience = 2 * time.Second
+// lockPatience limits the wait for a lock that is held for microseconds, unless its holder is
+// stopped or the disk does not answer.
+const lockPatience = 2 * time.Second
 
-var errBusy = errors.New("another process does not let go of it")
+var errBusy = errors.New("another process keeps it locked")
 
-// update calls change with the tally under an exclusive lock, and writes the changed tally. It
+// updateTally calls change with the tally under an exclusive lock, and writes the changed tally. It
 // returns fs.ErrNotExist when the cache was removed.
-func (l *ledger) update(ctx context.Context, change func(*tally) error) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("%s: %w", l.control, errBusy))
+func (l *ledger) updateTally(ctx context.Context, change func(*tally) error) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, lockPatience, fmt.Errorf("%s: %w", l.control, errBusy))
 	defer cancel()
 	select {
-	case <-l.turn:
+	case <-l.mutex:
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	defer func() { l.turn <- struct{}{} }()
+	defer func() { l.mutex <- struct{}{} }()
 	if err := lockWithin(ctx, l.state, unix.LOCK_EX); err != nil {
 		return err
 	}
 	defer func() { _ = flock(l.state, unix.LOCK_UN) }() // the file is open and locked here: nothing can fail
-	return l.change(change)
+	return l.applyChange(change)
 }
 
-func (l *ledger) change(change func(*tally) error) error {
+func (l *ledger) applyChange(change func(*tally) error) error {
 	info, err := l.state.Stat()
 	if err != nil {
 		return err
@@ -312,10 +314,10 @@ func (l *ledger) change(change func(*tally) error) error {
 	return err
 }
 
-// lock locks one of the control files without waiting; closing the file unlocks it. It returns nil
+// tryLock locks one of the control files without waiting; closing the file unlocks it. It returns nil
 // if the file is locked already.
-func (l *ledger) lock(name string, how int) (*os.File, error) {
-	f, err := l.open(name)
+func (l *ledger) tryLock(name string, how int) (*os.File, error) {
+	f, err := l.openControl(name)
 	if err != nil {
 		return nil, err
 	}

@@ -10,7 +10,7 @@ import (
 // tally is the shared count of the directory. The fields of an unknown tally are 0.
 type tally struct {
 	known bool
-	used  int64    // bytes: at least those that are there or being written
+	used  int64    // bytes: at least those on the disk or being written
 	added int64    // bytes taken since the last count began
 	last  int64    // when the last count ended, in Unix seconds
 	boot  [16]byte // boot id at that time: a power cut may lose later changes
@@ -33,7 +33,7 @@ func (t tally) encode() []byte {
 	return binary.LittleEndian.AppendUint32(line, crc32.ChecksumIEEE(line))
 }
 
-var errTally = errors.New("it is no count of this version")
+var errTally = errors.New("it is not a count of this version")
 
 // decodeTally accepts only encodings of a valid tally.
 func decodeTally(line []byte) (tally, error) {
@@ -53,17 +53,17 @@ func decodeTally(line []byte) (tally, error) {
 	return t, nil
 }
 
-// countEvery is how long a count stays valid without an eviction that renews it, since other
-// programs may write or remove chunks.
+// countEvery is the age at which a count expires unless an eviction renews it, since other programs
+// may write or remove chunks.
 const countEvery = 24 * time.Hour
 
-// stale reports whether the directory should be counted again.
-func (t tally) stale(boot [16]byte, now time.Time) bool {
+// isStale reports whether the directory should be counted again.
+func (t tally) isStale(boot [16]byte, now time.Time) bool {
 	return !t.known || t.boot != boot || now.Sub(time.Unix(t.last, 0)).Abs() > countEvery
 }
 
-// take reserves n bytes if the limit allows.
-func (t *tally) take(n, limit int64) bool {
+// tryReserve reserves n bytes if the limit allows.
+func (t *tally) tryReserve(n, limit int64) bool {
 	if !t.known || n > limit-t.used {
 		return false
 	}
@@ -72,17 +72,17 @@ func (t *tally) take(n, limit int64) bool {
 	return true
 }
 
-// giveBack releases the space of removed data. It leaves added unchanged, because the running count
+// release releases the space of removed data. It leaves added unchanged, because the running count
 // may or may not have seen the data.
-func (t *tally) giveBack(n int64) { t.used = max(t.used-n, 0) }
+func (t *tally) release(n int64) { t.used = max(t.used-n, 0) }
 
-// cancel undoes a take of which no count has seen any data.
-func (t *tally) cancel(n int64) {
-	t.giveBack(n)
+// cancelReserve undoes a tryReserve of which no count has seen any data.
+func (t *tally) cancelReserve(n int64) {
+	t.release(n)
 	t.added = max(t.added-n, 0)
 }
 
-// counted sets the tally after a count: the bytes seen, plus those added since it began.
-func (t *tally) counted(seen int64, boot [16]byte, now time.Time) {
+// setCounted sets the tally after a count: the bytes seen, plus those added since it began.
+func (t *tally) setCounted(seen int64, boot [16]byte, now time.Time) {
 	*t = tally{known: true, used: seen + t.added, added: t.added, last: now.Unix(), boot: boot}
 }
