@@ -15,7 +15,7 @@ import (
 type Chunks struct {
 	r       Reader
 	slots   chan struct{} // limits the chunks that are read at once
-	summer  summer
+	hasher  groupHasher
 	decoder *chunkfile.Decoder
 	buffers buffers
 }
@@ -32,7 +32,7 @@ func NewChunks(r Reader, algorithm blob.Algorithm) *Chunks {
 
 // NewChunksAtOnce is NewChunks with the given limit of chunks that are read at once.
 func NewChunksAtOnce(r Reader, algorithm blob.Algorithm, limit int) *Chunks {
-	return &Chunks{r: r, slots: make(chan struct{}, limit), summer: summer{algorithm: algorithm}, decoder: chunkfile.NewDecoder()}
+	return &Chunks{r: r, slots: make(chan struct{}, limit), hasher: groupHasher{algorithm: algorithm}, decoder: chunkfile.NewDecoder()}
 }
 
 // Get implements Getter. Its memory is bounded by that of the wants, whatever the store answers. It
@@ -40,27 +40,27 @@ func NewChunksAtOnce(r Reader, algorithm blob.Algorithm, limit int) *Chunks {
 // chunks before it hashes them together, which fills the processor's SIMD lanes.
 func (c *Chunks) Get(ctx context.Context, wants []Want, done func(i int, err error)) {
 	if len(wants) == 1 {
-		done(0, c.inSlot(ctx, func() error { return c.getTwice(ctx, wants[0]) }))
+		done(0, c.withSlot(ctx, func() error { return c.getTwice(ctx, wants[0]) }))
 		return
 	}
 	failed := make([]error, len(wants))
 	Each(len(wants), cap(c.slots), func(i int) {
-		failed[i] = c.inSlot(ctx, func() error {
-			_, err := c.read(ctx, wants[i].Digest, wants[i].Dst) // get reports the suspicion when the digest is wrong
+		failed[i] = c.withSlot(ctx, func() error {
+			_, err := c.readUnverified(ctx, wants[i].Digest, wants[i].Dst) // getOnce reports the suspicion if the digest is wrong
 			return err
 		})
 	})
 	sums := c.sumAll(wants, failed)
 	Each(len(wants), cap(c.slots), func(i int) {
 		if isCorrupt(failed[i]) || failed[i] == nil && sums[i] != wants[i].Digest {
-			failed[i] = c.inSlot(ctx, func() error { return c.get(ctx, wants[i]) })
+			failed[i] = c.withSlot(ctx, func() error { return c.getOnce(ctx, wants[i]) })
 		}
 		done(i, failed[i])
 	})
 }
 
-// inSlot blocks until a slot is free, then calls read.
-func (c *Chunks) inSlot(ctx context.Context, read func() error) error {
+// withSlot blocks until a slot is free, then calls read.
+func (c *Chunks) withSlot(ctx context.Context, read func() error) error {
 	select {
 	case c.slots <- struct{}{}:
 		defer func() { <-c.slots }()
@@ -72,9 +72,9 @@ func (c *Chunks) inSlot(ctx context.Context, read func() error) error {
 
 // getTwice gets a chunk, and gets it a second time if it is corrupt.
 func (c *Chunks) getTwice(ctx context.Context, w Want) error {
-	err := c.get(ctx, w)
+	err := c.getOnce(ctx, w)
 	if isCorrupt(err) {
-		err = c.get(ctx, w)
+		err = c.getOnce(ctx, w)
 	}
 	return err
 }
@@ -87,47 +87,47 @@ func (c *Chunks) sumAll(wants []Want, failed []error) []blob.Digest {
 			data[i] = w.Dst
 		}
 	}
-	c.summer.algorithm.SumAll(sums, data)
+	c.hasher.algorithm.SumAll(sums, data)
 	return sums
 }
 
-func (c *Chunks) get(ctx context.Context, w Want) error {
-	suspicion, err := c.read(ctx, w.Digest, w.Dst)
+func (c *Chunks) getOnce(ctx context.Context, w Want) error {
+	suspicion, err := c.readUnverified(ctx, w.Digest, w.Dst)
 	if err != nil {
 		return err
 	}
-	got := c.summer.sum(w.Dst)
+	got := c.hasher.sum(w.Dst)
 	switch {
 	case got == w.Digest:
 		return nil
 	case suspicion != nil:
 		return suspicion
 	}
-	return c.explain(w.Digest, content{fmt.Errorf("its %v digest is %v", c.summer.algorithm, got)})
+	return c.describeError(w.Digest, contentError{fmt.Errorf("its %v digest is %v", c.hasher.algorithm, got)})
 }
 
-// read fills dst with the store's bytes of a chunk, which are not verified. If the answer's header
+// readUnverified fills dst with the store's bytes of a chunk, which are not verified. If the answer's header
 // contradicted the bytes, suspicion is the error to return when the digest is wrong.
-func (c *Chunks) read(ctx context.Context, d blob.Digest, dst []byte) (suspicion, err error) {
-	suspicion, err = c.getPacked(ctx, ObjectName(d, true), dst)
+func (c *Chunks) readUnverified(ctx context.Context, d blob.Digest, dst []byte) (suspicion, err error) {
+	suspicion, err = c.readPacked(ctx, ObjectName(d, true), dst)
 	switch {
 	case errors.Is(err, ErrNotFound):
-		suspicion, err = c.getPlain(ctx, ObjectName(d, false), dst)
-	case errors.Is(err, content{chunkfile.ErrEmpty}): // an empty object counts as absent, see Stat
-		if reason, plainErr := c.getPlain(ctx, ObjectName(d, false), dst); !errors.Is(plainErr, ErrNotFound) {
+		suspicion, err = c.readPlain(ctx, ObjectName(d, false), dst)
+	case errors.Is(err, contentError{chunkfile.ErrEmpty}): // an empty object counts as absent, see Stat
+		if reason, plainErr := c.readPlain(ctx, ObjectName(d, false), dst); !errors.Is(plainErr, ErrNotFound) {
 			suspicion, err = reason, plainErr
 		}
 	}
 	if err != nil {
-		return nil, c.explain(d, err)
+		return nil, c.describeError(d, err)
 	}
 	return suspicion, nil
 }
 
-// content marks an error in the bytes that were read, as opposed to a failed read.
-type content struct{ error }
+// contentError marks an error in the bytes that were read, as opposed to a failed read.
+type contentError struct{ error }
 
-func (c *Chunks) getPacked(ctx context.Context, name string, dst []byte) (suspicion, err error) {
+func (c *Chunks) readPacked(ctx context.Context, name string, dst []byte) (suspicion, err error) {
 	buf := c.buffers.get()
 	defer c.buffers.put(buf)
 	packed, err := c.r.Read(ctx, name, (*buf)[:0], chunkfile.Limit(len(dst)))
@@ -144,10 +144,10 @@ func (c *Chunks) getPacked(ctx context.Context, name string, dst []byte) (suspic
 	case suspicion != nil && len(packed) > 0:
 		return nil, suspicion
 	}
-	return nil, content{err}
+	return nil, contentError{err}
 }
 
-func (c *Chunks) getPlain(ctx context.Context, name string, dst []byte) (suspicion, err error) {
+func (c *Chunks) readPlain(ctx context.Context, name string, dst []byte) (suspicion, err error) {
 	plain, err := c.r.Read(ctx, name, dst[:0:len(dst)], int64(len(dst)))
 	if suspicion, err = splitSuspicion(err); err != nil {
 		return nil, err
@@ -160,14 +160,14 @@ func (c *Chunks) getPlain(ctx context.Context, name string, dst []byte) (suspici
 	case suspicion != nil && len(plain) > 0:
 		return nil, suspicion
 	}
-	return nil, content{err}
+	return nil, contentError{err}
 }
 
-// explain turns an error into one that Get documents. A reader's own error names the object
+// describeError converts an error to one that Get documents. A reader's own error names the object
 // already.
-func (c *Chunks) explain(d blob.Digest, err error) error {
+func (c *Chunks) describeError(d blob.Digest, err error) error {
 	name := fmt.Sprintf("chunk %v in %v", d, c.r)
-	if wrong, ok := errors.AsType[content](err); ok {
+	if wrong, ok := errors.AsType[contentError](err); ok {
 		return &CorruptError{Name: name, Err: wrong.error}
 	}
 	switch {
@@ -184,14 +184,14 @@ func (c *Chunks) explain(d blob.Digest, err error) error {
 // Stat reads the chunk if the store does not report its size.
 func (c *Chunks) Stat(ctx context.Context, d blob.Digest) (stored int64, err error) {
 	name, stored, err := findObject(ctx, c.r, d)
-	if err != nil || stored != sizeUntold {
+	if err != nil || stored != sizeUnknown {
 		return stored, err
 	}
 	buf := c.buffers.get()
 	defer c.buffers.put(buf)
 	object, err := c.r.Read(ctx, name, (*buf)[:0], chunkfile.Limit(blob.MaxChunkSize))
 	if _, err = splitSuspicion(err); err != nil {
-		return 0, c.explain(d, err)
+		return 0, c.describeError(d, err)
 	}
 	*buf = object
 	if len(object) == 0 {
@@ -200,8 +200,8 @@ func (c *Chunks) Stat(ctx context.Context, d blob.Digest) (stored int64, err err
 	return int64(len(object)), nil
 }
 
-// sizeUntold is the size of an existing object whose size the store does not report.
-const sizeUntold = -1
+// sizeUnknown is the size of an existing object whose size the store does not report.
+const sizeUnknown = -1
 
 // findObject stats a chunk under both of its names, and returns the first name with an object that
 // is not empty.
@@ -224,11 +224,11 @@ func statObject(ctx context.Context, r Reader, d blob.Digest, packed bool) (int6
 	size, err := r.Stat(ctx, ObjectName(d, packed))
 	switch {
 	case errors.Is(err, ErrNoSize):
-		return sizeUntold, nil
+		return sizeUnknown, nil
 	case IsSuspect(err) && size == 0:
 		return 0, nil
 	case IsSuspect(err):
-		return proveObject(ctx, r, d, packed)
+		return verifyObject(ctx, r, d, packed)
 	}
 	return size, err
 }

@@ -34,7 +34,7 @@ func Example() {
 	if _, err := w.Put(ctx, digest, data); err != nil {
 		panic(err)
 	}
-	if err := w.Commit(ctx); err != nil { // now it is on the medium, under its name
+	if err := w.Commit(ctx); err != nil { // makes it durable under its name
 		panic(err)
 	}
 

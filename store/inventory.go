@@ -15,9 +15,9 @@ import (
 // as much as a dozen requests for single chunks.
 const (
 	namesPerChunk = 20      // listed names for each chunk that will be queried
-	namesAtLeast  = 50_000  // the least limit, for few chunks
-	namesUnknown  = 1 << 20 // the limit when the number of chunks is unknown
-	namesAtMost   = 8 << 20 // the greatest limit; 128 MiB of memory
+	minNames      = 50_000  // the least limit, for few chunks
+	defaultNames  = 1 << 20 // the limit when the number of chunks is unknown
+	maxNames      = 8 << 20 // the greatest limit; 128 MiB of memory
 )
 
 // InventoryOptions describe the coming queries. The zero value stands for any number of any chunks.
@@ -38,15 +38,15 @@ type InventoryOptions struct {
 // Empty objects do not count. An object written after the listing may or may not count. Safe for
 // concurrent use.
 type Inventory struct {
-	asking  asking
-	prefix  int // digits
-	most    int64
-	seen    atomic.Int64
-	cancel  context.CancelFunc
-	parts   [16]part
-	mu      sync.Mutex // guards the fields below
-	failed  error      // the first failure of a listing
-	answers map[key]*answer
+	store    statHaser
+	prefix   int // digits
+	maxNames int64
+	listed   atomic.Int64
+	cancel   context.CancelFunc
+	parts    [16]part
+	mu       sync.Mutex // guards the fields below
+	failed   error      // the first failure of a listing
+	answers  map[key]*answer
 }
 
 // answer is the store's answer, or the pending one, about one chunk.
@@ -60,16 +60,16 @@ var _ Haser = (*Inventory)(nil)
 
 // part is the listing of the names that begin with the prefix and one more digit.
 type part struct {
-	done  chan struct{} // closed when the other fields are final
-	keys  []key         // sorted
-	whole bool
+	done     chan struct{} // closed when the other fields are final
+	keys     []key         // sorted
+	complete bool
 }
 
 // TakeInventory begins to list r. If r cannot be listed, each chunk is requested by itself. The
 // caller must call Close.
 func TakeInventory(ctx context.Context, r Reader, o InventoryOptions) *Inventory {
 	listCtx, cancel := context.WithCancel(ctx)
-	v := &Inventory{asking: asking{r}, prefix: len(o.Prefix), most: longestListing(o.Chunks), cancel: cancel, answers: map[key]*answer{}}
+	v := &Inventory{store: statHaser{r}, prefix: len(o.Prefix), maxNames: listingLimit(o.Chunks), cancel: cancel, answers: map[key]*answer{}}
 	lister, can := As[Lister](r)
 	for i := range v.parts {
 		p := &v.parts[i]
@@ -78,29 +78,29 @@ func TakeInventory(ctx context.Context, r Reader, o InventoryOptions) *Inventory
 			close(p.done)
 			continue
 		}
-		go v.list(listCtx, lister, o.Prefix+strconv.FormatInt(int64(i), 16), p)
+		go v.listPart(listCtx, lister, o.Prefix+strconv.FormatInt(int64(i), 16), p)
 	}
 	return v
 }
 
-func longestListing(chunks int64) int64 {
+func listingLimit(chunks int64) int64 {
 	if chunks <= 0 {
-		return namesUnknown
+		return defaultNames
 	}
-	return min(max(chunks, namesAtLeast/namesPerChunk)*namesPerChunk, namesAtMost)
+	return min(max(chunks, minNames/namesPerChunk)*namesPerChunk, maxNames)
 }
 
-func (v *Inventory) list(ctx context.Context, l Lister, prefix string, p *part) {
+func (v *Inventory) listPart(ctx context.Context, l Lister, prefix string, p *part) {
 	defer close(p.done)
-	p.whole = true
+	p.complete = true
 	for object, err := range l.List(ctx, prefix) {
 		if err != nil {
-			p.whole = false
-			v.fail(err)
+			p.complete = false
+			v.recordFailure(err)
 			break
 		}
-		if v.seen.Add(1) > v.most {
-			p.whole = false
+		if v.listed.Add(1) > v.maxNames {
+			p.complete = false
 			break
 		}
 		if d, _, ok := ChunkObject(object.Name); ok && object.Size > 0 {
@@ -110,7 +110,7 @@ func (v *Inventory) list(ctx context.Context, l Lister, prefix string, p *part) 
 	slices.SortFunc(p.keys, compareKeys)
 }
 
-func (v *Inventory) fail(err error) {
+func (v *Inventory) recordFailure(err error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if v.failed == nil {
@@ -120,22 +120,22 @@ func (v *Inventory) fail(err error) {
 
 // Has implements Haser. The digest must have the prefix of the options.
 func (v *Inventory) Has(ctx context.Context, d blob.Digest) (bool, error) {
-	p := &v.parts[digit(d, v.prefix)]
+	p := &v.parts[digitAt(d, v.prefix)]
 	select {
 	case <-p.done:
 	case <-ctx.Done():
 		return false, ctx.Err()
 	}
-	if _, found := slices.BinarySearchFunc(p.keys, keyOf(d), compareKeys); found || p.whole {
+	if _, found := slices.BinarySearchFunc(p.keys, keyOf(d), compareKeys); found || p.complete {
 		return found, nil
 	}
-	return v.ask(ctx, d)
+	return v.queryStore(ctx, d)
 }
 
-// ask requests a chunk's presence from the store, once. A failure is returned to all waiters of
+// queryStore requests a chunk's presence from the store, once. A failure is returned to all waiters of
 // that request, and is not kept.
-func (v *Inventory) ask(ctx context.Context, d blob.Digest) (bool, error) {
-	a, mine := v.question(keyOf(d))
+func (v *Inventory) queryStore(ctx context.Context, d blob.Digest) (bool, error) {
+	a, mine := v.answerFor(keyOf(d))
 	if !mine {
 		select {
 		case <-a.done:
@@ -144,7 +144,7 @@ func (v *Inventory) ask(ctx context.Context, d blob.Digest) (bool, error) {
 			return false, ctx.Err()
 		}
 	}
-	a.has, a.err = v.asking.Has(ctx, d)
+	a.has, a.err = v.store.Has(ctx, d)
 	if a.err != nil {
 		v.mu.Lock()
 		delete(v.answers, keyOf(d))
@@ -154,8 +154,8 @@ func (v *Inventory) ask(ctx context.Context, d blob.Digest) (bool, error) {
 	return a.has, a.err
 }
 
-// question returns the answer to wait for, and reports whether the caller has to fill it.
-func (v *Inventory) question(k key) (a *answer, mine bool) {
+// answerFor returns the answer about a chunk, and reports whether the caller has to fill it in.
+func (v *Inventory) answerFor(k key) (a *answer, mine bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if a := v.answers[k]; a != nil {
@@ -181,8 +181,8 @@ func (v *Inventory) Close() {
 	}
 }
 
-// digit returns the n-th hexadecimal digit of a digest, counted from 0.
-func digit(d blob.Digest, n int) byte {
+// digitAt returns the n-th hexadecimal digit of a digest, counted from 0.
+func digitAt(d blob.Digest, n int) byte {
 	if n%2 == 0 {
 		return d[n/2] >> 4
 	}

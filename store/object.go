@@ -26,31 +26,31 @@ type Raw struct {
 // ErrNotFound; an object that cannot be decompressed is a *CorruptError.
 func (c *Chunks) Load(ctx context.Context, d blob.Digest, packed bool, size int64, into *Raw) error {
 	into.Packed = packed
-	most := size
-	if most == 0 {
-		most = blob.MaxChunkSize
+	maxSize := size
+	if maxSize == 0 {
+		maxSize = blob.MaxChunkSize
 	}
-	limit := most
+	limit := maxSize
 	if packed {
-		limit = chunkfile.Limit(int(most))
+		limit = chunkfile.Limit(int(maxSize))
 	}
 	stored, err := c.r.Read(ctx, ObjectName(d, packed), into.Stored[:0], limit)
 	into.Suspicion, err = splitSuspicion(err)
 	if err == nil {
 		into.Stored = stored
-		err = c.open(int(size), into)
+		err = c.decompress(int(size), into)
 	}
-	if _, wrong := errors.AsType[content](err); wrong && into.Suspicion != nil && len(stored) > 0 {
+	if _, wrong := errors.AsType[contentError](err); wrong && into.Suspicion != nil && len(stored) > 0 {
 		return into.Suspicion
 	}
 	if err != nil {
-		return c.explain(d, err)
+		return c.describeError(d, err)
 	}
 	return nil
 }
 
-// open sets Plain from Stored.
-func (c *Chunks) open(size int, into *Raw) (err error) {
+// decompress sets Plain from Stored.
+func (c *Chunks) decompress(size int, into *Raw) (err error) {
 	if !into.Packed {
 		into.Plain = into.Stored
 		err = chunkfile.CheckPlain(len(into.Plain), size)
@@ -62,7 +62,7 @@ func (c *Chunks) open(size int, into *Raw) (err error) {
 		return fmt.Errorf("reading %v: %w", c.r, err)
 	}
 	if err != nil {
-		return content{err}
+		return contentError{err}
 	}
 	return nil
 }

@@ -13,7 +13,7 @@ import (
 // Policy limits the retries of calls to an unavailable store. Waits double from First to Max, less
 // a random part of up to a half. The zero value suits an interactive job.
 type Policy struct {
-	Patience time.Duration // how long a call is retried after its first failure; 0: a minute, < 0: without end
+	Patience time.Duration // limits the retries of a call from its first failure on; 0: a minute, < 0: no limit
 	First    time.Duration // wait after the first attempt; 0 is 250 ms
 	Max      time.Duration // longest wait; 0 is 10 s
 	// Waiting is called before each wait, with the failure. May be nil.
@@ -23,9 +23,9 @@ type Policy struct {
 const (
 	// LongestAsked limits a wait that a store asks for (HTTP's Retry-After).
 	LongestAsked = time.Minute
-	// mostAsked is how many of these waits do not count against Patience, since the store is
-	// reachable but busy.
-	mostAsked = 8
+	// maxAskedWaits is the number of these waits that do not count against Patience, since the store
+	// is reachable but busy.
+	maxAskedWaits = 8
 )
 
 // Backoff is a wait that doubles from First to Max.
@@ -67,10 +67,10 @@ func (p Policy) DoUntil(ctx context.Context, ask func(end time.Time) error) erro
 			return ctx.Err()
 		}
 		if n == 1 {
-			end = p.end(time.Now())
+			end = p.deadline(time.Now())
 		}
-		wait, asked := p.wait(n, err)
-		if asked && n <= mostAsked {
+		wait, asked := p.nextWait(n, err)
+		if asked && n <= maxAskedWaits {
 			end = end.Add(wait)
 		}
 		left := time.Until(end)
@@ -85,22 +85,22 @@ func (p Policy) DoUntil(ctx context.Context, ask func(end time.Time) error) erro
 		if err := Sleep(ctx, wait); err != nil {
 			return err
 		}
-		end = end.Add(stopped(time.Since(began) - wait))
+		end = end.Add(stoppedTime(time.Since(began) - wait))
 	}
 }
 
-// stopped returns how long the process was stopped (SIGSTOP, a paused virtual machine), which does
-// not count against Patience. It is the time by which a sleep ended late. A busy machine also wakes
-// sleepers late, but by less than a second.
-func stopped(late time.Duration) time.Duration {
+// stoppedTime returns the time for which the process was stopped (SIGSTOP, a paused virtual machine),
+// which does not count against Patience. It is the time by which a sleep ended late. A busy machine
+// also wakes sleepers late, but by less than a second.
+func stoppedTime(late time.Duration) time.Duration {
 	if late < time.Second {
 		return 0
 	}
 	return late
 }
 
-// end returns when a patience that begins now ends.
-func (p Policy) end(now time.Time) time.Time {
+// deadline returns the end of a patience that begins now.
+func (p Policy) deadline(now time.Time) time.Time {
 	const forEver = 100 * 365 * 24 * time.Hour
 	switch {
 	case p.Patience == 0:
@@ -111,8 +111,8 @@ func (p Policy) end(now time.Time) time.Time {
 	return now.Add(p.Patience)
 }
 
-// wait returns the wait after the n-th attempt, and reports whether the store asked for it.
-func (p Policy) wait(n int, err error) (wait time.Duration, asked bool) {
+// nextWait returns the wait after the n-th attempt, and reports whether the store asked for it.
+func (p Policy) nextWait(n int, err error) (wait time.Duration, asked bool) {
 	wait = Backoff{cmp.Or(p.First, 250*time.Millisecond), cmp.Or(p.Max, 10*time.Second)}.Wait(n)
 	busy, ok := errors.AsType[*UnavailableError](err)
 	if !ok || busy.After <= 0 {

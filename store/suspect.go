@@ -19,15 +19,15 @@ type SuspectError struct {
 func (e *SuspectError) Error() string { return e.Err.Error() }
 
 // ErrNoSize reports that an object exists but the store does not report its size.
-var ErrNoSize = errors.New("the server does not tell the size")
+var ErrNoSize = errors.New("the server does not report the size")
 
-// confirmed is a SuspectError whose bytes were wrong. It unwraps to the reason.
-type confirmed struct {
+// confirmedSuspicion is a SuspectError whose bytes were wrong. It unwraps to the reason.
+type confirmedSuspicion struct {
 	error
 	reason error
 }
 
-func (c confirmed) Unwrap() error { return c.reason }
+func (c confirmedSuspicion) Unwrap() error { return c.reason }
 
 // splitSuspicion splits the error of a Read. If reason is not nil, the read returned bytes to
 // verify, and reason is the error to return if they are wrong.
@@ -36,7 +36,7 @@ func splitSuspicion(err error) (reason, failed error) {
 	if !ok {
 		return nil, err
 	}
-	return confirmed{err, suspect.Err}, nil
+	return confirmedSuspicion{err, suspect.Err}, nil
 }
 
 // IsSuspect reports whether err came with bytes or a size.
@@ -45,22 +45,22 @@ func IsSuspect(err error) bool {
 	return ok
 }
 
-// proves reports whether data is the chunk d by any of the algorithms, since the store's algorithm
+// isChunk reports whether data is the chunk d by any of the algorithms, since the store's algorithm
 // is not always known.
-func proves(d blob.Digest, data []byte) bool {
+func isChunk(d blob.Digest, data []byte) bool {
 	return blob.SHA512_256.Sum(data) == d || blob.SHA256.Sum(data) == d
 }
 
-// proveObject returns the size of a chunk's object whose answer is suspect. It reads the object; if
+// verifyObject returns the size of a chunk's object whose answer is suspect. It reads the object; if
 // the bytes are not the chunk, such as a login page, it returns the reason of the suspicion.
-func proveObject(ctx context.Context, r Reader, d blob.Digest, packed bool) (stored int64, err error) {
+func verifyObject(ctx context.Context, r Reader, d blob.Digest, packed bool) (stored int64, err error) {
 	var raw Raw
 	err = NewChunks(r, blob.SHA512_256).Load(ctx, d, packed, 0, &raw)
 	_, corrupt := errors.AsType[*CorruptError](err)
 	switch {
 	case err != nil && !corrupt:
 		return 0, err
-	case raw.Suspicion != nil && !proves(d, raw.Plain):
+	case raw.Suspicion != nil && !isChunk(d, raw.Plain):
 		return 0, raw.Suspicion
 	}
 	return int64(len(raw.Stored)), nil

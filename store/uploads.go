@@ -41,12 +41,12 @@ type uploads struct {
 	cancel  context.CancelFunc
 	workers sync.WaitGroup
 
-	mu      sync.Mutex // guards the fields below
-	running map[string]*upload
-	held    int64         // bytes of the running uploads
-	failed  []*upload     // at most AtOnce, since no object is added after a failure
-	changed chan struct{} // closed and replaced when an upload ends
-	closed  bool
+	mu        sync.Mutex // guards the fields below
+	running   map[string]*upload
+	heldBytes int64         // bytes of the running uploads
+	failed    []*upload     // at most AtOnce, since no object is added after a failure
+	changed   chan struct{} // closed and replaced when an upload ends
+	closed    bool
 }
 
 // upload is one object and the state of its upload.
@@ -69,7 +69,7 @@ func (u *uploads) Write(ctx context.Context, name string, data []byte) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		changed, err := u.take(name, data)
+		changed, err := u.tryStart(name, data)
 		if changed == nil || err != nil {
 			return err
 		}
@@ -80,8 +80,8 @@ func (u *uploads) Write(ctx context.Context, name string, data []byte) error {
 	}
 }
 
-// take starts an upload, or returns a channel that closes when the caller can try again.
-func (u *uploads) take(name string, data []byte) (changed chan struct{}, err error) {
+// tryStart starts an upload, or returns a channel that closes when the caller can try again.
+func (u *uploads) tryStart(name string, data []byte) (changed chan struct{}, err error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	switch {
@@ -90,29 +90,29 @@ func (u *uploads) take(name string, data []byte) (changed chan struct{}, err err
 	case len(u.failed) > 0:
 		return nil, u.failed[0].err
 	case u.running[name] != nil || len(u.running) >= u.limits.AtOnce,
-		len(u.running) > 0 && u.held+int64(len(data)) > u.limits.Bytes:
+		len(u.running) > 0 && u.heldBytes+int64(len(data)) > u.limits.Bytes:
 		return u.changed, nil
 	}
-	u.start(name, bytes.Clone(data))
+	u.startUpload(name, bytes.Clone(data))
 	return nil, nil
 }
 
-// start starts an upload. The caller holds mu.
-func (u *uploads) start(name string, data []byte) {
+// startUpload starts an upload. The caller holds mu.
+func (u *uploads) startUpload(name string, data []byte) {
 	up := &upload{name: name, data: data, done: make(chan struct{})}
 	u.running[name] = up
-	u.held += int64(len(data))
+	u.heldBytes += int64(len(data))
 	u.workers.Go(func() {
 		up.err = u.bucket.Write(u.ctx, name, data)
-		u.end(up)
+		u.endUpload(up)
 	})
 }
 
-func (u *uploads) end(up *upload) {
+func (u *uploads) endUpload(up *upload) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	delete(u.running, up.name)
-	u.held -= int64(len(up.data))
+	u.heldBytes -= int64(len(up.data))
 	if up.err != nil {
 		u.failed = append(u.failed, up)
 	}
@@ -126,7 +126,7 @@ func (u *uploads) Commit(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	running, err := u.retry()
+	running, err := u.restartFailed()
 	if err != nil {
 		return err
 	}
@@ -137,24 +137,24 @@ func (u *uploads) Commit(ctx context.Context) error {
 			return ctx.Err()
 		}
 	}
-	return u.failure()
+	return u.firstFailure()
 }
 
-// retry restarts the failed uploads, and returns all running ones.
-func (u *uploads) retry() ([]*upload, error) {
+// restartFailed restarts the failed uploads, and returns all running ones.
+func (u *uploads) restartFailed() ([]*upload, error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if u.closed {
 		return nil, errClosed
 	}
 	for _, up := range u.failed {
-		u.start(up.name, up.data)
+		u.startUpload(up.name, up.data)
 	}
 	u.failed = nil
 	return slices.Collect(maps.Values(u.running)), nil
 }
 
-func (u *uploads) failure() error {
+func (u *uploads) firstFailure() error {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if len(u.failed) > 0 {

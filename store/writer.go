@@ -21,7 +21,7 @@ const (
 type WriterOptions struct {
 	Compression Compression
 	Level       int // compression level, 1 to 22 as in the zstd tool; 0 is 3
-	// Uploads is how many objects are written at once to a remote bucket that has no batches of its
+	// Uploads limits the objects that are written at once to a remote bucket without batches of its
 	// own (see NewUploads). At 0 each Put waits for its own write.
 	Uploads int
 	// Known reports which chunks the bucket holds. If it is nil, the Writer sends requests to the
@@ -49,7 +49,7 @@ var _ Putter = (*Writer)(nil)
 func NewWriter(b Bucket, o WriterOptions) (*Writer, error) {
 	w := &Writer{known: o.Known}
 	if w.known == nil {
-		w.known = asking{b}
+		w.known = statHaser{b}
 	}
 	if o.Compression == Zstd {
 		encoder, err := chunkfile.NewEncoder(o.Level)
@@ -80,7 +80,7 @@ func (w *Writer) Put(ctx context.Context, d blob.Digest, data []byte) (stored in
 		return 0, fmt.Errorf("putting chunk %v: a chunk has at least one byte", d)
 	}
 	if w.encoder == nil {
-		return w.write(ctx, ObjectName(d, false), data)
+		return w.writeObject(ctx, ObjectName(d, false), data)
 	}
 	buf := w.buffers.get()
 	defer w.buffers.put(buf)
@@ -89,10 +89,10 @@ func (w *Writer) Put(ctx context.Context, d blob.Digest, data []byte) (stored in
 		return 0, fmt.Errorf("putting chunk %v: %w", d, err)
 	}
 	*buf = packed
-	return w.write(ctx, ObjectName(d, true), packed)
+	return w.writeObject(ctx, ObjectName(d, true), packed)
 }
 
-func (w *Writer) write(ctx context.Context, name string, data []byte) (int64, error) {
+func (w *Writer) writeObject(ctx context.Context, name string, data []byte) (int64, error) {
 	if err := w.batch.Write(ctx, name, data); err != nil {
 		return 0, err
 	}
@@ -104,7 +104,7 @@ func (w *Writer) write(ctx context.Context, name string, data []byte) (int64, er
 // of stores can decode. Otherwise it stores Plain as Put does.
 func (w *Writer) PutRaw(ctx context.Context, d blob.Digest, chunk *Raw) (stored int64, err error) {
 	if w.encoder != nil && chunk.Packed && chunkfile.IsZstdFrame(chunk.Stored) {
-		return w.write(ctx, ObjectName(d, true), chunk.Stored)
+		return w.writeObject(ctx, ObjectName(d, true), chunk.Stored)
 	}
 	return w.Put(ctx, d, chunk.Plain)
 }
@@ -114,10 +114,10 @@ func (w *Writer) PutRaw(ctx context.Context, d blob.Digest, chunk *Raw) (stored 
 // committed may or may not count.
 func (w *Writer) Has(ctx context.Context, d blob.Digest) (bool, error) { return w.known.Has(ctx, d) }
 
-// asking stats each chunk in a bucket: one request if the compressed chunk is there, two otherwise.
-type asking struct{ r Reader }
+// statHaser stats each chunk in a bucket: one request if it has the compressed chunk, two otherwise.
+type statHaser struct{ r Reader }
 
-func (a asking) Has(ctx context.Context, d blob.Digest) (bool, error) {
+func (a statHaser) Has(ctx context.Context, d blob.Digest) (bool, error) {
 	_, _, err := findObject(ctx, a.r, d)
 	if errors.Is(err, ErrNotFound) {
 		return false, nil

@@ -143,7 +143,7 @@ func fileSize(a *sftp.FileStat, err error) (int64, error) {
 	case err != nil:
 		return 0, err
 	case a.Mode&modeType == 0:
-		return 0, errors.New("the server does not tell whether it is a file")
+		return 0, errors.New("the server does not report whether it is a file")
 	case a.Mode&modeType != modeRegular:
 		return 0, errors.New("not a regular file")
 	case int64(a.Size) < 0:
