@@ -32,9 +32,9 @@ type Access struct {
 // stores first.
 func (a Access) Open(l Location) (store.Reader, error) {
 	if path, ok := l.Local(); ok {
-		return bucket(local.Open(path, a.Local))
+		return bucketOrNil(local.Open(path, a.Local))
 	}
-	return a.remote(l)
+	return a.openRemote(l)
 }
 
 // OpenBucket opens a store for writing. It creates a directory that does not exist, but not an S3
@@ -44,10 +44,10 @@ func (a Access) OpenBucket(l Location) (store.Bucket, error) {
 		if _, like := OverSSH(path); like { // a directory named HOST: would be a mistake
 			return nil, fmt.Errorf("%s: %w", path, store.ErrNotFound)
 		}
-		return bucket(local.Create(path, a.Local))
+		return bucketOrNil(local.Create(path, a.Local))
 	}
 	a.SFTP.MakeRoot = true
-	return a.patient(l)
+	return a.openRetrying(l)
 }
 
 // File opens the directory of a file for reading, and returns the file's name in it. Reads over a
@@ -76,46 +76,47 @@ func (a Access) FileBucket(l Location) (b store.Bucket, name string, err error) 
 	a.SFTP.Mode = cmp.Or(a.SFTP.Mode, fileMode)
 	a.Local.Mode = cmp.Or(a.Local.Mode, fileMode)
 	if path, ok := dir.Local(); ok {
-		b, err = bucket(local.Open(path, a.Local))
+		b, err = bucketOrNil(local.Open(path, a.Local))
 	} else {
-		b, err = a.patient(dir)
+		b, err = a.openRetrying(dir)
 	}
 	return b, name, err
 }
 
-// patient opens a store on a server and retries failed requests.
-func (a Access) patient(l Location) (store.Bucket, error) {
-	b, err := a.remote(l)
+// openRetrying opens a store on a server and retries failed requests.
+func (a Access) openRetrying(l Location) (store.Bucket, error) {
+	b, err := a.openRemote(l)
 	if err != nil {
 		return nil, err
 	}
 	return store.RetryBucket(b, a.Retry), nil
 }
 
-// remote opens a store on a server.
-func (a Access) remote(l Location) (store.Bucket, error) {
+// openRemote opens a store on a server.
+func (a Access) openRemote(l Location) (store.Bucket, error) {
 	switch at := l.at.(type) {
 	case webPlace:
 		if a.Web.TLS == nil {
 			a.Web.TLS = a.TLS
 		}
-		return bucket(web.New(at.Location, a.Web))
+		return bucketOrNil(web.New(at.Location, a.Web))
 	case s3Place:
 		a.S3.Retry = a.Retry
 		if a.S3.TLS == nil {
 			a.S3.TLS = a.TLS
 		}
-		return bucket(s3.New(at.Location, a.S3))
+		return bucketOrNil(s3.New(at.Location, a.S3))
 	case sftpPlace:
-		return bucket(sftp.New(at.Location, a.SFTP))
+		return bucketOrNil(sftp.New(at.Location, a.SFTP))
 	case stream:
-		return nil, fmt.Errorf("%w: - is stdin or stdout, no store (a directory of that name is ./-)", ErrKind)
+		return nil, fmt.Errorf("%w: - is stdin or stdout, not a store (a directory of that name is ./-)", ErrKind)
 	}
 	return nil, errors.New("no location")
 }
 
-// bucket returns b as an interface, or nil on an error; a nil b never becomes a non-nil interface.
-func bucket[B store.Bucket](b B, err error) (store.Bucket, error) {
+// bucketOrNil returns b as an interface, or nil on an error; a nil b never becomes a non-nil
+// interface.
+func bucketOrNil[B store.Bucket](b B, err error) (store.Bucket, error) {
 	if err != nil {
 		return nil, err
 	}

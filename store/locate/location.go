@@ -43,13 +43,13 @@ func Parse(text string) (Location, error) {
 		return Path(text), nil
 	case "http", "https":
 		l, err := web.Parse(text)
-		return location(webPlace{l}, err)
+		return newLocation(webPlace{l}, err)
 	case "s3", "s3+http", "s3+https":
 		l, err := s3.Parse(text)
-		return location(s3Place{l}, err)
+		return newLocation(s3Place{l}, err)
 	case "sftp":
 		l, err := sftp.Parse(text)
-		return location(sftpPlace{l}, err)
+		return newLocation(sftpPlace{l}, err)
 	default:
 		return Location{}, fmt.Errorf("%w %s:// (a path, http, https, s3, s3+http, s3+https or sftp)", ErrKind, scheme)
 	}
@@ -66,10 +66,10 @@ var addressKinds = []string{"unix", "tcp", "file"}
 // location. A path that exists, or whose first directory exists, does not.
 func OverSSH(text string) (location string, is bool) {
 	m := sshLike.FindStringSubmatch(text)
-	if m == nil || schemeOf(text) != "" || m[2] == "" || slices.Contains(addressKinds, m[1]) || exists(text) {
+	if m == nil || schemeOf(text) != "" || m[2] == "" || slices.Contains(addressKinds, m[1]) || pathExists(text) {
 		return "", false
 	}
-	if top, _, below := strings.Cut(text, "/"); below && exists(top) {
+	if top, _, below := strings.Cut(text, "/"); below && pathExists(top) {
 		return "", false
 	}
 	switch {
@@ -81,7 +81,7 @@ func OverSSH(text string) (location string, is bool) {
 	return "", false
 }
 
-func location(p place, err error) (Location, error) {
+func newLocation(p place, err error) (Location, error) {
 	if err != nil {
 		return Location{}, err
 	}
@@ -98,7 +98,7 @@ var ErrKind = errors.New("unknown kind of location")
 // that names an existing path is that path; otherwise \| is a | within a path.
 func ParseGroup(text string) ([]Location, error) {
 	parts := escape.Split(text, '|')
-	if schemeOf(text) == "" && exists(text) {
+	if schemeOf(text) == "" && pathExists(text) {
 		parts = []string{text}
 	}
 	var group []Location
@@ -115,7 +115,7 @@ func ParseGroup(text string) ([]Location, error) {
 	return group, nil
 }
 
-func exists(path string) bool {
+func pathExists(path string) bool {
 	_, err := os.Stat(path)
 	return err == nil
 }
