@@ -29,46 +29,46 @@ func (b *Bucket) NewBatch() (store.Batch, error) {
 
 // batch keeps each object in its stage, under readyPrefix and its escaped name, until Commit.
 type batch struct {
-	bucket *Bucket
-	stage  *stage
-	mu     sync.RWMutex // read-locked by Write, locked by Commit, which must not publish unfinished files
-	failed error        // the first flush error; the kernel reports a lost write once, so Commit keeps failing
-	dirty  atomic.Bool  // an object was written since the last Commit
-	seed   maphash.Seed
-	turns  [64]sync.Mutex // serialize writers of the same name, chosen by the name's hash
+	bucket    *Bucket
+	stage     *stage
+	mu        sync.RWMutex // read-locked by Write, locked by Commit, which must not publish unfinished files
+	failed    error        // the first flush error; the kernel reports a lost write once, so Commit keeps failing
+	dirty     atomic.Bool  // an object was written since the last Commit
+	seed      maphash.Seed
+	nameLocks [64]sync.Mutex // serialize the writers of a name; the name's hash selects one
 }
 
 const readyPrefix = "ready-"
 
 func (t *batch) Write(ctx context.Context, name string, data []byte) error {
-	if err := check(ctx, name); err != nil {
+	if err := checkCall(ctx, name); err != nil {
 		return err
 	}
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	if err := t.add(readyPrefix+url.PathEscape(name), data); err != nil {
-		return t.bucket.writing(name, err)
+	if err := t.addFile(readyPrefix+url.PathEscape(name), data); err != nil {
+		return t.bucket.writeError(name, err)
 	}
 	t.dirty.Store(true)
 	return nil
 }
 
-// add writes a file with the given name in the stage, or leaves the old one after an error. Writers
-// of the same name run one at a time, and the last one wins.
-func (t *batch) add(ready string, data []byte) error {
-	turn := &t.turns[maphash.String(t.seed, ready)%uint64(len(t.turns))]
-	turn.Lock()
-	defer turn.Unlock()
+// addFile writes a file with the given name in the stage, or leaves the old one after an error.
+// Writers of the same name run one at a time, and the last one wins.
+func (t *batch) addFile(ready string, data []byte) error {
+	lock := &t.nameLocks[maphash.String(t.seed, ready)%uint64(len(t.nameLocks))]
+	lock.Lock()
+	defer lock.Unlock()
 	mode := t.bucket.options.Mode
-	err := t.stage.write(ready, data, mode, unflushed)
+	err := t.stage.writeFile(ready, data, mode, unflushed)
 	if !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	temp, err := t.stage.add(data, mode, unflushed)
+	temp, err := t.stage.addTemp(data, mode, unflushed)
 	if err != nil {
 		return err
 	}
-	return unix.Renameat(t.stage.fd(), temp, t.stage.fd(), ready)
+	return unix.Renameat(t.stage.dirFD(), temp, t.stage.dirFD(), ready)
 }
 
 func (t *batch) Commit(ctx context.Context) error {
@@ -79,24 +79,24 @@ func (t *batch) Commit(ctx context.Context) error {
 	}
 	// Flush even when nothing was written. The caller may have skipped an object that another
 	// writer has written and not flushed.
-	if err := t.flush(); err != nil || !t.dirty.Load() {
+	if err := t.flushAll(); err != nil || !t.dirty.Load() {
 		return err
 	}
-	if err := t.publish(ctx); err != nil {
+	if err := t.publishAll(ctx); err != nil {
 		return err
 	}
-	if err := t.flush(); err != nil {
+	if err := t.flushAll(); err != nil {
 		return err
 	}
 	t.dirty.Store(false)
 	return nil
 }
 
-// flush writes back the whole file system: one barrier for any number of files and names. The lock
-// file was opened before the first of them was written, so the kernel reports to it every write
-// error since then. The kernel reports an error once, so a later flush cannot make up for a failed
-// one.
-func (t *batch) flush() error {
+// flushAll writes back the whole file system: one barrier for any number of files and names. The
+// lock file was opened before the first of them was written, so the kernel reports to it every
+// write error since then. The kernel reports an error once, so a later flush cannot make up for a
+// failed one.
+func (t *batch) flushAll() error {
 	if t.failed != nil {
 		return t.failed
 	}
@@ -106,9 +106,9 @@ func (t *batch) flush() error {
 	return t.failed
 }
 
-// publish gives every object in the stage its name. It reads the directory again until no object is
-// left: some file systems skip names in a directory while others are removed from it.
-func (t *batch) publish(ctx context.Context) error {
+// publishAll gives every object in the stage its name. It reads the directory again until no object
+// is left: some file systems skip names in a directory while others are removed from it.
+func (t *batch) publishAll(ctx context.Context) error {
 	for {
 		n, err := t.publishOnce(ctx)
 		if err != nil {
@@ -133,8 +133,8 @@ func (t *batch) publishOnce(ctx context.Context) (n int, err error) {
 		if err := errors.Join(ctx.Err(), err); err != nil {
 			return err
 		}
-		if err := t.stage.into(file, name, false); err != nil {
-			return t.bucket.writing(name, err)
+		if err := t.stage.publish(file, name, false); err != nil {
+			return t.bucket.writeError(name, err)
 		}
 		return nil
 	})

@@ -5,7 +5,8 @@ import (
 	"testing"
 )
 
-// TestFailedFlushIsNotForgotten: the kernel tells of lost writes once; the flush after that says nothing of them.
+// TestFailedFlushIsNotForgotten: after a failed flush every Commit fails, although the kernel
+// reports lost writes only once.
 func TestFailedFlushIsNotForgotten(t *testing.T) {
 	b, err := Create(t.TempDir(), Options{})
 	if err != nil {

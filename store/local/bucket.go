@@ -32,9 +32,9 @@ type Options struct {
 // Bucket keeps each object as a file of its name below a directory. It is safe for concurrent use,
 // also by other buckets and processes in the same directory.
 type Bucket struct {
-	root    string
-	options Options
-	swept   sync.Once // removes the stages of dead writers, before the first write
+	root        string
+	options     Options
+	deadRemoved sync.Once // removes the stages of dead writers, before the first write
 }
 
 var (
@@ -51,7 +51,7 @@ var (
 func Open(dir string, o Options) (*Bucket, error) {
 	info, err := os.Stat(dir)
 	if err != nil {
-		return nil, explain(dir, err)
+		return nil, readError(dir, err)
 	}
 	if !info.IsDir() {
 		return nil, fmt.Errorf("%s is not a directory", dir)
@@ -67,7 +67,7 @@ func Create(dir string, o Options) (*Bucket, error) {
 		err = makeDurable(path)
 	}
 	if err != nil {
-		return nil, denied(err)
+		return nil, deniedError(err)
 	}
 	return Open(dir, o)
 }
@@ -85,14 +85,14 @@ func (b *Bucket) path(name string) string { return filepath.Join(b.root, filepat
 
 // Read implements store.Reader.
 func (b *Bucket) Read(ctx context.Context, name string, dst []byte, limit int64) ([]byte, error) {
-	if err := check(ctx, name); err != nil {
+	if err := checkCall(ctx, name); err != nil {
 		return nil, err
 	}
 	path := b.path(name)
 	// O_NONBLOCK: opening must not block, even if the name is a pipe.
-	fd, err := again(func() (int, error) { return unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0) })
+	fd, err := retryEINTR(func() (int, error) { return unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0) })
 	if err != nil {
-		return nil, explain(path, err)
+		return nil, readError(path, err)
 	}
 	defer unix.Close(fd)
 	return readAll(fd, path, dst, limit)
@@ -100,30 +100,30 @@ func (b *Bucket) Read(ctx context.Context, name string, dst []byte, limit int64)
 
 // Stream implements store.Streamer.
 func (b *Bucket) Stream(ctx context.Context, name string, limit int64, use func(io.Reader) error) error {
-	if err := check(ctx, name); err != nil {
+	if err := checkCall(ctx, name); err != nil {
 		return err
 	}
 	path := b.path(name)
 	f, err := os.OpenFile(path, unix.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
-		return explain(path, err)
+		return readError(path, err)
 	}
 	defer f.Close()
 	size, err := fileSize(f.Stat())
 	switch {
 	case err != nil:
-		return explain(path, err)
+		return readError(path, err)
 	case size > limit:
 		return fmt.Errorf("%s has %d bytes: %w (%d)", path, size, store.ErrTooLarge, limit)
 	}
-	return use(&whole{io.LimitedReader{R: f, N: size}})
+	return use(&wholeReader{io.LimitedReader{R: f, N: size}})
 }
 
-// whole reads a file and returns io.ErrUnexpectedEOF if the file ends before its size.
-type whole struct{ io.LimitedReader }
+// wholeReader reads a file and returns io.ErrUnexpectedEOF if the file ends before its size.
+type wholeReader struct{ io.LimitedReader }
 
 // Read implements io.Reader.
-func (w *whole) Read(p []byte) (int, error) {
+func (w *wholeReader) Read(p []byte) (int, error) {
 	n, err := w.LimitedReader.Read(p)
 	if errors.Is(err, io.EOF) && w.N > 0 {
 		return n, io.ErrUnexpectedEOF
@@ -132,11 +132,11 @@ func (w *whole) Read(p []byte) (int, error) {
 }
 
 // readAll appends the content of the open file to dst. It uses system calls directly, as
-// stage.write does.
+// stage.writeFile does.
 func readAll(fd int, path string, dst []byte, limit int64) ([]byte, error) {
 	var info unix.Stat_t
-	if _, err := again(func() (int, error) { return 0, unix.Fstat(fd, &info) }); err != nil {
-		return nil, explain(path, err)
+	if _, err := retryEINTR(func() (int, error) { return 0, unix.Fstat(fd, &info) }); err != nil {
+		return nil, readError(path, err)
 	}
 	switch {
 	case info.Mode&unix.S_IFMT != unix.S_IFREG:
@@ -147,12 +147,12 @@ func readAll(fd int, path string, dst []byte, limit int64) ([]byte, error) {
 	start, end := len(dst), len(dst)+int(info.Size)
 	dst = slices.Grow(dst, end-start)[:end]
 	for start < end {
-		n, err := again(func() (int, error) { return unix.Read(fd, dst[start:]) })
+		n, err := retryEINTR(func() (int, error) { return unix.Read(fd, dst[start:]) })
 		if err == nil && n == 0 {
 			err = io.ErrUnexpectedEOF
 		}
 		if err != nil {
-			return nil, explain(path, err)
+			return nil, readError(path, err)
 		}
 		start += n
 	}
@@ -161,12 +161,12 @@ func readAll(fd int, path string, dst []byte, limit int64) ([]byte, error) {
 
 // Stat implements store.Reader.
 func (b *Bucket) Stat(ctx context.Context, name string) (int64, error) {
-	if err := check(ctx, name); err != nil {
+	if err := checkCall(ctx, name); err != nil {
 		return 0, err
 	}
 	size, err := fileSize(os.Stat(b.path(name)))
 	if err != nil {
-		return 0, explain(b.path(name), err)
+		return 0, readError(b.path(name), err)
 	}
 	return size, nil
 }
@@ -206,18 +206,18 @@ func (b *Bucket) CheckCreate(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	staged, err := s.add(nil, b.options.Mode, unflushed)
+	staged, err := s.addTemp(nil, b.options.Mode, unflushed)
 	if err == nil {
-		err = s.create(staged, s.fd(), "created")
+		err = s.linkNew(staged, s.dirFD(), "created")
 	}
 	if err != nil {
-		err = fmt.Errorf("writing to %s: %w", b.root, denied(err))
+		err = fmt.Errorf("writing to %s: %w", b.root, deniedError(err))
 	}
 	return errors.Join(err, s.close())
 }
 
 func (b *Bucket) writeAlone(ctx context.Context, name string, data []byte, noReplace bool) error {
-	if err := check(ctx, name); err != nil {
+	if err := checkCall(ctx, name); err != nil {
 		return err
 	}
 	s, err := b.newStage()
@@ -229,19 +229,19 @@ func (b *Bucket) writeAlone(ctx context.Context, name string, data []byte, noRep
 }
 
 func (b *Bucket) writeThrough(ctx context.Context, s *stage, name string, data []byte, noReplace bool) error {
-	temp, err := s.add(data, b.options.Mode, flushed)
+	temp, err := s.addTemp(data, b.options.Mode, flushed)
 	if err != nil {
-		return b.writing(name, err)
+		return b.writeError(name, err)
 	}
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if err := s.into(temp, name, noReplace); err != nil {
-		return b.writing(name, err)
+	if err := s.publish(temp, name, noReplace); err != nil {
+		return b.writeError(name, err)
 	}
 	for dir := path.Dir(name); ; dir = path.Dir(dir) {
 		if err := atomicfile.SyncDir(b.path(dir)); err != nil {
-			return b.writing(name, err)
+			return b.writeError(name, err)
 		}
 		if dir == "." {
 			return nil
@@ -249,30 +249,30 @@ func (b *Bucket) writeThrough(ctx context.Context, s *stage, name string, data [
 	}
 }
 
-func (b *Bucket) writing(name string, err error) error {
-	return fmt.Errorf("writing %s: %w", b.path(name), denied(err))
+func (b *Bucket) writeError(name string, err error) error {
+	return fmt.Errorf("writing %s: %w", b.path(name), deniedError(err))
 }
 
-func check(ctx context.Context, name string) error {
+func checkCall(ctx context.Context, name string) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
 	return store.CheckName(name)
 }
 
-// explain converts an error from opening or reading a file to the errors that store.Reader
+// readError converts an error from opening or reading a file to the errors that store.Reader
 // documents.
-func explain(path string, err error) error {
+func readError(path string, err error) error {
 	if errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("%s: %w", path, store.ErrNotFound)
 	}
 	if p, ok := errors.AsType[*fs.PathError](err); ok {
 		err = p.Err // the message below has the path
 	}
-	return fmt.Errorf("reading %s: %w", path, denied(err))
+	return fmt.Errorf("reading %s: %w", path, deniedError(err))
 }
 
-func denied(err error) error {
+func deniedError(err error) error {
 	if errors.Is(err, fs.ErrPermission) {
 		return fmt.Errorf("%w: %w", store.ErrDenied, err)
 	}

@@ -50,7 +50,7 @@ func write(t *testing.T, b store.Batch, name, data string) {
 	}
 }
 
-// files lists what lies below dir, directories with a slash.
+// files returns the paths below dir. Those of directories end in a slash.
 func files(t *testing.T, dir string) []string {
 	t.Helper()
 	var names []string
@@ -160,7 +160,8 @@ func TestUncommittedIsInvisibleAndGone(t *testing.T) {
 	}
 }
 
-// TestDeadWriters: a stage lives as long as its owner, and is removed by the first writer afterwards.
+// TestDeadWriters: the first writer after the death of a stage's owner removes the stage, and no
+// other.
 func TestDeadWriters(t *testing.T) {
 	dir := t.TempDir()
 	live := newBatch(t, create(t, dir, local.Options{}))
@@ -195,7 +196,8 @@ func plant(t *testing.T, path string) {
 	}
 }
 
-// TestKilledWriters runs many processes on one store and kills them at any moment.
+// TestKilledWriters: processes that are killed at any moment leave only complete objects, and the
+// next writer removes all other files.
 func TestKilledWriters(t *testing.T) {
 	if os.Getenv("STORE_LOCAL_WRITER") != "" {
 		writeForEver(t, os.Getenv("STORE_LOCAL_WRITER"))
@@ -208,7 +210,7 @@ func TestKilledWriters(t *testing.T) {
 		}
 		for _, w := range writers {
 			w.Process.Kill()
-			w.Wait() // it was killed
+			w.Wait() // the error is that it was killed
 		}
 	}
 	b := create(t, dir, local.Options{})
@@ -228,7 +230,7 @@ func TestKilledWriters(t *testing.T) {
 	}
 }
 
-// startWriter returns when the process has committed for the first time.
+// startWriter starts a process that writes, and returns after its first commit.
 func startWriter(t *testing.T, dir string) *exec.Cmd {
 	t.Helper()
 	cmd := exec.Command(os.Args[0], "-test.run=^TestKilledWriters$")
@@ -289,7 +291,7 @@ func TestNotAFile(t *testing.T) {
 	if err := syscall.Mkfifo(filepath.Join(dir, "pipe"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Symlink("/dev/null", filepath.Join(dir, "null")); err != nil { // casync marks absence so
+	if err := os.Symlink("/dev/null", filepath.Join(dir, "null")); err != nil { // as casync marks absence
 		t.Fatal(err)
 	}
 	for _, name := range []string{"pipe", "null"} {
@@ -334,7 +336,8 @@ func wantDenied(t *testing.T, what string, err error) {
 	}
 }
 
-// asNobody runs do without root's right to open everything. It costs a thread, which keeps the other user.
+// asNobody calls do without root's right to open every file. It costs a thread, which keeps the
+// other user.
 func asNobody(t *testing.T, do func()) {
 	done := make(chan struct{})
 	go func() {
@@ -350,7 +353,7 @@ func asNobody(t *testing.T, do func()) {
 	<-done
 }
 
-// TestFullDisk: the error says which object, and what was there stays.
+// TestFullDisk: the error names the object, and the old object stays.
 func TestFullDisk(t *testing.T) {
 	need.Root(t)
 	dir := t.TempDir()

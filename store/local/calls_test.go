@@ -18,13 +18,14 @@ import (
 	"cairn/store/storetest"
 )
 
-// TestCallsForAChunk counts what the kernel is asked to do for one chunk more: this program is run with few and
-// with many chunks under strace, once to store them and once to read them. Each call costs about as much as
-// compressing a kilobyte, and on a slow file system much more. What the Go runtime calls on its own is not counted.
+// TestCallsForAChunk limits the system calls for each chunk. It runs this program under strace with
+// few and with many chunks, once to store them and once to read them. A call costs about as much as
+// compressing a kilobyte, and on a slow file system much more. The Go runtime's own calls do not
+// count.
 func TestCallsForAChunk(t *testing.T) {
 	const few, many = 20, 220
 	for what, most := range map[string]float64{
-		"store": 8, // twice whether it is there, create, write, close; to its name, or make a directory and then
+		"store": 8, // two stats, create, write, close, rename; or make the directory and rename again
 		"read":  4, // open, size, read, close
 	} {
 		before, after := fileCalls(t, what, few), fileCalls(t, what, many)
@@ -38,14 +39,15 @@ func TestCallsForAChunk(t *testing.T) {
 	}
 }
 
-// TestFoundIsFlushed: a Commit vouches for the chunks that were there, too: who wrote them may not have flushed them.
+// TestFoundIsFlushed: Commit also flushes the chunks that Has found, since their writer may not
+// have.
 func TestFoundIsFlushed(t *testing.T) {
 	if text := calls(t, "syncfs", "find", 5); !bytes.Contains(text, []byte("syncfs(")) {
 		t.Error("a batch that wrote nothing flushes nothing")
 	}
 }
 
-// fileCalls is how many system calls about files TestHelperChunks makes.
+// fileCalls returns the number of TestHelperChunks's system calls on files.
 func fileCalls(t *testing.T, what string, chunks int) (n int) {
 	t.Helper()
 	for lines := bufio.NewScanner(bytes.NewReader(calls(t, "file,desc", what, chunks))); lines.Scan(); {
@@ -56,7 +58,7 @@ func fileCalls(t *testing.T, what string, chunks int) (n int) {
 	return n
 }
 
-// calls are the system calls of these kinds that TestHelperChunks makes.
+// calls returns strace's log of the system calls of these kinds in TestHelperChunks.
 func calls(t *testing.T, kinds, what string, chunks int) []byte {
 	t.Helper()
 	strace := need.Tool(t, "strace")
@@ -81,19 +83,19 @@ func calls(t *testing.T, kinds, what string, chunks int) []byte {
 	return text
 }
 
-// isFileCall says whether a line of strace begins a call that is not one of the runtime's own.
+// isFileCall reports whether a line of strace begins a call other than the runtime's own.
 func isFileCall(line string) bool {
-	_, call, _ := strings.Cut(strings.TrimLeft(line, " "), " ") // behind the thread's number
+	_, call, _ := strings.Cut(strings.TrimLeft(line, " "), " ") // after the thread's number
 	name, _, begins := strings.Cut(strings.TrimLeft(call, " "), "(")
 	own := []string{"epoll_pwait", "epoll_create1", "eventfd2", "mmap", "madvise", "pipe2"}
 	return begins && !strings.ContainsAny(name, " <+-") && !slices.Contains(own, name)
 }
 
-// TestHelperChunks is what is run under strace.
+// TestHelperChunks stores, finds or reads chunks under strace.
 func TestHelperChunks(t *testing.T) {
 	dir := os.Getenv("CAIRN_TEST_DIR")
 	if dir == "" {
-		t.Skip("it is run by other tests")
+		t.Skip("other tests run it")
 	}
 	n, err := strconv.Atoi(os.Getenv("CAIRN_TEST_CHUNKS"))
 	if err != nil {
@@ -116,7 +118,7 @@ func TestHelperChunks(t *testing.T) {
 	}
 }
 
-// storeChunks stores n chunks, as a make does with those that may be there.
+// storeChunks stores n chunks as make does: it checks first whether the store has them.
 func storeChunks(t *testing.T, dir string, n int) {
 	t.Helper()
 	makeOf(t, dir, n, func(w *store.Writer, d blob.Digest, data []byte) {
@@ -129,7 +131,7 @@ func storeChunks(t *testing.T, dir string, n int) {
 	})
 }
 
-// findChunks looks for n chunks, as a make does whose chunks are all there.
+// findChunks checks for n chunks as make does when the store has all of them.
 func findChunks(t *testing.T, dir string, n int) {
 	t.Helper()
 	makeOf(t, dir, n, func(w *store.Writer, d blob.Digest, _ []byte) {
@@ -139,7 +141,7 @@ func findChunks(t *testing.T, dir string, n int) {
 	})
 }
 
-// makeOf does something about each of n chunks with a writer, and commits.
+// makeOf calls do for each of n chunks with a writer, and commits.
 func makeOf(t *testing.T, dir string, n int, do func(w *store.Writer, d blob.Digest, data []byte)) {
 	t.Helper()
 	w, err := store.NewWriter(create(t, dir, local.Options{}), store.WriterOptions{})

@@ -7,7 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestLinkOrRename: a name is created with what the file system has.
+// TestLinkOrRename: a name is created with a link, or with a rename if the file system has no
+// links.
 func TestLinkOrRename(t *testing.T) {
 	for _, test := range []struct{ link, rename, want error }{
 		{nil, unix.EIO, nil},

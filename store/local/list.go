@@ -24,7 +24,7 @@ func (b *Bucket) List(ctx context.Context, prefix string) iter.Seq2[store.Object
 				return // no object's name begins with the prefix
 			}
 		}
-		if err := w.enter(start); err != nil && !errors.Is(err, errStop) {
+		if err := w.listDir(start); err != nil && !errors.Is(err, errStop) {
 			yield(store.Object{}, err)
 		}
 	}
@@ -41,8 +41,8 @@ type walk struct {
 	yield  func(store.Object, error) bool
 }
 
-// enter lists the objects below a directory. A missing directory is empty.
-func (w *walk) enter(dir string) error {
+// listDir lists the objects below a directory. A missing directory is empty.
+func (w *walk) listDir(dir string) error {
 	err := eachName(w.bucket.path(dir), func(name string) error {
 		if err := w.ctx.Err(); err != nil {
 			return err
@@ -50,18 +50,18 @@ func (w *walk) enter(dir string) error {
 		if dir == "." && strings.HasPrefix(name, hiddenPrefix) {
 			return nil
 		}
-		return w.visit(path.Join(dir, name))
+		return w.visitName(path.Join(dir, name))
 	})
 	if err == nil || errors.Is(err, errStop) || w.ctx.Err() != nil {
 		return err
 	}
-	if err = explain(w.bucket.path(dir), err); errors.Is(err, store.ErrNotFound) {
+	if err = readError(w.bucket.path(dir), err); errors.Is(err, store.ErrNotFound) {
 		return nil
 	}
 	return err
 }
 
-func (w *walk) visit(name string) error {
+func (w *walk) visitName(name string) error {
 	if !strings.HasPrefix(name, w.prefix) && !strings.HasPrefix(w.prefix, name+"/") {
 		return nil
 	}
@@ -70,9 +70,9 @@ func (w *walk) visit(name string) error {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil // removed in the meantime
 	case err != nil:
-		return explain(w.bucket.path(name), err)
+		return readError(w.bucket.path(name), err)
 	case info.IsDir():
-		return w.enter(name)
+		return w.listDir(name)
 	case !info.Mode().IsRegular() || store.CheckName(name) != nil || !strings.HasPrefix(name, w.prefix):
 		return nil
 	}
