@@ -24,7 +24,7 @@ var ErrEmpty = errors.New("it is empty")
 
 var (
 	errUnknownCodec = errors.New("it is neither zstd, xz nor gzip")
-	errZeroSize     = errors.New("no chunk is empty")
+	errZeroSize     = errors.New("a chunk has at least one byte")
 )
 
 func sizeError(got, want int) error { return fmt.Errorf("it has %d bytes, not %d", got, want) }
@@ -42,8 +42,8 @@ func CheckPlain(n, size int) error {
 	return nil
 }
 
-// Decoder decodes compressed files. Safe for concurrent use; at most as many zstd frames as there are CPUs are decoded
-// at once.
+// Decoder decodes compressed files. Safe for concurrent use; it decodes at most one zstd frame for
+// each CPU at once.
 type Decoder struct {
 	zstd zstdDecoder
 	gzip sync.Pool // of *gzip.Reader
@@ -68,7 +68,7 @@ func (d *Decoder) Decode(dst, file []byte) error {
 	case bytes.HasPrefix(file, []byte(zstdMagic)):
 		return d.decodeZstd(dst, file)
 	case bytes.HasPrefix(file, []byte(xzMagic)):
-		return unxz(dst, file)
+		return decodeXZ(dst, file)
 	case bytes.HasPrefix(file, []byte(gzipMagic)):
 		return d.decodeGzip(dst, file)
 	case len(file) == 0:
@@ -88,15 +88,15 @@ func (d *Decoder) DecodeInto(buf, file []byte, size int) ([]byte, error) {
 		case !known:
 			return d.decodeUnsizedZstd(buf, file)
 		case declared == 0 || declared > blob.MaxChunkSize:
-			return buf, fmt.Errorf("it says to hold %d bytes, which no chunk has", declared)
+			return buf, fmt.Errorf("it declares %d bytes, which is not a valid chunk size", declared)
 		}
 		size = int(declared)
 	}
-	buf = resize(buf, size)
+	buf = resizeBuffer(buf, size)
 	return buf, d.Decode(buf, file)
 }
 
-func resize(p []byte, size int) []byte {
+func resizeBuffer(p []byte, size int) []byte {
 	if cap(p) < size {
 		return make([]byte, size)
 	}

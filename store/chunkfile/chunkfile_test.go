@@ -365,7 +365,7 @@ func TestIncompressible(t *testing.T) {
 		"noise of 1 KiB": {bytes.Repeat(random(6, 1<<10), 64), false},
 		"hexadecimal":    {fmt.Appendf(nil, "%x", random(7, 32<<10)), false},
 	} {
-		if got := incompressible(c.data); got != c.want {
+		if got := isIncompressible(c.data); got != c.want {
 			t.Errorf("%s: incompressible = %v, want %v", name, got, c.want)
 		}
 	}
@@ -373,7 +373,7 @@ func TestIncompressible(t *testing.T) {
 
 // edges are sizes around which a frame of raw blocks changes its form.
 var edges = []int{
-	1, 255, 256, 257, 65_535, 65_536, 65_791, 65_792, rawBlock - 1, rawBlock, rawBlock + 1, 2 * rawBlock, 300_000,
+	1, 255, 256, 257, 65_535, 65_536, 65_791, 65_792, maxRawBlock - 1, maxRawBlock, maxRawBlock + 1, 2 * maxRawBlock, 300_000,
 }
 
 func TestRawFrame(t *testing.T) {

@@ -38,7 +38,7 @@ func NewEncoder(level int) (*Encoder, error) {
 
 // Encode returns the compressed file of a chunk, in dst's memory if that is large enough.
 func (e *Encoder) Encode(dst, chunk []byte) ([]byte, error) {
-	if incompressible(chunk) {
+	if isIncompressible(chunk) {
 		return appendRawFrame(dst[:0], chunk), nil
 	}
 	file, err := e.zstd.encode(dst, chunk)
@@ -48,10 +48,10 @@ func (e *Encoder) Encode(dst, chunk []byte) ([]byte, error) {
 	return file, nil
 }
 
-// incompressible reports whether the bytes of a few samples are distributed as evenly as random
+// isIncompressible reports whether the bytes of a few samples are distributed as evenly as random
 // bytes, which suggests that data does not compress. It misses some incompressible data. It is
 // wrong where noise repeats at a distance of 4 KiB or more.
-func incompressible(data []byte) bool {
+func isIncompressible(data []byte) bool {
 	const (
 		windows, width = 16, 256
 		samples        = windows * width

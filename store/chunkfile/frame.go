@@ -7,10 +7,10 @@ import (
 )
 
 var (
-	errFrameNone    = errors.New("it is no zstd frame")
-	errFrameShort   = errors.New("its zstd frame ends too early")
-	errFrameDamaged = errors.New("the structure of its zstd frame is damaged")
-	errFrameMore    = errors.New("bytes follow its zstd frame")
+	errNotFrame      = errors.New("it is not a zstd frame")
+	errFrameShort    = errors.New("its zstd frame ends too early")
+	errFrameDamaged  = errors.New("the structure of its zstd frame is damaged")
+	errFrameTrailing = errors.New("bytes follow its zstd frame")
 )
 
 // IsZstdFrame reports whether file is exactly one zstd frame, a form that every reader of chunk stores can decode.
@@ -21,7 +21,7 @@ func IsZstdFrame(file []byte) bool { return checkOneFrame(file) == nil }
 // checkOneFrame does not check the content of the blocks.
 func checkOneFrame(packed []byte) error {
 	const checksum = 1 << 2
-	at, err := frameHead(packed)
+	at, err := frameHeaderSize(packed)
 	if err != nil {
 		return err
 	}
@@ -39,16 +39,16 @@ func checkOneFrame(packed []byte) error {
 	case at > len(packed):
 		return errFrameShort
 	case at < len(packed):
-		return errFrameMore
+		return errFrameTrailing
 	}
 	return nil
 }
 
-// frameHead returns the size of the frame's header, and checks that packed has all of it.
-func frameHead(packed []byte) (size int, err error) {
+// frameHeaderSize returns the size of the frame's header, and checks that packed has all of it.
+func frameHeaderSize(packed []byte) (size int, err error) {
 	const single, reserved = 1 << 5, 1 << 3
 	if len(packed) <= len(zstdMagic) || string(packed[:len(zstdMagic)]) != zstdMagic {
-		return 0, errFrameNone
+		return 0, errNotFrame
 	}
 	flags := packed[len(zstdMagic)]
 	if flags&reserved != 0 {
@@ -88,17 +88,17 @@ func blockSize(b []byte) (size int, last bool, err error) {
 	return size, bits&1 != 0, nil
 }
 
-// rawBlock is the size of the largest zstd block.
-const rawBlock = 128 << 10
+// maxRawBlock is the size of the largest zstd block.
+const maxRawBlock = 128 << 10
 
 // appendRawFrame appends a frame that stores data uncompressed (RFC 8878, 3.1.1): the header of a
 // single segment with its size, then raw blocks. The data has at least one byte and less than 4
 // GiB.
 func appendRawFrame(dst, data []byte) []byte {
 	const last, blockHead = 1, 3 // a raw block has type 0
-	dst = appendRawHead(slices.Grow(dst, rawFrameSize(len(data))), len(data))
+	dst = appendRawHeader(slices.Grow(dst, rawFrameSize(len(data))), len(data))
 	for len(data) > 0 {
-		block := data[:min(len(data), rawBlock)]
+		block := data[:min(len(data), maxRawBlock)]
 		data = data[len(block):]
 		head := uint32(len(block)) << blockHead
 		if len(data) == 0 {
@@ -110,9 +110,9 @@ func appendRawFrame(dst, data []byte) []byte {
 	return dst
 }
 
-// appendRawHead appends the header of a frame of one segment, with the size in as few bytes as
+// appendRawHeader appends the header of a frame of one segment, with the size in as few bytes as
 // possible.
-func appendRawHead(dst []byte, size int) []byte {
+func appendRawHeader(dst []byte, size int) []byte {
 	const single, twoBytes, fourBytes = 1 << 5, 1 << 6, 2 << 6
 	dst = append(dst, zstdMagic...)
 	switch {
@@ -127,5 +127,5 @@ func appendRawHead(dst []byte, size int) []byte {
 // rawFrameSize returns an upper bound of the size of a frame of raw blocks.
 func rawFrameSize(size int) int {
 	const head, blockHead = len(zstdMagic) + 1 + 4, 3
-	return head + size + (size/rawBlock+1)*blockHead
+	return head + size + (size/maxRawBlock+1)*blockHead
 }

@@ -17,10 +17,10 @@ import (
 
 var errXZDamaged = errors.New("xz: its structure is damaged")
 
-// unxz decodes the single block of an xz stream (The .xz File Format 1.0.4). It parses the
+// decodeXZ decodes the single block of an xz stream (The .xz File Format 1.0.4). It parses the
 // container itself, because xz.Reader allocates the dictionary that a block declares, up to 4 GiB.
 // A block of n bytes never refers back further than n bytes.
-func unxz(dst, file []byte) error {
+func decodeXZ(dst, file []byte) error {
 	const sizes, lzma2, largestDictionary = 3 << 6, "\x21\x01", 40
 	block, size, err := xzBlock(file)
 	if err != nil {

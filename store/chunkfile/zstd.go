@@ -45,7 +45,7 @@ func (d *Decoder) decodeUnsizedZstd(buf, file []byte) ([]byte, error) {
 		return buf, err
 	}
 	guess := max(256<<10, min(4*len(file), blob.MaxChunkSize))
-	buf = resize(buf, max(guess, cap(buf)))
+	buf = resizeBuffer(buf, max(guess, cap(buf)))
 	n, err := d.zstd.decode(buf, file)
 	if err != nil || n == 0 {
 		return streamZstd(buf, file)
@@ -67,7 +67,7 @@ func streamZstd(buf, file []byte) ([]byte, error) {
 	case err != nil:
 		return buf, fmt.Errorf("decompressing: %w", err)
 	case n == 0 || n > blob.MaxChunkSize:
-		return buf, fmt.Errorf("it holds %d bytes or more, which no chunk has", n)
+		return buf, fmt.Errorf("it holds %d bytes or more, which is not a valid chunk size", n)
 	}
 	return out.Bytes(), nil
 }
