@@ -28,7 +28,7 @@ type Authority struct {
 func NewAuthority(t testing.TB) *Authority {
 	t.Helper()
 	a := &Authority{dir: t.TempDir()}
-	template := template("an authority for tests", time.Hour)
+	template := newTemplate("an authority for tests", time.Hour)
 	template.IsCA, template.BasicConstraintsValid = true, true
 	template.KeyUsage = x509.KeyUsageCertSign
 	a.Cert, _ = a.Issue(t, "authority", template)
@@ -50,7 +50,7 @@ func (a *Authority) Client(t testing.TB, name string) (cert, key string) {
 
 // ServerTemplate returns a server certificate that expires after valid, which may be negative.
 func ServerTemplate(valid time.Duration, names ...string) *x509.Certificate {
-	template := template(names[0], valid)
+	template := newTemplate(names[0], valid)
 	template.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
 	for _, name := range names {
 		if ip := net.ParseIP(name); ip != nil {
@@ -64,12 +64,12 @@ func ServerTemplate(valid time.Duration, names ...string) *x509.Certificate {
 
 // ClientTemplate returns a client certificate that expires after valid, which may be negative.
 func ClientTemplate(valid time.Duration, name string) *x509.Certificate {
-	template := template(name, valid)
+	template := newTemplate(name, valid)
 	template.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
 	return template
 }
 
-func template(name string, valid time.Duration) *x509.Certificate {
+func newTemplate(name string, valid time.Duration) *x509.Certificate {
 	serial, err := rand.Int(rand.Reader, big.NewInt(1<<62))
 	if err != nil {
 		panic(err)

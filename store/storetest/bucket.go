@@ -282,7 +282,7 @@ func checkList(t *testing.T, l store.Lister, prefix string, sizes map[string]int
 		}
 		size, ok := want[object.Name]
 		if !ok || size != object.Size {
-			t.Errorf("List(%q) yields %q of %d bytes, too often or not as it was put", prefix, object.Name, object.Size)
+			t.Errorf("List(%q) yields %q of %d bytes, which was not put so, or was yielded before", prefix, object.Name, object.Size)
 		}
 		delete(want, object.Name)
 	}
@@ -325,7 +325,7 @@ func testCreate(t *testing.T, b store.Bucket) {
 		t.Fatalf("Create: %v", err)
 	}
 	if err := creator.Create(t.Context(), "dir/x", []byte("second")); !errors.Is(err, store.ErrExists) {
-		t.Errorf("Create of what is there = %v, want ErrExists", err)
+		t.Errorf("Create of an existing object = %v, want ErrExists", err)
 	}
 	checkRead(t, b, "dir/x", []byte("first"))
 }

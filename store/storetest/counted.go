@@ -35,8 +35,8 @@ type Remote struct {
 	gets, heads, puts, lists atomic.Int64
 }
 
-// page is the number of names in one page of a listing, as in S3.
-const page = 1000
+// pageSize is the number of names in one page of a listing, as in S3.
+const pageSize = 1000
 
 // Counts returns the counts since the last Reset.
 func (r *Remote) Counts() Counts {
@@ -50,14 +50,14 @@ func (r *Remote) Reset() {
 	}
 }
 
-func (r *Remote) wait(ctx context.Context, count *atomic.Int64) error {
+func (r *Remote) countAndSleep(ctx context.Context, count *atomic.Int64) error {
 	count.Add(1)
 	return store.Sleep(ctx, r.Latency)
 }
 
 // Read implements store.Reader.
 func (r *Remote) Read(ctx context.Context, name string, dst []byte, limit int64) ([]byte, error) {
-	if err := r.wait(ctx, &r.gets); err != nil {
+	if err := r.countAndSleep(ctx, &r.gets); err != nil {
 		return nil, err
 	}
 	return r.Full.Read(ctx, name, dst, limit)
@@ -65,7 +65,7 @@ func (r *Remote) Read(ctx context.Context, name string, dst []byte, limit int64)
 
 // Stat implements store.Reader.
 func (r *Remote) Stat(ctx context.Context, name string) (int64, error) {
-	if err := r.wait(ctx, &r.heads); err != nil {
+	if err := r.countAndSleep(ctx, &r.heads); err != nil {
 		return 0, err
 	}
 	return r.Full.Stat(ctx, name)
@@ -73,7 +73,7 @@ func (r *Remote) Stat(ctx context.Context, name string) (int64, error) {
 
 // Write implements store.Bucket.
 func (r *Remote) Write(ctx context.Context, name string, data []byte) error {
-	if err := r.wait(ctx, &r.puts); err != nil {
+	if err := r.countAndSleep(ctx, &r.puts); err != nil {
 		return err
 	}
 	return r.Full.Write(ctx, name, data)
@@ -81,7 +81,7 @@ func (r *Remote) Write(ctx context.Context, name string, data []byte) error {
 
 // Create implements store.Creator.
 func (r *Remote) Create(ctx context.Context, name string, data []byte) error {
-	if err := r.wait(ctx, &r.puts); err != nil {
+	if err := r.countAndSleep(ctx, &r.puts); err != nil {
 		return err
 	}
 	return r.Full.Create(ctx, name, data)
@@ -92,8 +92,8 @@ func (r *Remote) List(ctx context.Context, prefix string) iter.Seq2[store.Object
 	return func(yield func(store.Object, error) bool) {
 		n := 0
 		for o, err := range r.Full.List(ctx, prefix) {
-			if n++; n%page == 1 {
-				if err := r.wait(ctx, &r.lists); err != nil {
+			if n++; n%pageSize == 1 {
+				if err := r.countAndSleep(ctx, &r.lists); err != nil {
 					yield(o, err)
 					return
 				}
@@ -103,7 +103,7 @@ func (r *Remote) List(ctx context.Context, prefix string) iter.Seq2[store.Object
 			}
 		}
 		if n == 0 {
-			if err := r.wait(ctx, &r.lists); err != nil {
+			if err := r.countAndSleep(ctx, &r.lists); err != nil {
 				yield(store.Object{}, err)
 			}
 		}

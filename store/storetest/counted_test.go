@@ -16,7 +16,7 @@ func TestRemote(t *testing.T) {
 	storetest.TestBucket(t, func(*testing.T) store.Bucket { return &storetest.Remote{Full: new(mem.Bucket)} })
 }
 
-// TestCountingProxy: requests arrive as they were sent, for the host that they name, and are counted.
+// TestCountingProxy: the proxy passes on requests unchanged, with their Host, and counts them.
 func TestCountingProxy(t *testing.T) {
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)

@@ -67,12 +67,12 @@ func S3(t testing.TB, o S3Options) *S3Server {
 	}
 	if o.TLS {
 		certificate := newS3Certificate(t, o.Domain)
-		s.Scheme, s.CA = "https", certificate.write(t, work)
-		s.client = &http.Client{Transport: &http.Transport{TLSClientConfig: certificate.trust()}}
+		s.Scheme, s.CA = "https", certificate.writeFile(t, work)
+		s.client = &http.Client{Transport: &http.Transport{TLSClientConfig: certificate.clientConfig()}}
 		args = append(args, "--cert", s.CA, "--key", s.CA)
 	}
 	for range 5 {
-		if s.start(t, args) {
+		if s.tryStart(t, args) {
 			return s
 		}
 	}
@@ -80,9 +80,9 @@ func S3(t testing.TB, o S3Options) *S3Server {
 	return nil
 }
 
-// start starts the server on a port that was free a moment ago, and reports whether it runs there.
+// tryStart starts the server on a port that was free a moment ago, and reports whether it runs.
 // The random health path ensures that another server on the port is not mistaken for it.
-func (s *S3Server) start(t testing.TB, args []string) bool {
+func (s *S3Server) tryStart(t testing.TB, args []string) bool {
 	t.Helper()
 	s.Host = freePort(t)
 	health := "/" + randomHex(8)
@@ -103,7 +103,7 @@ func (s *S3Server) start(t testing.TB, args []string) bool {
 		_ = cmd.Process.Signal(syscall.SIGKILL)
 		<-ended
 	}
-	if !s.waitFor(health, ended) {
+	if !s.awaitHealth(health, ended) {
 		stop()
 		t.Logf("versitygw: %s", output.Bytes())
 		return false
@@ -117,8 +117,9 @@ func (s *S3Server) start(t testing.TB, args []string) bool {
 	return true
 }
 
-// waitFor requests path until the server answers with 200, for about a minute.
-func (s *S3Server) waitFor(path string, ended chan struct{}) bool {
+// awaitHealth requests path until the server answers with 200, for about a minute. It reports
+// whether the server did.
+func (s *S3Server) awaitHealth(path string, ended chan struct{}) bool {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for range 3000 {
@@ -240,14 +241,14 @@ func newS3Certificate(t testing.TB, domain string) s3Certificate {
 	return c
 }
 
-func (c s3Certificate) trust() *tls.Config {
+func (c s3Certificate) clientConfig() *tls.Config {
 	roots := x509.NewCertPool()
 	roots.AddCert(c.parsed)
 	return &tls.Config{RootCAs: roots}
 }
 
-// write writes the certificate and its key to a file and returns its path.
-func (c s3Certificate) write(t testing.TB, dir string) string {
+// writeFile writes the certificate and its key to a file and returns its path.
+func (c s3Certificate) writeFile(t testing.TB, dir string) string {
 	t.Helper()
 	text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.parsed.Raw})
 	text = append(text, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: c.key})...)

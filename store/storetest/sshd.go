@@ -24,17 +24,17 @@ type SSHD struct {
 	// "nobody" as nobody, which has few permissions. "stranger" does not know the host's key.
 	Config string
 
-	t        testing.TB
-	program  string
-	server   string // sshd_config
-	log      string
-	listener net.Listener
-	accepted atomic.Int64
-	cut      atomic.Int64 // bytes after which a connection is cut; 0 means never
-	most     atomic.Int64 // accepted connections; 0 means all
-	work     sync.WaitGroup
-	mu       sync.Mutex
-	sessions map[*exec.Cmd]net.Conn
+	t           testing.TB
+	program     string
+	server      string // sshd_config
+	log         string
+	listener    net.Listener
+	accepted    atomic.Int64
+	cutAfter    atomic.Int64 // bytes after which a connection is cut; 0 means never
+	maxAccepted atomic.Int64 // accepted connections; 0 means all
+	work        sync.WaitGroup
+	mu          sync.Mutex
+	sessions    map[*exec.Cmd]net.Conn
 }
 
 // NewSSHD starts an SSHD. It appends lines to sshd_config. subsystem is the SFTP server, such as
@@ -61,9 +61,9 @@ func NewSSHD(t testing.TB, subsystem string, lines ...string) *SSHD {
 		Config: filepath.Join(dir, "ssh_config"), t: t, program: sshdPath(t), server: filepath.Join(dir, "sshd_config"),
 		log: filepath.Join(dir, "log"), listener: listener, sessions: map[*exec.Cmd]net.Conn{},
 	}
-	s.configure(dir, subsystem, lines)
-	s.work.Go(s.accept)
-	t.Cleanup(s.end)
+	s.writeConfig(dir, subsystem, lines)
+	s.work.Go(s.acceptAll)
+	t.Cleanup(s.stop)
 	return s
 }
 
@@ -76,7 +76,7 @@ func sshdPath(t testing.TB) string {
 	return need.Tool(t, "sshd")
 }
 
-func (s *SSHD) configure(dir, subsystem string, lines []string) {
+func (s *SSHD) writeConfig(dir, subsystem string, lines []string) {
 	s.t.Helper()
 	keygen := need.Tool(s.t, "ssh-keygen")
 	for _, key := range []string{"host", "id"} {
@@ -90,11 +90,11 @@ func (s *SSHD) configure(dir, subsystem string, lines []string) {
 		s.t.Fatal(err)
 	}
 	port := s.listener.Addr().(*net.TCPAddr).Port
-	hostKey := s.read(filepath.Join(dir, "host.pub"))
-	s.write(filepath.Join(dir, "authorized"), s.read(filepath.Join(dir, "id.pub")))
-	s.write(filepath.Join(dir, "known_hosts"), fmt.Sprintf("[127.0.0.1]:%d %s", port, hostKey))
-	s.write(filepath.Join(dir, "empty"), "")
-	s.write(s.server, fmt.Sprintf(`
+	hostKey := s.readFile(filepath.Join(dir, "host.pub"))
+	s.writeFile(filepath.Join(dir, "authorized"), s.readFile(filepath.Join(dir, "id.pub")))
+	s.writeFile(filepath.Join(dir, "known_hosts"), fmt.Sprintf("[127.0.0.1]:%d %s", port, hostKey))
+	s.writeFile(filepath.Join(dir, "empty"), "")
+	s.writeFile(s.server, fmt.Sprintf(`
 HostKey %[1]s/host
 AuthorizedKeysFile %[1]s/authorized
 PidFile none
@@ -107,7 +107,7 @@ UseDNS no
 Subsystem sftp %[2]s
 %[3]s
 `, dir, subsystem, strings.Join(lines, "\n")))
-	s.write(s.Config, fmt.Sprintf(`
+	s.writeFile(s.Config, fmt.Sprintf(`
 Host stranger
 	UserKnownHostsFile %[1]s/empty
 Host nobody
@@ -125,7 +125,7 @@ Host store nobody stranger
 `, dir, port, me.Username))
 }
 
-func (s *SSHD) read(path string) string {
+func (s *SSHD) readFile(path string) string {
 	text, err := os.ReadFile(path)
 	if err != nil {
 		s.t.Fatal(err)
@@ -133,7 +133,7 @@ func (s *SSHD) read(path string) string {
 	return string(text)
 }
 
-func (s *SSHD) write(path, text string) {
+func (s *SSHD) writeFile(path, text string) {
 	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
 		s.t.Fatal(err)
 	}
@@ -144,10 +144,10 @@ func (s *SSHD) Accepted() int { return int(s.accepted.Load()) }
 
 // CutAfter kills sshd after that many bytes on a connection in either direction, from the next
 // connection on; 0 means never.
-func (s *SSHD) CutAfter(bytes int64) { s.cut.Store(bytes) }
+func (s *SSHD) CutAfter(bytes int64) { s.cutAfter.Store(bytes) }
 
 // Admit closes all connections after the first n immediately; 0 means none.
-func (s *SSHD) Admit(n int64) { s.most.Store(n) }
+func (s *SSHD) Admit(n int64) { s.maxAccepted.Store(n) }
 
 // Signal sends a signal to the process groups of all connections. SIGSTOP makes the server silent,
 // SIGKILL breaks the connections.
@@ -162,7 +162,7 @@ func (s *SSHD) Signal(signal syscall.Signal) {
 // Refuse closes the listener, so new connections fail.
 func (s *SSHD) Refuse() { s.listener.Close() }
 
-func (s *SSHD) end() {
+func (s *SSHD) stop() {
 	s.listener.Close()
 	s.Signal(syscall.SIGCONT)
 	s.Signal(syscall.SIGKILL)
@@ -177,23 +177,23 @@ func (s *SSHD) end() {
 	}
 }
 
-func (s *SSHD) accept() {
+func (s *SSHD) acceptAll() {
 	for {
 		c, err := s.listener.Accept()
 		if err != nil {
 			return
 		}
 		n := s.accepted.Add(1)
-		if most := s.most.Load(); most > 0 && n > most {
+		if most := s.maxAccepted.Load(); most > 0 && n > most {
 			c.Close()
 			continue
 		}
-		s.work.Go(func() { s.serve(c) })
+		s.work.Go(func() { s.serveConn(c) })
 	}
 }
 
-// serve runs sshd for one connection, as inetd does, and copies the bytes in both directions.
-func (s *SSHD) serve(c net.Conn) {
+// serveConn runs sshd for one connection, as inetd does, and copies the bytes in both directions.
+func (s *SSHD) serveConn(c net.Conn) {
 	defer c.Close()
 	cmd := exec.Command(s.program, "-i", "-E", s.log, "-f", s.server)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -216,7 +216,7 @@ func (s *SSHD) serve(c net.Conn) {
 		s.t.Error(err)
 		return
 	}
-	cut := s.cut.Load()
+	cut := s.cutAfter.Load()
 	pass := func(to io.Writer, from io.Reader) {
 		if cut == 0 {
 			_, _ = io.Copy(to, from)

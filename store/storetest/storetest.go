@@ -63,7 +63,7 @@ func testRead(t *testing.T, r store.Reader, put Put) {
 			t.Fatalf("Read(%s): %v", name, err)
 		}
 		if !bytes.Equal(got, append([]byte("before"), want...)) {
-			t.Errorf("Read(%s) gave %d other bytes, want %d behind dst's own", name, len(got), size)
+			t.Errorf("Read(%s) returned %d other bytes, want %d after dst's own", name, len(got), size)
 		}
 		checkStat(t, r, name, int64(size))
 	}
@@ -151,10 +151,10 @@ func testStream(t *testing.T, r store.Reader, put Put) {
 		return enough
 	})
 	if !errors.Is(err, enough) || errors.Is(err, store.ErrUnavailable) {
-		t.Errorf("Stream that is left = %v, want its user's error", err)
+		t.Errorf("Stream that use ends early = %v, want the error of use", err)
 	}
 	unused := func(io.Reader) error {
-		t.Error("Stream hands over what it must not")
+		t.Error("Stream called use, want an error before that")
 		return nil
 	}
 	if err := store.Stream(t.Context(), r, large, 9, unused); !errors.Is(err, store.ErrTooLarge) {
