@@ -106,8 +106,9 @@ func (c *Chunks) getOnce(ctx context.Context, w Want) error {
 	return c.describeError(w.Digest, contentError{fmt.Errorf("its %v digest is %v", c.hasher.algorithm, got)})
 }
 
-// readUnverified fills dst with the store's bytes of a chunk, which are not verified. If the answer's header
-// contradicted the bytes, suspicion is the error to return when the digest is wrong.
+// readUnverified fills dst with the store's bytes of a chunk, which are not verified. If the
+// answer's header contradicted the bytes, suspicion is the error to return when the digest is
+// wrong.
 func (c *Chunks) readUnverified(ctx context.Context, d blob.Digest, dst []byte) (suspicion, err error) {
 	suspicion, err = c.readPacked(ctx, ObjectName(d, true), dst)
 	switch {

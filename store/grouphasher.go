@@ -7,8 +7,8 @@ import (
 	"cairn/blob"
 )
 
-// maxGroup limits the chunks that are hashed together: enough to fill the processor's SIMD lanes, and
-// few enough that another core can begin with the next ones.
+// maxGroup limits the chunks that are hashed together: enough to fill the processor's SIMD lanes,
+// and few enough that another core can begin with the next ones.
 const maxGroup = 32
 
 // groupHasher hashes concurrent chunks together, which is several times cheaper than one by one.

@@ -15,9 +15,9 @@ import (
 // as much as a dozen requests for single chunks.
 const (
 	namesPerChunk = 20      // listed names for each chunk that will be queried
-	minNames      = 50_000  // the least limit, for few chunks
+	minNames      = 50_000  // the smallest limit, for few chunks
 	defaultNames  = 1 << 20 // the limit when the number of chunks is unknown
-	maxNames      = 8 << 20 // the greatest limit; 128 MiB of memory
+	maxNames      = 8 << 20 // the largest limit; 128 MiB of memory
 )
 
 // InventoryOptions describe the coming queries. The zero value stands for any number of any chunks.
@@ -132,8 +132,8 @@ func (v *Inventory) Has(ctx context.Context, d blob.Digest) (bool, error) {
 	return v.queryStore(ctx, d)
 }
 
-// queryStore requests a chunk's presence from the store, once. A failure is returned to all waiters of
-// that request, and is not kept.
+// queryStore requests a chunk's presence from the store, once. A failure is returned to all waiters
+// of that request, and is not kept.
 func (v *Inventory) queryStore(ctx context.Context, d blob.Digest) (bool, error) {
 	a, mine := v.answerFor(keyOf(d))
 	if !mine {

@@ -23,8 +23,8 @@ type Policy struct {
 const (
 	// LongestAsked limits a wait that a store asks for (HTTP's Retry-After).
 	LongestAsked = time.Minute
-	// maxAskedWaits is the number of these waits that do not count against Patience, since the store
-	// is reachable but busy.
+	// maxAskedWaits is the number of these waits that do not count against Patience, since the
+	// store is reachable but busy.
 	maxAskedWaits = 8
 )
 
@@ -89,9 +89,9 @@ func (p Policy) DoUntil(ctx context.Context, ask func(end time.Time) error) erro
 	}
 }
 
-// stoppedTime returns the time for which the process was stopped (SIGSTOP, a paused virtual machine),
-// which does not count against Patience. It is the time by which a sleep ended late. A busy machine
-// also wakes sleepers late, but by less than a second.
+// stoppedTime returns the time for which the process was stopped (SIGSTOP, a paused virtual
+// machine), which does not count against Patience. It is the time by which a sleep ended late. A
+// busy machine also wakes sleepers late, but by less than a second.
 func stoppedTime(late time.Duration) time.Duration {
 	if late < time.Second {
 		return 0

@@ -51,8 +51,8 @@ func isChunk(d blob.Digest, data []byte) bool {
 	return blob.SHA512_256.Sum(data) == d || blob.SHA256.Sum(data) == d
 }
 
-// verifyObject returns the size of a chunk's object whose answer is suspect. It reads the object; if
-// the bytes are not the chunk, such as a login page, it returns the reason of the suspicion.
+// verifyObject returns the size of a chunk's object whose answer is suspect. It reads the object;
+// if the bytes are not the chunk, such as a login page, it returns the reason of the suspicion.
 func verifyObject(ctx context.Context, r Reader, d blob.Digest, packed bool) (stored int64, err error) {
 	var raw Raw
 	err = NewChunks(r, blob.SHA512_256).Load(ctx, d, packed, 0, &raw)

@@ -114,7 +114,8 @@ func (w *Writer) PutRaw(ctx context.Context, d blob.Digest, chunk *Raw) (stored 
 // committed may or may not count.
 func (w *Writer) Has(ctx context.Context, d blob.Digest) (bool, error) { return w.known.Has(ctx, d) }
 
-// statHaser stats each chunk in a bucket: one request if it has the compressed chunk, two otherwise.
+// statHaser stats each chunk in a bucket: one request if it has the compressed chunk, two
+// otherwise.
 type statHaser struct{ r Reader }
 
 func (a statHaser) Has(ctx context.Context, d blob.Digest) (bool, error) {

@@ -142,8 +142,8 @@ func (d *Dir) Write(ctx context.Context, name string, data []byte) error {
 	return fmt.Errorf("keeping a chunk in %s: %w", d.path, err)
 }
 
-// tryWrite is one attempt of Write. It returns fs.ErrNotExist when the directory was removed, or when
-// an eviction has just removed the chunk's empty directory.
+// tryWrite is one attempt of Write. It returns fs.ErrNotExist when the directory was removed, or
+// when an eviction has just removed the chunk's empty directory.
 func (d *Dir) tryWrite(ctx context.Context, name string, data []byte) error {
 	l, err := d.attachLedger(mayCreate)
 	if err != nil {
@@ -191,8 +191,8 @@ func (l *ledger) chunkSpace(name string, size int) (int64, error) {
 	return 0, err
 }
 
-// putChunk writes a chunk for which space was reserved, and releases the space that it does not need.
-// If the release fails, the count is too high until the next eviction.
+// putChunk writes a chunk for which space was reserved, and releases the space that it does not
+// need. If the release fails, the count is too high until the next eviction.
 func (l *ledger) putChunk(name string, data []byte, room int64) error {
 	temp := l.tempName()
 	err := writeFile(temp, data)
@@ -314,8 +314,8 @@ func (d *Dir) isAttached(l *ledger) bool {
 	return d.ledger == l
 }
 
-// detachLedger drops the ledger of a removed directory. Concurrent writes may be about to detect the
-// same.
+// detachLedger drops the ledger of a removed directory. Concurrent writes may be about to detect
+// the same.
 func (d *Dir) detachLedger(l *ledger) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -711,7 +711,8 @@ func TestReadOnlyDisk(t *testing.T) {
 	}
 }
 
-// TestStopped: a process that is stopped while it holds a lock delays others by at most lockPatience.
+// TestStopped: a process that is stopped while it holds a lock delays others by at most
+// lockPatience.
 func TestStopped(t *testing.T) {
 	path := t.TempDir()
 	s := newSample(1, kib)

@@ -55,8 +55,8 @@ type evictor struct {
 	notBefore time.Time // start of the next eviction
 }
 
-// startEviction starts an eviction in the background, unless one is running or its pause after the last one
-// has not ended.
+// startEviction starts an eviction in the background, unless one is running or its pause after the
+// last one has not ended.
 func (d *Dir) startEviction(l *ledger, r request) {
 	e := &d.evictor
 	e.mu.Lock()
@@ -185,7 +185,8 @@ type sliceCount struct {
 	ages  ages
 }
 
-// countSlice counts a slice. The space of a chunk directory counts as of the age of its youngest chunk.
+// countSlice counts a slice. The space of a chunk directory counts as of the age of its youngest
+// chunk.
 func (l *ledger) countSlice(ctx context.Context, of slice) (*sliceCount, error) {
 	s, youngest := &sliceCount{slice: of, now: time.Now()}, oldest
 	err := l.eachChunk(ctx, of, func(e entry) error {
@@ -203,7 +204,8 @@ func (l *ledger) countSlice(ctx context.Context, of slice) (*sliceCount, error) 
 	return s, err
 }
 
-// drainTimeout limits the time a count waits for the writes under way. All other writes wait for it.
+// drainTimeout limits the time a count waits for the writes under way. All other writes wait for
+// it.
 const drainTimeout = 100 * time.Millisecond
 
 // beginCount waits for the writes under way, removes the files that dead writers left, and resets

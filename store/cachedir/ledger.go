@@ -106,8 +106,8 @@ func (l *ledger) stillExists() bool {
 
 func (l *ledger) close() error { return l.state.Close() }
 
-// claimControlDir checks for the control directory, or makes it if the directory has no chunks; then
-// the cache is fresh.
+// claimControlDir checks for the control directory, or makes it if the directory has no chunks;
+// then the cache is fresh.
 func (l *ledger) claimControlDir(m openMode) (fresh bool, err error) {
 	info, err := os.Lstat(l.control)
 	switch {
@@ -168,8 +168,8 @@ func (l *ledger) tempName() string {
 	return filepath.Join(l.control, fmt.Sprintf("%016x-%d%s", l.id, l.next.Add(1), tempSuffix))
 }
 
-// initTally initialises the tally of a fresh cache. If no writer is alive, it removes the files that
-// dead writers left.
+// initTally initialises the tally of a fresh cache. If no writer is alive, it removes the files
+// that dead writers left.
 func (l *ledger) initTally(fresh bool) (needsCount bool, err error) {
 	err = l.updateTally(context.Background(), func(t *tally) error {
 		if fresh && !t.known {
@@ -314,8 +314,8 @@ func (l *ledger) applyChange(change func(*tally) error) error {
 	return err
 }
 
-// tryLock locks one of the control files without waiting; closing the file unlocks it. It returns nil
-// if the file is locked already.
+// tryLock locks one of the control files without waiting; closing the file unlocks it. It returns
+// nil if the file is locked already.
 func (l *ledger) tryLock(name string, how int) (*os.File, error) {
 	f, err := l.openControl(name)
 	if err != nil {

@@ -90,7 +90,8 @@ const batchSize = 8192
 // cheaper than one by one.
 const maxRun = 8
 
-// runWorkers splits n items into runs of at most maxRun and passes them to workers, until one fails.
+// runWorkers splits n items into runs of at most maxRun and passes them to workers, until one
+// fails.
 func runWorkers(ctx context.Context, n, workers int, worker func() func(ctx context.Context, lo, hi int) error) error {
 	var next atomic.Int64
 	run := min(max(n/(4*max(workers, 1)), 1), maxRun)

@@ -72,10 +72,10 @@ func newRunLoader(s source) *runLoader {
 	return &runLoader{source: s, raws: make([]store.Raw, maxRun), errs: make([]error, maxRun), sums: make([]blob.Digest, maxRun)}
 }
 
-// loadVerified reads at most maxRun chunks and leaves their bytes in raws. It returns for each chunk
-// nil if the bytes match the digest, a *store.CorruptError if they do not, store.ErrNotFound, or
-// errors.ErrUnsupported. Any other failure ends it. It reads a corrupt chunk a second time, since
-// the transfer may have damaged it.
+// loadVerified reads at most maxRun chunks and leaves their bytes in raws. It returns for each
+// chunk nil if the bytes match the digest, a *store.CorruptError if they do not, store.ErrNotFound,
+// or errors.ErrUnsupported. Any other failure ends it. It reads a corrupt chunk a second time,
+// since the transfer may have damaged it.
 func (p *runLoader) loadVerified(ctx context.Context, chunks []chunk) ([]error, error) {
 	p.data, p.loaded = p.data[:0], p.loaded[:0]
 	for i, c := range chunks {
@@ -143,8 +143,8 @@ func newSources(readers []store.Reader, given *blob.Algorithm) (all []source) {
 	return all
 }
 
-// digestError returns the error for a chunk with a wrong digest. It is the store's failure if a header
-// indicated one, such as a login form in place of every object, else damage.
+// digestError returns the error for a chunk with a wrong digest. It is the store's failure if a
+// header indicated one, such as a login form in place of every object, else damage.
 func (s source) digestError(c chunk, read *store.Raw, sum blob.Digest) error {
 	if read.Suspicion != nil {
 		return read.Suspicion

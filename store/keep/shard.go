@@ -38,9 +38,9 @@ type shard struct {
 	err               error
 }
 
-// listShards lists a store in parts: first those with chunks, in the order of their digests, then the
-// rest. In a store of more than a few chunks it may miss foreign objects whose names begin with a
-// character outside of ASCII. An error is the last value yielded.
+// listShards lists a store in parts: first those with chunks, in the order of their digests, then
+// the rest. In a store of more than a few chunks it may miss foreign objects whose names begin with
+// a character outside of ASCII. An error is the last value yielded.
 func listShards(ctx context.Context, l store.Lister) iter.Seq2[shard, error] {
 	return func(yield func(shard, error) bool) {
 		if s := listShard(ctx, l, "", maxRootChunks); !s.split {
@@ -89,8 +89,8 @@ func longerPrefixes(prefix string) []string {
 	return append(digits, others...)
 }
 
-// listShard lists the names that begin with prefix. If they are more than limit chunks, it returns a
-// shard to be split.
+// listShard lists the names that begin with prefix. If they are more than limit chunks, it returns
+// a shard to be split.
 func listShard(ctx context.Context, l store.Lister, prefix string, limit int) shard {
 	s := shard{prefix: prefix}
 	for o, err := range l.List(ctx, prefix) {
@@ -126,8 +126,8 @@ func (s *shard) addObject(o store.Object) {
 	}
 }
 
-// parallelInOrder yields the results of do for 0 to n-1 in order, and runs at most atOnce calls at once. It
-// returns after all calls have ended.
+// parallelInOrder yields the results of do for 0 to n-1 in order, and runs at most atOnce calls at
+// once. It returns after all calls have ended.
 func parallelInOrder[T any](ctx context.Context, n, atOnce int, do func(ctx context.Context, i int) T) iter.Seq[T] {
 	return func(yield func(T) bool) {
 		ctx, cancel := context.WithCancel(ctx)

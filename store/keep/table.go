@@ -27,8 +27,8 @@ const shared = -1
 
 func newTable() *table { return &table{seed: maphash.MakeSeed(), slots: make([]uint32, 64)} }
 
-// findSlot returns the slot of d, or the empty slot for it. The random seed keeps chosen digests from
-// making it slow.
+// findSlot returns the slot of d, or the empty slot for it. The random seed keeps chosen digests
+// from making it slow.
 func (t *table) findSlot(d blob.Digest) int {
 	mask := len(t.slots) - 1
 	for at := int(maphash.Bytes(t.seed, d[:])) & mask; ; at = (at + 1) & mask {

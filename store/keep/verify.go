@@ -352,7 +352,8 @@ func (w *verifyWorker) replaceChunk(ctx context.Context, c chunk) (err error) {
 	return err
 }
 
-// removeChunk removes a chunk under the names that were read, unless an intact chunk has replaced it.
+// removeChunk removes a chunk under the names that were read, unless an intact chunk has replaced
+// it.
 func (w *verifyWorker) removeChunk(ctx context.Context, c chunk) error {
 	forms := []form{c.form}
 	if c.form == either {

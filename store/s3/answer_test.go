@@ -11,8 +11,8 @@ import (
 	"cairn/store"
 )
 
-// FuzzAnswer: the error for any answer is one line of text. It reports absence only for an answer that
-// states absence as S3 does.
+// FuzzAnswer: the error for any answer is one line of text. It reports absence only for an answer
+// that states absence as S3 does.
 func FuzzAnswer(f *testing.F) {
 	for _, seed := range []string{
 		"<Error><Code>NoSuchKey</Code><Message>gone</Message><Region>eu-west-1</Region></Error>", "<html>", "",

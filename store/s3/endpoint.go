@@ -111,8 +111,8 @@ func (e *endpoint) setServer(text string) error {
 	return nil
 }
 
-// readSettings reads the settings from the environment and, where that has none, from the profile in
-// the shared files.
+// readSettings reads the settings from the environment and, where that has none, from the profile
+// in the shared files.
 func readSettings(profile string) (awsSettings, error) {
 	s := awsSettings{
 		endpoint: cmp.Or(os.Getenv("AWS_ENDPOINT_URL_S3"), os.Getenv("AWS_ENDPOINT_URL")),

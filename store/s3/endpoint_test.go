@@ -146,7 +146,8 @@ func TestRenewalFails(t *testing.T) {
 	}
 }
 
-// TestRenewalFailsOnTheMachine: keys that cannot be renewed are kept, even if their source is optional.
+// TestRenewalFailsOnTheMachine: keys that cannot be renewed are kept, even if their source is
+// optional.
 func TestRenewalFailsOnTheMachine(t *testing.T) {
 	k := newKeys("", false)
 	k.sources = append(k.sources[:0], source{name: "the machine", provider: &expiring{ends: time.Now().Add(time.Hour)}})

@@ -77,8 +77,8 @@ func silent(_ http.ResponseWriter, r *http.Request) {
 const bomb = `<!DOCTYPE e [<!ENTITY a "lol"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;"><!ENTITY c "&b;&b;&b;&b;&b;&b;&b;&b;">]>
 <Error><Code>NoSuchKey</Code><Message>&c;&c;&c;</Message></Error>`
 
-// TestFaults: each case is an answer and Read's error for it. A nil error in a case stands for an error
-// that matches none of those that callers decide by.
+// TestFaults: each case is an answer and Read's error for it. A nil error in a case stands for an
+// error that matches none of those that callers decide by.
 func TestFaults(t *testing.T) {
 	tests := map[string]struct {
 		handler http.HandlerFunc
@@ -211,7 +211,8 @@ func TestRetryAfter(t *testing.T) {
 	}
 }
 
-// TestThrottled: the error reports whether the server is overloaded, which a store's link needs to know.
+// TestThrottled: the error reports whether the server is overloaded, which a store's link needs to
+// know.
 func TestThrottled(t *testing.T) {
 	for _, test := range []struct {
 		status int
@@ -327,8 +328,8 @@ func TestServerThatNeverReads(t *testing.T) {
 	}
 }
 
-// TestDataIsTheCallersAgain: nothing reads the data after Write returns, even if the server answers before
-// it has received all of it. The race detector reports a later read.
+// TestDataIsTheCallersAgain: nothing reads the data after Write returns, even if the server answers
+// before it has received all of it. The race detector reports a later read.
 func TestDataIsTheCallersAgain(t *testing.T) {
 	b := scripted(t, patient, func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Connection", "close")
@@ -344,7 +345,8 @@ func TestDataIsTheCallersAgain(t *testing.T) {
 	}
 }
 
-// TestCreateFaults: a name counts as taken when the server reports that, but not during concurrent writes.
+// TestCreateFaults: a name counts as taken when the server reports that, but not during concurrent
+// writes.
 func TestCreateFaults(t *testing.T) {
 	for name, test := range map[string]struct {
 		answers []http.HandlerFunc // to the PUTs; the last one stays
@@ -379,8 +381,8 @@ func TestCreateFaults(t *testing.T) {
 	}
 }
 
-// TestCreateAsksFirst: Create writes nothing if the check before it fails, since the server may ignore
-// If-None-Match.
+// TestCreateAsksFirst: Create writes nothing if the check before it fails, since the server may
+// ignore If-None-Match.
 func TestCreateAsksFirst(t *testing.T) {
 	for code, want := range map[int]error{500: store.ErrUnavailable, 503: store.ErrUnavailable, 400: nil} {
 		b := scripted(t, patient, func(w http.ResponseWriter, r *http.Request) {
@@ -465,8 +467,8 @@ func TestRedirects(t *testing.T) {
 	}
 }
 
-// TestRegion: a request is signed for the region that the server names, and sent to the same server,
-// unless the location sets a region.
+// TestRegion: a request is signed for the region that the server names, and sent to the same
+// server, unless the location sets a region.
 func TestRegion(t *testing.T) {
 	t.Setenv("AWS_ACCESS_KEY_ID", "id")
 	t.Setenv("AWS_SECRET_ACCESS_KEY", "hush")
@@ -640,8 +642,8 @@ func TestErrorsKeepSecrets(t *testing.T) {
 	}
 }
 
-// TestUnreliableServer: with RetryBucket, every object is written and read although the server fails most
-// requests, each in a different way.
+// TestUnreliableServer: with RetryBucket, every object is written and read although the server
+// fails most requests, each in a different way.
 func TestUnreliableServer(t *testing.T) {
 	var asked atomic.Int64
 	var object []byte

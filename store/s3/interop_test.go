@@ -18,7 +18,8 @@ import (
 	"cairn/testimages"
 )
 
-// TestDesync: desync reads the store that cairn makes in S3, and cairn reads desync's. Both are equal.
+// TestDesync: desync reads the store that cairn makes in S3, and cairn reads desync's. Both are
+// equal.
 func TestDesync(t *testing.T) {
 	desync := need.Tool(t, "desync")
 	server := storetest.S3(t, storetest.S3Options{})

@@ -63,8 +63,8 @@ func guarded(t *testing.T, refusal http.HandlerFunc, query string) (*guard, *s3.
 	return g, openBucket(t, "s3+"+server.URL+"/bucket"+query, patient)
 }
 
-// TestNewKeysInTheFile: new keys in the file are used after the old ones are refused with any error code,
-// or with none. Each call is repeated at most once.
+// TestNewKeysInTheFile: new keys in the file are used after the old ones are refused with any error
+// code, or with none. Each call is repeated at most once.
 func TestNewKeysInTheFile(t *testing.T) {
 	for name, refusal := range map[string]http.HandlerFunc{
 		"expired": refuses(400, "ExpiredToken"),
@@ -146,7 +146,8 @@ func TestWhereKeysAreFound(t *testing.T) {
 	read("?profile=default", "id-default", "")
 }
 
-// TestNamedProfileWithoutKeys: a named profile without keys is an error, and no anonymous request is sent.
+// TestNamedProfileWithoutKeys: a named profile without keys is an error, and no anonymous request
+// is sent.
 func TestNamedProfileWithoutKeys(t *testing.T) {
 	g, b := guarded(t, refuses(403, "AccessDenied"), "?profile=absent")
 	g.accept("", "")

@@ -82,8 +82,8 @@ func (b *Bucket) currentSigning(ctx context.Context) (p signing, err error) {
 	return p, err
 }
 
-// adoptRegion stores the region that the server names for the bucket, and reports whether it differs
-// from used.
+// adoptRegion stores the region that the server names for the bucket, and reports whether it
+// differs from used.
 func (b *Bucket) adoptRegion(no *refusal, used string) bool {
 	if b.endpoint.regionFixed || no.region == "" || no.region == used {
 		return false

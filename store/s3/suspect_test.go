@@ -14,8 +14,8 @@ import (
 	"cairn/store/storetest"
 )
 
-// TestLabelsDoNotCount: an object is read whatever its Content-Type and Content-Encoding are, since its
-// writer chooses them.
+// TestLabelsDoNotCount: an object is read whatever its Content-Type and Content-Encoding are, since
+// its writer chooses them.
 func TestLabelsDoNotCount(t *testing.T) {
 	page := append([]byte("<html>"), storetest.Bytes(1, 5000)...)
 	d, dst := blob.SHA256.Sum(page), make([]byte, len(page))

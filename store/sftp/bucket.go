@@ -115,8 +115,8 @@ type call struct {
 // runLater registers do to run after the caller has the outcome.
 func (k *call) runLater(do func()) { k.later = append(k.later, do) }
 
-// runOnObject calls do for an object on some connection, and returns when do returns or ctx ends. do may
-// outlive run, so it must not use the caller's memory.
+// runOnObject calls do for an object on some connection, and returns when do returns or ctx ends.
+// do may outlive runOnObject, so it must not use the caller's memory.
 func runOnObject[T any](ctx context.Context, b *Bucket, what, name string, do func(*call, string) (T, error)) (T, error) {
 	var none T
 	if err := store.CheckName(name); err != nil {
@@ -137,8 +137,8 @@ func (b *Bucket) describeError(ctx context.Context, what, name string, err error
 	return fmt.Errorf("%s %s: %w", what, b.objectURL(name), err)
 }
 
-// runCall is run for a call without an object. A call counts toward the limit until it has ended,
-// even if its caller has returned.
+// runCall is runOnObject for a call without an object. A call counts toward the limit until it has
+// ended, even if its caller has returned.
 func runCall[T any](ctx context.Context, b *Bucket, do func(*call) (T, error)) (value T, err error) {
 	if err := ctx.Err(); err != nil {
 		return value, err

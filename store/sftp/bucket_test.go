@@ -119,8 +119,8 @@ func TestBucket(t *testing.T) {
 	})
 }
 
-// TestBareServer: without OpenSSH's extensions every operation works too, but a write that replaces an
-// object leaves a moment without one.
+// TestBareServer: without OpenSSH's extensions every operation works too, but a write that replaces
+// an object leaves a moment without one.
 func TestBareServer(t *testing.T) {
 	if testing.Short() {
 		t.Skip("it takes many connections")
@@ -159,8 +159,8 @@ func TestBareServer(t *testing.T) {
 	wantFiles(t, dir, "dir", "dir/x", "new")
 }
 
-// TestRequests: a write is flushed before it gets its name, and the name is flushed before the write
-// returns. A small read costs two round trips. Concurrent requests are sorted in the log.
+// TestRequests: a write is flushed before it gets its name, and the name is flushed before the
+// write returns. A small read costs two round trips. Concurrent requests are sorted in the log.
 func TestRequests(t *testing.T) {
 	const openssh = "fsync@openssh.com posix-rename@openssh.com hardlink@openssh.com"
 	for name, test := range map[string]struct {
@@ -207,8 +207,8 @@ func TestRequests(t *testing.T) {
 	}
 }
 
-// TestCreateSparesWhatIsThere: Create leaves an existing object as it is, with and without hard links,
-// and leaves no temporary file.
+// TestCreateSparesWhatIsThere: Create leaves an existing object as it is, with and without hard
+// links, and leaves no temporary file.
 func TestCreateSparesWhatIsThere(t *testing.T) {
 	for _, only := range []string{"", "hardlink@openssh.com"} {
 		dir := t.TempDir()
@@ -284,7 +284,8 @@ func TestNothingIsLeft(t *testing.T) {
 	wantFiles(t, dir, "taken", "taken/by a directory")
 }
 
-// TestNothingIsLeftByClose: when Close returns, the server has removed the files of cancelled Writes.
+// TestNothingIsLeftByClose: when Close returns, the server has removed the files of cancelled
+// Writes.
 func TestNothingIsLeftByClose(t *testing.T) {
 	sshd := storetest.NewSSHD(t, "internal-sftp")
 	dir := t.TempDir()
@@ -310,7 +311,8 @@ func TestNothingIsLeftByClose(t *testing.T) {
 	}
 }
 
-// TestListed: List yields only complete objects: regular files with valid names that are not temporary.
+// TestListed: List yields only complete objects: regular files with valid names that are not
+// temporary.
 func TestListed(t *testing.T) {
 	sshd := storetest.NewSSHD(t, "internal-sftp")
 	dir := publicDir(t)
@@ -600,7 +602,8 @@ func TestUnusedConnection(t *testing.T) {
 	time.Sleep(600 * time.Millisecond)
 }
 
-// TestFewConnections: one connection suffices for calls in a row, and where the server allows only one.
+// TestFewConnections: one connection suffices for calls in a row, and where the server allows only
+// one.
 func TestFewConnections(t *testing.T) {
 	sshd := storetest.NewSSHD(t, "internal-sftp")
 	dir := t.TempDir()
@@ -621,7 +624,8 @@ func TestFewConnections(t *testing.T) {
 	wg.Wait()
 }
 
-// TestCloseEnds: Close ends all processes, also with a server that does not answer. Later calls fail.
+// TestCloseEnds: Close ends all processes, also with a server that does not answer. Later calls
+// fail.
 func TestCloseEnds(t *testing.T) {
 	for _, silent := range []bool{false, true} {
 		sshd := storetest.NewSSHD(t, "internal-sftp")

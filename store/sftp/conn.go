@@ -116,8 +116,9 @@ func (r requestWriter) Write(p []byte) (int, error) {
 // Close implements io.Closer.
 func (r requestWriter) Close() error { return r.ssh.in.Close() }
 
-// answerReader passes ssh's output to the client. It refuses two things that the client would accept:
-// empty data packets, which the client requests again endlessly, and an unlimited amount of names.
+// answerReader passes ssh's output to the client. It refuses two things that the client would
+// accept: empty data packets, which the client requests again endlessly, and an unlimited amount of
+// names.
 type answerReader struct {
 	*conn
 	in     *bufio.Reader
@@ -148,7 +149,8 @@ func (a *answerReader) closeRequests(reason error) {
 	a.ssh.in.Close()
 }
 
-// readHeader checks the head of the next packet: length, type, number, and a count of bytes or names.
+// readHeader checks the head of the next packet: length, type, number, and a count of bytes or
+// names.
 func (a *answerReader) readHeader() error {
 	head, err := a.in.Peek(9)
 	if err != nil && len(head) < 4 {

@@ -14,8 +14,8 @@ import (
 	"cairn/store"
 )
 
-// respond returns a server's answer to a request: a packet's type and all bytes after its number. If it
-// is nil, the server does not answer.
+// respond returns a server's answer to a request: a packet's type and all bytes after its number.
+// If it is nil, the server does not answer.
 type respond func(kind byte) []byte
 
 const (
@@ -210,8 +210,8 @@ func TestEndlessDirectory(t *testing.T) {
 	}
 }
 
-// TestNamesAreCounted: names count only while they are in memory, so many listings together may have
-// more of them than one listing may have.
+// TestNamesAreCounted: names count only while they are in memory, so many listings together may
+// have more of them than one listing may have.
 func TestNamesAreCounted(t *testing.T) {
 	long := strings.Repeat("x", 200<<10)
 	names := append(append(uint32s(packetName, 1, uint32(len(long))), long...), make([]byte, 8)...)
@@ -255,8 +255,8 @@ func TestDeafServer(t *testing.T) {
 	}
 }
 
-// FuzzAnswer: any answer of a server, with its packets cut anywhere, gives an error or a result. No call
-// panics or hangs.
+// FuzzAnswer: any answer of a server, with its packets cut anywhere, gives an error or a result. No
+// call panics or hangs.
 func FuzzAnswer(f *testing.F) {
 	f.Add([]byte{packetName, 0, 0, 0, 1, 0, 0, 0, 1, 'x', 0, 0, 0, 0, 0, 0, 0, 0}, true, false)
 	f.Add([]byte{packetName, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0}, true, false)

@@ -77,7 +77,8 @@ func TestLocationRefused(t *testing.T) {
 	}
 }
 
-// TestArguments: options end before the host, and ssh_config supplies the missing parts of the location.
+// TestArguments: options end before the host, and ssh_config supplies the missing parts of the
+// location.
 func TestArguments(t *testing.T) {
 	at, err := Parse("sftp://host/p")
 	if err != nil {

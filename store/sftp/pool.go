@@ -42,8 +42,8 @@ func (a *attempt) hasFailed() bool {
 // isUsable reports whether the slot has a connection or is opening one.
 func (l *connSlot) isUsable() bool { return l.attempt != nil && !l.attempt.hasFailed() }
 
-// rank returns the rank of a slot for the next call; the lowest is best. An idle connection is best,
-// then a new one, then the one with the fewest calls. A slot in backoff comes last.
+// rank returns the rank of a slot for the next call; the lowest is best. An idle connection is
+// best, then a new one, then the one with the fewest calls. A slot in backoff comes last.
 func (l *connSlot) rank(now time.Time) int {
 	usable := l.isUsable()
 	switch {
@@ -91,8 +91,8 @@ func (s *connPool) acquire(begin func() *attempt) (*connSlot, *attempt) {
 	return l, l.attempt
 }
 
-// startAttempt opens a connection in the background for all waiting calls. A call that gives up does
-// not cancel it.
+// startAttempt opens a connection in the background for all waiting calls. A call that gives up
+// does not cancel it.
 func (b *Bucket) startAttempt() *attempt {
 	a := &attempt{ready: make(chan struct{}), err: errClosed}
 	if b.lifetime.Err() != nil {

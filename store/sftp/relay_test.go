@@ -13,8 +13,9 @@ import (
 	"cairn/store/sftp"
 )
 
-// Where a test checks the packets, the test binary itself replaces ssh. It starts OpenSSH's sftp-server,
-// logs the requests, and hides the extensions of version 3 that relayOnly does not name.
+// Where a test checks the packets, the test binary itself replaces ssh. It starts OpenSSH's
+// sftp-server, logs the requests, and hides the extensions of version 3 that relayOnly does not
+// name.
 const (
 	relayLog  = "CAIRN_TEST_SFTP_LOG"
 	relayOnly = "CAIRN_TEST_SFTP_ONLY" // the extensions that are not hidden

@@ -99,8 +99,8 @@ func (k *call) removeTemp(temp string) {
 	}
 }
 
-// orphanTemps is the list of temporary files that remained when their connection broke. It is safe for
-// concurrent use.
+// orphanTemps is the list of temporary files that remained when their connection broke. It is safe
+// for concurrent use.
 type orphanTemps struct {
 	mu    sync.Mutex // guards temps
 	temps []string
@@ -282,8 +282,8 @@ func (w *objectWriter) checkFree() error {
 	return err
 }
 
-// flushName flushes the directory after the file got its name. It returns the error of that step, if
-// there was one.
+// flushName flushes the directory after the file got its name. It returns the error of that step,
+// if there was one.
 func (w *objectWriter) flushName(err error) error {
 	if err := w.convertError(err); err != nil || w.dir == nil {
 		return err

@@ -118,8 +118,8 @@ func (f *fallback) askOrder(now time.Time) []*member {
 	return append(order, last...)
 }
 
-// getHedged gets a chunk from m. When the answer is late, it sends a second request to second, which
-// may be m.
+// getHedged gets a chunk from m. When the answer is late, it sends a second request to second,
+// which may be m.
 func (f *fallback) getHedged(ctx context.Context, m, second *member, w store.Want) error {
 	if m.noHedge {
 		return m.get(ctx, w)

@@ -130,8 +130,8 @@ func (r budgeted) checkSize(ctx context.Context, name string, left int64) error 
 	return nil
 }
 
-// reserve reserves want bytes. If fewer are left and no other read is under way that could give some
-// back, it reserves the rest.
+// reserve reserves want bytes. If fewer are left and no other read is under way that could give
+// some back, it reserves the rest.
 func (b *Budget) reserve(ctx context.Context, want int64) (int64, error) {
 	for {
 		got, changed := b.tryReserve(want)

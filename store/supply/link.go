@@ -138,7 +138,8 @@ func (l *Link) lateAfter() time.Duration {
 	return l.latencies.lateAfter()
 }
 
-// isSilent reports whether the store has not answered any request for as long as a late answer takes.
+// isSilent reports whether the store has not answered any request for as long as a late answer
+// takes.
 func (l *Link) isSilent() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()

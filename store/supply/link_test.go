@@ -202,8 +202,8 @@ func TestLinkCancelled(t *testing.T) {
 	})
 }
 
-// TestTypicalLatency: the mean of a few varying answers gets a large allowance, of many a small one, and of
-// equal ones none.
+// TestTypicalLatency: the mean of a few varying answers gets a large allowance, of many a small
+// one, and of equal ones none.
 func TestTypicalLatency(t *testing.T) {
 	after := func(answers int, times ...time.Duration) float64 {
 		p := newModel(512)

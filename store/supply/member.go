@@ -72,8 +72,8 @@ func (m *member) backOff(err error) {
 	m.backoffEnd = now.Add(wait)
 }
 
-// noteOvertaken is called when another store answered first. A store that answers no request at all is
-// unhealthy.
+// noteOvertaken is called when another store answered first. A store that answers no request at all
+// is unhealthy.
 func (m *member) noteOvertaken() {
 	if !m.link.isSilent() {
 		return

@@ -56,8 +56,8 @@ func allIndexes(n int) []int {
 	return list
 }
 
-// getIndexed gets the wants with these indexes. It returns the indexes for which done returned true,
-// in order.
+// getIndexed gets the wants with these indexes. It returns the indexes for which done returned
+// true, in order.
 func getIndexed(ctx context.Context, from store.Getter, wants []store.Want, which []int, done func(i int, err error) bool) []int {
 	some := make([]store.Want, len(which))
 	for n, i := range which {

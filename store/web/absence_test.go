@@ -12,8 +12,8 @@ import (
 	"cairn/store/web"
 )
 
-// TestErrorPageOfSuccess: Stat fails on a server that answers 200 for every chunk, whatever the page's type
-// and with or without its size.
+// TestErrorPageOfSuccess: Stat fails on a server that answers 200 for every chunk, whatever the
+// page's type and with or without its size.
 func TestErrorPageOfSuccess(t *testing.T) {
 	for name, answer := range map[string]http.HandlerFunc{
 		"json":  func(w http.ResponseWriter, _ *http.Request) { w.Write([]byte(`{"code":404}`)) },
@@ -41,7 +41,8 @@ func TestErrorPageOfSuccess(t *testing.T) {
 	}
 }
 
-// TestAbsenceIsAskedOnce: the probe for absence is sent once, and again only if the server is unavailable.
+// TestAbsenceIsAskedOnce: the probe for absence is sent once, and again only if the server is
+// unavailable.
 func TestAbsenceIsAskedOnce(t *testing.T) {
 	has := store.ObjectName(blob.Digest{1}, false)
 	for _, test := range []struct{ status, want int32 }{{http.StatusNotFound, 1}, {http.StatusForbidden, 1}, {http.StatusBadGateway, 3}} {

@@ -71,7 +71,8 @@ func checkStored(answer *http.Response) error {
 	return refusalError(answer)
 }
 
-// checkDirectory returns nil if the directory exists: made now (201) or before (405, RFC 4918 §9.3.1).
+// checkDirectory returns nil if the directory exists: made now (201) or before (405, RFC 4918
+// §9.3.1).
 func checkDirectory(answer *http.Response) error {
 	switch code := answer.StatusCode; code {
 	case http.StatusOK, http.StatusCreated, http.StatusNoContent, http.StatusMethodNotAllowed:

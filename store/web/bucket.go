@@ -119,8 +119,8 @@ func (b *Bucket) Stat(ctx context.Context, name string) (size int64, err error) 
 	return size, err
 }
 
-// requestSize requests the size of an object with HEAD. If the server refuses HEAD, it sends a GET and
-// reads only the header of the answer.
+// requestSize requests the size of an object with HEAD. If the server refuses HEAD, it sends a GET
+// and reads only the header of the answer.
 func (b *Bucket) requestSize(ctx context.Context, name string) (size int64, err error) {
 	readSize := func(in transfer.Incoming) error {
 		size, err = transfer.Size(in.Answer)

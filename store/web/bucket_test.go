@@ -43,8 +43,8 @@ func head(status string, fields ...string) string {
 	return "HTTP/1.1 " + status + "\r\n" + strings.Join(fields, "\r\n") + "\r\n\r\n"
 }
 
-// TestFaults: each case is an answer and Read's error for it. A nil error in a case stands for an error
-// that matches none of those that callers decide by.
+// TestFaults: each case is an answer and Read's error for it. A nil error in a case stands for an
+// error that matches none of those that callers decide by.
 func TestFaults(t *testing.T) {
 	status := func(code int) http.HandlerFunc {
 		return func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(code) }
@@ -271,7 +271,8 @@ func TestConnectionsAreReused(t *testing.T) {
 	}
 }
 
-// TestConnectionsSurviveRefusals: requests for missing, denied and moved objects reuse one connection.
+// TestConnectionsSurviveRefusals: requests for missing, denied and moved objects reuse one
+// connection.
 func TestConnectionsSurviveRefusals(t *testing.T) {
 	var addresses atomic.Value
 	url := serve(t, func(w http.ResponseWriter, r *http.Request) {
@@ -370,8 +371,8 @@ func TestRetryAfter(t *testing.T) {
 	}
 }
 
-// TestUnreliableServer: with Retry and Chunks, every chunk is read and correct although the server fails
-// most requests, each in a different way.
+// TestUnreliableServer: with Retry and Chunks, every chunk is read and correct although the server
+// fails most requests, each in a different way.
 func TestUnreliableServer(t *testing.T) {
 	chunk := storetest.Bytes(1, 10_000)
 	digest := blob.SHA256.Sum(chunk)

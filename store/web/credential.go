@@ -161,8 +161,8 @@ func isLoopback(host string) bool {
 	return strings.EqualFold(host, "localhost") || ip != nil && ip.IsLoopback()
 }
 
-// authHeader returns the fields of all credentials, later ones overriding earlier ones. It ignores read
-// errors and uses the previous content of the file; rereadFiles reports them.
+// authHeader returns the fields of all credentials, later ones overriding earlier ones. It ignores
+// read errors and uses the previous content of the file; rereadFiles reports them.
 func (k keys) authHeader() http.Header {
 	header := http.Header{}
 	for _, c := range k.all {

@@ -120,8 +120,8 @@ func TestScope(t *testing.T) {
 	}
 }
 
-// TestOwnCredentialsCountMore: credentials for a host override those for all hosts in any order, and the
-// URL's override both.
+// TestOwnCredentialsCountMore: credentials for a host override those for all hosts in any order,
+// and the URL's override both.
 func TestOwnCredentialsCountMore(t *testing.T) {
 	var last *http.Request
 	url := serve(t, func(_ http.ResponseWriter, r *http.Request) { last = r })
@@ -140,8 +140,8 @@ func TestOwnCredentialsCountMore(t *testing.T) {
 	}
 }
 
-// TestPlainHTTP: over plain http, credentials are sent to loopback hosts only. 0.0.0.0 does not count as
-// one, although it leads to this machine.
+// TestPlainHTTP: over plain http, credentials are sent to loopback hosts only. 0.0.0.0 does not
+// count as one, although it leads to this machine.
 func TestPlainHTTP(t *testing.T) {
 	var last *http.Request
 	url := serve(t, func(w http.ResponseWriter, r *http.Request) {

@@ -40,8 +40,8 @@ func (f *forms) markPresent(name string) {
 	}
 }
 
-// markLacking records that the server has no chunks of a form, and returns the error for a request of that
-// form. The error is store.ErrNotFound unless the server lacks the other form too.
+// markLacking records that the server has no chunks of a form, and returns the error for a request
+// of that form. The error is store.ErrNotFound unless the server lacks the other form too.
 func (f *forms) markLacking(form int) error {
 	f[form].Store(true)
 	if f[1-form].Load() {

@@ -36,8 +36,8 @@ type useFunc func(in transfer.Incoming) error
 
 func ignoreAnswer(transfer.Incoming) error { return nil }
 
-// requestObject sends a request for an object and calls use with a successful answer. Every error names the
-// object.
+// requestObject sends a request for an object and calls use with a successful answer. Every error
+// names the object.
 func (b *Bucket) requestObject(ctx context.Context, method, name string, body []byte, use useFunc) error {
 	if err := store.CheckName(name); err != nil {
 		return err

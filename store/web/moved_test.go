@@ -45,8 +45,8 @@ func echo(t *testing.T) string {
 	})
 }
 
-// TestStoreThatMoved: after a permanent redirect of a store its first server gets no more requests. After
-// other redirects it gets one for each object.
+// TestStoreThatMoved: after a permanent redirect of a store its first server gets no more requests.
+// After other redirects it gets one for each object.
 func TestStoreThatMoved(t *testing.T) {
 	target := echo(t)
 	for name, test := range map[string]struct {
@@ -83,8 +83,8 @@ func TestStoreThatMoved(t *testing.T) {
 	}
 }
 
-// TestStoreThatMovedAgain: the first server gets a request again when the other one does not answer,
-// refuses, or lacks an object, since only the store that the user named proves absence.
+// TestStoreThatMovedAgain: the first server gets a request again when the other one does not
+// answer, refuses, or lacks an object, since only the store that the user named proves absence.
 func TestStoreThatMovedAgain(t *testing.T) {
 	for name, gone := range map[string]http.HandlerFunc{
 		"cut":    func(w http.ResponseWriter, _ *http.Request) { hijack(w, "") },
@@ -126,8 +126,8 @@ func TestStoreThatMovedAgain(t *testing.T) {
 	}
 }
 
-// TestMovedStoreShowsNothing: requests sent directly to the new location have no credentials of the first
-// server, and writes are not sent there.
+// TestMovedStoreShowsNothing: requests sent directly to the new location have no credentials of the
+// first server, and writes are not sent there.
 func TestMovedStoreShowsNothing(t *testing.T) {
 	a := storetest.NewAuthority(t)
 	last := newOrigin(t, "")

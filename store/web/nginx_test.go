@@ -134,8 +134,8 @@ func TestNginx(t *testing.T) {
 	}
 }
 
-// TestNginxWebDAV: objects are written over http and https. TestNginxGuards writes with each kind of
-// authentication.
+// TestNginxWebDAV: objects are written over http and https. TestNginxGuards writes with each kind
+// of authentication.
 func TestNginxWebDAV(t *testing.T) {
 	for _, name := range []string{"http", "client certificate"} {
 		t.Run(name, func(t *testing.T) {
@@ -151,7 +151,8 @@ func TestNginxWebDAV(t *testing.T) {
 	}
 }
 
-// TestNginxGuards: an authenticated client reads and writes, and every call of another client is denied.
+// TestNginxGuards: an authenticated client reads and writes, and every call of another client is
+// denied.
 func TestNginxGuards(t *testing.T) {
 	for name, door := range doors {
 		at := door(t, t.TempDir(), storetest.WebDAV)
@@ -222,7 +223,8 @@ func TestNginxWriteFails(t *testing.T) {
 	}
 }
 
-// TestTokenRotates: a Bucket uses a new token in the file, even if the file's size and time are the same.
+// TestTokenRotates: a Bucket uses a new token in the file, even if the file's size and time are the
+// same.
 func TestTokenRotates(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "token")
 	writeFile(t, path, "one\n")

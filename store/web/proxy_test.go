@@ -48,8 +48,8 @@ func proxyFor(t *testing.T, address string) string {
 	})
 }
 
-// proxyJob is the variable with TestProxy's arguments to the process that it starts, since net/http reads
-// the environment once.
+// proxyJob is the variable with TestProxy's arguments to the process that it starts, since net/http
+// reads the environment once.
 const proxyJob = "CAIRN_TEST_PROXY_JOB"
 
 // TestProxy: requests go through a proxy of the environment that demands a password.

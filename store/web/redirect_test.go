@@ -224,7 +224,8 @@ func TestRedirectedWriteIsRefused(t *testing.T) {
 	}
 }
 
-// TestLogin: portals that redirect to a login form, or answer with one, are reported as unavailable.
+// TestLogin: portals that redirect to a login form, or answer with one, are reported as
+// unavailable.
 func TestLogin(t *testing.T) {
 	form := serve(t, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/html; charset=utf-8")
@@ -295,8 +296,9 @@ func TestCertificates(t *testing.T) {
 	}
 }
 
-// TestCertificateRequired: servers that abort the handshake instead of answering. In TLS 1.3 the alert may
-// arrive after the request was sent, which can look like a lost connection. TLS 1.2 has no specific alert.
+// TestCertificateRequired: servers that abort the handshake instead of answering. In TLS 1.3 the
+// alert may arrive after the request was sent, which can look like a lost connection. TLS 1.2 has
+// no specific alert.
 func TestCertificateRequired(t *testing.T) {
 	a := storetest.NewAuthority(t)
 	cert, key := a.Server(t, "127.0.0.1")

@@ -21,8 +21,8 @@ import (
 // page is a chunk that looks like a web page to servers.
 var page = append([]byte("<!DOCTYPE html><html><title>a chunk</title>"), storetest.Bytes(1, 5000)...)
 
-// sniffing starts a server that accepts PUT, and guesses types from the first bytes, as Go's file server,
-// Caddy and rclone do.
+// sniffing starts a server that accepts PUT, and guesses types from the first bytes, as Go's file
+// server, Caddy and rclone do.
 func sniffing(t *testing.T) string {
 	dir := t.TempDir()
 	files := http.FileServer(http.Dir(dir))
@@ -39,8 +39,8 @@ func sniffing(t *testing.T) string {
 	})
 }
 
-// TestReadsBackPlainChunks: a chunk that is written without compression can be read, and is not sent twice,
-// whatever type the server guesses.
+// TestReadsBackPlainChunks: a chunk that is written without compression can be read, and is not
+// sent twice, whatever type the server guesses.
 func TestReadsBackPlainChunks(t *testing.T) {
 	b, d := newBucket(t, sniffing(t), web.Options{}), blob.SHA256.Sum(page)
 	w, err := store.NewWriter(b, store.WriterOptions{Compression: store.None})
@@ -135,8 +135,8 @@ func TestWithoutEnd(t *testing.T) {
 	checkChunk(t, "HTTP/1.0", r, d, page)
 }
 
-// TestHeaderExplains: if the bytes are wrong, the error is the one that the header indicates. This is also
-// true of a body that is larger than the chunk.
+// TestHeaderExplains: if the bytes are wrong, the error is the one that the header indicates. This
+// is also true of a body that is larger than the chunk.
 func TestHeaderExplains(t *testing.T) {
 	for _, size := range []int{10, len(page), 1 << 20} {
 		body := append([]byte("<html>"), make([]byte, size)...)
@@ -180,8 +180,8 @@ func TestHeaderExplains(t *testing.T) {
 	}
 }
 
-// TestWrittenToPages: servers answer PUT with a page too. 201 and 204 prove that the object is stored; 200
-// with a page does so only if the object can be read back.
+// TestWrittenToPages: servers answer PUT with a page too. 201 and 204 prove that the object is
+// stored; 200 with a page does so only if the object can be read back.
 func TestWrittenToPages(t *testing.T) {
 	for name, test := range map[string]struct {
 		status int

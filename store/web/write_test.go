@@ -41,7 +41,8 @@ func webdavAt(dir string) http.Handler {
 	return &webdav.Handler{FileSystem: webdav.Dir(dir), LockSystem: webdav.NewMemLS()}
 }
 
-// TestMakesDirectoriesOnce: a single writer requests each missing directory once, and no existing one.
+// TestMakesDirectoriesOnce: a single writer requests each missing directory once, and no existing
+// one.
 func TestMakesDirectoriesOnce(t *testing.T) {
 	var asked []string
 	server := webdavAt(t.TempDir())
@@ -61,8 +62,8 @@ func TestMakesDirectoriesOnce(t *testing.T) {
 	}
 }
 
-// TestWriteFaults: each case is an answer to PUT and Write's error for it. A nil error in a case stands for
-// an error that matches none of those that callers decide by.
+// TestWriteFaults: each case is an answer to PUT and Write's error for it. A nil error in a case
+// stands for an error that matches none of those that callers decide by.
 func TestWriteFaults(t *testing.T) {
 	for name, test := range map[string]struct {
 		status int
@@ -229,8 +230,8 @@ func TestIdleConnectionsAreReplaced(t *testing.T) {
 }
 
 // TestNginxReplacesWhateverIsAsked: nginx ignores If-None-Match, which is why a Bucket is not a
-// store.Creator. If a later nginx honours it, this test fails, and a Creator becomes possible for servers
-// that prove it.
+// store.Creator. If a later nginx honours it, this test fails, and a Creator becomes possible for
+// servers that prove it.
 func TestNginxReplacesWhateverIsAsked(t *testing.T) {
 	url := storetest.Nginx(t, t.TempDir(), storetest.WebDAV) + "/x"
 	for _, want := range []int{http.StatusCreated, http.StatusNoContent} {
