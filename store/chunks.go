@@ -40,7 +40,13 @@ func NewChunksAtOnce(r Reader, algorithm blob.Algorithm, limit int) *Chunks {
 // chunks before it hashes them together, which fills the processor's SIMD lanes.
 func (c *Chunks) Get(ctx context.Context, wants []Want, done func(i int, err error)) {
 	if len(wants) == 1 {
-		done(0, c.withSlot(ctx, func() error { return c.getTwice(ctx, wants[0]) }))
+		done(0, c.withSlot(ctx, func() error {
+			err := c.getOnce(ctx, wants[0])
+			if isCorrupt(err) {
+				err = c.getOnce(ctx, wants[0])
+			}
+			return err
+		}))
 		return
 	}
 	failed := make([]error, len(wants))
@@ -68,15 +74,6 @@ func (c *Chunks) withSlot(ctx context.Context, read func() error) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-}
-
-// getTwice gets a chunk, and gets it a second time if it is corrupt.
-func (c *Chunks) getTwice(ctx context.Context, w Want) error {
-	err := c.getOnce(ctx, w)
-	if isCorrupt(err) {
-		err = c.getOnce(ctx, w)
-	}
-	return err
 }
 
 // sumAll returns the digests of the wants that did not fail.

@@ -58,19 +58,16 @@ func NewWriter(b Bucket, o WriterOptions) (*Writer, error) {
 		}
 		w.encoder = encoder
 	}
-	batch, err := newBatch(b, o.Uploads)
+	if _, own := b.(Batcher); !own && o.Uploads != 0 {
+		w.batch = NewUploads(b, UploadOptions{AtOnce: o.Uploads})
+		return w, nil
+	}
+	batch, err := NewBatch(b)
 	if err != nil {
 		return nil, fmt.Errorf("writing to %v: %w", b, err)
 	}
 	w.batch = batch
 	return w, nil
-}
-
-func newBatch(b Bucket, uploads int) (Batch, error) {
-	if _, own := b.(Batcher); own || uploads == 0 {
-		return NewBatch(b)
-	}
-	return NewUploads(b, UploadOptions{AtOnce: uploads}), nil
 }
 
 // Put implements Putter. The chunk is durable, and certain to be readable, after the next Commit.

@@ -112,7 +112,7 @@ func markUsed(file string) {
 // removed.
 const attempts = 4
 
-var errVanishes = errors.New("it is removed again and again")
+var errVanishes = errors.New("it is being removed repeatedly")
 
 // Write keeps a chunk and replaces one of the same name. It drops the chunk and returns nil if
 // there is no room until an eviction ends. It does not flush the chunk. An error means that the

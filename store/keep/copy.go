@@ -90,16 +90,13 @@ func (c *copier) copyAll(ctx context.Context, from store.Reader) error {
 		if err != nil {
 			return fmt.Errorf("listing %v: %w", from, err)
 		}
-		if err := c.copyChunks(ctx, preferredChunks(s.objects), s.prefix); err != nil {
+		// Of a chunk in both forms, the first is the one that readers prefer.
+		distinct := slices.CompactFunc(s.objects, func(a, b object) bool { return a.digest == b.digest })
+		if err := c.copyChunks(ctx, listedChunks(distinct), s.prefix); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-// preferredChunks returns the chunks of objects, each in the form that readers prefer.
-func preferredChunks(objects []object) chunkList {
-	return listedChunks(slices.CompactFunc(objects, func(a, b object) bool { return a.digest == b.digest }))
 }
 
 // copyChunks copies the chunks of s, whose digests begin with prefix.
@@ -163,7 +160,7 @@ func (w *copyWorker) copyRun(ctx context.Context, chunks []chunk, at int) error 
 	for i, c := range chunks {
 		has, err := w.held.Has(ctx, c.digest)
 		if err != nil {
-			return fmt.Errorf("asking %v for chunk %v: %w", w.to, c.digest, err)
+			return fmt.Errorf("checking %v for chunk %v: %w", w.to, c.digest, err)
 		}
 		if has {
 			w.countChunk(c, func(r *CopyReport) { r.Held++ })

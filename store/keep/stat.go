@@ -69,9 +69,16 @@ func Stat(ctx context.Context, r store.Reader, o StatOptions) (StatReport, error
 		err = s.requestSizes(ctx, r)
 	}
 	if err != nil {
-		return StatReport{}, fmt.Errorf("counting what %v holds: %w", r, err)
+		return StatReport{}, fmt.Errorf("counting the chunks of %v: %w", r, err)
 	}
-	return s.summarize(), ctx.Err()
+	for _, r := range s.table.rows {
+		s.report.DistinctBytes += int64(r.size)
+	}
+	for i, x := range o.Indexes {
+		s.report.ImageBytes += x.Size()
+		s.report.Indexes = append(s.report.Indexes, s.indexStat(x, s.members[i]))
+	}
+	return s.report, ctx.Err()
 }
 
 type stat struct {
@@ -147,17 +154,6 @@ func (s *stat) requestSizes(ctx context.Context, r store.Reader) error {
 		}
 	}
 	return err
-}
-
-func (s *stat) summarize() StatReport {
-	for _, r := range s.table.rows {
-		s.report.DistinctBytes += int64(r.size)
-	}
-	for i, x := range s.options.Indexes {
-		s.report.ImageBytes += x.Size()
-		s.report.Indexes = append(s.report.Indexes, s.indexStat(x, s.members[i]))
-	}
-	return s.report
 }
 
 func (s *stat) indexStat(x *blob.Index, rows []uint32) IndexStat {

@@ -335,21 +335,17 @@ func (w *verifyWorker) repairOrRemove(ctx context.Context, c chunk, kind Kind) (
 	if err != nil {
 		return Left, fmt.Errorf("repairing chunk %v: %w", c.digest, err)
 	}
+	if found && c.form == plain {
+		return Repaired, w.options.Bucket.Write(ctx, c.name(), w.spare.Plain)
+	}
 	if found {
-		return Repaired, w.replaceChunk(ctx, c)
+		_, err = w.writer.PutRaw(ctx, c.digest, &w.spare)
+		return Repaired, err
 	}
 	if w.remover == nil || kind == Missing {
 		return Left, nil
 	}
 	return Removed, w.removeChunk(ctx, c)
-}
-
-func (w *verifyWorker) replaceChunk(ctx context.Context, c chunk) (err error) {
-	if c.form == plain {
-		return w.options.Bucket.Write(ctx, c.name(), w.spare.Plain)
-	}
-	_, err = w.writer.PutRaw(ctx, c.digest, &w.spare)
-	return err
 }
 
 // removeChunk removes a chunk under the names that were read, unless an intact chunk has replaced

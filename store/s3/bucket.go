@@ -253,7 +253,7 @@ func (b *Bucket) putObject(ctx context.Context, name string, data []byte, header
 		if in.Answer.Header.Get("ETag") != "" {
 			return nil
 		}
-		return cmp.Or(transfer.WebPage(in.Answer), errors.New("the answer has no ETag, as those of S3 have: is it stored?"))
+		return cmp.Or(transfer.WebPage(in.Answer), errors.New("the answer has no ETag, unlike S3's: the object may not be stored"))
 	})
 }
 

@@ -356,7 +356,7 @@ func TestDepth(t *testing.T) {
 	for _, last = range open(t, "sftp://store"+dir, sftp.Options{Config: sshd.Config}).List(t.Context(), "") {
 	}
 	if last == nil {
-		t.Error("a listing of a hundred directories in each other ended without an error")
+		t.Error("a listing of a hundred nested directories ended without an error")
 	}
 }
 

@@ -70,7 +70,7 @@ type walk struct {
 // listDir lists the objects below a directory. A missing directory is empty.
 func (w *walk) listDir(dir string, depth int) error {
 	if depth > maxDepth {
-		return fmt.Errorf("more than %d directories in each other", maxDepth)
+		return fmt.Errorf("directories are nested more than %d deep", maxDepth)
 	}
 	entries, err := runCall(w.ctx, w.bucket, func(k *call) ([]entry, error) { return w.readEntries(k, dir) })
 	if errors.Is(err, store.ErrNotFound) {

@@ -35,7 +35,7 @@ func Parse(text string) (Location, error) {
 
 func (l Location) validate(u *url.URL) error {
 	if _, has := u.User.Password(); has {
-		return errors.New("a password in an sftp location would be seen by all: use a key, an agent or ~/.ssh/config")
+		return errors.New("other users could see a password in an sftp location: use a key, an agent or ~/.ssh/config")
 	}
 	if u.Scheme != "sftp" || u.RawQuery != "" || u.Fragment != "" {
 		return fmt.Errorf("%s is not sftp://[user@]host[:port]/path alone", l)

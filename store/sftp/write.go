@@ -71,7 +71,11 @@ func (b *Bucket) Create(ctx context.Context, name string, data []byte) error {
 func (b *Bucket) writeObject(ctx context.Context, name string, data []byte, publish func(*objectWriter) error) error {
 	data = slices.Clone(data) // the caller may return before the client has sent it
 	_, err := runOnObject(ctx, b, "writing", name, func(k *call, final string) (none struct{}, err error) {
-		k.runLater(k.removeOrphans)
+		k.runLater(func() {
+			for _, temp := range k.bucket.orphans.takeAll() {
+				k.removeTemp(temp)
+			}
+		})
 		w := &objectWriter{call: k, final: final, temp: path.Join(path.Dir(final), tempName())}
 		if err = w.writeTemp(data); err == nil {
 			err = publish(w)
@@ -82,13 +86,6 @@ func (b *Bucket) writeObject(ctx context.Context, name string, data []byte, publ
 		return none, err
 	})
 	return err
-}
-
-// removeOrphans removes the temporary files that broken connections left.
-func (k *call) removeOrphans() {
-	for _, temp := range k.bucket.orphans.takeAll() {
-		k.removeTemp(temp)
-	}
 }
 
 // removeTemp removes a temporary file, or adds it to the orphans if the connection is broken.

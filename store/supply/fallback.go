@@ -83,7 +83,7 @@ func (f *fallback) getOne(ctx context.Context, w store.Want, asked []*member, tr
 	case tried.absent != nil:
 		return tried.absent
 	}
-	return fmt.Errorf("chunk %v: no store to ask: %w", w.Digest, store.ErrNotFound)
+	return fmt.Errorf("chunk %v: no store is left to request it from: %w", w.Digest, store.ErrNotFound)
 }
 
 // memberErrors holds the errors of the members that did not supply a chunk.

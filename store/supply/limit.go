@@ -123,7 +123,7 @@ func (r budgeted) checkSize(ctx context.Context, name string, left int64) error 
 	case errors.Is(err, store.ErrNoSize):
 		return fmt.Errorf("reading %s/%s of unknown size, where %d are left: %w", r.Reader, name, left, ErrBudget)
 	case err != nil && !store.IsSuspect(err):
-		return fmt.Errorf("asking for a size, as %d bytes are left of the download budget: %w", left, err)
+		return fmt.Errorf("requesting its size, since %d bytes of the download budget are left: %w", left, err)
 	case size > left:
 		return fmt.Errorf("reading %s/%s of %d bytes, where %d are left: %w", r.Reader, name, size, left, ErrBudget)
 	}

@@ -95,7 +95,7 @@ func Headers(text string) (http.Header, error) {
 			return nil, fmt.Errorf("line %d is not NAME: VALUE", n)
 		}
 		if slices.Contains(reserved, name) {
-			return nil, fmt.Errorf("line %d: %s is not to be set", n, name)
+			return nil, fmt.Errorf("line %d: %s may not be set", n, name)
 		}
 		header[name] = append(header[name], value)
 	}
@@ -134,7 +134,7 @@ func keysFor(base *url.URL, all []*Credential) (k keys, err error) {
 		switch {
 		case c.host != "" && !c.appliesTo(base):
 		case open && c.host != "":
-			return keys{}, fmt.Errorf("credentials for %s are not sent over plain http: everybody on the way could use them", c.host)
+			return keys{}, fmt.Errorf("credentials for %s are not sent over plain http, where others could read them", c.host)
 		case open:
 			k.withheld = true
 		default:
@@ -187,5 +187,3 @@ func (k keys) rereadFiles() (http.Header, error) {
 	}
 	return k.authHeader(), nil
 }
-
-func equalHeaders(a, b http.Header) bool { return maps.EqualFunc(a, b, slices.Equal[[]string]) }

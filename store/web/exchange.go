@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -61,7 +63,12 @@ func addURL(ctx context.Context, u *url.URL, err error) error {
 func (b *Bucket) doMessage(ctx context.Context, m message, use useFunc) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	answer, err := b.sendToStore(ctx, m, cancel)
+	var err error
+	answer := b.tryMoved(ctx, m, cancel)
+	if answer == nil {
+		c := redirectChain{start: m.url, sameOrigin: true, permanent: m.isRead()}
+		answer, err = b.followRedirects(ctx, m, c, cancel)
+	}
 	if err != nil {
 		return err
 	}
@@ -76,15 +83,6 @@ func (b *Bucket) doMessage(ctx context.Context, m message, use useFunc) error {
 		b.moved.Store(nil)
 	}
 	return b.addOrigin(m.url, answer.Request.URL, err)
-}
-
-// sendToStore sends a message to the store's new location if that is known, else to the base, and
-// follows redirects.
-func (b *Bucket) sendToStore(ctx context.Context, m message, abort func(error)) (*http.Response, error) {
-	if answer := b.tryMoved(ctx, m, abort); answer != nil {
-		return answer, nil
-	}
-	return b.followRedirects(ctx, m, redirectChain{start: m.url, sameOrigin: true, permanent: m.isRead()}, abort)
 }
 
 // followRedirects sends a message and follows redirects from the state of a chain. Only the origin
@@ -181,7 +179,7 @@ func (b *Bucket) sendMessage(ctx context.Context, m message, sameOrigin bool, ab
 		return answer, err
 	}
 	fresh, err := b.keys.rereadFiles()
-	if err == nil && equalHeaders(auth, fresh) {
+	if err == nil && maps.EqualFunc(auth, fresh, slices.Equal[[]string]) {
 		return answer, nil
 	}
 	b.discardAnswer(answer)
@@ -202,9 +200,13 @@ func (b *Bucket) roundTrip(ctx context.Context, by http.RoundTripper, m message,
 	for name, values := range auth {
 		request.Header[name] = values
 	}
-	stop := b.attachBody(request, m.body, abort)
+	if m.method == http.MethodPut {
+		request.Header.Set("Content-Type", "application/octet-stream")
+		request.Header["Idempotency-Key"] = nil // not sent; allows a repeat if an idle connection broke
+	}
+	stop := transfer.Send(request, m.body, b.patience, abort)
 	answer, err := by.RoundTrip(request)
-	stop()
+	stop() // the transport does not read the body afterwards
 	switch {
 	case err == nil:
 		return answer, nil
@@ -212,15 +214,6 @@ func (b *Bucket) roundTrip(ctx context.Context, by http.RoundTripper, m message,
 		err = transfer.ErrStalled
 	}
 	return nil, transportError(err)
-}
-
-// attachBody sets the body of a request. The transport does not read body after stop returns.
-func (b *Bucket) attachBody(request *http.Request, body []byte, abort func(error)) (stop func()) {
-	if request.Method == http.MethodPut {
-		request.Header.Set("Content-Type", "application/octet-stream")
-		request.Header["Idempotency-Key"] = nil // not sent; allows a repeat if an idle connection broke
-	}
-	return transfer.Send(request, body, b.patience, abort)
 }
 
 // readPage reads the beginning of the body of a refusal or a redirect. Most of these bodies end

@@ -96,7 +96,7 @@ func (b *Bucket) explainRefusal(m message, answer *http.Response, err error) err
 	}
 	for phrase, known := range map[string]error{
 		"No required SSL certificate was sent":         ErrNoCertificate, // nginx
-		"The SSL certificate error":                    fmt.Errorf("%w: it does not believe the one it got", ErrNoCertificate),
+		"The SSL certificate error":                    fmt.Errorf("%w: it rejects the given one", ErrNoCertificate),
 		"plain HTTP request was sent to HTTPS port":    fmt.Errorf("%w: it speaks https", ErrScheme),
 		"Client sent an HTTP request to an HTTPS":      fmt.Errorf("%w: it speaks https", ErrScheme), // Go
 		"speaking plain HTTP to an SSL-enabled server": fmt.Errorf("%w: it speaks https", ErrScheme), // Apache

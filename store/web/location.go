@@ -55,7 +55,7 @@ func (l Location) Split() (dir Location, name string, err error) {
 func (l Location) Join(name string) Location {
 	u := *l.url()
 	u.Path = strings.TrimSuffix(l.url().Path, "/") + "/" + name
-	u.RawPath = strings.TrimSuffix(l.url().EscapedPath(), "/") + "/" + (&url.URL{Path: name}).EscapedPath()
+	u.RawPath = strings.TrimSuffix(l.url().EscapedPath(), "/") + "/" + escapePath(name)
 	return newLocation(&u)
 }
 
