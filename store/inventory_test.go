@@ -98,8 +98,8 @@ func (b badLister) List(ctx context.Context, prefix string) iter.Seq2[store.Obje
 	}
 }
 
-// TestInventoryAsks: a chunk that no listing answers is requested once.
-func TestInventoryAsks(t *testing.T) {
+// TestInventoryQueriesStore: a chunk that no listing answers is requested once.
+func TestInventoryQueriesStore(t *testing.T) {
 	for name, listed := range map[string]func(*storetest.Remote) store.Reader{
 		"cannot list":   func(r *storetest.Remote) store.Reader { return unlisted{r} },
 		"denied":        func(r *storetest.Remote) store.Reader { return badLister{r, 0, store.ErrDenied} },
@@ -148,9 +148,9 @@ func listedDigest(digit string, i int) blob.Digest {
 	return d
 }
 
-// TestInventoryIsLeft: the listing ends at its limit; its names count, and the other chunks are
+// TestInventoryLimit: the listing ends at its limit; its names count, and the other chunks are
 // requested.
-func TestInventoryIsLeft(t *testing.T) {
+func TestInventoryLimit(t *testing.T) {
 	r := &storetest.Remote{Full: new(mem.Bucket)}
 	v := store.TakeInventory(t.Context(), endless{r}, store.InventoryOptions{Chunks: 10})
 	defer v.Close()

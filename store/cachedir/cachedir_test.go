@@ -313,7 +313,7 @@ func TestOldestGoFirst(t *testing.T) {
 	}
 }
 
-func TestTouch(t *testing.T) {
+func TestMarkUsed(t *testing.T) {
 	path := t.TempDir()
 	d := open(t, path, 0)
 	s := newSample(1, 1000)
@@ -530,9 +530,9 @@ func TestLinksInside(t *testing.T) {
 	}
 }
 
-// TestStoreIsNoCache: a directory of chunks that was not made as a cache is read, and never evicted
-// from.
-func TestStoreIsNoCache(t *testing.T) {
+// TestStoreIsNotACache: a directory of chunks that was not made as a cache is read, and never
+// evicted from.
+func TestStoreIsNotACache(t *testing.T) {
 	path := t.TempDir()
 	s, other := newSample(1, 50*kib), newSample(2, 50*kib)
 	err := errors.Join(os.Mkdir(filepath.Join(path, filepath.Dir(s.name())), 0o755),

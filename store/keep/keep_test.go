@@ -265,9 +265,9 @@ func (l brokenLister) List(ctx context.Context, prefix string) iter.Seq2[store.O
 	}
 }
 
-// TestVerifyGoesOn: a resumed verify does not read the chunks up to the last mark again, but counts
-// them.
-func TestVerifyGoesOn(t *testing.T) {
+// TestVerifyResumes: a resumed verify does not read the chunks up to the last mark again, but
+// counts them.
+func TestVerifyResumes(t *testing.T) {
 	const chunks = 5000 // more than one listing takes: sixteen shards, with a mark each
 	b := filled(t, 0, chunks)
 	damage(t, b)
@@ -457,8 +457,8 @@ func checkCopy(t *testing.T, from, to *mem.Bucket) {
 	}
 }
 
-// TestCopyAgain: a second copy completes an interrupted one, and reads only the rest.
-func TestCopyAgain(t *testing.T) {
+// TestCopyResumes: a second copy completes an interrupted one, and reads only the rest.
+func TestCopyResumes(t *testing.T) {
 	const chunks, first = 5000, 3000
 	from, to, full := filled(t, 0, chunks), new(mem.Bucket), errors.New("no space left")
 	o := keep.CopyOptions{Workers: 2}

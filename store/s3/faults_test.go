@@ -328,9 +328,9 @@ func TestServerThatNeverReads(t *testing.T) {
 	}
 }
 
-// TestDataIsTheCallersAgain: nothing reads the data after Write returns, even if the server answers
+// TestWriteKeepsNoData: nothing reads the data after Write returns, even if the server answers
 // before it has received all of it. The race detector reports a later read.
-func TestDataIsTheCallersAgain(t *testing.T) {
+func TestWriteKeepsNoData(t *testing.T) {
 	b := scripted(t, patient, func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Connection", "close")
 		refuses(403, "AccessDenied")(w, r)
@@ -381,9 +381,9 @@ func TestCreateFaults(t *testing.T) {
 	}
 }
 
-// TestCreateAsksFirst: Create writes nothing if the check before it fails, since the server may
+// TestCreateChecksFirst: Create writes nothing if the check before it fails, since the server may
 // ignore If-None-Match.
-func TestCreateAsksFirst(t *testing.T) {
+func TestCreateChecksFirst(t *testing.T) {
 	for code, want := range map[int]error{500: store.ErrUnavailable, 503: store.ErrUnavailable, 400: nil} {
 		b := scripted(t, patient, func(w http.ResponseWriter, r *http.Request) {
 			if r.Method == "HEAD" {

@@ -161,8 +161,8 @@ func TestNamedProfileWithoutKeys(t *testing.T) {
 	}
 }
 
-// TestAnonymousIsTold: the error of a denied request without keys says that none were found.
-func TestAnonymousIsTold(t *testing.T) {
+// TestDeniedWithoutKeys: the error of a denied request without keys says that none were found.
+func TestDeniedWithoutKeys(t *testing.T) {
 	g, b := guarded(t, refuses(403, "AccessDenied"), "")
 	g.accept("somebody", "")
 	_, err := b.Read(t.Context(), "x", nil, 10)

@@ -207,9 +207,9 @@ func TestRequests(t *testing.T) {
 	}
 }
 
-// TestCreateSparesWhatIsThere: Create leaves an existing object as it is, with and without hard
+// TestCreateKeepsExisting: Create leaves an existing object as it is, with and without hard
 // links, and leaves no temporary file.
-func TestCreateSparesWhatIsThere(t *testing.T) {
+func TestCreateKeepsExisting(t *testing.T) {
 	for _, only := range []string{"", "hardlink@openssh.com"} {
 		dir := t.TempDir()
 		o, _ := throughRelay(t, only)
@@ -436,7 +436,7 @@ func TestNoServer(t *testing.T) {
 	wantUnavailable(t, "Write", b.Write(t.Context(), "x", nil), "Connection refused")
 }
 
-func TestNotLetIn(t *testing.T) {
+func TestLoginRefused(t *testing.T) {
 	for name, test := range map[string]struct {
 		subsystem, host, hint string
 		denied                bool

@@ -138,9 +138,9 @@ func TestFailoverFromSilence(t *testing.T) {
 	})
 }
 
-// TestFailoverAsksTheUnwellLast: only all stores together prove absence, including recently failed
+// TestFailoverAsksUnhealthyLast: only all stores together prove absence, including recently failed
 // ones.
-func TestFailoverAsksTheUnwellLast(t *testing.T) {
+func TestFailoverAsksUnhealthyLast(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, other := newSample(1, 1000), newSample(2, 1000)
 		a, b := newOrigin(t, s), newOrigin(t, other)
@@ -193,8 +193,8 @@ func TestAbsentFromTheSecondOnly(t *testing.T) {
 	}
 }
 
-// TestSecondRequest: a lost answer costs little while others arrive.
-func TestSecondRequest(t *testing.T) {
+// TestHedgedRequest: a lost answer costs little while others arrive.
+func TestHedgedRequest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSample(1, 1000)
 		a := newOrigin(t, s)
@@ -213,8 +213,8 @@ func TestSecondRequest(t *testing.T) {
 	})
 }
 
-// TestSecondRequestsAreFew: a store that becomes slow does not get twice the requests.
-func TestSecondRequestsAreFew(t *testing.T) {
+// TestHedgesAreFew: a store that becomes slow does not get twice the requests.
+func TestHedgesAreFew(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSample(1, 1000)
 		a := newOrigin(t, s)
@@ -234,8 +234,8 @@ func TestSecondRequestsAreFew(t *testing.T) {
 	})
 }
 
-// TestSecondRequestLeavesNothing: nothing writes to the caller's memory after Get returns.
-func TestSecondRequestLeavesNothing(t *testing.T) {
+// TestHedgeLeavesNothing: nothing writes to the caller's memory after Get returns.
+func TestHedgeLeavesNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSample(1, 1000)
 		var n atomic.Int64

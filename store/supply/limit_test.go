@@ -115,8 +115,8 @@ func TestBudgetGivesBack(t *testing.T) {
 	}
 }
 
-// TestBudgetAsksFirst: an object beyond the budget is not requested.
-func TestBudgetAsksFirst(t *testing.T) {
+// TestBudgetChecksSizeFirst: an object beyond the budget is not requested.
+func TestBudgetChecksSizeFirst(t *testing.T) {
 	far := &countedReads{Bucket: objects(t, 2, 60)}
 	r := NewBudget(100).Limit(far)
 	for i, want := range []error{nil, ErrBudget} {
@@ -139,8 +139,8 @@ func (c *countedReads) Read(ctx context.Context, name string, dst []byte, limit 
 	return c.Bucket.Read(ctx, name, dst, limit)
 }
 
-// TestBudgetCountsWhatCameInVain: the bytes of an interrupted answer count.
-func TestBudgetCountsWhatCameInVain(t *testing.T) {
+// TestBudgetCountsFailedReads: the bytes of an interrupted answer count.
+func TestBudgetCountsFailedReads(t *testing.T) {
 	b := new(mem.Bucket)
 	mustWrite(t, b, "x", make([]byte, 600))
 	broken := storetest.Faulty(b, storetest.First(1), storetest.Fails(&store.UnavailableError{Err: errors.New("cut"), Received: 500}))
@@ -154,8 +154,8 @@ func TestBudgetCountsWhatCameInVain(t *testing.T) {
 	}
 }
 
-// TestOnce: a source for single requests gets one request, however late the answer is.
-func TestOnce(t *testing.T) {
+// TestNoHedge: a store without hedging gets one request, however late the answer is.
+func TestNoHedge(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSample(1, 1000)
 		a := newOrigin(t, s)

@@ -41,9 +41,9 @@ func TestErrorPageOfSuccess(t *testing.T) {
 	}
 }
 
-// TestAbsenceIsAskedOnce: the probe for absence is sent once, and again only if the server is
+// TestAbsenceIsProbedOnce: the probe for absence is sent once, and again only if the server is
 // unavailable.
-func TestAbsenceIsAskedOnce(t *testing.T) {
+func TestAbsenceIsProbedOnce(t *testing.T) {
 	has := store.ObjectName(blob.Digest{1}, false)
 	for _, test := range []struct{ status, want int32 }{{http.StatusNotFound, 1}, {http.StatusForbidden, 1}, {http.StatusBadGateway, 3}} {
 		var others atomic.Int32

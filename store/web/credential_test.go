@@ -120,9 +120,9 @@ func TestScope(t *testing.T) {
 	}
 }
 
-// TestOwnCredentialsCountMore: credentials for a host override those for all hosts in any order,
+// TestHostCredentialsOverride: credentials for a host override those for all hosts in any order,
 // and the URL's override both.
-func TestOwnCredentialsCountMore(t *testing.T) {
+func TestHostCredentialsOverride(t *testing.T) {
 	var last *http.Request
 	url := serve(t, func(_ http.ResponseWriter, r *http.Request) { last = r })
 	own, err := web.FromText(web.Bearer, strings.TrimPrefix(url, "http://"), "own")

@@ -229,10 +229,10 @@ func TestIdleConnectionsAreReplaced(t *testing.T) {
 	}
 }
 
-// TestNginxReplacesWhateverIsAsked: nginx ignores If-None-Match, which is why a Bucket is not a
+// TestNginxIgnoresIfNoneMatch: nginx ignores If-None-Match, which is why a Bucket is not a
 // store.Creator. If a later nginx honours it, this test fails, and a Creator becomes possible for
 // servers that prove it.
-func TestNginxReplacesWhateverIsAsked(t *testing.T) {
+func TestNginxIgnoresIfNoneMatch(t *testing.T) {
 	url := storetest.Nginx(t, t.TempDir(), storetest.WebDAV) + "/x"
 	for _, want := range []int{http.StatusCreated, http.StatusNoContent} {
 		request, err := http.NewRequestWithContext(t.Context(), http.MethodPut, url, strings.NewReader("data"))
