@@ -16,7 +16,7 @@ import (
 	"cairn/store"
 )
 
-// Put stores an object in the store behind a reader, without the reader.
+// Put stores an object directly in the store that a reader reads.
 type Put func(name string, data []byte)
 
 // Test checks the contract of store.Reader. Each call of open returns an empty store and a function
