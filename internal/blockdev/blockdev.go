@@ -1,6 +1,6 @@
-// Package blockdev sees files and block devices as bytes at offsets: seeds are read, targets are claimed,
-// written, zeroed and flushed. It refuses targets that something else uses. It knows nothing of images,
-// chunks, partition tables or file systems.
+// Package blockdev reads and writes files and block devices as bytes at offsets: seeds are read; targets are
+// claimed, written, zeroed and flushed. It refuses targets that are in use. It knows nothing of images, chunks,
+// partition tables or file systems.
 package blockdev
 
 import (
@@ -11,12 +11,12 @@ import (
 	"os"
 )
 
-// Section is a run of bytes of a file or device, for instance a partition inside a disk image. A Size of zero
-// or less means up to the end, so the zero value is all of it.
+// Section is a range of a file or device in bytes, for example a partition inside a disk image. A Size of zero
+// or less extends to the end, so the zero value is the whole file.
 type Section struct{ Offset, Size int64 }
 
-// within is the section with its real size, in a file or device of total bytes.
-func (s Section) within(total int64) (Section, error) {
+// resolveSize returns s with its actual size in a file of total bytes.
+func (s Section) resolveSize(total int64) (Section, error) {
 	rest := total - s.Offset
 	if s.Offset < 0 || rest < 0 || s.Size > rest {
 		return s, fmt.Errorf("section of %d bytes at %d does not fit into %d bytes", s.Size, s.Offset, total)
@@ -43,7 +43,7 @@ func OpenRead(path string, section Section) (*File, error) {
 		return nil, err
 	}
 	if !info.Mode().IsRegular() && !IsBlockDevice(info) {
-		return nil, fmt.Errorf("opening %s: it is %s, no regular file or block device", path, kind(info))
+		return nil, fmt.Errorf("opening %s: it is %s, not a regular file or block device", path, describeFile(info))
 	}
 	f, err := os.Open(path)
 	if err != nil {
@@ -71,7 +71,7 @@ func newFile(f *os.File, path string, section Section) (*File, error) {
 	if device && total == 0 {
 		return nil, fmt.Errorf("opening %s: the device has no medium (its size is 0)", path)
 	}
-	section, err = section.within(total)
+	section, err = section.resolveSize(total)
 	if err != nil {
 		return nil, fmt.Errorf("opening %s: %w", path, err)
 	}
@@ -83,8 +83,8 @@ func IsBlockDevice(info fs.FileInfo) bool {
 	return info.Mode()&(fs.ModeDevice|fs.ModeCharDevice) == fs.ModeDevice
 }
 
-// kind says what info is, for messages.
-func kind(info fs.FileInfo) string {
+// describeFile returns the type of a file for messages.
+func describeFile(info fs.FileInfo) string {
 	switch mode := info.Mode(); {
 	case mode.IsRegular():
 		return "a regular file"
@@ -102,16 +102,16 @@ func kind(info fs.FileInfo) string {
 	return "a special file"
 }
 
-// Path is the path it was opened by.
+// Path returns the path that the file was opened by.
 func (f *File) Path() string { return f.path }
 
-// IsDevice says whether the bytes are a block device's.
+// IsDevice reports whether the file is a block device.
 func (f *File) IsDevice() bool { return f.device }
 
-// Size is the section's length in bytes. A device's is never 0.
+// Size returns the section's length in bytes. The size of a device is never 0.
 func (f *File) Size() int64 { return f.bytes.Size() }
 
-// SectorSize is a device's logical block size in bytes.
+// SectorSize returns a device's logical block size in bytes.
 func (f *File) SectorSize() (int64, error) {
 	if !f.device {
 		return 0, fmt.Errorf("sector size of %s: it is not a block device", f.path)
@@ -119,12 +119,12 @@ func (f *File) SectorSize() (int64, error) {
 	return sectorSize(f.f)
 }
 
-// ReadAt is as io.ReaderAt has it; the section's end is io.EOF.
+// ReadAt implements io.ReaderAt. It returns io.EOF at the section's end.
 func (f *File) ReadAt(p []byte, off int64) (int, error) { return f.bytes.ReadAt(p, off) }
 
-// NextData is the first run of data at or behind off; what lies between off and start is a hole and reads as
-// zeros. start == end == Size means that no data follows. The bytes of a device are all data. A run may end
-// where more data follows.
+// NextData returns the first run of data at or after off. The bytes from off to start are a hole and read as
+// zeros. If no data follows, start and end are Size. All bytes of a device are data. More data may follow a run
+// directly.
 func (f *File) NextData(off int64) (start, end int64, err error) {
 	size := f.Size()
 	if off < 0 {
@@ -141,7 +141,7 @@ func (f *File) NextData(off int64) (start, end int64, err error) {
 	if err != nil {
 		return 0, 0, fmt.Errorf("next data of %s at %d: %w", f.path, off, err)
 	}
-	if start > base+off && end == base+size { // a file that became shorter looks as if it ended in a hole
+	if start > base+off && end == base+size { // a file that shrank looks as if it ended in a hole
 		if info, err := f.f.Stat(); err != nil || info.Size() < base+size {
 			return 0, 0, errors.Join(fmt.Errorf("next data of %s at %d: it shrank from %d bytes", f.path, off, base+size), err)
 		}
@@ -149,29 +149,29 @@ func (f *File) NextData(off int64) (start, end int64, err error) {
 	return min(start-base, size), min(end-base, size), nil
 }
 
-// DropCache asks that the bytes not be kept in memory, so that the next read comes from the medium if they
-// were flushed before. It is advice: where it is not supported nothing happens.
+// DropCache asks the kernel to drop the bytes from the page cache, so that the next read comes from the medium
+// if they were flushed before. It does nothing where that is not supported.
 func (f *File) DropCache(off, n int64) error {
-	if err := f.check(off, n); err != nil {
+	if err := f.checkRange(off, n); err != nil {
 		return fmt.Errorf("dropping cache of %s: %w", f.path, err)
 	}
-	if err := dropCache(f.f, f.offset()+off, n); err != nil && !errors.Is(err, errors.ErrUnsupported) {
+	if err := dropCache(f.f, f.offset()+off, n); err != nil {
 		return fmt.Errorf("dropping cache of %s: %w", f.path, err)
 	}
 	return nil
 }
 
-// Close ends its use; for a target also the claim on it.
+// Close closes the file. For a target it also ends the claim.
 func (f *File) Close() error { return f.f.Close() }
 
-// offset is where the section starts in the file or device.
+// offset returns the section's start in the file or device.
 func (f *File) offset() int64 {
 	_, off, _ := f.bytes.Outer()
 	return off
 }
 
-// check refuses a range that is not inside the section.
-func (f *File) check(off, n int64) error {
+// checkRange returns an error for a range outside the section.
+func (f *File) checkRange(off, n int64) error {
 	if off < 0 || n < 0 || off > f.Size()-n {
 		return fmt.Errorf("%d bytes at %d are not inside its %d bytes", n, off, f.Size())
 	}

@@ -34,14 +34,14 @@ func TestSectionWithin(t *testing.T) {
 		{Section{1<<63 - 1, 1<<63 - 1}, Section{}, false},
 	}
 	for _, test := range tests {
-		got, err := test.in.within(total)
+		got, err := test.in.resolveSize(total)
 		if (err == nil) != test.ok || test.ok && got != test.want {
-			t.Errorf("%+v.within(%d) = %+v, %v, want %+v, ok %v", test.in, total, got, err, test.want, test.ok)
+			t.Errorf("%+v.resolveSize(%d) = %+v, %v, want %+v, ok %v", test.in, total, got, err, test.want, test.ok)
 		}
 	}
 }
 
-// write makes a file of data and returns its path.
+// write creates a file with the data and returns its path.
 func write(t *testing.T, data []byte) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "file")
@@ -104,7 +104,7 @@ func TestOpenReadRefuses(t *testing.T) {
 	}
 }
 
-// model checks a target against plain bytes that get the same changes.
+// model applies the same changes to a target and to a byte slice, and compares them.
 type model struct {
 	t      *testing.T
 	target *Target
@@ -119,7 +119,7 @@ func (m *model) write(off int, p []byte) {
 	copy(m.want[off:], p)
 }
 
-func (m *model) zero(off, n int) {
+func (m *model) zeroRange(off, n int) {
 	m.t.Helper()
 	if err := m.target.Zero(int64(off), int64(n)); err != nil {
 		m.t.Fatalf("Zero(%d, %d) = %v", off, n, err)
@@ -138,7 +138,7 @@ func (m *model) check(when string) {
 	}
 }
 
-// exercise does all that a target can do, over and across block borders.
+// exercise calls every operation of a target within and across block boundaries.
 func exercise(t *testing.T, target *Target) {
 	t.Helper()
 	size := int(target.Size())
@@ -147,7 +147,7 @@ func exercise(t *testing.T, target *Target) {
 	for _, r := range []struct{ off, n int }{
 		{0, 512}, {4096, 8192}, {20_001, 30_003}, {70_000, 1}, {70_003, 100}, {81_920, 0}, {size - 5000, 5000},
 	} {
-		m.zero(r.off, r.n)
+		m.zeroRange(r.off, r.n)
 		m.check("after Zero, warm")
 	}
 	m.write(30_000, testimages.Random(8, 10_001))

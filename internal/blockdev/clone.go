@@ -6,14 +6,15 @@ import (
 	"io"
 )
 
-// CloneFrom makes n bytes at dstOff of the target those at srcOff of src, a regular file of the same file
-// system: the whole blocks among them are shared on the medium (FICLONERANGE), and take no room until one
-// side is written, the rest is copied. cloned is how many are shared. Where that is not possible (devices,
-// other file systems, offsets that lie differently in their blocks, no whole block) the error is an
-// errors.ErrUnsupported and nothing was changed: the caller copies. src may be changed meanwhile by others:
-// what has arrived is to be read from the target, and hashed.
+// CloneFrom makes n bytes at dstOff of the target equal to those at srcOff of src, a regular file on the same
+// file system. Whole blocks are shared on the medium (FICLONERANGE) and take no space until one side is
+// written. The rest is copied. cloned is the number of shared bytes.
+//
+// The error is errors.ErrUnsupported, and nothing has changed, for devices, across file systems, for offsets
+// that differ modulo the block size, and for ranges without a whole block. The caller then copies. Others may
+// change src meanwhile: read the result from the target and hash it.
 func (t *Target) CloneFrom(src *File, srcOff, dstOff, n int64) (cloned int64, err error) {
-	if err := errors.Join(src.check(srcOff, n), t.check(dstOff, n)); err != nil {
+	if err := errors.Join(src.checkRange(srcOff, n), t.checkRange(dstOff, n)); err != nil {
 		return 0, fmt.Errorf("cloning from %s to %s: %w", src.path, t.path, err)
 	}
 	cloned, err = t.cloneFrom(src, src.offset()+srcOff, t.offset()+dstOff, n)
@@ -23,7 +24,7 @@ func (t *Target) CloneFrom(src *File, srcOff, dstOff, n int64) (cloned int64, er
 	return cloned, nil
 }
 
-// cloneFrom takes offsets of the files, not of the sections.
+// cloneFrom is CloneFrom with offsets of the files instead of the sections.
 func (t *Target) cloneFrom(src *File, srcOff, dstOff, n int64) (int64, error) {
 	if t.device || src.device {
 		return 0, errors.ErrUnsupported
@@ -46,13 +47,13 @@ func (t *Target) cloneFrom(src *File, srcOff, dstOff, n int64) (int64, error) {
 	)
 }
 
-// copyFrom copies less than a block.
+// copyFrom copies n bytes, less than a block.
 func (t *Target) copyFrom(src *File, srcOff, dstOff, n int64) error {
 	_, err := io.CopyN(io.NewOffsetWriter(t.f, dstOff), io.NewSectionReader(src.f, srcOff, n), n)
 	return err
 }
 
-// wholeBlocks is the part of the bytes from lo to hi that is whole blocks; none if first >= last.
+// wholeBlocks returns the whole blocks of the range from lo to hi. There are none if first >= last.
 func wholeBlocks(lo, hi, block int64) (first, last int64) {
 	return (lo + block - 1) / block * block, hi / block * block
 }

@@ -9,8 +9,8 @@ import (
 	"cairn/testimages"
 )
 
-// TestDirectWritesCopyNothing: memory in step with the device is written as it is. All buffers to copy into are
-// taken away meanwhile, so that a write that wanted one would wait for ever.
+// TestDirectWritesCopyNothing checks that aligned memory is written without a copy. The test holds all bounce
+// buffers, so a write that needed one would block forever.
 func TestDirectWritesCopyNothing(t *testing.T) {
 	const size, sector = 4 << 20, 512
 	target := openTarget(t, looptest.Attach(t, looptest.File(t, size), sector), Section{})

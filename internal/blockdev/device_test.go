@@ -17,6 +17,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"cairn/internal/blockdev/sysfs"
 	"cairn/internal/test/looptest"
 	"cairn/internal/test/need"
 	"cairn/testimages"
@@ -24,7 +25,7 @@ import (
 
 const twoSlots = "label: gpt\nsize=2M, name=root-a\nsize=2M, name=root-b\n"
 
-// disk is a loop device with two partitions, and the file behind it.
+// disk returns a loop device with two partitions, and the file behind it.
 func disk(t *testing.T) (node, file string) {
 	t.Helper()
 	need.Root(t)
@@ -150,7 +151,7 @@ func TestZeroPunchesHoles(t *testing.T) {
 	}
 }
 
-// On ramfs nothing can be punched: zeros are written.
+// ramfs cannot punch holes: zeros are written.
 func TestTargetFileWithoutHoles(t *testing.T) {
 	path := filepath.Join(memory(t, "ramfs", ""), "file")
 	if err := os.WriteFile(path, make([]byte, 200_000), 0o600); err != nil {
@@ -163,7 +164,7 @@ func TestTargetFileWithoutHoles(t *testing.T) {
 	}
 }
 
-// memory mounts a file system in memory until the test ends.
+// memory mounts a memory file system until the test ends.
 func memory(t *testing.T, kind, options string) (dir string) {
 	t.Helper()
 	need.Root(t)
@@ -173,7 +174,7 @@ func memory(t *testing.T, kind, options string) (dir string) {
 	return dir
 }
 
-// The file behind the device has no room, which the kernel finds out after WriteAt has succeeded.
+// The file behind the device has no space left. The kernel finds out after WriteAt has succeeded.
 func TestSyncReportsLostWrites(t *testing.T) {
 	file := filepath.Join(memory(t, "tmpfs", ",size=1M"), "file")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
@@ -197,8 +198,8 @@ func TestSyncReportsLostWrites(t *testing.T) {
 	}
 }
 
-// TestLostWritesAreForgotten: what a flush could not bring to the medium is in the page cache all the same, as long as
-// somebody has the device open. Who claims the device next does not read it there.
+// TestLostWritesAreForgotten: after a failed flush the page cache keeps the lost bytes while any program has the
+// device open. The next target does not read them.
 func TestLostWritesAreForgotten(t *testing.T) {
 	const size = 4 << 20
 	file := filepath.Join(memory(t, "tmpfs", ",size=1M"), "file")
@@ -231,7 +232,7 @@ func TestLostWritesAreForgotten(t *testing.T) {
 	}
 }
 
-// buffered lets a target write through the page cache, as where nothing else is possible.
+// buffered makes a target write through the page cache, as where direct writes are not supported.
 func buffered(t *testing.T, target *Target) {
 	t.Helper()
 	if target.direct == nil {
@@ -249,8 +250,8 @@ func TestTargetDeviceBuffered(t *testing.T) {
 	exercise(t, target)
 }
 
-// TestDirectWritesBesideEachOther has neighbours who share sectors write at once, from memory in step with the
-// device and out of step, and read meanwhile: the page cache holds nothing that is not on the device.
+// TestDirectWritesBesideEachOther writes neighbouring ranges that share sectors concurrently, from aligned and
+// unaligned memory, and reads meanwhile. The page cache never differs from the device.
 func TestDirectWritesBesideEachOther(t *testing.T) {
 	for _, sector := range []int{512, 4096} {
 		const size, pieces = 8 << 20, 61
@@ -289,8 +290,8 @@ func TestDirectWritesBesideEachOther(t *testing.T) {
 	}
 }
 
-// refused checks that path cannot be a target because of that check, whatever is lifted besides, and that the
-// reason holds the words.
+// refused checks that path is refused as a target by that check, whatever other checks are lifted, and that the
+// reason contains words.
 func refused(t *testing.T, path, check, words string) {
 	t.Helper()
 	lifted := slices.DeleteFunc(Liftable(), func(name string) bool { return name == check })
@@ -308,7 +309,7 @@ func refused(t *testing.T, path, check, words string) {
 	}
 }
 
-// accepted checks that path can be a target, with those checks lifted.
+// accepted checks that path is accepted as a target with the checks in force lifted.
 func accepted(t *testing.T, path string, force ...string) {
 	t.Helper()
 	target, err := OpenTarget(t.Context(), path, Options{Force: force})
@@ -344,8 +345,8 @@ func TestRefuseMountedPartition(t *testing.T) {
 			refused(t, node+"p1", CheckMounted, "it is mounted on "+point)
 			refused(t, link, CheckMounted, "it is mounted on "+point)
 			refused(t, node, CheckMounted, "its partition "+filepath.Base(node)+"p1 is mounted on "+point)
-			refused(t, file, CheckMounted, "it is what the loop device "+node+
-				" is attached to; there, its partition "+filepath.Base(node)+"p1 is mounted on "+point)
+			refused(t, file, CheckMounted, "it backs the loop device "+node+
+				"; there, its partition "+filepath.Base(node)+"p1 is mounted on "+point)
 			accepted(t, node+"p2")
 		})
 	}
@@ -357,7 +358,7 @@ func TestRefuseMountedDisk(t *testing.T) {
 	refused(t, node, CheckMounted, "it is mounted on "+point)
 }
 
-// btrfs has a device number of its own: mountinfo gives no other clue than the source.
+// btrfs has a device number of its own: only the source in mountinfo leads to the device.
 func TestRefuseMountedBtrfs(t *testing.T) {
 	node := looptest.Attach(t, looptest.File(t, 128<<20), 512)
 	looptest.Run(t, need.Tool(t, "mkfs.btrfs"), "-q", node)
@@ -393,15 +394,15 @@ func TestRefuseWhatALoopDeviceIsAttachedTo(t *testing.T) {
 	node, file := disk(t)
 	inner := looptest.Attach(t, node+"p1", 512)
 	refused(t, file, CheckLoop, "the loop device "+node)
-	refused(t, node+"p1", CheckLoop, "it is what the loop device "+inner)
-	refused(t, node, CheckLoop, "its partition "+filepath.Base(node)+"p1 is what the loop device "+inner)
+	refused(t, node+"p1", CheckLoop, "it backs the loop device "+inner)
+	refused(t, node, CheckLoop, "its partition "+filepath.Base(node)+"p1 backs the loop device "+inner)
 	accepted(t, inner)
 
 	hard := filepath.Join(filepath.Dir(file), "hard link")
 	if err := os.Link(file, hard); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Remove(file); err != nil { // sysfs now gives a path that is gone
+	if err := os.Remove(file); err != nil { // the path in sysfs no longer exists
 		t.Fatal(err)
 	}
 	refused(t, hard, CheckLoop, "the loop device "+node)
@@ -416,7 +417,7 @@ func TestForceLoopBacking(t *testing.T) {
 
 	claim := openTarget(t, inner, Section{})
 	for _, path := range []string{node + "p1", node, file} {
-		refused(t, path, CheckClaimed, "the loop device "+inner+" is attached to; there, it is in use")
+		refused(t, path, CheckClaimed, "the loop device "+inner+"; there, it is in use")
 	}
 	if err := claim.Close(); err != nil {
 		t.Fatal(err)
@@ -424,7 +425,7 @@ func TestForceLoopBacking(t *testing.T) {
 	accepted(t, file, CheckLoop)
 	mounted(t, inner, "ro")
 	for _, path := range []string{node + "p1", node, file} {
-		refused(t, path, CheckMounted, "the loop device "+inner+" is attached to; there, it is mounted on")
+		refused(t, path, CheckMounted, "the loop device "+inner+"; there, it is mounted on")
 	}
 }
 
@@ -448,7 +449,7 @@ func TestRefuseFileLockedByAnother(t *testing.T) {
 	bystander.Close()
 }
 
-// TestRefuseImageOfMachine: qemu locks the images of its machines in a way of its own, also those it only reads.
+// TestRefuseImageOfMachine: qemu takes byte locks on disk images, also on those that it only reads.
 func TestRefuseImageOfMachine(t *testing.T) {
 	for _, flags := range [][]string{{"-f", "raw"}, {"-f", "raw", "-r"}} {
 		path := write(t, make([]byte, 1<<20))
@@ -458,13 +459,13 @@ func TestRefuseImageOfMachine(t *testing.T) {
 	}
 }
 
-// beside runs a program until the test ends, and returns its number when it has become cat.
+// beside runs a program until the test ends, and returns its process number when it has become cat.
 func beside(t *testing.T, name string, args ...string) (pid int) {
 	t.Helper()
 	return besideSaying(t, "?", name, args...)
 }
 
-// besideSaying runs a program until the test ends, and returns its number when it has answered what it was told.
+// besideSaying runs a program until the test ends, and returns its process number when it has echoed word.
 func besideSaying(t *testing.T, word, name string, args ...string) (pid int) {
 	t.Helper()
 	cmd := exec.Command(need.Tool(t, name), args...)
@@ -559,11 +560,11 @@ func TestRefuseRootDevice(t *testing.T) {
 	if unix.Major(number) == 0 {
 		t.Skip("/ lies on no single block device here")
 	}
-	d, err := live().device(number)
+	d, err := liveKernel().sys.Device(sysfs.ID(number))
 	if err != nil {
 		t.Fatal(err)
 	}
-	refused(t, d.node(), CheckRoot, "it holds the running system")
+	refused(t, d.Node(), CheckRoot, "it holds the running system")
 }
 
 func TestOverlaps(t *testing.T) {

@@ -10,30 +10,36 @@ import (
 )
 
 const (
-	directBuffers = 4
-	directBuffer  = 256 << 10 // bytes of each, a multiple of any block
-	// Offsets, lengths and addresses of direct reads are multiples of that, or of a sector if that is larger.
+	directBuffers    = 4
+	directBufferSize = 256 << 10 // a multiple of any block size
+	// Offsets, lengths and addresses of direct reads are multiples of this, or of a sector if that is larger.
 	directBlock = 4096
 )
 
-// direct reads whole blocks into memory that is aligned, which Go's own is not.
-type direct struct {
+// directReader reads whole blocks past the page cache into aligned memory, which Go does not allocate.
+type directReader struct {
 	f      *os.File
 	block  int64
 	memory []byte
 	free   chan []byte // parts of memory
 }
 
-// openDirect opens what f is open on, and makes sure that at off direct reads work.
-func openDirect(f *os.File, off int64) (*direct, error) {
+// openDirect opens f's file again for direct reads, and checks that they work at off.
+func openDirect(f *os.File, off int64) (*directReader, error) {
 	again, err := reopenDirect(f, os.O_RDONLY)
 	if err != nil {
 		return nil, err
 	}
-	d, err := newDirect(again)
-	if err != nil {
+	d := &directReader{f: again, block: directBlock, free: make(chan []byte, directBuffers)}
+	if sector, err := sectorSize(again); err == nil { // fails for a regular file
+		d.block = max(d.block, sector)
+	}
+	if d.memory, err = alignedMemory(directBuffers * directBufferSize); err != nil {
 		again.Close()
 		return nil, err
+	}
+	for i := range directBuffers {
+		d.free <- d.memory[i*directBufferSize : (i+1)*directBufferSize]
 	}
 	_, err = d.ReadAt(make([]byte, 1), off)
 	if errors.Is(err, unix.EINVAL) {
@@ -46,23 +52,7 @@ func openDirect(f *os.File, off int64) (*direct, error) {
 	return d, nil
 }
 
-func newDirect(f *os.File) (*direct, error) {
-	d := &direct{f: f, block: directBlock, free: make(chan []byte, directBuffers)}
-	if sector, err := sectorSize(f); err == nil { // else it is a regular file
-		d.block = max(d.block, sector)
-	}
-	memory, err := alignedMemory(directBuffers * directBuffer)
-	if err != nil {
-		return nil, err
-	}
-	d.memory = memory
-	for i := range directBuffers {
-		d.free <- memory[i*directBuffer : (i+1)*directBuffer]
-	}
-	return d, nil
-}
-
-func (d *direct) ReadAt(p []byte, off int64) (done int, err error) {
+func (d *directReader) ReadAt(p []byte, off int64) (done int, err error) {
 	buffer := <-d.free
 	defer func() { d.free <- buffer }()
 	for done < len(p) && err == nil {
@@ -73,13 +63,13 @@ func (d *direct) ReadAt(p []byte, off int64) (done int, err error) {
 	return done, err
 }
 
-// readSome reads the blocks around off into buffer, and from there the beginning of p.
-func (d *direct) readSome(buffer, p []byte, off int64) (int, error) {
+// readSome reads the blocks around off into buffer, and copies from there to the beginning of p.
+func (d *directReader) readSome(buffer, p []byte, off int64) (int, error) {
 	skip := off % d.block
 	blocks := (skip + int64(len(p)) + d.block - 1) / d.block * d.block
 	buffer = buffer[:min(blocks, int64(len(buffer)))]
 	n := 0
-	err := control(d.f, func(fd int) (err error) {
+	err := withDescriptor(d.f, func(fd int) (err error) {
 		n, err = unix.Pread(fd, buffer, off-skip)
 		return err
 	})
@@ -92,4 +82,4 @@ func (d *direct) readSome(buffer, p []byte, off int64) (int, error) {
 	return copy(p, buffer[skip:n]), nil
 }
 
-func (d *direct) Close() error { return errors.Join(d.f.Close(), unix.Munmap(d.memory)) }
+func (d *directReader) Close() error { return errors.Join(d.f.Close(), unix.Munmap(d.memory)) }

@@ -13,15 +13,16 @@ import (
 	"golang.org/x/sys/unix"
 
 	"cairn/internal/blockdev/mountinfo"
+	"cairn/internal/blockdev/sysfs"
 )
 
-// maxNamed is how many processes a message names.
+// maxNamed is the largest number of processes that a message names.
 const maxNamed = 3
 
-// process is one of those that /proc shows.
+// process is a process as /proc shows it.
 type process struct{ dir string }
 
-func (k kernel) processes() []process {
+func (k kernel) listProcesses() []process {
 	names, err := os.ReadDir(k.proc)
 	if err != nil {
 		return nil
@@ -35,7 +36,7 @@ func (k kernel) processes() []process {
 	return all
 }
 
-// title is the process's name and number.
+// title returns the process's name and number for messages.
 func (p process) title() string {
 	name, err := os.ReadFile(filepath.Join(p.dir, "comm"))
 	if err != nil {
@@ -44,17 +45,18 @@ func (p process) title() string {
 	return fmt.Sprintf("%s (process %s)", strings.TrimSuffix(string(name), "\n"), filepath.Base(p.dir))
 }
 
-// has says whether the process has an open descriptor that is wanted.
-func (p process) has(wanted func(fd string) bool) bool {
+// hasDescriptor reports whether match accepts any open file descriptor of the process.
+func (p process) hasDescriptor(match func(fd string) bool) bool {
 	fds, err := os.ReadDir(filepath.Join(p.dir, "fd"))
 	if err != nil {
-		return false // it has ended, or is not ours to look into
+		return false // the process has ended, or access is denied
 	}
-	return slices.ContainsFunc(fds, func(fd os.DirEntry) bool { return wanted(fd.Name()) })
+	return slices.ContainsFunc(fds, func(fd os.DirEntry) bool { return match(fd.Name()) })
 }
 
-// opened is what a descriptor of the process stands for. No server is asked, which might not answer.
-func (p process) opened(fd string) (inode, bool) {
+// descriptorInode returns the inode that a descriptor of the process refers to. It uses cached attributes,
+// because a network file system's server may not answer.
+func (p process) descriptorInode(fd string) (inode, bool) {
 	var st unix.Statx_t
 	path := filepath.Join(p.dir, "fd", fd)
 	if err := unix.Statx(unix.AT_FDCWD, path, unix.AT_STATX_DONT_SYNC, unix.STATX_TYPE|unix.STATX_INO, &st); err != nil {
@@ -67,17 +69,17 @@ func (p process) opened(fd string) (inode, bool) {
 	return id, true
 }
 
-// locks says whether a lock hangs on a descriptor of the process: proc_pid_fdinfo(5).
-func (p process) locks(fd string) bool {
+// hasLock reports whether a descriptor of the process holds a lock: proc_pid_fdinfo(5).
+func (p process) hasLock(fd string) bool {
 	text, err := os.ReadFile(filepath.Join(p.dir, "fdinfo", fd))
 	return err == nil && strings.Contains(string(text), "\nlock:")
 }
 
-// titles names the processes that are wanted, or only the first few; "" if there is none to be seen.
-func titles(all []process, wanted func(process) bool) string {
+// nameProcesses names the first maxNamed processes that match accepts. It returns "" if there are none.
+func nameProcesses(all []process, match func(process) bool) string {
 	var names []string
 	for _, p := range all {
-		if !wanted(p) {
+		if !match(p) {
 			continue
 		}
 		if len(names) == maxNamed {
@@ -88,55 +90,55 @@ func titles(all []process, wanted func(process) bool) string {
 	return strings.Join(names, ", ")
 }
 
-// locked says who has locked the file.
-func (k kernel) locked(file inode) reason {
+// fileLockedReason names the holders of a file's lock.
+func (k kernel) fileLockedReason(file inode) reason {
 	r := reason{CheckClaimed, "another program has locked it", "wait until that program has ended"}
-	if who := k.lockers(file); who != "" {
+	if who := k.nameLockers(file); who != "" {
 		r.why += ": " + who
 	}
 	return r
 }
 
-// lockers names the processes that have locked the file or device node, as far as they can be seen; "" if none can.
-func (k kernel) lockers(file inode) string {
-	return titles(k.processes(), func(p process) bool {
-		return p.has(func(fd string) bool {
-			id, ok := p.opened(fd)
-			return ok && id == file && p.locks(fd)
+// nameLockers names the processes that hold a lock on the file or device node. It returns "" if none is visible.
+func (k kernel) nameLockers(file inode) string {
+	return nameProcesses(k.listProcesses(), func(p process) bool {
+		return p.hasDescriptor(func(fd string) bool {
+			id, ok := p.descriptorInode(fd)
+			return ok && id == file && p.hasLock(fd)
 		})
 	})
 }
 
-// claimed says whether somebody has the device exclusively, and who.
-func (k kernel) claimed(d device) (reason, bool) {
-	f, err := os.OpenFile(d.node(), os.O_RDONLY|unix.O_EXCL, 0)
+// claimedReason reports whether a program has the device open exclusively, and names it.
+func (k kernel) claimedReason(d sysfs.Device) (reason, bool) {
+	f, err := os.OpenFile(d.Node(), os.O_RDONLY|unix.O_EXCL, 0)
 	switch {
 	case err == nil:
 		f.Close()
 	case errors.Is(err, unix.EBUSY):
-		return k.busy(d), true
+		return k.busyReason(d), true
 	case errors.Is(err, fs.ErrPermission):
-		return reason{CheckClaimed, "only root can see whether it is in use", "losetup -d " + d.node() + " first"}, true
+		return reason{CheckClaimed, "only root can see whether it is in use", "losetup -d " + d.Node() + " first"}, true
 	}
 	return reason{}, false
 }
 
-// busy says who keeps the kernel from giving the device exclusively, as far as that can be seen.
-func (k kernel) busy(d device) reason {
+// busyReason names the visible programs that prevent exclusive access to the device.
+func (k kernel) busyReason(d sysfs.Device) reason {
 	family := familyIDs(d)
-	all := k.processes()
+	all := k.listProcesses()
 	if where := mountedElsewhere(all, family); where != "" {
 		return reason{CheckMounted, "it is mounted on " + where, "umount it there, or choose the other slot"}
 	}
 	r := reason{
 		check: CheckClaimed,
 		why:   "it is in use (the kernel denies exclusive access)",
-		hint:  "find who uses it (lsblk, fuser), or choose the other slot",
+		hint:  "find its user with lsblk or fuser, or choose the other slot",
 	}
-	who := titles(all, func(p process) bool {
-		return p.has(func(fd string) bool {
-			id, ok := p.opened(fd)
-			return ok && id.rdev != 0 && slices.Contains(family, deviceID(id.rdev))
+	who := nameProcesses(all, func(p process) bool {
+		return p.hasDescriptor(func(fd string) bool {
+			id, ok := p.descriptorInode(fd)
+			return ok && id.rdev != 0 && slices.Contains(family, sysfs.ID(id.rdev))
 		})
 	})
 	if who != "" {
@@ -146,19 +148,19 @@ func (k kernel) busy(d device) reason {
 	return r
 }
 
-// familyIDs are the numbers of the device and its relatives, as far as sysfs tells.
-func familyIDs(d device) []string {
+// familyIDs returns the numbers of the device, its partitions and its disk, as far as sysfs has them.
+func familyIDs(d sysfs.Device) []string {
 	var ids []string
-	for _, member := range d.family() {
-		if id, err := member.id(); err == nil {
+	for _, member := range familyOf(d) {
+		if id, err := member.ID(); err == nil {
 			ids = append(ids, id)
 		}
 	}
 	return ids
 }
 
-// mountedElsewhere says where one of the devices is mounted in the mount namespace of some process; "" if
-// nowhere that can be seen.
+// mountedElsewhere returns where one of the devices is mounted in any process's mount namespace, and "" if no
+// such mount is visible.
 func mountedElsewhere(all []process, ids []string) string {
 	seen := map[string]bool{}
 	for _, p := range all {

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"cairn/internal/blockdev/sysfs"
 	"cairn/internal/test/looptest"
 )
 
@@ -21,7 +22,7 @@ func identity(t *testing.T, path string, section Section) string {
 func TestIdentityOfFiles(t *testing.T) {
 	a, b := write(t, make([]byte, 100)), write(t, make([]byte, 100))
 	before := identity(t, a, Section{})
-	if err := os.WriteFile(a, make([]byte, 100), 0o600); err != nil { // another time
+	if err := os.WriteFile(a, make([]byte, 100), 0o600); err != nil { // a new modification time
 		t.Fatal(err)
 	}
 	t.Chdir(filepath.Dir(a))
@@ -52,7 +53,7 @@ func TestIdentityOfDevices(t *testing.T) {
 			t.Errorf("%s is %s, want that to hold the file behind it", path, text)
 		}
 	}
-	// The name of a loop device means nothing.
+	// The name of a loop device does not matter.
 	second := looptest.Attach(t, file, 512)
 	if one, same := identity(t, node+"p1", Section{}), identity(t, second+"p1", Section{}); one != same {
 		t.Errorf("one partition is %s, and %s", one, same)
@@ -61,9 +62,9 @@ func TestIdentityOfDevices(t *testing.T) {
 
 func TestIdentityFromSysfs(t *testing.T) {
 	k := fakeDisk(t, "")
-	dir := func(name string) device { return device{filepath.Join(k.sys, "devices", name)} }
+	dir := func(name string) sysfs.Device { return sysfs.Device(filepath.Join(string(k.sys), "devices", name)) }
 	tests := []struct {
-		file, content string // comes to the device's directory
+		file, content string // is added to the device's directory
 		want          string // of sda1
 	}{
 		{"sda/removable", "0\n", `device name="sda1" partition="1" start="2048"`},
@@ -75,12 +76,12 @@ func TestIdentityFromSysfs(t *testing.T) {
 		},
 	}
 	for _, test := range tests {
-		put(t, dir(test.file).dir, test.content)
-		if got := dir("sda/sda1").identity(); got != test.want {
+		put(t, string(dir(test.file)), test.content)
+		if got := deviceIdentity(dir("sda/sda1")); got != test.want {
 			t.Errorf("with %s: %s, want %s", test.file, got, test.want)
 		}
 	}
-	if got, want := dir("dm-0").identity(), `device dm/name="verity"`; got != want {
+	if got, want := deviceIdentity(dir("dm-0")), `device dm/name="verity"`; got != want {
 		t.Errorf("a mapped device is %s, want %s", got, want)
 	}
 }

@@ -12,16 +12,17 @@ import (
 	"golang.org/x/sys/unix"
 
 	"cairn/internal/blockdev/mountinfo"
+	"cairn/internal/blockdev/sysfs"
 )
 
-// fakeDisk is a disk with two partitions and, over them, mapped devices, in a sysfs made of plain files:
+// fakeDisk returns a sysfs of plain files with a disk, two partitions, and mapped devices on them:
 //
 //	sda 8:0 ─ sda1 8:1 (512 KiB at 1 MiB) ─ dm-0 253:0 "verity" ─ dm-2 253:2
 //	        └ sda2 8:2 (512 KiB at 2 MiB) ─ dm-1 253:1
 //	                                      └ dm-3 253:3
 func fakeDisk(t *testing.T, mountinfo string) kernel {
 	t.Helper()
-	k := kernel{sys: t.TempDir(), proc: t.TempDir()}
+	k := kernel{sys: sysfs.FS(t.TempDir()), proc: t.TempDir()}
 	files := map[string]string{
 		"devices/sda/dev":            "8:0\n",
 		"devices/sda/size":           "8192\n",
@@ -44,7 +45,7 @@ func fakeDisk(t *testing.T, mountinfo string) kernel {
 		"devices/dm-3/size":          "512\n",
 	}
 	for name, content := range files {
-		put(t, filepath.Join(k.sys, name), content)
+		put(t, filepath.Join(string(k.sys), name), content)
 	}
 	links := map[string]string{
 		"dev/block/8:0": "devices/sda", "dev/block/8:1": "devices/sda/sda1", "dev/block/8:2": "devices/sda/sda2",
@@ -60,7 +61,7 @@ func fakeDisk(t *testing.T, mountinfo string) kernel {
 		links[upper+"/slaves/"+filepath.Base(lower)] = lower
 	}
 	for name, to := range links {
-		link(t, filepath.Join(k.sys, name), filepath.Join(k.sys, to))
+		link(t, filepath.Join(string(k.sys), name), filepath.Join(string(k.sys), to))
 	}
 	put(t, filepath.Join(k.proc, "self/mountinfo"), mountinfo)
 	return k
@@ -127,23 +128,23 @@ func TestRefuseStackedDevices(t *testing.T) {
 		first := firstReason(t, fakeDisk(t, test.mountinfo), test.target)
 		if first.why != test.why || first.check != test.check {
 			t.Errorf("refusing %s with %q: %+v, want %s, %q",
-				deviceID(test.target), test.mountinfo, first, test.check, test.why)
+				sysfs.ID(test.target), test.mountinfo, first, test.check, test.why)
 		}
 	}
 }
 
-// firstReason is what a refusal of the device would give.
+// firstReason returns the reason of a refusal of the device.
 func firstReason(t *testing.T, k kernel, number uint64) reason {
 	t.Helper()
-	d, err := k.device(number)
+	d, err := k.sys.Device(sysfs.ID(number))
 	if err != nil {
 		t.Fatal(err)
 	}
-	u, err := k.users()
+	u, err := k.findUsers()
 	if err != nil {
 		t.Fatal(err)
 	}
-	all, err := u.ofFamily(d)
+	all, err := u.familyReasons(d)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -153,7 +154,7 @@ func firstReason(t *testing.T, k kernel, number uint64) reason {
 func TestRefusePartitionOfMountedDisk(t *testing.T) {
 	k := fakeDisk(t, "28 27 8:0 / /data rw - ext4 /dev/sda rw\n")
 	for _, holder := range []string{"dm-1", "dm-3"} {
-		if err := os.Remove(filepath.Join(k.sys, "devices/sda/sda2/holders", holder)); err != nil {
+		if err := os.Remove(filepath.Join(string(k.sys), "devices/sda/sda2/holders", holder)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -163,22 +164,22 @@ func TestRefusePartitionOfMountedDisk(t *testing.T) {
 }
 
 func TestUnknownDevice(t *testing.T) {
-	if _, err := fakeDisk(t, "").device(unix.Mkdev(9, 9)); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := fakeDisk(t, "").sys.Device("9:9"); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("a device that sysfs does not know: %v, want ErrNotExist", err)
 	}
 }
 
-// Without /proc nothing is known of a device; a file needs no more than that no loop device is attached to it.
+// Without /proc the uses of a device are unknown. For a file only the absence of a loop device matters.
 func TestRefuseWithoutMounts(t *testing.T) {
 	k := fakeDisk(t, "")
 	if err := os.Remove(filepath.Join(k.proc, "self/mountinfo")); err != nil {
 		t.Fatal(err)
 	}
-	u, err := k.users()
+	u, err := k.findUsers()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := u.ofDevice(device{filepath.Join(k.sys, "devices/sda")}); err == nil {
+	if _, err := u.deviceReasons(sysfs.Device(filepath.Join(string(k.sys), "devices/sda"))); err == nil {
 		t.Error("a device was found unused")
 	}
 	path := write(t, nil)
@@ -186,7 +187,7 @@ func TestRefuseWithoutMounts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := k.refuse(path, info, nil); err != nil {
+	if err := k.checkTarget(path, info, nil); err != nil {
 		t.Errorf("a file: %v", err)
 	}
 }
@@ -199,7 +200,7 @@ func TestRootLayers(t *testing.T) {
 	}
 	l := mountinfo.Layers{Lower: []string{"/absent", "/"}, Upper: upper}
 	ids := layerIDs(l)
-	if id := deviceID(inodeOf(info).dev); !slices.Contains(ids, id) {
+	if id := sysfs.ID(inodeOf(info).dev); !slices.Contains(ids, id) {
 		t.Errorf("the layers of %+v lie on %s, want %s among them", l, ids, id)
 	}
 }
@@ -236,17 +237,17 @@ func TestOverlapsStackedDevices(t *testing.T) {
 
 func overlap(t *testing.T, k kernel, a, b extent) bool {
 	t.Helper()
-	x, err := k.expand(nil, a)
+	x, err := k.appendExtents(nil, a)
 	if err != nil {
 		t.Fatal(err)
 	}
-	y, err := k.expand(nil, b)
+	y, err := k.appendExtents(nil, b)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, p := range x {
 		for _, q := range y {
-			if _, _, ok := p.shared(q); ok {
+			if _, _, ok := p.intersect(q); ok {
 				return true
 			}
 		}

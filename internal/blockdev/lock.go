@@ -12,30 +12,32 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"cairn/internal/blockdev/sysfs"
 )
 
-// lockDisk takes the lock on a whole disk that udev, systemd-repart, sfdisk and others agree on
-// (https://systemd.io/BLOCK_DEVICE_LOCKING): LOCK_EX on its node, for a partition on its disk's. Whoever has it is
-// waited for as long as o says. It returns nil where there is no such node, as in a container, or where it may not be
-// opened: then o.Notice is told; and where this process was given the lock, as by 'flock DISK cairn …'.
+// lockDisk takes the lock on a whole disk that udev, systemd-repart and sfdisk use
+// (https://systemd.io/BLOCK_DEVICE_LOCKING): LOCK_EX on its node, for a partition on the node of its disk. It waits up
+// to o.LockWait for another holder. It returns nil where there is no such node, as in a container; where the node may
+// not be opened, which it reports to o.Notice; and where this process inherited the lock, as from 'flock DISK cairn …'.
 func lockDisk(ctx context.Context, path string, info os.FileInfo, o Options) (*os.File, error) {
 	if !IsBlockDevice(info) {
 		return nil, nil
 	}
-	node, err := live().diskNode(path, info)
+	node, err := liveKernel().diskNode(path, info)
 	if err != nil || node == "" {
 		return nil, err
 	}
 	f, err := os.OpenFile(node, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if errors.Is(err, fs.ErrPermission) {
-		o.notice("the disk " + node + " cannot be locked against other programs: permission denied")
+		o.sendNotice("the disk " + node + " cannot be locked against other programs: permission denied")
 		return nil, nil
 	}
 	if err != nil {
 		return nil, err
 	}
 	err = tryLock(f)
-	if errors.Is(err, unix.EWOULDBLOCK) && live().hasInheritedLock(f) {
+	if errors.Is(err, unix.EWOULDBLOCK) && liveKernel().hasInheritedLock(f) {
 		f.Close()
 		return nil, nil
 	}
@@ -52,20 +54,20 @@ func lockDisk(ctx context.Context, path string, info os.FileInfo, o Options) (*o
 }
 
 func tryLock(f *os.File) error {
-	return control(f, func(fd int) error { return unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) })
+	return withDescriptor(f, func(fd int) error { return unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) })
 }
 
-// hasInheritedLock reports whether this process began with an open file that has the lock on what f is open on, for
-// itself alone. What the process opened by itself is closed on exec, and does not count.
+// hasInheritedLock reports whether this process started with an open descriptor that holds the exclusive lock on f's
+// file. Descriptors that the process opened itself are closed on exec, and do not count.
 func (k kernel) hasInheritedLock(f *os.File) bool {
 	info, err := f.Stat()
 	if err != nil {
 		return false
 	}
 	file, self := inodeOf(info), process{filepath.Join(k.proc, "self")}
-	return self.has(func(name string) bool {
-		id, ok := self.opened(name)
-		if !ok || id != file || !self.locks(name) {
+	return self.hasDescriptor(func(name string) bool {
+		id, ok := self.descriptorInode(name)
+		if !ok || id != file || !self.hasLock(name) {
 			return false
 		}
 		fd, err := strconv.Atoi(name)
@@ -77,7 +79,7 @@ func (k kernel) hasInheritedLock(f *os.File) bool {
 	})
 }
 
-// refuseClaimed tells at once of a device that another program has exclusively: that lasts longer than a lock.
+// refuseClaimed returns an error at once for a device that another program has claimed: a claim outlasts a lock.
 func refuseClaimed(path string, info os.FileInfo) error {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_EXCL, 0)
 	if errors.Is(err, unix.EBUSY) {
@@ -89,23 +91,23 @@ func refuseClaimed(path string, info os.FileInfo) error {
 	return nil
 }
 
-// diskNode is the node of the whole disk that the device described by info is or lies on; "" if there is none to be
-// seen. The lock is the node's, so that the one in /dev counts, whatever the path.
+// diskNode returns the node of the whole disk of the device that info describes, and "" if no node is visible. Locks
+// belong to a node, so the one in /dev counts whatever path is.
 func (k kernel) diskNode(path string, info os.FileInfo) (string, error) {
-	d, err := k.device(inodeOf(info).rdev)
+	d, err := k.sys.Device(sysfs.ID(inodeOf(info).rdev))
 	if err != nil {
 		return "", err
 	}
-	whole, part := d.disk()
+	whole, part := d.Disk()
 	if !part {
 		whole = d
 	}
-	id, err := whole.id()
+	id, err := whole.ID()
 	if err != nil {
 		return "", err
 	}
-	if at, err := os.Stat(whole.node()); err == nil && IsBlockDevice(at) && deviceID(inodeOf(at).rdev) == id {
-		return whole.node(), nil
+	if at, err := os.Stat(whole.Node()); err == nil && IsBlockDevice(at) && sysfs.ID(inodeOf(at).rdev) == id {
+		return whole.Node(), nil
 	}
 	if part {
 		return "", nil
@@ -113,15 +115,15 @@ func (k kernel) diskNode(path string, info os.FileInfo) (string, error) {
 	return filepath.EvalSymlinks(path)
 }
 
-// The pauses between two looks at a lock that another program holds, and how long it may hold it before that is told.
+// The pauses between two attempts to take the lock, and the time before a notice about the wait.
 const (
 	firstPause  = 5 * time.Millisecond
 	longPause   = 200 * time.Millisecond
-	silentWhile = 500 * time.Millisecond
+	noticeAfter = 500 * time.Millisecond
 )
 
 func awaitLock(ctx context.Context, f *os.File, path string, o Options) error {
-	begun, told := time.Now(), false
+	begun, notified := time.Now(), false
 	for pause := firstPause; ; pause = min(2*pause, longPause) {
 		err := tryLock(f)
 		if !errors.Is(err, unix.EWOULDBLOCK) {
@@ -129,11 +131,11 @@ func awaitLock(ctx context.Context, f *os.File, path string, o Options) error {
 		}
 		waited := time.Since(begun)
 		if waited >= o.LockWait {
-			return lockedReason(f).refused(path)
+			return diskLockedReason(f).asError(path)
 		}
-		if !told && waited >= silentWhile {
-			told = true
-			o.notice("waiting until the lock is free: " + lockedReason(f).why)
+		if !notified && waited >= noticeAfter {
+			notified = true
+			o.sendNotice("waiting until the lock is free: " + diskLockedReason(f).why)
 		}
 		select {
 		case <-ctx.Done():
@@ -143,29 +145,29 @@ func awaitLock(ctx context.Context, f *os.File, path string, o Options) error {
 	}
 }
 
-// lockedReason says who has locked the disk that f is open on.
-func lockedReason(f *os.File) reason {
+// diskLockedReason names the holders of the lock on the disk that f is open on.
+func diskLockedReason(f *os.File) reason {
 	r := reason{CheckClaimed, "another program has locked the disk " + f.Name(), "wait until that program has ended, and run it again"}
 	info, err := f.Stat()
 	if err != nil {
 		return r
 	}
-	if who := live().lockers(inodeOf(info)); who != "" {
+	if who := liveKernel().nameLockers(inodeOf(info)); who != "" {
 		r.why += ": " + who
 	}
 	return r
 }
 
-// RereadPartitions has the kernel read the partition table of the whole disk that t is. It is an
-// errors.ErrUnsupported where the kernel looks for none: a partition, a mapped device, a loop device without
-// partitions, a file.
+// RereadPartitions makes the kernel read the partition table of the whole disk t again. It returns
+// errors.ErrUnsupported where the kernel reads none: for a partition, a mapped device, a loop device without
+// partitions, and a file.
 func (t *Target) RereadPartitions() error {
 	if !t.device || t.offset() != 0 {
 		return errors.ErrUnsupported
 	}
 	const tries, pause = 10, 100 * time.Millisecond
 	var err error
-	for range tries { // others may have a partition open for a moment, as udev has
+	for range tries { // others, such as udev, may have a partition open for a moment
 		err = ioctl(t.f, unix.BLKRRPART, unsafe.Pointer(nil))
 		if !errors.Is(err, unix.EBUSY) {
 			break

@@ -14,12 +14,13 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"cairn/internal/blockdev/sysfs"
 	"cairn/internal/test/looptest"
 	"cairn/internal/test/need"
 	"cairn/testimages"
 )
 
-// holdLock has another program lock a node until release is called.
+// holdLock lets another program lock a node until release is called.
 func holdLock(t *testing.T, kind, node string) (release func()) {
 	t.Helper()
 	cmd := exec.Command(need.Tool(t, "flock"), kind, node, "sh", "-c", "echo locked; read line")
@@ -39,13 +40,13 @@ func holdLock(t *testing.T, kind, node string) (release func()) {
 	}
 	release = func() {
 		in.Close()
-		_ = cmd.Wait() // sh's read finds no line
+		_ = cmd.Wait() // fails, since sh reads no line
 	}
 	t.Cleanup(release)
 	return release
 }
 
-// TestDiskIsLocked: while a target is open, other programs find its disk locked.
+// TestDiskIsLocked: while a target is open, its disk is locked for other programs.
 func TestDiskIsLocked(t *testing.T) {
 	node, _ := disk(t)
 	tryLock := func() error { return exec.Command(need.Tool(t, "flock"), "--nonblock", node, "true").Run() }
@@ -66,7 +67,7 @@ func TestDiskIsLocked(t *testing.T) {
 	}
 }
 
-// TestLockedDiskIsRefused: a lock of either kind, which another program keeps.
+// TestLockedDiskIsRefused: another program's lock of either kind refuses the target.
 func TestLockedDiskIsRefused(t *testing.T) {
 	node, _ := disk(t)
 	for _, kind := range []string{"--exclusive", "--shared"} {
@@ -86,7 +87,8 @@ func TestLockedDiskIsRefused(t *testing.T) {
 	}
 }
 
-// TestInheritedLock: a program that flock runs has the lock. What this process locked by itself is another's.
+// TestInheritedLock: the lock of flock(1) is inherited by the program that it runs. A lock that this process took
+// itself counts as another program's.
 func TestInheritedLock(t *testing.T) {
 	node, _ := disk(t)
 	f, err := os.Open(node)
@@ -101,7 +103,7 @@ func TestInheritedLock(t *testing.T) {
 		t.Errorf("OpenTarget with a lock of this process = %v, want refusal", err)
 	}
 	setInherited := func() error {
-		return control(f, func(fd int) error { _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFD, 0); return err })
+		return withDescriptor(f, func(fd int) error { _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFD, 0); return err })
 	}
 	if err := setInherited(); err != nil {
 		t.Fatal(err)
@@ -112,7 +114,7 @@ func TestInheritedLock(t *testing.T) {
 	}
 }
 
-// TestLockIsAwaited: the target is opened when the other program has ended, or the job.
+// TestLockIsAwaited: the target is opened when the other program ends, and not when the context ends first.
 func TestLockIsAwaited(t *testing.T) {
 	node, _ := disk(t)
 	release := holdLock(t, "--exclusive", node)
@@ -142,7 +144,7 @@ func TestLockIsAwaited(t *testing.T) {
 	}
 }
 
-// TestOwnNode: the lock that counts is the one of the node in /dev.
+// TestOwnNode: the lock on the node in /dev counts.
 func TestOwnNode(t *testing.T) {
 	node, _ := disk(t)
 	var st unix.Stat_t
@@ -156,12 +158,12 @@ func TestOwnNode(t *testing.T) {
 	}
 }
 
-// TestRereadPartitions: the kernel gets to know the table that was written; one that knows no GPT forgets the old
+// TestRereadPartitions: the kernel learns the written table. A kernel without GPT support forgets the old
 // partitions.
 func TestRereadPartitions(t *testing.T) {
 	node, _ := disk(t)
-	if d := deviceOf(t, node); len(d.partitions()) != 2 {
-		t.Fatalf("the kernel has the partitions %v, want two", d.partitions())
+	if d := deviceOf(t, node); len(d.Partitions()) != 2 {
+		t.Fatalf("the kernel has the partitions %v, want two", d.Partitions())
 	}
 	table := filepath.Join(t.TempDir(), "table")
 	if err := testimages.GPTDisk(table, 512, testimages.Part{Name: "one", Size: 8 << 20}); err != nil {
@@ -178,9 +180,9 @@ func TestRereadPartitions(t *testing.T) {
 	if err := errors.Join(target.Sync(), target.RereadPartitions()); err != nil {
 		t.Fatal(err)
 	}
-	for _, p := range deviceOf(t, node).partitions() {
-		if size, err := p.sectors("size"); err != nil || size != 8<<20 {
-			t.Errorf("the kernel has %s of %d bytes, %v", p.name(), size, err)
+	for _, p := range deviceOf(t, node).Partitions() {
+		if size, err := p.Bytes("size"); err != nil || size != 8<<20 {
+			t.Errorf("the kernel has %s of %d bytes, %v", p.Name(), size, err)
 		}
 	}
 	if err := openTarget(t, looptest.File(t, 1<<20), Section{}).RereadPartitions(); !errors.Is(err, errors.ErrUnsupported) {
@@ -188,7 +190,7 @@ func TestRereadPartitions(t *testing.T) {
 	}
 }
 
-// TestRereadNoPartitions: a partition has no table that the kernel reads, nor has a loop device that was made so.
+// TestRereadNoPartitions: the kernel reads no table of a partition, nor of a loop device without partitions.
 func TestRereadNoPartitions(t *testing.T) {
 	node, file := disk(t)
 	if err := openTarget(t, node+"p1", Section{}).RereadPartitions(); !errors.Is(err, errors.ErrUnsupported) {
@@ -207,13 +209,13 @@ func TestRereadNoPartitions(t *testing.T) {
 	}
 }
 
-func deviceOf(t *testing.T, path string) device {
+func deviceOf(t *testing.T, path string) sysfs.Device {
 	t.Helper()
 	info, err := os.Stat(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	d, err := live().device(inodeOf(info).rdev)
+	d, err := liveKernel().sys.Device(sysfs.ID(inodeOf(info).rdev))
 	if err != nil {
 		t.Fatal(err)
 	}

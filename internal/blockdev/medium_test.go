@@ -31,7 +31,7 @@ func readBack(t *testing.T, f *File) *ReadBack {
 	return r
 }
 
-// all reads everything.
+// all reads the whole of r.
 func all(t *testing.T, r interface {
 	io.ReaderAt
 	Size() int64
@@ -44,7 +44,7 @@ func all(t *testing.T, r interface {
 	return p
 }
 
-// The file behind the device is changed, which the device's page cache cannot know.
+// The test changes the file behind the device, which the device's page cache does not notice.
 func TestReadBackReachesTheMedium(t *testing.T) {
 	file := looptest.File(t, 1<<20)
 	target := openTarget(t, looptest.Attach(t, file, 512), Section{})
@@ -71,7 +71,7 @@ func TestReadBackReachesTheMedium(t *testing.T) {
 	if !bytes.Equal(all(t, target), written) {
 		t.Error("the page cache changed too: this test shows nothing")
 	}
-	if err := target.DropCache(0, target.Size()); err != nil { // what ReadBack relies on without direct reads
+	if err := target.DropCache(0, target.Size()); err != nil { // ReadBack uses it where there are no direct reads
 		t.Fatal(err)
 	}
 	if !bytes.Equal(all(t, target), medium) {
@@ -93,11 +93,11 @@ func change(t *testing.T, path string, off int64, to byte) {
 }
 
 func TestReadBackAnyPiece(t *testing.T) {
-	const size = 1<<20 + 3*512 // no multiple of a page
+	const size = 1<<20 + 3*512 // not a multiple of a page
 	data := testimages.Random(2, size)
 	file := write(t, data)
 	need.Root(t)
-	memory := filepath.Join(memory(t, "ramfs", ""), "file") // which has no direct reads
+	memory := filepath.Join(memory(t, "ramfs", ""), "file") // ramfs has no direct reads
 	if err := os.WriteFile(memory, data, 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -115,7 +115,7 @@ func TestReadBackAnyPiece(t *testing.T) {
 	}
 }
 
-// checkPieces reads pieces at the same time, more of them than there are buffers.
+// checkPieces reads more pieces concurrently than there are buffers.
 func checkPieces(t *testing.T, f *File, r *ReadBack, want []byte) {
 	t.Helper()
 	var group sync.WaitGroup
@@ -189,7 +189,7 @@ func TestDiscardUnsupported(t *testing.T) {
 	}
 }
 
-// SYNC_FILE_RANGE_WAIT_AFTER waits for what is on its way, and sets nothing on its way.
+// SYNC_FILE_RANGE_WAIT_AFTER waits for pages under writeback, and starts no writeback.
 func TestStartWriteback(t *testing.T) {
 	file := looptest.File(t, 2<<20)
 	target := openTarget(t, looptest.Attach(t, file, 512), Section{Offset: 4096})
@@ -203,7 +203,7 @@ func TestStartWriteback(t *testing.T) {
 	if err := target.StartWriteback(1<<20-4096, 64<<10); err != nil {
 		t.Fatal(err)
 	}
-	err := control(target.f, func(fd int) error {
+	err := withDescriptor(target.f, func(fd int) error {
 		return unix.SyncFileRange(fd, 0, 2<<20, unix.SYNC_FILE_RANGE_WAIT_AFTER)
 	})
 	if err != nil {
@@ -215,7 +215,7 @@ func TestStartWriteback(t *testing.T) {
 	}
 }
 
-// reflinks mounts a new file system in a loop device until the test ends.
+// reflinks mounts a new file system on a loop device until the test ends.
 func reflinks(t *testing.T, kind string, size int64) (dir string) {
 	t.Helper()
 	node := looptest.Attach(t, looptest.File(t, size), 512)
@@ -241,7 +241,7 @@ func checkClone(t *testing.T, dir string) {
 			t.Fatal(err)
 		}
 	}
-	const shift = 4096 // the target's section lies later than the source's by that
+	const shift = 4096 // the target's section starts this many bytes after the source's
 	src := openRead(t, source, Section{Offset: 100})
 	target := openTarget(t, path, Section{Offset: shift + 100})
 	for _, c := range []struct{ srcOff, dstOff, n, cloned int64 }{
@@ -257,7 +257,7 @@ func checkClone(t *testing.T, dir string) {
 		copy(want[shift+100+c.dstOff:][:c.n], data[100+c.srcOff:])
 	}
 	for _, c := range []struct{ srcOff, dstOff, n int64 }{
-		{4096 - 100, 8193 - 100, 65_536}, // other places in their blocks
+		{4096 - 100, 8193 - 100, 65_536}, // offsets differ modulo the block size
 		{4096 - 99, 8192 - 99, 4096},     // no whole block
 		{0, 0, 0},
 	} {
@@ -281,7 +281,7 @@ func checkClone(t *testing.T, dir string) {
 	if extents := looptest.Run(t, need.Tool(t, "filefrag"), "-v", path); !strings.Contains(extents, "shared") {
 		t.Errorf("no extent of the target is shared:\n%s", extents)
 	}
-	if err := os.WriteFile(source, make([]byte, size), 0o600); err != nil { // must not show through
+	if err := os.WriteFile(source, make([]byte, size), 0o600); err != nil { // these bytes must not appear in the result
 		t.Fatal(err)
 	}
 	got, err := os.ReadFile(path)

@@ -6,17 +6,17 @@ import (
 	"io"
 )
 
-// ReadBack reads a file's bytes from the medium and not from the page cache, to prove that they arrived. Its
-// offsets count from the section's start. ReadAt may be called concurrently; it takes 1 MiB of memory, which
-// lets four reads go on at a time.
+// ReadBack reads a file's bytes from the medium instead of the page cache, to prove that they arrived. Its
+// offsets count from the section's start. ReadAt may be called concurrently. It uses 1 MiB of memory, which
+// allows four reads at a time.
 type ReadBack struct {
 	bytes  *io.SectionReader
-	direct *direct // nil if the bytes are read through the page cache
+	direct *directReader // nil if reads go through the page cache
 }
 
-// ReadBack opens the same file once more, for reading past the page cache (O_DIRECT). What was written must
-// have been flushed (Sync) before. Where direct reads are not supported the page cache is dropped now, and read
-// through: then it depends on the kernel to have let go of all pages. f must stay open.
+// ReadBack opens the file again for reads past the page cache (O_DIRECT). Written bytes must have been flushed
+// with Sync before. Where direct reads are not supported, ReadBack drops the page cache now and reads through
+// it; the result then depends on the kernel having dropped all pages. f must stay open.
 func (f *File) ReadBack() (*ReadBack, error) {
 	if err := f.DropCache(0, f.Size()); err != nil {
 		return nil, err
@@ -31,16 +31,16 @@ func (f *File) ReadBack() (*ReadBack, error) {
 	return &ReadBack{io.NewSectionReader(direct, f.offset(), f.Size()), direct}, nil
 }
 
-// Direct says whether the page cache is out of the way for certain.
+// Direct reports whether reads bypass the page cache with certainty.
 func (r *ReadBack) Direct() bool { return r.direct != nil }
 
-// Size is the section's length in bytes.
+// Size returns the section's length in bytes.
 func (r *ReadBack) Size() int64 { return r.bytes.Size() }
 
-// ReadAt is as io.ReaderAt has it; the section's end is io.EOF.
+// ReadAt implements io.ReaderAt. It returns io.EOF at the section's end.
 func (r *ReadBack) ReadAt(p []byte, off int64) (int, error) { return r.bytes.ReadAt(p, off) }
 
-// Close ends the direct reading. The file stays open.
+// Close ends direct reading. The file stays open.
 func (r *ReadBack) Close() error {
 	if r.direct == nil {
 		return nil

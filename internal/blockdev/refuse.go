@@ -11,60 +11,61 @@ import (
 	"golang.org/x/sys/unix"
 
 	"cairn/internal/blockdev/mountinfo"
+	"cairn/internal/blockdev/sysfs"
 )
 
-// refuse says why path, which info describes, must not be written, as a *RefusedError. Checks that are lifted
-// do not count. O_EXCL closes the gap between this look and the opening; this look gives the reasons, and
-// sees what O_EXCL does not.
-func (k kernel) refuse(path string, info os.FileInfo, lifted []string) error {
-	reasons, err := k.reasons(path, info)
+// checkTarget returns a *RefusedError if path, which info describes, must not be written. It ignores the lifted
+// checks. O_EXCL closes the gap between this check and the opening; this check gives the reasons, and finds uses
+// that O_EXCL does not.
+func (k kernel) checkTarget(path string, info os.FileInfo, lifted []string) error {
+	reasons, err := k.findReasons(path, info)
 	if err != nil {
 		return err
 	}
 	for _, r := range reasons {
 		if !slices.Contains(lifted, r.check) {
-			return r.refused(path)
+			return r.asError(path)
 		}
 	}
 	return nil
 }
 
-// reason is what speaks against writing to something.
+// reason is a failed check, its explanation, and a remedy.
 type reason struct{ check, why, hint string }
 
-func (r reason) refused(path string) *RefusedError {
+func (r reason) asError(path string) *RefusedError {
 	return &RefusedError{path, r.check, r.why, r.hint}
 }
 
-func (k kernel) reasons(path string, info os.FileInfo) ([]reason, error) {
-	u, err := k.users()
+func (k kernel) findReasons(path string, info os.FileInfo) ([]reason, error) {
+	u, err := k.findUsers()
 	if err != nil {
 		return nil, err
 	}
 	if !IsBlockDevice(info) {
-		return u.ofFile(path, info)
+		return u.fileReasons(path, info)
 	}
-	d, err := k.device(inodeOf(info).rdev)
+	d, err := k.sys.Device(sysfs.ID(inodeOf(info).rdev))
 	if err != nil {
 		return nil, err
 	}
-	return u.ofFamily(d)
+	return u.familyReasons(d)
 }
 
-func (u users) ofFile(path string, info os.FileInfo) ([]reason, error) {
-	all, err := u.of(inodeOf(info))
+func (u users) fileReasons(path string, info os.FileInfo) ([]reason, error) {
+	all, err := u.indirectReasons(inodeOf(info))
 	if err != nil {
 		return nil, err
 	}
 	for i := range all {
 		all[i].why = "it " + all[i].why
 	}
-	stray, err := strays(path, info)
+	stray, err := findStray(path, info)
 	return append(all, stray...), err
 }
 
-// RefuseStray is a *RefusedError when path is a regular file under /dev, where a device was meant, unless force lifts
-// CheckInDev. ErrNotLiftable is about force.
+// RefuseStray returns a *RefusedError if path is a regular file under /dev, where a device was meant, unless force
+// lifts CheckInDev. It returns ErrNotLiftable if force names a check that cannot be lifted.
 func RefuseStray(path string, force []string) error {
 	if err := checkForce(force); err != nil {
 		return err
@@ -73,15 +74,15 @@ func RefuseStray(path string, force []string) error {
 	if err != nil || !info.Mode().IsRegular() || slices.Contains(force, CheckInDev) {
 		return err
 	}
-	all, err := strays(path, info)
+	all, err := findStray(path, info)
 	if err != nil || len(all) == 0 {
 		return err
 	}
-	return all[0].refused(path)
+	return all[0].asError(path)
 }
 
-// strays finds the file that someone made where a device node was meant: it would fill memory.
-func strays(path string, info os.FileInfo) ([]reason, error) {
+// findStray finds a file that was created in place of a device node: writing to it would fill memory.
+func findStray(path string, info os.FileInfo) ([]reason, error) {
 	dev, err := os.Stat("/dev")
 	if err != nil || inodeOf(dev).dev != inodeOf(info).dev {
 		return nil, nil
@@ -96,77 +97,77 @@ func strays(path string, info os.FileInfo) ([]reason, error) {
 	}}, nil
 }
 
-// relation is how the sentence about d's relative begins.
-func relation(d, member device) string {
+// relationPrefix returns the beginning of a sentence about d's relative.
+func relationPrefix(d, member sysfs.Device) string {
 	if member == d {
 		return "it "
 	}
-	if _, ok := member.disk(); ok {
-		return "its partition " + member.name() + " "
+	if _, ok := member.Disk(); ok {
+		return "its partition " + member.Name() + " "
 	}
-	return "its disk " + member.name() + " "
+	return "its disk " + member.Name() + " "
 }
 
-// users is who uses files and devices, at one moment.
+// users is a snapshot of the uses of files and devices.
 type users struct {
 	kernel  kernel
-	root    []string // numbers of the devices that the running system lies on
+	root    []string // numbers of the devices that hold the running system
 	mounts  []mountinfo.Mount
-	unknown error // why root and mounts are not known, which matters only where a device is involved
+	unknown error // why root and mounts are unknown; it matters only for devices
 	swaps   []swap
 	loops   []loop
 }
 
-// swap is a file or device that is swapped to.
+// swap is a file or device that is used as swap.
 type swap struct {
 	inode
 	path string
 }
 
-// loop is a loop device, and the file or device it is attached to.
+// loop is a loop device, and the inode of the file or device behind it.
 type loop struct {
 	inode
-	device
+	device sysfs.Device
 }
 
-func (k kernel) users() (u users, err error) {
+func (k kernel) findUsers() (u users, err error) {
 	u.kernel = k
-	if u.mounts, u.unknown = k.mounts(); u.unknown == nil {
+	if u.mounts, u.unknown = k.readMounts(); u.unknown == nil {
 		u.root, u.unknown = k.rootDevices(u.mounts)
 	}
-	if u.swaps, err = k.swaps(); err != nil {
+	if u.swaps, err = k.readSwaps(); err != nil {
 		return u, err
 	}
-	u.loops, err = k.loops()
+	u.loops, err = k.listLoops()
 	return u, err
 }
 
-func (k kernel) loops() ([]loop, error) {
-	disks, err := k.disks()
+func (k kernel) listLoops() ([]loop, error) {
+	disks, err := k.sys.Disks()
 	if err != nil {
 		return nil, err
 	}
 	var all []loop
 	for _, disk := range disks {
-		if b, ok := disk.backing(); ok {
+		if b, ok := backingOf(disk); ok {
 			all = append(all, loop{b.inode, disk})
 		}
 	}
 	return all, nil
 }
 
-// of is who uses a file or device through another name than its own. The reasons begin with a verb.
-func (u users) of(target inode) (all []reason, err error) {
+// indirectReasons returns the uses of a file or device through swap and loop devices. The reasons begin with a verb.
+func (u users) indirectReasons(target inode) (all []reason, err error) {
 	for _, swap := range u.swaps {
-		if swap.same(target) {
+		if swap.sameBytes(target) {
 			all = append(all, reason{CheckSwap, "is used as swap", "swapoff " + swap.path})
 		}
 	}
 	for _, loop := range u.loops {
-		if !loop.same(target) {
+		if !loop.sameBytes(target) {
 			continue
 		}
-		above, err := u.ofLoop(loop)
+		above, err := u.loopReasons(loop)
 		if err != nil {
 			return nil, err
 		}
@@ -175,40 +176,40 @@ func (u users) of(target inode) (all []reason, err error) {
 	return all, nil
 }
 
-// ofLoop is who uses what the loop device is attached to, through it.
-func (u users) ofLoop(l loop) ([]reason, error) {
-	attached := "is what the loop device " + l.node() + " is attached to"
-	above, err := u.ofFamily(l.device)
+// loopReasons returns the uses of a file or device through the loop device attached to it.
+func (u users) loopReasons(l loop) ([]reason, error) {
+	backs := "backs the loop device " + l.device.Node()
+	above, err := u.familyReasons(l.device)
 	if err != nil {
 		return nil, err
 	}
-	if busy, is := u.kernel.claimed(l.device); is && len(above) == 0 {
+	if busy, is := u.kernel.claimedReason(l.device); is && len(above) == 0 {
 		above = []reason{busy}
 	}
 	for i := range above {
-		above[i].why = attached + "; there, " + above[i].why
+		above[i].why = backs + "; there, " + above[i].why
 	}
-	return append(above, reason{CheckLoop, attached, "losetup -d " + l.node() + ", or name that"}), nil
+	return append(above, reason{CheckLoop, backs, "losetup -d " + l.device.Node() + ", or name that device"}), nil
 }
 
-// ofFamily is who uses a device, its partitions, or the disk it is a partition of.
-func (u users) ofFamily(d device) ([]reason, error) {
+// familyReasons returns the uses of a device, its partitions, and its disk.
+func (u users) familyReasons(d sysfs.Device) ([]reason, error) {
 	var all []reason
-	for _, member := range d.family() {
-		reasons, err := u.ofDevice(member)
+	for _, member := range familyOf(d) {
+		reasons, err := u.deviceReasons(member)
 		if err != nil {
 			return nil, err
 		}
 		for _, r := range reasons {
-			all = append(all, reason{r.check, relation(d, member) + r.why, r.hint})
+			all = append(all, reason{r.check, relationPrefix(d, member) + r.why, r.hint})
 		}
 	}
 	return all, nil
 }
 
-// ofDevice is who uses a device, without its relatives. The reasons begin with a verb.
-func (u users) ofDevice(d device) (all []reason, err error) {
-	id, err := d.id()
+// deviceReasons returns the uses of a device without its relatives. The reasons begin with a verb.
+func (u users) deviceReasons(d sysfs.Device) (all []reason, err error) {
+	id, err := d.ID()
 	if err = errors.Join(u.unknown, err); err != nil {
 		return nil, err
 	}
@@ -216,19 +217,19 @@ func (u users) ofDevice(d device) (all []reason, err error) {
 		all = append(all, reason{CheckRoot, "holds the running system (/)", "choose the other slot"})
 	}
 	all = append(all, mountedOn(u.mounts, id)...)
-	holders, err := d.linked("holders")
+	holders, err := d.Linked("holders")
 	if err != nil {
 		return nil, err
 	}
 	for _, top := range holders {
-		hint := "name " + top.node() + ", or take it apart first"
-		all = append(all, reason{CheckHolder, "is part of " + top.title(), hint})
+		hint := "name " + top.Node() + ", or take it apart first"
+		all = append(all, reason{CheckHolder, "is part of " + titleOf(top), hint})
 	}
-	number, err := parseDeviceID(id)
+	number, err := sysfs.ParseID(id)
 	if err != nil {
 		return nil, err
 	}
-	others, err := u.of(inode{rdev: number})
+	others, err := u.indirectReasons(inode{rdev: number})
 	return append(all, others...), err
 }
 
@@ -242,7 +243,7 @@ func mountedOn(mounts []mountinfo.Mount, id string) (all []reason) {
 	return all
 }
 
-// mountedDevice is the number of the device that is mounted. A file system over several devices (btrfs) has a
+// mountedDevice returns the number of the mounted device. A file system over several devices (btrfs) has a
 // number of its own; then the source counts.
 func mountedDevice(m mountinfo.Mount) string {
 	if !m.Anonymous() || !strings.HasPrefix(m.Source, "/dev/") {
@@ -252,11 +253,11 @@ func mountedDevice(m mountinfo.Mount) string {
 	if err != nil || !IsBlockDevice(info) {
 		return m.Device
 	}
-	return deviceID(inodeOf(info).rdev)
+	return sysfs.ID(inodeOf(info).rdev)
 }
 
-// rootDevices are the devices that the running system lies on: what is mounted on /, or the layers of an
-// overlay there, and whatever these are stacked on.
+// rootDevices returns the devices that hold the running system: the device mounted on / or those of an overlay's
+// layers there, and all devices below them.
 func (k kernel) rootDevices(mounts []mountinfo.Mount) ([]string, error) {
 	var ids []string
 	for _, m := range mounts {
@@ -275,38 +276,38 @@ func (k kernel) rootDevices(mounts []mountinfo.Mount) ([]string, error) {
 	return ids, nil
 }
 
-// layerIDs are the devices of an overlay's directories, as far as they can be seen from here.
+// layerIDs returns the devices of an overlay's directories, as far as they are visible.
 func layerIDs(l mountinfo.Layers) []string {
 	var ids []string
 	for _, dir := range slices.Concat(l.Lower, l.Data, []string{l.Upper}) {
 		if info, err := os.Stat(dir); err == nil {
-			ids = append(ids, deviceID(inodeOf(info).dev))
+			ids = append(ids, sysfs.ID(inodeOf(info).dev))
 		}
 	}
 	return ids
 }
 
-// slaveIDs are the numbers of the devices that the device is stacked on. What is no device, as the file
-// system of number 0:22, has none.
+// slaveIDs returns the numbers of the devices below a stacked device. The number of a file system without a
+// device, such as 0:22, has none.
 func (k kernel) slaveIDs(id string) ([]string, error) {
-	number, err := parseDeviceID(id)
+	number, err := sysfs.ParseID(id)
 	if err != nil || unix.Major(number) == 0 {
 		return nil, err
 	}
-	d, err := k.device(number)
+	d, err := k.sys.Device(sysfs.ID(number))
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil // not to be seen from this container
+		return nil, nil // not visible in this container
 	}
 	if err != nil {
 		return nil, err
 	}
-	slaves, err := d.linked("slaves")
+	slaves, err := d.Linked("slaves")
 	if err != nil {
 		return nil, err
 	}
 	var ids []string
 	for _, slave := range slaves {
-		id, err := slave.id()
+		id, err := slave.ID()
 		if err != nil {
 			return nil, err
 		}

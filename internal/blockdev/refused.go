@@ -7,29 +7,29 @@ import (
 	"strings"
 )
 
-// The checks that a target passes before it is written. Their names are stable: users lift checks by them,
-// and programs tell refusals apart. "overlap" and "moved" are for callers.
+// The checks that a target passes before it is written. Their names are stable: users lift checks by name, and
+// programs distinguish refusals by them. Callers of this package report CheckOverlap and CheckMoved.
 const (
-	CheckNotTarget = "not-a-target" // no block device or regular file
+	CheckNotTarget = "not-a-target" // neither a block device nor a regular file
 	CheckInDev     = "in-dev"       // a regular file under /dev, where a device was meant
-	CheckRoot      = "root"         // the running system lies on it
+	CheckRoot      = "root"         // it holds the running system
 	CheckMounted   = "mounted"      // also in another mount namespace
 	CheckHolder    = "holder"       // a part of a stacked device (dm, md)
-	CheckSwap      = "swap"         // swapped to
-	CheckLoop      = "loop-backing" // a loop device takes its bytes from it
+	CheckSwap      = "swap"         // used as swap
+	CheckLoop      = "loop-backing" // a loop device is attached to it
 	CheckReadOnly  = "read-only"
-	CheckClaimed   = "claimed"   // another program has it exclusively, or locked
+	CheckClaimed   = "claimed"   // another program has exclusive access or a lock
 	CheckTooSmall  = "too-small" // the image does not fit
 	CheckOverlap   = "overlap"   // it shares bytes with a seed
-	CheckMoved     = "moved"     // it is another partition than it was
+	CheckMoved     = "moved"     // its partition changed since it was found
 )
 
-// Liftable are the checks that Options.Force may name. Where these fail nothing else need lose data: a loop
-// device that is itself in use (mounted, swap, held) fails the check that is named for that use as well.
-// With any other something would be destroyed, or the kernel would not let us write.
+// Liftable returns the checks that Options.Force may name. Lifting them need not lose data: a loop device that
+// is itself in use (mounted, swap, holder) fails the check for that use as well. Lifting any other check would
+// destroy data, or the kernel would deny the write.
 func Liftable() []string { return []string{CheckInDev, CheckLoop} }
 
-// ErrNotLiftable says that Options.Force named something that is not Liftable.
+// ErrNotLiftable means that Options.Force named a check that is not Liftable.
 var ErrNotLiftable = errors.New("cannot be lifted")
 
 func checkForce(names []string) error {
@@ -41,12 +41,12 @@ func checkForce(names []string) error {
 	return nil
 }
 
-// RefusedError says that a target was left alone, to protect data.
+// RefusedError means that a target was not opened for writing, to protect data.
 type RefusedError struct {
 	Path  string // the target
 	Check string // the name of the check that failed
-	Why   string // what speaks against writing to it: which mount, device or process
-	Hint  string // what the user can do
+	Why   string // the mount, device or process that prevents writing
+	Hint  string // a remedy for the user
 }
 
 func (e *RefusedError) Error() string {

@@ -8,37 +8,39 @@ import (
 	"time"
 )
 
-// Options say what of the path is the target, which checks it need not pass, and how long others are waited for. The
-// zero value is all of it, all checks, and no waiting.
+// Options selects the section of a path, lifts checks, and limits the wait for the disk's lock. The zero value
+// selects the whole path, lifts no check, and does not wait.
 type Options struct {
 	Section  Section
-	Force    []string      // names out of Liftable
-	LockWait time.Duration // for the lock on a device's disk that other programs hold
-	Notice   func(string)  // is told what is waited for, and what could not be done; may be nil
+	Force    []string      // checks to lift, out of Liftable
+	LockWait time.Duration // how long to wait for a disk's lock that another program holds
+	Notice   func(string)  // receives messages about waiting and about steps that were not possible; may be nil
 }
 
-func (o Options) notice(text string) {
+func (o Options) sendNotice(text string) {
 	if o.Notice != nil {
 		o.Notice(text)
 	}
 }
 
-// Target is a File that is claimed for writing until Close. Reserve, Truncate and Close may not be called while
-// another method is running; all others may be called concurrently.
+// Target is a File that is claimed for writing until Close. Reserve, Truncate and Close must not be called while
+// another method is running. All others may be called concurrently.
 type Target struct {
 	File
-	resizable bool          // all of a regular file
-	borrowed  bool          // Close is not ours to do
-	direct    *directWriter // past the page cache; nil where that is not possible, and for files
-	lock      *os.File      // on the whole disk, of a device; may be nil
+	resizable bool          // it is the whole of a regular file
+	borrowed  bool          // the caller closes the file
+	direct    *directWriter // nil for files, and for devices without direct writes
+	lock      *os.File      // the lock on a device's disk; may be nil
 }
 
-// OpenTarget claims an existing file or block device for writing: a device exclusively (O_EXCL), which the
-// kernel also denies while it is mounted anywhere, and its disk by the lock that udev and partitioning tools take; a
-// file by flock. It is a *RefusedError when the path is in
-// use or not fit to be a target: mounted, swap, part of a stacked device or backing a loop device (also
-// through its disk or its partitions), holding the running system, read-only, claimed, or no block device or
-// regular file. ErrNotLiftable is about o.Force. Nothing is created.
+// OpenTarget claims an existing file or block device for writing. It opens a device exclusively (O_EXCL), which
+// the kernel denies while the device is mounted anywhere, and takes the lock on its disk that udev and
+// partitioning tools use. It locks a file with flock.
+//
+// OpenTarget returns a *RefusedError for a path that is mounted, swap, part of a stacked device or backing a
+// loop device (also through its disk or its partitions), holds the running system, is read-only or claimed, or
+// is neither a block device nor a regular file. It returns ErrNotLiftable if o.Force names another check. It
+// creates nothing.
 func OpenTarget(ctx context.Context, path string, o Options) (*Target, error) {
 	if err := checkForce(o.Force); err != nil {
 		return nil, err
@@ -48,45 +50,32 @@ func OpenTarget(ctx context.Context, path string, o Options) (*Target, error) {
 		return nil, err
 	}
 	if !info.Mode().IsRegular() && !IsBlockDevice(info) {
-		return nil, &RefusedError{path, CheckNotTarget, "it is " + kind(info), "name a partition, or a regular file"}
+		return nil, &RefusedError{path, CheckNotTarget, "it is " + describeFile(info), "name a partition, or a regular file"}
 	}
-	if err := live().refuse(path, info, o.Force); err != nil {
+	if err := liveKernel().checkTarget(path, info, o.Force); err != nil {
 		return nil, err
 	}
 	lock, err := lockDisk(ctx, path, info, o)
 	if err != nil {
 		return nil, err
 	}
-	t, err := openLocked(path, info, o)
+	f, err := openClaimed(path, info)
 	if err != nil {
-		unlock(lock)
+		_ = lock.Close() // it may be nil, which is an error and no more
+		return nil, err
+	}
+	t, err := newTarget(f, path, o.Section)
+	if err != nil {
+		f.Close()
+		_ = lock.Close()
 		return nil, err
 	}
 	t.lock = lock
 	return t, nil
 }
 
-// openLocked is OpenTarget with the disk locked.
-func openLocked(path string, info os.FileInfo, o Options) (*Target, error) {
-	f, err := openClaimed(path, info)
-	if err != nil {
-		return nil, err
-	}
-	t, err := newTarget(f, path, o.Section)
-	if err != nil {
-		f.Close()
-	}
-	return t, err
-}
-
-func unlock(f *os.File) {
-	if f != nil {
-		f.Close()
-	}
-}
-
-// TargetOf makes a target of a regular file that the caller has open for reading and writing, alone, and goes
-// on to own: Close leaves f open.
+// TargetOf makes a target of a regular file that the caller has open for reading and writing, and that no other
+// program uses. Close leaves f open.
 func TargetOf(f *os.File) (*Target, error) {
 	t, err := newTarget(f, f.Name(), Section{})
 	if err != nil {
@@ -101,7 +90,8 @@ func newTarget(f *os.File, path string, section Section) (*Target, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := forgetLost(f); err != nil {
+	// After a failed flush the page cache differs from the medium, and a later flush succeeds since the pages are clean.
+	if err := dropCache(f, 0, 0); err != nil {
 		return nil, fmt.Errorf("dropping cache of %s: %w", path, err)
 	}
 	t := &Target{File: *file, resizable: !file.device && section.Offset == 0 && section.Size <= 0}
@@ -115,17 +105,7 @@ func newTarget(f *os.File, path string, section Section) (*Target, error) {
 	return t, nil
 }
 
-// forgetLost lets go of what the page cache holds. After a flush that failed that is not what is on the medium, and
-// a later flush, which finds it clean, does not say so.
-func forgetLost(f *os.File) error {
-	err := dropCache(f, 0, 0) // to the end
-	if errors.Is(err, errors.ErrUnsupported) {
-		return nil
-	}
-	return err
-}
-
-// openClaimed opens what info describes, and claims it.
+// openClaimed opens the file or device that info describes, and claims it.
 func openClaimed(path string, info os.FileInfo) (*os.File, error) {
 	f, err := openExclusive(path, info)
 	if err != nil {
@@ -133,10 +113,10 @@ func openClaimed(path string, info os.FileInfo) (*os.File, error) {
 	}
 	now, err := f.Stat()
 	if err == nil && !os.SameFile(info, now) {
-		err = fmt.Errorf("opening %s: the name changed its meaning meanwhile", path)
+		err = fmt.Errorf("opening %s: the path now names another file", path)
 	}
 	if err == nil {
-		err = claim(f, path, info)
+		err = finishClaim(f, path, info)
 	}
 	if err != nil {
 		f.Close()
@@ -145,8 +125,8 @@ func openClaimed(path string, info os.FileInfo) (*os.File, error) {
 	return f, nil
 }
 
-// Reserve makes the target at least n bytes long: a whole regular file grows by a hole, anything else that is
-// shorter is a *RefusedError.
+// Reserve makes the target at least n bytes long. A whole regular file grows by a hole. Any other target that is
+// too short gives a *RefusedError.
 func (t *Target) Reserve(n int64) error {
 	if n <= t.Size() {
 		return nil
@@ -154,18 +134,18 @@ func (t *Target) Reserve(n int64) error {
 	if !t.resizable {
 		return TooSmall(t.path, t.Size(), n)
 	}
-	return t.resize(n)
+	return t.resizeFile(n)
 }
 
-// Truncate ends a whole regular file after n bytes; anything else keeps what lies behind them.
+// Truncate shortens a whole regular file to n bytes. Any other target keeps the bytes after them.
 func (t *Target) Truncate(n int64) error {
 	if !t.resizable || n >= t.Size() {
 		return nil
 	}
-	return t.resize(n)
+	return t.resizeFile(n)
 }
 
-func (t *Target) resize(n int64) error {
+func (t *Target) resizeFile(n int64) error {
 	if err := t.f.Truncate(n); err != nil {
 		return err
 	}
@@ -177,17 +157,17 @@ func (t *Target) resize(n int64) error {
 	return nil
 }
 
-// WriteAt is as io.WriterAt has it. It never writes outside the section: then nothing is written. Devices are
-// written past the page cache where the kernel can do that; it saves a copy when p lies in memory as the bytes
-// lie in the section, modulo 4096.
+// WriteAt implements io.WriterAt. It writes nothing if p does not fit into the section. Devices are written past
+// the page cache where the kernel supports it. That saves a copy if p's address and its offset in the section are
+// equal modulo 4096.
 func (t *Target) WriteAt(p []byte, off int64) (int, error) {
-	if err := t.check(off, int64(len(p))); err != nil {
+	if err := t.checkRange(off, int64(len(p))); err != nil {
 		return 0, fmt.Errorf("writing to %s: %w", t.path, err)
 	}
 	return t.writeAt(p, t.offset()+off)
 }
 
-// writeAt takes an offset of the file or device, not of the section.
+// writeAt is WriteAt with an offset of the file or device instead of the section.
 func (t *Target) writeAt(p []byte, off int64) (int, error) {
 	if t.direct != nil {
 		return t.direct.WriteAt(p, off)
@@ -195,20 +175,20 @@ func (t *Target) writeAt(p []byte, off int64) (int, error) {
 	return t.f.WriteAt(p, off)
 }
 
-// Zero makes n bytes at off read as zeros: holes are punched into files, devices zero their own blocks, and
-// zeros are written where neither is possible.
+// Zero makes n bytes at off read as zeros. It punches holes into files, lets devices zero whole blocks, and
+// writes zeros where neither is possible.
 func (t *Target) Zero(off, n int64) error {
-	if err := t.check(off, n); err != nil {
+	if err := t.checkRange(off, n); err != nil {
 		return fmt.Errorf("zeroing %s: %w", t.path, err)
 	}
-	if err := t.zero(t.offset()+off, n); err != nil {
+	if err := t.zeroRange(t.offset()+off, n); err != nil {
 		return fmt.Errorf("zeroing %d bytes at %d of %s: %w", n, off, t.path, err)
 	}
 	return nil
 }
 
-// zero takes offsets of the file or device, not of the section.
-func (t *Target) zero(off, n int64) error {
+// zeroRange is Zero with an offset of the file or device instead of the section.
+func (t *Target) zeroRange(off, n int64) error {
 	if !t.device {
 		return t.zeroOr(punchHole, off, n)
 	}
@@ -226,8 +206,8 @@ func (t *Target) zero(off, n int64) error {
 	)
 }
 
-// deviceBlocks is the part of a device's bytes from lo to hi that it can be told to change by itself: whole
-// sectors, and whole pages, so that none is half in the page cache and half on the medium.
+// deviceBlocks returns the part of the range from lo to hi that a device may zero or discard: whole sectors, and
+// whole pages, so that no page is half in the page cache and half on the medium.
 func (t *Target) deviceBlocks(lo, hi int64) (first, last int64, err error) {
 	const page = 4096
 	sector, err := sectorSize(t.f)
@@ -238,7 +218,7 @@ func (t *Target) deviceBlocks(lo, hi int64) (first, last int64, err error) {
 	return first, last, nil
 }
 
-// zeroOr lets the kernel zero a range in its own way, or writes zeros if it has none here.
+// zeroOr zeroes a range with a call of the kernel, or writes zeros where the call is not supported.
 func (t *Target) zeroOr(kernels func(f *os.File, off, n int64) error, off, n int64) error {
 	if n == 0 {
 		return nil
@@ -262,21 +242,21 @@ func (t *Target) writeZeros(off, n int64) error {
 	return nil
 }
 
-// Discard says that n bytes at off are not needed any more. Those of a file become a hole. Of a device the whole
-// sectors and pages among them are discarded, and may read as anything afterwards; the rest is kept. The error
-// is an errors.ErrUnsupported where that is not possible.
+// Discard tells the file system or device that n bytes at off are not needed. In a file they become a hole. On
+// a device whole sectors and pages are discarded and may then read as any bytes; the rest is kept. The error is
+// errors.ErrUnsupported where discarding is not possible.
 func (t *Target) Discard(off, n int64) error {
-	if err := t.check(off, n); err != nil {
+	if err := t.checkRange(off, n); err != nil {
 		return fmt.Errorf("discarding of %s: %w", t.path, err)
 	}
-	if err := t.discard(t.offset()+off, n); err != nil {
+	if err := t.discardRange(t.offset()+off, n); err != nil {
 		return fmt.Errorf("discarding %d bytes at %d of %s: %w", n, off, t.path, err)
 	}
 	return nil
 }
 
-// discard takes offsets of the file or device, not of the section.
-func (t *Target) discard(off, n int64) error {
+// discardRange is Discard with an offset of the file or device instead of the section.
+func (t *Target) discardRange(off, n int64) error {
 	if n == 0 {
 		return nil
 	}
@@ -287,18 +267,17 @@ func (t *Target) discard(off, n int64) error {
 	if err != nil || first >= last {
 		return err
 	}
-	return discard(t.f, first, last-first)
+	return discardBlocks(t.f, first, last-first)
 }
 
-// StartWriteback asks the kernel to begin writing the bytes to the medium, and does not wait for it. Called
-// behind the writer it keeps the last Sync short. It proves nothing; where it is not supported nothing
-// happens.
+// StartWriteback asks the kernel to start writing the bytes to the medium, and does not wait. Called after each
+// write it shortens the final Sync. It guarantees nothing, and does nothing where it is not supported.
 func (t *Target) StartWriteback(off, n int64) error {
-	if err := t.check(off, n); err != nil {
+	if err := t.checkRange(off, n); err != nil {
 		return fmt.Errorf("starting writeback of %s: %w", t.path, err)
 	}
 	if t.direct != nil {
-		return nil // nothing waits in the page cache
+		return nil // direct writes leave nothing dirty in the page cache
 	}
 	err := startWriteback(t.f, t.offset()+off, n)
 	if err != nil && !errors.Is(err, errors.ErrUnsupported) {
@@ -307,8 +286,8 @@ func (t *Target) StartWriteback(off, n int64) error {
 	return nil
 }
 
-// Sync makes all that was written durable (fdatasync). Errors of earlier writes surface here, once: after an
-// error the target must be taken for damaged, and a second Sync that succeeds proves nothing.
+// Sync makes all writes durable (fdatasync). Errors of earlier writes are reported here, once. After an error the
+// target must be considered damaged: a second Sync that succeeds proves nothing.
 func (t *Target) Sync() error {
 	if err := syncData(t.f); err != nil {
 		return fmt.Errorf("flushing %s: %w", t.path, err)
@@ -316,13 +295,13 @@ func (t *Target) Sync() error {
 	return nil
 }
 
-// Close ends the claim. It does not flush. The lock ends first: udev looks at a device when a writer closes it, and
-// leaves it alone while it is locked.
+// Close ends the claim. It does not flush. It releases the lock first: udev probes a device when a writer closes
+// it, and skips it while it is locked.
 func (t *Target) Close() error {
 	if t.borrowed {
 		return nil
 	}
-	unlock(t.lock)
+	_ = t.lock.Close()
 	if t.direct != nil {
 		return errors.Join(t.direct.Close(), t.File.Close())
 	}

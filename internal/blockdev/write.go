@@ -12,30 +12,30 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// directWriter writes to a device past the page cache: a quarter of the CPU time, and the memory of a small
-// machine stays with others. All writes to the device go through it, so that the page cache never holds
-// anything that is not on the medium. Safe for concurrent use where ranges do not overlap.
+// directWriter writes to a device past the page cache. That takes a quarter of the CPU time, and leaves the
+// memory of a small machine to other programs. All writes to the device go through it, so the page cache never
+// holds dirty data. It is safe for concurrent use if ranges do not overlap.
 type directWriter struct {
 	f      *os.File
-	path   string // that it was opened by
+	path   string // the path of the first opening
 	sector int64
 	memory []byte
 	free   chan []byte    // parts of memory, aligned
-	edges  [64]sync.Mutex // held while a sector is changed in part, by its number
+	edges  [64]sync.Mutex // by sector number, held while a sector is changed in part
 }
 
 const (
-	bounceBuffers = 4
-	bounceBuffer  = 256 << 10 // bytes, a multiple of any sector
+	bounceBuffers    = 4
+	bounceBufferSize = 256 << 10 // a multiple of any sector
 )
 
-// openDirectWriter opens the device that f is open on, and makes sure that it can be read like that.
+// openDirectWriter opens f's device again for direct writes, and checks that direct reads work.
 func openDirectWriter(f *os.File) (*directWriter, error) {
 	sector, err := sectorSize(f)
 	if err != nil {
 		return nil, err
 	}
-	if sector <= 0 || bounceBuffer%sector != 0 {
+	if sector <= 0 || bounceBufferSize%sector != 0 {
 		return nil, errors.ErrUnsupported
 	}
 	again, err := reopenDirect(f, os.O_RDWR)
@@ -43,12 +43,12 @@ func openDirectWriter(f *os.File) (*directWriter, error) {
 		return nil, err
 	}
 	w := &directWriter{f: again, path: f.Name(), sector: sector, free: make(chan []byte, bounceBuffers)}
-	if w.memory, err = alignedMemory(bounceBuffers * bounceBuffer); err != nil {
+	if w.memory, err = alignedMemory(bounceBuffers * bounceBufferSize); err != nil {
 		again.Close()
 		return nil, err
 	}
 	for i := range bounceBuffers {
-		w.free <- w.memory[i*bounceBuffer : (i+1)*bounceBuffer]
+		w.free <- w.memory[i*bounceBufferSize : (i+1)*bounceBufferSize]
 	}
 	if err := w.pread(w.memory[:sector], 0); err != nil {
 		_ = w.Close()
@@ -57,14 +57,14 @@ func openDirectWriter(f *os.File) (*directWriter, error) {
 	return w, nil
 }
 
-// reopenDirect opens what f is open on once more, past the page cache.
+// reopenDirect opens f's file again past the page cache.
 func reopenDirect(f *os.File, mode int) (*os.File, error) {
 	var path string
-	if err := control(f, func(fd int) error { path = fmt.Sprint("/proc/self/fd/", fd); return nil }); err != nil {
+	if err := withDescriptor(f, func(fd int) error { path = fmt.Sprint("/proc/self/fd/", fd); return nil }); err != nil {
 		return nil, err
 	}
 	again, err := os.OpenFile(path, mode|unix.O_DIRECT, 0)
-	if errors.Is(err, unix.EINVAL) || errors.Is(err, fs.ErrNotExist) { // the file system has none; there is no /proc
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, fs.ErrNotExist) { // no direct I/O in the file system; no /proc
 		return nil, errors.ErrUnsupported
 	}
 	return again, err
@@ -84,8 +84,8 @@ func (w *directWriter) WriteAt(p []byte, off int64) (done int, err error) {
 	return done, err
 }
 
-// writeSome writes the beginning of p: a part of a sector, or as many whole ones as can be. Memory that lies
-// to a sector's size as the bytes lie on the device is written as it is, other memory is copied before.
+// writeSome writes the beginning of p: a part of a sector, or as many whole sectors as possible. Memory that is
+// aligned to a sector is written directly, other memory is copied first.
 func (w *directWriter) writeSome(p []byte, off int64) (int, error) {
 	skip, whole := off%w.sector, int64(len(p))/w.sector*w.sector
 	switch {
@@ -101,7 +101,7 @@ func (w *directWriter) writeSome(p []byte, off int64) (int, error) {
 	return n, w.pwrite(buffer[:n], off)
 }
 
-// writePart changes a part of the sector at off, from skip on. Who changes another part of it waits.
+// writePart changes the sector at off from byte skip on. Other changes to the sector wait.
 func (w *directWriter) writePart(p []byte, off, skip int64) error {
 	buffer := <-w.free
 	defer func() { w.free <- buffer }()
@@ -117,24 +117,24 @@ func (w *directWriter) writePart(p []byte, off, skip int64) error {
 }
 
 func (w *directWriter) pread(p []byte, off int64) error {
-	return control(w.f, func(fd int) error {
+	return withDescriptor(w.f, func(fd int) error {
 		n, err := unix.Pread(fd, p, off)
 		if err == nil && n < len(p) {
 			err = io.ErrUnexpectedEOF
 		}
-		return w.wrap("read", err)
+		return w.wrapError("read", err)
 	})
 }
 
 func (w *directWriter) pwrite(p []byte, off int64) error {
 	for len(p) > 0 {
 		n := 0
-		err := control(w.f, func(fd int) (err error) {
+		err := withDescriptor(w.f, func(fd int) (err error) {
 			n, err = unix.Pwrite(fd, p, off)
-			return w.wrap("write", err)
+			return w.wrapError("write", err)
 		})
 		if err == nil && int64(n)%w.sector != 0 || err == nil && n == 0 {
-			err = w.wrap("write", io.ErrShortWrite)
+			err = w.wrapError("write", io.ErrShortWrite)
 		}
 		if err != nil {
 			return err
@@ -144,8 +144,8 @@ func (w *directWriter) pwrite(p []byte, off int64) error {
 	return nil
 }
 
-// wrap says what was done; EINTR stays as it is, for who repeats the call.
-func (w *directWriter) wrap(op string, err error) error {
+// wrapError adds the operation to err. EINTR stays as it is, because withDescriptor repeats the call.
+func (w *directWriter) wrapError(op string, err error) error {
 	if err == nil || errors.Is(err, unix.EINTR) {
 		return err
 	}

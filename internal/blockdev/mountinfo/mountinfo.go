@@ -1,5 +1,5 @@
-// Package mountinfo reads Linux's table of mounts, /proc/PID/mountinfo (proc(5)), and the layers of an overlay
-// in it. It is pure: it opens nothing, and knows nothing of what devices and directories there are.
+// Package mountinfo parses Linux's table of mounts, /proc/PID/mountinfo (proc(5)), and the layers of an overlay
+// in it. It works on text only: it opens no file and does not look at devices or directories.
 package mountinfo
 
 import (
@@ -8,30 +8,29 @@ import (
 	"strings"
 )
 
-// Mount is a line of the table: a directory of a file system, at a place.
+// Mount is a line of the table: a directory of a file system, mounted at a path.
 type Mount struct {
-	Device  string   // MAJOR:MINOR of the file system; its major is 0 if that is on no device, or on several
-	Root    string   // the file system's directory that is mounted, "/" for all of it
-	Point   string   // where, seen from the root of the process whose table it is
+	Device  string   // MAJOR:MINOR of the file system; MAJOR is 0 if it lies on no block device or on several
+	Root    string   // the mounted directory of the file system, "/" for all of it
+	Point   string   // the mount point, seen from the root of the process that the table belongs to
 	Kind    string   // ext4, overlay…
-	Source  string   // whatever was named as the device: a node, /dev/root, a server, a mere word
-	Options []string // the file system's, KEY or KEY=VALUE
+	Source  string   // the device named at mount time: a node, /dev/root, a server, or any word
+	Options []string // of the file system, KEY or KEY=VALUE
 }
 
-// Parse reads the table. Lines that are none are left out.
+// Parse parses the table. It leaves out malformed lines.
 func Parse(text string) []Mount {
 	var all []Mount
 	for line := range strings.Lines(text) {
-		if m, ok := parse(strings.TrimSuffix(line, "\n")); ok {
+		if m, ok := parseLine(strings.TrimSuffix(line, "\n")); ok {
 			all = append(all, m)
 		}
 	}
 	return all
 }
 
-// parse reads a line: id, parent, device, root, point, options, tags that may be none, "-", kind, source,
-// options.
-func parse(line string) (Mount, bool) {
+// parseLine parses a line: id, parent, device, root, point, options, optional tags, "-", kind, source, options.
+func parseLine(line string) (Mount, bool) {
 	left, right, _ := strings.Cut(line, " - ")
 	l, r := strings.Split(left, " "), strings.Split(right, " ")
 	if len(l) < 6 || len(r) < 3 || !isDevice(l[2]) {
@@ -51,7 +50,7 @@ func isDevice(s string) bool {
 	return err1 == nil && err2 == nil
 }
 
-// Unescape undoes the \ooo of /proc, which stands for blanks, commas and backslashes in names.
+// Unescape replaces the octal escapes \ooo of /proc, which stand for blanks, commas and backslashes in names.
 func Unescape(s string) string {
 	var b strings.Builder
 	for len(s) > 0 {
@@ -68,21 +67,21 @@ func Unescape(s string) string {
 	return b.String()
 }
 
-// Anonymous says whether the file system's number is not that of a block device.
+// Anonymous reports whether the file system's device number does not belong to a block device.
 func (m Mount) Anonymous() bool { return strings.HasPrefix(m.Device, "0:") }
 
-// ReadOnly says whether nothing writes to the file system. The same may be mounted read-only in one place and
-// be written through another.
+// ReadOnly reports whether the file system itself is read-only. A file system can be mounted read-only at one
+// path and be written through another; then ReadOnly is false.
 func (m Mount) ReadOnly() bool { return slices.Contains(m.Options, "ro") }
 
-// Layers are an overlay's directories, by the names they had for the process that mounted it.
+// Layers are the directories of an overlay, by the names that they had for the process that mounted it.
 type Layers struct {
 	Lower []string // the topmost first
-	Data  []string // below them, with file contents only
-	Upper string   // "" if it is read-only
+	Data  []string // data-only layers below Lower
+	Upper string   // "" if the overlay is read-only
 }
 
-// Layers reads the options of an overlay: Documentation/filesystems/overlayfs.rst.
+// Layers parses the options of an overlay: Documentation/filesystems/overlayfs.rst.
 func (m Mount) Layers() Layers {
 	var l Layers
 	for _, option := range m.Options {
@@ -101,7 +100,7 @@ func (m Mount) Layers() Layers {
 	return l
 }
 
-// splitLower parts LOWER:LOWER::DATA::DATA.
+// splitLower splits LOWER:LOWER::DATA::DATA.
 func splitLower(value string) (lower, data []string) {
 	dirs := splitColons(value)
 	n := slices.Index(dirs, "")
@@ -111,7 +110,7 @@ func splitLower(value string) (lower, data []string) {
 	return dirs[:n], slices.DeleteFunc(dirs[n:], func(dir string) bool { return dir == "" })
 }
 
-// splitColons splits s at its colons. A backslash takes the meaning from what follows it.
+// splitColons splits s at its colons. A backslash escapes the next byte.
 func splitColons(s string) []string {
 	var all []string
 	var b strings.Builder

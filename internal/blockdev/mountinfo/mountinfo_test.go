@@ -44,7 +44,7 @@ func TestUnescape(t *testing.T) {
 	}
 }
 
-// The options are as Linux 6.18 shows them.
+// The options are those that Linux 6.18 shows.
 func TestLayers(t *testing.T) {
 	tests := []struct {
 		options string
