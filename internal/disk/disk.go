@@ -1,7 +1,7 @@
-// Package disk finds partitions: by GPT name, PARTUUID or number in a disk or disk image, by name among all
-// disks of a running Linux, and the one that / is mounted from; and it reads from a superblock how large a
-// file system is, what it can be known by, and whether its journal must be replayed. It only reads. It knows nothing
-// of images, and opens nothing for writing.
+// Package disk finds partitions: by GPT name, PARTUUID or number on a disk or in a disk image, by name among all
+// disks of a running Linux, and the partition that / is mounted from. It reads from a superblock the size of a
+// file system, an identity for it, and whether its journal must be replayed. It only reads, and knows nothing of
+// images.
 package disk
 
 import (
@@ -13,7 +13,7 @@ import (
 	"cairn/internal/blockdev"
 )
 
-// What a caller decides by.
+// The errors that callers distinguish.
 var (
 	ErrNoTable      = errors.New("no GPT partition table")
 	ErrMBR          = fmt.Errorf("%w: it has an MBR (DOS) partition table", ErrNoTable)
@@ -25,33 +25,33 @@ var (
 
 // Partition is an entry of a GPT. Offsets and sizes are bytes, UUID and Type are lower-case GUIDs.
 type Partition struct {
-	Number int    `json:"number"` // from 1, as in sda1; numbers may be left out
+	Number int    `json:"number"` // from 1, as in sda1; there may be gaps
 	Name   string `json:"name"`
 	UUID   string `json:"uuid"`
-	Type   string `json:"type"` // "" where only the running kernel was asked
+	Type   string `json:"type"` // "" if it was read from the running kernel only
 	Start  int64  `json:"start"`
 	Size   int64  `json:"size"`
-	Node   string `json:"node,omitempty"` // the kernel's device for it, "" in disk images
+	Node   string `json:"node,omitempty"` // the kernel's device node; "" in disk images
 }
 
-// Partitions lists the partitions of a disk or disk image in the order of their numbers. If the table at the
-// start is damaged, its backup at the end counts. A table whose partitions overlap or lie outside the disk is
-// an ErrInvalidTable, whatever it is used for.
+// Partitions returns the partitions of a disk or disk image in the order of their numbers. If the table at the
+// start is damaged, it reads the backup at the end. If partitions overlap or lie outside the disk, the error is
+// ErrInvalidTable.
 func Partitions(path string) ([]Partition, error) {
 	f, err := blockdev.OpenRead(path, blockdev.Section{})
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	parts, err := partitions(f)
+	parts, err := readPartitions(f)
 	if err != nil {
 		return nil, fmt.Errorf("reading the partitions of %s: %w", path, err)
 	}
 	return parts, nil
 }
 
-func partitions(f *blockdev.File) ([]Partition, error) {
-	sector := int64(0) // a file does not say
+func readPartitions(f *blockdev.File) ([]Partition, error) {
+	sector := int64(0) // unknown for a file
 	if f.IsDevice() {
 		var err error
 		if sector, err = f.SectorSize(); err != nil {
@@ -62,14 +62,18 @@ func partitions(f *blockdev.File) ([]Partition, error) {
 	if err != nil || !f.IsDevice() {
 		return parts, err
 	}
-	known, err := sysfs("/sys").partitionsOf(f.Path())
+	device, err := liveKernel().deviceAt(f.Path())
+	if err != nil {
+		return nil, err
+	}
+	known, err := kernelPartitions(device)
 	if err != nil {
 		return nil, err
 	}
 	return withNodes(parts, known), nil
 }
 
-// withNodes fills in the nodes of the partitions that the kernel has at the very same place.
+// withNodes sets the nodes of the partitions that the kernel has with the same number, start and size.
 func withNodes(parts, known []Partition) []Partition {
 	for i := range parts {
 		for _, k := range known {
@@ -81,33 +85,33 @@ func withNodes(parts, known []Partition) []Partition {
 	return parts
 }
 
-// Find is the partition with that name, UUID or number: ErrNotFound if there is none, ErrAmbiguous if there
-// is more than one, for GPT allows equal names.
+// Find returns the partition with the name, UUID or number. It returns ErrNotFound if there is none, and
+// ErrAmbiguous if there are several: a GPT may hold equal names.
 func Find(parts []Partition, name string) (Partition, error) {
-	return only(parts, fmt.Sprintf("partition %q", name), func(p Partition) bool {
+	return findOne(parts, fmt.Sprintf("partition %q", name), func(p Partition) bool {
 		return name != "" && (p.Name == name || strings.EqualFold(p.UUID, name) || strconv.Itoa(p.Number) == name)
 	})
 }
 
-// only is the one partition that is wanted; what says in messages which that is.
-func only(parts []Partition, what string, wanted func(Partition) bool) (Partition, error) {
+// findOne returns the only partition that match accepts. what names that partition in errors.
+func findOne(parts []Partition, what string, match func(Partition) bool) (Partition, error) {
 	var found []Partition
 	for _, p := range parts {
-		if wanted(p) {
+		if match(p) {
 			found = append(found, p)
 		}
 	}
 	switch len(found) {
 	case 0:
-		return Partition{}, fmt.Errorf("%s: %w (there is %s)", what, ErrNotFound, list(parts))
+		return Partition{}, fmt.Errorf("%s: %w (there is %s)", what, ErrNotFound, listNames(parts))
 	case 1:
 		return found[0], nil
 	}
-	return Partition{}, fmt.Errorf("%s is %w: it is %s", what, ErrAmbiguous, list(found))
+	return Partition{}, fmt.Errorf("%s is %w: it is %s", what, ErrAmbiguous, listNames(found))
 }
 
-// list names partitions in a message.
-func list(parts []Partition) string {
+// listNames lists partitions for a message.
+func listNames(parts []Partition) string {
 	if len(parts) == 0 {
 		return "none"
 	}

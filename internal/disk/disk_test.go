@@ -18,7 +18,7 @@ import (
 
 const mib = 1 << 20
 
-// image is a disk image with the slots root-a and root-b.
+// image creates a disk image with the slots root-a and root-b.
 func image(t *testing.T, sectorSize int) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "disk.img")
@@ -28,7 +28,7 @@ func image(t *testing.T, sectorSize int) string {
 	return path
 }
 
-// slots are the partitions of image, but for the GUIDs.
+// slots returns the partitions of image, without GUIDs.
 func slots() []Partition {
 	return []Partition{
 		{Number: 1, Name: "esp", Start: 1 * mib, Size: 1 * mib},
@@ -135,7 +135,7 @@ func sectors(bytes int64, sector int) uint64 { return uint64(bytes) / uint64(sec
 
 func put(p []byte, v uint64) { binary.LittleEndian.PutUint64(p, v) }
 
-// edit changes an entry of the primary table, and its checksums.
+// edit changes an entry of the primary table and updates the checksums.
 func edit(sector, entry int, change func(e []byte)) func(p []byte) {
 	return func(p []byte) {
 		change(p[2*sector+128*entry:])
@@ -143,7 +143,7 @@ func edit(sector, entry int, change func(e []byte)) func(p []byte) {
 	}
 }
 
-// editHeader changes the header of the primary table, and its checksums.
+// editHeader changes the header of the primary table and updates the checksums.
 func editHeader(sector int, change func(h []byte)) func(p []byte) {
 	return func(p []byte) {
 		change(p[sector:])
@@ -151,7 +151,7 @@ func editHeader(sector int, change func(h []byte)) func(p []byte) {
 	}
 }
 
-// seal makes the checksums of the primary table right, as far as the table can be made sense of.
+// seal computes the checksums of the primary table, as far as the table is readable.
 func seal(p []byte, sector int) {
 	header := p[sector : sector+92]
 	start := binary.LittleEndian.Uint64(header[72:]) * uint64(sector)
@@ -172,7 +172,7 @@ func TestNoTable(t *testing.T) {
 	}
 }
 
-// padded is a disk that holds zeros behind its first bytes.
+// padded is a disk with zeros after its first bytes.
 type padded []byte
 
 func (p padded) ReadAt(b []byte, off int64) (int, error) {
@@ -183,7 +183,7 @@ func (p padded) ReadAt(b []byte, off int64) (int, error) {
 	return len(b), nil
 }
 
-// TestMBR: one is told from the boot sector of FAT, from the protective one of a GPT, and from noise.
+// TestMBR: an MBR differs from the boot sector of FAT, the protective MBR of a GPT, and noise.
 func TestMBR(t *testing.T) {
 	linux := []byte{0x80, 0, 0, 0, 0x83, 0, 0, 0, 0, 8, 0, 0, 0, 8, 0, 0}
 	for name, test := range map[string]struct {
@@ -268,10 +268,10 @@ func TestFind(t *testing.T) {
 		{"ROOT-B", 0, ErrNotFound},
 		{"02", 0, ErrNotFound},
 		{"root", 0, ErrNotFound},
-		{"", 0, ErrNotFound}, // not the seventh
+		{"", 0, ErrNotFound}, // although the seventh has no name
 		{"twin", 0, ErrAmbiguous},
 		{"5", 5, nil},
-		{"3", 0, ErrAmbiguous}, // the third, or the one called 3?
+		{"3", 0, ErrAmbiguous}, // the third partition, or the one named 3
 	}
 	for _, test := range tests {
 		got, err := Find(parts, test.name)

@@ -6,17 +6,17 @@ import (
 	"math"
 )
 
-// FilesystemSize reads from the superblock at the start of r what file system it is (squashfs, ext2, ext3,
-// ext4 or erofs) and how many bytes it takes. What lies behind them in a partition means nothing. ok is false
-// for what is not known, cannot be read, or makes no sense.
+// FilesystemSize reads from the superblock at the start of r the kind of the file system (squashfs, ext2, ext3,
+// ext4 or erofs) and its size in bytes. The bytes of a partition after that size are unused. ok is false for an
+// unknown, unreadable or malformed superblock.
 func FilesystemSize(r io.ReaderAt) (kind string, size int64, ok bool) {
-	head := make([]byte, 1024+1024) // ext and erofs have theirs at 1024
+	head := make([]byte, 1024+1024) // the superblocks of ext and erofs are at 1024
 	n, err := r.ReadAt(head, 0)
 	if err != nil && err != io.EOF {
 		return "", 0, false
 	}
 	clear(head[n:])
-	for _, read := range []func([]byte) (string, uint64){squashfs, ext, erofs} {
+	for _, read := range []func([]byte) (string, uint64){parseSquashfs, parseExt, parseErofs} {
 		kind, size := read(head)
 		if 0 < size && size <= math.MaxInt64 {
 			return kind, int64(size), true
@@ -27,8 +27,8 @@ func FilesystemSize(r io.ReaderAt) (kind string, size int64, ok bool) {
 
 var le = binary.LittleEndian
 
-// squashfs: fs/squashfs/squashfs_fs.h. mksquashfs pads to 4096, and the kernel reads whole blocks of that.
-func squashfs(head []byte) (string, uint64) {
+// parseSquashfs: fs/squashfs/squashfs_fs.h. mksquashfs pads to 4096 bytes, and the kernel reads whole blocks of them.
+func parseSquashfs(head []byte) (string, uint64) {
 	const pad = 4096
 	used := le.Uint64(head[0x28:])
 	if string(head[:4]) != "hsqs" || le.Uint16(head[0x1c:]) != 4 || used > math.MaxInt64-pad {
@@ -37,8 +37,8 @@ func squashfs(head []byte) (string, uint64) {
 	return "squashfs", (used + pad - 1) / pad * pad
 }
 
-// ext: fs/ext4/ext4.h.
-func ext(head []byte) (string, uint64) {
+// parseExt: fs/ext4/ext4.h.
+func parseExt(head []byte) (string, uint64) {
 	const (
 		compatJournal   = 0x4
 		incompatExtents = 0x40
@@ -61,11 +61,11 @@ func ext(head []byte) (string, uint64) {
 	if incompat&incompat64 != 0 {
 		blocks |= uint64(le.Uint32(sb[0x150:])) << 32
 	}
-	return kind, shift(blocks, 10+logBlock)
+	return kind, blocksToBytes(blocks, 10+logBlock)
 }
 
-// erofs: fs/erofs/erofs_fs.h.
-func erofs(head []byte) (string, uint64) {
+// parseErofs: fs/erofs/erofs_fs.h.
+func parseErofs(head []byte) (string, uint64) {
 	const (
 		incompat48 = 0x80
 		minLog     = 9
@@ -80,11 +80,11 @@ func erofs(head []byte) (string, uint64) {
 	if le.Uint32(sb[0x50:])&incompat48 != 0 {
 		blocks |= uint64(le.Uint16(sb[0xe:])) << 32
 	}
-	return "erofs", shift(blocks, logBlock)
+	return "erofs", blocksToBytes(blocks, logBlock)
 }
 
-// shift is blocks of 2^log bytes in bytes, or 0 if that is too much.
-func shift(blocks uint64, log uint32) uint64 {
+// blocksToBytes returns the size of blocks of 2^log bytes, or 0 if it exceeds an int64.
+func blocksToBytes(blocks uint64, log uint32) uint64 {
 	if blocks > math.MaxInt64>>log {
 		return 0
 	}

@@ -13,7 +13,7 @@ func TestFilesystemSize(t *testing.T) {
 		name string
 		kind string
 		args []string
-		size int64 // 0: that of the file the tool makes
+		size int64 // 0 means the size of the file that the tool makes
 	}{
 		{"mksquashfs", "squashfs", []string{"TREE", "IMAGE", "-quiet", "-no-progress"}, 0},
 		{"mkfs.erofs", "erofs", []string{"IMAGE", "TREE"}, 0},
@@ -28,7 +28,7 @@ func TestFilesystemSize(t *testing.T) {
 		if test.size == 0 {
 			test.size = int64(len(p))
 		}
-		slot := append(p, testimages.Random(2, partition-len(p))...) // what the slot held before lies behind it
+		slot := append(p, testimages.Random(2, partition-len(p))...) // old bytes follow in the slot
 		kind, size, ok := FilesystemSize(bytes.NewReader(slot))
 		if kind != test.kind || size != test.size || !ok {
 			t.Errorf("%s: FilesystemSize = %s, %d, %v, want %s, %d", test.name, kind, size, ok, test.kind, test.size)

@@ -7,36 +7,36 @@ import (
 	"strings"
 )
 
-// FilesystemIdentity is a text that tells the file system at the start of r from others: its kind and, of
-// squashfs and erofs, which never change, a digest of the superblock; of ext, xfs and btrfs the UUID, since mounting
-// them changes all else. "" is for what is not known or cannot be read. It is a hint and no proof: images may be
-// made with a fixed UUID. It is not parsed, and may change with the version of this program.
+// FilesystemIdentity returns a text that identifies the file system at the start of r: its kind, and a digest of the
+// superblock for squashfs and erofs, which never change, or the UUID for ext, xfs and btrfs, whose superblocks change
+// when they are mounted. It returns "" for an unknown or unreadable file system. The text is a hint and not a proof:
+// images may share a fixed UUID. It is not parsed, and its form may change between versions of this program.
 func FilesystemIdentity(r io.ReaderAt) string {
-	for _, s := range superblocks() {
+	for _, s := range knownSuperblocks() {
 		p := make([]byte, s.size)
-		if _, err := r.ReadAt(p, s.at); err != nil && err != io.EOF { // EOF also comes with all of it
+		if _, err := r.ReadAt(p, s.at); err != nil && err != io.EOF { // io.EOF may come with a full read
 			continue
 		}
 		if strings.HasPrefix(string(p[s.magicAt:]), s.magic) {
-			return s.identity(p)
+			return s.identify(p)
 		}
 	}
 	return ""
 }
 
-// superblock is where a kind of file system keeps what describes it. Offsets but at are its own.
+// superblock describes where a kind of file system has its superblock. magicAt and uuidAt are offsets in it.
 type superblock struct {
 	kind    string
 	at      int64
 	size    int
 	magic   string
 	magicAt int
-	uuidAt  int // 0 if there is none, or all of the superblock counts
+	uuidAt  int // 0 if the whole superblock is the identity
 }
 
-// superblocks are those of fs/squashfs/squashfs_fs.h, fs/ext4/ext4.h, fs/erofs/erofs_fs.h,
+// knownSuperblocks returns those of fs/squashfs/squashfs_fs.h, fs/ext4/ext4.h, fs/erofs/erofs_fs.h,
 // fs/xfs/libxfs/xfs_format.h and fs/btrfs/ctree.h.
-func superblocks() []superblock {
+func knownSuperblocks() []superblock {
 	return []superblock{
 		{kind: "squashfs", size: 96, magic: "hsqs"},
 		{kind: "xfs", size: 512, magic: "XFSB", uuidAt: 32},
@@ -46,7 +46,7 @@ func superblocks() []superblock {
 	}
 }
 
-func (s superblock) identity(p []byte) string {
+func (s superblock) identify(p []byte) string {
 	if u := p[s.uuidAt:]; s.uuidAt > 0 {
 		return fmt.Sprintf("%s uuid=%x-%x-%x-%x-%x", s.kind, u[:4], u[4:6], u[6:8], u[8:10], u[10:16])
 	}

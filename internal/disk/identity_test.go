@@ -15,7 +15,7 @@ import (
 
 const anyUUID = "5f1d2a3b-0001-4c4d-8e8f-a0b1c2d3e4f5"
 
-// filesystem makes one with a tool; IMAGE and TREE in the arguments stand for paths.
+// filesystem makes a file system with a tool. IMAGE and TREE in the arguments stand for paths.
 func filesystem(t *testing.T, size int64, tool string, args ...string) (image string) {
 	t.Helper()
 	tree := t.TempDir()
@@ -63,7 +63,7 @@ func TestFilesystemIdentity(t *testing.T) {
 	}
 }
 
-// Mounting a file system and writing to it does not change what it is known by, although its superblock changes.
+// Mounting a file system and writing to it changes its superblock, but not its identity.
 func TestFilesystemIdentityStays(t *testing.T) {
 	need.Root(t)
 	for kind, size := range map[string]int64{"ext4": 9 * mib, "xfs": 320 * mib, "btrfs": 128 * mib} {
@@ -86,7 +86,7 @@ func TestFilesystemIdentityStays(t *testing.T) {
 }
 
 func FuzzFilesystemIdentity(f *testing.F) {
-	for _, s := range superblocks() {
+	for _, s := range knownSuperblocks() {
 		p := make([]byte, s.at+int64(s.size))
 		copy(p[s.at+int64(s.magicAt):], s.magic)
 		f.Add(p)

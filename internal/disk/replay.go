@@ -5,16 +5,16 @@ import (
 	"io"
 )
 
-// Replay is a file system whose journal or log must be replayed before all of it is right: it was mounted for
-// writing when it was copied, or its machine stopped. The kernel does not mount it read-only from a device that cannot be written.
+// Replay is a file system whose journal or log must be replayed: it was copied while mounted for writing, or its
+// machine crashed. The kernel does not mount it read-only from a device that cannot be written.
 type Replay struct {
 	Kind      string     // ext3, ext4, xfs or btrfs
-	Option    string     // of mount: leave the replay out
-	Partition *Partition // where it is; nil if it is all of the image
+	Option    string     // the mount option that omits the replay
+	Partition *Partition // nil if the file system is the whole image
 }
 
-// NeedReplay lists the file systems in an image of size bytes whose journal must be replayed: of the image itself, or of
-// the partitions of its GPT. What is not known, cannot be read or makes no sense is not listed.
+// NeedReplay returns the file systems in an image of size bytes whose journal must be replayed: the image itself, or
+// partitions of its GPT. It omits unknown, unreadable and malformed file systems.
 func NeedReplay(r io.ReaderAt, size int64) []Replay {
 	if found, ok := needsReplay(r); ok {
 		return []Replay{found}
@@ -49,11 +49,11 @@ func extReplay(r io.ReaderAt) (Replay, bool) {
 	if !readAll(r, head, 0) {
 		return Replay{}, false
 	}
-	kind, _ := ext(head)
+	kind, _ := parseExt(head)
 	return Replay{Kind: kind, Option: "noload"}, kind != "" && le.Uint32(head[1024+0x60:])&incompatRecover != 0
 }
 
-// btrfsReplay: fs/btrfs/ctree.h. The log holds what was flushed since the last transaction.
+// btrfsReplay: fs/btrfs/ctree.h. The log holds the files that were flushed since the last transaction.
 func btrfsReplay(r io.ReaderAt) (Replay, bool) {
 	const at, magic, logRoot = 64 << 10, 0x40, 0x60
 	sb := make([]byte, 512)
@@ -61,7 +61,7 @@ func btrfsReplay(r io.ReaderAt) (Replay, bool) {
 	return Replay{Kind: "btrfs", Option: "rescue=nologreplay"}, ok
 }
 
-// xfsReplay: fs/xfs/xfs_log_recover.c. A log is clean if its last record says that the file system was unmounted.
+// xfsReplay: fs/xfs/xfs_log_recover.c. A log is clean if its last record is an unmount record.
 func xfsReplay(r io.ReaderAt) (Replay, bool) {
 	log, ok := findXFSLog(r)
 	if !ok {
@@ -71,7 +71,7 @@ func xfsReplay(r io.ReaderAt) (Replay, bool) {
 	return Replay{Kind: "xfs", Option: "norecovery"}, known && !clean
 }
 
-// xfsLog is a ring of blocks of 512 bytes, which are written in cycles.
+// xfsLog is a ring of blocks of 512 bytes. Each pass over the ring is a cycle.
 type xfsLog struct {
 	r      io.ReaderAt
 	start  int64 // bytes
@@ -80,7 +80,8 @@ type xfsLog struct {
 
 const xfsBlock = 512
 
-// findXFSLog reads from a superblock (fs/xfs/libxfs/xfs_format.h) where the log is, if it is on the same device.
+// findXFSLog reads the position of the log from a superblock (fs/xfs/libxfs/xfs_format.h). ok is false for a log on
+// another device.
 func findXFSLog(r io.ReaderAt) (xfsLog, bool) {
 	sb := make([]byte, 512)
 	if !readAll(r, sb, 0) || string(sb[:4]) != "XFSB" {
@@ -100,17 +101,17 @@ func findXFSLog(r io.ReaderAt) (xfsLog, bool) {
 	return xfsLog{r, (group*groupBlocks + inGroup) * block, blocks * block / xfsBlock}, true
 }
 
-// isClean reports whether the log needs no replay, and whether that is known.
+// isClean reports whether the log needs no replay. known is false if it cannot tell.
 func (l xfsLog) isClean() (clean, known bool) {
-	head, ok := l.head()
+	head, ok := l.findHead()
 	if !ok || head < 0 {
 		return head < 0, ok
 	}
-	const search = 1024 // a record has at most 256 KiB, and its header
+	const search = 1024 // a record has at most 256 KiB and its header
 	p := make([]byte, xfsBlock)
 	for back := int64(1); back <= min(search, l.blocks); back++ {
 		at := (head - back + l.blocks) % l.blocks
-		if !l.read(p, at) {
+		if !l.readBlock(p, at) {
 			return false, false
 		}
 		if be.Uint32(p) == xfsRecord {
@@ -122,21 +123,21 @@ func (l xfsLog) isClean() (clean, known bool) {
 
 const xfsRecord = 0xfeedbabe // begins a record
 
-// head is the block behind the last record, or -1 for a log that was never written. The blocks before the head have been
-// written one time more often than those behind.
-func (l xfsLog) head() (at int64, ok bool) {
-	first, ok := l.cycle(0)
+// findHead returns the block after the last record, or -1 for a log that was never written. Blocks before the head
+// have been written once more often than the blocks after it.
+func (l xfsLog) findHead() (at int64, ok bool) {
+	first, ok := l.readCycle(0)
 	if !ok || first == 0 {
 		return -1, ok
 	}
-	last, ok := l.cycle(l.blocks - 1)
+	last, ok := l.readCycle(l.blocks - 1)
 	if !ok || last == first {
 		return 0, ok
 	}
-	lo, hi := int64(0), l.blocks-1 // lo is of the first's cycle, hi is not
+	lo, hi := int64(0), l.blocks-1 // lo is in the cycle first, hi is not
 	for hi-lo > 1 {
 		middle := (lo + hi) / 2
-		cycle, ok := l.cycle(middle)
+		cycle, ok := l.readCycle(middle)
 		if !ok {
 			return 0, false
 		}
@@ -149,10 +150,10 @@ func (l xfsLog) head() (at int64, ok bool) {
 	return hi, true
 }
 
-// cycle is how often a block was written.
-func (l xfsLog) cycle(at int64) (cycle uint32, ok bool) {
+// readCycle returns the number of times that a block was written.
+func (l xfsLog) readCycle(at int64) (cycle uint32, ok bool) {
 	var p [8]byte
-	if !l.read(p[:], at) {
+	if !l.readBlock(p[:], at) {
 		return 0, false
 	}
 	if first := be.Uint32(p[:]); first != xfsRecord {
@@ -161,30 +162,30 @@ func (l xfsLog) cycle(at int64) (cycle uint32, ok bool) {
 	return be.Uint32(p[4:]), true
 }
 
-// isUnmount reports whether the record whose header is at a block ends at the log's head and is that of unmounting.
+// isUnmount reports whether the record with its header in block at is an unmount record that ends at the log's head.
 func (l xfsLog) isUnmount(header []byte, at, head int64) (clean, known bool) {
 	const (
 		length, operations, bufferSize = 12, 40, 320
-		bufferOfHeader                 = 32 << 10 // bytes of data for which a header has one block
-		flags, unmount                 = 9, 0x20  // in an operation
+		bufferOfHeader                 = 32 << 10 // bytes of data for each block of the header
+		flags, unmount                 = 9, 0x20  // of an operation
 	)
 	headers := max((int64(be.Uint32(header[bufferSize:]))+bufferOfHeader-1)/bufferOfHeader, 1)
 	blocks := (int64(be.Uint32(header[length:])) + xfsBlock - 1) / xfsBlock
 	if (at+headers+blocks)%l.blocks != head {
-		return false, true // the last record was not written whole
+		return false, true // the last record is incomplete
 	}
 	p := make([]byte, 12)
-	if !l.read(p, (at+headers)%l.blocks) {
+	if !l.readBlock(p, (at+headers)%l.blocks) {
 		return false, false
 	}
 	return be.Uint32(header[operations:]) == 1 && p[flags]&unmount != 0, true
 }
 
-func (l xfsLog) read(p []byte, at int64) bool { return readAll(l.r, p, l.start+at*xfsBlock) }
+func (l xfsLog) readBlock(p []byte, at int64) bool { return readAll(l.r, p, l.start+at*xfsBlock) }
 
 var be = binary.BigEndian
 
-// readAll fills p, and says whether it could.
+// readAll fills p and reports whether it could.
 func readAll(r io.ReaderAt, p []byte, off int64) bool {
 	n, _ := r.ReadAt(p, off)
 	return n == len(p)

@@ -14,8 +14,8 @@ import (
 	"cairn/testimages"
 )
 
-// TestNeedReplay: file systems that are copied while they are mounted are found, and the kernel mounts the copy read-only
-// with the option alone. Before they are mounted first, and when they are unmounted, none is found.
+// TestNeedReplay: a copy of a mounted file system needs a replay, and the kernel mounts it read-only with the option
+// only. A file system that was never mounted, or was unmounted, needs none.
 func TestNeedReplay(t *testing.T) {
 	need.Root(t)
 	for _, c := range []struct {
@@ -36,7 +36,7 @@ func TestNeedReplay(t *testing.T) {
 			dir := t.TempDir()
 			unmount := mount(t, image, dir, "rw")
 			live := c.kind + " " + c.option
-			for n := range 3 { // btrfs logs what is flushed after the file is known
+			for n := range 3 { // btrfs logs the flushes of a file that an earlier transaction holds
 				writeDurably(t, filepath.Join(dir, "file"), testimages.Random(uint64(n), 100_000*(n+1)))
 			}
 			copied := copyOf(t, image)
@@ -50,7 +50,7 @@ func TestNeedReplay(t *testing.T) {
 	}
 }
 
-// wantReplay checks what NeedReplay finds, each as KIND OPTION.
+// wantReplay checks the result of NeedReplay, each element as KIND OPTION.
 func wantReplay(t *testing.T, when, image string, want ...string) {
 	t.Helper()
 	f, err := os.Open(image)
@@ -75,7 +75,7 @@ func wantReplay(t *testing.T, when, image string, want ...string) {
 	}
 }
 
-// mount mounts an image and returns what unmounts it.
+// mount mounts an image and returns a function that unmounts it.
 func mount(t *testing.T, image, dir, options string) (unmount func()) {
 	t.Helper()
 	out, err := exec.Command(need.Tool(t, "mount"), "-o", "loop,"+options, image, dir).CombinedOutput()
@@ -96,7 +96,7 @@ func mount(t *testing.T, image, dir, options string) (unmount func()) {
 	return unmount
 }
 
-// wantMountable checks that a copy whose device cannot be written is mounted with the option, and not without.
+// wantMountable checks that a copy on a read-only device can be mounted with the option, and not without it.
 func wantMountable(t *testing.T, image, option string) {
 	t.Helper()
 	node := strings.TrimSpace(looptest.Run(t, need.Tool(t, "losetup"), "--find", "--show", "--read-only", image))
@@ -110,7 +110,7 @@ func wantMountable(t *testing.T, image, option string) {
 	looptest.Run(t, "umount", dir)
 }
 
-// writeDurably writes a file and flushes it, which leaves something in the log of btrfs.
+// writeDurably writes and flushes a file, which leaves an entry in the log of btrfs.
 func writeDurably(t *testing.T, path string, data []byte) {
 	t.Helper()
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY, 0o644)
@@ -130,7 +130,7 @@ func copyOf(t *testing.T, path string) string {
 	return name
 }
 
-// liveExt4 is an ext4 with the flag that it has while it is mounted.
+// liveExt4 returns an ext4 with the flag of a mounted file system.
 func liveExt4(t *testing.T) []byte {
 	t.Helper()
 	p := read(t, filesystem(t, 0, "mkfs.ext4", "-q", "IMAGE", "2M"))
@@ -152,7 +152,7 @@ func TestNeedReplayInPartitions(t *testing.T) {
 // scattered is a disk of zeros with bytes in two places.
 type scattered struct {
 	head, more []byte
-	at         int64 // of more
+	at         int64 // the offset of more
 }
 
 func (s scattered) ReadAt(p []byte, off int64) (int, error) {
@@ -185,8 +185,8 @@ func FuzzNeedReplay(f *testing.F) {
 	})
 }
 
-// TestXFSLogWraps follows a small log round and round: wherever its last record ends, also across the log's end, it is
-// found.
+// TestXFSLogWraps follows a small log for many cycles. The last record is found wherever it ends, also when it wraps
+// around.
 func TestXFSLogWraps(t *testing.T) {
 	const blocks = 15
 	ring := make([]byte, blocks*xfsBlock)
@@ -195,7 +195,7 @@ func TestXFSLogWraps(t *testing.T) {
 		t.Errorf("a log that was never written: %v, %v", clean, known)
 	}
 	for n, unmounts := range []int{1, 0, 0, 1, 1, 0, 0, 0, 1, 1, 0, 1, 0, 1, 0, 1, 1, 0, 0, 1, 0, 1, 0, 1, 0, 1, 0, 0} {
-		for i := range 2 { // a header, and a block of one operation
+		for i := range 2 { // a header, and a block with one operation
 			at := 2*n + i
 			p := ring[at%blocks*xfsBlock:][:xfsBlock]
 			clear(p)

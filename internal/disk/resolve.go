@@ -14,27 +14,28 @@ import (
 	"cairn/internal/escape"
 )
 
-// Location is where the bytes of a seed, image or target are.
+// Location is the place of a seed, image or target.
 type Location struct {
-	Path string // without symbolic links; it need not exist
+	Path string // without symbolic links; it may not exist
 	blockdev.Section
 	Partition *Partition // nil if the text named none
-	Note      string     // what @root has turned out to be: "/dev/vda2, mounted on / as squashfs (read-only)"
+	Note      string     // the device of @root: "/dev/vda2, mounted on / as squashfs (read-only)"
 }
 
-// Resolve finds what a user means by
+// Resolve returns the location that a text names:
 //
-//	PATH            a file or device; it may be about to be created, but not under /dev, /sys or /proc
+//	PATH            a file or device; a file may not exist yet, but not under /dev, /sys or /proc
 //	DISK#NAME       a partition, by name, UUID or number, of a disk (the kernel's node) or disk image (a section)
 //	PARTLABEL=NAME  a partition of any disk of this machine
-//	PARTUUID=UUID   the same
-//	@root           the device that / is mounted from; of an overlay, that of the lowest layer
+//	PARTUUID=UUID   a partition of any disk of this machine
+//	@root           the device that / is mounted from; for an overlay the device of the lowest layer
 //
-// Symbolic links are followed, also one that leads to a file that is about to be created.
-// A path with # in it that exists is that path, and so is a new name without # in a directory that exists; \# is
-// a # that is part of a path. Names that stand for no partition are ErrNotFound, those that
-// stand for more than one ErrAmbiguous; an absent disk is fs.ErrNotExist; ErrNoRoot is about @root. Never does
-// the name of a partition give the whole disk. For a whole file or device Size is -1. No node is made in /dev.
+// Resolve follows symbolic links, also those to a file that does not exist yet. An existing path with # in it is that
+// path. So is a new name without # in an existing directory. \# is a # that is part of a path.
+//
+// A name without a partition is ErrNotFound, and a name of several partitions ErrAmbiguous. An absent disk is
+// fs.ErrNotExist. ErrNoRoot is about @root. The name of a partition never gives the whole disk. Size is -1 for a whole
+// file or device. Resolve creates no node in /dev.
 func Resolve(text string) (Location, error) {
 	if tag, value, ok := strings.Cut(text, "="); ok && (tag == "PARTLABEL" || tag == "PARTUUID") {
 		return resolveTag(tag, value)
@@ -62,10 +63,10 @@ func Resolve(text string) (Location, error) {
 		return Location{}, fmt.Errorf("%w (of DISK#NAME, DISK is not there; write \\# for a # in a file's name)", err)
 	}
 	path, err = atomicfile.Resolve(path)
-	return whole(path), err
+	return wholeFile(path), err
 }
 
-// isNewFile reports whether text is a path whose directory exists, and has # in the directory's name only.
+// isNewFile reports whether text is a path in an existing directory, and has # in the directory's name only.
 func isNewFile(text string) bool {
 	if len(escape.Separators(filepath.Base(text), '#')) > 0 {
 		return false
@@ -74,15 +75,17 @@ func isNewFile(text string) bool {
 	return err == nil && info.IsDir()
 }
 
-func whole(path string) Location { return Location{Path: path, Section: blockdev.Section{Size: -1}} }
+func wholeFile(path string) Location {
+	return Location{Path: path, Section: blockdev.Section{Size: -1}}
+}
 
 func resolvePath(path string) (Location, error) {
 	real, err := filepath.EvalSymlinks(path)
-	return whole(real), err
+	return wholeFile(real), err
 }
 
-// splitName parts DISK#NAME at the last # that has an existing path before it: both may contain one. A directory is
-// no disk, unless the name cannot belong to a path in another one.
+// splitName splits DISK#NAME at the last # after an existing path, because both parts may contain #. A directory
+// counts only if NAME has no slash: then NAME cannot be in another directory.
 func splitName(text string) (disk, name string, ok bool) {
 	for _, offset := range slices.Backward(escape.Separators(text, '#')) {
 		disk, name = escape.Cut(text, '#', offset)
@@ -104,7 +107,7 @@ func resolveName(path, name string) (Location, error) {
 		return Location{}, err
 	}
 	defer f.Close()
-	parts, err := partitions(f)
+	parts, err := readPartitions(f)
 	if err != nil {
 		return Location{}, fmt.Errorf("looking for partition %q of %s: %w", name, path, err)
 	}
@@ -118,15 +121,15 @@ func resolveName(path, name string) (Location, error) {
 	if p.Node == "" {
 		return Location{}, fmt.Errorf("partition %q of %s: the kernel has no device there (partprobe may help)", name, path)
 	}
-	return node(p)
+	return nodeLocation(p)
 }
 
-// node is the location of a partition that the kernel has.
-func node(p Partition) (Location, error) {
-	if err := sysfs("/sys").checkNode(p.Node); err != nil {
+// nodeLocation returns the location of a partition that the kernel has.
+func nodeLocation(p Partition) (Location, error) {
+	if err := liveKernel().checkNode(p.Node); err != nil {
 		return Location{}, err
 	}
-	l := whole(p.Node)
+	l := wholeFile(p.Node)
 	l.Partition = &p
 	return l, nil
 }
@@ -135,21 +138,21 @@ func resolveTag(tag, value string) (Location, error) {
 	if value == "" {
 		return Location{}, fmt.Errorf("%s= names no partition: %w", tag, ErrNotFound)
 	}
-	p, err := sysfs("/sys").findTag(tag, value)
+	p, err := liveKernel().findTag(tag, value)
 	if err != nil {
 		return Location{}, err
 	}
-	return node(p)
+	return nodeLocation(p)
 }
 
-// findTag is the one partition of all disks that carries the tag.
-func (s sysfs) findTag(tag, value string) (Partition, error) {
-	parts, unread := s.allPartitions()
-	p, err := only(parts, tag+"="+value, func(p Partition) bool {
+// findTag returns the only partition of all disks with the tag.
+func (k kernel) findTag(tag, value string) (Partition, error) {
+	parts, unread := k.allPartitions()
+	p, err := findOne(parts, tag+"="+value, func(p Partition) bool {
 		return tag == "PARTLABEL" && p.Name == value || tag == "PARTUUID" && strings.EqualFold(p.UUID, value)
 	})
 	if errors.Is(err, ErrNotFound) && unread != nil {
-		return p, fmt.Errorf("looking for %s=%s: %w", tag, value, unread) // it may be there
+		return p, fmt.Errorf("looking for %s=%s: %w", tag, value, unread) // an unread table may hold it
 	}
 	return p, err
 }

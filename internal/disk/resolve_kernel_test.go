@@ -14,12 +14,13 @@ import (
 
 	"cairn/internal/blockdev"
 	"cairn/internal/blockdev/mountinfo"
+	"cairn/internal/blockdev/sysfs"
 	"cairn/internal/test/looptest"
 	"cairn/internal/test/need"
 	"cairn/testimages"
 )
 
-// uniqueDisk is a disk image whose partition names and GUIDs no other disk of this machine has.
+// uniqueDisk creates a disk image whose partition names and GUIDs no other disk of this machine has.
 func uniqueDisk(t *testing.T, sectorSize int) (path, slot string) {
 	t.Helper()
 	slot = fmt.Sprintf("cairn-%d-%d", os.Getpid(), sectorSize)
@@ -54,7 +55,7 @@ func TestResolveOnDisk(t *testing.T) {
 		} {
 			got, err := Resolve(text)
 			if got.Partition != nil {
-				got.Partition.Type = parts[1].Type // which the kernel does not know
+				got.Partition.Type = parts[1].Type // unknown to the kernel
 			}
 			if diff := cmp.Diff(want, got); err != nil || diff != "" {
 				t.Errorf("Resolve(%q): %v (-want +got):\n%s", text, err, diff)
@@ -90,8 +91,7 @@ func TestResolveDuplicates(t *testing.T) {
 	}
 }
 
-// The table says more than the kernel has seen: then the name must not stand for anything, least for the
-// disk.
+// A partition of the table that the kernel does not have must not resolve to anything, least of all to the disk.
 func TestResolveWithoutNode(t *testing.T) {
 	path, slot := uniqueDisk(t, 512)
 	node := looptest.Attach(t, path, 512)
@@ -104,8 +104,8 @@ func TestResolveWithoutNode(t *testing.T) {
 	}
 }
 
-// fakeSysfs has a disk whose kernel names its partitions, as any since Linux 6.10.
-func fakeSysfs(t *testing.T, uevents ...string) sysfs {
+// fakeSysfs returns a kernel with a disk whose uevents name its partitions, as any Linux since 6.10.
+func fakeSysfs(t *testing.T, uevents ...string) kernel {
 	t.Helper()
 	root := t.TempDir()
 	for i, uevent := range uevents {
@@ -124,7 +124,7 @@ func fakeSysfs(t *testing.T, uevents ...string) sysfs {
 			}
 		}
 	}
-	return sysfs(root)
+	return kernel{sysfs.FS(root)}
 }
 
 func TestTagsFromUevents(t *testing.T) {
@@ -154,9 +154,9 @@ func TestTagsFromUevents(t *testing.T) {
 	}
 }
 
-// A table that cannot be read may hold the name: that is not proof of absence.
+// An unreadable table may hold the name, so the name is not proven absent.
 func TestTagOfUnreadableDisk(t *testing.T) {
-	s := fakeSysfs(t, "DEVNAME=mmcblk0p1\nPARTN=1\n") // and there is no /dev/mmcblk0
+	s := fakeSysfs(t, "DEVNAME=mmcblk0p1\nPARTN=1\n") // there is no /dev/mmcblk0
 	if _, err := os.Stat("/dev/mmcblk0"); err == nil {
 		t.Skip("this machine has an mmcblk0")
 	}
@@ -177,8 +177,8 @@ func TestResolveRoot(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	id, err := deviceID(got.Path)
-	if want := fmt.Sprintf("%d:%d", unix.Major(st.Dev), unix.Minor(st.Dev)); err != nil || id != want {
+	id, err := liveKernel().numberOf(got.Path)
+	if want := sysfs.ID(st.Dev); err != nil || id != want {
 		t.Errorf("Resolve(@root) is %+v of number %s, %v, want %s", got, id, err, want)
 	}
 	if !strings.HasPrefix(got.Note, got.Path+", mounted on / as ") {
@@ -186,8 +186,8 @@ func TestResolveRoot(t *testing.T) {
 	}
 }
 
-// overlayRoot makes an overlay over $1 the root, in a mount namespace of its own, and prints what is then
-// mounted. $2 is a directory to work in, $3 is where the lower layer goes to.
+// overlayRoot makes an overlay over $1 the root in a mount namespace of its own, and prints its mounts. $2 is a
+// working directory, $3 is the new place of the lower layer.
 const overlayRoot = `set -e
 mount -t tmpfs none "$2"
 cd "$2"
@@ -221,12 +221,12 @@ func TestResolveOverlayRoot(t *testing.T) {
 		text := looptest.Run(t, need.Tool(t, "unshare"), "--mount", "sh", "-c", overlayRoot, "-", node, t.TempDir(), lower)
 		return mountinfo.Parse(text)
 	}
-	got, err := rootLocation(mounts("/layers/lower"), sysfs("/sys"))
+	got, err := rootLocation(mounts("/layers/lower"), liveKernel())
 	want := node + ", mounted on /layers/lower as squashfs (read-only), the lowest layer of the overlay on /"
 	if err != nil || got.Path != node || got.Note != want {
 		t.Errorf("with the lower layer moved along: %+v, %v, want %s", got, err, want)
 	}
-	got, err = rootLocation(mounts(""), sysfs("/sys"))
+	got, err = rootLocation(mounts(""), liveKernel())
 	if !errors.Is(err, ErrNoRoot) || !strings.Contains(err.Error(), "cannot be seen from here") {
 		t.Errorf("with the lower layer left behind: %+v, %v, want ErrNoRoot", got, err)
 	}

@@ -97,7 +97,7 @@ func TestResolveInImage(t *testing.T) {
 	}
 }
 
-// write makes a file of n zeros.
+// write creates a file of n zeros.
 func write(t *testing.T, n int) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "file")

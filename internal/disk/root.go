@@ -11,19 +11,19 @@ import (
 	"cairn/internal/blockdev/mountinfo"
 )
 
-// devices is what the kernel tells of block devices.
+// devices describes the block devices of a machine.
 type devices interface {
-	// number is the number, MAJOR:MINOR, of the block device that a node stands for.
-	number(node string) (string, error)
-	// describe finds the device of that number.
-	describe(number string) (blockDevice, error)
+	// numberOf returns the number, MAJOR:MINOR, of the block device that a node stands for.
+	numberOf(node string) (string, error)
+	// describeDevice returns the device with that number.
+	describeDevice(number string) (blockDevice, error)
 }
 
-// blockDevice is how the kernel calls a device, and a mapped one its user.
+// blockDevice holds the names of a device and of its mapping.
 type blockDevice struct {
-	node   string // the kernel's, which need not be there
-	mapped string // "" if it is not mapped
-	uuid   string // of the mapping: its prefix says whose it is
+	node   string // of the kernel; it may not exist
+	mapped string // name of the mapping, "" if there is none
+	uuid   string // UUID of the mapping; its prefix names the program that made it
 }
 
 func resolveRoot() (Location, error) {
@@ -31,7 +31,7 @@ func resolveRoot() (Location, error) {
 	if err != nil {
 		return Location{}, fmt.Errorf("@root: %w: %w", ErrNoRoot, err)
 	}
-	return rootLocation(mountinfo.Parse(string(text)), sysfs("/sys"))
+	return rootLocation(mountinfo.Parse(string(text)), liveKernel())
 }
 
 func rootLocation(mounts []mountinfo.Mount, d devices) (Location, error) {
@@ -39,18 +39,18 @@ func rootLocation(mounts []mountinfo.Mount, d devices) (Location, error) {
 	var device blockDevice
 	m, err := rootMount(mounts)
 	if err == nil {
-		node, device, err = find(m, d)
+		node, device, err = findNode(m, d)
 	}
 	if err != nil {
 		return Location{}, fmt.Errorf("@root: %w: %w; name the device instead", ErrNoRoot, err)
 	}
-	l := whole(node)
-	l.Note = node + device.title() + ", " + mounted(m)
+	l := wholeFile(node)
+	l.Note = node + device.title() + ", " + describeMount(m)
 	return l, nil
 }
 
-// mounted says in words how m is mounted.
-func mounted(m mountinfo.Mount) string {
+// describeMount returns a text about the mount m.
+func describeMount(m mountinfo.Mount) string {
 	text := "mounted on " + m.Point + " as " + m.Kind
 	if m.Root != "/" {
 		text = m.Root + " of it " + text
@@ -64,7 +64,7 @@ func mounted(m mountinfo.Mount) string {
 	return text
 }
 
-// title says what a mapped device is, whose plain bytes are what the file system is made of.
+// title returns the type and name of a mapped device, whose plain bytes hold the file system.
 func (b blockDevice) title() string {
 	if b.mapped == "" {
 		return ""
@@ -79,9 +79,9 @@ func (b blockDevice) title() string {
 	return fmt.Sprintf(" (device-mapper %q)", b.mapped)
 }
 
-// find is the node of the device that m is mounted from. The kernel's number counts; names, as /dev/root, may
-// lie.
-func find(m mountinfo.Mount, d devices) (string, blockDevice, error) {
+// findNode returns the node of the device that m is mounted from. It compares numbers, because names such as
+// /dev/root may be wrong.
+func findNode(m mountinfo.Mount, d devices) (string, blockDevice, error) {
 	number := m.Device
 	if m.Anonymous() {
 		var err error
@@ -89,12 +89,12 @@ func find(m mountinfo.Mount, d devices) (string, blockDevice, error) {
 			return "", blockDevice{}, err
 		}
 	}
-	device, err := d.describe(number)
-	if err != nil { // no sysfs in this container, but perhaps the node
+	device, err := d.describeDevice(number)
+	if err != nil { // a container without sysfs may still have the node
 		device = blockDevice{node: m.Source}
 	}
 	for _, node := range []string{device.node, "/dev/mapper/" + device.mapped, m.Source} {
-		if found, err := d.number(node); err == nil && found == number {
+		if found, err := d.numberOf(node); err == nil && found == number {
 			return node, device, nil
 		}
 	}
@@ -102,20 +102,20 @@ func find(m mountinfo.Mount, d devices) (string, blockDevice, error) {
 		m.Point, number, device.node)
 }
 
-// numberOfSource is the device of a file system that has a number of its own, as btrfs. Of several it is the one
-// that was named when mounting.
+// numberOfSource returns the device of a file system that has a number of its own, such as btrfs. Of several devices
+// it returns the one named at mount time.
 func numberOfSource(m mountinfo.Mount, d devices) (string, error) {
 	if !strings.HasPrefix(m.Source, "/") {
-		return "", fmt.Errorf("%s is mounted from %q as %s, which is no block device", m.Point, m.Source, m.Kind)
+		return "", fmt.Errorf("%s is mounted from %q as %s, which is not a block device", m.Point, m.Source, m.Kind)
 	}
-	number, err := d.number(m.Source)
+	number, err := d.numberOf(m.Source)
 	if err != nil {
-		return "", fmt.Errorf("%s is mounted as %s from what is no block device here: %w", m.Point, m.Kind, err)
+		return "", fmt.Errorf("%s is mounted as %s from a source that is not a block device here: %w", m.Point, m.Kind, err)
 	}
 	return number, nil
 }
 
-// rootMount is the mount that the bytes under / come from: the last one on /, or what is below an overlay
+// rootMount returns the mount that holds the bytes under /: the last mount on /, or the lowest layer of an overlay
 // there.
 func rootMount(mounts []mountinfo.Mount) (mountinfo.Mount, error) {
 	i := lastIndex(mounts, func(m mountinfo.Mount) bool { return m.Point == "/" })
@@ -123,7 +123,7 @@ func rootMount(mounts []mountinfo.Mount) (mountinfo.Mount, error) {
 		return mountinfo.Mount{}, errors.New("nothing is mounted on it (a chroot?)")
 	}
 	m := mounts[i]
-	// What is mounted on / hides what else was, and is itself below none of its layers.
+	// The mount on / hides earlier mounts there, and cannot be one of its own layers.
 	mounts = slices.DeleteFunc(slices.Clone(mounts), func(m mountinfo.Mount) bool { return m.Point == "/" })
 	for m.Kind == "overlay" {
 		mounts = slices.DeleteFunc(mounts, func(other mountinfo.Mount) bool { return other.Device == m.Device })
@@ -144,18 +144,18 @@ func lastIndex(mounts []mountinfo.Mount, is func(mountinfo.Mount) bool) int {
 	return -1
 }
 
-// lowestLayer is the mount that the lowest directory of an overlay lies on.
+// lowestLayer returns the mount that holds the lowest directory of an overlay.
 func lowestLayer(mounts []mountinfo.Mount, overlay mountinfo.Mount) (mountinfo.Mount, error) {
 	lower := overlay.Layers().Lower
 	if len(lower) == 0 {
-		return mountinfo.Mount{}, fmt.Errorf("an overlay is mounted on %s, which does not tell its layers", overlay.Point)
+		return mountinfo.Mount{}, fmt.Errorf("an overlay is mounted on %s, which does not list its layers", overlay.Point)
 	}
 	dir := path.Clean("/" + lower[len(lower)-1])
-	if m, ok := holding(mounts, dir); ok && onDevice(m) {
+	if m, ok := mountHolding(mounts, dir); ok && onDevice(m) {
 		return m, nil
 	}
-	// The overlay was mounted before this became the root: the directory has another name by now, or none.
-	found := fitting(mounts, dir)
+	// The overlay was mounted before the root changed: the directory now has another name, or none.
+	found := mountsFitting(mounts, dir)
 	which := fmt.Sprintf("the lowest layer of the overlay on %s is %s", overlay.Point, dir)
 	switch len(found) {
 	case 0:
@@ -167,19 +167,19 @@ func lowestLayer(mounts []mountinfo.Mount, overlay mountinfo.Mount) (mountinfo.M
 		which, found[0].Point, found[1].Point)
 }
 
-// fitting are the mounts that can be what was dir, one of each file system.
-func fitting(mounts []mountinfo.Mount, dir string) (found []mountinfo.Mount) {
+// mountsFitting returns the mounts that may have been dir, one for each file system.
+func mountsFitting(mounts []mountinfo.Mount, dir string) (found []mountinfo.Mount) {
 	for _, m := range mounts {
 		same := func(other mountinfo.Mount) bool { return other.Device == m.Device }
-		if onDevice(m) && fits(m, dir) && !slices.ContainsFunc(found, same) {
+		if onDevice(m) && couldBe(m, dir) && !slices.ContainsFunc(found, same) {
 			found = append(found, m)
 		}
 	}
 	return found
 }
 
-// holding is the mount that dir lies on, if mounts has it.
-func holding(mounts []mountinfo.Mount, dir string) (m mountinfo.Mount, ok bool) {
+// mountHolding returns the mount that dir lies on.
+func mountHolding(mounts []mountinfo.Mount, dir string) (m mountinfo.Mount, ok bool) {
 	for ; dir != "/"; dir = path.Dir(dir) {
 		if i := lastIndex(mounts, func(m mountinfo.Mount) bool { return m.Point == dir }); i >= 0 {
 			return mounts[i], true
@@ -188,15 +188,14 @@ func holding(mounts []mountinfo.Mount, dir string) (m mountinfo.Mount, ok bool) 
 	return m, false
 }
 
-// onDevice says whether there can be a block device below m.
+// onDevice reports whether m may have a block device below it.
 func onDevice(m mountinfo.Mount) bool {
 	return !m.Anonymous() || m.Kind == "overlay" || strings.HasPrefix(m.Source, "/dev/")
 }
 
-// fits says whether m can be what was dir when the overlay was mounted. What was moved along keeps the last part
-// of its name; a part that was bound elsewhere is that directory; and if dir was the root itself, m is all
-// of a file system that nothing writes to.
-func fits(m mountinfo.Mount, dir string) bool {
+// couldBe reports whether m may have been dir when the overlay was mounted. A mount that was moved keeps the last
+// part of its path. A bind mount of dir has it as its root. If dir was /, m is a whole read-only file system.
+func couldBe(m mountinfo.Mount, dir string) bool {
 	if dir == "/" {
 		return m.Root == "/" && m.ReadOnly()
 	}

@@ -9,28 +9,28 @@ import (
 	"cairn/internal/blockdev/mountinfo"
 )
 
-// fakeDevices has devices by number, and the numbers of nodes.
+// fakeDevices maps numbers to devices, and nodes to numbers.
 type fakeDevices struct {
 	devices map[string]blockDevice
 	nodes   map[string]string
 }
 
-func (f fakeDevices) number(node string) (string, error) {
+func (f fakeDevices) numberOf(node string) (string, error) {
 	if number, ok := f.nodes[node]; ok {
 		return number, nil
 	}
 	return "", &fs.PathError{Op: "stat", Path: node, Err: fs.ErrNotExist}
 }
 
-func (f fakeDevices) describe(number string) (blockDevice, error) {
+func (f fakeDevices) describeDevice(number string) (blockDevice, error) {
 	if device, ok := f.devices[number]; ok {
 		return device, nil
 	}
 	return blockDevice{}, fs.ErrNotExist
 }
 
-// machine has plain disks, a verity device, an encrypted one whose node is only under its user's name, and a
-// volume whose node is missing.
+// machine has plain disks, a verity device, an encrypted device that only has the node of its mapping, and a volume
+// whose node is missing.
 func machine() fakeDevices {
 	return fakeDevices{
 		devices: map[string]blockDevice{
@@ -51,7 +51,7 @@ func machine() fakeDevices {
 		nodes: map[string]string{
 			"/dev/sda1": "8:1", "/dev/sda2": "8:2", "/dev/nvme0n1p4": "259:4", "/dev/nvme0n1p5": "259:5",
 			"/dev/dm-0": "253:0", "/dev/mapper/cryptroot": "253:1", "/dev/dm-2": "253:2", "/dev/dm-3": "253:3",
-			"/dev/mtdblock5": "31:5", "/dev/loop0": "7:0", "/dev/loop1": "7:1", "/dev/mmcblk0p2": "8:1", // not what it says
+			"/dev/mtdblock5": "31:5", "/dev/loop0": "7:0", "/dev/loop1": "7:1", "/dev/mmcblk0p2": "8:1", // another device's number
 			"/dev/hidden": "66:6",
 		},
 	}
@@ -59,10 +59,10 @@ func machine() fakeDevices {
 
 const before = "22 27 0:21 / /proc rw,nosuid - proc proc rw\n24 27 0:6 / /dev rw - devtmpfs udev rw,size=1k\n"
 
-// roots are tables of mounts as the systems have them, and what @root is there.
+// roots are the mount tables of real systems, and the results for @root.
 var roots = []struct {
 	name, mountinfo string
-	want            string // the note, or part of the error
+	want            string // the note, or a part of the error
 	ok              bool
 }{
 	{
@@ -177,16 +177,16 @@ var roots = []struct {
 		"900 800 0:51 / / rw - overlay overlay rw,lowerdir=/t/l\n910 900 0:52 / /t rw - tmpfs tmpfs rw\n",
 		"is /t/l, which cannot be seen", false,
 	},
-	{"overlay without layers", "27 1 0:24 / / rw - overlay overlay rw\n", "does not tell its layers", false},
+	{"overlay without layers", "27 1 0:24 / / rw - overlay overlay rw\n", "does not list its layers", false},
 	{"chroot", "30 27 8:2 / /home rw - ext4 /dev/sda2 rw\n", "nothing is mounted on it (a chroot?)", false},
-	{"tmpfs", "27 1 0:24 / / rw - tmpfs tmpfs rw\n", `/ is mounted from "tmpfs" as tmpfs, which is no block device`, false},
-	{"nfs", "27 1 0:24 / / rw - nfs4 server:/root rw\n", `/ is mounted from "server:/root" as nfs4, which is no block device`, false},
-	{"zfs", "27 1 0:24 / / rw - zfs rpool/ROOT/debian rw\n", "which is no block device", false},
-	{"initramfs", "1 1 0:2 / / rw - rootfs rootfs rw\n", "which is no block device", false},
-	{"btrfs from /dev/root", "27 1 0:24 / / ro - btrfs /dev/root ro\n", "from what is no block device here: stat /dev/root", false},
+	{"tmpfs", "27 1 0:24 / / rw - tmpfs tmpfs rw\n", `/ is mounted from "tmpfs" as tmpfs, which is not a block device`, false},
+	{"nfs", "27 1 0:24 / / rw - nfs4 server:/root rw\n", `/ is mounted from "server:/root" as nfs4, which is not a block device`, false},
+	{"zfs", "27 1 0:24 / / rw - zfs rpool/ROOT/debian rw\n", "which is not a block device", false},
+	{"initramfs", "1 1 0:2 / / rw - rootfs rootfs rw\n", "which is not a block device", false},
+	{"btrfs from /dev/root", "27 1 0:24 / / ro - btrfs /dev/root ro\n", "from a source that is not a block device here: stat /dev/root", false},
 	{"no node", "27 1 253:4 / / rw - ext4 /dev/mapper/gone rw\n", "/ is mounted from device 253:4, whose node /dev/dm-4 is missing", false},
 	{
-		"a node that stands for another device", // as in a /dev that was copied
+		"a node that stands for another device", // as in a copied /dev
 		"27 1 179:130 / / rw - ext4 /dev/mmcblk0p2 rw\n",
 		"whose node /dev/mmcblk0p2 is missing", false,
 	},

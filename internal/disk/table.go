@@ -13,12 +13,12 @@ import (
 	"github.com/diskfs/go-diskfs/partition/gpt"
 )
 
-// maxEntriesSize is the most that a table of partition entries may take: 8 times the usual 128 entries of 128
-// bytes.
+// maxEntriesSize is the largest accepted size in bytes of the partition entries: 8 times the usual 128 entries of
+// 128 bytes.
 const maxEntriesSize = 128 << 10
 
-// readTable reads the GPT of a disk of size bytes. sector is its logical block size, or 0 to try those in
-// use.
+// readTable reads the GPT of a disk of size bytes. sector is its logical block size in bytes. If it is 0, readTable
+// tries 512 and 4096.
 func readTable(r io.ReaderAt, size, sector int64) ([]Partition, error) {
 	sectors := []int64{sector}
 	if sector == 0 {
@@ -40,8 +40,8 @@ func readTable(r io.ReaderAt, size, sector int64) ([]Partition, error) {
 	return nil, err
 }
 
-// hasMBR reports whether a disk of size bytes begins with an MBR that has partitions. The protective one of a GPT
-// has none. A boot sector of FAT ends with the same two bytes.
+// hasMBR reports whether a disk of size bytes begins with an MBR that has partitions. The protective MBR of a GPT does
+// not count. A boot sector of FAT ends with the same two bytes.
 func hasMBR(r io.ReaderAt, size int64) (found bool) {
 	const table, entry, protective, active = 446, 16, 0xee, 0x80
 	var boot [512]byte
@@ -75,15 +75,15 @@ func readTableAt(r io.ReaderAt, size, sector int64) ([]Partition, error) {
 	if !primary && !backup {
 		return nil, ErrNoTable
 	}
-	table, err := decode(view{io.NewSectionReader(r, 0, size)}, int(sector))
+	table, err := decodeTable(view{io.NewSectionReader(r, 0, size)}, int(sector))
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrInvalidTable, err)
 	}
-	return convert(table, last, sector)
+	return convertEntries(table, last, sector)
 }
 
-// checkHeader says whether a GPT header is at off, and refuses one that claims more entries than anyone
-// should read into memory: the library believes it.
+// checkHeader reports whether there is a GPT header at off. It refuses a header that claims too many entries, since
+// the library allocates memory for as many as the header claims.
 func checkHeader(r io.ReaderAt, off int64) (present bool, err error) {
 	var header [92]byte
 	if _, err := r.ReadAt(header[:], off); err != nil {
@@ -99,8 +99,8 @@ func checkHeader(r io.ReaderAt, off int64) (present bool, err error) {
 	return true, nil
 }
 
-// decode lets the library read; a panic of its is an error of the table.
-func decode(disk view, sector int) (table *gpt.Table, err error) {
+// decodeTable reads a table with the library, and turns a panic of the library into an error.
+func decodeTable(disk view, sector int) (table *gpt.Table, err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("decoding panicked: %v", p)
@@ -109,16 +109,16 @@ func decode(disk view, sector int) (table *gpt.Table, err error) {
 	return gpt.Read(disk, sector, sector)
 }
 
-// view is what the library wants of a disk. It reads and seeks, no more.
+// view implements the interface that the library expects of a disk. It can only read and seek.
 type view struct{ *io.SectionReader }
 
 func (view) Stat() (fs.FileInfo, error) { return nil, errors.ErrUnsupported }
 func (view) Close() error               { return nil }
 
-// convert checks the entries of a table against a disk whose last sector is last.
-func convert(table *gpt.Table, last, sector int64) ([]Partition, error) {
+// convertEntries checks the entries of a table against a disk whose last sector is last.
+func convertEntries(table *gpt.Table, last, sector int64) ([]Partition, error) {
 	const headers = 2 // sectors before the first partition: protective MBR and GPT header
-	// The very last sector is the backup's header.
+	// The last sector holds the backup's header.
 	lastUsable := min(uint64(last)-1, table.LastDataSector())
 	var parts []Partition
 	for _, p := range table.Partitions {
