@@ -11,22 +11,22 @@ import (
 	"cairn/internal/disk"
 )
 
-// Input is an image that is open for reading: a file where it can be read at any place, else a stream.
+// Input is an image that is open for reading: a file where any offset can be read, else a stream.
 type Input struct {
 	File      *blockdev.File // nil for a stream
 	Stream    io.Reader      // nil for a file
 	Partition bool           // the file is a partition of a disk or disk image
 }
 
-// Close closes a file. A stream is left alone.
+// Close closes a file. It leaves a stream open.
 func (i Input) Close() {
 	if i.File != nil {
 		i.File.Close()
 	}
 }
 
-// OpenInput opens an image: "-" is stdin, other open files of this process and FIFOs are named by their paths, and all
-// else is a location as disk.Resolve takes it.
+// OpenInput opens an image: "-" for stdin, a path of another open file of this process, a FIFO, or a location that
+// disk.Resolve accepts.
 func OpenInput(ctx context.Context, location string) (Input, error) {
 	fd, open := Descriptor(location)
 	if open = open || location == Dash; open {
@@ -64,7 +64,7 @@ func descriptorInput(ctx context.Context, fd int) (Input, error) {
 	return Input{Stream: NewReader(ctx, f)}, nil
 }
 
-// NewReader returns a reader of r that fails when the context ends. A read that is under way then is left alone.
+// NewReader returns a reader of r that fails when the context ends. It does not wait for a running read of r.
 func NewReader(ctx context.Context, r io.Reader) io.Reader {
 	pr, pw := io.Pipe()
 	go func() {

@@ -13,7 +13,7 @@ import (
 	"cairn/internal/openfile"
 )
 
-// TestInputs: what can be read at any place is a file, and all else a stream.
+// TestInputs: an input with random access is opened as a file, any other as a stream.
 func TestInputs(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "image#1")
 	if err := os.WriteFile(path, []byte("image"), 0o600); err != nil {
@@ -35,7 +35,7 @@ func TestInputs(t *testing.T) {
 		}
 		from := in.Stream
 		if in.File != nil {
-			from = io.NewSectionReader(in.File, 0, in.File.Size()) // at any place
+			from = io.NewSectionReader(in.File, 0, in.File.Size()) // reads at offsets
 		}
 		if (in.File == nil) != (location != path) || in.Partition {
 			t.Errorf("OpenInput(%s) = %+v", location, in)
@@ -57,7 +57,7 @@ func TestReaderEnds(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer r.Close()
-	defer w.Close() // at last the copy ends too
+	defer w.Close() // ends the copying goroutine
 	ctx, cancel := context.WithCancel(t.Context())
 	from := openfile.NewReader(ctx, r)
 	if _, err := w.WriteString("x"); err != nil {
@@ -96,7 +96,7 @@ func TestStandardAndIsStream(t *testing.T) {
 	}
 }
 
-// TestNode: an open file has the path by which it was opened, as long as that is the file.
+// TestNode: Node returns the path that a file was opened by, as long as it names the file.
 func TestNode(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "file")
 	f, err := os.Create(path)

@@ -1,6 +1,6 @@
-// Package openfile opens images to read, and outputs, by all the names that they may have: files, devices and partitions,
-// the files that are open in this process when it begins, such as stdin and stdout, and FIFOs. It opens them as files where
-// that is possible, else as streams. Reads and writes of streams end with a context.
+// Package openfile opens images and outputs by every kind of name: files, devices and partitions, files that are open
+// when the process begins, such as stdin and stdout, and FIFOs. It opens them as files where that is possible, else as
+// streams. Reads and writes of streams end with a context.
 package openfile
 
 import (
@@ -17,7 +17,7 @@ import (
 	"cairn/internal/blockdev"
 )
 
-// Dash means stdin or stdout in place of a file's name.
+// Dash is the name of stdin or stdout.
 const Dash = "-"
 
 // The numbers of the standard files.
@@ -100,9 +100,9 @@ func openDescriptor(fd int) (*os.File, error) {
 	return os.NewFile(uintptr(own), path), nil
 }
 
-// RefuseClosed returns a ClosedError for a stdin or stdout that was closed when the program began (<&- or >&-): an image
-// would come from nowhere, or go nowhere. The Go runtime opens /dev/null in its place, for reading and writing; a shell opens it for one
-// of them.
+// RefuseClosed returns a ClosedError for a stdin or stdout that was closed when the program began (<&- or >&-), because
+// the image would be empty or lost. The Go runtime opens /dev/null in its place for reading and writing; a shell opens
+// /dev/null for one of them.
 func RefuseClosed(fd int, f *os.File) error {
 	if fd > Stdout {
 		return nil
@@ -117,12 +117,12 @@ func RefuseClosed(fd int, f *os.File) error {
 	}
 	null, err := os.Stat(os.DevNull)
 	if err != nil || !os.SameFile(info, null) {
-		return nil //nolint:nilerr // there is no /dev/null that it could be
+		return nil //nolint:nilerr // without /dev/null, f is another file
 	}
 	return ClosedError{fd}
 }
 
-// IsStream reports whether something is written to this location in order, as a stream.
+// IsStream reports whether a location is written in order, as a stream.
 func IsStream(location string) bool {
 	if Standard(location, Stdout) == Dash {
 		return true
@@ -147,7 +147,7 @@ func Flags(f *os.File) (flags int, err error) {
 	return flags, errors.Join(ctlErr, err)
 }
 
-// Node returns a path of an open file: the one by which it was opened, if that still is the file.
+// Node returns a path of an open file: the path that it was opened by, if that still names the file, else one in /proc.
 func Node(f *os.File, info fs.FileInfo) string {
 	self := fmt.Sprint("/proc/self/fd/", f.Fd())
 	path, err := os.Readlink(self)

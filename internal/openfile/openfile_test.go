@@ -42,7 +42,7 @@ func TestDescriptor(t *testing.T) {
 	}
 }
 
-// TestOutput: zeros are holes behind the end of a file and bytes within it, and the file ends where it should.
+// TestOutput: zeros are holes after the end of a file and bytes within it, and Close sets the right size.
 func TestOutput(t *testing.T) {
 	old := bytes.Repeat([]byte("x"), 100)
 	for name, c := range map[string]struct {
@@ -107,7 +107,7 @@ func TestOutputRefuses(t *testing.T) {
 	}
 }
 
-// TestFIFO: a FIFO is opened when its other end is, and the wait for that ends with the context.
+// TestFIFO: OpenInput and OpenOutput block until the other end of a FIFO is opened, or the context ends.
 func TestFIFO(t *testing.T) {
 	path, alone := filepath.Join(t.TempDir(), "fifo"), filepath.Join(t.TempDir(), "alone")
 	if err := errors.Join(unix.Mkfifo(path, 0o600), unix.Mkfifo(alone, 0o600)); err != nil {
@@ -140,7 +140,7 @@ func TestFIFO(t *testing.T) {
 	}
 }
 
-// TestInputSeeks: an open file that can be read at any place is read from where it stands.
+// TestInputSeeks: an open file with random access is read from its current offset.
 func TestInputSeeks(t *testing.T) {
 	f, err := os.Create(filepath.Join(t.TempDir(), "image"))
 	if err != nil {
@@ -164,7 +164,7 @@ func TestInputSeeks(t *testing.T) {
 	}
 }
 
-// TestDescriptorStaysOpen: what opens an open file of the process closes its own, and never the process's.
+// TestDescriptorStaysOpen: closing an input or output of an open file does not close the process's descriptor.
 func TestDescriptorStaysOpen(t *testing.T) {
 	f, err := os.Create(filepath.Join(t.TempDir(), "image"))
 	if err != nil {
@@ -185,7 +185,7 @@ func TestDescriptorStaysOpen(t *testing.T) {
 		if err := out.Close(); err != nil {
 			t.Fatal(err)
 		}
-		runtime.GC() // closes files that nothing refers to
+		runtime.GC() // closes unreferenced files
 		time.Sleep(time.Millisecond)
 	}
 	if _, err := f.WriteString("x"); err != nil {
@@ -197,7 +197,7 @@ type stuck struct{ release chan struct{} }
 
 func (s stuck) Write(p []byte) (int, error) { <-s.release; return len(p), nil }
 
-// TestWriter: a write does not outlive the context by much, and a reader that is gone ends the job, or does not.
+// TestWriter: a write ends soon after the context, and a closed pipe ends the job unless the output is optional.
 func TestWriter(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()

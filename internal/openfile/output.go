@@ -13,18 +13,18 @@ import (
 	"cairn/internal/blockdev"
 )
 
-// Output takes bytes in order: stdout, another open file of this process, or a FIFO.
+// Output accepts bytes in order. It writes to stdout, another open file of this process, or a FIFO.
 type Output struct {
 	io.Writer // to file
 	file      *os.File
-	durable   bool // a regular file or block device, which can be flushed
-	sparse    bool // a regular file that is not appended to
-	// KeepRest keeps what a regular file holds behind the last byte that is written. It is set for files that are not
-	// written from their start.
+	durable   bool // a regular file or block device, which Close flushes
+	sparse    bool // a regular file without O_APPEND
+	// KeepRest keeps the bytes of a regular file after the last written byte. NewOutput sets it for a file whose
+	// offset is not 0.
 	KeepRest bool
 }
 
-// NewOutput returns the output of an open file, which w writes to.
+// NewOutput returns the output of an open file. w writes to the file.
 func NewOutput(w io.Writer, f *os.File) (*Output, error) {
 	info, err := f.Stat()
 	if err != nil {
@@ -45,8 +45,7 @@ func NewOutput(w io.Writer, f *os.File) (*Output, error) {
 	return o, err
 }
 
-// OpenOutput opens what a name stands for, if that is stdout, another open file of this process, or a FIFO. It returns
-// nil for all other names.
+// OpenOutput opens stdout, another open file of this process, or a FIFO. It returns nil for all other names.
 func OpenOutput(ctx context.Context, name string) (*Output, error) {
 	fd, open := Descriptor(name)
 	if name == Dash {
@@ -57,7 +56,7 @@ func OpenOutput(ctx context.Context, name string) (*Output, error) {
 	}
 	info, err := os.Stat(name)
 	if err != nil || info.Mode()&fs.ModeNamedPipe == 0 {
-		return nil, nil //nolint:nilerr // the caller finds it again
+		return nil, nil //nolint:nilerr // the caller meets the error again
 	}
 	f, err := openFIFO(ctx, name, os.O_WRONLY)
 	if err != nil {
@@ -84,7 +83,7 @@ func descriptorOutput(ctx context.Context, fd int) (*Output, error) {
 	return NewOutput(NewWriter(ctx, f, func() {}), f)
 }
 
-// WriteZeros writes n zeros, or leaves a hole behind the end of a regular file.
+// WriteZeros writes n zeros, or leaves a hole after the end of a regular file.
 func (o *Output) WriteZeros(n int64) error {
 	if !o.sparse {
 		return writeZeros(o.Writer, n)
@@ -120,8 +119,8 @@ func writeZeros(w io.Writer, n int64) error {
 // File returns the open file.
 func (o *Output) File() *os.File { return o.file }
 
-// Close brings what can be flushed to the medium, and closes the output. A regular file ends behind the last byte, unless
-// it keeps the rest.
+// Close flushes a regular file or block device to the medium, and closes the output. It truncates a regular file after
+// the last byte unless KeepRest is set.
 func (o *Output) Close() error {
 	err := o.setSize()
 	if o.durable {

@@ -8,18 +8,18 @@ import (
 	"time"
 )
 
-// writer is what NewWriter returns.
+// writer is the writer of NewWriter and Optional.
 type writer struct {
 	ctx  context.Context
 	w    io.Writer
-	gone func() // nil: EPIPE is ignored
+	gone func() // nil means that EPIPE is ignored
 }
 
-// NewWriter returns a writer to w that does not wait for a reader when the context has ended: a write that is under way
-// then is left alone, with its bytes. gone is called when the reader is gone (EPIPE).
+// NewWriter returns a writer to w that stops waiting for the reader one second after the context ends. It then abandons
+// the running write and its bytes. The writer calls gone when the reader has closed the pipe (EPIPE).
 func NewWriter(ctx context.Context, w io.Writer, gone func()) io.Writer { return writer{ctx, w, gone} }
 
-// Optional returns NewWriter's writer for output that a job does not need: it ignores that the reader is gone.
+// Optional returns NewWriter's writer for output that a job does not need: it ignores a closed pipe.
 func Optional(w io.Writer) io.Writer {
 	if p, ok := w.(writer); ok {
 		p.gone = nil
@@ -29,7 +29,7 @@ func Optional(w io.Writer) io.Writer {
 }
 
 func (p writer) Write(b []byte) (int, error) {
-	n, err := p.write(b)
+	n, err := p.writeUntilDone(b)
 	switch {
 	case !errors.Is(err, syscall.EPIPE):
 	case p.gone == nil:
@@ -40,7 +40,7 @@ func (p writer) Write(b []byte) (int, error) {
 	return n, err
 }
 
-func (p writer) write(b []byte) (int, error) {
+func (p writer) writeUntilDone(b []byte) (int, error) {
 	type result struct {
 		n   int
 		err error
@@ -56,7 +56,7 @@ func (p writer) write(b []byte) (int, error) {
 	case <-p.ctx.Done():
 	}
 	select {
-	case r := <-done: // the last words of a job, when its output is read
+	case r := <-done: // the last message of a job, if its reader still reads
 		return r.n, r.err
 	case <-time.After(time.Second):
 		return 0, p.ctx.Err()
