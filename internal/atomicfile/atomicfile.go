@@ -1,6 +1,6 @@
-// Package atomicfile writes a whole file or no file: the bytes go to a temporary beside the final name, which
-// is given only to what is complete and flushed. A file that is replaced passes on its owner, group, mode and
-// extended attributes. The package knows nothing of what the bytes are, and never writes to devices.
+// Package atomicfile writes a whole file or no file. The bytes go to a temporary file beside the final name, and the
+// complete, flushed file is renamed. A replaced file passes on its owner, group, mode and extended attributes. The
+// package knows nothing of the bytes, and never writes to devices.
 package atomicfile
 
 import (
@@ -11,25 +11,25 @@ import (
 	"path/filepath"
 )
 
-// ErrNotRegular says that the final name belongs to something that a file must not replace: a directory, a
-// device, a pipe, a socket, or a symbolic link to one.
+// ErrNotRegular means that a file must not replace the object at the final name: a directory, a device, a pipe, a
+// socket, or a symbolic link to one.
 var ErrNotRegular = errors.New("not a regular file")
 
-// File is a file that has no name yet. It is the *os.File of the temporary, open for reading and writing, and
-// may be filled in any order and sized with Truncate. Only Commit gives it its name.
+// File is a file without its final name. It is the *os.File of the temporary file, open for reading and writing. It may
+// be written in any order and sized with Truncate. Only Commit gives it its name.
 type File struct {
 	*os.File
-	name string      // the final one
+	name string      // the final name
 	mode fs.FileMode // of a new file
-	keep bool        // the temporary outlives Close
+	keep bool        // Close keeps the temporary file
 	done bool        // committed or closed
-	lost error       // see Lost
+	lost error       // returned by Lost
 }
 
-// Create starts the file that will be called name, in its directory. Symbolic links are followed as Resolve does:
-// the link stays. The caller must Close.
+// Create starts a file with the given final name, in its directory. It follows symbolic links as Resolve does, and does
+// not replace the link. The caller must call Close.
 func Create(name string, mode fs.FileMode) (*File, error) {
-	name, err := place(name)
+	name, err := resolveTarget(name)
 	if err != nil {
 		return nil, fmt.Errorf("creating %s: %w", name, err)
 	}
@@ -40,9 +40,9 @@ func Create(name string, mode fs.FileMode) (*File, error) {
 	return &File{File: tmp, name: name, mode: mode.Perm()}, nil
 }
 
-// place is where a file of this name is to be made. With an error it is the name.
-func place(name string) (string, error) {
-	if _, err := replaceable(name); err != nil {
+// resolveTarget returns the path at which a file of this name is created. With an error it returns the name.
+func resolveTarget(name string) (string, error) {
+	if _, err := statReplaceable(name); err != nil {
 		return name, err
 	}
 	path, err := Resolve(name)
@@ -52,8 +52,9 @@ func place(name string) (string, error) {
 	return path, nil
 }
 
-// replaceable returns what name stands for so far, if a file may replace it, or nil if that is nothing.
-func replaceable(name string) (fs.FileInfo, error) {
+// statReplaceable returns the state of the file at name, and nil if there is none. It returns an error if a file must
+// not replace it.
+func statReplaceable(name string) (fs.FileInfo, error) {
 	info, err := os.Stat(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -64,26 +65,25 @@ func replaceable(name string) (fs.FileInfo, error) {
 	return info, err
 }
 
-// longest is how much of a name, in bytes, is in its temporary's.
-const longest = 200
+// maxBase is the number of bytes of a name that its temporary file's name contains.
+const maxBase = 200
 
-// temporaryPattern is .NAME.*.tmp for os.CreateTemp, cut so that the longest legal name still has a
-// temporary.
+// temporaryPattern returns .NAME.*.tmp for os.CreateTemp, with NAME cut so that the result is a legal name.
 func temporaryPattern(name string) string {
 	base := filepath.Base(name)
-	return "." + base[:min(len(base), longest)] + ".*.tmp"
+	return "." + base[:min(len(base), maxBase)] + ".*.tmp"
 }
 
-// Commit flushes the bytes, sets the mode exactly (no umask), closes the file and gives it its name,
-// replacing a file of that name; then it flushes the name. The replaced file's owner, group, mode and extended
-// attributes are the new one's, but for those that Lost returns. After an error before the renaming nothing is
-// left; an error of the last flush leaves the new file, whose name may not outlive a power cut.
+// Commit sets the mode exactly (no umask), flushes the bytes, and renames the file to its final name, replacing a file
+// of that name; then it flushes the directory. A new file keeps the replaced file's owner, group, mode and extended
+// attributes, except for those that Lost returns. After an error before the renaming no file is left. After an error
+// of the last flush the new file is there, and a power cut may undo its name.
 func (f *File) Commit() error {
 	if f.done {
 		return fmt.Errorf("committing %s: %w", f.name, fs.ErrClosed)
 	}
 	f.done = true
-	if err := f.publish(); err != nil {
+	if err := f.rename(); err != nil {
 		_ = errors.Join(os.Remove(f.File.Name()), f.File.Close())
 		return fmt.Errorf("committing %s: %w", f.name, err)
 	}
@@ -93,17 +93,17 @@ func (f *File) Commit() error {
 	return nil
 }
 
-// publish renames before it closes, since closing ends the claim on a temporary that can be resumed. All that
-// closing could complain of, the flush has said.
-func (f *File) publish() error {
-	old, err := replaceable(f.name)
+// rename renames before it closes, because closing ends the claim on a temporary file that can be resumed. It ignores
+// the error of closing, since Sync has reported all errors.
+func (f *File) rename() error {
+	old, err := statReplaceable(f.name)
 	if err != nil {
 		return err
 	}
 	if old == nil {
 		err = f.File.Chmod(f.mode)
 	} else {
-		f.lost = inherit(f.File, f.name, old)
+		f.lost = inheritMetadata(f.File, f.name, old)
 	}
 	if err := errors.Join(err, f.File.Sync()); err != nil {
 		return err
@@ -115,12 +115,12 @@ func (f *File) publish() error {
 	return nil
 }
 
-// Lost lists the attributes of the replaced file that Commit could not give to the new one, mostly for lack of
-// privilege. It is nil if there are none.
+// Lost returns the attributes of the replaced file that Commit could not give to the new file, mostly for lack of
+// privilege. It returns nil if there are none.
 func (f *File) Lost() error { return f.lost }
 
-// Close gives up a file that was not committed, and removes its temporary unless that was made to be
-// resumed; after Commit or Close it does nothing. So it can be deferred.
+// Close abandons a file that was not committed, and removes its temporary file unless Resume made it. After Commit or
+// Close it does nothing, so it can be deferred.
 func (f *File) Close() error {
 	if f.done || !f.keep {
 		return f.Discard()
@@ -129,7 +129,7 @@ func (f *File) Close() error {
 	return f.File.Close()
 }
 
-// Discard gives up a file that was not committed, and removes its temporary.
+// Discard abandons a file that was not committed, and removes its temporary file.
 func (f *File) Discard() error {
 	if f.done {
 		return nil
@@ -141,8 +141,8 @@ func (f *File) Discard() error {
 	return nil
 }
 
-// Write makes data the whole content of the file called name, durably. What it cannot keep of a file that it replaces
-// is not told.
+// Write durably writes data as the whole content of the file name. It does not report the attributes of a replaced file
+// that it could not keep.
 func Write(name string, data []byte, mode fs.FileMode) error {
 	f, err := Create(name, mode)
 	if err != nil {
@@ -155,7 +155,7 @@ func Write(name string, data []byte, mode fs.FileMode) error {
 	return f.Commit()
 }
 
-// Check reports why Create would fail now. It leaves nothing.
+// Check returns the error that Create would return now. It leaves no file.
 func Check(name string) error {
 	f, err := Create(name, 0o600)
 	if err != nil {
@@ -164,7 +164,7 @@ func Check(name string) error {
 	return f.Discard()
 }
 
-// Sync makes a file that is there durable, its bytes and its name, whoever wrote it.
+// Sync makes the bytes and the name of an existing file durable, whichever program wrote it.
 func Sync(name string) error {
 	f, err := os.Open(name)
 	if err != nil {

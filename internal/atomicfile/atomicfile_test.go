@@ -158,7 +158,7 @@ func TestWrite(t *testing.T) {
 	}
 }
 
-// TestCheck: Check says what Create would say, and leaves nothing.
+// TestCheck: Check returns the error of Create, and leaves no file.
 func TestCheck(t *testing.T) {
 	dir := t.TempDir()
 	for name, want := range map[string]error{"new": nil, "absent/new": fs.ErrNotExist, ".": ErrNotRegular} {

@@ -12,15 +12,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// aclName is the attribute that a directory's default may have given to a new file.
+// aclName is the attribute that a new file may have inherited from its directory's default.
 const aclName = "system.posix_acl_access"
 
-// ofContent are attributes that speak of a file's bytes, and are wrong for others.
+// ofContent are attributes that depend on a file's bytes, and are wrong for other bytes.
 var ofContent = []string{"security.ima", "security.evm"}
 
-// inherit gives f the owner, the group and the extended attributes of the file called name, which it is about to
-// replace. The error lists what f could not be given; it is no reason not to go on.
-func inherit(f *os.File, name string, old os.FileInfo) error {
+// inheritMetadata gives f the owner, group, mode and extended attributes of the file name, which f will replace. The
+// error lists those that it could not set, and does not prevent the replacement.
+func inheritMetadata(f *os.File, name string, old os.FileInfo) error {
 	mine, err := f.Stat()
 	if err != nil {
 		return err
@@ -28,76 +28,76 @@ func inherit(f *os.File, name string, old os.FileInfo) error {
 	is, want := mine.Sys().(*syscall.Stat_t), old.Sys().(*syscall.Stat_t)
 	var lost []error
 	if is.Gid != want.Gid {
-		lost = append(lost, named("group", int(want.Gid), f.Chown(-1, int(want.Gid))))
+		lost = append(lost, attributeError("group", int(want.Gid), f.Chown(-1, int(want.Gid))))
 	}
 	if is.Uid != want.Uid {
-		lost = append(lost, named("owner", int(want.Uid), f.Chown(int(want.Uid), -1)))
+		lost = append(lost, attributeError("owner", int(want.Uid), f.Chown(int(want.Uid), -1)))
 	}
-	// The owner's change takes bits from the mode, and the mode is part of an access list.
+	// Changing the owner clears bits of the mode, and the mode is part of an access list.
 	lost = append(lost, f.Chmod(old.Mode().Perm()), inheritAttributes(f, name))
 	return errors.Join(lost...)
 }
 
-func named(what string, value any, err error) error {
+func attributeError(what string, value any, err error) error {
 	if err == nil {
 		return nil
 	}
-	return fmt.Errorf("%s %v: %w", what, value, plain(err))
+	return fmt.Errorf("%s %v: %w", what, value, withoutPath(err))
 }
 
-// plain is err without the temporary's name.
-func plain(err error) error {
+// withoutPath returns err without the temporary file's name.
+func withoutPath(err error) error {
 	if p, ok := errors.AsType[*os.PathError](err); ok {
 		return p.Err
 	}
 	return err
 }
 
-// inheritAttributes copies the extended attributes: access lists, capabilities, security labels, users' own.
+// inheritAttributes copies the extended attributes: access lists, capabilities, security labels, user attributes.
 func inheritAttributes(f *os.File, name string) error {
 	names, err := attributeNames(name)
 	if errors.Is(err, unix.EOPNOTSUPP) {
 		return nil
 	}
 	if err != nil {
-		return named("extended", "attributes", err)
+		return attributeError("extended", "attributes", err)
 	}
 	fd := int(f.Fd())
 	if !slices.Contains(names, aclName) {
-		_ = unix.Fremovexattr(fd, aclName) // mostly there is none
+		_ = unix.Fremovexattr(fd, aclName) // fails if there is none, which is usual
 	}
 	var lost []error
 	for _, attribute := range names {
 		if !slices.Contains(ofContent, attribute) {
-			lost = append(lost, named("attribute", attribute, inheritAttribute(fd, name, attribute)))
+			lost = append(lost, attributeError("attribute", attribute, inheritAttribute(fd, name, attribute)))
 		}
 	}
 	return errors.Join(lost...)
 }
 
 func attributeNames(name string) ([]string, error) {
-	list, err := grown(func(p []byte) (int, error) { return unix.Llistxattr(name, p) })
+	list, err := readGrowing(func(p []byte) (int, error) { return unix.Llistxattr(name, p) })
 	return strings.FieldsFunc(string(list), func(r rune) bool { return r == 0 }), err
 }
 
 func inheritAttribute(fd int, name, attribute string) error {
-	value, err := grown(func(p []byte) (int, error) { return unix.Lgetxattr(name, attribute, p) })
+	value, err := readGrowing(func(p []byte) (int, error) { return unix.Lgetxattr(name, attribute, p) })
 	if errors.Is(err, unix.ENODATA) {
 		return nil // removed meanwhile
 	}
 	if err != nil {
 		return err
 	}
-	has, err := grown(func(p []byte) (int, error) { return unix.Fgetxattr(fd, attribute, p) })
+	has, err := readGrowing(func(p []byte) (int, error) { return unix.Fgetxattr(fd, attribute, p) })
 	if err == nil && bytes.Equal(has, value) {
 		return nil
 	}
 	return unix.Fsetxattr(fd, attribute, value, 0)
 }
 
-// grown calls read with more memory until the answer fits.
-func grown(read func(p []byte) (int, error)) ([]byte, error) {
-	const most = 128 << 10 // twice what the kernel has of either
+// readGrowing calls read with more memory until the result fits.
+func readGrowing(read func(p []byte) (int, error)) ([]byte, error) {
+	const most = 128 << 10 // twice the kernel's limit for a list or a value
 	for size := 256; ; size *= 2 {
 		p := make([]byte, size)
 		n, err := read(p)

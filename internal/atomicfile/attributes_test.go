@@ -14,13 +14,13 @@ import (
 	"cairn/internal/test/need"
 )
 
-// The access lists of a file: u::rw,u:1:r,g::-,m::r,o::-; and the default one of a directory: u::rwx,g::rwx,u:2:rwx,m::rwx,o::-.
+// Access lists of a file (u::rw,u:1:r,g::-,m::r,o::-) and a default list of a directory (u::rwx,g::rwx,u:2:rwx,m::rwx,o::-).
 const (
 	accessList  = "\x02\x00\x00\x00\x01\x00\x06\x00\xff\xff\xff\xff\x02\x00\x04\x00\x01\x00\x00\x00\x04\x00\x00\x00\xff\xff\xff\xff\x10\x00\x04\x00\xff\xff\xff\xff\x20\x00\x00\x00\xff\xff\xff\xff"
 	defaultList = "\x02\x00\x00\x00\x01\x00\x07\x00\xff\xff\xff\xff\x02\x00\x07\x00\x02\x00\x00\x00\x04\x00\x07\x00\xff\xff\xff\xff\x10\x00\x07\x00\xff\xff\xff\xff\x20\x00\x00\x00\xff\xff\xff\xff"
 )
 
-// attributed makes a file with attributes, where the file system has them.
+// attributed creates a file with attributes if the file system supports them.
 func attributed(t *testing.T, attributes map[string]string) string {
 	t.Helper()
 	name := filepath.Join(t.TempDir(), "file")
@@ -115,7 +115,7 @@ func wantOwner(t *testing.T, name string, uid, gid uint32) {
 	}
 }
 
-// TestLost: without privilege the file is replaced nevertheless, and it is told what it lost.
+// TestLost: an unprivileged process replaces the file nevertheless, and Lost returns the lost attributes.
 func TestLost(t *testing.T) {
 	need.Root(t)
 	name := attributed(t, map[string]string{"user.small": "value"})
@@ -125,7 +125,7 @@ func TestLost(t *testing.T) {
 		t.Fatal(err)
 	}
 	done := make(chan *File)
-	go func() { // on a thread of its own, which ends with it
+	go func() { // on a thread that ends with the goroutine
 		runtime.LockOSThread()
 		f, err := Create(name, 0o600)
 		_, _ = unix.SetfsuidRetUid(1000)

@@ -10,16 +10,20 @@ import (
 	"syscall"
 )
 
-// maxLinks is how many links one name may lead through, as in the kernel.
+// maxLinks is the largest number of links that a name may lead through, as in the kernel.
 const maxLinks = 40
 
-// Resolve returns the path of the file that writing to name changes or makes: symbolic links are followed, also a
-// last one that leads to nothing. A file that is not there yet, and would lie under /dev, /sys or /proc, is an
-// fs.ErrNotExist: a device was meant, and a file made in its place would fill memory.
+// Resolve returns the path of the file that a write to name changes or creates. It follows symbolic links, also a last
+// link to a file that does not exist. The error is fs.ErrNotExist for a file that does not exist under /dev, /sys or
+// /proc, because a device was meant, and a file in its place would fill memory; and for a link that leads to no path,
+// such as /dev/stdout on a pipe.
 func Resolve(name string) (string, error) {
 	_, err := os.Stat(name)
 	if err == nil {
-		return followed(name)
+		if _, ok := linkAt(name); !ok {
+			return name, nil
+		}
+		return filepath.EvalSymlinks(name)
 	}
 	if !errors.Is(err, fs.ErrNotExist) {
 		return "", err
@@ -34,29 +38,21 @@ func Resolve(name string) (string, error) {
 	return "", &fs.PathError{Op: "open", Path: name, Err: syscall.ELOOP}
 }
 
-// followed is an existing name without a last link. A link that leads to no path (/dev/stdout) is left.
-func followed(name string) (string, error) {
-	if _, ok := linkAt(name); !ok {
-		return name, nil
-	}
-	return filepath.EvalSymlinks(name)
-}
-
-// linkAt returns where the symbolic link called name points.
+// linkAt returns the target of the symbolic link name.
 func linkAt(name string) (to string, ok bool) {
 	to, err := os.Readlink(name)
 	if err != nil {
 		return "", false
 	}
 	if !filepath.IsAbs(to) {
-		// Not filepath.Join: it removes "link/..", which is not where link was.
+		// Not filepath.Join: it would remove "link/..", which is not the link's directory.
 		dir, _ := filepath.Split(name)
 		to = dir + to
 	}
 	return to, true
 }
 
-// checkPlace refuses a name that is not there yet where the kernel keeps devices.
+// checkPlace refuses a new file in the directories of the kernel.
 func checkPlace(name string) error {
 	if root := kernelTree(name); root != "" {
 		return &fs.PathError{Op: "open", Path: name, Err: fmt.Errorf("%w (no file is made under %s)", syscall.ENOENT, root)}
@@ -64,15 +60,15 @@ func checkPlace(name string) error {
 	return nil
 }
 
-// kernelTree is the directory of the kernel's that path lies in, or would lie in: /dev, /sys or /proc; or "". In
-// /dev/shm lie files.
+// kernelTree returns the directory of the kernel, /dev, /sys or /proc, that path lies in, and "" for other paths. Files
+// under /dev/shm are ordinary files.
 func kernelTree(path string) string {
 	dir, rest := filepath.Split(path)
 	if dir == "" {
 		dir = "."
 	}
 	dir, err := filepath.Abs(dir)
-	if real, err := existing(dir); err == nil {
+	if real, err := resolveExisting(dir); err == nil {
 		dir = real
 	}
 	if err != nil {
@@ -90,12 +86,12 @@ func kernelTree(path string) string {
 	return ""
 }
 
-// existing is dir without symbolic links, as far as it exists.
-func existing(dir string) (string, error) {
+// resolveExisting resolves the symbolic links of the part of dir that exists.
+func resolveExisting(dir string) (string, error) {
 	real, err := filepath.EvalSymlinks(dir)
 	if !errors.Is(err, fs.ErrNotExist) || filepath.Dir(dir) == dir {
 		return real, err
 	}
-	parent, err := existing(filepath.Dir(dir))
+	parent, err := resolveExisting(filepath.Dir(dir))
 	return filepath.Join(parent, filepath.Base(dir)), err
 }

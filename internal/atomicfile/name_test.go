@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// links makes symbolic links in a new directory, beside a directory sub and a file.
+// links creates symbolic links in a new directory, beside a directory sub and a file.
 func links(t *testing.T, targets map[string]string) (dir string) {
 	t.Helper()
 	dir, err := filepath.EvalSymlinks(t.TempDir())
@@ -50,7 +50,7 @@ func TestWriteFollowsLinks(t *testing.T) {
 	}
 }
 
-// TestNoFileAmongDevices: a name under /dev that is not there was meant to be a device.
+// TestNoFileAmongDevices: a missing name under /dev was meant to be a device.
 func TestNoFileAmongDevices(t *testing.T) {
 	dir := links(t, map[string]string{
 		"direct": "/dev/no-such", "chain": "direct", "dev": "/dev", "disk": "dev/no-such", "sys": "/sys/no-such",
@@ -77,7 +77,7 @@ func TestNoFileAmongDevices(t *testing.T) {
 	}
 }
 
-// TestSharedMemory: files lie in /dev/shm as in any other directory.
+// TestSharedMemory: /dev/shm holds files as any other directory.
 func TestSharedMemory(t *testing.T) {
 	dir, err := os.MkdirTemp("/dev/shm", "atomicfile")
 	if err != nil {

@@ -11,18 +11,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrBusy says that another process is writing the file.
+// ErrBusy means that another process is writing the file.
 var ErrBusy = errors.New("another process is writing it")
 
-// Resume is like Create, but the temporary has one name, .NAME.partial, and outlives Close and crashes: who
-// calls Resume next goes on with what is in it. Nobody else can meanwhile: that is ErrBusy. Discard removes it.
+// Resume is like Create, but the temporary file has a fixed name, .NAME.partial, and outlives Close and crashes. The
+// next Resume continues with its content. While it is open, Resume in another process returns ErrBusy. Discard removes
+// the temporary file.
 func Resume(name string, mode fs.FileMode) (*File, error) {
-	name, err := place(name)
+	name, err := resolveTarget(name)
 	if err != nil {
 		return nil, fmt.Errorf("creating %s: %w", name, err)
 	}
 	base := filepath.Base(name)
-	partial := filepath.Join(filepath.Dir(name), "."+base[:min(len(base), longest)]+".partial")
+	partial := filepath.Join(filepath.Dir(name), "."+base[:min(len(base), maxBase)]+".partial")
 	f, err := claimPartial(partial)
 	if err != nil {
 		return nil, fmt.Errorf("creating %s: %w", name, err)
@@ -30,8 +31,8 @@ func Resume(name string, mode fs.FileMode) (*File, error) {
 	return &File{File: f, name: name, mode: mode.Perm(), keep: true}, nil
 }
 
-// claimPartial opens or makes the temporary, and locks it. If it was given its final name meanwhile, there
-// is a new one to claim.
+// claimPartial opens or creates the temporary file, and locks it. It tries again if the file was renamed to its final
+// name meanwhile.
 func claimPartial(path string) (*os.File, error) {
 	for {
 		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
@@ -49,7 +50,7 @@ func claimPartial(path string) (*os.File, error) {
 	}
 }
 
-// lockPartial locks the temporary, and says whether it still has its name.
+// lockPartial locks the temporary file, and reports whether it still has its name.
 func lockPartial(f *os.File, path string) (current bool, err error) {
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
 		return false, ErrBusy

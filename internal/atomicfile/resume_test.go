@@ -65,7 +65,7 @@ func TestDiscard(t *testing.T) {
 	}
 }
 
-// TestResumeRefuses: what others may have put in the temporary's place is not written to.
+// TestResumeRefuses: Resume does not write through a link in the temporary file's place.
 func TestResumeRefuses(t *testing.T) {
 	dir := t.TempDir()
 	victim := filepath.Join(dir, "victim")
