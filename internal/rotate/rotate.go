@@ -112,19 +112,19 @@ func Open[T any](r *Reader, parse func(texts [][]byte) (T, error), paths ...stri
 // Value returns the value of the files. It reads them again if one of them was changed or replaced.
 // If they cannot be read, or do not fit together (a new certificate without its new key), it
 // returns the previous value with the error.
-func (f *Files[T]) Value() (T, error) { return f.update(false) }
+func (f *Files[T]) Value() (T, error) { return f.readIfChanged(false) }
 
 // Reread is Value, but always reads the files. A file may be rewritten within the resolution of its
 // modification time, and then looks unchanged.
-func (f *Files[T]) Reread() (T, error) { return f.update(true) }
+func (f *Files[T]) Reread() (T, error) { return f.readIfChanged(true) }
 
-func (f *Files[T]) update(always bool) (T, error) {
+func (f *Files[T]) readIfChanged(always bool) (T, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	now, err := stat(f.paths)
+	now, err := statFiles(f.paths)
 	read := err == nil && (always || !slices.EqualFunc(f.seen, now, IsUnchanged))
 	if read {
-		err = f.read(now)
+		err = f.readAndParse(now)
 	}
 	trouble := ""
 	if err != nil {
@@ -137,9 +137,9 @@ func (f *Files[T]) update(always bool) (T, error) {
 	return f.value, err
 }
 
-// read reads and parses the files. It records their state from before, so that the next call
+// readAndParse reads and parses the files. It records their state from before, so that the next call
 // notices a change during the read.
-func (f *Files[T]) read(before []fs.FileInfo) error {
+func (f *Files[T]) readAndParse(before []fs.FileInfo) error {
 	texts := make([][]byte, len(f.paths))
 	for i, path := range f.paths {
 		text, err := f.reader.Text(path)
@@ -155,7 +155,7 @@ func (f *Files[T]) read(before []fs.FileInfo) error {
 	return err
 }
 
-func stat(paths []string) ([]fs.FileInfo, error) {
+func statFiles(paths []string) ([]fs.FileInfo, error) {
 	infos := make([]fs.FileInfo, len(paths))
 	for i, path := range paths {
 		info, err := statFile(path)

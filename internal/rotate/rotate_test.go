@@ -16,7 +16,7 @@ import (
 
 var errHalf = errors.New("the files do not belong together")
 
-// pair takes two files with the same text.
+// pair parses two files with the same text.
 func pair(texts [][]byte) (string, error) {
 	if string(texts[0]) != string(texts[1]) {
 		return "", errHalf
@@ -31,7 +31,7 @@ func write(t *testing.T, path, text string) {
 	}
 }
 
-// replace gives a file a new text as careful programs do.
+// replace atomically replaces the text of a file.
 func replace(t *testing.T, path, text string) {
 	t.Helper()
 	write(t, path+".new", text)
@@ -72,7 +72,7 @@ func TestValueFollowsFiles(t *testing.T) {
 	check(t, f.Value, "three", nil)
 }
 
-// TestReread: a change that the file's metadata does not tell of.
+// TestReread: Reread reads a change that the file's metadata do not show.
 func TestReread(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "a")
 	moment := time.Now().Add(-time.Hour)
@@ -128,7 +128,7 @@ func TestConcurrent(t *testing.T) {
 	wg.Wait()
 }
 
-// TestPipe: what came out of a pipe stays, since it cannot be read again.
+// TestPipe: the text of a pipe is kept, since a pipe cannot be read again.
 func TestPipe(t *testing.T) {
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -150,7 +150,7 @@ func TestPipe(t *testing.T) {
 	}
 }
 
-// TestChanged: each change is reported once, and each reason why the files are not used.
+// TestChanged: Changed is called once for each change, and once for each error.
 func TestChanged(t *testing.T) {
 	dir := t.TempDir()
 	a, b := filepath.Join(dir, "a"), filepath.Join(dir, "b")

@@ -26,7 +26,7 @@ func (s Server) Config(r *rotate.Reader, changed func(err error)) (*tls.Config, 
 	if s.ClientCA != "" {
 		paths = append(paths, s.ClientCA)
 	}
-	files, err := rotate.Open(r, s.parse, paths...)
+	files, err := rotate.Open(r, s.parseConfig, paths...)
 	if err != nil {
 		return nil, fmt.Errorf("reading the certificate %s and its key %s: %w", s.Cert, s.Key, err)
 	}
@@ -38,8 +38,8 @@ func (s Server) Config(r *rotate.Reader, changed func(err error)) (*tls.Config, 
 	return &tls.Config{MinVersion: tls.VersionTLS12, GetConfigForClient: current}, nil
 }
 
-// parse returns a configuration from the certificate, its key, and the authorities of clients.
-func (s Server) parse(texts [][]byte) (*tls.Config, error) {
+// parseConfig returns a configuration from the certificate, its key, and the authorities of clients.
+func (s Server) parseConfig(texts [][]byte) (*tls.Config, error) {
 	pair, err := tls.X509KeyPair(texts[0], texts[1])
 	if err != nil {
 		return nil, err

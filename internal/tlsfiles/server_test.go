@@ -16,7 +16,7 @@ import (
 	"cairn/store/storetest"
 )
 
-// TestServer: a server that asks for no certificate, one that does, and what the files become while it runs.
+// TestServer: a server with and without client certificates, and changes of the files while it runs.
 func TestServer(t *testing.T) {
 	a, other := storetest.NewAuthority(t), storetest.NewAuthority(t)
 	dir := t.TempDir()
@@ -47,7 +47,7 @@ func TestServer(t *testing.T) {
 	wantAnswers(open, strange, true)
 	wantAnswers(closed, known, true)
 	wantAnswers(closed, strange, false)
-	join(t, s.Cert) // half of a replacement, which is reported once
+	join(t, s.Cert) // half of a replacement is reported once
 	wantAnswers(closed, known, true)
 	wantAnswers(closed, known, true)
 	join(t, s.Cert, cert)
@@ -59,7 +59,7 @@ func TestServer(t *testing.T) {
 	}
 }
 
-// serve answers with the configuration of the files.
+// serve starts a server with the configuration of the files.
 func serve(t *testing.T, files tlsfiles.Server, changed func(error)) string {
 	t.Helper()
 	config, err := files.Config(new(rotate.Reader), changed)

@@ -16,7 +16,7 @@ import (
 	"cairn/store/storetest"
 )
 
-// server asks for a client certificate of the authority, and answers with the name in it.
+// server requires a client certificate of the authority, and answers with the name in it.
 func server(t *testing.T, a *storetest.Authority) string {
 	t.Helper()
 	pair, err := tls.LoadX509KeyPair(a.Server(t, "127.0.0.1"))
@@ -103,7 +103,7 @@ func join(t *testing.T, to string, parts ...string) {
 	}
 }
 
-// TestRotation: the certificate is replaced, half of it first, and at last by nothing.
+// TestRotation: the certificate is replaced, first without its key, and finally removed.
 func TestRotation(t *testing.T) {
 	a := storetest.NewAuthority(t)
 	url := server(t, a)

@@ -57,10 +57,10 @@ func checkConnect(_ context.Context, proxy *url.URL, _ *http.Request, answer *ht
 	return nil
 }
 
-// proxies returns a function that finds the proxy of a request in the environment. It uses
+// proxyFromEnvironment returns a function that finds the proxy of a request in the environment. It uses
 // HTTPS_PROXY or HTTP_PROXY by the request's scheme, else ALL_PROXY, which net/http does not
 // support. Hosts in NO_PROXY have no proxy. The names may be in lower case.
-func proxies() func(*http.Request) (*url.URL, error) {
+func proxyFromEnvironment() func(*http.Request) (*url.URL, error) {
 	c := httpproxy.FromEnvironment()
 	all := cmp.Or(os.Getenv("ALL_PROXY"), os.Getenv("all_proxy"))
 	c.HTTPSProxy = cmp.Or(c.HTTPSProxy, all)

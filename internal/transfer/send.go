@@ -39,7 +39,7 @@ type outgoing struct {
 // errStopped ends the reading of a body after stop.
 var errStopped = errors.New("the request has ended")
 
-func (o *outgoing) read(p []byte, at int) (int, error) {
+func (o *outgoing) readAt(p []byte, at int) (int, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.stopped {
@@ -47,16 +47,16 @@ func (o *outgoing) read(p []byte, at int) (int, error) {
 	}
 	n := copy(p, o.data[at:])
 	if o.recent += n; o.stalled == nil || o.recent >= window {
-		o.wait(o.patience)
+		o.resetTimer(o.patience)
 	}
 	if at+n < len(o.data) || n > 0 {
 		return n, nil
 	}
-	o.wait(2 * o.patience) // ResponseHeaderTimeout starts after the last bytes are sent, and should end first
+	o.resetTimer(2 * o.patience) // ResponseHeaderTimeout starts after the last bytes are sent, and should end first
 	return 0, io.EOF
 }
 
-func (o *outgoing) wait(d time.Duration) {
+func (o *outgoing) resetTimer(d time.Duration) {
 	o.recent = 0
 	if o.stalled == nil {
 		o.stalled = time.AfterFunc(d, func() { o.abort(ErrStalled) })
@@ -81,7 +81,7 @@ type sending struct {
 }
 
 func (s *sending) Read(p []byte) (int, error) {
-	n, err := s.out.read(p, s.at)
+	n, err := s.out.readAt(p, s.at)
 	s.at += n
 	return n, err
 }

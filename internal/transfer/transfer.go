@@ -30,14 +30,14 @@ const (
 // limits the time a server may take to accept a connection, to finish the TLS handshake, and to
 // begin its answer. It uses HTTP/1.1 only: for many small objects its connections cost less than
 // HTTP/2's streams.
-func Transport(connections int, patience time.Duration, trust *tls.Config) *http.Transport {
+func Transport(connections int, patience time.Duration, config *tls.Config) *http.Transport {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	return &http.Transport{
-		Proxy:                  proxies(),
+		Proxy:                  proxyFromEnvironment(),
 		OnProxyConnectResponse: checkConnect,
 		DialContext:            (&net.Dialer{Timeout: patience}).DialContext,
-		TLSClientConfig:        trust,
+		TLSClientConfig:        config,
 		TLSHandshakeTimeout:    patience,
 		ResponseHeaderTimeout:  patience,
 		MaxConnsPerHost:        connections,
@@ -145,7 +145,7 @@ func (in Incoming) Object(dst []byte, limit int64) ([]byte, error) {
 // Body appends the whole body to dst. A body of more than limit bytes is store.ErrTooLarge,
 // detected before it takes memory. A body that ends early or stalls is a *store.UnavailableError.
 func (in Incoming) Body(dst []byte, limit int64) ([]byte, error) {
-	b, err := in.open(limit)
+	b, err := in.openBody(limit)
 	if err != nil {
 		return nil, err
 	}
@@ -172,7 +172,7 @@ func (in Incoming) Body(dst []byte, limit int64) ([]byte, error) {
 // documents. If use fails on bytes that the header contradicts, Stream returns the header's reason.
 func (in Incoming) Stream(limit int64, use func(io.Reader) error) error {
 	suspicion := Suspicion(in.Answer)
-	b, err := in.open(limit)
+	b, err := in.openBody(limit)
 	if err == nil {
 		defer b.stalled.Stop()
 		err = use(b)
@@ -193,7 +193,7 @@ type body struct {
 	failed  error // the error that ended reading early
 }
 
-func (in Incoming) open(limit int64) (*body, error) {
+func (in Incoming) openBody(limit int64) (*body, error) {
 	b := &body{Incoming: in, limit: limit}
 	if length := in.Answer.ContentLength; length > limit {
 		return b, fmt.Errorf("%d bytes: %w (%d)", length, store.ErrTooLarge, limit)
@@ -215,7 +215,7 @@ func (b *body) Read(p []byte) (int, error) {
 	case b.got == b.Answer.ContentLength:
 		return n, nil
 	case err != nil && err != io.EOF:
-		b.failed = b.broken(b.got, err)
+		b.failed = b.bodyError(b.got, err)
 		return n, b.failed
 	}
 	if b.recent += n; b.recent >= window {
@@ -225,8 +225,8 @@ func (b *body) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// broken returns the error for a body that ended after got bytes.
-func (in Incoming) broken(got int64, err error) error {
+// bodyError returns the error for a body that ended after got bytes.
+func (in Incoming) bodyError(got int64, err error) error {
 	if errors.Is(context.Cause(in.Answer.Request.Context()), ErrStalled) {
 		err = ErrStalled
 	}

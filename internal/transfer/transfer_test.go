@@ -15,7 +15,7 @@ import (
 	"cairn/store"
 )
 
-// never is a body that does not come.
+// never is a body that blocks until its context ends.
 type never struct{ ctx context.Context }
 
 func (n never) Read([]byte) (int, error) {
@@ -23,7 +23,7 @@ func (n never) Read([]byte) (int, error) {
 	return 0, n.ctx.Err()
 }
 
-// TestBodyStalls: it is given up when the patience is over, and not before.
+// TestBodyStalls: reading a stalled body fails when the patience has passed, and not before.
 func TestBodyStalls(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, abort := context.WithCancelCause(t.Context())
@@ -42,7 +42,7 @@ func TestBodyStalls(t *testing.T) {
 	})
 }
 
-// TestBodyLimit: a length that is promised takes no memory before it comes.
+// TestBodyLimit: a Content-Length allocates no memory before its bytes arrive.
 func TestBodyLimit(t *testing.T) {
 	in := transfer.Incoming{Patience: time.Minute, Abort: func(error) {},
 		Answer: &http.Response{Request: &http.Request{}, ContentLength: 1 << 40, Body: io.NopCloser(strings.NewReader("12345"))}}
@@ -54,15 +54,15 @@ func TestBodyLimit(t *testing.T) {
 	}
 }
 
-// TestSend: the body is watched from its first byte on, each 32 KiB of it prolong that, and after stop it is gone.
+// TestSend: the timer starts with the first byte of the body, is reset by each 32 KiB, and ends with stop.
 func TestSend(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		start := time.Now()
-		var aborted atomic.Int64 // since start
+		var aborted atomic.Int64 // nanoseconds since start
 		request, _ := http.NewRequestWithContext(t.Context(), "PUT", "http://h/", nil)
 		data := make([]byte, 100<<10)
 		stop := transfer.Send(request, data, time.Minute, func(error) { aborted.Store(int64(time.Since(start))) })
-		time.Sleep(time.Hour) // for a connection
+		time.Sleep(time.Hour) // the time until there is a connection
 		for range 3 {
 			io.ReadFull(request.Body, make([]byte, 32<<10))
 			time.Sleep(50 * time.Second)
@@ -90,7 +90,7 @@ func TestSend(t *testing.T) {
 	})
 }
 
-// TestSendWithoutAnswer: when all is sent the watch goes on until stop.
+// TestSendWithoutAnswer: the timer runs on after the whole body was sent, until stop.
 func TestSendWithoutAnswer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var aborted atomic.Int64
