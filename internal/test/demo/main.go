@@ -1,6 +1,6 @@
-// Command demo makes what .ci/demo shows cairn with, in pure Go, so that the demo needs nothing but Go: two
-// releases of a small image, a disk image with two slots, and a client that reads an export where nbdcopy is
-// not installed. It is a tool for developers and no part of cairn.
+// Command demo makes the data for .ci/demo in pure Go, so that the demo needs nothing but Go: two releases of a small
+// image, and a disk image with two slots. It also has a client that reads an export where nbdcopy is not installed. It
+// is a tool for developers and not a part of cairn.
 package main
 
 import (
@@ -30,7 +30,7 @@ func main() {
 func run(ctx context.Context, args []string) error {
 	switch {
 	case len(args) == 2 && args[0] == "images":
-		return images(args[1])
+		return makeImages(args[1])
 	case len(args) == 3 && args[0] == "copy":
 		return copyExport(ctx, args[1], args[2])
 	}
@@ -42,7 +42,7 @@ const (
 	slotSize  = 64 << 20
 )
 
-func images(dir string) error {
+func makeImages(dir string) error {
 	v1 := filepath.Join(dir, "v1.ext4")
 	for release, path := range []string{v1, filepath.Join(dir, "v2.ext4")} {
 		if err := testimages.Ext4(path, testimages.Tree(1, release), imageSize); err != nil {
@@ -52,7 +52,7 @@ func images(dir string) error {
 	return testimages.GPTDisk(filepath.Join(dir, "disk.img"), 512, testimages.Slots(slotSize, v1, "")...)
 }
 
-// copyExport reads one piece after the other: it shows that the bytes are right, not how fast they come.
+// copyExport reads the export sequentially: it shows that the bytes are right, and measures no speed.
 func copyExport(ctx context.Context, socket, path string) (err error) {
 	client, err := nbdtest.Dial(ctx, "unix", socket)
 	if err != nil {

@@ -1,5 +1,4 @@
-// Package mem is a bucket in memory: for tests, and for what is small and passing. It knows nothing of
-// digests, and forgets everything with the process.
+// Package mem has a bucket in memory for tests. It knows nothing of digests.
 package mem
 
 import (
@@ -13,7 +12,7 @@ import (
 	"cairn/store"
 )
 
-// Bucket keeps objects in a map. The zero value is empty and ready. Safe for concurrent use.
+// Bucket keeps objects in a map. The zero value is an empty bucket. It is safe for concurrent use.
 type Bucket struct {
 	mu      sync.RWMutex // guards objects; the slices in it do not change
 	objects map[string][]byte
@@ -31,7 +30,7 @@ func (b *Bucket) String() string { return "memory" }
 
 // Read implements store.Reader.
 func (b *Bucket) Read(ctx context.Context, name string, dst []byte, limit int64) ([]byte, error) {
-	data, err := b.object(ctx, name)
+	data, err := b.findObject(ctx, name)
 	if err != nil {
 		return nil, err
 	}
@@ -43,12 +42,12 @@ func (b *Bucket) Read(ctx context.Context, name string, dst []byte, limit int64)
 
 // Stat implements store.Reader.
 func (b *Bucket) Stat(ctx context.Context, name string) (int64, error) {
-	data, err := b.object(ctx, name)
+	data, err := b.findObject(ctx, name)
 	return int64(len(data)), err
 }
 
-func (b *Bucket) object(ctx context.Context, name string) ([]byte, error) {
-	if err := check(ctx, name); err != nil {
+func (b *Bucket) findObject(ctx context.Context, name string) ([]byte, error) {
+	if err := checkRequest(ctx, name); err != nil {
 		return nil, err
 	}
 	b.mu.RLock()
@@ -62,16 +61,16 @@ func (b *Bucket) object(ctx context.Context, name string) ([]byte, error) {
 
 // Write implements store.Bucket.
 func (b *Bucket) Write(ctx context.Context, name string, data []byte) error {
-	return b.write(ctx, name, data, true)
+	return b.writeObject(ctx, name, data, true)
 }
 
 // Create implements store.Creator.
 func (b *Bucket) Create(ctx context.Context, name string, data []byte) error {
-	return b.write(ctx, name, data, false)
+	return b.writeObject(ctx, name, data, false)
 }
 
-func (b *Bucket) write(ctx context.Context, name string, data []byte, replace bool) error {
-	if err := check(ctx, name); err != nil {
+func (b *Bucket) writeObject(ctx context.Context, name string, data []byte, replace bool) error {
+	if err := checkRequest(ctx, name); err != nil {
 		return err
 	}
 	b.mu.Lock()
@@ -88,7 +87,7 @@ func (b *Bucket) write(ctx context.Context, name string, data []byte, replace bo
 
 // Remove implements store.Remover.
 func (b *Bucket) Remove(ctx context.Context, name string) error {
-	if _, err := b.object(ctx, name); err != nil {
+	if _, err := b.findObject(ctx, name); err != nil {
 		return err
 	}
 	b.mu.Lock()
@@ -97,10 +96,10 @@ func (b *Bucket) Remove(ctx context.Context, name string) error {
 	return nil
 }
 
-// List implements store.Lister. It lists what there was when it began.
+// List implements store.Lister. It lists a snapshot taken when the iteration begins.
 func (b *Bucket) List(ctx context.Context, prefix string) iter.Seq2[store.Object, error] {
 	return func(yield func(store.Object, error) bool) {
-		for _, o := range b.list(prefix) {
+		for _, o := range b.listObjects(prefix) {
 			if err := ctx.Err(); err != nil {
 				yield(store.Object{}, err)
 				return
@@ -112,7 +111,7 @@ func (b *Bucket) List(ctx context.Context, prefix string) iter.Seq2[store.Object
 	}
 }
 
-func (b *Bucket) list(prefix string) (objects []store.Object) {
+func (b *Bucket) listObjects(prefix string) (objects []store.Object) {
 	b.mu.RLock()
 	defer b.mu.RUnlock()
 	for name, data := range b.objects {
@@ -123,7 +122,7 @@ func (b *Bucket) list(prefix string) (objects []store.Object) {
 	return objects
 }
 
-func check(ctx context.Context, name string) error {
+func checkRequest(ctx context.Context, name string) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}

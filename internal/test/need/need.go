@@ -1,5 +1,5 @@
-// Package need says what a test cannot run without. On a laptop a missing tool skips the test; in CI
-// (CAIRN_CI=1 or CI=true) it fails it, since there the project's own files install everything.
+// Package need checks for the programs and privileges that a test needs. If one is missing, the test is skipped on a
+// developer's machine, and fails in CI (CAIRN_CI=1 or CI=true), where the project's own scripts install everything.
 package need
 
 import (
@@ -8,10 +8,10 @@ import (
 	"testing"
 )
 
-// CI says whether a missing tool is a failure.
+// CI reports whether a missing tool is a failure.
 func CI() bool { return os.Getenv("CAIRN_CI") == "1" || os.Getenv("CI") == "true" }
 
-// Missing ends the test: it cannot run here, because of why.
+// Missing skips or fails a test that cannot run, for the reason why.
 func Missing(t testing.TB, why string) {
 	t.Helper()
 	if CI() {
@@ -20,7 +20,7 @@ func Missing(t testing.TB, why string) {
 	t.Skip(why)
 }
 
-// Tool is the path of a program that the test runs.
+// Tool returns the path of a program that the test runs.
 func Tool(t testing.TB, name string) string {
 	t.Helper()
 	path, err := exec.LookPath(name)
@@ -30,7 +30,7 @@ func Tool(t testing.TB, name string) string {
 	return path
 }
 
-// Root lets only a privileged test go on: loop devices, mounts, namespaces.
+// Root ends a test that runs without root privileges, which loop devices, mounts and namespaces need.
 func Root(t testing.TB) {
 	t.Helper()
 	if os.Geteuid() != 0 {

@@ -12,24 +12,24 @@ import (
 	"syscall"
 )
 
-// Options of a server.
+// Options configure a server.
 type Options struct {
-	Root       string   // what is served; "" is nothing
+	Root       string   // the directory that it serves; "" for none
 	Work       string   // a directory for its own files
-	TLS        bool     // the directives name the certificate
-	Log        bool     // each request is noted in AccessLog
+	TLS        bool     // listen with TLS; Directives name the certificate
+	Log        bool     // write a line for each request to AccessLog
 	Directives []string // of its server block
 }
 
 const accessLog = "access.log"
 
-// Server is an nginx that runs.
+// Server is a running nginx.
 type Server struct {
 	work, address string
 	cmd           *exec.Cmd
 }
 
-// Start starts a server on a free port of 127.0.0.1, and returns when it answers.
+// Start starts a server on a free port of 127.0.0.1, and returns when it answers requests.
 func Start(o Options) (*Server, error) {
 	listener, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
@@ -43,26 +43,26 @@ func Start(o Options) (*Server, error) {
 	defer socket.Close()
 	s := &Server{work: o.Work, address: listener.Addr().String()}
 	config := filepath.Join(o.Work, "nginx.conf")
-	if err := os.WriteFile(config, o.config(s.address), 0o600); err != nil {
+	if err := os.WriteFile(config, o.makeConfig(s.address), 0o600); err != nil {
 		return nil, err
 	}
 	s.cmd = exec.Command("nginx", "-p", o.Work, "-c", config, "-e", s.errorLog())
-	// nginx takes over a socket that listens already: no port is lost to others.
+	// nginx takes over a listening socket, so that no other program gets the port.
 	s.cmd.ExtraFiles = []*os.File{socket}
 	s.cmd.Env = append(os.Environ(), "NGINX=3;")
 	if err := s.cmd.Start(); err != nil {
 		return nil, err
 	}
-	_ = errors.Join(listener.Close(), socket.Close()) // nginx's own is the last one now
-	if err := greet(s.address); err != nil {
+	_ = errors.Join(listener.Close(), socket.Close()) // nginx now has the only descriptor
+	if err := awaitAnswer(s.address); err != nil {
 		return nil, errors.Join(fmt.Errorf("nginx does not start: %w: %s", err, s.Errors()), s.Stop())
 	}
 	return s, nil
 }
 
-// greet returns when nginx answers, whatever that is; the socket takes connections before. A signal that comes
-// while it starts would be forgotten, and nginx run for ever.
-func greet(address string) error {
+// awaitAnswer returns when nginx answers a request, whatever the answer: the socket accepts connections earlier. A
+// signal during the start of nginx would be lost, and nginx would run forever.
+func awaitAnswer(address string) error {
 	conn, err := net.Dial("tcp", address)
 	if err != nil {
 		return err
@@ -75,34 +75,35 @@ func greet(address string) error {
 	return err
 }
 
-// Address is where it listens, as HOST:PORT.
+// Address returns the server's HOST:PORT.
 func (s *Server) Address() string { return s.address }
 
-// Pid is its process. The work is done by a child.
+// Pid returns the number of the main process. A child process does the work.
 func (s *Server) Pid() int { return s.cmd.Process.Pid }
 
-// AccessLog is the path of a file with a line "METHOD STATUS BODY-BYTES PATH" for each request, if Options.Log asks for
-// it.
+// AccessLog returns the path of a file with a line "METHOD STATUS BODY-BYTES PATH" for each request, if Options.Log is
+// set.
 func (s *Server) AccessLog() string { return filepath.Join(s.work, accessLog) }
 
 func (s *Server) errorLog() string { return filepath.Join(s.work, "error.log") }
 
-// Errors is what it complained about.
+// Errors returns the text of the error log.
 func (s *Server) Errors() string {
 	text, _ := os.ReadFile(s.errorLog())
 	return string(text)
 }
 
-// Stop ends it. Unlike SIGKILL, SIGTERM ends the worker too.
+// Stop terminates the server. Unlike SIGKILL, SIGTERM also ends the worker process.
 func (s *Server) Stop() error {
 	err := s.cmd.Process.Signal(syscall.SIGTERM)
-	_ = s.cmd.Wait() // the status depends on how far it had come
+	_ = s.cmd.Wait() // the status depends on the moment of the signal
 	return err
 }
 
-// config has every path below the work directory. The worker stays who this program is, to read its private
-// directories; without a master process nginx 1.22 crashes on inherited sockets.
-func (o Options) config(address string) []byte {
+// makeConfig returns a configuration with all paths below the work directory. The worker keeps the user of this
+// program, to read its private directories. The master process runs because without it nginx 1.22 crashes on inherited
+// sockets.
+func (o Options) makeConfig(address string) []byte {
 	directives := o.Directives
 	if o.Root != "" {
 		directives = append([]string{"root " + o.Root + ";"}, directives...)
