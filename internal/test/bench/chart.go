@@ -6,20 +6,20 @@ import (
 	"strings"
 )
 
-// bar is one line of a chart; one without a value heads those that follow.
+// bar is a line of a chart. A bar without a value is a heading.
 type bar struct {
 	label string
 	value float64
 	ours  bool
 }
 
-// chartOf draws a figure of every tool's cost in each job, as multiples of the first tool's.
+// chartOf draws a figure of every tool in each job, as multiples of the first tool's figure.
 func chartOf(title string, samples []sample, figure func(cost) float64) string {
 	var bars []bar
-	for job, samples := range groups(samples, func(s sample) string { return s.Job }) {
+	for job, samples := range groupBy(samples, func(s sample) string { return s.Job }) {
 		bars = append(bars, bar{label: job})
 		var ours float64
-		for tool, samples := range groups(samples, func(s sample) string { return s.Tool }) {
+		for tool, samples := range groupBy(samples, func(s sample) string { return s.Tool }) {
 			value := figure(costOf(samples))
 			if ours == 0 {
 				ours = max(value, tick)
@@ -27,7 +27,7 @@ func chartOf(title string, samples []sample, figure func(cost) float64) string {
 			bars = append(bars, bar{tool, value / ours, strings.HasPrefix(tool, "cairn")})
 		}
 	}
-	return draw(title, bars)
+	return drawChart(title, bars)
 }
 
 // Sizes in the drawing, in pixels.
@@ -39,14 +39,14 @@ const (
 	margin     = 10
 )
 
-// cut is the value of the longest bar: one far out must not make all others alike. Its number tells.
+// cut is the value at which a bar is cut off, so that an outlier does not make all others alike. Its number is shown.
 const cut = 12.0
 
-// tick is what the clock of CPU time counts in, in seconds; less than one cannot be told from nothing.
+// tick is the resolution of CPU time in seconds. A smaller value cannot be distinguished from 0.
 const tick = 0.01
 
-// draw makes an SVG that is readable on a bright and a dark page, and without any style sheet or script.
-func draw(title string, bars []bar) string {
+// drawChart returns an SVG that is readable on bright and dark pages, without style sheets and scripts.
+func drawChart(title string, bars []bar) string {
 	longest := 1.0
 	for _, b := range bars {
 		longest = max(longest, min(b.value, cut))
@@ -64,7 +64,7 @@ func draw(title string, bars []bar) string {
 	return s.String()
 }
 
-// writeBar draws a line whose top is at y; scale is the length of 1.
+// writeBar draws a line whose top is at y. scale is the length of the value 1.
 func writeBar(s *strings.Builder, y int, b bar, scale float64) {
 	base := y + lineHeight - 5
 	if b.value == 0 {

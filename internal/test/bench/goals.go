@@ -5,12 +5,12 @@ import (
 	"strings"
 )
 
-// goal is a figure that is not to be worse than it says: the peer's cost as a multiple of ours at least, or, where
-// there is no peer, a limit of what we take.
+// goal is the bound of a figure: the least ratio of a peer's cost to cairn's or, without a peer, a limit of cairn's
+// cost.
 type goal struct {
 	what      string
 	want      float64
-	limit     bool   // want is the most, not the least
+	limit     bool   // want is the upper bound, not the lower
 	unit      string // of the figure
 	measure   func(costs costs) (float64, bool)
 	precision int
@@ -21,43 +21,37 @@ type costs map[string]map[string]cost
 
 func costsOf(samples []sample) costs {
 	all := costs{}
-	for job, samples := range groups(samples, func(s sample) string { return s.Job }) {
+	for job, samples := range groupBy(samples, func(s sample) string { return s.Job }) {
 		all[job] = map[string]cost{}
-		for tool, samples := range groups(samples, func(s sample) string { return s.Tool }) {
+		for tool, samples := range groupBy(samples, func(s sample) string { return s.Tool }) {
 			all[job][tool] = costOf(samples)
 		}
 	}
 	return all
 }
 
-// get is what a tool's job cost, and whether it was measured.
-func (c costs) get(job, tool string) (cost, bool) {
-	found, ok := c[job][tool]
-	return found, ok
-}
-
 func cpu(c cost) float64  { return c.cpu }
 func wall(c cost) float64 { return c.wall }
 func peak(c cost) float64 { return c.rss }
 
-// ahead is the goal for how many times less of a figure our tool takes for a job than a peer.
-func ahead(job, ours, peer, figure string, of func(cost) float64, want float64) goal {
+// ratioGoal returns the goal that a peer's figure for a job is at least want times ours.
+func ratioGoal(job, ours, peer, figure string, of func(cost) float64, want float64) goal {
 	return goal{
 		what: fmt.Sprintf("%s: %s of %s, times less than %s", job, figure, ours, peer), want: want, precision: 2,
 		measure: func(c costs) (float64, bool) {
-			we, ok1 := c.get(job, ours)
-			they, ok2 := c.get(job, peer)
+			we, ok1 := c[job][ours]
+			they, ok2 := c[job][peer]
 			return of(they) / of(we), ok1 && ok2
 		},
 	}
 }
 
-// within is the goal for what a job takes at most.
-func within(job, figure string, of func(cost) float64, most float64, unit string) goal {
+// limitGoal returns the goal that a job's figure is at most most.
+func limitGoal(job, figure string, of func(cost) float64, most float64, unit string) goal {
 	return goal{
 		what: job + ": " + figure, want: most, limit: true, unit: unit,
 		measure: func(c costs) (float64, bool) {
-			we, ok := c.get(job, "cairn")
+			we, ok := c[job]["cairn"]
 			return of(we), ok
 		},
 	}
@@ -82,91 +76,91 @@ const (
 
 const libzstd = "cairn, libzstd"
 
-// goals are what cairn is to reach with an image of 1 GiB that is a real file system.
+// goals returns the goals of cairn for an image of 1 GiB that is a real file system.
 func goals() []goal {
 	return []goal{
-		ahead(jobIndex, "cairn", "desync", "CPU", cpu, 3.5),
-		ahead(jobIndex, "cairn, AVX2", "desync", "CPU", cpu, 1.2),
-		ahead(jobIndex, "cairn, no SIMD", "desync", "CPU", cpu, 1),
-		ahead(jobMake, "cairn", "desync", "CPU", cpu, 1.7),
-		ahead(jobMake, libzstd, "desync", "CPU", cpu, 3),
-		ahead(jobMake, libzstd, "casync", "CPU", cpu, 1.8),
-		ahead(jobDisk, "cairn", "casync", "wall", wall, 3),
-		ahead(jobDisk, libzstd, "casync", "wall", wall, 3),
-		ahead(jobUpdate, "cairn", "desync", "CPU", cpu, 3),
-		ahead(jobUpdate, "cairn", "casync", "CPU", cpu, 3),
-		ahead(jobUpdate, libzstd, "desync", "CPU", cpu, 4),
-		ahead(jobUpdate, libzstd, "casync", "CPU", cpu, 4),
-		ahead(jobAssemble, "cairn", "casync", "CPU", cpu, 1.3),
-		ahead(jobAssemble, "cairn", "desync", "CPU", cpu, 1.8),
-		ahead(jobAssemble, libzstd, "casync", "CPU", cpu, 1.7),
-		ahead(jobAssemble, libzstd, "desync", "CPU", cpu, 2.5),
-		ahead(jobSeed, "cairn", "desync", "CPU", cpu, 3.3),
-		ahead(jobSeed, "cairn", "casync", "CPU", cpu, 7),
-		ahead(jobVerify, "cairn", "desync", "CPU", cpu, 4),
-		ahead(jobRandom, "cairn", "nbdkit", "CPU", cpu, 1),
-		ahead(jobRandom, "cairn", "nbdkit", "time of a read", wall, 1),
-		ahead(jobCopies, "cairn", "nbdkit", "CPU", cpu, 1.25),
-		within(jobMake, "peak memory", peak, 64, "MiB"),
-		within(jobAssemble, "peak memory", peak, 48, "MiB"),
-		within(jobSeed, "peak memory", peak, 48, "MiB"),
+		ratioGoal(jobIndex, "cairn", "desync", "CPU", cpu, 3.5),
+		ratioGoal(jobIndex, "cairn, AVX2", "desync", "CPU", cpu, 1.2),
+		ratioGoal(jobIndex, "cairn, no SIMD", "desync", "CPU", cpu, 1),
+		ratioGoal(jobMake, "cairn", "desync", "CPU", cpu, 1.7),
+		ratioGoal(jobMake, libzstd, "desync", "CPU", cpu, 3),
+		ratioGoal(jobMake, libzstd, "casync", "CPU", cpu, 1.8),
+		ratioGoal(jobDisk, "cairn", "casync", "wall", wall, 3),
+		ratioGoal(jobDisk, libzstd, "casync", "wall", wall, 3),
+		ratioGoal(jobUpdate, "cairn", "desync", "CPU", cpu, 3),
+		ratioGoal(jobUpdate, "cairn", "casync", "CPU", cpu, 3),
+		ratioGoal(jobUpdate, libzstd, "desync", "CPU", cpu, 4),
+		ratioGoal(jobUpdate, libzstd, "casync", "CPU", cpu, 4),
+		ratioGoal(jobAssemble, "cairn", "casync", "CPU", cpu, 1.3),
+		ratioGoal(jobAssemble, "cairn", "desync", "CPU", cpu, 1.8),
+		ratioGoal(jobAssemble, libzstd, "casync", "CPU", cpu, 1.7),
+		ratioGoal(jobAssemble, libzstd, "desync", "CPU", cpu, 2.5),
+		ratioGoal(jobSeed, "cairn", "desync", "CPU", cpu, 3.3),
+		ratioGoal(jobSeed, "cairn", "casync", "CPU", cpu, 7),
+		ratioGoal(jobVerify, "cairn", "desync", "CPU", cpu, 4),
+		ratioGoal(jobRandom, "cairn", "nbdkit", "CPU", cpu, 1),
+		ratioGoal(jobRandom, "cairn", "nbdkit", "time of a read", wall, 1),
+		ratioGoal(jobCopies, "cairn", "nbdkit", "CPU", cpu, 1.25),
+		limitGoal(jobMake, "peak memory", peak, 64, "MiB"),
+		limitGoal(jobAssemble, "peak memory", peak, 48, "MiB"),
+		limitGoal(jobSeed, "peak memory", peak, 48, "MiB"),
 		holeMemory(), holeTime(),
 	}
 }
 
-// serveGoals are what a server of a warm image is to reach.
+// serveGoals returns the goals for a server of a warm image.
 func serveGoals() (goals []goal) {
 	for _, ours := range []string{"cairn", inMemory} {
 		for _, peer := range []string{"nbdkit", "qemu-nbd"} {
 			goals = append(goals,
-				ahead(jobWarmCopies, ours, peer, "wall", wall, 1),
-				ahead(jobWarmDeep, ours, peer, "time of a read", wall, 1.3),
-				ahead(jobWarmAlone, ours, peer, "time of a read", wall, 0.8),
-				ahead(jobWarmDeep, ours, peer, "CPU of a read", cpu, 1),
-				ahead(jobWarmAlone, ours, peer, "CPU of a read", cpu, 1))
+				ratioGoal(jobWarmCopies, ours, peer, "wall", wall, 1),
+				ratioGoal(jobWarmDeep, ours, peer, "time of a read", wall, 1.3),
+				ratioGoal(jobWarmAlone, ours, peer, "time of a read", wall, 0.8),
+				ratioGoal(jobWarmDeep, ours, peer, "CPU of a read", cpu, 1),
+				ratioGoal(jobWarmAlone, ours, peer, "CPU of a read", cpu, 1))
 		}
 	}
 	return goals
 }
 
-// holeMemory is what a hole of 1 TiB adds to the peak for each of its chunks.
+// holeMemory is the goal for the peak memory that a hole of 1 TiB adds, for each of its chunks.
 func holeMemory() goal {
 	const chunks = 1 << 40 / (256 << 10)
 	return goal{
 		what: jobHole + ": memory that the hole adds to a chunk", want: 64, limit: true, unit: "bytes",
 		measure: func(c costs) (float64, bool) {
-			with, ok1 := c.get(jobHole, "cairn")
-			without, ok2 := c.get(jobIndex, "cairn")
+			with, ok1 := c[jobHole]["cairn"]
+			without, ok2 := c[jobIndex]["cairn"]
 			return (with.rss - without.rss) * (1 << 20) / chunks, ok1 && ok2
 		},
 	}
 }
 
-// holeTime is a make with such a hole to one without: the hole adds to it what it adds to one that stores nothing.
+// holeTime is the goal for a make with such a hole. The hole adds to it the time that it adds to an index alone.
 func holeTime() goal {
 	return goal{
 		what: "make with a hole of 1 TiB, its index included: wall to that of make", want: 1.5, limit: true, precision: 2,
 		measure: func(c costs) (float64, bool) {
-			with, ok1 := c.get(jobHole, "cairn")
-			without, ok2 := c.get(jobIndex, "cairn")
-			whole, ok3 := c.get(jobMake, "cairn")
+			with, ok1 := c[jobHole]["cairn"]
+			without, ok2 := c[jobIndex]["cairn"]
+			whole, ok3 := c[jobMake]["cairn"]
 			return 1 + (with.wall-without.wall)/whole.wall, ok1 && ok2 && ok3
 		},
 	}
 }
 
-// goalsTable says of each goal what was measured and whether it is met.
+// goalsTable returns a table of the goals with the measured figures.
 func goalsTable(goals []goal, samples []sample) string {
 	var b strings.Builder
 	b.WriteString("\n| goal | wanted | measured | met |\n|---|---|---|---|\n")
 	all := costsOf(samples)
 	for _, g := range goals {
-		b.WriteString(g.row(all))
+		b.WriteString(g.tableRow(all))
 	}
 	return b.String()
 }
 
-func (g goal) row(all costs) string {
+func (g goal) tableRow(all costs) string {
 	relation := "≥"
 	if g.limit {
 		relation = "≤"

@@ -1,7 +1,6 @@
-// Command bench measures cairn beside casync, desync, qemu-nbd and nbdkit: what each job costs in CPU time, wall
-// time and memory, as the kernel counts it for the whole process. It runs the tools as a user would and knows
-// nothing of how any of them works. It is a tool for developers and no part of cairn; docs/benchmarks.md has
-// the method.
+// Command bench measures cairn beside casync, desync, qemu-nbd and nbdkit: the CPU time, wall time and memory of each
+// job, as the kernel counts them for the whole process. It runs the tools as a user would, and knows nothing of their
+// inner workings. It is a tool for developers and not a part of cairn; docs/benchmarks.md describes the method.
 package main
 
 import (
@@ -75,7 +74,7 @@ func run(ctx context.Context, o options, formats []string) error {
 			return fmt.Errorf("%s: %w", format, err)
 		}
 	}
-	return r.write(o.out)
+	return r.writeFiles(o.out)
 }
 
 func makeAbsolute(path *string) (err error) {
@@ -123,14 +122,14 @@ func (r *results) measure(ctx context.Context, o options, format string) (err er
 	return nil
 }
 
-// copyImages brings the images of a format to where the work is done, and returns a's size: a, b, and b without
-// holes for servers of files, since asking a tmpfs for holes is slow, and qemu-nbd asks before every read.
+// copyImages copies the images of a format to the work directory, and returns the size of a: a, b, and b without holes
+// for servers of files, because finding holes in a tmpfs is slow, and qemu-nbd looks for them before every read.
 func copyImages(ctx context.Context, from, work, format string) (int64, error) {
 	for _, c := range []struct{ name, sparse, as string }{
 		{"a", "always", "a"}, {"b", "always", "b"}, {"b", "never", "dense"},
 	} {
 		image, as := filepath.Join(from, c.name+"."+format), filepath.Join(work, c.as)
-		if err := quietly(exec.CommandContext(ctx, "cp", "--sparse="+c.sparse, image, as)); err != nil {
+		if err := runQuietly(exec.CommandContext(ctx, "cp", "--sparse="+c.sparse, image, as)); err != nil {
 			return 0, err
 		}
 	}

@@ -13,33 +13,33 @@ import (
 	"time"
 )
 
-// sample is what one command cost. Times are in seconds.
+// sample is the cost of one command. Times are in seconds.
 type sample struct {
 	Image string  `json:"image"`
 	Job   string  `json:"job"`
 	Tool  string  `json:"tool"`
-	Bytes int64   `json:"bytes"` // of image, or of what a server's clients read
+	Bytes int64   `json:"bytes"` // of the image, or of all reads of a server's clients
 	Ops   int64   `json:"ops"`   // random reads; 0 in other jobs
 	User  float64 `json:"user"`
 	Sys   float64 `json:"sys"`
-	Wall  float64 `json:"wall"` // of a server: of the load
+	Wall  float64 `json:"wall"` // for a server, the time of the load
 	RSS   int64   `json:"peak_rss"`
 }
 
-// measureRound does every job once with each tool, from nothing. size is that of the images.
+// measureRound runs every job once with each tool, in new directories. size is the size of the images.
 func measureRound(ctx context.Context, work string, jobs []job, size int64) ([]sample, error) {
 	var samples []sample
 	ready := map[string]bool{}
 	for _, j := range jobs {
 		for _, c := range j.commands {
-			dir := filepath.Join(work, "by-"+c.place())
+			dir := filepath.Join(work, "by-"+c.directory())
 			if !ready[dir] {
 				if err := errors.Join(os.RemoveAll(dir), os.Mkdir(dir, 0o755)); err != nil {
 					return nil, err
 				}
 				ready[dir] = true
 			}
-			if err := warm(work); err != nil {
+			if err := touchMemory(work); err != nil {
 				return nil, err
 			}
 			s := sample{Job: j.name, Tool: c.tool, Bytes: size}
@@ -55,9 +55,9 @@ func measureRound(ctx context.Context, work string, jobs []job, size int64) ([]s
 	return samples, nil
 }
 
-// warm takes memory and gives it back: what the host of a virtual machine has to find for it is at hand then, for each
-// tool alike. Otherwise the first one of a job would pay for the others.
-func warm(work string) (err error) {
+// touchMemory allocates memory and frees it. The host of a virtual machine then has it ready for each tool, and the first
+// tool of a job does not pay for the others.
+func touchMemory(work string) (err error) {
 	f, err := os.Create(filepath.Join(work, "warm"))
 	if err != nil {
 		return err
@@ -70,14 +70,14 @@ func warm(work string) (err error) {
 	return err
 }
 
-func (c command) place() string {
+func (c command) directory() string {
 	if c.dir != "" {
 		return c.dir
 	}
 	return c.tool
 }
 
-// measure runs the command in dir, and enters what it cost.
+// measure runs the command in dir, and adds its cost to s.
 func (c command) measure(ctx context.Context, dir string, s *sample) error {
 	if c.prepare != nil {
 		if err := c.prepare(dir); err != nil {
@@ -94,7 +94,7 @@ func (c command) measure(ctx context.Context, dir string, s *sample) error {
 	if err == nil {
 		s.RSS = int64(cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss) << 10 //nolint:unconvert // 32 bits on some machines
 	}
-	if c.check != nil { // it also tidies up
+	if c.check != nil { // it also removes the output
 		err = errors.Join(err, c.check(dir))
 	}
 	return err
@@ -102,7 +102,7 @@ func (c command) measure(ctx context.Context, dir string, s *sample) error {
 
 func runCommand(_ context.Context, cmd *exec.Cmd, s *sample) error {
 	begun := time.Now()
-	err := quietly(cmd)
+	err := runQuietly(cmd)
 	s.Wall = time.Since(begun).Seconds()
 	if err == nil {
 		s.User, s.Sys = cmd.ProcessState.UserTime().Seconds(), cmd.ProcessState.SystemTime().Seconds()
@@ -110,8 +110,8 @@ func runCommand(_ context.Context, cmd *exec.Cmd, s *sample) error {
 	return err
 }
 
-// quietly runs a command; what it has to say is part of the error.
-func quietly(cmd *exec.Cmd) error {
+// runQuietly runs a command. The error holds the command's messages.
+func runQuietly(cmd *exec.Cmd) error {
 	var words bytes.Buffer
 	cmd.Stderr = &words
 	if err := cmd.Run(); err != nil {
@@ -120,8 +120,8 @@ func quietly(cmd *exec.Cmd) error {
 	return nil
 }
 
-// sameImage compares what was assembled with what was meant, and removes it.
-func sameImage(dir string) error {
+// checkImage compares the assembled image with b, and removes it.
+func checkImage(dir string) error {
 	b := filepath.Join(dir, "b")
-	return errors.Join(quietly(exec.Command("cmp", b, filepath.Join(dir, "../b"))), os.Remove(b))
+	return errors.Join(runQuietly(exec.Command("cmp", b, filepath.Join(dir, "../b"))), os.Remove(b))
 }

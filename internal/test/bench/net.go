@@ -19,14 +19,14 @@ import (
 	"cairn/internal/test/nginx"
 )
 
-// netLink is a link over which release b is assembled from nothing.
+// netLink is a link over which release b is assembled onto an empty target.
 type netLink struct {
 	name string
 	link netlab.Link
 	fate func(connection int64) netlab.Fate
 }
 
-// netLinks are the links that are measured.
+// netLinks returns the measured links.
 func netLinks() []netLink {
 	const ms = time.Millisecond
 	lost := netlab.Every(7, netlab.Refused(), netlab.ResetAfter(100_000), netlab.BlackHole())
@@ -37,8 +37,7 @@ func netLinks() []netLink {
 	}
 }
 
-// netTool assembles the image of the index at a URL, whose store is beside it, onto the file b or, as cairn does for a
-// living, onto a device.
+// netTool assembles the image of the index at a URL, with the store beside the index, onto the file b or a device.
 type netTool struct {
 	name   string
 	device bool
@@ -51,17 +50,17 @@ func netTools(cairn string) (tools []netTool) {
 	if os.Geteuid() == 0 {
 		tools = append(tools, netTool{name: "cairn, onto a device", device: true, args: assemble})
 	}
-	return append(tools, netTool{name: "desync", args: desync()}, netTool{name: "desync -n 64", args: desync("-n", "64")})
+	return append(tools, netTool{name: "desync", args: desyncArgs()}, netTool{name: "desync -n 64", args: desyncArgs("-n", "64")})
 }
 
-func desync(options ...string) func(url, target string) []string {
+func desyncArgs(options ...string) func(url, target string) []string {
 	return func(url, target string) []string {
 		args := append([]string{"desync", "extract"}, options...)
 		return append(args, "-s", url+"/default.castr", url+"/b.caibx", target)
 	}
 }
 
-// netSample is what one command did over a link. Times are in seconds.
+// netSample is the result of one command over a link. Times are in seconds.
 type netSample struct {
 	Image   string  `json:"image"`
 	Link    string  `json:"link"`
@@ -69,16 +68,16 @@ type netSample struct {
 	Payload int64   `json:"payload"` // bytes of the index and of each chunk once
 	Rate    int64   `json:"rate"`    // of the link, in bits a second
 	Wall    float64 `json:"wall"`
-	Share   float64 `json:"share"` // of the link: what the payload alone takes to the wall time; 0 if it failed
+	Share   float64 `json:"share"` // of the link: the shortest time for the payload over the wall time; 0 after a failure
 	CPU     float64 `json:"cpu"`   // of the tool
 	RigCPU  float64 `json:"rig_cpu"`
-	Status  int     `json:"status"` // of its exit; -1 if it was stopped
+	Status  int     `json:"status"` // exit status; -1 if a signal ended it
 	Error   string  `json:"error,omitempty"`
-	Killed  bool    `json:"killed,omitempty"` // it took too long
+	Killed  bool    `json:"killed,omitempty"` // it exceeded the time limit
 	netlab.Counts
 }
 
-// netResults are everything that was measured.
+// netResults are all measured samples.
 type netResults struct {
 	Machine machine     `json:"machine"`
 	Rounds  int         `json:"rounds"`
@@ -97,7 +96,7 @@ func runNet(ctx context.Context, o options, formats []string) error {
 			return fmt.Errorf("%s: %w", format, err)
 		}
 	}
-	return r.write(o.out)
+	return r.writeFiles(o.out)
 }
 
 // measure runs all rounds with the image of one format.
@@ -131,7 +130,7 @@ func (r *netResults) measure(ctx context.Context, o options, format string) (err
 	return nil
 }
 
-// depot is release b, published behind nginx.
+// depot is release b behind nginx.
 type depot struct {
 	work, image string
 	nginx       *nginx.Server
@@ -147,7 +146,7 @@ func newDepot(ctx context.Context, o options, work, format string) (*depot, erro
 	if err := copyHead(ctx, filepath.Join(o.images, "b."+format), d.image, o.bytes); err != nil {
 		return nil, err
 	}
-	err := quietly(exec.CommandContext(ctx, o.cairn, "make", filepath.Join(served, "b.caibx"), d.image))
+	err := runQuietly(exec.CommandContext(ctx, o.cairn, "make", filepath.Join(served, "b.caibx"), d.image))
 	if err != nil {
 		return nil, err
 	}
@@ -158,15 +157,15 @@ func newDepot(ctx context.Context, o options, work, format string) (*depot, erro
 	return d, err
 }
 
-// copyHead copies an image, or its first bytes only unless they are 0.
+// copyHead copies an image. If bytes is not 0, it copies only that many.
 func copyHead(ctx context.Context, from, to string, bytes int64) error {
-	if err := quietly(exec.CommandContext(ctx, "cp", "--sparse=always", from, to)); err != nil || bytes == 0 {
+	if err := runQuietly(exec.CommandContext(ctx, "cp", "--sparse=always", from, to)); err != nil || bytes == 0 {
 		return err
 	}
 	return os.Truncate(to, bytes)
 }
 
-// sizeOf is the bytes of all files below a directory.
+// sizeOf returns the bytes of all files below a directory.
 func sizeOf(dir string) (n int64, err error) {
 	err = filepath.WalkDir(dir, func(_ string, e fs.DirEntry, err error) error {
 		if err != nil || !e.Type().IsRegular() {
@@ -179,8 +178,8 @@ func sizeOf(dir string) (n int64, err error) {
 	return n, err
 }
 
-// measure assembles b once over a link, and enters what that took. A tool that fails or takes ten times as long as the
-// link needs is a result; one that succeeds with a wrong image is an error.
+// measure assembles b once over a link, and fills in s. A tool that fails, or takes ten times as long as the link needs,
+// is a result; a tool that succeeds with a wrong image is an error.
 func (d *depot) measure(ctx context.Context, l netLink, tool netTool, s *netSample) (err error) {
 	proxy, err := netlab.NewProxy(d.nginx.Address(), l.link, l.fate)
 	if err != nil {
@@ -194,11 +193,11 @@ func (d *depot) measure(ctx context.Context, l netLink, tool netTool, s *netSamp
 	if err != nil {
 		return err
 	}
-	target, release, err := d.target(tool.device)
+	target, release, err := d.makeTarget(tool.device)
 	if err != nil {
 		return err
 	}
-	d.assemble(limited, tool.args("http://"+proxy.Addr(), target), s)
+	d.runTool(limited, tool.args("http://"+proxy.Addr(), target), s)
 	if err := cmp.Or(release(), ctx.Err()); err != nil {
 		return err
 	}
@@ -207,11 +206,11 @@ func (d *depot) measure(ctx context.Context, l netLink, tool netTool, s *netSamp
 		return err
 	}
 	s.RigCPU, s.Counts, s.Killed = after-rig, proxy.Counts(), limited.Err() != nil
-	return d.check(ideal, s)
+	return d.compareImage(ideal, s)
 }
 
-// target is b, or a loop device over it until it is released.
-func (d *depot) target(device bool) (path string, release func() error, err error) {
+// makeTarget returns b, or a loop device on it that exists until release is called.
+func (d *depot) makeTarget(device bool) (path string, release func() error, err error) {
 	if !device {
 		return "b", func() error { return nil }, nil
 	}
@@ -228,11 +227,11 @@ func (d *depot) target(device bool) (path string, release func() error, err erro
 		return "", nil, fmt.Errorf("losetup %s: %w", b, err)
 	}
 	path = strings.TrimSpace(string(node))
-	return path, func() error { return quietly(exec.Command("losetup", "--detach", path)) }, nil
+	return path, func() error { return runQuietly(exec.Command("losetup", "--detach", path)) }, nil
 }
 
-// assemble runs a tool.
-func (d *depot) assemble(ctx context.Context, args []string, s *netSample) {
+// runTool runs a tool, and adds its time and status to s.
+func (d *depot) runTool(ctx context.Context, args []string, s *netSample) {
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 	cmd.Dir = d.work
 	var words bytes.Buffer
@@ -255,17 +254,17 @@ func lastLine(text string) string {
 	return lines[len(lines)-1]
 }
 
-// check compares what was assembled, and removes it.
-func (d *depot) check(ideal float64, s *netSample) error {
+// compareImage compares the assembled image with b, and removes it.
+func (d *depot) compareImage(ideal float64, s *netSample) error {
 	b := filepath.Join(d.work, "b")
 	if s.Status != 0 {
 		return os.RemoveAll(b)
 	}
 	s.Share = ideal / s.Wall
-	return errors.Join(quietly(exec.Command("cmp", b, d.image)), os.Remove(b))
+	return errors.Join(runQuietly(exec.Command("cmp", b, d.image)), os.Remove(b))
 }
 
-// rigCPU is the CPU time that the server and the link have used so far, in seconds.
+// rigCPU returns the CPU time of the server and the link so far, in seconds.
 func (d *depot) rigCPU() (float64, error) {
 	server, err := nginxCPU(d.nginx)
 	if err != nil {
@@ -279,7 +278,7 @@ func (d *depot) rigCPU() (float64, error) {
 }
 
 // write writes the results as JSON, with every sample, and as tables.
-func (r *netResults) write(path string) error {
+func (r *netResults) writeFiles(path string) error {
 	text, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
 		return err
@@ -287,18 +286,18 @@ func (r *netResults) write(path string) error {
 	return errors.Join(os.WriteFile(path+".json", append(text, '\n'), 0o644), os.WriteFile(path+".md", []byte(r.markdown()), 0o644))
 }
 
-// markdown is the results as a table for each kind of image.
+// markdown returns the results as a table for each kind of image.
 func (r *netResults) markdown() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s, %s, %d CPUs, Linux %s; medians of %d rounds.\n", r.Machine.Date, r.Machine.CPU, r.Machine.CPUs,
 		r.Machine.Kernel, r.Rounds)
 	fmt.Fprintf(&b, "%s.\n", strings.Join(r.Machine.Tools, " · "))
-	for image, samples := range groups(r.Samples, func(s netSample) string { return s.Image }) {
+	for image, samples := range groupBy(r.Samples, func(s netSample) string { return s.Image }) {
 		fmt.Fprintf(&b, "\n### %s, %.1f MB\n\n", image, float64(samples[0].Payload)/1e6)
 		b.WriteString("| link | tool | wall, s | of the link | requests | connections | lost | MB down | MB up | CPU, s | rig's CPU, s | exit |\n")
 		b.WriteString("|---|---|---|---|---|---|---|---|---|---|---|---|\n")
-		for link, samples := range groups(samples, func(s netSample) string { return s.Link }) {
-			for tool, samples := range groups(samples, func(s netSample) string { return s.Tool }) {
+		for link, samples := range groupBy(samples, func(s netSample) string { return s.Link }) {
+			for tool, samples := range groupBy(samples, func(s netSample) string { return s.Tool }) {
 				writeNet(&b, link, tool, samples)
 			}
 		}
@@ -306,7 +305,7 @@ func (r *netResults) markdown() string {
 	return b.String()
 }
 
-// writeNet writes a row. Of exits, all different ones are told.
+// writeNet writes a row. It lists all different exit statuses.
 func writeNet(b *strings.Builder, link, tool string, samples []netSample) {
 	of := func(figure func(netSample) float64) float64 {
 		var values []float64
@@ -316,7 +315,7 @@ func writeNet(b *strings.Builder, link, tool string, samples []netSample) {
 		return median(values)
 	}
 	var exits []string
-	for exit := range groups(samples, exitOf) {
+	for exit := range groupBy(samples, exitOf) {
 		exits = append(exits, exit)
 	}
 	fmt.Fprintf(b, "| %s | %s | %.1f | %.1f %% | %.0f | %.0f | %.0f | %.1f | %.2f | %.2f | %.2f | %s |\n", link, tool,
@@ -327,7 +326,7 @@ func writeNet(b *strings.Builder, link, tool string, samples []netSample) {
 		of(func(s netSample) float64 { return s.CPU }), of(func(s netSample) float64 { return s.RigCPU }), strings.Join(exits, ", "))
 }
 
-// exitOf is how a command ended.
+// exitOf returns the end of a command: its status, or "too slow".
 func exitOf(s netSample) string {
 	if s.Killed {
 		return "too slow"

@@ -32,7 +32,7 @@ func TestNetMarkdown(t *testing.T) {
 	}
 }
 
-// TestNetMeasure measures commands that succeed, fail, and put something else together, through the real server.
+// TestNetMeasure measures commands that succeed, fail, and assemble a wrong image, through the real server.
 func TestNetMeasure(t *testing.T) {
 	need.Tool(t, "nginx")
 	copies, sh := need.Tool(t, "cp"), need.Tool(t, "sh")

@@ -9,7 +9,7 @@ import (
 	"cairn/internal/test/nginx"
 )
 
-// nginxCPU is the CPU time that nginx has used so far, in seconds. Its work is done by children.
+// nginxCPU returns the CPU time of nginx so far, in seconds. Its child processes do the work.
 func nginxCPU(n *nginx.Server) (sum float64, err error) {
 	children, err := os.ReadFile(fmt.Sprintf("/proc/%[1]d/task/%[1]d/children", n.Pid()))
 	if err != nil {

@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// results are everything that was measured.
+// results are all measured samples, and the goals.
 type results struct {
 	Machine machine  `json:"machine"`
 	Rounds  int      `json:"rounds"`
@@ -22,7 +22,7 @@ type results struct {
 	goals   []goal
 }
 
-// machine is what the figures depend on, besides the images.
+// machine describes the environment of the figures, without the images.
 type machine struct {
 	Date   string   `json:"date"`
 	CPU    string   `json:"cpu"`
@@ -31,7 +31,7 @@ type machine struct {
 	Tools  []string `json:"tools"`
 }
 
-// describeMachine asks the tools by these commands for their versions.
+// describeMachine returns this machine, with the versions that the commands print.
 func describeMachine(ctx context.Context, tools ...[]string) (machine, error) {
 	m := machine{Date: time.Now().Format(time.DateOnly), CPUs: runtime.NumCPU()}
 	info, err := os.ReadFile("/proc/cpuinfo")
@@ -45,7 +45,7 @@ func describeMachine(ctx context.Context, tools ...[]string) (machine, error) {
 	}
 	m.Kernel = strings.TrimSpace(string(kernel))
 	for _, tool := range tools {
-		out, err := exec.CommandContext(ctx, tool[0], tool[1:]...).CombinedOutput() // nginx tells it on stderr
+		out, err := exec.CommandContext(ctx, tool[0], tool[1:]...).CombinedOutput() // nginx prints it to stderr
 		if err != nil {
 			return m, fmt.Errorf("asking %s for its version: %w", tool[0], err)
 		}
@@ -55,7 +55,7 @@ func describeMachine(ctx context.Context, tools ...[]string) (machine, error) {
 	return m, nil
 }
 
-// valueOf is the first value of a key in "key : value" lines.
+// valueOf returns the first value of a key in "key : value" lines.
 func valueOf(text []byte, key string) string {
 	for lines := bufio.NewScanner(bytes.NewReader(text)); lines.Scan(); {
 		if k, v, ok := strings.Cut(lines.Text(), ":"); ok && strings.TrimSpace(k) == key {
@@ -66,13 +66,13 @@ func valueOf(text []byte, key string) string {
 }
 
 // write writes the results as JSON, with every sample, as tables, and as charts.
-func (r *results) write(path string) error {
+func (r *results) writeFiles(path string) error {
 	text, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
 		return err
 	}
 	files := map[string]string{path + ".json": string(text) + "\n", path + ".md": r.markdown()}
-	for image, samples := range groups(r.Samples, func(s sample) string { return s.Image }) {
+	for image, samples := range groupBy(r.Samples, func(s sample) string { return s.Image }) {
 		files[path+"-"+image+"-cpu.svg"] = chartOf(image+": CPU time, cairn's is 1", samples, func(c cost) float64 { return c.cpu })
 		files[path+"-"+image+"-wall.svg"] = chartOf(image+": wall time, cairn's is 1", samples, func(c cost) float64 { return c.wall })
 	}
@@ -84,7 +84,7 @@ func (r *results) write(path string) error {
 	return nil
 }
 
-// cost is what a tool's job cost in the median; each figure has its own.
+// cost is the median of a tool's samples of a job, for each figure separately.
 type cost struct{ user, sys, cpu, wall, rss, perGB, perOp float64 }
 
 func median(values []float64) float64 {
@@ -112,17 +112,17 @@ func costOf(samples []sample) cost {
 	}
 }
 
-// markdown is the results as a table for each kind of image.
+// markdown returns the results as a table for each kind of image.
 func (r *results) markdown() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s, %s, %d CPUs, Linux %s; medians of %d rounds.\n", r.Machine.Date, r.Machine.CPU, r.Machine.CPUs,
 		r.Machine.Kernel, r.Rounds)
 	fmt.Fprintf(&b, "%s.\n", strings.Join(r.Machine.Tools, " · "))
-	for image, samples := range groups(r.Samples, func(s sample) string { return s.Image }) {
+	for image, samples := range groupBy(r.Samples, func(s sample) string { return s.Image }) {
 		fmt.Fprintf(&b, "\n### %s\n\n", image)
 		b.WriteString("| job | tool | user + sys, s | CPU | wall, s | peak, MiB | CPU to cairn's | wall to cairn's |\n")
 		b.WriteString("|---|---|---|---|---|---|---|---|\n")
-		for job, samples := range groups(samples, func(s sample) string { return s.Job }) {
+		for job, samples := range groupBy(samples, func(s sample) string { return s.Job }) {
 			writeJob(&b, job, samples)
 		}
 		if isLarge(samples) {
@@ -132,13 +132,13 @@ func (r *results) markdown() string {
 	return b.String()
 }
 
-// isLarge says whether the image is of the size that the goals are about.
+// isLarge reports whether the image has the size for which there are goals.
 func isLarge(samples []sample) bool { return samples[0].Bytes >= 1<<30 }
 
-// writeJob writes the rows of a job, of which cairn's is the first.
+// writeJob writes the rows of a job. cairn's row is the first.
 func writeJob(b *strings.Builder, job string, samples []sample) {
 	var ours cost
-	for tool, samples := range groups(samples, func(s sample) string { return s.Tool }) {
+	for tool, samples := range groupBy(samples, func(s sample) string { return s.Tool }) {
 		c := costOf(samples)
 		if ours == (cost{}) {
 			ours = c
@@ -152,8 +152,8 @@ func writeJob(b *strings.Builder, job string, samples []sample) {
 	}
 }
 
-// groups yields the samples of each name, in the order in which the names first appear.
-func groups[S any](samples []S, name func(S) string) func(yield func(string, []S) bool) {
+// groupBy yields the samples of each name, in the order in which the names first appear.
+func groupBy[S any](samples []S, name func(S) string) func(yield func(string, []S) bool) {
 	return func(yield func(string, []S) bool) {
 		var names []string
 		by := map[string][]S{}

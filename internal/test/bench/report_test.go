@@ -39,7 +39,7 @@ func TestMarkdown(t *testing.T) {
 	}
 }
 
-// TestGoals: ratios and limits on both sides of what is wanted, and what was not measured.
+// TestGoals: ratios and limits on both sides of the bound, and figures that were not measured.
 func TestGoals(t *testing.T) {
 	took := func(job, tool string, cpu, wall float64, mib int64) sample {
 		return sample{Image: "ext4", Job: job, Tool: tool, Bytes: 1 << 30, User: cpu, Wall: wall, RSS: mib << 20}
@@ -71,7 +71,7 @@ func TestGoals(t *testing.T) {
 	}
 }
 
-// TestGoalsAreOfJobs: each job and tool that a goal names is measured.
+// TestGoalsAreOfJobs: each job and tool of a goal is measured.
 func TestGoalsAreOfJobs(t *testing.T) {
 	s := suite{cairn: "cairn", libzstd: "other", disk: "disk"}
 	for _, c := range []struct {
@@ -126,7 +126,7 @@ func TestScaleOps(t *testing.T) {
 	}
 }
 
-// TestChart: the drawing is XML, has a bar for each tool, and the longest fits.
+// TestChart: the drawing is XML, has a bar for each tool, and the longest bar fits.
 func TestChart(t *testing.T) {
 	samples := []sample{
 		{Job: "make <a>", Tool: "cairn", User: 1}, {Job: "make <a>", Tool: "casync", User: 4},

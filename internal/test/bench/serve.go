@@ -14,28 +14,28 @@ import (
 	"time"
 )
 
-// server says how to measure a server.
+// server describes the measurement of a server.
 type server struct {
-	socket string // where it listens
-	warm   bool   // its export is copied out twice before the clock runs
+	socket string // the socket that it listens on
+	warm   bool   // copy the export twice before the measurement
 	load   load
 }
 
-// load is work for a server, given by its URI; it says in the sample how much it was.
+// load is work for the server at a URI. It stores its amount in the sample.
 type load func(ctx context.Context, uri string, s *sample) error
 
-// run starts a server, and enters what a load costs it.
+// run starts a server, runs the load, and adds the server's cost to the sample.
 func (v server) run(ctx context.Context, cmd *exec.Cmd, s *sample) (err error) {
 	if err := cmd.Start(); err != nil {
 		return err
 	}
 	defer func() {
-		// Not every server ends well on a signal, and what counts is what it did before.
+		// Not every server exits with 0 after a signal; only its earlier work counts.
 		_ = cmd.Process.Signal(syscall.SIGTERM)
 		_ = cmd.Wait()
 		err = errors.Join(err, removeSocket(v.socket))
 	}()
-	if err := listens(ctx, v.socket); err != nil {
+	if err := awaitSocket(ctx, v.socket); err != nil {
 		return err
 	}
 	uri := "nbd+unix:///?socket=" + v.socket
@@ -68,12 +68,12 @@ func removeSocket(path string) error {
 	return nil
 }
 
-// copyOut reads all of an export, in large pieces and on several connections.
+// copyOut reads the whole export in large pieces on several connections.
 func copyOut(ctx context.Context, uri string, _ *sample) error {
-	return quietly(exec.CommandContext(ctx, "nbdcopy", uri, "null:"))
+	return runQuietly(exec.CommandContext(ctx, "nbdcopy", uri, "null:"))
 }
 
-// copyOften is copyOut, and again, until its cost can be told from the tick of the clock.
+// copyOften calls copyOut often enough for a cost of many ticks.
 func copyOften(ctx context.Context, uri string, s *sample) error {
 	const times = 8
 	s.Bytes *= times
@@ -85,7 +85,7 @@ func copyOften(ctx context.Context, uri string, s *sample) error {
 	return nil
 }
 
-// readRandomly reads blocks of an export on one connection for some seconds, so many at once, and counts them.
+// readRandomly returns a load that reads random blocks on one connection for 3 seconds, depth at once.
 func readRandomly(depth int) load {
 	const block = 4096
 	return func(ctx context.Context, uri string, s *sample) error {
@@ -100,7 +100,7 @@ func readRandomly(depth int) load {
 	}
 }
 
-// parseFio reads how many reads fio did. Its JSON may follow some words.
+// parseFio returns the number of reads from fio's output. Other text may precede the JSON.
 func parseFio(out []byte) (int64, error) {
 	var result struct {
 		Jobs []struct {
@@ -118,7 +118,7 @@ func parseFio(out []byte) (int64, error) {
 	return result.Jobs[0].Read.Total, nil
 }
 
-// scaleOps makes a sample of random reads that of opsShown reads, so that tools of other speed compare.
+// scaleOps scales a sample of random reads to opsShown reads, so that tools of different speed compare.
 func (s *sample) scaleOps() {
 	const opsShown = 100_000
 	f := opsShown / float64(s.Ops)
@@ -126,7 +126,7 @@ func (s *sample) scaleOps() {
 	s.Bytes, s.Ops = s.Bytes/s.Ops*opsShown, opsShown
 }
 
-// cpuTime is what a process used so far, in seconds, with all its threads.
+// cpuTime returns the CPU time of a process with all its threads so far, in seconds.
 func cpuTime(pid int) (user, sys float64, err error) {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
@@ -135,8 +135,8 @@ func cpuTime(pid int) (user, sys float64, err error) {
 	return parseStat(stat)
 }
 
-// parseStat reads fields 14 and 15 of proc_pid_stat(5), in hundredths of a second. The second field is a
-// name in parentheses, which may hold anything.
+// parseStat parses fields 14 and 15 of proc_pid_stat(5), in hundredths of a second. The second field is a name in
+// parentheses that may contain any character.
 func parseStat(stat []byte) (user, sys float64, err error) {
 	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
 	if len(fields) < 13 {
@@ -147,8 +147,8 @@ func parseStat(stat []byte) (user, sys float64, err error) {
 	return user / 100, sys / 100, errors.Join(userErr, sysErr)
 }
 
-// listens waits until a server accepts connections.
-func listens(ctx context.Context, socket string) error {
+// awaitSocket blocks until a server accepts connections.
+func awaitSocket(ctx context.Context, socket string) error {
 	ctx, stop := context.WithTimeout(ctx, 10*time.Second)
 	defer stop()
 	for {
