@@ -1,6 +1,6 @@
-// Package boottrace is what a booting machine asks of its disk, recorded once and replayed at will: the reads with
-// the times between them, and what each of them had to wait for. So the time that a boot waits for its disk
-// can be measured again and again, without a machine and without its noise. It is for tests.
+// Package boottrace records the reads of a booting machine and replays them: the reads, the times between them, and the
+// answers that each read waited for. So a test can measure repeatedly how long a boot waits for its disk, without a
+// machine and its noise. It is for tests.
 package boottrace
 
 import (
@@ -17,18 +17,18 @@ import (
 	"time"
 )
 
-// Read is a read that a machine made.
+// Read is a read of a machine.
 type Read struct {
 	Offset int64
 	Length int64
-	After  int           // the number of the read whose answer it came after; -1 for none
-	Think  time.Duration // how long after that, or after the beginning
+	After  int           // the number of the read after whose answer it was sent; -1 for none
+	Think  time.Duration // the time since that answer, or since the beginning
 }
 
-// Trace is the reads of a boot, in the order in which they were made.
+// Trace holds the reads of a boot in the order of their starts.
 type Trace struct{ Reads []Read }
 
-// Bytes is the sum of the lengths.
+// Bytes returns the sum of the lengths.
 func (t *Trace) Bytes() (n int64) {
 	for _, r := range t.Reads {
 		n += r.Length
@@ -36,7 +36,7 @@ func (t *Trace) Bytes() (n int64) {
 	return n
 }
 
-// Think is how long the boot takes when no read takes any time.
+// Think returns how long the boot takes if reads take no time.
 func (t *Trace) Think() (longest time.Duration) {
 	at := make([]time.Duration, len(t.Reads))
 	for i, r := range t.Reads {
@@ -49,7 +49,7 @@ func (t *Trace) Think() (longest time.Duration) {
 	return longest
 }
 
-// Encode is the trace as lines of numbers, compressed.
+// Encode returns the trace as compressed lines of numbers.
 func (t *Trace) Encode() []byte {
 	var b bytes.Buffer
 	z, _ := gzip.NewWriterLevel(&b, gzip.BestCompression)
@@ -62,10 +62,10 @@ func (t *Trace) Encode() []byte {
 	return b.Bytes()
 }
 
-// maxReads bounds what a trace may hold.
+// maxReads is the largest number of reads in a trace.
 const maxReads = 1 << 20
 
-// Decode reads what Encode wrote.
+// Decode decodes the output of Encode.
 func Decode(r io.Reader) (*Trace, error) {
 	z, err := gzip.NewReader(r)
 	if err != nil {
@@ -90,16 +90,15 @@ func Decode(r io.Reader) (*Trace, error) {
 	}
 }
 
-// Waited is what a replay measured.
+// Waited is the result of a replay.
 type Waited struct {
 	Total   time.Duration // from the first read to the last answer
-	Stalled time.Duration // of that, what a disk that takes no time would have saved
-	Sum     time.Duration // that the reads took, each by itself
-	Waiting time.Duration // in which at least one read was under way; late timers do not count
+	Stalled time.Duration // the part of Total that a disk without latency would save
+	Sum     time.Duration // of the durations of all reads
+	Waiting time.Duration // with at least one read in flight; delays of timers do not count
 }
 
-// Replay makes the reads again, with the times between them, and measures. The read function is called by many
-// goroutines at once.
+// Replay repeats the reads with the times between them, and measures. It calls read from many goroutines concurrently.
 func (t *Trace) Replay(ctx context.Context, read func(ctx context.Context, p []byte, off int64) error) (Waited, error) {
 	done := make([]chan struct{}, len(t.Reads))
 	for i := range done {
@@ -108,7 +107,7 @@ func (t *Trace) Replay(ctx context.Context, read func(ctx context.Context, p []b
 	var mu sync.Mutex
 	var sum, waiting time.Duration
 	var failures []error
-	var under int       // reads under way
+	var under int       // reads in flight
 	var since time.Time // when the first of them began
 	begin := func() time.Time {
 		mu.Lock()
@@ -135,7 +134,7 @@ func (t *Trace) Replay(ctx context.Context, read func(ctx context.Context, p []b
 	for i, r := range t.Reads {
 		wg.Go(func() {
 			defer close(done[i])
-			if !r.due(ctx, done) {
+			if !r.awaitTurn(ctx, done) {
 				return
 			}
 			begun := begin()
@@ -148,8 +147,8 @@ func (t *Trace) Replay(ctx context.Context, read func(ctx context.Context, p []b
 	return w, errors.Join(append(failures, ctx.Err())...)
 }
 
-// due waits until the read is to be made.
-func (r Read) due(ctx context.Context, done []chan struct{}) bool {
+// awaitTurn blocks until the read's time. It returns false if the context ends.
+func (r Read) awaitTurn(ctx context.Context, done []chan struct{}) bool {
 	if r.After >= 0 {
 		select {
 		case <-done[r.After]:
@@ -170,13 +169,13 @@ func (r Read) due(ctx context.Context, done []chan struct{}) bool {
 	}
 }
 
-// Observed is a read as a recorder has seen it.
+// Observed is a recorded read.
 type Observed struct {
 	Offset, Length int64
 	Asked, Done    time.Time
 }
 
-// FromObserved makes a trace: each read came after the last answer before it.
+// FromObserved makes a trace. Each read follows the last answer before it.
 func FromObserved(seen []Observed) *Trace {
 	sort.SliceStable(seen, func(a, b int) bool { return seen[a].Asked.Before(seen[b].Asked) })
 	t := &Trace{}
@@ -195,7 +194,7 @@ func FromObserved(seen []Observed) *Trace {
 	return t
 }
 
-// Within is the trace on a machine that is as much faster, or slower, as it takes to think for so long in all.
+// Within returns the trace scaled to a faster or slower machine, whose Think is think.
 func (t *Trace) Within(think time.Duration) *Trace {
 	factor := think.Seconds() / t.Think().Seconds()
 	out := &Trace{Reads: append([]Read(nil), t.Reads...)}

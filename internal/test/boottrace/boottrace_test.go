@@ -11,7 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// small is a boot: two reads at once after the first, and one that waits for both.
+// small returns a boot: two concurrent reads after the first, and one after both.
 func small() *Trace {
 	return &Trace{[]Read{
 		{0, 4096, -1, 0}, {8192, 512, 0, time.Second}, {1 << 20, 4096, 0, time.Second}, {4096, 4096, 2, time.Minute},
@@ -44,7 +44,7 @@ func TestShape(t *testing.T) {
 	}
 }
 
-// TestReplay: reads are made when what they came after is answered, side by side where they were.
+// TestReplay: each read starts after the answer that it waits for, and concurrent reads overlap.
 func TestReplay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		trace := small()

@@ -9,7 +9,7 @@ import (
 
 const page = 4096
 
-// Pages are places in an image of so many chunks, in no order, each with a page in a chunk of its own that is not zero.
+// Pages returns offsets of one page in each chunk that is not zero, in a random but fixed order.
 func Pages(chunks int, chunk func(i int) (offset int64, zero bool)) (places []int64) {
 	for i := range chunks {
 		if offset, zero := chunk(i); !zero {
@@ -20,7 +20,7 @@ func Pages(chunks int, chunk func(i int) (offset int64, zero bool)) (places []in
 	return places
 }
 
-// ReadPages reads the pages at those places, so many at once, and returns when all are read.
+// ReadPages reads the pages at the offsets, depth at once, and returns when all are read.
 func ReadPages(ctx context.Context, places []int64, depth int, read func(ctx context.Context, p []byte, off int64) error) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(depth)

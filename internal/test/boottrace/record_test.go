@@ -13,7 +13,7 @@ import (
 	"cairn/nbd"
 )
 
-// watched is a file as an NBD device that notes what is read of it.
+// watched is a file as an NBD device that records its reads.
 type watched struct {
 	file *os.File
 	size int64
@@ -33,8 +33,8 @@ func (w *watched) ReadAt(_ context.Context, p []byte, off int64) error {
 	return err
 }
 
-// TestRecord records the boot of a root file system, ext4 with systemd and a serial console, up to its login. It
-// is how the traces in testdata came about:
+// TestRecord records the boot of a root file system, ext4 with systemd and a serial console, up to its login. It made the
+// traces in testdata:
 //
 //	CAIRN_TRACE_ROOT=root.ext4 CAIRN_TRACE_OUT=boot.trace.gz go test -run TestRecord ./internal/test/boottrace
 func TestRecord(t *testing.T) {
@@ -54,7 +54,7 @@ exec switch_root /root /sbin/init
 `,
 		Args: []string{"-m", "1024", "-drive", "file=nbd+unix:///root?socket=" + socket + ",format=raw,if=virtio,snapshot=on"},
 	})
-	vm.Wait(t, " ttyS0", 5*time.Minute) // getty says where it is, before it asks for a login
+	vm.Wait(t, " ttyS0", 5*time.Minute) // getty prints it before it asks for a login
 	vm.Stop()
 	w.mu.Lock()
 	defer w.mu.Unlock()

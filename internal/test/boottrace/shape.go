@@ -10,15 +10,15 @@ import (
 
 // Chunk is a chunk of an image, without its bytes.
 type Chunk struct {
-	ID     int // of its content: the same in all images that have it; -1 is zeros
+	ID     int // of its content: equal in all images; -1 means zeros
 	Size   int64
-	Stored int64 // as a store keeps it
+	Stored int64 // size in a store
 }
 
-// Shape is how an image is cut: enough to replay a boot from it, and small.
+// Shape holds the chunks of an image: enough to replay a boot from it, and small.
 type Shape []Chunk
 
-// Encode is the shape as lines of numbers, compressed.
+// Encode returns the shape as compressed lines of numbers.
 func (s Shape) Encode() []byte {
 	var b bytes.Buffer
 	z, _ := gzip.NewWriterLevel(&b, gzip.BestCompression)
@@ -40,7 +40,7 @@ func (s Shape) Encode() []byte {
 	return b.Bytes()
 }
 
-// DecodeShape reads what Encode wrote.
+// DecodeShape decodes the output of Encode.
 func DecodeShape(r io.Reader) (Shape, error) {
 	z, err := gzip.NewReader(r)
 	if err != nil {

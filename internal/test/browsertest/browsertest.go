@@ -1,4 +1,4 @@
-// Package browsertest opens pages in a headless Chromium, for the tests of what cairn shows in one.
+// Package browsertest opens pages in a headless Chromium, for tests of the pages that cairn makes.
 package browsertest
 
 import (
@@ -24,10 +24,10 @@ import (
 	"cairn/internal/test/need"
 )
 
-// patience is how long a test may take in a browser.
+// patience limits the time of a test in a browser.
 const patience = 2 * time.Minute
 
-// Browser is a Chromium of a test's own.
+// Browser is a Chromium for one test.
 type Browser struct{ ctx context.Context }
 
 // Start starts a browser that ends with the test.
@@ -38,7 +38,7 @@ func Start(t *testing.T) *Browser {
 		chromedp.UserDataDir(t.TempDir()), chromedp.Flag("disable-quic", true),
 		chromedp.Flag("disable-component-update", true),
 		chromedp.WSURLReadTimeout(patience)) // it may start slowly
-	// Not the test's context, which ends before the cleanup that lets the browser end in peace.
+	// Not the test's context, which ends before the cleanup that closes the browser.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), patience)
 	t.Cleanup(cancel)
 	ctx, cancel = chromedp.NewExecAllocator(ctx, options...)
@@ -51,28 +51,28 @@ func Start(t *testing.T) *Browser {
 	return &Browser{ctx}
 }
 
-// Tab is a tab of a browser, and what went on in it.
+// Tab is a tab of a browser. It records requests and console messages.
 type Tab struct {
 	T   *testing.T
 	ctx context.Context
 
-	mu       sync.Mutex // guards what follows
+	mu       sync.Mutex // guards the fields below
 	requests []string
-	said     []string // on the console, by whomever
+	said     []string // messages on the console
 }
 
-// Tab opens one for a test, which fails when what it asks of the tab does.
+// Tab opens a tab. The test fails when an action in the tab fails.
 func (b *Browser) Tab(t *testing.T) *Tab {
 	t.Helper()
 	ctx, cancel := chromedp.NewContext(b.ctx)
 	t.Cleanup(cancel)
 	tab := &Tab{T: t, ctx: ctx}
-	chromedp.ListenTarget(ctx, tab.hear)
+	chromedp.ListenTarget(ctx, tab.recordEvent)
 	tab.Run(network.Enable(), cdplog.Enable(), emulation.SetFocusEmulationEnabled(true))
 	return tab
 }
 
-func (b *Tab) hear(event any) {
+func (b *Tab) recordEvent(event any) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	switch e := event.(type) {
@@ -87,7 +87,7 @@ func (b *Tab) hear(event any) {
 	}
 }
 
-// Run does in the tab what is asked.
+// Run runs actions in the tab.
 func (b *Tab) Run(actions ...chromedp.Action) {
 	b.T.Helper()
 	if err := chromedp.Run(b.ctx, actions...); err != nil {
@@ -95,7 +95,7 @@ func (b *Tab) Run(actions ...chromedp.Action) {
 	}
 }
 
-// Ask is the value of an expression of JavaScript.
+// Ask returns the value of a JavaScript expression.
 func Ask[T any](b *Tab, expression string) T {
 	b.T.Helper()
 	var v T
@@ -103,7 +103,7 @@ func Ask[T any](b *Tab, expression string) T {
 	return v
 }
 
-// Sees complains unless an expression has the value want.
+// Sees fails the test unless the expression has the value want.
 func Sees[T any](b *Tab, expression string, want T) {
 	b.T.Helper()
 	if diff := cmp.Diff(want, Ask[T](b, expression)); diff != "" {
@@ -111,12 +111,12 @@ func Sees[T any](b *Tab, expression string, want T) {
 	}
 }
 
-// Texts is an expression for what the elements of a selector say.
+// Texts returns an expression for the texts of all elements that a selector matches.
 func Texts(selector string) string {
 	return fmt.Sprintf("[...document.querySelectorAll(%q)].map(e => e.textContent)", selector)
 }
 
-// Quiet complains of anything on the console, and of requests for what is not expected.
+// Quiet fails the test if the console has messages, or the page has requested an unexpected URL.
 func (b *Tab) Quiet(expected func(url string) bool) {
 	b.T.Helper()
 	b.mu.Lock()
@@ -131,7 +131,7 @@ func (b *Tab) Quiet(expected func(url string) bool) {
 	}
 }
 
-// Picture takes a screenshot of the whole page, and keeps it as an artifact of the test.
+// Picture takes a screenshot of the whole page, and saves it as an artifact of the test.
 func (b *Tab) Picture(name string) image.Image {
 	b.T.Helper()
 	var data []byte
@@ -146,7 +146,7 @@ func (b *Tab) Picture(name string) image.Image {
 	return img
 }
 
-// Scheme sets what a page learns of the user's taste (light, dark) and of the medium (screen, print).
+// Scheme returns an action that sets the preferred color scheme (light, dark) and the medium (screen, print).
 func Scheme(medium, taste string) chromedp.Action {
 	return emulation.SetEmulatedMedia().WithMedia(medium).
 		WithFeatures([]*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: taste}})

@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// TestMeasure: what is counted of a small module is what its text has.
+// TestMeasure: the counts for a small module agree with its text.
 func TestMeasure(t *testing.T) {
 	dir := t.TempDir()
 	for name, text := range map[string]string{

@@ -16,7 +16,7 @@ import (
 	"path/filepath"
 )
 
-// source is a file of Go with its syntax. Generated files are none.
+// source is a Go file with its syntax. Generated files are left out.
 type source struct {
 	name   string
 	text   []byte
@@ -32,14 +32,14 @@ type pkg struct {
 	info         *types.Info
 }
 
-// listed is what 'go list' prints of a package.
+// listed is the description of a package that 'go list' prints.
 type listed struct {
 	ImportPath, Dir, Export            string
 	GoFiles, TestGoFiles, XTestGoFiles []string
 	DepOnly                            bool
 }
 
-// loadPackages parses and checks the packages that 'go list' matches, as they are built on this machine.
+// loadPackages parses and type-checks the packages that 'go list' matches, as they are built on this machine.
 func loadPackages(pattern string) ([]*pkg, error) {
 	command := exec.Command("go", "list", "-export", "-deps", "-json", pattern)
 	command.Stderr = os.Stderr
@@ -66,7 +66,7 @@ func loadPackages(pattern string) ([]*pkg, error) {
 	imports := importer.ForCompiler(fset, "gc", lookup)
 	var list []*pkg
 	for _, l := range wanted {
-		p, err := l.load(fset, imports)
+		p, err := l.typeCheck(fset, imports)
 		if err != nil {
 			return nil, err
 		}
@@ -75,7 +75,7 @@ func loadPackages(pattern string) ([]*pkg, error) {
 	return list, nil
 }
 
-func (l listed) load(fset *token.FileSet, imports types.Importer) (*pkg, error) {
+func (l listed) typeCheck(fset *token.FileSet, imports types.Importer) (*pkg, error) {
 	p := &pkg{path: l.ImportPath, fset: fset, info: &types.Info{Selections: map[*ast.SelectorExpr]*types.Selection{}}}
 	files, syntax, err := parseFiles(fset, l.Dir, l.GoFiles)
 	if err != nil {

@@ -1,5 +1,5 @@
-// Figures prints how this module's code reads, in numbers, beside well-kept Go projects of the same field. A number is a
-// sign and not the aim: nothing is renamed, joined or cut for its sake.
+// Figures prints counts about the code of this module, beside well-kept Go projects of the same field. A count is a hint
+// and not a goal: no code is renamed, joined or cut for its sake.
 //
 //	go run ./internal/test/figures [-packages] [-names]
 package main
@@ -37,7 +37,7 @@ func run(packages, names bool) error {
 		}
 		f := new(figures)
 		f.measure(p)
-		all.add(f)
+		all.addCounts(f)
 		each[p.path] = f
 	}
 	if names {
@@ -61,14 +61,14 @@ func run(packages, names bool) error {
 	return w.Flush()
 }
 
-// isProduct reports whether a package is part of what users run or import, and not a tool or a helper of tests.
+// isProduct reports whether users run or import a package. Tools and helpers of tests are not part of the product.
 func isProduct(path string) bool {
 	return !strings.HasPrefix(path, "cairn/internal/test/") && path != "cairn/testimages" &&
 		path != "cairn/store/storetest" && path != "cairn/nbd/nbdtest" && !strings.Contains(path, "/gen")
 }
 
-// rows are the table's: this module's figures, and those of desync ff9ccfa, age 10561a7, go-containerregistry 3f4ff3c
-// (v1), restic a80be14 (backends), perkeep 9cd62b2 (blobserver) and golang/mod fe2ec04 (sumdb), counted likewise.
+// rows returns the table: this module's figures, and those of desync ff9ccfa, age 10561a7, go-containerregistry 3f4ff3c
+// (v1), restic a80be14 (backends), perkeep 9cd62b2 (blobserver) and golang/mod fe2ec04 (sumdb), counted the same way.
 func rows(f *figures) [][]string {
 	slices.Sort(f.lengths)
 	at := func(share float64) int { return f.lengths[int(share*float64(len(f.lengths)-1))] }

@@ -13,30 +13,30 @@ import (
 	"unicode/utf8"
 )
 
-// figures are what is counted of one or more packages.
+// figures are the counts of one or more packages.
 type figures struct {
-	lines, long int // of all files but tests; those over 100 columns
+	lines, long int // of all non-test files; long lines have more than 100 columns
 	code        int // lines with a token
 	testCode    int // of the tests
 	comments    int // lines with a comment
 
 	lengths              []int    // of functions, in lines
 	unexported           int      // functions and methods
-	oneWord              []string // those of them whose name is one lower-case word
+	oneWord              []string // unexported functions whose name is one lower-case word
 	exported, documented int      // names of packages and methods
-	fields, foreign      int      // uses of the package's fields in methods; those of another type than the receiver's
+	fields, foreign      int      // uses in methods of the package's fields; uses of another type's fields
 	dialect              []string // comment lines with a word of wordy
 	wordCounts           [3]int
 }
 
-// wordy are words in comments that stand in place of a noun. A reader cannot search for them.
+// wordy are words in comments in place of a noun. A reader cannot search for them.
 var wordy = [3]*regexp.Regexp{
 	regexp.MustCompile(`(?i)\b(who|whoever)\b`),
 	regexp.MustCompile(`(?i)\bwhat (is|was|are|were|it|they|came|has|had|can)\b`),
 	regexp.MustCompile(`(?i)\b(nobody|somebody)\b`),
 }
 
-func (f *figures) add(g *figures) {
+func (f *figures) addCounts(g *figures) {
 	for _, sum := range []struct {
 		to   *int
 		from int
@@ -67,7 +67,7 @@ func (f *figures) measure(p *pkg) {
 	for _, s := range p.files {
 		f.lines += strings.Count(string(s.text), "\n")
 		for line := range strings.Lines(string(s.text)) {
-			if columns(strings.TrimRight(line, "\n")) > 100 {
+			if countColumns(strings.TrimRight(line, "\n")) > 100 {
 				f.long++
 			}
 		}
@@ -85,9 +85,9 @@ func (f *figures) measure(p *pkg) {
 	}
 }
 
-func columns(line string) int { return utf8.RuneCountInString(line) + 3*strings.Count(line, "\t") }
+func countColumns(line string) int { return utf8.RuneCountInString(line) + 3*strings.Count(line, "\t") }
 
-// countLines returns how many lines hold a token, and how many a comment.
+// countLines returns the numbers of lines with a token and of lines with a comment.
 func countLines(text []byte) (code, comments int) {
 	fset := token.NewFileSet()
 	file := fset.AddFile("", -1, len(text))
@@ -195,7 +195,7 @@ func (f *figures) measureFunction(p *pkg, d *ast.FuncDecl, owners map[*types.Var
 	})
 }
 
-// receiverName returns the name of a method's type, "" for a function.
+// receiverName returns the name of a method's type, and "" for a function.
 func receiverName(d *ast.FuncDecl) string {
 	if d.Recv == nil {
 		return ""
@@ -217,7 +217,7 @@ func receiverName(d *ast.FuncDecl) string {
 	}
 }
 
-// fieldOwners returns of which type each field of a package's structs is.
+// fieldOwners maps each field of a package's structs to the name of its type.
 func fieldOwners(p *types.Package) map[*types.Var]string {
 	owners := map[*types.Var]string{}
 	for _, name := range p.Scope().Names() {

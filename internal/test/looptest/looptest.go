@@ -1,5 +1,5 @@
-// Package looptest gives tests real block devices: loop devices over files, with their partitions. It knows
-// nothing of what the tests do with them.
+// Package looptest gives tests real block devices: loop devices on files, with their partitions. It knows nothing of the
+// tests.
 package looptest
 
 import (
@@ -14,8 +14,8 @@ import (
 	"cairn/internal/test/need"
 )
 
-// Attach makes the file a loop device with sectors of sectorSize bytes until the test ends, and returns its
-// node. Its partitions are the node's name with p1, p2… behind it.
+// Attach attaches the file to a loop device with sectors of sectorSize bytes until the test ends, and returns the
+// device's node. The nodes of its partitions end with p1, p2….
 func Attach(t testing.TB, file string, sectorSize int) string {
 	t.Helper()
 	need.Root(t)
@@ -31,18 +31,18 @@ func Attach(t testing.TB, file string, sectorSize int) string {
 	return node
 }
 
-// addPartitions adds them one by one where the kernel was built without knowing GPT.
+// addPartitions adds the partitions one by one where the kernel does not support GPT.
 func addPartitions(t testing.TB, node string) {
 	t.Helper()
 	if _, err := os.Stat(node + "p1"); !errors.Is(err, fs.ErrNotExist) {
 		return
 	}
-	// It fails where there is no partition table, and the test that wants partitions will miss them.
+	// It fails where there is no partition table; a test that needs partitions will notice.
 	_ = exec.Command(need.Tool(t, "partx"), "--add", node).Run()
 	t.Cleanup(func() { _ = exec.Command("partx", "--delete", node).Run() })
 }
 
-// File is a new sparse file of size bytes.
+// File creates a sparse file of size bytes.
 func File(t testing.TB, size int64) string {
 	t.Helper()
 	f, err := os.CreateTemp(t.TempDir(), "device-*.img")

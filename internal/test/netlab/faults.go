@@ -9,37 +9,37 @@ import (
 	"time"
 )
 
-// Fault is a way in which a web server fails.
+// Fault is a kind of failure of a web server.
 type Fault int
 
-// The faults. Honest is none.
+// The faults. Honest means no fault.
 const (
 	Honest        Fault = iota
 	ServerError         // 500, 502, 503 or 504
-	Burst               // 503 to this request and the next ones, whoever sends them
+	Burst               // 503 to this request and the next ones, from any client
 	Throttled           // 429, with Retry-After in seconds
 	ThrottledDate       // 429, with Retry-After as a date
-	ResetEarly          // a reset before the header; what was to be written is written
-	ResetMidBody        // a reset in the middle of the body; what was to be written is not
+	ResetEarly          // a reset before the header; a write is carried out
+	ResetMidBody        // a reset in the middle of the body; a write is not carried out
 	Truncated           // the right Content-Length, and half of the body
-	LongLength          // Content-Length says more than there is
-	ShortLength         // Content-Length says less than is sent
-	BadChunked          // a chunked body whose framing breaks off
-	BitFlip             // one bit of the body is another
+	LongLength          // Content-Length is larger than the body
+	ShortLength         // Content-Length is smaller than the body
+	BadChunked          // a chunked body with broken framing
+	BitFlip             // one bit of the body is flipped
 	OtherBytes          // the body of another object
 	Zeros               // a body of the right length, of zeros
 	WebPage             // 200 and text/html: a captive portal
-	Disguised           // 200 and a web page that says to be something else
-	SlowHeader          // the header comes a byte at a time
-	SlowBody            // the body comes a byte at a time
+	Disguised           // 200 and a web page with another content type
+	SlowHeader          // the header arrives one byte at a time
+	SlowBody            // the body arrives one byte at a time
 	Silent              // no answer
-	Denied              // 403 to this request and the next ones: credentials that have expired
-	Missing             // 404 for what is there
-	Stale               // what was there before: see Faults.Stale
+	Denied              // 403 to this request and the next ones: expired credentials
+	Missing             // 404 for an existing object
+	Stale               // an earlier state of the object: see Faults.Stale
 	faultsEnd
 )
 
-// AllFaults are the faults, without Honest.
+// AllFaults returns all faults except Honest.
 func AllFaults() []Fault {
 	var all []Fault
 	for f := Honest + 1; f < faultsEnd; f++ {
@@ -58,24 +58,24 @@ func (f Fault) String() string {
 	return names[f]
 }
 
-// Faults say how often a server fails, and how. The zero value never fails.
+// Faults determine how often and how a server fails. The zero value never fails.
 type Faults struct {
-	// Seed and the number of times that a request was made before decide over each: the order in which
-	// requests for different objects come changes nothing, but for bursts.
+	// Seed and the number of earlier requests for the same object decide over each request. The order of
+	// requests for different objects matters only for bursts.
 	Seed uint64
-	Rate float64                  // of the requests that fail, 0 to 1
+	Rate float64                  // share of the requests that fail, 0 to 1
 	Mix  map[Fault]int            // weights
-	Only func(*http.Request) bool // picks requests that may fail; nil picks all
+	Only func(*http.Request) bool // selects the requests that may fail; nil selects all
 
-	First      int           // so many requests for an object may fail, and later ones do not; 0 is no limit
-	RetryAfter time.Duration // what a Throttled answer asks for, in whole seconds
-	Length     int           // how many requests a Burst and a Denied hit; 0 is 4
-	Drip       time.Duration // between the bytes of slow answers; 0 is 50 ms
-	// Stale names what is sent instead of an object, or is "" if there was nothing before it.
+	First      int           // only that many requests for an object may fail; 0 means no limit
+	RetryAfter time.Duration // Retry-After of a Throttled answer, in whole seconds
+	Length     int           // number of requests that a Burst or Denied affects; 0 means 4
+	Drip       time.Duration // between the bytes of slow answers; 0 means 50 ms
+	// Stale returns the path of the object to send instead, or "" if the object had no earlier state.
 	Stale func(path string) string
 }
 
-// Of is Faults of these kinds, as often as each other.
+// Of returns Faults with the given kinds in equal shares.
 func Of(seed uint64, rate float64, kinds ...Fault) Faults {
 	f := Faults{Seed: seed, Rate: rate, Mix: map[Fault]int{}}
 	for _, k := range kinds {
@@ -84,15 +84,15 @@ func Of(seed uint64, rate float64, kinds ...Fault) Faults {
 	return f
 }
 
-// chance is what decides over the n-th request for an object.
-func (f Faults) chance(object string, n int) *rand.Rand {
+// newRand returns the random numbers for the n-th request for an object.
+func (f Faults) newRand(object string, n int) *rand.Rand {
 	h := fnv.New64a()
 	fmt.Fprint(h, object)
 	return rand.New(rand.NewPCG(f.Seed, h.Sum64()+uint64(n)<<48))
 }
 
-// draw picks what becomes of a request.
-func (f Faults) draw(chance *rand.Rand) Fault {
+// pickFault picks the fault of a request.
+func (f Faults) pickFault(chance *rand.Rand) Fault {
 	var all int
 	for _, weight := range f.Mix {
 		all += weight
@@ -101,7 +101,7 @@ func (f Faults) draw(chance *rand.Rand) Fault {
 		return Honest
 	}
 	n := chance.IntN(all)
-	for k := range faultsEnd { // a map has no order
+	for k := range faultsEnd { // in a fixed order, unlike a map's
 		if n -= f.Mix[k]; n < 0 {
 			return k
 		}
@@ -109,8 +109,8 @@ func (f Faults) draw(chance *rand.Rand) Fault {
 	panic("netlab: a Mix with negative weights")
 }
 
-// lasts says how many requests a fault hits.
-func (f Faults) lasts(k Fault) int {
+// numRequests returns the number of requests that a fault affects.
+func (f Faults) numRequests(k Fault) int {
 	switch {
 	case k != Burst && k != Denied:
 		return 1
@@ -120,14 +120,14 @@ func (f Faults) lasts(k Fault) int {
 	return f.Length
 }
 
-func (f Faults) drip() time.Duration {
+func (f Faults) dripInterval() time.Duration {
 	if f.Drip == 0 {
 		return 50 * time.Millisecond
 	}
 	return f.Drip
 }
 
-// applies says whether a fault can be seen in the honest answer to a request.
+// applies reports whether a fault is visible in the answer to a request.
 func (k Fault) applies(r *http.Request, honest *answer) bool {
 	aboutBody := []Fault{Truncated, LongLength, ShortLength, BadChunked, BitFlip, OtherBytes, Zeros, WebPage, Disguised, SlowBody}
 	switch {
@@ -141,7 +141,7 @@ func (k Fault) applies(r *http.Request, honest *answer) bool {
 	return true
 }
 
-// refuses says whether a server that fails like this does not do what it was asked to.
+// refuses reports whether a server with this fault does not carry out the request.
 func (k Fault) refuses() bool {
 	return slices.Contains([]Fault{ServerError, Burst, Throttled, ThrottledDate, Denied, ResetMidBody, Silent}, k)
 }

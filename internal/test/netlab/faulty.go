@@ -13,28 +13,28 @@ import (
 	"time"
 )
 
-// Faulty is a web server that hands on to another, and fails. Safe for concurrent use.
+// Faulty is a web server that forwards requests to another server, and fails. It is safe for concurrent use.
 type Faulty struct {
 	inner http.Handler
-	done  chan struct{} // closed when nobody is kept waiting any more
+	done  chan struct{} // closed by Close; ends all waiting
 
-	mu       sync.Mutex // guards what follows
+	mu       sync.Mutex // guards the fields below
 	faults   Faults
-	asked    map[string]int // how often for each object
-	lasting  Fault          // what becomes of the next
-	left     int            // so many requests
-	previous answer         // to another request than the one that it is compared with
-	of       string         // the object that previous is
+	asked    map[string]int // number of requests for each object
+	lasting  Fault          // the fault of the next requests
+	left     int            // the number of these requests
+	previous answer         // to an earlier request, for OtherBytes
+	of       string         // the object of previous
 	requests int64
 	counts   map[Fault]int64
 }
 
-// NewFaulty fails before a server of static files or anything else whose answers are not large.
+// NewFaulty returns a Faulty in front of a server of static files, or of other answers that fit in memory.
 func NewFaulty(inner http.Handler, f Faults) *Faulty {
 	return &Faulty{inner: inner, faults: f, done: make(chan struct{}), asked: map[string]int{}, counts: map[Fault]int64{}}
 }
 
-// Set changes how it fails from now on; what was asked before is forgotten.
+// Set changes the faults from now on, and resets the counts of requests for each object.
 func (s *Faulty) Set(f Faults) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -42,14 +42,14 @@ func (s *Faulty) Set(f Faults) {
 	clear(s.asked)
 }
 
-// Counts are the faults so far, by kind, without what was honest.
+// Counts returns the number of faults so far by kind. Honest answers are not counted.
 func (s *Faulty) Counts() map[Fault]int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return maps.Clone(s.counts)
 }
 
-// Total is how many faults there were.
+// Total returns the number of faults so far.
 func (s *Faulty) Total() (n int64) {
 	for _, k := range s.Counts() {
 		n += k
@@ -57,14 +57,14 @@ func (s *Faulty) Total() (n int64) {
 	return n
 }
 
-// Requests is how many were made, honest answers included.
+// Requests returns the number of requests, including those with honest answers.
 func (s *Faulty) Requests() int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.requests
 }
 
-// Close lets go who is kept waiting. It is called once.
+// Close ends all waiting requests. It must be called only once.
 func (s *Faulty) Close() { close(s.done) }
 
 // ServeHTTP implements http.Handler.
@@ -73,21 +73,21 @@ func (s *Faulty) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		panic(http.ErrAbortHandler)
 	}
-	f, kind, chance := s.decide(r)
-	honest := s.honest(r, body, kind, f)
-	kind, other := s.settle(r, kind, honest)
+	f, kind, chance := s.chooseFault(r)
+	honest := s.honestAnswer(r, body, kind, f)
+	kind, other := s.recordFault(r, kind, honest)
 	e := &exchange{w: w, r: r, faults: f, chance: chance, honest: honest, other: other, done: s.done}
-	e.answer(kind)
+	e.answerFault(kind)
 }
 
-// decide draws what becomes of a request.
-func (s *Faulty) decide(r *http.Request) (Faults, Fault, *rand.Rand) {
+// chooseFault chooses the fault of a request.
+func (s *Faulty) chooseFault(r *http.Request) (Faults, Fault, *rand.Rand) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.requests++
 	object := r.Method + " " + r.URL.Path
 	s.asked[object]++
-	chance := s.faults.chance(object, s.asked[object])
+	chance := s.faults.newRand(object, s.asked[object])
 	switch {
 	case s.faults.Only != nil && !s.faults.Only(r):
 		return s.faults, Honest, chance
@@ -97,22 +97,22 @@ func (s *Faulty) decide(r *http.Request) (Faults, Fault, *rand.Rand) {
 		s.left--
 		return s.faults, s.lasting, chance
 	}
-	kind := s.faults.draw(chance)
-	if n := s.faults.lasts(kind); n > 1 {
+	kind := s.faults.pickFault(chance)
+	if n := s.faults.numRequests(kind); n > 1 {
 		s.lasting, s.left = kind, n-1
 	}
 	return s.faults, kind, chance
 }
 
-// honest is the right answer, or what was right before. A request to write is carried out if that can be told
-// from the answer's being lost only.
-func (s *Faulty) honest(r *http.Request, body []byte, kind Fault, f Faults) *answer {
+// honestAnswer returns the right answer, or the earlier one for Stale. It carries out a write only if kind does not
+// refuse it.
+func (s *Faulty) honestAnswer(r *http.Request, body []byte, kind Fault, f Faults) *answer {
 	if isWrite(r) && kind.refuses() {
 		return &answer{status: http.StatusOK}
 	}
 	again := r.Clone(r.Context())
 	again.Body = io.NopCloser(bytes.NewReader(body))
-	if before := f.before(r.URL.Path); kind == Stale && before != "" {
+	if before := f.stalePath(r.URL.Path); kind == Stale && before != "" {
 		again.URL.Path, again.URL.RawPath = before, ""
 	}
 	a := &answer{header: http.Header{}, status: http.StatusOK}
@@ -120,22 +120,22 @@ func (s *Faulty) honest(r *http.Request, body []byte, kind Fault, f Faults) *ans
 	return a
 }
 
-func (f Faults) before(path string) string {
+func (f Faults) stalePath(path string) string {
 	if f.Stale == nil {
 		return ""
 	}
 	return f.Stale(path)
 }
 
-// settle counts the fault, if it can be one here, and remembers the answer for OtherBytes.
-func (s *Faulty) settle(r *http.Request, kind Fault, honest *answer) (Fault, answer) {
+// recordFault counts the fault if it applies here, and keeps the answer for OtherBytes.
+func (s *Faulty) recordFault(r *http.Request, kind Fault, honest *answer) (Fault, answer) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	other := s.previous
 	switch {
 	case !kind.applies(r, honest),
 		kind == OtherBytes && (other.body == nil || s.of == r.URL.Path),
-		kind == Stale && s.faults.before(r.URL.Path) == "":
+		kind == Stale && s.faults.stalePath(r.URL.Path) == "":
 		kind = Honest
 	}
 	if kind != Honest {
@@ -147,7 +147,7 @@ func (s *Faulty) settle(r *http.Request, kind Fault, honest *answer) (Fault, ans
 	return kind, other
 }
 
-// answer is what a server says, kept.
+// answer is a recorded answer of a server.
 type answer struct {
 	header http.Header
 	status int
@@ -161,7 +161,7 @@ func (a *answer) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// exchange is a request under way.
+// exchange is a request in progress.
 type exchange struct {
 	w      http.ResponseWriter
 	r      *http.Request
@@ -172,56 +172,56 @@ type exchange struct {
 	done   <-chan struct{}
 }
 
-// answer answers with a fault.
-func (e *exchange) answer(kind Fault) {
+// answerFault sends an answer with a fault.
+func (e *exchange) answerFault(kind Fault) {
 	body := e.honest.body
 	half := body[:len(body)/2]
 	switch kind {
 	case Honest, Stale:
-		e.send(e.honest.header, e.honest.status, body)
+		e.sendAnswer(e.honest.header, e.honest.status, body)
 	case ServerError:
-		e.fail([]int{500, 502, 503, 504}[e.chance.IntN(4)])
+		e.sendStatus([]int{500, 502, 503, 504}[e.chance.IntN(4)])
 	case Burst:
-		e.fail(http.StatusServiceUnavailable)
+		e.sendStatus(http.StatusServiceUnavailable)
 	case Throttled:
 		e.w.Header().Set("Retry-After", strconv.Itoa(int(e.faults.RetryAfter.Seconds())))
-		e.fail(http.StatusTooManyRequests)
+		e.sendStatus(http.StatusTooManyRequests)
 	case ThrottledDate:
 		e.w.Header().Set("Retry-After", time.Now().Add(e.faults.RetryAfter).UTC().Format(http.TimeFormat))
-		e.fail(http.StatusTooManyRequests)
+		e.sendStatus(http.StatusTooManyRequests)
 	case Denied:
-		e.fail(http.StatusForbidden)
+		e.sendStatus(http.StatusForbidden)
 	case Missing:
-		e.fail(http.StatusNotFound)
+		e.sendStatus(http.StatusNotFound)
 	case ResetEarly:
-		e.raw("", abort)
+		e.writeRaw("", abort)
 	case ResetMidBody:
 		if isWrite(e.r) {
-			e.raw("", abort)
+			e.writeRaw("", abort)
 			return
 		}
-		e.raw(head(len(body))+string(half), abort)
+		e.writeRaw(headOf(len(body))+string(half), abort)
 	case Truncated:
-		e.raw(head(len(body))+string(half), hangUp)
+		e.writeRaw(headOf(len(body))+string(half), hangUp)
 	case LongLength:
-		e.raw(head(len(body)+1+e.chance.IntN(1000))+string(body), hangUp)
+		e.writeRaw(headOf(len(body)+1+e.chance.IntN(1000))+string(body), hangUp)
 	case ShortLength:
-		e.raw(head(e.chance.IntN(len(body)))+string(body), hangUp)
+		e.writeRaw(headOf(e.chance.IntN(len(body)))+string(body), hangUp)
 	case BadChunked:
-		e.raw(fmt.Sprintf("%sTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\nxyz\r\n%s", status200, len(half), half, half), hangUp)
+		e.writeRaw(fmt.Sprintf("%sTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\nxyz\r\n%s", status200, len(half), half, half), hangUp)
 	case Silent:
-		e.await()
+		e.awaitClose()
 	case SlowHeader:
-		e.drip([]byte(head(len(body))), body)
+		e.writeSlowly([]byte(headOf(len(body))), body)
 	case SlowBody:
-		e.drip(nil, append([]byte(head(len(body))), body...))
+		e.writeSlowly(nil, append([]byte(headOf(len(body))), body...))
 	default:
-		e.lie(kind, body)
+		e.answerWrong(kind, body)
 	}
 }
 
-// lie answers 200 and something else than what was asked for.
-func (e *exchange) lie(kind Fault, body []byte) {
+// answerWrong sends 200 and a wrong body.
+func (e *exchange) answerWrong(kind Fault, body []byte) {
 	h := e.honest.header.Clone()
 	switch kind {
 	case BitFlip:
@@ -236,48 +236,48 @@ func (e *exchange) lie(kind Fault, body []byte) {
 		h.Set("Content-Type", map[Fault]string{WebPage: "text/html; charset=utf-8", Disguised: "application/octet-stream"}[kind])
 	}
 	h.Del("Etag")
-	e.send(h, http.StatusOK, body)
+	e.sendAnswer(h, http.StatusOK, body)
 }
 
-func (e *exchange) send(h http.Header, status int, body []byte) {
+func (e *exchange) sendAnswer(h http.Header, status int, body []byte) {
 	maps.Copy(e.w.Header(), h)
 	if e.r.Method != http.MethodHead {
 		e.w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 	}
 	e.w.WriteHeader(status)
-	_, _ = e.w.Write(body) // the client may be gone
+	_, _ = e.w.Write(body) // fails if the client has closed the connection
 }
 
-func (e *exchange) fail(status int) {
-	e.w.Header().Set("Content-Type", "text/html") // as error pages are
+func (e *exchange) sendStatus(status int) {
+	e.w.Header().Set("Content-Type", "text/html") // as in error pages
 	e.w.WriteHeader(status)
 	fmt.Fprintf(e.w, "<html>%d %s</html>", status, http.StatusText(status))
 }
 
 const status200 = "HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\n"
 
-func head(length int) string { return fmt.Sprintf("%sContent-Length: %d\r\n\r\n", status200, length) }
+func headOf(length int) string { return fmt.Sprintf("%sContent-Length: %d\r\n\r\n", status200, length) }
 
-// raw writes to the connection itself, and ends it.
-func (e *exchange) raw(text string, end func(*net.TCPConn)) {
+// writeRaw writes to the connection itself, and ends it.
+func (e *exchange) writeRaw(text string, end func(*net.TCPConn)) {
 	conn := e.hijack()
-	_, _ = io.WriteString(conn, text) // the client may be gone
+	_, _ = io.WriteString(conn, text) // fails if the client has closed the connection
 	end(conn)
 }
 
 func (e *exchange) hijack() *net.TCPConn {
 	conn, _, err := http.NewResponseController(e.w).Hijack()
 	if err != nil {
-		panic(http.ErrAbortHandler) // the client is gone
+		panic(http.ErrAbortHandler) // the client has closed the connection
 	}
 	return conn.(*net.TCPConn)
 }
 
-// hangUp ends a connection in the ordinary way.
+// hangUp closes a connection without a reset.
 func hangUp(c *net.TCPConn) { _ = c.Close() }
 
-// await returns when the client gives up, or when nobody is kept waiting any more.
-func (e *exchange) await() {
+// awaitClose blocks until the client closes the connection, or Close is called.
+func (e *exchange) awaitClose() {
 	select {
 	case <-e.r.Context().Done():
 	case <-e.done:
@@ -285,8 +285,8 @@ func (e *exchange) await() {
 	panic(http.ErrAbortHandler)
 }
 
-// drip writes some bytes at once and the others one by one, until the client gives up.
-func (e *exchange) drip(slow, rest []byte) {
+// writeSlowly writes some bytes at once and the others one by one, until the client closes the connection.
+func (e *exchange) writeSlowly(slow, rest []byte) {
 	conn := e.hijack()
 	defer hangUp(conn)
 	if slow == nil {
@@ -295,7 +295,7 @@ func (e *exchange) drip(slow, rest []byte) {
 		_, _ = conn.Write(rest[:n])
 		slow, rest = rest[n:], nil
 	}
-	tick := time.NewTicker(e.faults.drip())
+	tick := time.NewTicker(e.faults.dripInterval())
 	defer tick.Stop()
 	for i := range slow {
 		if _, err := conn.Write(slow[i : i+1]); err != nil {

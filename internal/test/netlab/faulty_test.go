@@ -18,10 +18,10 @@ import (
 	"time"
 )
 
-// object is what an honest server has under a path that begins with /o.
+// object returns the object that an honest server has at a path that begins with /o.
 func object(path string) []byte { return bytes.Repeat([]byte(path+" "), 1000) }
 
-// honest serves objects, and keeps what is PUT.
+// honest serves objects, and stores the bodies of PUT requests.
 func honest(put *sync.Map) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
@@ -46,16 +46,17 @@ func newFaulty(t testing.TB, f Faults) (s *Faulty, url string, put *sync.Map) {
 	return s, server.URL, put
 }
 
-// outcome is what a client saw, in a word or two. It waits longer than any busy machine needs for an answer.
+// outcome returns in a word or two the result that a client sees. It waits longer for an answer than any busy machine
+// takes.
 func outcome(t testing.TB, method, url, path string) string {
 	t.Helper()
 	return outcomeWithin(t, time.Minute, method, url, path)
 }
 
-// silence is how long to wait for an answer that does not come.
+// silence is how long a client waits in vain for an answer.
 const silence = 3 * time.Second
 
-// outcomeWithin is outcome for a client that waits for so long.
+// outcomeWithin is outcome with a limit for the wait.
 func outcomeWithin(t testing.TB, wait time.Duration, method, url, path string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), wait)
@@ -116,7 +117,7 @@ func differing(a, b []byte) (n int) {
 	return n
 }
 
-// TestFaults has what a client sees of each fault.
+// TestFaults checks the result of each fault for a client.
 func TestFaults(t *testing.T) {
 	for kind, want := range map[Fault][]string{
 		Honest:        {"200, right"},
@@ -131,7 +132,7 @@ func TestFaults(t *testing.T) {
 		ShortLength:   {"200, short"},
 		BadChunked:    {"200, broken"},
 		BitFlip:       {"200, other 1"},
-		OtherBytes:    {"200, other 1000"}, // the path is named 1000 times, and its last letter is another
+		OtherBytes:    {"200, other 1000"}, // another path, 1000 times
 		Zeros:         {`200, "\x00\x00\x00\x00\x00"`},
 		WebPage:       {`200, "<!DOC"`},
 		Disguised:     {`200, "<!DOC"`},
@@ -172,7 +173,7 @@ func TestFaults(t *testing.T) {
 	}
 }
 
-// TestFaultyWrites: what is written when the answer is lost, and what is not.
+// TestFaultyWrites: which writes are carried out although the answer is lost.
 func TestFaultyWrites(t *testing.T) {
 	for kind, isWritten := range map[Fault]bool{
 		Honest: true, ResetEarly: true, ServerError: false, Throttled: false, Denied: false, ResetMidBody: false, Silent: false,
@@ -192,7 +193,7 @@ func TestFaultyWrites(t *testing.T) {
 	}
 }
 
-// TestBursts: a burst hits who comes next, and ends.
+// TestBursts: a burst affects the next requests, and ends.
 func TestBursts(t *testing.T) {
 	for _, kind := range []Fault{Burst, Denied} {
 		f := Of(1, 1, kind)
@@ -213,7 +214,7 @@ func TestBursts(t *testing.T) {
 	}
 }
 
-// TestSeed: the same seed gives the same faults, in whatever order the requests come; another gives others.
+// TestSeed: equal seeds give equal faults in any order of the requests, and different seeds give different faults.
 func TestSeed(t *testing.T) {
 	run := func(seed uint64, order []int) map[Fault]int64 {
 		s, url, _ := newFaulty(t, Of(seed, 0.5, ServerError, Throttled, BitFlip, Truncated, Missing))
@@ -252,7 +253,7 @@ func TestSeed(t *testing.T) {
 	}
 }
 
-// TestFirst: an object's first requests fail, and the others do not.
+// TestFirst: only an object's first requests fail.
 func TestFirst(t *testing.T) {
 	f := Of(1, 1, ServerError)
 	f.First = 2

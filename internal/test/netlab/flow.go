@@ -11,30 +11,30 @@ import (
 	"golang.org/x/sync/semaphore"
 )
 
-// ending is how a flow ends.
+// ending is the end of a flow.
 type ending int
 
 const (
 	goesOn ending = iota
-	closed        // no more bytes are sent this way
-	reset         // the connection is gone
+	closed        // the sender has closed this direction
+	reset         // the connection was reset
 )
 
 const (
-	// window is how many bytes of a flow may be under way or unread by their receiver, as TCP has it. A small part
-	// counts as much as one of smallestWeight, so that their number is bounded too.
+	// window limits the bytes of a flow in flight and unread by their receiver, as TCP does. A small part counts as
+	// smallestWeight bytes, which limits the number of parts.
 	window         = 4 << 20
 	smallestWeight = 4 << 10
 )
 
-// flow is one way of one connection.
+// flow is one direction of a connection.
 type flow struct {
 	over     *direction
 	from, to *net.TCPConn
-	seen     func([]byte) // sees what is sent; may be nil
-	lossAt   int64        // bytes after which the connection is reset; 0 is never
+	seen     func([]byte) // receives the sent bytes; may be nil
+	lossAt   int64        // the connection is reset after that many bytes; 0 means never
 	room     *semaphore.Weighted
-	arrived  chan part // parts to be written, at most as many as the window has room for
+	arrived  chan part // parts to write; the window limits their number
 	fail     func()    // ends the connection's other goroutines
 	buffers  *buffers
 }
@@ -53,12 +53,12 @@ func weightOf(n int) int64 {
 	return max(int64(n), smallestWeight)
 }
 
-// send brings what it reads onto the link until the connection or the context ends, and then its end.
+// send reads from one end and sends parts over the link until the connection or the context ends, and then its end.
 func (f *flow) send(ctx context.Context) {
 	var sent int64
-	var next time.Time // when it is this flow's turn again
+	var next time.Time // the time of this flow's next turn
 	for {
-		p, waited, err := f.read(ctx, next)
+		p, waited, err := f.readPart(ctx, next)
 		if f.lossAt > 0 && sent+int64(len(p.data)) >= f.lossAt {
 			p.data, err = p.data[:f.lossAt-sent], errLost
 		}
@@ -72,7 +72,7 @@ func (f *flow) send(ctx context.Context) {
 	}
 }
 
-// errLost ends a connection that is to be lost.
+// errLost ends a connection whose fate is to be reset.
 var errLost = errors.New("connection lost")
 
 func endingOf(err error) ending {
@@ -82,13 +82,13 @@ func endingOf(err error) ending {
 	return reset
 }
 
-// read waits for the flow's turn and for bytes, and says whether the bytes were there before their turn came.
-func (f *flow) read(ctx context.Context, turn time.Time) (p part, waiting bool, err error) {
+// readPart waits for the flow's turn and for bytes. It reports whether the bytes were there before the turn began.
+func (f *flow) readPart(ctx context.Context, turn time.Time) (p part, waiting bool, err error) {
 	if err := errors.Join(sleepUntil(ctx, turn), f.over.awaitUp(ctx)); err != nil {
 		return part{}, false, err
 	}
 	begun := time.Now()
-	data := f.buffers.get(f.over.get().quantum())
+	data := f.buffers.get(f.over.getLink().quantum())
 	if err := f.room.Acquire(ctx, weight(data)); err != nil {
 		return part{}, false, err
 	}
@@ -98,7 +98,7 @@ func (f *flow) read(ctx context.Context, turn time.Time) (p part, waiting bool, 
 	}
 	f.room.Release(weight(data) - weightOf(n))
 	atOnce := 300 * time.Microsecond
-	if n == len(data) { // what fills all of it has probably been there, and the proxy is late
+	if n == len(data) { // a full buffer was probably there before, and the proxy is late
 		atOnce = 3 * time.Millisecond
 	}
 	return part{flow: f, data: data[:n]}, !turn.IsZero() && time.Since(begun) < atOnce, err
@@ -119,12 +119,12 @@ func sleepUntil(ctx context.Context, t time.Time) error {
 	}
 }
 
-// receive writes what arrives, until the end of the flow arrives or the context ends.
+// receive writes arriving parts until the end of the flow arrives or the context ends.
 func (f *flow) receive(ctx context.Context) {
 	for {
 		select {
 		case p := <-f.arrived:
-			if !f.write(p) {
+			if !f.writePart(p) {
 				return
 			}
 		case <-ctx.Done():
@@ -133,11 +133,11 @@ func (f *flow) receive(ctx context.Context) {
 	}
 }
 
-// write says whether more may follow. What cannot be written ends the connection.
-func (f *flow) write(p part) bool {
+// writePart reports whether more parts may follow. A failed write ends the connection.
+func (f *flow) writePart(p part) bool {
 	switch p.end {
 	case closed:
-		_ = f.to.CloseWrite() // it may be gone
+		_ = f.to.CloseWrite() // fails if the connection has ended
 		return false
 	case reset:
 		f.abort()
@@ -152,7 +152,7 @@ func (f *flow) write(p part) bool {
 	return err == nil
 }
 
-// abort ends the connection, both ways.
+// abort resets both connections.
 func (f *flow) abort() {
 	abort(f.to)
 	abort(f.from)
@@ -161,11 +161,11 @@ func (f *flow) abort() {
 
 // abort ends a connection with a reset.
 func abort(c *net.TCPConn) {
-	_ = c.SetLinger(0) // of what is gone already
+	_ = c.SetLinger(0) // fails if the connection has ended
 	_ = c.Close()
 }
 
-// buffers keeps buffers between uses. The zero value is ready.
+// buffers is a pool of buffers. The zero value is ready to use.
 type buffers struct{ pool sync.Pool }
 
 func (b *buffers) get(n int) []byte {

@@ -14,27 +14,27 @@ const (
 	Gbit = 1000 * Mbit
 )
 
-// Link says how long bytes are under way, and how many may be.
+// Link is the latency and the rate of a link.
 type Link struct {
-	RTT  time.Duration // a round trip of an idle link, half of it each way
-	Rate int64         // bits a second each way, shared by all connections; 0 is no limit
+	RTT  time.Duration // round-trip time of an idle link, half of it in each direction
+	Rate int64         // bits per second in each direction, shared by all connections; 0 means no limit
 }
 
 const (
-	// turn is how long a connection has the link for itself while others want it too. Longer turns cost less CPU
+	// turn is the time for which a connection has the link for itself while others wait. Longer turns cost less CPU
 	// time and are less fair.
 	turn = 500 * time.Microsecond
-	// A part of at least smallest bytes is carried at once, about an Ethernet frame, and of at most largest.
+	// A part has at least smallest bytes, about an Ethernet frame, and at most largest.
 	smallest, largest = 1460, 64 << 10
-	// lead is how much the link is handed before it can send it, so that a late timer does not leave it idle.
+	// lead is how early the link gets a part, so that a late timer does not leave it idle.
 	lead = 2 * time.Millisecond
-	// lateness of the proxy itself, up to this much, does not slow the link down.
+	// A delay of the proxy itself, up to lateness, does not slow the link down.
 	lateness = 20 * time.Millisecond
-	// tick is how exact timers are.
+	// tick is the resolution of timers.
 	tick = time.Millisecond
 )
 
-// quantum is how many bytes are carried in one turn.
+// quantum returns the number of bytes that are sent in one turn.
 func (l Link) quantum() int {
 	if l.Rate == 0 {
 		return largest
@@ -42,31 +42,31 @@ func (l Link) quantum() int {
 	return int(min(max(l.Rate/8*int64(turn)/int64(time.Second), smallest), largest))
 }
 
-// takes is how long the link is busy with n bytes.
-func (l Link) takes(n int) time.Duration {
+// transferTime returns the time that n bytes take at the link's rate.
+func (l Link) transferTime(n int) time.Duration {
 	if l.Rate == 0 {
 		return 0
 	}
 	return time.Duration(int64(n) * 8 * int64(time.Second) / l.Rate)
 }
 
-// part is what is carried at once: bytes of a flow, or its end.
+// part is a unit of transfer: bytes of a flow, or its end.
 type part struct {
 	flow *flow
 	data []byte // nil at the end
 	end  ending
-	at   time.Time // when it arrives
+	at   time.Time // of the arrival
 }
 
-// direction is one way of a link: parts leave one behind the other at its rate, and arrive half a round trip later.
+// direction is one direction of a link. Parts leave one after the other at its rate, and arrive half an RTT later.
 type direction struct {
 	carried atomic.Int64  // bytes
-	changed chan struct{} // holds a token when there is something new to wait for
+	changed chan struct{} // holds a token when run has to look again
 
-	mu       sync.Mutex // guards what follows
+	mu       sync.Mutex // guards the fields below
 	link     Link
-	free     time.Time // when all that was handed over has left
-	underWay []part    // in the order in which they arrive
+	free     time.Time // when the last part has left
+	underWay []part    // in the order of their arrival
 	restored chan struct{}
 }
 
@@ -76,19 +76,19 @@ func newDirection(l Link) *direction {
 	return &direction{link: l, changed: make(chan struct{}, 1), restored: restored}
 }
 
-func (d *direction) set(l Link) {
+func (d *direction) setLink(l Link) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.link = l
 }
 
-func (d *direction) get() Link {
+func (d *direction) getLink() Link {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.link
 }
 
-// cut keeps all that is under way, or would be, where it is.
+// cut stops all parts in flight and later ones.
 func (d *direction) cut() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -106,7 +106,7 @@ func (d *direction) restore() {
 	}
 }
 
-// isUp is called with the lock held.
+// isUp requires the lock.
 func (d *direction) isUp() bool {
 	select {
 	case <-d.restored:
@@ -123,7 +123,7 @@ func (d *direction) wake() {
 	}
 }
 
-// awaitUp returns when the link is not cut.
+// awaitUp blocks while the link is cut.
 func (d *direction) awaitUp(ctx context.Context) error {
 	d.mu.Lock()
 	restored := d.restored
@@ -136,8 +136,8 @@ func (d *direction) awaitUp(ctx context.Context) error {
 	}
 }
 
-// send hands a part over, and returns when it will have left. A part that was waiting for its turn leaves right
-// behind the one before it, even if the proxy is late to say so.
+// send sends a part, and returns the time at which it will have left. A part that was waiting for its turn leaves
+// directly after the one before it, even if the proxy is late.
 func (d *direction) send(p part, wasWaiting bool) (left time.Time) {
 	d.carried.Add(int64(len(p.data)))
 	d.mu.Lock()
@@ -147,10 +147,10 @@ func (d *direction) send(p part, wasWaiting bool) (left time.Time) {
 	if wasWaiting {
 		earliest = now.Add(-lateness)
 	}
-	d.free = later(d.free, earliest).Add(d.link.takes(len(p.data)))
+	d.free = later(d.free, earliest).Add(d.link.transferTime(len(p.data)))
 	p.at = later(d.free, now).Add(d.link.RTT / 2)
 	if n := len(d.underWay); n > 0 {
-		p.at = later(p.at, d.underWay[n-1].at) // nothing is overtaken when the round trip gets shorter
+		p.at = later(p.at, d.underWay[n-1].at) // parts keep their order when the RTT is reduced
 	} else {
 		d.wake()
 	}
@@ -165,12 +165,12 @@ func later(a, b time.Time) time.Time {
 	return b
 }
 
-// run hands over what arrives, until the context ends.
+// run delivers arriving parts until the context ends.
 func (d *direction) run(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
-		if wait, any := d.arrive(time.Now()); any {
+		if wait, any := d.deliverDue(time.Now()); any {
 			timer.Reset(wait)
 		}
 		select {
@@ -182,8 +182,8 @@ func (d *direction) run(ctx context.Context) {
 	}
 }
 
-// arrive hands over what is due, and says how long to wait for what comes next, if anything does.
-func (d *direction) arrive(now time.Time) (wait time.Duration, any bool) {
+// deliverDue delivers the parts that are due. It returns the time until the next arrival, if there is one.
+func (d *direction) deliverDue(now time.Time) (wait time.Duration, any bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if !d.isUp() {
@@ -192,12 +192,12 @@ func (d *direction) arrive(now time.Time) (wait time.Duration, any bool) {
 	n := 0
 	for ; n < len(d.underWay); n++ {
 		p := d.underWay[n]
-		// A timer is late by half a tick on average: so much too early now makes up for it.
+		// Timers are late by half a tick on average, so parts may be delivered that much early.
 		if wait := p.at.Sub(now) - tick/2; wait > 0 {
 			d.underWay = append(d.underWay[:0], d.underWay[n:]...)
 			return wait, true
 		}
-		p.flow.arrived <- p // has room: see window
+		p.flow.arrived <- p // does not block: see window
 	}
 	clear(d.underWay)
 	d.underWay = d.underWay[:0]

@@ -1,4 +1,4 @@
-// Package netlab is networks and servers to test against: Proxy is a link of some speed and latency before any TCP
-// server, and Faulty is a web server that fails as real ones do. It knows nothing of chunks and images, and nothing
-// but tests and benchmarks may import it.
+// Package netlab has networks and servers for tests and benchmarks. Proxy is a link of a given rate and latency in front
+// of any TCP server. Faulty is a web server that fails as real servers do. The package knows nothing of chunks and
+// images.
 package netlab

@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// Fate is what becomes of a connection. The zero value is a good one.
+// Fate determines how a connection ends. The zero value is an undisturbed connection.
 type Fate struct {
 	kind  fateKind
 	after int64
@@ -24,17 +24,17 @@ const (
 	swallowed
 )
 
-// Refused is a connection that is reset at once.
+// Refused is the fate of a connection that is reset at once.
 func Refused() Fate { return Fate{kind: refused} }
 
-// ResetAfter is a connection that is reset when the server has sent so many bytes: within a body, if that is more
-// than a header.
+// ResetAfter is the fate of a connection that is reset when the server has sent that many bytes. A number larger than a
+// header resets it within a body.
 func ResetAfter(bytes int64) Fate { return Fate{kind: isReset, after: max(bytes, 1)} }
 
-// BlackHole is a connection that is accepted, and that nothing ever comes back on.
+// BlackHole is the fate of a connection that is accepted and never gets an answer.
 func BlackHole() Fate { return Fate{kind: swallowed} }
 
-// Every gives every n-th connection one of the fates, in turn, and lets the others pass.
+// Every gives every n-th connection one of the fates, in turn. Other connections are undisturbed.
 func Every(n int64, fates ...Fate) func(connection int64) Fate {
 	return func(connection int64) Fate {
 		if connection%n != 0 {
@@ -44,20 +44,20 @@ func Every(n int64, fates ...Fate) func(connection int64) Fate {
 	}
 }
 
-// Counts say what a proxy has seen.
+// Counts are the connections, requests and bytes of a proxy.
 type Counts struct {
-	Connections int64            `json:"connections"` // accepted
-	Lost        int64            `json:"lost"`        // of them, by their fate
-	Requests    int64            `json:"requests"`    // of HTTP/1.1
-	Methods     map[string]int64 `json:"methods"`     // the same by method
-	Up          int64            `json:"bytes_up"`    // bytes that the link carried to the server
-	Down        int64            `json:"bytes_down"`  // and from it
+	Connections int64            `json:"connections"` // accepted connections
+	Lost        int64            `json:"lost"`        // connections with a fate
+	Requests    int64            `json:"requests"`    // HTTP/1.1 requests
+	Methods     map[string]int64 `json:"methods"`     // requests by method
+	Up          int64            `json:"bytes_up"`    // bytes to the server
+	Down        int64            `json:"bytes_down"`  // bytes from the server
 }
 
-// Proxy is a link before a server. Its connections share the link's rate in turns, each way; a connection that
-// has more to send than its share is slowed down like one of TCP, and does not make others wait longer than a turn of
-// everybody takes. A new connection costs a round trip before its first byte, as it does with TCP. Headers of
-// TCP and IP, slow start and lost packets are not modelled: the rate is that of the bytes that programs see.
+// Proxy is a link in front of a server. Its connections take turns at the link's rate in each direction. A connection
+// that has more to send than its share is slowed down as by TCP, and delays others by at most one turn of every
+// connection. A new connection takes one RTT before its first byte, as in TCP. The headers of TCP and IP, slow start and
+// lost packets are not modelled: the rate is that of the payload.
 type Proxy struct {
 	target   string
 	listener *net.TCPListener
@@ -69,13 +69,13 @@ type Proxy struct {
 
 	connections, lost atomic.Int64
 
-	mu       sync.Mutex // guards what follows
+	mu       sync.Mutex // guards the fields below
 	open     map[*net.TCPConn]bool
 	requests map[string]int64 // by method
 }
 
-// NewProxy stands before the server at target, a TCP address, until it is closed. fate tells what becomes of each
-// connection, which are counted from 1; nil lets all pass.
+// NewProxy starts a proxy in front of the server at target, a TCP address. fate returns the fate of each connection,
+// counted from 1; nil leaves all undisturbed. The caller must call Close.
 func NewProxy(target string, l Link, fate func(connection int64) Fate) (*Proxy, error) {
 	listener, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
@@ -89,14 +89,14 @@ func NewProxy(target string, l Link, fate func(connection int64) Fate) (*Proxy, 
 		cancel: cancel, open: map[*net.TCPConn]bool{}, requests: map[string]int64{}}
 	p.running.Go(func() { p.up.run(ctx) })
 	p.running.Go(func() { p.down.run(ctx) })
-	p.running.Go(func() { p.accept(ctx) })
+	p.running.Go(func() { p.acceptAll(ctx) })
 	return p, nil
 }
 
-// Addr is where the proxy listens.
+// Addr returns the proxy's address.
 func (p *Proxy) Addr() string { return p.listener.Addr().String() }
 
-// Close ends all connections, and returns when nothing of the proxy runs any more.
+// Close ends all connections, and returns when all goroutines of the proxy have ended.
 func (p *Proxy) Close() error {
 	err := p.listener.Close()
 	p.cancel()
@@ -105,25 +105,25 @@ func (p *Proxy) Close() error {
 	return err
 }
 
-// Set changes the link. What is under way arrives as it would have.
+// Set changes the link. Parts in flight arrive as before.
 func (p *Proxy) Set(l Link) {
-	p.up.set(l)
-	p.down.set(l)
+	p.up.setLink(l)
+	p.down.setLink(l)
 }
 
-// Cut pulls the cable: connections stay, new ones are accepted by the system, and nothing moves.
+// Cut stops all transfers. Connections stay open, and the system accepts new ones.
 func (p *Proxy) Cut() {
 	p.up.cut()
 	p.down.cut()
 }
 
-// Restore ends what Cut did. What was under way arrives now.
+// Restore ends Cut. Parts in flight arrive now.
 func (p *Proxy) Restore() {
 	p.up.restore()
 	p.down.restore()
 }
 
-// Sever resets all connections that there are.
+// Sever resets all open connections.
 func (p *Proxy) Sever() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -132,7 +132,7 @@ func (p *Proxy) Sever() {
 	}
 }
 
-// Counts is what was seen so far.
+// Counts returns the counts so far.
 func (p *Proxy) Counts() Counts {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -145,13 +145,13 @@ func (p *Proxy) Counts() Counts {
 	return c
 }
 
-func (p *Proxy) accept(ctx context.Context) {
+func (p *Proxy) acceptAll(ctx context.Context) {
 	for {
 		conn, err := p.listener.AcceptTCP()
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
-		if err != nil { // such as too many open files: they will be fewer
+		if err != nil { // such as too many open files, which is temporary
 			_ = sleepUntil(ctx, time.Now().Add(10*time.Millisecond))
 			continue
 		}
@@ -163,12 +163,12 @@ func (p *Proxy) accept(ctx context.Context) {
 	}
 }
 
-// register has a connection ended with the proxy. The function that it returns closes the connection.
+// register makes Close close a connection. The returned function closes it earlier.
 func (p *Proxy) register(ctx context.Context, c *net.TCPConn) (close func()) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.open[c] = true
-	if ctx.Err() != nil { // Close may have gone through them already
+	if ctx.Err() != nil { // Close may have closed the others already
 		_ = c.Close()
 	}
 	return func() {
@@ -179,7 +179,7 @@ func (p *Proxy) register(ctx context.Context, c *net.TCPConn) (close func()) {
 	}
 }
 
-// connect does with a connection what its fate is.
+// connect treats a connection according to its fate.
 func (p *Proxy) connect(ctx context.Context, client *net.TCPConn, fate Fate) {
 	defer p.register(ctx, client)()
 	switch fate.kind {
@@ -190,7 +190,7 @@ func (p *Proxy) connect(ctx context.Context, client *net.TCPConn, fate Fate) {
 		swallow(client)
 		return
 	}
-	handshake := time.Now().Add(p.up.get().RTT)
+	handshake := time.Now().Add(p.up.getLink().RTT)
 	if errors.Join(sleepUntil(ctx, handshake), p.up.awaitUp(ctx)) != nil {
 		return
 	}
@@ -201,10 +201,10 @@ func (p *Proxy) connect(ctx context.Context, client *net.TCPConn, fate Fate) {
 	}
 	server := conn.(*net.TCPConn)
 	defer p.register(ctx, server)()
-	p.carry(ctx, client, server, fate)
+	p.forward(ctx, client, server, fate)
 }
 
-// swallow takes what is sent until the client gives up.
+// swallow reads until the client closes the connection.
 func swallow(c *net.TCPConn) {
 	p := make([]byte, 4<<10)
 	for {
@@ -214,11 +214,11 @@ func swallow(c *net.TCPConn) {
 	}
 }
 
-// carry brings bytes both ways until both ends are closed.
-func (p *Proxy) carry(ctx context.Context, client, server *net.TCPConn, fate Fate) {
+// forward copies bytes in both directions until both ends are closed.
+func (p *Proxy) forward(ctx context.Context, client, server *net.TCPConn, fate Fate) {
 	up := newFlow(p.up, client, server, &p.buffers)
 	down := newFlow(p.down, server, client, &p.buffers)
-	requests := scanner{found: p.count}
+	requests := scanner{found: p.countRequest}
 	up.seen = requests.scan
 	if fate.kind == isReset {
 		down.lossAt = fate.after
@@ -234,7 +234,7 @@ func (p *Proxy) carry(ctx context.Context, client, server *net.TCPConn, fate Fat
 	flows.Wait()
 }
 
-func (p *Proxy) count(method string) {
+func (p *Proxy) countRequest(method string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.requests[method]++

@@ -17,7 +17,7 @@ import (
 	"time"
 )
 
-// newProxy stands before a server until the test ends.
+// newProxy returns a proxy in front of a server until the test ends.
 func newProxy(t testing.TB, target string, l Link, fate func(int64) Fate) *Proxy {
 	t.Helper()
 	p, err := NewProxy(strings.TrimPrefix(target, "http://"), l, fate)
@@ -32,7 +32,7 @@ func newProxy(t testing.TB, target string, l Link, fate func(int64) Fate) *Proxy
 	return p
 }
 
-// newSource is a server that sends as many bytes as the path says, and takes what it is sent.
+// newSource starts a server that sends as many bytes as the path says, and reads all request bodies.
 func newSource(t testing.TB) string {
 	t.Helper()
 	zeros := make([]byte, 1<<20)
@@ -49,7 +49,7 @@ func newSource(t testing.TB) string {
 	return s.URL
 }
 
-// newClient keeps its connections until the test ends.
+// newClient returns a client that keeps its connections until the test ends.
 func newClient(t testing.TB) *http.Client {
 	t.Helper()
 	transport := &http.Transport{MaxIdleConnsPerHost: 100}
@@ -57,7 +57,7 @@ func newClient(t testing.TB) *http.Client {
 	return &http.Client{Transport: transport}
 }
 
-// fetch returns how long n bytes took.
+// fetch returns the time that n bytes took.
 func fetch(t testing.TB, c *http.Client, p *Proxy, n int) time.Duration {
 	t.Helper()
 	begun := time.Now()
@@ -92,8 +92,8 @@ var links = map[string]Link{
 	"no limit, no wait": {},
 }
 
-// again is for a machine that is busy: a link that is honest is so at least once, and none is ever too fast. It calls
-// measure until that is no longer than most, or for too long, and returns the shortest.
+// again repeats a measurement for a busy machine: a correct link is at least once as fast as it should be, and is never
+// too fast. It calls measure until the result is at most most, or for a limited time, and returns the smallest result.
 func again(most time.Duration, measure func() time.Duration) time.Duration {
 	best, late := time.Hour, time.Now().Add(20*time.Second)
 	for best > most && time.Now().Before(late) {
@@ -102,7 +102,7 @@ func again(most time.Duration, measure func() time.Duration) time.Duration {
 	return best
 }
 
-// TestLatency: a small request takes a round trip, and one more on a new connection.
+// TestLatency: a small request takes one RTT, and two on a new connection.
 func TestLatency(t *testing.T) {
 	const slack = 5 * time.Millisecond
 	for name, l := range links {
@@ -129,7 +129,7 @@ func TestLatency(t *testing.T) {
 	}
 }
 
-// TestThroughput: one connection or many fill the link, and no more.
+// TestThroughput: one connection and many connections reach the link's rate, and do not exceed it.
 func TestThroughput(t *testing.T) {
 	for name, l := range links {
 		if l.Rate == 0 || testing.Short() && l.Rate != 100*Mbit {
@@ -141,9 +141,9 @@ func TestThroughput(t *testing.T) {
 				c := newClient(t)
 				size := int(l.Rate / 8 / 3) // a third of a second
 				warm(t, c, p, streams)
-				want := l.takes(size) + l.RTT
+				want := l.transferTime(size) + l.RTT
 				most := want*103/100 + 2*tick
-				if l.Rate > 100*Mbit { // others may want the CPU that this takes
+				if l.Rate > 100*Mbit { // it takes CPU time that other tests may need
 					most = want * 6 / 5
 				}
 				best := again(most, func() time.Duration {
@@ -162,14 +162,14 @@ func TestThroughput(t *testing.T) {
 	}
 }
 
-// warm makes connections.
+// warm opens connections.
 func warm(t *testing.T, c *http.Client, p *Proxy, streams int) {
-	for range 2 { // the first may share some
+	for range 2 { // requests of the first round may share a connection
 		transfer(t, c, p, streams, 10)
 	}
 }
 
-// transfer fetches so many bytes on each of several connections, and says how long all of it took.
+// transfer fetches each bytes on each of several connections, and returns the time of all.
 func transfer(t testing.TB, c *http.Client, p *Proxy, streams, each int) time.Duration {
 	begun := time.Now()
 	var all sync.WaitGroup
@@ -180,7 +180,7 @@ func transfer(t testing.TB, c *http.Client, p *Proxy, streams, each int) time.Du
 	return time.Since(begun)
 }
 
-// TestFair: one that comes late gets its share, and one that wants little need not wait for those that want much.
+// TestFair: a late connection gets its share, and a small transfer does not wait for large ones.
 func TestFair(t *testing.T) {
 	l := Link{10 * time.Millisecond, 40 * Mbit}
 	p := newProxy(t, newSource(t), l, nil)
@@ -191,13 +191,13 @@ func TestFair(t *testing.T) {
 	for range many {
 		others.Go(func() { fetch(t, c, p, 1<<20) }) // together 840 ms
 	}
-	for p.Counts().Requests < 16+many { // all are sent
+	for p.Counts().Requests < 16+many { // until all requests are sent
 		time.Sleep(tick)
 	}
 	const n = 10_000
-	want := l.takes(n*(many+1)) + l.RTT + 25*time.Millisecond
+	want := l.transferTime(n*(many+1)) + l.RTT + 25*time.Millisecond
 	best := time.Hour
-	for range 8 { // while the others go on
+	for range 8 { // while the other transfers continue
 		best = min(best, fetch(t, c, p, n))
 	}
 	others.Wait()
@@ -206,21 +206,21 @@ func TestFair(t *testing.T) {
 	}
 }
 
-// TestUp: the way to the server has the same limits.
+// TestUp: the direction to the server has the same limits.
 func TestUp(t *testing.T) {
 	l := Link{20 * time.Millisecond, 20 * Mbit}
 	p := newProxy(t, newSource(t), l, nil)
 	c := newClient(t)
 	fetch(t, c, p, 10)
 	size := int(l.Rate / 8 / 4)
-	want := l.takes(size) + l.RTT
+	want := l.transferTime(size) + l.RTT
 	best := again(want*103/100+3*tick, func() time.Duration {
 		begun := time.Now()
 		answer, err := c.Post("http://"+p.Addr()+"/10", "", bytes.NewReader(make([]byte, size)))
 		if err != nil {
 			t.Fatal(err)
 		}
-		io.Copy(io.Discard, answer.Body) // else the next one needs a new connection
+		io.Copy(io.Discard, answer.Body) // else the next request needs a new connection
 		answer.Body.Close()
 		return time.Since(begun)
 	})
@@ -249,7 +249,7 @@ func TestCounts(t *testing.T) {
 	}
 }
 
-// TestLoss: connections end as their fate says, the others are whole.
+// TestLoss: connections end according to their fate, and the others are complete.
 func TestLoss(t *testing.T) {
 	p := newProxy(t, newSource(t), Link{}, Every(2, Refused(), ResetAfter(5000), BlackHole()))
 	var got []string
@@ -276,7 +276,7 @@ func TestLoss(t *testing.T) {
 	}
 }
 
-// TestResetAfter: so many bytes come through, to the byte.
+// TestResetAfter: exactly the given number of bytes arrives.
 func TestResetAfter(t *testing.T) {
 	p := newProxy(t, newSource(t), Link{}, Every(1, ResetAfter(12_345)))
 	conn, err := net.Dial("tcp", p.Addr())
@@ -291,14 +291,14 @@ func TestResetAfter(t *testing.T) {
 	}
 }
 
-// TestCut: nothing moves while the link is cut, and all of it arrives afterwards.
+// TestCut: no byte moves while the link is cut, and all bytes arrive afterwards.
 func TestCut(t *testing.T) {
 	p := newProxy(t, newSource(t), Link{2 * time.Millisecond, 80 * Mbit}, nil)
 	c := newClient(t)
 	fetch(t, c, p, 10)
 	done := make(chan error, 2)
 	p.Cut()
-	for range 2 { // on the connection that there is, and on a new one
+	for range 2 { // on the existing connection, and on a new one
 		go func() { done <- tryFetch(t.Context(), c, p, 100_000) }()
 	}
 	select {
@@ -314,11 +314,11 @@ func TestCut(t *testing.T) {
 	}
 }
 
-// TestSet: a link that becomes faster is so for a transfer that is under way.
+// TestSet: a running transfer becomes faster with its link.
 func TestSet(t *testing.T) {
 	p := newProxy(t, newSource(t), Link{time.Millisecond, 80 * Kbit}, nil)
 	done := make(chan error)
-	go func() { done <- tryFetch(t.Context(), newClient(t), p, 1<<20) }() // would take two minutes
+	go func() { done <- tryFetch(t.Context(), newClient(t), p, 1<<20) }() // takes two minutes without Set
 	for p.Counts().Down == 0 {
 		time.Sleep(tick)
 	}
@@ -343,7 +343,7 @@ func TestSever(t *testing.T) {
 	fetch(t, c, p, 1000)
 }
 
-// TestHalfClose: the end of what is sent one way does not end the other.
+// TestHalfClose: the end of one direction does not end the other.
 func TestHalfClose(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -374,7 +374,7 @@ func TestHalfClose(t *testing.T) {
 	}
 }
 
-// TestCloseEndsAll: whatever state connections are in, Close returns and nothing is left running.
+// TestCloseEndsAll: Close returns in any state of the connections, and leaves no goroutine.
 func TestCloseEndsAll(t *testing.T) {
 	p := newProxy(t, newSource(t), Link{time.Millisecond, Mbit}, Every(3, BlackHole()))
 	c := newClient(t)
@@ -396,7 +396,7 @@ func TestCloseEndsAll(t *testing.T) {
 	all.Wait()
 }
 
-// TestReaderThatStops: what nobody reads does not fill the memory, and does not stop others.
+// TestReaderThatStops: unread bytes do not fill the memory, and do not block other connections.
 func TestReaderThatStops(t *testing.T) {
 	p := newProxy(t, newSource(t), Link{}, nil)
 	conn, err := net.Dial("tcp", p.Addr())
@@ -406,8 +406,8 @@ func TestReaderThatStops(t *testing.T) {
 	defer conn.Close()
 	fmt.Fprint(conn, "GET /200000000 HTTP/1.1\r\nHost: x\r\n\r\n")
 	c := newClient(t)
-	const kernel = 32 << 20 // for the buffers of sockets
-	const head = 500        // what the answer to another takes at most
+	const kernel = 32 << 20 // limit of the sockets' buffers
+	const head = 500        // limit of the answer to another request
 	for before := int64(-2 * head); p.Counts().Down > before+head; {
 		before = p.Counts().Down
 		fetch(t, c, p, 0)
@@ -418,7 +418,7 @@ func TestReaderThatStops(t *testing.T) {
 	}
 }
 
-// BenchmarkProxy shows what a second of a full link costs, its client and its server included.
+// BenchmarkProxy measures the CPU time of a full link for a second, including its client and its server.
 func BenchmarkProxy(b *testing.B) {
 	l := links["5 ms 1 Gbit/s"]
 	p := newProxy(b, newSource(b), l, nil)

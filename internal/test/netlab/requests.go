@@ -6,16 +6,16 @@ import (
 	"strings"
 )
 
-// scanner finds the requests in what a client of HTTP/1.1 sends, however it is cut into pieces. It gives up on
-// anything else, such as TLS, and on bodies without a length.
+// scanner finds the requests in the bytes of an HTTP/1.1 client, in pieces of any size. It stops at any other protocol,
+// such as TLS, and at bodies without a length.
 type scanner struct {
 	found func(method string)
-	head  []byte // the request's head as far as it is known
-	body  int64  // bytes of a body still to come
-	lost  bool   // what comes is not understood
+	head  []byte // the beginning of the current request's head
+	body  int64  // remaining bytes of a body
+	lost  bool   // the bytes are not understood
 }
 
-// largestHead is how long a head may be.
+// largestHead is the largest size of a head in bytes.
 const largestHead = 64 << 10
 
 func (s *scanner) scan(p []byte) {
@@ -29,7 +29,7 @@ func (s *scanner) scan(p []byte) {
 	}
 }
 
-// scanHead takes bytes of a head, and returns those behind it.
+// scanHead consumes bytes of a head, and returns the bytes after the head.
 func (s *scanner) scanHead(p []byte) []byte {
 	const end = "\r\n\r\n"
 	known := len(s.head)
@@ -42,18 +42,18 @@ func (s *scanner) scanHead(p []byte) []byte {
 	at += max(0, known-len(end)+1) + len(end)
 	head := s.head[:at]
 	s.head = nil
-	s.enter(head)
+	s.parseHead(head)
 	return p[at-known:]
 }
 
-// mayBeRequest says whether a method begins here.
+// mayBeRequest reports whether head can begin with a method.
 func mayBeRequest(head []byte) bool {
 	method, _, _ := bytes.Cut(head, []byte(" "))
 	return len(method) <= 10 && len(bytes.Trim(method, "ABCDEFGHIJKLMNOPQRSTUVWXYZ")) == 0
 }
 
-// enter counts the request of a whole head.
-func (s *scanner) enter(head []byte) {
+// parseHead counts the request of a complete head.
+func (s *scanner) parseHead(head []byte) {
 	line, fields, _ := strings.Cut(string(head), "\r\n")
 	words := strings.Split(line, " ")
 	if len(words) != 3 || words[0] == "" || !mayBeRequest(head) || !strings.HasPrefix(words[2], "HTTP/1.") {

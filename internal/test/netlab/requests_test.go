@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// scanAll is the methods that are found in text cut into pieces of n bytes.
+// scanAll returns the methods that are found in text, in pieces of n bytes.
 func scanAll(text string, n int) string {
 	var found []string
 	s := scanner{found: func(method string) { found = append(found, method) }}
@@ -44,7 +44,7 @@ func TestScanner(t *testing.T) {
 	}
 }
 
-// FuzzScanner: how the text is cut changes nothing.
+// FuzzScanner: the sizes of the pieces do not change the result.
 func FuzzScanner(f *testing.F) {
 	f.Add("GET / HTTP/1.1\r\nContent-Length: 3\r\n\r\nabcHEAD / HTTP/1.1\r\n\r\n", 3)
 	f.Fuzz(func(t *testing.T, text string, n int) {

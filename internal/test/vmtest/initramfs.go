@@ -16,7 +16,7 @@ import (
 	"cairn/internal/test/need"
 )
 
-// start is /init: it makes a Unix of the initramfs, loads the modules in /modules and hands over to the test.
+// start is /init: it sets up the initramfs, loads the modules in /modules, and runs the test's script.
 const start = `#!/bin/busybox sh
 /bin/busybox mkdir -p /proc /sys /dev /tmp /root
 /bin/busybox --install -s /bin
@@ -31,29 +31,29 @@ done
 poweroff -f
 `
 
-// initramfs writes the file system that a VM starts with, and returns its path. The number in a module's name
-// makes the alphabet the order of loading.
-func initramfs(t testing.TB, k kernel, c Config) string {
+// writeInitramfs writes the initramfs of a VM, and returns its path. The number in a module's name makes the
+// alphabetical order the order of loading.
+func writeInitramfs(t testing.TB, k kernel, c Config) string {
 	t.Helper()
 	var a archive
-	a.add("init", []byte(start))
-	a.add("test", []byte(c.Init))
-	a.add("bin/busybox", readFile(t, busybox(t)))
+	a.addFile("init", []byte(start))
+	a.addFile("test", []byte(c.Init))
+	a.addFile("bin/busybox", readFile(t, busybox(t)))
 	a.mkdir("modules")
 	for i, module := range k.loadOrder(t, c.Modules) {
-		a.add(fmt.Sprintf("modules/%03d-%s", i, path.Base(module)), readFile(t, module))
+		a.addFile(fmt.Sprintf("modules/%03d-%s", i, path.Base(module)), readFile(t, module))
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.Files)) {
-		a.add(strings.TrimPrefix(name, "/"), readFile(t, c.Files[name]))
+		a.addFile(strings.TrimPrefix(name, "/"), readFile(t, c.Files[name]))
 	}
 	file := filepath.Join(t.TempDir(), "initramfs")
-	if err := os.WriteFile(file, a.end(), 0o600); err != nil {
+	if err := os.WriteFile(file, a.finish(), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	return file
 }
 
-// Program is an installed program and the libraries that it needs, for Config.Files. It is in /bin there.
+// Program returns an installed program, as /bin/NAME, and its libraries, for Config.Files.
 func Program(t testing.TB, name string) map[string]string {
 	t.Helper()
 	program := need.Tool(t, name)
@@ -79,7 +79,7 @@ func readFile(t testing.TB, file string) []byte {
 	return data
 }
 
-// busybox is the path of a busybox that runs where there are no libraries.
+// busybox returns the path of a statically linked busybox.
 func busybox(t testing.TB) string {
 	t.Helper()
 	file := need.Tool(t, "busybox")
@@ -94,7 +94,7 @@ func busybox(t testing.TB) string {
 	return file
 }
 
-// archive is a cpio archive of the "newc" kind, as the kernel's early-userspace/buffer-format document has it.
+// archive is a cpio archive in the "newc" format: early-userspace/buffer-format in the kernel's documentation.
 type archive struct {
 	buf     bytes.Buffer
 	entries int
@@ -106,29 +106,29 @@ const (
 	modeFile = 0o100755
 )
 
-// add puts a file at name, which is relative to the root, after the directories above it.
-func (a *archive) add(name string, data []byte) {
+// addFile adds a file at name, which is relative to the root, after its parent directories.
+func (a *archive) addFile(name string, data []byte) {
 	if dir := path.Dir(name); dir != "." {
 		a.mkdir(dir)
 	}
-	a.entry(name, modeFile, data)
+	a.addEntry(name, modeFile, data)
 }
 
-// mkdir makes a directory and those above it. To make one again does no harm.
+// mkdir adds a directory and its parents. Adding a directory twice is harmless.
 func (a *archive) mkdir(name string) {
 	if dir := path.Dir(name); dir != "." {
 		a.mkdir(dir)
 	}
-	a.entry(name, modeDir, nil)
+	a.addEntry(name, modeDir, nil)
 }
 
-// end completes the archive and returns it.
-func (a *archive) end() []byte {
-	a.entry("TRAILER!!!", 0, nil)
+// finish completes the archive and returns it.
+func (a *archive) finish() []byte {
+	a.addEntry("TRAILER!!!", 0, nil)
 	return a.buf.Bytes()
 }
 
-func (a *archive) entry(name string, mode int, data []byte) {
+func (a *archive) addEntry(name string, mode int, data []byte) {
 	const uid, gid, links, mtime, device, check = 0, 0, 1, 0, 0, 0
 	a.entries++
 	a.buf.WriteString("070701")
@@ -142,5 +142,5 @@ func (a *archive) entry(name string, mode int, data []byte) {
 	a.pad()
 }
 
-// pad fills up to a multiple of four bytes.
+// pad fills the archive up to a multiple of four bytes.
 func (a *archive) pad() { a.buf.Write(make([]byte, -a.buf.Len()&3)) }

@@ -14,11 +14,11 @@ import (
 
 // kernel is an unpacked kernel package.
 type kernel struct {
-	image   string // what boots
+	image   string // of the kernel
 	modules string // the directory with modules.dep
 }
 
-// findKernel looks below .cache beside the go.mod of the package under test.
+// findKernel looks for a kernel below .cache beside the go.mod of the package under test.
 func findKernel(t testing.TB) kernel {
 	t.Helper()
 	root, err := moduleRoot()
@@ -52,7 +52,7 @@ func moduleRoot() (string, error) {
 	}
 }
 
-// loadOrder lists the files of the named modules and of what they need, each after what it needs.
+// loadOrder returns the files of the named modules and their dependencies, dependencies first.
 func (k kernel) loadOrder(t testing.TB, names []string) []string {
 	t.Helper()
 	dep := string(readFile(t, filepath.Join(k.modules, "modules.dep")))
@@ -67,8 +67,8 @@ func (k kernel) loadOrder(t testing.TB, names []string) []string {
 	return order
 }
 
-// loadOrder reads modules.dep, where a line is a module and then all it needs, to be loaded from the line's end.
-// A module that modules.builtin lists is there already.
+// loadOrder parses modules.dep. A line lists a module and its dependencies, which are loaded from the end of the line.
+// A module in modules.builtin needs no loading.
 func loadOrder(dep, builtin string, names []string) ([]string, error) {
 	lines := map[string][]string{}
 	for line := range strings.Lines(builtin) {
@@ -93,7 +93,7 @@ func loadOrder(dep, builtin string, names []string) ([]string, error) {
 	return order, nil
 }
 
-// moduleName is the kernel's name for a module: files may be spelled with - where it says _.
+// moduleName returns the kernel's name of a module: a file's name may have - in place of _.
 func moduleName(file string) string {
 	return strings.ReplaceAll(strings.TrimSuffix(path.Base(file), ".ko"), "-", "_")
 }

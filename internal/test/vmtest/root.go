@@ -11,11 +11,11 @@ import (
 	"cairn/internal/test/need"
 )
 
-// bootTime bounds a boot. It takes some ten seconds on a machine that has little else to do.
+// bootTime limits a boot. A boot takes some ten seconds on an idle machine.
 const bootTime = 5 * time.Minute
 
-// RootImage makes a squashfs image of a small system that, booted, prints word from a file of it and powers
-// off. It returns the image's path.
+// RootImage makes a squashfs image of a small system that prints word from one of its files and powers off. It returns
+// the image's path.
 func RootImage(t testing.TB, word string) string {
 	t.Helper()
 	mksquashfs := need.Tool(t, "mksquashfs")
@@ -43,9 +43,8 @@ func RootImage(t testing.TB, word string) string {
 	return image
 }
 
-// BootRoot boots a VM that has the NBD export at uri, in qemu's spelling (nbd+unix:///NAME?socket=PATH), as its
-// disk and the squashfs image in it, such as RootImage's, as its root. It returns when the VM has printed want
-// and powered off.
+// BootRoot boots a VM whose disk is the NBD export at uri, in qemu's notation (nbd+unix:///NAME?socket=PATH). Its root is
+// the squashfs image in the export, such as RootImage's. BootRoot returns when the VM has printed want and powered off.
 func BootRoot(t testing.TB, uri, want string) {
 	t.Helper()
 	file := strings.ReplaceAll(uri, ",", ",,") // a comma ends the value

@@ -61,8 +61,8 @@ func TestBootRoot(t *testing.T) {
 	vmtest.BootRoot(t, "nbd+unix:///?socket="+socket, word)
 }
 
-// serve exports the image with qemu-nbd until the test ends, and returns the socket's path. The socket is made
-// here and handed over as systemd would, so that it takes connections at once.
+// serve exports the image with qemu-nbd until the test ends, and returns the socket's path. The test opens the socket
+// and passes it on as systemd does, so that it accepts connections at once.
 func serve(t *testing.T, image string) string {
 	t.Helper()
 	socket := filepath.Join(t.TempDir(), "nbd")
@@ -84,6 +84,6 @@ func serve(t *testing.T, image string) string {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = cmd.Wait() }) // the test's context has ended it by now
+	t.Cleanup(func() { _ = cmd.Wait() }) // the end of the test's context has ended it
 	return socket
 }
