@@ -16,11 +16,11 @@ import (
 	"github.com/google/uuid"
 )
 
-// epoch is the time of everything, as image builders set it: 2025-01-01.
+// epoch is the time of all files, 2025-01-01, as image builders set a fixed time.
 func epoch() time.Time { return time.Unix(1735689600, 0) }
 
-// create makes a file and lets fill write it.
-func create(path string, fill func(f *os.File) error) (err error) {
+// createFile creates a file that fill writes.
+func createFile(path string, fill func(f *os.File) error) (err error) {
 	f, err := os.Create(path)
 	if err != nil {
 		return err
@@ -32,17 +32,16 @@ func create(path string, fill func(f *os.File) error) (err error) {
 	return nil
 }
 
-// Squashfs writes tree as a squashfs compressed with zstd, padded to 4096 bytes. Equal trees give equal
-// files.
+// Squashfs writes tree as a squashfs, compressed with zstd and padded to 4096 bytes. Equal trees give equal files.
 func Squashfs(path string, tree []Entry) error {
-	return create(path, func(f *os.File) error {
+	return createFile(path, func(f *os.File) error {
 		image, err := squashfs.Create(file.New(f, false), 0, 0, 0)
 		if err != nil {
 			return err
 		}
-		workspace := image.Workspace() // Finalize forgets it, and leaves it behind
+		workspace := image.Workspace() // Finalize does not remove it
 		defer os.RemoveAll(workspace)
-		if err := unpack(workspace, tree); err != nil {
+		if err := unpackTree(workspace, tree); err != nil {
 			return err
 		}
 		var root uint32
@@ -54,8 +53,8 @@ func Squashfs(path string, tree []Entry) error {
 	})
 }
 
-// unpack writes tree into a directory.
-func unpack(dir string, tree []Entry) error {
+// unpackTree writes tree into a directory.
+func unpackTree(dir string, tree []Entry) error {
 	for _, e := range tree {
 		name := filepath.Join(dir, filepath.FromSlash(e.Path))
 		var err error
@@ -68,7 +67,7 @@ func unpack(dir string, tree []Entry) error {
 			return err
 		}
 	}
-	// Times last, from the leaves up: making a child touches its parent.
+	// Set times last and in reverse order: creating a file changes the time of its directory.
 	for i := len(tree) - 1; i >= 0; i-- {
 		if err := os.Chtimes(filepath.Join(dir, filepath.FromSlash(tree[i].Path)), epoch(), epoch()); err != nil {
 			return err
@@ -77,7 +76,7 @@ func unpack(dir string, tree []Entry) error {
 	return errors.Join(os.Chmod(dir, 0o755), os.Chtimes(dir, epoch(), epoch()))
 }
 
-// finishSquashfs sets the time of making, which go-diskfs takes from the clock, and pads.
+// finishSquashfs replaces the creation time, which go-diskfs takes from the clock, and pads the file.
 func finishSquashfs(f *os.File) error {
 	const madeAt, pad = 0x8, 4096
 	stamp := binary.LittleEndian.AppendUint32(nil, uint32(epoch().Unix()))
@@ -93,7 +92,7 @@ func finishSquashfs(f *os.File) error {
 
 const (
 	ext4Block = 4096
-	ext4Group = 8 * ext4Block * ext4Block // bytes that one bitmap block describes
+	ext4Group = 8 * ext4Block * ext4Block // bytes covered by one bitmap block
 )
 
 // Ext4 writes tree as an ext4 of size bytes, at most 128 MiB (one block group), without a journal. Equal
@@ -102,7 +101,7 @@ func Ext4(path string, tree []Entry, size int64) error {
 	if size > ext4Group {
 		return fmt.Errorf("an ext4 of %d bytes is larger than %d", size, ext4Group)
 	}
-	return create(path, func(f *os.File) error {
+	return createFile(path, func(f *os.File) error {
 		if err := f.Truncate(size); err != nil {
 			return err
 		}
@@ -144,9 +143,9 @@ func addExt4(image *ext4.FileSystem, e Entry) error {
 	return errors.Join(f.Close(), image.Chmod(e.Path, e.Mode.Perm()))
 }
 
-// finishExt4 takes out what go-diskfs took from the clock and from a random source: times, the seed of the
-// directory hashes, and the inode checksums over these, which mean nothing without the feature metadata_csum.
-// Offsets are those of fs/ext4/ext4.h.
+// finishExt4 replaces the values that go-diskfs takes from the clock and from a random source: times, the seed of the
+// directory hashes, and the inode checksums over them, which have no meaning without the feature metadata_csum. Offsets
+// are those of fs/ext4/ext4.h.
 func finishExt4(f *os.File) error {
 	const at = 1024
 	sb := make([]byte, 1024)
@@ -154,7 +153,7 @@ func finishExt4(f *os.File) error {
 		return err
 	}
 	stamp := uint32(epoch().Unix())
-	for _, field := range []int{0x2c, 0x30, 0x40, 0x108} { // mounted, written, checked, made
+	for _, field := range []int{0x2c, 0x30, 0x40, 0x108} { // times of mount, write, check and creation
 		binary.LittleEndian.PutUint32(sb[field:], stamp)
 	}
 	clear(sb[0xec:0xfc])   // the hash seed
@@ -165,7 +164,7 @@ func finishExt4(f *os.File) error {
 	return finishInodes(f, binary.LittleEndian.Uint32(sb[0x28:]))
 }
 
-// finishInodes does so for the inode table of the only block group.
+// finishInodes does the same for the inode table of the only block group.
 func finishInodes(f *os.File, count uint32) error {
 	const inodeSize = 256
 	var descriptor [64]byte
@@ -186,7 +185,7 @@ func finishInodes(f *os.File, count uint32) error {
 
 func finishInode(inode []byte) {
 	stamp := uint32(epoch().Unix())
-	for _, field := range []int{0x8, 0xc, 0x10, 0x90} { // accessed, changed, modified, created
+	for _, field := range []int{0x8, 0xc, 0x10, 0x90} { // times of access, change, modification and creation
 		if binary.LittleEndian.Uint32(inode[field:]) != 0 {
 			binary.LittleEndian.PutUint32(inode[field:], stamp)
 		}

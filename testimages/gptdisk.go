@@ -16,19 +16,20 @@ import (
 type Part struct {
 	Name  string // "esp" becomes an EFI system partition
 	Size  int64  // bytes, a multiple of 1 MiB
-	Image string // the file it holds from its start on, or "": zeros
+	Image string // the file that it begins with; "" means zeros
 }
 
-// Slots is a disk with two slots of size bytes, root-a and root-b, that hold the images, behind an empty esp.
+// Slots returns the partitions of a disk with two slots of size bytes, root-a and root-b, which hold the images, after an
+// empty esp.
 func Slots(size int64, a, b string) []Part {
 	return []Part{{"esp", 1 << 20, ""}, {"root-a", size, a}, {"root-b", size, b}}
 }
 
-// GPTDisk writes a disk image with these partitions, one behind the other from 1 MiB on, for disks with
-// sectors of 512 or 4096 bytes. Equal arguments give equal files; the GUIDs come from the names.
+// GPTDisk writes a disk image with these partitions, one after the other from 1 MiB on, for a disk with sectors of 512 or
+// 4096 bytes. Equal arguments give equal files. The GUIDs depend on the names.
 func GPTDisk(path string, sectorSize int, parts ...Part) error {
-	const align = 1 << 20 // before the first partition, and behind the last for the backup table
-	return create(path, func(f *os.File) error {
+	const align = 1 << 20 // free space before the first partition, and after the last for the backup table
+	return createFile(path, func(f *os.File) error {
 		end := int64(align)
 		table := gpt.Table{
 			LogicalSectorSize:  sectorSize,
@@ -40,7 +41,7 @@ func GPTDisk(path string, sectorSize int, parts ...Part) error {
 			if p.Size <= 0 || p.Size%align != 0 {
 				return fmt.Errorf("partition %s: a size of %d bytes is no multiple of 1 MiB", p.Name, p.Size)
 			}
-			table.Partitions = append(table.Partitions, p.entry(i+1, end, int64(sectorSize)))
+			table.Partitions = append(table.Partitions, p.gptEntry(i+1, end, int64(sectorSize)))
 			if err := p.copyTo(f, end); err != nil {
 				return fmt.Errorf("partition %s: %w", p.Name, err)
 			}
@@ -53,7 +54,7 @@ func GPTDisk(path string, sectorSize int, parts ...Part) error {
 	})
 }
 
-func (p Part) entry(number int, start, sectorSize int64) *gpt.Partition {
+func (p Part) gptEntry(number int, start, sectorSize int64) *gpt.Partition {
 	kind := gpt.LinuxFilesystem
 	if p.Name == "esp" {
 		kind = gpt.EFISystemPartition
@@ -68,7 +69,7 @@ func (p Part) entry(number int, start, sectorSize int64) *gpt.Partition {
 	}
 }
 
-// copyTo writes the image to its place in f.
+// copyTo copies the image to offset start of f.
 func (p Part) copyTo(f *os.File, start int64) (err error) {
 	if p.Image == "" {
 		return nil
@@ -87,6 +88,6 @@ func (p Part) copyTo(f *os.File, start int64) (err error) {
 
 func guid(name string) string {
 	sum := sha256.Sum256([]byte(name))
-	id, _ := uuid.FromBytes(sum[:16]) // fails for other lengths only
+	id, _ := uuid.FromBytes(sum[:16]) // fails only for another length
 	return strings.ToUpper(id.String())
 }

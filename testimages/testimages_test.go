@@ -22,7 +22,7 @@ func digest(p []byte) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// The bytes are pinned, since golden files elsewhere are made from them.
+// The bytes are pinned, because golden files of other packages are made from them.
 func TestPinned(t *testing.T) {
 	var tree bytes.Buffer
 	for _, e := range Tree(1, 2) {
@@ -97,7 +97,7 @@ func TestNextReleaseIsMostlyTheSame(t *testing.T) {
 	}
 }
 
-// run runs a program that must succeed and returns what it printed.
+// run runs a program that must succeed, and returns its output.
 func run(t *testing.T, name string, args ...string) string {
 	t.Helper()
 	out, err := exec.Command(need.Tool(t, name), args...).CombinedOutput()
@@ -116,7 +116,7 @@ func read(t *testing.T, path string) []byte {
 	return p
 }
 
-// checkTree compares what a tool has unpacked with the tree.
+// checkTree compares the files that a tool has unpacked with the tree.
 func checkTree(t *testing.T, dir string, tree []Entry) {
 	t.Helper()
 	for _, e := range tree {
@@ -131,7 +131,7 @@ func checkTree(t *testing.T, dir string, tree []Entry) {
 			t.Errorf("%s has other content", e.Path)
 		}
 	}
-	count := -1 // the root is no entry
+	count := -1 // the root is not an entry
 	err := filepath.WalkDir(dir, func(string, fs.DirEntry, error) error { count++; return nil })
 	if err != nil || count != len(tree) {
 		t.Errorf("%d files and directories, %v, want %d", count, err, len(tree))
@@ -228,7 +228,7 @@ func TestGPTDisk(t *testing.T) {
 		if !bytes.Equal(got[1<<20:6<<20], want[1<<20:6<<20]) || len(got) != len(want) {
 			t.Errorf("sectors of %d bytes: the partitions hold other bytes than the images", sector)
 		}
-		if sector == 512 { // for files sfdisk knows no other
+		if sector == 512 { // sfdisk assumes it for files
 			checkGPT(t, path)
 		}
 		if err := GPTDisk(path, sector, Part{"small", 1 << 20, image}); err == nil {

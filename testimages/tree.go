@@ -10,38 +10,38 @@ import (
 	"strings"
 )
 
-// Entry is a file or directory of a tree. There are no symbolic links: go-diskfs cannot put them into a
-// squashfs.
+// Entry is a file or directory of a tree. There are no symbolic links, because go-diskfs cannot write them to a squashfs.
 type Entry struct {
-	Path string // slash-separated, relative, parents before children
+	Path string // slash-separated and relative; parents come before children
 	Mode fs.FileMode
 	Data []byte // nil for directories
 }
 
 const (
-	firstFiles     = 440 // of release 0
-	newFiles       = 4   // of each release
-	changedPercent = 5   // of the files, in each release
-	removedPercent = 1
+	firstFiles     = 440 // files of release 0
+	newFiles       = 4   // files added by each release
+	changedPercent = 5   // of the files, by each release
+	removedPercent = 1   // of the files, by each release
 )
 
-// Tree is a small operating system of about 20 MiB: programs, libraries, texts. Release n+1 has a few files
-// more and less than release n, a few that changed in one place, and is the same for the rest.
+// Tree returns a small operating system of about 20 MiB: programs, libraries, texts. Release n+1 adds and removes a few
+// files of release n, changes a few in one place, and keeps the rest.
 func Tree(seed uint64, release int) []Entry {
 	var tree []Entry
 	for slot := range firstFiles + newFiles*release {
-		if e, ok := entry(seed, slot, release); ok {
+		if e, ok := makeEntry(seed, slot, release); ok {
 			tree = append(tree, e)
 		}
 	}
-	tree = append(tree, parents(tree)...)
+	tree = append(tree, parentDirs(tree)...)
 	slices.SortFunc(tree, func(a, b Entry) int { return strings.Compare(a.Path, b.Path) })
 	return tree
 }
 
-// entry is what the slot holds in that release, if anything: its first content and every change since.
-func entry(seed uint64, slot, release int) (Entry, bool) {
-	source := generator(seed, fmt.Sprint("file ", slot))
+// makeEntry returns the file of a slot in a release, with all changes since its first content. ok is false if there is
+// none.
+func makeEntry(seed uint64, slot, release int) (e Entry, ok bool) {
+	source := newGenerator(seed, fmt.Sprint("file ", slot))
 	random := rand.New(source)
 	kinds := []struct {
 		dir, format string
@@ -55,22 +55,22 @@ func entry(seed uint64, slot, release int) (Entry, bool) {
 		{"etc", "service-%d.conf", 0o644, fillText},
 	}
 	kind := kinds[random.IntN(len(kinds))]
-	e := Entry{Path: path.Join(kind.dir, fmt.Sprintf(kind.format, slot)), Mode: kind.mode}
+	e = Entry{Path: path.Join(kind.dir, fmt.Sprintf(kind.format, slot)), Mode: kind.mode}
 	e.Data = make([]byte, int(math.Exp2(8+10.5*random.Float64()))) // 256 bytes to 360 KiB, mostly small
 	kind.fill(e.Data, source)
 	for r := 1; r <= release; r++ {
 		switch dice := random.IntN(100); {
-		case slot >= firstFiles+newFiles*(r-1): // not there before r
+		case slot >= firstFiles+newFiles*(r-1): // release r-1 does not have it
 		case dice < removedPercent:
 			return Entry{}, false
 		case dice < removedPercent+changedPercent:
-			e.Data = change(e.Data, random)
+			e.Data = changeBytes(e.Data, random)
 		}
 	}
 	return e, true
 }
 
-// fillBinary makes what compresses to about two thirds, as machine code does.
+// fillBinary fills p with bytes that compress to about two thirds, as machine code does.
 func fillBinary(p []byte, source *rand.ChaCha8) {
 	source.Read(p)
 	for i := range p {
@@ -80,7 +80,7 @@ func fillBinary(p []byte, source *rand.ChaCha8) {
 	}
 }
 
-// fillText makes what compresses well.
+// fillText fills p with text that compresses well.
 func fillText(p []byte, source *rand.ChaCha8) {
 	words := strings.Fields("the a device image is of and written read block slot partition boots from to with " +
 		"never system kernel release update network seed chunk index store file when after before no one")
@@ -91,8 +91,8 @@ func fillText(p []byte, source *rand.ChaCha8) {
 	}
 }
 
-// change replaces a few bytes in one place and, as often as not, puts some in, which moves all that follow.
-func change(data []byte, random *rand.Rand) []byte {
+// changeBytes replaces a few bytes in one place or, in half of the cases, inserts some, which moves all later bytes.
+func changeBytes(data []byte, random *rand.Rand) []byte {
 	at := random.IntN(len(data))
 	patch := make([]byte, 1+random.IntN(200))
 	for i := range patch {
@@ -105,8 +105,8 @@ func change(data []byte, random *rand.Rand) []byte {
 	return data
 }
 
-// parents are the directories of the files.
-func parents(files []Entry) []Entry {
+// parentDirs returns the directories of the files.
+func parentDirs(files []Entry) []Entry {
 	seen := map[string]bool{".": true}
 	var dirs []Entry
 	for _, e := range files {
