@@ -200,18 +200,18 @@ func InfoData(name string) []byte {
 }
 
 // Info requests all information about an export.
-func (c *Client) Info(name string) (Info, error) { return c.ask(OptInfo, name) }
+func (c *Client) Info(name string) (Info, error) { return c.requestInfo(OptInfo, name) }
 
 // Go selects an export and starts the transmission phase.
 func (c *Client) Go(name string) (Info, error) {
-	info, err := c.ask(OptGo, name)
+	info, err := c.requestInfo(OptGo, name)
 	if err == nil {
-		c.transmit(info)
+		c.startReceiving(info)
 	}
 	return info, err
 }
 
-func (c *Client) ask(id uint32, name string) (Info, error) {
+func (c *Client) requestInfo(id uint32, name string) (Info, error) {
 	var info Info
 	replies, err := c.Option(id, InfoData(name))
 	if err != nil {
@@ -227,7 +227,7 @@ func (c *Client) ask(id uint32, name string) (Info, error) {
 			return info, fmt.Errorf("information %d came twice", kind)
 		}
 		seen[kind] = true
-		if err := info.add(kind, r.Data[2:]); err != nil {
+		if err := info.setField(kind, r.Data[2:]); err != nil {
 			return info, err
 		}
 	}
@@ -237,7 +237,7 @@ func (c *Client) ask(id uint32, name string) (Info, error) {
 	return info, nil
 }
 
-func (i *Info) add(kind uint16, p []byte) error {
+func (i *Info) setField(kind uint16, p []byte) error {
 	switch {
 	case kind == 0 && len(p) == 10:
 		i.Size, i.Flags = binary.BigEndian.Uint64(p), binary.BigEndian.Uint16(p[8:])
@@ -274,7 +274,7 @@ func (c *Client) ExportName(name string) (Info, error) {
 		}
 	}
 	info := Info{Size: binary.BigEndian.Uint64(p), Flags: binary.BigEndian.Uint16(p[8:])}
-	c.transmit(info)
+	c.startReceiving(info)
 	return info, nil
 }
 
@@ -286,12 +286,12 @@ func (c *Client) Abort() error {
 	return c.expectEnd()
 }
 
-var errTalk = errors.New("it said more")
+var errExtraBytes = errors.New("it sent more bytes")
 
 func (c *Client) expectEnd() error {
 	var p [1]byte
 	if _, err := c.conn.Read(p[:]); !errors.Is(err, io.EOF) {
-		return fmt.Errorf("the server did not close the connection: %w", cmp.Or(err, errTalk))
+		return fmt.Errorf("the server did not close the connection: %w", cmp.Or(err, errExtraBytes))
 	}
 	return nil
 }

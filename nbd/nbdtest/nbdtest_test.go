@@ -16,7 +16,7 @@ func be(parts ...any) []byte {
 			p = append(p, s...)
 			continue
 		}
-		p, _ = binary.Append(p, binary.BigEndian, v) // the parts are integers of a size
+		p, _ = binary.Append(p, binary.BigEndian, v) // the parts are integers of fixed size
 	}
 	return p
 }
@@ -25,13 +25,13 @@ func chunk(flags, kind uint16, cookie uint64, data []byte) []byte {
 	return append(be(uint32(magicChunk), flags, kind, cookie, uint32(len(data))), data...)
 }
 
-// replies is a client in the transmission phase whose server says what it is told to, once asked.
+// replies returns a client in the transmission phase whose server answers the first request with said.
 func replies(t *testing.T, structured bool, said []byte) *Client {
 	t.Helper()
 	ours, theirs := net.Pipe()
 	c := &Client{conn: ours, structured: structured, calls: make(map[uint64]*call)}
 	c.contexts = map[uint32]string{3: "base:allocation"}
-	c.transmit(Info{Size: 1 << 20})
+	c.startReceiving(Info{Size: 1 << 20})
 	served := make(chan struct{})
 	go func() {
 		defer close(served)
@@ -46,7 +46,7 @@ func replies(t *testing.T, structured bool, said []byte) *Client {
 	return c
 }
 
-// TestStrict has a server answer a request in ways that break the protocol.
+// TestStrict: replies that violate the protocol are errors.
 func TestStrict(t *testing.T) {
 	read := Request{Offset: 100, Length: 8}
 	status := Request{Command: CmdBlockStatus, Length: 4096, Flags: CmdFlagReqOne}
@@ -105,7 +105,7 @@ func TestReplies(t *testing.T) {
 	}
 }
 
-// FuzzReplies has a server say anything to a client that asked for two things.
+// FuzzReplies lets a server send any bytes to a client with two requests.
 func FuzzReplies(f *testing.F) {
 	f.Add(chunk(1, chunkData, 1, be(uint64(0), strings.Repeat("x", 4096))), true)
 	f.Add(chunk(1, chunkStatus, 2, be(uint32(3), uint32(4096), uint32(0))), true)

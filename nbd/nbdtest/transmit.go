@@ -57,7 +57,7 @@ type call struct {
 
 type span struct{ from, to uint64 }
 
-func (c *Client) transmit(info Info) {
+func (c *Client) startReceiving(info Info) {
 	c.info = info
 	c.received = make(chan struct{})
 	go c.receive()
@@ -67,9 +67,9 @@ func (c *Client) transmit(info Info) {
 func (c *Client) receive() {
 	defer close(c.received)
 	in := bufio.NewReaderSize(c.conn, 64<<10)
-	err := c.next(in)
+	err := c.readReply(in)
 	for err == nil {
-		err = c.next(in)
+		err = c.readReply(in)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -82,8 +82,8 @@ func (c *Client) receive() {
 	c.conn.Close()
 }
 
-// next reads one simple reply or one chunk.
-func (c *Client) next(in *bufio.Reader) error {
+// readReply reads one simple reply or one chunk.
+func (c *Client) readReply(in *bufio.Reader) error {
 	head, err := in.Peek(16)
 	if err != nil {
 		if len(head) > 0 {
@@ -93,9 +93,9 @@ func (c *Client) next(in *bufio.Reader) error {
 	}
 	switch magic := binary.BigEndian.Uint32(head); {
 	case magic == magicSimple:
-		return c.simple(in)
+		return c.readSimple(in)
 	case magic == magicChunk && c.structured:
-		return c.chunk(in)
+		return c.readChunk(in)
 	default:
 		return fmt.Errorf("a reply starts with %#x", magic)
 	}
@@ -111,7 +111,7 @@ func readFull(in io.Reader, p []byte) error {
 	return err
 }
 
-func (c *Client) call(cookie uint64) (*call, error) {
+func (c *Client) findCall(cookie uint64) (*call, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	call := c.calls[cookie]
@@ -121,20 +121,20 @@ func (c *Client) call(cookie uint64) (*call, error) {
 	return call, nil
 }
 
-func (c *Client) finish(cookie uint64, call *call) {
+func (c *Client) finishCall(cookie uint64, call *call) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	delete(c.calls, cookie)
 	close(call.done)
 }
 
-func (c *Client) simple(in *bufio.Reader) error {
+func (c *Client) readSimple(in *bufio.Reader) error {
 	var head [16]byte
 	if err := readFull(in, head[:]); err != nil {
 		return err
 	}
 	code, cookie := binary.BigEndian.Uint32(head[4:]), binary.BigEndian.Uint64(head[8:])
-	call, err := c.call(cookie)
+	call, err := c.findCall(cookie)
 	if err != nil {
 		return err
 	}
@@ -151,18 +151,18 @@ func (c *Client) simple(in *bufio.Reader) error {
 			return err
 		}
 	}
-	c.finish(cookie, call)
+	c.finishCall(cookie, call)
 	return nil
 }
 
-func (c *Client) chunk(in *bufio.Reader) error {
+func (c *Client) readChunk(in *bufio.Reader) error {
 	var head [20]byte
 	if err := readFull(in, head[:]); err != nil {
 		return err
 	}
 	flags, kind := binary.BigEndian.Uint16(head[4:]), binary.BigEndian.Uint16(head[6:])
 	cookie, n := binary.BigEndian.Uint64(head[8:]), binary.BigEndian.Uint32(head[16:])
-	call, err := c.call(cookie)
+	call, err := c.findCall(cookie)
 	if err != nil {
 		return err
 	}
@@ -174,53 +174,53 @@ func (c *Client) chunk(in *bufio.Reader) error {
 		return err
 	}
 	call.reply.Chunks++
-	if err := c.content(call, kind, p); err != nil {
+	if err := c.applyChunk(call, kind, p); err != nil {
 		return err
 	}
 	if flags&1 == 0 {
 		return nil
 	}
-	if err := call.complete(); err != nil {
+	if err := call.checkComplete(); err != nil {
 		return err
 	}
-	c.finish(cookie, call)
+	c.finishCall(cookie, call)
 	return nil
 }
 
-func (c *Client) content(call *call, kind uint16, p []byte) error {
+func (c *Client) applyChunk(call *call, kind uint16, p []byte) error {
 	switch {
 	case kind == chunkNone && len(p) == 0:
 		return nil
 	case kind == chunkData && len(p) > 8 && call.Command == CmdRead:
-		return call.data(binary.BigEndian.Uint64(p), p[8:])
+		return call.storeData(binary.BigEndian.Uint64(p), p[8:])
 	case kind == chunkHole && len(p) == 12 && call.Command == CmdRead:
 		call.reply.Holes++
-		return call.cover(binary.BigEndian.Uint64(p), uint64(binary.BigEndian.Uint32(p[8:])))
+		return call.recordRange(binary.BigEndian.Uint64(p), uint64(binary.BigEndian.Uint32(p[8:])))
 	case kind == chunkStatus && len(p) >= 12 && len(p)%8 == 4 && call.Command == CmdBlockStatus:
-		return c.status(call, p)
+		return c.storeStatus(call, p)
 	case (kind == chunkError || kind == chunkErrorOffset) && len(p) >= 6:
-		return call.fail(kind, p)
+		return call.storeError(kind, p)
 	}
 	return fmt.Errorf("a chunk of kind %d with %d bytes for command %d", kind, len(p), call.Command)
 }
 
-func (c *call) data(offset uint64, p []byte) error {
-	if err := c.cover(offset, uint64(len(p))); err != nil {
+func (c *call) storeData(offset uint64, p []byte) error {
+	if err := c.recordRange(offset, uint64(len(p))); err != nil {
 		return err
 	}
 	copy(c.reply.Data[offset-c.Offset:], p)
 	return nil
 }
 
-// cover records a received range of a read. It returns an error unless the range is new and within
+// recordRange records a received range of a read. It returns an error unless the range is new and within
 // the request.
-func (c *call) cover(offset, length uint64) error {
+func (c *call) recordRange(offset, length uint64) error {
 	if c.reply.Data == nil {
 		c.reply.Data = make([]byte, c.Length)
 	}
 	end, limit := offset+length, c.Offset+uint64(c.Length)
 	if length == 0 || offset < c.Offset || end > limit || end < offset {
-		return fmt.Errorf("a chunk for %d+%d, asked was %d+%d", offset, length, c.Offset, c.Length)
+		return fmt.Errorf("a chunk for %d+%d in a request for %d+%d", offset, length, c.Offset, c.Length)
 	}
 	for _, s := range c.covered {
 		if offset < s.to && s.from < end {
@@ -234,7 +234,7 @@ func (c *call) cover(offset, length uint64) error {
 	return nil
 }
 
-func (c *Client) status(call *call, p []byte) error {
+func (c *Client) storeStatus(call *call, p []byte) error {
 	name, known := c.contexts[binary.BigEndian.Uint32(p)]
 	if !known || call.reply.States[name] != nil {
 		return errors.New("a block status of an unknown context, or a second one")
@@ -244,14 +244,14 @@ func (c *Client) status(call *call, p []byte) error {
 	for p = p[4:]; len(p) > 0; p = p[8:] {
 		e := Extent{binary.BigEndian.Uint32(p), binary.BigEndian.Uint32(p[4:])}
 		if e.Length == 0 || total >= uint64(call.Length) {
-			return errors.New("an empty extent, or one behind the last")
+			return errors.New("an empty extent, or one after the last")
 		}
 		total += uint64(e.Length)
 		extents = append(extents, e)
 	}
 	one := call.Flags&CmdFlagReqOne != 0
 	if one && (len(extents) > 1 || total > uint64(call.Length)) {
-		return errors.New("more than the one extent that was asked for")
+		return errors.New("more than the one requested extent")
 	}
 	if total > c.info.Size-call.Offset {
 		return errors.New("a block status reaches beyond the end")
@@ -265,7 +265,7 @@ func (c *Client) status(call *call, p []byte) error {
 	return nil
 }
 
-func (c *call) fail(kind uint16, p []byte) error {
+func (c *call) storeError(kind uint16, p []byte) error {
 	code, n, rest := binary.BigEndian.Uint32(p), int(binary.BigEndian.Uint16(p[4:])), p[6:]
 	if code == 0 || n > len(rest) || n > maxString {
 		return fmt.Errorf("an error chunk has code %d and a text of %d bytes", code, n)
@@ -282,8 +282,8 @@ func (c *call) fail(kind uint16, p []byte) error {
 	return nil
 }
 
-// complete checks that a finished structured reply has all required content.
-func (c *call) complete() error {
+// checkComplete checks that a finished structured reply has all required content.
+func (c *call) checkComplete() error {
 	if c.failure != nil {
 		return nil
 	}
@@ -304,7 +304,7 @@ func (c *call) complete() error {
 // *Error. Any other error means that the connection has failed or that ctx has ended.
 func (c *Client) Start(q Request) (wait func(ctx context.Context) (Reply, error), err error) {
 	call := &call{Request: q, done: make(chan struct{})}
-	cookie, err := c.register(call)
+	cookie, err := c.registerCall(call)
 	if err != nil {
 		return nil, err
 	}
@@ -314,10 +314,10 @@ func (c *Client) Start(q Request) (wait func(ctx context.Context) (Reply, error)
 	if err != nil {
 		return nil, err
 	}
-	return call.wait, nil
+	return call.awaitReply, nil
 }
 
-func (c *Client) register(call *call) (uint64, error) {
+func (c *Client) registerCall(call *call) (uint64, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.err != nil {
@@ -328,7 +328,7 @@ func (c *Client) register(call *call) (uint64, error) {
 	return c.cookie, nil
 }
 
-func (c *call) wait(ctx context.Context) (Reply, error) {
+func (c *call) awaitReply(ctx context.Context) (Reply, error) {
 	select {
 	case <-c.done:
 	case <-ctx.Done():
