@@ -12,7 +12,7 @@ import (
 	"cairn/internal/blockdev/sysfs"
 )
 
-// kernel is what a sysfs, the real one or one in tests, has of disks and partitions.
+// kernel finds disks and partitions in a sysfs.
 type kernel struct{ sysfs.FS }
 
 func liveKernel() kernel { return kernel{sysfs.Live} }

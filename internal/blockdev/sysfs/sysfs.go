@@ -1,4 +1,4 @@
-// Package sysfs reads what the kernel tells of block devices under /sys: names, numbers, attributes, partitions
+// Package sysfs reads the kernel's description of block devices under /sys: names, numbers, attributes, partitions
 // and stacked devices (Documentation/ABI/stable/sysfs-block). It opens no device.
 package sysfs
 

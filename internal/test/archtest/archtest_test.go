@@ -1,5 +1,5 @@
-// Package archtest holds the rules about who may import whom, who may print, and what the tree may not mention,
-// as tests. They read the source files themselves, so that go test runs them again when a file has changed.
+// Package archtest tests rules about the source: which package imports which, which prints, and texts that the tree must
+// not contain. The tests read the source files themselves, so go test runs them again when a file has changed.
 package archtest
 
 import (
@@ -17,8 +17,8 @@ const (
 	anything = "*"
 )
 
-// imports says which of our packages each of our packages may import, besides internal/... which all may. An
-// internal package knows nothing of the others, unless it has a line here.
+// imports lists the packages of this module that each package may import, besides internal/..., which all may import. An
+// internal package may import none of the others unless it has a line here.
 var imports = map[string]string{
 	"blob":               "",
 	"blob/scan":          "blob chunker",
@@ -58,23 +58,23 @@ var imports = map[string]string{
 	"blob/view/imagecache": "blob",
 }
 
-// testOnly are the packages that only tests, tools and one another may import, besides those below internal/test.
+// testOnly are the packages outside of internal/test that only tests, tools and one another may import.
 var testOnly = []string{"testimages", "store/storetest", "nbd/nbdtest"}
 
 func isTestOnly(pkg string) bool {
 	return strings.HasPrefix(pkg, "internal/test/") || slices.Contains(testOnly, pkg)
 }
 
-// tools are programs for developers, no part of the product: they may print, and use what is for tests only.
+// tools are programs for developers and not part of the product: they may print, and import test packages.
 var tools = []string{"internal/test/bench", "internal/test/demo", "internal/test/figures"}
 
-// homes are modules that one package may import, tests included.
+// homes maps a module to the only package that may import it, also in tests.
 var homes = map[string]string{
 	"github.com/pojntfx/go-nbd": "nbd/gonbd",
 	"github.com/pkg/sftp":       "store/sftp",
 }
 
-// printing are the names by which a package talks past its caller. Only programs do.
+// printing are the functions and variables that write to the terminal or a global log. Only programs may use them.
 var printing = map[string]string{
 	"os":  "Stdout Stderr",
 	"fmt": "Print Printf Println",
@@ -83,7 +83,7 @@ var printing = map[string]string{
 		"Warn WarnContext Error ErrorContext",
 }
 
-// openFiles is the package that hands out the files that are open when a process begins. It prints nothing itself.
+// openFiles is the package for files that are open when a process begins. It prints nothing itself.
 const openFiles = "internal/openfile"
 
 func TestSources(t *testing.T) {
@@ -94,12 +94,12 @@ func TestSources(t *testing.T) {
 	}
 }
 
-// check says which rules s breaks.
+// check returns the rules that s breaks.
 func check(s source) []string {
 	return slices.Concat(checkTable(s), checkTestOnly(s), checkHomes(s), checkPrinting(s), checkInit(s))
 }
 
-// checkTable says what s imports against the table.
+// checkTable returns the imports of s that the table forbids.
 func checkTable(s source) (complaints []string) {
 	allowed, known := imports[s.pkg]
 	switch {
@@ -170,7 +170,7 @@ func checkInit(s source) (complaints []string) {
 	return complaints
 }
 
-// outside is where notes about this project may lie that are no part of it. It is spelt so that this file passes.
+// outside is a directory outside of the repository. The text is split so that this file passes the test.
 const outside = ".." + "/shared"
 
 func TestTexts(t *testing.T) {

@@ -8,10 +8,10 @@ import (
 	"testing"
 )
 
-// TestDocs: the docs say which test holds which rule; so there must be such a test.
+// TestDocs: every test that the docs name exists.
 func TestDocs(t *testing.T) {
 	known := testNames(t)
-	pattern := regexp.MustCompile(`\b(?:Test|Fuzz)[A-Z]\w*…?`) // "…" stands for any end
+	pattern := regexp.MustCompile(`\b(?:Test|Fuzz)[A-Z]\w*…?`) // "…" stands for any suffix
 	walk(t, func(name string, text []byte) {
 		if !strings.HasPrefix(name, "docs/") {
 			return
@@ -25,7 +25,7 @@ func TestDocs(t *testing.T) {
 	})
 }
 
-// testNames are the module's functions that are called like tests.
+// testNames returns the names of the module's tests and fuzz targets.
 func testNames(t *testing.T) []string {
 	var names []string
 	for _, s := range sources(t) {

@@ -5,11 +5,11 @@ import (
 	"testing"
 )
 
-// TestRules plants what each rule forbids, beside what it does not mean.
+// TestRules checks sources that break each rule, and similar ones that do not.
 func TestRules(t *testing.T) {
 	for _, c := range []struct {
 		name, file, text string
-		want             string // part of the only complaint; "" for none
+		want             string // a part of the only complaint; "" for none
 	}{
 		{"allowed", "store/a.go", `import "cairn/blob"`, ""},
 		{"internal", "blob/a.go", `import "cairn/internal/lanes"`, ""},

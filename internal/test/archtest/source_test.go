@@ -16,19 +16,19 @@ import (
 
 // source is a Go file of the module.
 type source struct {
-	pkg    string // its directory below the module's root
+	pkg    string // its directory, relative to the module's root
 	name   string
 	isTest bool
 	file   *ast.File
 }
 
-// parse reads the Go file that is called name, relative to the module's root, and holds text.
+// parse parses text as the Go file name, relative to the module's root.
 func parse(name string, text []byte) (source, error) {
 	file, err := parser.ParseFile(token.NewFileSet(), name, text, parser.SkipObjectResolution)
 	return source{path.Dir(name), path.Base(name), strings.HasSuffix(name, "_test.go"), file}, err
 }
 
-// imports lists the paths that s imports.
+// imports returns the paths that s imports.
 func (s source) imports() []string {
 	var paths []string
 	for _, i := range s.file.Imports {
@@ -37,7 +37,7 @@ func (s source) imports() []string {
 	return paths
 }
 
-// locals maps the names that s has for its imports to their paths.
+// locals maps the local names of s's imports to their paths.
 func (s source) locals() map[string]string {
 	locals := map[string]string{}
 	for _, i := range s.file.Imports {
@@ -51,7 +51,7 @@ func (s source) locals() map[string]string {
 }
 
 func importPath(i *ast.ImportSpec) string {
-	p, _ := strconv.Unquote(i.Path.Value) // the parser took it
+	p, _ := strconv.Unquote(i.Path.Value) // the parser has accepted it
 	return p
 }
 
@@ -75,7 +75,7 @@ func sources(t *testing.T) []source {
 	return all
 }
 
-// walk visits the texts of the module, with their names relative to its root.
+// walk visits the module's text files, with names relative to its root.
 func walk(t *testing.T, visit func(name string, text []byte)) {
 	t.Helper()
 	tree := os.DirFS("../../..")
@@ -99,7 +99,7 @@ func walk(t *testing.T, visit func(name string, text []byte)) {
 	}
 }
 
-// readText is the content of a file as people write them, and nil for anything else, such as a binary.
+// readText returns the content of a text file, and nil for a binary or a large file.
 func readText(tree fs.FS, name string, d fs.DirEntry) ([]byte, error) {
 	const limit = 1 << 20
 	info, err := d.Info()

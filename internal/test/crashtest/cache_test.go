@@ -16,10 +16,10 @@ import (
 	"cairn/testimages"
 )
 
-// cacheSize is how large the file systems are that hold an image cache.
+// cacheSize is the size in bytes of the file systems that hold an image cache.
 const cacheSize = 20 * mib
 
-// cachedImage is what is served from them: data, zeros, and some of the data again.
+// cachedImage returns the served image: data, zeros, and some of the data again.
 func cachedImage() []byte {
 	data := testimages.Random(5, 3*mib)
 	return slices.Concat(data[:2*mib], make([]byte, mib+5000), data[2*mib:], data[:mib/2])
@@ -38,11 +38,11 @@ func newCacheRig(t testing.TB, r releases, node string) *cacheRig {
 	t.Helper()
 	c := &cacheRig{newDepot(t, r), cachedImage(), chance(t), node, t.TempDir()}
 	c.mount(t)
-	t.Cleanup(func() { _ = unix.Unmount(c.point, unix.MNT_DETACH) }) // if the test has failed
+	t.Cleanup(func() { _ = unix.Unmount(c.point, unix.MNT_DETACH) }) // for a failed test
 	return c
 }
 
-// newLoopRig is one on a loop device.
+// newLoopRig returns a cacheRig on a loop device.
 func newLoopRig(t testing.TB) *cacheRig {
 	t.Helper()
 	need.Root(t)
@@ -65,7 +65,7 @@ func (c *cacheRig) unmount(t testing.TB) {
 	}
 }
 
-// again mounts the disk anew, and wants the image served right from what is on it.
+// again mounts the disk again, and checks that the image is served correctly from it.
 func (c *cacheRig) again(t testing.TB) {
 	t.Helper()
 	c.unmount(t)
@@ -81,7 +81,7 @@ const (
 	cacheRemoved = "the image cache was removed under the server"
 )
 
-// wantDegraded waits until the log and the status say that the disk fails.
+// wantDegraded waits until the log and the status report that the disk fails.
 func (s *server) wantDegraded(t testing.TB) {
 	t.Helper()
 	s.await(t, cacheFails)
@@ -93,12 +93,12 @@ func (s *server) wantDegraded(t testing.TB) {
 	})
 }
 
-// TestCacheFull: a part of the image has no room on the disk. It is served, and kept when there is room.
+// TestCacheFull: a part of the image does not fit on the disk. It is served, and cached when there is space.
 func TestCacheFull(t *testing.T) {
 	t.Parallel()
 	c := newLoopRig(t)
 	ballast := filepath.Join(c.point, "ballast")
-	run(t, "dd", "if=/dev/zero", "of="+ballast, "bs=64k", "conv=fsync") // until it fails
+	run(t, "dd", "if=/dev/zero", "of="+ballast, "bs=64k", "conv=fsync") // until the disk is full
 	info, err := os.Stat(ballast)
 	if err != nil {
 		t.Fatal(err)
@@ -138,7 +138,7 @@ func TestCacheReadOnly(t *testing.T) {
 	c.again(t)
 }
 
-// TestCacheRemoved: somebody removes the cache, or takes its file system away.
+// TestCacheRemoved: the cache is removed, or its file system is unmounted.
 func TestCacheRemoved(t *testing.T) {
 	t.Parallel()
 	for name, remove := range map[string]func(t *testing.T, c *cacheRig){

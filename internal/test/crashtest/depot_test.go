@@ -13,14 +13,14 @@ import (
 	"cairn/blob"
 )
 
-// depot is a web server over releases that knows what it has sent.
+// depot is a web server for releases that counts the sent bytes.
 type depot struct {
 	url      string
 	releases releases
 
-	mu   sync.Mutex // guards what follows
+	mu   sync.Mutex // guards the fields below
 	sent map[string]int64
-	// before is called before a chunk is sent, with how many were asked for; false ends the connection.
+	// before is called before a chunk is sent, with the number of requests so far. false ends the connection.
 	before func(n int) bool
 	asked  int
 }
@@ -62,20 +62,20 @@ func (d *depot) serve(w http.ResponseWriter, q *http.Request, path string) {
 	}
 }
 
-// index is that of release x.
+// index returns the index of release x.
 func (d *depot) index(t testing.TB) *blob.Index {
 	t.Helper()
 	return d.releases.read(t, "x")
 }
 
-// meanwhile has f called before each chunk from now on.
+// meanwhile sets the function to call before each chunk from now on.
 func (d *depot) meanwhile(f func(n int) bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.before, d.asked = f, 0
 }
 
-// startAndKill starts a command of cairn, and kills it when it asks for the chunk of that number.
+// startAndKill starts a cairn command, and kills it when it requests the chunk of that number.
 func (d *depot) startAndKill(t testing.TB, chunk int, args ...string) *job {
 	t.Helper()
 	var j *job
@@ -91,7 +91,7 @@ func (d *depot) startAndKill(t testing.TB, chunk int, args ...string) *job {
 	return j
 }
 
-// news is what was sent since it was asked last: the chunks' names, and bytes.
+// news returns the sent bytes of each chunk by name since the last call.
 func (d *depot) news() map[string]int64 {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -16,14 +16,14 @@ import (
 	"cairn/testimages"
 )
 
-// TestStoreDies: the store goes away for good in the middle. What was fetched is not fetched again.
+// TestStoreDies: the store fails for good in the middle of a job. The next run does not fetch the same chunks again.
 func TestStoreDies(t *testing.T) {
 	t.Parallel()
 	r := published(t, ext4)
 	d, s := newDepot(t, r), slotsOf(t, r, r.image("c"))
 	was, will := sum(t, r.image("c"), r.size(t, "b")), sum(t, r.image("b"), r.size(t, "b"))
 	args := []string{d.url + "/b.caibx", s.b, "--state", "", "--memory", "1MiB", "--fetches", "4"}
-	must(t, "dd", "if=/dev/zero", "of="+s.b, "bs=1M", "seek=8", "count=8", "conv=fsync") // to have to fetch
+	must(t, "dd", "if=/dev/zero", "of="+s.b, "bs=1M", "seek=8", "count=8", "conv=fsync") // forces downloads
 	d.meanwhile(func(n int) bool { return n < 20 })
 	fails(t, notFound, "127.0.0.1", append([]string{"assemble"}, args...)...)
 	if left := judge(t, s.b, was, will, r.size(t, "b"), r.index("b")); left != unfinished {
@@ -34,7 +34,7 @@ func TestStoreDies(t *testing.T) {
 	wantImage(t, s.b, r.image("b"))
 }
 
-// TestThinDevice: the device has less room than it says, and finds out when it is written.
+// TestThinDevice: the device has less space than its size, which a write finds out.
 func TestThinDevice(t *testing.T) {
 	t.Parallel()
 	need.Root(t)
@@ -48,7 +48,7 @@ func TestThinDevice(t *testing.T) {
 	must(t, "truncate", "-s", "48M", file)
 	node := looptest.Attach(t, file, 512)
 	got := run(t, "cairn", "assemble", r.index("b"), node, "--state", "")
-	words := "no space left" // or, as this depends on the kernel:
+	words := "no space left" // or, depending on the kernel:
 	if !strings.Contains(got.stderr, words) {
 		words = "input/output error"
 	}
@@ -56,7 +56,7 @@ func TestThinDevice(t *testing.T) {
 	judge(t, node, [32]byte{}, [32]byte{}, r.size(t, "b"), r.index("b"))
 }
 
-// TestLoopDetached: to detach a loop device that is in use takes effect when it is no longer.
+// TestLoopDetached: detaching a loop device in use takes effect when it is closed.
 func TestLoopDetached(t *testing.T) {
 	t.Parallel()
 	need.Root(t)
@@ -86,7 +86,7 @@ func TestBusySeed(t *testing.T) {
 	}
 }
 
-// busy writes to a device until it is told to stop.
+// busy writes to a device until stop is called.
 func busy(t testing.TB, node string, size int64) (stop func()) {
 	t.Helper()
 	f, err := os.OpenFile(node, os.O_WRONLY, 0)
@@ -116,7 +116,7 @@ func busy(t testing.TB, node string, size int64) (stop func()) {
 	}
 }
 
-// TestSizes: images of no, one and almost no bytes, as large as the partition, and a sector larger.
+// TestSizes: images of no bytes, of one byte and of a few, as large as the partition, and a sector larger.
 func TestSizes(t *testing.T) {
 	t.Parallel()
 	need.Root(t)
@@ -143,7 +143,7 @@ func TestSizes(t *testing.T) {
 	}
 }
 
-// sumFrom is the digest of the bytes of a file or device from lo to hi.
+// sumFrom returns the digest of the bytes of a file or device from lo to hi.
 func sumFrom(t testing.TB, path string, lo, hi int64) string {
 	t.Helper()
 	p := make([]byte, hi-lo)
@@ -169,7 +169,7 @@ func TestLargeImage(t *testing.T) {
 	}
 	r.publish(t, "x")
 	node := looptest.Attach(t, looptest.File(t, size), 4096)
-	seed := filepath.Join(t.TempDir(), "seed") // with one, the device itself is not scanned
+	seed := filepath.Join(t.TempDir(), "seed") // with a seed, the device itself is not scanned
 	if err := os.WriteFile(seed, []byte("nothing"), 0o600); err != nil {
 		t.Fatal(err)
 	}

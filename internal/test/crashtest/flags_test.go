@@ -15,7 +15,7 @@ import (
 	"cairn/testimages"
 )
 
-// TestMaxDownload: assemble stops before it downloads more than it may, and comes to its end in several runs.
+// TestMaxDownload: assemble stops before it exceeds its download limit, and completes in several runs.
 func TestMaxDownload(t *testing.T) {
 	t.Parallel()
 	need.Root(t)
@@ -52,7 +52,7 @@ func TestRateLimit(t *testing.T) {
 	}
 }
 
-// TestTail: what lies behind the image on its partition, and never what lies behind the partition.
+// TestTail changes the bytes after the image on its partition, and never those after the partition.
 func TestTail(t *testing.T) {
 	t.Parallel()
 	need.Root(t)
@@ -69,7 +69,7 @@ func TestTail(t *testing.T) {
 		if _, err := openFile(t, s.b).ReadAt(rest, size); err != nil {
 			t.Fatal(err)
 		}
-		if tail == "discard" { // of its first page, which the image begins, nothing is lost or need be
+		if tail == "discard" { // the page in which the image ends may be kept
 			rest = rest[4*kib:]
 		}
 		if !bytes.Equal(rest, want[:len(rest)]) {
@@ -81,8 +81,8 @@ func TestTail(t *testing.T) {
 	}
 }
 
-// TestExec: the hook runs when the image is on the medium, which it sees below the device, with the result as its
-// input; and never after a failure.
+// TestExec: the hook runs when the image is on the medium, as it sees below the device, with the result on stdin. It
+// never runs after a failure.
 func TestExec(t *testing.T) {
 	t.Parallel()
 	need.Root(t)
@@ -92,7 +92,7 @@ func TestExec(t *testing.T) {
 	backing := strings.TrimSpace(must(t, "losetup", "--noheadings", "--output", "BACK-FILE", s.disk))
 	hook := filepath.Join(dir, "hook")
 	script := fmt.Sprintf("#!/bin/sh\ncat >%s/stdin\nexec cmp -n %d %s %s 0 %d\n",
-		dir, 2*mib, r.image("x"), backing, 4*mib) // the second slot begins there
+		dir, 2*mib, r.image("x"), backing, 4*mib) // the offset of the second slot
 	if err := os.WriteFile(hook, []byte(script), 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -118,7 +118,7 @@ func TestExec(t *testing.T) {
 	got.wantFailed(t, failed, "holds the image, but running false")
 }
 
-// TestState: what a device holds is remembered, checked before it is believed, and never needed.
+// TestState: the content of a device is remembered, checked before it is used, and never required.
 func TestState(t *testing.T) {
 	t.Parallel()
 	r := published(t, ext4)
@@ -145,20 +145,20 @@ func TestState(t *testing.T) {
 	if !scans(state) {
 		t.Error("the seed was believed to hold what it does not")
 	}
-	patch(t, s.a, testimages.Random(5, mib), 9*mib) // a little changed
+	patch(t, s.a, testimages.Random(5, mib), 9*mib) // a small change
 	patch(t, s.b, make([]byte, 12*mib), 4*mib)
 	if scans(state) {
 		t.Error("the seed was scanned again because a little has changed")
 	}
 
-	nowhere := filepath.Join(r.image("a"), "state") // below a file no directory can be
+	nowhere := filepath.Join(r.image("a"), "state") // a directory cannot be below a file
 	got := run(t, "cairn", "assemble", r.index("c"), s.b, "--state", nowhere)
 	if got.status != 0 || !strings.Contains(got.stderr, "warning: cannot remember") {
 		t.Errorf("with a state that cannot be written: %+v", got)
 	}
 }
 
-// TestUnfinishedIsRemembered: the run after an interrupted one says so.
+// TestUnfinishedIsRemembered: the run after an interrupted one reports it.
 func TestUnfinishedIsRemembered(t *testing.T) {
 	t.Parallel()
 	r := published(t, ext4)

@@ -7,7 +7,7 @@ import (
 	"sync/atomic"
 	"testing"
 
-	update "cairn/blob/assemble" // assemble is a helper here
+	update "cairn/blob/assemble" // assemble is a function of this package
 	"cairn/internal/test/need"
 	"cairn/seed"
 	"cairn/store"
@@ -15,7 +15,7 @@ import (
 	"cairn/testimages"
 )
 
-// eachKind runs a test with the releases of each kind of file system.
+// eachKind runs a test with the releases on each kind of file system.
 func eachKind(t *testing.T, test func(t *testing.T, r releases)) {
 	t.Parallel()
 	need.Root(t)
@@ -27,22 +27,22 @@ func eachKind(t *testing.T, test func(t *testing.T, r releases)) {
 	}
 }
 
-// slotsOf are slots with room for the releases: release a in the first one, and something else in the second.
+// slotsOf returns slots with release a in the first slot and b, other content, in the second.
 func slotsOf(t testing.TB, r releases, b string) slots {
 	t.Helper()
 	size := (max(r.size(t, "a"), r.size(t, "b"), r.size(t, "c"))/mib + 2) * mib
 	return newSlots(t, size, 512, r.image("a"), b)
 }
 
-// TestUpdateIsFrugal: an update to release b from the slot with release a downloads their difference, writes what
-// is not in place, reads the seed once or, when it has to be scanned, twice; once more it writes nothing.
+// TestUpdateIsFrugal: an update to release b from the slot with release a downloads their difference, and writes only
+// blocks that differ. It reads the seed once, or twice when it has to scan it. A second run writes nothing.
 func TestUpdateIsFrugal(t *testing.T) {
 	eachKind(t, func(t *testing.T, r releases) {
 		d, state := newDepot(t, r), t.TempDir()
 		difference, two := r.difference(t, r.read(t, "a"), "b")
 		for _, c := range []struct {
 			name, seed, held string
-			reads            int64 // of the seed
+			reads            int64 // passes over the seed
 		}{
 			{"first scan", "", "", 2},
 			{"remembered scan, onto an older release", "", r.image("c"), 1},
@@ -50,7 +50,7 @@ func TestUpdateIsFrugal(t *testing.T) {
 		} {
 			s := slotsOf(t, r, c.held)
 			args := once(d.url+"/b.caibx", s.b, "--state", state, "--seed", s.a+c.seed)
-			if c.held != "" { // a first scan is remembered by the device, which is new
+			if c.held != "" { // remembers the scan of the seed, a new device
 				must(t, "cairn", "assemble", d.url+"/c.caibx", s.b, "--state", state, "--seed", s.a)
 			}
 			d.news()
@@ -76,11 +76,11 @@ func TestUpdateIsFrugal(t *testing.T) {
 	})
 }
 
-// once has no chunk asked for a second time because its answer is slow to come, so that downloads can be counted: a
-// job with a limit does not do that.
+// once prevents repeated requests for slow answers, so that downloads can be counted: a job with a download limit sends
+// none.
 func once(args ...string) []string { return append(args, "--max-download", "1GiB") }
 
-// wantNothingWritten assembles once more.
+// wantNothingWritten assembles once more, and checks that no byte is written.
 func wantNothingWritten(t testing.TB, d *depot, target string, args []string) {
 	t.Helper()
 	var again assembled
@@ -90,7 +90,7 @@ func wantNothingWritten(t testing.TB, d *depot, target string, args []string) {
 	}
 }
 
-// TestCountedInGo counts at the interfaces what the kernel counts below.
+// TestCountedInGo counts at the interfaces the bytes that the kernel counts below them.
 func TestCountedInGo(t *testing.T) {
 	t.Parallel()
 	r := published(t, ext4)
@@ -121,7 +121,7 @@ func TestCountedInGo(t *testing.T) {
 	}
 }
 
-// counting is a file that counts the bytes that are read and written.
+// counting is a file that counts read and written bytes.
 type counting struct {
 	*os.File
 	got, wrote atomic.Int64
@@ -137,7 +137,7 @@ func (c *counting) WriteAt(p []byte, off int64) (int, error) {
 	return c.File.WriteAt(p, off)
 }
 
-// Zero implements assemble.Target, by writing.
+// Zero implements assemble.Target by writing zeros.
 func (c *counting) Zero(off, n int64) error {
 	_, err := c.WriteAt(make([]byte, n), off)
 	return err

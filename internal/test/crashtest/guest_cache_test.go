@@ -15,12 +15,12 @@ import (
 	"cairn/blob"
 )
 
-// emptyFilesystem is the image of a file system for a cache, as guestData has made it.
+// emptyFilesystem returns the image of a file system for a cache, made by guestData.
 func emptyFilesystem(kind string) string { return guestReleases("cached").image("empty-" + kind) }
 
-// guestCachePower records what a server's image cache writes to its disk (dm-log-writes), and makes disks as a power
-// cut would leave them. From each of them a server serves the image right, and it fetches nothing that the map on that
-// disk speaks of.
+// guestCachePower records the writes of a server's image cache to its disk (dm-log-writes), and makes disks as a power
+// cut would leave them. A server with each of them serves the right image, and does not fetch chunks that the map on the
+// disk lists.
 func guestCachePower(t *testing.T) {
 	for _, kind := range []string{"ext4", "xfs"} {
 		t.Run(kind, func(t *testing.T) { testCachePower(t, kind) })
@@ -37,7 +37,7 @@ func testCachePower(t *testing.T, kind string) {
 	for n := range times()/4 + 1 {
 		cut := cacheCut(random, n, len(recorded), whole)
 		patch(t, disk, powerCut(random, base, recorded[:cut], n < 2), 0)
-		// After a kill the map may name what was found as data, and was not proven yet.
+		// After a kill the map may list data that is not verified yet.
 		sent := serveAfterCut(t, d, disk, kind, image, x, cut <= killed || cut >= whole)
 		fetched += len(sent)
 		if cut >= whole && len(sent) > 0 {
@@ -50,7 +50,7 @@ func testCachePower(t *testing.T, kind string) {
 	t.Logf("%d chunks were fetched again in all, of %d in the image", fetched, x.Len())
 }
 
-// cacheCut is how many of the requests come before try n's power cut: all, those until the image was whole, or any.
+// cacheCut returns the number of requests before try n's power cut: all, those until the image was complete, or any.
 func cacheCut(random *rand.Rand, n, requests, whole int) int {
 	switch n {
 	case 0:
@@ -61,8 +61,8 @@ func cacheCut(random *rand.Rand, n, requests, whole int) int {
 	return random.IntN(requests)
 }
 
-// recordCache has a server fill its cache, be killed meanwhile, and be stopped when the image is whole. It returns what
-// was written to the disk, and how much of it until the kill and until the image was whole.
+// recordCache lets a server fill its cache, kills it meanwhile, and stops it when the image is complete. It returns the
+// recorded writes, and their numbers at the kill and when the image was complete.
 func recordCache(t *testing.T, d *depot, kind string, base, image []byte, random *rand.Rand) (all []entry, killed, whole int) {
 	below, log, point := newLoop(t, cacheSize), newLoop(t, 64*mib), t.TempDir()
 	patch(t, below, base, 0)
@@ -101,8 +101,8 @@ func recordCache(t *testing.T, d *depot, kind string, base, image []byte, random
 	return all, at("killed"), at("whole")
 }
 
-// serveAfterCut serves the image with the cache on a disk, and returns what was fetched: nothing that the map names, if
-// all of that was proven.
+// serveAfterCut serves the image with the cache on a disk, and returns the fetched chunks. If proven, none of them may be
+// in the map.
 func serveAfterCut(t *testing.T, d *depot, disk, kind string, image []byte, x *blob.Index, proven bool) (sent map[string]int64) {
 	t.Run("cut", func(t *testing.T) {
 		point := t.TempDir()
@@ -124,7 +124,7 @@ func serveAfterCut(t *testing.T, d *depot, disk, kind string, image []byte, x *b
 	return sent
 }
 
-// cacheFile is a file of the only image in a cache; it may be that there is none.
+// cacheFile returns the path of a file of the only image in a cache. The path does not exist if there is no image.
 func cacheFile(t testing.TB, cache, name string) string {
 	t.Helper()
 	images, err := filepath.Glob(filepath.Join(cache, "images", "*"))
@@ -134,7 +134,7 @@ func cacheFile(t testing.TB, cache, name string) string {
 	return filepath.Join(append(images, "none")[0], name)
 }
 
-// mapped are the names of the chunks that a cache's map speaks of, as docs/format.md tells.
+// mapped returns the names of the chunks that a cache's map lists, as docs/format.md specifies.
 func mapped(t testing.TB, cache string, x *blob.Index) map[string]bool {
 	t.Helper()
 	file, err := os.ReadFile(cacheFile(t, cache, "map"))
@@ -165,8 +165,8 @@ func mapped(t testing.TB, cache string, x *blob.Index) map[string]bool {
 	return names
 }
 
-// guestCacheFaults has the disk of an image cache fail under a server: no read fails, none is wrong, and the server says
-// so once.
+// guestCacheFaults makes the disk of a server's image cache fail. No read fails or is wrong, and the server reports the
+// failure once.
 func guestCacheFaults(t *testing.T) {
 	for name, test := range map[string]func(*testing.T, *cacheRig, string){
 		"reads fail":  testCacheReadsFail,
@@ -195,14 +195,14 @@ func testCacheReadsFail(t *testing.T, c *cacheRig, below string) {
 	c.again(t)
 }
 
-// testCacheWritesFail: what the kernel took and the disk did not must not be served when the kernel has forgotten it.
+// testCacheWritesFail: bytes that the kernel accepted and the disk lost must not be served when the page cache is dropped.
 func testCacheWritesFail(t *testing.T, c *cacheRig, below string) {
 	s := serve(t, c.depot, c.point, "--prefetch", "none")
 	s.wantSome(t, c.image, c.random, 5)
 	remap(t, "cachedisk", broken(below, cacheSize, errorWrites))
 	s.wantAll(t, c.image)
 	s.wantDegraded(t)
-	s.wantAll(t, c.image) // of what the kernel shows still, if the server believes it
+	s.wantAll(t, c.image) // from pages that the kernel still has, if the server trusts them
 	for range 2 {
 		forgetPages(t)
 		s.wantAll(t, c.image)
@@ -213,7 +213,7 @@ func testCacheWritesFail(t *testing.T, c *cacheRig, below string) {
 	c.again(t)
 }
 
-// forgetPages has the kernel forget what it need not write.
+// forgetPages drops the clean pages from the page cache.
 func forgetPages(t testing.TB) {
 	t.Helper()
 	if err := os.WriteFile("/proc/sys/vm/drop_caches", []byte("1"), 0o600); err != nil {

@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// guestFaults has devices fail, be lost and lie, and be in all kinds of use.
+// guestFaults tests devices that fail, disappear, lose writes, and are in use in several ways.
 func guestFaults(t *testing.T) {
 	r := guestReleases("ext4")
 	t.Run("seed fails", func(t *testing.T) { testSeedFails(t, r) })
@@ -21,9 +21,9 @@ func guestFaults(t *testing.T) {
 	t.Run("memory", func(t *testing.T) { testLittleMemory(t) })
 }
 
-const faultSize = 12 * mib // of a slot; the releases have 10 MiB
+const faultSize = 12 * mib // size of a slot; the releases have 10 MiB
 
-// testSeedFails: what a seed cannot give is downloaded.
+// testSeedFails: chunks that a seed cannot give are downloaded.
 func testSeedFails(t *testing.T, r releases) {
 	below := filled(t, r.image("a"), faultSize)
 	const third = faultSize / 3 / 512
@@ -40,13 +40,13 @@ func testSeedFails(t *testing.T, r releases) {
 	}
 }
 
-// testTargetFails: writes fail from the start, from some moment on, or the device is lost.
+// testTargetFails: writes fail from the start, after some chunks, or the device is lost.
 func testTargetFails(t *testing.T, r releases) {
 	was, will := sum(t, r.image("c"), r.size(t, "b")), sum(t, r.image("b"), r.size(t, "b"))
 	for _, c := range []struct {
 		name  string
 		fault func(below string) string
-		after int // so many chunks
+		after int // that many chunks
 		want  outcome
 	}{
 		{"from the start", func(below string) string { return broken(below, faultSize, errorWrites) }, 0, isOld},
@@ -76,7 +76,7 @@ func testTargetFails(t *testing.T, r releases) {
 	}
 }
 
-// testTargetLies: the device loses what is written to it and reports no error.
+// testTargetLies: the device loses writes without an error.
 func testTargetLies(t *testing.T, r releases) {
 	below := filled(t, r.image("c"), faultSize)
 	target := newMapping(t, "liar", broken(below, faultSize, dropWrites))
@@ -85,7 +85,7 @@ func testTargetLies(t *testing.T, r releases) {
 	assemble(t, r.index("b"), target, "--state", "", "--verify-after", "none")
 }
 
-// testTargetInUse: every use is named, and only what can be lifted is.
+// testTargetInUse: the error names every use, and only some checks can be lifted.
 func testTargetInUse(t *testing.T, r releases) {
 	state := []string{"--state", ""}
 	refuses := func(node, words string, more ...string) {
@@ -123,7 +123,7 @@ func testTargetInUse(t *testing.T, r releases) {
 	assemble(t, append([]string{r.index("b"), fixed, "--force", "loop-backing"}, state...)...)
 }
 
-// testClock: the clock says 1970, as on a machine without a battery.
+// testClock: the clock is at 1970, as on a machine without a battery.
 func testClock(t *testing.T, r releases) {
 	if err := unix.Settimeofday(&unix.Timeval{Sec: 3600}); err != nil {
 		t.Fatal(err)
@@ -140,7 +140,7 @@ func testClock(t *testing.T, r releases) {
 	wantImage(t, file, r.image("b"))
 }
 
-// testLittleMemory: a large image in a control group with 64 MiB, with all that the kernel caches.
+// testLittleMemory: a large image in a control group with 64 MiB, including the page cache.
 func testLittleMemory(t *testing.T) {
 	group := t.TempDir()
 	mount(t, "none", group, "cgroup2", 0)

@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// guestPower records what assemble writes to a slot (dm-log-writes), and makes slots as a power cut would leave
-// them: all that was flushed, and any of what was not, in pieces.
+// guestPower records the writes of assemble to a slot (dm-log-writes), and makes slots as a power cut would leave them:
+// all flushed writes, and any parts of the others.
 func guestPower(t *testing.T, r releases) {
 	random := chance(t)
 	size := (r.size(t, "c")/mib + 2) * mib
@@ -36,8 +36,8 @@ func guestPower(t *testing.T, r releases) {
 	t.Logf("left: %v", count)
 }
 
-// cutPoint is how many of the requests come before try n's power cut: all of them, some at the start or end, where
-// the head is written, or any.
+// cutPoint returns the number of requests before try n's power cut: all, a few at the start or end, where the head is
+// written, or any.
 func cutPoint(random *rand.Rand, n, requests int) int {
 	some := random.IntN(min(requests, 2*head/(4*kib)))
 	switch {
@@ -51,7 +51,7 @@ func cutPoint(random *rand.Rand, n, requests int) int {
 	return random.IntN(requests)
 }
 
-// readStart is the first size bytes of an image, which is padded with zeros.
+// readStart returns the first size bytes of an image, padded with zeros.
 func readStart(t testing.TB, image string, size int64) []byte {
 	t.Helper()
 	p := make([]byte, size)
@@ -61,7 +61,7 @@ func readStart(t testing.TB, image string, size int64) []byte {
 	return p
 }
 
-// record assembles release b onto a slot that holds base, and returns what was written to it.
+// record assembles release b onto a slot that holds base, and returns the recorded writes.
 func record(t testing.TB, r releases, base []byte) []entry {
 	t.Helper()
 	below, log := newLoop(t, int64(len(base))), newLoop(t, 64*mib)
@@ -76,12 +76,12 @@ func record(t testing.TB, r releases, base []byte) []entry {
 	return parseLog(t, data)
 }
 
-// entry is one request in a log of dm-log-writes.
+// entry is a request in a log of dm-log-writes.
 type entry struct {
-	flush, fua bool // what came before, or this, is on the medium
+	flush, fua bool // earlier requests, or this one, are on the medium
 	at         int64
 	data       []byte
-	mark       string // somebody's note; no request, then
+	mark       string // text of a mark, which is not a request
 }
 
 // parseLog reads a log of sectors of 512 bytes, as drivers/md/dm-log-writes.c writes it.
@@ -113,8 +113,8 @@ func parseLog(t testing.TB, log []byte) (all []entry) {
 	return all
 }
 
-// powerCut is what is left of a slot when the power fails after the recorded requests. What was not flushed is
-// lost, if lost, or may be on the medium or not, each block of it.
+// powerCut returns the content of a slot after a power cut behind the recorded requests. Blocks that were not flushed are
+// lost, or, unless lost is set, may be on the medium or not.
 func powerCut(random *rand.Rand, base []byte, recorded []entry, lost bool) []byte {
 	slot := slices.Clone(base)
 	flushed := 0
@@ -134,7 +134,7 @@ func powerCut(random *rand.Rand, base []byte, recorded []entry, lost bool) []byt
 	return slot
 }
 
-// writeSome writes all, nothing, a part, or some of the blocks of 4 KiB, which media write whole.
+// writeSome writes all, none, a prefix, or some of the blocks of 4 KiB, which media write atomically.
 func writeSome(random *rand.Rand, to, data []byte) {
 	const block = 4 * kib
 	until, chance := len(data), 1.0

@@ -49,7 +49,7 @@ func testRoot(t *testing.T, r releases, kind string, writable bool) {
 		wantFailed(t, refused, "holds the running system")
 }
 
-// runFrom mounts a root file system as a running system has it, and returns where to chroot to.
+// runFrom mounts a root file system as in a running system, and returns the directory for chroot.
 func runFrom(t testing.TB, node, kind string, writable bool) string {
 	t.Helper()
 	root := t.TempDir()
@@ -70,7 +70,7 @@ func runFrom(t testing.TB, node, kind string, writable bool) string {
 	return root
 }
 
-// mount mounts until the test ends.
+// mount mounts a file system until the test ends.
 func mount(t testing.TB, source, point, kind string, flags uintptr) {
 	t.Helper()
 	if err := unix.Mount(source, point, kind, flags, ""); err != nil {
@@ -83,7 +83,7 @@ func mount(t testing.TB, source, point, kind string, flags uintptr) {
 	})
 }
 
-// scanned is the index of what a device holds now.
+// scanned returns the index of a device's current content.
 func scanned(t testing.TB, node string) *blob.Index {
 	t.Helper()
 	dir := t.TempDir()

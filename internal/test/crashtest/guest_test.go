@@ -8,10 +8,10 @@ import (
 	"testing"
 )
 
-// inGuest says whether this is the virtual machine.
+// inGuest reports whether the test runs in the virtual machine.
 func inGuest() bool { return os.Getenv("CAIRN_GUEST") != "" }
 
-// guestParts are what TestGuest tests in virtual machines, each in one of its own.
+// guestParts are the parts of TestGuest. Each runs in a virtual machine of its own.
 func guestParts() map[string]func(*testing.T) {
 	return map[string]func(*testing.T){
 		"power ext4":     func(t *testing.T) { guestPower(t, guestReleases("ext4")) },
@@ -23,7 +23,7 @@ func guestParts() map[string]func(*testing.T) {
 	}
 }
 
-// TestGuest is run by TestVM in a virtual machine, which may do as it likes with its devices.
+// TestGuest is run by TestVM in a virtual machine, which may change all its devices.
 func TestGuest(t *testing.T) {
 	part, known := guestParts()[os.Getenv("CAIRN_GUEST")]
 	if !known {
@@ -32,10 +32,10 @@ func TestGuest(t *testing.T) {
 	part(t)
 }
 
-// guestReleases are the releases of a kind on the guest's disk.
+// guestReleases returns the releases of a kind on the guest's disk.
 func guestReleases(kind string) releases { return releases{"/data/" + kind} }
 
-// newLoop is a loop device of size bytes in memory.
+// newLoop returns a loop device of size bytes in memory.
 func newLoop(t testing.TB, size int64) string {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "loop")
@@ -51,7 +51,7 @@ func newLoop(t testing.TB, size int64) string {
 	return node
 }
 
-// filled is a loop device of size bytes that begins with an image.
+// filled returns a loop device of size bytes that begins with an image.
 func filled(t testing.TB, image string, size int64) string {
 	t.Helper()
 	node := newLoop(t, size)
@@ -59,7 +59,7 @@ func filled(t testing.TB, image string, size int64) string {
 	return node
 }
 
-// newMapping is a device-mapper device with this table, until the test ends.
+// newMapping returns a device-mapper device with a table. It exists until the test ends.
 func newMapping(t testing.TB, name, table string) string {
 	t.Helper()
 	must(t, "dmsetup", "create", "--noudevsync", name, tableFile(t, table))
@@ -76,7 +76,7 @@ func tableFile(t testing.TB, table string) string {
 	return file
 }
 
-// remap gives a mapping another table while it is in use.
+// remap changes the table of a mapping in use.
 func remap(t testing.TB, name, table string) {
 	t.Helper()
 	must(t, "dmsetup", "suspend", "--noudevsync", "--noflush", "--nolockfs", name)
@@ -84,7 +84,7 @@ func remap(t testing.TB, name, table string) {
 	must(t, "dmsetup", "resume", "--noudevsync", name)
 }
 
-// removeMapping ends a mapping; what it has written is on the devices below.
+// removeMapping removes a mapping after its writes have reached the devices below.
 func removeMapping(t testing.TB, name string) {
 	t.Helper()
 	if run(t, "dmsetup", "info", name).status == 0 {
@@ -92,11 +92,10 @@ func removeMapping(t testing.TB, name string) {
 	}
 }
 
-// The tables of mappings of all size bytes of a device.
-
+// linear returns the table of a mapping of the first size bytes of a device.
 func linear(node string, size int64) string { return fmt.Sprintf("0 %d linear %s 0\n", size/512, node) }
 
-// broken fails or, with the features, fails or loses what is written only.
+// broken returns a table that fails or, with features, fails or loses only writes.
 func broken(node string, size int64, features string) string {
 	return fmt.Sprintf("0 %d flakey %s 0 0 3600 %s\n", size/512, node, features)
 }

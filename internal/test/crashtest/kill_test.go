@@ -9,18 +9,18 @@ import (
 	"cairn/testimages"
 )
 
-// again is how much an interruption may cost to download once more.
+// again is the number of bytes that may be downloaded a second time after an interruption.
 const again = 64 * mib
 
-// TestKilled kills assemble at random moments, while it makes release b of c in a slot, and c of b, from what the
-// slot holds or with release a to read from.
+// TestKilled kills assemble at random moments, while it makes release b of c in a slot, and c of b, from the slot's
+// content or with release a as a seed.
 func TestKilled(t *testing.T) {
 	eachKind(t, func(t *testing.T, r releases) {
 		random := chance(t)
 		d, s := newDepot(t, r), slotsOf(t, r, r.image("c"))
 		names := []string{"c", "b"}
 		count := map[outcome]int{}
-		for n := 0; n < times()/2 || count[unfinished] == 0 && n < 10*times(); n++ { // one moment at least is in the midst
+		for n := 0; n < times()/2 || count[unfinished] == 0 && n < 10*times(); n++ { // at least one kill during the writing
 			k := killed{r: r, d: d, slot: s.b, old: names[n%2], new: names[(n+1)%2]}
 			k.args = []string{d.url + "/" + k.new + ".caibx", s.b, "--state", ""}
 			if n/2%2 == 1 {
@@ -35,7 +35,7 @@ func TestKilled(t *testing.T) {
 	})
 }
 
-// killed is an assemble that is to be killed.
+// killed is an assemble to be killed.
 type killed struct {
 	r        releases
 	d        *depot
@@ -44,7 +44,7 @@ type killed struct {
 	args     []string
 }
 
-// typical is how long the job takes, a little more. The slot is as it was afterwards.
+// typical returns a little more than the job's duration. It restores the slot.
 func (k killed) typical(t testing.TB) time.Duration {
 	t.Helper()
 	begun := time.Now()
@@ -55,7 +55,7 @@ func (k killed) typical(t testing.TB) time.Duration {
 	return took + took/10
 }
 
-// test kills the job at a moment, judges what is left, and assembles again.
+// test kills the job at a moment, judges the slot, and assembles again.
 func (k killed) test(t testing.TB, moment time.Duration) outcome {
 	t.Helper()
 	size := k.r.size(t, k.new)
@@ -70,7 +70,7 @@ func (k killed) test(t testing.TB, moment time.Duration) outcome {
 	return left
 }
 
-// wantAgain says that the run after an interrupted one fetches little of what that one has fetched.
+// wantAgain checks that the run after an interrupted one fetches few chunks a second time.
 func wantAgain(t testing.TB, d *depot, run func()) {
 	t.Helper()
 	before := d.news()
@@ -86,8 +86,8 @@ func wantAgain(t testing.TB, d *depot, run func()) {
 	}
 }
 
-// TestKilledDownload kills assemble while it downloads what is much larger than may be lost, onto a device and
-// into a file. A file's partial content serves the next run.
+// TestKilledDownload kills assemble during a download much larger than the limit of repeated bytes, onto a device and
+// into a file. The next run continues with a file's partial content.
 func TestKilledDownload(t *testing.T) {
 	t.Parallel()
 	const size = 160 * mib

@@ -1,11 +1,11 @@
-// Package crashtest judges how images are assembled onto A/B slots: what an update downloads, reads and writes,
-// what is left of a slot when the program is killed or the power fails, and what faulty disks, stores and seeds
-// do to it; and what these do to a server's image cache. It uses the finished binary on real devices: loop devices here, and device-mapper targets that
-// record writes and fail in a virtual machine, where this same test binary runs again (TestGuest). Of cairn's
-// packages it knows the index format and, to wrap a target in Go, what assembles.
+// Package crashtest tests the assembly of images onto A/B slots: the bytes that an update downloads, reads and writes,
+// the content of a slot after a kill or a power cut, and faulty disks, stores and seeds. It tests a server's image cache
+// against the same faults. It runs the finished binary on real devices: loop devices, and in a virtual machine
+// device-mapper targets that record writes and fail. There the same test binary runs again (TestGuest). The package
+// knows cairn's index format and, to wrap a target in Go, the package that assembles.
 //
-// CAIRN_LONG=1 kills and cuts the power 200 times instead of 8, and makes images larger. CAIRN_SEED is the
-// number that a failed test has printed, to have the same moments again.
+// CAIRN_LONG=1 kills and cuts the power 200 times instead of 8, and makes larger images. CAIRN_SEED repeats the random
+// moments of a failed test, which prints its seed.
 package crashtest
 
 import (
@@ -18,11 +18,11 @@ import (
 	"testing"
 )
 
-// scratch is a directory that outlives single tests. TestMain makes it before, and removes it after all of them.
+// scratch is a directory for all tests. TestMain creates and removes it.
 var scratch string
 
 func TestMain(m *testing.M) {
-	if flag.Parse(); testing.Short() { // `make test` runs them
+	if flag.Parse(); testing.Short() { // `make test` runs them without -short
 		fmt.Println("the finished binary is not tested with -short")
 		os.Exit(0)
 	}
@@ -34,7 +34,7 @@ func TestMain(m *testing.M) {
 	os.Exit(status)
 }
 
-// testAll runs the tests with cairn, as it is shipped, at the front of PATH. In the virtual machine it is there.
+// testAll runs the tests with the product's binary first in PATH. In the virtual machine it is already there.
 func testAll(m *testing.M) (status int, err error) {
 	if inGuest() {
 		return m.Run(), nil
@@ -55,8 +55,8 @@ func testAll(m *testing.M) (status int, err error) {
 	return m.Run(), nil
 }
 
-// readSources looks at every source file, so that go test knows what its cached result depends on: it does not
-// see what the build reads.
+// readSources looks at every source file. go test then knows the dependencies of its cached result, because it does not
+// see which files the build reads.
 func readSources() error {
 	return filepath.WalkDir("../../..", func(path string, d fs.DirEntry, err error) error {
 		if err != nil || !d.IsDir() && filepath.Ext(path) != ".go" {
@@ -70,7 +70,7 @@ func readSources() error {
 	})
 }
 
-// static builds a binary that needs no libraries: a program (go build) or a package's tests (go test -c).
+// static builds a statically linked binary: a program (go build) or a package's tests (go test -c).
 func static(file string, args ...string) error {
 	build := append(args[:len(args)-1:len(args)-1], "-o", file, args[len(args)-1])
 	if args[0] == "build" {
@@ -84,10 +84,10 @@ func static(file string, args ...string) error {
 	return nil
 }
 
-// long says whether this is a long run.
+// long reports whether CAIRN_LONG is set.
 func long() bool { return os.Getenv("CAIRN_LONG") == "1" }
 
-// times is how often something random is tried.
+// times returns the number of random tries.
 func times() int {
 	if long() {
 		return 200

@@ -22,7 +22,7 @@ func TestPeakMemory(t *testing.T) {
 	r := releases{t.TempDir()}
 	for _, name := range []string{"a", "b"} {
 		must(t, "truncate", "-s", "0", r.image(name))
-		for at := int64(0); at < size; at += 32 * mib { // every fourth part of b is new
+		for at := int64(0); at < size; at += 32 * mib { // a quarter of b is new
 			number := uint64(at)
 			if name == "b" && at/(32*mib)%4 == 1 {
 				number++
@@ -33,10 +33,10 @@ func TestPeakMemory(t *testing.T) {
 	}
 	d, s := newDepot(t, r), newSlots(t, size, 512, r.image("a"), "")
 	for _, args := range [][]string{
-		{d.url + "/a.caibx", s.b},                  // downloads all
+		{d.url + "/a.caibx", s.b},                  // downloads everything
 		{d.url + "/b.caibx", s.b, "--seed", s.a},   // scans a seed
-		{d.url + "/a.caibx", s.b},                  // scans what it holds
-		{d.url + "/b.caibx", r.dir + "/b.out"},     // a file
+		{d.url + "/a.caibx", s.b},                  // scans the target
+		{d.url + "/b.caibx", r.dir + "/b.out"},     // writes a file
 		{d.url + "/a.caibx", s.b, "--seed", r.dir}, // several seeds
 	} {
 		got := peak(t, append([]string{"assemble", "--state", ""}, args...)...)
@@ -47,8 +47,8 @@ func TestPeakMemory(t *testing.T) {
 	}
 }
 
-// peak is the memory that a command of cairn, which has to succeed, takes at most. GNU time tells it: the kernel
-// counts the memory of who starts a program, too, and this test has more.
+// peak returns the peak memory of a cairn command, which must succeed, as GNU time reports it. The kernel includes the
+// memory of the process that starts a program, and this test needs more.
 func peak(t testing.TB, args ...string) int64 {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "peak")

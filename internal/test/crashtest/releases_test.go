@@ -20,17 +20,17 @@ const (
 	kib = 1 << 10
 	mib = 1 << 20
 	gib = 1 << 30
-	// head is where file systems are recognised: what overlaps it is written last.
+	// head is the part of an image in which file systems are recognised. Chunks that overlap it are written last.
 	head = 128 * kib
 )
 
-// releases are images and their indexes, NAME and NAME.caibx, beside the store of all their chunks.
+// releases is a directory with images and their indexes, NAME and NAME.caibx, and the store of all their chunks.
 type releases struct{ dir string }
 
 func (r releases) image(name string) string { return filepath.Join(r.dir, name) }
 func (r releases) index(name string) string { return filepath.Join(r.dir, name+".caibx") }
 
-// ext4 and squashfs are the releases a, b and c of a small system, made once for all tests.
+// ext4 and squashfs make the releases a, b and c of a small system once for all tests.
 var (
 	ext4 = sync.OnceValues(func() (releases, error) {
 		return newReleases("ext4", func(path string, tree []testimages.Entry) error {
@@ -40,7 +40,7 @@ var (
 	squashfs = sync.OnceValues(func() (releases, error) { return newReleases("squashfs", makeSquashfs) })
 )
 
-// makeSquashfs packs a tree with the real tool, which is faster than Go under the race detector.
+// makeSquashfs writes a tree with the real tool, which is faster than Go under the race detector.
 func makeSquashfs(path string, tree []testimages.Entry) error {
 	return pack(tree, func(dir string) *exec.Cmd {
 		return exec.Command("mksquashfs", dir, path, "-comp", "zstd", "-all-root", "-mkfs-time", "1750000000",
@@ -54,7 +54,7 @@ func makeErofs(path string, tree []testimages.Entry) error {
 	})
 }
 
-// pack runs a tool that makes a file system of a directory, which holds the tree.
+// pack runs a tool that makes a file system of a directory with the tree.
 func pack(tree []testimages.Entry, tool func(dir string) *exec.Cmd) error {
 	dir, err := os.MkdirTemp(scratch, "tree-")
 	if err != nil {
@@ -96,7 +96,7 @@ func newReleases(kind string, write func(string, []testimages.Entry) error) (rel
 	return r, r.make(1000, write)
 }
 
-// make writes three releases of which each has up to so many of the small system's files.
+// make makes three releases with up to files files of the small system.
 func (r releases) make(files int, write func(string, []testimages.Entry) error) error {
 	if err := os.Mkdir(r.dir, 0o755); err != nil {
 		return err
@@ -110,7 +110,7 @@ func (r releases) make(files int, write func(string, []testimages.Entry) error) 
 	return nil
 }
 
-// published are releases whose indexes and chunks were made.
+// published makes releases with their indexes and chunks.
 func published(t testing.TB, made func() (releases, error)) releases {
 	t.Helper()
 	need.Tool(t, "mksquashfs")
@@ -131,7 +131,7 @@ func (r releases) publish(t testing.TB, name string) {
 	must(t, "cairn", "make", "--compression-level=1", r.index(name), r.image(name))
 }
 
-// single is one release, x, with that content.
+// single returns one release, x, with the content.
 func single(t testing.TB, content []byte) releases {
 	t.Helper()
 	r := releases{t.TempDir()}
@@ -160,7 +160,7 @@ func readIndex(t testing.TB, path string) *blob.Index {
 	return x
 }
 
-// size is the length of a release's image.
+// size returns the size of a release's image in bytes.
 func (r releases) size(t testing.TB, name string) int64 {
 	t.Helper()
 	info, err := os.Stat(r.image(name))
@@ -170,7 +170,7 @@ func (r releases) size(t testing.TB, name string) int64 {
 	return info.Size()
 }
 
-// stored is what a chunk takes in the store.
+// stored returns the size of a chunk in the store.
 func (r releases) stored(t testing.TB, d blob.Digest) int64 {
 	t.Helper()
 	name := d.String()
@@ -181,8 +181,8 @@ func (r releases) stored(t testing.TB, d blob.Digest) int64 {
 	return info.Size()
 }
 
-// difference is what the distinct chunks of release b that what is here lacks take in the store; and what its two
-// largest chunks take.
+// difference returns the stored size of the distinct chunks of release b that the seed lacks, and of its two largest
+// chunks.
 func (r releases) difference(t testing.TB, seed *blob.Index, b string) (sum, two int64) {
 	t.Helper()
 	here := map[blob.Digest]bool{}
@@ -209,15 +209,15 @@ func (r releases) difference(t testing.TB, seed *blob.Index, b string) (sum, two
 	return sum, two
 }
 
-// writable is how many bytes an update to x may write onto what old holds: the chunks that are not in place,
-// each extent in whole pages, and twice the head. An extent is of data or zeros, and lies within one of the runs
-// of up to 2 MiB that the image is put together in; a repeat of an earlier chunk is one of its own.
+// writable returns the number of bytes that an update to x may write onto the content of old: the chunks that are not in
+// place, each extent in whole pages, and the head twice. An extent holds data or zeros, and lies within one of the runs of
+// up to 2 MiB in which the image is assembled. A repeat of an earlier chunk is an extent of its own.
 func writable(t testing.TB, x *blob.Index, old io.ReaderAt) int64 {
 	t.Helper()
 	heads := min(x.Find(head-1)+1, x.Len())
 	n, until := 2*pages(0, x.At(heads-1).End()), heads
 	seen := map[blob.Digest]bool{}
-	var from, to int64 // the extent so far
+	var from, to int64 // the current extent
 	var zeros bool
 	for i := heads; i < x.Len(); i++ {
 		c := x.At(i)
@@ -244,7 +244,7 @@ func isInPlace(x *blob.Index, c blob.Chunk, old io.ReaderAt) bool {
 	return n == len(p) && x.Algorithm().Sum(p) == c.Digest
 }
 
-// pages is the size of the pages that the bytes from lo to hi touch.
+// pages returns the size of the pages that the bytes from lo to hi touch.
 func pages(lo, hi int64) int64 {
 	const page = 4 * kib
 	if lo == hi {

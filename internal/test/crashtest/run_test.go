@@ -16,10 +16,10 @@ import (
 	"cairn/internal/test/need"
 )
 
-// patience is how long a program may take before the test gives up on it; an emulated machine is slow.
+// patience limits the time of a program; an emulated machine is slow.
 const patience = 3 * time.Minute
 
-// The exit statuses that the design promises.
+// The documented exit statuses.
 const (
 	failed   = 1
 	usage    = 2
@@ -28,19 +28,19 @@ const (
 	refused  = 5
 )
 
-// ran is how a program ended and what it said. A program that a signal killed has status -1.
+// ran is the result of a program. The status is -1 after a signal.
 type ran struct {
 	stdout, stderr string
 	status         int
 }
 
-// run runs a program to its end.
+// run runs a program until it ends.
 func run(t testing.TB, name string, args ...string) ran {
 	t.Helper()
 	return start(t, name, args...).wait(t)
 }
 
-// must runs a program that has to succeed, and returns its standard output.
+// must runs a program that must succeed, and returns its standard output.
 func must(t testing.TB, name string, args ...string) string {
 	t.Helper()
 	r := run(t, name, args...)
@@ -50,7 +50,7 @@ func must(t testing.TB, name string, args ...string) string {
 	return r.stdout
 }
 
-// fails runs a command of cairn that has to fail with this status, and say these words as its error.
+// fails runs a cairn command that must fail with the status, and an error that contains words.
 func fails(t testing.TB, status int, words string, args ...string) {
 	t.Helper()
 	run(t, "cairn", args...).wantFailed(t, status, words)
@@ -66,7 +66,7 @@ func (r ran) wantFailed(t testing.TB, status int, words string) {
 	}
 }
 
-// assembled is what assemble --json prints.
+// assembled is the output of assemble --json.
 type assembled struct {
 	Size      int64   `json:"size"`
 	Done      int64   `json:"done"`
@@ -78,7 +78,7 @@ type assembled struct {
 	Bytes     int64   `json:"downloaded_bytes"`
 }
 
-// assemble puts an image onto a target, which has to succeed, and returns what cairn tells of it.
+// assemble runs an assemble that must succeed, and returns its output.
 func assemble(t testing.TB, args ...string) (a assembled) {
 	t.Helper()
 	out := must(t, "cairn", append([]string{"assemble", "--json"}, args...)...)
@@ -91,15 +91,15 @@ func assemble(t testing.TB, args ...string) (a assembled) {
 	return a
 }
 
-// job is a program under way.
+// job is a running program.
 type job struct {
 	cmd            *exec.Cmd
-	stdout, stderr *bytes.Buffer // to be read when it has ended
+	stdout, stderr *bytes.Buffer // valid when it has ended
 	begun          time.Time
 	cancel         context.CancelFunc
 }
 
-// start starts a program. It is killed if it has not ended when the test does.
+// start starts a program. It is killed at the end of the test.
 func start(t testing.TB, name string, args ...string) *job {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
@@ -117,7 +117,7 @@ func start(t testing.TB, name string, args ...string) *job {
 	return j
 }
 
-// wait returns how the job has ended.
+// wait waits for the job and returns its result.
 func (j *job) wait(t testing.TB) ran {
 	t.Helper()
 	err := j.cmd.Wait()
@@ -128,7 +128,7 @@ func (j *job) wait(t testing.TB) ran {
 	return ran{j.stdout.String(), j.stderr.String(), j.cmd.ProcessState.ExitCode()}
 }
 
-// killAt kills the job when it has run for that long, and returns how it has ended, by then or before.
+// killAt kills the job after a time, and returns its result. It may have ended earlier.
 func (j *job) killAt(t testing.TB, moment time.Duration) ran {
 	t.Helper()
 	timer := time.AfterFunc(moment-time.Since(j.begun), func() { _ = j.cmd.Process.Kill() })
@@ -136,7 +136,7 @@ func (j *job) killAt(t testing.TB, moment time.Duration) ran {
 	return j.wait(t)
 }
 
-// chance is a source of random numbers. It tells its seed, and takes it from CAIRN_SEED.
+// chance returns a source of random numbers. It logs its seed, and takes it from CAIRN_SEED.
 func chance(t testing.TB) *rand.Rand {
 	t.Helper()
 	seed := rand.Uint64()

@@ -14,13 +14,13 @@ import (
 	"cairn/nbd/nbdtest"
 )
 
-// server is a cairn serve of release x that keeps the image in a directory.
+// server is a cairn serve of release x with an image cache.
 type server struct {
 	*job
-	dir string // of its socket, its status and what it says
+	dir string // of its socket, status and log
 }
 
-// serve starts a server, and returns when it takes connections.
+// serve starts a server, and returns when it accepts connections.
 func serve(t testing.TB, d *depot, cache string, more ...string) *server {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "nbd-") // t.TempDir's name may be too long for a socket
@@ -38,7 +38,7 @@ func serve(t testing.TB, d *depot, cache string, more ...string) *server {
 
 func (s *server) at(name string) string { return filepath.Join(s.dir, name) }
 
-// client is a connection to the server, which may still be starting.
+// client connects to the server, which may still be starting.
 func (s *server) client(t testing.TB) (c *nbdtest.Client) {
 	t.Helper()
 	within(t, "the server takes no connections", func() (err error) {
@@ -50,7 +50,7 @@ func (s *server) client(t testing.TB) (c *nbdtest.Client) {
 	return c
 }
 
-// within tries until it gets no error.
+// within repeats try until it succeeds.
 func within(t testing.TB, otherwise string, try func() error) {
 	t.Helper()
 	err := try()
@@ -62,7 +62,7 @@ func within(t testing.TB, otherwise string, try func() error) {
 	}
 }
 
-// said is what the server has said so far.
+// said returns the server's log so far.
 func (s *server) said(t testing.TB) string {
 	t.Helper()
 	text, err := os.ReadFile(s.at("log"))
@@ -72,7 +72,7 @@ func (s *server) said(t testing.TB) string {
 	return string(text)
 }
 
-// await waits until the server has said something.
+// await waits until the server has logged words.
 func (s *server) await(t testing.TB, words string) {
 	t.Helper()
 	within(t, "the server", func() error {
@@ -90,13 +90,13 @@ func (s *server) wantSaidOnce(t testing.TB, words string) {
 	}
 }
 
-// stop ends the server in good order.
+// stop ends the server in an orderly way.
 func (s *server) stop(t testing.TB) {
 	t.Helper()
 	s.end(t, syscall.SIGTERM, 0)
 }
 
-// kill leaves the cache as it is.
+// kill kills the server. The cache stays as it is.
 func (s *server) kill(t testing.TB) {
 	t.Helper()
 	s.end(t, syscall.SIGKILL, -1)
@@ -112,7 +112,7 @@ func (s *server) end(t testing.TB, signal os.Signal, status int) {
 	}
 }
 
-// wantAll reads the whole image, which has to be right.
+// wantAll reads the whole image and compares it.
 func (s *server) wantAll(t testing.TB, image []byte) {
 	t.Helper()
 	c := s.client(t)
@@ -122,7 +122,7 @@ func (s *server) wantAll(t testing.TB, image []byte) {
 	}
 }
 
-// wantSome reads at random.
+// wantSome reads and compares random ranges.
 func (s *server) wantSome(t testing.TB, image []byte, random *rand.Rand, times int) {
 	t.Helper()
 	c := s.client(t)

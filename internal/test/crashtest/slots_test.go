@@ -16,13 +16,13 @@ import (
 	"cairn/testimages"
 )
 
-// slots is a loop device with two slots of a disk, and the partitions' nodes.
+// slots is a loop device with two slots, and the nodes of the partitions.
 type slots struct {
 	disk, a, b string
-	size       int64 // of a slot
+	size       int64 // size of a slot
 }
 
-// newSlots makes slots of size bytes with the images, or nothing for "".
+// newSlots makes slots of size bytes that hold the images, or zeros for "".
 func newSlots(t testing.TB, size int64, sector int, a, b string) slots {
 	t.Helper()
 	disk := filepath.Join(t.TempDir(), "disk.img")
@@ -33,10 +33,10 @@ func newSlots(t testing.TB, size int64, sector int, a, b string) slots {
 	return slots{node, node + "p2", node + "p3", size}
 }
 
-// counts are what the kernel has seen of a device, in bytes.
+// counts are the bytes of a device that the kernel has counted.
 type counts struct{ read, written int64 }
 
-// counted is what happens at a partition while do runs, by the kernel's own account.
+// counted returns the bytes read from and written to a partition while do runs, as the kernel counts them.
 func counted(t testing.TB, node string, do func()) counts {
 	t.Helper()
 	before := kernelCounts(t, node)
@@ -45,7 +45,7 @@ func counted(t testing.TB, node string, do func()) counts {
 	return counts{after.read - before.read, after.written - before.written}
 }
 
-// kernelCounts reads the statistics of a block device, whose sectors are always of 512 bytes
+// kernelCounts reads the statistics of a block device, whose sectors always have 512 bytes
 // (Documentation/block/stat.rst).
 func kernelCounts(t testing.TB, node string) counts {
 	t.Helper()
@@ -62,13 +62,13 @@ func kernelCounts(t testing.TB, node string) counts {
 	return counts{n[2] * 512, n[6] * 512}
 }
 
-// forget drops what the kernel has of the device in memory, so that reads can be counted.
+// forget drops the device's page cache, so that reads can be counted.
 func forget(t testing.TB, node string) {
 	t.Helper()
 	must(t, "blockdev", "--flushbufs", node)
 }
 
-// sum is the digest of the first n bytes of a file or device.
+// sum returns the digest of the first n bytes of a file or device.
 func sum(t testing.TB, path string, n int64) (s [32]byte) {
 	t.Helper()
 	f, err := os.Open(path)
@@ -84,7 +84,7 @@ func sum(t testing.TB, path string, n int64) (s [32]byte) {
 	return s
 }
 
-// wantImage says that the device begins with the image.
+// wantImage checks that the device begins with the image.
 func wantImage(t testing.TB, device, image string) {
 	t.Helper()
 	info, err := os.Stat(image)
@@ -96,7 +96,7 @@ func wantImage(t testing.TB, device, image string) {
 	}
 }
 
-// fill writes an image, or part of one, to a device.
+// fill writes an image, or a part of one, to a device.
 func fill(t testing.TB, device, image string) {
 	t.Helper()
 	must(t, "dd", "if="+image, "of="+device, "bs=1M", "conv=fsync,notrunc")
@@ -118,7 +118,7 @@ func patch(t testing.TB, path string, p []byte, off int64) {
 	}
 }
 
-// mounts says whether the kernel takes the device for a file system.
+// mounts reports whether the kernel mounts the device.
 func mounts(t testing.TB, device string) bool {
 	t.Helper()
 	dir := t.TempDir()
@@ -134,7 +134,7 @@ func mounts(t testing.TB, device string) bool {
 	return false
 }
 
-// outcome is what an interrupted assemble has left in a slot.
+// outcome is the content of a slot after an interrupted assemble.
 type outcome string
 
 const (
@@ -143,7 +143,7 @@ const (
 	unfinished outcome = "an unfinished assemble"
 )
 
-// judge says what is in the slot. That it is none of the outcomes is an error.
+// judge returns the outcome in the slot. Any other content fails the test.
 func judge(t testing.TB, device string, old, new [32]byte, size int64, index string) outcome {
 	t.Helper()
 	now := sum(t, device, size)

@@ -13,7 +13,7 @@ import (
 	"cairn/testimages"
 )
 
-// bootTime bounds a virtual machine's boot, guestTime all its tests.
+// bootTime limits a virtual machine's boot, guestTime all its tests.
 const bootTime = 5 * time.Minute
 
 func guestTime() time.Duration {
@@ -23,7 +23,7 @@ func guestTime() time.Duration {
 	return 10 * time.Minute
 }
 
-// TestVM runs this binary's TestGuest in virtual machines, one for each of its parts.
+// TestVM runs TestGuest of this binary in virtual machines, one for each part.
 func TestVM(t *testing.T) {
 	if testing.Short() {
 		t.Skip("virtual machines take a minute")
@@ -72,7 +72,7 @@ echo guest: status $?
 `
 )
 
-// passOn sets variables in the guest as they are here.
+// passOn returns a script that sets variables in the guest to their values here.
 func passOn(names ...string) (script string) {
 	for _, name := range names {
 		if value := os.Getenv(name); value != "" {
@@ -82,7 +82,7 @@ func passOn(names ...string) (script string) {
 	return script
 }
 
-// guestData makes the guest's disk: the programs, and releases with their stores.
+// guestData makes the guest's disk: the programs, and the releases with their stores.
 func guestData(t testing.TB) string {
 	t.Helper()
 	mksquashfs := need.Tool(t, "mksquashfs")
@@ -122,17 +122,17 @@ func guestData(t testing.TB) string {
 	return image
 }
 
-// makeEmpty makes the file systems that an image cache is kept on.
+// makeEmpty makes the file systems for image caches.
 func makeEmpty(t testing.TB, r releases) {
 	t.Helper()
-	for kind, args := range map[string][]string{"ext4": nil, "xfs": {"--unsupported"}} { // so small a one is
+	for kind, args := range map[string][]string{"ext4": nil, "xfs": {"--unsupported"}} { // for a small file system
 		file := r.image("empty-" + kind)
 		must(t, "truncate", "-s", fmt.Sprint(cacheSize), file)
 		must(t, "mkfs."+kind, append(args, "-q", file)...)
 	}
 }
 
-// guestKinds are the kinds of file system that the guest has releases of, small enough for an emulated machine.
+// guestKinds returns the kinds of file systems with releases for the guest, small enough for an emulated machine.
 func guestKinds(t testing.TB) map[string]func(string, []testimages.Entry) error {
 	t.Helper()
 	need.Tool(t, "mkfs.erofs")
@@ -148,7 +148,7 @@ func guestKinds(t testing.TB) map[string]func(string, []testimages.Entry) error 
 	}
 }
 
-// mountPoints are the directories that a running system needs.
+// mountPoints returns the directories that a running system needs.
 func mountPoints() (dirs []testimages.Entry) {
 	for _, name := range []string{"data", "dev", "proc", "sys", "tmp"} {
 		dirs = append(dirs, testimages.Entry{Path: name, Mode: os.ModeDir | 0o755})

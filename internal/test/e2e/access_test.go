@@ -10,8 +10,8 @@ import (
 	"cairn/store/storetest"
 )
 
-// TestCredentialsOfPipes: a shell's <(...) can be read once. Index, stores, seeds and profiles of one command share what came
-// out of it, whatever it is for.
+// TestCredentialsOfPipes: a shell's <(...) can be read only once. The indexes, stores, seeds and profiles of a command
+// share its content.
 func TestCredentialsOfPipes(t *testing.T) {
 	r, a := publish(t, small(t)), storetest.NewAuthority(t)
 	cert, key := a.Client(t, "device")
@@ -43,7 +43,7 @@ func TestCredentialsOfPipes(t *testing.T) {
 		shared, config, server.Location("images/x.caibx", "")))
 }
 
-// TestServeTLSOfPipes: so do the server's certificate and its key, for as long as it runs.
+// TestServeTLSOfPipes: the server's certificate and key may be such pipes, too, for its whole lifetime.
 func TestServeTLSOfPipes(t *testing.T) {
 	t.Parallel()
 	r, dir := noise(t, 1000), certificates(t, "--key-type", "ecdsa", "--curve", "secp256r1")

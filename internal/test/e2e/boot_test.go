@@ -33,19 +33,19 @@ import (
 	"cairn/store/web"
 )
 
-// bootImage is an image that is cut as the recorded one was, with made-up bytes that compress as well, and a web
-// server that makes its chunks when they are asked for.
+// bootImage is an image that is cut as the recorded one, with random bytes of the same compressed sizes, and a web server
+// that makes its chunks on request.
 type bootImage struct {
 	index   *blob.Index
 	ids     map[blob.Digest]boottrace.Chunk
 	packer  *zstd.Encoder
-	profile []byte // served beside the index; nil is none
+	profile []byte // served beside the index; nil for none
 
 	mu     sync.Mutex // guards packed
 	packed map[blob.Digest][]byte
 }
 
-// content makes up the bytes of a chunk.
+// content makes the bytes of a chunk.
 func content(c boottrace.Chunk) []byte {
 	p := make([]byte, c.Size)
 	var seed [32]byte
@@ -106,7 +106,7 @@ func (im *bootImage) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// ReadAt makes up the image's bytes.
+// ReadAt makes bytes of the image.
 func (im *bootImage) ReadAt(p []byte, off int64) (n int, err error) {
 	for n < len(p) && off < im.index.Size() {
 		c := im.index.At(im.index.Find(off))
@@ -132,10 +132,10 @@ func (im *bootImage) pack(d blob.Digest, c boottrace.Chunk) []byte {
 	return im.packed[d]
 }
 
-// TestBootBehindLink replays the recorded boot of a Debian system with an NBD client against cairn serve, whose store
-// is behind 20 ms and 100 Mbit/s, and compares the time that its reads wait: one chunk at a time, as they are asked
-// for, and with the profile that the boot before recorded. One good round of three is enough, as a busy machine makes
-// boots slower and never faster; CAIRN_LONG=1 wants the medians of five. It does not run beside other tests.
+// TestBootBehindLink replays the recorded boot of a Debian system with an NBD client against cairn serve, whose store has
+// 20 ms latency and 100 Mbit/s. It compares how long the reads wait: with one chunk at a time on demand, and with the
+// profile that the previous boot recorded. One good round of three suffices, because a busy machine only makes boots
+// slower. CAIRN_LONG=1 compares the medians of five. The test does not run in parallel with others.
 func TestBootBehindLink(t *testing.T) {
 	if testing.Short() {
 		t.Skip("several boots of some seconds each")
@@ -153,7 +153,7 @@ func TestBootBehindLink(t *testing.T) {
 		t.Error(err)
 		return
 	}
-	through := replayThrough(t, b.trace, b.url) // it takes a minute and a half
+	through := replayThrough(t, b.trace, b.url) // takes a minute and a half
 	var plain, onDemand, profiled []time.Duration
 	for range 5 {
 		plain = append(plain, replayPlainly(t, b.trace, b.image.index, b.url))
@@ -166,7 +166,7 @@ func TestBootBehindLink(t *testing.T) {
 	}
 }
 
-// bootLink is the recorded boot and its image, behind a link.
+// bootLink is the recorded boot and its image behind a link.
 type bootLink struct {
 	trace *boottrace.Trace
 	image *bootImage
@@ -183,7 +183,7 @@ func newBootLink(t *testing.T) *bootLink {
 	return &bootLink{trace, image, url}
 }
 
-// boot boots twice, the second time with the profile of the first, and returns how long reads waited.
+// boot boots twice, the second time with the profile of the first, and returns the waiting times of the reads.
 func (b *bootLink) boot(t *testing.T) (onDemand, profiled time.Duration) {
 	t.Helper()
 	recorded := filepath.Join(t.TempDir(), "p.caprf")
@@ -210,7 +210,7 @@ func median[T cmp.Ordered](list []T) T {
 	return list[len(list)/2]
 }
 
-// recordedBoot is the boot, on a machine that takes 6 s for it when its disk takes no time.
+// recordedBoot returns the boot, scaled to a machine that takes 6 s with a disk without latency.
 func recordedBoot(t *testing.T) (*boottrace.Trace, boottrace.Shape) {
 	t.Helper()
 	const dir = "../boottrace/testdata"
@@ -225,7 +225,7 @@ func recordedBoot(t *testing.T) (*boottrace.Trace, boottrace.Shape) {
 	return trace.Within(6 * time.Second), shape
 }
 
-// replayServed boots from a new server, and returns how long reads waited.
+// replayServed boots from a new server, and returns the waiting time of the reads.
 func replayServed(t *testing.T, trace *boottrace.Trace, url string, args ...string) time.Duration {
 	t.Helper()
 	s := serve(t, 1, append([]string{url + "/v.caibx"}, args...)...)
@@ -244,7 +244,7 @@ func replayServed(t *testing.T, trace *boottrace.Trace, url string, args ...stri
 	return w.Waiting
 }
 
-// replayThrough boots as a client without a cache does: each read is a request for a range of the raw image.
+// replayThrough boots as a client without a cache: each read is a request for a range of the raw image.
 func replayThrough(t *testing.T, trace *boottrace.Trace, url string) time.Duration {
 	t.Helper()
 	client := &http.Client{Transport: &http.Transport{DisableCompression: true}}
@@ -269,12 +269,12 @@ func replayThrough(t *testing.T, trace *boottrace.Trace, url string) time.Durati
 	return w.Waiting
 }
 
-// TestServeColdDepth: 64 reads at once of an image that is not here are answered nearly as fast as a store 20 ms away
-// answers 64 requests at once. Its figure needs an idle machine, and real images:
+// TestServeColdDepth: 64 concurrent reads of an image that is not cached are answered nearly as fast as a store with 20 ms
+// latency answers 64 concurrent requests. The figure needs an idle machine, and real images:
 //
 //	CAIRN_LONG=1 CAIRN_IMAGES=DIR go test -v -run TestServeColdDepth ./internal/test/e2e
 //
-// (TestColdDepth of blob/view is the same on any machine, in virtual time.)
+// (TestColdDepth of blob/view tests the same in virtual time, on any machine.)
 func TestServeColdDepth(t *testing.T) {
 	all := realPairs(t)
 	if len(all) == 0 {
@@ -304,7 +304,7 @@ const (
 	coldTrip  = 20 * time.Millisecond
 )
 
-// readCold reads pages from a new server, and returns how many it answers in a second.
+// readCold reads pages from a new server, and returns the number of answers per second.
 func readCold(t *testing.T, url string, pages []int64) (rate float64) {
 	t.Helper()
 	link, through := newLink(t, url, netlab.Link{RTT: coldTrip, Rate: 10 * netlab.Gbit}, nil)
@@ -326,7 +326,7 @@ func readCold(t *testing.T, url string, pages []int64) (rate float64) {
 	return rate
 }
 
-// replayPlainly boots as a plain client does: each read fetches the chunks that it lacks, one after the other.
+// replayPlainly boots as a simple client: each read fetches the missing chunks one after the other.
 func replayPlainly(t *testing.T, trace *boottrace.Trace, x *blob.Index, url string) time.Duration {
 	t.Helper()
 	base, err := web.Parse(url + "/default.castr")

@@ -13,11 +13,11 @@ import (
 	"cairn/testimages"
 )
 
-// desyncServer starts desync's server of chunks or of indexes, which ends with the test, and returns its URL.
+// desyncServer starts desync's server of chunks or indexes, and returns its URL. The server ends with the test.
 func desyncServer(t *testing.T, kind, dir string, flags ...string) string {
 	t.Helper()
 	tool := need.Tool(t, "desync")
-	for range 5 { // a port that was free may be taken
+	for range 5 { // another program may take a free port
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
 			t.Fatal(err)
@@ -61,8 +61,8 @@ func answers(url string, ended chan struct{}) bool {
 	return false
 }
 
-// TestDesyncServer: desync's servers are stores to read and to write, in either form. They call a request for the other
-// form a bad one, and tell no sizes.
+// TestDesyncServer: desync's servers are stores to read and to write, with compressed and plain chunks. They
+// reject requests for the other form, and report no sizes.
 func TestDesyncServer(t *testing.T) {
 	dir := t.TempDir()
 	image := writeFile(t, dir, "image", testimages.Random(1, 900_000))

@@ -21,7 +21,7 @@ func readFile(t testing.TB, path string) []byte {
 	return p
 }
 
-// writeFile writes a new file into a directory and returns its path.
+// writeFile creates a file in a directory and returns its path.
 func writeFile(t testing.TB, dir, name string, data []byte) string {
 	t.Helper()
 	path := filepath.Join(dir, name)
@@ -39,7 +39,7 @@ func mkdir(t testing.TB, path string) string {
 	return path
 }
 
-// fileSize is how many bytes a file or device has.
+// fileSize returns the size of a file or device in bytes.
 func fileSize(t testing.TB, path string) int64 {
 	t.Helper()
 	f, err := os.Open(path)
@@ -54,7 +54,7 @@ func fileSize(t testing.TB, path string) int64 {
 	return n
 }
 
-// sum is the SHA-256 of the n bytes at off of a file or device.
+// sum returns the SHA-256 of the n bytes at off of a file or device.
 func sum(t testing.TB, path string, off, n int64) [sha256.Size]byte {
 	t.Helper()
 	f, err := os.Open(path)
@@ -78,7 +78,7 @@ func wantSame(t testing.TB, got, want string) {
 	}
 }
 
-// wantCopy says that got is what clients of NBD see of an image: all of it, and zeros that fill the last sector.
+// wantCopy checks that got is an image as NBD clients see it, with zeros that fill the last sector.
 func wantCopy(t testing.TB, got, image string) {
 	t.Helper()
 	n, m := fileSize(t, got), fileSize(t, image)
@@ -89,7 +89,7 @@ func wantCopy(t testing.TB, got, image string) {
 	wantZeros(t, got, m, n-m)
 }
 
-// wantNone says that nothing is at path.
+// wantNone checks that path does not exist.
 func wantNone(t testing.TB, path string) {
 	t.Helper()
 	if _, err := os.Lstat(path); !os.IsNotExist(err) {
@@ -97,7 +97,7 @@ func wantNone(t testing.TB, path string) {
 	}
 }
 
-// wantOnly says that a directory holds nothing but these names.
+// wantOnly checks that a directory holds only these names.
 func wantOnly(t testing.TB, dir string, names ...string) {
 	t.Helper()
 	entries, err := os.ReadDir(dir)
@@ -121,7 +121,7 @@ func readIndex(t testing.TB, path string) *blob.Index {
 	return x
 }
 
-// chunkFile is where a store keeps a chunk.
+// chunkFile returns the path of a chunk in a store.
 func chunkFile(store string, d blob.Digest) string {
 	name := d.String()
 	return filepath.Join(store, name[:4], name+".cacnk")

@@ -14,7 +14,7 @@ import (
 	"cairn/testimages"
 )
 
-// TestBadIndex: an index that is damaged, or made to do harm, ends every command before it does anything.
+// TestBadIndex: every command refuses a damaged or malicious index before it does anything.
 func TestBadIndex(t *testing.T) {
 	t.Parallel()
 	r := noise(t, mib)
@@ -60,7 +60,7 @@ func TestBadIndex(t *testing.T) {
 	}
 }
 
-// TestBadStore: what a store gives out wrong, or not at all, is never written under a final name, nor printed.
+// TestBadStore: wrong or missing data of a store is never written under a final name, and never printed.
 func TestBadStore(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -94,14 +94,14 @@ func TestBadStore(t *testing.T) {
 			must(t, "chmod", "u+w", chunk)
 			c.harm(t, store, chunk)
 			wantHarmless(t, c.status, c.words, r.index("b"))
-			if c.name != "no store" { // a web server cannot tell that from one without chunks
+			if c.name != "no store" { // over HTTP it looks like an empty store
 				wantHarmless(t, c.status, c.words, newNginx(t, r.dir).url+"/b.caibx")
 			}
 		})
 	}
 }
 
-// pack compresses data as a chunk is.
+// pack compresses data to a chunk file.
 func pack(t testing.TB, data []byte) []byte {
 	t.Helper()
 	w, err := zstd.NewWriter(nil)
@@ -111,7 +111,7 @@ func pack(t testing.TB, data []byte) []byte {
 	return w.EncodeAll(data, nil)
 }
 
-// wantHarmless assembles from a bad store: it fails, leaves targets as they were, and takes little memory.
+// wantHarmless assembles from a bad store: assemble fails, leaves targets as they were, and uses little memory.
 func wantHarmless(t *testing.T, status int, words, index string) {
 	t.Helper()
 	dir := t.TempDir()
@@ -127,7 +127,7 @@ func wantHarmless(t *testing.T, status int, words, index string) {
 			t.Errorf("cairn took %d KiB of memory (%v), want at most %d", kib, err, limit)
 		}
 	}
-	wantOnly(t, dir, "old", ".old.partial", ".new.partial") // for the next run to go on with
+	wantOnly(t, dir, "old", ".old.partial", ".new.partial") // the next run continues with them
 	if string(readFile(t, old)) != "old" {
 		t.Error("the target has changed")
 	}
@@ -139,8 +139,7 @@ func wantHarmless(t *testing.T, status int, words, index string) {
 	}
 }
 
-// TestBadStoreInPlace: a slot that could not be finished cannot be taken for a whole one, and is once the store
-// is whole.
+// TestBadStoreInPlace: an unfinished slot does not look like a whole one, and is completed once the store is repaired.
 func TestBadStoreInPlace(t *testing.T) {
 	t.Parallel()
 	r := publish(t, small(t))
@@ -159,7 +158,7 @@ func TestBadStoreInPlace(t *testing.T) {
 	cairn(t, "verify", r.index("b"), s.b)
 }
 
-// TestWrongDigest: an index with a digest that no chunk has, or with that of another chunk.
+// TestWrongDigest: an index with the digest of no chunk, or of another chunk.
 func TestWrongDigest(t *testing.T) {
 	t.Parallel()
 	r := noise(t, mib)
@@ -175,7 +174,7 @@ func TestWrongDigest(t *testing.T) {
 	wantOnly(t, dir, "x", ".out.partial")
 }
 
-// TestAbsentIndex: a web server that answers, and has no such file.
+// TestAbsentIndex: a web server answers that there is no such file.
 func TestAbsentIndex(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -190,8 +189,7 @@ func TestAbsentIndex(t *testing.T) {
 	wantOnly(t, dir)
 }
 
-// TestStoreGone: a server that is gone is asked for half a minute, then the job fails; and a signal ends the
-// waiting at once.
+// TestStoreGone: a job sends requests to a dead server for half a minute, and then fails. A signal ends the wait at once.
 func TestStoreGone(t *testing.T) {
 	t.Parallel()
 	r := noise(t, mib)
@@ -225,12 +223,12 @@ func TestStoreGone(t *testing.T) {
 	}
 }
 
-// TestImageShrinks: an image that becomes shorter while it is read has no index.
+// TestImageShrinks: an image that shrinks while it is read gets no index.
 func TestImageShrinks(t *testing.T) {
 	t.Parallel()
 	image := writeFile(t, t.TempDir(), "image", testimages.Random(6, 32*mib))
 	dir := t.TempDir()
-	// Strong compression makes sure that the job is far from its end.
+	// Strong compression makes the job slow.
 	index := filepath.Join(dir, "x.caibx")
 	args := []string{"make", "-j1", "--compression-level=22", "--progress=json", index, image}
 	j := start(t, nil, args...)

@@ -12,11 +12,11 @@ import (
 	"cairn/testimages"
 )
 
-// pair is two releases of one system.
+// pair holds two releases of a system.
 type pair struct{ name, a, b string }
 
-// small is two releases without a file system, quick to make: the next one begins with another byte, and has
-// something new, and zeros, put in between.
+// small returns two releases without a file system that are quick to make. The second begins with another byte, and has
+// inserted data and zeros.
 func small(t testing.TB) pair {
 	t.Helper()
 	dir := t.TempDir()
@@ -27,7 +27,7 @@ func small(t testing.TB) pair {
 	return pair{"small", writeFile(t, dir, "a", a), writeFile(t, dir, "b", b)}
 }
 
-// ext4 and squashfs make two releases of a small system, once for all tests.
+// ext4 and squashfs make two releases of a small system once for all tests.
 var (
 	ext4 = sync.OnceValues(func() (pair, error) {
 		return newPair("ext4", func(path string, tree []testimages.Entry) error {
@@ -45,7 +45,7 @@ func newPair(kind string, write func(path string, tree []testimages.Entry) error
 	return p, write(p.b, testimages.Tree(1, 1))
 }
 
-// pairs are the releases that everything is tried on.
+// pairs returns the releases for most tests.
 func pairs(t testing.TB) []pair {
 	t.Helper()
 	if testing.Short() {
@@ -54,7 +54,7 @@ func pairs(t testing.TB) []pair {
 	return append(filesystems(t), realPairs(t)...)
 }
 
-// filesystems are the pairs of the small system.
+// filesystems returns the pairs of the small system.
 func filesystems(t testing.TB) []pair {
 	t.Helper()
 	var all []pair
@@ -68,7 +68,7 @@ func filesystems(t testing.TB) []pair {
 	return all
 }
 
-// realPairs are the releases of a real system, in a long run.
+// realPairs returns the releases of a real system, if CAIRN_LONG is set.
 func realPairs(t testing.TB) []pair {
 	t.Helper()
 	dir := os.Getenv("CAIRN_IMAGES")
@@ -86,7 +86,7 @@ func realPairs(t testing.TB) []pair {
 	return all
 }
 
-// systems are the first releases of the pairs.
+// systems returns the first releases of the pairs.
 func systems(t testing.TB) []image {
 	t.Helper()
 	var all []image
@@ -96,10 +96,10 @@ func systems(t testing.TB) []image {
 	return all
 }
 
-// image is one image to be cut.
+// image is an image to be cut.
 type image struct{ name, path string }
 
-// edgeImages are small images with everything that is easily got wrong.
+// edgeImages returns small images with edge cases.
 func edgeImages(t testing.TB) []image {
 	t.Helper()
 	dir := t.TempDir()
@@ -116,7 +116,7 @@ func edgeImages(t testing.TB) []image {
 	}
 }
 
-// sparseFile is a file with holes at its start, in its middle and at its end.
+// sparseFile creates a file with holes at its start, in its middle and at its end.
 func sparseFile(t testing.TB, dir string, data []byte) string {
 	t.Helper()
 	f, err := os.Create(filepath.Join(dir, "sparse"))

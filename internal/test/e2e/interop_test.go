@@ -11,7 +11,7 @@ import (
 	"cairn/testimages"
 )
 
-// sizes are chunk sizes as cairn and desync take them, in KiB, and as casync does, in bytes.
+// sizes are chunk sizes as arguments of cairn and desync in KiB, and of casync in bytes.
 type sizes struct{ kib, bytes string }
 
 var (
@@ -25,10 +25,10 @@ const (
 	digest256 = "sha256"
 )
 
-// made is an index and the store that it was made into.
+// made is an index and its store.
 type made struct{ index, store string }
 
-// makeWith makes an index of an image with one of the tools, into a store of its own.
+// makeWith makes an index of an image and a new store with one of the tools.
 func makeWith(t testing.TB, tool, digest string, s sizes, image string) made {
 	t.Helper()
 	dir := t.TempDir()
@@ -44,7 +44,7 @@ func makeWith(t testing.TB, tool, digest string, s sizes, image string) made {
 	return m
 }
 
-// extractWith makes the image of an index again.
+// extractWith assembles the image of an index with one of the tools.
 func extractWith(t testing.TB, tool, digest string, m made) string {
 	t.Helper()
 	out := filepath.Join(t.TempDir(), "out")
@@ -59,7 +59,7 @@ func extractWith(t testing.TB, tool, digest string, m made) string {
 	return out
 }
 
-// TestIndexIsCasyncs: with each size of chunks and each digest. CAIRN_LONG=1 tries each pair of them.
+// TestIndexIsCasyncs tests each chunk size and each digest. CAIRN_LONG=1 tests each combination.
 func TestIndexIsCasyncs(t *testing.T) {
 	t.Parallel()
 	need.Tool(t, "casync")
@@ -78,8 +78,8 @@ func TestIndexIsCasyncs(t *testing.T) {
 	}
 }
 
-// wantCasyncsIndex compares cairn's index of an image with casync's, byte by byte. In casync's store cairn
-// finds every chunk, so it stores none.
+// wantCasyncsIndex compares cairn's index of an image with casync's, byte by byte. cairn finds every chunk in casync's
+// store, so it stores none.
 func wantCasyncsIndex(t testing.TB, digest string, s sizes, image string) {
 	t.Helper()
 	m := makeWith(t, "casync", digest, s, image)
@@ -96,7 +96,7 @@ func wantCasyncsIndex(t testing.TB, digest string, s sizes, image string) {
 	}
 }
 
-// TestOthersExtract: what cairn has made is casync's and desync's to read.
+// TestOthersExtract: casync and desync assemble images that cairn made.
 func TestOthersExtract(t *testing.T) {
 	t.Parallel()
 	eachInterop(t, func(t *testing.T, digest, image string) {
@@ -107,7 +107,7 @@ func TestOthersExtract(t *testing.T) {
 	})
 }
 
-// TestAssembleOthers: what casync and desync have made is cairn's to read.
+// TestAssembleOthers: cairn assembles images that casync and desync made.
 func TestAssembleOthers(t *testing.T) {
 	t.Parallel()
 	eachInterop(t, func(t *testing.T, digest, image string) {
@@ -119,7 +119,7 @@ func TestAssembleOthers(t *testing.T) {
 	})
 }
 
-// TestAssembleOtherCodecs: cairn assembles and verifies what casync has packed with xz and gzip, also in one store
+// TestAssembleOtherCodecs: cairn assembles and verifies images that casync compressed with xz and gzip, also in a store
 // with chunks of its own.
 func TestAssembleOtherCodecs(t *testing.T) {
 	t.Parallel()
@@ -138,7 +138,7 @@ func TestAssembleOtherCodecs(t *testing.T) {
 	}
 }
 
-// eachInterop tries the ways between the tools with all images and both digests.
+// eachInterop runs a test with all images and both digests.
 func eachInterop(t *testing.T, try func(t *testing.T, digest, image string)) {
 	need.Tool(t, "casync")
 	need.Tool(t, "desync")
@@ -169,7 +169,7 @@ func TestMakeFromStdin(t *testing.T) {
 	}
 }
 
-// TestMakeFromDevice: casync shortens a device to its file system, cairn when it is asked to.
+// TestMakeFromDevice: casync shortens a device to its file system; cairn does so with an option.
 func TestMakeFromDevice(t *testing.T) {
 	t.Parallel()
 	need.Tool(t, "casync")

@@ -18,14 +18,13 @@ import (
 	"cairn/testimages"
 )
 
-// endings are the signals that end a job in its middle, and the exit statuses; -1 is killed.
+// endings are the signals that interrupt a job, and the exit statuses; -1 means killed.
 var endings = []struct {
 	signal syscall.Signal
 	status int
 }{{syscall.SIGINT, interrupted}, {syscall.SIGTERM, terminated}, {syscall.SIGKILL, -1}}
 
-// eachEnding runs a test for each signal. The function that it gets ends a job by the signal, and says whether
-// the job could clean up.
+// eachEnding runs a test for each signal. end interrupts a job, and reports whether the job could clean up.
 func eachEnding(t *testing.T, test func(t *testing.T, end func(*job) (orderly bool))) {
 	for _, e := range endings {
 		t.Run(e.signal.String(), func(t *testing.T) {
@@ -56,7 +55,7 @@ func TestInterruptedAssembleOntoFile(t *testing.T) {
 			j := start(t, nil, "assemble", g.url+"/b.caibx", target)
 			g.await(t)
 			end(j)
-			wantOnly(t, dir, "replaced", ".replaced.partial", ".new.partial") // for the next run to go on with
+			wantOnly(t, dir, "replaced", ".replaced.partial", ".new.partial") // the next run continues with them
 			if got := readFile(t, replaced); string(got) != "old" {
 				t.Errorf("the old file holds %d other bytes", len(got))
 			}
@@ -69,7 +68,7 @@ func TestInterruptedAssembleOntoFile(t *testing.T) {
 	})
 }
 
-// TestInterruptedAssembleInPlace: the slot is as it was, or cannot be taken for a whole one.
+// TestInterruptedAssembleInPlace: the slot is unchanged, or does not look like a whole one.
 func TestInterruptedAssembleInPlace(t *testing.T) {
 	t.Parallel()
 	r := publish(t, small(t))
@@ -95,7 +94,7 @@ func TestInterruptedAssembleInPlace(t *testing.T) {
 	}
 }
 
-// TestInterruptedReaders: cat and verify end at once, and leave nothing in the cache but whole chunks.
+// TestInterruptedReaders: cat and verify end at once, and leave only whole chunks in the cache.
 func TestInterruptedReaders(t *testing.T) {
 	t.Parallel()
 	r := publish(t, small(t))
@@ -121,7 +120,7 @@ func TestInterruptedReaders(t *testing.T) {
 	}
 }
 
-// wantNoStage says that a store holds nothing but chunks' directories, and a cache beside them its count.
+// wantNoStage checks that a store holds only directories of chunks, and a cache also its count.
 func wantNoStage(t testing.TB, store string) {
 	t.Helper()
 	entries, err := os.ReadDir(store)
@@ -158,7 +157,7 @@ func TestInterruptedMakeFromStdin(t *testing.T) {
 	})
 }
 
-// TestInterruptedMake: strong compression, of what can be compressed, makes sure that the job is far from its end.
+// TestInterruptedMake: strong compression of compressible data makes the job slow.
 func TestInterruptedMake(t *testing.T) {
 	t.Parallel()
 	data := hex.AppendEncode(nil, testimages.Random(6, 16*mib))
@@ -173,7 +172,7 @@ func TestInterruptedMake(t *testing.T) {
 	})
 }
 
-// wantNothingMade says that an interrupted make has published neither an index nor a chunk.
+// wantNothingMade checks that an interrupted make has published neither an index nor a chunk.
 func wantNothingMade(t testing.TB, dir string, orderly bool) {
 	t.Helper()
 	wantOnly(t, dir, "default.castr")
@@ -182,7 +181,7 @@ func wantNothingMade(t testing.TB, dir string, orderly bool) {
 	}
 }
 
-// wantMade says that make has ended well, and made x.caibx of image.
+// wantMade checks that make has succeeded, and made x.caibx of image.
 func wantMade(t testing.TB, dir string, made ran, image []byte) {
 	t.Helper()
 	if made.status != 0 {
@@ -195,7 +194,7 @@ func wantMade(t testing.TB, dir string, made ran, image []byte) {
 	}
 }
 
-// pipe is closed when the test ends.
+// pipe returns a pipe that is closed at the end of the test.
 func pipe(t testing.TB) (r, w *os.File) {
 	t.Helper()
 	r, w, err := os.Pipe()
@@ -206,7 +205,7 @@ func pipe(t testing.TB) (r, w *os.File) {
 	return r, w
 }
 
-// longIndex is an index of more bytes than a pipe holds. No store has its chunks.
+// longIndex returns an index with more bytes than a pipe holds. No store has its chunks.
 func longIndex(t testing.TB) []byte {
 	t.Helper()
 	b, err := blob.NewBuilder(blob.SHA512_256, blob.Params{Min: 1, Avg: 1, Max: 1 << 20})
@@ -223,7 +222,7 @@ func longIndex(t testing.TB) []byte {
 	return b.Index().Encode()
 }
 
-// TestInterruptedReadingIndex: an index on stdin that never ends.
+// TestInterruptedReadingIndex: an index on stdin that does not end.
 func TestInterruptedReadingIndex(t *testing.T) {
 	t.Parallel()
 	eachEnding(t, func(t *testing.T, end func(*job) bool) {
@@ -232,7 +231,7 @@ func TestInterruptedReadingIndex(t *testing.T) {
 		j := start(t, stdin, "assemble", "-", filepath.Join(dir, "out"))
 		stdin.Close()
 		index := longIndex(t)
-		if _, err := feed.Write(index[:len(index)-1]); err != nil { // when it is written, cairn reads
+		if _, err := feed.Write(index[:len(index)-1]); err != nil { // returns when cairn reads
 			t.Fatal(err)
 		}
 		end(j)
@@ -240,7 +239,7 @@ func TestInterruptedReadingIndex(t *testing.T) {
 	})
 }
 
-// TestServeEndsWithReadUnderWay: the read is answered, then the server ends well.
+// TestServeEndsWithReadUnderWay: the server answers the read, and then exits with 0.
 func TestServeEndsWithReadUnderWay(t *testing.T) {
 	t.Parallel()
 	r := noise(t, mib)
@@ -255,7 +254,7 @@ func TestServeEndsWithReadUnderWay(t *testing.T) {
 			stopping := untilStopping(t, serving)
 			serving.signal(t, s)
 			stopping()
-			serving.signal(t, syscall.SIGHUP) // a lost session sends it twice
+			serving.signal(t, syscall.SIGHUP) // the end of a session sends it twice
 			g.open()
 			if out, err := read(); err != nil || !bytes.Equal(out, readFile(t, r.b)[:4096]) {
 				t.Errorf("the read under way gave %d bytes, %v", len(out), err)
@@ -266,8 +265,8 @@ func TestServeEndsWithReadUnderWay(t *testing.T) {
 	}
 }
 
-// TestServeEndsWithoutStore: a store that never answers does not keep the server for long, and a second signal
-// not at all.
+// TestServeEndsWithoutStore: a store that never answers delays the server's exit only a little, and a second signal ends
+// it at once.
 func TestServeEndsWithoutStore(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
@@ -299,8 +298,8 @@ func TestServeEndsWithoutStore(t *testing.T) {
 	}
 }
 
-// readUnderWay starts to read the first bytes of an export, and returns when the gate holds the chunk back. The
-// function that it returns waits for the result.
+// readUnderWay starts a read of the first bytes of an export, and returns when the gate holds the chunk. The returned
+// function waits for the result.
 func readUnderWay(t testing.TB, g *gate, s *serving) func() ([]byte, error) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), need.Tool(t, "nbdsh"), "-u", s.uris[0],
@@ -317,8 +316,8 @@ func readUnderWay(t testing.TB, g *gate, s *serving) func() ([]byte, error) {
 	}
 }
 
-// untilStopping opens an idle connection. The function that it returns waits until the server ends it, which it
-// does when it begins to stop.
+// untilStopping opens an idle connection. The returned function waits until the server closes it, which it does when it
+// begins to stop.
 func untilStopping(t testing.TB, s *serving) func() {
 	t.Helper()
 	_, socket, _ := strings.Cut(s.uris[0], "?socket=")
@@ -327,5 +326,5 @@ func untilStopping(t testing.TB, s *serving) func() {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
-	return func() { _, _ = io.Copy(io.Discard, conn) } // it may end by a reset
+	return func() { _, _ = io.Copy(io.Discard, conn) } // a reset may end it
 }

@@ -1,6 +1,6 @@
-// Package e2e judges the finished binary from outside, as users and their tools see it: casync, desync, libnbd,
-// qemu, nginx, loop devices and a virtual machine. Of cairn's packages it knows the index format only, to work
-// out what is to be expected; everything else it learns from files, exit statuses and other programs.
+// Package e2e tests the finished binary from outside, as users and their tools see it: casync, desync, libnbd, qemu,
+// nginx, loop devices and a virtual machine. Of cairn's packages it knows the index format, to compute expected results.
+// Everything else it learns from files, exit statuses and other programs.
 //
 // CAIRN_LONG=1 adds the real releases that testimages/debian made in the directory CAIRN_IMAGES.
 package e2e
@@ -23,11 +23,11 @@ import (
 
 const mib = 1 << 20
 
-// scratch is a directory that outlives single tests. TestMain makes it before all of them, and removes it.
+// scratch is a directory for all tests. TestMain creates and removes it.
 var scratch string
 
 func TestMain(m *testing.M) {
-	if flag.Parse(); testing.Short() { // `make test` runs them
+	if flag.Parse(); testing.Short() { // `make test` runs them without -short
 		fmt.Println("the finished binary is not tested with -short")
 		os.Exit(0)
 	}
@@ -39,7 +39,7 @@ func TestMain(m *testing.M) {
 	os.Exit(status)
 }
 
-// testAll runs the tests with a fresh cairn at the front of PATH.
+// testAll runs the tests with a fresh binary first in PATH.
 func testAll(m *testing.M) (status int, err error) {
 	if err := readSources(); err != nil {
 		return 0, err
@@ -51,23 +51,23 @@ func testAll(m *testing.M) (status int, err error) {
 	if err := build(filepath.Join(scratch, "cairn"), raceDetector); err != nil {
 		return 0, err
 	}
-	// /usr/bin, since nbdsh wants the system's python.
+	// /usr/bin first, since nbdsh needs the system's python.
 	path := []string{scratch, "/usr/bin", os.Getenv("PATH"), "/usr/sbin", "/sbin"}
 	err = errors.Join(os.Setenv("PATH", strings.Join(path, ":")), os.Setenv("XDG_RUNTIME_DIR", scratch))
 	if err != nil {
 		return 0, err
 	}
-	// Most of the tests wait most of the time, so more of them run at once than there are CPUs.
+	// Most tests wait most of the time, so more of them run in parallel than there are CPUs.
 	if err := flag.Set("test.parallel", strconv.Itoa(max(4, runtime.GOMAXPROCS(0)))); err != nil {
 		return 0, err
 	}
-	if signal.Ignored(syscall.SIGHUP) { // the tests run under nohup: what they start does not, if they catch it
+	if signal.Ignored(syscall.SIGHUP) { // under nohup; with a handler, child processes do not ignore it
 		signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
 	}
 	return m.Run(), nil
 }
 
-// build makes the binary: with the race detector, when the tests have it, else as it is shipped.
+// build builds the binary, with the race detector if the tests have it, else as it is shipped.
 func build(file string, race bool) error {
 	cmd := exec.Command("go", "build", "-buildvcs=false", "-o", file, "cairn/cmd/cairn")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
@@ -80,8 +80,8 @@ func build(file string, race bool) error {
 	return nil
 }
 
-// readSources looks at every source file, so that go test knows what its cached result depends on: it does not
-// see what the build reads.
+// readSources looks at every source file. go test then knows the dependencies of its cached result, because it does not
+// see which files the build reads.
 func readSources() error {
 	return filepath.WalkDir("../../..", func(path string, d fs.DirEntry, err error) error {
 		if err != nil || !d.IsDir() && filepath.Ext(path) != ".go" {

@@ -22,7 +22,7 @@ import (
 	"cairn/testimages"
 )
 
-// faultSeed is what decides over the faults of this run; CAIRN_SEED gives those of an earlier one again.
+// faultSeed returns the seed of this run's faults. CAIRN_SEED repeats those of an earlier run.
 func faultSeed(t testing.TB) uint64 {
 	t.Helper()
 	n := rand.Uint64N(1e9)
@@ -36,7 +36,7 @@ func faultSeed(t testing.TB) uint64 {
 	return n
 }
 
-// finely is a published image of about so many small chunks, as release b, and another one, as a.
+// finely publishes an image of about that many small chunks as release b, and another image as a.
 func finely(t testing.TB, chunks int) release {
 	t.Helper()
 	dir := t.TempDir()
@@ -50,7 +50,7 @@ func finely(t testing.TB, chunks int) release {
 	return r
 }
 
-// faultyServer serves a release, and fails.
+// faultyServer is a web server of a release that fails.
 type faultyServer struct {
 	*netlab.Faulty
 	url string
@@ -61,12 +61,12 @@ func newFaultyServer(t testing.TB, r release, f netlab.Faults) *faultyServer {
 	return newFaultyBefore(t, http.FileServer(http.Dir(r.dir)), f)
 }
 
-// newFaultyBefore is a server that fails before a handler that does not.
+// newFaultyBefore starts a faulty server in front of a correct handler.
 func newFaultyBefore(t testing.TB, inner http.Handler, f netlab.Faults) *faultyServer {
 	t.Helper()
 	s := &faultyServer{Faulty: netlab.NewFaulty(inner, f)}
 	server := httptest.NewUnstartedServer(s)
-	server.Config.ErrorLog = log.New(io.Discard, "", 0) // clients that give up are what this is for
+	server.Config.ErrorLog = log.New(io.Discard, "", 0) // clients that close connections are expected
 	server.Start()
 	t.Cleanup(func() { s.Close(); server.Close() })
 	s.url = server.URL
@@ -79,20 +79,20 @@ func (s *faultyServer) store() string { return s.url + "/default.castr" }
 func isChunk(q *http.Request) bool { return strings.HasSuffix(q.URL.Path, ".cacnk") }
 func isIndex(q *http.Request) bool { return strings.HasSuffix(q.URL.Path, ".caibx") }
 
-// The faults by what heals them.
+// The faults by their remedy.
 var (
-	// asking again does
+	// a retry
 	passing = []netlab.Fault{netlab.ServerError, netlab.Burst, netlab.Throttled, netlab.ThrottledDate, netlab.ResetEarly,
 		netlab.ResetMidBody, netlab.Truncated, netlab.LongLength, netlab.BadChunked, netlab.WebPage}
-	// that too, but it takes as long as the reader is patient with a connection
+	// a retry, after the patience for a connection
 	sluggish = []netlab.Fault{netlab.SlowHeader, netlab.SlowBody, netlab.Silent}
-	// asking once more does, if the bytes are right then
+	// one retry, if its bytes are right
 	wrong = []netlab.Fault{netlab.ShortLength, netlab.BitFlip, netlab.OtherBytes, netlab.Zeros, netlab.Disguised}
-	// another store does
+	// another store
 	believed = []netlab.Fault{netlab.Denied, netlab.Missing}
 )
 
-// statuses are the exit statuses when every chunk fails for good.
+// statuses returns the exit statuses when every chunk always fails.
 func statuses() map[netlab.Fault]int {
 	all := map[netlab.Fault]int{netlab.Denied: notFound, netlab.Missing: notFound}
 	for _, k := range passing {
@@ -104,7 +104,7 @@ func statuses() map[netlab.Fault]int {
 	return all
 }
 
-// reading are the commands that read a store, each of which gets the image and checks it.
+// reading are the commands that read a store. Each of them gets the image and checks it.
 var reading = map[string]func(t testing.TB, r release, index string, args ...string) ran{
 	"assemble": func(t testing.TB, r release, index string, args ...string) ran {
 		return imageOf(t, r, func(out string) ran { return run(t, "cairn", append([]string{"assemble", index, out}, args...)...) })
@@ -122,7 +122,7 @@ var reading = map[string]func(t testing.TB, r release, index string, args ...str
 	},
 }
 
-// imageOf has a command put the image into a file, which must be whole or not there.
+// imageOf runs a command that writes the image into a file. The file must be complete or absent.
 func imageOf(t testing.TB, r release, make func(out string) ran) ran {
 	t.Helper()
 	out := filepath.Join(t.TempDir(), "out")
@@ -135,7 +135,7 @@ func imageOf(t testing.TB, r release, make func(out string) ran) ran {
 	return got
 }
 
-// wantHealed says that a command got the image. What servers send beyond their answers is nobody's business.
+// wantHealed checks that a command got the image. It ignores messages about bytes after an answer.
 func wantHealed(t testing.TB, what string, got ran) {
 	t.Helper()
 	if got.status != 0 {
@@ -146,8 +146,8 @@ func wantHealed(t testing.TB, what string, got ran) {
 	}
 }
 
-// TestNetFaults: while one request in five fails, each command gets the right bytes: from one store when the faults
-// pass, from two with all kinds of them.
+// TestNetFaults: while one request in five fails, each command gets the right bytes: from one store with temporary faults,
+// and from two stores with all kinds of faults.
 func TestNetFaults(t *testing.T) {
 	t.Parallel()
 	seed, r := faultSeed(t), finely(t, 800)
@@ -170,7 +170,7 @@ func TestNetFaults(t *testing.T) {
 	}
 }
 
-// TestNetFaultsServe: a reader of cairn serve sees none of it.
+// TestNetFaultsServe: clients of cairn serve see no fault.
 func TestNetFaultsServe(t *testing.T) {
 	t.Parallel()
 	need.Tool(t, "nbdcopy")
@@ -187,19 +187,19 @@ func TestNetFaultsServe(t *testing.T) {
 	}
 }
 
-// TestNetFaultStatus: each fault, for good, ends a job with the status that tells what to do, and in time.
+// TestNetFaultStatus: each permanent fault ends a job in time, with the exit status for its kind.
 func TestNetFaultStatus(t *testing.T) {
 	t.Parallel()
 	r := finely(t, 40)
 	var all sync.WaitGroup
 	for kind, want := range statuses() {
-		all.Go(func() { wantStatus(t, r, kind, want, time.Minute) }) // of which a busy machine needs most
+		all.Go(func() { wantStatus(t, r, kind, want, time.Minute) }) // a busy machine needs most of it
 	}
 	all.Wait()
 }
 
-// TestNetSilentStore: a store that answers nothing, or so slowly that it is the same, ends a job too. The first failure
-// takes the 30 s that a connection is given.
+// TestNetSilentStore: a store without answers, or with extremely slow ones, ends a job too. The first failure takes the
+// 30 s that a connection is given.
 func TestNetSilentStore(t *testing.T) {
 	t.Parallel()
 	r := finely(t, 40)
@@ -224,7 +224,7 @@ func wantStatus(t *testing.T, r release, kind netlab.Fault, want int, limit time
 	}
 }
 
-// TestNetFaultsSluggish: servers that take their time are asked again, and another store is asked soon.
+// TestNetFaultsSluggish: requests to slow servers are repeated, and another store gets them soon.
 func TestNetFaultsSluggish(t *testing.T) {
 	t.Parallel()
 	r := finely(t, 40)
@@ -246,13 +246,13 @@ func TestNetFaultsSluggish(t *testing.T) {
 	all.Wait()
 }
 
-// TestNetFaultyIndex: what becomes of a job whose index fails to come once.
+// TestNetFaultyIndex: the results of a job whose index fails once.
 func TestNetFaultyIndex(t *testing.T) {
 	t.Parallel()
 	r := finely(t, 40)
 	want := map[netlab.Fault][]int{netlab.Denied: {notFound}, netlab.Missing: {notFound},
-		// What is no index is read once more. One whose bytes changed on the way may be one of another image: it has no
-		// checksum. A digest that nobody has, sizes that fit no chunk, or what hurts nothing.
+		// Bytes that are not an index are read once more. Changed bytes may be the index of another image, since it has
+		// no checksum: a digest without a chunk, sizes that fit no chunk, or no visible change.
 		netlab.Zeros: {0}, netlab.ShortLength: {0}, netlab.Disguised: {0}, netlab.OtherBytes: {0},
 		netlab.BitFlip: {0, damaged, notFound}}
 	for _, k := range passing {
@@ -266,7 +266,7 @@ func TestNetFaultyIndex(t *testing.T) {
 			f.First, f.Length = 1, 1
 			f.Only = isIndex
 			s := newFaultyServer(t, r, f)
-			if kind == netlab.OtherBytes { // those of a chunk
+			if kind == netlab.OtherBytes { // the bytes of a chunk
 				cairn(t, "cat", r.index("b"), "-s", s.store(), "--length", "1")
 			}
 			if got := reading["assemble"](t, r, s.index()); !slices.Contains(statuses, got.status) {
@@ -277,7 +277,7 @@ func TestNetFaultyIndex(t *testing.T) {
 	all.Wait()
 }
 
-// TestNetStaleIndex: an index of yesterday gives the image of yesterday, whole.
+// TestNetStaleIndex: an index of yesterday gives the complete image of yesterday.
 func TestNetStaleIndex(t *testing.T) {
 	t.Parallel()
 	r := finely(t, 40)
@@ -289,7 +289,7 @@ func TestNetStaleIndex(t *testing.T) {
 	wantSame(t, out, r.a)
 }
 
-// newLink is a proxy before a server.
+// newLink starts a proxy in front of a server.
 func newLink(t testing.TB, url string, l netlab.Link, fate func(int64) netlab.Fate) (p *netlab.Proxy, through string) {
 	t.Helper()
 	p, err := netlab.NewProxy(strings.TrimPrefix(url, "http://"), l, fate)
@@ -300,8 +300,8 @@ func newLink(t testing.TB, url string, l netlab.Link, fate func(int64) netlab.Fa
 	return p, "http://" + p.Addr()
 }
 
-// TestNetLostConnections: 100 ms and 5 Mbit/s, and every seventh connection is refused, reset in the middle of a body,
-// or swallowed.
+// TestNetLostConnections: with 100 ms and 5 Mbit/s, every seventh connection is refused, reset in the middle of a body, or
+// gets no answer.
 func TestNetLostConnections(t *testing.T) {
 	t.Parallel()
 	r := finely(t, 400) // 1.6 MB take 2.6 s
@@ -314,8 +314,7 @@ func TestNetLostConnections(t *testing.T) {
 	}
 }
 
-// TestNetOutage: a link that breaks in the middle costs time, and no byte twice that was there; one that stays away ends
-// the job when patience does.
+// TestNetOutage: an interruption of the link only delays a job. A permanent outage ends it after its patience.
 func TestNetOutage(t *testing.T) {
 	t.Parallel()
 	r := finely(t, 400)
@@ -362,7 +361,7 @@ func TestNetOutage(t *testing.T) {
 	})
 }
 
-// downTo returns when a link has carried so many bytes.
+// downTo returns when a link has sent n bytes to the client.
 func downTo(t testing.TB, p *netlab.Proxy, n int64) {
 	t.Helper()
 	late := time.Now().Add(patience)

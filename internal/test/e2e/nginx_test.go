@@ -22,7 +22,7 @@ import (
 	"cairn/store/storetest"
 )
 
-// traffic is chunks that came over a network, and their bytes as they were sent.
+// traffic is a number of chunks, and their bytes as sent over a network.
 type traffic struct {
 	chunks int
 	bytes  int64
@@ -31,7 +31,7 @@ type traffic struct {
 // webServer is a real nginx over a directory, with its access log.
 type webServer struct {
 	url, log string
-	seen     traffic // what was told already
+	seen     traffic // sent before the last call of sent
 }
 
 // newNginx serves a directory on 127.0.0.1 until the test ends.
@@ -41,7 +41,7 @@ func newNginx(t testing.TB, dir string) *webServer {
 	return &webServer{url: "http://" + s.Address(), log: s.AccessLog()}
 }
 
-// sent is the chunks that nginx has sent since it was asked last, by its access log.
+// sent returns the chunks that nginx has sent since the last call, from its access log.
 func (n *webServer) sent(t testing.TB) traffic {
 	t.Helper()
 	var all traffic
@@ -56,7 +56,7 @@ func (n *webServer) sent(t testing.TB) traffic {
 	return news
 }
 
-// asked is how often nginx was asked for each chunk, by its digest, whatever became of that.
+// asked returns the number of requests for each chunk by its digest, whatever their results.
 func (n *webServer) asked(t testing.TB) map[string]int {
 	t.Helper()
 	all := map[string]int{}
@@ -64,10 +64,10 @@ func (n *webServer) asked(t testing.TB) map[string]int {
 	return all
 }
 
-// each calls back for the requests for chunks in the access log.
+// each calls request for each request for a chunk in the access log.
 func (n *webServer) each(t testing.TB, request func(digest string, status int, size int64)) {
 	t.Helper()
-	// The only worker logs a request before it turns to the next one: when this is answered, all before is there.
+	// The only worker logs a request before it handles the next one: after this answer the log is complete.
 	answer, err := http.Get(n.url + "/are-you-done")
 	if err != nil {
 		t.Fatal(err)
@@ -86,15 +86,15 @@ func (n *webServer) each(t testing.TB, request func(digest string, status int, s
 	}
 }
 
-// gate is a proxy that hands on a few chunks at once, and holds back the others until it is opened.
+// gate is a proxy that forwards some requests for chunks at once, and holds the others until it is opened.
 type gate struct {
 	url    string
-	left   atomic.Int64  // chunks to be handed on at once
-	held   chan struct{} // gets a token when a chunk is held back
+	left   atomic.Int64  // chunks to forward at once
+	held   chan struct{} // gets a token when a chunk is held
 	opened chan struct{}
 }
 
-// newGate stands before a server until the test ends.
+// newGate starts a gate in front of a server until the test ends.
 func newGate(t testing.TB, before string, free int64) *gate {
 	t.Helper()
 	target, err := url.Parse(before)
@@ -104,7 +104,7 @@ func newGate(t testing.TB, before string, free int64) *gate {
 	g := &gate{held: make(chan struct{}, 1), opened: make(chan struct{})}
 	g.left.Store(free)
 	proxy := httputil.NewSingleHostReverseProxy(target)
-	proxy.ErrorLog = log.New(io.Discard, "", 0) // clients that give up are what the gate is for
+	proxy.ErrorLog = log.New(io.Discard, "", 0) // clients that close connections are expected
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if g.pass(r) {
 			proxy.ServeHTTP(w, r)
@@ -115,7 +115,7 @@ func newGate(t testing.TB, before string, free int64) *gate {
 	return g
 }
 
-// pass returns when the request may go on, and false when its client has given up.
+// pass blocks until the request may go on. It returns false if its client has closed the connection.
 func (g *gate) pass(r *http.Request) bool {
 	if !strings.HasSuffix(r.URL.Path, ".cacnk") || g.left.Add(-1) >= 0 {
 		return true
@@ -132,7 +132,7 @@ func (g *gate) pass(r *http.Request) bool {
 	}
 }
 
-// await returns when a chunk is held back.
+// await blocks until a chunk is held.
 func (g *gate) await(t testing.TB) {
 	t.Helper()
 	select {
@@ -142,11 +142,11 @@ func (g *gate) await(t testing.TB) {
 	}
 }
 
-// open hands on all chunks from now on. It is called once.
+// open forwards all chunks from now on. It must be called only once.
 func (g *gate) open() { close(g.opened) }
 
-// deadURL is an address where nobody listens until the test ends. The port is taken, so that no other test's server
-// gets it.
+// deadURL returns an address at which no server listens until the test ends. The port is bound, so that no other test's
+// server gets it.
 func deadURL(t testing.TB) string {
 	t.Helper()
 	socket, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
@@ -164,7 +164,7 @@ func deadURL(t testing.TB) string {
 	return fmt.Sprint("http://127.0.0.1:", at.(*unix.SockaddrInet4).Port)
 }
 
-// TestDeadURL: nobody answers there, and nobody else can.
+// TestDeadURL: no server answers there, and no other program can listen there.
 func TestDeadURL(t *testing.T) {
 	t.Parallel()
 	at := strings.TrimPrefix(deadURL(t), "http://")

@@ -15,7 +15,7 @@ import (
 	"cairn/store/storetest"
 )
 
-// parsers are the functions that read a location, by file and name.
+// parsers are the functions that parse a location, by file and name.
 var parsers = map[string]string{
 	"locate": "store/locate/location.go Parse",
 	"web":    "store/web/location.go Parse",
@@ -25,8 +25,8 @@ var parsers = map[string]string{
 	"disk":   "internal/disk/resolve.go Resolve",
 }
 
-// TestParsedOnce counts how often each parser of locations is called in one assemble and one serve with several stores, seeds
-// and a default store: once for each location that is given, and never for one that is derived.
+// TestParsedOnce counts the calls of each parser of locations in one assemble and one serve with several stores, seeds and
+// a default store: one for each given location, and none for a derived one.
 func TestParsedOnce(t *testing.T) {
 	r := publish(t, small(t))
 	dir, binary := t.TempDir(), filepath.Join(t.TempDir(), "cairn")
@@ -75,7 +75,7 @@ func TestParsedOnce(t *testing.T) {
 	wantCalls(t, counted, map[string]int{"locate": 5, "web": 2, "s3": 1, "sftp": 1, "url": 4})
 }
 
-// wantCalls compares how often the parsers were called by programs that counted into a directory.
+// wantCalls compares the calls of the parsers in programs that wrote coverage data into a directory.
 func wantCalls(t *testing.T, counted string, want map[string]int) {
 	t.Helper()
 	profile := filepath.Join(t.TempDir(), "profile")
@@ -92,8 +92,8 @@ func wantCalls(t *testing.T, counted string, want map[string]int) {
 	}
 }
 
-// callsOf returns how often the first block of a function ran, by a profile: FILE:LINE.COLUMN,LINE.COLUMN STATEMENTS COUNT
-// on each line.
+// callsOf returns how often the first block of a function ran, from a profile with lines of the form
+// FILE:LINE.COLUMN,LINE.COLUMN STATEMENTS COUNT.
 func callsOf(t *testing.T, profile, file, function string) int {
 	t.Helper()
 	begin, end := bodyOf(t, filepath.Join("../../..", file), function)
@@ -111,10 +111,10 @@ func callsOf(t *testing.T, profile, file, function string) int {
 			first, calls = at, count
 		}
 	}
-	return calls // 0 also of a package of which nothing ran
+	return calls // also 0 for a package that did not run
 }
 
-// bodyOf returns the lines on which the body of a function begins and ends.
+// bodyOf returns the first and the last line of the body of a function.
 func bodyOf(t *testing.T, path, function string) (begin, end int) {
 	t.Helper()
 	files := token.NewFileSet()

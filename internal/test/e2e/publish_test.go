@@ -15,7 +15,7 @@ import (
 	"cairn/store/storetest"
 )
 
-// s3Keys lets the programs of a test into a server.
+// s3Keys sets the credentials of a server in the environment.
 func s3Keys(t *testing.T, server *storetest.S3Server) {
 	t.Helper()
 	for name, value := range map[string]string{
@@ -26,15 +26,15 @@ func s3Keys(t *testing.T, server *storetest.S3Server) {
 	}
 }
 
-// publication is what make --json says.
+// publication is the output of make --json.
 type publication struct {
 	Chunks   int   `json:"chunks"`
 	New      int64 `json:"new_chunks"`
 	Distinct int64 `json:"distinct"`
 }
 
-// TestPublishIntoS3: of a release whose predecessor is there, the new chunks are sent and the index, and almost
-// nothing is asked. With CAIRN_IMAGES these are real releases.
+// TestPublishIntoS3: if the previous release is there, make sends the new chunks and the index, and almost no other
+// request. With CAIRN_IMAGES these are real releases.
 func TestPublishIntoS3(t *testing.T) {
 	server := storetest.S3(t, storetest.S3Options{})
 	server.Bucket(t, "images")
@@ -93,7 +93,7 @@ func TestPublishIntoS3(t *testing.T) {
 	}
 }
 
-// published are the releases to publish: real ones if there are any.
+// published returns the releases to publish, which are real ones if there are any.
 func published(t *testing.T) []pair {
 	images := os.Getenv("CAIRN_IMAGES")
 	if images == "" {
@@ -106,8 +106,8 @@ func published(t *testing.T) []pair {
 	return all
 }
 
-// TestPublishThroughFaults: a server that fails in all the ways servers fail takes a release in the end, whole; or
-// make says what is wrong, and there is no index.
+// TestPublishThroughFaults: a release is published completely to a server that fails in all ways, or make reports the
+// fault and there is no index.
 func TestPublishThroughFaults(t *testing.T) {
 	t.Parallel()
 	need.Tool(t, "nginx")

@@ -2,5 +2,5 @@
 
 package e2e
 
-// raceDetector says whether the tests, and so the binary, are built with the race detector.
+// raceDetector reports whether the tests, and so the binary, are built with the race detector.
 const raceDetector = true

@@ -15,8 +15,8 @@ import (
 	"cairn/testimages"
 )
 
-// TestReadme runs the README's commands for users, which are its blocks of sh, in their order. Only the names of servers,
-// disks and directories are others.
+// TestReadme runs the README's commands for users, its blocks of sh, in their order. It replaces only the names of
+// servers, disks and directories.
 func TestReadme(t *testing.T) {
 	need.Root(t)
 	for _, tool := range []string{"nbdinfo", "nbdcopy", "qemu-img"} {

@@ -14,7 +14,7 @@ import (
 	"cairn/testimages"
 )
 
-// release is the two releases of a pair, published: a.caibx, b.caibx and default.castr in one directory.
+// release is a directory with the two releases of a pair, published: a.caibx, b.caibx and default.castr.
 type release struct {
 	pair
 	dir string
@@ -30,14 +30,14 @@ func publish(t testing.TB, p pair) release {
 
 func (r release) index(name string) string { return filepath.Join(r.dir, name+".caibx") }
 
-// stored is what a chunk takes in the store, in bytes.
+// stored returns the size of a chunk in the store in bytes.
 func (r release) stored(t testing.TB, c blob.Chunk) int64 {
 	t.Helper()
 	return fileSize(t, chunkFile(filepath.Join(r.dir, "default.castr"), c.Digest))
 }
 
-// needed is what must be downloaded for release b by someone who has a seed and its index: each chunk once, as
-// it is stored, zeros apart. What the seed does not hold where the index says so counts as absent.
+// needed returns the download for release b with a seed and its index: each chunk once in its stored size, except zeros.
+// Data that the seed does not hold where its index says counts as absent.
 func (r release) needed(t testing.TB, index *blob.Index, seed io.ReaderAt) traffic {
 	t.Helper()
 	here := map[blob.Digest]bool{}
@@ -65,13 +65,13 @@ func holds(x *blob.Index, c blob.Chunk, seed io.ReaderAt) bool {
 	return n == len(p) && x.Algorithm().Sum(p) == c.Digest
 }
 
-// difference is what release b needs besides release a.
+// difference returns the download for release b with release a.
 func (r release) difference(t testing.TB) traffic {
 	t.Helper()
 	return r.needed(t, readIndex(t, r.index("a")), open(t, r.a))
 }
 
-// twoChunks is what two chunks of release b may take.
+// twoChunks returns the largest download of two chunks of release b.
 func (r release) twoChunks(t testing.TB) traffic {
 	t.Helper()
 	var sizes []int64
@@ -98,16 +98,16 @@ func open(t testing.TB, path string) *os.File {
 	return f
 }
 
-// slots is a disk with two slots: the first one holds release a, the second one something else.
+// slots is a disk with two slots. The first holds release a, the second other data.
 type slots struct {
 	disk string // the disk image
-	size int64  // of a slot
-	a, b string // the slots, as cairn is told
+	size int64  // size of a slot
+	a, b string // the slots as arguments of cairn
 }
 
-const firstSlot = 2 * mib // behind the table and an empty partition
+const firstSlot = 2 * mib // after the table and an empty partition
 
-// newSlots makes the disk image, and of it a device of the kernel if asked to.
+// newSlots creates the disk image, and attaches a loop device to it if device is set.
 func newSlots(t testing.TB, r release, device bool) slots {
 	t.Helper()
 	dir := t.TempDir()
@@ -125,13 +125,13 @@ func newSlots(t testing.TB, r release, device bool) slots {
 	return s
 }
 
-// seed is the first slot's bytes.
+// seed returns the first slot's bytes.
 func (s slots) seed(t testing.TB) io.ReaderAt {
 	t.Helper()
 	return io.NewSectionReader(open(t, s.disk), firstSlot, s.size)
 }
 
-// parts are the sums of the disk's bytes: before the second slot, in it as far as the image goes, and behind.
+// parts are the sums of the disk's bytes before the second slot, in it up to the image's end, and after.
 type parts struct{ before, image, behind [32]byte }
 
 func (s slots) parts(t testing.TB, image string) parts {
@@ -140,10 +140,10 @@ func (s slots) parts(t testing.TB, image string) parts {
 	return parts{sum(t, s.disk, 0, at), sum(t, s.disk, at, n), sum(t, s.disk, at+n, total-at-n)}
 }
 
-// headSize is how much of a slot is made invalid before anything else in it changes.
+// headSize is the size of the part of a slot that is made invalid before any other part changes.
 const headSize = 128 << 10
 
-// slotB is what the second slot holds.
+// slotB returns the content of the second slot.
 func (s slots) slotB(t testing.TB) []byte {
 	t.Helper()
 	p := make([]byte, s.size)
@@ -153,20 +153,20 @@ func (s slots) slotB(t testing.TB) []byte {
 	return p
 }
 
-// wantUnfinished says that the second slot, which held the bytes before, is as it was or has no head.
+// wantUnfinished checks that the second slot, which held before, is unchanged or has no head.
 func (s slots) wantUnfinished(t testing.TB, before []byte) {
 	t.Helper()
 	after := s.slotB(t)
 	invalid := headSize
 	if bytes.Equal(after[headSize:], before[headSize:]) {
-		invalid = 4096 // a kill may end the writing of zeros behind any page
+		invalid = 4096 // a kill may stop the writing of zeros after any page
 	}
 	if !bytes.Equal(after, before) && bytes.Trim(after[:invalid], "\x00") != nil {
 		t.Error("the slot has changed, and its head is not invalid")
 	}
 }
 
-// change writes to the first slot in a few places, as whoever runs from there might.
+// change writes to the first slot in a few places, as a running system might.
 func (s slots) change(t testing.TB) {
 	t.Helper()
 	path, base := s.disk, int64(firstSlot)

@@ -13,7 +13,7 @@ import (
 	"cairn/internal/test/need"
 )
 
-// marked gives a file an owner, a mode and an attribute, if there is something to be called that.
+// marked gives a file an owner, a mode and an attribute. It skips the test where there are no attributes.
 func marked(t testing.TB, path string) {
 	t.Helper()
 	err := errors.Join(os.Chown(path, 1234, 2345), os.Chmod(path, 0o640))
@@ -41,7 +41,7 @@ func wantMarked(t testing.TB, path string) {
 	}
 }
 
-// TestReplacedFilesKeepAttributes: whatever a command replaces stays its owner's.
+// TestReplacedFilesKeepAttributes: every replaced file keeps its owner.
 func TestReplacedFilesKeepAttributes(t *testing.T) {
 	t.Parallel()
 	need.Root(t)

@@ -17,10 +17,10 @@ import (
 	"cairn/internal/test/need"
 )
 
-// patience is how long anything may take before the test gives up on it.
+// patience limits the time of a program.
 const patience = 5 * time.Minute
 
-// The exit statuses that the design promises.
+// The documented exit statuses.
 const (
 	failed      = 1
 	damaged     = 3
@@ -33,13 +33,13 @@ const (
 	terminated  = 128 + int(syscall.SIGTERM)
 )
 
-// ran is how a program ended and what it said. A program that a signal killed has status -1.
+// ran is the result of a program. The status is -1 after a signal.
 type ran struct {
 	stdout, stderr string
 	status         int
 }
 
-// run runs a program to its end.
+// run runs a program until it ends.
 func run(t testing.TB, name string, args ...string) ran {
 	t.Helper()
 	return runInput(t, "", name, args...)
@@ -59,7 +59,7 @@ func runInput(t testing.TB, input, name string, args ...string) ran {
 	return ran{stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()}
 }
 
-// forgetful has cairn remember nothing of this machine's devices, unless the test brings a place for that.
+// forgetful makes cairn remember no devices, unless the test sets a directory for that.
 func forgetful(args []string) []string {
 	if len(args) == 0 || args[0] != "assemble" && args[0] != "plan" || slices.Contains(args, "--state") {
 		return args
@@ -67,7 +67,7 @@ func forgetful(args []string) []string {
 	return append(slices.Clone(args), "--state", "")
 }
 
-// must runs a program that has to succeed, and returns its standard output.
+// must runs a program that must succeed, and returns its standard output.
 func must(t testing.TB, name string, args ...string) string {
 	t.Helper()
 	r := run(t, name, args...)
@@ -77,14 +77,13 @@ func must(t testing.TB, name string, args ...string) string {
 	return r.stdout
 }
 
-// cairn runs a command of cairn that has to succeed, and returns its standard output.
+// cairn runs a cairn command that must succeed, and returns its standard output.
 func cairn(t testing.TB, args ...string) string {
 	t.Helper()
 	return must(t, "cairn", args...)
 }
 
-// fails runs a command of cairn that has to fail with this status and say these words as its error, and
-// nothing on its standard output.
+// fails runs a cairn command that must fail with the status, an error that contains words, and no standard output.
 func fails(t testing.TB, status int, words string, args ...string) {
 	t.Helper()
 	checkFailed(t, run(t, "cairn", args...), status, words, args)
@@ -100,7 +99,7 @@ func checkFailed(t testing.TB, r ran, status int, words string, args []string) {
 	}
 }
 
-// assembled is what assemble --json and plan --json print.
+// assembled is the output of assemble --json and plan --json.
 type assembled struct {
 	Size      int64   `json:"size"`
 	Done      int64   `json:"done"`
@@ -121,13 +120,13 @@ func parse(t testing.TB, text string, into any) {
 	}
 }
 
-// job is a cairn under way.
+// job is a running cairn.
 type job struct {
 	cmd            *exec.Cmd
 	stdout, stderr *watched
 }
 
-// start starts a command of cairn. It is killed if it has not ended when the test does.
+// start starts a cairn command. It is killed at the end of the test.
 func start(t testing.TB, stdin *os.File, args ...string) *job {
 	t.Helper()
 	return startProgram(t, stdin, "cairn", forgetful(args)...)
@@ -139,7 +138,7 @@ func startProgram(t testing.TB, stdin *os.File, name string, args ...string) *jo
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	j := &job{exec.CommandContext(ctx, need.Tool(t, name), args...), newWatched(), newWatched()}
 	j.cmd.Stdout, j.cmd.Stderr = j.stdout, j.stderr
-	if stdin != nil { // else a nil *os.File in an interface
+	if stdin != nil { // otherwise cmd.Stdin would hold a nil *os.File
 		j.cmd.Stdin = stdin
 	}
 	if err := j.cmd.Start(); err != nil {
@@ -161,7 +160,7 @@ func (j *job) signal(t testing.TB, s os.Signal) {
 	}
 }
 
-// wait returns how the job has ended.
+// wait waits for the job and returns its result.
 func (j *job) wait(t testing.TB) ran {
 	t.Helper()
 	err := j.cmd.Wait()
@@ -171,7 +170,7 @@ func (j *job) wait(t testing.TB) ran {
 	return ran{j.stdout.String(), j.stderr.String(), j.cmd.ProcessState.ExitCode()}
 }
 
-// watched is what a program writes, while it runs.
+// watched is the output of a running program.
 type watched struct {
 	mu      sync.Mutex // guards text
 	text    bytes.Buffer
@@ -196,7 +195,7 @@ func (w *watched) String() string {
 	return w.text.String()
 }
 
-// await returns what was written so far as soon as words are in it. One goroutine may wait at a time.
+// await returns the output so far as soon as it contains words. Only one goroutine may wait at a time.
 func (w *watched) await(t testing.TB, words string) string {
 	t.Helper()
 	late := time.After(patience)

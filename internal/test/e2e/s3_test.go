@@ -8,14 +8,14 @@ import (
 	"cairn/store/storetest"
 )
 
-// TestS3: an image that lies in S3, index and chunks, is assembled, verified and looked at from there. A bucket
-// that is not there, and keys that are refused, are said.
+// TestS3: an image whose index and chunks are in S3 is assembled, verified and inspected. A missing bucket and rejected
+// keys are reported.
 func TestS3(t *testing.T) {
 	need.Tool(t, "desync")
 	server := storetest.S3(t, storetest.S3Options{})
 	server.Bucket(t, "images")
 	s3Keys(t, server)
-	t.Setenv("AWS_ENDPOINT_URL", "http://"+server.Host) // so that s3:// leads there
+	t.Setenv("AWS_ENDPOINT_URL", "http://"+server.Host) // for s3:// locations
 	p := small(t)
 	must(t, "desync", "make", "-s", server.Location("images/v 1/default.castr", ""), "-m", "16:64:256",
 		server.Location("images/v 1/a.caibx", ""), p.a)

@@ -17,10 +17,10 @@ import (
 	"cairn/store/storetest"
 )
 
-// secret is in every password, token, key and query of TestSecrets, and may be nowhere else.
+// secret is a part of every password, token, key and query of TestSecrets, and must not appear anywhere else.
 const secret = "hush"
 
-// guarded serves a directory to those who show every secret, and tells others in many ways that they may not.
+// guarded serves a directory to clients with every secret, and refuses others in many ways.
 func guarded(t *testing.T, dir string) *url.URL {
 	t.Helper()
 	files := http.FileServer(http.Dir(dir))
@@ -45,8 +45,8 @@ func guarded(t *testing.T, dir string) *url.URL {
 	return u
 }
 
-// TestSecrets: secrets in every kind of location and credential, and no message, result, log, metric, status page or file
-// that is left behind shows one.
+// TestSecrets uses secrets in every kind of location and credential. No message, result, log, metric, status page or file
+// that remains contains one.
 func TestSecrets(t *testing.T) {
 	need.Tool(t, "ssh")
 	r := publish(t, small(t))
@@ -73,7 +73,7 @@ func TestSecrets(t *testing.T) {
 	say := func(what string, got ran) {
 		fmt.Fprintf(shown, "== %s: %d\n%s\n%s\n", what, got.status, got.stdout, got.stderr)
 	}
-	do := func(status int, args ...string) { // -1 is any failure
+	do := func(status int, args ...string) { // -1 means any failure
 		t.Helper()
 		got := run(t, "cairn", args...)
 		if got.status != status && (status >= 0 || got.status <= 0) {
@@ -98,7 +98,7 @@ func TestSecrets(t *testing.T) {
 	do(0, with("store", "copy", at("default.castr"), filepath.Join(dir, "copy.castr"), at("a.caibx"), "--indexes-to", dir, "--json")...)
 	do(0, with("make", filepath.Join(dir, "m.caibx"), r.a, "--base", at("a.caibx"))...)
 
-	// What fails tells no more.
+	// Failures do not show them either.
 	do(-1, "info", at("a.caibx"))
 	do(-1, with("info", strings.Replace(at("a.caibx"), "hush-query", "hush-no", 1))...)
 	do(-1, with("verify", at("moved/a.caibx"), "--patience", "1s")...)

@@ -18,7 +18,7 @@ import (
 	"cairn/testimages"
 )
 
-// origin serves a directory over HTTP, and counts what chunks it sends.
+// origin serves a directory over HTTP, and counts the sent chunks.
 type origin struct {
 	*httptest.Server
 	bytes, requests atomic.Int64
@@ -54,7 +54,7 @@ func (c counting) Write(p []byte) (int, error) {
 	return c.ResponseWriter.Write(p)
 }
 
-// publishedNoise is an image of random bytes with an index and a store.
+// publishedNoise publishes an image of random bytes.
 func publishedNoise(t testing.TB, size int) (dir string, image []byte) {
 	t.Helper()
 	dir, image = t.TempDir(), testimages.Random(7, size)
@@ -62,7 +62,7 @@ func publishedNoise(t testing.TB, size int) (dir string, image []byte) {
 	return dir, image
 }
 
-// client is an NBD client of a server at a socket.
+// client connects an NBD client to the server at a socket.
 func client(t testing.TB, socket string) *nbdtest.Client {
 	t.Helper()
 	c, err := nbdtest.Dial(t.Context(), "unix", socket)
@@ -78,7 +78,7 @@ func client(t testing.TB, socket string) *nbdtest.Client {
 	return c
 }
 
-// read reads, and says whether the server answered; wrong bytes fail the test.
+// read reads, and reports whether the server answered. Wrong bytes fail the test.
 func read(t testing.TB, c *nbdtest.Client, image []byte, off, n int) bool {
 	t.Helper()
 	reply, err := c.Do(t.Context(), nbdtest.Request{Command: nbdtest.CmdRead, Offset: uint64(off), Length: uint32(n)})
@@ -91,8 +91,7 @@ func read(t testing.TB, c *nbdtest.Client, image []byte, off, n int) bool {
 	return true
 }
 
-// TestServeKilled kills the server under load, again and again: what it serves afterwards is right, and little
-// of it is fetched again.
+// TestServeKilled kills the server under load repeatedly. It then serves right bytes, and fetches few chunks again.
 func TestServeKilled(t *testing.T) {
 	t.Parallel()
 	kills := 10
@@ -129,7 +128,7 @@ func TestServeKilled(t *testing.T) {
 	}
 }
 
-// killUnderLoad reads from several clients, and kills the server after some of the reads.
+// killUnderLoad reads with several clients, and kills the server after some reads.
 func killUnderLoad(t *testing.T, s *serving, socket string, image []byte, rng *rand.Rand) {
 	t.Helper()
 	var reads atomic.Int64
@@ -153,7 +152,7 @@ func killUnderLoad(t *testing.T, s *serving, socket string, image []byte, rng *r
 	clients.Wait()
 }
 
-// TestServeFromCache: with the store gone, a filled cache serves the image; the file in it is the image.
+// TestServeFromCache: without the store, a complete cache serves the image; its file is the image.
 func TestServeFromCache(t *testing.T) {
 	t.Parallel()
 	dir, image := publishedNoise(t, 8<<20)
@@ -176,7 +175,7 @@ func TestServeFromCache(t *testing.T) {
 	t.Run("two servers", func(t *testing.T) { testTwoServers(t, dir, cache, image) })
 }
 
-// testTwoServers: a second server with the same cache says that it goes without, and serves.
+// testTwoServers: a second server with the same cache reports that it works without it, and serves.
 func testTwoServers(t *testing.T, dir, cache string, image []byte) {
 	s := serve(t, 1, filepath.Join(dir, "v.caibx"), "--cache", cache)
 	s.stderr.await(t, "in use by another process")
@@ -188,8 +187,8 @@ func testTwoServers(t *testing.T, dir, cache string, image []byte) {
 	}
 }
 
-// TestServeOutage: a read waits for a store that is away, the log says for what, and it is answered when the
-// store is back; with a stall timeout it fails, and only it.
+// TestServeOutage: a read waits for an unavailable store, the log names the reason, and the read is answered when the
+// store is back. With a stall timeout the read fails, and no other.
 func TestServeOutage(t *testing.T) {
 	t.Parallel()
 	dir, image := publishedNoise(t, 1<<20)
@@ -225,7 +224,7 @@ func TestServeOutage(t *testing.T) {
 	}
 }
 
-// TestServeProfile: what one server records, another one fetches before it is asked.
+// TestServeProfile: a server prefetches the chunks that another one recorded.
 func TestServeProfile(t *testing.T) {
 	t.Parallel()
 	dir, image := publishedNoise(t, 4<<20)
@@ -263,13 +262,13 @@ func TestServeProfile(t *testing.T) {
 	fails(t, 2, "needs --cache", "serve", filepath.Join(dir, "v.caibx"), "--prefetch", "all")
 }
 
-// TestServeDamagedCache: whatever happened to the files of a cache while no server had them, no wrong byte comes out, and
-// what is not damaged is mostly not fetched again. After a stop in good order the server sees by the file's size and
-// time that it was touched; after another end it needs neither.
+// TestServeDamagedCache: after any change to the files of a cache between two servers, no wrong byte is served, and most
+// undamaged data is not fetched again. After an orderly stop the server notices the change by the file's size and time;
+// after any other end it needs neither.
 func TestServeDamagedCache(t *testing.T) {
 	t.Parallel()
 	dir, image := publishedNoise(t, 8<<20)
-	const most = 2 << 20 // bytes fetched again, by damage to 1 MiB
+	const most = 2 << 20 // bytes fetched again after damage to 1 MiB
 	for name, c := range map[string]struct {
 		file   string
 		damage func(p []byte) []byte
@@ -306,7 +305,7 @@ func TestServeDamagedCache(t *testing.T) {
 	}
 }
 
-// flipped is p with a bit in each 4000 bytes changed, and what follows it.
+// flipped returns p with a flipped bit in each 4000 bytes, followed by rest.
 func flipped(p, rest []byte) []byte {
 	for i := 90; i < len(p); i += 4000 {
 		p[i] ^= 4
@@ -314,7 +313,7 @@ func flipped(p, rest []byte) []byte {
 	return append(p, rest...)
 }
 
-// damage changes the only file of that name, and may put back its times.
+// damage changes the only file that matches pattern. If secretly is set, it restores the times.
 func damage(t testing.TB, pattern string, change func(p []byte) []byte, secretly bool) {
 	t.Helper()
 	files, err := filepath.Glob(pattern)
@@ -335,7 +334,7 @@ func damage(t testing.TB, pattern string, change func(p []byte) []byte, secretly
 	}
 }
 
-// wantServed reads the whole image, which has to be right.
+// wantServed reads and compares the whole image.
 func wantServed(t testing.TB, s *serving, image []byte) {
 	t.Helper()
 	_, socket, _ := strings.Cut(s.uris[0], "?socket=")

@@ -20,8 +20,8 @@ import (
 	"cairn/internal/test/need"
 )
 
-// TestServeCaptive: libnbd's clients start the server themselves and hand it a socket; its standard output is
-// theirs, so that it stays silent.
+// TestServeCaptive: libnbd's clients start the server themselves and pass it a socket. Its standard output belongs to the
+// client, so the server prints nothing.
 func TestServeCaptive(t *testing.T) {
 	t.Parallel()
 	r := noise(t, 300_001)
@@ -37,8 +37,8 @@ func TestServeCaptive(t *testing.T) {
 	}
 }
 
-// TestServeSocketActivation: systemd's own launcher hands over two sockets, and starts the server for the first
-// client, whose connection waits.
+// TestServeSocketActivation: systemd's launcher passes two sockets, and starts the server for the first client, whose
+// connection waits.
 func TestServeSocketActivation(t *testing.T) {
 	t.Parallel()
 	r := noise(t, 300_001)
@@ -57,7 +57,7 @@ func TestServeSocketActivation(t *testing.T) {
 	for _, socket := range []string{one, two} {
 		useNBDCopy(t, "nbd+unix:///b?socket="+socket, r)
 	}
-	if pid := readPID(t, pidfile); pid != cmd.Process.Pid { // the launcher becomes the server
+	if pid := readPID(t, pidfile); pid != cmd.Process.Pid { // the launcher executes the server
 		t.Errorf("the pidfile has %d, want %d", pid, cmd.Process.Pid)
 	}
 	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
@@ -72,7 +72,7 @@ func TestServeSocketActivation(t *testing.T) {
 	wantNone(t, pidfile)
 }
 
-// awaitFile waits until a file is there.
+// awaitFile waits until a file exists.
 func awaitFile(t testing.TB, path string) {
 	t.Helper()
 	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(time.Millisecond) {
@@ -96,7 +96,7 @@ func readPID(t testing.TB, path string) int {
 	return pid
 }
 
-// TestServeHandedNoSocket: what is handed over must be a socket that listens.
+// TestServeHandedNoSocket: a passed descriptor must be a listening socket.
 func TestServeHandedNoSocket(t *testing.T) {
 	t.Parallel()
 	r := noise(t, 1000)
@@ -107,7 +107,7 @@ func TestServeHandedNoSocket(t *testing.T) {
 	checkFailed(t, got, failed, "LISTEN_FDS", nil)
 }
 
-// TestServeTellsSystemd: READY when clients can connect, STOPPING when they cannot any more.
+// TestServeTellsSystemd: the server sends READY when clients can connect, and STOPPING when they cannot any more.
 func TestServeTellsSystemd(t *testing.T) {
 	r := noise(t, 1000)
 	notices := filepath.Join(socketDir(t), "notify")
@@ -141,8 +141,8 @@ func TestServeTellsSystemd(t *testing.T) {
 	}
 }
 
-// TestServePidfile: the file is there when the URIs are, is the server's, and goes with it; --print-uri=false prints
-// none.
+// TestServePidfile: the file exists when the URIs are printed, holds the server's number, and is removed at its end.
+// --print-uri=false prints no URI.
 func TestServePidfile(t *testing.T) {
 	t.Parallel()
 	r := noise(t, 1000)
@@ -163,12 +163,12 @@ func TestServePidfile(t *testing.T) {
 	fails(t, notFound, "absent/pid", "serve", r.index("b"), "--pidfile", filepath.Join(dir, "absent/pid"))
 }
 
-// TestServeExitWithParent: the server ends with the process that started it, however that ends, and not before.
+// TestServeExitWithParent: the server ends with its parent process, however that ends, and not earlier.
 func TestServeExitWithParent(t *testing.T) {
 	t.Parallel()
 	r := noise(t, 1000)
 	socket := filepath.Join(socketDir(t), "socket")
-	// The pipe stays open as long as the server runs.
+	// The pipe stays open until the server ends.
 	parent := exec.Command("sh", "-c", `cairn serve "$0" --exit-with-parent --listen "unix:$1" & wait`, r.index("b"), socket)
 	out, err := parent.StdoutPipe()
 	if err != nil {
@@ -223,8 +223,8 @@ func TestServeSocketMode(t *testing.T) {
 	fails(t, 2, "socket-mode", "serve", r.index("b"), "--socket-mode", "rw")
 }
 
-// TestServeWatch: what is published is served without a restart; a name moves on for new clients, while an old one
-// keeps what it has.
+// TestServeWatch: new images are served without a restart. A name refers to a new image for new clients, while a connected
+// client keeps its image.
 func TestServeWatch(t *testing.T) {
 	t.Parallel()
 	r := publish(t, small(t))
@@ -261,7 +261,7 @@ func TestServeWatch(t *testing.T) {
 		parse(t, cairn(t, "info", "--json", r.index(name)), &info)
 		return info.Digest
 	}
-	same(at("os@"+digest("a")), r.a) // as long as the old client is there
+	same(at("os@"+digest("a")), r.a) // while the old client is connected
 	old.leave(t)
 	unknown("os@" + digest("a"))
 	same(at("os@"+digest("b")), r.b)
@@ -274,7 +274,7 @@ func TestServeWatch(t *testing.T) {
 	}
 }
 
-// holder is an nbdsh that has an export open and reads when it is told to.
+// holder is an nbdsh that has an export open and reads on command.
 type holder struct {
 	cmd *exec.Cmd
 	in  io.WriteCloser
@@ -319,7 +319,7 @@ func (h *holder) want(t testing.TB, line string) {
 	}
 }
 
-// compare reads all of the export, which must be as the file.
+// compare reads the whole export and compares it with the file.
 func (h *holder) compare(t testing.TB, path string) {
 	t.Helper()
 	fmt.Fprintln(h.in, path)
@@ -334,8 +334,8 @@ func (h *holder) leave(t testing.TB) {
 	}
 }
 
-// TestServeHostile: a thousand connections that never get on, of each kind, cost the server little memory, and
-// neither those who were there before nor those who come notice.
+// TestServeHostile: a thousand stuck connections of each kind use little memory, and neither connected nor new clients
+// notice them.
 func TestServeHostile(t *testing.T) {
 	t.Parallel()
 	r := noise(t, 2*mib)
@@ -346,8 +346,8 @@ func TestServeHostile(t *testing.T) {
 	before := resident(t, s.cmd.Process.Pid)
 	const option = "IHAVEOPT\x00\x00\x00"
 	const greeting = "\x00\x00\x00\x03"
-	// Those who do not choose an export leave their places to those who come. The others, who want 32 MiB again and
-	// again and do not read it, hold 64 MiB together, and besides a MiB for each of 128 places.
+	// Connections without a chosen export are closed in favour of new ones. The others, which request 32 MiB repeatedly
+	// and read no reply, hold 64 MiB together, and a MiB for each of 128 connections.
 	for _, hostile := range []struct {
 		what, said string
 		chooses    bool
@@ -371,7 +371,7 @@ func TestServeHostile(t *testing.T) {
 					t.Error(err)
 					return
 				}
-				io.WriteString(conn, hostile.said) // the server may have had enough
+				io.WriteString(conn, hostile.said) // the server may have closed the connection
 				conns[i] = conn
 			})
 		}
@@ -396,7 +396,7 @@ func TestServeHostile(t *testing.T) {
 	bystander.leave(t)
 }
 
-// awaitPlaces waits until the server has noticed that so many of those who took all its places have left.
+// awaitPlaces waits until the server has noticed the end of n of the connections that filled it.
 func awaitPlaces(t testing.TB, socket string, n int) {
 	t.Helper()
 	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
@@ -418,7 +418,7 @@ func awaitPlaces(t testing.TB, socket string, n int) {
 	t.Fatalf("the server has no %d places", n)
 }
 
-// resident is how much memory a process had at most.
+// resident returns the peak memory of a process.
 func resident(t testing.TB, pid int) int64 {
 	t.Helper()
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
@@ -435,7 +435,7 @@ func resident(t testing.TB, pid int) int64 {
 	return 0
 }
 
-// TestServeRestart: a guest's reads go on while the server is killed and comes back, again and again.
+// TestServeRestart: a guest's reads continue while the server is killed and restarted repeatedly.
 func TestServeRestart(t *testing.T) {
 	t.Parallel()
 	r := noise(t, 4*mib)
@@ -464,8 +464,8 @@ func TestServeRestart(t *testing.T) {
 		for i := range reads {
 			fmt.Fprintf(in, "read -v %d 512\n", (round*reads+i)*7919%8000*512)
 		}
-		s.stderr.await(t, "connected") // again, since there are reads: without any qemu does not look for the server
-		s.signal(t, syscall.SIGKILL)   // somewhere within
+		s.stderr.await(t, "connected") // reconnects because of the reads: idle, qemu does not look for the server
+		s.signal(t, syscall.SIGKILL)   // at any moment
 		s.wait(t)
 		s = restart()
 	}

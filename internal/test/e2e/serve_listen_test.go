@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// TestServeURIs: the URI that serve prints works in libnbd and in qemu, whatever the socket's path and the export's name
-// are made of, also from another directory.
+// TestServeURIs: the URI that serve prints works in libnbd and in qemu, for all characters of the socket's path and the
+// export's name, and from another directory.
 func TestServeURIs(t *testing.T) {
 	t.Parallel()
 	r := noise(t, 4096)
@@ -29,8 +29,8 @@ func TestServeURIs(t *testing.T) {
 	}
 }
 
-// TestServeManyWatched: a directory of thousands of images is listed by the clients that can, by the names of its files, and
-// no image is opened for that.
+// TestServeManyWatched: clients that can list see thousands of images of a directory by the names of its files, and the
+// server opens no image for the list.
 func TestServeManyWatched(t *testing.T) {
 	t.Parallel()
 	const images = 2000
@@ -60,8 +60,8 @@ func TestServeManyWatched(t *testing.T) {
 	}
 }
 
-// TestServePinnedName: who asks about an image learns the name that never stands for another one; the list has the name
-// that people know.
+// TestServePinnedName: the information about an export contains the name that never refers to another image; the list
+// contains the usual name.
 func TestServePinnedName(t *testing.T) {
 	t.Parallel()
 	r := noise(t, 4096)
@@ -78,7 +78,7 @@ func TestServePinnedName(t *testing.T) {
 	}
 }
 
-// TestServeExposure: a server that other machines reach without TLS says so.
+// TestServeExposure: a server warns when other machines reach it without TLS.
 func TestServeExposure(t *testing.T) {
 	t.Parallel()
 	r := noise(t, 4096)

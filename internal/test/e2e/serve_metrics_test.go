@@ -20,7 +20,7 @@ import (
 	"cairn/nbd/nbdtest"
 )
 
-// seen is what cairn status --json prints, as far as the tests want to know.
+// seen is the part of the output of cairn status --json that the tests check.
 type seen struct {
 	Exports []struct {
 		Name     string `json:"name"`
@@ -58,7 +58,7 @@ type seen struct {
 	} `json:"stores"`
 }
 
-// stuck is a chunk that is waited for.
+// stuck is a chunk with waiters.
 type stuck struct {
 	Chunk  string `json:"chunk"`
 	Offset int64  `json:"offset"`
@@ -66,7 +66,7 @@ type stuck struct {
 	Error  string `json:"error"`
 }
 
-// look asks a server for its status until it is as wanted.
+// look repeats a request for the status until want accepts it.
 func look(t testing.TB, at, what string, want func(seen) bool) (s seen) {
 	t.Helper()
 	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
@@ -80,10 +80,10 @@ func look(t testing.TB, at, what string, want func(seen) bool) (s seen) {
 	return s
 }
 
-// metricsOf are the metrics of a server at a web address, those that differ in labels added up.
+// metricsOf returns the metrics at a web address, summed over labels.
 func metricsOf(t testing.TB, base string) map[string]float64 {
 	t.Helper()
-	time.Sleep(300 * time.Millisecond) // an answer is good for a moment, whoever asked before
+	time.Sleep(300 * time.Millisecond) // the server caches an answer for a moment
 	answer, err := http.Get(base + "metrics")
 	if err != nil {
 		t.Fatal(err)
@@ -103,7 +103,7 @@ func metricsOf(t testing.TB, base string) map[string]float64 {
 	return all
 }
 
-// webOf is the address of a server's page, as it has said.
+// webOf returns the address of a server's page, as it has printed it.
 func webOf(t testing.TB, s *serving) string {
 	t.Helper()
 	s.stderr.await(t, "metrics and status: ")
@@ -114,7 +114,7 @@ func webOf(t testing.TB, s *serving) string {
 	return at[1]
 }
 
-// namedClient is an NBD client of an export.
+// namedClient connects an NBD client to an export.
 func namedClient(t testing.TB, socket, name string) *nbdtest.Client {
 	t.Helper()
 	c, err := nbdtest.Dial(t.Context(), "unix", socket)
@@ -131,7 +131,7 @@ func namedClient(t testing.TB, socket, name string) *nbdtest.Client {
 	return c
 }
 
-// settled are a server's metrics, and what a web server has sent by then: nothing is fetched any more.
+// settled returns a server's metrics, and the traffic of a web server, when no chunk is being fetched.
 func settled(t testing.TB, base string, web *webServer) (m map[string]float64, sent traffic) {
 	t.Helper()
 	for range 20 {
@@ -146,11 +146,11 @@ func settled(t testing.TB, base string, web *webServer) (m map[string]float64, s
 	return m, sent
 }
 
-// nasty is the name of an export that means something to HTML, to metrics and to terminals.
+// nasty is the name of an export with special characters of HTML, metrics and terminals.
 const nasty = "<img src=x onerror=alert(1)>\"'{}\\ \x1b[31m"
 
-// TestMetricsAreTrue: after a session through a real web server the counters are what the client and the web server
-// have seen, whatever the export's name is.
+// TestMetricsAreTrue: after a session through a real web server the counters agree with the client and the web server,
+// for any name of the export.
 func TestMetricsAreTrue(t *testing.T) {
 	t.Parallel()
 	dir, image := publishedNoise(t, 8<<20)
@@ -197,7 +197,7 @@ func TestMetricsAreTrue(t *testing.T) {
 			t.Errorf("%s is %v, want %v", name, got[name], want)
 		}
 	}
-	// A request whose answer is slow to come is sent twice, and one of the two is in vain.
+	// A request with a slow answer is sent twice, and one of the two is wasted.
 	switch chunks, bytes := int(got["chunks_total"]), int64(got["stored_bytes_total"]); {
 	case chunks == 0 || chunks > sent.chunks || sent.chunks > chunks+chunks/10+2:
 		t.Errorf("%d chunks came, and nginx has sent %d", chunks, sent.chunks)
@@ -240,8 +240,8 @@ func body(t testing.TB, url string) string {
 	return string(text)
 }
 
-// TestStallIsSeen: while a store is silent, everybody can see which client waits for which chunk, and afterwards how
-// long that was.
+// TestStallIsSeen: while a store is silent, the status shows which client waits for which chunk, and afterwards how long
+// it waited.
 func TestStallIsSeen(t *testing.T) {
 	t.Parallel()
 	dir, image := publishedNoise(t, 4<<20)
@@ -289,7 +289,7 @@ func TestStallIsSeen(t *testing.T) {
 	look(t, at, "the end of the stall", func(s seen) bool { return len(s.Exports[0].Waiting) == 0 && len(s.Clients[0].Pending) == 0 })
 }
 
-// TestOutageIsSeen: a store that is away is down, with the reason, what is asked again is counted, and it is up again.
+// TestOutageIsSeen: an unavailable store is down, with the reason, retries are counted, and it is up again afterwards.
 func TestOutageIsSeen(t *testing.T) {
 	t.Parallel()
 	dir, image := publishedNoise(t, 1<<20)
@@ -317,7 +317,8 @@ func TestOutageIsSeen(t *testing.T) {
 	look(t, at, "the store's return", func(s seen) bool { return s.Stores[0].Up && len(s.Exports[0].Waiting) == 0 })
 }
 
-// TestMetricsOfWatched: images that are replaced count on under their name, and an address for others is warned of.
+// TestMetricsOfWatched: the counters of a replaced image continue under its name, and an address for other machines gives
+// a warning.
 func TestMetricsOfWatched(t *testing.T) {
 	t.Parallel()
 	dir, image := publishedNoise(t, 1<<20)

@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// TestServeStartsFromCache: a server whose image is on its disk starts while the index's location cannot be reached. The
-// log says so, and what the location has when it answers again. An answer that there is none is believed.
+// TestServeStartsFromCache: a server whose image is in its cache starts while the index's location is unreachable. The log
+// reports it, and the state of the location when it answers again. A missing index is accepted as an answer.
 func TestServeStartsFromCache(t *testing.T) {
 	t.Parallel()
 	dir, image := publishedNoise(t, 2<<20)
@@ -59,7 +59,7 @@ func TestServeStartsFromCache(t *testing.T) {
 	}
 }
 
-// listenAgain serves a directory at an address that a server had before.
+// listenAgain serves a directory at the former address of a server.
 func listenAgain(t testing.TB, address, dir string) *httptest.Server {
 	t.Helper()
 	l, err := net.Listen("tcp", address)
@@ -71,8 +71,8 @@ func listenAgain(t testing.TB, address, dir string) *httptest.Server {
 	return s
 }
 
-// TestServeWaitsForIndex: a server whose index cannot be read yet waits for it, tells systemd, and ends well when it is
-// told to.
+// TestServeWaitsForIndex: a server whose index cannot be read yet waits for it, reports that to systemd, and stops in an
+// orderly way on a signal.
 func TestServeWaitsForIndex(t *testing.T) {
 	dir, image := publishedNoise(t, 300_000)
 	o := newOrigin(t, dir)
@@ -113,7 +113,7 @@ func TestServeWaitsForIndex(t *testing.T) {
 	}
 }
 
-// TestServeAwaitsProfile: a profile that cannot be read yet keeps nobody waiting, and is followed when it can be.
+// TestServeAwaitsProfile: an unreadable profile delays no client, and is used when it can be read.
 func TestServeAwaitsProfile(t *testing.T) {
 	t.Parallel()
 	dir, image := publishedNoise(t, 2<<20)

@@ -14,13 +14,13 @@ import (
 	"cairn/testimages"
 )
 
-// serving is a cairn serve that takes connections.
+// serving is a cairn serve that accepts connections.
 type serving struct {
 	*job
-	uris []string // as it has printed them
+	uris []string // as printed
 }
 
-// serve starts cairn serve, which prints that many URIs. It is stopped, and must end well, when the test does.
+// serve starts cairn serve, which prints that many URIs. At the end of the test it is stopped, and must exit with 0.
 func serve(t testing.TB, uris int, args ...string) *serving {
 	t.Helper()
 	s := &serving{job: start(t, nil, append([]string{"serve"}, args...)...)}
@@ -36,7 +36,7 @@ func serve(t testing.TB, uris int, args ...string) *serving {
 	return s
 }
 
-// wantStopped says that the server ends of itself now, well, and leaves no socket.
+// wantStopped checks that the server exits by itself with 0, and leaves no socket.
 func (s *serving) wantStopped(t testing.TB) {
 	t.Helper()
 	if r := s.wait(t); r.status != 0 {
@@ -49,7 +49,7 @@ func (s *serving) wantStopped(t testing.TB) {
 	}
 }
 
-// socketDir is a directory whose sockets' names are not too long for the kernel, as t.TempDir's may be.
+// socketDir returns a directory whose path is short enough for sockets, unlike that of t.TempDir.
 func socketDir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "nbd-")
@@ -60,7 +60,7 @@ func socketDir(t testing.TB) string {
 	return dir
 }
 
-// TestServeToTools: with index and store behind a web server and nothing fetched yet, each tool sees the image.
+// TestServeToTools: each tool sees the image, with index and store behind a web server and an empty cache.
 func TestServeToTools(t *testing.T) {
 	t.Parallel()
 	for _, p := range pairs(t) {
@@ -127,7 +127,7 @@ func useMap(t *testing.T, uri string, r release) {
 		Zero int64 `json:"zero_bytes"`
 	}
 	parse(t, cairn(t, "info", "--json", r.index("b")), &known)
-	slack := 4096 * int64(len(extents)) // extents begin and end at blocks, the index's zeros anywhere
+	slack := 4096 * int64(len(extents)) // extents are aligned to blocks, the index's zeros are not
 	if zeros < known.Zero-slack || zeros > known.Zero {
 		t.Errorf("%d bytes are mapped as zero, want %d", zeros, known.Zero)
 	}
@@ -153,7 +153,7 @@ func useQemuIO(t *testing.T, uri string, r release) {
 	}
 }
 
-// hexdump is the lines of qemu-io's output that hold bytes: the others tell times.
+// hexdump returns the lines of qemu-io's output with bytes; other lines contain times.
 func hexdump(text string) string {
 	var lines []string
 	for line := range strings.Lines(text) {
@@ -164,7 +164,7 @@ func hexdump(text string) string {
 	return strings.Join(lines, "")
 }
 
-// useNBDInfo: what nbdinfo tells comes from the index alone.
+// useNBDInfo: nbdinfo's output needs only the index.
 func useNBDInfo(t *testing.T, server *webServer, r release) {
 	s := serve(t, 1, server.url+"/b.caibx", "--listen", "unix:"+filepath.Join(socketDir(t), "socket"))
 	uri := s.uris[0]
@@ -194,7 +194,7 @@ func useNBDInfo(t *testing.T, server *webServer, r release) {
 	}
 }
 
-// noise is a published image without repeats, as release b; there is no a.
+// noise publishes an image without repeats as release b; there is no a.
 func noise(t testing.TB, size int) release {
 	t.Helper()
 	r := release{pair{b: writeFile(t, t.TempDir(), "noise", testimages.Random(4, size))}, t.TempDir()}
@@ -202,8 +202,8 @@ func noise(t testing.TB, size int) release {
 	return r
 }
 
-// TestServeBrokenChunks: a chunk that is corrupt or gone fails the reads that need it, on a connection that
-// lives on, and is whole again as soon as the store's is.
+// TestServeBrokenChunks: a corrupt or missing chunk fails the reads that need it, and the connection stays open. The reads
+// succeed as soon as the store is repaired.
 func TestServeBrokenChunks(t *testing.T) {
 	t.Parallel()
 	r := noise(t, 2*mib)
@@ -242,7 +242,7 @@ heal("corrupt", %d, %q)
 	}
 }
 
-// TestServeBrokenChunkToQemu: qemu goes on too.
+// TestServeBrokenChunkToQemu: qemu continues, too.
 func TestServeBrokenChunkToQemu(t *testing.T) {
 	t.Parallel()
 	r := noise(t, mib)
@@ -260,8 +260,8 @@ func TestServeBrokenChunkToQemu(t *testing.T) {
 	}
 }
 
-// TestServeOddSize: an image that does not fill its last sector has one size for all clients. What they copy is the
-// image, and zeros, which verify and assemble know.
+// TestServeOddSize: an image that does not fill its last sector has the same size for all clients. Their copy is the image
+// followed by zeros, which verify and assemble accept.
 func TestServeOddSize(t *testing.T) {
 	t.Parallel()
 	r := noise(t, 300_001)
@@ -308,8 +308,8 @@ func TestServeOddSize(t *testing.T) {
 	wantSame(t, raw[0], r.b)
 }
 
-// TestServeNames: exports are found by name, by name and digest, and the first one without a name; on sockets
-// of both kinds.
+// TestServeNames: exports are found by name, and by name and digest; the first one also without a name. This works on
+// both kinds of sockets.
 func TestServeNames(t *testing.T) {
 	t.Parallel()
 	r := publish(t, small(t))
@@ -333,7 +333,7 @@ func TestServeNames(t *testing.T) {
 	}
 }
 
-// TestServeDefaultSocket: without --listen the socket has a directory of its own, which goes with it.
+// TestServeDefaultSocket: without --listen the socket is in a directory of its own, which is removed at the end.
 func TestServeDefaultSocket(t *testing.T) {
 	t.Parallel()
 	r := noise(t, 100_001)
@@ -345,8 +345,7 @@ func TestServeDefaultSocket(t *testing.T) {
 	wantNone(t, filepath.Dir(socket))
 }
 
-// TestServeTakesOverSocket: of a server that was killed the socket stays, and is in nobody's way; that of one
-// that lives is.
+// TestServeTakesOverSocket: a server replaces the socket of a killed server, and not that of a running one.
 func TestServeTakesOverSocket(t *testing.T) {
 	t.Parallel()
 	r := noise(t, 100_001)
@@ -358,7 +357,7 @@ func TestServeTakesOverSocket(t *testing.T) {
 	useNBDCopy(t, serve(t, 1, r.index("b"), "--listen", "unix:"+socket).uris[0], r)
 }
 
-// TestBootServedRoot: a virtual machine has its root file system from nginx, through cairn serve.
+// TestBootServedRoot: a virtual machine gets its root file system from nginx through cairn serve.
 func TestBootServedRoot(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {

@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// certificates makes an authority, and certificates of it for the server and a client, as docs/serve.md tells how to.
-// In the directory are ca-cert.pem, server-cert.pem, server-key.pem, client-cert.pem and client-key.pem.
+// certificates makes an authority, and its certificates for the server and a client, by the commands in docs/serve.md. The
+// directory holds ca-cert.pem, server-cert.pem, server-key.pem, client-cert.pem and client-key.pem.
 func certificates(t testing.TB, key ...string) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -32,8 +32,8 @@ func certificates(t testing.TB, key ...string) string {
 	return dir
 }
 
-// TestServeTLS: with keys of both kinds, made with GnuTLS's own tool, GnuTLS's clients have the image, and none that
-// has no certificate, or speaks no TLS.
+// TestServeTLS: with keys of both kinds, made with GnuTLS's tool, GnuTLS's clients read the image. Clients without a
+// certificate or without TLS do not.
 func TestServeTLS(t *testing.T) {
 	t.Parallel()
 	r := noise(t, 2*mib+1024)
@@ -79,8 +79,8 @@ func TestServeTLS(t *testing.T) {
 	}
 }
 
-// TestServeTLSRotation: new certificates count from the next client on; a file that is no good changes nothing; who
-// is connected stays.
+// TestServeTLSRotation: new certificates take effect with the next client, an invalid file has no effect, and connected
+// clients stay connected.
 func TestServeTLSRotation(t *testing.T) {
 	t.Parallel()
 	r := noise(t, mib)
@@ -96,7 +96,7 @@ func TestServeTLSRotation(t *testing.T) {
 	must(t, "chmod", "644", filepath.Join(live, "server-key.pem"))
 	s := serve(t, 1, r.index("b"), "--listen", "tcp:127.0.0.1:0",
 		"--tls-cert", filepath.Join(live, "server-cert.pem"), "--tls-key", filepath.Join(live, "server-key.pem"))
-	s.stderr.await(t, "is open to others") // which comes by another way than the URI
+	s.stderr.await(t, "is open to others") // on stderr, unlike the URI
 	uri := func(dir string) string { return s.uris[0] + "?tls-certificates=" + dir }
 	trusted := func(dir string, want bool) {
 		t.Helper()

@@ -13,7 +13,7 @@ import (
 	"cairn/testimages"
 )
 
-// TestSFTP: stores on an sshd that cairn wrote are read by cairn and desync, and desync's by cairn.
+// TestSFTP: cairn and desync read stores that cairn wrote on an sshd, and cairn reads desync's.
 func TestSFTP(t *testing.T) {
 	if testing.Short() {
 		t.Skip("desync takes long to connect")
@@ -25,7 +25,7 @@ func TestSFTP(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Setenv("CAIRN_SSH", ssh)
-	t.Setenv("CASYNC_SSH_PATH", ssh) // desync's
+	t.Setenv("CASYNC_SSH_PATH", ssh) // for desync
 	image := writeFile(t, t.TempDir(), "image", append(testimages.Random(1, 900_000), make([]byte, 1<<20)...))
 	local := makeWith(t, "cairn", digest512, usualSizes, image)
 
@@ -45,7 +45,7 @@ func TestSFTP(t *testing.T) {
 	cairn(t, "assemble", ours.index, filepath.Join(dir, "out"), "-s", "sftp://store"+dir+"/absent|"+ours.store)
 }
 
-// upload writes what is below dir into a bucket.
+// upload writes the files below dir into a bucket.
 func upload(t *testing.T, location, dir string) {
 	t.Helper()
 	at, err := sftp.Parse(location)

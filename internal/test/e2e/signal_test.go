@@ -19,8 +19,7 @@ import (
 	"cairn/testimages"
 )
 
-// TestHangup: a job that its terminal's end or SIGQUIT ends does so as with SIGTERM, and the hint names what would have
-// kept it.
+// TestHangup: a closed terminal or SIGQUIT ends a job as SIGTERM does, and the hint names a way to keep it running.
 func TestHangup(t *testing.T) {
 	t.Parallel()
 	for _, tc := range []struct {
@@ -75,7 +74,7 @@ func TestNohup(t *testing.T) {
 	}
 }
 
-// TestClosedTerminal: when its terminal is closed, the server can write nothing any more and gets SIGHUP. It cleans up.
+// TestClosedTerminal: after its terminal is closed, the server cannot write to it, and gets SIGHUP. It cleans up.
 func TestClosedTerminal(t *testing.T) {
 	t.Parallel()
 	r := noise(t, 1000)
@@ -145,8 +144,8 @@ func TestMessagesUnread(t *testing.T) {
 	wantSame(t, out, r.b)
 }
 
-// TestResultsUnread: a command whose product is its output ends silently when its reader is gone, and a server or job
-// goes on.
+// TestResultsUnread: a command whose result is its output ends silently when the reader is gone, and a server or job
+// continues.
 func TestResultsUnread(t *testing.T) {
 	t.Parallel()
 	r := noise(t, mib)
@@ -186,7 +185,7 @@ func TestResultsUnread(t *testing.T) {
 }
 
 // TestInterruptedHook: Ctrl-C in a terminal goes to all processes of the group. The program of --exec, which may be
-// switching a boot loader, gets SIGTERM alone, and time to finish.
+// changing a boot loader, gets only SIGTERM, and time to finish.
 func TestInterruptedHook(t *testing.T) {
 	t.Parallel()
 	r := noise(t, mib)
@@ -230,7 +229,7 @@ func TestInterruptedHook(t *testing.T) {
 	}
 }
 
-// TestStoppedJob: the time for which a job was stopped (Ctrl-Z, SIGSTOP) is not its patience.
+// TestStoppedJob: the time for which a job was stopped (Ctrl-Z, SIGSTOP) does not count towards its patience.
 func TestStoppedJob(t *testing.T) {
 	t.Parallel()
 	if os.Getenv("CAIRN_LONG") == "" {

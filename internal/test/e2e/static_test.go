@@ -10,7 +10,7 @@ import (
 	"cairn/internal/test/need"
 )
 
-// TestStatic: the binary as it is shipped runs where there is nothing else.
+// TestStatic: the shipped binary runs without any other file.
 func TestStatic(t *testing.T) {
 	t.Parallel()
 	root := t.TempDir()

@@ -40,7 +40,7 @@ func onto(t testing.TB, path string, flags int, args ...string) ran {
 	return runTo(t, f, args...)
 }
 
-// wantStart says that a device begins with an image.
+// wantStart checks that a device begins with an image.
 func wantStart(t testing.TB, node, image string) {
 	t.Helper()
 	if n := fileSize(t, image); sum(t, node, 0, n) != sum(t, image, 0, n) {
@@ -48,7 +48,7 @@ func wantStart(t testing.TB, node, image string) {
 	}
 }
 
-// TestStdoutIsDevice: an updater that has the slot open as stdout gets what it gets for a TARGET.
+// TestStdoutIsDevice: a slot as stdout is treated as a TARGET.
 func TestStdoutIsDevice(t *testing.T) {
 	t.Parallel()
 	need.Root(t)
@@ -71,7 +71,7 @@ func TestStdoutIsDevice(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	for _, index := range []string{r.index("b"), r.index("b")} { // one behind the other
+	for _, index := range []string{r.index("b"), r.index("b")} { // one after the other
 		if got := runTo(t, f, "assemble", index, "-"); got.status != 0 {
 			t.Errorf("%+v", got)
 		}
@@ -109,7 +109,7 @@ func TestStdoutIsDevice(t *testing.T) {
 	}
 }
 
-// failing is a store that serves a few chunks, and then fails.
+// failing is a store that serves a few chunks and then fails.
 func failing(t testing.TB, dir string, chunks int64) string {
 	t.Helper()
 	var left atomic.Int64
@@ -126,7 +126,7 @@ func failing(t testing.TB, dir string, chunks int64) string {
 	return server.URL
 }
 
-// TestStdoutStoreFails: a device has no head then, a pipe got nothing but the image's beginning; the status tells.
+// TestStdoutStoreFails: a device then has no head, a pipe got only the beginning of the image, and the status reports it.
 func TestStdoutStoreFails(t *testing.T) {
 	t.Parallel()
 	r := noise(t, 8*mib+1)
@@ -169,7 +169,7 @@ func readStart(t testing.TB, path string, n int) []byte {
 	return p
 }
 
-// TestStdoutIntoPrograms: a program that takes the image, one that has enough, one that is killed.
+// TestStdoutIntoPrograms: a program that reads the whole image, one that reads a part, and one that is killed.
 func TestStdoutIntoPrograms(t *testing.T) {
 	t.Parallel()
 	r := noise(t, 8*mib+1)
@@ -200,7 +200,7 @@ func TestStdoutIntoPrograms(t *testing.T) {
 	if got := pipeline(exec.Command("head", "-c", "1000"), func() {}); got.status != failed || !strings.Contains(got.stderr, "onto stdout: write /dev/stdout: broken pipe") {
 		t.Errorf("into a program that has enough: %+v, want status %d", got, failed)
 	}
-	// One that takes some, and no more until it is killed.
+	// A program that reads a part, and blocks until it is killed.
 	stuck := exec.Command("sh", "-c", "head -c 100000 >/dev/null; echo taken; exec sleep 1000")
 	said, err := stuck.StdoutPipe()
 	if err != nil {
@@ -219,7 +219,7 @@ func TestStdoutIntoPrograms(t *testing.T) {
 	}
 }
 
-// TestRecordToStdout: a recording is all there is on stdout, and comes at the end.
+// TestRecordToStdout: only the recording is written to stdout, at the end.
 func TestRecordToStdout(t *testing.T) {
 	t.Parallel()
 	nbdcopy := need.Tool(t, "nbdcopy")

@@ -17,8 +17,7 @@ import (
 	"cairn/store/local"
 )
 
-// TestInterruptedStoreCopy: a copy that ends in its middle has copied no index and nothing by halves, and the
-// next one does the rest.
+// TestInterruptedStoreCopy: an interrupted copy has copied no index and no partial chunk, and the next one completes it.
 func TestInterruptedStoreCopy(t *testing.T) {
 	t.Parallel()
 	r := publish(t, small(t))
@@ -44,7 +43,7 @@ func TestInterruptedStoreCopy(t *testing.T) {
 	})
 }
 
-// TestInterruptedStoreVerify: a verify that ends in its middle has failed, and the next one finds the same.
+// TestInterruptedStoreVerify: an interrupted verify fails, and the next one finds the same damage.
 func TestInterruptedStoreVerify(t *testing.T) {
 	t.Parallel()
 	r := publish(t, small(t))
@@ -60,7 +59,7 @@ func TestInterruptedStoreVerify(t *testing.T) {
 	})
 }
 
-// TestStoreCommandsWithoutStore: a dead server is an exit status of its own.
+// TestStoreCommandsWithoutStore: an unreachable server has an exit status of its own.
 func TestStoreCommandsWithoutStore(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
@@ -80,7 +79,7 @@ func TestStoreCommandsWithoutStore(t *testing.T) {
 	}
 }
 
-// TestStoreCopyToFullDisk: it says so, and copies no index.
+// TestStoreCopyToFullDisk: the copy reports a full disk, and copies no index.
 func TestStoreCopyToFullDisk(t *testing.T) {
 	t.Parallel()
 	r := publish(t, small(t))
@@ -91,7 +90,7 @@ func TestStoreCopyToFullDisk(t *testing.T) {
 	wantNoStage(t, to)
 }
 
-// TestMillionChunks looks after a store of a million chunks, and records what that takes.
+// TestMillionChunks runs the store commands on a store of a million chunks, and records their costs.
 func TestMillionChunks(t *testing.T) {
 	if os.Getenv("CAIRN_LONG") != "1" {
 		t.Skip("it writes a million files: CAIRN_LONG=1")
@@ -100,7 +99,7 @@ func TestMillionChunks(t *testing.T) {
 	dir := t.TempDir()
 	from, held, index := filepath.Join(dir, "store"), filepath.Join(dir, "held"), filepath.Join(dir, "x.caibx")
 	writeFile(t, dir, "x.caibx", fill(t, from, n).Encode())
-	must(t, "cp", "-al", from, held) // another store that has them all
+	must(t, "cp", "-al", from, held) // another store with the same chunks
 	for _, c := range []struct {
 		args []string
 		most int64 // MiB
@@ -112,7 +111,7 @@ func TestMillionChunks(t *testing.T) {
 		{[]string{"verify", from, index, "--state", ""}, 384},
 		{[]string{"copy", from, held, index}, 384},
 	} {
-		// time is small itself: a child's largest size begins with that of its parent.
+		// time is a small program: a child's peak memory starts with that of its parent.
 		cmd := exec.CommandContext(t.Context(), need.Tool(t, "time"), append([]string{"-f", "%M %U %S", "cairn", "store"}, c.args...)...)
 		var stderr strings.Builder
 		cmd.Stderr = &stderr

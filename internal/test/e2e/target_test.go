@@ -13,7 +13,7 @@ import (
 	"cairn/testimages"
 )
 
-// refuses says that assemble leaves a target alone, which is told by its bytes.
+// refuses checks that assemble refuses a target, and leaves its bytes unchanged.
 func refuses(t testing.TB, words, bytes string, args ...string) {
 	t.Helper()
 	n := fileSize(t, bytes)
@@ -40,7 +40,7 @@ func TestTargetTooSmall(t *testing.T) {
 	refuses(t, words, node, r.index("b"), node+"#small")
 }
 
-// TestTargetInUse: mounted, behind a mounted partition's disk, attached to a loop device, claimed by another.
+// TestTargetInUse: mounted, a disk with a mounted partition, attached to a loop device, claimed by another program.
 func TestTargetInUse(t *testing.T) {
 	t.Parallel()
 	need.Root(t)
@@ -52,7 +52,7 @@ func TestTargetInUse(t *testing.T) {
 	refuses(t, "is mounted on", node, r.index("b"), s.a)
 	refuses(t, "its partition", node, r.index("b"), node)
 	refuses(t, "the loop device "+node, s.disk, r.index("b"), s.disk+"#root-b")
-	cairn(t, "assemble", r.index("b"), s.b, "--seed", s.a) // the mounted slot may be read
+	cairn(t, "assemble", r.index("b"), s.b, "--seed", s.a) // a mounted slot may be a seed
 
 	server := newNginx(t, r.dir)
 	g := newGate(t, server.url, 0)
@@ -66,8 +66,8 @@ func TestTargetInUse(t *testing.T) {
 	}
 }
 
-// TestTargetLocked: a disk that another program has locked, as udev and sfdisk do, is waited for and then refused; and
-// others find it locked meanwhile.
+// TestTargetLocked: assemble waits for a disk that another program has locked, as udev and sfdisk do, and then refuses it.
+// While assemble runs, the disk is locked for others.
 func TestTargetLocked(t *testing.T) {
 	t.Parallel()
 	r := publish(t, small(t))
@@ -90,7 +90,7 @@ func TestTargetLocked(t *testing.T) {
 	j := start(t, nil, "assemble", g.url+"/b.caibx", s.b, "--lock-wait", "1h")
 	j.stderr.await(t, "waiting until the lock is free: "+words+node)
 	release.Close()
-	_ = holder.Wait() // it found no line to read
+	_ = holder.Wait() // fails, since it reads no line
 	g.await(t)
 	if got := run(t, "flock", "--nonblock", node, "true"); got.status == 0 {
 		t.Error("the disk is not locked while its partition is written")
@@ -102,7 +102,7 @@ func TestTargetLocked(t *testing.T) {
 	must(t, "flock", "--nonblock", node, "true")
 }
 
-// TestWholeDisk: the kernel forgets the partitions that a disk had before it got another table.
+// TestWholeDisk: the kernel drops the partitions of a disk that gets another table.
 func TestWholeDisk(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -125,13 +125,13 @@ func TestWholeDisk(t *testing.T) {
 	if got := run(t, "cairn", "assemble", filepath.Join(dir, "b.caibx"), node); got.status != 0 || strings.Contains(got.stderr, "warning") {
 		t.Errorf("assemble onto the disk: %+v", got)
 	}
-	// A kernel that knows no GPT has no partitions now.
+	// A kernel without GPT support has no partitions now.
 	if got, whole := sizes(), fmt.Sprintln(fileSize(t, node)); got != whole && got != whole+fmt.Sprintln(2*mib) {
 		t.Errorf("the kernel has the disk and its partitions of the sizes\n%s", got)
 	}
 }
 
-// mount mounts on a new directory until the test ends.
+// mount mounts a file system on a new directory until the test ends.
 func mount(t testing.TB, args ...string) string {
 	t.Helper()
 	need.Root(t)
@@ -145,7 +145,7 @@ func mount(t testing.TB, args ...string) string {
 	return dir
 }
 
-// TestTargetMistyped: what someone meant to be a device, and what is none.
+// TestTargetMistyped: a misspelt device name, and targets that are neither a device nor a file.
 func TestTargetMistyped(t *testing.T) {
 	t.Parallel()
 	need.Root(t)
@@ -156,7 +156,7 @@ func TestTargetMistyped(t *testing.T) {
 	}
 	defer os.Remove(stray)
 	refuses(t, "regular file under /dev", stray, r.index("b"), stray)
-	for _, args := range [][]string{{"assemble", r.index("b"), "-"}, {"cat", r.index("b")}} { // after >/dev/NAME of a shell
+	for _, args := range [][]string{{"assemble", r.index("b"), "-"}, {"cat", r.index("b")}} { // with >/dev/NAME in a shell
 		checkFailed(t, onto(t, stray, os.O_WRONLY, args...), refused, "regular file under /dev", args)
 	}
 	fails(t, notFound, "no such file", "assemble", r.index("b"), stray+"-absent")
@@ -166,7 +166,7 @@ func TestTargetMistyped(t *testing.T) {
 	fails(t, notFound, "", "assemble", r.index("b"), filepath.Join(t.TempDir(), "absent", "target"))
 }
 
-// TestSeedOverlapsTarget: a seed that is the target's own bytes, by whatever name.
+// TestSeedOverlapsTarget: a seed with bytes of the target under another name.
 func TestSeedOverlapsTarget(t *testing.T) {
 	t.Parallel()
 	r := publish(t, small(t))
@@ -191,7 +191,7 @@ func TestSeedOverlapsTarget(t *testing.T) {
 	cairn(t, "verify", r.index("b"), device.b)
 }
 
-// TestPartitionNames: a name that no partition has, or two, leads nowhere.
+// TestPartitionNames: the name of no partition, or of two, is an error.
 func TestPartitionNames(t *testing.T) {
 	t.Parallel()
 	r := noise(t, 100_001)
@@ -211,7 +211,7 @@ func TestPartitionNames(t *testing.T) {
 	cairn(t, "assemble", r.index("b"), node+"#2")
 }
 
-// smallDisks are file systems that are soon full.
+// smallDisks returns file systems that fill up soon.
 func smallDisks(t testing.TB) map[string]string {
 	t.Helper()
 	need.Root(t)
@@ -254,7 +254,7 @@ func TestDiskFull(t *testing.T) {
 	}
 }
 
-// TestMediumFull: a device that finds out when it is flushed that it cannot hold what was written.
+// TestMediumFull: a device reports at the flush that it cannot hold the written data.
 func TestMediumFull(t *testing.T) {
 	t.Parallel()
 	r := noise(t, 6*mib)

@@ -31,13 +31,13 @@ func newTree(t testing.TB, tool string, with ...string) tree {
 	return w
 }
 
-// renamed is the tree's index under an image's name.
+// renamed returns the tree's index under the name of an image's index.
 func (w tree) renamed(t testing.TB) string {
 	t.Helper()
 	return writeFile(t, w.dir, "misnamed.caibx", readFile(t, w.index))
 }
 
-// TestTreesAreNotImages: the index of a directory tree does not get onto a partition, whatever it is called.
+// TestTreesAreNotImages: the index of a directory tree is not assembled onto a partition, whatever its name.
 func TestTreesAreNotImages(t *testing.T) {
 	t.Parallel()
 	for name, with := range map[string][]string{"casync": {"casync"}, "without flags": {"casync", "--without=all"}, "desync": {"desync"}} {
@@ -64,7 +64,7 @@ func TestTreesAreNotImages(t *testing.T) {
 	}
 }
 
-// TestTreesAreNamed: commands that only read say what an index is, and go on.
+// TestTreesAreNamed: commands that only read report the kind of an index, and continue.
 func TestTreesAreNamed(t *testing.T) {
 	t.Parallel()
 	w := newTree(t, "casync")
@@ -92,7 +92,7 @@ func TestTreesAreNamed(t *testing.T) {
 	}
 }
 
-// TestImagesWithFlags: casync sets the flags of a tree in an image's index, if it is told to.
+// TestImagesWithFlags: casync sets a tree's flags in an image's index, if requested.
 func TestImagesWithFlags(t *testing.T) {
 	t.Parallel()
 	need.Tool(t, "casync")

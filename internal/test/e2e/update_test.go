@@ -19,11 +19,11 @@ import (
 	"cairn/testimages"
 )
 
-// update is a way to bring release b into the second slot.
+// update is a way to install release b into the second slot.
 type update struct {
 	name    string
-	index   string // of the seed: that of a release, or "" to have the seed scanned
-	changes bool   // the seed is written to meanwhile
+	index   string // of the seed: that of a release, or "" to scan the seed
+	changes bool   // the seed is written to during the update
 }
 
 var updates = []update{
@@ -69,7 +69,7 @@ func (u update) test(t *testing.T, r release, s slots) {
 	u.again(t, server, s)
 }
 
-// known is the index that the seed is thought to have.
+// known returns the index that is assumed for the seed.
 func (u update) known(t testing.TB, r release, s slots) *blob.Index {
 	t.Helper()
 	if u.index != "" {
@@ -88,8 +88,8 @@ func (u update) args(url string, s slots) []string {
 	return []string{"assemble", "--json", url + "/b.caibx", s.b, "--seed", seed}
 }
 
-// once has no chunk asked for a second time because its answer is slow to come, so that downloads can be counted: a
-// job with a limit does not do that.
+// once prevents repeated requests for slow answers, so that downloads can be counted: a job with a download limit sends
+// none.
 func once(args []string) []string { return append(slices.Clone(args), "--max-download", "1GiB") }
 
 // run assembles. A seed that changes is written to after the planning, before most of it is read.
@@ -114,7 +114,7 @@ func (u update) run(t testing.TB, server *webServer, s slots) (got assembled) {
 	return got
 }
 
-// check compares what cairn tells with what nginx has logged, and both with what is allowed.
+// check compares cairn's report with nginx's log, and both with the limit.
 func (u update) check(t testing.TB, got assembled, wire, limit traffic) {
 	t.Helper()
 	t.Logf("downloaded %+v, allowed %+v, seed misses %d", wire, limit, got.SeedMiss)
@@ -143,7 +143,7 @@ func (u update) again(t testing.TB, server *webServer, s slots) {
 	}
 }
 
-// changed is when a file was written last.
+// changed returns the time of a file's last change.
 func changed(t testing.TB, path string) int64 {
 	t.Helper()
 	info, err := os.Stat(path)
@@ -153,8 +153,7 @@ func changed(t testing.TB, path string) int64 {
 	return info.ModTime().UnixNano()
 }
 
-// TestRememberedSeedHasChanged: what a device held is remembered, and what it does not hold any more costs a
-// download.
+// TestRememberedSeedHasChanged: a device's content is remembered, and data that it no longer holds costs a download.
 func TestRememberedSeedHasChanged(t *testing.T) {
 	t.Parallel()
 	r := publish(t, small(t))
@@ -177,13 +176,13 @@ func TestRememberedSeedHasChanged(t *testing.T) {
 	cairn(t, "verify", r.index("b"), s.b)
 }
 
-// wipe makes a device all zeros.
+// wipe fills a device with zeros.
 func wipe(t testing.TB, node string) {
 	t.Helper()
 	must(t, "blkdiscard", "--zeroout", node)
 }
 
-// TestPlanForetells: plan tells what assemble then does, and neither fetches nor writes.
+// TestPlanForetells: plan reports the same figures as assemble, and neither fetches nor writes.
 func TestPlanForetells(t *testing.T) {
 	t.Parallel()
 	r := publish(t, small(t))
@@ -206,7 +205,7 @@ func TestPlanForetells(t *testing.T) {
 	}
 }
 
-// TestUpdateFile: a file is replaced whole, and what it held serves as a seed.
+// TestUpdateFile: a file is replaced whole, and its old content is a seed.
 func TestUpdateFile(t *testing.T) {
 	t.Parallel()
 	r := publish(t, small(t))
@@ -232,7 +231,7 @@ func TestUpdateFile(t *testing.T) {
 	}
 }
 
-// TestCacheSavesDownloads: a second machine's worth of work costs no more chunks.
+// TestCacheSavesDownloads: a second machine's assembly downloads no more chunks.
 func TestCacheSavesDownloads(t *testing.T) {
 	t.Parallel()
 	r := publish(t, small(t))
@@ -248,8 +247,8 @@ func TestCacheSavesDownloads(t *testing.T) {
 	}
 }
 
-// TestCacheLimit: a cache that is far too small costs downloads, and nothing else; at its default limit a cache on
-// a small disk leaves room for others.
+// TestCacheLimit: a cache that is far too small costs only downloads. At its default limit a cache on a small disk leaves
+// space for other data.
 func TestCacheLimit(t *testing.T) {
 	t.Parallel()
 	r := publish(t, small(t))
@@ -279,7 +278,7 @@ func TestCacheLimit(t *testing.T) {
 	}
 }
 
-// TestTags: partitions are found by label and UUID among all disks of the machine.
+// TestTags: partitions are found by label and UUID on all disks of the machine.
 func TestTags(t *testing.T) {
 	t.Parallel()
 	r := publish(t, small(t))
@@ -329,13 +328,13 @@ func shareBlocks(t *testing.T, p pair, dir string) {
 	var got assembled
 	parse(t, cairn(t, "assemble", "--json", r.index("b"), target, "--seed", seed+"="+r.index("a")), &got)
 	wantSame(t, target, r.b)
-	// Files of an ext4 move in whole blocks; of a squashfs they do not.
+	// The files of an ext4 move in whole blocks; those of a squashfs do not.
 	if most := got.Size - got.Zero - got.Seeds[0]/2; p.name == "ext4" && got.Written > most {
 		t.Errorf("%d bytes written, want at most %d, as %d come from a seed", got.Written, most, got.Seeds[0])
 	}
 }
 
-// mounted is the mount point of a new file system.
+// mounted returns the mount point of a new file system.
 func mounted(t *testing.T, kind string) string {
 	t.Helper()
 	image, dir := writeFile(t, t.TempDir(), kind, nil), t.TempDir()

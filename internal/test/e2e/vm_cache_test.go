@@ -11,10 +11,10 @@ import (
 	"cairn/blob"
 )
 
-// TestVMCache: machines boot from servers with a cache on disk, as docs/vms.md says. The first server is killed and the
-// store is away while the guest boots, as in TestVMOutages; what was in the cache is not fetched again. What that boot
-// recorded, a second host fetches before its guest asks; that guest keeps its disk when another image is published under
-// the name. A third host fetches everything, and boots its guest without a store.
+// TestVMCache: machines boot from servers with a cache on disk, by the recipes of docs/vms.md. The first server is killed
+// and the store is unavailable during the boot, as in TestVMOutages; cached chunks are not fetched again. A second host
+// prefetches the chunks that this boot recorded; its guest keeps its disk when another image is published under the name.
+// A third host fetches everything, and boots its guest without a store.
 func TestVMCache(t *testing.T) {
 	t.Parallel()
 	b := newOutageBoot(t)
@@ -41,7 +41,7 @@ func TestVMCache(t *testing.T) {
 	b.wantSystem(t, b.vm, 0)
 }
 
-// newHost has an empty cache, and a web server that was asked for nothing.
+// newHost makes an empty cache, and starts a web server without earlier requests.
 func (b *outageBoot) newHost(t *testing.T) {
 	t.Helper()
 	b.connect(t)
@@ -54,8 +54,8 @@ func (b *outageBoot) stopServer(t *testing.T) {
 	b.server.wantStopped(t)
 }
 
-// followProfile boots from a watched directory with what was recorded. The guest goes on from its first read of the
-// disk when all that was recorded has been fetched, and another image is what new clients get.
+// followProfile boots from a watched directory with the recorded profile. The guest continues after its first read of the
+// disk when all recorded chunks have been fetched, and new clients get another image.
 func (b *outageBoot) followProfile(t *testing.T) {
 	t.Helper()
 	b.values["DIR"] = t.TempDir()
@@ -79,7 +79,7 @@ func (b *outageBoot) followProfile(t *testing.T) {
 	b.stopServer(t)
 }
 
-// recorded is what a profile has, which must all be in the image: the beginnings of chunks' digests.
+// recorded returns the prefixes of the digests in a profile, all of which must be in the image.
 func (b *outageBoot) recorded(t *testing.T, profile string) (prefixes []string) {
 	t.Helper()
 	var shown struct {
@@ -99,7 +99,7 @@ func (b *outageBoot) recorded(t *testing.T, profile string) (prefixes []string) 
 	return prefixes
 }
 
-// hasAll says whether there is a chunk for each beginning of a digest.
+// hasAll reports whether there is a chunk for each prefix of a digest.
 func hasAll(chunks map[string]int, prefixes []string) bool {
 	left := map[string]bool{}
 	for _, p := range prefixes {
@@ -111,7 +111,7 @@ func hasAll(chunks map[string]int, prefixes []string) bool {
 	return len(left) == 0
 }
 
-// fill has a server fetch all of the image: the file in its cache is the image then.
+// fill lets a server fetch the whole image: the file in its cache then is the image.
 func (b *outageBoot) fill(t *testing.T) {
 	t.Helper()
 	b.server = serve(t, 1, serveArgs(t, "fill", b.values)...)
@@ -120,7 +120,7 @@ func (b *outageBoot) fill(t *testing.T) {
 	wantSame(t, filepath.Join(b.cached(t).dir, "image.raw"), b.squashfs)
 }
 
-// wantNotAgain says that nginx was not asked for chunks that were kept, since it had been asked so often for each.
+// wantNotAgain checks that nginx got no request for cached chunks since before.
 func (b *outageBoot) wantNotAgain(t *testing.T, before map[string]int, kept map[string]bool) {
 	t.Helper()
 	now, again := b.web.asked(t), 0
@@ -142,14 +142,14 @@ type cachedImage struct {
 	index *blob.Index
 }
 
-// cached is the system in the cache.
+// cached returns the system's image in the cache.
 func (b *outageBoot) cached(t *testing.T) cachedImage {
 	t.Helper()
 	_, digest, _ := strings.Cut(b.values["EXPORT"], "@")
 	return cachedImage{filepath.Join(b.values["CACHE"], "images", digest), readIndex(t, b.index())}
 }
 
-// chunks are the digests of those that are in the file, whether its map knows or not; zeros apart.
+// chunks returns the digests of the chunks in the file, whether its map lists them or not, except zeros.
 func (c cachedImage) chunks(t testing.TB) map[string]bool {
 	t.Helper()
 	file := filepath.Join(c.dir, "image.partial")
@@ -179,7 +179,7 @@ func (c cachedImage) await(t testing.TB, asked map[string]int) {
 	})
 }
 
-// until returns when something is so that nobody tells of.
+// until polls a condition that no event reports.
 func until(t testing.TB, what string, is func() bool) {
 	t.Helper()
 	for late := time.Now().Add(patience); !is(); time.Sleep(10 * time.Millisecond) {

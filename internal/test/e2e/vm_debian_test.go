@@ -10,11 +10,11 @@ import (
 	"cairn/internal/test/vmtest"
 )
 
-// debianPatience is for an emulated machine to come up, on a busy one.
+// debianPatience limits the boot of an emulated machine on a busy host.
 const debianPatience = 14 * time.Minute
 
-// TestVMDebian: a real Debian comes up, from a web server and with nothing fetched before, until somebody may log in.
-// It is the small one that .ci/install made, or those of testimages/debian where CAIRN_IMAGES says that they are.
+// TestVMDebian: a real Debian boots from a web server, with an empty cache, up to its login prompt. The image is the small
+// one that .ci/install made, or one of testimages/debian in the directory CAIRN_IMAGES.
 func TestVMDebian(t *testing.T) {
 	t.Parallel()
 	need.Tool(t, "qemu-system-x86_64")
@@ -45,7 +45,7 @@ func bootDebian(t *testing.T, image, kind string) {
 		Args:    append(qemuArgs(t, "disk", values), "-m", "1024"),
 	})
 	vm.Wait(t, "guest: mounted", guestPatience)
-	vm.Wait(t, "Debian GNU/Linux", debianPatience) // what getty prints above the prompt, which ends no line
+	vm.Wait(t, "Debian GNU/Linux", debianPatience) // printed by getty before the prompt, which ends no line
 	took := time.Since(began).Round(time.Second)
 	sent := web.sent(t)
 	t.Logf("a Debian on %s of %d MiB had its login prompt after %v and %d chunks of %d MiB in all",
@@ -55,7 +55,7 @@ func bootDebian(t *testing.T, image, kind string) {
 	}
 }
 
-// debianInit hands over to systemd, on a root that can be written to in memory.
+// debianInit starts systemd, on a root with an overlay in memory.
 func debianInit(t testing.TB, kind string) string {
 	t.Helper()
 	return `

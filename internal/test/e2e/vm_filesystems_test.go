@@ -10,8 +10,8 @@ import (
 	"cairn/testimages"
 )
 
-// TestVMFilesystems: the recipes of docs/vms.md are tried with images of each kind of file system, and a disk whose
-// partitions cairn assemble has filled. One guest has them as disks from the server, and attaches them one after the other.
+// TestVMFilesystems: the recipes of docs/vms.md work with images of each kind of file system, and with a disk whose
+// partitions cairn assemble has written. A guest has them as disks from the server, and then attaches them in turn.
 func TestVMFilesystems(t *testing.T) {
 	t.Parallel()
 	images := newFilesystems(t)
@@ -48,11 +48,11 @@ func TestVMFilesystems(t *testing.T) {
 type filesystemImage struct {
 	name, path string
 	digest     string   // of its files, as digestAll prints it
-	partitions []string // if it is a disk: their numbers
-	option     string   // without which it cannot be mounted
+	partitions []string // the numbers of a disk's partitions
+	option     string   // a mount option that it needs
 }
 
-// disk is the recipe for qemu, for one of several disks.
+// disk returns the arguments of the recipe for qemu, for one of several disks.
 func (fs filesystemImage) disk(t testing.TB, socket string) []string {
 	t.Helper()
 	args := qemuArgs(t, "disk", map[string]string{"SOCKET": socket, "EXPORT": fs.name})
@@ -62,7 +62,7 @@ func (fs filesystemImage) disk(t testing.TB, socket string) []string {
 	return args
 }
 
-// nodes are the devices to mount of a disk with that name.
+// nodes returns the devices to mount of the disk with that name.
 func (fs filesystemImage) nodes(disk string) []string {
 	if fs.partitions == nil {
 		return []string{disk}
@@ -74,7 +74,7 @@ func (fs filesystemImage) nodes(disk string) []string {
 	return nodes
 }
 
-// wanted are the lines that a guest prints.
+// wanted returns the lines that a guest prints.
 func (fs filesystemImage) wanted(how string) (lines []string) {
 	for range fs.nodes("") {
 		if fs.option != "" {
@@ -111,7 +111,7 @@ func newFilesystems(t testing.TB) []filesystemImage {
 		newFilesystemDisk(t, path("disk"), digest, parts...))
 }
 
-// filesystemTree is a directory with two files, and what digestAll prints of it.
+// filesystemTree returns a directory with two files, and the output of digestAll for it.
 func filesystemTree(t testing.TB, size int) (tree, digest string) {
 	t.Helper()
 	tree = t.TempDir()
@@ -124,7 +124,7 @@ func filesystemTree(t testing.TB, size int) (tree, digest string) {
 	return tree, treeDigest(entries)
 }
 
-// newUnpadded is a squashfs that ends in the first half of a block of 1024 bytes.
+// newUnpadded returns a squashfs that ends in the first half of a block of 1024 bytes.
 func newUnpadded(t testing.TB, path string) filesystemImage {
 	t.Helper()
 	for size := 200_000; size < 201_000; size += 100 {
@@ -138,7 +138,7 @@ func newUnpadded(t testing.TB, path string) filesystemImage {
 	return filesystemImage{}
 }
 
-// newFilesystemDisk has cairn assemble put images into the partitions of a disk.
+// newFilesystemDisk assembles images into the partitions of a disk.
 func newFilesystemDisk(t testing.TB, path, digest string, images ...string) filesystemImage {
 	t.Helper()
 	disk := filesystemImage{name: "disk", path: path, digest: digest}
@@ -159,7 +159,7 @@ func newFilesystemDisk(t testing.TB, path, digest string, images ...string) file
 	return disk
 }
 
-// filesystemsScript mounts all disks, then attaches and mounts all exports, and prints what is in them.
+// filesystemsScript returns a script that mounts all disks, then attaches and mounts all exports, and prints their digests.
 func filesystemsScript(t testing.TB, images []filesystemImage, port string) string {
 	t.Helper()
 	var script strings.Builder
@@ -189,7 +189,8 @@ func filesystemsScript(t testing.TB, images []filesystemImage, port string) stri
 	return script.String()
 }
 
-// tell mounts a device and prints the digest of what is in it.
+// tell returns commands that mount a device and print the digest of its files. They report whether the device can be
+// mounted without its option.
 func (fs filesystemImage) tell(how, mount string) string {
 	print := fmt.Sprintf("echo \"guest: %s %s $(cd /mnt && %s)\"\n", how, fs.name, digestAll)
 	if fs.option == "" {

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// libvirtDisk is what qemu has to know of a disk in a domain's XML.
+// libvirtDisk is the part of a disk in a domain's XML that qemu uses.
 type libvirtDisk struct {
 	Type   string `xml:"type,attr"`
 	Driver struct {
@@ -32,7 +32,7 @@ type libvirtSource struct {
 	} `xml:"reconnect"`
 }
 
-// TestLibvirtRecipes: the disks in docs/vms.md say what they are to say, and libvirt's own schema takes them.
+// TestLibvirtRecipes: the disks in docs/vms.md have the intended content, and libvirt's own schema accepts them.
 func TestLibvirtRecipes(t *testing.T) {
 	t.Parallel()
 	values := map[string]string{"SOCKET": "/run/images/v2.sock", "EXPORT": "v2@0123", "OVERLAY": "/var/lib/images/v2.qcow2"}
@@ -57,8 +57,8 @@ func TestLibvirtRecipes(t *testing.T) {
 	}
 }
 
-// validate has libvirt's schema check a domain with the disk. A schema that has no word for the delay of a reconnection,
-// as Debian 12's, checks what is around it.
+// validate checks a domain with the disk against libvirt's schema. A schema without the delay of a reconnection, such as
+// Debian 12's, checks the rest.
 func validate(t testing.TB, disk string) {
 	t.Helper()
 	common := string(readFile(t, "/usr/share/libvirt/schemas/storagecommon.rng"))

@@ -11,9 +11,9 @@ import (
 	"cairn/internal/test/vmtest"
 )
 
-// TestVMNBDClient: in a guest, Debian's nbd-client attaches images over TCP, with TLS too, as docs/vms.md says. All is
-// read right; a chunk that the store has lost fails one file, until it is there again; devices are detached; then the
-// guest goes on from a root that is attached.
+// TestVMNBDClient: in a guest, Debian's nbd-client attaches images over TCP, also with TLS, by the recipes of docs/vms.md.
+// All data is read correctly. A chunk that the store has lost fails one file until it is restored. Devices are detached.
+// Finally the guest switches to an attached root.
 func TestVMNBDClient(t *testing.T) {
 	t.Parallel()
 	g := guests(t)
@@ -50,7 +50,7 @@ func TestVMNBDClient(t *testing.T) {
 	g.wantSystem(t, vm, 0)
 }
 
-// nbdScript is what the guest does.
+// nbdScript returns the guest's script.
 func (g guestImages) nbdScript(t testing.TB, open, secure string) string {
 	t.Helper()
 	values := func(name, port string) map[string]string {
@@ -85,14 +85,14 @@ echo "guest: secure $(cd /mnt && ` + digestAll + `)"
 		"mkdir -p /root\n" + shellUntilSwitch(t, values("root", open))
 }
 
-// shellUntilSwitch is the recipe "root", with what guestSystem needs.
+// shellUntilSwitch returns the recipe "root", with the additions that guestSystem needs.
 func shellUntilSwitch(t testing.TB, values map[string]string) string {
 	t.Helper()
 	script := shell(t, "root", values)
 	return strings.Replace(script, "exec switch_root", "mount -t devtmpfs dev /root/dev\nexec switch_root", 1)
 }
 
-// chunkOf is a chunk that is needed for data, which is somewhere in the image, and for nothing else.
+// chunkOf returns a chunk that only data, somewhere in the image, needs.
 func chunkOf(t testing.TB, index, image string, data []byte) blob.Chunk {
 	t.Helper()
 	middle := data[len(data)/2:]
@@ -110,7 +110,7 @@ func chunkOf(t testing.TB, index, image string, data []byte) blob.Chunk {
 	return blob.Chunk{}
 }
 
-// port is that of an export's URI.
+// port returns the port of an export's URI.
 func port(t testing.TB, uri string) string {
 	t.Helper()
 	u, err := url.Parse(uri)

@@ -12,7 +12,7 @@ import (
 	"cairn/internal/test/vmtest"
 )
 
-// outages are for how long the server and the store are away.
+// outages returns how long the server and the store are unavailable.
 func outages() (server, store time.Duration) {
 	if long() {
 		return 30 * time.Second, 60 * time.Second
@@ -20,8 +20,8 @@ func outages() (server, store time.Duration) {
 	return 2 * time.Second, 4 * time.Second
 }
 
-// TestVMOutages: a machine has its root from the server, as docs/vms.md says. While it boots the server is killed and
-// started again, and the store is away for a while: the boot goes on, with the right bytes and no error.
+// TestVMOutages: a machine has its root from the server, by the recipe of docs/vms.md. During the boot the server is
+// killed and restarted, and the store is unavailable for a while. The boot continues, with the right bytes and no error.
 func TestVMOutages(t *testing.T) {
 	t.Parallel()
 	b := newOutageBoot(t)
@@ -30,7 +30,7 @@ func TestVMOutages(t *testing.T) {
 	b.goOn(t)
 }
 
-// outageBoot is a boot during which first the server is away and then its store.
+// outageBoot is a boot during which first the server and then its store is unavailable.
 type outageBoot struct {
 	guestImages
 	web    *webServer
@@ -42,7 +42,7 @@ type outageBoot struct {
 	began  time.Time
 }
 
-// newOutageBoot starts nothing yet but nginx.
+// newOutageBoot starts only nginx.
 func newOutageBoot(t *testing.T) *outageBoot {
 	t.Helper()
 	b := &outageBoot{guestImages: guests(t)}
@@ -52,7 +52,7 @@ func newOutageBoot(t *testing.T) *outageBoot {
 	return b
 }
 
-// connect makes the way to a web server, which was asked for nothing yet.
+// connect starts a proxy in front of a web server without earlier requests.
 func (b *outageBoot) connect(t *testing.T) {
 	t.Helper()
 	b.web = newNginx(t, b.dir)
@@ -70,17 +70,17 @@ func (b *outageBoot) untilRunning(t *testing.T) {
 	t.Logf("the guest runs after %v", time.Since(b.began).Round(time.Second))
 }
 
-// killServer leaves the guest without a server for a while.
+// killServer kills the server, and waits for the length of the outage.
 func (b *outageBoot) killServer(t *testing.T) {
 	t.Helper()
 	b.server.signal(t, syscall.SIGKILL)
 	b.server.wait(t)
 	away, _ := outages()
-	time.Sleep(away) // nobody tells that qemu waits
+	time.Sleep(away) // qemu does not report that it waits
 }
 
-// goOn starts the server again, and takes the store away in the middle of what is left. It returns when the guest is
-// done.
+// goOn restarts the server, and makes the store unavailable in the middle of the remaining boot. It returns when the guest
+// has finished.
 func (b *outageBoot) goOn(t *testing.T) {
 	t.Helper()
 	second := serve(t, 1, b.args...)
@@ -106,7 +106,7 @@ func (b *outageBoot) goOn(t *testing.T) {
 	}
 }
 
-// bootFromDisk boots a machine whose root is the disk of the recipe "disk". These lines run when it is mounted.
+// bootFromDisk boots a machine whose root is the disk of the recipe "disk". The lines run after the mount.
 func bootFromDisk(t testing.TB, values map[string]string, lines string) *vmtest.VM {
 	t.Helper()
 	return vmtest.Boot(t, vmtest.Config{
@@ -121,7 +121,7 @@ exec switch_root /root /init
 	})
 }
 
-// flakyLine is the way to a web server, which may be down: connections are refused.
+// flakyLine is a proxy for a web server. While it is down it refuses connections.
 type flakyLine struct {
 	*netlab.Proxy
 	down atomic.Bool

@@ -14,9 +14,9 @@ import (
 	"cairn/internal/test/vmtest"
 )
 
-// TestVMOverlays: a guest writes to a disk with snapshot=on, and to an overlay; that one and an overlay it only reads
-// become local while it runs, as docs/vms.md says. Then the server is killed: the guest goes on, and what it did not write
-// is the image.
+// TestVMOverlays: a guest writes to a disk with snapshot=on, and to an overlay. That overlay, and one that it only reads,
+// become local while it runs, by the recipe of docs/vms.md. Then the server is killed. The guest continues, and data that
+// it did not write is the image's.
 func TestVMOverlays(t *testing.T) {
 	t.Parallel()
 	g := guests(t)
@@ -63,8 +63,8 @@ func TestVMOverlays(t *testing.T) {
 	}
 }
 
-// guestOverlays writes to the second disk and the third, and when it is told to, reads all of the first and the second.
-// The disk with snapshot=on is the third: qemu adds those of -drive last.
+// guestOverlays writes to the second and the third disk and, on command, reads all of the first and the second. The disk
+// with snapshot=on is the third, because qemu adds the disks of -drive last.
 const guestOverlays = `
 mkdir /read /written /snapshot
 mount -t ext4 -o ro /dev/vda /read && mount -t ext4 /dev/vdb /written && mount -t ext4 /dev/vdc /snapshot || echo guest: no mounts
@@ -87,7 +87,7 @@ umount /read /written
 dmesg | grep -c -E 'I/O error|EXT4-fs error' | sed 's/^/guest: errors /'
 `
 
-// second are arguments or commands for a second disk of the same kind.
+// second returns the arguments or commands for a second disk of the same kind.
 func second(words []string) (all []string) {
 	nodes := regexp.MustCompile(`(node-name=|backing=|drive=|"device": "|"node-name": ")(base|disk)\b`)
 	for _, word := range words {
@@ -96,7 +96,7 @@ func second(words []string) (all []string) {
 	return all
 }
 
-// withoutQMP are the arguments without those of a socket, of which there is one already.
+// withoutQMP returns the arguments without those of a socket, which exists already.
 func withoutQMP(args []string) []string {
 	at := slices.Index(args, "-qmp")
 	return slices.Delete(slices.Clone(args), at, at+2)
@@ -106,10 +106,10 @@ func withoutQMP(args []string) []string {
 type qmp struct {
 	conn    net.Conn
 	decoder *json.Decoder
-	events  []event // not yet awaited
+	events  []event // received and not yet awaited
 }
 
-// event is something that qemu tells of itself, or an answer.
+// event is an event of qemu, or an answer.
 type event struct {
 	Event         string
 	Data          struct{ Error string }
@@ -129,7 +129,7 @@ func dialQMP(t testing.TB, socket string) *qmp {
 	return &qmp{conn: conn, decoder: json.NewDecoder(conn)}
 }
 
-// stream runs the commands of the recipe "stream", or those behind the first, as it says.
+// stream runs the commands of the recipe "stream", or those after the first, as the recipe says.
 func (q *qmp) stream(t testing.TB, lines []string) {
 	t.Helper()
 	for _, line := range lines {
@@ -140,7 +140,7 @@ func (q *qmp) stream(t testing.TB, lines []string) {
 	}
 }
 
-// run runs a command, which must succeed. Events may come before its answer.
+// run runs a command, which must succeed. Events may precede its answer.
 func (q *qmp) run(t testing.TB, line string) {
 	t.Helper()
 	if _, err := q.conn.Write([]byte(line + "\n")); err != nil {
@@ -158,7 +158,7 @@ func (q *qmp) run(t testing.TB, line string) {
 	}
 }
 
-// await returns when this event has happened, without an error in it. What happened before is forgotten.
+// await returns when the event has happened without an error. Earlier events are discarded.
 func (q *qmp) await(t testing.TB, name string) {
 	t.Helper()
 	for {

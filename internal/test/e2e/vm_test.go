@@ -18,10 +18,10 @@ import (
 	"cairn/testimages"
 )
 
-// guestPatience bounds each step of a virtual machine. A step takes some seconds when the machine is idle.
+// guestPatience limits each step of a virtual machine. A step takes some seconds on an idle machine.
 const guestPatience = 5 * time.Minute
 
-// recipe is the lines of a recipe in docs/vms.md, with these values for its variables. Lines that go on are joined.
+// recipe returns the lines of a recipe in docs/vms.md with values for its variables. Continued lines are joined.
 func recipe(t testing.TB, name string, values map[string]string) []string {
 	t.Helper()
 	pattern := regexp.MustCompile("(?s)<!-- recipe: " + regexp.QuoteMeta(name) + " -->\n```[a-z]*\n(.*?)\n```")
@@ -39,19 +39,19 @@ func recipe(t testing.TB, name string, values map[string]string) []string {
 	return strings.Split(text, "\n")
 }
 
-// qemuArgs are the arguments of a recipe's qemu that are about what it has, not about the machine that runs it.
+// qemuArgs returns the arguments of a recipe's qemu for the guest's devices, without those for the host.
 func qemuArgs(t testing.TB, name string, values map[string]string) []string {
 	t.Helper()
 	return recipeArgs(t, name, values, "qemu-system-x86_64", "-accel", "kvm", "-m", "2G", "-nographic")
 }
 
-// serveArgs are the arguments of a recipe's cairn serve.
+// serveArgs returns the arguments of a recipe's cairn serve.
 func serveArgs(t testing.TB, name string, values map[string]string) []string {
 	t.Helper()
 	return recipeArgs(t, name, values, "cairn", "serve")
 }
 
-// recipeArgs are the words of a recipe's command behind those that it begins with.
+// recipeArgs returns the words of a recipe's command after the given beginning.
 func recipeArgs(t testing.TB, name string, values map[string]string, begin ...string) []string {
 	t.Helper()
 	words := strings.Fields(strings.Join(recipe(t, name, values), " "))
@@ -61,7 +61,7 @@ func recipeArgs(t testing.TB, name string, values map[string]string, begin ...st
 	return words[len(begin):]
 }
 
-// shell is a recipe as lines of a guest's script, which tells when one of them has failed.
+// shell returns a recipe as lines of a guest's script that reports failed lines.
 func shell(t testing.TB, name string, values map[string]string) string {
 	t.Helper()
 	var script strings.Builder
@@ -71,13 +71,13 @@ func shell(t testing.TB, name string, values map[string]string) string {
 	return script.String()
 }
 
-// systemParts are in both images, and one more in the ext4.
+// systemParts is the number of parts in both images. The ext4 has one more.
 const systemParts = 3
 
-// guestPart is a file that a guest reads: some MiB that are nowhere else.
+// guestPart returns a file that a guest reads: some MiB that are nowhere else in the image.
 func guestPart(n int) []byte { return testimages.Random(uint64(70+n), 6*mib) }
 
-// guestTree is a small system whose /init reads it in parts, and tells of each and of all.
+// guestTree returns a small system whose /init reads it in parts, and reports each part and the whole.
 func guestTree(t testing.TB) []testimages.Entry {
 	t.Helper()
 	busybox := readFile(t, need.Tool(t, "busybox"))
@@ -95,7 +95,7 @@ func guestTree(t testing.TB) []testimages.Entry {
 	return tree
 }
 
-// guestSystem is what runs as the root file system's first process.
+// guestSystem is the script of the root file system's first process.
 const guestSystem = `#!/bin/busybox sh
 /bin/busybox mount -t proc proc /proc
 /bin/busybox mount -t tmpfs tmp /tmp
@@ -115,7 +115,7 @@ poweroff -f
 // digestAll prints one digest of all files of a file system in the working directory.
 const digestAll = `find . -xdev -type f | sort | xargs sha256sum | sha256sum`
 
-// treeDigest is what digestAll prints of the tree.
+// treeDigest returns the output of digestAll for the tree.
 func treeDigest(tree []testimages.Entry) string {
 	files := map[string][]byte{}
 	var names []string
@@ -139,10 +139,10 @@ type guestImages struct {
 	digest, dataDigest  string // of root.caibx and data.caibx
 }
 
-// index is that of the system.
+// index returns the path of the system's index.
 func (g guestImages) index() string { return filepath.Join(g.dir, "root.caibx") }
 
-// guests makes guestImages, once for all tests, which do not change them.
+// guests makes guestImages once for all tests, which must not change them.
 func guests(t testing.TB) guestImages {
 	t.Helper()
 	need.Tool(t, "qemu-system-x86_64")
@@ -174,7 +174,7 @@ func newGuestImages(t testing.TB) (g guestImages) {
 	return g
 }
 
-// wantLines says which lines of a guest come next, of those that begin with "guest: "; they may have more at the end.
+// wantLines checks the next lines of a guest that begin with "guest: ". A line may continue after the wanted text.
 func wantLines(t testing.TB, vm *vmtest.VM, lines ...string) {
 	t.Helper()
 	for _, want := range lines {
@@ -184,7 +184,7 @@ func wantLines(t testing.TB, vm *vmtest.VM, lines ...string) {
 	}
 }
 
-// makeSquashfs has mksquashfs write a tree: not all that testimages.Squashfs compresses can the kernel read.
+// makeSquashfs writes a tree with mksquashfs, because the kernel cannot read every squashfs of testimages.Squashfs.
 func makeSquashfs(t testing.TB, path string, tree []testimages.Entry) {
 	t.Helper()
 	dir := t.TempDir()
@@ -201,7 +201,7 @@ func makeSquashfs(t testing.TB, path string, tree []testimages.Entry) {
 	must(t, "mksquashfs", dir, path, "-all-root", "-noappend", "-quiet", "-no-progress")
 }
 
-// wantSystem follows a guest that runs guestSystem to its end: it reads everything right, and sees no error.
+// wantSystem follows a guest with guestSystem to its end. The guest reads all parts correctly, and reports no error.
 func (g guestImages) wantSystem(t testing.TB, vm *vmtest.VM, from int) {
 	t.Helper()
 	for n := from; n < systemParts; n++ {
@@ -216,12 +216,12 @@ func (g guestImages) wantPart(t testing.TB, vm *vmtest.VM, n int) {
 	wantLines(t, vm, fmt.Sprintf("guest: part %d %x", n, sha256.Sum256(guestPart(n))))
 }
 
-// pinned is an export's name that never stands for another image.
+// pinned returns the name of an export that never refers to another image.
 func pinned(t testing.TB, index string) string {
 	t.Helper()
 	name := strings.TrimSuffix(filepath.Base(index), ".caibx")
 	return name + "@" + strings.TrimSpace(must(t, "sh", "-c", "cairn info --json '"+index+"' | jq -r .index_digest"))
 }
 
-// long says whether the test may take minutes.
+// long reports whether CAIRN_LONG is set.
 func long() bool { return os.Getenv("CAIRN_LONG") == "1" }

@@ -9,7 +9,7 @@ import (
 	"cairn/store/storetest"
 )
 
-// TestUploads: what cairn makes over HTTP, casync and desync read there, and cairn reads what desync put.
+// TestUploads: casync and desync read over HTTP what cairn makes there, and cairn reads desync's uploads.
 func TestUploads(t *testing.T) {
 	p, dir := small(t), t.TempDir()
 	url := storetest.Nginx(t, t.TempDir(), storetest.WebDAV)
@@ -29,8 +29,8 @@ func TestUploads(t *testing.T) {
 	wantSame(t, filepath.Join(dir, "cairn"), p.b)
 }
 
-// TestGuardedServer: each job against a server that wants a certificate, a token and a signature; what is
-// missing is said, with what to do about it, and nothing of what is secret.
+// TestGuardedServer: each job against a server that requires a certificate, a token and a signature. The error names the
+// missing credential and a remedy, and shows no secret.
 func TestGuardedServer(t *testing.T) {
 	p, dir, a := small(t), t.TempDir(), storetest.NewAuthority(t)
 	url := storetest.NginxTLS(t, t.TempDir(), a, storetest.WebDAV,

@@ -10,8 +10,8 @@ import (
 	"cairn/store"
 )
 
-// outcomes say what becomes of a job when each chunk fails in one way: once, and for good. "" is success. A second
-// store heals all of it.
+// outcomes are the results of a job when each chunk fails once, and when it always fails, with one kind of fault. ""
+// means success. A second store heals every fault.
 var outcomes = map[netlab.Fault]struct{ once, forever string }{
 	netlab.ServerError:   {"", "unavailable"},
 	netlab.Burst:         {"", "unavailable"},
@@ -31,14 +31,14 @@ var outcomes = map[netlab.Fault]struct{ once, forever string }{
 	netlab.Zeros:         {"", "corrupt"},
 	netlab.Disguised:     {"", "corrupt"},
 	netlab.WebPage:       {"", "unavailable"},
-	// These are the server's word, and are believed.
+	// An answer of the server that is not retried.
 	netlab.Denied:  {"denied", "denied"},
 	netlab.Missing: {"not found", "not found"},
-	// Nothing was under a chunk's name before.
+	// A chunk's name has no earlier content.
 	netlab.Stale: {"", ""},
 }
 
-// TestEachFault has what retries heal, what a second store heals, and what is final.
+// TestEachFault: retries heal some faults, a second store heals all, and some are final.
 func TestEachFault(t *testing.T) {
 	t.Parallel()
 	chunks := 96
@@ -76,7 +76,7 @@ func wantClass(t *testing.T, when string, err error, want string) {
 	}
 }
 
-// TestRetryAfter: what a server asks for is waited for, in seconds or to a date, and no longer.
+// TestRetryAfter: Retry-After delays the next request, in seconds or until a date, and not longer.
 func TestRetryAfter(t *testing.T) {
 	t.Parallel()
 	r := newRelease(t, 1)
@@ -90,7 +90,7 @@ func TestRetryAfter(t *testing.T) {
 			err := within(t, func(ctx context.Context) error {
 				return store.GetOne(ctx, from(patient, g), r.index.At(0).Digest, make([]byte, chunkSize))
 			})
-			if took := time.Since(begun); err != nil || took < 900*time.Millisecond { // a date has whole seconds
+			if took := time.Since(begun); err != nil || took < 900*time.Millisecond { // a date has a resolution of seconds
 				t.Errorf("it took %v and gave %v, want about 2 s", took, err)
 			}
 		})

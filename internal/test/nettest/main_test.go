@@ -1,7 +1,7 @@
-// Package nettest judges what reads from stores over a network while the network and the servers fail: the right
-// bytes or a clear error within a stated time, and never a wrong byte. It uses the product's packages as the
-// commands do, with less patience, so that tens of thousands of faults take seconds; internal/test/e2e does the same to the
-// finished binary with fewer.
+// Package nettest tests the readers of stores over a network while the network and the servers fail. A job must give the
+// right bytes or a clear error within a stated time, and never a wrong byte. The package uses the product's packages as
+// the commands do, with a shorter patience, so that tens of thousands of faults take seconds. internal/test/e2e tests
+// the finished binary with fewer faults.
 //
 // CAIRN_LONG=1 injects 100,000 faults instead of 10,000. CAIRN_SEED is the seed of the faults; it is printed.
 package nettest
@@ -36,26 +36,26 @@ import (
 	"cairn/testimages"
 )
 
-// TestMain silences net/http, which tells of what a server sends beyond its answers.
+// TestMain silences net/http, which logs bytes that a server sends after its answer.
 func TestMain(m *testing.M) {
 	log.SetOutput(io.Discard)
 	os.Exit(m.Run())
 }
 
-// How patient the reader under test is, how long any job may take, and how many chunks are asked for at once.
+// The patience of the reader under test, the time limit of a job, and the number of concurrent requests.
 const (
 	patience = 250 * time.Millisecond
 	limit    = time.Minute
 	fetches  = 64
 )
 
-// How long stores are asked again: for as long as a busy machine may need, and, where it is to no avail, not long.
+// The time limits of retries: as long as a busy machine may need, and a short one for tests in which retries fail.
 var (
 	patient = store.Policy{First: time.Millisecond, Max: 20 * time.Millisecond, Patience: limit / 2}
 	hasty   = store.Policy{First: time.Millisecond, Max: 20 * time.Millisecond, Patience: time.Second}
 )
 
-// theSeed is what decides over the faults of this run.
+// theSeed returns the seed of this run's faults.
 func theSeed(t testing.TB) uint64 {
 	t.Helper()
 	n := rand.Uint64N(1e9)
@@ -76,10 +76,10 @@ type release struct {
 	store mem.Bucket
 }
 
-// chunkSize is that of all chunks here.
+// chunkSize is the size of all chunks in bytes.
 const chunkSize = 2 << 10
 
-// newRelease is an image of so many different chunks.
+// newRelease returns an image of that many different chunks.
 func newRelease(t testing.TB, chunks int) *release {
 	t.Helper()
 	r := &release{image: testimages.Random(7, chunks*chunkSize)}
@@ -108,7 +108,7 @@ func (r *release) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 	_, _ = w.Write(data)
 }
 
-// rig is a store behind a server that fails.
+// rig is a store on a faulty server.
 type rig struct {
 	*netlab.Faulty
 	source store.Getter
@@ -132,7 +132,7 @@ func newRig(t testing.TB, r *release, f netlab.Faults) *rig {
 	return &rig{faulty, store.NewChunksAtOnce(reader, r.index.Algorithm(), fetches)}
 }
 
-// from is a group of stores, as the commands make it.
+// from returns a group of stores, as the commands make it.
 func from(p store.Policy, rigs ...*rig) store.Getter {
 	var sources []store.Getter
 	for _, g := range rigs {
@@ -141,7 +141,7 @@ func from(p store.Policy, rigs ...*rig) store.Getter {
 	return supply.New(p, supply.Options{}, sources...)
 }
 
-// disk is a target.
+// disk is a target in memory.
 type disk []byte
 
 func (d disk) ReadAt(p []byte, off int64) (int, error)  { return bytes.NewReader(d).ReadAt(p, off) }
@@ -149,7 +149,7 @@ func (d disk) WriteAt(p []byte, off int64) (int, error) { return copy(d[off:], p
 func (d disk) Zero(off, n int64) error                  { clear(d[off : off+n]); return nil }
 func (d disk) Sync() error                              { return nil }
 
-// assembled puts the release onto a new disk. It reports a job that hangs, and bytes that are wrong.
+// assembled assembles the release onto a new disk. A job that hangs and wrong bytes fail the test.
 func assembled(t testing.TB, r *release, from store.Getter) error {
 	t.Helper()
 	d := make(disk, len(r.image))
@@ -163,8 +163,8 @@ func assembled(t testing.TB, r *release, from store.Getter) error {
 	})
 }
 
-// wantOldOrNew says that each block holds what it held, which is zeros, or what is right: also after a failure.
-// The head, which is made invalid for a while, need not.
+// wantOldOrNew checks that each block holds its old content, which is zeros, or the new one, also after a failure. The
+// head is exempt, because it is temporarily invalid.
 func wantOldOrNew(t testing.TB, d disk, image []byte) {
 	t.Helper()
 	const head = 128 << 10
@@ -178,7 +178,7 @@ func wantOldOrNew(t testing.TB, d disk, image []byte) {
 	}
 }
 
-// within runs a job, which has to end by itself in time.
+// within runs a job that must end by itself within a time limit.
 func within(t testing.TB, job func(ctx context.Context) error) error {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), limit)
@@ -190,7 +190,7 @@ func within(t testing.TB, job func(ctx context.Context) error) error {
 	return err
 }
 
-// class is what a caller decides by; "" for success, and "plain" for an error of no class.
+// class returns the class of an error: "" for success, and "plain" for an error without a class.
 func class(err error) string {
 	_, corrupt := errors.AsType[*store.CorruptError](err)
 	switch {
@@ -208,7 +208,7 @@ func class(err error) string {
 	return "plain"
 }
 
-// but is all faults without some.
+// but returns all faults except some.
 func but(without ...netlab.Fault) []netlab.Fault {
 	return slices.DeleteFunc(netlab.AllFaults(), func(f netlab.Fault) bool { return slices.Contains(without, f) })
 }

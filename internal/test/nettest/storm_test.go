@@ -21,7 +21,7 @@ import (
 	"cairn/store"
 )
 
-// tally sums up the faults of all rigs.
+// tally counts the faults of all rigs.
 type tally struct {
 	mu     sync.Mutex // guards counts
 	counts map[netlab.Fault]int64
@@ -54,7 +54,7 @@ func (a *tally) String() string {
 	return strings.Join(lines, ", ")
 }
 
-// storm is how hard all kinds of faults are rained on jobs.
+// storm returns the number of faults, and of chunks in each job.
 func storm(t testing.TB) (faults int64, chunks int) {
 	switch {
 	case os.Getenv("CAIRN_LONG") == "1":
@@ -65,8 +65,8 @@ func storm(t testing.TB) (faults int64, chunks int) {
 	return 10_000, 2048
 }
 
-// TestStorm: all faults at once, from one store and from two, during all that reads a store. Nothing is ever wrong,
-// nothing hangs, and with a second store that fails in what retries heal, nothing fails.
+// TestStorm injects all faults at once, into one store and into two, while each kind of job reads from them. No byte is
+// wrong and no job hangs. No job fails if the second store has only faults that retries heal.
 func TestStorm(t *testing.T) {
 	seed := theSeed(t)
 	faults, chunks := storm(t)
@@ -80,7 +80,7 @@ func TestStorm(t *testing.T) {
 		weigh(first.Mix)
 		weigh(second.Mix)
 		for name, job := range jobs() {
-			if all.total() >= faults && round > 0 { // each job was under way
+			if all.total() >= faults && round > 0 { // each job ran during the faults
 				break
 			}
 			bad, worse := newRig(t, r, first), newRig(t, r, second)
@@ -105,7 +105,7 @@ func TestStorm(t *testing.T) {
 	t.Logf("%d faults; alone, a store gave the image %d times and a clear error %d times; %v", all.total(), healed, clear, &all)
 }
 
-// weigh makes the faults rarer that take the whole patience each.
+// weigh gives less weight to the faults that take the whole patience.
 func weigh(mix map[netlab.Fault]int) {
 	slow := []netlab.Fault{netlab.Silent, netlab.SlowHeader, netlab.SlowBody}
 	for k := range mix {
@@ -115,7 +115,7 @@ func weigh(mix map[netlab.Fault]int) {
 	}
 }
 
-// mild has fewer faults that are final, so that a job on one store gets on.
+// mild returns f with fewer final faults, so that a job on one store makes progress.
 func mild(f netlab.Faults) netlab.Faults {
 	f.Mix = maps.Clone(f.Mix)
 	for _, k := range []netlab.Fault{netlab.WebPage, netlab.Denied, netlab.Missing} {
@@ -125,7 +125,7 @@ func mild(f netlab.Faults) netlab.Faults {
 	return f
 }
 
-// jobs are all that reads chunks.
+// jobs are all kinds of jobs that read chunks.
 func jobs() map[string]func(*testing.T, *release, store.Getter) error {
 	return map[string]func(*testing.T, *release, store.Getter) error{
 		"assemble": func(t *testing.T, r *release, from store.Getter) error { return assembled(t, r, from) },
@@ -148,8 +148,8 @@ func concatenated(t *testing.T, r *release, from store.Getter) error {
 	})
 }
 
-// served reads all of the image in random order, by many at once, as an NBD server does. A read that fails is asked
-// for again a few times; it returns the error of one that kept failing.
+// served reads the whole image in random order from several goroutines, as an NBD server does. It repeats a failed read a
+// few times, and returns the error of a read that always fails.
 func served(t *testing.T, r *release, from store.Getter) error {
 	return within(t, func(ctx context.Context) error {
 		cache := fetch.New(ctx, fetch.Options{Fetches: fetches, Bytes: 64 * chunkSize})
@@ -171,7 +171,7 @@ func served(t *testing.T, r *release, from store.Getter) error {
 	})
 }
 
-// readShare reads the n-th of some shares of the image.
+// readShare reads the n-th of shares parts of the image.
 func readShare(t *testing.T, ctx context.Context, image *view.Image, want []byte, n, shares int) (failed error) {
 	const size, again = 3 * chunkSize, 4
 	random := rand.New(rand.NewPCG(uint64(n), 0))
@@ -194,7 +194,7 @@ func readShare(t *testing.T, ctx context.Context, image *view.Image, want []byte
 	return failed
 }
 
-// verified proves that the store is whole; damage that is found is an error here.
+// verified verifies that the store is complete; damage is an error.
 func verified(t *testing.T, r *release, from store.Getter) error {
 	return within(t, func(ctx context.Context) error {
 		report, err := verify.Store(ctx, r.index, from, verify.Options{Workers: fetches})
