@@ -136,7 +136,7 @@ func (f *File) Discard() error {
 	}
 	f.done = true
 	if err := errors.Join(os.Remove(f.File.Name()), f.File.Close()); err != nil {
-		return fmt.Errorf("giving up %s: %w", f.name, err)
+		return fmt.Errorf("discarding the temporary file of %s: %w", f.name, err)
 	}
 	return nil
 }

@@ -62,7 +62,7 @@ func lockPartial(f *os.File, path string) (current bool, err error) {
 		return false, err
 	}
 	if st := mine.Sys().(*syscall.Stat_t); !mine.Mode().IsRegular() || st.Nlink > 1 || int(st.Uid) != os.Geteuid() {
-		return false, fmt.Errorf("%s is not a file that a run before left", path)
+		return false, fmt.Errorf("%s is not a file that an earlier run left", path)
 	}
 	named, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -93,8 +93,8 @@ func nameProcesses(all []process, match func(process) bool) string {
 // fileLockedReason names the holders of a file's lock.
 func (k kernel) fileLockedReason(file inode) reason {
 	r := reason{CheckClaimed, "another program has locked it", "wait until that program has ended"}
-	if who := k.nameLockers(file); who != "" {
-		r.why += ": " + who
+	if names := k.nameLockers(file); names != "" {
+		r.why += ": " + names
 	}
 	return r
 }
@@ -135,14 +135,14 @@ func (k kernel) busyReason(d sysfs.Device) reason {
 		why:   "it is in use (the kernel denies exclusive access)",
 		hint:  "find its user with lsblk or fuser, or choose the other slot",
 	}
-	who := nameProcesses(all, func(p process) bool {
+	names := nameProcesses(all, func(p process) bool {
 		return p.hasDescriptor(func(fd string) bool {
 			id, ok := p.descriptorInode(fd)
 			return ok && id.rdev != 0 && slices.Contains(family, sysfs.ID(id.rdev))
 		})
 	})
-	if who != "" {
-		r.why += "; it is open in " + who
+	if names != "" {
+		r.why += "; it is open in " + names
 		r.hint = "wait until that program has ended, or choose the other slot"
 	}
 	return r

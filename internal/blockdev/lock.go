@@ -152,8 +152,8 @@ func diskLockedReason(f *os.File) reason {
 	if err != nil {
 		return r
 	}
-	if who := liveKernel().nameLockers(inodeOf(info)); who != "" {
-		r.why += ": " + who
+	if names := liveKernel().nameLockers(inodeOf(info)); names != "" {
+		r.why += ": " + names
 	}
 	return r
 }

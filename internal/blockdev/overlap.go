@@ -16,11 +16,11 @@ func Overlaps(a, b *File) (why string, err error) {
 func (k kernel) findOverlap(a, b *File) (string, error) {
 	x, err := k.fileExtents(a)
 	if err != nil {
-		return "", fmt.Errorf("where the bytes of %s lie: %w", a.path, err)
+		return "", fmt.Errorf("finding the devices under %s: %w", a.path, err)
 	}
 	y, err := k.fileExtents(b)
 	if err != nil {
-		return "", fmt.Errorf("where the bytes of %s lie: %w", b.path, err)
+		return "", fmt.Errorf("finding the devices under %s: %w", b.path, err)
 	}
 	for _, p := range x {
 		for _, q := range y {

@@ -35,7 +35,7 @@ type Target struct {
 
 // OpenTarget claims an existing file or block device for writing. It opens a device exclusively (O_EXCL), which
 // the kernel denies while the device is mounted anywhere, and takes the lock on its disk that udev and
-// partitioning tools use. It locks a file with flock.
+// partitioning tools use. It locks a file with flock and with a lock on its bytes (fcntl).
 //
 // OpenTarget returns a *RefusedError for a path that is mounted, swap, part of a stacked device or backing a
 // loop device (also through its disk or its partitions), holds the running system, is read-only or claimed, or
@@ -247,7 +247,7 @@ func (t *Target) writeZeros(off, n int64) error {
 // errors.ErrUnsupported where discarding is not possible.
 func (t *Target) Discard(off, n int64) error {
 	if err := t.checkRange(off, n); err != nil {
-		return fmt.Errorf("discarding of %s: %w", t.path, err)
+		return fmt.Errorf("discarding bytes of %s: %w", t.path, err)
 	}
 	if err := t.discardRange(t.offset()+off, n); err != nil {
 		return fmt.Errorf("discarding %d bytes at %d of %s: %w", n, off, t.path, err)

@@ -20,7 +20,7 @@ var (
 	ErrInvalidTable = errors.New("invalid partition table")
 	ErrNotFound     = errors.New("not found")
 	ErrAmbiguous    = errors.New("ambiguous")
-	ErrNoRoot       = errors.New("not known which block device / is mounted from")
+	ErrNoRoot       = errors.New("the block device of / is unknown")
 )
 
 // Partition is an entry of a GPT. Offsets and sizes are bytes, UUID and Type are lower-case GUIDs.

@@ -163,7 +163,7 @@ func lowestLayer(mounts []mountinfo.Mount, overlay mountinfo.Mount) (mountinfo.M
 	case 1:
 		return found[0], nil
 	}
-	return mountinfo.Mount{}, fmt.Errorf("%s, which may be what is mounted on %s or on %s",
+	return mountinfo.Mount{}, fmt.Errorf("%s, which may be the mount on %s or the one on %s",
 		which, found[0].Point, found[1].Point)
 }
 

@@ -106,7 +106,7 @@ var roots = []struct {
 		"initramfs that mounted the layers in the new root",
 		"27 1 0:24 / / rw - overlay overlay rw,lowerdir=/newroot/mnt/ro\n28 27 179:130 / /mnt/ro ro - erofs /dev/mmcblk0p2 ro\n" +
 			"29 27 7:0 / /mnt/ro ro - erofs /dev/loop0 ro\n",
-		"may be what is mounted on", false,
+		"may be the mount on", false,
 	},
 	{
 		"OpenWrt: the layer was the root itself",

@@ -34,7 +34,7 @@ func (k kernel) deviceAt(node string) (sysfs.Device, error) {
 func (kernel) numberOf(node string) (string, error) {
 	var st unix.Stat_t
 	if err := unix.Stat(node, &st); err != nil {
-		return "", fmt.Errorf("looking at %s: %w", node, err)
+		return "", fmt.Errorf("stat %s: %w", node, err)
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFBLK {
 		return "", fmt.Errorf("%s is not a block device", node)

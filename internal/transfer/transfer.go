@@ -71,7 +71,7 @@ func Suspicion(answer *http.Response) error {
 	}
 	for _, coding := range answer.Header.Values("Content-Encoding") {
 		if coding != "" && !strings.EqualFold(coding, "identity") {
-			return fmt.Errorf("the server sends it with Content-Encoding %.20q, which was not asked for", coding)
+			return fmt.Errorf("the server sends it with Content-Encoding %.20q, which was not requested", coding)
 		}
 	}
 	if answer.ContentLength < 0 && len(answer.TransferEncoding) == 0 {
@@ -82,7 +82,7 @@ func Suspicion(answer *http.Response) error {
 
 // errNoEnd reports that only the end of the connection ends the body, so a truncated body cannot be
 // detected.
-var errNoEnd = errors.New("the server does not tell where its answer ends")
+var errNoEnd = errors.New("the server sends neither the length of its answer nor its end")
 
 // Size returns the size of an object from the header of an answer to HEAD or GET. An unexpected
 // coding is not an error here, since the object still exists. A web page is a *store.SuspectError,
