@@ -1,6 +1,6 @@
-// Package testimages makes images for tests and benchmarks from a seed: random and sparse bytes, a small operating system
-// and its next releases as squashfs and ext4, and GPT disks with two slots. Equal arguments give equal content. The
-// package knows nothing of chunks and stores. Only tests and benchmarks may import it.
+// Package testimages makes images for tests and benchmarks from a seed: random and sparse bytes, a small
+// operating system and its next releases as squashfs and ext4, and GPT disks with two slots. Equal arguments
+// give equal content. The package knows nothing of chunks and stores. Only tests and benchmarks may import it.
 package testimages
 
 import (
@@ -9,8 +9,8 @@ import (
 	"math/rand/v2"
 )
 
-// newGenerator returns the source of the content for a seed and a name. ChaCha8 is specified, so the bytes are the same
-// with every version of Go.
+// newGenerator returns the source of the content for a seed and a name. ChaCha8 is specified, so the bytes are
+// the same with every version of Go.
 func newGenerator(seed uint64, name string) *rand.ChaCha8 {
 	return rand.NewChaCha8(sha256.Sum256(binary.LittleEndian.AppendUint64([]byte(name), seed)))
 }

@@ -16,7 +16,7 @@ import (
 	"github.com/google/uuid"
 )
 
-// epoch is the time of all files, 2025-01-01, as image builders set a fixed time.
+// epoch returns the time of all files, 2025-01-01. Image builders set a fixed time, too.
 func epoch() time.Time { return time.Unix(1735689600, 0) }
 
 // createFile creates a file that fill writes.
@@ -143,9 +143,9 @@ func addExt4(image *ext4.FileSystem, e Entry) error {
 	return errors.Join(f.Close(), image.Chmod(e.Path, e.Mode.Perm()))
 }
 
-// finishExt4 replaces the values that go-diskfs takes from the clock and from a random source: times, the seed of the
-// directory hashes, and the inode checksums over them, which have no meaning without the feature metadata_csum. Offsets
-// are those of fs/ext4/ext4.h.
+// finishExt4 replaces the values that go-diskfs takes from the clock and from a random source: times and the
+// seed of the directory hashes. It clears the inode checksums over them, which have no meaning without the
+// feature metadata_csum. Offsets are those of fs/ext4/ext4.h.
 func finishExt4(f *os.File) error {
 	const at = 1024
 	sb := make([]byte, 1024)

@@ -19,14 +19,14 @@ type Part struct {
 	Image string // the file that it begins with; "" means zeros
 }
 
-// Slots returns the partitions of a disk with two slots of size bytes, root-a and root-b, which hold the images, after an
-// empty esp.
+// Slots returns the partitions of a disk with two slots of size bytes, root-a and root-b, which hold the
+// images, after an empty esp.
 func Slots(size int64, a, b string) []Part {
 	return []Part{{"esp", 1 << 20, ""}, {"root-a", size, a}, {"root-b", size, b}}
 }
 
-// GPTDisk writes a disk image with these partitions, one after the other from 1 MiB on, for a disk with sectors of 512 or
-// 4096 bytes. Equal arguments give equal files. The GUIDs depend on the names.
+// GPTDisk writes a disk image with these partitions, one after the other from 1 MiB on, for a disk with sectors
+// of 512 or 4096 bytes. Equal arguments give equal files. The GUIDs depend on the names.
 func GPTDisk(path string, sectorSize int, parts ...Part) error {
 	const align = 1 << 20 // free space before the first partition, and after the last for the backup table
 	return createFile(path, func(f *os.File) error {

@@ -10,7 +10,8 @@ import (
 	"strings"
 )
 
-// Entry is a file or directory of a tree. There are no symbolic links, because go-diskfs cannot write them to a squashfs.
+// Entry is a file or directory of a tree. There are no symbolic links, because go-diskfs cannot write them to a
+// squashfs.
 type Entry struct {
 	Path string // slash-separated and relative; parents come before children
 	Mode fs.FileMode
@@ -24,8 +25,8 @@ const (
 	removedPercent = 1   // of the files, by each release
 )
 
-// Tree returns a small operating system of about 20 MiB: programs, libraries, texts. Release n+1 adds and removes a few
-// files of release n, changes a few in one place, and keeps the rest.
+// Tree returns a small operating system of about 20 MiB: programs, libraries, texts. Release n+1 adds and
+// removes a few files of release n, changes a few in one place, and keeps the rest.
 func Tree(seed uint64, release int) []Entry {
 	var tree []Entry
 	for slot := range firstFiles + newFiles*release {
@@ -38,8 +39,8 @@ func Tree(seed uint64, release int) []Entry {
 	return tree
 }
 
-// makeEntry returns the file of a slot in a release, with all changes since its first content. ok is false if there is
-// none.
+// makeEntry returns the file of a slot in a release, with all changes since its first content. ok is false if
+// there is none.
 func makeEntry(seed uint64, slot, release int) (e Entry, ok bool) {
 	source := newGenerator(seed, fmt.Sprint("file ", slot))
 	random := rand.New(source)

@@ -15,8 +15,8 @@ import (
 // socket, or a symbolic link to one.
 var ErrNotRegular = errors.New("not a regular file")
 
-// File is a file without its final name. It is the *os.File of the temporary file, open for reading and writing. It may
-// be written in any order and sized with Truncate. Only Commit gives it its name.
+// File is a file without its final name. It is the *os.File of the temporary file, open for reading and
+// writing. It may be written in any order and sized with Truncate. Only Commit gives it its name.
 type File struct {
 	*os.File
 	name string      // the final name
@@ -26,8 +26,8 @@ type File struct {
 	lost error       // returned by Lost
 }
 
-// Create starts a file with the given final name, in its directory. It follows symbolic links as Resolve does, and does
-// not replace the link. The caller must call Close.
+// Create starts a file with the given final name, in its directory. It follows symbolic links as Resolve does,
+// and does not replace the link. The caller must call Close.
 func Create(name string, mode fs.FileMode) (*File, error) {
 	name, err := resolveTarget(name)
 	if err != nil {
@@ -74,10 +74,10 @@ func temporaryPattern(name string) string {
 	return "." + base[:min(len(base), maxBase)] + ".*.tmp"
 }
 
-// Commit sets the mode exactly (no umask), flushes the bytes, and renames the file to its final name, replacing a file
-// of that name; then it flushes the directory. A new file keeps the replaced file's owner, group, mode and extended
-// attributes, except for those that Lost returns. After an error before the renaming no file is left. After an error
-// of the last flush the new file is there, and a power cut may undo its name.
+// Commit sets the mode exactly (no umask), flushes the bytes, and renames the file to its final name, replacing
+// a file of that name; then it flushes the directory. A new file keeps the replaced file's owner, group, mode
+// and extended attributes, except for those that Lost returns. After an error before the renaming no file is
+// left. After an error of the last flush the new file is there, and a power cut may undo its name.
 func (f *File) Commit() error {
 	if f.done {
 		return fmt.Errorf("committing %s: %w", f.name, fs.ErrClosed)
@@ -141,8 +141,8 @@ func (f *File) Discard() error {
 	return nil
 }
 
-// Write durably writes data as the whole content of the file name. It does not report the attributes of a replaced file
-// that it could not keep.
+// Write durably writes data as the whole content of the file name. It does not report the attributes of a
+// replaced file that it could not keep.
 func Write(name string, data []byte, mode fs.FileMode) error {
 	f, err := Create(name, mode)
 	if err != nil {

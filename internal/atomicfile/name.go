@@ -13,10 +13,12 @@ import (
 // maxLinks is the largest number of links that a name may lead through, as in the kernel.
 const maxLinks = 40
 
-// Resolve returns the path of the file that a write to name changes or creates. It follows symbolic links, also a last
-// link to a file that does not exist. The error is fs.ErrNotExist for a file that does not exist under /dev, /sys or
-// /proc, because a device was meant, and a file in its place would fill memory; and for a link that leads to no path,
-// such as /dev/stdout on a pipe.
+// Resolve returns the path of the file that a write to name changes or creates. It follows symbolic links, also
+// a last link to a file that does not exist.
+//
+// The error is fs.ErrNotExist for a file that does not exist under /dev, /sys or /proc: a device was meant, and
+// a file in its place would fill memory. It is the same for a link that leads to no path, such as /dev/stdout
+// on a pipe.
 func Resolve(name string) (string, error) {
 	_, err := os.Stat(name)
 	if err == nil {
@@ -60,8 +62,8 @@ func checkPlace(name string) error {
 	return nil
 }
 
-// kernelTree returns the directory of the kernel, /dev, /sys or /proc, that path lies in, and "" for other paths. Files
-// under /dev/shm are ordinary files.
+// kernelTree returns the directory of the kernel, /dev, /sys or /proc, that path lies in, and "" for other
+// paths. Files under /dev/shm are ordinary files.
 func kernelTree(path string) string {
 	dir, rest := filepath.Split(path)
 	if dir == "" {

@@ -14,9 +14,9 @@ import (
 // ErrBusy means that another process is writing the file.
 var ErrBusy = errors.New("another process is writing it")
 
-// Resume is like Create, but the temporary file has a fixed name, .NAME.partial, and outlives Close and crashes. The
-// next Resume continues with its content. While it is open, Resume in another process returns ErrBusy. Discard removes
-// the temporary file.
+// Resume is like Create, but the temporary file has a fixed name, .NAME.partial, and outlives Close and
+// crashes. The next Resume continues with its content. While it is open, Resume in another process returns
+// ErrBusy. Discard removes the temporary file.
 func Resume(name string, mode fs.FileMode) (*File, error) {
 	name, err := resolveTarget(name)
 	if err != nil {

@@ -14,7 +14,8 @@ import (
 	"cairn/internal/blockdev/sysfs"
 )
 
-// kernel is where Linux describes its devices and processes. Tests use made-up trees.
+// kernel holds the mount points of the file systems in which Linux describes its devices and processes. Tests use
+// made-up trees.
 type kernel struct {
 	sys  sysfs.FS
 	proc string // procfs

@@ -17,9 +17,11 @@ import (
 )
 
 // lockDisk takes the lock on a whole disk that udev, systemd-repart and sfdisk use
-// (https://systemd.io/BLOCK_DEVICE_LOCKING): LOCK_EX on its node, for a partition on the node of its disk. It waits up
-// to o.LockWait for another holder. It returns nil where there is no such node, as in a container; where the node may
-// not be opened, which it reports to o.Notice; and where this process inherited the lock, as from 'flock DISK cairn …'.
+// (https://systemd.io/BLOCK_DEVICE_LOCKING): LOCK_EX on its node, for a partition on the node of its disk. It
+// waits up to o.LockWait for another holder.
+//
+// lockDisk returns nil where there is no such node, as in a container. It returns nil where the node may not be
+// opened, after a message to o.Notice, and where this process inherited the lock, as from 'flock DISK cairn …'.
 func lockDisk(ctx context.Context, path string, info os.FileInfo, o Options) (*os.File, error) {
 	if !IsBlockDevice(info) {
 		return nil, nil

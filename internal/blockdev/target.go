@@ -35,12 +35,12 @@ type Target struct {
 
 // OpenTarget claims an existing file or block device for writing. It opens a device exclusively (O_EXCL), which
 // the kernel denies while the device is mounted anywhere, and takes the lock on its disk that udev and
-// partitioning tools use. It locks a file with flock and with a lock on its bytes (fcntl).
+// partitioning tools use. It locks a file with flock and with a lock on its bytes (fcntl). It creates nothing.
 //
-// OpenTarget returns a *RefusedError for a path that is mounted, swap, part of a stacked device or backing a
-// loop device (also through its disk or its partitions), holds the running system, is read-only or claimed, or
-// is neither a block device nor a regular file. It returns ErrNotLiftable if o.Force names another check. It
-// creates nothing.
+// OpenTarget returns a *RefusedError for a path that is mounted, swap, part of a stacked device or backing a loop
+// device, also through its disk or its partitions. It does so, too, for a path that holds the running system, is
+// read-only or claimed, or is neither a block device nor a regular file. It returns ErrNotLiftable if o.Force names
+// a check that cannot be lifted.
 func OpenTarget(ctx context.Context, path string, o Options) (*Target, error) {
 	if err := checkForce(o.Force); err != nil {
 		return nil, err
@@ -50,7 +50,8 @@ func OpenTarget(ctx context.Context, path string, o Options) (*Target, error) {
 		return nil, err
 	}
 	if !info.Mode().IsRegular() && !IsBlockDevice(info) {
-		return nil, &RefusedError{path, CheckNotTarget, "it is " + describeFile(info), "name a partition, or a regular file"}
+		why, hint := "it is "+describeFile(info), "name a partition, or a regular file"
+		return nil, &RefusedError{path, CheckNotTarget, why, hint}
 	}
 	if err := liveKernel().checkTarget(path, info, o.Force); err != nil {
 		return nil, err
@@ -90,7 +91,8 @@ func newTarget(f *os.File, path string, section Section) (*Target, error) {
 	if err != nil {
 		return nil, err
 	}
-	// After a failed flush the page cache differs from the medium, and a later flush succeeds since the pages are clean.
+	// After a failed flush the page cache differs from the medium, and a later flush succeeds since the pages
+	// are clean.
 	if err := dropCache(f, 0, 0); err != nil {
 		return nil, fmt.Errorf("dropping cache of %s: %w", path, err)
 	}
@@ -206,8 +208,8 @@ func (t *Target) zeroRange(off, n int64) error {
 	)
 }
 
-// deviceBlocks returns the part of the range from lo to hi that a device may zero or discard: whole sectors, and
-// whole pages, so that no page is half in the page cache and half on the medium.
+// deviceBlocks returns the part of the range from lo to hi that a device may zero or discard. It has whole sectors,
+// and whole pages, so that no page is half in the page cache and half on the medium.
 func (t *Target) deviceBlocks(lo, hi int64) (first, last int64, err error) {
 	const page = 4096
 	sector, err := sectorSize(t.f)

@@ -60,7 +60,10 @@ func openDirectWriter(f *os.File) (*directWriter, error) {
 // reopenDirect opens f's file again past the page cache.
 func reopenDirect(f *os.File, mode int) (*os.File, error) {
 	var path string
-	if err := withDescriptor(f, func(fd int) error { path = fmt.Sprint("/proc/self/fd/", fd); return nil }); err != nil {
+	if err := withDescriptor(f, func(fd int) error {
+		path = fmt.Sprint("/proc/self/fd/", fd)
+		return nil
+	}); err != nil {
 		return nil, err
 	}
 	again, err := os.OpenFile(path, mode|unix.O_DIRECT, 0)

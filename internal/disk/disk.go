@@ -1,7 +1,7 @@
-// Package disk finds partitions: by GPT name, PARTUUID or number on a disk or in a disk image, by name among all
-// disks of a running Linux, and the partition that / is mounted from. It reads from a superblock the size of a
-// file system, an identity for it, and whether its journal must be replayed. It only reads, and knows nothing of
-// images.
+// Package disk finds partitions: by GPT name, PARTUUID or number on a disk or in a disk image, and by name
+// among all disks of a running Linux. It finds the partition that / is mounted from. It reads from a superblock
+// the size of a file system, an identity for it, and whether its journal must be replayed. It only reads, and
+// knows nothing of images.
 package disk
 
 import (

@@ -7,10 +7,12 @@ import (
 	"strings"
 )
 
-// FilesystemIdentity returns a text that identifies the file system at the start of r: its kind, and a digest of the
-// superblock for squashfs and erofs, which never change, or the UUID for ext, xfs and btrfs, whose superblocks change
-// when they are mounted. It returns "" for an unknown or unreadable file system. The text is a hint and not a proof:
-// images may share a fixed UUID. It is not parsed, and its form may change between versions of this program.
+// FilesystemIdentity returns a text that identifies the file system at the start of r. It has the kind and, for
+// squashfs and erofs, which never change, a digest of the superblock. For ext, xfs and btrfs it has the UUID,
+// because mounting changes their superblocks. It is "" for an unknown or unreadable file system.
+//
+// The text is a hint and not a proof: images may share a fixed UUID. It is not parsed, and its form may change
+// between versions of this program.
 func FilesystemIdentity(r io.ReaderAt) string {
 	for _, s := range knownSuperblocks() {
 		p := make([]byte, s.size)

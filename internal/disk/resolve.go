@@ -34,8 +34,8 @@ type Location struct {
 // path. So is a new name without # in an existing directory. \# is a # that is part of a path.
 //
 // A name without a partition is ErrNotFound, and a name of several partitions ErrAmbiguous. An absent disk is
-// fs.ErrNotExist. ErrNoRoot is about @root. The name of a partition never gives the whole disk. Size is -1 for a whole
-// file or device. Resolve creates no node in /dev.
+// fs.ErrNotExist. ErrNoRoot is about @root. The name of a partition never gives the whole disk. Size is -1 for
+// a whole file or device. Resolve creates no node in /dev.
 func Resolve(text string) (Location, error) {
 	if tag, value, ok := strings.Cut(text, "="); ok && (tag == "PARTLABEL" || tag == "PARTUUID") {
 		return resolveTag(tag, value)

@@ -110,7 +110,8 @@ func numberOfSource(m mountinfo.Mount, d devices) (string, error) {
 	}
 	number, err := d.numberOf(m.Source)
 	if err != nil {
-		return "", fmt.Errorf("%s is mounted as %s from a source that is not a block device here: %w", m.Point, m.Kind, err)
+		return "", fmt.Errorf("%s is mounted as %s from a source that is not a block device here: %w",
+			m.Point, m.Kind, err)
 	}
 	return number, nil
 }
@@ -148,7 +149,7 @@ func lastIndex(mounts []mountinfo.Mount, is func(mountinfo.Mount) bool) int {
 func lowestLayer(mounts []mountinfo.Mount, overlay mountinfo.Mount) (mountinfo.Mount, error) {
 	lower := overlay.Layers().Lower
 	if len(lower) == 0 {
-		return mountinfo.Mount{}, fmt.Errorf("an overlay is mounted on %s, which does not list its layers", overlay.Point)
+		return mountinfo.Mount{}, fmt.Errorf("the overlay on %s does not list its layers", overlay.Point)
 	}
 	dir := path.Clean("/" + lower[len(lower)-1])
 	if m, ok := mountHolding(mounts, dir); ok && onDevice(m) {

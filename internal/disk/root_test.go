@@ -51,7 +51,8 @@ func machine() fakeDevices {
 		nodes: map[string]string{
 			"/dev/sda1": "8:1", "/dev/sda2": "8:2", "/dev/nvme0n1p4": "259:4", "/dev/nvme0n1p5": "259:5",
 			"/dev/dm-0": "253:0", "/dev/mapper/cryptroot": "253:1", "/dev/dm-2": "253:2", "/dev/dm-3": "253:3",
-			"/dev/mtdblock5": "31:5", "/dev/loop0": "7:0", "/dev/loop1": "7:1", "/dev/mmcblk0p2": "8:1", // another device's number
+			// /dev/mmcblk0p2 has the number of another device.
+			"/dev/mtdblock5": "31:5", "/dev/loop0": "7:0", "/dev/loop1": "7:1", "/dev/mmcblk0p2": "8:1",
 			"/dev/hidden": "66:6",
 		},
 	}

@@ -40,8 +40,8 @@ func readTable(r io.ReaderAt, size, sector int64) ([]Partition, error) {
 	return nil, err
 }
 
-// hasMBR reports whether a disk of size bytes begins with an MBR that has partitions. The protective MBR of a GPT does
-// not count. A boot sector of FAT ends with the same two bytes.
+// hasMBR reports whether a disk of size bytes begins with an MBR that has partitions. The protective MBR of a
+// GPT does not count. A boot sector of FAT ends with the same two bytes.
 func hasMBR(r io.ReaderAt, size int64) (found bool) {
 	const table, entry, protective, active = 446, 16, 0xee, 0x80
 	var boot [512]byte

@@ -1,6 +1,6 @@
-// Package openfile opens images and outputs by every kind of name: files, devices and partitions, files that are open
-// when the process begins, such as stdin and stdout, and FIFOs. It opens them as files where that is possible, else as
-// streams. Reads and writes of streams end with a context.
+// Package openfile opens images and outputs by every kind of name: files, devices and partitions, files that
+// are open when the process begins, such as stdin and stdout, and FIFOs. It opens them as files where that is
+// possible, else as streams. Reads and writes of streams end with a context.
 package openfile
 
 import (
@@ -100,9 +100,9 @@ func openDescriptor(fd int) (*os.File, error) {
 	return os.NewFile(uintptr(own), path), nil
 }
 
-// RefuseClosed returns a ClosedError for a stdin or stdout that was closed when the program began (<&- or >&-), because
-// the image would be empty or lost. The Go runtime opens /dev/null in its place for reading and writing; a shell opens
-// /dev/null for one of them.
+// RefuseClosed returns a ClosedError for a stdin or stdout that was closed when the program began (<&- or >&-),
+// because the image would be empty or lost. The Go runtime opens /dev/null in its place for reading and
+// writing; a shell opens /dev/null for one of them.
 func RefuseClosed(fd int, f *os.File) error {
 	if fd > Stdout {
 		return nil
@@ -147,7 +147,8 @@ func Flags(f *os.File) (flags int, err error) {
 	return flags, errors.Join(ctlErr, err)
 }
 
-// Node returns a path of an open file: the path that it was opened by, if that still names the file, else one in /proc.
+// Node returns a path of an open file: the path that it was opened by, if that still names the file, else one
+// in /proc.
 func Node(f *os.File, info fs.FileInfo) string {
 	self := fmt.Sprint("/proc/self/fd/", f.Fd())
 	path, err := os.Readlink(self)

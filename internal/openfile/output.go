@@ -119,8 +119,8 @@ func writeZeros(w io.Writer, n int64) error {
 // File returns the open file.
 func (o *Output) File() *os.File { return o.file }
 
-// Close flushes a regular file or block device to the medium, and closes the output. It truncates a regular file after
-// the last byte unless KeepRest is set.
+// Close flushes a regular file or block device to the medium, and closes the output. It truncates a regular
+// file after the last byte unless KeepRest is set.
 func (o *Output) Close() error {
 	err := o.setSize()
 	if o.durable {

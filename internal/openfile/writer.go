@@ -15,8 +15,8 @@ type writer struct {
 	gone func() // nil means that EPIPE is ignored
 }
 
-// NewWriter returns a writer to w that stops waiting for the reader one second after the context ends. It then abandons
-// the running write and its bytes. The writer calls gone when the reader has closed the pipe (EPIPE).
+// NewWriter returns a writer to w that stops waiting for the reader one second after the context ends. It then
+// abandons the running write and its bytes. The writer calls gone when the reader has closed the pipe (EPIPE).
 func NewWriter(ctx context.Context, w io.Writer, gone func()) io.Writer { return writer{ctx, w, gone} }
 
 // Optional returns NewWriter's writer for output that a job does not need: it ignores a closed pipe.

@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// fakeDisk returns a sysfs with the disk cciss!c0d0, its partition c0d0p1, and the mapped device dm-0 on the partition.
-// The link of another disk leads nowhere, as that of an unplugged one.
+// fakeDisk returns a sysfs with the disk cciss!c0d0, its partition c0d0p1, and the mapped device dm-0 on the
+// partition. The link of another disk leads nowhere, as that of an unplugged one.
 func fakeDisk(t *testing.T) FS {
 	t.Helper()
 	root := t.TempDir()
@@ -29,13 +29,15 @@ func fakeDisk(t *testing.T) FS {
 	}
 	for name, content := range files {
 		path := filepath.Join(root, name)
-		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, []byte(content), 0o600)); err != nil {
+		err := os.MkdirAll(filepath.Dir(path), 0o700)
+		if err := errors.Join(err, os.WriteFile(path, []byte(content), 0o600)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	for name, to := range links {
 		path := filepath.Join(root, name)
-		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.Symlink(filepath.Join(root, to), path)); err != nil {
+		err := os.MkdirAll(filepath.Dir(path), 0o700)
+		if err := errors.Join(err, os.Symlink(filepath.Join(root, to), path)); err != nil {
 			t.Fatal(err)
 		}
 	}

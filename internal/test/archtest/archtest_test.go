@@ -1,5 +1,6 @@
-// Package archtest tests rules about the source: which package imports which, which prints, and texts that the tree must
-// not contain. The tests read the source files themselves, so go test runs them again when a file has changed.
+// Package archtest tests rules about the source: which package imports which, which prints, and texts that the
+// tree must not contain. The tests read the source files themselves, so go test runs them again when a file has
+// changed.
 package archtest
 
 import (
@@ -17,8 +18,8 @@ const (
 	anything = "*"
 )
 
-// imports lists the packages of this module that each package may import, besides internal/..., which all may import. An
-// internal package may import none of the others unless it has a line here.
+// imports lists the packages of this module that each package may import, besides internal/..., which all may
+// import. An internal package may import none of the others unless it has a line here.
 var imports = map[string]string{
 	"blob":               "",
 	"blob/scan":          "blob chunker",

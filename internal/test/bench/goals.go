@@ -123,7 +123,7 @@ func serveGoals() (goals []goal) {
 	return goals
 }
 
-// holeMemory is the goal for the peak memory that a hole of 1 TiB adds, for each of its chunks.
+// holeMemory returns the goal for the peak memory that a hole of 1 TiB adds, for each of its chunks.
 func holeMemory() goal {
 	const chunks = 1 << 40 / (256 << 10)
 	return goal{
@@ -136,7 +136,7 @@ func holeMemory() goal {
 	}
 }
 
-// holeTime is the goal for a make with such a hole. The hole adds to it the time that it adds to an index alone.
+// holeTime returns the goal for a make with such a hole. The hole adds to it the time that it adds to an index alone.
 func holeTime() goal {
 	return goal{
 		what: "make with a hole of 1 TiB, its index included: wall to that of make", want: 1.5, limit: true, precision: 2,

@@ -133,9 +133,9 @@ func (s suite) hugeJob() job {
 	return job{name: jobHole, bytes: huge, commands: []command{c.runBy(s.defaultBuild())}}
 }
 
-// diskJob returns the job of a make whose store is on a disk; all other files are in memory. Used stores stay until the
-// end: after a removal, ext4 examines each recently freed inode before it takes another one, which would slow down the
-// next command.
+// diskJob returns the job of a make whose store is on a disk; all other files are in memory. Used stores stay
+// until the end: after a removal, ext4 examines each recently freed inode before it takes another one, which
+// would slow down the next command.
 func (s suite) diskJob() job {
 	fresh := func(dir string) error {
 		disk, err := os.MkdirTemp(s.disk, "make-")
@@ -152,8 +152,8 @@ func (s suite) diskJob() job {
 		makes("desync", "desync make -s disk/store a.caibx ../a"))}
 }
 
-// serverCommands returns servers of b under load: cairn with its store and enough memory for the image, the others with
-// the file without holes.
+// serverCommands returns servers of b under load: cairn with its store and enough memory for the image, the
+// others with the file without holes.
 func (s suite) serverCommands(under server) []command {
 	under.socket = s.socket
 	const here = "../nbd" // the socket, relative to their directories
@@ -176,8 +176,8 @@ func (s suite) serveJobs() []job {
 	for _, l := range loads {
 		under := server{warm: true, load: l.load, socket: s.socket}
 		serves := func(tool, options string) command {
-			c := command{server: &under, dir: "cairn", prepare: s.makeStore, args: words("serve -s store --listen unix:../nbd b.caibx " + options)}
-			c = c.runBy(s.defaultBuild())
+			args := words("serve -s store --listen unix:../nbd b.caibx " + options)
+			c := command{server: &under, dir: "cairn", prepare: s.makeStore, args: args}.runBy(s.defaultBuild())
 			c.tool = tool
 			return c
 		}

@@ -122,8 +122,9 @@ func (r *results) measure(ctx context.Context, o options, format string) (err er
 	return nil
 }
 
-// copyImages copies the images of a format to the work directory, and returns the size of a: a, b, and b without holes
-// for servers of files, because finding holes in a tmpfs is slow, and qemu-nbd looks for them before every read.
+// copyImages copies the images of a format to the work directory, and returns the size of a. The copies are a,
+// b, and b without holes for servers of files: finding holes in a tmpfs is slow, and qemu-nbd looks for them
+// before every read.
 func copyImages(ctx context.Context, from, work, format string) (int64, error) {
 	for _, c := range []struct{ name, sparse, as string }{
 		{"a", "always", "a"}, {"b", "always", "b"}, {"b", "never", "dense"},

@@ -55,8 +55,8 @@ func measureRound(ctx context.Context, work string, jobs []job, size int64) ([]s
 	return samples, nil
 }
 
-// touchMemory allocates memory and frees it. The host of a virtual machine then has it ready for each tool, and the first
-// tool of a job does not pay for the others.
+// touchMemory allocates memory and frees it. The host of a virtual machine then has it ready for each tool, and
+// the first tool of a job does not pay for the others.
 func touchMemory(work string) (err error) {
 	f, err := os.Create(filepath.Join(work, "warm"))
 	if err != nil {

@@ -68,7 +68,7 @@ type netSample struct {
 	Payload int64   `json:"payload"` // bytes of the index and of each chunk once
 	Rate    int64   `json:"rate"`    // of the link, in bits a second
 	Wall    float64 `json:"wall"`
-	Share   float64 `json:"share"` // of the link: the shortest time for the payload over the wall time; 0 after a failure
+	Share   float64 `json:"share"` // the least time for the payload over the wall time; 0 after a failure
 	CPU     float64 `json:"cpu"`   // of the tool
 	RigCPU  float64 `json:"rig_cpu"`
 	Status  int     `json:"status"` // exit status; -1 if a signal ended it
@@ -178,8 +178,8 @@ func sizeOf(dir string) (n int64, err error) {
 	return n, err
 }
 
-// measure assembles b once over a link, and fills in s. A tool that fails, or takes ten times as long as the link needs,
-// is a result; a tool that succeeds with a wrong image is an error.
+// measure assembles b once over a link, and fills in s. A tool that fails, or takes ten times as long as the
+// link needs, is a result; a tool that succeeds with a wrong image is an error.
 func (d *depot) measure(ctx context.Context, l netLink, tool netTool, s *netSample) (err error) {
 	proxy, err := netlab.NewProxy(d.nginx.Address(), l.link, l.fate)
 	if err != nil {
@@ -277,7 +277,7 @@ func (d *depot) rigCPU() (float64, error) {
 	return server + time.Duration(own.Utime.Nano()+own.Stime.Nano()).Seconds(), nil
 }
 
-// write writes the results as JSON, with every sample, and as tables.
+// writeFiles writes the results as JSON, with every sample, and as tables.
 func (r *netResults) writeFiles(path string) error {
 	text, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {

@@ -65,7 +65,7 @@ func valueOf(text []byte, key string) string {
 	return "unknown"
 }
 
-// write writes the results as JSON, with every sample, as tables, and as charts.
+// writeFiles writes the results as JSON, with every sample, as tables, and as charts.
 func (r *results) writeFiles(path string) error {
 	text, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {

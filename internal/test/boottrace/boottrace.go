@@ -1,6 +1,6 @@
-// Package boottrace records the reads of a booting machine and replays them: the reads, the times between them, and the
-// answers that each read waited for. So a test can measure repeatedly how long a boot waits for its disk, without a
-// machine and its noise. It is for tests.
+// Package boottrace records the reads of a booting machine and replays them: the reads, the times between them,
+// and the answers that each read waited for. So a test can measure repeatedly how long a boot waits for its
+// disk, without a machine and its noise. It is for tests.
 package boottrace
 
 import (
@@ -98,7 +98,8 @@ type Waited struct {
 	Waiting time.Duration // with at least one read in flight; delays of timers do not count
 }
 
-// Replay repeats the reads with the times between them, and measures. It calls read from many goroutines concurrently.
+// Replay repeats the reads with the times between them, and measures. It calls read from many goroutines
+// concurrently.
 func (t *Trace) Replay(ctx context.Context, read func(ctx context.Context, p []byte, off int64) error) (Waited, error) {
 	done := make([]chan struct{}, len(t.Reads))
 	for i := range done {

@@ -33,8 +33,8 @@ func (w *watched) ReadAt(_ context.Context, p []byte, off int64) error {
 	return err
 }
 
-// TestRecord records the boot of a root file system, ext4 with systemd and a serial console, up to its login. It made the
-// traces in testdata:
+// TestRecord records the boot of a root file system, ext4 with systemd and a serial console, up to its login.
+// It made the traces in testdata:
 //
 //	CAIRN_TRACE_ROOT=root.ext4 CAIRN_TRACE_OUT=boot.trace.gz go test -run TestRecord ./internal/test/boottrace
 func TestRecord(t *testing.T) {

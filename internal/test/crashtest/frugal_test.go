@@ -76,8 +76,8 @@ func TestUpdateIsFrugal(t *testing.T) {
 	})
 }
 
-// once prevents repeated requests for slow answers, so that downloads can be counted: a job with a download limit sends
-// none.
+// once prevents repeated requests for slow answers, so that downloads can be counted: a job with a download
+// limit sends none.
 func once(args ...string) []string { return append(args, "--max-download", "1GiB") }
 
 // wantNothingWritten assembles once more, and checks that no byte is written.

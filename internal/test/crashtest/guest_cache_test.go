@@ -18,9 +18,9 @@ import (
 // emptyFilesystem returns the image of a file system for a cache, made by guestData.
 func emptyFilesystem(kind string) string { return guestReleases("cached").image("empty-" + kind) }
 
-// guestCachePower records the writes of a server's image cache to its disk (dm-log-writes), and makes disks as a power
-// cut would leave them. A server with each of them serves the right image, and does not fetch chunks that the map on the
-// disk lists.
+// guestCachePower records the writes of a server's image cache to its disk (dm-log-writes), and makes disks as
+// a power cut would leave them. A server with each of them serves the right image, and does not fetch chunks
+// that the map on the disk lists.
 func guestCachePower(t *testing.T) {
 	for _, kind := range []string{"ext4", "xfs"} {
 		t.Run(kind, func(t *testing.T) { testCachePower(t, kind) })
@@ -61,8 +61,8 @@ func cacheCut(random *rand.Rand, n, requests, whole int) int {
 	return random.IntN(requests)
 }
 
-// recordCache lets a server fill its cache, kills it meanwhile, and stops it when the image is complete. It returns the
-// recorded writes, and their numbers at the kill and when the image was complete.
+// recordCache lets a server fill its cache, kills it meanwhile, and stops it when the image is complete. It
+// returns the recorded writes, and their numbers at the kill and when the image was complete.
 func recordCache(t *testing.T, d *depot, kind string, base, image []byte, random *rand.Rand) (all []entry, killed, whole int) {
 	below, log, point := newLoop(t, cacheSize), newLoop(t, 64*mib), t.TempDir()
 	patch(t, below, base, 0)
@@ -101,8 +101,8 @@ func recordCache(t *testing.T, d *depot, kind string, base, image []byte, random
 	return all, at("killed"), at("whole")
 }
 
-// serveAfterCut serves the image with the cache on a disk, and returns the fetched chunks. If proven, none of them may be
-// in the map.
+// serveAfterCut serves the image with the cache on a disk, and returns the fetched chunks. If proven, none of
+// them may be in the map.
 func serveAfterCut(t *testing.T, d *depot, disk, kind string, image []byte, x *blob.Index, proven bool) (sent map[string]int64) {
 	t.Run("cut", func(t *testing.T) {
 		point := t.TempDir()
@@ -165,8 +165,8 @@ func mapped(t testing.TB, cache string, x *blob.Index) map[string]bool {
 	return names
 }
 
-// guestCacheFaults makes the disk of a server's image cache fail. No read fails or is wrong, and the server reports the
-// failure once.
+// guestCacheFaults makes the disk of a server's image cache fail. No read fails or is wrong, and the server
+// reports the failure once.
 func guestCacheFaults(t *testing.T) {
 	for name, test := range map[string]func(*testing.T, *cacheRig, string){
 		"reads fail":  testCacheReadsFail,
@@ -195,7 +195,8 @@ func testCacheReadsFail(t *testing.T, c *cacheRig, below string) {
 	c.again(t)
 }
 
-// testCacheWritesFail: bytes that the kernel accepted and the disk lost must not be served when the page cache is dropped.
+// testCacheWritesFail: bytes that the kernel accepted and the disk lost must not be served when the page cache
+// is dropped.
 func testCacheWritesFail(t *testing.T, c *cacheRig, below string) {
 	s := serve(t, c.depot, c.point, "--prefetch", "none")
 	s.wantSome(t, c.image, c.random, 5)

@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// guestPower records the writes of assemble to a slot (dm-log-writes), and makes slots as a power cut would leave them:
-// all flushed writes, and any parts of the others.
+// guestPower records the writes of assemble to a slot (dm-log-writes), and makes slots as a power cut would
+// leave them: all flushed writes, and any parts of the others.
 func guestPower(t *testing.T, r releases) {
 	random := chance(t)
 	size := (r.size(t, "c")/mib + 2) * mib
@@ -113,8 +113,8 @@ func parseLog(t testing.TB, log []byte) (all []entry) {
 	return all
 }
 
-// powerCut returns the content of a slot after a power cut behind the recorded requests. Blocks that were not flushed are
-// lost, or, unless lost is set, may be on the medium or not.
+// powerCut returns the content of a slot after a power cut behind the recorded requests. Blocks that were not
+// flushed are lost, or, unless lost is set, may be on the medium or not.
 func powerCut(random *rand.Rand, base []byte, recorded []entry, lost bool) []byte {
 	slot := slices.Clone(base)
 	flushed := 0

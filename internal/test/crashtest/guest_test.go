@@ -11,7 +11,7 @@ import (
 // inGuest reports whether the test runs in the virtual machine.
 func inGuest() bool { return os.Getenv("CAIRN_GUEST") != "" }
 
-// guestParts are the parts of TestGuest. Each runs in a virtual machine of its own.
+// guestParts returns the parts of TestGuest. Each runs in a virtual machine of its own.
 func guestParts() map[string]func(*testing.T) {
 	return map[string]func(*testing.T){
 		"power ext4":     func(t *testing.T) { guestPower(t, guestReleases("ext4")) },

@@ -20,7 +20,7 @@ func TestKilled(t *testing.T) {
 		d, s := newDepot(t, r), slotsOf(t, r, r.image("c"))
 		names := []string{"c", "b"}
 		count := map[outcome]int{}
-		for n := 0; n < times()/2 || count[unfinished] == 0 && n < 10*times(); n++ { // at least one kill during the writing
+		for n := 0; n < times()/2 || count[unfinished] == 0 && n < 10*times(); n++ { // one kill or more while it writes
 			k := killed{r: r, d: d, slot: s.b, old: names[n%2], new: names[(n+1)%2]}
 			k.args = []string{d.url + "/" + k.new + ".caibx", s.b, "--state", ""}
 			if n/2%2 == 1 {

@@ -1,11 +1,11 @@
-// Package crashtest tests the assembly of images onto A/B slots: the bytes that an update downloads, reads and writes,
-// the content of a slot after a kill or a power cut, and faulty disks, stores and seeds. It tests a server's image cache
-// against the same faults. It runs the finished binary on real devices: loop devices, and in a virtual machine
-// device-mapper targets that record writes and fail. There the same test binary runs again (TestGuest). The package
-// knows cairn's index format and, to wrap a target in Go, the package that assembles.
+// Package crashtest tests the assembly of images onto A/B slots: the bytes that an update downloads, reads and
+// writes, the content of a slot after a kill or a power cut, and faulty disks, stores and seeds. It tests a
+// server's image cache against the same faults. It runs the finished binary on real devices: loop devices, and
+// in a virtual machine device-mapper targets that record writes and fail. There the same test binary runs again
+// (TestGuest). The package knows cairn's index format and, to wrap a target in Go, the package that assembles.
 //
-// CAIRN_LONG=1 kills and cuts the power 200 times instead of 8, and makes larger images. CAIRN_SEED repeats the random
-// moments of a failed test, which prints its seed.
+// CAIRN_LONG=1 kills and cuts the power 200 times instead of 8, and makes larger images. CAIRN_SEED repeats the
+// random moments of a failed test, which prints its seed.
 package crashtest
 
 import (
@@ -55,8 +55,8 @@ func testAll(m *testing.M) (status int, err error) {
 	return m.Run(), nil
 }
 
-// readSources looks at every source file. go test then knows the dependencies of its cached result, because it does not
-// see which files the build reads.
+// readSources looks at every source file. go test then knows the dependencies of its cached result, because it
+// does not see which files the build reads.
 func readSources() error {
 	return filepath.WalkDir("../../..", func(path string, d fs.DirEntry, err error) error {
 		if err != nil || !d.IsDir() && filepath.Ext(path) != ".go" {

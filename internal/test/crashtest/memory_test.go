@@ -47,8 +47,8 @@ func TestPeakMemory(t *testing.T) {
 	}
 }
 
-// peak returns the peak memory of a cairn command, which must succeed, as GNU time reports it. The kernel includes the
-// memory of the process that starts a program, and this test needs more.
+// peak returns the peak memory of a cairn command, which must succeed, as GNU time reports it. The kernel
+// includes the memory of the process that starts a program, and this test needs more.
 func peak(t testing.TB, args ...string) int64 {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "peak")

@@ -209,9 +209,10 @@ func (r releases) difference(t testing.TB, seed *blob.Index, b string) (sum, two
 	return sum, two
 }
 
-// writable returns the number of bytes that an update to x may write onto the content of old: the chunks that are not in
-// place, each extent in whole pages, and the head twice. An extent holds data or zeros, and lies within one of the runs of
-// up to 2 MiB in which the image is assembled. A repeat of an earlier chunk is an extent of its own.
+// writable returns the number of bytes that an update to x may write onto the content of old: the chunks that
+// are not in place, each extent in whole pages, and the head twice. An extent holds data or zeros, and lies
+// within one of the runs of up to 2 MiB in which the image is assembled. A repeat of an earlier chunk is an
+// extent of its own.
 func writable(t testing.TB, x *blob.Index, old io.ReaderAt) int64 {
 	t.Helper()
 	heads := min(x.Find(head-1)+1, x.Len())

@@ -1,6 +1,6 @@
-// Command demo makes the data for .ci/demo in pure Go, so that the demo needs nothing but Go: two releases of a small
-// image, and a disk image with two slots. It also has a client that reads an export where nbdcopy is not installed. It
-// is a tool for developers and not a part of cairn.
+// Command demo makes the data for .ci/demo in pure Go, so that the demo needs nothing but Go: two releases of a
+// small image, and a disk image with two slots. It also has a client that reads an export where nbdcopy is not
+// installed. It is a tool for developers and not a part of cairn.
 package main
 
 import (

@@ -10,8 +10,8 @@ import (
 	"cairn/store/storetest"
 )
 
-// TestCredentialsOfPipes: a shell's <(...) can be read only once. The indexes, stores, seeds and profiles of a command
-// share its content.
+// TestCredentialsOfPipes: a shell's <(...) can be read only once. The indexes, stores, seeds and profiles of a
+// command share its content.
 func TestCredentialsOfPipes(t *testing.T) {
 	r, a := publish(t, small(t)), storetest.NewAuthority(t)
 	cert, key := a.Client(t, "device")

@@ -33,8 +33,8 @@ import (
 	"cairn/store/web"
 )
 
-// bootImage is an image that is cut as the recorded one, with random bytes of the same compressed sizes, and a web server
-// that makes its chunks on request.
+// bootImage is an image that is cut as the recorded one, with random bytes of the same compressed sizes, and a
+// web server that makes its chunks on request.
 type bootImage struct {
 	index   *blob.Index
 	ids     map[blob.Digest]boottrace.Chunk
@@ -132,10 +132,11 @@ func (im *bootImage) pack(d blob.Digest, c boottrace.Chunk) []byte {
 	return im.packed[d]
 }
 
-// TestBootBehindLink replays the recorded boot of a Debian system with an NBD client against cairn serve, whose store has
-// 20 ms latency and 100 Mbit/s. It compares how long the reads wait: with one chunk at a time on demand, and with the
-// profile that the previous boot recorded. One good round of three suffices, because a busy machine only makes boots
-// slower. CAIRN_LONG=1 compares the medians of five. The test does not run in parallel with others.
+// TestBootBehindLink replays the recorded boot of a Debian system with an NBD client against cairn serve, whose
+// store has 20 ms latency and 100 Mbit/s. It compares how long the reads wait: with one chunk at a time on
+// demand, and with the profile that the previous boot recorded. One good round of three suffices, because a
+// busy machine only makes boots slower. CAIRN_LONG=1 compares the medians of five. The test does not run in
+// parallel with others.
 func TestBootBehindLink(t *testing.T) {
 	if testing.Short() {
 		t.Skip("several boots of some seconds each")
@@ -269,8 +270,8 @@ func replayThrough(t *testing.T, trace *boottrace.Trace, url string) time.Durati
 	return w.Waiting
 }
 
-// TestServeColdDepth: 64 concurrent reads of an image that is not cached are answered nearly as fast as a store with 20 ms
-// latency answers 64 concurrent requests. The figure needs an idle machine, and real images:
+// TestServeColdDepth: 64 concurrent reads of an image that is not cached are answered nearly as fast as a store
+// with 20 ms latency answers 64 concurrent requests. The figure needs an idle machine, and real images:
 //
 //	CAIRN_LONG=1 CAIRN_IMAGES=DIR go test -v -run TestServeColdDepth ./internal/test/e2e
 //

@@ -139,7 +139,8 @@ func wantHarmless(t *testing.T, status int, words, index string) {
 	}
 }
 
-// TestBadStoreInPlace: an unfinished slot does not look like a whole one, and is completed once the store is repaired.
+// TestBadStoreInPlace: an unfinished slot does not look like a whole one, and is completed once the store is
+// repaired.
 func TestBadStoreInPlace(t *testing.T) {
 	t.Parallel()
 	r := publish(t, small(t))
@@ -189,7 +190,8 @@ func TestAbsentIndex(t *testing.T) {
 	wantOnly(t, dir)
 }
 
-// TestStoreGone: a job sends requests to a dead server for half a minute, and then fails. A signal ends the wait at once.
+// TestStoreGone: a job sends requests to a dead server for half a minute, and then fails. A signal ends the
+// wait at once.
 func TestStoreGone(t *testing.T) {
 	t.Parallel()
 	r := noise(t, mib)

@@ -15,8 +15,8 @@ import (
 // pair holds two releases of a system.
 type pair struct{ name, a, b string }
 
-// small returns two releases without a file system that are quick to make. The second begins with another byte, and has
-// inserted data and zeros.
+// small returns two releases without a file system that are quick to make. The second begins with another byte,
+// and has inserted data and zeros.
 func small(t testing.TB) pair {
 	t.Helper()
 	dir := t.TempDir()

@@ -78,8 +78,8 @@ func TestIndexIsCasyncs(t *testing.T) {
 	}
 }
 
-// wantCasyncsIndex compares cairn's index of an image with casync's, byte by byte. cairn finds every chunk in casync's
-// store, so it stores none.
+// wantCasyncsIndex compares cairn's index of an image with casync's, byte by byte. cairn finds every chunk in
+// casync's store, so it stores none.
 func wantCasyncsIndex(t testing.TB, digest string, s sizes, image string) {
 	t.Helper()
 	m := makeWith(t, "casync", digest, s, image)
@@ -119,8 +119,8 @@ func TestAssembleOthers(t *testing.T) {
 	})
 }
 
-// TestAssembleOtherCodecs: cairn assembles and verifies images that casync compressed with xz and gzip, also in a store
-// with chunks of its own.
+// TestAssembleOtherCodecs: cairn assembles and verifies images that casync compressed with xz and gzip, also in
+// a store with chunks of its own.
 func TestAssembleOtherCodecs(t *testing.T) {
 	t.Parallel()
 	need.Tool(t, "casync")

@@ -265,8 +265,8 @@ func TestServeEndsWithReadUnderWay(t *testing.T) {
 	}
 }
 
-// TestServeEndsWithoutStore: a store that never answers delays the server's exit only a little, and a second signal ends
-// it at once.
+// TestServeEndsWithoutStore: a store that never answers delays the server's exit only a little, and a second
+// signal ends it at once.
 func TestServeEndsWithoutStore(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
@@ -316,8 +316,8 @@ func readUnderWay(t testing.TB, g *gate, s *serving) func() ([]byte, error) {
 	}
 }
 
-// untilStopping opens an idle connection. The returned function waits until the server closes it, which it does when it
-// begins to stop.
+// untilStopping opens an idle connection. The returned function waits until the server closes it, which it does
+// when it begins to stop.
 func untilStopping(t testing.TB, s *serving) func() {
 	t.Helper()
 	_, socket, _ := strings.Cut(s.uris[0], "?socket=")

@@ -1,6 +1,6 @@
-// Package e2e tests the finished binary from outside, as users and their tools see it: casync, desync, libnbd, qemu,
-// nginx, loop devices and a virtual machine. Of cairn's packages it knows the index format, to compute expected results.
-// Everything else it learns from files, exit statuses and other programs.
+// Package e2e tests the finished binary from outside, as users and their tools see it: casync, desync, libnbd,
+// qemu, nginx, loop devices and a virtual machine. Of cairn's packages it knows the index format, to compute
+// expected results. Everything else it learns from files, exit statuses and other programs.
 //
 // CAIRN_LONG=1 adds the real releases that testimages/debian made in the directory CAIRN_IMAGES.
 package e2e
@@ -80,8 +80,8 @@ func build(file string, race bool) error {
 	return nil
 }
 
-// readSources looks at every source file. go test then knows the dependencies of its cached result, because it does not
-// see which files the build reads.
+// readSources looks at every source file. go test then knows the dependencies of its cached result, because it
+// does not see which files the build reads.
 func readSources() error {
 	return filepath.WalkDir("../../..", func(path string, d fs.DirEntry, err error) error {
 		if err != nil || !d.IsDir() && filepath.Ext(path) != ".go" {

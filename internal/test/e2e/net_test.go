@@ -146,8 +146,8 @@ func wantHealed(t testing.TB, what string, got ran) {
 	}
 }
 
-// TestNetFaults: while one request in five fails, each command gets the right bytes: from one store with temporary faults,
-// and from two stores with all kinds of faults.
+// TestNetFaults: while one request in five fails, each command gets the right bytes: from one store with
+// temporary faults, and from two stores with all kinds of faults.
 func TestNetFaults(t *testing.T) {
 	t.Parallel()
 	seed, r := faultSeed(t), finely(t, 800)
@@ -198,8 +198,8 @@ func TestNetFaultStatus(t *testing.T) {
 	all.Wait()
 }
 
-// TestNetSilentStore: a store without answers, or with extremely slow ones, ends a job too. The first failure takes the
-// 30 s that a connection is given.
+// TestNetSilentStore: a store without answers, or with extremely slow ones, ends a job too. The first failure
+// takes the 30 s that a connection is given.
 func TestNetSilentStore(t *testing.T) {
 	t.Parallel()
 	r := finely(t, 40)
@@ -251,8 +251,8 @@ func TestNetFaultyIndex(t *testing.T) {
 	t.Parallel()
 	r := finely(t, 40)
 	want := map[netlab.Fault][]int{netlab.Denied: {notFound}, netlab.Missing: {notFound},
-		// Bytes that are not an index are read once more. Changed bytes may be the index of another image, since it has
-		// no checksum: a digest without a chunk, sizes that fit no chunk, or no visible change.
+		// Bytes that are not an index are read once more. Changed bytes may be the index of another image,
+		// since it has no checksum: a digest without a chunk, sizes that fit no chunk, or no visible change.
 		netlab.Zeros: {0}, netlab.ShortLength: {0}, netlab.Disguised: {0}, netlab.OtherBytes: {0},
 		netlab.BitFlip: {0, damaged, notFound}}
 	for _, k := range passing {
@@ -300,8 +300,8 @@ func newLink(t testing.TB, url string, l netlab.Link, fate func(int64) netlab.Fa
 	return p, "http://" + p.Addr()
 }
 
-// TestNetLostConnections: with 100 ms and 5 Mbit/s, every seventh connection is refused, reset in the middle of a body, or
-// gets no answer.
+// TestNetLostConnections: with 100 ms and 5 Mbit/s, every seventh connection is refused, reset in the middle of
+// a body, or gets no answer.
 func TestNetLostConnections(t *testing.T) {
 	t.Parallel()
 	r := finely(t, 400) // 1.6 MB take 2.6 s

@@ -145,8 +145,8 @@ func (g *gate) await(t testing.TB) {
 // open forwards all chunks from now on. It must be called only once.
 func (g *gate) open() { close(g.opened) }
 
-// deadURL returns an address at which no server listens until the test ends. The port is bound, so that no other test's
-// server gets it.
+// deadURL returns an address at which no server listens until the test ends. The port is bound, so that no
+// other test's server gets it.
 func deadURL(t testing.TB) string {
 	t.Helper()
 	socket, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)

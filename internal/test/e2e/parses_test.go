@@ -25,8 +25,8 @@ var parsers = map[string]string{
 	"disk":   "internal/disk/resolve.go Resolve",
 }
 
-// TestParsedOnce counts the calls of each parser of locations in one assemble and one serve with several stores, seeds and
-// a default store: one for each given location, and none for a derived one.
+// TestParsedOnce counts the calls of each parser of locations in one assemble and one serve with several
+// stores, seeds and a default store. There is one call for each given location, and none for a derived one.
 func TestParsedOnce(t *testing.T) {
 	r := publish(t, small(t))
 	dir, binary := t.TempDir(), filepath.Join(t.TempDir(), "cairn")

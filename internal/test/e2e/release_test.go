@@ -36,8 +36,8 @@ func (r release) stored(t testing.TB, c blob.Chunk) int64 {
 	return fileSize(t, chunkFile(filepath.Join(r.dir, "default.castr"), c.Digest))
 }
 
-// needed returns the download for release b with a seed and its index: each chunk once in its stored size, except zeros.
-// Data that the seed does not hold where its index says counts as absent.
+// needed returns the download for release b with a seed and its index: each chunk once in its stored size,
+// except zeros. Data that the seed does not hold where its index says counts as absent.
 func (r release) needed(t testing.TB, index *blob.Index, seed io.ReaderAt) traffic {
 	t.Helper()
 	here := map[blob.Digest]bool{}

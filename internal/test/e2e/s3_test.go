@@ -8,8 +8,8 @@ import (
 	"cairn/store/storetest"
 )
 
-// TestS3: an image whose index and chunks are in S3 is assembled, verified and inspected. A missing bucket and rejected
-// keys are reported.
+// TestS3: an image whose index and chunks are in S3 is assembled, verified and inspected. A missing bucket and
+// rejected keys are reported.
 func TestS3(t *testing.T) {
 	need.Tool(t, "desync")
 	server := storetest.S3(t, storetest.S3Options{})

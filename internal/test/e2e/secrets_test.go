@@ -45,8 +45,8 @@ func guarded(t *testing.T, dir string) *url.URL {
 	return u
 }
 
-// TestSecrets uses secrets in every kind of location and credential. No message, result, log, metric, status page or file
-// that remains contains one.
+// TestSecrets uses secrets in every kind of location and credential. No message, result, log, metric, status
+// page or file that remains contains one.
 func TestSecrets(t *testing.T) {
 	need.Tool(t, "ssh")
 	r := publish(t, small(t))

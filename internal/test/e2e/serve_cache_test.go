@@ -262,9 +262,9 @@ func TestServeProfile(t *testing.T) {
 	fails(t, 2, "needs --cache", "serve", filepath.Join(dir, "v.caibx"), "--prefetch", "all")
 }
 
-// TestServeDamagedCache: after any change to the files of a cache between two servers, no wrong byte is served, and most
-// undamaged data is not fetched again. After an orderly stop the server notices the change by the file's size and time;
-// after any other end it needs neither.
+// TestServeDamagedCache: after any change to the files of a cache between two servers, no wrong byte is served,
+// and most undamaged data is not fetched again. After an orderly stop the server notices the change by the
+// file's size and time; after any other end it needs neither.
 func TestServeDamagedCache(t *testing.T) {
 	t.Parallel()
 	dir, image := publishedNoise(t, 8<<20)

@@ -20,8 +20,8 @@ import (
 	"cairn/internal/test/need"
 )
 
-// TestServeCaptive: libnbd's clients start the server themselves and pass it a socket. Its standard output belongs to the
-// client, so the server prints nothing.
+// TestServeCaptive: libnbd's clients start the server themselves and pass it a socket. Its standard output
+// belongs to the client, so the server prints nothing.
 func TestServeCaptive(t *testing.T) {
 	t.Parallel()
 	r := noise(t, 300_001)
@@ -223,8 +223,8 @@ func TestServeSocketMode(t *testing.T) {
 	fails(t, 2, "socket-mode", "serve", r.index("b"), "--socket-mode", "rw")
 }
 
-// TestServeWatch: new images are served without a restart. A name refers to a new image for new clients, while a connected
-// client keeps its image.
+// TestServeWatch: new images are served without a restart. A name refers to a new image for new clients, while
+// a connected client keeps its image.
 func TestServeWatch(t *testing.T) {
 	t.Parallel()
 	r := publish(t, small(t))
@@ -334,8 +334,8 @@ func (h *holder) leave(t testing.TB) {
 	}
 }
 
-// TestServeHostile: a thousand stuck connections of each kind use little memory, and neither connected nor new clients
-// notice them.
+// TestServeHostile: a thousand stuck connections of each kind use little memory, and neither connected nor new
+// clients notice them.
 func TestServeHostile(t *testing.T) {
 	t.Parallel()
 	r := noise(t, 2*mib)
@@ -346,8 +346,8 @@ func TestServeHostile(t *testing.T) {
 	before := resident(t, s.cmd.Process.Pid)
 	const option = "IHAVEOPT\x00\x00\x00"
 	const greeting = "\x00\x00\x00\x03"
-	// Connections without a chosen export are closed in favour of new ones. The others, which request 32 MiB repeatedly
-	// and read no reply, hold 64 MiB together, and a MiB for each of 128 connections.
+	// Connections without a chosen export are closed in favour of new ones. The others, which request 32 MiB
+	// repeatedly and read no reply, hold 64 MiB together, and a MiB for each of 128 connections.
 	for _, hostile := range []struct {
 		what, said string
 		chooses    bool

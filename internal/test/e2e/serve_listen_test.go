@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// TestServeURIs: the URI that serve prints works in libnbd and in qemu, for all characters of the socket's path and the
-// export's name, and from another directory.
+// TestServeURIs: the URI that serve prints works in libnbd and in qemu, for all characters of the socket's path
+// and the export's name, and from another directory.
 func TestServeURIs(t *testing.T) {
 	t.Parallel()
 	r := noise(t, 4096)
@@ -29,8 +29,8 @@ func TestServeURIs(t *testing.T) {
 	}
 }
 
-// TestServeManyWatched: clients that can list see thousands of images of a directory by the names of its files, and the
-// server opens no image for the list.
+// TestServeManyWatched: clients that can list see thousands of images of a directory by the names of its files,
+// and the server opens no image for the list.
 func TestServeManyWatched(t *testing.T) {
 	t.Parallel()
 	const images = 2000

@@ -149,8 +149,8 @@ func settled(t testing.TB, base string, web *webServer) (m map[string]float64, s
 // nasty is the name of an export with special characters of HTML, metrics and terminals.
 const nasty = "<img src=x onerror=alert(1)>\"'{}\\ \x1b[31m"
 
-// TestMetricsAreTrue: after a session through a real web server the counters agree with the client and the web server,
-// for any name of the export.
+// TestMetricsAreTrue: after a session through a real web server the counters agree with the client and the web
+// server, for any name of the export.
 func TestMetricsAreTrue(t *testing.T) {
 	t.Parallel()
 	dir, image := publishedNoise(t, 8<<20)
@@ -240,8 +240,8 @@ func body(t testing.TB, url string) string {
 	return string(text)
 }
 
-// TestStallIsSeen: while a store is silent, the status shows which client waits for which chunk, and afterwards how long
-// it waited.
+// TestStallIsSeen: while a store is silent, the status shows which client waits for which chunk, and afterwards
+// how long it waited.
 func TestStallIsSeen(t *testing.T) {
 	t.Parallel()
 	dir, image := publishedNoise(t, 4<<20)
@@ -289,7 +289,8 @@ func TestStallIsSeen(t *testing.T) {
 	look(t, at, "the end of the stall", func(s seen) bool { return len(s.Exports[0].Waiting) == 0 && len(s.Clients[0].Pending) == 0 })
 }
 
-// TestOutageIsSeen: an unavailable store is down, with the reason, retries are counted, and it is up again afterwards.
+// TestOutageIsSeen: an unavailable store is down, with the reason, retries are counted, and it is up again
+// afterwards.
 func TestOutageIsSeen(t *testing.T) {
 	t.Parallel()
 	dir, image := publishedNoise(t, 1<<20)
@@ -317,8 +318,8 @@ func TestOutageIsSeen(t *testing.T) {
 	look(t, at, "the store's return", func(s seen) bool { return s.Stores[0].Up && len(s.Exports[0].Waiting) == 0 })
 }
 
-// TestMetricsOfWatched: the counters of a replaced image continue under its name, and an address for other machines gives
-// a warning.
+// TestMetricsOfWatched: the counters of a replaced image continue under its name, and an address for other
+// machines gives a warning.
 func TestMetricsOfWatched(t *testing.T) {
 	t.Parallel()
 	dir, image := publishedNoise(t, 1<<20)

@@ -12,8 +12,9 @@ import (
 	"time"
 )
 
-// TestServeStartsFromCache: a server whose image is in its cache starts while the index's location is unreachable. The log
-// reports it, and the state of the location when it answers again. A missing index is accepted as an answer.
+// TestServeStartsFromCache: a server whose image is in its cache starts while the index's location is
+// unreachable. The log reports it, and the state of the location when it answers again. A missing index is
+// accepted as an answer.
 func TestServeStartsFromCache(t *testing.T) {
 	t.Parallel()
 	dir, image := publishedNoise(t, 2<<20)
@@ -71,8 +72,8 @@ func listenAgain(t testing.TB, address, dir string) *httptest.Server {
 	return s
 }
 
-// TestServeWaitsForIndex: a server whose index cannot be read yet waits for it, reports that to systemd, and stops in an
-// orderly way on a signal.
+// TestServeWaitsForIndex: a server whose index cannot be read yet waits for it, reports that to systemd, and
+// stops in an orderly way on a signal.
 func TestServeWaitsForIndex(t *testing.T) {
 	dir, image := publishedNoise(t, 300_000)
 	o := newOrigin(t, dir)

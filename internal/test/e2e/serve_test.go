@@ -202,8 +202,8 @@ func noise(t testing.TB, size int) release {
 	return r
 }
 
-// TestServeBrokenChunks: a corrupt or missing chunk fails the reads that need it, and the connection stays open. The reads
-// succeed as soon as the store is repaired.
+// TestServeBrokenChunks: a corrupt or missing chunk fails the reads that need it, and the connection stays
+// open. The reads succeed as soon as the store is repaired.
 func TestServeBrokenChunks(t *testing.T) {
 	t.Parallel()
 	r := noise(t, 2*mib)
@@ -260,8 +260,8 @@ func TestServeBrokenChunkToQemu(t *testing.T) {
 	}
 }
 
-// TestServeOddSize: an image that does not fill its last sector has the same size for all clients. Their copy is the image
-// followed by zeros, which verify and assemble accept.
+// TestServeOddSize: an image that does not fill its last sector has the same size for all clients. Their copy
+// is the image followed by zeros, which verify and assemble accept.
 func TestServeOddSize(t *testing.T) {
 	t.Parallel()
 	r := noise(t, 300_001)

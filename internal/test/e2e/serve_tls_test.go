@@ -7,8 +7,9 @@ import (
 	"testing"
 )
 
-// certificates makes an authority, and its certificates for the server and a client, by the commands in docs/serve.md. The
-// directory holds ca-cert.pem, server-cert.pem, server-key.pem, client-cert.pem and client-key.pem.
+// certificates makes an authority, and its certificates for the server and a client, by the commands in
+// docs/serve.md. The directory holds ca-cert.pem, server-cert.pem, server-key.pem, client-cert.pem and
+// client-key.pem.
 func certificates(t testing.TB, key ...string) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -79,8 +80,8 @@ func TestServeTLS(t *testing.T) {
 	}
 }
 
-// TestServeTLSRotation: new certificates take effect with the next client, an invalid file has no effect, and connected
-// clients stay connected.
+// TestServeTLSRotation: new certificates take effect with the next client, an invalid file has no effect, and
+// connected clients stay connected.
 func TestServeTLSRotation(t *testing.T) {
 	t.Parallel()
 	r := noise(t, mib)

@@ -109,7 +109,7 @@ func TestStdoutIsDevice(t *testing.T) {
 	}
 }
 
-// failing is a store that serves a few chunks and then fails.
+// failing returns the URL of a store that serves a few chunks and then fails.
 func failing(t testing.TB, dir string, chunks int64) string {
 	t.Helper()
 	var left atomic.Int64
@@ -126,7 +126,8 @@ func failing(t testing.TB, dir string, chunks int64) string {
 	return server.URL
 }
 
-// TestStdoutStoreFails: a device then has no head, a pipe got only the beginning of the image, and the status reports it.
+// TestStdoutStoreFails: a device then has no head, a pipe got only the beginning of the image, and the status
+// reports it.
 func TestStdoutStoreFails(t *testing.T) {
 	t.Parallel()
 	r := noise(t, 8*mib+1)

@@ -17,7 +17,8 @@ import (
 	"cairn/store/local"
 )
 
-// TestInterruptedStoreCopy: an interrupted copy has copied no index and no partial chunk, and the next one completes it.
+// TestInterruptedStoreCopy: an interrupted copy has copied no index and no partial chunk, and the next one
+// completes it.
 func TestInterruptedStoreCopy(t *testing.T) {
 	t.Parallel()
 	r := publish(t, small(t))

@@ -66,8 +66,8 @@ func TestTargetInUse(t *testing.T) {
 	}
 }
 
-// TestTargetLocked: assemble waits for a disk that another program has locked, as udev and sfdisk do, and then refuses it.
-// While assemble runs, the disk is locked for others.
+// TestTargetLocked: assemble waits for a disk that another program has locked, as udev and sfdisk do, and then
+// refuses it. While assemble runs, the disk is locked for others.
 func TestTargetLocked(t *testing.T) {
 	t.Parallel()
 	r := publish(t, small(t))
@@ -156,7 +156,7 @@ func TestTargetMistyped(t *testing.T) {
 	}
 	defer os.Remove(stray)
 	refuses(t, "regular file under /dev", stray, r.index("b"), stray)
-	for _, args := range [][]string{{"assemble", r.index("b"), "-"}, {"cat", r.index("b")}} { // with >/dev/NAME in a shell
+	for _, args := range [][]string{{"assemble", r.index("b"), "-"}, {"cat", r.index("b")}} { // as with >/dev/NAME
 		checkFailed(t, onto(t, stray, os.O_WRONLY, args...), refused, "regular file under /dev", args)
 	}
 	fails(t, notFound, "no such file", "assemble", r.index("b"), stray+"-absent")

@@ -88,8 +88,8 @@ func (u update) args(url string, s slots) []string {
 	return []string{"assemble", "--json", url + "/b.caibx", s.b, "--seed", seed}
 }
 
-// once prevents repeated requests for slow answers, so that downloads can be counted: a job with a download limit sends
-// none.
+// once prevents repeated requests for slow answers, so that downloads can be counted: a job with a download
+// limit sends none.
 func once(args []string) []string { return append(slices.Clone(args), "--max-download", "1GiB") }
 
 // run assembles. A seed that changes is written to after the planning, before most of it is read.
@@ -247,8 +247,8 @@ func TestCacheSavesDownloads(t *testing.T) {
 	}
 }
 
-// TestCacheLimit: a cache that is far too small costs only downloads. At its default limit a cache on a small disk leaves
-// space for other data.
+// TestCacheLimit: a cache that is far too small costs only downloads. At its default limit a cache on a small
+// disk leaves space for other data.
 func TestCacheLimit(t *testing.T) {
 	t.Parallel()
 	r := publish(t, small(t))

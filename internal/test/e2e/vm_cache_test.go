@@ -11,10 +11,10 @@ import (
 	"cairn/blob"
 )
 
-// TestVMCache: machines boot from servers with a cache on disk, by the recipes of docs/vms.md. The first server is killed
-// and the store is unavailable during the boot, as in TestVMOutages; cached chunks are not fetched again. A second host
-// prefetches the chunks that this boot recorded; its guest keeps its disk when another image is published under the name.
-// A third host fetches everything, and boots its guest without a store.
+// TestVMCache: machines boot from servers with a cache on disk, by the recipes of docs/vms.md. The first server
+// is killed and the store is unavailable during the boot, as in TestVMOutages; cached chunks are not fetched
+// again. A second host prefetches the chunks that this boot recorded; its guest keeps its disk when another
+// image is published under the name. A third host fetches everything, and boots its guest without a store.
 func TestVMCache(t *testing.T) {
 	t.Parallel()
 	b := newOutageBoot(t)
@@ -54,8 +54,8 @@ func (b *outageBoot) stopServer(t *testing.T) {
 	b.server.wantStopped(t)
 }
 
-// followProfile boots from a watched directory with the recorded profile. The guest continues after its first read of the
-// disk when all recorded chunks have been fetched, and new clients get another image.
+// followProfile boots from a watched directory with the recorded profile. The guest continues after its first
+// read of the disk when all recorded chunks have been fetched, and new clients get another image.
 func (b *outageBoot) followProfile(t *testing.T) {
 	t.Helper()
 	b.values["DIR"] = t.TempDir()

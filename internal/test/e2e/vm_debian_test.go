@@ -13,8 +13,8 @@ import (
 // debianPatience limits the boot of an emulated machine on a busy host.
 const debianPatience = 14 * time.Minute
 
-// TestVMDebian: a real Debian boots from a web server, with an empty cache, up to its login prompt. The image is the small
-// one that .ci/install made, or one of testimages/debian in the directory CAIRN_IMAGES.
+// TestVMDebian: a real Debian boots from a web server, with an empty cache, up to its login prompt. The image
+// is the small one that .ci/install made, or one of testimages/debian in the directory CAIRN_IMAGES.
 func TestVMDebian(t *testing.T) {
 	t.Parallel()
 	need.Tool(t, "qemu-system-x86_64")

@@ -159,7 +159,8 @@ func newFilesystemDisk(t testing.TB, path, digest string, images ...string) file
 	return disk
 }
 
-// filesystemsScript returns a script that mounts all disks, then attaches and mounts all exports, and prints their digests.
+// filesystemsScript returns a script that mounts all disks, then attaches and mounts all exports, and prints
+// their digests.
 func filesystemsScript(t testing.TB, images []filesystemImage, port string) string {
 	t.Helper()
 	var script strings.Builder

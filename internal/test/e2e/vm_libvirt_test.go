@@ -57,8 +57,8 @@ func TestLibvirtRecipes(t *testing.T) {
 	}
 }
 
-// validate checks a domain with the disk against libvirt's schema. A schema without the delay of a reconnection, such as
-// Debian 12's, checks the rest.
+// validate checks a domain with the disk against libvirt's schema. A schema without the delay of a
+// reconnection, such as Debian 12's, checks the rest.
 func validate(t testing.TB, disk string) {
 	t.Helper()
 	common := string(readFile(t, "/usr/share/libvirt/schemas/storagecommon.rng"))

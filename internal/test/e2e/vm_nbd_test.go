@@ -11,9 +11,9 @@ import (
 	"cairn/internal/test/vmtest"
 )
 
-// TestVMNBDClient: in a guest, Debian's nbd-client attaches images over TCP, also with TLS, by the recipes of docs/vms.md.
-// All data is read correctly. A chunk that the store has lost fails one file until it is restored. Devices are detached.
-// Finally the guest switches to an attached root.
+// TestVMNBDClient: in a guest, Debian's nbd-client attaches images over TCP, also with TLS, by the recipes of
+// docs/vms.md. All data is read correctly. A chunk that the store has lost fails one file until it is restored.
+// Devices are detached. Finally the guest switches to an attached root.
 func TestVMNBDClient(t *testing.T) {
 	t.Parallel()
 	g := guests(t)

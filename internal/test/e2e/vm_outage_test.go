@@ -20,8 +20,9 @@ func outages() (server, store time.Duration) {
 	return 2 * time.Second, 4 * time.Second
 }
 
-// TestVMOutages: a machine has its root from the server, by the recipe of docs/vms.md. During the boot the server is
-// killed and restarted, and the store is unavailable for a while. The boot continues, with the right bytes and no error.
+// TestVMOutages: a machine has its root from the server, by the recipe of docs/vms.md. During the boot the
+// server is killed and restarted, and the store is unavailable for a while. The boot continues, with the right
+// bytes and no error.
 func TestVMOutages(t *testing.T) {
 	t.Parallel()
 	b := newOutageBoot(t)
@@ -79,8 +80,8 @@ func (b *outageBoot) killServer(t *testing.T) {
 	time.Sleep(away) // qemu does not report that it waits
 }
 
-// goOn restarts the server, and makes the store unavailable in the middle of the remaining boot. It returns when the guest
-// has finished.
+// goOn restarts the server, and makes the store unavailable in the middle of the remaining boot. It returns
+// when the guest has finished.
 func (b *outageBoot) goOn(t *testing.T) {
 	t.Helper()
 	second := serve(t, 1, b.args...)

@@ -14,9 +14,9 @@ import (
 	"cairn/internal/test/vmtest"
 )
 
-// TestVMOverlays: a guest writes to a disk with snapshot=on, and to an overlay. That overlay, and one that it only reads,
-// become local while it runs, by the recipe of docs/vms.md. Then the server is killed. The guest continues, and data that
-// it did not write is the image's.
+// TestVMOverlays: a guest writes to a disk with snapshot=on, and to an overlay. That overlay, and one that it
+// only reads, become local while it runs, by the recipe of docs/vms.md. Then the server is killed. The guest
+// continues, and data that it did not write is the image's.
 func TestVMOverlays(t *testing.T) {
 	t.Parallel()
 	g := guests(t)
@@ -63,8 +63,8 @@ func TestVMOverlays(t *testing.T) {
 	}
 }
 
-// guestOverlays writes to the second and the third disk and, on command, reads all of the first and the second. The disk
-// with snapshot=on is the third, because qemu adds the disks of -drive last.
+// guestOverlays writes to the second and the third disk and, on command, reads all of the first and the second.
+// The disk with snapshot=on is the third, because qemu adds the disks of -drive last.
 const guestOverlays = `
 mkdir /read /written /snapshot
 mount -t ext4 -o ro /dev/vda /read && mount -t ext4 /dev/vdb /written && mount -t ext4 /dev/vdc /snapshot || echo guest: no mounts

@@ -29,8 +29,8 @@ func TestUploads(t *testing.T) {
 	wantSame(t, filepath.Join(dir, "cairn"), p.b)
 }
 
-// TestGuardedServer: each job against a server that requires a certificate, a token and a signature. The error names the
-// missing credential and a remedy, and shows no secret.
+// TestGuardedServer: each job against a server that requires a certificate, a token and a signature. The error
+// names the missing credential and a remedy, and shows no secret.
 func TestGuardedServer(t *testing.T) {
 	p, dir, a := small(t), t.TempDir(), storetest.NewAuthority(t)
 	url := storetest.NginxTLS(t, t.TempDir(), a, storetest.WebDAV,

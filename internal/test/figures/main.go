@@ -1,5 +1,5 @@
-// Figures prints counts about the code of this module, beside well-kept Go projects of the same field. A count is a hint
-// and not a goal: no code is renamed, joined or cut for its sake.
+// Figures prints counts about the code of this module, beside well-kept Go projects of the same field. A count
+// is a hint and not a goal: no code is renamed, joined or cut for its sake.
 //
 //	go run ./internal/test/figures [-packages] [-names]
 package main
@@ -67,8 +67,9 @@ func isProduct(path string) bool {
 		path != "cairn/store/storetest" && path != "cairn/nbd/nbdtest" && !strings.Contains(path, "/gen")
 }
 
-// rows returns the table: this module's figures, and those of desync ff9ccfa, age 10561a7, go-containerregistry 3f4ff3c
-// (v1), restic a80be14 (backends), perkeep 9cd62b2 (blobserver) and golang/mod fe2ec04 (sumdb), counted the same way.
+// rows returns the table: this module's figures, and those of desync ff9ccfa, age 10561a7, go-containerregistry
+// 3f4ff3c (v1), restic a80be14 (backends), perkeep 9cd62b2 (blobserver) and golang/mod fe2ec04 (sumdb), counted
+// the same way.
 func rows(f *figures) [][]string {
 	slices.Sort(f.lengths)
 	at := func(share float64) int { return f.lengths[int(share*float64(len(f.lengths)-1))] }

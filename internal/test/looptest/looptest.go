@@ -1,5 +1,5 @@
-// Package looptest gives tests real block devices: loop devices on files, with their partitions. It knows nothing of the
-// tests.
+// Package looptest gives tests real block devices: loop devices on files, with their partitions. It knows
+// nothing of the tests.
 package looptest
 
 import (

@@ -24,14 +24,14 @@ const (
 	swallowed
 )
 
-// Refused is the fate of a connection that is reset at once.
+// Refused returns the fate of a connection that is reset at once.
 func Refused() Fate { return Fate{kind: refused} }
 
-// ResetAfter is the fate of a connection that is reset when the server has sent that many bytes. A number larger than a
-// header resets it within a body.
+// ResetAfter returns the fate of a connection that is reset when the server has sent that many bytes. A number larger
+// than a header resets it within a body.
 func ResetAfter(bytes int64) Fate { return Fate{kind: isReset, after: max(bytes, 1)} }
 
-// BlackHole is the fate of a connection that is accepted and never gets an answer.
+// BlackHole returns the fate of a connection that is accepted and never gets an answer.
 func BlackHole() Fate { return Fate{kind: swallowed} }
 
 // Every gives every n-th connection one of the fates, in turn. Other connections are undisturbed.
@@ -54,10 +54,10 @@ type Counts struct {
 	Down        int64            `json:"bytes_down"`  // bytes from the server
 }
 
-// Proxy is a link in front of a server. Its connections take turns at the link's rate in each direction. A connection
-// that has more to send than its share is slowed down as by TCP, and delays others by at most one turn of every
-// connection. A new connection takes one RTT before its first byte, as in TCP. The headers of TCP and IP, slow start and
-// lost packets are not modelled: the rate is that of the payload.
+// Proxy is a link in front of a server. Its connections take turns at the link's rate in each direction. A
+// connection that has more to send than its share is slowed down as by TCP, and delays others by at most one
+// turn of every connection. A new connection takes one RTT before its first byte, as in TCP. The headers of TCP
+// and IP, slow start and lost packets are not modelled: the rate is that of the payload.
 type Proxy struct {
 	target   string
 	listener *net.TCPListener

@@ -92,8 +92,9 @@ var links = map[string]Link{
 	"no limit, no wait": {},
 }
 
-// again repeats a measurement for a busy machine: a correct link is at least once as fast as it should be, and is never
-// too fast. It calls measure until the result is at most most, or for a limited time, and returns the smallest result.
+// again repeats a measurement for a busy machine: a correct link is at least once as fast as it should be, and
+// is never too fast. It calls measure until the result is at most most, or for a limited time, and returns the
+// smallest result.
 func again(most time.Duration, measure func() time.Duration) time.Duration {
 	best, late := time.Hour, time.Now().Add(20*time.Second)
 	for best > most && time.Now().Before(late) {

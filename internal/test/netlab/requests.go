@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// scanner finds the requests in the bytes of an HTTP/1.1 client, in pieces of any size. It stops at any other protocol,
-// such as TLS, and at bodies without a length.
+// scanner finds the requests in the bytes of an HTTP/1.1 client, in pieces of any size. It stops at any other
+// protocol, such as TLS, and at bodies without a length.
 type scanner struct {
 	found func(method string)
 	head  []byte // the beginning of the current request's head

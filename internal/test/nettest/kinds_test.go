@@ -90,7 +90,7 @@ func TestRetryAfter(t *testing.T) {
 			err := within(t, func(ctx context.Context) error {
 				return store.GetOne(ctx, from(patient, g), r.index.At(0).Digest, make([]byte, chunkSize))
 			})
-			if took := time.Since(begun); err != nil || took < 900*time.Millisecond { // a date has a resolution of seconds
+			if took := time.Since(begun); err != nil || took < 900*time.Millisecond { // a date has whole seconds
 				t.Errorf("it took %v and gave %v, want about 2 s", took, err)
 			}
 		})

@@ -1,7 +1,7 @@
-// Package nettest tests the readers of stores over a network while the network and the servers fail. A job must give the
-// right bytes or a clear error within a stated time, and never a wrong byte. The package uses the product's packages as
-// the commands do, with a shorter patience, so that tens of thousands of faults take seconds. internal/test/e2e tests
-// the finished binary with fewer faults.
+// Package nettest tests the readers of stores over a network while the network and the servers fail. A job must
+// give the right bytes or a clear error within a stated time, and never a wrong byte. The package uses the
+// product's packages as the commands do, with a shorter patience, so that tens of thousands of faults take
+// seconds. internal/test/e2e tests the finished binary with fewer faults.
 //
 // CAIRN_LONG=1 injects 100,000 faults instead of 10,000. CAIRN_SEED is the seed of the faults; it is printed.
 package nettest
@@ -163,8 +163,8 @@ func assembled(t testing.TB, r *release, from store.Getter) error {
 	})
 }
 
-// wantOldOrNew checks that each block holds its old content, which is zeros, or the new one, also after a failure. The
-// head is exempt, because it is temporarily invalid.
+// wantOldOrNew checks that each block holds its old content, which is zeros, or the new one, also after a
+// failure. The head is exempt, because it is temporarily invalid.
 func wantOldOrNew(t testing.TB, d disk, image []byte) {
 	t.Helper()
 	const head = 128 << 10

@@ -65,8 +65,8 @@ func storm(t testing.TB) (faults int64, chunks int) {
 	return 10_000, 2048
 }
 
-// TestStorm injects all faults at once, into one store and into two, while each kind of job reads from them. No byte is
-// wrong and no job hangs. No job fails if the second store has only faults that retries heal.
+// TestStorm injects all faults at once, into one store and into two, while each kind of job reads from them. No
+// byte is wrong and no job hangs. No job fails if the second store has only faults that retries heal.
 func TestStorm(t *testing.T) {
 	seed := theSeed(t)
 	faults, chunks := storm(t)
@@ -125,7 +125,7 @@ func mild(f netlab.Faults) netlab.Faults {
 	return f
 }
 
-// jobs are all kinds of jobs that read chunks.
+// jobs returns all kinds of jobs that read chunks.
 func jobs() map[string]func(*testing.T, *release, store.Getter) error {
 	return map[string]func(*testing.T, *release, store.Getter) error{
 		"assemble": func(t *testing.T, r *release, from store.Getter) error { return assembled(t, r, from) },
@@ -148,8 +148,8 @@ func concatenated(t *testing.T, r *release, from store.Getter) error {
 	})
 }
 
-// served reads the whole image in random order from several goroutines, as an NBD server does. It repeats a failed read a
-// few times, and returns the error of a read that always fails.
+// served reads the whole image in random order from several goroutines, as an NBD server does. It repeats a
+// failed read a few times, and returns the error of a read that always fails.
 func served(t *testing.T, r *release, from store.Getter) error {
 	return within(t, func(ctx context.Context) error {
 		cache := fetch.New(ctx, fetch.Options{Fetches: fetches, Bytes: 64 * chunkSize})

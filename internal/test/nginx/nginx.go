@@ -81,8 +81,8 @@ func (s *Server) Address() string { return s.address }
 // Pid returns the number of the main process. A child process does the work.
 func (s *Server) Pid() int { return s.cmd.Process.Pid }
 
-// AccessLog returns the path of a file with a line "METHOD STATUS BODY-BYTES PATH" for each request, if Options.Log is
-// set.
+// AccessLog returns the path of a file with a line "METHOD STATUS BODY-BYTES PATH" for each request, if
+// Options.Log is set.
 func (s *Server) AccessLog() string { return filepath.Join(s.work, accessLog) }
 
 func (s *Server) errorLog() string { return filepath.Join(s.work, "error.log") }
@@ -101,8 +101,8 @@ func (s *Server) Stop() error {
 }
 
 // makeConfig returns a configuration with all paths below the work directory. The worker keeps the user of this
-// program, to read its private directories. The master process runs because without it nginx 1.22 crashes on inherited
-// sockets.
+// program, to read its private directories. The master process runs because without it nginx 1.22 crashes on
+// inherited sockets.
 func (o Options) makeConfig(address string) []byte {
 	directives := o.Directives
 	if o.Root != "" {

@@ -67,8 +67,8 @@ func (k kernel) loadOrder(t testing.TB, names []string) []string {
 	return order
 }
 
-// loadOrder parses modules.dep. A line lists a module and its dependencies, which are loaded from the end of the line.
-// A module in modules.builtin needs no loading.
+// loadOrder parses modules.dep. A line lists a module and its dependencies, which are loaded from the end of
+// the line. A module in modules.builtin needs no loading.
 func loadOrder(dep, builtin string, names []string) ([]string, error) {
 	lines := map[string][]string{}
 	for line := range strings.Lines(builtin) {

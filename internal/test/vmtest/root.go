@@ -14,8 +14,8 @@ import (
 // bootTime limits a boot. A boot takes some ten seconds on an idle machine.
 const bootTime = 5 * time.Minute
 
-// RootImage makes a squashfs image of a small system that prints word from one of its files and powers off. It returns
-// the image's path.
+// RootImage makes a squashfs image of a small system that prints word from one of its files and powers off. It
+// returns the image's path.
 func RootImage(t testing.TB, word string) string {
 	t.Helper()
 	mksquashfs := need.Tool(t, "mksquashfs")
@@ -43,8 +43,9 @@ func RootImage(t testing.TB, word string) string {
 	return image
 }
 
-// BootRoot boots a VM whose disk is the NBD export at uri, in qemu's notation (nbd+unix:///NAME?socket=PATH). Its root is
-// the squashfs image in the export, such as RootImage's. BootRoot returns when the VM has printed want and powered off.
+// BootRoot boots a VM whose disk is the NBD export at uri, in qemu's notation (nbd+unix:///NAME?socket=PATH).
+// Its root is the squashfs image in the export, such as RootImage's. BootRoot returns when the VM has printed
+// want and powered off.
 func BootRoot(t testing.TB, uri, want string) {
 	t.Helper()
 	file := strings.ReplaceAll(uri, ",", ",,") // a comma ends the value

@@ -42,7 +42,8 @@ type VM struct {
 	seen  []string    // lines received from the channel
 }
 
-// Boot starts a VM and returns while it boots. The VM is stopped when the test ends. With -short, Boot skips the test.
+// Boot starts a VM and returns while it boots. The VM is stopped when the test ends. With -short, Boot skips
+// the test.
 func Boot(t testing.TB, c Config) *VM {
 	t.Helper()
 	if testing.Short() {
@@ -83,8 +84,8 @@ func (vm *VM) follow(console io.Reader) {
 	_ = vm.cmd.Wait() // qemu's exit status does not depend on the guest
 }
 
-// Wait returns the next line of the console that contains text. The next Wait continues after that line. The test fails
-// if there is no such line in time, or the VM ends before it.
+// Wait returns the next line of the console that contains text. The next Wait continues after that line. The
+// test fails if there is no such line in time, or the VM ends before it.
 func (vm *VM) Wait(t testing.TB, text string, timeout time.Duration) string {
 	t.Helper()
 	late := time.After(timeout)
