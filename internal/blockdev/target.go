@@ -62,7 +62,7 @@ func OpenTarget(ctx context.Context, path string, o Options) (*Target, error) {
 	}
 	f, err := openClaimed(path, info)
 	if err != nil {
-		_ = lock.Close() // it may be nil, which is an error and no more
+		_ = lock.Close() // of a nil file, Close only returns an error
 		return nil, err
 	}
 	t, err := newTarget(f, path, o.Section)
