@@ -258,3 +258,6 @@ func schemeOf(location string) string {
 	}
 	return ""
 }
+
+// IsURL reports whether text begins with a scheme and "://".
+func IsURL(text string) bool { return schemeOf(text) != "" }
