@@ -1,0 +1,86 @@
+package dashboard
+
+import (
+	"cmp"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/dustin/go-humanize"
+
+	"cairn/internal/plaintext"
+)
+
+// WriteText writes a status as tables for a terminal. It writes only printable characters and line feeds.
+func WriteText(w io.Writer, s Status) error {
+	n := s.Connections
+	fmt.Fprintf(w, "up %s, %d exports, %d of %d connections, %s/s to clients (%.0f requests/s), %s/s from stores\n\n",
+		plaintext.Duration(s.Now.Sub(s.Started)), s.Offered, n.Now, n.Limit, plaintext.Size(int64(s.Rates.Served)), s.Rates.Requests, plaintext.Size(int64(s.Rates.Stored)))
+	for _, rows := range [][][]string{exportRows(s), waitRows(s), clientRows(s), storeRows(s), limitRows(s)} {
+		if len(rows) < 2 {
+			continue
+		}
+		if err := plaintext.WriteTable(w, append(rows, nil)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func exportRows(s Status) [][]string {
+	rows := [][]string{{"EXPORT", "SIZE", "LOCAL", "CLIENTS", "SERVED", "AT ONCE", "FETCHED", "WAITED", "FAILED"}}
+	for _, e := range s.Exports {
+		rows = append(rows, []string{cleanText(e.Name), plaintext.Size(e.Size), plaintext.Percent(e.Local, e.Size), fmt.Sprint(e.Clients), plaintext.Size(e.Served),
+			plaintext.Percent(e.Hits(), e.Reads), plaintext.Size(e.Fetched), plaintext.Duration(time.Duration(e.StallTime * float64(time.Second))), humanize.Comma(e.Failures)})
+	}
+	return rows
+}
+
+func waitRows(s Status) [][]string {
+	rows := [][]string{{"WAITING", "FOR", "AT BYTE", "CHUNK", "THE STORE"}}
+	for _, e := range s.Exports {
+		for _, w := range e.Waiting {
+			rows = append(rows, []string{cleanText(e.Name), plaintext.Duration(s.Now.Sub(w.Since)), humanize.Comma(w.Offset), cleanText(w.Chunk), cmp.Or(cleanText(w.Error), "no answer yet")})
+		}
+	}
+	return rows
+}
+
+func clientRows(s Status) [][]string {
+	rows := [][]string{{"CLIENT", "EXPORT", "SINCE", "REQUESTS", "READ", "PENDING"}}
+	for _, c := range s.Clients {
+		rows = append(rows, []string{cleanText(c.Address), cleanText(c.Export), plaintext.Duration(s.Now.Sub(c.Since)), humanize.Comma(c.Requests), plaintext.Size(c.Served), fmt.Sprint(len(c.Pending))})
+	}
+	return rows
+}
+
+func storeRows(s Status) [][]string {
+	rows := [][]string{{"STORE", "STATE", "IN FLIGHT", "RETRIES", "READ"}}
+	for _, st := range s.Stores {
+		state := "answers"
+		if !st.Up {
+			state = "unavailable for " + plaintext.Duration(s.Now.Sub(st.Since))
+		}
+		rows = append(rows, []string{cleanText(st.Name), state, fmt.Sprint(st.InFlight), humanize.Comma(st.Retries), plaintext.Size(st.Stored)})
+	}
+	return rows
+}
+
+func limitRows(s Status) [][]string {
+	rows := [][]string{{"LIMIT", "USED", "OF"}, {"chunks in memory", plaintext.Size(s.Memory.Bytes), plaintext.Size(s.Memory.Limit)},
+		{"replies in flight", plaintext.Size(s.InFlight.Bytes), plaintext.Size(s.InFlight.Limit)}}
+	if c := s.Cache; c != nil {
+		limit := plaintext.Size(c.Limit)
+		if c.Limit < 0 {
+			limit = "no limit"
+		}
+		if !c.Working {
+			limit += ", the disk fails"
+		}
+		rows = append(rows, []string{"images on disk", plaintext.Size(c.Bytes), limit})
+	}
+	return rows
+}
+
+// cleanText returns foreign text without the characters that a terminal interprets.
+func cleanText(text string) string { return plaintext.Clean(text, 1000) }
