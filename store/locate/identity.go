@@ -24,10 +24,13 @@ type Identity struct {
 
 // Access reads the files and returns an Access with their credentials. A process calls it once,
 // with one reader. Then a file that can be read only once serves every location, and a regular file
-// is read again when it is replaced.
+// is read again when it is replaced. The same holds for the files of AWS's variables.
 func (i Identity) Access(r *rotate.Reader) (Access, error) {
 	var a Access
-	var err error
+	err := copyPipedAWSFiles(r)
+	if err != nil {
+		return a, err
+	}
 	if a.TLS, err = i.TLS.Config(r); err != nil {
 		return a, err
 	}
