@@ -12,7 +12,7 @@ import (
 	"cairn/store/web"
 )
 
-// TestAccessHint: as the errors come, deep in others.
+// TestAccessHint finds causes deep in the errors that they come in.
 func TestAccessHint(t *testing.T) {
 	untrusted := func(err error) error { return &tls.CertificateVerificationError{Err: err} }
 	for want, err := range map[string]error{
@@ -25,7 +25,7 @@ func TestAccessHint(t *testing.T) {
 		"credentials":   store.ErrDenied,
 	} {
 		err := fmt.Errorf("reading index x: %w", errors.Join(err))
-		if got := hintFor(err, exitStatus(t.Context(), err)); !strings.Contains(got, want) {
+		if got := hintFor(newRoot(), err, exitStatus(t.Context(), err)); !strings.Contains(got, want) {
 			t.Errorf("hintFor(%v) = %q, want %q in it", err, got, want)
 		}
 	}

@@ -1,17 +1,13 @@
 package main
 
 import (
-	"bytes"
 	"cmp"
 	"context"
-	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
-	"os"
-	"os/exec"
 	"runtime/debug"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -28,56 +24,56 @@ import (
 	"cairn/store/locate"
 )
 
-// planFlags are the flags of assemble and plan.
+// planFlags holds the flags of assemble and plan.
 type planFlags struct {
 	common
 	stores
-	index  []locate.Location // one
-	seeds  []deploy.Place
-	state  string
-	stated bool // the user named the state, and is told when it does not work
-	memory int64
+	index      locate.Location
+	seeds      []deploy.Place
+	state      string
+	stateGiven bool // print a warning when state cannot be used
+	memory     int64
 }
 
-func (f *planFlags) add(c *cobra.Command) {
-	f.common.add(c)
-	f.stores.add(c)
+func (f *planFlags) addFlags(c *cobra.Command) {
+	f.common.addFlags(c)
+	f.stores.addFlags(c)
 	f.stores.addPatience(c)
 	flags := c.Flags()
-	indexArgs(c, &f.index, 0, 1)
-	localArgs(c, 1, "TARGET")
-	flags.Var(funcFlag{"seed", func(text string) error {
-		s, err := parseSeed(text, exists)
+	indexArg(c, &f.index)
+	localArg(c, 1, "TARGET")
+	flags.Var(funcFlag{"seed", "", func(text string) error {
+		s, err := deploy.ParsePlace(text)
 		f.seeds = append(f.seeds, s)
 		return err
 	}}, "seed",
-		"`PATH[=INDEX]` that may hold wanted chunks: a file, device, DISK#NAME, PARTLABEL=NAME, PARTUUID=UUID, @root (the "+
-			"device that / is mounted from) or a directory of images; without INDEX it is scanned; \\= and \\# are = and # in "+
-			"a name; repeatable")
-	flags.StringVar(&f.state, "state", defaultState, "`directory` that remembers what devices hold; \"\" for none")
-	flags.Var(amount(&f.memory), "memory", "limit of the buffers in `bytes` (default: 32MiB)")
-	check(c, func([]string) error {
-		f.stated = c.Flags().Changed("state")
+		"`PATH[=INDEX]` of data that may contain wanted chunks: a file, device, DISK#NAME, PARTLABEL=NAME, PARTUUID=UUID, @root "+
+			"(the device that / is mounted from) or a directory of images; without INDEX it is scanned; \\= and \\# are = and # "+
+			"in a name; repeatable")
+	flags.StringVar(&f.state, "state", defaultState, "`directory` that remembers the content of devices; \"\" for none")
+	flags.Var(limitFlag(&f.memory), "memory", "maximum `size` of the buffers (default: 32MiB)")
+	addCheck(c, func([]string) error {
+		f.stateGiven = c.Flags().Changed("state")
 		if f.memory != 0 && f.memory < 1<<20 {
-			return fmt.Errorf("--memory %s: want at least 1MiB", size(f.memory))
+			return fmt.Errorf("--memory %s: want at least 1MiB", plaintext.Size(f.memory))
 		}
 		return checkSeeds(f.seeds)
 	})
 }
 
-// readsStdin lists what is read from stdin.
-func (f *planFlags) readsStdin(u *users) {
-	u.readsAt("INDEX", f.index[0])
+// addReaders adds the indexes that are read from stdin.
+func (f *planFlags) addReaders(u *stdioUsers) {
+	u.addLocation("INDEX", f.index)
 	for _, s := range f.seeds {
-		u.readsAt("the index of --seed "+s.Path, s.Index)
+		u.addLocation("the index of --seed "+s.Path, s.Index)
 	}
 }
 
-// options are what the flags say of the job with an index. Its notes and scans are shown.
-func (f *planFlags) options(index locate.Location) deploy.Options {
+// deployOptions returns the options of the flags. The job's notes are printed, and its scans shown.
+func (f *planFlags) deployOptions() deploy.Options {
 	return deploy.Options{
-		Seeds: f.seeds, Releases: f.releases(), State: known.Dir(f.state), Name: index.String(), Workers: f.jobs,
-		Memory: f.memory, Notes: f.tell, Scanning: f.showScan,
+		Seeds: f.seeds, Releases: f.releaseAccess(), State: known.Dir(f.state), Name: f.index.String(), Workers: f.jobs,
+		Memory: f.memory, Notes: f.logDeployNote, Scanning: f.showScan,
 	}
 }
 
@@ -99,96 +95,96 @@ func newAssemble() *cobra.Command {
 	c := &cobra.Command{
 		Use:     "assemble INDEX TARGET",
 		Aliases: []string{"extract"},
-		Short:   "Put an image onto a partition or file, downloading only what is not here",
-		Long: `assemble puts the image of INDEX (a path, a URL, or -) onto TARGET: a block device, DISK#NAME (a partition of a
-disk or disk image by its GPT name), PARTLABEL=NAME, PARTUUID=UUID, a file, or - for stdout.
+		Short:   "Write an image to a partition or file, downloading only the missing chunks",
+		Long: `assemble writes the image of INDEX to TARGET. INDEX is a path, a URL, or - for stdin. TARGET is a block device,
+DISK#NAME (a partition of a disk or disk image by its GPT name), PARTLABEL=NAME, PARTUUID=UUID, a file, or - for
+stdout.
 
-What is in place stays, what a seed holds is read there, the rest is fetched from the stores. Every byte is
-hashed before it is written. A device is written in place, exclusively, and never while it is in use; its
-first bytes are made invalid first and written last, so that a half-written slot is not taken for a whole
-one. Switch a boot loader to it only when the exit status is 0; 5 says that the target was refused.
+It keeps the chunks that the target already holds, copies those that a seed holds, and downloads the others from the
+stores. Every chunk is verified before it is written. Run the same command again after an interruption: chunks that
+are there already are not downloaded again.
 
-A file appears under its name when it is whole and on the medium. Run it again after an interruption: what
-is there already is not fetched again.
+A device is written in place, exclusively, and only if it is not in use. Its first bytes are made invalid first and
+written last, so that a half-written slot is not mistaken for a complete one. Switch a boot loader to it only if the
+exit status is 0. Status 5 says that the target was refused. A file gets its name when it is complete and on the
+medium.
 
-With -, or a FIFO, the image is written in order, each byte after it was hashed; the exit status tells whether it is
-whole. A block device that stdout is redirected to is checked, claimed and written as a TARGET of that name.`,
+With - or a FIFO, the image is written in order, and the exit status says whether it is complete. A block device on
+stdout is checked, claimed and written like a TARGET of that name.`,
 		Example: `  cairn assemble https://images.example.com/v2.caibx PARTLABEL=root-b --seed PARTLABEL=root-a
   cairn assemble v2.caibx disk.img#root-b --seed disk.img#root-a=v1.caibx -s /srv/images/default.castr
   cairn assemble v2.caibx root.squashfs
   cairn assemble v2.caibx - --seed @root | ubiupdatevol -s SIZE /dev/ubi0_1 -`,
-		Args: arguments(cobra.ExactArgs(2)),
+		Args: checkArgs(cobra.ExactArgs(2)),
 		RunE: func(c *cobra.Command, args []string) error {
-			return runAssemble(c.Context(), c.OutOrStdout(), f, openfile.Standard(args[1], stdout))
+			return runAssemble(c.Context(), c.OutOrStdout(), f, openfile.Standard(args[1], openfile.Stdout))
 		},
 	}
-	f.add(c)
+	f.addFlags(c)
 	flags := c.Flags()
-	flags.Var(amount(&f.maxDownload), "max-download", "stop cleanly rather than download more than that many `bytes`")
-	flags.StringSliceVar(&f.force, "force", nil, "write although the named `checks` speak against it ("+strings.Join(blockdev.Liftable(), ", ")+")")
+	flags.Var(limitFlag(&f.maxDownload), "max-download", "stop before the download exceeds this number of `bytes`")
+	flags.StringSliceVar(&f.force, "force", nil, "write to the target although these `checks` fail ("+strings.Join(blockdev.Liftable(), ", ")+")")
 	flags.DurationVar(&f.lockWait, "lock-wait", defaultLockWait,
-		"how long to wait for the lock on the target's disk while another program has it (udev, sfdisk, a cairn)")
-	check(c, func([]string) error {
+		"how long to wait for the lock on the target's disk while another program holds it (udev, sfdisk, a cairn)")
+	addCheck(c, func([]string) error {
 		if f.lockWait < 0 {
-			return fmt.Errorf("--lock-wait %v: want no less than nothing", f.lockWait)
+			return fmt.Errorf("--lock-wait %v: want 0 or more", f.lockWait)
 		}
 		return nil
 	})
 	f.tail = string(deploy.TailKeep)
-	tails := []string{f.tail, string(deploy.TailZero), string(deploy.TailDiscard)}
-	flags.Var(choice{&f.tail, tails}, "tail", "`what` to do with the bytes of a partition behind the image: keep, zero or discard")
-	extents := []string{string(deploy.VerifyNone), string(deploy.VerifyChanged), string(deploy.VerifyAll)}
-	flags.Var(choice{&f.verify, extents}, "verify-after",
+	flags.Var(choiceFlag(&f.tail, f.tail, string(deploy.TailZero), string(deploy.TailDiscard)), "tail",
+		"`what` to do with a partition's bytes behind the image: keep, zero or discard")
+	flags.Var(choiceFlag(&f.verify, string(deploy.VerifyNone), string(deploy.VerifyChanged), string(deploy.VerifyAll)), "verify-after",
 		"`what` to read back from the medium and compare: none, changed or all (default: changed for devices, none for files)")
 	flags.StringVar(&f.exec, "exec", "", "`program` to run when the image is on the medium, with the result as JSON on its stdin")
-	flags.BoolVar(&f.idle, "idle", false, "use the disk and the processor only when nobody else does")
-	checkStdio(c, func(u *users, args []string) {
-		f.readsStdin(u)
-		u.writes("TARGET", args[1])
-		u.prints("--json", f.json)
+	flags.BoolVar(&f.idle, "idle", false, "use the disk and the processor only when no other program does")
+	checkStdioUse(c, func(u *stdioUsers, args []string) {
+		f.addReaders(u)
+		u.addWriter("TARGET", args[1])
+		u.addPrinter("--json", f.json)
 	})
 	return c
 }
 
-// assembled is what assemble --json and plan --json print.
-type assembled struct {
+// assembleResult is the output of assemble --json and plan --json.
+type assembleResult struct {
 	Index  locate.Location `json:"index"`
 	Digest string          `json:"index_digest"`
 	Target string          `json:"target"`
 	assemble.Stats
 	SeedNames       []string `json:"seeds"`            // in the order of seed_bytes
 	Downloads       int64    `json:"downloads"`        // chunks read from the stores
-	DownloadedBytes int64    `json:"downloaded_bytes"` // their size there
+	DownloadedBytes int64    `json:"downloaded_bytes"` // of these chunks, as stored
 	Seconds         float64  `json:"seconds"`
 }
 
-func runAssemble(ctx context.Context, stdout io.Writer, f assembleFlags, location string) error {
-	begun, index := time.Now(), f.index[0]
+func runAssemble(ctx context.Context, stdout io.Writer, f assembleFlags, target string) error {
+	begun := time.Now()
 	if err := checkProgram(f.exec); err != nil {
 		return err
 	}
-	x, err := readImageIndex(ctx, index, f.access)
+	x, err := readImageIndex(ctx, f.index, f.access)
 	if err != nil {
 		return err
 	}
-	if err := f.settle(x); err != nil {
+	if err := f.limitProcess(x); err != nil {
 		return err
 	}
-	result := assembled{Index: index, Digest: x.Digest().String(), Target: location}
-	if err := f.assemble(ctx, x, &result); err != nil {
-		return fmt.Errorf("assembling %s onto %s: %w", index, deploy.ShowTarget(location), err)
+	r := assembleResult{Index: f.index, Digest: x.Digest().String(), Target: target}
+	if err := f.assembleOnto(ctx, x, target, &r); err != nil {
+		return fmt.Errorf("assembling %s onto %s: %w", f.index, deploy.ShowTarget(target), err)
 	}
-	result.Seconds = time.Since(begun).Seconds()
-	if err := f.report(stdout, result, rounded(time.Since(begun))); err != nil {
+	r.Seconds = time.Since(begun).Seconds()
+	if err := f.printResult(stdout, r, plaintext.Duration(time.Since(begun))); err != nil {
 		return err
 	}
-	return f.runHook(ctx, result)
+	return f.runProgram(ctx, r)
 }
 
-// settle makes the process as modest as it was told to be. Besides the buffers, which are 32 MiB by default, it
-// has the program's own needs and the indexes in memory. Garbage is collected when it comes to more than that, which it
-// seldom does, and not before.
-func (f *assembleFlags) settle(x *blob.Index) error {
+// limitProcess limits the memory of the process, and makes it idle if the flags say so. Besides the buffers, the process
+// needs memory of its own and the indexes. The garbage collector runs only when it needs more than that.
+func (f *assembleFlags) limitProcess(x *blob.Index) error {
 	const program, chunk = 16 << 20, 128
 	prepareHeap(x.Size())
 	debug.SetGCPercent(-1)
@@ -201,81 +197,32 @@ func (f *assembleFlags) settle(x *blob.Index) error {
 	return nil
 }
 
-func (f *assembleFlags) report(stdout io.Writer, r assembled, took string) error {
-	if f.json {
-		return writeJSON(openfile.Optional(stdout), r)
-	}
-	r.Target = deploy.ShowTarget(r.Target)
-	if r.InPlace == r.Size {
-		say("%s holds the image of %s (%s) already, nothing was written, in %s", r.Target, r.Index, size(r.Size), took)
-		return nil
-	}
-	say("assembled %s of %s onto %s in %s", size(r.Size), r.Index, r.Target, took)
-	return tellSources(stderr, r, "downloaded")
-}
-
-// hookError says that the image is in place, and the program of --exec failed.
-type hookError struct {
-	target, program string
-	err             error
-}
-
-func (e hookError) Error() string {
-	return fmt.Sprintf("%s holds the image, but running %s afterwards: %v", e.target, e.program, e.err)
-}
-func (e hookError) Unwrap() error { return e.err }
-
-// hookGrace is how long the program of --exec may take to end after SIGTERM.
-const hookGrace = 10 * time.Second
-
-// runHook runs the program of --exec. It gets no shell, and the result on its stdin. It may switch a boot loader: a
-// signal from the terminal does not reach it, and when the job is interrupted it gets SIGTERM, and time to finish.
-func (f *assembleFlags) runHook(ctx context.Context, r assembled) error {
-	if f.exec == "" {
-		return nil
-	}
-	text, err := json.Marshal(r)
-	if err != nil {
-		return err
-	}
-	hook := exec.CommandContext(ctx, f.exec)
-	hook.Stdin, hook.Stdout, hook.Stderr = bytes.NewReader(text), os.Stderr, os.Stderr
-	hook.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	hook.Cancel = func() error { return syscall.Kill(-hook.Process.Pid, syscall.SIGTERM) }
-	hook.WaitDelay = hookGrace
-	err = hook.Run()
-	if err == nil || hook.ProcessState != nil && hook.ProcessState.Success() { // it finished in spite of a signal
-		return nil
-	}
-	return hookError{deploy.ShowTarget(r.Target), f.exec, err}
-}
-
-// assemble puts the image onto the target that result names.
-func (f *assembleFlags) assemble(ctx context.Context, x *blob.Index, result *assembled) error {
-	o := f.options(result.Index)
+// assembleOnto writes the image to the target, and fills in the result.
+func (f *assembleFlags) assembleOnto(ctx context.Context, x *blob.Index, target string, r *assembleResult) error {
+	o := f.deployOptions()
 	o.Force, o.LockWait, o.Verify, o.Tail = f.force, f.lockWait, deploy.Verify(f.verify), deploy.Tail(f.tail)
-	if err := checkStream(result.Target, o); err != nil {
+	if err := checkStream(target, o); err != nil {
 		return err
 	}
-	t, err := deploy.Claim(ctx, result.Target, x, o)
+	t, err := deploy.Claim(ctx, target, x, o)
 	if err != nil {
 		return err
 	}
 	defer t.Close()
 	if t.Whole() {
-		result.Stats = assemble.Stats{Size: x.Size(), Done: x.Size(), InPlace: x.Size(), Seeds: []int64{}}
-		result.SeedNames = []string{}
+		r.Stats = assemble.Stats{Size: x.Size(), Done: x.Size(), InPlace: x.Size(), Seeds: []int64{}}
+		r.SeedNames = []string{}
 		return nil
 	}
-	err = f.run(ctx, x, t, o, result)
+	err = f.runPlan(ctx, x, t, o, r)
 	if t.IsStream() && err != nil {
 		return streamError{err}
 	}
 	return err
 }
 
-func (f *assembleFlags) run(ctx context.Context, x *blob.Index, t *deploy.Target, o deploy.Options, result *assembled) error {
-	from, err := openStores(f.stores, result.Index, x.Algorithm(), f.maxDownload)
+func (f *assembleFlags) runPlan(ctx context.Context, x *blob.Index, t *deploy.Target, o deploy.Options, r *assembleResult) error {
+	from, err := f.open(f.index, x.Algorithm(), f.maxDownload)
 	if err != nil {
 		return err
 	}
@@ -286,61 +233,75 @@ func (f *assembleFlags) run(ctx context.Context, x *blob.Index, t *deploy.Target
 		return err
 	}
 	defer plan.Close()
-	p := newProgress(f.progress, "assembling "+result.Index.String(), x.Size())
+	p := newProgress(f.progress, "assembling "+f.index.String(), x.Size())
 	defer p.end()
-	result.Stats, err = plan.Run(ctx, from, p.showSources)
-	result.SeedNames = plan.SeedNames()
-	result.Downloads, result.DownloadedBytes = from.Downloaded()
+	r.Stats, err = plan.Run(ctx, from, p.showSources)
+	r.SeedNames = plan.SeedNames()
+	r.Downloads, r.DownloadedBytes = from.Downloaded()
 	return err
 }
 
-// checkStream refuses what takes no image as a stream, and what a stream does not allow.
-func checkStream(location string, o deploy.Options) error {
-	fd, open := openfile.Descriptor(location)
-	if location == dash {
-		fd, open = stdout, true
+// checkStream refuses an output that cannot take an image as a stream, and flags that do not apply to a stream.
+func checkStream(target string, o deploy.Options) error {
+	fd, open := openfile.Descriptor(target)
+	if target == openfile.Dash {
+		fd, open = openfile.Stdout, true
 	}
+	problem := ""
 	switch {
-	case !openfile.IsStream(location):
-		return nil
+	case !openfile.IsStream(target):
 	case open && term.IsTerminal(fd):
-		return misuse{"stdout is a terminal; redirect it to a file, a device or a pipe"}
+		problem = "stdout is a terminal; redirect it to a file, a device or a pipe"
 	case open && fd == 2:
-		return misuse{"stderr is for messages, not for an image"}
+		problem = "stderr is for messages, not for an image"
 	case o.Verify == deploy.VerifyChanged || o.Verify == deploy.VerifyAll:
-		return misuse{"--verify-after: a stream cannot be read back"}
+		problem = "--verify-after: a stream cannot be read back"
 	case o.Tail != deploy.TailKeep:
-		return misuse{"--tail: nothing is behind an image that is written as a stream"}
+		problem = "--tail: nothing is behind an image that is written as a stream"
 	}
-	return nil
+	if problem == "" {
+		return nil
+	}
+	return usageError{errors.New(problem)}
 }
 
-// showSources shows how much of an image is done, and where its bytes come from.
-func (p *progress) showSources(s assemble.Stats) { p.show(s.Done, share(s), s) }
+func (f *assembleFlags) printResult(stdout io.Writer, r assembleResult, elapsed string) error {
+	if f.json {
+		return writeJSON(openfile.Optional(stdout), r)
+	}
+	target := deploy.ShowTarget(r.Target)
+	if r.InPlace == r.Size {
+		logf("%s holds the image of %s (%s) already, nothing was written, in %s", target, r.Index, plaintext.Size(r.Size), elapsed)
+		return nil
+	}
+	logf("assembled %s of %s onto %s in %s", plaintext.Size(r.Size), r.Index, target, elapsed)
+	return printSources(stderr, r, "downloaded")
+}
 
-func share(s assemble.Stats) string {
+// printSources prints how many of the image's bytes come from each source. verb is about the downloaded bytes.
+func printSources(w io.Writer, r assembleResult, verb string) error {
+	rows := [][]string{{"  in place", plaintext.Size(r.InPlace), plaintext.Percent(r.InPlace, r.Size)}}
+	for i, name := range r.SeedNames {
+		rows = append(rows, []string{"  from " + name, plaintext.Size(r.Seeds[i]), plaintext.Percent(r.Seeds[i], r.Size)})
+	}
+	if r.Copied > 0 {
+		rows = append(rows, []string{"  repeats", plaintext.Size(r.Copied), plaintext.Percent(r.Copied, r.Size)})
+	}
+	downloads := fmt.Sprintf("%s, %s %s", plaintext.Count(r.Fetches, "chunk"), plaintext.Size(r.DownloadedBytes), verb)
+	rows = append(rows,
+		[]string{"  zeros", plaintext.Size(r.Zero), plaintext.Percent(r.Zero, r.Size)},
+		[]string{"  from the store", plaintext.Size(r.Fetched), plaintext.Percent(r.Fetched, r.Size), downloads})
+	if r.SeedMiss > 0 {
+		rows = append(rows, []string{"  (seeds did not hold " + plaintext.Count(r.SeedMiss, "chunk") + " that their indexes say they do)"})
+	}
+	return plaintext.WriteTable(w, rows)
+}
+
+// showSources shows how much of an image is done, and from which sources its bytes come.
+func (p *progress) showSources(s assemble.Stats) {
 	var seeds int64
 	for _, n := range s.Seeds {
 		seeds += n
 	}
-	return fmt.Sprintf("in place %s, seeds %s, store %s", size(s.InPlace), size(seeds), size(s.Fetched))
-}
-
-// tellSources lists where the image's bytes come from.
-func tellSources(w io.Writer, r assembled, got string) error {
-	rows := [][]string{{"  in place", size(r.InPlace), plaintext.Percent(r.InPlace, r.Size)}}
-	for i, name := range r.SeedNames {
-		rows = append(rows, []string{"  from " + name, size(r.Seeds[i]), plaintext.Percent(r.Seeds[i], r.Size)})
-	}
-	if r.Copied > 0 {
-		rows = append(rows, []string{"  repeats", size(r.Copied), plaintext.Percent(r.Copied, r.Size)})
-	}
-	fetched := fmt.Sprintf("%s, %s %s", chunks(r.Fetches), size(r.DownloadedBytes), got)
-	rows = append(rows,
-		[]string{"  zeros", size(r.Zero), plaintext.Percent(r.Zero, r.Size)},
-		[]string{"  from the store", size(r.Fetched), plaintext.Percent(r.Fetched, r.Size), fetched})
-	if r.SeedMiss > 0 {
-		rows = append(rows, []string{"  (seeds did not hold " + chunks(r.SeedMiss) + " that their indexes say they do)"})
-	}
-	return table(w, rows)
+	p.show(s.Done, fmt.Sprintf("in place %s, seeds %s, store %s", plaintext.Size(s.InPlace), plaintext.Size(seeds), plaintext.Size(s.Fetched)), s)
 }

@@ -14,8 +14,8 @@ import (
 	"cairn/testimages"
 )
 
-// TestStreamToNobody: a signal ends what waits for somebody to read on, and the hint is that of a stream.
-func TestStreamToNobody(t *testing.T) {
+// TestInterruptedStream interrupts commands whose reader does not read on. The hint is that of a stream.
+func TestInterruptedStream(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "image"), testimages.Random(1, 4<<20), 0o600); err != nil {
@@ -35,8 +35,8 @@ func TestStreamToNobody(t *testing.T) {
 }
 
 func interruptStream(t *testing.T, c *exec.Cmd) {
-	var said bytes.Buffer
-	c.Stderr = &said
+	var stderr bytes.Buffer
+	c.Stderr = &stderr
 	stdout, err := c.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -57,7 +57,7 @@ func interruptStream(t *testing.T, c *exec.Cmd) {
 		t.Errorf("exit status %d, want %d", status, exitSignal+int(syscall.SIGTERM))
 	}
 	const hint = "cairn: hint: what was written is the beginning of the image; run it again to begin anew\n"
-	if !strings.Contains(said.String(), hint) {
-		t.Errorf("it said %q, without %q", said.String(), hint)
+	if !strings.Contains(stderr.String(), hint) {
+		t.Errorf("stderr is %q, without %q", stderr.String(), hint)
 	}
 }

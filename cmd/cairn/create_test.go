@@ -13,7 +13,7 @@ import (
 	"cairn/testimages"
 )
 
-// TestCannotCreate: a server that cannot create an index is found out before anything is sent, and is wrong usage.
+// TestCannotCreate: --create-only with a server that cannot create an index is wrong usage, and nothing is sent.
 func TestCannotCreate(t *testing.T) {
 	image := filepath.Join(t.TempDir(), "image")
 	if err := os.WriteFile(image, testimages.Random(1, 300_000), 0o600); err != nil {
@@ -36,7 +36,7 @@ func TestCannotCreate(t *testing.T) {
 	for kind, location := range map[string]string{"S3": "s3+" + server.URL + "/bucket/x.caibx", "HTTP": server.URL + "/x.caibx"} {
 		c := exec.CommandContext(t.Context(), "cairn", "make", location, image, "--create-only")
 		c.Env = append(os.Environ(), "AWS_ACCESS_KEY_ID=a", "AWS_SECRET_ACCESS_KEY=b")
-		out, _ := c.CombinedOutput() // its status is looked at
+		out, _ := c.CombinedOutput() // the status is checked below
 		if status := c.ProcessState.ExitCode(); status != exitUsage || !strings.Contains(string(out), "hint: leave --create-only out") {
 			t.Errorf("%s: status %d, %s", kind, status, out)
 		}

@@ -8,24 +8,26 @@ import (
 	"github.com/spf13/cobra"
 
 	"cairn/internal/disk"
+	"cairn/internal/openfile"
+	"cairn/internal/plaintext"
 )
 
-// partition is a line of disk --json.
+// partition is an element of the output of disk --json.
 type partition struct {
 	disk.Partition
-	Target string `json:"target"` // what to write as TARGET or seed
+	Target string `json:"target"` // its name as TARGET or seed
 }
 
 func newDisk() *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{
 		Use:   "disk DISK",
-		Short: "The partitions of a disk or disk image, with names to use as TARGET or seed",
-		Long: `disk lists the partitions of a GPT disk or disk image. DISK#NAME names one of them, and so do DISK#3 (its
-number) and DISK#UUID.`,
+		Short: "List the partitions of a disk, with their names as TARGET or seed",
+		Long: `disk lists the partitions of a disk or disk image with a GPT. As a TARGET or seed, a partition is DISK#NAME, DISK#3
+(its number) or DISK#UUID.`,
 		Example: `  cairn disk /dev/sda
   cairn disk disk.img --json`,
-		Args: arguments(cobra.ExactArgs(1)),
+		Args: checkArgs(cobra.ExactArgs(1)),
 		RunE: func(c *cobra.Command, args []string) error {
 			found, err := disk.Partitions(args[0])
 			if err != nil {
@@ -40,23 +42,23 @@ number) and DISK#UUID.`,
 			}
 			rows := [][]string{{"TARGET", "SIZE", "NODE", "UUID"}}
 			for _, p := range parts {
-				rows = append(rows, []string{p.Target, size(p.Size), p.Node, p.UUID})
+				rows = append(rows, []string{p.Target, plaintext.Size(p.Size), p.Node, p.UUID})
 			}
-			return table(c.OutOrStdout(), rows)
+			return plaintext.WriteTable(c.OutOrStdout(), rows)
 		},
 	}
-	localArgs(c, 0, "DISK")
-	check(c, func(args []string) error {
-		if args[0] == dash {
+	localArg(c, 0, "DISK")
+	addCheck(c, func(args []string) error {
+		if args[0] == openfile.Dash {
 			return errors.New("DISK -: a table is read at any place of a disk, which stdin does not allow; a file of that name is ./-")
 		}
 		return nil
 	})
-	c.Flags().BoolVar(&asJSON, "json", false, "print the result as one JSON object")
+	addJSON(c, &asJSON)
 	return c
 }
 
-// targetName is how to name the partition as a target: by its name, if no other has it, else by number.
+// targetName returns DISK#NAME for a partition, or DISK#NUMBER if its name is empty or ambiguous.
 func targetName(path string, p disk.Partition, all []disk.Partition) string {
 	name := p.Name
 	if found, err := disk.Find(all, name); name == "" || err != nil || found.Number != p.Number {

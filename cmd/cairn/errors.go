@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,9 +8,6 @@ import (
 	"io/fs"
 	"os/exec"
 	"slices"
-	"syscall"
-
-	"github.com/spf13/cobra"
 
 	"cairn/blob"
 	"cairn/blob/assemble"
@@ -19,15 +15,16 @@ import (
 	"cairn/blob/release"
 	"cairn/blob/verify"
 	"cairn/internal/blockdev"
+	"cairn/internal/dashboard"
 	"cairn/internal/disk"
 	"cairn/internal/openfile"
 	"cairn/store"
+	"cairn/store/keep"
 	"cairn/store/locate"
 	"cairn/store/s3"
-	"cairn/store/supply"
 )
 
-// The exit statuses, as `cairn help` tells them.
+// The exit statuses, as `cairn help` lists them.
 const (
 	exitDone     = 0
 	exitFailed   = 1
@@ -36,38 +33,43 @@ const (
 	exitNotFound = 4
 	exitRefused  = 5
 	exitMended   = 6
-	exitSignal   = 128 // and the signal's number
+	exitSignal   = 128 // plus the signal's number
 )
 
-// usageError is a mistake in how a command was called.
-type usageError struct {
-	command *cobra.Command
-	err     error
-}
+// usageError is wrong usage of a command.
+type usageError struct{ err error }
 
 func (e usageError) Error() string { return e.err.Error() }
 func (e usageError) Unwrap() error { return e.err }
 
-// damagedError says that data is not what it should be.
+// usageIfUnsupported marks the error about a location of a kind that cannot be written as wrong usage.
+func usageIfUnsupported(err error) error {
+	if errors.Is(err, errors.ErrUnsupported) {
+		return usageError{err}
+	}
+	return err
+}
+
+// damagedError reports data that does not match its digest.
 type damagedError struct{ text string }
 
 func (e damagedError) Error() string { return e.text }
 
-// mendedError says that damage was found and removed, as it was asked for.
+// mendedError reports that damage was found, and removed as requested.
 type mendedError struct{ text string }
 
 func (e mendedError) Error() string { return e.text }
 
-// onlyMended reports whether err is a mendedError, or several, and nothing worse.
+// onlyMended reports whether err consists of one or more mendedErrors.
 func onlyMended(err error) bool {
 	several, ok := err.(interface{ Unwrap() []error })
 	if !ok {
-		return is[mendedError](err)
+		return hasType[mendedError](err)
 	}
 	return !slices.ContainsFunc(several.Unwrap(), func(err error) bool { return !onlyMended(err) })
 }
 
-// hintError is an error with something to try.
+// hintError is an error with a hint.
 type hintError struct {
 	err  error
 	hint string
@@ -76,28 +78,29 @@ type hintError struct {
 func (e hintError) Error() string { return e.err.Error() }
 func (e hintError) Unwrap() error { return e.err }
 
-// streamError is the failure of an image that was written as a stream, of which nothing can be used again.
+// streamError is the failure of an image that was written as a stream. The next run cannot use any of it.
 type streamError struct{ err error }
 
 func (e streamError) Error() string { return e.err.Error() }
 func (e streamError) Unwrap() error { return e.err }
 
-// exitStatus is the exit status for an error. A job that a signal ended is interrupted, whatever failed.
+// exitStatus returns the exit status for an error. A signal decides it even if the job failed otherwise.
 func exitStatus(ctx context.Context, err error) int {
 	if i, ok := errors.AsType[interrupted](context.Cause(ctx)); ok {
 		return exitSignal + int(i.signal)
 	}
 	switch {
-	case is[usageError](err) || is[misuse](err) || is[openfile.ClosedError](err) || errors.Is(err, openfile.ErrReadOnly) ||
-		errors.Is(err, blockdev.ErrNotLiftable) || errors.Is(err, locate.ErrKind):
+	case hasType[usageError](err) || hasType[openfile.ClosedError](err) ||
+		isAny(err, openfile.ErrReadOnly, blockdev.ErrNotLiftable, locate.ErrKind, keep.ErrCannotList):
 		return exitUsage
-	case is[*blockdev.RefusedError](err) || errors.Is(err, disk.ErrAmbiguous) || errors.Is(err, store.ErrExists):
+	case hasType[*blockdev.RefusedError](err) || isAny(err, disk.ErrAmbiguous, store.ErrExists):
 		return exitRefused
-	case is[damagedError](err) || is[verify.LengthError](err) || is[release.TreeError](err) || is[*store.CorruptError](err) || errors.Is(err, assemble.ErrMedium) || errors.Is(err, blob.ErrInvalid) || errors.Is(err, profile.ErrInvalid) || errors.Is(err, disk.ErrInvalidTable):
+	case hasType[damagedError](err) || hasType[verify.LengthError](err) || hasType[release.TreeError](err) ||
+		hasType[*store.CorruptError](err) ||
+		isAny(err, assemble.ErrMedium, blob.ErrInvalid, profile.ErrInvalid, disk.ErrInvalidTable):
 		return exitDamaged
-	case errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrDenied),
-		errors.Is(err, fs.ErrPermission) || errors.Is(err, s3.ErrNoBucket) || trustHint(err) != "",
-		errors.Is(err, fs.ErrNotExist) || errors.Is(err, exec.ErrNotFound) || errors.Is(err, disk.ErrNotFound) || errors.Is(err, disk.ErrNoTable) || errors.Is(err, disk.ErrNoRoot):
+	case trustHint(err) != "" || isAny(err, store.ErrNotFound, store.ErrUnavailable, store.ErrDenied, s3.ErrNoBucket,
+		dashboard.ErrUnavailable, fs.ErrPermission, fs.ErrNotExist, exec.ErrNotFound, disk.ErrNotFound, disk.ErrNoTable, disk.ErrNoRoot):
 		return exitNotFound
 	case onlyMended(err):
 		return exitMended
@@ -105,13 +108,19 @@ func exitStatus(ctx context.Context, err error) int {
 	return exitFailed
 }
 
-func is[E error](err error) bool {
+// isAny reports whether err is one of targets.
+func isAny(err error, targets ...error) bool {
+	return slices.ContainsFunc(targets, func(target error) bool { return errors.Is(err, target) })
+}
+
+// hasType reports whether err's tree contains an error of type E.
+func hasType[E error](err error) bool {
 	_, ok := errors.AsType[E](err)
 	return ok
 }
 
-// complain tells the user what went wrong, and what to try.
-func complain(w io.Writer, err error, hint string) {
+// printError prints an error, and a hint unless it is empty.
+func printError(w io.Writer, err error, hint string) {
 	kind := "error: "
 	if onlyMended(err) {
 		kind = ""
@@ -120,72 +129,4 @@ func complain(w io.Writer, err error, hint string) {
 	if hint != "" {
 		fmt.Fprintf(w, "cairn: hint: %s\n", hint)
 	}
-}
-
-// interruptedHint says what a command that a signal ended has left, and how to go on.
-func interruptedHint(c *cobra.Command, signal syscall.Signal, err error) string {
-	hint := "run it again to go on"
-	switch c.Name() {
-	case "assemble":
-		hint = "a target in place is not whole, and a file has not its name yet; run it again to go on"
-	case "make":
-		hint = "there is no new index; run it again: chunks that are stored stay"
-	}
-	if is[streamError](err) {
-		hint = "what was written is the beginning of the image; run it again to begin anew"
-	}
-	if h, ok := errors.AsType[hookError](err); ok {
-		hint = fmt.Sprintf("%s holds the image; run %s, or assemble again", h.target, h.program)
-	}
-	if signal == syscall.SIGHUP {
-		hint += ". 'nohup cairn …' or 'systemd-run cairn …' goes on when its terminal or ssh session is closed"
-	}
-	return hint
-}
-
-func hintFor(err error, status int) string {
-	if h, ok := errors.AsType[hintError](err); ok {
-		return h.hint
-	}
-	if refused, ok := errors.AsType[*blockdev.RefusedError](err); ok {
-		return cmp.Or(refused.Hint, refusedHint(refused, is[streamError](err)))
-	}
-	if u, ok := errors.AsType[usageError](err); ok && u.command.HasParent() {
-		return fmt.Sprintf("see '%s --help'", u.command.CommandPath())
-	}
-	if closed, ok := errors.AsType[openfile.ClosedError](err); ok && closed.FD == stdout {
-		return ">/dev/null throws away what is written"
-	}
-	if hint := accessHint(err); hint != "" {
-		return hint
-	}
-	switch {
-	case status == exitMended:
-		return "run make again for the images that have those chunks, or verify with --repair STORE and the indexes"
-	case status == exitUsage:
-		return "see 'cairn help'"
-	case errors.Is(err, supply.ErrBudget) && is[streamError](err):
-		return "run it again with a larger --max-download; a stream begins anew"
-	case errors.Is(err, supply.ErrBudget):
-		return "run it again with a larger --max-download: what is done is not done twice"
-	case errors.Is(err, syscall.ENOSPC):
-		return "make room and run it again"
-	case errors.Is(err, store.ErrUnavailable) && is[streamError](err):
-		return "check the network and the server, and run it again; a stream begins anew"
-	case errors.Is(err, store.ErrUnavailable):
-		return "check the network and the server, and run it again: what is done is not done twice"
-	case errors.Is(err, store.ErrExists):
-		return "choose another name, or leave --create-only out to replace it"
-	case is[release.TreeError](err) || errors.Is(err, blob.ErrArchive):
-		return treeHint
-	case errors.Is(err, blob.ErrInvalid):
-		return "the index is damaged or is something else; get it again"
-	case is[*store.CorruptError](err):
-		return "the store's copy is damaged; 'cairn verify INDEX' lists what is, another store (-s) may hold it whole"
-	case is[*release.VanishedError](err):
-		return "something removes chunks from this store; when it has ended run it again, without --base if that was named"
-	case errors.Is(err, store.ErrNotFound):
-		return "'cairn verify INDEX -s STORE' lists what a store lacks; -s names another store"
-	}
-	return tableHint(err)
 }

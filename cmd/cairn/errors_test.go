@@ -8,7 +8,7 @@ import (
 	"cairn/store"
 )
 
-// TestWorseThanMended: of several stores that were verified, the one that is worst off decides.
+// TestWorseThanMended: among the errors of several verified stores, the worst one decides the exit status.
 func TestWorseThanMended(t *testing.T) {
 	mended := mendedError{"mended"}
 	for want, others := range map[int][]error{

@@ -3,12 +3,12 @@ package main
 import "cairn/internal/hugepages"
 
 const (
-	workingHeap = 64 << 20 // bytes that the heap grows to in most commands, whatever the image
-	perHeap     = 4096     // bytes of image, if it is a hole, whose chunks take one more: 64 for 256 KiB
-	longWork    = 64 << 20 // bytes of image for which it is worth some milliseconds to prepare it
+	workingHeap = 64 << 20 // bytes that the heap of most commands grows to, whatever the size of the image
+	perHeap     = 4096     // bytes of a hole in an image that add a byte to the heap: a chunk of 256 KiB adds 64
+	longWork    = 64 << 20 // bytes of an image that take long enough for some milliseconds of preparation
 )
 
-// prepareHeap is for a command that will go through so many bytes of an image; less than 0 is not known.
+// prepareHeap prepares the heap for a job that processes image bytes. A negative number is unknown.
 func prepareHeap(image int64) {
 	if image < 0 || image >= longWork {
 		hugepages.Heap(workingHeap + max(image, 0)/perHeap)

@@ -7,7 +7,7 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// TestHelpFits in terminals, and tells how to use every command.
+// TestHelpFits checks that the help of every command names it, and fits into a terminal.
 func TestHelpFits(t *testing.T) {
 	const width = 120
 	var visit func(c *cobra.Command)

@@ -1,37 +1,117 @@
 package main
 
 import (
+	"cmp"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"io/fs"
 	"slices"
 	"strings"
+	"syscall"
 
+	"github.com/spf13/cobra"
+
+	"cairn/blob"
+	"cairn/blob/release"
 	"cairn/internal/blockdev"
 	"cairn/internal/disk"
+	"cairn/internal/openfile"
 	"cairn/internal/transfer"
 	"cairn/store"
+	"cairn/store/keep"
 	"cairn/store/locate"
 	"cairn/store/s3"
 	"cairn/store/sftp"
+	"cairn/store/supply"
 	"cairn/store/web"
 )
 
-// absentHint adds a hint to the error about something that is not there. Any other failure has its own.
+// interruptedHint returns what a command that a signal ended has left, and how to continue.
+func interruptedHint(c *cobra.Command, signal syscall.Signal, err error) string {
+	hint := "run it again to go on"
+	switch c.Name() {
+	case "assemble":
+		hint = "a target in place is not whole, and a file has not its name yet; run it again to go on"
+	case "make":
+		hint = "there is no new index; run it again: chunks that are stored stay"
+	}
+	if hasType[streamError](err) {
+		hint = "what was written is the beginning of the image; run it again to begin anew"
+	}
+	if h, ok := errors.AsType[hookError](err); ok {
+		hint = fmt.Sprintf("%s holds the image; run %s, or assemble again", h.target, h.program)
+	}
+	if signal == syscall.SIGHUP {
+		hint += ". 'nohup cairn …' or 'systemd-run cairn …' goes on when its terminal or ssh session is closed"
+	}
+	return hint
+}
+
+// hintFor returns what to do about an error of a command, or "".
+func hintFor(c *cobra.Command, err error, status int) string {
+	if h, ok := errors.AsType[hintError](err); ok {
+		return h.hint
+	}
+	if refused, ok := errors.AsType[*blockdev.RefusedError](err); ok {
+		return cmp.Or(refused.Hint, refusedHint(refused, hasType[streamError](err)))
+	}
+	if closed, ok := errors.AsType[openfile.ClosedError](err); ok && closed.FD == openfile.Stdout {
+		return ">/dev/null throws away what is written"
+	}
+	if hint := cmp.Or(accessHint(err), tableHint(err)); hint != "" {
+		return hint
+	}
+	again := "what is done is not done twice"
+	if hasType[streamError](err) {
+		again = "a stream begins anew"
+	}
+	switch {
+	case status == exitMended:
+		return "run make again for the images that have those chunks, or verify with --repair STORE and the indexes"
+	case errors.Is(err, keep.ErrCannotList):
+		return "name indexes: then the store is asked for their chunks"
+	case status == exitUsage && c.HasParent():
+		return fmt.Sprintf("see '%s --help'", c.CommandPath())
+	case status == exitUsage:
+		return "see 'cairn help'"
+	case errors.Is(err, supply.ErrBudget):
+		return "run it again with a larger --max-download; " + again
+	case errors.Is(err, syscall.ENOSPC):
+		return "make room and run it again"
+	case errors.Is(err, store.ErrUnavailable):
+		return "check the network and the server, and run it again; " + again
+	case errors.Is(err, store.ErrExists):
+		return "choose another name, or leave --create-only out to replace it"
+	case hasType[release.TreeError](err) || errors.Is(err, blob.ErrArchive):
+		return "casync and desync extract directory trees; an image's index has a name that ends in .caibx"
+	case errors.Is(err, blob.ErrInvalid):
+		return "the index is damaged or is something else; get it again"
+	case hasType[*store.CorruptError](err):
+		return "the store's copy is damaged; 'cairn verify INDEX' lists what is, another store (-s) may hold it whole"
+	case hasType[*release.VanishedError](err):
+		return "another program removes chunks from this store; when it has ended run it again, without --base if that was given"
+	case errors.Is(err, store.ErrNotFound):
+		return "'cairn verify INDEX -s STORE' lists what a store lacks; -s names another store"
+	}
+	return ""
+}
+
+// absentHint adds a hint to an error if something does not exist. Other failures have hints of their own.
 func absentHint(err error, hint string) error {
-	if errors.Is(err, store.ErrNotFound) || errors.Is(err, fs.ErrNotExist) {
+	if isAny(err, store.ErrNotFound, fs.ErrNotExist) {
 		return hintError{err, hint}
 	}
 	return err
 }
 
-// trustHint is what to try when one side does not believe who the other is.
+// trustHint returns the hint for a failed authentication of a server or client.
 func trustHint(err error) string {
 	invalid, isInvalid := errors.AsType[x509.CertificateInvalidError](err)
 	switch {
-	case is[x509.UnknownAuthorityError](err):
+	case hasType[x509.UnknownAuthorityError](err):
 		return "if the server's authority is your own, name its certificate: --ca-cert FILE"
-	case is[x509.HostnameError](err):
+	case hasType[x509.HostnameError](err):
 		return "use a name that the server's certificate has, or have it issued for this one"
 	case isInvalid && invalid.Reason == x509.Expired:
 		return "check this machine's clock, then the dates of the server's certificate"
@@ -40,14 +120,15 @@ func trustHint(err error) string {
 	case errors.Is(err, web.ErrNoCertificate):
 		return "name one that the server believes: --client-cert FILE --client-key FILE"
 	case errors.Is(err, web.ErrScheme):
-		return "check whether the location is to begin with https:// or http://"
+		return "check whether the location must begin with https:// or http://"
 	case errors.Is(err, sftp.ErrHostKey):
 		return "connect once by hand, as the same user: ssh HOST, and compare the key"
 	}
 	return ""
 }
 
-// accessHint is what to try when somebody on the way to the bytes refuses: who it is decides what helps.
+// accessHint returns the hint for a request that was refused. The hint depends on the refuser: a proxy, a server, S3 or
+// the file system.
 func accessHint(err error) string {
 	if hint := trustHint(err); hint != "" {
 		return hint
@@ -79,7 +160,7 @@ func accessHint(err error) string {
 	return ""
 }
 
-// refusedHint is what to try when a target is refused for a reason that blockdev does not know.
+// refusedHint returns the hint for a target that was refused, if blockdev gave none.
 func refusedHint(refused *blockdev.RefusedError, stream bool) string {
 	switch {
 	case refused.Check == blockdev.CheckMoved:
@@ -92,7 +173,7 @@ func refusedHint(refused *blockdev.RefusedError, stream bool) string {
 	return ""
 }
 
-// tableHint is what to try when a partition cannot be found.
+// tableHint returns the hint for a partition that was not found.
 func tableHint(err error) string {
 	switch {
 	case errors.Is(err, disk.ErrMBR):
@@ -106,8 +187,7 @@ func tableHint(err error) string {
 	return ""
 }
 
-// sshHint finds among the arguments the location of an ssh server as scp and casync have it, if that is what the error
-// is about.
+// sshHint returns the hint for an argument that names a file on an ssh server as scp and casync do, if err quotes it.
 func sshHint(args []string, err error) string {
 	for _, arg := range args {
 		if flag, value, ok := strings.Cut(arg, "="); ok && strings.HasPrefix(flag, "-") {

@@ -21,7 +21,7 @@ import (
 	"cairn/store/web"
 )
 
-// TestHints: each cause has the hint that fits it, and the exit status that the table in the README has.
+// TestHints checks the hint of each cause, and the exit status according to the README.
 func TestHints(t *testing.T) {
 	for _, test := range []struct {
 		err    error
@@ -58,13 +58,13 @@ func TestHints(t *testing.T) {
 	} {
 		err := fmt.Errorf("doing: %w", test.err)
 		status := exitStatus(t.Context(), err)
-		if hint := hintFor(err, status); status != test.status || !strings.Contains(hint, test.hint) || test.hint == "" && hint != "" {
+		if hint := hintFor(newRoot(), err, status); status != test.status || !strings.Contains(hint, test.hint) || test.hint == "" && hint != "" {
 			t.Errorf("%v: status %d, hint %q; want %d, %q", test.err, status, hint, test.status, test.hint)
 		}
 	}
 }
 
-// TestS3Hints: what an S3 server refuses is not a matter of tokens for web servers.
+// TestS3Hints: the hint about a refusal of S3 is about its keys, and not about tokens for web servers.
 func TestS3Hints(t *testing.T) {
 	for code, want := range map[string]string{
 		"AccessDenied": "hint: check the keys", "SignatureDoesNotMatch": "hint: check the keys", "RequestTimeTooSkewed": "hint: set this machine's clock",
@@ -77,7 +77,7 @@ func TestS3Hints(t *testing.T) {
 		t.Cleanup(server.Close)
 		c := exec.CommandContext(t.Context(), "cairn", "info", "s3+"+server.URL+"/bucket/x.caibx")
 		c.Env = append(os.Environ(), "AWS_ACCESS_KEY_ID=a", "AWS_SECRET_ACCESS_KEY=b")
-		out, _ := c.CombinedOutput() // its status is looked at
+		out, _ := c.CombinedOutput() // the status is checked below
 		if c.ProcessState.ExitCode() != exitNotFound || !strings.Contains(string(out), want) || strings.Contains(string(out), "bearer") {
 			t.Errorf("%s: status %d, %s; want %q", code, c.ProcessState.ExitCode(), out, want)
 		}

@@ -2,16 +2,13 @@ package main
 
 import (
 	"context"
-	"io"
-	"os"
 
 	"cairn/blob"
 	"cairn/blob/release"
-	"cairn/internal/openfile"
 	"cairn/store/locate"
 )
 
-// readIndex reads an index, and notes on the terminal if it may be of a directory tree.
+// readIndex reads an index, and prints a note if it may be of a directory tree.
 func readIndex(ctx context.Context, at locate.Location, a access) (*blob.Index, error) {
 	x, err := readAnyIndex(ctx, at, a)
 	if err == nil {
@@ -20,34 +17,41 @@ func readIndex(ctx context.Context, at locate.Location, a access) (*blob.Index, 
 	return x, err
 }
 
+// readIndexes reads several indexes as readIndex does.
+func readIndexes(ctx context.Context, locations []locate.Location, a access) ([]*blob.Index, error) {
+	var indexes []*blob.Index
+	for _, at := range locations {
+		x, err := readIndex(ctx, at, a)
+		if err != nil {
+			return nil, err
+		}
+		indexes = append(indexes, x)
+	}
+	return indexes, nil
+}
+
+// readAnyIndex reads an index of an image or of a directory tree.
 func readAnyIndex(ctx context.Context, at locate.Location, a access) (*blob.Index, error) {
-	x, err := release.Open(ctx, a.releases(), at)
+	x, err := release.Open(ctx, a.releaseAccess(), at)
 	return x, hintIndex(err)
 }
 
-// hintIndex adds a hint to the error about an index that is not there.
-func hintIndex(err error) error { return absentHint(err, "check the index's location") }
-
-// releases is the access to what is published.
-func (f *access) releases() release.Access {
-	return release.Access{Locate: f.open, Stdin: func(ctx context.Context) io.Reader { return openfile.NewReader(ctx, os.Stdin) }}
+// readImageIndex reads an index that must be of an image. An index with the feature flags of a tree is accepted.
+func readImageIndex(ctx context.Context, at locate.Location, a access) (*blob.Index, error) {
+	x, err := release.OpenImage(ctx, a.releaseAccess(), at)
+	return x, hintIndex(err)
 }
 
-// noteKind tells of an index that may not be an image's. Commands that only read go on with it.
+// hintIndex adds a hint to the error about an index that does not exist.
+func hintIndex(err error) error { return absentHint(err, "check the index's location") }
+
+// noteKind prints a note about an index that may not be of an image. Commands that only read continue with it.
 func noteKind(at locate.Location, kind release.Kind) {
 	switch kind {
 	case release.Tree:
-		say("note: %s is the index of a directory tree: what it calls an image is a .catar archive", at)
+		logf("note: %s is the index of a directory tree: the image is a .catar archive", at)
 	case release.Either:
-		say("note: %s may be the index of a directory tree: its feature flags say what was kept of files", at)
+		logf("note: %s may be the index of a directory tree: it has feature flags for attributes of files", at)
 	case release.Image:
 	}
-}
-
-const treeHint = "casync and desync extract directory trees; an image's index has a name that ends in .caibx"
-
-// readImageIndex reads an index that must be an image's. One with the flags of a tree may be.
-func readImageIndex(ctx context.Context, at locate.Location, a access) (*blob.Index, error) {
-	x, err := release.OpenImage(ctx, a.releases(), at)
-	return x, hintIndex(err)
 }

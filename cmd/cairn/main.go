@@ -1,6 +1,6 @@
-// Command cairn delivers block-device images: it makes chunk stores of them, assembles them onto
-// partitions from what is already there, and serves them over NBD. This package is flags, wiring and words;
-// the work is done by the packages it joins.
+// Command cairn delivers block-device images: it cuts them into chunk stores, assembles them onto partitions, and
+// serves them over NBD. This package parses flags, connects the packages that do the work, and prints results and
+// messages.
 package main
 
 import (
@@ -21,9 +21,9 @@ import (
 
 func main() { os.Exit(run(os.Args[1:])) }
 
-// run is the program, and returns its exit status.
+// run runs the program, and returns its exit status.
 func run(args []string) int {
-	log.SetOutput(io.Discard) // net/http tells there what a broken server sends beyond its answers, byte by byte
+	log.SetOutput(io.Discard) // net/http logs there what a broken server sends after its answers, byte by byte
 	ctx, interrupt, stop := withSignals(context.Background())
 	defer stop()
 	root := newRoot()
@@ -35,11 +35,11 @@ func run(args []string) int {
 	}
 	status := exitStatus(ctx, err)
 	switch i, _ := errors.AsType[interrupted](context.Cause(ctx)); {
-	case i.signal == syscall.SIGPIPE: // a reader that has enough, such as head, is no mistake
+	case i.signal == syscall.SIGPIPE: // a reader such as head may stop early
 	case i.signal != 0:
-		complain(stderr, i, interruptedHint(c, i.signal, err))
+		printError(stderr, i, interruptedHint(c, i.signal, err))
 	default:
-		complain(stderr, err, cmp.Or(sshHint(args, err), hintFor(err, status)))
+		printError(stderr, err, cmp.Or(sshHint(args, err), hintFor(c, err, status)))
 	}
 	return status
 }
@@ -47,16 +47,24 @@ func run(args []string) int {
 func newRoot() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "cairn",
-		Short: "Deliver block-device images: content-addressed, seeded by what is already there, or live over NBD",
-		Long: `cairn cuts block-device images into content-defined chunks, keeps each chunk once in a plain store that
-any web server can serve, and assembles images onto partitions from what is already on the machine, or
-serves them live over NBD. Its formats are casync's and desync's.
+		Short: "Deliver images of disks and partitions to many machines",
+		Long: `cairn delivers images of disks and partitions to many machines. It cuts an image into chunks, whose cuts depend
+on the content, and stores each chunk once in a directory, on a web server or in an S3 bucket. On a machine it
+assembles the image onto a partition or file from the data that is already there and downloads the rest, or it
+serves the image over NBD and downloads what clients read. Its formats are those of casync and desync.
 
-Exit status: 0 done, 1 failed, 2 wrong usage, 3 data is not what its digest says, 4 not found or store
-unreachable, 5 refused to protect data, 6 mended: damage was removed from a store as asked, 129, 130, 131
-and 143 interrupted by SIGHUP, SIGINT, SIGQUIT and SIGTERM (serve ends with 0), 141 stdout is not read any
-more.`,
-		Args:          onlyCommands,
+Exit status:
+  0    done
+  1    failed
+  2    wrong usage
+  3    data does not match its digest
+  4    not found, denied, or the store cannot be reached
+  5    refused, to protect data
+  6    damage was found and removed (store verify --remove-damaged)
+  129, 130, 131, 143
+       interrupted by SIGHUP, SIGINT, SIGQUIT, SIGTERM (serve exits with 0)
+  141  stdout was closed by its reader`,
+		Args:          requireCommand,
 		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
 		SilenceErrors: true,
 		SilenceUsage:  true,
@@ -64,28 +72,29 @@ more.`,
 	const width = "120"
 	root.SetUsageTemplate(strings.ReplaceAll(root.UsageTemplate(), "Flags.FlagUsages ", "Flags.FlagUsagesWrapped "+width+" "))
 	root.SetFlagErrorFunc(flagError)
-	root.PersistentPreRunE = localFlags
-	root.AddCommand(newMake(), newAssemble(), newServe(), newStatus(), newPlan(), newVerify(), newCat(), newInfo(), newDiff(), newDisk(), newProfileCommand(), newStore(), newVersion())
+	root.PersistentPreRunE = checkLocalFlags
+	root.AddCommand(newMake(), newAssemble(), newServe(), newStatus(), newPlan(), newVerify(), newCat(), newInfo(), newDiff(),
+		newDisk(), newProfile(), newStore(), newVersion())
 	refuseDashes(root)
 	return root
 }
 
-// arguments checks the number of arguments, as a mistake in usage.
-func arguments(check cobra.PositionalArgs) cobra.PositionalArgs {
+// checkArgs returns a check of the number of arguments. Its error is wrong usage.
+func checkArgs(check cobra.PositionalArgs) cobra.PositionalArgs {
 	return func(c *cobra.Command, args []string) error {
-		if check(c, args) != nil {
-			got := make([]string, len(args))
-			for i, text := range args {
-				got[i] = hideURLs(text)
-			}
-			return usageError{c, fmt.Errorf("want '%s', not '%s'", c.UseLine(), strings.Join(append([]string{c.CommandPath()}, got...), " "))}
+		if check(c, args) == nil {
+			return nil
 		}
-		return nil
+		given := []string{c.CommandPath()}
+		for _, text := range args {
+			given = append(given, hideURLs(text))
+		}
+		return usageError{fmt.Errorf("want '%s', not '%s'", c.UseLine(), strings.Join(given, " "))}
 	}
 }
 
-// onlyCommands are the arguments of a command that is nothing without one of its own.
-func onlyCommands(c *cobra.Command, args []string) error {
+// requireCommand refuses arguments of a command that only has subcommands.
+func requireCommand(c *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil
 	}
@@ -93,5 +102,5 @@ func onlyCommands(c *cobra.Command, args []string) error {
 	if likely := c.SuggestionsFor(args[0]); len(likely) > 0 {
 		hint = fmt.Sprintf(" (did you mean %q?)", likely[0])
 	}
-	return usageError{c, fmt.Errorf("unknown command %q for %q%s", hideURLs(args[0]), c.CommandPath(), hint)}
+	return usageError{fmt.Errorf("unknown command %q for %q%s", hideURLs(args[0]), c.CommandPath(), hint)}
 }

@@ -9,42 +9,42 @@ import (
 	"cairn/blob/scan"
 )
 
-// defaultState is where is remembered what devices hold, unless --state says otherwise.
+// defaultState is the default of --state.
 const defaultState = "/var/lib/cairn"
 
-// tell puts a note of a job into words.
-func (f *planFlags) tell(n deploy.Note) {
+// logDeployNote prints a note of a deploy job.
+func (f *planFlags) logDeployNote(n deploy.Note) {
 	switch n := n.(type) {
 	case deploy.Waiting:
-		say("%s", n.Text)
+		logf("%s", n.Text)
 	case deploy.SeedFound:
-		say("seed %s is %s", n.Seed, n.Is)
+		logf("seed %s is %s", n.Seed, n.Is)
 	case deploy.SeedLeftOut:
-		say("warning: seed %s is not used: %v", n.Seed, n.Err)
+		logf("warning: seed %s is not used: %v", n.Seed, n.Err)
 	case deploy.IndexLeftOut:
-		say("warning: seed %s is looked into: %v", n.Seed, n.Err)
+		logf("warning: seed %s is scanned: %v", n.Seed, n.Err)
 	case deploy.NotRemembered:
-		if f.stated {
-			say("warning: cannot remember what devices hold: %v", n.Err)
+		if f.stateGiven {
+			logf("warning: cannot remember what devices hold: %v", n.Err)
 		}
 	case deploy.Unfinished:
-		say("an assemble of %s onto %s, begun %s, was not finished; going on with what is there",
+		logf("an assemble of %s onto %s, begun %s, was not finished; going on with the data there",
 			n.Index, n.Target, n.Begun.Format(time.DateTime))
 	case release.AttributesLost:
-		tellLost(n.Path, n.Err)
+		warnAttributesLost(n.Path, n.Err)
 	case deploy.OldPartitions:
-		say("warning: the kernel goes on with the old partitions of %s until 'blockdev --rereadpt %s' or a restart: %v",
+		logf("warning: the kernel uses the old partitions of %s until 'blockdev --rereadpt %s' or a restart: %v",
 			n.Target, n.Path, n.Err)
-	case deploy.Sampled: // what is scanned is shown when it begins
+	case deploy.Sampled: // showScan shows the scan
 	}
 }
 
-// tellLost tells what a file has lost that replaces another.
-func tellLost(name string, lost error) {
-	say("warning: %s could not be given all that the file had that it replaces: %s", name, strings.ReplaceAll(lost.Error(), "\n", "; "))
+// warnAttributesLost reports the attributes of a replaced file that the new file at path does not have.
+func warnAttributesLost(path string, lost error) {
+	logf("warning: %s could not be given all attributes of the file that it replaces: %s", path, strings.ReplaceAll(lost.Error(), "\n", "; "))
 }
 
-// showScan shows how a seed or target is scanned.
+// showScan shows the progress of the scan of a seed or target.
 func (f *common) showScan(name string, size int64) (func(scan.Stats), func()) {
 	p := newProgress(f.progress, "scanning "+name, size)
 	return func(s scan.Stats) { p.show(s.Size, "", s) }, p.end

@@ -11,6 +11,7 @@ import (
 	"cairn/blob"
 	"cairn/blob/deploy"
 	"cairn/internal/openfile"
+	"cairn/internal/plaintext"
 	"cairn/seed"
 )
 
@@ -19,63 +20,63 @@ func newPlan() *cobra.Command {
 	var drawing drawFlags
 	c := &cobra.Command{
 		Use:   "plan INDEX TARGET",
-		Short: "What assemble would do: bytes in place, from each seed, zero, to download; writes nothing",
-		Long: `plan reads what assemble would read, hashes it, and tells exactly where each byte would come from and how much
-would be downloaded. It writes nothing, and needs no claim on the target.`,
+		Short: "Print what assemble would copy and download; write nothing",
+		Long: `plan reads and hashes the data that assemble would read. It prints how many bytes of the image are in place, how
+many come from each seed, and how many would be downloaded. It writes nothing, and does not claim the target.`,
 		Example: `  cairn plan v2.caibx PARTLABEL=root-b --seed PARTLABEL=root-a
   cairn plan v2.caibx disk.img#root-b --seed disk.img#root-a --html plan.html`,
-		Args: arguments(cobra.ExactArgs(2)),
+		Args: checkArgs(cobra.ExactArgs(2)),
 		RunE: func(c *cobra.Command, args []string) error {
-			return runPlan(c.Context(), c.OutOrStdout(), f, drawing, openfile.Standard(args[1], stdout))
+			return runPlan(c.Context(), c.OutOrStdout(), f, drawing, openfile.Standard(args[1], openfile.Stdout))
 		},
 	}
-	f.add(c)
-	drawing.add(c, "the image")
-	checkStdio(c, func(u *users, _ []string) {
-		f.readsStdin(u)
-		drawing.writesStdout(u, f.json)
+	f.addFlags(c)
+	drawing.addFlags(c, "the image")
+	checkStdioUse(c, func(u *stdioUsers, _ []string) {
+		f.addReaders(u)
+		drawing.addPrinters(u, f.json)
 	})
 	return c
 }
 
-func runPlan(ctx context.Context, stdout io.Writer, f planFlags, drawing drawFlags, location string) error {
-	begun, index := time.Now(), f.index[0]
+func runPlan(ctx context.Context, stdout io.Writer, f planFlags, drawing drawFlags, target string) error {
+	begun := time.Now()
 	if err := checkOutput(drawing.html); err != nil {
 		return err
 	}
-	x, err := readImageIndex(ctx, index, f.access)
+	x, err := readImageIndex(ctx, f.index, f.access)
 	if err != nil {
 		return err
 	}
-	result := assembled{Index: index, Digest: x.Digest().String(), Target: location}
-	drawn, err := f.preview(ctx, x, &result)
+	r := assembleResult{Index: f.index, Digest: x.Digest().String(), Target: target}
+	drawn, err := f.previewPlan(ctx, x, target, &r)
 	if err != nil {
-		return fmt.Errorf("planning %s onto %s: %w", index, deploy.ShowTarget(location), err)
+		return fmt.Errorf("planning %s onto %s: %w", f.index, deploy.ShowTarget(target), err)
 	}
-	if err := drawing.draw(ctx, drawn); err != nil {
+	if err := drawing.writePage(ctx, drawn); err != nil {
 		return err
 	}
-	result.Seconds = time.Since(begun).Seconds()
+	r.Seconds = time.Since(begun).Seconds()
 	if f.json {
-		return writeJSON(stdout, result)
+		return writeJSON(stdout, r)
 	}
 	if drawing.quiet {
 		return nil
 	}
-	fmt.Fprintf(stdout, "%s onto %s: %s\n", result.Index, deploy.ShowTarget(location), size(x.Size()))
-	return tellSources(stdout, result, "to download")
+	fmt.Fprintf(stdout, "%s onto %s: %s\n", r.Index, deploy.ShowTarget(target), plaintext.Size(x.Size()))
+	return printSources(stdout, r, "to download")
 }
 
-// preview does what assemble does, up to the point where something would change.
-func (f *planFlags) preview(ctx context.Context, x *blob.Index, result *assembled) (p picture, err error) {
-	o := f.options(result.Index)
+// previewPlan does what assemble does up to the first change of the target, and fills in the result.
+func (f *planFlags) previewPlan(ctx context.Context, x *blob.Index, target string, r *assembleResult) (p picture, err error) {
+	o := f.deployOptions()
 	o.ReadOnly = true
-	t, err := deploy.Look(ctx, result.Target, x, o)
+	t, err := deploy.Look(ctx, target, x, o)
 	if err != nil {
 		return p, err
 	}
 	defer t.Close()
-	from, err := openStores(f.stores, result.Index, x.Algorithm(), 0)
+	from, err := f.open(f.index, x.Algorithm(), 0)
 	if err != nil {
 		return p, err
 	}
@@ -85,17 +86,17 @@ func (f *planFlags) preview(ctx context.Context, x *blob.Index, result *assemble
 		return p, err
 	}
 	defer plan.Close()
-	bar := newProgress(f.progress, "planning "+result.Index.String(), x.Size())
+	bar := newProgress(f.progress, "planning "+f.index.String(), x.Size())
 	stats, steps, err := plan.Preview(ctx, from.GetUncached, bar.showSources)
 	bar.end()
 	if err != nil {
 		return p, err
 	}
-	result.Stats, result.SeedNames, result.Downloads = stats, plan.SeedNames(), stats.Fetches
+	r.Stats, r.SeedNames, r.Downloads = stats, plan.SeedNames(), stats.Fetches
 	p = picture{
-		title: result.Index.String() + " onto " + deploy.ShowTarget(result.Target), index: x, seeds: result.SeedNames,
-		from: func(i int) seed.Step { return steps[i] },
+		title: f.index.String() + " onto " + deploy.ShowTarget(target), index: x, seeds: r.SeedNames,
+		step: func(i int) seed.Step { return steps[i] },
 	}
-	result.DownloadedBytes, err = p.askSizes(ctx, from)
+	r.DownloadedBytes, err = p.askSizes(ctx, from)
 	return p, err
 }

@@ -9,19 +9,21 @@ import (
 
 	"github.com/schollz/progressbar/v3"
 	"golang.org/x/term"
+
+	"cairn/internal/plaintext"
 )
 
-// progress shows how a long job goes: a bar on a terminal, events with --progress=json, else a line at the
-// start; the job itself says how it ended.
+// progress shows the progress of a phase of a job: a bar on a terminal, events with --progress=json, or else a line at
+// the start. The job itself prints its result.
 type progress struct {
 	phase string
-	total int64 // bytes; negative when not known
+	total int64 // bytes; negative if unknown
 	begun time.Time
 	show  func(done int64, note string, detail any)
 	end   func()
 }
 
-// The ways to show progress.
+// The values of --progress.
 const (
 	progressAuto = "auto"
 	progressBar  = "bar"
@@ -29,26 +31,25 @@ const (
 	progressNone = "none"
 )
 
-// newProgress begins to show a phase of a job.
+// newProgress begins a phase.
 func newProgress(mode, phase string, total int64) *progress {
 	p := &progress{phase: phase, total: total, begun: time.Now(), show: func(int64, string, any) {}, end: func() {}}
 	switch {
 	case mode == progressJSON:
-		p.events(os.Stderr)
+		p.showEvents(os.Stderr)
 	case mode == progressBar || mode == progressAuto && term.IsTerminal(int(os.Stderr.Fd())):
-		p.bar(os.Stderr)
+		p.showBar(os.Stderr)
 	case mode == progressAuto && total >= 0:
-		say("%s (%s)", phase, size(total))
+		logf("%s (%s)", phase, plaintext.Size(total))
 	case mode == progressAuto:
-		say("%s", phase)
+		logf("%s", phase)
 	}
 	return p
 }
 
-// took is how long the phase has lasted.
-func (p *progress) took() time.Duration { return time.Since(p.begun) }
+func (p *progress) elapsed() time.Duration { return time.Since(p.begun) }
 
-func (p *progress) bar(w io.Writer) {
+func (p *progress) showBar(w io.Writer) {
 	bar := progressbar.NewOptions64(p.total, progressbar.OptionSetWriter(w), progressbar.OptionShowBytes(true),
 		progressbar.OptionSetDescription(p.phase), progressbar.OptionThrottle(100*time.Millisecond),
 		progressbar.OptionSetPredictTime(true), progressbar.OptionFullWidth(), progressbar.OptionUseIECUnits(true))
@@ -71,11 +72,11 @@ type event struct {
 	Detail  any     `json:"detail,omitempty"`
 }
 
-func (p *progress) events(w io.Writer) {
+func (p *progress) showEvents(w io.Writer) {
 	const pause = 500 * time.Millisecond
 	var last time.Time
 	send := func(kind string, done int64, detail any) {
-		line, err := json.Marshal(event{kind, p.phase, done, max(p.total, 0), p.took().Seconds(), detail})
+		line, err := json.Marshal(event{kind, p.phase, done, max(p.total, 0), p.elapsed().Seconds(), detail})
 		if err == nil {
 			fmt.Fprintf(w, "%s\n", line)
 		}

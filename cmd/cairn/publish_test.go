@@ -15,6 +15,7 @@ import (
 	"cairn/blob"
 	"cairn/blob/ingest"
 	"cairn/blob/release"
+	"cairn/chunker"
 	"cairn/internal/test/mem"
 	"cairn/store"
 	"cairn/store/locate"
@@ -22,14 +23,14 @@ import (
 	"cairn/testimages"
 )
 
-// remoteStore is a store that is asked over a network, whichever it is.
+// remoteStore is a store behind a network.
 type remoteStore struct {
-	make   func(t *testing.T, index, image string, bases ...string) madeResult // with the index and the store in it
-	counts func() storetest.Counts                                             // of its requests so far
+	make   func(t *testing.T, index, image string, bases ...string) makeResult // makes an index and its chunks in the store
+	counts func() storetest.Counts                                             // the requests so far
 }
 
-// checkPublishCosts makes two releases into a store that is empty. A real server is held to it by running make with
-// its location behind storetest.CountingProxy.
+// checkPublishCosts makes two releases in an empty store, and limits the numbers of requests. A real server is tested by
+// running make on its location behind storetest.CountingProxy.
 func checkPublishCosts(t *testing.T, s remoteStore) {
 	a, b := releases(t)
 	before := s.counts()
@@ -69,7 +70,7 @@ func checkPublishCosts(t *testing.T, s remoteStore) {
 	}
 }
 
-// releases are two images, of which the second has 3 MiB that the first has not.
+// releases writes two images. The second one has 3 MiB that the first one lacks.
 func releases(t *testing.T) (a, b string) {
 	t.Helper()
 	dir, old := t.TempDir(), testimages.Random(1, 60<<20)
@@ -81,16 +82,16 @@ func releases(t *testing.T) (a, b string) {
 	return a, b
 }
 
-// TestPublishCosts holds make to what it may ask of a store over a network.
+// TestPublishCosts limits the requests of make to a store behind a network.
 func TestPublishCosts(t *testing.T) {
 	r := &storetest.Remote{Full: new(mem.Bucket)}
-	checkPublishCosts(t, remoteStore{counts: r.Counts, make: func(t *testing.T, index, image string, bases ...string) madeResult {
-		return mustMakeInto(t, r, index, image, publish{bases: saved(t, r.Full, bases), uploads: 8})
+	checkPublishCosts(t, remoteStore{counts: r.Counts, make: func(t *testing.T, index, image string, bases ...string) makeResult {
+		return mustMakeInto(t, r, index, image, publish{bases: saveIndexes(t, r.Full, bases), uploads: 8})
 	}})
 }
 
-// saved are files of the indexes in the bucket.
-func saved(t *testing.T, b store.Reader, names []string) (files []locate.Location) {
+// saveIndexes copies indexes from the bucket to files.
+func saveIndexes(t *testing.T, b store.Reader, names []string) (files []locate.Location) {
 	t.Helper()
 	for _, name := range names {
 		data, err := b.Read(t.Context(), name, nil, 1<<20)
@@ -103,13 +104,13 @@ func saved(t *testing.T, b store.Reader, names []string) (files []locate.Locatio
 	return files
 }
 
-// mustMakeInto is make into a bucket for which there is no location.
-func mustMakeInto(t *testing.T, b store.Bucket, index, image string, p publish) madeResult {
+// mustMakeInto runs make into a bucket that has no location.
+func mustMakeInto(t *testing.T, b store.Bucket, index, image string, p publish) makeResult {
 	t.Helper()
-	f := makeFlags{chunkSize: "16:64:256", compression: compression{form: "zstd", level: 3}, publish: p}
-	f.jobs, f.json, f.progress, f.index = 2, true, progressNone, []locate.Location{locate.Path(index)}
+	f := makeFlags{params: chunker.Default, compression: compression{form: "zstd", level: 3}, publish: p}
+	f.jobs, f.json, f.progress, f.index = 2, true, progressNone, locate.Path(index)
 	var err error
-	if f.store, err = locate.Parse("https://in.memory/"); err != nil { // it is remote, and not asked
+	if f.store, err = locate.Parse("https://in.memory/"); err != nil { // a remote location, which is not used
 		t.Fatal(err)
 	}
 	src, err := ingest.Open(t.Context(), image, ingest.Whole)
@@ -122,7 +123,7 @@ func mustMakeInto(t *testing.T, b store.Bucket, index, image string, p publish) 
 		t.Fatal(err)
 	}
 	var stdout bytes.Buffer
-	var made madeResult
+	var made makeResult
 	err = makeInto(t.Context(), b, out, src, f, image, &stdout)
 	if err := errors.Join(err, json.Unmarshal(stdout.Bytes(), &made)); err != nil {
 		t.Fatal(err)
@@ -130,12 +131,12 @@ func mustMakeInto(t *testing.T, b store.Bucket, index, image string, p publish) 
 	return made
 }
 
-// TestBaseIsLeftOut: a base whose chunks were removed is not believed.
+// TestBaseIsLeftOut: all chunks are stored if the store lacks those of the base.
 func TestBaseIsLeftOut(t *testing.T) {
 	r := &storetest.Remote{Full: new(mem.Bucket)}
 	a, b := releases(t)
 	mustMakeInto(t, r, "a.caibx", a, publish{uploads: 8})
-	base := saved(t, r.Full, []string{"a.caibx"})
+	base := saveIndexes(t, r.Full, []string{"a.caibx"})
 	emptied := &storetest.Remote{Full: new(mem.Bucket)}
 	made := mustMakeInto(t, emptied, "b.caibx", b, publish{uploads: 8, bases: base})
 	if made.New != int64(made.Distinct) {
@@ -143,7 +144,7 @@ func TestBaseIsLeftOut(t *testing.T) {
 	}
 }
 
-// TestBaseShowsNoSecret: what opens the door to a base is in no message about it.
+// TestBaseShowsNoSecret: messages about a base do not contain the secret in its location.
 func TestBaseShowsNoSecret(t *testing.T) {
 	builder, err := blob.NewBuilder(blob.SHA512_256, blob.Params{Min: 1, Avg: 1, Max: 1})
 	if err == nil {
@@ -155,8 +156,8 @@ func TestBaseShowsNoSecret(t *testing.T) {
 	index := builder.Index().Encode()
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(index) }))
 	defer server.Close()
-	var told bytes.Buffer
-	stderr = &told
+	var messages bytes.Buffer
+	stderr = &messages
 	defer func() { stderr = os.Stderr }()
 	at, err := locate.Parse(server.URL + "/a.caibx?key=secret")
 	if err != nil {
@@ -168,16 +169,16 @@ func TestBaseShowsNoSecret(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := release.PublisherOptions{
-		Algorithm: blob.SHA256, Params: blob.Params{Min: 1, Avg: 1, Max: 1}, Bases: bases, Notes: notePublished,
+		Algorithm: blob.SHA256, Params: blob.Params{Min: 1, Avg: 1, Max: 1}, Bases: bases, Notes: logReleaseNote,
 	}
 	if _, err := release.NewPublisher(t.Context(), new(mem.Bucket), want); err == nil || strings.Contains(err.Error(), "secret") {
 		t.Errorf("a base with other digests: %v", err)
 	}
 	want.Algorithm = blob.SHA512_256
-	if _, err := release.NewPublisher(t.Context(), new(mem.Bucket), want); err != nil || !strings.Contains(told.String(), "is no base") {
-		t.Errorf("a base that is not there: %v, and it is said: %s", err, &told)
+	if _, err := release.NewPublisher(t.Context(), new(mem.Bucket), want); err != nil || !strings.Contains(messages.String(), "is not used") {
+		t.Errorf("a base that is not there: %v, with the messages %s", err, &messages)
 	}
-	if strings.Contains(told.String(), "secret") {
-		t.Errorf("it is said: %s", &told)
+	if strings.Contains(messages.String(), "secret") {
+		t.Errorf("the messages are %s", &messages)
 	}
 }

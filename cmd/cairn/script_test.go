@@ -20,11 +20,11 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"cairn": main})
 }
 
-// update rewrites what the scripts expect of a command's output by what it is.
+// update makes the scripts expect the present output of commands.
 var update = flag.Bool("update", false, "rewrite the expected output in testdata/script")
 
-// TestScripts runs testdata/script: a file per command, with the words that it says. `make check` leaves them to
-// `make test`: the race detector has the packages' own tests.
+// TestScripts runs testdata/script, which pins the outputs of the commands. `make check` leaves the scripts to `make
+// test`, because the race detector has the packages' own tests.
 func TestScripts(t *testing.T) {
 	if need.Race && testing.Short() {
 		t.Skip("without the race detector only: it takes minutes")
@@ -39,7 +39,7 @@ func TestScripts(t *testing.T) {
 	})
 }
 
-// exits STATUS COMMAND... runs a command that must exit with this status.
+// exits STATUS COMMAND... runs a command, and fails unless it exits with STATUS.
 func exits(ts *testscript.TestScript, neg bool, args []string) {
 	wantArgs(ts, neg, len(args) >= 2, "exits STATUS COMMAND...")
 	status := 0
@@ -62,19 +62,19 @@ func image(ts *testscript.TestScript, neg bool, args []string) {
 		case "zeros":
 			data = append(data, make([]byte, number(ts, words[1]))...)
 		default:
-			ts.Fatalf("%s is no part of an image", part)
+			ts.Fatalf("%s is not a part of an image", part)
 		}
 	}
 	ts.Check(os.WriteFile(ts.MkAbs(args[0]), data, 0o644))
 }
 
-// slots FILE IMAGE writes a disk image with two slots of 4 MiB, of which root-a holds the image.
+// slots FILE IMAGE writes a disk image with two slots of 4 MiB. root-a holds the image.
 func slots(ts *testscript.TestScript, neg bool, args []string) {
 	wantArgs(ts, neg, len(args) == 2, "slots FILE IMAGE")
 	ts.Check(testimages.GPTDisk(ts.MkAbs(args[0]), 512, testimages.Slots(4<<20, ts.MkAbs(args[1]), "")...))
 }
 
-// flip FILE OFFSET changes a byte; FILE may be a pattern that one file matches.
+// flip FILE OFFSET changes a byte. FILE may be a pattern that matches one file.
 func flip(ts *testscript.TestScript, neg bool, args []string) {
 	wantArgs(ts, neg, len(args) == 2, "flip FILE OFFSET")
 	files, err := filepath.Glob(ts.MkAbs(args[0]))
@@ -91,7 +91,7 @@ func flip(ts *testscript.TestScript, neg bool, args []string) {
 func mbr(ts *testscript.TestScript, neg bool, args []string) {
 	wantArgs(ts, neg, len(args) == 1, "mbr FILE")
 	disk := make([]byte, 4<<20)
-	copy(disk[446:], []byte{0x80, 0, 0, 0, 0x83, 0, 0, 0, 0, 8, 0, 0, 0, 8, 0, 0}) // from sector 2048, as many again
+	copy(disk[446:], []byte{0x80, 0, 0, 0, 0x83, 0, 0, 0, 0, 8, 0, 0, 0, 8, 0, 0}) // 2048 sectors from sector 2048 on
 	copy(disk[510:], []byte{0x55, 0xaa})
 	ts.Check(os.WriteFile(ts.MkAbs(args[0]), disk, 0o644))
 }

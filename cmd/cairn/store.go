@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"strings"
 
 	"github.com/spf13/cobra"
 
 	"cairn/blob"
+	"cairn/internal/plaintext"
 	"cairn/store"
 	"cairn/store/keep"
 	"cairn/store/locate"
@@ -18,57 +20,51 @@ import (
 func newStore() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "store",
-		Short: "Look after a store: check and repair it, count what is in it, copy it",
-		Args:  onlyCommands,
+		Short: "Verify, repair, measure and copy stores",
+		Args:  requireCommand,
 		RunE:  func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
 	c.AddCommand(newStoreVerify(), newStoreStat(), newStoreCopy())
 	return c
 }
 
-// reading are the flags of commands that read whole stores.
-type reading struct {
+// wholeStores holds the flags of commands that read whole stores.
+type wholeStores struct {
+	access
 	fetches   int
 	rateLimit int64
-	digest    blob.Algorithm
-	given     bool   // the digest was
-	stores    stores // how to get into them, and how long to wait for them; its other fields are not used
+	digest    *blob.Algorithm // nil: detected
 }
 
-func (f *reading) add(c *cobra.Command) {
-	c.Flags().IntVar(&f.fetches, "fetches", 32, "how many `chunks` to ask a store for at once")
-	c.Flags().Var(amount(&f.rateLimit), "rate-limit", "read at most that many `bytes` a second")
-	c.Flags().Var(digestFlag{&f.digest}, "digest", "`name` of the hash: sha512-256 or sha256 (default: found out)")
+func (f *wholeStores) addFlags(c *cobra.Command) {
+	c.Flags().IntVar(&f.fetches, "fetches", 32, "number of `chunks` to request from a store at the same time")
+	c.Flags().Var(limitFlag(&f.rateLimit), "rate-limit", "read at most this many `bytes` per second")
+	digest := new(blob.Algorithm)
+	c.Flags().Var(digestFlag(digest), "digest", "`name` of the digest algorithm: sha512-256 or sha256 (default: detected)")
 	c.Flags().Lookup("digest").DefValue = ""
-	f.stores.addPatience(c)
-	f.stores.access.add(c)
+	f.addPatience(c)
+	f.access.addFlags(c)
 	checkRange(c, "fetches", &f.fetches, 1024)
-	check(c, func([]string) error {
-		f.given = c.Flags().Changed("digest")
+	addCheck(c, func([]string) error {
+		if c.Flags().Changed("digest") {
+			f.digest = digest
+		}
 		return nil
 	})
 }
 
-// algorithm is that of the digests, or nil when nobody has said it.
-func (f *reading) algorithm() *blob.Algorithm {
-	if f.given {
-		return &f.digest
-	}
-	return nil
-}
-
-// workers returns how many chunks are read and hashed at once. Those of a remote store wait for answers most of the time,
-// so there they are as many as the requests in flight.
-func (f *reading) workers(at locate.Location, jobs int) int {
+// workers returns how many chunks of a store are read and hashed at the same time. Workers of a remote store mostly wait
+// for answers, so there are at least as many of them as requests in flight.
+func (f *wholeStores) workers(at locate.Location, jobs int) int {
 	if at.Remote() {
 		return max(f.fetches, jobs)
 	}
 	return jobs
 }
 
-// openStore opens a store to read, and to list if it can be listed.
-func (f *reading) openStore(at locate.Location) (store.Reader, error) {
-	a, err := f.stores.open()
+// openReader opens a store to read, and to list if it can be listed.
+func (f *wholeStores) openReader(at locate.Location) (store.Reader, error) {
+	a, err := f.openAccess()
 	if err != nil {
 		return nil, err
 	}
@@ -76,20 +72,19 @@ func (f *reading) openStore(at locate.Location) (store.Reader, error) {
 	if err != nil {
 		return nil, absentHint(fmt.Errorf("opening store %s: %w", at, err), "check the store's location")
 	}
-	limited := r
 	if f.rateLimit > 0 {
-		limited = supply.NewRate(f.rateLimit).Limit(limited)
+		r = supply.NewRate(f.rateLimit).Limit(r)
 	}
 	if at.Remote() {
-		limited = store.Retry(limited, a.Retry)
+		r = store.Retry(r, a.Retry)
 	}
-	return limited, nil
+	return r, nil
 }
 
-// openGroup opens stores that stand in for each other. One that is not there is left out, unless none is.
-func (f *reading) openGroup(group []locate.Location) (readers []store.Reader, err error) {
+// openReaders opens stores with the same content. It leaves out those that cannot be opened, unless none can.
+func (f *wholeStores) openReaders(group []locate.Location) (readers []store.Reader, err error) {
 	for _, at := range group {
-		r, failed := f.openStore(at)
+		r, failed := f.openReader(at)
 		if failed != nil {
 			err = failed
 			if len(group) > 1 {
@@ -105,35 +100,22 @@ func (f *reading) openGroup(group []locate.Location) (readers []store.Reader, er
 	return readers, nil
 }
 
-// openBucket opens a store to write.
-func (f *reading) openBucket(at locate.Location, mode fs.FileMode) (store.Bucket, error) {
-	a, err := f.stores.open()
+// openBucket opens a store or directory to write. mode is that of new local files; 0 is the default.
+func (f *wholeStores) openBucket(at locate.Location, mode fs.FileMode) (store.Bucket, error) {
+	a, err := f.openAccess()
 	if err != nil {
 		return nil, err
 	}
 	a.Local.Mode = mode
 	b, err := a.OpenBucket(at)
 	if err != nil {
-		return nil, fmt.Errorf("opening %s: %w", at, unwritable(err))
+		return nil, fmt.Errorf("opening %s: %w", at, usageIfUnsupported(err))
 	}
 	return b, nil
 }
 
-// readIndexes reads many indexes.
-func (f *reading) readIndexes(ctx context.Context, locations []locate.Location) ([]*blob.Index, error) {
-	var indexes []*blob.Index
-	for _, at := range locations {
-		x, err := readIndex(ctx, at, f.stores.access)
-		if err != nil {
-			return nil, err
-		}
-		indexes = append(indexes, x)
-	}
-	return indexes, nil
-}
-
-// eachStore does something to each of the stores that stand in for each other. The failures of all count.
-func eachStore(ctx context.Context, group []locate.Location, do func(locate.Location) error) (err error) {
+// forEachStore runs do for each store of a group, and returns the errors of all.
+func forEachStore(ctx context.Context, group []locate.Location, do func(locate.Location) error) (err error) {
 	for _, at := range group {
 		if err = errors.Join(err, do(at)); ctx.Err() != nil {
 			break
@@ -142,37 +124,32 @@ func eachStore(ctx context.Context, group []locate.Location, do func(locate.Loca
 	return err
 }
 
-// wordMisuse makes a mistake in usage of the error of a store that cannot be listed or written as the command needs.
-func wordMisuse(c *cobra.Command, err error) error {
-	switch {
-	case errors.Is(err, keep.ErrCannotList):
-		return usageError{c, fmt.Errorf("%w: name indexes", err)}
-	case is[unwritableError](err):
-		return usageError{c, err}
-	}
-	return err
-}
-
-// checkIndexes refuses a second index from stdin, where the first n arguments are stores.
+// checkIndexes refuses a second index from stdin. The first n arguments are stores.
 func checkIndexes(c *cobra.Command, n int) {
-	checkStdio(c, func(u *users, args []string) {
+	checkStdioUse(c, func(u *stdioUsers, args []string) {
 		for _, location := range args[n:] {
-			u.reads("INDEX "+location, location)
+			u.addReader("INDEX "+location, location)
 		}
 	})
 }
 
-// tellOthers mentions objects that are no chunks.
-func tellOthers(what string, o keep.Others) {
+// findings is a list of at most keep.MostFindings findings for a result.
+type findings []keep.Finding
+
+func (l *findings) add(f keep.Finding) {
+	if len(*l) < keep.MostFindings {
+		*l = append(*l, f)
+	}
+}
+
+// logOtherObjects prints a note about objects in a store that are not its chunks.
+func logOtherObjects(kind string, o keep.Others) {
 	if o.Objects == 0 {
 		return
 	}
-	names := ""
-	for _, name := range o.First {
-		names += " " + name
-	}
+	names := strings.Join(o.First, " ")
 	if o.Objects > int64(len(o.First)) {
 		names += " and more"
 	}
-	say("note: objects that are %s: %d (%s):%s", what, o.Objects, size(o.Bytes), names)
+	logf("note: objects that are %s: %d (%s): %s", kind, o.Objects, plaintext.Size(o.Bytes), names)
 }

@@ -12,6 +12,7 @@ import (
 
 	"cairn/blob"
 	"cairn/blob/release"
+	"cairn/internal/plaintext"
 	"cairn/store"
 	"cairn/store/keep"
 	"cairn/store/locate"
@@ -19,10 +20,10 @@ import (
 
 type storeCopyFlags struct {
 	common
-	reading
+	wholeStores
 	compression
 	uploads   int
-	stores    [][]locate.Location // FROM and TO
+	stores    [][]locate.Location // FROM, TO
 	indexes   []locate.Location
 	indexesTo locate.Location
 }
@@ -31,37 +32,35 @@ func newStoreCopy() *cobra.Command {
 	var f storeCopyFlags
 	c := &cobra.Command{
 		Use:   "copy FROM TO [INDEX...]",
-		Short: "Copy the chunks of indexes, or all, from one store to another",
-		Long: `copy brings the chunks of the indexes, or without indexes all that FROM holds, to the store TO, as far as they are
-not there yet. Each is hashed before it is written. Compressed chunks stay as they are, unless casync could not
-read them. What was copied stays when copy is interrupted; run it again to do the rest.
+		Short: "Copy chunks from one store to another: all, or those of indexes",
+		Long: `copy copies the chunks of the indexes, or without indexes all chunks of FROM, to the store TO, unless TO holds them.
+Every chunk is verified before it is written. Compressed chunks stay as they are, unless casync cannot read them.
+Copied chunks stay when copy is interrupted. Run it again to copy the rest.
 
---indexes-to copies the indexes too, each when all of its chunks are on the medium: what a mirror, or a site
-without a network, needs. Exit status 3 says that chunks are damaged in FROM, 4 that some are missing; the others
-are copied.`,
+--indexes-to also copies the indexes, for example to a mirror or for a site without a network. It writes an index
+when all of its chunks are on the medium. Exit status 3 says that chunks in FROM are damaged, and 4 that some are
+missing. The other chunks are copied.`,
 		Example: `  cairn store copy https://images.example.com/default.castr /media/usb/default.castr \
       https://images.example.com/v2.caibx --indexes-to /media/usb
   cairn store copy /srv/images/default.castr s3://mirror/default.castr`,
-		Args: arguments(cobra.MinimumNArgs(2)),
-		RunE: func(c *cobra.Command, _ []string) error {
-			return wordMisuse(c, runStoreCopy(c.Context(), c.OutOrStdout(), f))
-		},
+		Args: checkArgs(cobra.MinimumNArgs(2)),
+		RunE: func(c *cobra.Command, _ []string) error { return runStoreCopy(c.Context(), c.OutOrStdout(), f) },
 	}
-	f.common.add(c)
-	f.reading.add(c)
+	f.common.addFlags(c)
+	f.wholeStores.addFlags(c)
 	addUploads(c, &f.uploads)
-	f.compression.add(c, "zstd `level` for chunks that are compressed anew, 1 to 22")
+	f.compression.addFlags(c, "zstd `level` of chunks that are compressed again, 1 to 22")
 	storeArgs(c, &f.stores, 2)
-	indexArgs(c, &f.indexes, 2, 0)
-	c.Flags().Var(locationFlag(&f.indexesTo), "indexes-to", "`location` to copy the indexes to: a directory, or a URL like one")
-	check(c, func([]string) error { return f.check() })
+	indexArgs(c, &f.indexes, 2)
+	c.Flags().Var(locationFlag(&f.indexesTo), "indexes-to", "`location` of the directory to copy the indexes to: a path or URL")
+	addCheck(c, func([]string) error { return f.checkLocations() })
 	checkIndexes(c, 2)
 	return c
 }
 
-func (f *storeCopyFlags) check() error {
+func (f *storeCopyFlags) checkLocations() error {
 	if len(f.stores[0]) > 1 && len(f.indexes) == 0 {
-		return errors.New("stores that stand in for each other are not listed as one: name indexes")
+		return errors.New("several stores A|B are not listed as one: name indexes")
 	}
 	if _, err := onlyStore("TO", f.stores[1]); err != nil {
 		return err
@@ -71,20 +70,14 @@ func (f *storeCopyFlags) check() error {
 		return nil
 	case f.indexesTo.IsStream():
 		return errors.New("--indexes-to: it is a directory or a URL, not stdout; a directory of that name is ./-")
-	}
-	if len(f.indexes) == 0 || slices.ContainsFunc(f.indexes, locate.Location.IsStream) {
+	case len(f.indexes) == 0 || slices.ContainsFunc(f.indexes, locate.Location.IsStream):
 		return errors.New("--indexes-to: name the indexes to copy")
 	}
-	return checkNamesDiffer(f.indexes)
-}
-
-// checkNamesDiffer refuses indexes that could not be copied to one place, as one would replace another.
-func checkNamesDiffer(indexes []locate.Location) error {
 	named := map[string]locate.Location{}
-	for _, index := range indexes {
+	for _, index := range f.indexes {
 		_, name, err := index.Split()
 		if err != nil {
-			continue // reading it says why
+			continue // reading the index reports it
 		}
 		if other, is := named[name]; is && other.Sum() != index.Sum() {
 			return fmt.Errorf("--indexes-to: two of the indexes are called %q", name)
@@ -94,22 +87,22 @@ func checkNamesDiffer(indexes []locate.Location) error {
 	return nil
 }
 
-// storeCopied is what store copy --json prints.
-type storeCopied struct {
+// storeCopyResult is the output of store copy --json.
+type storeCopyResult struct {
 	From string          `json:"from"`
 	To   locate.Location `json:"to"`
 	keep.CopyReport
-	Indexes  []locate.Location `json:"indexes,omitempty"`  // that were copied
-	Findings []keep.Finding    `json:"findings,omitempty"` // the first of them
+	Indexes  []locate.Location `json:"indexes,omitempty"` // copied ones
+	Findings findings          `json:"findings,omitempty"`
 	Seconds  float64           `json:"seconds"`
 }
 
 func runStoreCopy(ctx context.Context, stdout io.Writer, f storeCopyFlags) error {
-	indexes, err := f.readIndexes(ctx, f.indexes)
+	indexes, err := readIndexes(ctx, f.indexes, f.access)
 	if err != nil {
 		return err
 	}
-	from, err := f.openGroup(f.stores[0])
+	from, err := f.openReaders(f.stores[0])
 	if err != nil {
 		return err
 	}
@@ -121,28 +114,32 @@ func runStoreCopy(ctx context.Context, stdout io.Writer, f storeCopyFlags) error
 	if err != nil {
 		return err
 	}
-	result := storeCopied{From: joinLocations(f.stores[0], "|"), To: f.stores[1][0]}
-	if err := f.copy(ctx, from, to, indexes, &result); err != nil {
-		return fmt.Errorf("copying %s to %s: %w", result.From, result.To, err)
+	r := storeCopyResult{From: joinLocations(f.stores[0], "|"), To: f.stores[1][0]}
+	if err := f.copyChunks(ctx, from, to, indexes, &r); err != nil {
+		return fmt.Errorf("copying %s to %s: %w", r.From, r.To, err)
 	}
 	for i, x := range indexes {
-		if outlets == nil || !result.Whole[i] {
+		if outlets == nil || !r.Whole[i] {
 			continue
 		}
 		if err := outlets[i].Publish(ctx, x); err != nil {
-			return f.wrapCopying(i, err)
+			return f.indexError(i, err)
 		}
-		result.Indexes = append(result.Indexes, f.indexes[i])
+		r.Indexes = append(r.Indexes, f.indexes[i])
 	}
 	if f.json {
-		err = writeJSON(stdout, result)
-	} else {
-		tellCopied(result)
+		return errors.Join(writeJSON(stdout, r), r.failure())
 	}
-	return errors.Join(err, result.failure())
+	logf("copied %s (%s) from %s to %s, which held %s already",
+		plaintext.Count(r.Copied.Chunks, "chunk"), plaintext.Size(r.Copied.Bytes), r.From, r.To, plaintext.Count(r.Held, "chunk"))
+	if len(r.Indexes) > 0 {
+		logf("copied %s", joinLocations(r.Indexes, ", "))
+	}
+	return r.failure()
 }
 
-// openOutlets opens where the indexes are copied to, if they are, and finds out early that they can be.
+// openOutlets opens the outlets of the indexes before the job, so that a directory that cannot be written is found
+// early. Without --indexes-to there are none.
 func (f *storeCopyFlags) openOutlets(ctx context.Context) ([]*release.Outlet, error) {
 	const mode = fs.FileMode(0o644)
 	if f.indexesTo.IsZero() {
@@ -156,25 +153,26 @@ func (f *storeCopyFlags) openOutlets(ctx context.Context) ([]*release.Outlet, er
 	for i, index := range f.indexes {
 		_, name, err := index.Split()
 		if err == nil {
-			outlets[i], err = release.OutletIn(ctx, b, f.indexesTo, name, release.OutletOptions{Notes: notePublished})
+			outlets[i], err = release.OutletIn(ctx, b, f.indexesTo, name, release.OutletOptions{Notes: logReleaseNote})
 		}
 		if err != nil {
-			return nil, f.wrapCopying(i, err)
+			return nil, f.indexError(i, err)
 		}
 	}
 	return outlets, nil
 }
 
-func (f *storeCopyFlags) wrapCopying(i int, err error) error {
+func (f *storeCopyFlags) indexError(i int, err error) error {
 	return fmt.Errorf("copying index %s to %s: %w", f.indexes[i], f.indexesTo, err)
 }
 
-func (f *storeCopyFlags) copy(ctx context.Context, from []store.Reader, to store.Bucket, indexes []*blob.Index, result *storeCopied) (err error) {
+// copyChunks copies the chunks, and fills in the result.
+func (f *storeCopyFlags) copyChunks(ctx context.Context, from []store.Reader, to store.Bucket, indexes []*blob.Index, r *storeCopyResult) (err error) {
 	o := keep.CopyOptions{
-		Algorithm: f.algorithm(), Indexes: indexes, Else: from[1:], Workers: f.workers(f.stores[0][0], f.jobs),
+		Algorithm: f.digest, Indexes: indexes, Else: from[1:], Workers: f.workers(f.stores[0][0], f.jobs),
 		Writer: f.writerOptions(),
 	}
-	if result.To.Remote() {
+	if r.To.Remote() {
 		o.Writer.Uploads = f.uploads
 		o.Workers = max(o.Workers, f.uploads)
 	}
@@ -182,38 +180,29 @@ func (f *storeCopyFlags) copy(ctx context.Context, from []store.Reader, to store
 	if len(indexes) > 0 {
 		total = keep.DistinctBytes(indexes)
 	}
-	p := newProgress(f.progress, fmt.Sprintf("copying %s to %s", result.From, result.To), total)
-	o.Show = func(r keep.CopyReport) { p.show(r.Done, chunks(r.Copied.Chunks, "copied"), r) }
+	p := newProgress(f.progress, fmt.Sprintf("copying %s to %s", r.From, r.To), total)
+	o.Show = func(r keep.CopyReport) { p.show(r.Done, plaintext.Count(r.Copied.Chunks, "copied chunk"), r) }
 	o.Found = func(found keep.Finding) {
-		if len(result.Findings) < keep.MostFindings {
-			result.Findings = append(result.Findings, found)
-		}
+		r.Findings.add(found)
 		if !f.json {
-			say("%s: %s", found.Kind, found.Why)
+			logf("%s: %s", found.Kind, found.Why)
 		}
 	}
-	result.CopyReport, err = keep.Copy(ctx, from[0], to, o)
+	r.CopyReport, err = keep.Copy(ctx, from[0], to, o)
 	p.end()
-	result.Seconds = p.took().Seconds()
+	r.Seconds = p.elapsed().Seconds()
 	return err
 }
 
-func tellCopied(r storeCopied) {
-	say("copied %s (%s) from %s to %s, which held %s already", chunks(r.Copied.Chunks), size(r.Copied.Bytes), r.From, r.To, chunks(r.Held))
-	if len(r.Indexes) > 0 {
-		say("copied %s", joinLocations(r.Indexes, ", "))
-	}
-}
-
-// failure says what could not be copied.
-func (r storeCopied) failure() error {
+// failure returns the error about chunks that could not be copied.
+func (r storeCopyResult) failure() error {
 	bad := r.Bad()
 	switch {
 	case bad == 0:
 		return nil
 	case r.Missing == bad:
-		return hintError{fmt.Errorf("%s lacks %s: %w", r.From, chunks(bad), store.ErrNotFound), "what it has was copied; copy the rest from another store"}
+		return hintError{fmt.Errorf("%s lacks %s: %w", r.From, plaintext.Count(bad, "chunk"), store.ErrNotFound), "all its other chunks were copied; copy the rest from another store"}
 	}
 	return damagedError{fmt.Sprintf("%s could not be copied from %s: %d damaged, %d empty, %d missing, %d of unknown compression",
-		chunks(bad), r.From, r.Damaged, r.Empty, r.Missing, r.Unknown)}
+		plaintext.Count(bad, "chunk"), r.From, r.Damaged, r.Empty, r.Missing, r.Unknown)}
 }

@@ -13,7 +13,7 @@ import (
 	"cairn/store/locate"
 )
 
-// TestCopyFindingsAreBounded: of a store that has lost everything not everything is kept in memory.
+// TestCopyFindingsAreBounded: the findings of a store that lacks all chunks are not all kept in memory.
 func TestCopyFindingsAreBounded(t *testing.T) {
 	builder, err := blob.NewBuilder(blob.SHA256, blob.Params{Min: 1, Avg: 1, Max: 1})
 	if err != nil {
@@ -25,18 +25,18 @@ func TestCopyFindingsAreBounded(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	var told bytes.Buffer
-	stderr = &told
+	var messages bytes.Buffer
+	stderr = &messages
 	defer func() { stderr = os.Stderr }()
 	var f storeCopyFlags
 	f.jobs, f.progress, f.level = 2, progressNone, 3
 	f.stores = [][]locate.Location{{locate.Path("a")}, {locate.Path("b")}}
-	var result storeCopied
-	if err := f.copy(t.Context(), []store.Reader{new(mem.Bucket)}, new(mem.Bucket), []*blob.Index{builder.Index()}, &result); err != nil {
+	var result storeCopyResult
+	if err := f.copyChunks(t.Context(), []store.Reader{new(mem.Bucket)}, new(mem.Bucket), []*blob.Index{builder.Index()}, &result); err != nil {
 		t.Fatal(err)
 	}
-	if n := bytes.Count(told.Bytes(), []byte("missing: ")); n != lost || result.Missing != lost {
-		t.Errorf("%d chunks are said to be missing, %d counted, want %d", n, result.Missing, lost)
+	if n := bytes.Count(messages.Bytes(), []byte("missing: ")); n != lost || result.Missing != lost {
+		t.Errorf("%d messages about missing chunks, %d counted, want %d", n, result.Missing, lost)
 	}
 	if len(result.Findings) > keep.MostFindings {
 		t.Errorf("%d findings are kept, want %d at most", len(result.Findings), keep.MostFindings)

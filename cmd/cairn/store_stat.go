@@ -8,43 +8,49 @@ import (
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 
+	"cairn/internal/plaintext"
 	"cairn/store/keep"
 	"cairn/store/locate"
 )
 
+type storeStatFlags struct {
+	common
+	wholeStores
+	stores  [][]locate.Location // one group
+	indexes []locate.Location
+}
+
 func newStoreStat() *cobra.Command {
-	var f reading
-	var o common
-	var stores [][]locate.Location // one group
-	var indexes []locate.Location
+	var f storeStatFlags
 	c := &cobra.Command{
 		Use:   "stat LOCATION [INDEX...]",
-		Short: "What a store holds, and what of it belongs to which index",
-		Long: `stat lists a store and counts its chunks. With indexes it tells for each how many bytes the store keeps for it,
-how many for it alone (what would become free without it), and how many of its chunks are not there; and what
-belongs to none of them. A web server cannot be listed: it is asked for each chunk of the indexes.`,
+		Short: "Count the chunks of a store, and of each index in it",
+		Long: `stat lists a store and counts its chunks. With indexes, it prints for each index how many bytes the store holds of
+its chunks, how many of these belong to no other index (removing it would free them), and how many of its chunks are
+missing. It also prints the bytes that belong to no index. A web server cannot be listed: stat asks it for each chunk
+of the indexes.`,
 		Example: `  cairn store stat /srv/images/default.castr
   cairn store stat s3://images/default.castr v1.caibx v2.caibx --json`,
-		Args: arguments(cobra.MinimumNArgs(1)),
+		Args: checkArgs(cobra.MinimumNArgs(1)),
 		RunE: func(c *cobra.Command, _ []string) error {
-			return eachStore(c.Context(), stores[0], func(at locate.Location) error {
-				return wordMisuse(c, runStoreStat(c.Context(), c.OutOrStdout(), f, o, at, indexes))
+			return forEachStore(c.Context(), f.stores[0], func(at locate.Location) error {
+				return runStoreStat(c.Context(), c.OutOrStdout(), f, at)
 			})
 		},
 	}
-	o.add(c)
-	f.add(c)
-	storeArgs(c, &stores, 1)
-	indexArgs(c, &indexes, 1, 0)
-	for _, idle := range []string{"rate-limit", "digest", "jobs"} { // nothing is read or hashed
-		c.Flags().Lookup(idle).Hidden = true
+	f.common.addFlags(c)
+	f.wholeStores.addFlags(c)
+	storeArgs(c, &f.stores, 1)
+	indexArgs(c, &f.indexes, 1)
+	for _, unused := range []string{"rate-limit", "digest", "jobs"} { // stat reads and hashes no chunk
+		c.Flags().Lookup(unused).Hidden = true
 	}
 	checkIndexes(c, 1)
 	return c
 }
 
-// storeStat is what store stat --json prints.
-type storeStat struct {
+// storeStatResult is the output of store stat --json.
+type storeStatResult struct {
 	Store locate.Location `json:"store"`
 	keep.StatReport
 	Indexes []namedStat `json:"indexes,omitempty"`
@@ -55,67 +61,66 @@ type namedStat struct {
 	keep.IndexStat
 }
 
-func runStoreStat(ctx context.Context, stdout io.Writer, f reading, o common, at locate.Location, names []locate.Location) error {
-	indexes, err := f.readIndexes(ctx, names)
+func runStoreStat(ctx context.Context, stdout io.Writer, f storeStatFlags, at locate.Location) error {
+	indexes, err := readIndexes(ctx, f.indexes, f.access)
 	if err != nil {
 		return err
 	}
-	r, err := f.openStore(at)
+	reader, err := f.openReader(at)
 	if err != nil {
 		return err
 	}
-	p := newProgress(o.progress, "counting "+at.String(), -1)
-	report, err := keep.Stat(ctx, r, keep.StatOptions{Indexes: indexes, Workers: f.fetches,
-		Show: func(n int64) { p.show(0, chunks(n), n) }})
+	p := newProgress(f.progress, "counting "+at.String(), -1)
+	report, err := keep.Stat(ctx, reader, keep.StatOptions{Indexes: indexes, Workers: f.fetches,
+		Show: func(n int64) { p.show(0, plaintext.Count(n, "chunk"), n) }})
 	p.end()
 	if err != nil {
 		return err
 	}
-	s := storeStat{Store: at, StatReport: report}
+	r := storeStatResult{Store: at, StatReport: report}
 	for i, x := range report.Indexes {
-		s.Indexes = append(s.Indexes, namedStat{names[i], x})
+		r.Indexes = append(r.Indexes, namedStat{f.indexes[i], x})
 	}
-	if o.json {
-		return writeJSON(stdout, s)
+	if f.json {
+		return writeJSON(stdout, r)
 	}
-	return printStoreStat(stdout, s)
+	return printStoreStat(stdout, r)
 }
 
-func printStoreStat(w io.Writer, s storeStat) error {
+func printStoreStat(w io.Writer, r storeStatResult) error {
 	rows := [][]string{
-		{"store", s.Store.String()},
-		{"chunks", fmt.Sprintf("%s, %s stored", humanize.Comma(s.Chunks), size(s.Bytes))},
+		{"store", r.Store.String()},
+		{"chunks", fmt.Sprintf("%s, %s stored", humanize.Comma(r.Chunks), plaintext.Size(r.Bytes))},
 	}
-	if !s.Listed {
+	if !r.Listed {
 		rows[1][1] += " (of the indexes; the store cannot be listed)"
 	}
-	if s.Plain > 0 {
-		rows = append(rows, []string{"not compressed", humanize.Comma(s.Plain)})
+	if r.Plain > 0 {
+		rows = append(rows, []string{"not compressed", humanize.Comma(r.Plain)})
 	}
-	if s.Empty > 0 {
-		rows = append(rows, []string{"empty", humanize.Comma(s.Empty)})
+	if r.Empty > 0 {
+		rows = append(rows, []string{"empty", humanize.Comma(r.Empty)})
 	}
-	if len(s.Indexes) > 0 {
-		rows = append(rows, []string{"images", fmt.Sprintf("%s, of different chunks %s, stored in %s", size(s.ImageBytes), size(s.DistinctBytes), size(s.Bytes-s.Unreferenced.Bytes))})
+	if len(r.Indexes) > 0 {
+		rows = append(rows, []string{"images", fmt.Sprintf("%s, of different chunks %s, stored in %s",
+			plaintext.Size(r.ImageBytes), plaintext.Size(r.DistinctBytes), plaintext.Size(r.Bytes-r.Unreferenced.Bytes))})
 	}
-	if len(s.Indexes) > 0 && s.Listed {
-		rows = append(rows, []string{"in no index", fmt.Sprintf("%s, %s stored", chunks(s.Unreferenced.Chunks), size(s.Unreferenced.Bytes))})
+	if len(r.Indexes) > 0 && r.Listed {
+		rows = append(rows, []string{"in no index", fmt.Sprintf("%s, %s stored",
+			plaintext.Count(r.Unreferenced.Chunks, "chunk"), plaintext.Size(r.Unreferenced.Bytes))})
 	}
-	if err := table(w, rows); err != nil {
+	if err := plaintext.WriteTable(w, rows); err != nil {
 		return err
 	}
-	tellOthers("called like chunks, in wrong directories", s.Misnamed)
-	tellOthers("no chunks", s.Foreign)
-	return printIndexStats(w, s.Indexes)
-}
-
-func printIndexStats(w io.Writer, indexes []namedStat) error {
-	if len(indexes) == 0 {
+	logOtherObjects("called like chunks, in wrong directories", r.Misnamed)
+	logOtherObjects("no chunks", r.Foreign)
+	if len(r.Indexes) == 0 {
 		return nil
 	}
-	rows := [][]string{nil, {"index", "image", "different", "stored", "alone", "missing"}}
-	for _, x := range indexes {
-		rows = append(rows, []string{x.Index.String(), size(x.ImageBytes), size(x.DistinctBytes), size(x.Stored.Bytes), size(x.Exclusive.Bytes), humanize.Comma(x.Missing)})
+	rows = [][]string{nil, {"index", "image", "different", "stored", "alone", "missing"}}
+	for _, x := range r.Indexes {
+		rows = append(rows, []string{x.Index.String(), plaintext.Size(x.ImageBytes), plaintext.Size(x.DistinctBytes),
+			plaintext.Size(x.Stored.Bytes), plaintext.Size(x.Exclusive.Bytes), humanize.Comma(x.Missing)})
 	}
-	return table(w, rows)
+	return plaintext.WriteTable(w, rows)
 }

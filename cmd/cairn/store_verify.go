@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"cairn/internal/plaintext"
 	"cairn/store"
 	"cairn/store/keep"
 	"cairn/store/locate"
@@ -16,105 +17,106 @@ import (
 
 type storeVerifyFlags struct {
 	common
-	reading
-	stores  [][]locate.Location // one group
-	indexes []locate.Location
-	state   string
-	restart bool
-	repair  [][]locate.Location
-	remove  bool
+	wholeStores
+	stores     [][]locate.Location // one group
+	indexes    []locate.Location
+	state      string
+	stateGiven bool // print a warning when state cannot be used
+	restart    bool
+	repair     [][]locate.Location
+	remove     bool
 }
 
 func newStoreVerify() *cobra.Command {
 	var f storeVerifyFlags
-	quiet := true
 	c := &cobra.Command{
 		Use:   "verify LOCATION [INDEX...]",
-		Short: "Read and hash every chunk of a store again; repair it from others",
-		Long: `verify reads every chunk of a store, or only those of the indexes, and compares it with the digest that it is
-named by. What is damaged, empty or misnamed is listed on stdout; objects that are no chunks are mentioned. Exit
-status 3 says that something is damaged or missing now, 6 that all that was damaged is removed, 0 that the store is
-whole, also when it was repaired.
+		Short: "Verify every chunk of a store; repair it from other stores",
+		Long: `verify reads and hashes every chunk of a store, or only the chunks of the indexes. It lists damaged, empty and
+misnamed chunks on stdout, and prints a note about other objects.
 
---repair replaces damaged, empty and missing chunks by those of another store, which are hashed before.
---remove-damaged takes away what could not be repaired, so that the next make stores those chunks anew: a damaged
-chunk is of no use to readers, and makes writers believe that it is there. Nothing else is ever removed. Until
-the next make or --repair the store lacks those chunks (exit status 6).
+--repair replaces damaged, empty and missing chunks by those of another store, after it verified them.
+--remove-damaged removes damaged and empty chunks that could not be repaired. Readers cannot use a damaged chunk, and
+make does not store it again as long as it is there. verify never removes anything else. The store lacks the removed
+chunks until the next make or --repair.
 
-A verify that was interrupted is gone on with: how far it came is kept in --state, and forgotten at its end. It
-begins anew for another store, other indexes or another --repair, --remove-damaged or --digest, and with --restart.
-Chunks that were written since, before the place it came to, are not looked at.`,
+Exit status 0 says that the store is intact, perhaps after repairs, 3 that chunks are damaged or missing now, and 6
+that all damaged chunks were removed.
+
+An interrupted verify continues where it stopped. It keeps this place in --state, and removes it at the end. It starts
+again with --restart, and for another store, other indexes, or another --repair, --remove-damaged or --digest. It does
+not see chunks that were written before that place since.`,
 		Example: `  cairn store verify /srv/images/default.castr
   cairn store verify /srv/images/default.castr --repair https://mirror.example.com/default.castr
   cairn store verify s3://images/default.castr v2.caibx`,
-		Args: arguments(cobra.MinimumNArgs(1)),
+		Args: checkArgs(cobra.MinimumNArgs(1)),
 		RunE: func(c *cobra.Command, _ []string) error {
-			quiet = !c.Flags().Changed("state")
-			return eachStore(c.Context(), f.stores[0], func(at locate.Location) error {
-				return wordMisuse(c, runStoreVerify(c.Context(), c.OutOrStdout(), f, quiet, at))
+			f.stateGiven = c.Flags().Changed("state")
+			return forEachStore(c.Context(), f.stores[0], func(at locate.Location) error {
+				return runStoreVerify(c.Context(), c.OutOrStdout(), f, at)
 			})
 		},
 	}
-	f.common.add(c)
-	f.reading.add(c)
+	f.common.addFlags(c)
+	f.wholeStores.addFlags(c)
 	storeArgs(c, &f.stores, 1)
-	indexArgs(c, &f.indexes, 1, 0)
+	indexArgs(c, &f.indexes, 1)
 	flags := c.Flags()
-	flags.StringVar(&f.state, "state", defaultState, "`directory` that remembers how far it came; \"\" for none")
-	flags.BoolVar(&f.restart, "restart", false, "begin anew, wherever an earlier run was interrupted")
-	flags.Var(groupsFlag(&f.repair), "repair", "`location` of a store to repair from; repeatable, tried in order")
+	flags.StringVar(&f.state, "state", defaultState, "`directory` that remembers the place of an interrupted run; \"\" for none")
+	flags.BoolVar(&f.restart, "restart", false, "start at the beginning, wherever an earlier run was interrupted")
+	flags.Var(groupsFlag(&f.repair), "repair", "`location` of a store to repair from; repeatable, asked in order")
 	flags.BoolVar(&f.remove, "remove-damaged", false, "remove damaged and empty chunks that are not repaired")
 	checkIndexes(c, 1)
 	return c
 }
 
-// storeVerified is what store verify --json prints.
-type storeVerified struct {
+// storeVerifyResult is the output of store verify --json.
+type storeVerifyResult struct {
 	Store locate.Location `json:"store"`
 	keep.VerifyReport
-	Findings []keep.Finding `json:"findings"` // the first of them
-	Seconds  float64        `json:"seconds"`  // of this run
+	Findings findings `json:"findings"`
+	Seconds  float64  `json:"seconds"` // of this run
 }
 
-func runStoreVerify(ctx context.Context, stdout io.Writer, f storeVerifyFlags, quiet bool, at locate.Location) error {
-	indexes, err := f.readIndexes(ctx, f.indexes)
+func runStoreVerify(ctx context.Context, stdout io.Writer, f storeVerifyFlags, at locate.Location) error {
+	indexes, err := readIndexes(ctx, f.indexes, f.access)
 	if err != nil {
 		return err
 	}
-	r, err := f.openStore(at)
+	reader, err := f.openReader(at)
 	if err != nil {
 		return err
 	}
-	o := keep.VerifyOptions{Algorithm: f.algorithm(), Indexes: indexes, Workers: f.workers(at, f.jobs), Remove: f.remove}
+	o := keep.VerifyOptions{Algorithm: f.digest, Indexes: indexes, Workers: f.workers(at, f.jobs), Remove: f.remove}
 	if err := f.openRepair(at, &o); err != nil {
 		return err
 	}
-	kept := f.checkpoint(at, o)
+	checkpoint := f.newCheckpoint(at, o)
 	if f.restart {
-		kept.Remove()
+		checkpoint.Remove()
 	}
-	result := storeVerified{Store: at, Findings: []keep.Finding{}}
-	err = f.verify(ctx, stdout, r, o, kept, quiet, &result)
+	r := storeVerifyResult{Store: at, Findings: findings{}}
+	err = f.verifyChunks(ctx, stdout, reader, o, checkpoint, &r)
 	switch {
 	case errors.Is(err, errors.ErrUnsupported):
-		return unwritableError{err}
+		return usageError{err}
 	case err != nil:
-		return fmt.Errorf("verifying %s: %w", result.Store, err)
+		return fmt.Errorf("verifying %s: %w", at, err)
 	}
-	kept.Remove()
+	checkpoint.Remove()
 	if f.json {
-		err = writeJSON(stdout, result)
-	} else {
-		tellOthers("no chunks", result.Foreign)
-		tellVerified(result)
+		return errors.Join(writeJSON(stdout, r), r.failure())
 	}
-	return errors.Join(err, result.failure())
+	logOtherObjects("no chunks", r.Foreign)
+	logf("verified %s (%s stored) in %s: %d damaged, %d empty, %d missing, %d repaired, %d removed",
+		plaintext.Count(r.Chunks, "chunk"), plaintext.Size(r.Bytes), r.Store, r.Damaged, r.Empty, r.Missing, r.Repaired, r.Removed)
+	return r.failure()
 }
 
-// openRepair opens what to repair from, and the store again if it is to be changed.
+// openRepair opens the stores to repair from, and the verified store to write if it may be changed.
 func (f *storeVerifyFlags) openRepair(at locate.Location, o *keep.VerifyOptions) error {
 	for _, group := range f.repair {
-		readers, err := f.openGroup(group)
+		readers, err := f.openReaders(group)
 		if err != nil {
 			return err
 		}
@@ -123,70 +125,67 @@ func (f *storeVerifyFlags) openRepair(at locate.Location, o *keep.VerifyOptions)
 	if !f.remove && len(f.repair) == 0 {
 		return nil
 	}
-	b, err := f.openBucket(at, 0) // it was there to be read
+	b, err := f.openBucket(at, 0) // openReader found the store
 	o.Bucket = b
 	return err
 }
 
-func (f *storeVerifyFlags) verify(ctx context.Context, stdout io.Writer, r store.Reader, o keep.VerifyOptions, kept keep.Checkpoint, quiet bool, result *storeVerified) (err error) {
+// newCheckpoint returns the checkpoint of a verify with these options.
+func (f *storeVerifyFlags) newCheckpoint(at locate.Location, o keep.VerifyOptions) keep.Checkpoint {
+	var stores []string
+	for _, l := range append([]locate.Location{at}, slices.Concat(f.repair...)...) {
+		stores = append(stores, fmt.Sprintf("%x", l.Sum())) // a location may contain a password
+	}
+	return keep.NewCheckpoint(f.state, o, stores...)
+}
+
+// verifyChunks verifies the chunks from the checkpoint on, and fills in the result.
+func (f *storeVerifyFlags) verifyChunks(
+	ctx context.Context, stdout io.Writer, reader store.Reader, o keep.VerifyOptions, checkpoint keep.Checkpoint, r *storeVerifyResult,
+) (err error) {
 	o.Found = func(found keep.Finding) {
-		if len(result.Findings) < keep.MostFindings {
-			result.Findings = append(result.Findings, found)
-		}
+		r.Findings.add(found)
 		if !f.json {
 			printFinding(stdout, found)
 		}
 	}
-	if o.After = kept.Load(); o.After != nil {
-		say("going on behind %s, as an earlier run left it: %s", o.After.Digest, chunks(o.After.Report.Chunks, "verified"))
+	if o.After = checkpoint.Load(); o.After != nil {
+		logf("going on behind %s, as an earlier run left it: %s", o.After.Digest, plaintext.Count(o.After.Report.Chunks, "verified chunk"))
 	}
+	warn := f.stateGiven
 	o.Done = func(m keep.Mark) error {
-		if err := kept.Save(m); err != nil && !quiet {
-			say("warning: cannot remember how far the store is verified: %v", err)
-			quiet = true
+		if err := checkpoint.Save(m); err != nil && warn {
+			logf("warning: cannot remember how far the store is verified: %v", err)
+			warn = false
 		}
 		return nil
 	}
-	p := newProgress(f.progress, "verifying "+result.Store.String(), -1)
-	o.Show = func(r keep.VerifyReport) { p.show(r.Bytes, chunks(r.Chunks), r) }
-	result.VerifyReport, err = keep.Verify(ctx, r, o)
+	p := newProgress(f.progress, "verifying "+r.Store.String(), -1)
+	o.Show = func(r keep.VerifyReport) { p.show(r.Bytes, plaintext.Count(r.Chunks, "chunk"), r) }
+	r.VerifyReport, err = keep.Verify(ctx, reader, o)
 	p.end()
-	result.Seconds = p.took().Seconds()
+	r.Seconds = p.elapsed().Seconds()
 	return err
 }
 
-func printFinding(w io.Writer, t keep.Finding) {
-	line := fmt.Sprintf("%-8s  %s", t.Kind, t.Name)
-	if t.Fate != keep.Left {
-		line += "  " + string(t.Fate)
+func printFinding(w io.Writer, f keep.Finding) {
+	line := fmt.Sprintf("%-8s  %s", f.Kind, f.Name)
+	if f.Fate != keep.Left {
+		line += "  " + string(f.Fate)
 	}
 	fmt.Fprintln(w, line)
 }
 
-func tellVerified(r storeVerified) {
-	say("verified %s (%s stored) in %s: %d damaged, %d empty, %d missing, %d repaired, %d removed",
-		chunks(r.Chunks), size(r.Bytes), r.Store, r.Damaged, r.Empty, r.Missing, r.Repaired, r.Removed)
-}
-
-// failure says what is not right in the end.
-func (r storeVerified) failure() error {
+// failure returns the error about a store that lacks chunks after the run.
+func (r storeVerifyResult) failure() error {
 	switch {
 	case r.Bad() > r.Removed:
-		err := damagedError{fmt.Sprintf("%s is not whole: %s damaged, empty or missing", r.Store, chunks(r.Bad()-r.Removed))}
-		return hintError{err, "--repair STORE replaces what another store holds whole; --remove-damaged lets make store the rest anew"}
+		err := damagedError{fmt.Sprintf("%s is not whole: %s damaged, empty or missing", r.Store, plaintext.Count(r.Bad()-r.Removed, "chunk"))}
+		return hintError{err, "--repair STORE replaces them by the chunks of another store; --remove-damaged lets make store them again"}
 	case r.Unknown > 0:
-		return hintError{fmt.Errorf("%s in %s compressed in a way that cannot be read", chunks(r.Unknown), r.Store), "name the indexes that they belong to"}
+		return hintError{fmt.Errorf("%s in %s compressed in a way that cannot be read", plaintext.Count(r.Unknown, "chunk"), r.Store), "name the indexes that they belong to"}
 	case r.Removed > 0:
-		return mendedError{fmt.Sprintf("%s was mended: what was damaged is removed, and it lacks %s", r.Store, chunks(r.Removed))}
+		return mendedError{fmt.Sprintf("%s was mended: what was damaged is removed, and it lacks %s", r.Store, plaintext.Count(r.Removed, "chunk"))}
 	}
 	return nil
-}
-
-// checkpoint keeps how far a verify with these options comes.
-func (f *storeVerifyFlags) checkpoint(at locate.Location, o keep.VerifyOptions) keep.Checkpoint {
-	var stores []string
-	for _, l := range append([]locate.Location{at}, slices.Concat(f.repair...)...) {
-		stores = append(stores, fmt.Sprintf("%x", l.Sum())) // a location may hold a password
-	}
-	return keep.NewCheckpoint(f.state, o, stores...)
 }

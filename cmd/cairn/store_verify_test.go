@@ -16,8 +16,8 @@ import (
 	"cairn/store/locate"
 )
 
-// TestStoreVerifyGoesOn: a run that was interrupted is gone on with, its findings come again, and at the end
-// nothing is remembered.
+// TestStoreVerifyGoesOn continues an interrupted run: it prints the earlier findings again, and the state is removed at
+// the end.
 func TestStoreVerifyGoesOn(t *testing.T) {
 	dir := t.TempDir()
 	b, err := local.Create(filepath.Join(dir, "store"), local.Options{})
@@ -28,12 +28,12 @@ func TestStoreVerifyGoesOn(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const n = 4200 // more than are listed in one go
+	const n = 4200 // more than one stretch
 	for i := range n {
 		data := []byte{byte(i), byte(i >> 8)}
 		d := blob.SHA256.Sum(data)
 		if d[0] == 0 {
-			data[0]++ // damaged, and among the first to be looked at
+			data[0]++ // damaged, and among the first to be read
 		}
 		if err := batch.Write(t.Context(), store.ObjectName(d, false), data); err != nil {
 			t.Fatal(err)
@@ -42,52 +42,52 @@ func TestStoreVerifyGoesOn(t *testing.T) {
 	if err := errors.Join(batch.Commit(t.Context()), batch.Close()); err != nil {
 		t.Fatal(err)
 	}
-	f := storeVerifyFlags{common: common{jobs: 2, progress: progressNone}, state: filepath.Join(dir, "state")}
+	f := storeVerifyFlags{common: common{jobs: 2, progress: progressNone}, state: filepath.Join(dir, "state"), stateGiven: true}
 	whole := verifiedStdout(t, t.Context(), f, b)
 	if len(whole) == 0 {
 		t.Fatal("nothing is damaged")
 	}
 	if files, _ := os.ReadDir(f.state); len(files) != 0 {
-		t.Errorf("what a finished run remembered is still there: %v", files)
+		t.Errorf("the state of a finished run is still there: %v", files)
 	}
 
-	interruptedIn(t, f, b)
+	interruptVerify(t, f, b)
 	if files, _ := os.ReadDir(f.state); len(files) != 1 {
 		t.Fatalf("an interrupted run remembers %v", files)
 	}
-	var told bytes.Buffer
-	stderr = &told
+	var messages bytes.Buffer
+	stderr = &messages
 	defer func() { stderr = os.Stderr }()
 	if got := verifiedStdout(t, t.Context(), f, b); !bytes.Equal(got, whole) {
 		t.Errorf("in two parts it finds\n%s, want\n%s", got, whole)
 	}
-	if !strings.Contains(told.String(), "going on behind 0") || !strings.Contains(told.String(), "verified 4,200 chunks") {
-		t.Errorf("it says\n%s", told.String())
+	if !strings.Contains(messages.String(), "going on behind 0") || !strings.Contains(messages.String(), "verified 4,200 chunks") {
+		t.Errorf("it says\n%s", messages.String())
 	}
 
-	interruptedIn(t, f, b)
-	told.Reset()
+	interruptVerify(t, f, b)
+	messages.Reset()
 	f.restart = true
-	if got := verifiedStdout(t, t.Context(), f, b); !bytes.Equal(got, whole) || strings.Contains(told.String(), "going on") {
-		t.Errorf("with --restart it finds\n%s and says\n%s", got, told.String())
+	if got := verifiedStdout(t, t.Context(), f, b); !bytes.Equal(got, whole) || strings.Contains(messages.String(), "going on") {
+		t.Errorf("with --restart it finds\n%s and says\n%s", got, messages.String())
 	}
 }
 
-// verifiedStdout is what a run prints of a store that is not whole.
+// verifiedStdout returns the output of a run on a damaged store.
 func verifiedStdout(t *testing.T, ctx context.Context, f storeVerifyFlags, b *local.Bucket) []byte {
 	t.Helper()
 	var stdout bytes.Buffer
-	if err := runStoreVerify(ctx, &stdout, f, false, locate.Path(b.String())); !is[damagedError](err) {
+	if err := runStoreVerify(ctx, &stdout, f, locate.Path(b.String())); !hasType[damagedError](err) {
 		t.Fatalf("store verify = %v", err)
 	}
 	return stdout.Bytes()
 }
 
-// interruptedIn does what a run does until the first mark.
-func interruptedIn(t *testing.T, f storeVerifyFlags, b *local.Bucket) {
+// interruptVerify runs a verify up to its first mark.
+func interruptVerify(t *testing.T, f storeVerifyFlags, b *local.Bucket) {
 	t.Helper()
 	stop := errors.New("stop")
-	kept := f.checkpoint(locate.Path(b.String()), keep.VerifyOptions{})
+	kept := f.newCheckpoint(locate.Path(b.String()), keep.VerifyOptions{})
 	_, err := keep.Verify(t.Context(), b, keep.VerifyOptions{
 		Done: func(m keep.Mark) error { return errors.Join(kept.Save(m), stop) },
 	})

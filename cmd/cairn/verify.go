@@ -10,132 +10,132 @@ import (
 	"cairn/blob"
 	"cairn/blob/release"
 	"cairn/blob/verify"
+	"cairn/internal/openfile"
+	"cairn/internal/plaintext"
 	"cairn/store/locate"
 )
 
 type verifyFlags struct {
 	common
 	stores
-	index []locate.Location // one
+	index locate.Location
 }
 
 func newVerify() *cobra.Command {
 	var f verifyFlags
 	c := &cobra.Command{
 		Use:   "verify INDEX [IMAGE]",
-		Short: "Check an image or partition, or that the store holds every chunk, whole",
-		Long: `verify hashes IMAGE (a file, device, DISK#NAME, PARTLABEL=NAME, PARTUUID=UUID, a pipe, or - for stdin) and compares it
-with INDEX; a device may be larger than the image, and a file or pipe may have zeros behind it, as a copy through NBD
-has. Without IMAGE it gets every chunk of INDEX from the store and checks it.
-Exit status 3 says that something is damaged or missing.`,
+		Short: "Verify an image or partition, or every chunk of an index in the store",
+		Long: `verify hashes IMAGE and compares it with INDEX. IMAGE is a file, a device, DISK#NAME, PARTLABEL=NAME, PARTUUID=UUID,
+a pipe, or - for stdin. A device may be larger than the image. A file or pipe may have zeros behind the image, like a
+copy through NBD. Without IMAGE, verify reads and hashes every chunk of INDEX in the store.
+
+Exit status 3 says that chunks are damaged or missing.`,
 		Example: `  cairn verify v2.caibx PARTLABEL=root-b
   cairn verify v2.caibx -s /srv/images/default.castr
   zcat root.img.gz | cairn verify v2.caibx -`,
-		Args: arguments(cobra.RangeArgs(1, 2)),
+		Args: checkArgs(cobra.RangeArgs(1, 2)),
 		RunE: func(c *cobra.Command, args []string) error { return runVerify(c.Context(), c.OutOrStdout(), f, args) },
 	}
-	f.common.add(c)
-	f.stores.add(c)
+	f.common.addFlags(c)
+	f.stores.addFlags(c)
 	f.stores.addPatience(c)
-	indexArgs(c, &f.index, 0, 1)
-	localArgs(c, 1, "IMAGE")
-	checkStdio(c, func(u *users, args []string) {
-		u.reads("INDEX", args[0])
+	indexArg(c, &f.index)
+	localArg(c, 1, "IMAGE")
+	checkStdioUse(c, func(u *stdioUsers, args []string) {
+		u.addReader("INDEX", args[0])
 		if len(args) > 1 {
-			u.reads("IMAGE", args[1])
+			u.addReader("IMAGE", args[1])
 		}
 	})
 	return c
 }
 
-// verified is what verify --json prints.
-type verified struct {
+// verifyResult is the output of verify --json.
+type verifyResult struct {
 	Index  locate.Location `json:"index"`
-	Image  string          `json:"image,omitempty"` // or the store was verified
+	Image  string          `json:"image,omitempty"` // empty if the store was verified
 	Chunks int             `json:"chunks"`
 	verify.Report
 	Causes []string `json:"causes,omitempty"`
 }
 
 func runVerify(ctx context.Context, stdout io.Writer, f verifyFlags, args []string) error {
-	x, err := readIndex(ctx, f.index[0], f.access)
+	x, err := readIndex(ctx, f.index, f.access)
 	if err != nil {
 		return err
 	}
 	prepareHeap(x.Size())
-	what, report, err := f.verify(ctx, x, args)
+	r := verifyResult{Index: f.index, Chunks: x.Len()}
+	what := "the store"
+	if len(args) == 1 {
+		r.Report, err = f.verifyStore(ctx, x)
+	} else {
+		r.Image = args[1]
+		if what = args[1]; what == openfile.Dash {
+			what = "stdin"
+		}
+		r.Report, err = f.verifyImage(ctx, what, r.Image, x)
+	}
 	if err != nil {
 		return fmt.Errorf("verifying %s: %w", what, err)
 	}
 	if f.json {
-		v := verified{Index: f.index[0], Chunks: x.Len(), Report: report}
-		v.First = append([]verify.Range{}, v.First...) // a list, also when it is empty
-		for _, cause := range report.Causes {
-			v.Causes = append(v.Causes, cause.Error())
+		r.First = append([]verify.Range{}, r.First...) // an empty list, not null
+		for _, cause := range r.Report.Causes {
+			r.Causes = append(r.Causes, cause.Error())
 		}
-		if len(args) > 1 {
-			v.Image = args[1]
-		}
-		err = writeJSON(stdout, v)
+		err = writeJSON(stdout, r)
 	}
-	if report.Bad > 0 {
-		tellBad(report)
-		return damaged(what, f.index[0], x, report)
+	if r.Bad > 0 {
+		logDamage(r.Report)
+		return damageError(what, f.index, x, r.Report)
 	}
 	if !f.json {
-		say("%s is whole: %s in %s", what, size(x.Size()), chunks(int64(x.Len())))
+		logf("%s is whole: %s in %s", what, plaintext.Size(x.Size()), plaintext.Count(int64(x.Len()), "chunk"))
 	}
 	return err
 }
 
-// verify checks the store, or an image.
-func (f *verifyFlags) verify(ctx context.Context, x *blob.Index, args []string) (what string, r verify.Report, err error) {
-	if len(args) == 1 {
-		r, err = f.verifyStore(ctx, x)
-		return "the store", r, err
-	}
-	if what = args[1]; what == dash {
-		what = "stdin"
-	}
-	image, err := verify.Open(ctx, x, args[1])
+func (f *verifyFlags) verifyImage(ctx context.Context, name, path string, x *blob.Index) (r verify.Report, err error) {
+	image, err := verify.Open(ctx, x, path)
 	if err != nil {
-		return what, r, err
+		return r, err
 	}
 	defer image.Close()
-	o, end := f.show(what, x)
+	o, end := f.showProgress(name, x)
 	defer end()
 	o.Workers = f.jobs
-	r, err = image.Verify(ctx, o)
-	return what, r, err
-}
-
-// show begins to show how what is verified.
-func (f *verifyFlags) show(what string, x *blob.Index) (o verify.Options, end func()) {
-	p := newProgress(f.progress, "verifying "+what, x.Size())
-	return verify.Options{Progress: func(r verify.Report) { p.show(r.Done, "", r) }}, p.end
+	return image.Verify(ctx, o)
 }
 
 func (f *verifyFlags) verifyStore(ctx context.Context, x *blob.Index) (verify.Report, error) {
-	from, err := openStores(f.stores, f.index[0], x.Algorithm(), 0)
+	from, err := f.open(f.index, x.Algorithm(), 0)
 	if err != nil {
 		return verify.Report{}, err
 	}
 	defer from.Close()
 	var tree error
-	o, end := f.show("the store", x)
+	o, end := f.showProgress("the store", x)
 	o.Workers = max(min(from.Requests(), 64), f.jobs)
 	o.Inspect = func(first []byte) { tree = release.RefuseArchive(first) }
 	r, err := verify.Store(ctx, x, from, o)
 	end()
-	if err == nil && tree != nil && release.KindOf(f.index[0], x) == release.Image { // else it was noted before
-		say("note: %s: %v", f.index[0], tree)
+	if err == nil && tree != nil && release.KindOf(f.index, x) == release.Image { // readIndex noted the other kinds
+		logf("note: %s: %v", f.index, tree)
 	}
 	return r, err
 }
 
-// damaged says how much is not right.
-func damaged(what string, index locate.Location, x *blob.Index, r verify.Report) error {
-	much := fmt.Sprintf("%d of %s (%s)", r.Bad, chunks(int64(x.Len())), size(r.BadBytes))
+// showProgress begins to show the progress of a verification.
+func (f *verifyFlags) showProgress(what string, x *blob.Index) (o verify.Options, end func()) {
+	p := newProgress(f.progress, "verifying "+what, x.Size())
+	return verify.Options{Progress: func(r verify.Report) { p.show(r.Done, "", r) }}, p.end
+}
+
+// damageError returns the error about a report with bad chunks.
+func damageError(what string, index locate.Location, x *blob.Index, r verify.Report) error {
+	much := fmt.Sprintf("%d of %s (%s)", r.Bad, plaintext.Count(int64(x.Len()), "chunk"), plaintext.Size(r.BadBytes))
 	if len(r.Causes) > 0 {
 		return damagedError{fmt.Sprintf("%s does not hold %s whole: %s are missing or damaged", what, index, much)}
 	}
@@ -145,14 +145,14 @@ func damaged(what string, index locate.Location, x *blob.Index, r verify.Report)
 	return damagedError{fmt.Sprintf("%s is not the image of %s: %s differ", what, index, much)}
 }
 
-// tellBad names the first things that are not right.
-func tellBad(r verify.Report) {
+// logDamage prints the first causes or ranges of a report with bad chunks.
+func logDamage(r verify.Report) {
 	for _, cause := range r.Causes {
-		say("%v", cause)
+		logf("%v", cause)
 	}
 	for _, bad := range r.First {
 		if len(r.Causes) == 0 {
-			say("bytes %d to %d differ", bad.Offset, bad.Offset+bad.Size-1)
+			logf("bytes %d to %d differ", bad.Offset, bad.Offset+bad.Size-1)
 		}
 	}
 }

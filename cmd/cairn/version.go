@@ -11,14 +11,14 @@ import (
 	"cairn/internal/lanes"
 )
 
-// version is set by the linker (see the Makefile).
+// version is set by the linker; see the Makefile.
 var version string
 
 func newVersion() *cobra.Command {
 	return &cobra.Command{
 		Use:   "version",
-		Short: "Which cairn this is",
-		Args:  arguments(cobra.NoArgs),
+		Short: "Print the version",
+		Args:  checkArgs(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
 			_, err := fmt.Fprintf(c.OutOrStdout(), "cairn %s (%s %s/%s, hashing %s, cutting %s)\n",
 				versionText(), runtime.Version(), runtime.GOOS, runtime.GOARCH, lanes.Active(), buzscan.Active())

@@ -12,8 +12,7 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// TestDocumentedTimeouts: the timeouts in docs/vms.md are the defaults, and a client that does as it says is more patient
-// than the server.
+// TestDocumentedTimeouts: the timeouts in docs/vms.md are the defaults, and its clients wait longer than the server.
 func TestDocumentedTimeouts(t *testing.T) {
 	text, err := os.ReadFile("../../docs/vms.md")
 	if err != nil {
@@ -29,12 +28,12 @@ func TestDocumentedTimeouts(t *testing.T) {
 			t.Errorf("docs/vms.md has no row %q", row)
 		}
 	}
-	kernel := seconds(t, doc, `nbd-client .* -t (\d+)`)
+	kernel := parseSeconds(t, doc, `nbd-client .* -t (\d+)`)
 	if kernel <= stall || !strings.Contains(doc, fmt.Sprintf("`nbd-client -t` | %v |", kernel)) {
 		t.Errorf("docs/vms.md has nbd-client wait for %v, cairn serve for %v", kernel, stall)
 	}
-	away := seconds(t, doc, `reconnect-delay=(\d+)`)
-	stop := seconds(t, doc, "`TimeoutStopSec=` \\| (\\d+)s")
+	away := parseSeconds(t, doc, `reconnect-delay=(\d+)`)
+	stop := parseSeconds(t, doc, "`TimeoutStopSec=` \\| (\\d+)s")
 	if away <= stop || !strings.Contains(doc, fmt.Sprintf("`open-timeout=` | %.0fs |", away.Seconds())) {
 		t.Errorf("docs/vms.md has qemu wait for %v, while a stop may take %v", away, stop)
 	}
@@ -49,8 +48,8 @@ func defaultDuration(t *testing.T, c *cobra.Command, flag string) time.Duration 
 	return d
 }
 
-// seconds is the number that all matches of the pattern in the document have.
-func seconds(t *testing.T, doc, pattern string) time.Duration {
+// parseSeconds returns the number that all matches of the pattern in the document contain.
+func parseSeconds(t *testing.T, doc, pattern string) time.Duration {
 	t.Helper()
 	all := regexp.MustCompile(pattern).FindAllStringSubmatch(doc, -1)
 	if len(all) == 0 {

@@ -308,7 +308,7 @@ func TestOutageIsSeen(t *testing.T) {
 	if why := s.Exports[0].Waiting[0].Error; !strings.Contains(why, "503") {
 		t.Errorf("the read waits because of %q, want the server's 503", why)
 	}
-	if out := cairn(t, "status", at); !strings.Contains(out, "away for ") {
+	if out := cairn(t, "status", at); !strings.Contains(out, "unavailable for ") {
 		t.Errorf("cairn status does not say that the store is away:\n%s", out)
 	}
 	o.away.Store(false)

@@ -129,7 +129,7 @@ func TestServeTLSFails(t *testing.T) {
 		args   []string
 	}{
 		{2, "belong together", []string{"--tls-cert", cert}},
-		{2, "wants --tls-cert", []string{"--tls-client-ca", cert}},
+		{2, "needs --tls-cert", []string{"--tls-client-ca", cert}},
 		{notFound, "absent", []string{"--tls-cert", cert, "--tls-key", filepath.Join(dir, "absent")}},
 		{failed, "private key does not match", []string{"--tls-cert", cert, "--tls-key", filepath.Join(dir, "client-key.pem")}},
 		{failed, "there is no certificate in it", []string{"--tls-cert", cert, "--tls-key", key, "--tls-client-ca", key}},

@@ -1,0 +1,102 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"cairn/blob"
+	"cairn/store"
+	"cairn/store/cachedir"
+	"cairn/store/locate"
+	"cairn/store/supply"
+)
+
+// stores holds the flags of the stores that chunks are read from.
+type stores struct {
+	access
+	groups     [][]locate.Location // in order; the stores of a group have the same content
+	cache      string
+	cacheLimit int64 // as in cachedir.Options
+	fetches    int   // 0: as many as the link to each store has room for
+	rateLimit  int64
+}
+
+func (f *stores) addFlags(c *cobra.Command) {
+	f.access.addFlags(c)
+	c.Flags().VarP(groupsFlag(&f.groups), "store", "s",
+		"`location` of a store: a path or URL, or A|B for stores with the same content (\\| is a | in a name); "+
+			"repeatable, asked in order (default: default.castr beside the index)")
+	c.Flags().StringVarP(&f.cache, "cache", "c", "", "`directory` that keeps downloaded chunks")
+	c.Flags().Var(funcFlag{"size", "", func(text string) error {
+		err := limitFlag(&f.cacheLimit).set(text)
+		if err == nil && f.cacheLimit == 0 {
+			f.cacheLimit = cachedir.Unlimited
+		}
+		return err
+	}}, "cache-limit", "maximum `size` of the cache; 0 is no limit (default: a tenth of its file system, "+
+		"at most half of the space that is free without the cache)")
+	c.Flags().Var(limitFlag(&f.rateLimit), "rate-limit", "read at most this many `bytes` per second from the stores")
+	c.Flags().IntVar(&f.fetches, "fetches", 0,
+		"number of `chunks` to request from a store at the same time (default: measured for each store)")
+	addCheck(c, func([]string) error {
+		if f.fetches < 0 || f.fetches > 1024 {
+			return fmt.Errorf("--fetches %d: want 1 to 1024", f.fetches)
+		}
+		if f.cacheLimit != 0 && f.cache == "" {
+			return errors.New("--cache-limit needs --cache DIRECTORY")
+		}
+		return nil
+	})
+}
+
+// open opens the stores that the flags name, or the default store beside the index. It reads at most budget bytes from
+// them; 0 is no limit.
+func (f *stores) open(index locate.Location, a blob.Algorithm, budget int64) (*supply.Supply, error) {
+	groups := f.groups
+	if len(groups) == 0 {
+		beside, err := index.DefaultStore()
+		if err != nil {
+			return nil, err
+		}
+		groups = [][]locate.Location{{beside}}
+	}
+	access, err := f.openAccess()
+	if err != nil {
+		return nil, err
+	}
+	from, err := supply.Open(groups, access, a, supply.Options{
+		Requests: f.fetches, RateLimit: f.rateLimit, Budget: budget, LeftOut: warnLeftOut})
+	if err != nil {
+		return nil, absentHint(err, "name the store with -s LOCATION")
+	}
+	if err := f.addCache(from, a); err != nil {
+		from.Close()
+		return nil, err
+	}
+	return from, nil
+}
+
+// warnLeftOut reports a store of a group that cannot be opened.
+func warnLeftOut(err error) { logf("warning: going on without one of the stores: %v", err) }
+
+// addCache puts the directory of --cache in front of the stores. A cache that cannot be written, for example because
+// its disk is full, is still read.
+func (f *stores) addCache(from *supply.Supply, a blob.Algorithm) error {
+	if f.cache == "" {
+		return nil
+	}
+	cache := cachedir.Open(f.cache, cachedir.Options{Limit: f.cacheLimit})
+	writer, err := store.NewWriter(cache, store.WriterOptions{})
+	if err != nil {
+		_ = cache.Close()
+		return err
+	}
+	failed := func(err error) { logf("warning: the cache takes no more chunks for now: %v", err) }
+	from.AddCache(store.NewChunks(cache, a), writer, failed, func() {
+		_ = writer.Close() // the chunks that it committed stay
+		_ = cache.Close()
+	})
+	return nil
+}
