@@ -56,7 +56,7 @@ func interruptStream(t *testing.T, c *exec.Cmd) {
 	if status := c.ProcessState.ExitCode(); status != exitSignal+int(syscall.SIGTERM) {
 		t.Errorf("exit status %d, want %d", status, exitSignal+int(syscall.SIGTERM))
 	}
-	const hint = "cairn: hint: what was written is the beginning of the image; run it again to begin anew\n"
+	const hint = "cairn: hint: the output is the beginning of the image; run it again to begin anew\n"
 	if !strings.Contains(stderr.String(), hint) {
 		t.Errorf("stderr is %q, without %q", stderr.String(), hint)
 	}

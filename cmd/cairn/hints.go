@@ -37,7 +37,7 @@ func interruptedHint(c *cobra.Command, signal syscall.Signal, err error) string 
 		hint = "there is no new index; run it again: chunks that are stored stay"
 	}
 	if hasType[streamError](err) {
-		hint = "what was written is the beginning of the image; run it again to begin anew"
+		hint = "the output is the beginning of the image; run it again to begin anew"
 	}
 	if h, ok := errors.AsType[hookError](err); ok {
 		hint = fmt.Sprintf("%s holds the image; run %s, or assemble again", h.target, h.program)
@@ -57,12 +57,12 @@ func hintFor(c *cobra.Command, err error, status int) string {
 		return cmp.Or(refused.Hint, refusedHint(refused, hasType[streamError](err)))
 	}
 	if closed, ok := errors.AsType[openfile.ClosedError](err); ok && closed.FD == openfile.Stdout {
-		return ">/dev/null throws away what is written"
+		return ">/dev/null discards the output"
 	}
 	if hint := cmp.Or(accessHint(err), tableHint(err)); hint != "" {
 		return hint
 	}
-	again := "what is done is not done twice"
+	again := "finished work is not repeated"
 	if hasType[streamError](err) {
 		again = "a stream begins anew"
 	}
@@ -88,7 +88,7 @@ func hintFor(c *cobra.Command, err error, status int) string {
 	case errors.Is(err, blob.ErrInvalid):
 		return "the index is damaged or is something else; get it again"
 	case hasType[*store.CorruptError](err):
-		return "the store's copy is damaged; 'cairn verify INDEX' lists what is, another store (-s) may hold it whole"
+		return "the store's copy is damaged; 'cairn verify INDEX' lists all damaged chunks, and another store (-s) may have them"
 	case hasType[*release.VanishedError](err):
 		return "another program removes chunks from this store; when it has ended run it again, without --base if that was given"
 	case errors.Is(err, store.ErrNotFound):

@@ -31,7 +31,7 @@ func (f *publish) addFlags(c *cobra.Command) {
 	addUploads(c, &f.uploads)
 	addCheck(c, func(args []string) error {
 		if f.createOnly && openfile.Standard(args[0], openfile.Stdout) == openfile.Dash {
-			return errors.New("--create-only: stdout is no place where an index could exist")
+			return errors.New("--create-only: an index on stdout cannot exist already")
 		}
 		return nil
 	})

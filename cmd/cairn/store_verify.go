@@ -185,7 +185,7 @@ func (r storeVerifyResult) failure() error {
 	case r.Unknown > 0:
 		return hintError{fmt.Errorf("%s in %s compressed in a way that cannot be read", plaintext.Count(r.Unknown, "chunk"), r.Store), "name the indexes that they belong to"}
 	case r.Removed > 0:
-		return mendedError{fmt.Sprintf("%s was mended: what was damaged is removed, and it lacks %s", r.Store, plaintext.Count(r.Removed, "chunk"))}
+		return mendedError{fmt.Sprintf("%s was mended: damaged chunks were removed, and it lacks %s", r.Store, plaintext.Count(r.Removed, "chunk"))}
 	}
 	return nil
 }
