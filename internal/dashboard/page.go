@@ -47,7 +47,7 @@ type usageRow struct {
 
 func renderPage(s Status) ([]byte, error) {
 	t, err := template.New("page").Funcs(template.FuncMap{
-		"clean": cleanText, "short": shortDigest, "size": formatSize, "comma": humanize.Comma, "share": plaintext.Percent, "count": countRequests,
+		"clean": cleanText, "short": shortDigest, "size": plaintext.Size, "comma": humanize.Comma, "share": plaintext.Percent, "count": countRequests,
 		"draw": newDrawing, "since": func(t time.Time) string { return formatAge(s.Now.Sub(t)) },
 		"seconds": func(n float64) string { return formatAge(time.Duration(n * float64(time.Second))) },
 	}).Parse(pageHTML)
@@ -87,10 +87,10 @@ func newFigures(s Status) []figure {
 		waiting = "longest " + formatAge(longest)
 	}
 	return []figure{
-		{"local", "Local", plaintext.Percent(local, whole), formatSize(local) + " of " + formatSize(whole)},
+		{"local", "Local", plaintext.Percent(local, whole), plaintext.Size(local) + " of " + plaintext.Size(whole)},
 		{"hits", "Answered at once", plaintext.Percent(hits, reads), "of " + humanize.Comma(reads) + " reads"},
-		{"served", "To clients", formatSize(int64(s.Rates.Served)) + "/s", fmt.Sprintf("%.0f requests/s", s.Rates.Requests)},
-		{"fetched", "From stores", formatSize(int64(s.Rates.Stored)) + "/s", "as stored"},
+		{"served", "To clients", plaintext.Size(int64(s.Rates.Served)) + "/s", fmt.Sprintf("%.0f requests/s", s.Rates.Requests)},
+		{"fetched", "From stores", plaintext.Size(int64(s.Rates.Stored)) + "/s", "as stored"},
 		{"waiting", "Reads waiting", humanize.Comma(waits), waiting},
 	}
 }
@@ -192,7 +192,7 @@ func newUsageRows(s Status) []usageRow {
 		newUsageRow("Requests and replies", s.InFlight.Bytes, s.InFlight.Limit, ""),
 	}
 	if c := s.Cache; c != nil {
-		note := "evicted " + formatSize(c.Evicted)
+		note := "evicted " + plaintext.Size(c.Evicted)
 		if !c.Working {
 			note = "the disk fails; " + note
 		}
@@ -203,11 +203,11 @@ func newUsageRows(s Status) []usageRow {
 }
 
 func newUsageRow(name string, used, limit int64, note string) usageRow {
-	text := formatSize(limit)
+	text := plaintext.Size(limit)
 	if limit < 0 {
 		text = "no limit"
 	}
-	return usageRow{name, formatSize(used), text, note, percentOf(used, limit)}
+	return usageRow{name, plaintext.Size(used), text, note, percentOf(used, limit)}
 }
 
 func percentOf(part, whole int64) int {
@@ -219,8 +219,6 @@ func percentOf(part, whole int64) int {
 
 // shortDigest returns the beginning of a digest.
 func shortDigest(digest string) string { return cleanText(digest[:min(len(digest), 12)]) }
-
-func formatSize(n int64) string { return humanize.IBytes(uint64(max(n, 0))) }
 
 // formatAge returns a duration for display.
 func formatAge(d time.Duration) string {

@@ -11,11 +11,14 @@ import (
 	"cairn/internal/plaintext"
 )
 
+// maxText limits the characters of a foreign text.
+const maxText = 1000
+
 // WriteText writes a status as tables for a terminal. It writes only printable characters and line feeds.
 func WriteText(w io.Writer, s Status) error {
 	n := s.Connections
-	fmt.Fprintf(w, "up %s, %d exports, %d of %d connections, %s/s to clients (%.0f requests/s), %s/s from stores\n\n",
-		plaintext.Duration(s.Now.Sub(s.Started)), s.Offered, n.Now, n.Limit, plaintext.Size(int64(s.Rates.Served)), s.Rates.Requests, plaintext.Size(int64(s.Rates.Stored)))
+	fmt.Fprintf(w, "up %s, %s, %d of %d connections, %s/s to clients (%.0f requests/s), %s/s from stores\n\n",
+		plaintext.Duration(s.Now.Sub(s.Started)), plaintext.Count(int64(s.Offered), "export"), n.Now, n.Limit, plaintext.Size(int64(s.Rates.Served)), s.Rates.Requests, plaintext.Size(int64(s.Rates.Stored)))
 	for _, rows := range [][][]string{exportRows(s), waitRows(s), clientRows(s), storeRows(s), limitRows(s)} {
 		if len(rows) < 2 {
 			continue
@@ -30,7 +33,7 @@ func WriteText(w io.Writer, s Status) error {
 func exportRows(s Status) [][]string {
 	rows := [][]string{{"EXPORT", "SIZE", "LOCAL", "CLIENTS", "SERVED", "AT ONCE", "FETCHED", "WAITED", "FAILED"}}
 	for _, e := range s.Exports {
-		rows = append(rows, []string{cleanText(e.Name), plaintext.Size(e.Size), plaintext.Percent(e.Local, e.Size), fmt.Sprint(e.Clients), plaintext.Size(e.Served),
+		rows = append(rows, []string{plaintext.Clean(e.Name, maxText), plaintext.Size(e.Size), plaintext.Percent(e.Local, e.Size), fmt.Sprint(e.Clients), plaintext.Size(e.Served),
 			plaintext.Percent(e.Hits(), e.Reads), plaintext.Size(e.Fetched), plaintext.Duration(time.Duration(e.StallTime * float64(time.Second))), humanize.Comma(e.Failures)})
 	}
 	return rows
@@ -40,7 +43,7 @@ func waitRows(s Status) [][]string {
 	rows := [][]string{{"WAITING", "FOR", "AT BYTE", "CHUNK", "THE STORE"}}
 	for _, e := range s.Exports {
 		for _, w := range e.Waiting {
-			rows = append(rows, []string{cleanText(e.Name), plaintext.Duration(s.Now.Sub(w.Since)), humanize.Comma(w.Offset), cleanText(w.Chunk), cmp.Or(cleanText(w.Error), "no answer yet")})
+			rows = append(rows, []string{plaintext.Clean(e.Name, maxText), plaintext.Duration(s.Now.Sub(w.Since)), humanize.Comma(w.Offset), plaintext.Clean(w.Chunk, maxText), cmp.Or(plaintext.Clean(w.Error, maxText), "no answer yet")})
 		}
 	}
 	return rows
@@ -49,7 +52,7 @@ func waitRows(s Status) [][]string {
 func clientRows(s Status) [][]string {
 	rows := [][]string{{"CLIENT", "EXPORT", "SINCE", "REQUESTS", "READ", "PENDING"}}
 	for _, c := range s.Clients {
-		rows = append(rows, []string{cleanText(c.Address), cleanText(c.Export), plaintext.Duration(s.Now.Sub(c.Since)), humanize.Comma(c.Requests), plaintext.Size(c.Served), fmt.Sprint(len(c.Pending))})
+		rows = append(rows, []string{plaintext.Clean(c.Address, maxText), plaintext.Clean(c.Export, maxText), plaintext.Duration(s.Now.Sub(c.Since)), humanize.Comma(c.Requests), plaintext.Size(c.Served), fmt.Sprint(len(c.Pending))})
 	}
 	return rows
 }
@@ -61,7 +64,7 @@ func storeRows(s Status) [][]string {
 		if !st.Up {
 			state = "unavailable for " + plaintext.Duration(s.Now.Sub(st.Since))
 		}
-		rows = append(rows, []string{cleanText(st.Name), state, fmt.Sprint(st.InFlight), humanize.Comma(st.Retries), plaintext.Size(st.Stored)})
+		rows = append(rows, []string{plaintext.Clean(st.Name, maxText), state, fmt.Sprint(st.InFlight), humanize.Comma(st.Retries), plaintext.Size(st.Stored)})
 	}
 	return rows
 }
@@ -81,6 +84,3 @@ func limitRows(s Status) [][]string {
 	}
 	return rows
 }
-
-// cleanText returns foreign text without the characters that a terminal interprets.
-func cleanText(text string) string { return plaintext.Clean(text, 1000) }

@@ -31,12 +31,12 @@ func (s *survey) figureList() []figure {
 	rest := s.size - get
 	var all []figure
 	if s.stored != unknown {
-		all = append(all, figure{"To download", formatSize(s.stored), formatChunks(s.chunks[classDownload]) + ", as stored"})
+		all = append(all, figure{"To download", plaintext.Size(s.stored), plaintext.Count(int64(s.chunks[classDownload]), "chunk") + ", as stored"})
 	}
 	return append(all,
-		figure{"From the store", formatSize(get), plaintext.Percent(get, s.size) + " of the image"},
-		figure{"Needs no download", formatSize(rest), plaintext.Percent(rest, s.size) + " of the image"},
-		figure{"Image", formatSize(s.size), humanize.Comma(s.size) + " bytes"})
+		figure{"From the store", plaintext.Size(get), plaintext.Percent(get, s.size) + " of the image"},
+		figure{"Needs no download", plaintext.Size(rest), plaintext.Percent(rest, s.size) + " of the image"},
+		figure{"Image", plaintext.Size(s.size), humanize.Comma(s.size) + " bytes"})
 }
 
 // sourceRows returns the rows of the totals. Seeds and downloads always have a row, other classes only if they have
@@ -50,7 +50,7 @@ func (s *survey) sourceRows(seeds []string) []source {
 			continue
 		}
 		n := s.bytes[k]
-		rows = append(rows, source{k, name, formatSize(n), plaintext.Percent(n, s.size), humanize.Comma(int64(s.chunks[k]))})
+		rows = append(rows, source{k, name, plaintext.Size(n), plaintext.Percent(n, s.size), humanize.Comma(int64(s.chunks[k]))})
 	}
 	return rows
 }
@@ -82,11 +82,11 @@ func (s *survey) downloadRows() []download {
 	for _, m := range s.misses {
 		d := download{
 			First: m.offset / s.cellSize, Last: (m.offset + m.size - 1) / s.cellSize,
-			Offset: formatSize(m.offset), Byte: humanize.Comma(m.offset),
-			Size: formatSize(m.size), Chunks: humanize.Comma(int64(m.chunks)), Stored: "unknown",
+			Offset: plaintext.Size(m.offset), Byte: humanize.Comma(m.offset),
+			Size: plaintext.Size(m.size), Chunks: humanize.Comma(int64(m.chunks)), Stored: "unknown",
 		}
 		if m.stored != unknown {
-			d.Stored = formatSize(m.stored)
+			d.Stored = plaintext.Size(m.stored)
 		}
 		rows = append(rows, d)
 	}
@@ -99,11 +99,11 @@ func (s *survey) newChart() chart {
 		Shapes: drawMap(s.cells), Grid: drawGrid(rows),
 		Columns: columns, Width: cellWidth, Height: cellHeight, View: viewBox(rows * cellHeight),
 		Cells: encodeCells(s.cells), Bytes: s.size, CellBytes: s.cellSize,
-		Count: humanize.Comma(int64(len(s.cells))), OneCell: formatSize(s.cellSize),
+		Count: humanize.Comma(int64(len(s.cells))), OneCell: plaintext.Size(s.cellSize),
 	}
 	const step = 4 // rows from one label to the next
 	for row := 0; row < rows; row += step {
-		c.Labels = append(c.Labels, label{row*cellHeight + cellHeight/2, formatSize(int64(row) * columns * s.cellSize)})
+		c.Labels = append(c.Labels, label{row*cellHeight + cellHeight/2, plaintext.Size(int64(row) * columns * s.cellSize)})
 	}
 	return c
 }
@@ -112,14 +112,4 @@ func (s *survey) newChart() chart {
 func viewBox(height int) string {
 	const labels, line = 64, 1
 	return fmt.Sprintf("%d %d %d %d", -labels, -line, labels+barUnits+line, height+2*line)
-}
-
-// formatSize formats a number of bytes.
-func formatSize(n int64) string { return humanize.IBytes(uint64(n)) }
-
-func formatChunks(n int) string {
-	if n == 1 {
-		return "1 chunk"
-	}
-	return humanize.Comma(int64(n)) + " chunks"
 }
