@@ -76,6 +76,7 @@ func TestOpenStream(t *testing.T) {
 		}
 		b := new(mem.Bucket)
 		x, _ := mustBuild(t, s.Source, newWriter(t, b, store.WriterOptions{}), Options{Params: fixed})
+		s.Close() // else the next image could be written for this reader
 		checkStored(t, x, b, image)
 		if err := <-written; err != nil {
 			t.Error(err)

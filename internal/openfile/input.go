@@ -16,12 +16,16 @@ type Input struct {
 	File      *blockdev.File // nil for a stream
 	Stream    io.Reader      // nil for a file
 	Partition bool           // the file is a partition of a disk or disk image
+	streamed  *os.File       // read by Stream; nil for a file and for the standard files
 }
 
-// Close closes a file. It leaves a stream open.
+// Close closes the file or stream. It leaves the standard files open.
 func (i Input) Close() {
 	if i.File != nil {
 		i.File.Close()
+	}
+	if i.streamed != nil {
+		i.streamed.Close()
 	}
 }
 
@@ -37,7 +41,7 @@ func OpenInput(ctx context.Context, location string) (Input, error) {
 		if err != nil {
 			return Input{}, err
 		}
-		return Input{Stream: NewReader(ctx, f)}, nil
+		return Input{Stream: NewReader(ctx, f), streamed: f}, nil
 	}
 	at, err := disk.Resolve(location)
 	if err != nil {
@@ -61,7 +65,11 @@ func descriptorInput(ctx context.Context, fd int) (Input, error) {
 			return Input{File: file}, nil
 		}
 	}
-	return Input{Stream: NewReader(ctx, f)}, nil
+	in := Input{Stream: NewReader(ctx, f)}
+	if fd > stderr {
+		in.streamed = f
+	}
+	return in, nil
 }
 
 // NewReader returns a reader of r that fails when the context ends. It does not wait for a running read of r.
