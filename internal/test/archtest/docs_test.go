@@ -2,6 +2,7 @@ package archtest
 
 import (
 	"go/ast"
+	"os"
 	"regexp"
 	"slices"
 	"strings"
@@ -37,4 +38,21 @@ func testNames(t *testing.T) []string {
 		}
 	}
 	return names
+}
+
+// TestFiles: every Go file that docs/design.md names exists.
+func TestFiles(t *testing.T) {
+	text, err := os.ReadFile("../../../docs/design.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	named := regexp.MustCompile("`([a-z0-9_/]+\\.go)`").FindAllSubmatch(text, -1)
+	if len(named) == 0 {
+		t.Error("docs/design.md names no file")
+	}
+	for _, m := range named {
+		if _, err := os.Stat("../../../" + string(m[1])); err != nil {
+			t.Errorf("docs/design.md names %s: %v", m[1], err)
+		}
+	}
 }
