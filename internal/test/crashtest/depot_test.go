@@ -78,10 +78,16 @@ func (d *depot) meanwhile(f func(n int) bool) {
 // startAndKill starts a cairn command, and kills it when it requests the chunk of that number.
 func (d *depot) startAndKill(t testing.TB, chunk int, args ...string) *job {
 	t.Helper()
+	return d.startAndKillWhen(t, func(n int) bool { return n == chunk }, args...)
+}
+
+// startAndKillWhen starts a cairn command, and kills it when it requests a chunk and is reports true for its number.
+func (d *depot) startAndKillWhen(t testing.TB, is func(n int) bool, args ...string) *job {
+	t.Helper()
 	var j *job
 	started := make(chan struct{})
 	d.meanwhile(func(n int) bool {
-		if <-started; n == chunk {
+		if <-started; is(n) {
 			_ = j.cmd.Process.Kill()
 		}
 		return true

@@ -164,7 +164,11 @@ func TestUnfinishedIsRemembered(t *testing.T) {
 	r := published(t, ext4)
 	d, s, state := newDepot(t, r), slotsOf(t, r, r.image("c")), t.TempDir()
 	args := []string{"assemble", d.url + "/b.caibx", s.b, "--state", state}
-	j := d.startAndKill(t, 5, append(args, "--memory", "1MiB", "--fetches", "1")...)
+	isNoted := func(int) bool {
+		notes, _ := filepath.Glob(filepath.Join(state, "*.unfinished"))
+		return len(notes) > 0
+	}
+	j := d.startAndKillWhen(t, isNoted, append(args, "--memory", "1MiB", "--fetches", "1")...)
 	if got := j.wait(t); got.status != -1 {
 		t.Fatalf("not killed: %+v", got)
 	}
