@@ -14,6 +14,8 @@ import (
 	"path/filepath"
 	"syscall"
 	"time"
+
+	"cairn/internal/simd"
 )
 
 func main() {
@@ -65,7 +67,7 @@ func run(ctx context.Context, o options, formats []string) error {
 	if err != nil {
 		return err
 	}
-	r := results{Machine: machine, Rounds: o.rounds, goals: goals()}
+	r := results{Machine: machine, Rounds: o.rounds, goals: goals(simd.Allowed())}
 	if o.serve {
 		r.goals = serveGoals()
 	}

@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"cairn/internal/simd"
 )
 
 // results are all measured samples, and the goals.
@@ -26,6 +28,7 @@ type results struct {
 type machine struct {
 	Date   string   `json:"date"`
 	CPU    string   `json:"cpu"`
+	SIMD   string   `json:"simd"` // the class of the goals: off, avx2 or avx512
 	CPUs   int      `json:"cpus"`
 	Kernel string   `json:"kernel"`
 	Tools  []string `json:"tools"`
@@ -33,7 +36,7 @@ type machine struct {
 
 // describeMachine returns this machine, with the versions that the commands print.
 func describeMachine(ctx context.Context, tools ...[]string) (machine, error) {
-	m := machine{Date: time.Now().Format(time.DateOnly), CPUs: runtime.NumCPU()}
+	m := machine{Date: time.Now().Format(time.DateOnly), SIMD: simd.Allowed().String(), CPUs: runtime.NumCPU()}
 	info, err := os.ReadFile("/proc/cpuinfo")
 	if err != nil {
 		return m, err
@@ -115,8 +118,8 @@ func costOf(samples []sample) cost {
 // markdown returns the results as a table for each kind of image.
 func (r *results) markdown() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s, %s, %d CPUs, Linux %s; medians of %d rounds.\n", r.Machine.Date, r.Machine.CPU, r.Machine.CPUs,
-		r.Machine.Kernel, r.Rounds)
+	fmt.Fprintf(&b, "%s, %s (%s), %d CPUs, Linux %s; medians of %d rounds.\n", r.Machine.Date, r.Machine.CPU, r.Machine.SIMD,
+		r.Machine.CPUs, r.Machine.Kernel, r.Rounds)
 	fmt.Fprintf(&b, "%s.\n", strings.Join(r.Machine.Tools, " · "))
 	for image, samples := range groupBy(r.Samples, func(s sample) string { return s.Image }) {
 		fmt.Fprintf(&b, "\n### %s\n\n", image)

@@ -4,6 +4,8 @@ import (
 	"encoding/xml"
 	"strings"
 	"testing"
+
+	"cairn/internal/simd"
 )
 
 func TestMedian(t *testing.T) {
@@ -18,7 +20,7 @@ func TestMedian(t *testing.T) {
 }
 
 func TestMarkdown(t *testing.T) {
-	r := results{Machine: machine{Date: "2026-01-02", CPU: "Abacus", CPUs: 2, Kernel: "6.1", Tools: []string{"cairn 1", "casync 2"}}, Rounds: 2}
+	r := results{Machine: machine{Date: "2026-01-02", CPU: "Abacus", SIMD: "avx2", CPUs: 2, Kernel: "6.1", Tools: []string{"cairn 1", "casync 2"}}, Rounds: 2}
 	for _, wall := range []float64{1, 3} {
 		r.Samples = append(r.Samples,
 			sample{Image: "ext4", Job: "make", Tool: "cairn", Bytes: 5e8, User: 1.5, Sys: 0.5, Wall: wall, RSS: 40 << 20},
@@ -27,7 +29,7 @@ func TestMarkdown(t *testing.T) {
 	}
 	got := r.markdown()
 	for _, want := range []string{
-		"2026-01-02, Abacus, 2 CPUs, Linux 6.1; medians of 2 rounds.\ncairn 1 · casync 2.\n",
+		"2026-01-02, Abacus (avx2), 2 CPUs, Linux 6.1; medians of 2 rounds.\ncairn 1 · casync 2.\n",
 		"\n### ext4\n",
 		"\n| make | cairn | 1.50 + 0.50 | 4.00 s/GB | 2.00 | 40 | 1.0 | 1.0 |\n",
 		"\n| serve | cairn | 0.05 + 0.01 | 6.0 µs/read | 1.00 | 0 | 1.0 | 1.0 |\n",
@@ -44,7 +46,7 @@ func TestGoals(t *testing.T) {
 	took := func(job, tool string, cpu, wall float64, mib int64) sample {
 		return sample{Image: "ext4", Job: job, Tool: tool, Bytes: 1 << 30, User: cpu, Wall: wall, RSS: mib << 20}
 	}
-	r := results{goals: goals(), Samples: []sample{
+	r := results{goals: goals(simd.AVX512), Samples: []sample{
 		took(jobMake, "cairn", 2, 1, 65), took(jobMake, "desync", 3.4, 1, 10), took(jobMake, "casync", 4, 5, 10),
 		took(jobIndex, "cairn", 1, 0.5, 20), took(jobIndex, "desync", 3.4, 1, 10),
 		took(jobHole, "cairn", 1, 0.75, 20+4*40), took(jobAssemble, "cairn", 1, 1, 48),
@@ -65,7 +67,11 @@ func TestGoals(t *testing.T) {
 			t.Errorf("the report lacks %q:\n%s", want, got)
 		}
 	}
-	small := results{goals: goals(), Samples: []sample{{Image: "squashfs", Job: jobMake, Tool: "cairn", Bytes: 1 << 20, User: 1, Wall: 1}}}
+	r.goals = goals(simd.AVX2) // a class has its own bounds
+	if want, got := "times less than desync | ≥ 2 | 3.40 | yes |", r.markdown(); !strings.Contains(got, want) {
+		t.Errorf("with AVX2 the report lacks %q:\n%s", want, got)
+	}
+	small := results{goals: goals(simd.AVX512), Samples: []sample{{Image: "squashfs", Job: jobMake, Tool: "cairn", Bytes: 1 << 20, User: 1, Wall: 1}}}
 	if strings.Contains(small.markdown(), "wanted") {
 		t.Error("a small image is held to the goals of a large one")
 	}
@@ -77,7 +83,7 @@ func TestGoalsAreOfJobs(t *testing.T) {
 	for _, c := range []struct {
 		jobs  []job
 		goals []goal
-	}{{s.jobs(), goals()}, {s.serveJobs(), serveGoals()}} {
+	}{{s.jobs(), goals(simd.Off)}, {s.serveJobs(), serveGoals()}} {
 		all := costs{}
 		for _, j := range c.jobs {
 			all[j.name] = map[string]cost{}
