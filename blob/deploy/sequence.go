@@ -24,7 +24,7 @@ func (o Options) ClaimSequence(
 	}
 	name := openfile.Node(file, info)
 	if blockdev.IsBlockDevice(info) {
-		t, passed, err := o.ClaimOpened(ctx, name, file, size)
+		t, passed, err := o.claimOpened(ctx, name, file, size)
 		if err != nil {
 			return nil, nil, err
 		}

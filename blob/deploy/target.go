@@ -108,7 +108,7 @@ func claimOutput(ctx context.Context, location string, out *openfile.Output, siz
 	name := openfile.Node(out.File(), info)
 	switch {
 	case blockdev.IsBlockDevice(info):
-		t, advance, err := o.ClaimOpened(ctx, name, out.File(), size)
+		t, advance, err := o.claimOpened(ctx, name, out.File(), size)
 		if err != nil {
 			return nil, err
 		}
@@ -124,9 +124,9 @@ func claimOutput(ctx context.Context, location string, out *openfile.Output, siz
 	return streamTarget(location, out), nil
 }
 
-// ClaimOpened claims size bytes of an open block device, from the offset of the open file on. advance
+// claimOpened claims size bytes of an open block device, from the offset of the open file on. advance
 // moves the offset behind them.
-func (o Options) ClaimOpened(ctx context.Context, name string, file *os.File, size int64) (t *blockdev.Target, advance func() error, err error) {
+func (o Options) claimOpened(ctx context.Context, name string, file *os.File, size int64) (t *blockdev.Target, advance func() error, err error) {
 	flags, err := openfile.Flags(file)
 	if err != nil {
 		return nil, nil, err

@@ -44,7 +44,7 @@ func Fetch(ctx context.Context, at daemon.Address) ([]byte, error) {
 	}
 	defer answer.Body.Close()
 	if answer.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("%w: it answers %s, which is no status of cairn serve", ErrUnavailable, answer.Status)
+		return nil, fmt.Errorf("%w: it answers %s, which is not a status of cairn serve", ErrUnavailable, answer.Status)
 	}
 	text, err := io.ReadAll(io.LimitReader(answer.Body, largestStatus+1))
 	switch {

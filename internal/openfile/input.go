@@ -16,16 +16,16 @@ type Input struct {
 	File      *blockdev.File // nil for a stream
 	Stream    io.Reader      // nil for a file
 	Partition bool           // the file is a partition of a disk or disk image
-	streamed  *os.File       // read by Stream; nil for a file and for the standard files
+	opened    *os.File       // the FIFO, or a duplicate of an open file; nil if there is none to close
 }
 
-// Close closes the file or stream. It leaves the standard files open.
+// Close closes the input. It leaves the open files of the process open.
 func (i Input) Close() {
 	if i.File != nil {
 		i.File.Close()
 	}
-	if i.streamed != nil {
-		i.streamed.Close()
+	if i.opened != nil {
+		i.opened.Close()
 	}
 }
 
@@ -41,7 +41,7 @@ func OpenInput(ctx context.Context, location string) (Input, error) {
 		if err != nil {
 			return Input{}, err
 		}
-		return Input{Stream: NewReader(ctx, f), streamed: f}, nil
+		return Input{Stream: NewReader(ctx, f), opened: f}, nil
 	}
 	at, err := disk.Resolve(location)
 	if err != nil {
@@ -59,16 +59,17 @@ func descriptorInput(ctx context.Context, fd int) (Input, error) {
 	if err := RefuseClosed(fd, f); err != nil {
 		return Input{}, err
 	}
+	var in Input
+	if fd > stderr {
+		in.opened = f
+	}
 	if off, err := f.Seek(0, io.SeekCurrent); err == nil {
-		file, err := blockdev.OpenRead(fmt.Sprint("/proc/self/fd/", fd), blockdev.Section{Offset: off})
+		in.File, err = blockdev.OpenRead(fmt.Sprint("/proc/self/fd/", fd), blockdev.Section{Offset: off})
 		if err == nil {
-			return Input{File: file}, nil
+			return in, nil
 		}
 	}
-	in := Input{Stream: NewReader(ctx, f)}
-	if fd > stderr {
-		in.streamed = f
-	}
+	in.Stream = NewReader(ctx, f)
 	return in, nil
 }
 
