@@ -223,7 +223,7 @@ func TestMetricsAreTrue(t *testing.T) {
 	if page := body(t, base); strings.Contains(page, "<img") || !strings.Contains(page, "&lt;img src=x") {
 		t.Errorf("the page has the name as it is:\n%s", page)
 	}
-	checkFailed(t, run(t, "cairn", "status", web.url), notFound, "no status of cairn serve", nil)
+	checkFailed(t, run(t, "cairn", "status", web.url), notFound, "not a status of cairn serve", nil)
 }
 
 func body(t testing.TB, url string) string {
