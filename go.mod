@@ -1,6 +1,6 @@
 module cairn
 
-go 1.26.0
+go 1.26.8
 
 require (
 	github.com/DataDog/zstd v1.5.7

@@ -1,6 +1,6 @@
 module peers // the desync command, pinned: the registry answers to its exact version only
 
-go 1.26
+go 1.26.8
 
 require (
 	cel.dev/expr v0.25.1 // indirect

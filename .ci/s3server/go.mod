@@ -1,6 +1,6 @@
 module s3server // the versitygw command, pinned: the registry answers to its exact version only
 
-go 1.26
+go 1.26.8
 
 tool github.com/versity/versitygw/cmd/versitygw
 

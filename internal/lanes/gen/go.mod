@@ -1,7 +1,7 @@
 // The generators have a module of their own, so that cairn does not depend on avo.
 module cairn/internal/lanes/gen
 
-go 1.26.0
+go 1.26.8
 
 require github.com/mmcloughlin/avo v0.6.0
 
