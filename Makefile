@@ -19,7 +19,7 @@ BENCH ?= .
 COUNT ?= 6
 PKGS ?= ./...
 
-.PHONY: help build check fmt vet lint tidy race libzstd fuzz-short cross test test-long fuzz bench bench-net bench-compare figures demo cover tools clean
+.PHONY: help build check fmt vet lint tidy vuln race libzstd fuzz-short cross test test-long fuzz bench bench-net bench-compare figures demo cover tools clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -27,7 +27,7 @@ help: ## list the targets
 build: ## the static binary ./cairn
 	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION)' -o cairn ./cmd/cairn
 
-check: fmt vet lint tidy race libzstd fuzz-short cross ## before a commit: format, vet, lint, race tests, short fuzz, cross-build
+check: fmt vet lint tidy vuln race libzstd fuzz-short cross ## before a commit: format, vet, lint, known vulnerabilities, race tests, short fuzz, cross-build
 
 fmt:
 	@bad=$$(gofmt -l .); [[ -z $$bad ]] || { echo "not gofmt'ed:" $$bad; exit 1; }
@@ -40,6 +40,9 @@ lint: .bin/golangci-lint
 
 tidy:
 	go mod tidy -diff
+
+vuln: .bin/govulncheck ## known vulnerabilities, where vuln.go.dev can be reached
+	.ci/vuln
 
 race:
 	$(GOTEST) -race -short ./...
@@ -91,7 +94,7 @@ cover: ## test coverage, in numbers and as .cache/cover.html
 	go tool cover -html=.cache/cover.out -o .cache/cover.html
 	@go tool cover -func=.cache/cover.out | tail -n 1
 
-tools: .bin/desync .bin/versitygw .bin/golangci-lint ## desync, versitygw and the linters, built into .bin
+tools: .bin/desync .bin/versitygw .bin/golangci-lint .bin/govulncheck ## desync, versitygw, the linters and govulncheck, built into .bin
 	@:
 
 .bin/desync: .ci/peers/go.mod .ci/peers/go.sum
@@ -104,6 +107,9 @@ tools: .bin/desync .bin/versitygw .bin/golangci-lint ## desync, versitygw and th
 
 .bin/golangci-lint: .ci/tools/go.mod .ci/tools/go.sum
 	cd .ci/tools && go build -buildvcs=false -o $(CURDIR)/$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+	@touch $@
+.bin/govulncheck: .ci/tools/go.mod .ci/tools/go.sum
+	cd .ci/tools && go build -buildvcs=false -o $(CURDIR)/$@ golang.org/x/vuln/cmd/govulncheck
 	@touch $@
 
 clean: ## remove what was built, installed and cached here
