@@ -262,3 +262,22 @@ func FuzzDecode(f *testing.F) {
 		}
 	})
 }
+
+// TestMaxChunks: an index has at most MaxChunks rows. The blocks of this one are the same block, to save memory.
+func TestMaxChunks(t *testing.T) {
+	full := make([]row, blockRows)
+	for i := range full {
+		full[i].end = 1
+	}
+	x := &Index{params: defaults, blocks: make([][]row, MaxChunks/blockRows), n: MaxChunks - 1}
+	for i := range x.blocks {
+		x.blocks[i] = full
+	}
+	x.blocks[len(x.blocks)-1] = full[:blockRows-1]
+	if err := x.appendRow(2, Digest{}); err != nil {
+		t.Errorf("row %d: %v", MaxChunks, err)
+	}
+	if err := x.appendRow(3, Digest{}); !errors.Is(err, ErrInvalid) {
+		t.Errorf("row %d: %v, want ErrInvalid", MaxChunks+1, err)
+	}
+}

@@ -106,3 +106,18 @@ func TestLyingSize(t *testing.T) {
 		t.Errorf("kind = %v, want Fetch", got)
 	}
 }
+
+// TestMaxSeeds: a step has 16 bits for its seed, so further seeds are not used.
+func TestMaxSeeds(t *testing.T) {
+	seeds := make([]Seed, MaxSeeds+1)
+	none := index(t, "")
+	for i := range seeds {
+		seeds[i].Index = none
+	}
+	seeds[MaxSeeds-1].Index = index(t, "a")
+	seeds[MaxSeeds].Index = index(t, "b")
+	p := NewPlan(index(t, "ab"), seeds...)
+	if got := []Kind{p.At(0).Kind, p.At(1).Kind}; len(p.Seeds) != MaxSeeds || got[0] != Local || got[1] != Fetch {
+		t.Errorf("%d seeds, steps %v, want %d, %v", len(p.Seeds), got, MaxSeeds, []Kind{Local, Fetch})
+	}
+}

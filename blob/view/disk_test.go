@@ -421,3 +421,22 @@ func BenchmarkReadResidentDisk(b *testing.B) {
 		}
 	}
 }
+
+// TestRecordEnds checks that a recording ends the given time after its first read.
+func TestRecordEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x := index(t, mixed())
+		r := NewRecorder(x, time.Minute)
+		time.Sleep(time.Hour) // before the first read
+		for _, read := range []struct {
+			chunk int
+			wait  time.Duration
+		}{{1, 0}, {2, time.Minute}, {3, time.Nanosecond}} {
+			time.Sleep(read.wait)
+			r.recordRead(read.chunk)
+		}
+		if got := r.Reads(); len(got) != 2 || got[1].Chunk != x.At(2) {
+			t.Errorf("recorded are %+v, want the chunks 1 and 2", got)
+		}
+	})
+}

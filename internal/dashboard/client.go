@@ -46,12 +46,17 @@ func Fetch(ctx context.Context, at daemon.Address) ([]byte, error) {
 	if answer.StatusCode != http.StatusOK {
 		return nil, fmt.Errorf("%w: it answers %s, which is not a status of cairn serve", ErrUnavailable, answer.Status)
 	}
-	text, err := io.ReadAll(io.LimitReader(answer.Body, largestStatus+1))
+	return readStatus(answer.Body, largestStatus)
+}
+
+// readStatus reads the body of an answer, of at most limit bytes.
+func readStatus(body io.Reader, limit int64) ([]byte, error) {
+	text, err := io.ReadAll(io.LimitReader(body, limit+1))
 	switch {
 	case err != nil:
 		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
-	case len(text) > largestStatus:
-		return nil, fmt.Errorf("its answer has more than %d MiB", largestStatus>>20)
+	case int64(len(text)) > limit:
+		return nil, fmt.Errorf("its answer has more than %d MiB", limit>>20)
 	}
 	return text, nil
 }

@@ -55,3 +55,15 @@ func TestFetchUnavailable(t *testing.T) {
 		}
 	}
 }
+
+// endless is a body that does not end.
+type endless struct{}
+
+func (endless) Read(p []byte) (int, error) { return len(p), nil }
+
+// TestFetchLimit: a status larger than the limit is refused.
+func TestFetchLimit(t *testing.T) {
+	if text, err := readStatus(endless{}, 1<<20); err == nil || !strings.Contains(err.Error(), "more than 1 MiB") {
+		t.Errorf("readStatus of an endless body = %d bytes, %v", len(text), err)
+	}
+}

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -373,6 +374,71 @@ func TestSlowScrapers(t *testing.T) {
 	if calls > 100 {
 		t.Errorf("getStatus was called %d times", calls)
 	}
+}
+
+// pipeListener is a listener whose connections are pipes.
+type pipeListener struct {
+	conns  chan net.Conn
+	closed chan struct{}
+	once   sync.Once
+}
+
+func (l *pipeListener) Addr() net.Addr { return &net.UnixAddr{} }
+
+func (l *pipeListener) Close() error {
+	l.once.Do(func() { close(l.closed) })
+	return nil
+}
+
+func (l *pipeListener) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.conns:
+		return c, nil
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (l *pipeListener) dial() net.Conn {
+	ours, theirs := net.Pipe()
+	l.conns <- theirs
+	return ours
+}
+
+// TestServerLimits: a client has a time to send its request and a time to receive the response. A large header is
+// refused.
+func TestServerLimits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := &pipeListener{conns: make(chan net.Conn), closed: make(chan struct{})}
+		ctx, stop := context.WithCancel(t.Context())
+		served := make(chan error, 1)
+		go func() { served <- New(sampleStatus, func() Totals { return Totals{} }).Serve(ctx, l) }()
+
+		c, start := l.dial(), time.Now()
+		fmt.Fprint(c, "GET /metrics HTTP/1.1\r\nHost: a\r\n")
+		_, _ = io.Copy(io.Discard, c)
+		if took := time.Since(start); took != readTimeout {
+			t.Errorf("a client that does not finish its request is disconnected after %v, want %v", took, readTimeout)
+		}
+
+		c = l.dial()
+		fmt.Fprint(c, "GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n")
+		time.Sleep(writeTimeout)
+		synctest.Wait()
+		if n, err := io.Copy(io.Discard, c); n > 0 || err != nil {
+			t.Errorf("a client that does not receive for %v gets %d bytes, %v, want none", writeTimeout, n, err)
+		}
+
+		c = l.dial()
+		go fmt.Fprint(c, "GET /metrics HTTP/1.1\r\nHost: a\r\nX: ", strings.Repeat("x", maxHeader+4096), "\r\n\r\n")
+		if answer, err := io.ReadAll(c); !strings.HasPrefix(string(answer), "HTTP/1.1 431 ") {
+			t.Errorf("the answer to a large header is %.100q, %v, want status 431", answer, err)
+		}
+		stop()
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 // isClosed reports whether the other side has closed a connection. It discards received bytes.

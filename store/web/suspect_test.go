@@ -260,3 +260,19 @@ func TestRefusedHead(t *testing.T) {
 		}
 	}
 }
+
+// TestLargeHeader: a header larger than 64 KiB is refused, whatever follows it.
+func TestLargeHeader(t *testing.T) {
+	for size, fits := range map[int]bool{60 << 10: true, 70 << 10: false} {
+		url := serve(t, func(w http.ResponseWriter, _ *http.Request) {
+			for range size / 100 {
+				w.Header().Add("X", strings.Repeat("x", 96)) // with ": " and the end of the line
+			}
+			io.WriteString(w, "data")
+		})
+		got, err := newReader(t, url, web.Options{}).Read(t.Context(), "x", nil, 10)
+		if fits && (err != nil || string(got) != "data") || !fits && err == nil {
+			t.Errorf("a header of %d bytes: Read = %q, %v", size, got, err)
+		}
+	}
+}

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -963,5 +964,82 @@ func TestCloseBesideRead(t *testing.T) {
 	}
 	if err := <-closed; err != nil {
 		t.Errorf("Close = %v", err)
+	}
+}
+
+// TestUnflushedIsBounded checks that a disk that does not finish a flush gets a bounded number of bytes, which a crash
+// may lose, and that a bounded number waits for it in memory.
+func TestUnflushedIsBounded(t *testing.T) {
+	const size = 1 << 20
+	b, err := blob.NewBuilder(blob.SHA256, blob.Params{Min: 1, Avg: size, Max: size})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range (unflushedMax+queueBytes)/size + 4 {
+		if _, err := b.Add(size, blob.Digest{1, byte(i)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	x, data := b.Index(), make([]byte, size)
+	synctest.Test(t, func(t *testing.T) {
+		r := &rig{t: t, path: t.TempDir(), x: x}
+		r.openCache(Options{})
+		flush := make(chan struct{})
+		r.disk.beforeNextFlush(func() { <-flush })
+		var offering sync.WaitGroup
+		offering.Go(func() {
+			for i := range x.Len() {
+				r.file.OfferWait(t.Context(), i, data)
+			}
+		})
+		synctest.Wait() // until the writer and the offers block
+		var written, waiting int64
+		for i, c := range x.All() {
+			switch chunks := r.file.chunks; {
+			case chunks.unflushed[i] != 0:
+				written += c.Size
+			case chunks.queued[i]:
+				waiting += c.Size
+			}
+		}
+		if written != unflushedMax || waiting != queueBytes+size { // the next chunk waits for room
+			t.Errorf("%d bytes are written and not flushed, %d wait, want %d, %d", written, waiting, unflushedMax, queueBytes+size)
+		}
+		close(flush)
+		offering.Wait()
+	})
+}
+
+// TestDonorsAreFew checks that the files of closed images that stay open are bounded, while the cache is open and when
+// it is opened again.
+func TestDonorsAreFew(t *testing.T) {
+	r := newRig(t, mixed())
+	for i := range uint64(maxDonors + 2) {
+		image := testimages.Random(i, 10_000)
+		x := index(t, image)
+		f, err := r.dir.Image(x)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.OfferWait(t.Context(), 0, image[:x.At(0).Size])
+		r.awaitWrites()
+		r.flush()
+		if err := f.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := len(r.dir.donors); got != maxDonors {
+		t.Errorf("%d closed images are open as donors, want %d", got, maxDonors)
+	}
+	if err := r.dir.Close(); err != nil {
+		t.Fatal(err)
+	}
+	again, err := Open(r.path, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close()
+	if got := len(again.donors); got != maxDonors {
+		t.Errorf("after opening again %d images are donors, want %d", got, maxDonors)
 	}
 }
