@@ -1,14 +1,24 @@
 // Package atomicfile writes a whole file or no file. The bytes go to a temporary file beside the final name, and the
 // complete, flushed file is renamed. A replaced file passes on its owner, group, mode and extended attributes. The
 // package knows nothing of the bytes, and never writes to devices.
+//
+// The directory is opened once, and all later work goes by its handle. So another directory that gets its path
+// meanwhile is not touched.
 package atomicfile
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"os"
+	"path"
 	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"cairn/internal/owndir"
 )
 
 // ErrNotRegular means that a file must not replace the object at the final name: a directory, a device, a pipe, a
@@ -19,7 +29,10 @@ var ErrNotRegular = errors.New("not a regular file")
 // writing. It may be written in any order and sized with Truncate. Only Commit gives it its name.
 type File struct {
 	*os.File
-	name string      // the final name
+	dir  *os.Root    // the directory; closed with the File
+	base string      // the final name in dir
+	temp string      // the temporary file's name in dir
+	name string      // the path of the final name
 	mode fs.FileMode // of a new file
 	keep bool        // Close keeps the temporary file
 	done bool        // committed or closed
@@ -33,11 +46,46 @@ func Create(name string, mode fs.FileMode) (*File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("creating %s: %w", name, err)
 	}
-	tmp, err := os.CreateTemp(filepath.Dir(name), temporaryPattern(name))
+	f, err := createAt(name, mode)
 	if err != nil {
 		return nil, fmt.Errorf("creating %s: %w", name, err)
 	}
-	return &File{File: tmp, name: name, mode: mode.Perm()}, nil
+	return f, nil
+}
+
+// createAt is Create for a resolved name.
+func createAt(name string, mode fs.FileMode) (*File, error) {
+	f, err := newFile(name, mode)
+	if err != nil {
+		return nil, err
+	}
+	if f.File, f.temp, err = createTemp(f.dir, f.base); err != nil {
+		f.dir.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// newFile opens the directory of a resolved name.
+func newFile(name string, mode fs.FileMode) (*File, error) {
+	dir, base := filepath.Split(name) // filepath.Dir would remove "link/..", which is not the link's directory
+	root, err := os.OpenRoot(cmp.Or(dir, "."))
+	if err != nil {
+		return nil, err
+	}
+	return &File{dir: root, base: base, name: name, mode: mode.Perm()}, nil
+}
+
+// createTemp creates a temporary file for the final name, in the same directory of root.
+func createTemp(root *os.Root, name string) (f *os.File, temp string, err error) {
+	for range 1000 {
+		temp = path.Join(path.Dir(name), temporaryName(path.Base(name)))
+		f, err = root.OpenFile(temp, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+		if !errors.Is(err, fs.ErrExist) {
+			break
+		}
+	}
+	return f, temp, err
 }
 
 // resolveTarget returns the path at which a file of this name is created. With an error it returns the name.
@@ -68,10 +116,9 @@ func statReplaceable(name string) (fs.FileInfo, error) {
 // maxBase is the number of bytes of a name that its temporary file's name contains.
 const maxBase = 200
 
-// temporaryPattern returns .NAME.*.tmp for os.CreateTemp, with NAME cut so that the result is a legal name.
-func temporaryPattern(name string) string {
-	base := filepath.Base(name)
-	return "." + base[:min(len(base), maxBase)] + ".*.tmp"
+// temporaryName returns .NAME.RANDOM.tmp, with NAME cut so that the result is a legal name.
+func temporaryName(base string) string {
+	return fmt.Sprintf(".%s.%d.tmp", base[:min(len(base), maxBase)], rand.Uint64())
 }
 
 // Commit sets the mode exactly (no umask), flushes the bytes, and renames the file to its final name, replacing
@@ -83,11 +130,12 @@ func (f *File) Commit() error {
 		return fmt.Errorf("committing %s: %w", f.name, fs.ErrClosed)
 	}
 	f.done = true
+	defer f.dir.Close()
 	if err := f.rename(); err != nil {
-		_ = errors.Join(os.Remove(f.File.Name()), f.File.Close())
+		_ = errors.Join(f.dir.Remove(f.temp), f.File.Close())
 		return fmt.Errorf("committing %s: %w", f.name, err)
 	}
-	if err := SyncDir(filepath.Dir(f.name)); err != nil {
+	if err := owndir.SyncDir(f.dir, "."); err != nil {
 		return fmt.Errorf("flushing the name %s: %w", f.name, err)
 	}
 	return nil
@@ -108,7 +156,7 @@ func (f *File) rename() error {
 	if err := errors.Join(err, f.File.Sync()); err != nil {
 		return err
 	}
-	if err := os.Rename(f.File.Name(), f.name); err != nil {
+	if err := f.dir.Rename(f.temp, f.base); err != nil {
 		return err
 	}
 	f.File.Close()
@@ -126,7 +174,7 @@ func (f *File) Close() error {
 		return f.Discard()
 	}
 	f.done = true
-	return f.File.Close()
+	return errors.Join(f.File.Close(), f.dir.Close())
 }
 
 // Discard abandons a file that was not committed, and removes its temporary file.
@@ -135,7 +183,7 @@ func (f *File) Discard() error {
 		return nil
 	}
 	f.done = true
-	if err := errors.Join(os.Remove(f.File.Name()), f.File.Close()); err != nil {
+	if err := errors.Join(f.dir.Remove(f.temp), f.File.Close(), f.dir.Close()); err != nil {
 		return fmt.Errorf("discarding the temporary file of %s: %w", f.name, err)
 	}
 	return nil
@@ -153,6 +201,27 @@ func Write(name string, data []byte, mode fs.FileMode) error {
 		return fmt.Errorf("writing %s: %w", name, err)
 	}
 	return f.Commit()
+}
+
+// WriteIn durably writes data as the whole content of a file in root, with this mode. It replaces whatever has the
+// name, except for a directory.
+func WriteIn(root *os.Root, name string, data []byte, mode fs.FileMode) error {
+	f, temp, err := createTemp(root, name)
+	if err == nil {
+		_, err = f.Write(data)
+		if err = errors.Join(err, f.Chmod(mode.Perm()), f.Sync(), f.Close()); err == nil {
+			err = root.Rename(temp, name)
+		}
+		if err != nil {
+			_ = root.Remove(temp)
+		} else {
+			err = owndir.SyncDir(root, path.Dir(name))
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("writing %s: %w", filepath.Join(root.Name(), name), err)
+	}
+	return nil
 }
 
 // Check returns the error that Create would return now. It leaves no file.
@@ -175,7 +244,7 @@ func Sync(name string) error {
 
 // SyncDir makes the names in a directory durable.
 func SyncDir(name string) error {
-	d, err := os.Open(name)
+	d, err := os.OpenFile(name, os.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return err
 	}

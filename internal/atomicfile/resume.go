@@ -5,10 +5,11 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"cairn/internal/owndir"
 )
 
 // ErrBusy means that another process is writing the file.
@@ -22,24 +23,37 @@ func Resume(name string, mode fs.FileMode) (*File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("creating %s: %w", name, err)
 	}
-	base := filepath.Base(name)
-	partial := filepath.Join(filepath.Dir(name), "."+base[:min(len(base), maxBase)]+".partial")
-	f, err := claimPartial(partial)
+	f, err := resumeAt(name, mode)
 	if err != nil {
 		return nil, fmt.Errorf("creating %s: %w", name, err)
 	}
-	return &File{File: f, name: name, mode: mode.Perm(), keep: true}, nil
+	return f, nil
+}
+
+// resumeAt is Resume for a resolved name.
+func resumeAt(name string, mode fs.FileMode) (*File, error) {
+	f, err := newFile(name, mode)
+	if err != nil {
+		return nil, err
+	}
+	f.keep = true
+	f.temp = "." + f.base[:min(len(f.base), maxBase)] + ".partial"
+	if f.File, err = claimPartial(f.dir, f.temp); err != nil {
+		f.dir.Close()
+		return nil, err
+	}
+	return f, nil
 }
 
 // claimPartial opens or creates the temporary file, and locks it. It tries again if the file was renamed to its final
 // name meanwhile.
-func claimPartial(path string) (*os.File, error) {
+func claimPartial(dir *os.Root, name string) (*os.File, error) {
 	for {
-		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
+		f, err := owndir.OpenNoFollow(dir, name, os.O_RDWR|os.O_CREATE, 0o600)
 		if err != nil {
 			return nil, err
 		}
-		current, err := lockPartial(f, path)
+		current, err := lockPartial(f, dir, name)
 		if current && err == nil {
 			return f, nil
 		}
@@ -50,21 +64,22 @@ func claimPartial(path string) (*os.File, error) {
 	}
 }
 
-// lockPartial locks the temporary file, and reports whether it still has its name.
-func lockPartial(f *os.File, path string) (current bool, err error) {
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
-		return false, ErrBusy
-	} else if err != nil {
-		return false, err
-	}
+// lockPartial locks the temporary file, and reports whether it still has its name. It first checks that an earlier run
+// of this user left the file, so it never waits for or locks another user's file.
+func lockPartial(f *os.File, dir *os.Root, name string) (current bool, err error) {
 	mine, err := f.Stat()
 	if err != nil {
 		return false, err
 	}
 	if st := mine.Sys().(*syscall.Stat_t); !mine.Mode().IsRegular() || st.Nlink > 1 || int(st.Uid) != os.Geteuid() {
-		return false, fmt.Errorf("%s is not a file that an earlier run left", path)
+		return false, fmt.Errorf("%s is not a file that an earlier run left", f.Name())
 	}
-	named, err := os.Lstat(path)
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
+		return false, ErrBusy
+	} else if err != nil {
+		return false, err
+	}
+	named, err := dir.Lstat(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}

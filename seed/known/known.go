@@ -13,16 +13,17 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
 	"cairn/blob"
 	"cairn/internal/atomicfile"
+	"cairn/internal/owndir"
 )
 
-// Dir is the path of the directory. It is created with the first record. Several processes may use it.
+// Dir is the path of the directory. It is created with the first record. Several processes may use it. Records in a
+// directory that other users may write are not believed, and none is written there.
 type Dir string
 
 // Content identifies the content of a device. A device with other content must be scanned again.
@@ -52,17 +53,41 @@ const (
 // hashName returns a short name for a text of any length.
 func hashName(text string) string { return fmt.Sprintf("%x", sha256.Sum256([]byte(text)))[:32] }
 
-func (d Dir) indexPath(device string, c Content) string {
-	return filepath.Join(string(d), hashName(device)+"-"+hashName(fmt.Sprintf("%+v", c))+indexSuffix)
+func indexName(device string, c Content) string {
+	return hashName(device) + "-" + hashName(fmt.Sprintf("%+v", c)) + indexSuffix
 }
 
-func (d Dir) workPath(device string) string {
-	return filepath.Join(string(d), hashName(device)+workSuffix)
+func workName(device string) string { return hashName(device) + workSuffix }
+
+// Limits of the records that are read, in bytes. The largest index is smaller than maxIndex.
+const (
+	maxIndex = 4 << 30
+	maxWork  = 64 << 10
+)
+
+// readRecord returns the content of a record.
+func (d Dir) readRecord(name string, limit int64) ([]byte, error) {
+	root, err := owndir.Open(string(d))
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	return owndir.ReadFile(root, name, limit)
+}
+
+// change calls do with the open directory, which it creates if it does not exist.
+func (d Dir) change(do func(root *os.Root) error) error {
+	root, err := owndir.Create(string(d))
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	return do(root)
 }
 
 // Recall returns the recorded index of the device with this content, or nil.
 func (d Dir) Recall(device string, c Content) *blob.Index {
-	f, err := os.ReadFile(d.indexPath(device, c))
+	f, err := d.readRecord(indexName(device, c), maxIndex)
 	if err != nil {
 		return nil
 	}
@@ -75,34 +100,26 @@ func (d Dir) Recall(device string, c Content) *blob.Index {
 
 // Remember records the index of a device's content. It replaces earlier records of the device.
 func (d Dir) Remember(device string, c Content, x *blob.Index) error {
-	if err := d.forgetIndex(device); err != nil {
-		return err
-	}
-	if err := d.writeFile(d.indexPath(device, c), x.Encode()); err != nil {
-		return err
-	}
-	return d.evictOldest()
-}
-
-func (d Dir) writeFile(path string, data []byte) error {
-	if err := os.MkdirAll(string(d), 0o700); err != nil {
-		return err
-	}
-	return atomicfile.Write(path, data, 0o600)
+	return d.change(func(root *os.Root) error {
+		if err := forgetIndex(root, device); err != nil {
+			return err
+		}
+		if err := atomicfile.WriteIn(root, indexName(device, c), x.Encode(), 0o600); err != nil {
+			return err
+		}
+		return evictOldest(root)
+	})
 }
 
 // forgetIndex removes the recorded index of a device.
-func (d Dir) forgetIndex(device string) error {
-	paths, err := filepath.Glob(filepath.Join(escapePattern(string(d)), hashName(device)+"-*"+indexSuffix))
-	for _, path := range paths {
-		err = errors.Join(err, ignoreAbsent(os.Remove(path)))
+func forgetIndex(root *os.Root, device string) error {
+	names, err := owndir.ReadDir(root, ".")
+	for _, name := range names {
+		if strings.HasPrefix(name, hashName(device)+"-") && strings.HasSuffix(name, indexSuffix) {
+			err = errors.Join(err, ignoreAbsent(root.Remove(name)))
+		}
 	}
 	return err
-}
-
-// escapePattern returns a pattern that matches only path.
-func escapePattern(path string) string {
-	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`).Replace(path)
 }
 
 func ignoreAbsent(err error) error {
@@ -113,8 +130,8 @@ func ignoreAbsent(err error) error {
 }
 
 // evictOldest removes the oldest records beyond maxDevices.
-func (d Dir) evictOldest() error {
-	entries, err := os.ReadDir(string(d))
+func evictOldest(root *os.Root) error {
+	names, err := owndir.ReadDir(root, ".")
 	if err != nil {
 		return err
 	}
@@ -123,16 +140,16 @@ func (d Dir) evictOldest() error {
 		time time.Time
 	}
 	var found []aged
-	for _, e := range entries {
-		if info, err := e.Info(); err == nil && strings.HasSuffix(e.Name(), indexSuffix) {
-			found = append(found, aged{e.Name(), info.ModTime()})
+	for _, name := range names {
+		if info, err := root.Lstat(name); err == nil && strings.HasSuffix(name, indexSuffix) {
+			found = append(found, aged{name, info.ModTime()})
 		}
 	}
 	slices.SortFunc(found, func(a, b aged) int {
 		return cmp.Or(b.time.Compare(a.time), strings.Compare(a.name, b.name))
 	})
 	for _, old := range found[min(maxDevices, len(found)):] {
-		err = errors.Join(err, ignoreAbsent(os.Remove(filepath.Join(string(d), old.name))))
+		err = errors.Join(err, ignoreAbsent(root.Remove(old.name)))
 	}
 	return err
 }
@@ -143,15 +160,17 @@ func (d Dir) Begin(device string, w Work) error {
 	if err != nil {
 		return err
 	}
-	if err := d.writeFile(d.workPath(device), text); err != nil {
-		return err
-	}
-	return d.forgetIndex(device)
+	return d.change(func(root *os.Root) error {
+		if err := atomicfile.WriteIn(root, workName(device), text, 0o600); err != nil {
+			return err
+		}
+		return forgetIndex(root, device)
+	})
 }
 
 // Unfinished returns the work on a device that began and did not finish, or nil.
 func (d Dir) Unfinished(device string) *Work {
-	text, err := os.ReadFile(d.workPath(device))
+	text, err := d.readRecord(workName(device), maxWork)
 	if err != nil {
 		return nil
 	}
@@ -163,4 +182,11 @@ func (d Dir) Unfinished(device string) *Work {
 }
 
 // Finish records that the work on a device has finished.
-func (d Dir) Finish(device string) error { return ignoreAbsent(os.Remove(d.workPath(device))) }
+func (d Dir) Finish(device string) error {
+	root, err := owndir.Open(string(d))
+	if err != nil {
+		return ignoreAbsent(err)
+	}
+	defer root.Close()
+	return ignoreAbsent(root.Remove(workName(device)))
+}

@@ -33,6 +33,10 @@ func mustRemember(t *testing.T, d Dir, device string, c Content, x *blob.Index) 
 	}
 }
 
+func indexPath(d Dir, device string, c Content) string {
+	return filepath.Join(string(d), indexName(device, c))
+}
+
 func TestRecall(t *testing.T) {
 	d := Dir(filepath.Join(t.TempDir(), "state [x]*"))
 	if got := d.Recall("sda1", content); got != nil {
@@ -60,7 +64,7 @@ func TestRecall(t *testing.T) {
 func TestRecallDistrusts(t *testing.T) {
 	d := Dir(t.TempDir())
 	for name, file := range map[string][]byte{"empty": nil, "garbage": []byte("garbage"), "cut": index(t, 700).Encode()[:100]} {
-		if err := os.WriteFile(d.indexPath("sda1", content), file, 0o600); err != nil {
+		if err := os.WriteFile(indexPath(d, "sda1", content), file, 0o600); err != nil {
 			t.Fatal(err)
 		}
 		if got := d.Recall("sda1", content); got != nil {
@@ -81,7 +85,7 @@ func TestPrune(t *testing.T) {
 		device := fmt.Sprint(i)
 		mustRemember(t, d, device, content, index(t, 700))
 		when := time.Now().Add(time.Duration(i-1000) * time.Minute)
-		if err := os.Chtimes(d.indexPath(device, content), when, when); err != nil {
+		if err := os.Chtimes(indexPath(d, device, content), when, when); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -2,22 +2,25 @@ package imagecache
 
 import (
 	"os"
-	"path/filepath"
+	"path"
 	"slices"
 	"time"
 
 	"cairn/blob"
 	"cairn/internal/bitset"
+	"cairn/internal/owndir"
 )
 
 const (
 	maxDonors     = 8        // limit of the donors, whose files are kept open
 	maxDonorIndex = 64 << 20 // limit of the size of a donor's index in bytes
+	maxDonorMap   = 64 << 20 // limit of the size of a donor's map in bytes
 )
 
 // donor is the file of an image that is not open in this Dir. Another process may change it at any time, so each of
 // its chunks is verified at each copy.
 type donor struct {
+	name   string // the image's directory
 	index  *blob.Index
 	table  *blob.Table
 	chunks *bitset.Set // chunks that the file may hold
@@ -25,9 +28,9 @@ type donor struct {
 }
 
 // findDonors opens the most recently used images.
-func findDonors(images string) (donors []*donor) {
-	for _, name := range byUse(images) {
-		if n := openDonor(filepath.Join(images, name)); n != nil {
+func findDonors(root *os.Root) (donors []*donor) {
+	for _, name := range byUse(root) {
+		if n := openDonor(root, name); n != nil {
 			donors = append(donors, n)
 		}
 		if len(donors) == maxDonors {
@@ -37,17 +40,18 @@ func findDonors(images string) (donors []*donor) {
 	return donors
 }
 
-// byUse returns the names of the images, the most recently used first.
-func byUse(images string) (names []string) {
-	entries, err := os.ReadDir(images)
+// byUse returns the directories of the images in root, the most recently used first.
+func byUse(root *os.Root) (names []string) {
+	entries, err := owndir.ReadDir(root, imagesName)
 	if err != nil {
 		return nil
 	}
 	used := map[string]time.Time{}
 	for _, e := range entries {
-		if info, err := os.Stat(filepath.Join(images, e.Name(), mapName)); err == nil {
-			used[e.Name()] = info.ModTime()
-			names = append(names, e.Name())
+		name := path.Join(imagesName, e)
+		if info, err := root.Lstat(path.Join(name, mapName)); err == nil {
+			used[name] = info.ModTime()
+			names = append(names, name)
 		}
 	}
 	slices.SortFunc(names, func(a, b string) int { return used[b].Compare(used[a]) })
@@ -55,15 +59,15 @@ func byUse(images string) (names []string) {
 }
 
 // openDonor returns a donor for the image in a directory, or nil if no chunk can be copied from it.
-func openDonor(path string) *donor {
-	if info, err := os.Stat(filepath.Join(path, indexName)); err != nil || info.Size() > maxDonorIndex {
+func openDonor(root *os.Root, name string) *donor {
+	if info, err := root.Lstat(path.Join(name, indexName)); err != nil || info.Size() > maxDonorIndex {
 		return nil
 	}
-	x := readIndex(path)
+	x := readIndex(root, name)
 	if x == nil {
 		return nil
 	}
-	file, err := os.ReadFile(filepath.Join(path, mapName))
+	file, err := owndir.ReadFile(root, path.Join(name, mapName), maxDonorMap)
 	if err != nil {
 		return nil
 	}
@@ -71,10 +75,10 @@ func openDonor(path string) *donor {
 	if err != nil {
 		return nil
 	}
-	n := &donor{index: x, table: blob.NewTable(x), chunks: bitset.New(x.Len())}
+	n := &donor{name: name, index: x, table: blob.NewTable(x), chunks: bitset.New(x.Len())}
 	n.chunks.Load(state.bits)
 	for _, data := range []string{rawName, partialName} {
-		if n.file, err = os.Open(filepath.Join(path, data)); err == nil {
+		if n.file, err = owndir.OpenFile(root, path.Join(name, data), os.O_RDONLY); err == nil {
 			return n
 		}
 	}

@@ -3,8 +3,7 @@ package imagecache
 import (
 	"cmp"
 	"fmt"
-	"os"
-	"path/filepath"
+	"path"
 	"slices"
 )
 
@@ -36,15 +35,15 @@ func (k *keeper) evictToLimit() {
 
 // usedBytes returns the bytes that the images take on disk.
 func (d *Dir) usedBytes() (bytes int64) {
-	for _, name := range byUse(d.path) {
-		bytes += imageSize(filepath.Join(d.path, name))
+	for _, name := range byUse(d.root.Load()) {
+		bytes += d.imageSize(name)
 	}
 	return bytes
 }
 
-func imageSize(path string) (bytes int64) {
-	for _, name := range []string{rawName, partialName} {
-		if info, err := os.Stat(filepath.Join(path, name)); err == nil {
+func (d *Dir) imageSize(name string) (bytes int64) {
+	for _, file := range []string{rawName, partialName} {
+		if info, err := d.root.Load().Lstat(path.Join(name, file)); err == nil {
 			n, _ := diskUsage(info)
 			bytes += n
 		}
@@ -55,36 +54,36 @@ func imageSize(path string) (bytes int64) {
 // evictClosed removes images that no process has open, until the wanted number of bytes is free. It returns the
 // number of freed bytes.
 func (d *Dir) evictClosed(open []*File, wanted int64) (freed int64) {
-	names := byUse(d.path)
+	names := byUse(d.root.Load())
 	slices.Reverse(names)
 	for _, name := range names {
-		path := filepath.Join(d.path, name)
 		if freed >= wanted {
 			break
 		}
-		if slices.ContainsFunc(open, func(f *File) bool { return f.path == path }) {
+		if slices.ContainsFunc(open, func(f *File) bool { return f.name == name }) {
 			continue
 		}
-		size := imageSize(path)
-		if removeImage(path) {
+		size := d.imageSize(name)
+		if d.removeImage(name) {
 			freed += size
-			d.removeDonor(path)
+			d.removeDonor(name)
 		}
 	}
 	return freed
 }
 
 // removeImage removes an image, unless a process has it open. It reports whether the directory is gone.
-func removeImage(path string) bool {
-	locked, err := lockImage(path)
+func (d *Dir) removeImage(name string) bool {
+	root := d.root.Load()
+	locked, err := lockImage(root, name)
 	if err != nil {
 		return false
 	}
 	defer locked.Close()
-	for _, name := range []string{rawName, partialName, mapName, indexName, lockName} {
-		os.Remove(filepath.Join(path, name))
+	for _, file := range []string{rawName, partialName, mapName, indexName, lockName} {
+		_ = root.Remove(path.Join(name, file)) // a file that stays keeps the directory
 	}
-	return os.Remove(path) == nil
+	return root.Remove(name) == nil
 }
 
 // victim is an extent of an open image with chunks to evict, which are among the chunks [lo, hi).
@@ -149,7 +148,7 @@ func (f *File) evictChunks(lo, hi int, pinned bool) (freed int64) {
 			chunks = append(chunks, i)
 		}
 	}
-	before := imageSize(f.path)
+	before := f.dir.imageSize(f.name)
 	err := f.setComplete(false)
 	for _, i := range chunks {
 		if err == nil {
@@ -160,7 +159,7 @@ func (f *File) evictChunks(lo, hi int, pinned bool) (freed int64) {
 	if err != nil {
 		f.dir.health.noteFailure("evicting from "+f.path, err)
 	}
-	return before - imageSize(f.path)
+	return before - f.dir.imageSize(f.name)
 }
 
 // punchRange returns the range of chunk i, extended into empty neighbours, since the file system frees only whole

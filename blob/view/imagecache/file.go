@@ -7,14 +7,15 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"cairn/blob"
-	"cairn/internal/atomicfile"
 	"cairn/internal/bitset"
+	"cairn/internal/owndir"
 )
 
 const (
@@ -46,6 +47,7 @@ var _ medium = (*sparse)(nil)
 type File struct {
 	dir      *Dir
 	path     string // the image's directory
+	name     string // the same below dir.root
 	index    *blob.Index
 	table    *blob.Table
 	lock     *os.File
@@ -227,9 +229,8 @@ func (f *File) flushChunks() {
 
 // checkRemoved stops the writes if the image's directory was removed, since no other process could find the file.
 func (f *File) checkRemoved() {
-	name := filepath.Join(f.path, lockName)
-	_, err := os.Stat(name)
-	if (errors.Is(err, fs.ErrNotExist) || err == nil && !hasName(f.lock, name)) && f.chunks.freezeWrites() {
+	there, err := os.Lstat(filepath.Join(f.path, lockName)) // by path, since a moved directory is not found any more
+	if (errors.Is(err, fs.ErrNotExist) || err == nil && !isFile(f.lock, there)) && f.chunks.freezeWrites() {
 		f.dir.health.log.Warn("the image cache was removed under the server; new chunks are kept in memory only",
 			"directory", f.path)
 	}
@@ -254,11 +255,12 @@ func (f *File) setComplete(complete bool) error {
 	if !complete {
 		from, to = rawName, partialName
 	}
-	if err := os.Rename(filepath.Join(f.path, from), filepath.Join(f.path, to)); err != nil {
+	root := f.dir.root.Load()
+	if err := root.Rename(path.Join(f.name, from), path.Join(f.name, to)); err != nil {
 		return err
 	}
 	f.complete = complete
-	return atomicfile.SyncDir(f.path)
+	return owndir.SyncDir(root, f.name)
 }
 
 // Close ends the use of the file by one of its users. The Close of the last user closes the file, and later reads

@@ -18,9 +18,9 @@ package imagecache
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -28,6 +28,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"cairn/blob"
+	"cairn/internal/owndir"
 )
 
 const imagesName = "images"
@@ -46,7 +47,8 @@ type Options struct {
 
 // Dir is a directory of cached images. Safe for concurrent use.
 type Dir struct {
-	path     string              // has a subdirectory for each image
+	path     string
+	root     atomic.Pointer[os.Root]
 	limit    int64               // bytes; no limit if not positive
 	wrap     func(medium) medium // wraps the files in tests; nil otherwise
 	health   health
@@ -78,21 +80,38 @@ func openDir(path string, o Options, wrap func(medium) medium) (*Dir, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	images := filepath.Join(path, imagesName)
-	if err := os.MkdirAll(images, 0o700); err != nil {
-		return nil, fmt.Errorf("opening image cache: %w", err)
-	}
-	d := &Dir{path: images, limit: o.Limit, wrap: wrap, tasks: make(chan func(*keeper)), users: map[*File]int{}}
+	d := &Dir{path: path, limit: o.Limit, wrap: wrap, tasks: make(chan func(*keeper)), users: map[*File]int{}}
 	d.queue = &queue{jobs: make(chan job, queueJobs), data: map[content][]byte{}}
 	d.queue.room = semaphore.NewWeighted(queueBytes)
 	d.health.log = o.Log
-	if d.limit == 0 {
-		d.limit = d.usedBytes() + freeBytes(images)/2
+	if err := d.openRoot(); err != nil {
+		return nil, fmt.Errorf("opening image cache: %w", err)
 	}
-	d.donors = findDonors(images)
-	d.removeStaleRecords()
+	root := d.root.Load()
+	if d.limit == 0 {
+		d.limit = d.usedBytes() + freeBytes(root)/2
+	}
+	d.donors = findDonors(root)
+	removeStaleRecords(root)
 	d.running.Go((&keeper{dir: d}).runLoop)
 	return d, nil
+}
+
+// openRoot opens the directory, and creates it if it does not exist. The proven chunks in it are served, so other
+// users must not be able to write it.
+func (d *Dir) openRoot() error {
+	root, err := owndir.Create(d.path)
+	if err != nil {
+		return err
+	}
+	if err := owndir.CreateDir(root, imagesName); err != nil {
+		root.Close()
+		return err
+	}
+	if old := d.root.Swap(root); old != nil {
+		old.Close()
+	}
+	return nil
 }
 
 // Close writes and flushes the queued chunks, and closes all images. Their chunks need no verification at the next
@@ -114,6 +133,7 @@ func (d *Dir) Close() error {
 	for _, n := range d.donors {
 		n.file.Close()
 	}
+	errs = append(errs, d.root.Load().Close())
 	return errors.Join(errs...)
 }
 
@@ -131,10 +151,15 @@ func (d *Dir) Image(x *blob.Index) (*File, error) {
 		}
 	}
 	f, err := openFile(d, x, layout)
+	if errors.Is(err, fs.ErrNotExist) { // the directory was removed
+		if err = d.openRoot(); err == nil {
+			f, err = openFile(d, x, layout)
+		}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("opening the cache of image %v: %w", layout.digest, err)
 	}
-	d.removeDonor(f.path)
+	d.removeDonor(f.name)
 	d.addUser(f)
 	return f, nil
 }
@@ -154,7 +179,7 @@ func (d *Dir) closeImage(f *File) (err error) {
 	}
 	f.endReads()
 	d.runTask(func(*keeper) { err = f.saveAndClose() })
-	if n := openDonor(f.path); n != nil {
+	if n := openDonor(d.root.Load(), f.name); n != nil {
 		d.addDonor(n)
 	}
 	return err
@@ -203,10 +228,10 @@ func (d *Dir) addDonor(n *donor) {
 	}
 }
 
-// removeDonor closes the donor of a directory. An open donor would keep the blocks of a removed file allocated.
-func (d *Dir) removeDonor(path string) {
+// removeDonor closes the donor of an image. An open donor would keep the blocks of a removed file allocated.
+func (d *Dir) removeDonor(name string) {
 	d.mu.Lock()
-	i := slices.IndexFunc(d.donors, func(n *donor) bool { return filepath.Dir(n.file.Name()) == path })
+	i := slices.IndexFunc(d.donors, func(n *donor) bool { return n.name == name })
 	var n *donor
 	if i >= 0 {
 		n = d.donors[i]

@@ -813,13 +813,12 @@ func TestAllPinned(t *testing.T) {
 
 // TestDefaultLimit checks that a cache without a limit uses about half of the free space.
 func TestDefaultLimit(t *testing.T) {
-	dir := t.TempDir()
-	free := freeBytes(dir)
-	d, err := Open(dir, Options{})
+	d, err := Open(t.TempDir(), Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer d.Close()
+	free := freeBytes(d.root.Load())
 	if d.limit < free/4 || d.limit > free*3/4 {
 		t.Errorf("the limit is %d with %d bytes free, want about half", d.limit, free)
 	}

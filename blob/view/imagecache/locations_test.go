@@ -84,7 +84,12 @@ func TestRemoveStaleRecordsOddPath(t *testing.T) {
 	if err := os.WriteFile(record, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	(&Dir{path: filepath.Join(cache, "images")}).removeStaleRecords()
+	root, err := os.OpenRoot(cache)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	removeStaleRecords(root)
 	if _, err := os.Stat(record); err == nil {
 		t.Error("the record of a missing image remains")
 	}

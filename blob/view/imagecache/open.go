@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"sync/atomic"
 	"time"
@@ -11,17 +12,18 @@ import (
 	"cairn/blob"
 	"cairn/internal/atomicfile"
 	"cairn/internal/bitset"
+	"cairn/internal/owndir"
 )
 
 // openFile opens the file of an image, and creates it if it does not exist.
 func openFile(d *Dir, x *blob.Index, layout mapLayout) (*File, error) {
-	path := filepath.Join(d.path, layout.digest.String())
-	locked, err := lockImage(path)
+	name := path.Join(imagesName, layout.digest.String())
+	locked, err := lockImage(d.root.Load(), name)
 	if err != nil {
 		return nil, err
 	}
 	f := &File{
-		dir: d, path: path, index: x, table: blob.NewTable(x), lock: locked, maps: mapFile{layout: layout},
+		dir: d, path: filepath.Join(d.path, name), name: name, index: x, table: blob.NewTable(x), lock: locked, maps: mapFile{layout: layout},
 		chunks: newChunks(x.Len()), pinned: bitset.New(x.Len()),
 		opened: time.Now(), used: make([]atomic.Uint32, (x.Size()+extentSize-1)/extentSize),
 	}
@@ -32,15 +34,15 @@ func openFile(d *Dir, x *blob.Index, layout mapLayout) (*File, error) {
 	return f, nil
 }
 
-// lockImage locks the directory of an image for this process, and creates it if it does not exist. It returns ErrBusy
-// if another process has the lock.
-func lockImage(path string) (*os.File, error) {
+// lockImage locks the directory of an image in root for this process, and creates it if it does not exist. It returns
+// ErrBusy if another process has the lock.
+func lockImage(root *os.Root, name string) (*os.File, error) {
 	for {
-		if err := os.MkdirAll(path, 0o700); err != nil {
+		if err := owndir.CreateDir(root, name); err != nil {
 			return nil, err
 		}
-		name := filepath.Join(path, lockName)
-		f, err := os.OpenFile(name, os.O_CREATE|os.O_RDWR, 0o600)
+		lock := path.Join(name, lockName)
+		f, err := owndir.OpenFile(root, lock, os.O_CREATE|os.O_RDWR)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // another process has just evicted the image
 		}
@@ -51,34 +53,34 @@ func lockImage(path string) (*os.File, error) {
 			f.Close()
 			return nil, err
 		}
-		if hasName(f, name) {
+		// The process that holds the lock removes the lock file with the image.
+		if there, err := root.Lstat(lock); err == nil && isFile(f, there) {
 			return f, nil
 		}
 		f.Close()
 	}
 }
 
-// hasName reports whether name still is the name of f. The process that holds the lock removes the lock file with the
-// image.
-func hasName(f *os.File, name string) bool {
-	mine, err1 := f.Stat()
-	there, err2 := os.Stat(name)
-	return err1 == nil && err2 == nil && os.SameFile(mine, there)
+// isFile reports whether f is the file that info describes.
+func isFile(f *os.File, info os.FileInfo) bool {
+	mine, err := f.Stat()
+	return err == nil && os.SameFile(mine, info)
 }
 
 func (f *File) openFiles() (err error) {
-	if readIndex(f.path) == nil { // for Recall, and for copies by later processes
-		if err := atomicfile.Write(filepath.Join(f.path, indexName), f.index.Encode(), 0o600); err != nil {
+	root := f.dir.root.Load()
+	if readIndex(root, f.name) == nil { // for Recall, and for copies by later processes
+		if err := atomicfile.WriteIn(root, path.Join(f.name, indexName), f.index.Encode(), 0o600); err != nil {
 			return err
 		}
 	}
-	if f.maps.file, err = openSparse(filepath.Join(f.path, mapName), os.O_CREATE|os.O_RDWR); err != nil {
+	if f.maps.file, err = openSparse(root, path.Join(f.name, mapName), os.O_CREATE|os.O_RDWR); err != nil {
 		return err
 	}
-	data, err := openSparse(filepath.Join(f.path, rawName), os.O_RDWR)
+	data, err := openSparse(root, path.Join(f.name, rawName), os.O_RDWR)
 	f.complete = err == nil
 	if errors.Is(err, fs.ErrNotExist) {
-		data, err = openSparse(filepath.Join(f.path, partialName), os.O_CREATE|os.O_RDWR)
+		data, err = openSparse(root, path.Join(f.name, partialName), os.O_CREATE|os.O_RDWR)
 	}
 	if err != nil {
 		return err

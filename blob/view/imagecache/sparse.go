@@ -8,6 +8,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"cairn/internal/owndir"
 )
 
 // sparse is a file with holes.
@@ -17,8 +19,8 @@ type sparse struct {
 	always atomic.Bool // the file system lacks RWF_NOWAIT, so readNow may block
 }
 
-func openSparse(path string, flags int) (*sparse, error) {
-	f, err := os.OpenFile(path, flags|unix.O_NOFOLLOW, 0o600)
+func openSparse(root *os.Root, name string, flags int) (*sparse, error) {
+	f, err := owndir.OpenFile(root, name, flags)
 	if err != nil {
 		return nil, err
 	}
@@ -95,9 +97,14 @@ func lockFile(f *os.File) error {
 }
 
 // freeBytes returns the free bytes on the file system of a directory, or 0 if they are unknown.
-func freeBytes(dir string) int64 {
+func freeBytes(root *os.Root) int64 {
+	dir, err := root.Open(".")
+	if err != nil {
+		return 0
+	}
+	defer dir.Close()
 	var st unix.Statfs_t
-	if unix.Statfs(dir, &st) != nil {
+	if unix.Fstatfs(int(dir.Fd()), &st) != nil {
 		return 0
 	}
 	return int64(st.Bavail) * int64(st.Bsize) //nolint:unconvert // they have 32 bits on some machines
