@@ -123,13 +123,16 @@ func (t *batch) publishAll(ctx context.Context) error {
 // publishOnce publishes the objects that one reading of the directory finds, and returns their
 // number.
 func (t *batch) publishOnce(ctx context.Context) (n int, err error) {
-	err = eachName(t.stage.dir, func(file string) error {
+	err = eachName(t.stage.self, func(file string) error {
 		escaped, ready := strings.CutPrefix(file, readyPrefix)
 		if !ready {
 			return nil
 		}
 		n++
 		name, err := url.PathUnescape(escaped)
+		if err == nil {
+			err = store.CheckName(name)
+		}
 		if err := errors.Join(ctx.Err(), err); err != nil {
 			return err
 		}

@@ -208,7 +208,7 @@ func (b *Bucket) CheckCreate(ctx context.Context) error {
 	}
 	staged, err := s.addTemp(nil, b.options.Mode, unflushed)
 	if err == nil {
-		err = s.linkNew(staged, s.dirFD(), "created")
+		err = s.linkNew(staged, s.dirFD(), "created"+tempSuffix)
 	}
 	if err != nil {
 		err = fmt.Errorf("writing to %s: %w", b.root, deniedError(err))
@@ -240,7 +240,7 @@ func (b *Bucket) writeThrough(ctx context.Context, s *stage, name string, data [
 		return b.writeError(name, err)
 	}
 	for dir := path.Dir(name); ; dir = path.Dir(dir) {
-		if err := atomicfile.SyncDir(b.path(dir)); err != nil {
+		if err := syncBelow(s.root, dir); err != nil {
 			return b.writeError(name, err)
 		}
 		if dir == "." {

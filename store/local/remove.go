@@ -5,10 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path"
 
-	"cairn/internal/atomicfile"
+	"golang.org/x/sys/unix"
+
 	"cairn/store"
 )
 
@@ -23,10 +23,28 @@ func (b *Bucket) Remove(ctx context.Context, name string) error {
 	if _, err := b.Stat(ctx, name); err != nil {
 		return err // Stat refuses directories, which are not objects
 	}
-	if err := os.Remove(b.path(name)); errors.Is(err, fs.ErrNotExist) {
+	if err := b.removeBelow(name); errors.Is(err, fs.ErrNotExist) {
 		return readError(b.path(name), err)
 	} else if err != nil {
 		return fmt.Errorf("removing %s: %w", b.path(name), deniedError(err))
 	}
-	return atomicfile.SyncDir(b.path(path.Dir(name)))
+	return nil
+}
+
+// removeBelow removes a file and makes that durable.
+func (b *Bucket) removeBelow(name string) error {
+	root, err := b.openRoot()
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	dir, err := openBelow(root, path.Dir(name))
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	if err := unix.Unlinkat(int(dir.Fd()), path.Base(name), 0); err != nil {
+		return err
+	}
+	return dir.Sync()
 }

@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math/rand/v2"
 	"os"
+	"path"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -19,6 +21,7 @@ import (
 const (
 	stagePrefix = hiddenPrefix + "stage-"
 	lockName    = "lock"
+	tempSuffix  = ".tmp"
 )
 
 // hiddenPrefix begins the names of all files that are not objects: stages, and store/cachedir's own
@@ -30,43 +33,74 @@ const hiddenPrefix = ".cairn-"
 // owners. Only the owner creates the lock file, and it is removed last: a stage without it is
 // empty, new or nearly removed.
 type stage struct {
-	dir      string
+	name     string   // in the bucket's directory
+	root     *os.File // the bucket's directory; the stage closes it
+	self     *os.File // the stage
 	lock     *os.File
-	self     *os.File // the stage, for the *at system calls
-	root     *os.File // the bucket's directory, for the same calls
 	nextTemp atomic.Uint64
 }
 
 func (b *Bucket) newStage() (*stage, error) {
-	b.deadRemoved.Do(b.removeDeadStages)
-	var lost error
-	for range 10 {
-		dir, err := os.MkdirTemp(b.root, stagePrefix)
-		if err != nil {
-			return nil, fmt.Errorf("writing to %s: %w", b.root, deniedError(err))
-		}
-		lock, err := lockStage(dir, os.O_CREATE)
-		if err == nil {
-			return openStage(b.root, dir, lock)
-		}
-		if !errors.Is(err, errTaken) && !errors.Is(err, fs.ErrNotExist) {
-			return nil, fmt.Errorf("writing to %s: %w", b.root, errors.Join(err, removeStage(dir)))
-		}
-		lost = err // another process found the stage before it was locked, and removes it
+	root, err := b.openRoot()
+	if err != nil {
+		return nil, fmt.Errorf("writing to %s: %w", b.root, deniedError(err))
 	}
-	return nil, fmt.Errorf("writing to %s: %w", b.root, lost)
+	b.deadRemoved.Do(func() { removeDeadStages(root) })
+	for range 10 {
+		var s *stage
+		if s, err = makeStage(root); err == nil {
+			return s, nil
+		}
+		if !errors.Is(err, errTaken) && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrExist) {
+			break
+		}
+		// Another process found the stage before it was locked, and removes it.
+	}
+	return nil, fmt.Errorf("writing to %s: %w", b.root, errors.Join(deniedError(err), root.Close()))
 }
 
-func openStage(root, dir string, lock *os.File) (*stage, error) {
-	s := &stage{dir: dir, lock: lock}
+func makeStage(root *os.File) (*stage, error) {
+	s := &stage{root: root, name: stagePrefix + strconv.FormatUint(rand.Uint64(), 36)}
+	if err := unix.Mkdirat(int(root.Fd()), s.name, 0o700); err != nil {
+		return nil, &fs.PathError{Op: "mkdir", Path: filepath.Join(root.Name(), s.name), Err: err}
+	}
 	var err error
-	if s.self, err = os.Open(dir); err == nil {
-		s.root, err = os.Open(root)
+	if s.self, err = openBelow(root, s.name); err != nil {
+		return nil, errors.Join(err, unlinkAt(root, s.name, unix.AT_REMOVEDIR))
 	}
+	if s.lock, err = lockStage(s.self, unix.O_CREAT|unix.O_EXCL); err == nil {
+		if err = s.checkOwner(); err == nil {
+			return s, nil
+		}
+		s.lock.Close()
+	}
+	if !errors.Is(err, errTaken) {
+		err = errors.Join(err, removeStage(root, s.self, s.name))
+	}
+	return nil, errors.Join(err, s.self.Close())
+}
+
+// checkOwner returns an error if the stage has another owner than the new file in it: then another
+// user has put a directory of their own in the place of the stage. It does not compare with the
+// process's user, since some file systems give all files one owner.
+func (s *stage) checkOwner() error {
+	stage, err := ownerOf(s.self)
 	if err != nil {
-		return nil, fmt.Errorf("writing to %s: %w", root, errors.Join(deniedError(err), s.close()))
+		return err
 	}
-	return s, nil
+	file, err := ownerOf(s.lock)
+	if err == nil && stage != file {
+		err = fmt.Errorf("user %d has replaced the new directory %s", stage, s.self.Name())
+	}
+	return err
+}
+
+func ownerOf(f *os.File) (uid uint32, err error) {
+	var info unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &info); err != nil {
+		return 0, &fs.PathError{Op: "stat", Path: f.Name(), Err: err}
+	}
+	return info.Uid, nil
 }
 
 // errTaken reports that another process holds the lock of a stage.
@@ -74,82 +108,89 @@ var errTaken = errors.New("another process holds the stage")
 
 // lockStage locks a stage and returns the lock file. It returns fs.ErrNotExist if the stage is
 // gone. It locks a file because NFS cannot lock directories.
-func lockStage(dir string, create int) (*os.File, error) {
-	f, err := os.OpenFile(filepath.Join(dir, lockName), os.O_RDWR|create, 0o600)
+func lockStage(stage *os.File, create int) (*os.File, error) {
+	flags := unix.O_RDWR | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_CLOEXEC | create
+	at := filepath.Join(stage.Name(), lockName)
+	fd, err := retryEINTR(func() (int, error) { return unix.Openat(int(stage.Fd()), lockName, flags, 0o600) })
 	if err != nil {
-		return nil, err
+		return nil, &fs.PathError{Op: "open", Path: at, Err: err}
 	}
-	if err := lockFile(f); err != nil {
+	f := os.NewFile(uintptr(fd), at)
+	if err := lockFile(f, stage); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
 	return f, nil
 }
 
-func lockFile(f *os.File) error {
+func lockFile(f, stage *os.File) error {
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		if err == unix.EWOULDBLOCK {
 			return errTaken
 		}
 		return &fs.PathError{Op: "lock", Path: f.Name(), Err: err}
 	}
-	_, err := os.Stat(f.Name()) // the file may have been removed between opening and locking
-	return err
+	var info unix.Stat_t // the file may have been removed between opening and locking
+	if err := unix.Fstatat(int(stage.Fd()), lockName, &info, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return &fs.PathError{Op: "stat", Path: f.Name(), Err: err}
+	}
+	return nil
 }
 
 // removeDeadStages removes the stages of dead owners. It ignores errors: a stage that stays does no
 // harm, and the next writer tries again.
-func (b *Bucket) removeDeadStages() {
-	_ = eachName(b.root, func(name string) error {
+func removeDeadStages(root *os.File) {
+	_ = eachName(root, func(name string) error {
 		if strings.HasPrefix(name, stagePrefix) {
-			_ = removeIfDead(filepath.Join(b.root, name))
+			_ = removeIfDead(root, name)
 		}
 		return nil
 	})
 }
 
 // removeIfDead removes a stage, or returns errTaken if its owner is alive.
-func removeIfDead(dir string) error {
-	if info, err := os.Lstat(dir); err != nil || !info.IsDir() {
-		return err // not a stage; do not follow a symbolic link out of the bucket
+func removeIfDead(root *os.File, name string) error {
+	stage, err := openBelow(root, name)
+	if err != nil {
+		return err
 	}
-	lock, err := lockStage(dir, 0)
+	defer stage.Close()
+	if own, err := isOwnStage(root, stage); !own || err != nil {
+		return err
+	}
+	lock, err := lockStage(stage, 0)
 	if errors.Is(err, fs.ErrNotExist) {
-		return removeIfExists(dir)
+		return unlinkAt(root, name, unix.AT_REMOVEDIR)
 	}
 	if err != nil {
 		return err
 	}
-	return errors.Join(removeStage(dir), lock.Close())
+	return errors.Join(removeStage(root, stage, name), lock.Close())
 }
 
-// removeStage removes a stage that the caller has locked. It removes the lock file last.
-func removeStage(dir string) error {
-	err := eachName(dir, func(name string) error {
-		if name == lockName {
+// isOwnStage reports whether a stage belongs to this process's user, or to the owner of the bucket's
+// directory. The second includes file systems that give all files one owner.
+func isOwnStage(root, stage *os.File) (bool, error) {
+	uid, err := ownerOf(stage)
+	if err != nil || int(uid) == os.Geteuid() {
+		return err == nil, err
+	}
+	bucket, err := ownerOf(root)
+	return uid == bucket, err
+}
+
+// removeStage removes a stage that the caller has locked, and the lock file last. It removes only
+// files that stages have, since another user may have renamed any directory to the stage's name.
+func removeStage(root, stage *os.File, name string) error {
+	err := eachName(stage, func(file string) error {
+		if !strings.HasSuffix(file, tempSuffix) && !strings.HasPrefix(file, readyPrefix) {
 			return nil
 		}
-		return os.Remove(filepath.Join(dir, name))
+		return unlinkAt(stage, file, 0)
 	})
 	if err != nil {
 		return err
 	}
-	return errors.Join(removeIfExists(filepath.Join(dir, lockName)), removeIfExists(dir))
-}
-
-func removeIfExists(path string) error {
-	if err := os.Remove(path); !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
-}
-
-func eachName(dir string, do func(name string) error) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return EachName(d, do)
+	return errors.Join(unlinkAt(stage, lockName, 0), unlinkAt(root, name, unix.AT_REMOVEDIR))
 }
 
 // EachName calls do for each name in an open directory, until do returns an error. do may remove
@@ -181,7 +222,7 @@ const (
 
 // addTemp writes data to a new file and returns its name in the stage.
 func (s *stage) addTemp(data []byte, mode fs.FileMode, f flushing) (string, error) {
-	name := strconv.FormatUint(s.nextTemp.Add(1), 10) + ".tmp"
+	name := strconv.FormatUint(s.nextTemp.Add(1), 10) + tempSuffix
 	return name, s.writeFile(name, data, mode, f)
 }
 
@@ -192,14 +233,14 @@ func (s *stage) writeFile(name string, data []byte, mode fs.FileMode, f flushing
 	flags := unix.O_WRONLY | unix.O_CREAT | unix.O_EXCL | unix.O_CLOEXEC
 	fd, err := retryEINTR(func() (int, error) { return unix.Openat(s.dirFD(), name, flags, uint32(mode.Perm())) })
 	if err != nil {
-		return &fs.PathError{Op: "create", Path: filepath.Join(s.dir, name), Err: err}
+		return &fs.PathError{Op: "create", Path: filepath.Join(s.self.Name(), name), Err: err}
 	}
 	err = writeAll(fd, data)
 	if err == nil && f == flushed {
 		_, err = retryEINTR(func() (int, error) { return 0, unix.Fsync(fd) })
 	}
 	if err = errors.Join(err, unix.Close(fd)); err != nil {
-		return errors.Join(&fs.PathError{Op: "write", Path: filepath.Join(s.dir, name), Err: err}, unix.Unlinkat(s.dirFD(), name, 0))
+		return errors.Join(&fs.PathError{Op: "write", Path: filepath.Join(s.self.Name(), name), Err: err}, unix.Unlinkat(s.dirFD(), name, 0))
 	}
 	return nil
 }
@@ -227,23 +268,30 @@ func retryEINTR(call func() (int, error)) (int, error) {
 	}
 }
 
-// publish gives a staged file its name in the bucket. It makes directories only after the first
-// attempt fails, so most objects cost one system call. It tries several times, because another
-// process may remove an empty directory at any time. With noReplace it returns fs.ErrExist if the
-// name is taken.
+// publish gives a staged file its name in the bucket, and makes the directories above it. It tries
+// several times, because another process may remove an empty directory at any time. With noReplace
+// it returns fs.ErrExist if the name is taken.
 func (s *stage) publish(staged, name string, noReplace bool) error {
-	move := func() error { return unix.Renameat(s.dirFD(), staged, int(s.root.Fd()), name) }
-	if noReplace {
-		move = func() error { return s.linkNew(staged, int(s.root.Fd()), name) }
-	}
-	err := move()
+	err := s.publishOnce(staged, name, noReplace)
 	for tries := 0; errors.Is(err, unix.ENOENT) && tries < 3; tries++ {
-		if err := s.makeDirs(name); err != nil {
-			return err
-		}
-		err = move()
+		err = s.publishOnce(staged, name, noReplace)
 	}
 	return err
+}
+
+func (s *stage) publishOnce(staged, name string, noReplace bool) error {
+	dir := int(s.root.Fd())
+	if above := path.Dir(name); above != "." {
+		var err error
+		if dir, err = enterBelow(s.root, above); err != nil {
+			return err
+		}
+		defer unix.Close(dir)
+	}
+	if noReplace {
+		return s.linkNew(staged, dir, path.Base(name))
+	}
+	return unix.Renameat(s.dirFD(), staged, dir, path.Base(name))
 }
 
 // linkNew gives a staged file a name below a directory, or returns fs.ErrExist if the name is
@@ -273,26 +321,7 @@ func isUnsupported(err error) bool {
 	return errors.Is(err, unix.EPERM) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS)
 }
 
-// makeDirs makes the missing directories above name.
-func (s *stage) makeDirs(name string) error {
-	for i, c := range name {
-		if c != '/' {
-			continue
-		}
-		if err := unix.Mkdirat(int(s.root.Fd()), name[:i], 0o755); err != nil && !errors.Is(err, unix.EEXIST) {
-			return err
-		}
-	}
-	return nil
-}
-
 // close removes the stage and its files, and closes its descriptors.
 func (s *stage) close() error {
-	err := errors.Join(removeStage(s.dir), s.lock.Close())
-	for _, dir := range []*os.File{s.self, s.root} {
-		if dir != nil {
-			err = errors.Join(err, dir.Close())
-		}
-	}
-	return err
+	return errors.Join(removeStage(s.root, s.self, s.name), s.lock.Close(), s.self.Close(), s.root.Close())
 }
