@@ -22,9 +22,11 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -51,6 +53,7 @@ type Dir struct {
 	files   *local.Bucket
 
 	evictor evictor
+	stuck   atomic.Bool // used by the ledgers
 
 	mu     sync.Mutex // guards ledger
 	ledger *ledger    // nil until the directory is opened, and after it was removed
@@ -89,7 +92,7 @@ func (d *Dir) Stat(ctx context.Context, name string) (int64, error) { return d.f
 func (d *Dir) Read(ctx context.Context, name string, dst []byte, limit int64) ([]byte, error) {
 	data, err := d.files.Read(ctx, name, dst, limit)
 	if err == nil {
-		markUsed(filepath.Join(d.path, name))
+		d.markUsed(name)
 	}
 	return data, err
 }
@@ -100,12 +103,19 @@ const usedPrecision = time.Hour
 
 // markUsed sets a chunk's time of last use to now. It also corrects a time in the future, from a
 // wrong clock. It ignores errors, such as on a read-only disk.
-func markUsed(file string) {
-	info, err := os.Lstat(file)
+func (d *Dir) markUsed(name string) {
+	d.mu.Lock()
+	l := d.ledger
+	d.mu.Unlock()
+	if l == nil {
+		return
+	}
+	info, err := l.root.Lstat(name)
 	if err != nil || time.Since(info.ModTime()).Abs() < usedPrecision {
 		return
 	}
-	_ = unix.UtimesNanoAt(unix.AT_FDCWD, file, nil, unix.AT_SYMLINK_NOFOLLOW)
+	now := time.Now()
+	_ = l.root.Chtimes(name, now, now)
 }
 
 // attempts is the number of times a Write tries while the directory, or a part of it, is being
@@ -149,7 +159,10 @@ func (d *Dir) tryWrite(ctx context.Context, name string, data []byte) error {
 	if err != nil {
 		return err
 	}
-	err = d.writeTo(ctx, l, name, data)
+	err = fs.ErrNotExist
+	if l.stillExists() {
+		err = d.writeTo(ctx, l, name, data)
+	}
 	switch {
 	case errors.Is(err, fs.ErrNotExist) && !l.stillExists():
 		d.detachLedger(l)
@@ -181,7 +194,7 @@ func (d *Dir) writeTo(ctx context.Context, l *ledger, name string, data []byte) 
 // chunkSpace returns the space of a chunk of size bytes, plus that of its directory if Write must
 // make it.
 func (l *ledger) chunkSpace(name string, size int) (int64, error) {
-	_, err := os.Lstat(filepath.Join(l.root, filepath.Dir(name)))
+	_, err := l.root.Lstat(path.Dir(name))
 	switch {
 	case err == nil:
 		return roundToBlocks(int64(size)), nil
@@ -195,23 +208,23 @@ func (l *ledger) chunkSpace(name string, size int) (int64, error) {
 // need. If the release fails, the count is too high until the next eviction.
 func (l *ledger) putChunk(name string, data []byte, room int64) error {
 	temp := l.tempName()
-	err := writeFile(temp, data)
+	err := l.writeFile(temp, data)
 	var replaced int64
 	if err == nil {
-		replaced, err = publishFile(temp, filepath.Join(l.root, name), room > roundToBlocks(int64(len(data))))
+		replaced, err = l.publishFile(temp, name, room > roundToBlocks(int64(len(data))))
 	}
 	if err == nil {
 		l.releaseSpace(replaced)
 		return nil
 	}
-	if gone := os.Remove(temp); gone == nil || errors.Is(gone, fs.ErrNotExist) {
+	if gone := l.root.Remove(path.Join(controlName, temp)); gone == nil || errors.Is(gone, fs.ErrNotExist) {
 		l.cancelReservation(roundToBlocks(int64(len(data)))) // the directory may exist, or an eviction has released it
 	}
 	return err
 }
 
-func writeFile(name string, data []byte) error {
-	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o444)
+func (l *ledger) writeFile(temp string, data []byte) error {
+	f, err := l.root.OpenFile(path.Join(controlName, temp), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o444)
 	if err != nil {
 		return err
 	}
@@ -219,46 +232,61 @@ func writeFile(name string, data []byte) error {
 	return errors.Join(err, f.Close())
 }
 
-// publishFile gives a file its final name, and returns the space of the file that it replaced. It
+// publishFile gives a temporary file its name, and returns the space of the file that it replaced. It
 // makes the directory if its space is reserved (dirPaid). Otherwise the directory existed a moment
 // ago, and its absence is fs.ErrNotExist.
-func publishFile(temp, final string, dirPaid bool) (replaced int64, err error) {
+func (l *ledger) publishFile(temp, name string, dirPaid bool) (replaced int64, err error) {
 	if dirPaid {
-		err := os.Mkdir(filepath.Dir(final), 0o755)
+		err := l.root.Mkdir(path.Dir(name), 0o755)
 		if err != nil && !errors.Is(err, fs.ErrExist) {
 			return 0, err
 		}
 	}
-	return renameOrSwap(temp, final)
+	control, err := l.openDir(controlName)
+	if err != nil {
+		return 0, err
+	}
+	defer control.Close()
+	dir, err := l.openDir(path.Dir(name))
+	if err != nil {
+		return 0, err
+	}
+	defer dir.Close()
+	return renameOrSwap(control, temp, dir, path.Base(name))
 }
 
 // renameOrSwap renames a file. It swaps an existing file with the new one and removes the old, so
 // that exactly one of several concurrent writers releases the space of each old file.
-func renameOrSwap(temp, final string) (replaced int64, err error) {
-	err = renameat2(temp, final, unix.RENAME_NOREPLACE)
+func renameOrSwap(from *os.File, temp string, to *os.File, final string) (replaced int64, err error) {
+	err = renameAt(from, temp, to, final, unix.RENAME_NOREPLACE)
 	switch {
 	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOSYS): // some network file systems
-		return 0, os.Rename(temp, final)
+		return 0, renameAt(from, temp, to, final, 0)
 	case !errors.Is(err, fs.ErrExist):
 		return 0, err
 	}
-	if err := renameat2(temp, final, unix.RENAME_EXCHANGE); err != nil {
+	if err := renameAt(from, temp, to, final, unix.RENAME_EXCHANGE); err != nil {
 		return 0, err
 	}
-	old, err := os.Lstat(temp)
-	if err != nil {
-		return 0, nil //nolint:nilerror // the chunk has its name; the next count finds the old file
+	var old unix.Stat_t
+	if unix.Fstatat(int(from.Fd()), temp, &old, unix.AT_SYMLINK_NOFOLLOW) != nil {
+		return 0, nil // the chunk has its name; the next count finds the old file
 	}
-	if err := os.Remove(temp); err != nil {
-		return 0, nil //nolint:nilerror // as before
+	if unix.Unlinkat(int(from.Fd()), temp, 0) != nil {
+		return 0, nil // as before
 	}
-	return roundToBlocks(old.Size()), nil
+	return roundToBlocks(old.Size), nil
 }
 
-func renameat2(from, to string, flags uint) error {
-	err := unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, flags)
+func renameAt(from *os.File, temp string, to *os.File, final string, flags uint) error {
+	var err error
+	if flags == 0 { // the kernel or the file system may lack renameat2
+		err = unix.Renameat(int(from.Fd()), temp, int(to.Fd()), final)
+	} else {
+		err = unix.Renameat2(int(from.Fd()), temp, int(to.Fd()), final, flags)
+	}
 	if err != nil {
-		return &os.LinkError{Op: "rename", Old: from, New: to, Err: err}
+		return &os.LinkError{Op: "rename", Old: filepath.Join(from.Name(), temp), New: filepath.Join(to.Name(), final), Err: err}
 	}
 	return nil
 }
@@ -293,7 +321,7 @@ func (d *Dir) tryAttach(m openMode) (l *ledger, needsCount bool, err error) {
 	if l != nil {
 		return l, false, nil
 	}
-	l, needsCount, err = openLedger(d.path, d.options, m)
+	l, needsCount, err = openLedger(d, m)
 	if err != nil {
 		return nil, false, err
 	}

@@ -829,7 +829,7 @@ func TestDeadWriters(t *testing.T) {
 	path := t.TempDir()
 	d := open(t, path, 0)
 	write(t, d, newSample(1, kib))
-	temp := d.ledger.tempName()
+	temp := filepath.Join(path, controlName, d.ledger.tempName())
 	if err := os.WriteFile(temp, make([]byte, 10*kib), 0o444); err != nil {
 		t.Fatal(err)
 	}

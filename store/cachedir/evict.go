@@ -9,7 +9,6 @@ import (
 	"math/bits"
 	"math/rand/v2"
 	"os"
-	"path/filepath"
 	"strconv"
 	"sync"
 	"time"
@@ -222,7 +221,7 @@ func (l *ledger) beginCount(ctx context.Context) (known tally, exact bool, err e
 		defer alone.Close()
 		draining, cancel := context.WithTimeout(ctx, drainTimeout)
 		defer cancel()
-		if err := lockWithin(draining, alone, unix.LOCK_EX); err != nil {
+		if err := lockWithin(draining, alone, unix.LOCK_EX, math.MaxInt); err != nil {
 			return ctx.Err()
 		}
 		t.added, exact = 0, true
@@ -243,11 +242,11 @@ type entry struct {
 // Memory does not grow with their number. It skips entries that are not named like a chunk or its
 // directory.
 func (l *ledger) eachChunk(ctx context.Context, s slice, do func(entry) error, leaveDir func(root *os.File, dir string) error) error {
-	return eachName(l.root, func(root *os.File, dirName string) error {
+	return l.eachName(".", func(root *os.File, dirName string) error {
 		if !isChunkDir(dirName) || !s.contains(dirName) {
 			return nil
 		}
-		err := eachName(filepath.Join(l.root, dirName), func(dir *os.File, name string) error {
+		err := l.eachName(dirName, func(dir *os.File, name string) error {
 			if err := ctx.Err(); err != nil {
 				return err
 			}

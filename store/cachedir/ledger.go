@@ -10,6 +10,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"os"
+	"path"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -18,6 +19,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"cairn/internal/owndir"
 	"cairn/store/local"
 )
 
@@ -28,16 +30,17 @@ const (
 	tempSuffix  = ".tmp"
 )
 
-// ledger is an open cache directory: its paths, and the state file that processes share.
+// ledger is an open cache directory: its handle, and the state file that processes share. All work
+// goes by the handle, since other users may be able to exchange directories.
 type ledger struct {
-	root    string // without symbolic links
-	control string
-	option  int64 // Options.Limit
-	boot    [16]byte
-	id      uint64 // of the ledger, for the names of its files
-	next    atomic.Uint64
-	mutex   chan struct{} // has one element while unlocked; guards state within this process
-	state   *os.File
+	root   *os.Root
+	option int64 // Options.Limit
+	boot   [16]byte
+	id     uint64 // of the ledger, for the names of its files
+	next   atomic.Uint64
+	mutex  chan struct{} // has one element while unlocked; guards state within this process
+	state  *os.File
+	stuck  *atomic.Bool // of the Dir: the last lockState failed with errBusy
 }
 
 // errForeign protects stores: a limit would evict chunks that are needed.
@@ -52,34 +55,39 @@ const (
 	mayCreate openMode = true
 )
 
-// openLedger opens the ledger of a directory. With mustExist, absence is fs.ErrNotExist.
-func openLedger(path string, o Options, m openMode) (l *ledger, needsCount bool, err error) {
+// openLedger opens the ledger of d's directory. With mustExist, absence is fs.ErrNotExist.
+func openLedger(d *Dir, m openMode) (l *ledger, needsCount bool, err error) {
 	if m == mayCreate {
-		if err := makeDir(path); err != nil {
+		if err := makeDir(d.path); err != nil {
 			return nil, false, err
 		}
 	}
-	root, err := filepath.EvalSymlinks(path)
+	root, err := os.OpenRoot(d.path + "/") // the slash refuses a FIFO, which would block
 	if err != nil {
 		return nil, false, err
 	}
-	l = &ledger{root: root, control: filepath.Join(root, controlName), option: o.Limit,
-		boot: bootID(), id: rand.Uint64(), mutex: make(chan struct{}, 1)}
+	l = &ledger{root: root, option: d.options.Limit, boot: bootID(), id: rand.Uint64(),
+		mutex: make(chan struct{}, 1), stuck: &d.stuck}
 	l.mutex <- struct{}{}
+	if needsCount, err = l.openState(m); err != nil {
+		return nil, false, errors.Join(err, l.close())
+	}
+	return l, needsCount, nil
+}
+
+// openState opens the state file, and creates it in a fresh cache.
+func (l *ledger) openState(m openMode) (needsCount bool, err error) {
 	fresh, err := l.claimControlDir(m)
 	if err != nil {
-		return nil, false, err
+		return false, err
 	}
 	if l.state, err = l.openControl("state"); err != nil {
-		return nil, false, err
+		return false, err
 	}
 	if evictor, err := l.openControl("evictor"); err == nil { // a full disk may prevent its creation later
 		evictor.Close()
 	}
-	if needsCount, err = l.initTally(fresh); err != nil {
-		return nil, false, errors.Join(err, l.close())
-	}
-	return l, needsCount, nil
+	return l.initTally(fresh)
 }
 
 // makeDir makes a directory with its parents. It returns fs.ErrNotExist if the directory is removed
@@ -94,7 +102,8 @@ func makeDir(path string) error {
 	return err
 }
 
-// stillExists reports whether the state file is still the one that was opened.
+// stillExists reports whether the path of the state file still leads to the file that was opened.
+// The directory may have been removed or moved.
 func (l *ledger) stillExists() bool {
 	opened, err := l.state.Stat()
 	if err != nil {
@@ -104,39 +113,45 @@ func (l *ledger) stillExists() bool {
 	return err == nil && os.SameFile(opened, found)
 }
 
-func (l *ledger) close() error { return l.state.Close() }
+func (l *ledger) close() error {
+	err := l.root.Close()
+	if l.state != nil {
+		err = errors.Join(err, l.state.Close())
+	}
+	return err
+}
 
 // claimControlDir checks for the control directory, or makes it if the directory has no chunks;
 // then the cache is fresh.
 func (l *ledger) claimControlDir(m openMode) (fresh bool, err error) {
-	info, err := os.Lstat(l.control)
+	info, err := l.root.Lstat(controlName)
 	switch {
 	case err == nil && info.IsDir():
 		return false, nil
 	case err == nil:
-		return false, fmt.Errorf("%s is not a directory", l.control)
+		return false, fmt.Errorf("%s is not a directory", filepath.Join(l.root.Name(), controlName))
 	case !errors.Is(err, fs.ErrNotExist) || m == mustExist:
 		return false, err
 	}
-	holds, err := holdsChunks(l.root)
+	holds, err := l.holdsChunks()
 	if err != nil {
 		return false, err
 	}
 	if holds {
-		if _, err := os.Lstat(l.control); err == nil {
+		if _, err := l.root.Lstat(controlName); err == nil {
 			return false, nil // another process made it meanwhile
 		}
 		return false, errForeign
 	}
-	err = os.Mkdir(l.control, 0o755)
+	err = l.root.Mkdir(controlName, 0o755)
 	if errors.Is(err, fs.ErrExist) {
 		return false, nil
 	}
 	return err == nil, err
 }
 
-func holdsChunks(root string) (holds bool, err error) {
-	err = eachName(root, func(_ *os.File, name string) error {
+func (l *ledger) holdsChunks() (holds bool, err error) {
+	err = l.eachName(".", func(_ *os.File, name string) error {
 		if isChunkDir(name) {
 			return fs.SkipAll
 		}
@@ -148,10 +163,15 @@ func holdsChunks(root string) (holds bool, err error) {
 	return false, err
 }
 
-// eachName calls do for the names in a directory until it fails. do may remove some of them. The
-// directory must not be a symbolic link, so that nothing outside is ever counted or removed.
-func eachName(dir string, do func(d *os.File, name string) error) error {
-	d, err := os.OpenFile(dir, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+// openDir opens a directory of the cache. It must not be a symbolic link, so that nothing outside is
+// ever counted, written or removed.
+func (l *ledger) openDir(name string) (*os.File, error) {
+	return owndir.OpenNoFollow(l.root, name, os.O_RDONLY|unix.O_DIRECTORY, 0)
+}
+
+// eachName calls do for the names in a directory until it fails. do may remove some of them.
+func (l *ledger) eachName(dir string, do func(d *os.File, name string) error) error {
+	d, err := l.openDir(dir)
 	if err != nil {
 		return err
 	}
@@ -159,13 +179,35 @@ func eachName(dir string, do func(d *os.File, name string) error) error {
 	return local.EachName(d, func(name string) error { return do(d, name) })
 }
 
-// openControl opens one of the files in the control directory, and creates it if necessary.
+// openControl opens one of the files in the control directory, and creates it if necessary. Users
+// who may not write the file must not read it either: a file that is open for reading can be locked.
 func (l *ledger) openControl(name string) (*os.File, error) {
-	return os.OpenFile(filepath.Join(l.control, name), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o644)
+	f, err := owndir.OpenNoFollow(l.root, path.Join(controlName, name), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = fmt.Errorf("%s is not a regular file; remove it", f.Name())
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	if mode := info.Mode().Perm(); withoutReaders(mode) != mode {
+		_ = f.Chmod(withoutReaders(mode)) // fails for a file of another user
+	}
+	return f, nil
 }
 
+// withoutReaders removes all permissions from the classes of users that may not write.
+func withoutReaders(mode fs.FileMode) fs.FileMode {
+	writers := mode & 0o222
+	return mode & (writers<<1 | writers | writers>>1)
+}
+
+// tempName returns a new name in the control directory.
 func (l *ledger) tempName() string {
-	return filepath.Join(l.control, fmt.Sprintf("%016x-%d%s", l.id, l.next.Add(1), tempSuffix))
+	return fmt.Sprintf("%016x-%d%s", l.id, l.next.Add(1), tempSuffix)
 }
 
 // initTally initialises the tally of a fresh cache. If no writer is alive, it removes the files
@@ -196,14 +238,26 @@ func (l *ledger) currentLimit(used int64) (int64, error) {
 	case Unlimited:
 		return math.MaxInt64, nil
 	case 0:
-		var s unix.Statfs_t
-		if err := unix.Statfs(l.root, &s); err != nil {
-			return 0, &fs.PathError{Op: "statfs", Path: l.root, Err: err}
+		s, err := l.statFS()
+		if err != nil {
+			return 0, err
 		}
 		block := int64(s.Bsize) //nolint:unconvert // it is an int32 on 32-bit machines
 		return DefaultLimit(int64(s.Blocks)*block, int64(s.Bavail)*block, used), nil
 	}
 	return l.option, nil
+}
+
+func (l *ledger) statFS() (s unix.Statfs_t, err error) {
+	dir, err := l.openDir(".")
+	if err != nil {
+		return s, err
+	}
+	defer dir.Close()
+	if err := unix.Fstatfs(int(dir.Fd()), &s); err != nil {
+		return s, &fs.PathError{Op: "statfs", Path: dir.Name(), Err: err}
+	}
+	return s, nil
 }
 
 // DefaultLimit returns the limit of a cache that takes used bytes of a file system of size bytes,
@@ -213,11 +267,11 @@ func DefaultLimit(size, free, used int64) int64 { return min(size/10, (free+used
 
 // removeTempFiles removes the files of writers. The caller knows that no writer is alive.
 func (l *ledger) removeTempFiles() error {
-	return eachName(l.control, func(d *os.File, name string) error {
+	return l.eachName(controlName, func(_ *os.File, name string) error {
 		if !strings.HasSuffix(name, tempSuffix) {
 			return nil
 		}
-		return os.Remove(filepath.Join(d.Name(), name))
+		return l.root.Remove(path.Join(controlName, name))
 	})
 }
 
@@ -268,28 +322,48 @@ func (l *ledger) cancelReservation(n int64) {
 	_ = l.updateTally(context.Background(), func(t *tally) error { t.cancelReserve(n); return nil })
 }
 
-// lockPatience limits the wait for a lock that is held for microseconds, unless its holder is
-// stopped or the disk does not answer.
-const lockPatience = 2 * time.Second
+// A lock is held for microseconds, and for drainTimeout at the beginning of a count, unless its
+// holder is stopped or the disk does not answer.
+const (
+	// lockTries limits how often a lock is tried, which takes about lockPatience. It counts tries,
+	// since time also passes while this process is stopped. After a failure each call tries once,
+	// until one of them finds the lock free.
+	lockTries    = int(lockPatience / longestPause)
+	lockPatience = 500 * time.Millisecond
+	// mutexPatience limits the wait for another goroutine, which may wait for the disk.
+	mutexPatience = 2 * time.Second
+)
 
 var errBusy = errors.New("another process keeps it locked")
 
 // updateTally calls change with the tally under an exclusive lock, and writes the changed tally. It
 // returns fs.ErrNotExist when the cache was removed.
 func (l *ledger) updateTally(ctx context.Context, change func(*tally) error) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, lockPatience, fmt.Errorf("%s: %w", l.control, errBusy))
+	waiting, cancel := context.WithTimeoutCause(ctx, mutexPatience, fmt.Errorf("%s: %w", l.state.Name(), errBusy))
 	defer cancel()
 	select {
 	case <-l.mutex:
-	case <-ctx.Done():
-		return context.Cause(ctx)
+	case <-waiting.Done():
+		return context.Cause(waiting)
 	}
 	defer func() { l.mutex <- struct{}{} }()
-	if err := lockWithin(ctx, l.state, unix.LOCK_EX); err != nil {
+	if err := l.lockState(ctx); err != nil {
 		return err
 	}
 	defer func() { _ = flock(l.state, unix.LOCK_UN) }() // the file is open and locked here: nothing can fail
 	return l.applyChange(change)
+}
+
+func (l *ledger) lockState(ctx context.Context) error {
+	tries := lockTries
+	if l.stuck.Load() {
+		tries = 1
+	}
+	err := lockWithin(ctx, l.state, unix.LOCK_EX, tries)
+	if err == nil || errors.Is(err, errBusy) {
+		l.stuck.Store(err != nil)
+	}
+	return err
 }
 
 func (l *ledger) applyChange(change func(*tally) error) error {
@@ -332,16 +406,21 @@ func (l *ledger) tryLock(name string, how int) (*os.File, error) {
 	return nil, &fs.PathError{Op: "lock", Path: f.Name(), Err: err}
 }
 
-// lockWithin locks a file, and retries with backoff until the context ends.
-func lockWithin(ctx context.Context, f *os.File, how int) error {
-	const shortest, longest = 50 * time.Microsecond, 5 * time.Millisecond
-	for wait := shortest; ; wait = min(2*wait, longest) {
+const longestPause = 5 * time.Millisecond
+
+// lockWithin locks a file. It tries with backoff until the context ends, and at most tries times.
+func lockWithin(ctx context.Context, f *os.File, how, tries int) error {
+	const shortestPause = 50 * time.Microsecond
+	for pause := shortestPause; ; pause = min(2*pause, longestPause) {
 		err := flock(f, how|unix.LOCK_NB)
 		if !errors.Is(err, unix.EWOULDBLOCK) {
 			return err
 		}
+		if tries--; tries <= 0 {
+			return fmt.Errorf("%s: %w", f.Name(), errBusy)
+		}
 		select {
-		case <-time.After(wait):
+		case <-time.After(pause):
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
