@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"cairn/internal/owndir"
 )
 
 // Listen listens on all addresses, or fails and listens on none. A host name has one listener for
@@ -66,53 +68,89 @@ func CloseAll(listeners []net.Listener) {
 	}
 }
 
-// listenUnix listens on a unix socket, and replaces an abandoned one. It locks the directory,
-// because of two servers that start at once, one could remove the other's new socket.
+// listenUnix listens on a unix socket, and replaces an abandoned one. Other users must not be able to
+// replace the socket, so its directory must be one that owndir accepts.
 func listenUnix(ctx context.Context, at string, mode fs.FileMode) (net.Listener, error) {
-	if dir, err := os.Open(filepath.Dir(at)); err == nil {
-		defer dir.Close()
-		lockSocketDir(ctx, dir)
+	if err := checkSocketPath(at); err != nil {
+		return nil, err
 	}
-	l, err := bindUnix(at, mode)
+	dir, err := owndir.Open(filepath.Dir(at))
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	unlock, err := lockSocket(ctx, dir, filepath.Base(at))
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	l, err := bindUnix(dir, at, mode)
 	if !errors.Is(err, syscall.EADDRINUSE) {
 		return l, err
 	}
-	switch info, statErr := os.Lstat(at); {
-	case statErr != nil:
-		return nil, err
-	case info.Mode().Type() != fs.ModeSocket:
-		return nil, errors.New("a file of that name exists and is not a socket")
-	case !isAbandoned(at):
+	if err := removeAbandoned(dir, at); err != nil {
 		return nil, err
 	}
-	if err := os.Remove(at); err != nil {
-		return nil, err
-	}
-	return bindUnix(at, mode)
+	return bindUnix(dir, at, mode)
 }
 
-// lockSocketDir locks the directory of a socket until dir is closed. Other servers hold the lock
-// briefly. Other programs, such as the flock(1) that started this process, may hold it for ever. So
-// after 2 s it returns without the lock, and the race remains.
-func lockSocketDir(ctx context.Context, dir *os.File) {
+// removeAbandoned removes a socket without a server. It returns syscall.EADDRINUSE if there is one.
+func removeAbandoned(dir *os.Root, at string) error {
+	name := filepath.Base(at)
+	switch info, err := dir.Lstat(name); {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case info.Mode().Type() != fs.ModeSocket:
+		return errors.New("a file of that name exists and is not a socket")
+	case !isAbandoned(at):
+		return syscall.EADDRINUSE
+	}
+	return dir.Remove(name)
+}
+
+// lockSocket locks the name of a socket. Of two servers that start at once, one could otherwise remove
+// the other's new socket. It locks a file that only this user and root can open, and not the
+// directory, which any user who may read it can lock. A server holds the lock briefly, unless it is
+// stopped. So after 2 s lockSocket returns without the lock, and the race remains.
+func lockSocket(ctx context.Context, dir *os.Root, socket string) (unlock func(), err error) {
 	const patience, pause = 2 * time.Second, 10 * time.Millisecond
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	for ctx.Err() == nil {
-		if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB); !errors.Is(err, unix.EWOULDBLOCK) {
-			return
+	name := "." + socket + ".lock"
+	for {
+		f, err := owndir.OpenFile(dir, name, os.O_RDWR|os.O_CREATE)
+		if err != nil {
+			return nil, err
+		}
+		unlock := func() { _ = errors.Join(dir.Remove(name), f.Close()) }
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil && hasName(dir, name, f) {
+			return unlock, nil
+		}
+		if err != nil && !errors.Is(err, unix.EWOULDBLOCK) {
+			return unlock, nil // the file system has no locks
+		}
+		f.Close()
+		if ctx.Err() != nil {
+			return func() {}, nil
 		}
 		time.Sleep(pause)
 	}
 }
 
+// hasName reports whether f still has its name. The last holder of the lock removed the file.
+func hasName(dir *os.Root, name string, f *os.File) bool {
+	mine, err1 := f.Stat()
+	there, err2 := dir.Lstat(name)
+	return err1 == nil && err2 == nil && os.SameFile(mine, there)
+}
+
 // bindUnix listens on a new socket with these permissions. Linux gives a socket's file the mode of
 // the descriptor, without the bits of the umask. So the file is never open to more users than mode
 // allows.
-func bindUnix(at string, mode fs.FileMode) (net.Listener, error) {
-	if err := checkSocketPath(at); err != nil {
-		return nil, err
-	}
+func bindUnix(dir *os.Root, at string, mode fs.FileMode) (net.Listener, error) {
 	setMode := func(_, _ string, c syscall.RawConn) error {
 		var err error
 		if e := c.Control(func(fd uintptr) { err = syscall.Fchmod(int(fd), uint32(mode.Perm())) }); e != nil {
@@ -124,7 +162,7 @@ func bindUnix(at string, mode fs.FileMode) (net.Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := os.Chmod(at, mode.Perm()); err != nil { // restores the bits of the umask
+	if err := dir.Chmod(filepath.Base(at), mode.Perm()); err != nil { // restores the bits of the umask
 		_ = l.Close()
 		return nil, err
 	}

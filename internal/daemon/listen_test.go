@@ -1,7 +1,6 @@
 package daemon
 
 import (
-	"context"
 	"errors"
 	"net"
 	"os"
@@ -10,9 +9,12 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"golang.org/x/sys/unix"
 
+	"cairn/internal/owndir"
 	"cairn/internal/test/need"
 )
 
@@ -107,8 +109,8 @@ func TestParseAddressPort(t *testing.T) {
 	}
 }
 
-// TestListenUnixLockedDirectory: listening succeeds in a directory that another process keeps
-// locked, such as the flock(1) that started the server. A signal ends the wait for the lock.
+// TestListenUnixLockedDirectory: a lock on the directory does not delay the start, and no file is left. Any user who
+// may read a directory can lock it.
 func TestListenUnixLockedDirectory(t *testing.T) {
 	path := t.TempDir()
 	dir, err := os.Open(path)
@@ -119,9 +121,47 @@ func TestListenUnixLockedDirectory(t *testing.T) {
 	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX); err != nil {
 		t.Fatal(err)
 	}
-	ended, end := context.WithCancel(t.Context())
-	end()
-	l, err := listenUnix(ended, filepath.Join(path, "s"), 0o600)
+	synctest.Test(t, func(t *testing.T) {
+		start := time.Now()
+		l, err := listenUnix(t.Context(), filepath.Join(path, "s"), 0o600)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		if took := time.Since(start); took > 0 {
+			t.Errorf("listening waited for %v", took)
+		}
+	})
+	if left, err := os.ReadDir(path); err != nil || len(left) != 0 {
+		t.Errorf("the directory holds %v, %v", left, err)
+	}
+}
+
+// TestListenUnixDirectory: a socket is not made where other users could replace it.
+func TestListenUnixDirectory(t *testing.T) {
+	need.Root(t)
+	for name, change := range map[string]func(dir string) error{
+		"another user's": func(dir string) error { return os.Chown(dir, 65534, -1) },
+		"group writes":   func(dir string) error { return os.Chmod(dir, 0o770) },
+		"others write":   func(dir string) error { return os.Chmod(dir, 0o777) },
+	} {
+		dir := t.TempDir()
+		if err := change(dir); err != nil {
+			t.Fatal(err)
+		}
+		l, err := listenUnix(t.Context(), filepath.Join(dir, "s"), 0o600)
+		if err == nil {
+			l.Close()
+		}
+		if _, is := errors.AsType[*owndir.Error](err); !is {
+			t.Errorf("listening in a directory, %s = %v, want an owndir.Error", name, err)
+		}
+	}
+	dir := t.TempDir()
+	if err := os.Chmod(dir, 0o777|os.ModeSticky); err != nil {
+		t.Fatal(err)
+	}
+	l, err := listenUnix(t.Context(), filepath.Join(dir, "s"), 0o600)
 	if err != nil {
 		t.Fatal(err)
 	}

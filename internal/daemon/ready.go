@@ -3,11 +3,14 @@ package daemon
 import (
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"cairn/internal/atomicfile"
 )
@@ -53,12 +56,26 @@ func writePID(path string) (remove func(), err error) {
 	}
 	pid := strconv.Itoa(os.Getpid())
 	remove = func() {
-		text, err := os.ReadFile(path)
+		text, err := readRegular(path)
 		if err == nil && strings.TrimSpace(string(text)) == pid {
 			_ = os.Remove(path) // a stale file does little harm
 		}
 	}
 	return remove, atomicfile.Write(path, fmt.Appendln(nil, pid), 0o644)
+}
+
+// readRegular reads a short regular file. It does not block if another kind of file has the name by
+// now.
+func readRegular(path string) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s is not a regular file", path)
+	}
+	return io.ReadAll(io.LimitReader(f, 64))
 }
 
 // Notify sends a state to systemd, if NOTIFY_SOCKET is set (sd_notify(3)).

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -105,6 +106,22 @@ func TestPIDFileOfAnother(t *testing.T) {
 	}
 	if _, err := writePID(filepath.Join(dir, "none", "pid")); err == nil {
 		t.Error("a pid file in no directory is written")
+	}
+}
+
+// TestPIDFileReplaced: a FIFO in the place of the pid file does not block the end of the server.
+func TestPIDFileReplaced(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "pid")
+	remove, err := writePID(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.Remove(path), syscall.Mkfifo(path, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	remove()
+	if _, err := os.Lstat(path); err != nil {
+		t.Errorf("the FIFO is gone: %v", err)
 	}
 }
 
