@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -228,6 +229,11 @@ func TestSeeds(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	fifos := t.TempDir()
+	if err := errors.Join(os.WriteFile(filepath.Join(fifos, "old"), old, 0o600), syscall.Mkfifo(filepath.Join(fifos, "fifo"), 0o600),
+		syscall.Mkfifo(filepath.Join(fifos, "old.caibx"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
 	path := writeFile(t, old)
 	fits, unfit, tree := index("fits.caibx", held), index("unfit.caibx", other), index("tree.caidx", held)
 	for name, c := range map[string]struct {
@@ -238,6 +244,7 @@ func TestSeeds(t *testing.T) {
 		"with index":        {Place{path, fits}, nil, 0},
 		"without":           {Place{Path: path}, nil, 1},
 		"directory":         {Place{Path: dir}, nil, 0},
+		"FIFOs beside it":   {Place{Path: fifos}, nil, 1},
 		"missing":           {Place{Path: missing}, []Note{SeedLeftOut{Seed: missing}}, 0},
 		"index missing":     {Place{path, locate.Path(missing)}, []Note{IndexLeftOut{Seed: path}}, 1},
 		"index of others":   {Place{path, unfit}, []Note{IndexLeftOut{Seed: path, Err: errors.New("has chunks of")}}, 1},

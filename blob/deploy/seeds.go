@@ -76,7 +76,8 @@ func (o *Options) openSeedDir(dir string) (seeds []openSeed, err error) {
 			continue
 		}
 		s := openSeed{name: path, file: f}
-		if _, err := os.Stat(path + release.IndexSuffix); err == nil {
+		// The directory's user did not name this file: a FIFO would block, as a FIFO that is named may.
+		if info, err := os.Stat(path + release.IndexSuffix); err == nil && info.Mode().IsRegular() {
 			s.index = locate.Path(path + release.IndexSuffix)
 		}
 		seeds = append(seeds, s)

@@ -235,7 +235,7 @@ func Check(name string) error {
 
 // Sync makes the bytes and the name of an existing file durable, whichever program wrote it.
 func Sync(name string) error {
-	f, err := os.Open(name)
+	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return err
 	}

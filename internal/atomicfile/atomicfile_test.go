@@ -72,6 +72,35 @@ func TestCommitReplaces(t *testing.T) {
 	}
 }
 
+// TestExchangedDirectory: the file stays in the directory in which it was created. A link that takes the directory's
+// path meanwhile leads to nothing.
+func TestExchangedDirectory(t *testing.T) {
+	dir := t.TempDir()
+	sub, moved, outside := filepath.Join(dir, "sub"), filepath.Join(dir, "moved"), filepath.Join(dir, "outside")
+	create := map[string]func(string, fs.FileMode) (*File, error){"Create": Create, "Resume": Resume}
+	for what, create := range create {
+		if err := errors.Join(os.Mkdir(sub, 0o700), os.Mkdir(outside, 0o700)); err != nil {
+			t.Fatal(err)
+		}
+		f, err := create(filepath.Join(sub, "image"), 0o600)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(os.Rename(sub, moved), os.Symlink(outside, sub)); err != nil {
+			t.Fatal(err)
+		}
+		if err := f.Commit(); err != nil {
+			t.Errorf("%s: Commit = %v", what, err)
+		}
+		if got, there := names(t, moved), names(t, outside); len(got) != 1 || got[0] != "image" || there != nil {
+			t.Errorf("%s: the directory holds %q, and the other one %q", what, got, there)
+		}
+		if err := errors.Join(os.RemoveAll(moved), os.RemoveAll(outside), os.Remove(sub)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestCloseLeavesNothing(t *testing.T) {
 	dir := t.TempDir()
 	f, err := Create(filepath.Join(dir, "image"), 0o644)

@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 )
 
@@ -72,7 +73,11 @@ func TestResumeRefuses(t *testing.T) {
 	if err := os.WriteFile(victim, []byte("precious"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for kind, plant := range map[string]func(old, new string) error{"symbolic link": os.Symlink, "hard link": os.Link} {
+	for kind, plant := range map[string]func(old, new string) error{
+		"symbolic link": os.Symlink, "hard link": os.Link,
+		"link in the directory": func(_, new string) error { return os.Symlink("victim", new) },
+		"FIFO":                  func(_, new string) error { return syscall.Mkfifo(new, 0o600) },
+	} {
 		name := filepath.Join(dir, kind)
 		if err := plant(victim, filepath.Join(dir, "."+kind+".partial")); err != nil {
 			t.Fatal(err)

@@ -9,6 +9,8 @@ import (
 	"io"
 	"io/fs"
 	"os"
+
+	"golang.org/x/sys/unix"
 )
 
 // Section is a range of a file or device in bytes, for example a partition inside a disk image. A Size of zero
@@ -42,19 +44,36 @@ func OpenRead(path string, section Section) (*File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !info.Mode().IsRegular() && !IsBlockDevice(info) {
-		return nil, fmt.Errorf("opening %s: it is %s, not a regular file or block device", path, describeFile(info))
+	if err := checkKind(path, info); err != nil {
+		return nil, err
 	}
-	f, err := os.Open(path)
+	flags := os.O_RDONLY
+	if info.Mode().IsRegular() {
+		flags |= unix.O_NONBLOCK // a FIFO may have taken the file's place
+	}
+	f, err := os.OpenFile(path, flags, 0)
 	if err != nil {
 		return nil, err
 	}
-	file, err := newFile(f, path, section)
+	if info, err = f.Stat(); err == nil {
+		err = checkKind(path, info)
+	}
+	var file *File
+	if err == nil {
+		file, err = newFile(f, path, section)
+	}
 	if err != nil {
 		f.Close()
 		return nil, err
 	}
 	return file, nil
+}
+
+func checkKind(path string, info os.FileInfo) error {
+	if !info.Mode().IsRegular() && !IsBlockDevice(info) {
+		return fmt.Errorf("opening %s: it is %s, not a regular file or block device", path, describeFile(info))
+	}
+	return nil
 }
 
 func newFile(f *os.File, path string, section Section) (*File, error) {

@@ -28,7 +28,7 @@ func (e *Error) Error() string { return fmt.Sprintf("%s is not trusted: %s", e.P
 // Open opens a directory. It returns an *Error if other users may change the directory. A symbolic link of another
 // user is not followed.
 func Open(dir string) (*os.Root, error) {
-	if info, err := os.Lstat(dir); err == nil && info.Mode().Type() == fs.ModeSymlink {
+	if info, err := os.Lstat(filepath.Clean(dir)); err == nil && info.Mode().Type() == fs.ModeSymlink {
 		if err := checkOwner(dir, info); err != nil {
 			return nil, err
 		}
