@@ -60,7 +60,7 @@ func createAt(name string, mode fs.FileMode) (*File, error) {
 		return nil, err
 	}
 	if f.File, f.temp, err = createTemp(f.dir, f.base); err != nil {
-		f.dir.Close()
+		_ = f.dir.Close()
 		return nil, err
 	}
 	return f, nil

@@ -39,7 +39,7 @@ func resumeAt(name string, mode fs.FileMode) (*File, error) {
 	f.keep = true
 	f.temp = "." + f.base[:min(len(f.base), maxBase)] + ".partial"
 	if f.File, err = claimPartial(f.dir, f.temp); err != nil {
-		f.dir.Close()
+		_ = f.dir.Close()
 		return nil, err
 	}
 	return f, nil

@@ -38,7 +38,7 @@ func Open(dir string) (*os.Root, error) {
 		return nil, err
 	}
 	if err := CheckDir(root, "."); err != nil {
-		root.Close()
+		_ = root.Close()
 		return nil, err
 	}
 	return root, nil

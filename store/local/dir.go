@@ -49,7 +49,7 @@ func walkBelow(root *os.File, dir string, open func(at int, name string) (int, e
 	for name := range strings.SplitSeq(dir, "/") {
 		fd, err := open(at, name)
 		if whole != "" {
-			unix.Close(at)
+			_ = unix.Close(at)
 		}
 		whole = path.Join(whole, name)
 		if err != nil {

@@ -105,11 +105,11 @@ func (d *Dir) openRoot() error {
 		return err
 	}
 	if err := owndir.CreateDir(root, imagesName); err != nil {
-		root.Close()
+		_ = root.Close()
 		return err
 	}
 	if old := d.root.Swap(root); old != nil {
-		old.Close()
+		_ = old.Close()
 	}
 	return nil
 }

@@ -76,3 +76,26 @@ func TestSpecialFiles(t *testing.T) {
 		}
 	}
 }
+
+// TestExchangedDirectory: an eviction removes images by the handle of the cache. A link that takes the path of the cache
+// meanwhile leads to nothing.
+func TestExchangedDirectory(t *testing.T) {
+	r := newRig(t, mixed())
+	r.writeAndFlush(0, r.x.Len())
+	digest := filepath.Base(r.file.path)
+	if err := r.file.Close(); err != nil {
+		t.Fatal(err)
+	}
+	outside, moved := t.TempDir(), r.path+"-moved"
+	victim := filepath.Join(outside, imagesName, digest)
+	if err := errors.Join(os.CopyFS(victim, os.DirFS(r.file.path)), os.Rename(r.path, moved), os.Symlink(outside, r.path)); err != nil {
+		t.Fatal(err)
+	}
+	r.dir.evictClosed(nil, 1<<40)
+	if _, err := os.Stat(filepath.Join(victim, mapName)); err != nil {
+		t.Errorf("the eviction removed a file of another directory: %v", err)
+	}
+	if _, err := os.Stat(filepath.Join(moved, imagesName, digest)); !os.IsNotExist(err) {
+		t.Errorf("the image was not evicted: %v", err)
+	}
+}
