@@ -1,5 +1,5 @@
-// Package transfer holds the common parts of stores over HTTP: a transport with timeouts, and
-// bodies with size limits and stall detection. It does not know the transferred content, nor the
+// Package transfer holds the common parts of stores over HTTP: transports with timeouts, routes that do
+// not lead into this machine, and bodies with size limits and stall detection. It does not know the transferred content, nor the
 // meaning of error statuses.
 package transfer
 

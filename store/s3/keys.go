@@ -70,7 +70,8 @@ func newKeys(profile string, atAWS bool) *keys {
 func isSet(variable string) bool { return os.Getenv(variable) != "" }
 
 // keyClient returns a client that fetches keys. It reaches link-local and loopback addresses, which
-// serve the machine's own keys, without a proxy.
+// serve the machine's own keys, without a proxy. It follows no redirect: its requests may contain a
+// token, and a server elsewhere must not reach these addresses through it.
 func keyClient() *http.Client {
 	t := transfer.Transport(4, keyPatience, nil)
 	t.DialContext = (&net.Dialer{Timeout: time.Second}).DialContext
@@ -82,7 +83,7 @@ func keyClient() *http.Client {
 		}
 		return proxy(r)
 	}
-	return &http.Client{Transport: t, Timeout: 2 * keyPatience}
+	return &http.Client{Transport: t, Timeout: 2 * keyPatience, CheckRedirect: refuseRedirect}
 }
 
 // current returns the current keys, or anonymous ones if no source has any.

@@ -194,6 +194,21 @@ func TestContainerKeys(t *testing.T) {
 	}
 }
 
+// TestKeysWithRedirect: a request for keys follows no redirect.
+func TestKeysWithRedirect(t *testing.T) {
+	var asked atomic.Int64
+	other := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { asked.Add(1) }))
+	defer other.Close()
+	container := httptest.NewServer(http.RedirectHandler(other.URL, http.StatusTemporaryRedirect))
+	defer container.Close()
+	t.Setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", container.URL)
+	_, b := guarded(t, refuses(403, "AccessDenied"), "")
+	_, err := b.Read(t.Context(), "x", nil, 10)
+	if n := asked.Load(); err == nil || n > 0 {
+		t.Errorf("Read = %v, and the target of the redirect got %d requests", err, n)
+	}
+}
+
 // TestKeysThatHang: a silent source of keys does not block a call beyond its context.
 func TestKeysThatHang(t *testing.T) {
 	container := httptest.NewServer(http.HandlerFunc(silent))

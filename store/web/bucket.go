@@ -41,9 +41,9 @@ type Options struct {
 // Bucket does not implement store.Creator: some servers, nginx among them, ignore If-None-Match on
 // PUT, and then answer as if the name had been free. Bucket is safe for concurrent use.
 type Bucket struct {
-	base     *url.URL          // without user and password
-	own      http.RoundTripper // to the base's own origin
-	foreign  http.RoundTripper // to redirect targets; it has no client certificate
+	base     *url.URL                         // without user and password
+	own      *transfer.Route                  // to the base's own origin
+	foreign  [transfer.Scopes]*transfer.Route // to redirect targets, by the scope of the redirecting server; without a client certificate
 	keys     keys
 	patience time.Duration
 	moved    atomic.Pointer[moved] // nil unless the server redirects permanently
@@ -56,7 +56,8 @@ var _ store.Bucket = (*Bucket)(nil)
 // New returns a bucket below base. It sends base's query with every request (pre-signed URLs), and
 // its user and password as basic authentication; neither appears in String or in an error. It
 // follows redirects, but never from https to http. To another origin it sends no query, password,
-// credential or client certificate. New sends no request.
+// credential or client certificate. It follows a redirect to this machine or its links only from a
+// server there. New sends no request.
 func New(base Location, o Options) (*Bucket, error) {
 	o.Connections, o.Patience = cmp.Or(o.Connections, 64), cmp.Or(o.Patience, 30*time.Second)
 	keys, err := keysFor(base.url(), o.Credentials)
@@ -65,22 +66,23 @@ func New(base Location, o Options) (*Bucket, error) {
 	}
 	u := *base.url()
 	u.User = nil
-	own, foreign := newTransports(o)
-	return &Bucket{base: &u, own: own, foreign: foreign, keys: keys, patience: o.Patience}, nil
+	b := &Bucket{base: &u, keys: keys, patience: o.Patience}
+	b.setRoutes(o)
+	return b, nil
 }
 
-// newTransports returns the transports to the base's origin and to all others.
-func newTransports(o Options) (own, foreign *http.Transport) {
+func (b *Bucket) setRoutes(o Options) {
 	if o.TLS == nil {
 		o.TLS = new(tls.Config)
 	}
 	o.TLS = o.TLS.Clone()
 	o.TLS.MinVersion = max(o.TLS.MinVersion, tls.VersionTLS12)
-	own = transfer.Transport(o.Connections, o.Patience, o.TLS)
+	b.own = transfer.NewRoute(o.Connections, o.Patience, o.TLS)
 	o.TLS = o.TLS.Clone()
 	o.TLS.Certificates, o.TLS.GetClientCertificate = nil, nil
-	foreign = transfer.Transport(o.Connections, o.Patience, o.TLS)
-	return own, foreign
+	for from := range transfer.Scopes {
+		b.foreign[from] = transfer.NewGuardedRoute(from, o.Connections, o.Patience, o.TLS)
+	}
 }
 
 // String implements store.Reader.

@@ -90,7 +90,7 @@ func (b *Bucket) doMessage(ctx context.Context, m message, use useFunc) error {
 // gets none.
 func (b *Bucket) followRedirects(ctx context.Context, m message, c redirectChain, abort func(error)) (*http.Response, error) {
 	for range maxRedirects + 1 {
-		answer, err := b.sendMessage(ctx, m, c.sameOrigin, abort)
+		answer, err := b.sendMessage(ctx, m, c, abort)
 		if err != nil {
 			return nil, b.addOrigin(c.start, m.url, err)
 		}
@@ -101,6 +101,7 @@ func (b *Bucket) followRedirects(ctx context.Context, m message, c redirectChain
 			return answer, nil
 		}
 		b.discardAnswer(answer)
+		c.from = transfer.ScopeOfAnswer(answer)
 		if m.url, err = m.redirectTarget(answer); err != nil {
 			return nil, err
 		}
@@ -167,11 +168,11 @@ func (b *Bucket) addOrigin(start, at *url.URL, err error) error {
 	return err
 }
 
-// sendMessage sends a message, with the credentials if sameOrigin is set. If the server answers 401
-// and the credentials' files have changed, it sends the message once more.
-func (b *Bucket) sendMessage(ctx context.Context, m message, sameOrigin bool, abort func(error)) (*http.Response, error) {
-	if !sameOrigin {
-		return b.roundTrip(ctx, b.foreign, m, nil, abort)
+// sendMessage sends a message, with the credentials if the chain has not left the base's origin. If the
+// server answers 401 and the credentials' files have changed, it sends the message once more.
+func (b *Bucket) sendMessage(ctx context.Context, m message, c redirectChain, abort func(error)) (*http.Response, error) {
+	if !c.sameOrigin {
+		return b.roundTrip(ctx, b.foreign[c.from], m, nil, abort)
 	}
 	auth := b.keys.authHeader()
 	answer, err := b.roundTrip(ctx, b.own, m, auth, abort)

@@ -47,6 +47,9 @@ func transportError(err error) error {
 	if refusal := tlsAlertError(err); refusal != nil {
 		return refusal
 	}
+	if scope, refused := errors.AsType[*transfer.ScopeError](err); refused {
+		return fmt.Errorf("%w: %w", errRedirect, scope)
+	}
 	return transfer.Unavailable(err)
 }
 
