@@ -18,6 +18,7 @@ import (
 	"testing"
 
 	"cairn/blob"
+	"cairn/blob/profile"
 	"cairn/blob/release"
 	"cairn/store"
 	"cairn/store/locate"
@@ -194,6 +195,57 @@ func TestIndexIsDecodedWhileItComes(t *testing.T) {
 	}
 	if took := after.TotalAlloc - before.TotalAlloc; took > uint64(len(file))*3/2 {
 		t.Errorf("an index of %d bytes takes %d bytes of memory on its way", len(file), took)
+	}
+}
+
+// endless answers each request with zeros, until the client ends it.
+func endless(w http.ResponseWriter, r *http.Request) {
+	zeros := make([]byte, 1<<20)
+	for r.Context().Err() == nil {
+		if _, err := w.Write(zeros); err != nil {
+			return
+		}
+	}
+}
+
+// TestForeignFilesTakeNoMemory: an endless file that is not an index or a profile is refused by its first
+// bytes, from each kind of location.
+func TestForeignFilesTakeNoMemory(t *testing.T) {
+	server := httptest.NewServer(http.HandlerFunc(endless))
+	defer server.Close()
+	sized := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Length", strconv.Itoa(600<<20))
+		endless(w, r)
+	}))
+	defer sized.Close()
+	zeros, err := os.Open("/dev/zero")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer zeros.Close()
+	for _, name := range []string{"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"} {
+		t.Setenv(name, "x")
+	}
+	a := release.Access{
+		Locate: func() (locate.Access, error) { return locate.Access{}, nil },
+		Stdin:  func(context.Context) io.Reader { return zeros },
+	}
+	for _, at := range []string{"/dev/zero", "-", server.URL + "/x.caibx", sized.URL + "/x.caibx", "s3+" + server.URL + "/bucket/x.caibx"} {
+		for wanted, open := range map[error]func() error{
+			blob.ErrInvalid:    func() error { _, err := release.Open(t.Context(), a, parse(t, at)); return err },
+			profile.ErrInvalid: func() error { _, err := release.OpenProfile(t.Context(), a, parse(t, at)); return err },
+		} {
+			if wanted == profile.ErrInvalid && (at == "/dev/zero" || strings.HasPrefix(at, sized.URL)) {
+				continue // a profile is a regular file of a limited size
+			}
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			err := open()
+			runtime.ReadMemStats(&after)
+			if took := after.TotalAlloc - before.TotalAlloc; !errors.Is(err, wanted) || took > 16<<20 {
+				t.Errorf("%s: %v, with %d bytes of memory, want %v", at, err, took, wanted)
+			}
+		}
 	}
 }
 
