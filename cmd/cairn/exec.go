@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"cairn/blob/deploy"
+	"cairn/internal/childenv"
 )
 
 // checkProgram reports, before a job, why the program of --exec could not be run after it. The name "" is no program.
@@ -58,6 +59,7 @@ func (f *assembleFlags) runProgram(ctx context.Context, r assembleResult) error 
 		return err
 	}
 	hook := exec.CommandContext(ctx, f.exec)
+	hook.Env = childenv.Environ()
 	hook.Stdin, hook.Stdout, hook.Stderr = bytes.NewReader(text), os.Stderr, os.Stderr
 	hook.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	hook.Cancel = func() error { return syscall.Kill(-hook.Process.Pid, syscall.SIGTERM) }

@@ -11,6 +11,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"cairn/internal/openfile"
 )
 
 // largest limits the size of a file, in bytes.
@@ -33,6 +35,7 @@ type pipe struct {
 
 // Text returns the text of a file.
 func (r *Reader) Text(path string) ([]byte, error) {
+	closeToChildren(path)
 	info, err := statFile(path)
 	if err != nil {
 		return nil, err
@@ -54,10 +57,19 @@ func (r *Reader) Text(path string) ([]byte, error) {
 	return text, err
 }
 
+// closeToChildren keeps a file that was open when the process began, such as /dev/fd/3, from child programs, because
+// it may contain secrets.
+func closeToChildren(path string) {
+	if fd, is := openfile.Descriptor(path); is && fd > 2 {
+		unix.CloseOnExec(fd)
+	}
+}
+
 // Path returns a path from which other code in this process can read the text of the file
 // repeatedly. It is the file's own path or, for a file that can be read only once, the path of a
 // copy in memory.
 func (r *Reader) Path(path string) (string, error) {
+	closeToChildren(path)
 	info, err := statFile(path)
 	if err != nil || info.Mode().IsRegular() {
 		return path, err

@@ -5,11 +5,14 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"cairn/internal/rotate"
 )
@@ -171,5 +174,31 @@ func TestChanged(t *testing.T) {
 	check(t, f.Value, "two", nil)
 	if len(got) != 2 || !errors.Is(got[0], errHalf) || got[1] != nil {
 		t.Errorf("reported are %v", got)
+	}
+}
+
+// TestClosedToChildren: a child program does not inherit the open file that a secret was read from.
+func TestClosedToChildren(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "token")
+	write(t, file, "hush")
+	for name, use := range map[string]func(r *rotate.Reader, path string) error{
+		"Text": func(r *rotate.Reader, path string) error { _, err := r.Text(path); return err },
+		"Path": func(r *rotate.Reader, path string) error { _, err := r.Path(path); return err },
+	} {
+		fd, err := unix.Open(file, unix.O_RDONLY, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		path := fmt.Sprint("/proc/self/fd/", fd)
+		if err := exec.CommandContext(t.Context(), "test", "-e", path).Run(); err != nil {
+			t.Errorf("a child does not inherit an open file: %v", err)
+		}
+		if err := use(new(rotate.Reader), path); err != nil {
+			t.Error(err)
+		}
+		if err := exec.CommandContext(t.Context(), "test", "-e", path).Run(); err == nil {
+			t.Errorf("after %s a child inherits the file", name)
+		}
+		unix.Close(fd)
 	}
 }

@@ -471,6 +471,20 @@ func script(t *testing.T, text string) string {
 	return path
 }
 
+// TestEnvironment: ssh gets no credentials of cairn from the environment.
+func TestEnvironment(t *testing.T) {
+	t.Setenv("CAIRN_BEARER_TOKEN", "hush")
+	t.Setenv("SSH_AUTH_SOCK", "/agent")
+	file := filepath.Join(t.TempDir(), "env")
+	if _, err := open(t, "sftp://store/x", sftp.Options{Program: script(t, "env >"+file)}).Stat(t.Context(), "x"); err == nil {
+		t.Error("Stat without a server succeeds")
+	}
+	got, err := os.ReadFile(file)
+	if err != nil || strings.Contains(string(got), "hush") || !strings.Contains(string(got), "SSH_AUTH_SOCK=/agent") {
+		t.Errorf("ssh has the environment\n%s%v", got, err)
+	}
+}
+
 // TestBanner: a server whose shell prints a banner is not reported as unavailable.
 func TestBanner(t *testing.T) {
 	_, err := open(t, "sftp://store/x", sftp.Options{Program: script(t, "echo Welcome to this server; cat")}).Stat(t.Context(), "x")

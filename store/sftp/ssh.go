@@ -12,6 +12,7 @@ import (
 	"time"
 	"unicode"
 
+	"cairn/internal/childenv"
 	"cairn/store"
 )
 
@@ -38,6 +39,7 @@ func startProcess(program string, args []string) (*process, error) {
 	}
 	p := &process{cmd: exec.Command(program, args...), in: stdin, out: stdout, exited: make(chan struct{})}
 	p.cmd.Stdin, p.cmd.Stdout, p.cmd.Stderr = in, out, &p.stderr
+	p.cmd.Env = childenv.Environ()
 	p.cmd.WaitDelay = grace
 	// A process group of its own: kill reaches ssh's children (ProxyCommand, ProxyJump) too. An
 	// interrupt from the terminal reaches only this program, which then ends ssh properly.

@@ -174,3 +174,35 @@ func TestSecrets(t *testing.T) {
 		}
 	}
 }
+
+// TestChildEnvironment: ssh and the program of --exec get no credentials from the environment, and everything else.
+func TestChildEnvironment(t *testing.T) {
+	for _, name := range []string{"CAIRN_BEARER_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"} {
+		t.Setenv(name, secret)
+	}
+	t.Setenv("HTTPS_PROXY", "http://user:"+secret+"@127.0.0.1:1")
+	t.Setenv("SLOT", "b")
+	dir := t.TempDir()
+	program := func(name, text string) string {
+		path := writeFile(t, dir, name, []byte("#!/bin/sh\nenv >\""+filepath.Join(dir, name+".env")+"\"\n"+text))
+		if err := os.Chmod(path, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	t.Setenv("CAIRN_SSH", program("ssh", "echo Permission denied >&2; exit 255\n"))
+	r := noise(t, mib)
+	cairn(t, "assemble", r.index("b"), filepath.Join(dir, "out"), "--exec", program("hook", "cat >/dev/null\n"))
+	fails(t, notFound, "Permission denied", "info", "sftp://host/x.caibx")
+	for _, name := range []string{"hook", "ssh"} {
+		got := "\n" + string(readFile(t, filepath.Join(dir, name+".env")))
+		if strings.Contains(got, secret) {
+			t.Errorf("%s gets a credential:\n%s", name, got)
+		}
+		for _, want := range []string{"SLOT=b", "HTTPS_PROXY=http://127.0.0.1:1", "PATH=" + os.Getenv("PATH")} {
+			if !strings.Contains(got, "\n"+want+"\n") {
+				t.Errorf("%s lacks %s:\n%s", name, want, got)
+			}
+		}
+	}
+}
