@@ -1,15 +1,11 @@
 package nbd
 
 import (
-	"bytes"
 	"io"
-	"log/slog"
 	"net"
-	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
-	"time"
 )
 
 func TestAdmission(t *testing.T) {
@@ -171,23 +167,6 @@ func TestBytesInAllAreBounded(t *testing.T) {
 		}
 		if s.memory.used != 0 {
 			t.Errorf("%d bytes are still held", s.memory.used)
-		}
-	})
-}
-
-// TestLimitedLogger: of a thousand warnings in a second one is logged, and the others are counted.
-func TestLimitedLogger(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var text bytes.Buffer
-		var s limitedLogger
-		log := slog.New(slog.NewTextHandler(&text, nil))
-		for range 1000 {
-			s.warn(log, "no")
-		}
-		time.Sleep(warnInterval)
-		s.warn(log, "no")
-		if n := strings.Count(text.String(), "msg=no"); n != 2 || !strings.Contains(text.String(), "suppressed=999") {
-			t.Errorf("the log has\n%s", text.String())
 		}
 	})
 }

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"cairn/internal/loglimit"
 )
 
 // Server serves exports to NBD clients. Only Exports must be set. The fields must not change while
@@ -52,7 +54,7 @@ type Server struct {
 	conns    admission
 	memory   memoryPool
 	buffers  bufferPool
-	warnings limitedLogger
+	messages loglimit.Limiter
 	clients  clientTable
 }
 
@@ -63,7 +65,13 @@ func (s *Server) writeTimeout() time.Duration     { return cmp.Or(s.WriteTimeout
 func (s *Server) ackTimeout() time.Duration       { return cmp.Or(s.AckTimeout, 60*time.Second) }
 func (s *Server) drainTimeout() time.Duration     { return cmp.Or(s.DrainTimeout, 10*time.Second) }
 
-func (s *Server) log() *slog.Logger { return cmp.Or(s.Log, slog.New(slog.DiscardHandler)) }
+// log returns the server's log, in which clients can cause a limited number of messages.
+func (s *Server) log() *slog.Logger {
+	if s.Log == nil {
+		return slog.New(slog.DiscardHandler)
+	}
+	return slog.New(loglimit.NewHandler(s.Log.Handler(), &s.messages))
+}
 
 // Serve accepts connections until ctx ends, and closes l. It may be called concurrently for several
 // listeners.
@@ -116,14 +124,14 @@ func (s *Server) startConn(ctx context.Context, conn net.Conn, conns *sync.WaitG
 		cancel()
 		conn.Close()
 		s.clients.refused.Add(1)
-		s.warnings.warn(log, "connection refused: too many connections", "limit", s.maxConns())
+		log.Warn("connection refused: too many connections", "limit", s.maxConns())
 		return
 	}
 	if evicted != nil {
 		s.clients.refused.Add(1)
 		evicted.cancel()
 		evicted.conn.Close()
-		s.warnings.warn(log, "too many connections: evicted one in its handshake", "limit", s.maxConns())
+		log.Warn("too many connections: evicted one in its handshake", "limit", s.maxConns())
 	}
 	s.setSocketOptions(conn)
 	conns.Go(func() {
@@ -158,11 +166,7 @@ func (s *Server) setSocketOptions(conn net.Conn) {
 func (s *Server) serveConn(ctx context.Context, c *admittedConn, log *slog.Logger) {
 	conn, agreed, err := s.negotiate(ctx, c)
 	if err != nil {
-		if level := levelOf(err); level < slog.LevelWarn {
-			log.Log(context.Background(), level, "handshake ended", "cause", err)
-		} else {
-			s.warnings.warn(log, "handshake ended", "cause", err)
-		}
+		logEnd(log, "handshake ended", err)
 		return
 	}
 	defer agreed.export.callRelease()

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"strings"
 	"syscall"
+
+	"cairn/internal/plaintext"
 )
 
 // Constants of the protocol (doc/proto.md, "Values"). All integers are big-endian.
@@ -202,10 +204,9 @@ func appendError(p []byte, q request, err error, structured bool) []byte {
 	return p
 }
 
-// sanitizeText returns s as valid UTF-8 without NUL, of at most n bytes.
+// sanitizeText returns s for display on one line, of at most n bytes.
 func sanitizeText(s string, n int) string {
-	s = strings.ReplaceAll(strings.ToValidUTF8(s, "?"), "\x00", "?")
-	if len(s) > n {
+	if s = plaintext.Clean(s, n); len(s) > n {
 		s = strings.ToValidUTF8(s[:n], "")
 	}
 	return s

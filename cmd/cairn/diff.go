@@ -109,7 +109,7 @@ func runDiff(ctx context.Context, stdout io.Writer, f diffFlags) error {
 }
 
 func printDiff(w io.Writer, d diffResult) error {
-	fmt.Fprintf(w, "from %s to %s (%s)\n", d.Old, d.New, plaintext.Size(d.Size))
+	printLine(w, "from %s to %s (%s)", d.Old, d.New, plaintext.Size(d.Size))
 	rows := [][]string{
 		{"  shared", plaintext.Size(d.Shared), plaintext.Percent(d.Shared, d.Size)},
 		{"  zeros", plaintext.Size(d.Zero), plaintext.Percent(d.Zero, d.Size)},

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"os/exec"
@@ -125,8 +124,8 @@ func printError(w io.Writer, err error, hint string) {
 	if onlyMended(err) {
 		kind = ""
 	}
-	fmt.Fprintf(w, "cairn: %s%v\n", kind, err)
+	printLine(w, "cairn: %s%v", kind, err)
 	if hint != "" {
-		fmt.Fprintf(w, "cairn: hint: %s\n", hint)
+		printLine(w, "cairn: hint: %s", hint)
 	}
 }

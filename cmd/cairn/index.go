@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 
 	"cairn/blob"
 	"cairn/blob/release"
@@ -11,10 +12,13 @@ import (
 // readIndex reads an index, and prints a note if it may be of a directory tree.
 func readIndex(ctx context.Context, at locate.Location, a access) (*blob.Index, error) {
 	x, err := readAnyIndex(ctx, at, a)
-	if err == nil {
-		noteKind(at, release.KindOf(at, x))
+	if err != nil {
+		return nil, err
 	}
-	return x, err
+	if note := kindNote(at, release.KindOf(at, x)); note != "" {
+		logf("note: %s", note)
+	}
+	return x, nil
 }
 
 // readIndexes reads several indexes as readIndex does.
@@ -45,13 +49,14 @@ func readImageIndex(ctx context.Context, at locate.Location, a access) (*blob.In
 // hintIndex adds a hint to the error about an index that does not exist.
 func hintIndex(err error) error { return absentHint(err, "check the index's location") }
 
-// noteKind prints a note about an index that may not be of an image. Commands that only read continue with it.
-func noteKind(at locate.Location, kind release.Kind) {
+// kindNote returns a note about an index that may not be of an image, or "". Commands that only read continue with it.
+func kindNote(at locate.Location, kind release.Kind) string {
 	switch kind {
 	case release.Tree:
-		logf("note: %s is the index of a directory tree: the image is a .catar archive", at)
+		return fmt.Sprintf("%s is the index of a directory tree: the image is a .catar archive", at)
 	case release.Either:
-		logf("note: %s may be the index of a directory tree: it has feature flags for attributes of files", at)
+		return fmt.Sprintf("%s may be the index of a directory tree: it has feature flags for attributes of files", at)
 	case release.Image:
 	}
+	return ""
 }

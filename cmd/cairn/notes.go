@@ -1,7 +1,6 @@
 package main
 
 import (
-	"strings"
 	"time"
 
 	"cairn/blob/deploy"
@@ -41,7 +40,7 @@ func (f *planFlags) logDeployNote(n deploy.Note) {
 
 // warnAttributesLost reports the attributes of a replaced file that the new file at path does not have.
 func warnAttributesLost(path string, lost error) {
-	logf("warning: %s could not be given all attributes of the file that it replaces: %s", path, strings.ReplaceAll(lost.Error(), "\n", "; "))
+	logf("warning: %s could not be given all attributes of the file that it replaces: %v", path, lost)
 }
 
 // showScan shows the progress of the scan of a seed or target.

@@ -63,7 +63,7 @@ func runPlan(ctx context.Context, stdout io.Writer, f planFlags, drawing drawFla
 	if drawing.quiet {
 		return nil
 	}
-	fmt.Fprintf(stdout, "%s onto %s: %s\n", r.Index, deploy.ShowTarget(target), plaintext.Size(x.Size()))
+	printLine(stdout, "%s onto %s: %s", r.Index, deploy.ShowTarget(target), plaintext.Size(x.Size()))
 	return printSources(stdout, r, "to download")
 }
 

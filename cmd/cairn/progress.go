@@ -50,12 +50,13 @@ func newProgress(mode, phase string, total int64) *progress {
 func (p *progress) elapsed() time.Duration { return time.Since(p.begun) }
 
 func (p *progress) showBar(w io.Writer) {
+	phase := plaintext.Line(p.phase)
 	bar := progressbar.NewOptions64(p.total, progressbar.OptionSetWriter(w), progressbar.OptionShowBytes(true),
-		progressbar.OptionSetDescription(p.phase), progressbar.OptionThrottle(100*time.Millisecond),
+		progressbar.OptionSetDescription(phase), progressbar.OptionThrottle(100*time.Millisecond),
 		progressbar.OptionSetPredictTime(true), progressbar.OptionFullWidth(), progressbar.OptionUseIECUnits(true))
 	p.show = func(done int64, note string, _ any) {
 		if note != "" {
-			bar.Describe(p.phase + " (" + note + ")")
+			bar.Describe(phase + " (" + note + ")")
 		}
 		bar.Set64(done)
 	}
@@ -78,7 +79,7 @@ func (p *progress) showEvents(w io.Writer) {
 	send := func(kind string, done int64, detail any) {
 		line, err := json.Marshal(event{kind, p.phase, done, max(p.total, 0), p.elapsed().Seconds(), detail})
 		if err == nil {
-			fmt.Fprintf(w, "%s\n", line)
+			fmt.Fprintf(w, "%s\n", plaintext.EscapeJSON(line))
 		}
 	}
 	send("start", 0, nil)

@@ -209,5 +209,14 @@ func (f *serveFlags) newLogger() *slog.Logger {
 	if f.verbose {
 		level = slog.LevelDebug
 	}
-	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level, ReplaceAttr: cleanAttr}))
+}
+
+// cleanAttr returns an attribute of a log line, which may contain any text, as a text for display.
+func cleanAttr(_ []string, a slog.Attr) slog.Attr {
+	_, isLevel := a.Value.Any().(slog.Level)
+	if kind := a.Value.Kind(); kind == slog.KindString || kind == slog.KindAny && !isLevel {
+		a.Value = slog.StringValue(plaintext.Line(a.Value.String()))
+	}
+	return a
 }

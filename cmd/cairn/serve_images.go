@@ -88,13 +88,14 @@ func (f *imageFlags) profileFlag() funcFlag {
 
 // exportOptions returns the options of the exports.
 func (f *serveFlags) exportOptions(log *slog.Logger) export.Options {
+	notes := &exportNotes{log: log}
 	o := export.Options{
 		Indexes: f.indexes, Directory: f.watchDir,
 		Access: f.releaseAccess(), Stores: f.groups, Hold: f.stallTimeout,
 		Supply: supply.Options{Requests: f.fetches, RateLimit: f.rateLimit, LeftOut: warnLeftOut},
 		Memory: f.memory, Cache: f.cache, CacheLimit: f.cacheLimit,
 		Fill: f.prefetch == prefetchAll, FillRate: f.prefetchRate,
-		Log: log, Notes: func(n export.Note) { logExportNote(n, log) },
+		Log: log, Notes: notes.printNote,
 	}
 	if f.prefetch != prefetchNone {
 		o.Profile, o.AutoProfile = f.profile, f.profileWord == profileAuto

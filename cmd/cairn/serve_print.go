@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"cairn/internal/daemon"
+	"cairn/internal/loglimit"
+	"cairn/internal/plaintext"
 	"cairn/nbd"
 	"cairn/nbd/export"
 )
@@ -16,30 +18,48 @@ import (
 // extendTime extends systemd's limit for the start. An attempt to read an index and the pause after it take less.
 const extendTime = 2 * time.Minute
 
-// logExportNote prints a note of the exports, or sends a note about a wait to the service manager.
-func logExportNote(n export.Note, log *slog.Logger) {
+// exportNotes prints the notes of the exports. Clients can cause any number of them, so their number is limited.
+type exportNotes struct {
+	log   *slog.Logger
+	limit loglimit.Limiter
+}
+
+// printf is logf, within the limit.
+func (e *exportNotes) printf(format string, args ...any) {
+	e.limit.Write(format, func(suppressed int) {
+		if suppressed > 0 {
+			format += fmt.Sprintf(" (%d earlier ones were suppressed)", suppressed)
+		}
+		logf(format, args...)
+	})
+}
+
+// printNote prints a note, or sends a note about a wait to the service manager.
+func (e *exportNotes) printNote(n export.Note) {
 	switch n := n.(type) {
 	case export.MemoryNote:
 		what := "images are"
 		if !n.Index.IsZero() {
 			what = n.Index.String() + " is"
 		}
-		logf("warning: %s kept in memory only: %v", what, n.Err)
+		e.printf("warning: %s kept in memory only: %v", what, n.Err)
 	case export.KindNote:
-		noteKind(n.Index, n.Kind)
+		if note := kindNote(n.Index, n.Kind); note != "" {
+			e.printf("note: %s", note)
+		}
 	case export.ProfileNote:
 		until := ""
 		if n.Later {
 			until = " until it can be read"
 		}
-		logf("warning: going on without a profile%s: %v", until, n.Err)
+		e.printf("warning: going on without a profile%s: %v", until, n.Err)
 	case export.WaitNote:
-		state := fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d\nSTATUS=waiting for the index %s", extendTime.Microseconds(), n.Index)
+		state := fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d\nSTATUS=waiting for the index %s", extendTime.Microseconds(), plaintext.Line(n.Index.String()))
 		if n.Over {
 			state = "STATUS="
 		}
 		if err := daemon.Notify(state); err != nil {
-			log.Warn("telling the service manager", "error", err)
+			e.log.Warn("telling the service manager", "error", err)
 		}
 	}
 }

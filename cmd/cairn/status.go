@@ -13,6 +13,7 @@ import (
 
 	"cairn/internal/daemon"
 	"cairn/internal/dashboard"
+	"cairn/internal/plaintext"
 )
 
 // statusVariable is the environment variable with the default address of status.
@@ -92,7 +93,7 @@ func showStatus(ctx context.Context, w io.Writer, at daemon.Address, every time.
 		}
 		var b bytes.Buffer
 		if asJSON {
-			b.Write(text)
+			b.Write(plaintext.EscapeJSON(text))
 		} else {
 			if every > 0 {
 				b.WriteString("\x1b[H\x1b[2J") // clears the terminal

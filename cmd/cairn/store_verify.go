@@ -173,7 +173,7 @@ func printFinding(w io.Writer, f keep.Finding) {
 	if f.Fate != keep.Left {
 		line += "  " + string(f.Fate)
 	}
-	fmt.Fprintln(w, line)
+	printLine(w, "%s", line)
 }
 
 // failure returns the error about a store that lacks chunks after the run.

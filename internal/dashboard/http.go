@@ -17,6 +17,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/common/expfmt"
 	"golang.org/x/sync/errgroup"
+
+	"cairn/internal/plaintext"
 )
 
 // Limits of the server. Slow connections time out. When there are too many, the oldest one is
@@ -240,7 +242,7 @@ func encodeJSON(s Status) ([]byte, error) {
 	e := json.NewEncoder(&buffer)
 	e.SetIndent("", " ")
 	err := e.Encode(s)
-	return buffer.Bytes(), err
+	return plaintext.EscapeJSON(buffer.Bytes()), err
 }
 
 // limitedListener is a listener with a limit for open connections. A new connection closes the

@@ -29,11 +29,15 @@ func Duration(d time.Duration) string {
 	return d.Round(10 * time.Millisecond).String()
 }
 
-// WriteTable writes rows of cells in aligned columns.
+// WriteTable writes rows of cells in aligned columns. The cells may contain any text.
 func WriteTable(w io.Writer, rows [][]string) error {
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 	for _, row := range rows {
-		fmt.Fprintln(t, strings.TrimRight(strings.Join(row, "\t"), "\t "))
+		var line strings.Builder
+		for _, cell := range row {
+			line.WriteString(Clean(cell, MaxLine) + "\t")
+		}
+		fmt.Fprintln(t, strings.TrimRight(line.String(), "\t "))
 	}
 	return t.Flush()
 }

@@ -20,10 +20,10 @@ func TestNumbers(t *testing.T) {
 
 func TestWriteTable(t *testing.T) {
 	var b strings.Builder
-	if err := WriteTable(&b, [][]string{{"name", "size"}, {"a longer name", "1", ""}, nil}); err != nil {
+	if err := WriteTable(&b, [][]string{{"name", "size"}, {"a longer name", "1", ""}, {"a\tb\nc\x1b", "2"}, nil}); err != nil {
 		t.Fatal(err)
 	}
-	if want := "name           size\na longer name  1\n\n"; b.String() != want {
+	if want := "name           size\na longer name  1\na b c\ufffd         2\n\n"; b.String() != want {
 		t.Errorf("the table is\n%q, want\n%q", b.String(), want)
 	}
 }

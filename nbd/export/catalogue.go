@@ -14,6 +14,7 @@ import (
 	"cairn/blob/profile"
 	"cairn/blob/release"
 	"cairn/blob/view/fetch"
+	"cairn/internal/loglimit"
 	"cairn/nbd"
 	"cairn/store/locate"
 	"cairn/store/supply"
@@ -116,6 +117,7 @@ func Open(ctx context.Context, o Options) (*Catalogue, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
+	o.Log = slog.New(loglimit.NewHandler(o.Log.Handler(), new(loglimit.Limiter)))
 	if o.Notes == nil {
 		o.Notes = func(Note) {}
 	}

@@ -10,9 +10,9 @@ import (
 	"sync"
 	"syscall"
 	"time"
-	"unicode"
 
 	"cairn/internal/childenv"
+	"cairn/internal/plaintext"
 	"cairn/store"
 )
 
@@ -122,12 +122,7 @@ func (t *tail) String() string {
 	defer t.mu.Unlock()
 	var lines []string
 	for line := range strings.Lines(strings.ToValidUTF8(string(t.last), "")) {
-		line = strings.TrimSpace(strings.Map(func(r rune) rune {
-			if unicode.IsControl(r) {
-				return -1
-			}
-			return r
-		}, line))
+		line = plaintext.Clean(strings.TrimSpace(line), tailSize)
 		if strings.Trim(line, "@ ") != "" { // ssh frames its warnings in lines of @
 			lines = append(lines, line)
 		}
