@@ -52,17 +52,19 @@ func serveCounting(t *testing.T, address string) (port string, connections *atom
 	return port, connections
 }
 
-func get(t *testing.T, r *transfer.Route, url string) (*http.Response, error) {
+// get requests a URL, and returns the scope of the server that answers.
+func get(t *testing.T, r *transfer.Route, url string) (transfer.Scope, error) {
 	t.Helper()
 	request, err := http.NewRequestWithContext(t.Context(), "GET", url, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	answer, err := r.RoundTrip(request)
-	if err == nil {
-		answer.Body.Close()
+	if err != nil {
+		return 0, err
 	}
-	return answer, err
+	defer answer.Body.Close()
+	return transfer.ScopeOfAnswer(answer), nil
 }
 
 // resolveNames answers DNS requests for A records of all names with an address.
@@ -119,8 +121,8 @@ func TestGuardedRoute(t *testing.T) {
 		t.Errorf("%d connections were opened", n)
 	}
 	for _, host := range []string{"127.0.0.1", "inner.example.com"} {
-		answer, err := get(t, routes[transfer.Loopback], "http://"+host+":"+port+"/")
-		if err != nil || transfer.ScopeOfAnswer(answer) != transfer.Loopback {
+		scope, err := get(t, routes[transfer.Loopback], "http://"+host+":"+port+"/")
+		if err != nil || scope != transfer.Loopback {
 			t.Errorf("%s from the same scope: %v", host, err)
 		}
 	}
@@ -144,8 +146,8 @@ func TestGuardedRouteByProxy(t *testing.T) {
 	t.Setenv("NO_PROXY", "")
 	r := transfer.NewGuardedRoute(transfer.Network, 1, time.Minute, nil)
 	for _, host := range []string{"store.example.com", "10.0.0.1", "169.254.1.1"} {
-		answer, err := get(t, r, "http://"+host+"/")
-		if err != nil || transfer.ScopeOfAnswer(answer) != transfer.Network {
+		scope, err := get(t, r, "http://"+host+"/")
+		if err != nil || scope != transfer.Network {
 			t.Errorf("%s behind a proxy: %v", host, err)
 		}
 	}
@@ -167,8 +169,8 @@ func TestGuardedRouteToPrivateNetwork(t *testing.T) {
 		}
 		host := own.Addr().String()
 		port, _ := serveCounting(t, net.JoinHostPort(host, "0"))
-		answer, err := get(t, transfer.NewGuardedRoute(transfer.Network, 1, time.Minute, nil), "http://"+net.JoinHostPort(host, port))
-		if err != nil || transfer.ScopeOfAnswer(answer) != transfer.Network {
+		scope, err := get(t, transfer.NewGuardedRoute(transfer.Network, 1, time.Minute, nil), "http://"+net.JoinHostPort(host, port))
+		if err != nil || scope != transfer.Network {
 			t.Errorf("Get of %s = %v", host, err)
 		}
 	}
