@@ -134,7 +134,7 @@ func Open(ctx context.Context, o Options) (*Catalogue, error) {
 
 func (c *Catalogue) openAll(ctx context.Context, o Options) (err error) {
 	for _, index := range o.Indexes {
-		e, _, err := c.images.openImage(ctx, index)
+		e, err := c.images.openImage(ctx, index)
 		if err != nil {
 			return err
 		}
@@ -143,7 +143,7 @@ func (c *Catalogue) openAll(ctx context.Context, o Options) (err error) {
 	if c.static, err = nbd.NewStatic(c.fixed...); err != nil || o.Directory == "" {
 		return err
 	}
-	c.directory, err = openDirectory(o.Directory, c.images.openImage, o.Log)
+	c.directory, err = openDirectory(o.Directory, c.images.readFile, o.Log)
 	return err
 }
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"io/fs"
 	"log/slog"
 	"net"
@@ -202,16 +203,13 @@ func TestOneImageFails(t *testing.T) {
 	var logged syncLog
 	c := openCatalogue(t, Options{Directory: dir, Log: logged.logger()})
 	checkExport(t, c, "a", a)
-	_, bad, err := c.directory.findVersion(t.Context(), "b")
-	if err != nil {
-		t.Fatal(err)
-	}
-	open := c.directory.open
-	c.directory.open = func(ctx context.Context, at locate.Location) (*nbd.Export, func(), error) {
-		if at == locate.Path(bad.path) {
-			return nil, nil, &Error{Stores, store.ErrNotFound}
+	read := c.directory.read
+	c.directory.read = func(at locate.Location, file io.Reader) (*nbd.Export, opener, error) {
+		e, open, err := read(at, file)
+		if at == locate.Path(c.directory.pathOf("b")) {
+			open = func(context.Context) (*nbd.Export, func(), error) { return nil, nil, &Error{Stores, store.ErrNotFound} }
 		}
-		return open(ctx, at)
+		return e, open, err
 	}
 	if _, err := c.Open(t.Context(), "b"); !errors.Is(err, store.ErrNotFound) {
 		t.Errorf("Open of the image without a store = %v", err)

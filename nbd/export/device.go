@@ -49,14 +49,14 @@ var (
 	_ nbd.Resident   = device{}
 )
 
-// newExport returns the export of an image.
-func newExport(index locate.Location, x *blob.Index, v *view.Image) *nbd.Export {
+// newExport returns the export of an image with its device.
+func newExport(index locate.Location, x *blob.Index, d nbd.Device) *nbd.Export {
 	name, digest := nameOf(index), x.Digest().String()
 	return &nbd.Export{
 		Name:        name,
 		Canonical:   name + "@" + digest,
 		Description: fmt.Sprintf("%s, an image of %d bytes, index digest %s", name, x.Size(), digest),
-		Device:      device{v},
+		Device:      d,
 		ReadOnly:    true,
 		MultiConn:   true,
 	}

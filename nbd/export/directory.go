@@ -2,7 +2,9 @@ package export
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"maps"
@@ -14,6 +16,8 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"golang.org/x/sys/unix"
+
 	"cairn/blob/release"
 	"cairn/internal/rotate"
 	"cairn/nbd"
@@ -22,23 +26,37 @@ import (
 
 const (
 	scanInterval = 2 * time.Second
-	maxFiles     = 4096 // index files of a directory that are exports
+	checkTimeout = 5 * time.Second // time that a scan waits for one file
+	maxFiles     = 4096            // index files of a directory that are exports
 )
 
-// opener opens the image of an index as an export. It returns the function that closes it.
-type opener func(ctx context.Context, index locate.Location) (*nbd.Export, func(), error)
+// indexReader reads an index. It returns the export of its image, whose device cannot be read, and
+// the function that opens the image.
+type indexReader func(index locate.Location, r io.Reader) (described *nbd.Export, open opener, err error)
+
+// opener opens an image as an export. It returns the function that closes it.
+type opener func(ctx context.Context) (e *nbd.Export, shut func(), err error)
 
 // directory offers the index files of a directory as exports. Each request of a client checks the
 // file, so that a name always means the present content. A client keeps the version that it has
 // opened. Until it disconnects, other clients can open that version by its canonical name.
+//
+// The files may be on a file system that does not answer, and images are opened with requests to
+// servers. So mu is never held during I/O. A file is read, and its version replaced or opened, with
+// the lock of its name held.
 type directory struct {
-	path string
-	open opener
-	log  *slog.Logger
+	path  string
+	read  indexReader
+	log   *slog.Logger
+	calls fileCalls
 
-	mu      sync.Mutex            // guards the fields below; held while an index is read
+	opening sync.WaitGroup // images that are being opened
+
+	mu      sync.Mutex            // guards the fields below, their files and versions; unlock releases it
+	closed  bool                  // no image is opened any more
 	files   map[string]*indexFile // by name
 	retired map[string]*version   // versions that are replaced or removed but in use, by canonical name
+	closers []func()              // close images; called by unlock
 }
 
 var _ nbd.Exports = (*directory)(nil)
@@ -51,12 +69,22 @@ type indexFile struct {
 	invalid error       // why the present content is not used
 }
 
-func openDirectory(path string, open opener, log *slog.Logger) (*directory, error) {
+func openDirectory(path string, read indexReader, log *slog.Logger) (*directory, error) {
 	if _, err := os.ReadDir(path); err != nil {
 		return nil, fmt.Errorf("watching a directory: %w", err)
 	}
-	return &directory{path: path, open: open, log: log,
+	return &directory{path: path, read: read, log: log, calls: newFileCalls(),
 		files: make(map[string]*indexFile), retired: make(map[string]*version)}, nil
+}
+
+// unlock releases mu, and closes the images that are not used any more.
+func (d *directory) unlock() {
+	closers := d.closers
+	d.closers = nil
+	d.mu.Unlock()
+	for _, shut := range closers {
+		shut()
+	}
 }
 
 // scanRepeatedly scans the directory until ctx ends, so that new and invalid index files are logged
@@ -82,7 +110,7 @@ func (d *directory) All(ctx context.Context) ([]nbd.Listing, error) {
 		return nil, err
 	}
 	d.mu.Lock()
-	defer d.mu.Unlock()
+	defer d.unlock()
 	var all []nbd.Listing
 	for _, name := range slices.Sorted(maps.Keys(d.files)) {
 		if v := d.files[name].version; v != nil {
@@ -92,14 +120,16 @@ func (d *directory) All(ctx context.Context) ([]nbd.Listing, error) {
 	return all, nil
 }
 
-// scanFiles refreshes all files.
+// scanFiles refreshes all files, first those that are removed.
 func (d *directory) scanFiles(ctx context.Context) error {
-	entries, err := os.ReadDir(d.path)
+	var entries []fs.DirEntry
+	_, err := d.calls.callAs(ctx, "", func() (_ *nbd.Export, err error) {
+		entries, err = os.ReadDir(d.path)
+		return nil, err
+	})
 	if err != nil {
 		return err
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
 	present := make(map[string]bool)
 	for _, e := range entries {
 		name, is := strings.CutSuffix(e.Name(), release.IndexSuffix)
@@ -107,13 +137,13 @@ func (d *directory) scanFiles(ctx context.Context) error {
 			present[name] = true
 		}
 	}
-	for name := range d.files {
+	for _, name := range d.knownNames() {
 		if !present[name] {
-			d.forgetFile(name)
+			d.refreshFile(ctx, name, false)
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(present)) {
-		d.refreshFile(ctx, name)
+		d.refreshFile(ctx, name, true)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
@@ -121,48 +151,99 @@ func (d *directory) scanFiles(ctx context.Context) error {
 	return nil
 }
 
-// Open implements nbd.Exports.
-func (d *directory) Open(ctx context.Context, name string) (*nbd.Export, error) {
-	name, err := d.resolveEmpty(ctx, name)
-	if err != nil {
-		return nil, err
-	}
+func (d *directory) knownNames() []string {
 	d.mu.Lock()
-	defer d.mu.Unlock()
-	v, f, err := d.findVersion(ctx, name)
-	if err == nil && v.opened == nil {
-		v, err = d.openVersion(ctx, f, name)
-	}
-	if err != nil {
-		return nil, err
-	}
-	v.clients++
-	lent := *v.opened
-	lent.Release = sync.OnceFunc(func() { d.releaseVersion(v) })
-	return &lent, nil
+	defer d.unlock()
+	return slices.Sorted(maps.Keys(d.files))
 }
 
-// releaseVersion is called when a client of the version has disconnected.
-func (d *directory) releaseVersion(v *version) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	v.clients--
-	if v.retired && v.clients == 0 {
-		delete(d.retired, v.described.Canonical)
-		v.closeImage()
+// refreshFile checks a file for changes, or forgets a file that is not listed. It leaves out a file
+// that another goroutine checks or opens, and a file that does not answer.
+func (d *directory) refreshFile(ctx context.Context, name string, listed bool) {
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+	defer cancel()
+	_, err := d.calls.tryCallAs(ctx, name, func() (_ *nbd.Export, err error) {
+		if listed {
+			_, _, err = d.checkFile(ctx, name, false)
+		} else {
+			d.forgetFile(name)
+		}
+		return nil, err
+	})
+	if errors.Is(err, context.DeadlineExceeded) {
+		d.log.Warn("an index file cannot be checked: its file system does not answer", "file", d.pathOf(name))
 	}
+}
+
+// Open implements nbd.Exports.
+func (d *directory) Open(ctx context.Context, name string) (*nbd.Export, error) {
+	if _, lent, _ := d.lendIfOpen(nil, "", name); lent != nil {
+		return lent, nil // replaced or removed: its file need not answer
+	}
+	return d.findExport(ctx, name, d.openFile)
 }
 
 // Describe implements nbd.Exports. It opens no image, because clients that list exports describe
 // all of them.
 func (d *directory) Describe(ctx context.Context, name string) (*nbd.Export, error) {
+	return d.findExport(ctx, name, d.describeFile)
+}
+
+// findExport returns the result of use for the file of a name or a canonical name.
+func (d *directory) findExport(
+	ctx context.Context, name string, use func(ctx context.Context, file, name string) (*nbd.Export, error),
+) (*nbd.Export, error) {
 	name, err := d.resolveEmpty(ctx, name)
 	if err != nil {
 		return nil, err
 	}
+	files := []string{name}
+	if at := strings.LastIndexByte(name, '@'); at > 0 {
+		files = append(files, name[:at])
+	}
+	for _, file := range files {
+		e, err := d.calls.callAs(ctx, file, func() (*nbd.Export, error) { return use(ctx, file, name) })
+		if !errors.Is(err, errOtherFile) {
+			return e, err
+		}
+	}
+	return nil, errUnknown(name)
+}
+
+// openFile opens the export that a client selects by name, if it is a version of this file, and
+// lends it to the client. The caller holds the lock of the file's name.
+func (d *directory) openFile(ctx context.Context, file, name string) (*nbd.Export, error) {
+	for again := false; ; again = true {
+		f, open, invalid := d.checkFile(ctx, file, again)
+		v, lent, err := d.lendIfOpen(f, file, name)
+		switch {
+		case err != nil || lent != nil:
+			return lent, err
+		case open != nil:
+			return d.openVersion(ctx, v, open)
+		case again:
+			return nil, invalid
+		}
+	}
+}
+
+// lendIfOpen returns a version, and its export if it is open.
+func (d *directory) lendIfOpen(f *indexFile, file, name string) (v *version, lent *nbd.Export, err error) {
 	d.mu.Lock()
-	defer d.mu.Unlock()
-	v, _, err := d.findVersion(ctx, name)
+	defer d.unlock()
+	if v, err = d.findVersion(f, file, name); err == nil && v.opened != nil {
+		lent = d.lend(v)
+	}
+	return v, lent, err
+}
+
+// describeFile describes the export that a client names, if it is a version of this file. The
+// caller holds the lock of the file's name.
+func (d *directory) describeFile(ctx context.Context, file, name string) (*nbd.Export, error) {
+	f, _, _ := d.checkFile(ctx, file, false)
+	d.mu.Lock()
+	defer d.unlock()
+	v, err := d.findVersion(f, file, name)
 	if err != nil {
 		return nil, err
 	}
@@ -191,11 +272,10 @@ func (d *directory) resolveEmpty(ctx context.Context, name string) (string, erro
 // hasSeveral reports whether at least two of the known images exist. It saves a scan of the
 // directory, because a client may request the empty name any number of times.
 func (d *directory) hasSeveral(ctx context.Context) bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
 	n := 0
-	for name := range d.files {
-		if f := d.refreshFile(ctx, name); f != nil && f.version != nil {
+	for _, name := range d.knownNames() {
+		d.refreshFile(ctx, name, true)
+		if d.hasVersion(name) {
 			n++
 		}
 		if n > 1 {
@@ -205,28 +285,30 @@ func (d *directory) hasSeveral(ctx context.Context) bool {
 	return false
 }
 
-// findVersion returns a version and its file, by name or by canonical name. The file is nil if the
-// version is replaced or removed; such a version is open.
-func (d *directory) findVersion(ctx context.Context, name string) (*version, *indexFile, error) {
-	if v := d.retired[name]; v != nil {
-		return v, nil, nil
+func (d *directory) hasVersion(name string) bool {
+	d.mu.Lock()
+	defer d.unlock()
+	f := d.files[name]
+	return f != nil && f.version != nil
+}
+
+// errOtherFile means that a file has no version with the requested name.
+var errOtherFile = errors.New("another file")
+
+// findVersion returns the version of a file that a client names. f is nil if the file does not
+// exist. A version that is replaced or removed but in use has its canonical name only.
+func (d *directory) findVersion(f *indexFile, file, name string) (*version, error) {
+	switch v := d.retired[name]; {
+	case v != nil:
+		return v, nil
+	case f == nil:
+		return nil, errOtherFile
+	case file == name && f.version == nil:
+		return nil, fmt.Errorf("%w: its index is invalid: %w", nbd.ErrUnknown, f.invalid)
+	case file == name || f.version != nil && f.version.described.Canonical == name:
+		return f.version, nil
 	}
-	if f := d.refreshFile(ctx, name); f != nil {
-		if f.version == nil {
-			return nil, nil, fmt.Errorf("%w: its index is invalid: %w", nbd.ErrUnknown, f.invalid)
-		}
-		return f.version, f, nil
-	}
-	if at := strings.LastIndexByte(name, '@'); at > 0 {
-		f := d.refreshFile(ctx, name[:at])
-		if v := d.retired[name]; v != nil {
-			return v, nil, nil // refreshFile has replaced it
-		}
-		if f != nil && f.version != nil && f.version.described.Canonical == name {
-			return f.version, f, nil
-		}
-	}
-	return nil, nil, errUnknown(name)
+	return nil, errOtherFile
 }
 
 func errUnknown(name string) error { return fmt.Errorf("%w %q", nbd.ErrUnknown, name) }
@@ -238,59 +320,108 @@ func isName(name string) bool {
 		!strings.ContainsRune(name, 0) && utf8.ValidString(name)
 }
 
-// refreshFile checks a file for changes and returns it, or nil if it does not exist. An invalid
-// index file keeps its last version, and is logged once.
-func (d *directory) refreshFile(ctx context.Context, name string) *indexFile {
+func (d *directory) pathOf(name string) string {
+	return filepath.Join(d.path, name+release.IndexSuffix)
+}
+
+// checkFile checks a file for changes and returns it, or nil if it does not exist. If it is changed,
+// or with again, checkFile reads it and returns the opener of its image. An invalid index file keeps
+// its last version, and is logged once. The caller holds the lock of the file's name.
+func (d *directory) checkFile(ctx context.Context, name string, again bool) (f *indexFile, open opener, err error) {
 	if !isName(name) {
-		return nil
+		return nil, nil, nil
 	}
-	path := filepath.Join(d.path, name+release.IndexSuffix)
+	path := d.pathOf(name)
 	info, err := os.Stat(path)
 	if err != nil || !info.Mode().IsRegular() {
 		d.forgetFile(name)
-		return nil
+		return nil, nil, nil
 	}
-	f := d.files[name]
+	f, mayAdd := d.lookUpFile(name)
 	switch {
-	case f == nil && len(d.files) == maxFiles:
-		return nil
-	case f == nil:
+	case f == nil && !mayAdd:
+		return nil, nil, nil
+	case f != nil && f.info != nil && !again && rotate.IsUnchanged(f.info, info):
+		return f, nil, nil
+	}
+	described, open, info, err := d.readFile(path)
+	switch {
+	case errors.Is(err, errSpecial):
+		d.forgetFile(name)
+		return nil, nil, nil
+	case ctx.Err() != nil && err != nil:
+		return f, nil, err
+	}
+	return d.noteContent(name, path, info, described, err), open, err
+}
+
+// lookUpFile returns a known file. mayAdd reports whether there is room for another one.
+func (d *directory) lookUpFile(name string) (f *indexFile, mayAdd bool) {
+	d.mu.Lock()
+	defer d.unlock()
+	return d.files[name], len(d.files) < maxFiles
+}
+
+// errSpecial means that a file is not a regular one.
+var errSpecial = errors.New("not a regular file")
+
+// readFile reads an index file. The file may have been replaced since it was checked, so opening
+// does not block if it is a FIFO. info is nil if the file cannot be opened.
+func (d *directory) readFile(path string) (described *nbd.Export, open opener, info fs.FileInfo, err error) {
+	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	defer file.Close()
+	if info, err = file.Stat(); err == nil && !info.Mode().IsRegular() {
+		err = errSpecial
+	}
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	described, open, err = d.read(locate.Path(path), file)
+	return described, open, info, err
+}
+
+// noteContent records the content of a file, which is valid unless err is set. A file that could not
+// be opened is read again by the next check.
+func (d *directory) noteContent(name, path string, info fs.FileInfo, described *nbd.Export, err error) *indexFile {
+	d.mu.Lock()
+	defer d.unlock()
+	f := d.files[name]
+	if f == nil {
 		f = &indexFile{path: path}
 		d.files[name] = f
-	case f.info != nil && rotate.IsUnchanged(f.info, info):
-		return f
 	}
-	export, shut, err := d.open(ctx, locate.Path(path))
-	if ctx.Err() != nil && err != nil {
-		return f // the file was not read
-	}
+	before := f.invalid
 	f.info, f.invalid = info, err
-	if err != nil {
+	switch {
+	case err == nil:
+		d.setVersion(f, described)
+	case info != nil || before == nil || before.Error() != err.Error():
 		d.log.Warn("an index is ignored", "file", path, "err", err)
-		return f
 	}
-	shut() // until a client opens it
-	d.setVersion(f, export)
 	return f
 }
 
 // setVersion makes an export the present version of a file.
-func (d *directory) setVersion(f *indexFile, export *nbd.Export) {
-	if f.version != nil && f.version.described.Canonical == export.Canonical {
+func (d *directory) setVersion(f *indexFile, described *nbd.Export) {
+	if f.version != nil && f.version.described.Canonical == described.Canonical {
 		return
 	}
 	d.retireVersion(f.version)
-	if f.version = d.retired[export.Canonical]; f.version != nil {
-		delete(d.retired, export.Canonical) // rolled back to an open version
+	if f.version = d.retired[described.Canonical]; f.version != nil {
+		delete(d.retired, described.Canonical) // rolled back to an open version
 		f.version.retired = false
 	} else {
-		f.version = &version{described: *export}
-		f.version.described.Device = closedDevice{size: export.Device.Size()}
+		f.version = &version{described: *described}
 	}
-	d.log.Info("an index is published", "file", f.path, "export", export.Canonical)
+	d.log.Info("an index is published", "file", f.path, "export", described.Canonical)
 }
 
 func (d *directory) forgetFile(name string) {
+	d.mu.Lock()
+	defer d.unlock()
 	f := d.files[name]
 	if f == nil {
 		return
@@ -303,7 +434,7 @@ func (d *directory) forgetFile(name string) {
 // openExports returns the open exports, the present versions first.
 func (d *directory) openExports() (all []*nbd.Export) {
 	d.mu.Lock()
-	defer d.mu.Unlock()
+	defer d.unlock()
 	for _, name := range slices.Sorted(maps.Keys(d.files)) {
 		if v := d.files[name].version; v != nil && v.opened != nil {
 			all = append(all, v.opened)
@@ -318,10 +449,14 @@ func (d *directory) openExports() (all []*nbd.Export) {
 // closeVersions closes all versions. All clients must have disconnected.
 func (d *directory) closeVersions() {
 	d.mu.Lock()
-	defer d.mu.Unlock()
+	d.closed = true
+	d.unlock()
+	d.opening.Wait()
+	d.mu.Lock()
+	defer d.unlock()
 	for _, f := range d.files {
 		if f.version != nil {
-			f.version.closeImage()
+			d.closeImage(f.version)
 		}
 	}
 }

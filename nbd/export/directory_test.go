@@ -1,10 +1,10 @@
 package export
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -34,14 +34,16 @@ func (d fakeImage) ReadAt(_ context.Context, p []byte, o int64) error {
 type directoryRig struct {
 	*directory
 	t       *testing.T
-	isOpen  map[string]int // how often each text is open
-	failing string         // text whose image cannot be opened
-	logged  bytes.Buffer
+	failing string // text whose image cannot be opened
+	logged  syncLog
+
+	opened sync.Mutex     // guards the field below
+	isOpen map[string]int // how often each text is open
 }
 
 func newDirectoryRig(t *testing.T) *directoryRig {
 	r := &directoryRig{t: t, isOpen: make(map[string]int)}
-	d, err := openDirectory(t.TempDir(), r.openFile, slog.New(slog.NewTextHandler(&r.logged, nil)))
+	d, err := openDirectory(t.TempDir(), r.readText, r.logged.logger())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -49,24 +51,30 @@ func newDirectoryRig(t *testing.T) *directoryRig {
 	return r
 }
 
-// openFile is an opener. It and the function that it returns are called with the directory's lock
-// held.
-func (r *directoryRig) openFile(_ context.Context, at locate.Location) (*nbd.Export, func(), error) {
-	path, _ := at.Local()
-	text, err := os.ReadFile(path)
+// readText is an indexReader.
+func (r *directoryRig) readText(at locate.Location, file io.Reader) (*nbd.Export, opener, error) {
+	text, err := io.ReadAll(file)
 	if err != nil {
 		return nil, nil, err
 	}
-	switch {
-	case !strings.HasSuffix(string(text), "end"):
+	if !strings.HasSuffix(string(text), "end") {
 		return nil, nil, errors.New("it is cut short")
-	case string(text) == r.failing:
-		return nil, nil, errors.New("its store is unavailable")
 	}
 	name := nameOf(at)
-	r.isOpen[string(text)]++
-	return &nbd.Export{Name: name, Canonical: name + "@" + string(text), Device: fakeImage{string(text)}},
-		func() { r.isOpen[string(text)]-- }, nil
+	e := &nbd.Export{Name: name, Canonical: name + "@" + string(text), Device: fakeImage{string(text)}}
+	return e, func(context.Context) (*nbd.Export, func(), error) {
+		if string(text) == r.failing {
+			return nil, nil, errors.New("its store is unavailable")
+		}
+		r.countOpen(string(text), 1)
+		return e, func() { r.countOpen(string(text), -1) }, nil
+	}, nil
+}
+
+func (r *directoryRig) countOpen(text string, n int) {
+	r.opened.Lock()
+	defer r.opened.Unlock()
+	r.isOpen[text] += n
 }
 
 func (r *directoryRig) writeIndex(name, text string) {
@@ -112,6 +120,8 @@ func (r *directoryRig) checkDescribed(name, canonical string) {
 func (r *directoryRig) checkOpen(want map[string]int) {
 	r.t.Helper()
 	got := make(map[string]int)
+	r.opened.Lock()
+	defer r.opened.Unlock()
 	for text, n := range r.isOpen {
 		if n != 0 {
 			got[text] = n
@@ -244,12 +254,12 @@ func TestDirectoryReplacedMeanwhile(t *testing.T) {
 	r := newDirectoryRig(t)
 	r.writeIndex("a", "1 end")
 	r.listNames()
-	open := r.directory.open
-	r.directory.open = func(ctx context.Context, at locate.Location) (*nbd.Export, func(), error) {
+	read := r.directory.read
+	r.directory.read = func(at locate.Location, file io.Reader) (*nbd.Export, opener, error) {
 		r.writeIndex("a", "2 end")
-		return open(ctx, at)
+		return read(at, file)
 	}
-	r.openExport("a@1 end", "")
+	r.openExport("a@1 end", "1 end").Release() // the file that was read before it was replaced
 	r.openExport("a", "2 end").Release()
 	r.closeVersions()
 	r.checkOpen(map[string]int{})
@@ -326,16 +336,16 @@ func TestDirectoryLimit(t *testing.T) {
 func TestDirectoryEnded(t *testing.T) {
 	r := newDirectoryRig(t)
 	r.writeIndex("a", "1 end")
-	open := r.directory.open
-	r.directory.open = func(ctx context.Context, _ locate.Location) (*nbd.Export, func(), error) {
-		return nil, nil, ctx.Err()
-	}
+	read := r.directory.read
 	ended, end := context.WithCancel(t.Context())
-	end()
+	r.directory.read = func(locate.Location, io.Reader) (*nbd.Export, opener, error) {
+		end()
+		return nil, nil, ended.Err()
+	}
 	if _, err := r.All(ended); !errors.Is(err, context.Canceled) {
 		t.Errorf("All = %v", err)
 	}
-	r.directory.open = open
+	r.directory.read = read
 	r.openExport("a", "1 end").Release()
 	if text := r.logged.String(); strings.Contains(text, "ignored") {
 		t.Errorf("logged is:\n%s", text)
@@ -379,11 +389,11 @@ func TestDirectoryConcurrent(t *testing.T) {
 				} else {
 					again.Release()
 				}
-				r.mu.Lock()
+				r.opened.Lock()
 				if n := r.isOpen[e.Device.(fakeImage).text]; n != 1 {
 					t.Errorf("%s, which is in use, is open %d times", e.Canonical, n)
 				}
-				r.mu.Unlock()
+				r.opened.Unlock()
 				e.Release()
 				if _, err := r.All(t.Context()); err != nil {
 					t.Error(err)
@@ -422,16 +432,16 @@ func TestDirectoryRun(t *testing.T) {
 	r := newDirectoryRig(t)
 	r.writeIndex("a", "1 end")
 	ctx, cancel := context.WithCancel(t.Context())
-	open := r.directory.open
-	r.directory.open = func(ctx context.Context, at locate.Location) (*nbd.Export, func(), error) {
+	read := r.directory.read
+	r.directory.read = func(at locate.Location, file io.Reader) (*nbd.Export, opener, error) {
 		defer cancel()
-		return open(ctx, at)
+		return read(at, file)
 	}
 	r.scanRepeatedly(ctx)
 	if text := r.logged.String(); !strings.Contains(text, "an index is published") {
 		t.Errorf("logged is:\n%s", text)
 	}
-	if _, err := openDirectory(filepath.Join(r.path, "none"), r.openFile, slog.New(slog.DiscardHandler)); err == nil {
+	if _, err := openDirectory(filepath.Join(r.path, "none"), r.readText, slog.New(slog.DiscardHandler)); err == nil {
 		t.Error("a missing directory is opened")
 	}
 }

@@ -2,6 +2,7 @@ package export
 
 import (
 	"context"
+	"io"
 	"slices"
 	"sync"
 	"time"
@@ -70,17 +71,44 @@ func (im *images) logFailure(what string, err error) {
 	}
 }
 
-// openImage opens the image of an index as an export, and starts to prefetch. The caller calls shut
-// when no client reads the image any more. It is an opener.
-func (im *images) openImage(ctx context.Context, index locate.Location) (e *nbd.Export, shut func(), err error) {
+// openImage opens the image of an index as an export that stays open until closeAll, and starts to
+// prefetch.
+func (im *images) openImage(ctx context.Context, index locate.Location) (*nbd.Export, error) {
 	x, cached, err := im.findIndex(ctx, index)
+	if err != nil {
+		return nil, &Error{Index, err}
+	}
+	source, err := im.openSource(index, x.Algorithm())
+	if err != nil {
+		return nil, err
+	}
+	e, _, err := im.openIndex(ctx, index, x, source, cached)
+	return e, err
+}
+
+// readFile reads the index file of an image. It opens no image and requests nothing of a store. It
+// is an indexReader.
+func (im *images) readFile(index locate.Location, file io.Reader) (*nbd.Export, opener, error) {
+	x, err := release.Decode(index, file)
 	if err != nil {
 		return nil, nil, &Error{Index, err}
 	}
+	im.noteKind(index, x)
 	source, err := im.openSource(index, x.Algorithm())
 	if err != nil {
 		return nil, nil, err
 	}
+	open := func(ctx context.Context) (*nbd.Export, func(), error) {
+		return im.openIndex(ctx, index, x, source, false)
+	}
+	return newExport(index, x, closedDevice{size: paddedSize(x.Size())}), open, nil
+}
+
+// openIndex opens the image of an index as an export, and starts to prefetch. The caller calls shut
+// when no client reads the image any more.
+func (im *images) openIndex(
+	ctx context.Context, index locate.Location, x *blob.Index, source *fetch.Source, cached bool,
+) (e *nbd.Export, shut func(), err error) {
 	v := view.New(x, source, view.Options{Name: nameOf(index), Disk: im.openFile(x, index), Around: true,
 		Hold: im.o.Hold, Record: im.startRecording(x), Log: im.o.Log})
 	endCheck := func() {}
@@ -99,7 +127,7 @@ func (im *images) openImage(ctx context.Context, index locate.Location) (e *nbd.
 		shut()
 		return nil, nil, err
 	}
-	return newExport(index, x, v), shut, nil
+	return newExport(index, x, device{v}), shut, nil
 }
 
 // serverAccess returns the access to servers. A server may be silent for this long; 0 is the

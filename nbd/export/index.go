@@ -64,10 +64,14 @@ func (im *images) readIndex(ctx context.Context, at locate.Location, silence tim
 	if err != nil {
 		return nil, err
 	}
+	im.noteKind(at, x)
+	return x, nil
+}
+
+func (im *images) noteKind(at locate.Location, x *blob.Index) {
 	if kind := release.KindOf(at, x); kind != release.Image {
 		im.o.Notes(KindNote{at, kind})
 	}
-	return x, nil
 }
 
 // checkServed waits until the location of an index from the cache is available. It logs whether the

@@ -2,9 +2,10 @@ package export
 
 import (
 	"context"
+	"errors"
+	"sync"
 
 	"cairn/nbd"
-	"cairn/store/locate"
 )
 
 // version is a version of a file's image. Its first client opens it. It stays open while it is the
@@ -18,32 +19,53 @@ type version struct {
 	retired   bool // the file has been replaced or removed
 }
 
-func (v *version) closeImage() {
-	if v.opened != nil {
-		v.close()
+// openVersion opens the image of a version that is not open, and lends it. The caller holds the lock
+// of the file's name.
+func (d *directory) openVersion(ctx context.Context, v *version, open opener) (*nbd.Export, error) {
+	if err := d.beginOpening(); err != nil {
+		return nil, err
 	}
-	v.opened, v.close = nil, nil
-}
-
-// openVersion opens the present version of a file, which may have changed since it was read. If
-// name is a canonical name, it returns that version or an error.
-func (d *directory) openVersion(ctx context.Context, f *indexFile, name string) (*version, error) {
-	known := f.version
-	export, shut, err := d.open(ctx, locate.Path(f.path))
+	defer d.opening.Done()
+	e, shut, err := open(ctx)
 	if err != nil {
 		return nil, err
 	}
-	d.setVersion(f, export)
-	v := f.version
-	if v.opened == nil {
-		v.opened, v.close = export, shut
-	} else {
-		shut()
+	d.mu.Lock()
+	defer d.unlock()
+	v.opened, v.close = e, shut
+	return d.lend(v), nil
+}
+
+var errClosed = errors.New("the server is stopping")
+
+// beginOpening counts an image that is being opened.
+func (d *directory) beginOpening() error {
+	d.mu.Lock()
+	defer d.unlock()
+	if d.closed {
+		return errClosed
 	}
-	if name == known.described.Canonical && v != known {
-		return nil, errUnknown(name)
+	d.opening.Add(1)
+	return nil
+}
+
+// lend returns the export of an open version for one client.
+func (d *directory) lend(v *version) *nbd.Export {
+	v.clients++
+	lent := *v.opened
+	lent.Release = sync.OnceFunc(func() { d.releaseVersion(v) })
+	return &lent
+}
+
+// releaseVersion is called when a client of the version has disconnected.
+func (d *directory) releaseVersion(v *version) {
+	d.mu.Lock()
+	defer d.unlock()
+	v.clients--
+	if v.retired && v.clients == 0 {
+		delete(d.retired, v.described.Canonical)
+		d.closeImage(v)
 	}
-	return v, nil
 }
 
 // retireVersion closes a version that is replaced or removed, now or when its last client disconnects.
@@ -53,8 +75,16 @@ func (d *directory) retireVersion(v *version) {
 	}
 	v.retired = true
 	if v.clients == 0 {
-		v.closeImage()
+		d.closeImage(v)
 	} else {
 		d.retired[v.described.Canonical] = v
 	}
+}
+
+// closeImage closes the image of a version when mu is released.
+func (d *directory) closeImage(v *version) {
+	if v.opened != nil {
+		d.closers = append(d.closers, v.close)
+	}
+	v.opened, v.close = nil, nil
 }

@@ -1,0 +1,199 @@
+package export
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"cairn/blob/profile"
+	"cairn/nbd"
+	"cairn/store/locate"
+)
+
+// makeSpecial makes a file that is not a regular one.
+func makeSpecial(t *testing.T, kind, path string) {
+	t.Helper()
+	var err error
+	switch kind {
+	case "FIFO":
+		err = unix.Mkfifo(path, 0o600)
+	case "link to a FIFO":
+		err = errors.Join(unix.Mkfifo(path+".fifo", 0o600), os.Symlink(path+".fifo", path))
+	case "link to a device":
+		err = os.Symlink("/dev/zero", path)
+	case "directory":
+		err = os.Mkdir(path, 0o700)
+	case "socket":
+		var l net.Listener
+		if l, err = net.Listen("unix", path); err == nil {
+			t.Cleanup(func() { l.Close() })
+		}
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestDirectorySpecialFiles: a file that is not a regular one is not an export, and does not block a
+// scan, a client or a read.
+func TestDirectorySpecialFiles(t *testing.T) {
+	for _, kind := range []string{"FIFO", "link to a FIFO", "link to a device", "directory", "socket"} {
+		t.Run(kind, func(t *testing.T) {
+			r := newDirectoryRig(t)
+			r.writeIndex("a", "1 end")
+			path := r.pathOf("b")
+			makeSpecial(t, kind, path)
+			if names := r.listNames(); len(names) != 1 {
+				t.Errorf("the exports are %q", names)
+			}
+			r.openExport("b", "")
+			r.openExport("a", "1 end").Release()
+			if _, _, _, err := r.readFile(path); err == nil {
+				t.Error("readFile read it") // as when it replaces a regular file that was checked
+			}
+		})
+	}
+}
+
+// TestDirectoryFIFOSwapped: clients and scans never block on a file that is replaced by a FIFO and
+// back at any moment.
+func TestDirectoryFIFOSwapped(t *testing.T) {
+	r := newDirectoryRig(t)
+	path := r.pathOf("a")
+	r.writeIndex("a", "1 end")
+	makeSpecial(t, "FIFO", path+".fifo")
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	var publisher sync.WaitGroup
+	stop := make(chan struct{})
+	publisher.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			if err := unix.Renameat2(unix.AT_FDCWD, path, unix.AT_FDCWD, path+".fifo", unix.RENAME_EXCHANGE); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	})
+	for range 500 {
+		if e, err := r.Open(ctx, "a"); err == nil {
+			e.Release()
+		} else if !errors.Is(err, nbd.ErrUnknown) {
+			t.Fatalf("Open: %v", err)
+		}
+		if _, err := r.All(ctx); err != nil {
+			t.Fatalf("All: %v", err)
+		}
+	}
+	close(stop)
+	publisher.Wait()
+}
+
+// TestDirectoryWithoutAnswer: while a file system does not answer for one file, the other files are
+// exports, a client of that file waits until its deadline, and a version in use has its canonical
+// name.
+func TestDirectoryWithoutAnswer(t *testing.T) {
+	r := newDirectoryRig(t)
+	r.writeIndex("a", "1 end")
+	r.writeIndex("b", "b end")
+	first := r.openExport("a", "1 end")
+	blocked, release, read := make(chan struct{}), make(chan struct{}), r.directory.read
+	r.directory.read = func(at locate.Location, file io.Reader) (*nbd.Export, opener, error) {
+		if at == locate.Path(r.pathOf("a")) {
+			close(blocked)
+			<-release
+		}
+		return read(at, file)
+	}
+	r.writeIndex("a", "2 end")
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() {
+		_, err := r.Open(ctx, "a")
+		ended <- err
+	}()
+	<-blocked
+	r.openExport("b", "b end").Release()
+	if names := r.listNames(); len(names) != 2 {
+		t.Errorf("the exports are %q", names)
+	}
+	other, stop := context.WithCancel(t.Context())
+	stop()
+	if _, err := r.Describe(other, "a"); !errors.Is(err, context.Canceled) {
+		t.Errorf("Describe of the file = %v", err)
+	}
+	cancel()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Errorf("Open of the file = %v", err)
+	}
+	first.Release()
+	close(release)
+	r.openExport("a", "2 end").Release()
+	r.closeVersions()
+	r.checkOpen(map[string]int{})
+}
+
+// TestQuestionsCostNothing: neither scans nor clients that list exports or request information open
+// an image or ask a store. A profile is prefetched when a client has chosen the export.
+func TestQuestionsCostNothing(t *testing.T) {
+	dir := t.TempDir()
+	_, x := publishImage(t, dir, "a", 1)
+	reads := []profile.Read{{Chunk: x.At(0)}, {Chunk: x.At(1)}}
+	writeFile(t, filepath.Join(dir, "a.caprf"), profile.New(x, reads).Encode())
+	var requests atomic.Int64
+	files := http.FileServer(http.Dir(dir))
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		requests.Add(1)
+		files.ServeHTTP(w, r)
+	}))
+	defer s.Close()
+	at, err := locate.Parse(s.URL + "/default.castr")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var logged syncLog
+	cache := t.TempDir()
+	c := openCatalogue(t, Options{Directory: dir, Stores: [][]locate.Location{{at}}, AutoProfile: true, Fill: true,
+		Cache: cache, Log: logged.logger()})
+	for range 2 {
+		if _, err := c.All(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range []string{"", "a", "a@" + x.Digest().String()} {
+			if e, err := c.Describe(t.Context(), name); err != nil || e.Device.Size() != paddedSize(x.Size()) {
+				t.Errorf("Describe(%q) = %+v, %v", name, e, err)
+			}
+		}
+	}
+	const prefetch = "prefetching the chunks of a profile"
+	if images, err := os.ReadDir(filepath.Join(cache, "images")); err != nil || len(images) > 0 {
+		t.Errorf("the cache has %d images, %v", len(images), err)
+	}
+	if n := requests.Load(); n > 0 || strings.Contains(logged.String(), prefetch) {
+		t.Errorf("the store has got %d requests; logged is\n%s", n, logged.String())
+	}
+	e, err := c.Open(t.Context(), "a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Release()
+	if !strings.Contains(logged.String(), prefetch) {
+		t.Errorf("no prefetch for a client; logged is\n%s", logged.String())
+	}
+}
