@@ -8,9 +8,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 
 	"cairn/blob"
+	"cairn/internal/openfile"
 	"cairn/store"
 	"cairn/store/locate"
 )
@@ -42,7 +42,7 @@ func (a Access) readIndex(ctx context.Context, at locate.Location) (x *blob.Inde
 		return err
 	}
 	if path, ok := at.Local(); ok {
-		f, err := os.Open(path)
+		f, err := openfile.OpenReader(ctx, path)
 		if err != nil {
 			return nil, err
 		}

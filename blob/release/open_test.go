@@ -17,6 +17,8 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"cairn/blob"
 	"cairn/blob/profile"
 	"cairn/blob/release"
@@ -101,6 +103,27 @@ func TestOpenPipe(t *testing.T) {
 	at := locate.Path(filepath.Join("/proc/self/fd", strconv.Itoa(int(r.Fd()))))
 	if x, err := release.Open(t.Context(), release.Access{}, at); err != nil || x.Digest() != want.Digest() {
 		t.Errorf("Open of a pipe = %v", err)
+	}
+}
+
+// TestOpenFIFOEnds: the end of the context ends the wait for the writer of a FIFO, and for its bytes.
+func TestOpenFIFOEnds(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "fifo")
+	if err := unix.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := release.Open(ctx, release.Access{}, locate.Path(path)); !errors.Is(err, context.Canceled) {
+		t.Errorf("Open without a writer = %v", err)
+	}
+	writer, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer writer.Close()
+	if _, err := release.Open(ctx, release.Access{}, locate.Path(path)); !errors.Is(err, context.Canceled) {
+		t.Errorf("Open with a silent writer = %v", err)
 	}
 }
 

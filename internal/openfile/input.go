@@ -51,6 +51,21 @@ func OpenInput(ctx context.Context, location string) (Input, error) {
 	return Input{File: f, Partition: at.Partition != nil}, err
 }
 
+// OpenReader opens a file or a FIFO for reading. Opening and reading a FIFO fail when the context ends.
+func OpenReader(ctx context.Context, path string) (io.ReadCloser, error) {
+	if info, err := os.Stat(path); err != nil || info.Mode()&fs.ModeNamedPipe == 0 {
+		return os.Open(path)
+	}
+	f, err := openFIFO(ctx, path, os.O_RDONLY)
+	if err != nil {
+		return nil, err
+	}
+	return struct {
+		io.Reader
+		io.Closer
+	}{NewReader(ctx, f), f}, nil
+}
+
 func descriptorInput(ctx context.Context, fd int) (Input, error) {
 	f, err := openDescriptor(fd)
 	if err != nil {
