@@ -8,6 +8,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"iter"
 	"log/slog"
 	"slices"
 	"sync"
@@ -185,11 +186,17 @@ func (c *Client) StartFeed(f Feed, p Priority, bytesPerSecond int64) {
 	c.cache.startFetches()
 }
 
-// StopFeeds stops the feeds that StartFeed started. Fetches in flight continue.
+// StopFeeds stops the feeds that StartFeed started. Fetches in flight continue. The chunks that stay in memory do not
+// refer to the client any more.
 func (c *Client) StopFeeds() {
 	c.cache.mu.Lock()
 	defer c.cache.mu.Unlock()
 	c.source.removeFeeds(func(f *feed) bool { return f.client == c })
+	for e := range c.cache.entries() {
+		if e.client == c {
+			e.markRead()
+		}
+	}
 }
 
 // MarkRead records the first read of a chunk that a feed prefetched. This makes room for another prefetch.
@@ -221,6 +228,22 @@ func (c *Cache) findEntry(k key) *Entry {
 		return e
 	}
 	return c.flights[k]
+}
+
+// entries yields the entries in memory and in flight.
+func (c *Cache) entries() iter.Seq[*Entry] {
+	return func(yield func(*Entry) bool) {
+		for at := c.memory.recent.Front(); at != nil; at = at.Next() {
+			if !yield(at.Value.(*Entry)) {
+				return
+			}
+		}
+		for _, e := range c.flights {
+			if !yield(e) {
+				return
+			}
+		}
+	}
 }
 
 // queueChunk queues a chunk that is neither in memory nor in flight.
@@ -338,9 +361,11 @@ func (c *Cache) deliverResult(e *Entry, data []byte, origin origin, err error) [
 	}
 	c.pendingBytes -= e.size
 	e.setData(data, origin)
+	receivers := e.receivers
+	e.dropClients()
 	c.memory.addEntry(e)
 	c.startFetches()
-	return e.receivers
+	return receivers
 }
 
 // failEntry fails an entry, and removes it from the flights.

@@ -53,6 +53,28 @@ func TestOneFetch(t *testing.T) {
 	})
 }
 
+// TestMemoryKeepsNoClient checks that a chunk in memory does not keep the client that fetched it, and with it the index
+// of an image that is closed.
+func TestMemoryKeepsNoClient(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		image := random(1, 10)
+		r := newOwnReader(t, image, newChunkStore(t, image), Options{})
+		r.checkRead(t, 0, 5)
+		r.StartFeed(&listFeed{list: []int{5, 6, 7}, budget: Budget{Delay: time.Second}}, Profile, 0)
+		synctest.Wait()
+		r.StopFeeds()
+		synctest.Wait()
+		if n := r.countInMemory(); n < 6 {
+			t.Fatalf("%d chunks are in memory", n)
+		}
+		for e := range r.cache.entries() {
+			if e.client != nil || e.receivers != nil {
+				t.Errorf("chunk %d refers to its client", e.chunk)
+			}
+		}
+	})
+}
+
 // TestFetches checks that the in-flight limit is reached and not exceeded.
 func TestFetches(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -53,7 +53,7 @@ const maxReceivers = 8
 type Entry struct {
 	key    key
 	size   int64
-	client *Client // the first client that needed the chunk
+	client *Client // the first client that needed the chunk; see dropClients
 	chunk  int     // the chunk's number in that client's image
 	source *Source // that client's source, which is asked after the disks
 
@@ -105,7 +105,19 @@ func (e *Entry) markRead() bool {
 	}
 	e.unread = false
 	e.client.unread -= e.size
+	e.dropClients()
 	return true
+}
+
+// dropClients removes the references to clients from an entry in memory, unless the chunk counts as unread by the first
+// one. The entry may stay longer than the client, whose index and disk would stay with it.
+func (e *Entry) dropClients() {
+	if e.data != nil {
+		e.receivers = nil
+		if !e.unread {
+			e.client = nil
+		}
+	}
 }
 
 // setData completes the entry with the chunk's bytes, and wakes the waiters.
