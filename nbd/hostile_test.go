@@ -92,6 +92,51 @@ func TestMaxConns(t *testing.T) {
 	}
 }
 
+// TestOnePeerTakesNotAll: beside the idle connections of one TCP client, other hosts and the clients
+// of a unix socket connect at once.
+func TestOnePeerTakesNotAll(t *testing.T) {
+	s := &nbd.Server{MaxConns: 16}
+	r := startServer(t, s, &nbd.Export{Device: newLazy(data(mib))})
+	r.dialAndNegotiate(t).Close() // the unix socket is served
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	served := make(chan error)
+	go func() { served <- s.Serve(ctx, l) }()
+	defer func() { stop(); <-served }()
+	choose := func(host string) error {
+		dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(host)}}
+		conn, err := dialer.DialContext(t.Context(), "tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		client, err := nbdtest.New(conn)
+		if err != nil {
+			return err
+		}
+		_, err = client.Go("")
+		return err
+	}
+	chosen := 0
+	for range 32 {
+		if choose("127.0.0.1") == nil {
+			chosen++
+		}
+	}
+	if chosen != 8 {
+		t.Errorf("one client has %d connections, want 8", chosen)
+	}
+	if err := choose("127.0.0.2"); err != nil {
+		t.Errorf("another host: %v", err)
+	}
+	if err := r.dialAndNegotiate(t).Read(t.Context(), make([]byte, 512), 0); err != nil {
+		t.Errorf("a client of the unix socket: %v", err)
+	}
+}
+
 // A client that never reads its replies holds memory up to the limits, does not harm others, and is
 // disconnected.
 func TestClientThatNeverReads(t *testing.T) {

@@ -68,6 +68,13 @@ func (l *inFlightLimit) releaseRoom(requests, bytes int) {
 	l.signalIdle()
 }
 
+// isBusy reports whether a request is in flight.
+func (l *inFlightLimit) isBusy() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.requests > 0
+}
+
 // whenIdle returns a channel that is closed as soon as no request is in flight. It is called at
 // most once.
 func (l *inFlightLimit) whenIdle() <-chan struct{} {

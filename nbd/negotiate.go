@@ -59,7 +59,8 @@ type handshake struct {
 	budget  budget
 	// setDeadline sets conn's deadline. It fails if conn is closed.
 	setDeadline func(time.Time) error
-	// exemptConn protects the connection from eviction. It reports false if it was evicted before.
+	// exemptConn protects the connection from eviction in its handshake. It reports false if it was
+	// evicted before.
 	exemptConn func() bool
 	// upgradeTLS returns conn under TLS. Before that, the client gets no information. Nil without
 	// TLS.
@@ -114,7 +115,8 @@ func (h *handshake) run(ctx context.Context) (*session, error) {
 }
 
 // confirmSession sends the client the confirmation of its export. Before that it protects the
-// connection from eviction, so that a client which got the confirmation is never evicted.
+// connection from eviction in its handshake, so that a client which got the confirmation is evicted
+// only when it is idle.
 func (h *handshake) confirmSession(s *session) (*session, error) {
 	err := errEvicted
 	if h.exemptConn() {

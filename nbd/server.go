@@ -35,9 +35,13 @@ type Server struct {
 	// offer PKCS #1 v1.5 among its signature algorithms.
 	TLS *tls.Config
 
-	// MaxConns limits the connections of all listeners at a time. At the limit, a new connection evicts
-	// the oldest one that is in its handshake, or is refused. 0: 128
+	// MaxConns limits the connections of all listeners at a time. One TCP peer has at most half of them,
+	// and half of them are shared out among the listeners. At a limit, a new connection evicts the oldest
+	// one that is in its handshake, or an idle one, or is refused. 0: 128
 	MaxConns int
+	// IdleTime is the time without requests after which a connection may be evicted at a limit. A
+	// connection that was used before is evicted only for a peer with fewer connections. 0: 30 s
+	IdleTime time.Duration
 	// MaxBytes limits the bytes of requests and replies in memory, of all connections. Each connection
 	// may hold 1 MiB beyond it, and a single connection 64 MiB in any case. 0: 512 MiB
 	MaxBytes int
@@ -59,6 +63,7 @@ type Server struct {
 }
 
 func (s *Server) maxConns() int                   { return cmp.Or(s.MaxConns, 128) }
+func (s *Server) idleTime() time.Duration         { return cmp.Or(s.IdleTime, 30*time.Second) }
 func (s *Server) maxBytes() int                   { return cmp.Or(s.MaxBytes, 512<<20) }
 func (s *Server) handshakeTimeout() time.Duration { return cmp.Or(s.HandshakeTimeout, 10*time.Second) }
 func (s *Server) writeTimeout() time.Duration     { return cmp.Or(s.WriteTimeout, 30*time.Second) }
@@ -81,6 +86,8 @@ func (s *Server) log() *slog.Logger {
 // its goroutines have ended. If accepting fails, Serve ends its connections in the same way and
 // returns the error.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	listener := s.conns.addListener()
+	defer s.conns.removeListener(listener)
 	var conns sync.WaitGroup
 	defer conns.Wait()
 	ctx, cancel := context.WithCancel(ctx)
@@ -97,7 +104,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		if err != nil {
 			return fmt.Errorf("accepting connections on %v: %w", l.Addr(), err)
 		}
-		s.startConn(ctx, conn, &conns)
+		s.startConn(ctx, conn, listener, &conns)
 	}
 }
 
@@ -115,11 +122,11 @@ func acceptConn(ctx context.Context, l net.Listener) (net.Conn, error) {
 }
 
 // startConn serves a connection in a new goroutine, unless there are too many connections.
-func (s *Server) startConn(ctx context.Context, conn net.Conn, conns *sync.WaitGroup) {
+func (s *Server) startConn(ctx context.Context, conn net.Conn, listener *listenerUsage, conns *sync.WaitGroup) {
 	log := s.log().With("client", conn.RemoteAddr().String())
 	ctx, cancel := context.WithCancel(ctx)
-	c := &admittedConn{conn: conn, cancel: cancel}
-	evicted, ok := s.conns.admitConn(c, s.maxConns())
+	c := &admittedConn{conn: conn, cancel: cancel, peer: peerOf(conn), listener: listener}
+	evicted, ok := s.conns.admitConn(c, s.maxConns(), s.idleTime())
 	if !ok {
 		cancel()
 		conn.Close()
@@ -131,7 +138,8 @@ func (s *Server) startConn(ctx context.Context, conn net.Conn, conns *sync.WaitG
 		s.clients.refused.Add(1)
 		evicted.cancel()
 		evicted.conn.Close()
-		log.Warn("too many connections: evicted one in its handshake", "limit", s.maxConns())
+		log.Warn("too many connections: evicted one in its handshake or an idle one",
+			"evicted", evicted.conn.RemoteAddr().String(), "limit", s.maxConns())
 	}
 	s.setSocketOptions(conn)
 	conns.Go(func() {
@@ -172,7 +180,9 @@ func (s *Server) serveConn(ctx context.Context, c *admittedConn, log *slog.Logge
 	defer agreed.export.callRelease()
 	log = log.With("export", agreed.export.Name)
 	log.Debug("connected", "structured", agreed.structured, "tls", s.TLS != nil)
-	err = newTransmission(ctx, s, conn, agreed, log).run()
+	t := newTransmission(ctx, s, conn, agreed, log)
+	s.conns.trackUsage(c, t)
+	err = t.run()
 	conn.Close() // sends TLS's close message, which the deferred close does not
 	logEnd(log, "connection ended", err)
 }

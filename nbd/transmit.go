@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -49,6 +50,9 @@ type transmission struct {
 	prefetch  Prefetcher
 	describer Describer
 
+	began       time.Time    // of the transmission
+	lastRequest atomic.Int64 // time of the last batch of requests, in nanoseconds since began; 0 before it
+
 	in             *bufio.Reader
 	out            *sender
 	inFlight       *inFlightLimit
@@ -70,6 +74,7 @@ func newTransmission(
 		drainTimeout: s.drainTimeout(),
 		buffers:      &s.buffers,
 		stopping:     ctx,
+		began:        time.Now(),
 		writer:       agreed.export.writer(),
 		in:           bufio.NewReaderSize(conn, readBuffer),
 		inFlight:     newInFlightLimit(&s.memory, s.maxBytes()),
@@ -108,12 +113,16 @@ func (t *transmission) readRequests() error {
 		if err := t.reads.Err(); err != nil {
 			return err
 		}
-		if t.in.Buffered() < requestSize {
+		waits := t.in.Buffered() < requestSize
+		if waits {
 			t.flushBatch()
 		}
 		p, err := t.in.Peek(requestSize)
 		if err != nil {
 			return err
+		}
+		if waits {
+			t.lastRequest.Store(max(int64(time.Since(t.began)), 1))
 		}
 		q, ok := parseRequest(p)
 		if !ok {
@@ -127,6 +136,12 @@ func (t *transmission) readRequests() error {
 			return err
 		}
 	}
+}
+
+// lastUse implements usage.
+func (t *transmission) lastUse() (idle time.Duration, requested, busy bool) {
+	last := t.lastRequest.Load()
+	return time.Since(t.began) - time.Duration(last), last > 0, t.inFlight.isBusy()
 }
 
 // awaitReplies blocks until all requests are answered. After a disconnect request, the client still
