@@ -80,7 +80,7 @@ after reads under way ended or some seconds passed. Under nohup, SIGHUP is ignor
 		"`address` of Prometheus metrics and a status page: tcp:HOST:PORT or unix:PATH; without authentication (default: none)")
 	f.imageFlags.addFlags(c)
 	c.Flags().StringVar(&f.watchDir, "watch", "", "`directory` whose index files are exported, also those that appear later")
-	c.Flags().IntVar(&f.maxConns, "max-connections", 128, "maximum `number` of clients at the same time")
+	c.Flags().IntVar(&f.maxConns, "max-connections", 128, "maximum `number` of connections at the same time; a TCP peer may have half of them")
 	c.Flags().Var(limitFlag(&f.inFlight), "max-in-flight", "maximum `bytes` of replies in flight, of all clients together")
 	addCheck(c, func(args []string) error {
 		switch {
@@ -120,6 +120,7 @@ func runServe(ctx context.Context, stdout io.Writer, f serveFlags) error {
 		}
 		defer stop()
 	}
+	imageFiles := f.limitFiles()
 	server := &nbd.Server{Log: f.newLogger(), MaxConns: f.maxConns, MaxBytes: int(f.inFlight)}
 	var err error
 	if server.TLS, err = f.tlsConfig(f.files, server.Log); err != nil {
@@ -139,7 +140,7 @@ func runServe(ctx context.Context, stdout io.Writer, f serveFlags) error {
 	}
 	defer cleanUp()
 	defer daemon.CloseAll(append(status, listeners...)) // clients that connect before the images are open wait
-	catalogue, err := export.Open(ctx, f.exportOptions(server.Log))
+	catalogue, err := export.Open(ctx, f.exportOptions(server.Log, imageFiles))
 	if err != nil {
 		return ignoreIfEnded(ctx, hintExport(err))
 	}

@@ -86,14 +86,14 @@ func (f *imageFlags) profileFlag() funcFlag {
 	}}
 }
 
-// exportOptions returns the options of the exports.
-func (f *serveFlags) exportOptions(log *slog.Logger) export.Options {
+// exportOptions returns the options of the exports. The images of --watch may use this many descriptors.
+func (f *serveFlags) exportOptions(log *slog.Logger, imageFiles int) export.Options {
 	notes := &exportNotes{log: log}
 	o := export.Options{
 		Indexes: f.indexes, Directory: f.watchDir,
 		Access: f.releaseAccess(), Stores: f.groups, Hold: f.stallTimeout,
 		Supply: supply.Options{Requests: f.fetches, RateLimit: f.rateLimit, LeftOut: warnLeftOut},
-		Memory: f.memory, Cache: f.cache, CacheLimit: f.cacheLimit,
+		Memory: f.memory, Cache: f.cache, CacheLimit: f.cacheLimit, Files: imageFiles,
 		Fill: f.prefetch == prefetchAll, FillRate: f.prefetchRate,
 		Log: log, Notes: notes.printNote,
 	}

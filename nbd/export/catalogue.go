@@ -33,6 +33,7 @@ type Options struct {
 	Memory     int64  // bytes of chunks in memory, of all images together
 	Cache      string // directory of images on disk; "" for none
 	CacheLimit int64  // bytes on disk of all images; 0 is the cache's default
+	Files      int    // descriptors for the images of Directory in Cache; 0 is no limit
 
 	Profile     locate.Location // boot profile to prefetch; if it is missing or invalid, images do not open
 	AutoProfile bool            // prefetch the profile NAME.caprf beside an index NAME.caibx, if it exists
@@ -143,7 +144,7 @@ func (c *Catalogue) openAll(ctx context.Context, o Options) (err error) {
 	if c.static, err = nbd.NewStatic(c.fixed...); err != nil || o.Directory == "" {
 		return err
 	}
-	c.directory, err = openDirectory(o.Directory, c.images.readFile, o.Log)
+	c.directory, err = openDirectory(o.Directory, c.images.readFile, newImageLimits(o), o.Log)
 	return err
 }
 

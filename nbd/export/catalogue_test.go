@@ -204,12 +204,14 @@ func TestOneImageFails(t *testing.T) {
 	c := openCatalogue(t, Options{Directory: dir, Log: logged.logger()})
 	checkExport(t, c, "a", a)
 	read := c.directory.read
-	c.directory.read = func(at locate.Location, file io.Reader) (*nbd.Export, opener, error) {
-		e, open, err := read(at, file)
+	c.directory.read = func(at locate.Location, file io.Reader) (*unopened, error) {
+		image, err := read(at, file)
 		if at == locate.Path(c.directory.pathOf("b")) {
-			open = func(context.Context) (*nbd.Export, func(), error) { return nil, nil, &Error{Stores, store.ErrNotFound} }
+			image.open = func(context.Context, bool) (*nbd.Export, func(), error) {
+				return nil, nil, &Error{Stores, store.ErrNotFound}
+			}
 		}
-		return e, open, err
+		return image, err
 	}
 	if _, err := c.Open(t.Context(), "b"); !errors.Is(err, store.ErrNotFound) {
 		t.Errorf("Open of the image without a store = %v", err)

@@ -30,12 +30,8 @@ const (
 	maxFiles     = 4096            // index files of a directory that are exports
 )
 
-// indexReader reads an index. It returns the export of its image, whose device cannot be read, and
-// the function that opens the image.
-type indexReader func(index locate.Location, r io.Reader) (described *nbd.Export, open opener, err error)
-
-// opener opens an image as an export. It returns the function that closes it.
-type opener func(ctx context.Context) (e *nbd.Export, shut func(), err error)
+// indexReader reads an index from its file.
+type indexReader func(index locate.Location, file io.Reader) (*unopened, error)
 
 // directory offers the index files of a directory as exports. Each request of a client checks the
 // file, so that a name always means the present content. A client keeps the version that it has
@@ -45,10 +41,11 @@ type opener func(ctx context.Context) (e *nbd.Export, shut func(), err error)
 // servers. So mu is never held during I/O. A file is read, and its version replaced or opened, with
 // the lock of its name held.
 type directory struct {
-	path  string
-	read  indexReader
-	log   *slog.Logger
-	calls fileCalls
+	path   string
+	read   indexReader
+	limits imageLimits
+	log    *slog.Logger
+	calls  fileCalls
 
 	opening sync.WaitGroup // images that are being opened
 
@@ -56,6 +53,8 @@ type directory struct {
 	closed  bool                  // no image is opened any more
 	files   map[string]*indexFile // by name
 	retired map[string]*version   // versions that are replaced or removed but in use, by canonical name
+	onDisk  int                   // images that have files open
+	uses    int64                 // of versions, so far
 	closers []func()              // close images; called by unlock
 }
 
@@ -69,11 +68,11 @@ type indexFile struct {
 	invalid error       // why the present content is not used
 }
 
-func openDirectory(path string, read indexReader, log *slog.Logger) (*directory, error) {
+func openDirectory(path string, read indexReader, limits imageLimits, log *slog.Logger) (*directory, error) {
 	if _, err := os.ReadDir(path); err != nil {
 		return nil, fmt.Errorf("watching a directory: %w", err)
 	}
-	return &directory{path: path, read: read, log: log, calls: newFileCalls(),
+	return &directory{path: path, read: read, limits: limits, log: log, calls: newFileCalls(),
 		files: make(map[string]*indexFile), retired: make(map[string]*version)}, nil
 }
 
@@ -139,11 +138,11 @@ func (d *directory) scanFiles(ctx context.Context) error {
 	}
 	for _, name := range d.knownNames() {
 		if !present[name] {
-			d.refreshFile(ctx, name, false)
+			d.refreshFile(ctx, name)
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(present)) {
-		d.refreshFile(ctx, name, true)
+		d.refreshFile(ctx, name)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
@@ -157,20 +156,16 @@ func (d *directory) knownNames() []string {
 	return slices.Sorted(maps.Keys(d.files))
 }
 
-// refreshFile checks a file for changes, or forgets a file that is not listed. It leaves out a file
-// that another goroutine checks or opens, and a file that does not answer.
-func (d *directory) refreshFile(ctx context.Context, name string, listed bool) {
-	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+// refreshFile checks a file for changes. It leaves out a file that another goroutine checks or
+// opens, and a file that does not answer.
+func (d *directory) refreshFile(ctx context.Context, name string) {
+	fileCtx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
-	_, err := d.calls.tryCallAs(ctx, name, func() (_ *nbd.Export, err error) {
-		if listed {
-			_, _, err = d.checkFile(ctx, name, false)
-		} else {
-			d.forgetFile(name)
-		}
+	_, err := d.calls.tryCallAs(fileCtx, name, func() (*nbd.Export, error) {
+		_, _, err := d.checkFile(fileCtx, name, false)
 		return nil, err
 	})
-	if errors.Is(err, context.DeadlineExceeded) {
+	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
 		d.log.Warn("an index file cannot be checked: its file system does not answer", "file", d.pathOf(name))
 	}
 }
@@ -214,13 +209,13 @@ func (d *directory) findExport(
 // lends it to the client. The caller holds the lock of the file's name.
 func (d *directory) openFile(ctx context.Context, file, name string) (*nbd.Export, error) {
 	for again := false; ; again = true {
-		f, open, invalid := d.checkFile(ctx, file, again)
+		f, image, invalid := d.checkFile(ctx, file, again)
 		v, lent, err := d.lendIfOpen(f, file, name)
 		switch {
 		case err != nil || lent != nil:
 			return lent, err
-		case open != nil:
-			return d.openVersion(ctx, v, open)
+		case image != nil:
+			return d.openVersion(ctx, v, image)
 		case again:
 			return nil, invalid
 		}
@@ -274,7 +269,7 @@ func (d *directory) resolveEmpty(ctx context.Context, name string) (string, erro
 func (d *directory) hasSeveral(ctx context.Context) bool {
 	n := 0
 	for _, name := range d.knownNames() {
-		d.refreshFile(ctx, name, true)
+		d.refreshFile(ctx, name)
 		if d.hasVersion(name) {
 			n++
 		}
@@ -325,9 +320,9 @@ func (d *directory) pathOf(name string) string {
 }
 
 // checkFile checks a file for changes and returns it, or nil if it does not exist. If it is changed,
-// or with again, checkFile reads it and returns the opener of its image. An invalid index file keeps
+// or with again, checkFile reads it and returns its image. An invalid index file keeps
 // its last version, and is logged once. The caller holds the lock of the file's name.
-func (d *directory) checkFile(ctx context.Context, name string, again bool) (f *indexFile, open opener, err error) {
+func (d *directory) checkFile(ctx context.Context, name string, again bool) (f *indexFile, image *unopened, err error) {
 	if !isName(name) {
 		return nil, nil, nil
 	}
@@ -344,7 +339,7 @@ func (d *directory) checkFile(ctx context.Context, name string, again bool) (f *
 	case f != nil && f.info != nil && !again && rotate.IsUnchanged(f.info, info):
 		return f, nil, nil
 	}
-	described, open, info, err := d.readFile(path)
+	image, info, err = d.readFile(path)
 	switch {
 	case errors.Is(err, errSpecial):
 		d.forgetFile(name)
@@ -352,7 +347,7 @@ func (d *directory) checkFile(ctx context.Context, name string, again bool) (f *
 	case ctx.Err() != nil && err != nil:
 		return f, nil, err
 	}
-	return d.noteContent(name, path, info, described, err), open, err
+	return d.noteContent(name, path, info, image, err), image, err
 }
 
 // lookUpFile returns a known file. mayAdd reports whether there is room for another one.
@@ -367,25 +362,25 @@ var errSpecial = errors.New("not a regular file")
 
 // readFile reads an index file. The file may have been replaced since it was checked, so opening
 // does not block if it is a FIFO. info is nil if the file cannot be opened.
-func (d *directory) readFile(path string) (described *nbd.Export, open opener, info fs.FileInfo, err error) {
+func (d *directory) readFile(path string) (image *unopened, info fs.FileInfo, err error) {
 	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
-		return nil, nil, nil, err
+		return nil, nil, err
 	}
 	defer file.Close()
 	if info, err = file.Stat(); err == nil && !info.Mode().IsRegular() {
 		err = errSpecial
 	}
 	if err != nil {
-		return nil, nil, nil, err
+		return nil, nil, err
 	}
-	described, open, err = d.read(locate.Path(path), file)
-	return described, open, info, err
+	image, err = d.read(locate.Path(path), file)
+	return image, info, err
 }
 
 // noteContent records the content of a file, which is valid unless err is set. A file that could not
 // be opened is read again by the next check.
-func (d *directory) noteContent(name, path string, info fs.FileInfo, described *nbd.Export, err error) *indexFile {
+func (d *directory) noteContent(name, path string, info fs.FileInfo, image *unopened, err error) *indexFile {
 	d.mu.Lock()
 	defer d.unlock()
 	f := d.files[name]
@@ -397,26 +392,27 @@ func (d *directory) noteContent(name, path string, info fs.FileInfo, described *
 	f.info, f.invalid = info, err
 	switch {
 	case err == nil:
-		d.setVersion(f, described)
+		d.setVersion(f, image)
 	case info != nil || before == nil || before.Error() != err.Error():
 		d.log.Warn("an index is ignored", "file", path, "err", err)
 	}
 	return f
 }
 
-// setVersion makes an export the present version of a file.
-func (d *directory) setVersion(f *indexFile, described *nbd.Export) {
-	if f.version != nil && f.version.described.Canonical == described.Canonical {
+// setVersion makes an image the present version of a file.
+func (d *directory) setVersion(f *indexFile, image *unopened) {
+	canonical := image.described.Canonical
+	if f.version != nil && f.version.described.Canonical == canonical {
 		return
 	}
 	d.retireVersion(f.version)
-	if f.version = d.retired[described.Canonical]; f.version != nil {
-		delete(d.retired, described.Canonical) // rolled back to an open version
+	if f.version = d.retired[canonical]; f.version != nil {
+		delete(d.retired, canonical) // rolled back to an open version
 		f.version.retired = false
 	} else {
-		f.version = &version{described: *described}
+		f.version = &version{described: image.described, memory: image.memory}
 	}
-	d.log.Info("an index is published", "file", f.path, "export", described.Canonical)
+	d.log.Info("an index is published", "file", f.path, "export", canonical)
 }
 
 func (d *directory) forgetFile(name string) {

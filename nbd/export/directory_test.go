@@ -43,7 +43,7 @@ type directoryRig struct {
 
 func newDirectoryRig(t *testing.T) *directoryRig {
 	r := &directoryRig{t: t, isOpen: make(map[string]int)}
-	d, err := openDirectory(t.TempDir(), r.readText, r.logged.logger())
+	d, err := openDirectory(t.TempDir(), r.readText, imageLimits{idle: 100}, r.logged.logger())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -51,24 +51,29 @@ func newDirectoryRig(t *testing.T) *directoryRig {
 	return r
 }
 
-// readText is an indexReader.
-func (r *directoryRig) readText(at locate.Location, file io.Reader) (*nbd.Export, opener, error) {
+// readText is an indexReader. Each image takes a byte of memory.
+func (r *directoryRig) readText(at locate.Location, file io.Reader) (*unopened, error) {
 	text, err := io.ReadAll(file)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	if !strings.HasSuffix(string(text), "end") {
-		return nil, nil, errors.New("it is cut short")
+		return nil, errors.New("it is cut short")
 	}
 	name := nameOf(at)
-	e := &nbd.Export{Name: name, Canonical: name + "@" + string(text), Device: fakeImage{string(text)}}
-	return e, func(context.Context) (*nbd.Export, func(), error) {
+	e := nbd.Export{Name: name, Canonical: name + "@" + string(text), Device: fakeImage{string(text)}}
+	open := func(_ context.Context, onDisk bool) (*nbd.Export, func(), error) {
 		if string(text) == r.failing {
 			return nil, nil, errors.New("its store is unavailable")
 		}
+		opened := e
+		if !onDisk {
+			opened.Description = "without files"
+		}
 		r.countOpen(string(text), 1)
-		return e, func() { r.countOpen(string(text), -1) }, nil
-	}, nil
+		return &opened, func() { r.countOpen(string(text), -1) }, nil
+	}
+	return &unopened{e, 1, open}, nil
 }
 
 func (r *directoryRig) countOpen(text string, n int) {
@@ -255,7 +260,7 @@ func TestDirectoryReplacedMeanwhile(t *testing.T) {
 	r.writeIndex("a", "1 end")
 	r.listNames()
 	read := r.directory.read
-	r.directory.read = func(at locate.Location, file io.Reader) (*nbd.Export, opener, error) {
+	r.directory.read = func(at locate.Location, file io.Reader) (*unopened, error) {
 		r.writeIndex("a", "2 end")
 		return read(at, file)
 	}
@@ -338,9 +343,9 @@ func TestDirectoryEnded(t *testing.T) {
 	r.writeIndex("a", "1 end")
 	read := r.directory.read
 	ended, end := context.WithCancel(t.Context())
-	r.directory.read = func(locate.Location, io.Reader) (*nbd.Export, opener, error) {
+	r.directory.read = func(locate.Location, io.Reader) (*unopened, error) {
 		end()
-		return nil, nil, ended.Err()
+		return nil, ended.Err()
 	}
 	if _, err := r.All(ended); !errors.Is(err, context.Canceled) {
 		t.Errorf("All = %v", err)
@@ -433,7 +438,7 @@ func TestDirectoryRun(t *testing.T) {
 	r.writeIndex("a", "1 end")
 	ctx, cancel := context.WithCancel(t.Context())
 	read := r.directory.read
-	r.directory.read = func(at locate.Location, file io.Reader) (*nbd.Export, opener, error) {
+	r.directory.read = func(at locate.Location, file io.Reader) (*unopened, error) {
 		defer cancel()
 		return read(at, file)
 	}
@@ -441,7 +446,7 @@ func TestDirectoryRun(t *testing.T) {
 	if text := r.logged.String(); !strings.Contains(text, "an index is published") {
 		t.Errorf("logged is:\n%s", text)
 	}
-	if _, err := openDirectory(filepath.Join(r.path, "none"), r.readText, slog.New(slog.DiscardHandler)); err == nil {
+	if _, err := openDirectory(filepath.Join(r.path, "none"), r.readText, imageLimits{}, slog.New(slog.DiscardHandler)); err == nil {
 		t.Error("a missing directory is opened")
 	}
 }

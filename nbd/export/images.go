@@ -2,6 +2,7 @@ package export
 
 import (
 	"context"
+	"errors"
 	"io"
 	"slices"
 	"sync"
@@ -22,6 +23,10 @@ import (
 // The view knows whether a read waits for it.
 const storePatience = 100 * time.Millisecond
 
+// memoryPerChunk is an estimate of the bytes of memory that an open image takes for each chunk: the
+// index, its table, and the states of the chunks.
+const memoryPerChunk = 128
+
 // image is an open image.
 type image struct {
 	*view.Image
@@ -39,6 +44,8 @@ type images struct {
 	background sync.WaitGroup
 	lifetime   context.Context // of the background goroutines; stop ends it
 	stop       context.CancelFunc
+
+	fewFiles sync.Once
 
 	mu         sync.Mutex               // guards the fields below
 	sources    map[string]*fetch.Source // by algorithm and the sums of the locations
@@ -82,52 +89,70 @@ func (im *images) openImage(ctx context.Context, index locate.Location) (*nbd.Ex
 	if err != nil {
 		return nil, err
 	}
-	e, _, err := im.openIndex(ctx, index, x, source, cached)
+	e, _, err := im.openIndex(ctx, image{nil, x, index, cached}, source, im.openFile(x, index))
 	return e, err
 }
 
 // readFile reads the index file of an image. It opens no image and requests nothing of a store. It
 // is an indexReader.
-func (im *images) readFile(index locate.Location, file io.Reader) (*nbd.Export, opener, error) {
+func (im *images) readFile(index locate.Location, file io.Reader) (*unopened, error) {
 	x, err := release.Decode(index, file)
 	if err != nil {
-		return nil, nil, &Error{Index, err}
+		return nil, &Error{Index, err}
 	}
 	im.noteKind(index, x)
 	source, err := im.openSource(index, x.Algorithm())
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	open := func(ctx context.Context) (*nbd.Export, func(), error) {
-		return im.openIndex(ctx, index, x, source, false)
-	}
-	return newExport(index, x, closedDevice{size: paddedSize(x.Size())}), open, nil
+	return &unopened{
+		described: *newExport(index, x, closedDevice{size: paddedSize(x.Size())}),
+		memory:    int64(x.Len()) * memoryPerChunk,
+		open: func(ctx context.Context, onDisk bool) (*nbd.Export, func(), error) {
+			var disk view.Disk
+			if onDisk {
+				disk = im.openFile(x, index)
+			} else {
+				im.noteFewFiles(index)
+			}
+			return im.openIndex(ctx, image{nil, x, index, false}, source, disk)
+		},
+	}, nil
 }
 
-// openIndex opens the image of an index as an export, and starts to prefetch. The caller calls shut
-// when no client reads the image any more.
-func (im *images) openIndex(
-	ctx context.Context, index locate.Location, x *blob.Index, source *fetch.Source, cached bool,
-) (e *nbd.Export, shut func(), err error) {
-	v := view.New(x, source, view.Options{Name: nameOf(index), Disk: im.openFile(x, index), Around: true,
-		Hold: im.o.Hold, Record: im.startRecording(x), Log: im.o.Log})
+// errFewFiles is the reason of a MemoryNote.
+var errFewFiles = errors.New("the open images take all descriptors that the process may have for them; " +
+	"raise its limit of open files, and restart")
+
+// noteFewFiles notes, once, that an image is opened without files.
+func (im *images) noteFewFiles(index locate.Location) {
+	im.fewFiles.Do(func() { im.o.Notes(MemoryNote{index, errFewFiles}) })
+}
+
+// openIndex opens an image as an export, and starts to prefetch. The caller calls shut when no client
+// reads the image any more.
+func (im *images) openIndex(ctx context.Context, i image, source *fetch.Source, disk view.Disk) (
+	e *nbd.Export, shut func(), err error,
+) {
+	i.Image = view.New(i.index, source, view.Options{Name: nameOf(i.at), Disk: disk, Around: true,
+		Hold: im.o.Hold, Record: im.startRecording(i.index), Log: im.o.Log})
 	endCheck := func() {}
-	if cached {
-		endCheck = im.inBackground(func(ctx context.Context) { im.checkServed(ctx, index, x) })
-	} else if im.dir != nil && index.Remote() { // for later starts while its location is unavailable
-		im.logFailure("saving the index in the image cache", im.dir.Remember(index.Sum(), x))
+	if i.cached {
+		endCheck = im.inBackground(func(ctx context.Context) { im.checkServed(ctx, i.at, i.index) })
+	} else if im.dir != nil && i.at.Remote() { // for later starts while its location is unavailable
+		im.logFailure("saving the index in the image cache", im.dir.Remember(i.at.Sum(), i.index))
 	}
-	endPrefetch, err := im.startPrefetch(ctx, image{v, x, index, cached})
+	endPrefetch, err := im.startPrefetch(ctx, i)
 	shut = func() {
 		endCheck()
 		endPrefetch()
-		im.logFailure("closing an image", v.Close())
+		im.logFailure("closing an image", i.Close())
 	}
 	if err != nil {
 		shut()
 		return nil, nil, err
 	}
-	return newExport(index, x, device{v}), shut, nil
+	return newExport(i.at, i.index, device{i.Image}), shut, nil
 }
 
 // serverAccess returns the access to servers. A server may be silent for this long; 0 is the

@@ -3,6 +3,7 @@ package export
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -60,7 +61,7 @@ func TestDirectorySpecialFiles(t *testing.T) {
 			}
 			r.openExport("b", "")
 			r.openExport("a", "1 end").Release()
-			if _, _, _, err := r.readFile(path); err == nil {
+			if _, _, err := r.readFile(path); err == nil {
 				t.Error("readFile read it") // as when it replaces a regular file that was checked
 			}
 		})
@@ -114,9 +115,10 @@ func TestDirectoryWithoutAnswer(t *testing.T) {
 	r.writeIndex("b", "b end")
 	first := r.openExport("a", "1 end")
 	blocked, release, read := make(chan struct{}), make(chan struct{}), r.directory.read
-	r.directory.read = func(at locate.Location, file io.Reader) (*nbd.Export, opener, error) {
+	block := sync.OnceFunc(func() { close(blocked) })
+	r.directory.read = func(at locate.Location, file io.Reader) (*unopened, error) {
 		if at == locate.Path(r.pathOf("a")) {
-			close(blocked)
+			block()
 			<-release
 		}
 		return read(at, file)
@@ -147,6 +149,100 @@ func TestDirectoryWithoutAnswer(t *testing.T) {
 	r.openExport("a", "2 end").Release()
 	r.closeVersions()
 	r.checkOpen(map[string]int{})
+}
+
+// TestDirectoryBudget: images without a client are closed, the least recently used first, when their
+// memory exceeds its limit, or when another image needs descriptors. Images in use stay open. Beyond
+// the descriptors an image is opened without files, and closed when its client disconnects.
+func TestDirectoryBudget(t *testing.T) {
+	r := newDirectoryRig(t)
+	r.limits = imageLimits{idle: 2}
+	names := []string{"a", "b", "c", "d"}
+	for _, name := range names {
+		r.writeIndex(name, name+" end")
+	}
+	used := r.openExport("a", "a end")
+	for _, name := range append(names, "b") {
+		r.openExport(name, name+" end").Release()
+	}
+	r.checkOpen(map[string]int{"a end": 1, "b end": 1, "d end": 1})
+
+	r.limits = imageLimits{idle: 100, onDisk: 3}
+	other := r.openExport("c", "c end")
+	r.checkOpen(map[string]int{"a end": 1, "b end": 1, "c end": 1})
+	last := r.openExport("d", "d end")
+	r.checkOpen(map[string]int{"a end": 1, "c end": 1, "d end": 1})
+	beyond := r.openExport("b", "b end")
+	if used.Description != "" || other.Description != "" || last.Description != "" || beyond.Description == "" {
+		t.Error("an image within the limit has no files, or one beyond it has")
+	}
+	beyond.Release()
+	r.checkOpen(map[string]int{"a end": 1, "c end": 1, "d end": 1})
+	used.Release()
+	r.writeIndex("a", "no index")
+	r.listNames()
+	r.openExport("b", "b end").Release()
+	r.openExport("a", "a end").Release() // it stays, since its file is invalid
+	for _, e := range []*nbd.Export{other, last} {
+		e.Release()
+	}
+	r.closeVersions()
+	r.checkOpen(map[string]int{})
+	if r.onDisk != 0 {
+		t.Errorf("%d images have files", r.onDisk)
+	}
+}
+
+// TestDirectoryIdleImages: clients that choose one export after the other leave few images open.
+func TestDirectoryIdleImages(t *testing.T) {
+	r := newDirectoryRig(t)
+	want := make(map[string]int)
+	for n := range 2 * maxIdle {
+		name := fmt.Sprint(n)
+		r.writeIndex(name, name+" end")
+		r.openExport(name, name+" end").Release()
+		if n >= maxIdle {
+			want[name+" end"] = 1
+		}
+	}
+	r.checkOpen(want)
+	r.closeVersions()
+}
+
+// countFiles returns the number of descriptors of this process.
+func countFiles(t *testing.T) int {
+	t.Helper()
+	files, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(files)
+}
+
+// TestDescriptorsOfManyImages: clients that choose one image after the other leave no more than the
+// budget open, and their images are kept on disk.
+func TestDescriptorsOfManyImages(t *testing.T) {
+	const images, budget = 12, 2
+	dir := t.TempDir()
+	var want [][]byte
+	for n := range images {
+		image, _ := publishImage(t, dir, fmt.Sprint(n), uint64(n))
+		want = append(want, image)
+	}
+	var notes atomic.Int64
+	c := openCatalogue(t, Options{Directory: dir, Cache: t.TempDir(), Memory: 64 << 20, Files: budget * filesPerImage,
+		Notes: func(Note) { notes.Add(1) }})
+	before := countFiles(t)
+	for n := range images {
+		checkExport(t, c, fmt.Sprint(n), want[n])
+	}
+	const donors = 8 // of the image cache
+	if left := countFiles(t) - before; left > budget*filesPerImage+donors {
+		t.Errorf("%d descriptors are open, allowed are %d and %d", left, budget*filesPerImage, donors)
+	}
+	if n := notes.Load(); n > 0 {
+		t.Errorf("there are %d notes", n)
+	}
 }
 
 // TestQuestionsCostNothing: neither scans nor clients that list exports or request information open

@@ -8,32 +8,55 @@ import (
 	"cairn/nbd"
 )
 
+// unopened is an image that is not open.
+type unopened struct {
+	described nbd.Export // its device cannot be read
+	memory    int64      // bytes that the open image takes, about, besides its chunks
+	// open opens the image as an export. It returns the function that closes it. Without onDisk it
+	// opens no files.
+	open func(ctx context.Context, onDisk bool) (e *nbd.Export, shut func(), err error)
+}
+
 // version is a version of a file's image. Its first client opens it. It stays open while it is the
-// present version, and after that until its last client disconnects. The directory's mutex guards
-// it.
+// present version, within imageLimits, and after that until its last client disconnects. The
+// directory's mutex guards it.
 type version struct {
 	described nbd.Export  // for Describe; its device cannot be read
+	memory    int64       // of unopened
 	opened    *nbd.Export // nil before the first client
 	close     func()
+	onDisk    bool // it has files open
 	clients   int
-	retired   bool // the file has been replaced or removed
+	lastUse   int64 // directory.uses at the last use
+	retired   bool  // the file has been replaced or removed
 }
 
 // openVersion opens the image of a version that is not open, and lends it. The caller holds the lock
 // of the file's name.
-func (d *directory) openVersion(ctx context.Context, v *version, open opener) (*nbd.Export, error) {
+func (d *directory) openVersion(ctx context.Context, v *version, image *unopened) (*nbd.Export, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err // the client is gone
+	}
 	if err := d.beginOpening(); err != nil {
 		return nil, err
 	}
 	defer d.opening.Done()
-	e, shut, err := open(ctx)
+	onDisk := d.acquireFiles()
+	e, shut, err := image.open(ctx, onDisk)
 	if err != nil {
+		d.releaseFiles(onDisk)
 		return nil, err
 	}
 	d.mu.Lock()
 	defer d.unlock()
-	v.opened, v.close = e, shut
-	return d.lend(v), nil
+	v.opened, v.onDisk = e, onDisk
+	v.close = func() {
+		shut()
+		d.releaseFiles(onDisk)
+	}
+	lent := d.lend(v)
+	d.closeExcess()
+	return lent, nil
 }
 
 var errClosed = errors.New("the server is stopping")
@@ -52,6 +75,7 @@ func (d *directory) beginOpening() error {
 // lend returns the export of an open version for one client.
 func (d *directory) lend(v *version) *nbd.Export {
 	v.clients++
+	d.noteUse(v)
 	lent := *v.opened
 	lent.Release = sync.OnceFunc(func() { d.releaseVersion(v) })
 	return &lent
@@ -62,9 +86,14 @@ func (d *directory) releaseVersion(v *version) {
 	d.mu.Lock()
 	defer d.unlock()
 	v.clients--
-	if v.retired && v.clients == 0 {
+	d.noteUse(v)
+	switch {
+	case v.clients > 0:
+	case v.retired:
 		delete(d.retired, v.described.Canonical)
 		d.closeImage(v)
+	default:
+		d.closeExcess()
 	}
 }
 
