@@ -201,11 +201,11 @@ func TestIdleConnIsEvicted(t *testing.T) {
 		}
 		read()
 		unused, _ := chooseOverPipe(t, s, l, &conns)
-		time.Sleep(s.idleTime() - 1)
+		time.Sleep(s.idleTime() - time.Nanosecond)
 		if _, ok := chooseOverPipe(t, s, l, &conns); ok {
 			t.Error("a client has evicted one that is not idle")
 		}
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		newer, ok := chooseOverPipe(t, s, l, &conns)
 		if !ok {
 			t.Error("a client is refused beside an idle one")
