@@ -156,12 +156,16 @@ func (d *directory) knownNames() []string {
 	return slices.Sorted(maps.Keys(d.files))
 }
 
-// refreshFile checks a file for changes. It leaves out a file that another goroutine checks or
-// opens, and a file that does not answer.
+// refreshFile checks a file for changes. It leaves out a file that does not answer, and an export
+// that another goroutine checks or opens.
 func (d *directory) refreshFile(ctx context.Context, name string) {
 	fileCtx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
-	_, err := d.calls.tryCallAs(fileCtx, name, func() (*nbd.Export, error) {
+	call := d.calls.callAs
+	if d.hasVersion(name) || d.calls.isLate(name) {
+		call = d.calls.tryCallAs
+	}
+	_, err := call(fileCtx, name, func() (*nbd.Export, error) {
 		_, _, err := d.checkFile(fileCtx, name, false)
 		return nil, err
 	})

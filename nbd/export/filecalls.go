@@ -2,6 +2,7 @@ package export
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 
@@ -19,12 +20,18 @@ const maxCalls = 256
 // its own. The caller stops waiting when its context ends; the call keeps its name until it returns.
 type fileCalls struct {
 	slots *semaphore.Weighted
-	mu    sync.Mutex               // guards the field below
-	names map[string]chan struct{} // closed when the name's call has returned
+	mu    sync.Mutex           // guards the field below, and late of all calls
+	names map[string]*fileCall // running calls
+}
+
+// fileCall is a running call.
+type fileCall struct {
+	done chan struct{} // closed when the call has returned
+	late bool          // its caller's deadline has passed
 }
 
 func newFileCalls() fileCalls {
-	return fileCalls{slots: semaphore.NewWeighted(maxCalls), names: make(map[string]chan struct{})}
+	return fileCalls{slots: semaphore.NewWeighted(maxCalls), names: make(map[string]*fileCall)}
 }
 
 // callAs runs call when no other call has the name, and returns its result. If ctx ends first,
@@ -51,21 +58,37 @@ func (c *fileCalls) tryCallAs(ctx context.Context, name string, call func() (*nb
 	return c.runLocked(ctx, name, call)
 }
 
+// isLate reports whether the call of a name did not return in time.
+func (c *fileCalls) isLate(name string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	call := c.names[name]
+	return call != nil && call.late
+}
+
+func (c *fileCalls) markLate(name string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if call := c.names[name]; call != nil {
+		call.late = true
+	}
+}
+
 // lockName locks a name. If another call has it, lockName returns the channel of that call.
 func (c *fileCalls) lockName(name string) (other <-chan struct{}) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if other, held := c.names[name]; held {
-		return other
+	if call := c.names[name]; call != nil {
+		return call.done
 	}
-	c.names[name] = make(chan struct{})
+	c.names[name] = &fileCall{done: make(chan struct{})}
 	return nil
 }
 
 func (c *fileCalls) unlockName(name string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	close(c.names[name])
+	close(c.names[name].done)
 	delete(c.names, name)
 }
 
@@ -96,6 +119,9 @@ func (c *fileCalls) runLocked(ctx context.Context, name string, call func() (*nb
 	case r := <-results:
 		return r.export, r.err
 	case <-ctx.Done():
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			c.markLate(name)
+		}
 		return nil, notAnswered(ctx)
 	}
 }

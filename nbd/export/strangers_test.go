@@ -151,6 +151,33 @@ func TestDirectoryWithoutAnswer(t *testing.T) {
 	r.checkOpen(map[string]int{})
 }
 
+// TestDirectoryNewFileIsListed: a list contains a new file that another goroutine is reading.
+func TestDirectoryNewFileIsListed(t *testing.T) {
+	r := newDirectoryRig(t)
+	r.writeIndex("a", "1 end")
+	blocked, release, read := make(chan struct{}), make(chan struct{}), r.directory.read
+	block := sync.OnceFunc(func() { close(blocked) })
+	r.directory.read = func(at locate.Location, file io.Reader) (*unopened, error) {
+		block()
+		<-release
+		return read(at, file)
+	}
+	go func() { _ = r.scanFiles(t.Context()) }()
+	<-blocked
+	listed := make(chan []string)
+	go func() { listed <- r.listNames() }()
+	select {
+	case names := <-listed:
+		t.Errorf("the list does not wait for the file, and has %q", names)
+		close(release)
+	case <-time.After(20 * time.Millisecond): // a list that does not wait may pass, one that waits never fails
+		close(release)
+		if names := <-listed; len(names) != 1 {
+			t.Errorf("the list has %q", names)
+		}
+	}
+}
+
 // TestDirectoryBudget: images without a client are closed, the least recently used first, when their
 // memory exceeds its limit, or when another image needs descriptors. Images in use stay open. Beyond
 // the descriptors an image is opened without files, and closed when its client disconnects.
