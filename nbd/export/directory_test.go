@@ -443,6 +443,9 @@ func TestDirectoryRun(t *testing.T) {
 		return read(at, file)
 	}
 	r.scanRepeatedly(ctx)
+	if _, err := r.calls.callAs(t.Context(), "a", func() (*nbd.Export, error) { return nil, nil }); err != nil {
+		t.Fatal(err) // it waits for the check, which the end of ctx does not end
+	}
 	if text := r.logged.String(); !strings.Contains(text, "an index is published") {
 		t.Errorf("logged is:\n%s", text)
 	}
