@@ -120,7 +120,7 @@ func runServe(ctx context.Context, stdout io.Writer, f serveFlags) error {
 		}
 		defer stop()
 	}
-	imageFiles := f.limitFiles()
+	maxRequests, imageFiles := f.limitFiles()
 	server := &nbd.Server{Log: f.newLogger(), MaxConns: f.maxConns, MaxBytes: int(f.inFlight)}
 	var err error
 	if server.TLS, err = f.tlsConfig(f.files, server.Log); err != nil {
@@ -140,7 +140,7 @@ func runServe(ctx context.Context, stdout io.Writer, f serveFlags) error {
 	}
 	defer cleanUp()
 	defer daemon.CloseAll(append(status, listeners...)) // clients that connect before the images are open wait
-	catalogue, err := export.Open(ctx, f.exportOptions(server.Log, imageFiles))
+	catalogue, err := export.Open(ctx, f.exportOptions(server.Log, maxRequests, imageFiles))
 	if err != nil {
 		return ignoreIfEnded(ctx, hintExport(err))
 	}

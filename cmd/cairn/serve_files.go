@@ -27,11 +27,11 @@ func divideFiles(limit, conns, requests, fixed int) (s fileShares) {
 	return s
 }
 
-// limitFiles sets the limits of connections and requests to what the process's limit of open files allows. It returns
-// the descriptors for the images of --watch.
-func (f *serveFlags) limitFiles() (images int) {
+// limitFiles limits the connections to what the process's limit of open files allows. It returns the largest number of
+// requests to each store, and the descriptors for the images of --watch.
+func (f *serveFlags) limitFiles() (requests, images int) {
 	limit := openFileLimit()
-	fixed, stores, requests := 0, 0, requestsPerStore
+	fixed, stores, wanted := 0, 0, requestsPerStore
 	if f.cache != "" {
 		fixed = filesPerImage * len(f.indexes)
 	}
@@ -40,18 +40,15 @@ func (f *serveFlags) limitFiles() (images int) {
 	}
 	stores = max(stores, 1)
 	if f.fetches > 0 {
-		requests = f.fetches
+		wanted = f.fetches
 	}
-	s := divideFiles(limit, f.maxConns, stores*requests, fixed)
+	s := divideFiles(limit, f.maxConns, stores*wanted, fixed)
 	if s.conns < f.maxConns {
 		logf("warning: the limit of %d open files allows %d connections, and not --max-connections %d; 'ulimit -n' or systemd's LimitNOFILE= raises it",
 			limit, s.conns, f.maxConns)
 		f.maxConns = s.conns
 	}
-	if s.requests < stores*requests {
-		f.fetches = max(s.requests/stores, 1)
-	}
-	return s.images
+	return max(s.requests/stores, 1), s.images
 }
 
 // openFileLimit returns the largest number of descriptors that the process may have. Go has raised it to the hard limit.

@@ -86,13 +86,14 @@ func (f *imageFlags) profileFlag() funcFlag {
 	}}
 }
 
-// exportOptions returns the options of the exports. The images of --watch may use this many descriptors.
-func (f *serveFlags) exportOptions(log *slog.Logger, imageFiles int) export.Options {
+// exportOptions returns the options of the exports. maxRequests limits those to each store, imageFiles the descriptors
+// of the images of --watch.
+func (f *serveFlags) exportOptions(log *slog.Logger, maxRequests, imageFiles int) export.Options {
 	notes := &exportNotes{log: log}
 	o := export.Options{
 		Indexes: f.indexes, Directory: f.watchDir,
 		Access: f.releaseAccess(), Stores: f.groups, Hold: f.stallTimeout,
-		Supply: supply.Options{Requests: f.fetches, RateLimit: f.rateLimit, LeftOut: warnLeftOut},
+		Supply: supply.Options{Requests: f.fetches, MaxRequests: maxRequests, RateLimit: f.rateLimit, LeftOut: warnLeftOut},
 		Memory: f.memory, Cache: f.cache, CacheLimit: f.cacheLimit, Files: imageFiles,
 		Fill: f.prefetch == prefetchAll, FillRate: f.prefetchRate,
 		Log: log, Notes: notes.printNote,

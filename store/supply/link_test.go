@@ -226,3 +226,25 @@ func TestTypicalLatency(t *testing.T) {
 		}
 	}
 }
+
+// TestMaxRequests: MaxRequests is the limit of what a link chooses, and changes no smaller limit.
+func TestMaxRequests(t *testing.T) {
+	for _, tc := range []struct {
+		o       Options
+		remote  bool
+		want    int
+		isFixed bool
+	}{
+		{Options{}, true, requestsRemote, false},
+		{Options{MaxRequests: 8}, true, 8, false},
+		{Options{MaxRequests: 1000}, true, requestsRemote, false},
+		{Options{Requests: 4, MaxRequests: 8}, true, 4, true},
+		{Options{Requests: 16, MaxRequests: 8}, true, 8, true},
+		{Options{MaxRequests: 8}, false, 8, true},
+	} {
+		l := tc.o.newMember(tc.remote).link
+		if l.Most() != tc.want || l.model.fixed != tc.isFixed {
+			t.Errorf("%+v, remote %v: at most %d, fixed %v, want %d, %v", tc.o, tc.remote, l.Most(), l.model.fixed, tc.want, tc.isFixed)
+		}
+	}
+}

@@ -24,9 +24,11 @@ const (
 
 // Options are the limits of a Supply. The zero value has the defaults of the package.
 type Options struct {
-	Requests  int   // in flight to each store; 0 is up to 256 as the link measures, or 32 to a local store
-	RateLimit int64 // bytes a second, of all stores together; 0 is no limit
-	Budget    int64 // bytes in all, of all stores together; 0 is no limit. A read beyond it is ErrBudget
+	Requests int // in flight to each store; 0 is up to 256 as the link measures, or 32 to a local store
+	// MaxRequests is the largest number in flight to each store, whatever Requests and the link say. 0 is no limit.
+	MaxRequests int
+	RateLimit   int64 // bytes a second, of all stores together; 0 is no limit
+	Budget      int64 // bytes in all, of all stores together; 0 is no limit. A read beyond it is ErrBudget
 	// LeftOut is called with the reason when a store of a group cannot be opened, if the group has
 	// other stores. May be nil.
 	LeftOut func(err error)
@@ -89,13 +91,19 @@ func New(policy store.Policy, o Options, getters ...store.Getter) *Supply {
 
 func (o *Options) newMember(remote bool) *member {
 	m := &member{local: !remote, noHedge: !remote || o.Budget > 0} // the bytes of a cancelled request are unknown
+	limit := func(requests int) int {
+		if o.MaxRequests > 0 {
+			return min(requests, o.MaxRequests)
+		}
+		return requests
+	}
 	switch {
 	case o.Requests > 0:
-		m.link = NewFixedLink(o.Requests)
+		m.link = NewFixedLink(limit(o.Requests))
 	case remote:
-		m.link = NewLink(requestsRemote)
+		m.link = NewLink(limit(requestsRemote))
 	default:
-		m.link = NewFixedLink(requestsLocal)
+		m.link = NewFixedLink(limit(requestsLocal))
 	}
 	return m
 }
