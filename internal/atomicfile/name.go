@@ -1,6 +1,7 @@
 package atomicfile
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -21,23 +22,46 @@ const maxLinks = 40
 // on a pipe.
 func Resolve(name string) (string, error) {
 	_, err := os.Stat(name)
-	if err == nil {
-		if _, ok := linkAt(name); !ok {
-			return name, nil
-		}
-		return filepath.EvalSymlinks(name)
-	}
-	if !errors.Is(err, fs.ErrNotExist) {
+	exists := err == nil
+	if !exists && !errors.Is(err, fs.ErrNotExist) {
 		return "", err
 	}
 	for range maxLinks {
 		next, ok := linkAt(name)
-		if !ok {
+		switch {
+		case !ok && exists:
+			_, err := os.Lstat(name) // the text of a link under /proc may be the path of no file
+			return name, err
+		case !ok:
 			return name, checkPlace(name)
+		}
+		if err := checkLink(name); err != nil {
+			return "", err
 		}
 		name = next
 	}
 	return "", &fs.PathError{Op: "open", Path: name, Err: syscall.ELOOP}
+}
+
+// checkLink refuses a symbolic link that another user may have planted in a directory such as /tmp: one that belongs
+// to neither this process's user nor the owner of a sticky directory that all users may write. Where
+// fs.protected_symlinks is set, the kernel refuses to follow it too, but allows to read it.
+func checkLink(name string) error {
+	link, err := os.Lstat(name)
+	if err != nil || link.Mode().Type() != fs.ModeSymlink {
+		return err
+	}
+	dir, _ := filepath.Split(name)
+	parent, err := os.Stat(cmp.Or(dir, "."))
+	if err != nil {
+		return err
+	}
+	owner := link.Sys().(*syscall.Stat_t).Uid
+	if parent.Mode()&fs.ModeSticky == 0 || parent.Mode()&0o002 == 0 ||
+		int(owner) == os.Geteuid() || owner == parent.Sys().(*syscall.Stat_t).Uid {
+		return nil
+	}
+	return &fs.PathError{Op: "open", Path: name, Err: fmt.Errorf("%w: it is a symbolic link of user %d", syscall.EACCES, owner)}
 }
 
 // linkAt returns the target of the symbolic link name.

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"syscall"
 	"testing"
+
+	"cairn/internal/test/need"
 )
 
 // links creates symbolic links in a new directory, beside a directory sub and a file.
@@ -47,6 +49,38 @@ func TestWriteFollowsLinks(t *testing.T) {
 		if _, err := os.Readlink(filepath.Join(dir, link)); err != nil {
 			t.Errorf("the link %s: %v", link, err)
 		}
+	}
+}
+
+// TestPlantedLink: another user's link in a directory such as /tmp is not followed. The kernel allows to read it also
+// where it refuses to follow it.
+func TestPlantedLink(t *testing.T) {
+	need.Root(t)
+	dir := links(t, map[string]string{"planted": "../file", "own": "file", "dangling": "../new"})
+	shared := filepath.Join(dir, "shared")
+	err := errors.Join(os.Mkdir(shared, 0o700), os.Chmod(shared, fs.ModeSticky|0o777))
+	for _, name := range []string{"planted", "own", "dangling"} {
+		err = errors.Join(err, os.Rename(filepath.Join(dir, name), filepath.Join(shared, name)))
+	}
+	for _, name := range []string{"planted", "dangling"} {
+		err = errors.Join(err, os.Lchown(filepath.Join(shared, name), 65534, 65534))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"planted", "dangling"} {
+		if err := Write(filepath.Join(shared, name), []byte("new"), 0o600); !errors.Is(err, fs.ErrPermission) {
+			t.Errorf("writing %s: %v, want %v", name, err, fs.ErrPermission)
+		}
+	}
+	if err := Write(filepath.Join(shared, "own"), []byte("new"), 0o600); err != nil {
+		t.Error(err)
+	}
+	if err := os.Chmod(shared, 0o755); err != nil { // all users trust its owner
+		t.Fatal(err)
+	}
+	if err := Write(filepath.Join(shared, "planted"), []byte("new"), 0o600); err != nil {
+		t.Error(err)
 	}
 }
 
