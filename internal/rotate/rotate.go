@@ -3,6 +3,8 @@
 package rotate
 
 import (
+	"cmp"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -27,6 +29,9 @@ type Reader struct {
 	copies []*os.File // copies of pipes in memory, kept open
 }
 
+// errSpecial means that another kind of file has the name of a file by now.
+var errSpecial = errors.New("not a regular file any more")
+
 // pipe is a file that was read to its end and cannot be read again.
 type pipe struct {
 	info fs.FileInfo
@@ -41,7 +46,7 @@ func (r *Reader) Text(path string) ([]byte, error) {
 		return nil, err
 	}
 	if info.Mode().IsRegular() {
-		return readFile(path)
+		return readFile(path, unix.O_NONBLOCK) // a FIFO may have taken the file's place
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -50,7 +55,7 @@ func (r *Reader) Text(path string) ([]byte, error) {
 			return p.text, nil
 		}
 	}
-	text, err := readFile(path)
+	text, err := readFile(path, 0)
 	if err == nil {
 		r.pipes = append(r.pipes, pipe{info, text})
 	}
@@ -154,6 +159,9 @@ func (f *Files[T]) readIfChanged(always bool) (T, error) {
 func (f *Files[T]) readAndParse(before []fs.FileInfo) error {
 	texts := make([][]byte, len(f.paths))
 	for i, path := range f.paths {
+		if f.seen != nil && !before[i].Mode().IsRegular() && !IsUnchanged(f.seen[i], before[i]) {
+			return fmt.Errorf("%s is %w", path, errSpecial) // a read could block all users of the files
+		}
 		text, err := f.reader.Text(path)
 		if err != nil {
 			return err
@@ -191,15 +199,19 @@ func statFile(path string) (fs.FileInfo, error) {
 // pipe always does, since its text is kept.
 func IsUnchanged(a, b fs.FileInfo) bool {
 	unchanged := a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())
-	return os.SameFile(a, b) && (unchanged || !b.Mode().IsRegular())
+	return os.SameFile(a, b) && a.Mode().Type() == b.Mode().Type() && (unchanged || !b.Mode().IsRegular())
 }
 
-func readFile(path string) ([]byte, error) {
-	f, err := os.Open(path)
+// readFile returns the text of a file, or of a regular file only if flags has O_NONBLOCK.
+func readFile(path string, flags int) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|flags, 0)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
+	if info, err := f.Stat(); err != nil || flags&unix.O_NONBLOCK != 0 && !info.Mode().IsRegular() {
+		return nil, cmp.Or(err, fmt.Errorf("%s is %w", path, errSpecial))
+	}
 	text, err := io.ReadAll(io.LimitReader(f, largest+1))
 	if err == nil && len(text) > largest {
 		err = fmt.Errorf("%s has more than %d bytes", path, largest)

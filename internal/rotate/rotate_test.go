@@ -96,6 +96,26 @@ func TestReread(t *testing.T) {
 	check(t, f.Value, "two", nil)
 }
 
+// TestFIFO: a FIFO that replaces a file is an error, and blocks nothing.
+func TestFIFO(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "a")
+	write(t, path, "one")
+	f, err := rotate.Open(nil, pair, path, path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.Remove(path), unix.Mkfifo(path, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	for _, value := range []func() (string, error){f.Value, f.Reread} {
+		if got, err := value(); got != "one" || err == nil {
+			t.Errorf("value is %q, %v; want the previous one and an error", got, err)
+		}
+	}
+	replace(t, path, "two")
+	check(t, f.Value, "two", nil)
+}
+
 func TestRefused(t *testing.T) {
 	dir := t.TempDir()
 	large := filepath.Join(dir, "large")
