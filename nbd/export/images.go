@@ -8,6 +8,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/singleflight"
+
 	"cairn/blob"
 	"cairn/blob/release"
 	"cairn/blob/view"
@@ -46,8 +48,9 @@ type images struct {
 	stop       context.CancelFunc
 
 	fewFiles sync.Once
+	opening  singleflight.Group // opens sources
 
-	mu         sync.Mutex               // guards the fields below
+	mu         sync.Mutex               // guards the fields below; not held during I/O
 	sources    map[string]*fetch.Source // by algorithm and the sums of the locations
 	stores     []*meteredStore
 	closers    []func()
@@ -170,7 +173,8 @@ func (im *images) serverAccess(silence time.Duration) release.Access {
 	return a
 }
 
-// openSource opens the stores of an index, unless another image has opened them.
+// openSource opens the stores of an index, unless another image has opened them. Opening may block on a
+// file system that does not answer. Then it blocks only the images of the same stores.
 func (im *images) openSource(index locate.Location, a blob.Algorithm) (*fetch.Source, error) {
 	groups := im.o.Stores
 	if len(groups) == 0 {
@@ -180,15 +184,24 @@ func (im *images) openSource(index locate.Location, a blob.Algorithm) (*fetch.So
 		}
 		groups = [][]locate.Location{{beside}}
 	}
-	locations := slices.Concat(groups...)
-	im.mu.Lock()
-	defer im.mu.Unlock()
-	k := a.String()
-	for _, at := range locations {
+	key := a.String()
+	for _, at := range slices.Concat(groups...) {
 		sum := at.Sum()
-		k += string(sum[:])
+		key += string(sum[:])
 	}
-	if s := im.sources[k]; s != nil {
+	s, err, _ := im.opening.Do(key, func() (any, error) { return im.openStoresAs(key, groups, a) })
+	if err != nil {
+		return nil, err
+	}
+	return s.(*fetch.Source), nil
+}
+
+// openStoresAs returns the source with a key, and opens its stores if there is none.
+func (im *images) openStoresAs(key string, groups [][]locate.Location, a blob.Algorithm) (*fetch.Source, error) {
+	im.mu.Lock()
+	s := im.sources[key]
+	im.mu.Unlock()
+	if s != nil {
 		return s, nil
 	}
 	access, err := im.serverAccess(0).Locate()
@@ -199,11 +212,13 @@ func (im *images) openSource(index locate.Location, a blob.Algorithm) (*fetch.So
 	if err != nil {
 		return nil, &Error{Stores, err}
 	}
+	im.mu.Lock()
+	defer im.mu.Unlock()
 	im.closers = append(im.closers, from.Close)
-	metered := newMeteredStore(unusedName(im.stores, locations, a), from)
+	metered := newMeteredStore(unusedName(im.stores, slices.Concat(groups...), a), from)
 	im.stores = append(im.stores, metered)
-	im.sources[k] = im.cache.NewSource(metered, fetch.SourceOptions{Fetches: from.Requests(), Link: from.Link()})
-	return im.sources[k], nil
+	im.sources[key] = im.cache.NewSource(metered, fetch.SourceOptions{Fetches: from.Requests(), Link: from.Link()})
+	return im.sources[key], nil
 }
 
 // openStores returns the stores of all images.
@@ -246,7 +261,10 @@ func (im *images) closeAll() {
 	for _, r := range im.recordings {
 		im.saveRecording(r)
 	}
-	for _, end := range im.closers {
+	im.mu.Lock()
+	closers := im.closers
+	im.mu.Unlock()
+	for _, end := range closers {
 		end()
 	}
 	if im.dir != nil {

@@ -18,7 +18,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"cairn/blob"
 	"cairn/blob/profile"
+	"cairn/blob/release"
 	"cairn/nbd"
 	"cairn/store/locate"
 )
@@ -318,5 +320,40 @@ func TestQuestionsCostNothing(t *testing.T) {
 	defer e.Release()
 	if !strings.Contains(logged.String(), prefetch) {
 		t.Errorf("no prefetch for a client; logged is\n%s", logged.String())
+	}
+}
+
+// TestStoreWithoutAnswer: while one store is being opened, other stores are opened, and the status is shown.
+func TestStoreWithoutAnswer(t *testing.T) {
+	var calls atomic.Int32
+	opening, answer := make(chan struct{}), make(chan struct{})
+	im := newImages(Options{Memory: 1 << 20, Access: release.Access{Locate: func() (a locate.Access, err error) {
+		if calls.Add(1) == 1 {
+			close(opening)
+			<-answer
+		}
+		return a, nil
+	}}})
+	defer im.closeAll()
+	open := func() error {
+		dir := t.TempDir()
+		err := os.Mkdir(filepath.Join(dir, "default.castr"), 0o700)
+		if err == nil {
+			_, err = im.openSource(locate.Path(filepath.Join(dir, "a.caibx")), blob.SHA512_256)
+		}
+		return err
+	}
+	ended := make(chan error)
+	go func() { ended <- open() }()
+	<-opening
+	if err := open(); err != nil {
+		t.Error(err)
+	}
+	if n := len(im.openStores()); n != 1 {
+		t.Errorf("%d stores are open, want 1", n)
+	}
+	close(answer)
+	if err := <-ended; err != nil {
+		t.Error(err)
 	}
 }
