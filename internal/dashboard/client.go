@@ -1,6 +1,7 @@
 package dashboard
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -20,6 +21,7 @@ var ErrUnavailable = errors.New("server unavailable")
 const (
 	fetchTimeout  = 10 * time.Second
 	largestStatus = 64 << 20
+	maxElements   = 1 << 19 // in a status; each may take 400 bytes of memory
 )
 
 // Fetch returns the /status.json of the server at an address, as ParseStatus takes it. It gives up after 10 s.
@@ -63,6 +65,9 @@ func readStatus(body io.Reader, limit int64) ([]byte, error) {
 
 // ParseStatus parses a /status.json. Other JSON and other texts are ErrUnavailable. Texts in the status may be anything.
 func ParseStatus(text []byte) (Status, error) {
+	if bytes.Count(text, []byte(",")) > maxElements {
+		return Status{}, fmt.Errorf("%w: the answer has more than %d elements", ErrUnavailable, maxElements)
+	}
 	var s Status
 	if err := json.Unmarshal(text, &s); err != nil || s.Started.IsZero() {
 		return Status{}, fmt.Errorf("%w: the answer is not cairn serve's", ErrUnavailable)

@@ -56,6 +56,14 @@ func TestFetchUnavailable(t *testing.T) {
 	}
 }
 
+// TestParseLimit: a short text with many elements would take 100 times its size in memory.
+func TestParseLimit(t *testing.T) {
+	text := `{"started": "2026-01-01T00:00:00Z", "exports": [` + strings.Repeat("{},", maxElements) + "{}]}"
+	if _, err := ParseStatus([]byte(text)); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("ParseStatus of %d exports = %v", maxElements, err)
+	}
+}
+
 // endless is a body that does not end.
 type endless struct{}
 
