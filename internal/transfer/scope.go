@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"net/netip"
+	"slices"
 	"syscall"
 	"time"
 )
@@ -25,13 +26,27 @@ const (
 
 func (s Scope) String() string { return [...]string{"network", "link-local", "loopback"}[s] }
 
+// translated are the IPv6 networks whose addresses end with an IPv4 address: those of NAT64 (RFC 6052) and the
+// IPv4-compatible ones.
+var translated = []netip.Prefix{netip.MustParsePrefix("64:ff9b::/96"), netip.MustParsePrefix("::/96")}
+
+// keyServers are the addresses of networks at which clouds serve a machine's own keys (AWS, Google, Alibaba, Oracle),
+// besides the link-local one.
+var keyServers = []netip.Addr{
+	netip.MustParseAddr("fd00:ec2::254"), netip.MustParseAddr("fd20:ce::254"),
+	netip.MustParseAddr("100.100.100.200"), netip.MustParseAddr("192.0.0.192"),
+}
+
 // ScopeOf returns the scope of an address. A connection to the unspecified address reaches this machine.
 func ScopeOf(ip netip.Addr) Scope {
-	switch ip = ip.Unmap(); {
+	switch ip = ip.Unmap().WithZone(""); {
 	case ip.IsLoopback(), ip.IsUnspecified():
 		return Loopback
-	case ip.IsLinkLocalUnicast(), ip.IsLinkLocalMulticast(), ip.IsInterfaceLocalMulticast():
+	case ip.IsLinkLocalUnicast(), ip.IsLinkLocalMulticast(), ip.IsInterfaceLocalMulticast(), slices.Contains(keyServers, ip):
 		return LinkLocal
+	case slices.ContainsFunc(translated, func(p netip.Prefix) bool { return p.Contains(ip) }):
+		text := ip.As16()
+		return ScopeOf(netip.AddrFrom4([4]byte(text[12:])))
 	}
 	return Network
 }

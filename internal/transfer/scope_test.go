@@ -23,6 +23,8 @@ func TestScopeOf(t *testing.T) {
 		"127.0.0.1": transfer.Loopback, "127.8.7.6": transfer.Loopback, "::1": transfer.Loopback,
 		"::ffff:127.0.0.1": transfer.Loopback, "0.0.0.0": transfer.Loopback, "::": transfer.Loopback,
 		"169.254.169.254": transfer.LinkLocal, "::ffff:169.254.169.254": transfer.LinkLocal, "fe80::1%eth0": transfer.LinkLocal,
+		"64:ff9b::127.0.0.1": transfer.Loopback, "64:ff9b::a9fe:a9fe": transfer.LinkLocal, "::127.0.0.1": transfer.Loopback,
+		"fd00:ec2::254": transfer.LinkLocal, "100.100.100.200": transfer.LinkLocal, "64:ff9b::198.51.100.1": transfer.Network,
 		"224.0.0.1": transfer.LinkLocal, "ff02::1": transfer.LinkLocal,
 		"10.0.0.1": transfer.Network, "172.16.0.1": transfer.Network, "192.168.0.1": transfer.Network, "fd00::1": transfer.Network,
 		"198.51.100.1": transfer.Network, "2001:db8::1": transfer.Network,
