@@ -282,7 +282,7 @@ func deniedError(err error) error {
 // makeDurable makes a directory and its missing parents, and flushes the name of each one that it
 // made.
 func makeDurable(dir string) error {
-	err := os.Mkdir(dir, 0o755)
+	err := os.Mkdir(dir, 0o777)
 	if errors.Is(err, fs.ErrExist) {
 		return nil
 	}
@@ -290,7 +290,7 @@ func makeDurable(dir string) error {
 		if err := makeDurable(filepath.Dir(dir)); err != nil {
 			return err
 		}
-		err = os.Mkdir(dir, 0o755)
+		err = os.Mkdir(dir, 0o777)
 	}
 	if err != nil && !errors.Is(err, fs.ErrExist) {
 		return err

@@ -131,6 +131,25 @@ func TestPermissions(t *testing.T) {
 	}
 }
 
+// TestGroupStore: with a umask that lets the group write, new directories do, so that several users fill one store.
+func TestGroupStore(t *testing.T) {
+	defer syscall.Umask(syscall.Umask(0o002))
+	dir := filepath.Join(t.TempDir(), "new", "store")
+	b := create(t, dir, local.Options{})
+	batch := newBatch(t, b)
+	write(t, batch, "abcd/batch", "x")
+	err := errors.Join(batch.Commit(t.Context()), batch.Close(), b.Write(t.Context(), "cdef/write", nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"..", ".", "abcd", "cdef"} {
+		info, err := os.Stat(filepath.Join(dir, name))
+		if err != nil || info.Mode().Perm() != 0o775 {
+			t.Errorf("%s has mode %v, %v; want 0775", name, info.Mode(), err)
+		}
+	}
+}
+
 func TestNothingIsLeft(t *testing.T) {
 	dir := t.TempDir()
 	b := create(t, dir, local.Options{})

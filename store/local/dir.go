@@ -36,7 +36,7 @@ func enterBelow(root *os.File, dir string) (fd int, err error) {
 		if !errors.Is(err, unix.ENOENT) {
 			return fd, err
 		}
-		if err := unix.Mkdirat(at, name, 0o755); err != nil && !errors.Is(err, unix.EEXIST) {
+		if err := unix.Mkdirat(at, name, 0o777); err != nil && !errors.Is(err, unix.EEXIST) {
 			return -1, err
 		}
 		return openDirAt(at, name, unix.O_PATH)
