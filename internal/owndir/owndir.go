@@ -81,7 +81,11 @@ func Check(path string, info fs.FileInfo) error {
 	}
 	mode := info.Mode()
 	if mode&0o022 != 0 && !(mode.IsDir() && mode&fs.ModeSticky != 0) {
-		return &Error{path, fmt.Sprintf("others than its owner may write it (mode %04o); run chmod go-w", mode.Perm())}
+		mend := "run chmod go-w"
+		if mode.IsDir() {
+			mend += ", or name a new directory in it"
+		}
+		return &Error{path, fmt.Sprintf("others than its owner may write it (mode %04o); %s", mode.Perm(), mend)}
 	}
 	return nil
 }
