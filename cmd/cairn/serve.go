@@ -120,7 +120,7 @@ func runServe(ctx context.Context, stdout io.Writer, f serveFlags) error {
 		}
 		defer stop()
 	}
-	maxRequests, imageFiles := f.limitFiles()
+	shares := f.limitFiles()
 	server := &nbd.Server{Log: f.newLogger(), MaxConns: f.maxConns, MaxBytes: int(f.inFlight)}
 	var err error
 	if server.TLS, err = f.tlsConfig(f.files, server.Log); err != nil {
@@ -140,7 +140,7 @@ func runServe(ctx context.Context, stdout io.Writer, f serveFlags) error {
 	}
 	defer cleanUp()
 	defer daemon.CloseAll(append(status, listeners...)) // clients that connect before the images are open wait
-	catalogue, err := export.Open(ctx, f.exportOptions(server.Log, maxRequests, imageFiles))
+	catalogue, err := export.Open(ctx, f.exportOptions(server.Log, shares.requests, shares.images))
 	if err != nil {
 		return ignoreIfEnded(ctx, hintExport(err))
 	}
@@ -158,21 +158,27 @@ func runServe(ctx context.Context, stdout io.Writer, f serveFlags) error {
 	if f.printURIs {
 		printURIs(openfile.Optional(stdout), listeners, catalogue.Names(), f.usesTLS())
 	}
-	return serveAll(ctx, server, catalogue, listeners, status)
+	return serveAll(ctx, server, catalogue, listeners, metricsSide{status, shares.status})
 }
 
-// serveAll serves NBD on listeners and metrics on status, until ctx ends or an NBD listener fails.
+// metricsSide has the listeners of metrics, and the largest number of connections to them.
+type metricsSide struct {
+	listeners []net.Listener
+	conns     int
+}
+
+// serveAll serves NBD on listeners, and metrics, until ctx ends or an NBD listener fails.
 func serveAll(
-	ctx context.Context, server *nbd.Server, catalogue *export.Catalogue, listeners, status []net.Listener,
+	ctx context.Context, server *nbd.Server, catalogue *export.Catalogue, listeners []net.Listener, metrics metricsSide,
 ) error {
 	group, groupCtx := errgroup.WithContext(ctx)
 	for _, l := range listeners {
 		group.Go(func() error { return server.Serve(groupCtx, l) })
 	}
-	if len(status) > 0 {
+	if len(metrics.listeners) > 0 {
 		monitor := export.NewMonitor(server, catalogue, versionText())
 		group.Go(func() error {
-			if err := dashboard.New(monitor.Status, monitor.Totals).Serve(groupCtx, status...); err != nil {
+			if err := dashboard.New(monitor.Status, monitor.Totals).Serve(groupCtx, metrics.conns, metrics.listeners...); err != nil {
 				logf("warning: metrics are no longer served: %v", err)
 			}
 			return nil

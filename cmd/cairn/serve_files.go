@@ -4,6 +4,8 @@ import (
 	"math"
 
 	"golang.org/x/sys/unix"
+
+	"cairn/internal/dashboard"
 )
 
 const (
@@ -14,24 +16,27 @@ const (
 
 // fileShares are the descriptors that serve may use for each purpose. Without them, a client with many connections or
 // exports could take the descriptors of the others' images and of the stores.
-type fileShares struct{ conns, requests, images int }
+type fileShares struct{ status, conns, requests, images int }
 
-// divideFiles divides the descriptors of a process with a limit. conns and requests are the wanted numbers, fixed are
-// those of the INDEX arguments.
-func divideFiles(limit, conns, requests, fixed int) (s fileShares) {
+// divideFiles divides the descriptors of a process with a limit. wanted has the wanted numbers, fixed are those of the
+// INDEX arguments.
+func divideFiles(limit, fixed int, wanted fileShares) (s fileShares) {
 	left := max(limit-ownFiles-fixed, 4)
-	s.conns = min(conns, left/2)
+	s.status = min(wanted.status, left/4)
+	left -= s.status
+	s.conns = min(wanted.conns, left/2)
 	left -= s.conns
-	s.requests = min(requests, left/2)
+	s.requests = min(wanted.requests, left/2)
 	s.images = left - s.requests
 	return s
 }
 
-// limitFiles limits the connections to what the process's limit of open files allows. It returns the largest number of
-// requests to each store, and the descriptors for the images of --watch.
-func (f *serveFlags) limitFiles() (requests, images int) {
+// limitFiles limits the connections to what the process's limit of open files allows. It returns the connections of
+// --metrics, the largest number of requests to each store, and the descriptors for the images of --watch.
+func (f *serveFlags) limitFiles() fileShares {
 	limit := openFileLimit()
-	fixed, stores, wanted := 0, 0, requestsPerStore
+	fixed, stores := 0, 0
+	wanted := fileShares{conns: f.maxConns, requests: requestsPerStore}
 	if f.cache != "" {
 		fixed = filesPerImage * len(f.indexes)
 	}
@@ -40,15 +45,20 @@ func (f *serveFlags) limitFiles() (requests, images int) {
 	}
 	stores = max(stores, 1)
 	if f.fetches > 0 {
-		wanted = f.fetches
+		wanted.requests = f.fetches
 	}
-	s := divideFiles(limit, f.maxConns, stores*wanted, fixed)
+	if len(f.metrics) > 0 {
+		wanted.status = dashboard.MaxConns
+	}
+	wanted.requests *= stores
+	s := divideFiles(limit, fixed, wanted)
 	if s.conns < f.maxConns {
 		logf("warning: the limit of %d open files allows %d connections, and not --max-connections %d; 'ulimit -n' or systemd's LimitNOFILE= raises it",
 			limit, s.conns, f.maxConns)
 		f.maxConns = s.conns
 	}
-	return max(s.requests/stores, 1), s.images
+	s.requests = max(s.requests/stores, 1)
+	return s
 }
 
 // openFileLimit returns the largest number of descriptors that the process may have. Go has raised it to the hard limit.

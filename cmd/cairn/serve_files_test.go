@@ -5,17 +5,18 @@ import "testing"
 // TestDivideFiles: connections, requests and images get parts of any limit.
 func TestDivideFiles(t *testing.T) {
 	for _, tc := range []struct {
-		limit, conns, requests, fixed int
-		want                          fileShares
+		limit, fixed int
+		wanted, want fileShares
 	}{
-		{1 << 20, 128, 256, 0, fileShares{128, 256, 1<<20 - 32 - 128 - 256}},
-		{1024, 128, 256, 3, fileShares{128, 256, 605}},
-		{64, 128, 256, 0, fileShares{16, 8, 8}},
-		{64, 4, 2, 6, fileShares{4, 2, 20}},
-		{10, 128, 256, 0, fileShares{2, 1, 1}},
+		{1 << 20, 0, fileShares{64, 128, 256, 0}, fileShares{64, 128, 256, 1<<20 - 32 - 64 - 128 - 256}},
+		{1024, 3, fileShares{0, 128, 256, 0}, fileShares{0, 128, 256, 605}},
+		{64, 0, fileShares{0, 128, 256, 0}, fileShares{0, 16, 8, 8}},
+		{64, 0, fileShares{64, 128, 256, 0}, fileShares{8, 12, 6, 6}},
+		{64, 6, fileShares{0, 4, 2, 0}, fileShares{0, 4, 2, 20}},
+		{10, 0, fileShares{64, 128, 256, 0}, fileShares{1, 1, 1, 1}},
 	} {
-		if got := divideFiles(tc.limit, tc.conns, tc.requests, tc.fixed); got != tc.want {
-			t.Errorf("divideFiles(%d, %d, %d, %d) = %+v, want %+v", tc.limit, tc.conns, tc.requests, tc.fixed, got, tc.want)
+		if got := divideFiles(tc.limit, tc.fixed, tc.wanted); got != tc.want {
+			t.Errorf("divideFiles(%d, %d, %+v) = %+v, want %+v", tc.limit, tc.fixed, tc.wanted, got, tc.want)
 		}
 	}
 }

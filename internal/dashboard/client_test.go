@@ -22,7 +22,7 @@ func TestFetch(t *testing.T) {
 		}
 		ctx, stop := context.WithCancel(t.Context())
 		served := make(chan error, 1)
-		go func() { served <- New(sampleStatus, func() Totals { return Totals{} }).Serve(ctx, l) }()
+		go func() { served <- New(sampleStatus, func() Totals { return Totals{} }).Serve(ctx, MaxConns, l) }()
 		text, err := Fetch(t.Context(), daemon.Address{Network: network, At: l.Addr().String()})
 		if err != nil {
 			t.Fatal(err)

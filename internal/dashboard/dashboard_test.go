@@ -87,7 +87,7 @@ func startBoard(t testing.TB, getStatus func() Status) string {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	served := make(chan error, 1)
-	go func() { served <- New(getStatus, func() Totals { return Totals{} }).Serve(ctx, l) }()
+	go func() { served <- New(getStatus, func() Totals { return Totals{} }).Serve(ctx, MaxConns, l) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-served; err != nil {
@@ -366,8 +366,8 @@ func TestSlowScrapers(t *testing.T) {
 			open++
 		}
 	}
-	if open > maxConns {
-		t.Errorf("%d slow connections are open, want at most %d", open, maxConns)
+	if open > MaxConns {
+		t.Errorf("%d slow connections are open, want at most %d", open, MaxConns)
 	}
 	mu.Lock()
 	defer mu.Unlock()
@@ -412,7 +412,7 @@ func TestServerLimits(t *testing.T) {
 		l := &pipeListener{conns: make(chan net.Conn), closed: make(chan struct{})}
 		ctx, stop := context.WithCancel(t.Context())
 		served := make(chan error, 1)
-		go func() { served <- New(sampleStatus, func() Totals { return Totals{} }).Serve(ctx, l) }()
+		go func() { served <- New(sampleStatus, func() Totals { return Totals{} }).Serve(ctx, MaxConns, l) }()
 
 		c, start := l.dial(), time.Now()
 		fmt.Fprint(c, "GET /metrics HTTP/1.1\r\nHost: a\r\n")

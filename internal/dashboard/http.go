@@ -21,11 +21,13 @@ import (
 	"cairn/internal/plaintext"
 )
 
+// MaxConns limits the connections of a Board.
+const MaxConns = 64
+
 // Limits of the server. Slow connections time out. When there are too many, the oldest one is
 // closed first, because a client that sends requests and receives responses has finished long
 // before.
 const (
-	maxConns       = 64 // of each listener
 	maxHeader      = 8 << 10
 	readTimeout    = 5 * time.Second
 	writeTimeout   = 10 * time.Second
@@ -83,8 +85,9 @@ func New(getStatus func() Status, totals func() Totals) *Board {
 }
 
 // Serve serves HTTP on all listeners until ctx ends or one of them fails. It closes the listeners.
-// When ctx ends it returns nil.
-func (b *Board) Serve(ctx context.Context, listeners ...net.Listener) error {
+// When ctx ends it returns nil. It divides conns, which is at most MaxConns, among the listeners; each
+// has one connection at least.
+func (b *Board) Serve(ctx context.Context, conns int, listeners ...net.Listener) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go b.recordSamples(ctx)
@@ -106,7 +109,7 @@ func (b *Board) Serve(ctx context.Context, listeners ...net.Listener) error {
 	var group errgroup.Group
 	for _, l := range listeners {
 		group.Go(func() error {
-			err := server.Serve(&limitedListener{Listener: l, limit: maxConns})
+			err := server.Serve(&limitedListener{Listener: l, limit: max(min(conns, MaxConns)/len(listeners), 1)})
 			if errors.Is(err, http.ErrServerClosed) {
 				return nil
 			}
