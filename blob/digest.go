@@ -5,6 +5,7 @@ import (
 	"crypto/sha512"
 	"encoding/hex"
 	"fmt"
+	"hash"
 
 	"cairn/internal/lanes"
 )
@@ -70,12 +71,17 @@ func (a Algorithm) Sum(p []byte) Digest {
 	return sha512.Sum512_256(p)
 }
 
+// NewHash returns a hash whose sum is the digest of the written bytes.
+func (a Algorithm) NewHash() hash.Hash {
+	if a == SHA256 {
+		return sha256.New()
+	}
+	return sha512.New512_256()
+}
+
 // SumZeros returns the digest of size zero bytes.
 func (a Algorithm) SumZeros(size int64) Digest {
-	h := sha512.New512_256()
-	if a == SHA256 {
-		h = sha256.New()
-	}
+	h := a.NewHash()
 	var zeros [4096]byte
 	for ; size > 0; size -= int64(len(zeros)) {
 		h.Write(zeros[:min(size, int64(len(zeros)))])

@@ -233,6 +233,31 @@ func TestFillRate(t *testing.T) {
 	})
 }
 
+// TestFillAgain checks that Fill fetches a chunk again that was found damaged on disk, and that no read gets wrong bytes
+// from then on.
+func TestFillAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		image := testimages.Random(1, 200_000)
+		x, from, path := index(t, image), newOrigin(t, image), t.TempDir()
+		k := openDiskView(t, path, x, from, 1)
+		defer k.close(t)
+		fillDisk(t, k.Image)
+		k.log = slog.New(slog.DiscardHandler)
+		damage(t, path, image, x.At(3).Offset, x.At(5).Offset)
+		for k.dir.Usage().Damaged < 2 {
+			time.Sleep(time.Second)
+		}
+		checkRead(t, k.Image, image, make([]byte, 10), x.At(3).Offset)
+		for k.disk.Missing() > 0 {
+			time.Sleep(time.Second)
+		}
+		checkResident(t, k.Image, image, 0, len(image))
+		if all, _ := from.countRequests(); all != x.Len()+2 {
+			t.Errorf("%d chunks were fetched, want %d and two of them again", all, x.Len())
+		}
+	})
+}
+
 // TestDemandFirst checks that Fill and Follow delay a read by little, also if its chunk is queued as a prefetch.
 func TestDemandFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -8,7 +8,7 @@ import (
 
 const (
 	fillDelay = 25 * time.Millisecond // limit of the delay of a demand fetch by Fill
-	fullPause = 10 * time.Second      // between two checks of a disk without room
+	fullPause = 10 * time.Second      // between two checks of a disk that has no room, or the complete image
 	logEvery  = 256                   // chunks between two checks of the progress, which count the missing chunks
 )
 
@@ -18,10 +18,11 @@ type fillFeed struct {
 	next    int   // the next chunk
 	fetched int64 // bytes of the chunks that Next wanted
 	tenths  int   // of the image, as last logged
+	filled  bool  // the image was complete on disk at the last Rewind
 }
 
-// Fill fetches all chunks that are not on disk, with the lowest priority, until the image is complete. It fetches at
-// most bytesPerSecond; 0 is no limit. It returns at once, and does nothing without a disk.
+// Fill fetches all chunks that are not on disk, with the lowest priority, and later those that the disk loses. It fetches
+// at most bytesPerSecond; 0 is no limit. It returns at once, and does nothing without a disk.
 func (v *Image) Fill(bytesPerSecond int64) {
 	if v.disk != nil {
 		v.chunks.StartFeed(&fillFeed{image: v}, fetch.Fill, bytesPerSecond)
@@ -55,13 +56,14 @@ func (f *fillFeed) logProgress() {
 	}
 }
 
-// Rewind implements fetch.Feed. It logs the end of Fill.
+// Rewind implements fetch.Feed. It logs that the image is complete, or cannot be.
 func (f *fillFeed) Rewind() bool {
 	v := f.image
 	missing := v.disk.Missing()
 	if missing == 0 {
 		v.log.Info("the image is complete on disk", "image", v.name, "directory", v.disk.Path())
-		return false
+		f.next, f.filled = 0, true
+		return true
 	}
 	for i := range v.index.Len() {
 		if v.disk.Wants(i) {
@@ -75,7 +77,10 @@ func (f *fillFeed) Rewind() bool {
 
 // Budget implements fetch.Feed.
 func (f *fillFeed) Budget() fetch.Budget {
-	if !f.image.disk.Room() {
+	if f.filled {
+		f.filled = f.image.disk.Missing() == 0
+	}
+	if f.filled || !f.image.disk.Room() {
 		return fetch.Budget{Pause: fullPause}
 	}
 	return fetch.Budget{Delay: fillDelay, Idle: true}

@@ -16,21 +16,26 @@ const (
 	directBlock = 4096
 )
 
-// directReader reads whole blocks past the page cache into aligned memory, which Go does not allocate.
-type directReader struct {
+// DirectReader reads a file past the page cache: whole blocks into aligned memory, which Go does not allocate. It uses
+// 1 MiB of memory, which allows four reads at a time.
+type DirectReader struct {
 	f      *os.File
 	block  int64
 	memory []byte
 	free   chan []byte // parts of memory
 }
 
+// OpenDirect opens f's file again for reads past the page cache (O_DIRECT). Where that is not supported, the error is an
+// errors.ErrUnsupported. Pages in the page cache stay there.
+func OpenDirect(f *os.File) (*DirectReader, error) { return openDirect(f, 0) }
+
 // openDirect opens f's file again for direct reads, and checks that they work at off.
-func openDirect(f *os.File, off int64) (*directReader, error) {
+func openDirect(f *os.File, off int64) (*DirectReader, error) {
 	again, err := reopenDirect(f, os.O_RDONLY)
 	if err != nil {
 		return nil, err
 	}
-	d := &directReader{f: again, block: directBlock, free: make(chan []byte, directBuffers)}
+	d := &DirectReader{f: again, block: directBlock, free: make(chan []byte, directBuffers)}
 	if sector, err := sectorSize(again); err == nil { // fails for a regular file
 		d.block = max(d.block, sector)
 	}
@@ -52,7 +57,8 @@ func openDirect(f *os.File, off int64) (*directReader, error) {
 	return d, nil
 }
 
-func (d *directReader) ReadAt(p []byte, off int64) (done int, err error) {
+// ReadAt implements io.ReaderAt.
+func (d *DirectReader) ReadAt(p []byte, off int64) (done int, err error) {
 	buffer := <-d.free
 	defer func() { d.free <- buffer }()
 	for done < len(p) && err == nil {
@@ -64,7 +70,7 @@ func (d *directReader) ReadAt(p []byte, off int64) (done int, err error) {
 }
 
 // readSome reads the blocks around off into buffer, and copies from there to the beginning of p.
-func (d *directReader) readSome(buffer, p []byte, off int64) (int, error) {
+func (d *DirectReader) readSome(buffer, p []byte, off int64) (int, error) {
 	skip := off % d.block
 	blocks := (skip + int64(len(p)) + d.block - 1) / d.block * d.block
 	buffer = buffer[:min(blocks, int64(len(buffer)))]
@@ -82,4 +88,5 @@ func (d *directReader) readSome(buffer, p []byte, off int64) (int, error) {
 	return copy(p, buffer[skip:n]), nil
 }
 
-func (d *directReader) Close() error { return errors.Join(d.f.Close(), unix.Munmap(d.memory)) }
+// Close closes the file that OpenDirect opened.
+func (d *DirectReader) Close() error { return errors.Join(d.f.Close(), unix.Munmap(d.memory)) }

@@ -11,7 +11,7 @@ import (
 // allows four reads at a time.
 type ReadBack struct {
 	bytes  *io.SectionReader
-	direct *directReader // nil if reads go through the page cache
+	direct *DirectReader // nil if reads go through the page cache
 }
 
 // ReadBack opens the file again for reads past the page cache (O_DIRECT). Written bytes must have been flushed

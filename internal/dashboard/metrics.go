@@ -137,6 +137,8 @@ func (m metricSender) sendCache(c Cache) {
 	m.gauge("cache_working", "1 if the cache is written; 0 for a while after a disk failure.", oneIf(c.Working))
 	m.counter("cache_evicted_bytes_total", "Bytes evicted because of the limit.", float64(c.Evicted))
 	m.counter("cache_dropped_chunks_total", "Chunks not kept because the disk was slow or failed.", float64(c.Dropped))
+	m.counter("cache_sampled_bytes_total", "Bytes of cached images that were read and hashed again, to find damage.", float64(c.Sampled))
+	m.counter("cache_damaged_chunks_total", "Chunks of cached images that were found damaged or unreadable then.", float64(c.Damaged))
 }
 
 // newRegistry returns a registry with the metrics of a Status, of the process and of Go.

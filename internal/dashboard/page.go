@@ -193,6 +193,9 @@ func newUsageRows(s Status) []usageRow {
 	}
 	if c := s.Cache; c != nil {
 		note := "evicted " + plaintext.Size(c.Evicted)
+		if c.Damaged > 0 {
+			note += ", " + humanize.Comma(c.Damaged) + " damaged chunks found"
+		}
 		if !c.Working {
 			note = "the disk fails; " + note
 		}

@@ -114,6 +114,8 @@ type Cache struct {
 	Limit   int64 `json:"limit_bytes"` // -1: no limit
 	Evicted int64 `json:"evicted_bytes"`
 	Dropped int64 `json:"dropped_chunks"` // not kept because the disk was slow or failed
+	Sampled int64 `json:"sampled_bytes"`  // read and hashed again, to find damage
+	Damaged int64 `json:"damaged_chunks"` // that were damaged or unreadable then
 	Working bool  `json:"working"`        // false for a while after the disk has failed
 }
 

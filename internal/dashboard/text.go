@@ -77,6 +77,9 @@ func limitRows(s Status) [][]string {
 		if c.Limit < 0 {
 			limit = "no limit"
 		}
+		if c.Damaged > 0 {
+			limit += ", " + humanize.Comma(c.Damaged) + " damaged chunks found"
+		}
 		if !c.Working {
 			limit += ", the disk fails"
 		}

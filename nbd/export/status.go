@@ -73,7 +73,8 @@ func (m *Monitor) Status() dashboard.Status {
 	if images.dir != nil {
 		c := images.dir.Usage()
 		status.Cache = &dashboard.Cache{
-			Bytes: c.Bytes, Limit: c.Limit, Evicted: c.Evicted, Dropped: c.Dropped, Working: c.Working}
+			Bytes: c.Bytes, Limit: c.Limit, Evicted: c.Evicted, Dropped: c.Dropped,
+			Sampled: c.Sampled, Damaged: c.Damaged, Working: c.Working}
 	}
 	for _, st := range images.openStores() {
 		status.Stores = append(status.Stores, st.status())

@@ -164,6 +164,21 @@ func (c *chunks) markMissing(i int) {
 	c.setMissing(i)
 }
 
+// markDamaged marks chunk i as missing, unless it may have changed since beginRead returned mark. It reports whether it
+// did. If broken is set, the chunk is not written again.
+func (c *chunks) markDamaged(i int, mark uint64, broken bool) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.endRead(mark) || !c.proven.Has(i) {
+		return false
+	}
+	c.setMissing(i)
+	if broken {
+		c.broken[i] = true
+	}
+	return true
+}
+
 // markBroken marks the chunks [lo, hi) as missing and unreadable. They are not written again.
 func (c *chunks) markBroken(lo, hi int) {
 	c.mu.Lock()

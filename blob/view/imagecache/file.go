@@ -34,6 +34,7 @@ type medium interface {
 	readNow(p []byte, off int64) bool
 	flushData() error
 	dropCache()
+	openMedium() io.ReaderAt // reads past the page cache; an io.Closer is closed after use
 	punchHole(off, n int64) error
 	nextData(off int64) (from, to int64, err error)
 	Stat() (os.FileInfo, error)
@@ -58,6 +59,7 @@ type File struct {
 	pinned   *bitset.Set // chunks to evict last
 	opened   time.Time
 	used     []atomic.Uint32 // time of each extent's last use, in seconds since opened
+	sampled  time.Time       // start of the last pass over the chunks; used by the sampler
 
 	reading sync.RWMutex // shared by reads of data
 	closed  bool         // guarded by reading
@@ -165,6 +167,7 @@ func (f *File) noteUse(off int64) {
 	now := uint32(time.Since(f.opened) / time.Second)
 	if s := &f.used[off/extentSize]; s.Load() != now {
 		s.Store(now)
+		f.dir.noteUse()
 	}
 }
 
@@ -236,13 +239,14 @@ func (f *File) checkRemoved() {
 	}
 }
 
-// nameComplete renames the file of a complete image to rawName.
+// nameComplete renames the file of a complete image to rawName, and a file that has lost chunks back to partialName.
 func (f *File) nameComplete() {
-	if f.complete || !f.chunks.isComplete() || !f.dir.health.isHealthy() {
+	complete := f.chunks.isComplete()
+	if complete == f.complete || !complete && f.Missing() == 0 || !f.dir.health.isHealthy() {
 		return
 	}
-	if err := f.setComplete(true); err != nil {
-		f.dir.health.noteFailure("naming the complete image in "+f.path, err)
+	if err := f.setComplete(complete); err != nil {
+		f.dir.health.noteFailure("renaming the image in "+f.path, err)
 	}
 }
 

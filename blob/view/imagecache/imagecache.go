@@ -6,7 +6,8 @@
 //
 // Offer queues a chunk. The keeper, one goroutine for each Dir, writes it. A flush, which runs beside the keeper,
 // makes it durable, and from then on it is proven. Only the keeper writes, punches, renames and closes open files,
-// and it closes them between flushes. The type chunks decides which chunks are proven.
+// and it closes them between flushes. The type chunks decides which chunks are proven. The sampler, a second goroutine,
+// hashes proven chunks again while the disk has little to do.
 //
 // The locks, outermost first:
 //
@@ -16,6 +17,7 @@
 package imagecache
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -24,6 +26,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sync/semaphore"
 
@@ -54,8 +57,13 @@ type Dir struct {
 	health   health
 	queue    *queue
 	tasks    chan func(*keeper) // tasks for the keeper, which takes none during a flush; closed to stop it
-	running  sync.WaitGroup     // waits for the keeper
+	running  sync.WaitGroup     // waits for the keeper and the sampler
+	stop     context.CancelFunc // stops the sampler
+	began    time.Time          // when the Dir was opened
+	lastUse  atomic.Int64       // time of the last read or write of a file, in nanoseconds since began
 	evicted  atomic.Int64       // bytes
+	sampled  atomic.Int64       // bytes
+	damaged  atomic.Int64       // chunks that the sampler found damaged
 	nearFull atomic.Bool        // more than 7/8 of the limit are used
 
 	opening sync.Mutex
@@ -80,7 +88,7 @@ func openDir(path string, o Options, wrap func(medium) medium) (*Dir, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	d := &Dir{path: path, limit: o.Limit, wrap: wrap, tasks: make(chan func(*keeper)), users: map[*File]int{}}
+	d := &Dir{path: path, limit: o.Limit, wrap: wrap, tasks: make(chan func(*keeper)), began: time.Now(), users: map[*File]int{}}
 	d.queue = &queue{jobs: make(chan job, queueJobs), data: map[content][]byte{}}
 	d.queue.room = semaphore.NewWeighted(queueBytes)
 	d.health.log = o.Log
@@ -94,6 +102,9 @@ func openDir(path string, o Options, wrap func(medium) medium) (*Dir, error) {
 	d.donors = findDonors(root)
 	removeStaleRecords(root)
 	d.running.Go((&keeper{dir: d}).runLoop)
+	ctx, stop := context.WithCancel(context.Background())
+	d.stop = stop
+	d.running.Go(func() { (&sampler{dir: d}).runLoop(ctx) })
 	return d, nil
 }
 
@@ -123,6 +134,7 @@ func (d *Dir) Close() error {
 		return nil
 	}
 	d.closed = true
+	d.stop()
 	close(d.tasks)
 	d.running.Wait()
 	var errs []error
@@ -285,12 +297,14 @@ type Usage struct {
 	Limit   int64 // bytes; or Unlimited
 	Evicted int64 // bytes evicted since Open
 	Dropped int64 // chunks dropped since Open because the disk was too slow or failed
+	Sampled int64 // bytes read and hashed again since Open, to find damage
+	Damaged int64 // chunks that were damaged or unreadable then
 	Working bool  // false for 30 s after a failure of the disk
 }
 
 // Usage measures the size of all images on disk, and returns it with the counters.
 func (d *Dir) Usage() Usage {
-	u := Usage{d.usedBytes(), d.limit, d.evicted.Load(), d.queue.dropped.Load(), d.health.isHealthy()}
+	u := Usage{d.usedBytes(), d.limit, d.evicted.Load(), d.queue.dropped.Load(), d.sampled.Load(), d.damaged.Load(), d.health.isHealthy()}
 	if u.Limit <= 0 {
 		u.Limit = Unlimited
 	}

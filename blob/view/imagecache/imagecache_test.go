@@ -3,6 +3,7 @@ package imagecache
 import (
 	"bytes"
 	"errors"
+	"io"
 	"log/slog"
 	"math/rand/v2"
 	"os"
@@ -399,8 +400,39 @@ type faultyMedium struct {
 	medium
 	mu                          sync.Mutex
 	writeErr, readErr, flushErr error
+	mediumErr                   error // of reads past the page cache
 	beforeFlush, afterRead      func()
+	afterSample                 func() // called after each read past the page cache
 	cacheDropped                bool
+}
+
+// openMedium returns the reader of the real medium, with the injected errors.
+func (w *faultyMedium) openMedium() io.ReaderAt { return faultyReads{w, w.medium.openMedium()} }
+
+type faultyReads struct {
+	w    *faultyMedium
+	from io.ReaderAt
+}
+
+func (r faultyReads) ReadAt(p []byte, off int64) (int, error) {
+	if err := r.w.getError(&r.w.mediumErr); err != nil {
+		return 0, err
+	}
+	n, err := r.from.ReadAt(p, off)
+	r.w.mu.Lock()
+	after := r.w.afterSample
+	r.w.mu.Unlock()
+	if after != nil {
+		after()
+	}
+	return n, err
+}
+
+func (r faultyReads) Close() error {
+	if c, is := r.from.(io.Closer); is {
+		return c.Close()
+	}
+	return nil
 }
 
 func (w *faultyMedium) dropCache() {

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"cairn/internal/blockdev"
 	"cairn/internal/owndir"
 )
 
@@ -54,6 +55,28 @@ func (s *sparse) flushData() error {
 
 // dropCache drops the flushed pages of the file from the page cache, so later reads reach the disk.
 func (s *sparse) dropCache() { _ = unix.Fadvise(s.fd, 0, 0, unix.FADV_DONTNEED) }
+
+// openMedium implements medium. Where direct reads are not supported, each read drops its pages from the page cache
+// before and after.
+func (s *sparse) openMedium() io.ReaderAt {
+	if direct, err := blockdev.OpenDirect(s.File); err == nil {
+		return direct
+	}
+	return droppingReader{s}
+}
+
+// droppingReader reads through the page cache, and leaves nothing in it.
+type droppingReader struct{ s *sparse }
+
+func (r droppingReader) ReadAt(p []byte, off int64) (int, error) {
+	from := off / mapAlign * mapAlign // only whole pages are dropped
+	drop := func() {
+		_ = unix.Fadvise(r.s.fd, from, (off+int64(len(p))-from+mapAlign-1)/mapAlign*mapAlign, unix.FADV_DONTNEED)
+	}
+	drop()
+	defer drop()
+	return r.s.ReadAt(p, off)
+}
 
 // punchHole frees the blocks of a range, which reads as zeros from then on.
 func (s *sparse) punchHole(off, n int64) error {

@@ -7,6 +7,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -302,6 +303,59 @@ func TestServeDamagedCache(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// TestServeRot: damage that a disk does not report is found while the server runs, logged and counted. Clients then read
+// right bytes, and the image becomes complete again.
+func TestServeRot(t *testing.T) {
+	t.Parallel()
+	dir, image := publishedNoise(t, 300_000)
+	o := newOrigin(t, dir)
+	cache := filepath.Join(t.TempDir(), "cache")
+	s := serve(t, 1, o.URL+"/v.caibx", "--cache", cache, "--prefetch", "all", "--metrics", "tcp:127.0.0.1:0")
+	s.stderr.await(t, "complete on disk")
+	chunks := int(o.requests.Load())
+	rot(t, filepath.Join(cache, "images", "*", "image.*"), image)
+	digest := regexp.MustCompile(`is damaged.* chunk=([0-9a-f]{64})`)
+	until(t, "all damage is found", func() bool {
+		found := map[string]bool{}
+		for _, line := range digest.FindAllStringSubmatch(s.stderr.String(), -1) {
+			found[line[1]] = true
+		}
+		return len(found) == chunks
+	})
+	wantServed(t, s, image)
+	until(t, "the image is complete again", func() bool { return strings.Count(s.stderr.String(), "complete on disk") == 2 })
+	raw := filepath.Join(cache, "images", "*", "image.raw")
+	until(t, "its file is named", func() bool { files, _ := filepath.Glob(raw); return len(files) == 1 })
+	m := metricsOf(t, webOf(t, s))
+	if n, sampled := m["cache_damaged_chunks_total"], m["cache_sampled_bytes_total"]; n != float64(chunks) || sampled < float64(len(image)) {
+		t.Errorf("the metrics count %v damaged chunks and %v sampled bytes, want %d and %d", n, sampled, chunks, len(image))
+	}
+	files, err := filepath.Glob(raw)
+	if err != nil || len(files) != 1 || !bytes.Equal(readFile(t, files[0]), image) {
+		t.Errorf("the files %q are not the image, %v", files, err)
+	}
+	o.away.Store(true)
+	wantServed(t, s, image)
+}
+
+// rot flips bits of the only file that matches pattern and holds the image, with one write, so that nothing of the file
+// is sampled or fetched again before all is damaged.
+func rot(t testing.TB, pattern string, image []byte) {
+	t.Helper()
+	files, err := filepath.Glob(pattern)
+	if err != nil || len(files) != 1 {
+		t.Fatal(files, err)
+	}
+	f, err := os.OpenFile(files[0], os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteAt(flipped(bytes.Clone(image), nil), 0); err != nil {
+		t.Fatal(err)
 	}
 }
 
