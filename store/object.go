@@ -17,6 +17,9 @@ type Raw struct {
 	// Suspicion is the error to return when Plain is not the chunk; nil unless a header
 	// contradicted the object.
 	Suspicion error
+	// Limit is the largest decompressed size to load if the size is unknown. An object that is
+	// larger, or does not declare its size, is an errors.ErrUnsupported. 0 is the largest chunk.
+	Limit int
 
 	unpacked []byte // memory for Plain
 }
@@ -55,6 +58,12 @@ func (c *Chunks) decompress(size int, into *Raw) (err error) {
 		into.Plain = into.Stored
 		err = chunkfile.CheckPlain(len(into.Plain), size)
 	} else {
+		if size == 0 && into.Limit > 0 {
+			declared, known, err := chunkfile.DeclaredSize(into.Stored)
+			if err == nil && (!known || declared > uint64(into.Limit)) {
+				return fmt.Errorf("reading %v: the size exceeds %d: %w", c.r, into.Limit, errors.ErrUnsupported)
+			}
+		}
 		into.unpacked, err = c.decoder.DecodeInto(into.unpacked, into.Stored, size)
 		into.Plain = into.unpacked
 	}

@@ -1,14 +1,17 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"cairn/blob"
 	"cairn/store"
 	"cairn/store/cachedir"
+	"cairn/store/keep"
 	"cairn/store/locate"
 	"cairn/store/supply"
 )
@@ -96,7 +99,21 @@ func (f *stores) addCache(from *supply.Supply, a blob.Algorithm) error {
 	failed := func(err error) { logf("warning: the cache takes no more chunks for now: %v", err) }
 	from.AddCache(store.NewChunks(cache, a), writer, failed, func() {
 		_ = writer.Close() // the chunks that it committed stay
+		sampleCache(cache)
 		_ = cache.Close()
 	})
 	return nil
+}
+
+// sampleTime limits the time of sampleCache, apart from a read in progress.
+const sampleTime = 50 * time.Millisecond
+
+// sampleCache looks for damaged chunks in a cache, and removes them.
+func sampleCache(cache *cachedir.Dir) {
+	ctx, cancel := context.WithTimeout(context.Background(), sampleTime)
+	defer cancel()
+	if n := cache.Sample(ctx, keep.IsDamaged); n > 0 {
+		logf("warning: a sample of the cache %v had %d damaged chunks, which are removed; its disk may be failing "+
+			"('cairn store verify' checks all chunks)", cache, n)
+	}
 }

@@ -54,6 +54,7 @@ type Dir struct {
 
 	evictor evictor
 	stuck   atomic.Bool // used by the ledgers
+	used    atomic.Bool // a chunk was read or written
 
 	mu     sync.Mutex // guards ledger
 	ledger *ledger    // nil until the directory is opened, and after it was removed
@@ -92,6 +93,7 @@ func (d *Dir) Stat(ctx context.Context, name string) (int64, error) { return d.f
 func (d *Dir) Read(ctx context.Context, name string, dst []byte, limit int64) ([]byte, error) {
 	data, err := d.files.Read(ctx, name, dst, limit)
 	if err == nil {
+		d.used.Store(true)
 		d.markUsed(name)
 	}
 	return data, err
@@ -131,6 +133,7 @@ func (d *Dir) Write(ctx context.Context, name string, data []byte) error {
 	if _, _, ok := store.ChunkObject(name); !ok {
 		return fmt.Errorf("%q is not the name of a chunk", name)
 	}
+	d.used.Store(true)
 	err := errVanishes
 	for range attempts {
 		if ctx.Err() != nil {

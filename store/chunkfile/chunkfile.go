@@ -81,7 +81,7 @@ func (d *Decoder) Decode(dst, file []byte) error {
 // is unknown; then the largest possible chunk bounds memory.
 func (d *Decoder) DecodeInto(buf, file []byte, size int) ([]byte, error) {
 	if size == 0 {
-		declared, known, err := declaredSize(file)
+		declared, known, err := DeclaredSize(file)
 		switch {
 		case err != nil:
 			return buf, err
@@ -103,9 +103,9 @@ func resizeBuffer(p []byte, size int) []byte {
 	return p[:size]
 }
 
-// declaredSize returns the content size that a compressed file declares. Only zstd frames may omit
+// DeclaredSize returns the content size that a compressed file declares. Only zstd frames may omit
 // it.
-func declaredSize(file []byte) (size uint64, known bool, err error) {
+func DeclaredSize(file []byte) (size uint64, known bool, err error) {
 	switch {
 	case bytes.HasPrefix(file, []byte(zstdMagic)):
 		return zstdSize(file)
