@@ -106,7 +106,7 @@ func (f *stores) addCache(from *supply.Supply, a blob.Algorithm) error {
 }
 
 // sampleTime limits the time of sampleCache, apart from a read in progress.
-const sampleTime = 50 * time.Millisecond
+const sampleTime = 20 * time.Millisecond
 
 // sampleCache looks for damaged chunks in a cache, and removes them.
 func sampleCache(cache *cachedir.Dir) {

@@ -16,12 +16,12 @@ import (
 )
 
 const (
-	sampleChunks = 32      // chunks that one Sample reads
+	sampleChunks = 16      // chunks that one Sample reads
 	sampleBytes  = 4 << 20 // largest file that Sample reads
 	sampleProbes = 4096    // random directories that it looks for, out of 65,536
 )
 
-// Sample reads random chunks from the disk, up to 32 and until ctx ends, and removes those for which isDamaged returns
+// Sample reads random chunks from the disk, up to 16 and until ctx ends, and removes those for which isDamaged returns
 // true. It returns their number. It does not count as a use of the chunks, and reads nothing if this Dir has neither
 // read nor written a chunk. Chunks are verified when they are used, so Sample finds damage that no read has found yet.
 func (d *Dir) Sample(ctx context.Context, isDamaged func(ctx context.Context, r store.Reader, name string) bool) (removed int) {

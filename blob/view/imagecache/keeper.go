@@ -89,7 +89,8 @@ func (k *keeper) beginFlush() {
 	}()
 }
 
-// endFlush renames files that are complete now or have lost chunks, and evicts if the flush covered new bytes, or if a check of the limit is due.
+// endFlush renames files that are complete now or have lost chunks. It evicts if the flush covered new bytes, or if a
+// check of the limit is due.
 func (k *keeper) endFlush() {
 	k.flushing = nil
 	for _, f := range k.dir.listFiles() {
