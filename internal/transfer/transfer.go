@@ -98,16 +98,22 @@ func Size(answer *http.Response) (int64, error) {
 	return answer.ContentLength, nil
 }
 
-// RetryAfter parses both forms of RFC 9110 §10.2.3 and returns the delay. It returns 0 for any
-// other text.
-func RetryAfter(value string, now time.Time) time.Duration {
+// RetryAfter parses both forms of the field Retry-After (RFC 9110 §10.2.3) and returns the delay. It
+// returns 0 for any other text. The field Date says what time it is for the server: this machine's
+// clock may be wrong. Without it, a date counts from now.
+func RetryAfter(head http.Header, now time.Time) time.Duration {
+	value := head.Get("Retry-After")
 	if seconds, err := strconv.ParseUint(value, 10, 31); err == nil {
 		return time.Duration(seconds) * time.Second
 	}
-	if date, err := http.ParseTime(value); err == nil {
-		return max(0, date.Sub(now))
+	date, err := http.ParseTime(value)
+	if err != nil {
+		return 0
 	}
-	return 0
+	if sent, err := http.ParseTime(head.Get("Date")); err == nil {
+		now = sent
+	}
+	return max(0, date.Sub(now))
 }
 
 const (

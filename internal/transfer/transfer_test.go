@@ -123,8 +123,26 @@ func TestRetryAfter(t *testing.T) {
 		now.Add(-time.Hour).Format(http.TimeFormat): 0,
 		now.Add(time.Hour).Format(http.TimeFormat):  time.Hour,
 	} {
-		if got := transfer.RetryAfter(value, now); got != want {
+		if got := transfer.RetryAfter(http.Header{"Retry-After": {value}}, now); got != want {
 			t.Errorf("RetryAfter(%q) = %v, want %v", value, got, want)
 		}
+	}
+}
+
+// TestRetryAfterWrongClock: a date counts from the server's time, whatever this machine's clock says.
+func TestRetryAfterWrongClock(t *testing.T) {
+	sent := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	head := http.Header{
+		"Date":        {sent.Format(http.TimeFormat)},
+		"Retry-After": {sent.Add(5 * time.Second).Format(http.TimeFormat)},
+	}
+	for _, now := range []time.Time{time.Unix(0, 0), sent.Add(-24 * time.Hour), sent, sent.AddDate(1, 0, 0)} {
+		if got := transfer.RetryAfter(head, now); got != 5*time.Second {
+			t.Errorf("RetryAfter at %v = %v, want 5s", now, got)
+		}
+	}
+	head.Set("Date", "today")
+	if got := transfer.RetryAfter(head, sent); got != 5*time.Second {
+		t.Errorf("RetryAfter with a broken Date = %v, want 5s", got)
 	}
 }

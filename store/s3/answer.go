@@ -58,7 +58,7 @@ func readRefusal(answer *http.Response, body []byte) *refusal {
 		status: answer.StatusCode,
 		text:   toPrintable(answer.Status),
 		region: answer.Header.Get("X-Amz-Bucket-Region"),
-		after:  transfer.RetryAfter(answer.Header.Get("Retry-After"), time.Now()),
+		after:  transfer.RetryAfter(answer.Header, time.Now()),
 	}
 	if to, err := answer.Location(); err == nil {
 		r.to = toPrintable(to.Host)

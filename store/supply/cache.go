@@ -22,8 +22,8 @@ type cache struct {
 	near, far store.Getter
 	keep      store.Putter
 	failed    func(error)
-	failing   atomic.Bool  // keep has failed at least once
-	resume    atomic.Int64 // when to use keep again, in Unix nanoseconds
+	failing   atomic.Bool               // keep has failed at least once
+	resume    atomic.Pointer[time.Time] // when to use keep again; nil before the first failure
 }
 
 // keepAgain is the pause after a failure of keep.
@@ -51,14 +51,15 @@ func (c *cache) Get(ctx context.Context, wants []store.Want, done func(i int, er
 }
 
 func (c *cache) putChunk(ctx context.Context, w store.Want) {
-	if time.Now().UnixNano() < c.resume.Load() {
+	if resume := c.resume.Load(); resume != nil && time.Now().Before(*resume) {
 		return
 	}
 	_, err := c.keep.Put(ctx, w.Digest, w.Dst)
 	if err == nil || ctx.Err() != nil {
 		return
 	}
-	c.resume.Store(time.Now().Add(keepAgain).UnixNano())
+	resume := time.Now().Add(keepAgain)
+	c.resume.Store(&resume)
 	if !c.failing.Swap(true) {
 		c.failed(err)
 	}

@@ -107,7 +107,7 @@ func refusalError(answer *http.Response) error {
 func unavailableError(answer *http.Response, status error) error {
 	return &store.UnavailableError{
 		Err:       status,
-		After:     transfer.RetryAfter(answer.Header.Get("Retry-After"), time.Now()),
+		After:     transfer.RetryAfter(answer.Header, time.Now()),
 		Throttled: answer.StatusCode == http.StatusTooManyRequests || answer.StatusCode == http.StatusServiceUnavailable,
 	}
 }

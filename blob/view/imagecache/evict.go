@@ -1,10 +1,10 @@
 package imagecache
 
 import (
-	"cmp"
 	"fmt"
 	"path"
 	"slices"
+	"time"
 )
 
 // evictToLimit evicts chunks if the images exceed the limit. It first evicts images that no process has open, the
@@ -90,7 +90,7 @@ func (d *Dir) removeImage(name string) bool {
 type victim struct {
 	lo, hi int
 	file   *File
-	used   int64 // time of the last use, in seconds since 1970
+	used   time.Time // of the last use
 }
 
 // evictOpen punches holes into open images, until the wanted number of bytes is free. It returns the number of freed
@@ -100,7 +100,7 @@ func evictOpen(files []*File, wanted int64, pinned bool) (freed int64) {
 	for _, f := range files {
 		all = append(all, f.findVictims(pinned)...)
 	}
-	slices.SortStableFunc(all, func(a, b victim) int { return cmp.Compare(a.used, b.used) })
+	slices.SortStableFunc(all, func(a, b victim) int { return a.used.Compare(b.used) })
 	for _, v := range all {
 		if freed >= wanted {
 			break
@@ -124,7 +124,7 @@ func (f *File) findVictims(pinned bool) (all []victim) {
 		}
 		if e := f.index.At(i).Offset / extentSize; e != extent {
 			extent = e
-			all = append(all, victim{lo: i, file: f, used: f.opened.Unix() + int64(f.used[e].Load())})
+			all = append(all, victim{lo: i, file: f, used: f.opened.Add(time.Duration(f.used[e].Load()) * time.Second)})
 		}
 		all[len(all)-1].hi = i + 1
 	}

@@ -99,8 +99,8 @@ func (r *rig) chunkData(i int) []byte { c := r.x.At(i); return r.image[c.Offset:
 
 // endRetryPause ends the pause after a failure of the disk.
 func (r *rig) endRetryPause() {
-	if r.dir.health.paused.Load() != 0 {
-		r.dir.health.paused.Store(1)
+	if r.dir.health.paused.Load() != nil {
+		r.dir.health.paused.Store(&time.Time{})
 	}
 }
 

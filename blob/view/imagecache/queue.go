@@ -83,23 +83,27 @@ func (q *queue) findData(c content) []byte {
 // health tracks whether writes to the disk succeed.
 type health struct {
 	log    *slog.Logger
-	paused atomic.Int64 // no writes before this time, in nanoseconds since 1970; 0 after a successful flush
+	paused atomic.Pointer[time.Time] // no writes before this time; nil after a successful flush
 }
 
 // isHealthy reports whether the disk may be written: it has not failed within retryTime.
-func (h *health) isHealthy() bool { return time.Now().UnixNano() >= h.paused.Load() }
+func (h *health) isHealthy() bool {
+	until := h.paused.Load()
+	return until == nil || !time.Now().Before(*until)
+}
 
 // noteFailure records an error of the disk, and pauses writes for retryTime. It logs the first error since the last
 // successful flush.
 func (h *health) noteFailure(doing string, err error) {
-	if h.paused.Swap(time.Now().Add(retryTime).UnixNano()) == 0 {
+	until := time.Now().Add(retryTime)
+	if h.paused.Swap(&until) == nil {
 		h.log.Warn("the image cache is not written for now; reads go on without it", "doing", doing, "error", err)
 	}
 }
 
 // noteSuccess records a successful flush, and logs the first one after a failure.
 func (h *health) noteSuccess() {
-	if until := h.paused.Load(); until != 0 && h.isHealthy() && h.paused.CompareAndSwap(until, 0) {
+	if until := h.paused.Load(); until != nil && h.isHealthy() && h.paused.CompareAndSwap(until, nil) {
 		h.log.Info("the image cache is written again")
 	}
 }
