@@ -120,9 +120,11 @@ func runServe(ctx context.Context, stdout io.Writer, f serveFlags) error {
 		}
 		defer stop()
 	}
-	shares := f.limitFiles()
+	shares, err := f.limitFiles()
+	if err != nil {
+		return err
+	}
 	server := &nbd.Server{Log: f.newLogger(), MaxConns: f.maxConns, MaxBytes: int(f.inFlight)}
-	var err error
 	if server.TLS, err = f.tlsConfig(f.files, server.Log); err != nil {
 		return err
 	}

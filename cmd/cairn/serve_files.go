@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"math"
 
 	"golang.org/x/sys/unix"
@@ -11,6 +12,7 @@ import (
 const (
 	ownFiles         = 32  // the standard files, listeners, images that others are copied from, files that are open for a moment
 	filesPerImage    = 3   // of an INDEX in --cache
+	leastShares      = 4   // of all purposes together
 	requestsPerStore = 256 // without --fetches, at most
 )
 
@@ -21,7 +23,7 @@ type fileShares struct{ status, conns, requests, images int }
 // divideFiles divides the descriptors of a process with a limit. wanted has the wanted numbers, fixed are those of the
 // INDEX arguments.
 func divideFiles(limit, fixed int, wanted fileShares) (s fileShares) {
-	left := max(limit-ownFiles-fixed, 4)
+	left := max(limit-ownFiles-fixed, leastShares)
 	s.status = min(wanted.status, left/4)
 	left -= s.status
 	s.conns = min(wanted.conns, left/2)
@@ -32,8 +34,9 @@ func divideFiles(limit, fixed int, wanted fileShares) (s fileShares) {
 }
 
 // limitFiles limits the connections to what the process's limit of open files allows. It returns the connections of
-// --metrics, the largest number of requests to each store, and the descriptors for the images of --watch.
-func (f *serveFlags) limitFiles() fileShares {
+// --metrics, the largest number of requests to each store, and the descriptors for the images of --watch. It refuses a
+// limit with which connections would wait for descriptors that idle connections to stores hold.
+func (f *serveFlags) limitFiles() (fileShares, error) {
 	limit := openFileLimit()
 	fixed, stores := 0, 0
 	wanted := fileShares{conns: f.maxConns, requests: requestsPerStore}
@@ -51,6 +54,10 @@ func (f *serveFlags) limitFiles() fileShares {
 		wanted.status = dashboard.MaxConns
 	}
 	wanted.requests *= stores
+	if least := ownFiles + fixed + leastShares; limit < least {
+		return fileShares{}, fmt.Errorf("the limit of %d open files is too low: serve needs %d; "+
+			"'ulimit -n' or systemd's LimitNOFILE= raises it", limit, least)
+	}
 	s := divideFiles(limit, fixed, wanted)
 	if s.conns < f.maxConns {
 		logf("warning: the limit of %d open files allows %d connections, and not --max-connections %d; 'ulimit -n' or systemd's LimitNOFILE= raises it",
@@ -58,7 +65,7 @@ func (f *serveFlags) limitFiles() fileShares {
 		f.maxConns = s.conns
 	}
 	s.requests = max(s.requests/stores, 1)
-	return s
+	return s, nil
 }
 
 // openFileLimit returns the largest number of descriptors that the process may have. Go has raised it to the hard limit.

@@ -87,6 +87,20 @@ func jumps(t testing.TB, clean callfault.Result) (all []callfault.Fault) {
 	return all
 }
 
+// TestFewDescriptors runs each job with few descriptors. It succeeds, or its error names the limit.
+func TestFewDescriptors(t *testing.T) {
+	eachCallJob(t, func(t *testing.T, j callJob) {
+		for _, limit := range []int{12, 16, 24, 32, 64} {
+			j.files = limit
+			r := j.try(t, callfault.Fault{})
+			t.Logf("%d descriptors: status %d", limit, r.Status)
+			if r.Status != 0 && !strings.Contains(r.Stderr, "open files") {
+				t.Errorf("the error does not name the limit:\n%s", r.Stderr)
+			}
+		}
+	})
+}
+
 // eachCallJob runs test with each of the small jobs.
 func eachCallJob(t *testing.T, test func(t *testing.T, j callJob)) {
 	in := newCallInput(t)
