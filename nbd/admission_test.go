@@ -288,8 +288,8 @@ func TestPool(t *testing.T) {
 			}
 			holders = append(holders, holder)
 		}
-		if p.used > 256*mib {
-			t.Errorf("%d MiB are held", p.used/mib)
+		if p.extra > 256*mib || p.used > p.extra+20*poolShare {
+			t.Errorf("%d MiB are held, %d of them beyond the shares", p.used/mib, p.extra/mib)
 		}
 		small := &share{pool: &p, limit: 256 * mib}
 		if !small.tryReserve(mib) {
@@ -307,12 +307,22 @@ func TestPool(t *testing.T) {
 			}
 		}
 		<-got
-		if large.held != 64*mib || p.used > 256*mib {
+		if large.held != 64*mib || p.extra > 256*mib {
 			t.Errorf("%d MiB are had, and %d held", large.held/mib, p.used/mib)
 		}
 		alone := &share{pool: new(memoryPool), limit: 1}
 		if !alone.tryReserve(64 * mib) {
-			t.Error("the only connection cannot exceed the limit")
+			t.Error("a single request cannot exceed the limit")
+		}
+		if alone.tryReserve(2 * mib) {
+			t.Error("a connection can exceed the limit by several requests")
+		}
+		exact := &share{pool: new(memoryPool), limit: 32 * mib}
+		for range 20 {
+			(&share{pool: exact.pool, limit: 32 * mib}).reserveBytes(mib)
+		}
+		if !exact.tryReserve(32 * mib) {
+			t.Error("small requests of other connections delay a large one")
 		}
 	})
 }

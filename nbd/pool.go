@@ -8,9 +8,10 @@ const poolShare = 1 << 20
 
 // memoryPool counts the bytes that all connections hold. The zero value is ready to use.
 type memoryPool struct {
-	mu   sync.Mutex // guards used, room, and held of all shares
-	used int
-	room chan struct{} // closed when bytes are released; nil without waiters
+	mu    sync.Mutex // guards the fields below, and held of all shares
+	used  int
+	extra int           // the bytes of each connection beyond poolShare
+	room  chan struct{} // closed when bytes are released; nil without waiters
 }
 
 // usedBytes returns the number of bytes that all connections hold.
@@ -20,21 +21,23 @@ func (p *memoryPool) usedBytes() int {
 	return p.used
 }
 
-// share is one connection's share of a pool with a limit. A connection may hold poolShare, or as
-// many bytes as are free when it reserves more. So the first connections cannot take all bytes. The
-// more connections do not read their replies, the less each of them may hold.
+// share is one connection's share of a pool with a limit. A connection may hold poolShare, and beyond
+// that as many bytes as it leaves to the others when it reserves more. So the first connections cannot
+// take all bytes. The more connections do not read their replies, the less each of them may hold.
+// Connections that hold no more than poolShare do not count, so that they do not delay large requests.
 type share struct {
 	pool  *memoryPool
 	limit int
 	held  int
 }
 
-// fits reports whether the connection may hold n more bytes. The only connection that holds any may
-// hold more than the limit.
+// fits reports whether the connection may hold n more bytes. A single request may exceed the limit.
 func (s *share) fits(n int) bool {
-	most := max(poolShare, s.limit-s.pool.used)
-	return s.held+n <= most || s.pool.used == s.held
+	extra := beyondShare(s.held + n)
+	return extra == 0 || s.pool.extra == 0 || extra <= s.limit-s.pool.extra
 }
+
+func beyondShare(n int) int { return max(n-poolShare, 0) }
 
 // tryReserve reserves n bytes and reports true, unless it would block.
 func (s *share) tryReserve(n int) bool {
@@ -75,6 +78,7 @@ func (s *share) releaseBytes(n int) {
 }
 
 func (s *share) addBytes(n int) {
-	s.held += n
+	s.pool.extra += beyondShare(s.held+n) - beyondShare(s.held)
 	s.pool.used += n
+	s.held += n
 }

@@ -43,7 +43,7 @@ type Server struct {
 	// connection that was used before is evicted only for a peer with fewer connections. 0: 30 s
 	IdleTime time.Duration
 	// MaxBytes limits the bytes of requests and replies in memory, of all connections. Each connection
-	// may hold 1 MiB beyond it, and a single connection 64 MiB in any case. 0: 512 MiB
+	// may hold 1 MiB beyond it, and a single request 32 MiB in any case. 0: 512 MiB
 	MaxBytes int
 	// HandshakeTimeout is the time from the start of the handshake until the export is chosen, with TLS.
 	// Each listed export adds 500 ms. 0: 10 s

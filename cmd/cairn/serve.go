@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -40,7 +41,7 @@ type serveFlags struct {
 }
 
 func newServe() *cobra.Command {
-	f := serveFlags{inFlight: 512 << 20}
+	var f serveFlags
 	c := &cobra.Command{
 		Use:   "serve INDEX...",
 		Short: "Serve images over NBD, downloading chunks when they are read",
@@ -81,15 +82,16 @@ after reads under way ended or some seconds passed. Under nohup, SIGHUP is ignor
 	f.imageFlags.addFlags(c)
 	c.Flags().StringVar(&f.watchDir, "watch", "", "`directory` whose index files are exported, also those that appear later")
 	c.Flags().IntVar(&f.maxConns, "max-connections", 128, "maximum `number` of connections at the same time; a TCP peer may have half of them")
-	c.Flags().Var(limitFlag(&f.inFlight), "max-in-flight", "maximum `bytes` of replies in flight, of all clients together")
+	c.Flags().Var(limitFlag(&f.inFlight), "max-in-flight", "maximum `bytes` of replies in flight, of all clients together (default: as --memory, at least 32 MiB)")
 	addCheck(c, func(args []string) error {
 		switch {
 		case len(args) == 0 && f.watchDir == "":
 			return errors.New("want an INDEX, or --watch DIRECTORY")
 		case f.maxConns < 1:
 			return fmt.Errorf("--max-connections %d: want at least 1", f.maxConns)
-		case f.inFlight < 64<<20 || f.inFlight > 1<<40:
-			return fmt.Errorf("--max-in-flight %s: want 64 MiB to 1 TiB", plaintext.Size(f.inFlight))
+		}
+		if f.inFlight = cmp.Or(f.inFlight, max(f.memory, minInFlight)); f.inFlight < minInFlight || f.inFlight > 1<<40 {
+			return fmt.Errorf("--max-in-flight %s: want 32 MiB to 1 TiB", plaintext.Size(f.inFlight))
 		}
 		return f.checkImages(f.cache, f.watchDir, len(args))
 	})
@@ -103,6 +105,9 @@ after reads under way ended or some seconds passed. Under nohup, SIGHUP is ignor
 	c.Flags().BoolVarP(&f.verbose, "verbose", "v", false, "log every connection")
 	return c
 }
+
+// minInFlight is the least value of --max-in-flight, the largest request.
+const minInFlight = 32 << 20
 
 // garbagePercent is the argument of debug.SetGCPercent. Chunks live long and contain no pointers. Therefore collecting
 // garbage four times as often as usual costs a tenth of the CPU time while clients read an image larger than --memory,
@@ -124,6 +129,8 @@ func runServe(ctx context.Context, stdout io.Writer, f serveFlags) error {
 	if err != nil {
 		return err
 	}
+	setMemoryLimit := f.memoryLimit()
+	setMemoryLimit(0)
 	server := &nbd.Server{Log: f.newLogger(), MaxConns: f.maxConns, MaxBytes: int(f.inFlight)}
 	if server.TLS, err = f.tlsConfig(f.files, server.Log); err != nil {
 		return err
@@ -142,7 +149,7 @@ func runServe(ctx context.Context, stdout io.Writer, f serveFlags) error {
 	}
 	defer cleanUp()
 	defer daemon.CloseAll(append(status, listeners...)) // clients that connect before the images are open wait
-	catalogue, err := export.Open(ctx, f.exportOptions(server.Log, shares.requests, shares.images))
+	catalogue, err := export.Open(ctx, f.exportOptions(server.Log, shares.requests, shares.images, setMemoryLimit))
 	if err != nil {
 		return ignoreIfEnded(ctx, hintExport(err))
 	}
@@ -161,6 +168,17 @@ func runServe(ctx context.Context, stdout io.Writer, f serveFlags) error {
 		printURIs(openfile.Optional(stdout), listeners, catalogue.Names(), f.usesTLS())
 	}
 	return serveAll(ctx, server, catalogue, listeners, metricsSide{status, shares.status})
+}
+
+// memoryLimit returns a function that limits the memory of the process to what the flags allow, its connections, the
+// indexes of the open images, and memory of its own. Buffers of replies are reused or garbage, and no new garbage is made
+// while a server is idle. So without a limit, those of one burst would stay, and those of several bursts add up. Near the
+// limit the garbage collector runs more often.
+func (f *serveFlags) memoryLimit() (set func(indexes int64)) {
+	const program, connection = 24 << 20, 1 << 20
+	given := debug.SetMemoryLimit(-1) // GOMEMLIMIT
+	limit := f.memory + f.inFlight + int64(f.maxConns)*connection + program
+	return func(indexes int64) { debug.SetMemoryLimit(min(limit+indexes, given)) }
 }
 
 // metricsSide has the listeners of metrics, and the largest number of connections to them.

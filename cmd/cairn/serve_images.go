@@ -87,15 +87,17 @@ func (f *imageFlags) profileFlag() funcFlag {
 }
 
 // exportOptions returns the options of the exports. maxRequests limits those to each store, imageFiles the descriptors
-// of the images of --watch.
-func (f *serveFlags) exportOptions(log *slog.Logger, maxRequests, imageFiles int) export.Options {
+// of the images of --watch. setMemoryLimit is called with the memory of the indexes.
+func (f *serveFlags) exportOptions(
+	log *slog.Logger, maxRequests, imageFiles int, setMemoryLimit func(indexes int64),
+) export.Options {
 	notes := &exportNotes{log: log}
 	o := export.Options{
 		Indexes: f.indexes, Directory: f.watchDir,
 		Access: f.releaseAccess(), Stores: f.groups, Hold: f.stallTimeout,
 		Supply: supply.Options{Requests: f.fetches, MaxRequests: maxRequests, RateLimit: f.rateLimit, LeftOut: warnLeftOut},
 		Memory: f.memory, Cache: f.cache, CacheLimit: f.cacheLimit, Files: imageFiles,
-		Fill: f.prefetch == prefetchAll, FillRate: f.prefetchRate,
+		Fill: f.prefetch == prefetchAll, FillRate: f.prefetchRate, IndexMemory: setMemoryLimit,
 		Log: log, Notes: notes.printNote,
 	}
 	if f.prefetch != prefetchNone {

@@ -48,6 +48,10 @@ type Options struct {
 
 	Log   *slog.Logger    // messages for the operator; nil discards them
 	Notes func(note Note) // called with events that the user should know of at once; nil ignores them
+
+	// IndexMemory is called with the estimated memory in bytes of all open images, besides chunks, when
+	// it changes. Calls do not overlap. Nil ignores it.
+	IndexMemory func(bytes int64)
 }
 
 // Note is a MemoryNote, KindNote, ProfileNote or WaitNote.

@@ -29,6 +29,8 @@ const storePatience = 100 * time.Millisecond
 // index, its table, and the states of the chunks.
 const memoryPerChunk = 128
 
+func indexMemory(x *blob.Index) int64 { return int64(x.Len()) * memoryPerChunk }
+
 // image is an open image.
 type image struct {
 	*view.Image
@@ -55,6 +57,8 @@ type images struct {
 	stores     []*meteredStore
 	closers    []func()
 	recordings []*recording
+
+	indexMemory int64 // of all open images
 }
 
 func newImages(o Options) *images {
@@ -110,7 +114,7 @@ func (im *images) readFile(index locate.Location, file io.Reader) (*unopened, er
 	}
 	return &unopened{
 		described: *newExport(index, x, closedDevice{size: paddedSize(x.Size())}),
-		memory:    int64(x.Len()) * memoryPerChunk,
+		memory:    indexMemory(x),
 		open: func(ctx context.Context, onDisk bool) (*nbd.Export, func(), error) {
 			var disk view.Disk
 			if onDisk {
@@ -137,6 +141,7 @@ func (im *images) noteFewFiles(index locate.Location) {
 func (im *images) openIndex(ctx context.Context, i image, source *fetch.Source, disk view.Disk) (
 	e *nbd.Export, shut func(), err error,
 ) {
+	im.addIndexMemory(indexMemory(i.index))
 	i.Image = view.New(i.index, source, view.Options{Name: nameOf(i.at), Disk: disk, Around: true,
 		Hold: im.o.Hold, Record: im.startRecording(i.index), Log: im.o.Log})
 	endCheck := func() {}
@@ -150,12 +155,22 @@ func (im *images) openIndex(ctx context.Context, i image, source *fetch.Source, 
 		endCheck()
 		endPrefetch()
 		im.logFailure("closing an image", i.Close())
+		im.addIndexMemory(-indexMemory(i.index))
 	}
 	if err != nil {
 		shut()
 		return nil, nil, err
 	}
 	return newExport(i.at, i.index, device{i.Image}), shut, nil
+}
+
+// addIndexMemory counts the memory of an image that is opened, or closed if it is negative.
+func (im *images) addIndexMemory(bytes int64) {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	if im.indexMemory += bytes; im.o.IndexMemory != nil {
+		im.o.IndexMemory(im.indexMemory)
+	}
 }
 
 // serverAccess returns the access to servers. A server may be silent for this long; 0 is the

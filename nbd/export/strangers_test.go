@@ -248,6 +248,39 @@ func countFiles(t *testing.T) int {
 	return len(files)
 }
 
+// TestIndexMemory: the memory of an image counts while the image is open.
+func TestIndexMemory(t *testing.T) {
+	dir, other := t.TempDir(), t.TempDir()
+	_, x := publishImage(t, dir, "a", 1)
+	_, y := publishImage(t, other, "b", 2)
+	at, err := locate.Parse(filepath.Join(other, "b.caibx"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var now atomic.Int64
+	c := openCatalogue(t, Options{Indexes: []locate.Location{at}, Directory: dir, IndexMemory: now.Store})
+	if got, want := now.Load(), indexMemory(y); got != want {
+		t.Errorf("at the start %d bytes count, want %d", got, want)
+	}
+	e, err := c.Open(t.Context(), "a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := now.Load(), indexMemory(x)+indexMemory(y); got != want {
+		t.Errorf("with a client %d bytes count, want %d", got, want)
+	}
+	if err := os.Remove(filepath.Join(dir, "a.caibx")); err != nil {
+		t.Fatal(err)
+	}
+	e.Release()
+	if _, err := c.Open(t.Context(), "a"); err == nil {
+		t.Error("a removed image is opened")
+	}
+	if got, want := now.Load(), indexMemory(y); got != want {
+		t.Errorf("in the end %d bytes count, want %d", got, want)
+	}
+}
+
 // TestDescriptorsOfManyImages: clients that choose one image after the other leave no more than the
 // budget open, and their images are kept on disk.
 func TestDescriptorsOfManyImages(t *testing.T) {
