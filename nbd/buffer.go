@@ -10,6 +10,7 @@ import (
 const (
 	headroom    = 1024
 	sizeClasses = 14 // up to maxPayload
+	pooled      = 11 // size classes that are reused, up to 4 MiB
 )
 
 // buffer holds one or more complete replies.
@@ -29,7 +30,8 @@ func classOf(n int) int {
 
 func classSize(class int) int { return blockSize<<class + headroom }
 
-// bufferPool recycles buffers. The zero value is ready to use.
+// bufferPool recycles buffers, except large ones: a buffer in a sync.Pool is memory until the second
+// garbage collection, and a few large ones would exceed any limit. The zero value is ready to use.
 type bufferPool struct{ classes [sizeClasses]sync.Pool }
 
 // getBuffer returns an empty buffer of size classSize(classOf(n)), which has room for n bytes.
@@ -42,6 +44,9 @@ func (p *bufferPool) getBuffer(n int) *buffer {
 }
 
 func (p *bufferPool) putBuffer(b *buffer) {
+	if b.class >= pooled {
+		return
+	}
 	b.p, b.sent, b.requests = b.p[:0], 0, 0
 	p.classes[b.class].Put(b)
 }

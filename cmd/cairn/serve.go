@@ -175,7 +175,7 @@ func runServe(ctx context.Context, stdout io.Writer, f serveFlags) error {
 // while a server is idle. So without a limit, those of one burst would stay, and those of several bursts add up. Near the
 // limit the garbage collector runs more often.
 func (f *serveFlags) memoryLimit() (set func(indexes int64)) {
-	const program, connection = 24 << 20, 1 << 20
+	const program, connection = 16 << 20, 1 << 20
 	given := debug.SetMemoryLimit(-1) // GOMEMLIMIT
 	limit := f.memory + f.inFlight + int64(f.maxConns)*connection + program
 	return func(indexes int64) { debug.SetMemoryLimit(min(limit+indexes, given)) }

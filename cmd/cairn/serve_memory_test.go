@@ -13,7 +13,7 @@ func TestMemoryLimit(t *testing.T) {
 	f := serveFlags{maxConns: 14, inFlight: 48 * mib}
 	f.memory = 32 * mib
 	f.memoryLimit()(100 * mib)
-	if got := debug.SetMemoryLimit(-1); got != (32+48+14+24+100)*mib {
+	if got := debug.SetMemoryLimit(-1); got != (32+48+14+16+100)*mib {
 		t.Errorf("the limit is %d MiB", got/mib)
 	}
 	debug.SetMemoryLimit(50 * mib)
