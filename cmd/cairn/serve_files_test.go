@@ -20,3 +20,12 @@ func TestDivideFiles(t *testing.T) {
 		}
 	}
 }
+
+// TestMaxRequests: all requests together leave descriptors for the rest of the process.
+func TestMaxRequests(t *testing.T) {
+	for _, tc := range []struct{ files, stores, want int }{{64, 1, 16}, {64, 2, 8}, {64, 100, 1}, {10, 1, 1}, {1024, 1, 496}} {
+		if got := maxRequests(tc.files, tc.stores); got != tc.want {
+			t.Errorf("maxRequests(%d, %d) = %d, want %d", tc.files, tc.stores, got, tc.want)
+		}
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -70,7 +71,8 @@ func (f *stores) open(index locate.Location, a blob.Algorithm, budget int64) (*s
 		return nil, err
 	}
 	from, err := supply.Open(groups, access, a, supply.Options{
-		Requests: f.fetches, RateLimit: f.rateLimit, Budget: budget, LeftOut: warnLeftOut})
+		Requests: f.fetches, MaxRequests: maxRequests(openFileLimit(), len(slices.Concat(groups...))),
+		RateLimit: f.rateLimit, Budget: budget, LeftOut: warnLeftOut})
 	if err != nil {
 		return nil, absentHint(err, "name the store with -s LOCATION")
 	}
@@ -80,6 +82,10 @@ func (f *stores) open(index locate.Location, a blob.Algorithm, budget int64) (*s
 	}
 	return from, nil
 }
+
+// maxRequests returns the largest number of requests to each store for a limit of open files. A request may take two
+// descriptors: its connection, and one that is idle or still being opened for a request that has ended.
+func maxRequests(files, stores int) int { return max((files-ownFiles)/2/max(stores, 1), 1) }
 
 // warnLeftOut reports a store of a group that cannot be opened.
 func warnLeftOut(err error) { logf("warning: going on without one of the stores: %v", err) }
