@@ -54,9 +54,10 @@ var imports = map[string]string{
 	"internal/test/demo": "nbd/nbdtest testimages",
 	"internal/test/mem":  "store",
 
-	"internal/transfer":    "store",
-	"internal/imagemap":    "seed",
-	"blob/view/imagecache": "blob",
+	"internal/test/hostile": "nbd/nbdtest",
+	"internal/transfer":     "store",
+	"internal/imagemap":     "seed",
+	"blob/view/imagecache":  "blob",
 }
 
 // testOnly are the packages outside of internal/test that only tests, tools and one another may import.
@@ -67,7 +68,7 @@ func isTestOnly(pkg string) bool {
 }
 
 // tools are programs for developers and not part of the product: they may print, and import test packages.
-var tools = []string{"internal/test/bench", "internal/test/demo", "internal/test/figures"}
+var tools = []string{"internal/test/bench", "internal/test/demo", "internal/test/figures", "internal/test/hostile"}
 
 // homes maps a module to the only package that may import it, also in tests.
 var homes = map[string]string{

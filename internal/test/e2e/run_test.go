@@ -135,7 +135,13 @@ func start(t testing.TB, stdin *os.File, args ...string) *job {
 // startProgram is start for any program.
 func startProgram(t testing.TB, stdin *os.File, name string, args ...string) *job {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	return startLimited(t, patience, stdin, name, args...)
+}
+
+// startLimited is startProgram with another limit of time.
+func startLimited(t testing.TB, limit time.Duration, stdin *os.File, name string, args ...string) *job {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	j := &job{exec.CommandContext(ctx, need.Tool(t, name), args...), newWatched(), newWatched()}
 	j.cmd.Stdout, j.cmd.Stderr = j.stdout, j.stderr
 	if stdin != nil { // otherwise cmd.Stdin would hold a nil *os.File
