@@ -50,7 +50,7 @@ func (r *rig) countData(lo, hi int) (n int, size int64) {
 func (r *rig) sampleAll() {
 	s := &sampler{dir: r.dir}
 	defer s.leaveFile()
-	for s.sampleNext(); s.left > 0; s.sampleNext() { //nolint:revive // sampleNext does the work
+	for s.sampleNext(); s.left > 0; s.sampleNext() {
 	}
 }
 
