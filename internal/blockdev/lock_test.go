@@ -128,8 +128,13 @@ func TestLockIsAwaited(t *testing.T) {
 		}
 		opened <- err
 	}()
-	if text := <-notices; !strings.Contains(text, "flock (process ") {
-		t.Errorf("the notice is %q", text)
+	select {
+	case text := <-notices:
+		if !strings.Contains(text, "flock (process ") {
+			t.Errorf("the notice is %q", text)
+		}
+	case err := <-opened:
+		t.Fatalf("OpenTarget does not wait: %v", err)
 	}
 	release()
 	if err := <-opened; err != nil {
