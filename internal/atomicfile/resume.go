@@ -49,7 +49,7 @@ func resumeAt(name string, mode fs.FileMode) (*File, error) {
 // name meanwhile.
 func claimPartial(dir *os.Root, name string) (*os.File, error) {
 	for {
-		f, err := owndir.OpenNoFollow(dir, name, os.O_RDWR|os.O_CREATE, 0o600)
+		f, err := owndir.OpenNoFollow(dir, name, os.O_RDWR|os.O_CREATE)
 		if err != nil {
 			return nil, err
 		}

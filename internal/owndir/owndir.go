@@ -98,30 +98,40 @@ func checkOwner(path string, info fs.FileInfo) error {
 	return &Error{path, fmt.Sprintf("it belongs to user %d; use another one, or run chown", st.Uid)}
 }
 
-// OpenFile opens a regular file in root, and creates it with mode 0600 if flags has os.O_CREATE. Another kind of file
-// is an error and does not block. It returns an *Error if other users may write the file.
+// OpenFile is OpenRegular, but returns an *Error if other users may write the file.
 func OpenFile(root *os.Root, name string, flags int) (*os.File, error) {
-	f, err := OpenNoFollow(root, name, flags, 0o600)
+	f, info, err := OpenRegular(root, name, flags)
 	if err != nil {
 		return nil, err
 	}
-	info, err := f.Stat()
-	if err == nil && !info.Mode().IsRegular() {
-		err = fmt.Errorf("%s is not a regular file; remove it", f.Name())
-	}
-	if err == nil {
-		err = Check(f.Name(), info)
-	}
-	if err != nil {
+	if err := Check(f.Name(), info); err != nil {
 		f.Close()
 		return nil, err
 	}
 	return f, nil
 }
 
-// OpenNoFollow opens a file of any kind and owner in root. It does not block, and does not follow a symbolic link at
+// OpenRegular opens a regular file of any owner in root, and creates it with mode 0600 if flags has os.O_CREATE. Another
+// kind of file is an error and does not block.
+func OpenRegular(root *os.Root, name string, flags int) (*os.File, fs.FileInfo, error) {
+	f, err := OpenNoFollow(root, name, flags)
+	if err != nil {
+		return nil, nil, err
+	}
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = fmt.Errorf("%s is not a regular file; remove it", f.Name())
+	}
+	if err != nil {
+		f.Close()
+		return nil, nil, err
+	}
+	return f, info, nil
+}
+
+// OpenNoFollow opens a file of any kind and owner in root. It creates a file with mode 0600 if flags has os.O_CREATE. It does not block, and does not follow a symbolic link at
 // the end of name, which os.Root would follow to another file in root.
-func OpenNoFollow(root *os.Root, name string, flags int, perm fs.FileMode) (*os.File, error) {
+func OpenNoFollow(root *os.Root, name string, flags int) (*os.File, error) {
 	dir, err := openDir(root, path.Dir(name))
 	if err != nil {
 		return nil, err
@@ -130,7 +140,7 @@ func OpenNoFollow(root *os.Root, name string, flags int, perm fs.FileMode) (*os.
 	flags |= unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_CLOEXEC
 	at := filepath.Join(root.Name(), name)
 	for {
-		fd, err := unix.Openat(int(dir.Fd()), path.Base(name), flags, uint32(perm.Perm()))
+		fd, err := unix.Openat(int(dir.Fd()), path.Base(name), flags, 0o600)
 		switch {
 		case errors.Is(err, unix.EINTR):
 		case err != nil:

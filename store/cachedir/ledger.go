@@ -166,7 +166,7 @@ func (l *ledger) holdsChunks() (holds bool, err error) {
 // openDir opens a directory of the cache. It must not be a symbolic link, so that nothing outside is
 // ever counted, written or removed.
 func (l *ledger) openDir(name string) (*os.File, error) {
-	return owndir.OpenNoFollow(l.root, name, os.O_RDONLY|unix.O_DIRECTORY, 0)
+	return owndir.OpenNoFollow(l.root, name, os.O_RDONLY|unix.O_DIRECTORY)
 }
 
 // eachName calls do for the names in a directory until it fails. do may remove some of them.
@@ -182,16 +182,9 @@ func (l *ledger) eachName(dir string, do func(d *os.File, name string) error) er
 // openControl opens one of the files in the control directory, and creates it if necessary. Users
 // who may not write the file must not read it either: a file that is open for reading can be locked.
 func (l *ledger) openControl(name string) (*os.File, error) {
-	f, err := owndir.OpenNoFollow(l.root, path.Join(controlName, name), os.O_RDWR|os.O_CREATE, 0o600)
+	f, info, err := owndir.OpenRegular(l.root, path.Join(controlName, name), os.O_RDWR|os.O_CREATE)
 	if err != nil {
 		return nil, err
-	}
-	info, err := f.Stat()
-	if err == nil && !info.Mode().IsRegular() {
-		err = fmt.Errorf("%s is not a regular file; remove it", f.Name())
-	}
-	if err != nil {
-		return nil, errors.Join(err, f.Close())
 	}
 	if mode := info.Mode().Perm(); withoutReaders(mode) != mode {
 		_ = f.Chmod(withoutReaders(mode)) // fails for a file of another user

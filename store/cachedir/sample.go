@@ -86,7 +86,7 @@ func (r sampleReader) Read(ctx context.Context, name string, dst []byte, limit i
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	f, err := owndir.OpenNoFollow(r.l.root, name, os.O_RDONLY, 0)
+	f, info, err := owndir.OpenRegular(r.l.root, name, os.O_RDONLY)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%w: %w", store.ErrNotFound, err)
 	}
@@ -94,13 +94,6 @@ func (r sampleReader) Read(ctx context.Context, name string, dst []byte, limit i
 		return nil, err
 	}
 	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s is not a regular file", f.Name())
-	}
 	if info.Size() > min(limit, sampleBytes) {
 		return nil, fmt.Errorf("%s is too large for a sample: %w", f.Name(), errors.ErrUnsupported)
 	}
