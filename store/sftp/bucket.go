@@ -17,6 +17,7 @@ import (
 
 	"github.com/pkg/sftp"
 
+	"cairn/internal/starter"
 	"cairn/store"
 )
 
@@ -34,6 +35,8 @@ type Options struct {
 	// Config is a file that ssh reads instead of ~/.ssh/config and the system's configuration; ""
 	// means none.
 	Config string
+	// Starter starts ssh; nil starts it as a child of this process.
+	Starter *starter.Starter
 	// Mode holds the permissions of objects, less the server's umask. 0 means 0444, the mode of
 	// casync's chunks.
 	Mode fs.FileMode
@@ -81,16 +84,27 @@ var (
 //
 // The connections stay open until Close, or until the program ends for any reason.
 func New(at Location, o Options) (*Bucket, error) {
-	o.Connections = cmp.Or(o.Connections, 4)
-	o.Patience = cmp.Or(o.Patience, 30*time.Second)
-	o.Program = cmp.Or(o.Program, os.Getenv("CAIRN_SSH"), "ssh")
-	o.Mode = cmp.Or(o.Mode, 0o444)
+	o = o.withDefaults()
 	b := &Bucket{at: at, o: o, calls: make(chan struct{}, o.Connections*callsPerConnection)}
 	b.lifetime, b.cancel = context.WithCancel(context.Background())
 	for range o.Connections {
 		b.pool.slots = append(b.pool.slots, new(connSlot))
 	}
 	return b, nil
+}
+
+func (o Options) withDefaults() Options {
+	o.Connections = cmp.Or(o.Connections, 4)
+	o.Patience = cmp.Or(o.Patience, 30*time.Second)
+	o.Program = cmp.Or(o.Program, os.Getenv("CAIRN_SSH"), "ssh")
+	o.Mode = cmp.Or(o.Mode, 0o444)
+	return o
+}
+
+// Command returns the command that a bucket with these options starts for its connections.
+func Command(at Location, o Options) starter.Command {
+	o = o.withDefaults()
+	return starter.Command{Program: o.Program, Args: sshArgs(at, o)}
 }
 
 // String implements store.Reader.

@@ -60,7 +60,7 @@ var (
 
 // dial starts an ssh process and an SFTP session over it. ctx lasts as long as the bucket.
 func dial(ctx context.Context, at Location, o Options) (*conn, error) {
-	p, err := startProcess(o.Program, sshArgs(at, o))
+	p, err := startProcess(at, o)
 	if err != nil {
 		return nil, explainStart(o.Program, err)
 	}

@@ -3,6 +3,7 @@ package sftp
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -11,24 +12,26 @@ import (
 	"syscall"
 	"time"
 
-	"cairn/internal/childenv"
 	"cairn/internal/plaintext"
+	"cairn/internal/starter"
 	"cairn/store"
 )
 
 // process is a running ssh. Its input ends when this program is killed, so it ends then too.
 type process struct {
-	cmd    *exec.Cmd
-	in     *os.File // ssh's stdin
-	out    *os.File // ssh's stdout
-	stderr tail     // ssh's stderr
-	exited chan struct{}
+	started *starter.Process
+	in      *os.File // ssh's stdin
+	out     *os.File // ssh's stdout
+	stderr  tail     // ssh's stderr
+	exited  chan struct{}
 }
 
 // grace is the time ssh may take to end by itself, and then its children to close its stderr.
 const grace = 2 * time.Second
 
-func startProcess(program string, args []string) (*process, error) {
+// startProcess starts ssh. It has a process group of its own: kill reaches ssh's children (ProxyCommand, ProxyJump) too.
+// An interrupt from the terminal reaches only this program, which then ends ssh properly.
+func startProcess(at Location, o Options) (*process, error) {
 	in, stdin, err := os.Pipe()
 	if err != nil {
 		return nil, err
@@ -37,31 +40,43 @@ func startProcess(program string, args []string) (*process, error) {
 	if err != nil {
 		return nil, errors.Join(err, in.Close(), stdin.Close())
 	}
-	p := &process{cmd: exec.Command(program, args...), in: stdin, out: stdout, exited: make(chan struct{})}
-	p.cmd.Stdin, p.cmd.Stdout, p.cmd.Stderr = in, out, &p.stderr
-	p.cmd.Env = childenv.Environ()
-	p.cmd.WaitDelay = grace
-	// A process group of its own: kill reaches ssh's children (ProxyCommand, ProxyJump) too. An
-	// interrupt from the terminal reaches only this program, which then ends ssh properly.
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	err = p.cmd.Start()
-	_, _ = in.Close(), out.Close() // ssh has its own copies
+	messages, errOut, err := os.Pipe()
 	if err != nil {
-		_, _ = stdin.Close(), stdout.Close()
+		return nil, errors.Join(err, in.Close(), stdin.Close(), stdout.Close(), out.Close())
+	}
+	p := &process{in: stdin, out: stdout, exited: make(chan struct{})}
+	p.started, err = o.Starter.Start(Command(at, o), in, out, errOut)
+	_, _, _ = in.Close(), out.Close(), errOut.Close() // ssh has its own copies
+	if err != nil {
+		_, _, _ = stdin.Close(), stdout.Close(), messages.Close()
 		return nil, err
 	}
-	go func() {
-		_ = p.cmd.Wait() // the result is in ProcessState
-		close(p.exited)
-	}()
+	go p.await(messages)
 	return p, nil
+}
+
+// await reads ssh's stderr, and waits for the end of ssh.
+func (p *process) await(messages *os.File) {
+	read := make(chan struct{})
+	go func() {
+		_, _ = io.Copy(&p.stderr, messages)
+		close(read)
+	}()
+	_ = p.started.Wait() // the connection's end has said it
+	select {
+	case <-read:
+	case <-time.After(grace): // ssh's children still have it open
+	}
+	_ = messages.Close()
+	<-read
+	close(p.exited)
 }
 
 func (p *process) kill() {
 	select {
 	case <-p.exited:
 	default:
-		_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL)
+		p.started.Signal(syscall.SIGKILL)
 	}
 }
 
