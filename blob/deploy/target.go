@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -42,6 +43,14 @@ func ShowTarget(location string) string {
 		return "stdout"
 	}
 	return location
+}
+
+// Dir returns the directory in which the target is a file with a temporary name, or "" for another kind of target.
+func (t *Target) Dir() string {
+	if t.file == nil {
+		return ""
+	}
+	return filepath.Dir(t.file.Name())
 }
 
 func streamTarget(location string, out *openfile.Output) *Target {

@@ -21,6 +21,7 @@ import (
 // access holds the flags that authenticate to servers, and the patience with them. The flags name files, because every
 // user of the machine can read a secret on a command line.
 type access struct {
+	confinement
 	identity locate.Identity
 	patience time.Duration
 	files    *rotate.Reader                // reads the identity's files
@@ -67,6 +68,7 @@ func (f *access) openAccess() (a locate.Access, err error) {
 		a, err = f.opened()
 	}
 	a.Retry = f.retryPolicy()
+	a.SFTP.Starter = f.starter
 	return a, err
 }
 

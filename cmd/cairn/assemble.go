@@ -17,6 +17,7 @@ import (
 	"cairn/blob/assemble"
 	"cairn/blob/deploy"
 	"cairn/internal/blockdev"
+	"cairn/internal/confine"
 	"cairn/internal/ioprio"
 	"cairn/internal/openfile"
 	"cairn/internal/plaintext"
@@ -121,6 +122,7 @@ stdout is checked, claimed and written like a TARGET of that name.`,
 		},
 	}
 	f.addFlags(c)
+	f.confinement.addFlags(c)
 	flags := c.Flags()
 	flags.Var(limitFlag(&f.maxDownload), "max-download", "stop before the download exceeds this number of `bytes`")
 	flags.StringSliceVar(&f.force, "force", nil, "write to the target although these `checks` fail ("+strings.Join(blockdev.Liftable(), ", ")+")")
@@ -164,6 +166,11 @@ func runAssemble(ctx context.Context, stdout io.Writer, f assembleFlags, target 
 	if err := checkProgram(f.exec); err != nil {
 		return err
 	}
+	end, _, err := f.confineCalls(false, f.hookCommands(), f.locations()...)
+	if err != nil {
+		return err
+	}
+	defer end()
 	x, err := readImageIndex(ctx, f.index, f.access)
 	if err != nil {
 		return err
@@ -180,6 +187,26 @@ func runAssemble(ctx context.Context, stdout io.Writer, f assembleFlags, target 
 		return err
 	}
 	return f.runProgram(ctx, r)
+}
+
+// locations returns the locations that the job reads.
+func (f *planFlags) locations() []locate.Location {
+	all := append(f.stores.locations(f.index), f.index)
+	for _, s := range f.seeds {
+		all = append(all, s.Index)
+	}
+	return all
+}
+
+// confineFilesTo limits the files of the process, when the target and the seeds are open.
+func (f *assembleFlags) confineFilesTo(t *deploy.Target) error {
+	p := confine.Policy{Write: makeDirs(0o755, f.cache)}
+	if dir := t.Dir(); dir != "" {
+		p.Write = append(p.Write, dir)
+	} else {
+		p.Write = append(p.Write, makeDirs(0o700, f.state)...)
+	}
+	return f.confineFiles(p)
 }
 
 // limitProcess limits the memory of the process, and makes it idle if the flags say so. Besides the buffers, the process
@@ -233,6 +260,9 @@ func (f *assembleFlags) runPlan(ctx context.Context, x *blob.Index, t *deploy.Ta
 		return err
 	}
 	defer plan.Close()
+	if err := f.confineFilesTo(t); err != nil {
+		return err
+	}
 	p := newProgress(f.progress, "assembling "+f.index.String(), x.Size())
 	defer p.end()
 	r.Stats, err = plan.Run(ctx, from, p.showSources)

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -12,7 +11,7 @@ import (
 	"time"
 
 	"cairn/blob/deploy"
-	"cairn/internal/childenv"
+	"cairn/internal/starter"
 )
 
 // checkProgram reports, before a job, why the program of --exec could not be run after it. The name "" is no program.
@@ -48,6 +47,14 @@ func (e hookError) Unwrap() error { return e.err }
 // hookGrace is the time between SIGTERM and SIGKILL for the program of --exec.
 const hookGrace = 10 * time.Second
 
+// hookCommands returns the command of --exec, if there is one.
+func (f *assembleFlags) hookCommands() []starter.Command {
+	if f.exec == "" {
+		return nil
+	}
+	return []starter.Command{{Program: f.exec}}
+}
+
 // runProgram runs the program of --exec without a shell, with the result on its stdin. The program may switch a boot
 // loader. Therefore a signal of the terminal does not reach it, and an interrupted job sends it SIGTERM and waits.
 func (f *assembleFlags) runProgram(ctx context.Context, r assembleResult) error {
@@ -55,18 +62,34 @@ func (f *assembleFlags) runProgram(ctx context.Context, r assembleResult) error 
 		return nil
 	}
 	text, err := json.Marshal(r)
+	if err == nil {
+		err = f.runHook(ctx, text)
+	}
+	if err != nil {
+		return hookError{deploy.ShowTarget(r.Target), f.exec, err}
+	}
+	return nil
+}
+
+func (f *assembleFlags) runHook(ctx context.Context, input []byte) error {
+	in, stdin, err := os.Pipe()
 	if err != nil {
 		return err
 	}
-	hook := exec.CommandContext(ctx, f.exec)
-	hook.Env = childenv.Environ()
-	hook.Stdin, hook.Stdout, hook.Stderr = bytes.NewReader(text), os.Stderr, os.Stderr
-	hook.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	hook.Cancel = func() error { return syscall.Kill(-hook.Process.Pid, syscall.SIGTERM) }
-	hook.WaitDelay = hookGrace
-	err = hook.Run()
-	if err == nil || hook.ProcessState != nil && hook.ProcessState.Success() { // it succeeded in spite of a signal
-		return nil
+	hook, err := f.starter.Start(f.hookCommands()[0], in, os.Stderr, os.Stderr)
+	_ = in.Close()
+	if err != nil {
+		_ = stdin.Close()
+		return err
 	}
-	return hookError{deploy.ShowTarget(r.Target), f.exec, err}
+	go func() {
+		_, _ = stdin.Write(input) // the program need not read it
+		_ = stdin.Close()
+	}()
+	defer stdin.Close()
+	defer context.AfterFunc(ctx, func() {
+		hook.Signal(syscall.SIGTERM)
+		time.AfterFunc(hookGrace, func() { hook.Signal(syscall.SIGKILL) }) // without effect after Wait
+	})()
+	return hook.Wait()
 }

@@ -17,9 +17,24 @@ import (
 	"github.com/spf13/cobra"
 
 	"cairn/internal/openfile"
+	"cairn/internal/starter"
 )
 
-func main() { os.Exit(run(os.Args[1:])) }
+func main() {
+	if starter.IsStarter() {
+		os.Exit(runStarter())
+	}
+	os.Exit(run(os.Args[1:]))
+}
+
+// runStarter runs this process as a starter of programs, and returns its exit status.
+func runStarter() int {
+	if err := starter.Main(); err != nil {
+		printError(stderr, err, "")
+		return exitFailed
+	}
+	return exitDone
+}
 
 // run runs the program, and returns its exit status.
 func run(args []string) int {

@@ -37,6 +37,8 @@ type serveFlags struct {
 	inFlight int64
 	pidfile  string
 	withExit bool
+	user     string
+	manager  *daemon.Notifier
 	verbose  bool
 }
 
@@ -66,10 +68,12 @@ after reads under way ended or some seconds passed. Under nohup, SIGHUP is ignor
 		RunE: func(c *cobra.Command, _ []string) error { return runServe(c.Context(), c.OutOrStdout(), f) },
 	}
 	f.stores.addFlags(c)
+	f.confinement.addFlags(c)
 	indexArgs(c, &f.indexes, 0)
 	f.listening.addFlags(c)
 	f.serverTLS.addFlags(c)
 	c.Flags().StringVar(&f.pidfile, "pidfile", "", "`file` that contains the process id from the time when clients can connect to the end")
+	c.Flags().StringVar(&f.user, "user", "", "`NAME[:GROUP]` whose rights the server takes instead of root's when its sockets are open")
 	c.Flags().BoolVar(&f.withExit, "exit-with-parent", false, "stop when the parent process has ended")
 	c.Flags().Var(funcFlag{"address", "", func(text string) error {
 		f.metrics = nil
@@ -149,13 +153,19 @@ func runServe(ctx context.Context, stdout io.Writer, f serveFlags) error {
 	}
 	defer cleanUp()
 	defer daemon.CloseAll(append(status, listeners...)) // clients that connect before the images are open wait
+	f.manager = daemon.OpenNotifier()
+	endConfinement, err := f.confine(listeners, status, server.Log)
+	if err != nil {
+		return err
+	}
+	defer endConfinement()
 	catalogue, err := export.Open(ctx, f.exportOptions(server.Log, shares.requests, shares.images, setMemoryLimit))
 	if err != nil {
 		return ignoreIfEnded(ctx, hintExport(err))
 	}
 	defer catalogue.Close()
 	server.Exports = catalogue
-	end, err := daemon.BeginReady(ctx, f.pidfile, func(state string, err error) {
+	end, err := daemon.BeginReady(ctx, f.manager, f.pidfile, func(state string, err error) {
 		logf("warning: telling the service manager %s: %v", state, err)
 	})
 	if err != nil {

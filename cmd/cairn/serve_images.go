@@ -91,7 +91,7 @@ func (f *imageFlags) profileFlag() funcFlag {
 func (f *serveFlags) exportOptions(
 	log *slog.Logger, maxRequests, imageFiles int, setMemoryLimit func(indexes int64),
 ) export.Options {
-	notes := &exportNotes{log: log}
+	notes := &exportNotes{log: log, manager: f.manager}
 	o := export.Options{
 		Indexes: f.indexes, Directory: f.watchDir,
 		Access: f.releaseAccess(), Stores: f.groups, Hold: f.stallTimeout,

@@ -20,8 +20,9 @@ const extendTime = 2 * time.Minute
 
 // exportNotes prints the notes of the exports. Clients can cause any number of them, so their number is limited.
 type exportNotes struct {
-	log   *slog.Logger
-	limit loglimit.Limiter
+	log     *slog.Logger
+	manager *daemon.Notifier
+	limit   loglimit.Limiter
 }
 
 // printf is logf, within the limit.
@@ -58,7 +59,7 @@ func (e *exportNotes) printNote(n export.Note) {
 		if n.Over {
 			state = "STATUS="
 		}
-		if err := daemon.Notify(state); err != nil {
+		if err := e.manager.Notify(state); err != nil {
 			e.log.Warn("telling the service manager", "error", err)
 		}
 	}

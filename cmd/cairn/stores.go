@@ -58,13 +58,9 @@ func (f *stores) addFlags(c *cobra.Command) {
 // open opens the stores that the flags name, or the default store beside the index. It reads at most budget bytes from
 // them; 0 is no limit.
 func (f *stores) open(index locate.Location, a blob.Algorithm, budget int64) (*supply.Supply, error) {
-	groups := f.groups
-	if len(groups) == 0 {
-		beside, err := index.DefaultStore()
-		if err != nil {
-			return nil, err
-		}
-		groups = [][]locate.Location{{beside}}
+	groups, err := f.storesOf(index)
+	if err != nil {
+		return nil, err
 	}
 	access, err := f.openAccess()
 	if err != nil {
@@ -86,6 +82,25 @@ func (f *stores) open(index locate.Location, a blob.Algorithm, budget int64) (*s
 // maxRequests returns the largest number of requests to each store for a limit of open files. A request may take two
 // descriptors: its connection, and one that is idle or still being opened for a request that has ended.
 func maxRequests(files, stores int) int { return max((files-ownFiles)/2/max(stores, 1), 1) }
+
+// storesOf returns the stores that the flags name, or the default store beside the index.
+func (f *stores) storesOf(index locate.Location) ([][]locate.Location, error) {
+	if len(f.groups) > 0 {
+		return f.groups, nil
+	}
+	beside, err := index.DefaultStore()
+	return [][]locate.Location{{beside}}, err
+}
+
+// locations returns the locations of the stores for the indexes.
+func (f *stores) locations(indexes ...locate.Location) (all []locate.Location) {
+	for _, index := range indexes {
+		if groups, err := f.storesOf(index); err == nil { // open reports the error
+			all = append(all, slices.Concat(groups...)...)
+		}
+	}
+	return all
+}
 
 // warnLeftOut reports a store of a group that cannot be opened.
 func warnLeftOut(err error) { logf("warning: going on without one of the stores: %v", err) }

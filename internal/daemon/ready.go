@@ -18,7 +18,9 @@ import (
 // BeginReady writes the pid file, unless its path is "". It notifies the service manager that
 // clients can connect, and when ctx ends that the server stops. It calls failed if a notification
 // fails. end removes the pid file.
-func BeginReady(ctx context.Context, pidFile string, failed func(state string, err error)) (end func(), err error) {
+func BeginReady(
+	ctx context.Context, manager *Notifier, pidFile string, failed func(state string, err error),
+) (end func(), err error) {
 	remove := func() {}
 	if pidFile != "" {
 		if remove, err = writePID(pidFile); err != nil {
@@ -26,7 +28,7 @@ func BeginReady(ctx context.Context, pidFile string, failed func(state string, e
 		}
 	}
 	notify := func(state string) {
-		if err := Notify(state); err != nil {
+		if err := manager.Notify(state); err != nil {
 			failed(state, err)
 		}
 	}
@@ -78,17 +80,28 @@ func readRegular(path string) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(f, 64))
 }
 
-// Notify sends a state to systemd, if NOTIFY_SOCKET is set (sd_notify(3)).
-func Notify(state string) error {
+// Notifier sends states to the service manager (sd_notify(3)).
+type Notifier struct {
+	conn *net.UnixConn // nil without a service manager
+	err  error         // of opening conn
+}
+
+// OpenNotifier opens the socket that NOTIFY_SOCKET names. Without that variable, the Notifier sends nothing. An error is
+// returned by Notify.
+func OpenNotifier() *Notifier {
 	at := os.Getenv("NOTIFY_SOCKET")
 	if at == "" {
-		return nil
+		return new(Notifier)
 	}
 	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: at, Net: "unixgram"})
-	if err != nil {
-		return err
+	return &Notifier{conn, err}
+}
+
+// Notify sends a state.
+func (n *Notifier) Notify(state string) error {
+	if n.conn == nil {
+		return n.err
 	}
-	defer conn.Close()
-	_, err = conn.Write([]byte(state))
+	_, err := n.conn.Write([]byte(state))
 	return err
 }

@@ -41,7 +41,7 @@ func TestBeginReady(t *testing.T) {
 	next := startServiceManager(t)
 	path := filepath.Join(t.TempDir(), "pid")
 	ctx, cancel := context.WithCancel(t.Context())
-	end, err := BeginReady(ctx, path, func(state string, err error) { t.Error(state, err) })
+	end, err := BeginReady(ctx, OpenNotifier(), path, func(state string, err error) { t.Error(state, err) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -65,7 +65,7 @@ func TestBeginReady(t *testing.T) {
 func TestBeginReadyAlone(t *testing.T) {
 	t.Setenv("NOTIFY_SOCKET", filepath.Join(t.TempDir(), "none"))
 	var states []string
-	end, err := BeginReady(t.Context(), "", func(state string, _ error) { states = append(states, state) })
+	end, err := BeginReady(t.Context(), OpenNotifier(), "", func(state string, _ error) { states = append(states, state) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -74,7 +74,7 @@ func TestBeginReadyAlone(t *testing.T) {
 		t.Errorf("reported are %v", states)
 	}
 	t.Setenv("NOTIFY_SOCKET", "")
-	if err := Notify("READY=1"); err != nil {
+	if err := OpenNotifier().Notify("READY=1"); err != nil {
 		t.Errorf("without a service manager: %v", err)
 	}
 }
