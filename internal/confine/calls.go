@@ -8,6 +8,7 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"time"
 	"unsafe"
 
 	"golang.org/x/net/bpf"
@@ -82,7 +83,7 @@ func warmResolver() {
 	if l, err := net.ListenPacket("udp", "localhost:0"); err == nil {
 		_ = l.Close()
 	}
-	if c, err := net.Dial("udp6", "[fe80::1%lo]:9"); err == nil { // sends nothing
+	if c, err := net.DialTimeout("udp6", "[fe80::1%lo]:9", time.Second); err == nil { // sends nothing
 		_ = c.Close()
 	}
 }
