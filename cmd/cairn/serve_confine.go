@@ -64,7 +64,6 @@ func (f *serveFlags) filePolicy(listeners []net.Listener) (p confine.Policy) {
 		p.Read = append(p.Read, linkedDirs(f.watchDir)...)
 	}
 	if f.cache != "" {
-		p.Read = append(p.Read, "/proc/sys/kernel/random/boot_id")
 		p.Write = append(p.Write, makeDirs(0o700, f.cache)...)
 	}
 	if len(f.metrics) > 0 { // the process's own figures

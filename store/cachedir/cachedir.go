@@ -51,6 +51,7 @@ type Dir struct {
 	path    string
 	options Options
 	files   *local.Bucket
+	boot    [16]byte // id of the running boot; a confined process cannot read it later
 
 	evictor evictor
 	stuck   atomic.Bool // used by the ledgers
@@ -67,7 +68,7 @@ var _ store.Bucket = (*Dir)(nil)
 // be written. If the cache exceeds its limit, an eviction starts in the background. The caller must
 // call Close.
 func Open(path string, o Options) *Dir {
-	d := &Dir{path: path, options: o, files: local.At(path, local.Options{})}
+	d := &Dir{path: path, options: o, files: local.At(path, local.Options{}), boot: bootID()}
 	_, _ = d.attachLedger(mustExist)
 	return d
 }

@@ -66,7 +66,7 @@ func openLedger(d *Dir, m openMode) (l *ledger, needsCount bool, err error) {
 	if err != nil {
 		return nil, false, err
 	}
-	l = &ledger{root: root, option: d.options.Limit, boot: bootID(), id: rand.Uint64(),
+	l = &ledger{root: root, option: d.options.Limit, boot: d.boot, id: rand.Uint64(),
 		mutex: make(chan struct{}, 1), stuck: &d.stuck}
 	l.mutex <- struct{}{}
 	if needsCount, err = l.openState(m); err != nil {
