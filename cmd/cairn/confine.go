@@ -4,6 +4,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -54,6 +55,29 @@ func (f *confinement) addFlags(c *cobra.Command) {
 // errStartsProgram reports that the process itself must be able to start programs.
 var errStartsProgram = errors.New("a profile of AWS gets its keys from a program (credential_process)")
 
+// checkSupport returns an error if --confine requires more than the kernel can do.
+func (f *confinement) checkSupport() error {
+	if f.word != confineRequire {
+		return nil
+	}
+	return requiredError(confine.Supported())
+}
+
+func requiredError(err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("--confine %s: %w", confineRequire, err)
+}
+
+// explainDenied returns the error's text. If the cause may be the confinement, the text says so.
+func (f *confinement) explainDenied(err error) string {
+	if f.on && errors.Is(err, fs.ErrPermission) {
+		return err.Error() + " (a confined process opens only the files of its start: --confine)"
+	}
+	return err.Error()
+}
+
 // confineCalls denies the process the system calls that the job does not need, from before the first byte from a network
 // on. It starts the starter if the locations or the job need programs. end ends the starter. hidden tells whether the
 // process holds secrets besides those of the identity. A reason why the process is not confined is returned with
@@ -77,7 +101,7 @@ func (f *access) confineCalls(hidden bool, programs []starter.Command, locations
 	}
 	switch {
 	case limits != nil && c.word == confineRequire:
-		return end, nil, fmt.Errorf("--confine %s: %w", c.word, limits)
+		return end, nil, requiredError(limits)
 	case errors.Is(limits, errStartsProgram):
 		return end, limits, nil
 	}

@@ -15,6 +15,7 @@ import (
 	"cairn/blob"
 	"cairn/blob/release"
 	"cairn/internal/blockdev"
+	"cairn/internal/confine"
 	"cairn/internal/disk"
 	"cairn/internal/openfile"
 	"cairn/internal/transfer"
@@ -60,6 +61,9 @@ func hintFor(c *cobra.Command, err error, status int) string {
 		return ">/dev/null discards the output"
 	}
 	if hint := cmp.Or(accessHint(err), tableHint(err)); hint != "" {
+		if when := c.Flag("confine"); when != nil && when.Value.String() != confineOff && errors.Is(err, fs.ErrPermission) {
+			hint += "; --confine off tells whether the confinement is the cause"
+		}
 		return hint
 	}
 	again := "finished work is not repeated"
@@ -75,6 +79,8 @@ func hintFor(c *cobra.Command, err error, status int) string {
 		return fmt.Sprintf("see '%s --help'", c.CommandPath())
 	case status == exitUsage:
 		return "see 'cairn help'"
+	case errors.Is(err, confine.ErrUnsupported):
+		return "--confine auto confines the process as far as the kernel can"
 	case errors.Is(err, supply.ErrBudget):
 		return "run it again with a larger --max-download; " + again
 	case errors.Is(err, syscall.ENOSPC):

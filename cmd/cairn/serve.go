@@ -119,6 +119,9 @@ const minInFlight = 32 << 20
 const garbagePercent = 25
 
 func runServe(ctx context.Context, stdout io.Writer, f serveFlags) error {
+	if err := f.checkSupport(); err != nil {
+		return err
+	}
 	hugepages.Heap(f.memory + f.memory*garbagePercent/100)
 	defer debug.SetGCPercent(debug.SetGCPercent(garbagePercent))
 	if f.withExit {
@@ -246,11 +249,14 @@ func (f *serveFlags) newLogger() *slog.Logger {
 	if f.verbose {
 		level = slog.LevelDebug
 	}
-	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level, ReplaceAttr: cleanAttr}))
+	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level, ReplaceAttr: f.cleanAttr}))
 }
 
 // cleanAttr returns an attribute of a log line, which may contain any text, as a text for display.
-func cleanAttr(_ []string, a slog.Attr) slog.Attr {
+func (f *serveFlags) cleanAttr(_ []string, a slog.Attr) slog.Attr {
+	if err, is := a.Value.Any().(error); is {
+		a.Value = slog.StringValue(f.explainDenied(err))
+	}
 	_, isLevel := a.Value.Any().(slog.Level)
 	if kind := a.Value.Kind(); kind == slog.KindString || kind == slog.KindAny && !isLevel {
 		a.Value = slog.StringValue(plaintext.Line(a.Value.String()))

@@ -32,7 +32,7 @@ func (f *serveFlags) confine(listeners, status []net.Listener, log *slog.Logger)
 		return nil, err
 	}
 	if limits != nil {
-		log.Info("the process is not fully confined", "err", limits)
+		log.Debug("the process is not fully confined", "err", limits)
 	}
 	return end, nil
 }
@@ -52,6 +52,13 @@ func (f *serveFlags) filePolicy(listeners []net.Listener) (p confine.Policy) {
 	for _, l := range append(slices.Clone(f.indexes), f.profile) {
 		if path, local := l.Local(); local {
 			p.Read = append(p.Read, replacedFile(path)...)
+		}
+	}
+	for _, l := range slices.Concat(f.groups...) { // a store that is made or mounted later
+		if path, local := l.Local(); local {
+			if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+				p.Read = append(p.Read, replacedFile(path)...)
+			}
 		}
 	}
 	for _, file := range []string{f.Cert, f.Key, f.ClientCA} {

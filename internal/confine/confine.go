@@ -23,9 +23,8 @@ type Policy struct {
 	Connect bool
 }
 
-// ErrUnsupported reports that the kernel cannot confine a process as this package does. It is an
-// errors.ErrUnsupported.
-var ErrUnsupported = fmt.Errorf("the kernel cannot confine a process: %w", errors.ErrUnsupported)
+// ErrUnsupported reports that the kernel cannot confine a process as this package does.
+var ErrUnsupported = errors.New("the kernel cannot confine a process")
 
 // minLandlock is the version of Landlock that Supported asks for: 3, of Linux 6.2, is the first that limits the
 // truncation of files.
@@ -37,7 +36,7 @@ func Supported() error {
 	version, err := landlock.LandlockGetABIVersion()
 	switch {
 	case err != nil:
-		return fmt.Errorf("%w: it has no Landlock, or Landlock is not enabled at boot (lsm=): %w", ErrUnsupported, err)
+		return fmt.Errorf("%w: it has no Landlock, or Landlock is not enabled at boot (lsm=): %v", ErrUnsupported, err)
 	case version < minLandlock:
 		return fmt.Errorf("%w: it has version %d of Landlock, want %d (Linux 6.2)", ErrUnsupported, version, minLandlock)
 	}

@@ -66,6 +66,12 @@ func (j job) tryAll() (map[string]string, error) {
 			return nil, err
 		}
 	}
+	memory, err := unix.MemfdCreate("cairn-test", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, err
+	}
+	inMemory := os.NewFile(uintptr(memory), "memory")
+	defer inMemory.Close()
 	results := map[string]string{"supported": "done"}
 	if err := Supported(); err != nil {
 		results["supported"] = err.Error()
@@ -80,7 +86,7 @@ func (j job) tryAll() (map[string]string, error) {
 			return nil, err
 		}
 	}
-	for name, try := range j.attempts(reopened) {
+	for name, try := range j.attempts(reopened, inMemory) {
 		results[name] = "done"
 		if err := try(); err != nil {
 			results[name] = cause(err)
@@ -125,7 +131,7 @@ func cause(err error) string {
 	return err.Error()
 }
 
-func (j job) attempts(reopened *os.File) map[string]func() error {
+func (j job) attempts(reopened, inMemory *os.File) map[string]func() error {
 	read := func(elements ...string) func() error {
 		return func() error { _, err := os.ReadFile(j.path(elements...)); return err }
 	}
@@ -178,6 +184,7 @@ func (j job) attempts(reopened *os.File) map[string]func() error {
 		"read from a remove list":       read("remove", "other"),
 		"open an open file again":       func() error { return reopen(reopened, os.O_RDONLY) },
 		"open an open file for writing": func() error { return reopen(reopened, os.O_RDWR) },
+		"open a file in memory again":   func() error { return reopen(inMemory, os.O_RDWR) },
 		"change a mode":                 func() error { return os.Chmod(j.path("outside", "secret"), 0o777) },
 		"change an owner":               func() error { return os.Chown(j.path("outside", "secret"), os.Getuid(), -1) },
 		"run a program":                 func() error { _, err := syscall.ForkExec("/bin/true", nil, nil); return err },
@@ -260,7 +267,7 @@ func want() map[string]string {
 	} {
 		w[name] = "EPERM"
 	}
-	for name := range (job{}).attempts(nil) {
+	for name := range (job{}).attempts(nil, nil) {
 		if w[name] == "" {
 			w[name] = "done"
 		}

@@ -95,6 +95,9 @@ func openFileRules() ([]landlock.Rule, error) {
 		if err != nil || statErr != nil || !filepath.IsAbs(target) || info.IsDir() {
 			continue // closed since, or not in a file system
 		}
+		if strings.HasPrefix(target, "/memfd:") {
+			continue // of memfd_create(2): Landlock does not limit these files, and takes no rule for them
+		}
 		if rights := openRights(e.Name(), info); rights != 0 {
 			rules = append(rules, landlock.PathAccess(rights, path))
 		}

@@ -167,6 +167,117 @@ func TestConfinedServe(t *testing.T) {
 	}
 }
 
+// denials returns the denied calls in a log of strace.
+func denials(t *testing.T, log string) (lines []string) {
+	t.Helper()
+	text, err := os.ReadFile(log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		if strings.Contains(line, "EACCES") || strings.Contains(line, "EPERM") || strings.Contains(line, "EXDEV") {
+			lines = append(lines, line)
+		}
+	}
+	return lines
+}
+
+// traced returns strace's command line for a cairn, whose failed calls it logs.
+func traced(t *testing.T, args ...string) (log string, command []string) {
+	log = filepath.Join(t.TempDir(), "calls")
+	return log, append([]string{"-f", "-qq", "-Z", "--seccomp-bpf", "-e", "trace=%file,%network,%process,kill,ioctl,prctl", "-o", log, "--",
+		need.Tool(t, "cairn")}, args...)
+}
+
+// TestNothingDenied: the kernel denies a confined job no call that it makes. A denied call need not fail the job: it may
+// make it forget a scan, or count a cache again.
+func TestNothingDenied(t *testing.T) {
+	need.Root(t) // else the kernel denies other things
+	confined(t)
+	r, dir := publish(t, small(t)), socketDir(t)
+	web, s, state := newNginx(t, r.dir), newSlots(t, r, true), filepath.Join(dir, "state")
+	for _, args := range [][]string{
+		{"assemble", r.index("b"), filepath.Join(dir, "out"), "--seed", r.a, "-c", filepath.Join(dir, "cache")},
+		{"assemble", r.index("b"), filepath.Join(dir, "out"), "--seed", s.a, "--state", state, "--verify-after", "all"},
+		{"assemble", web.url + "/b.caibx", filepath.Join(dir, "web"), "-c", filepath.Join(dir, "new", "cache"), "--idle"},
+		{"assemble", r.index("b"), s.b, "--seed", s.a, "--state", state, "--tail", "discard", "--verify-after", "all"},
+		{"assemble", r.index("b"), "-", "--seed", s.a + "=" + r.index("a"), "--state", state},
+		{"assemble", r.index("b"), filepath.Join(dir, "far"), "-s", "http://cairn.invalid/x|" + web.url + "/default.castr"},
+	} {
+		log, command := traced(t, args...)
+		if got := run(t, "strace", command...); got.status != 0 {
+			t.Errorf("%q: status %d\n%s", args, got.status, got.stderr)
+		}
+		for _, line := range denials(t, log) {
+			t.Errorf("%q: denied: %s", args, line)
+		}
+	}
+
+	watch, socket := mkdir(t, filepath.Join(dir, "watch")), filepath.Join(dir, "s")
+	log, command := traced(t, "serve", r.index("b"), "--record", filepath.Join(dir, "b.caprf"), "--record-time", "0", "--cache",
+		filepath.Join(dir, "images"), "--listen", "unix:"+socket, "--pidfile", filepath.Join(dir, "pid"), "--metrics", "unix:"+filepath.Join(dir, "m"))
+	j := startProgram(t, nil, "strace", command...)
+	j.stdout.await(t, "\n")
+	useNBDCopy(t, "nbd+unix:///b?socket="+socket, r)
+	must(t, "curl", "-sS", "--unix-socket", filepath.Join(dir, "m"), "http://cairn/metrics")
+	stopTraced(t, j, filepath.Join(dir, "pid"))
+	late := filepath.Join(dir, "late.castr")
+	log2, command := traced(t, "serve", "--watch", watch, "-s", late, "--listen", "unix:"+socket, "--pidfile", filepath.Join(dir, "pid"))
+	j = startProgram(t, nil, "strace", command...)
+	j.stdout.await(t, "\n")
+	must(t, "cp", "-r", filepath.Join(r.dir, "default.castr"), late)
+	must(t, "cp", r.index("b"), watch)
+	useNBDCopy(t, "nbd+unix:///b?socket="+socket, r)
+	stopTraced(t, j, filepath.Join(dir, "pid"))
+	for _, line := range append(denials(t, log), denials(t, log2)...) {
+		t.Errorf("serve: denied: %s", line)
+	}
+}
+
+// stopTraced ends a traced server, whose process id is in a file.
+func stopTraced(t *testing.T, j *job, pidfile string) {
+	t.Helper()
+	text, err := os.ReadFile(pidfile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	must(t, "kill", strings.TrimSpace(string(text)))
+	if got := j.wait(t); got.status != 0 {
+		t.Errorf("serve: %+v", got)
+	}
+}
+
+// TestKernelCannotConfine: on a kernel without Landlock, with an early one, or without filters of system calls, auto does
+// its work and says nothing, and require fails before it writes anything.
+func TestKernelCannotConfine(t *testing.T) {
+	confined(t)
+	r, dir := publish(t, small(t)), socketDir(t)
+	for fault, words := range map[string]string{
+		"landlock_create_ruleset:error=ENOSYS":     "no Landlock",
+		"landlock_create_ruleset:error=EOPNOTSUPP": "not enabled at boot",
+		"landlock_create_ruleset:error=EPERM":      "no Landlock", // of a container
+		"landlock_create_ruleset:retval=1":         "version 1 of Landlock, want 3 (Linux 6.2)",
+		"seccomp:error=EINVAL":                     "no filters of system calls",
+	} {
+		on := func(mode string, args ...string) []string {
+			return append([]string{"-f", "-qq", "--signal=none", "-o", os.DevNull, "-e", "trace=landlock_create_ruleset,seccomp", "-e",
+				"inject=" + fault, "-E", "CAIRN_CONFINE=" + mode, "--", need.Tool(t, "cairn")}, args...)
+		}
+		out, socket := filepath.Join(dir, "out"), filepath.Join(dir, "s")
+		assemble := []string{"assemble", r.index("b"), out, "-c", filepath.Join(dir, "cache"), "--state", filepath.Join(dir, "state")}
+		serve := []string{"serve", r.index("b"), "--listen", "unix:" + socket, "--cache", filepath.Join(dir, "cache")}
+		for _, args := range [][]string{assemble, serve} {
+			checkFailed(t, run(t, "strace", on("require", args...)...), failed, words, args)
+			wantOnly(t, dir)
+		}
+		if got := run(t, "strace", on("auto", assemble...)...); got.status != 0 || strings.Contains(got.stderr, "Landlock") {
+			t.Errorf("%s: assemble: %+v", fault, got)
+		}
+		wantSame(t, out, r.b)
+		must(t, "rm", "-r", out, filepath.Join(dir, "cache"))
+	}
+}
+
 // TestServeUser: the server becomes the user of --user when its sockets are open, keeps nothing of root, and works.
 func TestServeUser(t *testing.T) {
 	need.Root(t)
