@@ -10,6 +10,7 @@ import (
 
 	"cairn/blob/assemble"
 	"cairn/blob/deploy"
+	"cairn/internal/confine"
 	"cairn/internal/openfile"
 	"cairn/seed"
 	"cairn/store/locate"
@@ -34,6 +35,7 @@ makes the image's first bytes invalid until the rest is written.`,
 		RunE:    func(c *cobra.Command, _ []string) error { return runCat(c.Context(), c.OutOrStdout(), f) },
 	}
 	f.addFlags(c)
+	f.confinement.addFlags(c)
 	indexArg(c, &f.index)
 	f.addPatience(c)
 	c.Flags().Var(bytesFlag(&f.offset), "offset", "begin at this number of `bytes` (default: 0)")
@@ -45,6 +47,11 @@ makes the image's first bytes invalid until the rest is written.`,
 const catMemory = 64 << 20
 
 func runCat(ctx context.Context, stdout io.Writer, f catFlags) error {
+	end, _, err := f.confineCalls(false, nil, append(f.stores.locations(f.index), f.index)...)
+	if err != nil {
+		return err
+	}
+	defer end()
 	x, err := readIndex(ctx, f.index, f.access)
 	if err != nil {
 		return err
@@ -70,6 +77,9 @@ func runCat(ctx context.Context, stdout io.Writer, f catFlags) error {
 		return err
 	}
 	part.Writer = w
+	if err := f.confineFiles(confine.Policy{Write: makeDirs(0o755, f.cache)}); err != nil {
+		return finish(err)
+	}
 	_, err = assemble.Stream(ctx, seed.NewPlan(x), from, part, assemble.Options{Memory: catMemory, Far: from.Far()})
 	if err = finish(err); err != nil {
 		return streamError{fmt.Errorf("reading the image of %s: %w", f.index, err)}

@@ -10,6 +10,7 @@ import (
 	"cairn/blob"
 	"cairn/blob/release"
 	"cairn/blob/verify"
+	"cairn/internal/confine"
 	"cairn/internal/openfile"
 	"cairn/internal/plaintext"
 	"cairn/store/locate"
@@ -39,6 +40,7 @@ Exit status 3 says that chunks are damaged or missing.`,
 	}
 	f.common.addFlags(c)
 	f.stores.addFlags(c)
+	f.confinement.addFlags(c)
 	f.stores.addPatience(c)
 	indexArg(c, &f.index)
 	localArg(c, 1, "IMAGE")
@@ -61,6 +63,11 @@ type verifyResult struct {
 }
 
 func runVerify(ctx context.Context, stdout io.Writer, f verifyFlags, args []string) error {
+	end, _, err := f.confineCalls(false, nil, append(f.stores.locations(f.index), f.index)...)
+	if err != nil {
+		return err
+	}
+	defer end()
 	x, err := readIndex(ctx, f.index, f.access)
 	if err != nil {
 		return err
@@ -103,6 +110,9 @@ func (f *verifyFlags) verifyImage(ctx context.Context, name, path string, x *blo
 		return r, err
 	}
 	defer image.Close()
+	if err := f.confineFiles(confine.Policy{}); err != nil {
+		return r, err
+	}
 	o, end := f.showProgress(name, x)
 	defer end()
 	o.Workers = f.jobs
@@ -115,6 +125,9 @@ func (f *verifyFlags) verifyStore(ctx context.Context, x *blob.Index) (verify.Re
 		return verify.Report{}, err
 	}
 	defer from.Close()
+	if err := f.confineFiles(confine.Policy{Write: makeDirs(0o755, f.cache)}); err != nil {
+		return verify.Report{}, err
+	}
 	var tree error
 	o, end := f.showProgress("the store", x)
 	o.Workers = max(min(from.Requests(), 64), f.jobs)

@@ -203,10 +203,17 @@ func TestNothingDenied(t *testing.T) {
 		{"assemble", r.index("b"), s.b, "--seed", s.a, "--state", state, "--tail", "discard", "--verify-after", "all"},
 		{"assemble", r.index("b"), "-", "--seed", s.a + "=" + r.index("a"), "--state", state},
 		{"assemble", r.index("b"), filepath.Join(dir, "far"), "-s", "http://cairn.invalid/x|" + web.url + "/default.castr"},
+		{"cat", web.url + "/b.caibx", "-c", filepath.Join(dir, "other", "cache")},
+		{"verify", web.url + "/b.caibx", "-c", filepath.Join(dir, "other", "cache")},
+		{"verify", r.index("b"), s.b},
+		{"verify", web.url + "/b.caibx", r.b},
 	} {
 		log, command := traced(t, args...)
 		if got := run(t, "strace", command...); got.status != 0 {
 			t.Errorf("%q: status %d\n%s", args, got.status, got.stderr)
+		}
+		if text, err := os.ReadFile(log); err != nil || len(text) == 0 {
+			t.Errorf("%q: strace has logged nothing: %v", args, err)
 		}
 		for _, line := range denials(t, log) {
 			t.Errorf("%q: denied: %s", args, line)
@@ -266,7 +273,7 @@ func TestKernelCannotConfine(t *testing.T) {
 		out, socket := filepath.Join(dir, "out"), filepath.Join(dir, "s")
 		assemble := []string{"assemble", r.index("b"), out, "-c", filepath.Join(dir, "cache"), "--state", filepath.Join(dir, "state")}
 		serve := []string{"serve", r.index("b"), "--listen", "unix:" + socket, "--cache", filepath.Join(dir, "cache")}
-		for _, args := range [][]string{assemble, serve} {
+		for _, args := range [][]string{assemble, serve, {"cat", r.index("b")}, {"verify", r.index("b"), r.b}} {
 			checkFailed(t, run(t, "strace", on("require", args...)...), failed, words, args)
 			wantOnly(t, dir)
 		}
