@@ -60,7 +60,11 @@ func (f *confinement) checkSupport() error {
 	if f.word != confineRequire {
 		return nil
 	}
-	return requiredError(confine.Supported())
+	err := confine.Permitted()
+	if err == nil {
+		err = confine.Supported()
+	}
+	return requiredError(err)
 }
 
 func requiredError(err error) error {
@@ -93,7 +97,10 @@ func (f *access) confineCalls(hidden bool, programs []starter.Command, locations
 		return end, nil, err
 	}
 	c.needs = a.Needs(locations...)
-	limits = confine.Supported()
+	forbidden := confine.Permitted()
+	if limits = forbidden; limits == nil {
+		limits = confine.Supported()
+	}
 	if c.needs.AWSKeys && limits == nil {
 		if starts, err := locate.AWSStartsProgram(); err != nil || starts {
 			limits = errors.Join(err, errStartsProgram)
@@ -102,7 +109,7 @@ func (f *access) confineCalls(hidden bool, programs []starter.Command, locations
 	switch {
 	case limits != nil && c.word == confineRequire:
 		return end, nil, requiredError(limits)
-	case errors.Is(limits, errStartsProgram):
+	case forbidden != nil, errors.Is(limits, errStartsProgram):
 		return end, limits, nil
 	}
 	if commands := slices.Concat(programs, c.needs.Commands); len(commands) > 0 {

@@ -16,13 +16,18 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"cairn/internal/confine"
 	"cairn/internal/openfile"
 	"cairn/internal/starter"
 )
 
 func main() {
-	if starter.IsStarter() {
+	switch {
+	case starter.IsStarter():
 		os.Exit(runStarter())
+	case confine.IsProbe():
+		confine.RunProbe()
+		os.Exit(exitDone)
 	}
 	os.Exit(run(os.Args[1:]))
 }

@@ -12,11 +12,16 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"cairn/internal/confine"
+	"cairn/internal/starter"
 	"cairn/internal/test/need"
 	"cairn/testimages"
 )
 
 func TestMain(m *testing.M) {
+	if starter.IsStarter() || confine.IsProbe() { // of a cairn that is this program
+		main()
+	}
 	testscript.Main(m, map[string]func(){"cairn": main})
 }
 

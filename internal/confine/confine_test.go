@@ -31,9 +31,14 @@ type job struct {
 	Server6    string        // a TCP server on ::1, or ""
 	Unix       string        // a unix socket
 	Parent     int
+	Killed     bool // Landlock's calls end the process, which only checks whether it may confine itself
 }
 
 func TestMain(m *testing.M) {
+	if IsProbe() {
+		RunProbe()
+		os.Exit(0)
+	}
 	text := os.Getenv(confinedJob)
 	if text == "" {
 		os.Exit(m.Run())
@@ -61,8 +66,14 @@ func (j job) tryAll() (map[string]string, error) {
 		return nil, err
 	}
 	defer reopened.Close()
+	if j.Killed {
+		if err := filterLandlock(unix.SECCOMP_RET_KILL_PROCESS); err != nil {
+			return nil, err
+		}
+		return map[string]string{"permitted": fmt.Sprint(Permitted())}, nil
+	}
 	if j.NoLandlock != 0 {
-		if err := hideLandlock(j.NoLandlock); err != nil {
+		if err := filterLandlock(unix.SECCOMP_RET_ERRNO | uint32(j.NoLandlock)); err != nil {
 			return nil, err
 		}
 	}
@@ -72,6 +83,9 @@ func (j job) tryAll() (map[string]string, error) {
 	}
 	inMemory := os.NewFile(uintptr(memory), "memory")
 	defer inMemory.Close()
+	if err := Permitted(); err != nil {
+		return nil, err
+	}
 	results := map[string]string{"supported": "done"}
 	if err := Supported(); err != nil {
 		results["supported"] = err.Error()
@@ -382,12 +396,23 @@ func TestNoLandlock(t *testing.T) {
 	}
 }
 
-// hideLandlock lets the kernel answer Landlock's calls with errno.
-func hideLandlock(errno syscall.Errno) error {
+// TestForbidden: a process whose filter would kill it for Landlock's calls learns that without making them.
+func TestForbidden(t *testing.T) {
+	if err := filterSupported(); err != nil {
+		t.Skip(err)
+	}
+	got := runConfined(t, job{Killed: true})["permitted"]
+	if want := "a filter of system calls forbids it"; !strings.Contains(got, want) {
+		t.Errorf("Permitted() = %s, want %s", got, want)
+	}
+}
+
+// filterLandlock sets the result of Landlock's first call.
+func filterLandlock(result uint32) error {
 	raw, err := bpf.Assemble([]bpf.Instruction{
 		bpf.LoadAbsolute{Off: offsetCall, Size: 4},
 		bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.SYS_LANDLOCK_CREATE_RULESET, SkipFalse: 1},
-		bpf.RetConstant{Val: unix.SECCOMP_RET_ERRNO | uint32(errno)},
+		bpf.RetConstant{Val: result},
 		allow,
 	})
 	if err != nil {
