@@ -157,7 +157,7 @@ func filterSupported() error {
 	_, _, errno := unix.Syscall(
 		unix.SYS_SECCOMP, unix.SECCOMP_GET_ACTION_AVAIL, 0, uintptr(unsafe.Pointer(&action)))
 	if errno != 0 {
-		return fmt.Errorf("%w: it has no filters of system calls: %v", ErrUnsupported, errno)
+		return fmt.Errorf("%w: it has no filters of system calls (%s)", ErrUnsupported, errno.Error())
 	}
 	return nil
 }

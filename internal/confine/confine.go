@@ -36,7 +36,7 @@ func Supported() error {
 	version, err := landlock.LandlockGetABIVersion()
 	switch {
 	case err != nil:
-		return fmt.Errorf("%w: it has no Landlock, or Landlock is not enabled at boot (lsm=): %v", ErrUnsupported, err)
+		return fmt.Errorf("%w: it has no Landlock, or Landlock is not enabled at boot (lsm=): %s", ErrUnsupported, err.Error())
 	case version < minLandlock:
 		return fmt.Errorf("%w: it has version %d of Landlock, want %d (Linux 6.2)", ErrUnsupported, version, minLandlock)
 	}

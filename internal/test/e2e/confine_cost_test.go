@@ -23,7 +23,7 @@ func TestConfinementCost(t *testing.T) {
 		t.Skip("it measures minutes of work: CAIRN_LONG=1")
 	}
 	confined(t)
-	const pairs, size = 15, 256 * mib
+	const pairs, size = 9, 256 * mib
 	dir := t.TempDir()
 	image, index := writeFile(t, dir, "image", testimages.Random(1, size)), filepath.Join(dir, "b.caibx")
 	cairn(t, "make", index, image)
