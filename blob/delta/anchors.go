@@ -1,0 +1,230 @@
+package delta
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"io"
+	"math/bits"
+)
+
+const (
+	anchorSize = 16 // bytes that are hashed
+	// maxAnchors limits the memory of anchors to 768 MiB.
+	maxAnchors = 1 << 26
+	// maxChain limits the places that are compared for one hash.
+	maxChain = 16
+)
+
+// anchors finds places in an image that have 16 given bytes. It knows those at multiples of step bytes
+// only, so it finds every run of step+15 bytes, if maxChain does not hide it.
+type anchors struct {
+	step int64
+	bits int
+	head []uint32 // 1 + number of the last place with this hash, by its first bits
+	prev []anchor // by number of the place: the place before it with the same hash
+}
+
+// anchor is a place in a chain.
+type anchor struct {
+	prev uint32
+	hash uint32 // further bits of its hash, which tell most other bytes apart without a read
+}
+
+// newAnchors reads an image of a size.
+func newAnchors(ctx context.Context, image io.ReaderAt, size int64) (*anchors, error) {
+	step := int64(anchorSize)
+	for size/step > maxAnchors {
+		step *= 2
+	}
+	a := &anchors{step: step, bits: max(10, bits.Len64(uint64(size/step)))}
+	a.bits = min(a.bits, 26)
+	a.head, a.prev = make([]uint32, 1<<a.bits), make([]anchor, size/step+1)
+	buf := make([]byte, 4<<20)
+	for at := int64(0); at < size; at += int64(len(buf)) {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		part := buf[:min(size-at, int64(len(buf)))]
+		if _, err := image.ReadAt(part, at); err != nil && !errors.Is(err, io.EOF) {
+			return nil, err
+		}
+		for i := int64(0); i+anchorSize <= int64(len(part)); i += step {
+			if !isDull(part[i:]) {
+				a.insert((at+i)/step, hash16(part[i:]))
+			}
+		}
+	}
+	return a, nil
+}
+
+func (a *anchors) insert(place int64, hash uint64) {
+	slot := &a.head[hash>>(64-a.bits)]
+	a.prev[place] = anchor{*slot, uint32(hash)}
+	*slot = uint32(place) + 1
+}
+
+// hash16 hashes the first 16 bytes.
+func hash16(b []byte) uint64 {
+	x, y := binary.LittleEndian.Uint64(b), binary.LittleEndian.Uint64(b[8:])
+	h := (x*0x9E3779B97F4A7C15 ^ bits.RotateLeft64(y*0xC2B2AE3D27D4EB4F, 31)) * 0x165667B19E3779F9
+	return h ^ h>>29
+}
+
+// isDull reports whether the first 16 bytes repeat a pattern of 1, 2, 4 or 8 bytes. Such bytes are in too
+// many places.
+func isDull(b []byte) bool {
+	return binary.LittleEndian.Uint64(b) == binary.LittleEndian.Uint64(b[8:])
+}
+
+// window reads an image in blocks, and keeps some of them. After an error it reads zeros.
+type window struct {
+	image  io.ReaderAt
+	size   int64
+	blocks [windowBlocks]windowBlock
+	err    error
+}
+
+const (
+	blockSize    = 64 << 10
+	windowBlocks = 64
+)
+
+type windowBlock struct {
+	number int64 // 1 + offset / blockSize; 0 is none
+	data   []byte
+}
+
+// from returns some of the bytes from an offset on, at least one if it is less than size.
+func (w *window) from(off int64) []byte {
+	if off < 0 || off >= w.size {
+		return nil
+	}
+	number := off / blockSize
+	b := &w.blocks[number%windowBlocks]
+	if b.number != number+1 {
+		b.number = number + 1
+		if b.data == nil {
+			b.data = make([]byte, blockSize)
+		}
+		b.data = b.data[:min(w.size-number*blockSize, blockSize)]
+		if n, err := w.image.ReadAt(b.data, number*blockSize); n < len(b.data) {
+			w.err = errors.Join(w.err, err)
+			clear(b.data)
+		}
+	}
+	return b.data[off-number*blockSize:]
+}
+
+// matchLen returns how many bytes from an offset on equal those of b.
+func (w *window) matchLen(off int64, b []byte) (n int) {
+	for n < len(b) {
+		part := w.from(off + int64(n))
+		if len(part) == 0 {
+			return n
+		}
+		part = part[:min(len(part), len(b)-n)]
+		m := commonPrefix(part, b[n:])
+		if n += m; m < len(part) {
+			return n
+		}
+	}
+	return n
+}
+
+// matchBack returns how many bytes before an offset equal the last ones of b.
+func (w *window) matchBack(off int64, b []byte) (n int) {
+	for n < len(b) {
+		at := off - int64(n) - 1
+		start := max(at/blockSize*blockSize, 0)
+		if at < 0 || at >= w.size {
+			return n
+		}
+		part := w.from(start)[:at-start+1]
+		for len(part) > 0 && n < len(b) {
+			if part[len(part)-1] != b[len(b)-n-1] {
+				return n
+			}
+			part, n = part[:len(part)-1], n+1
+		}
+	}
+	return n
+}
+
+func commonPrefix(a, b []byte) (n int) {
+	limit := min(len(a), len(b))
+	for n+8 <= limit {
+		if x := binary.LittleEndian.Uint64(a[n:]) ^ binary.LittleEndian.Uint64(b[n:]); x != 0 {
+			return n + bits.TrailingZeros64(x)/8
+		}
+		n += 8
+	}
+	for n < limit && a[n] == b[n] {
+		n++
+	}
+	return n
+}
+
+// find returns the place with the longest match of b, of at least 16 bytes. Of equal ones it returns the
+// one nearest to near.
+func (a *anchors) find(w *window, b []byte, near int64) (at int64, n int) {
+	if len(b) < anchorSize || isDull(b) {
+		return 0, 0
+	}
+	hash := hash16(b)
+	next := a.head[hash>>(64-a.bits)]
+	for range maxChain {
+		if next == 0 {
+			break
+		}
+		place := a.prev[next-1]
+		if off := int64(next-1) * a.step; place.hash == uint32(hash) {
+			m := w.matchLen(off, b)
+			if m >= anchorSize && (m > n || m == n && distance(off, near) < distance(at, near)) {
+				at, n = off, m
+			}
+		}
+		next = place.prev
+	}
+	return at, n
+}
+
+func distance(a, b int64) int64 { return max(a-b, b-a) }
+
+const (
+	// holds is the match after which the present distance between new and old bytes is kept without a search.
+	holds = 32
+	// matchPadding is the number of bytes on both sides of a match that belong to the reference. Bytes that
+	// are only similar are there.
+	matchPadding = 64
+	// matchGap is the largest gap between two ranges of a reference that are joined.
+	matchGap = 1024
+)
+
+// matches returns the ranges of the old image that match parts of a chunk. near is where the chunk was,
+// if it is known.
+func (a *anchors) matches(w *window, chunk []byte, near int64) (list []Range) {
+	shift := near // old offset minus position in the chunk
+	end := 0      // of the last match
+	for i := 0; i < len(chunk); {
+		at, n := shift+int64(i), 0
+		if at >= 0 {
+			n = w.matchLen(at, chunk[i:])
+		}
+		if n < holds && n < len(chunk)-i {
+			if other, m := a.find(w, chunk[i:], at); m > n {
+				at, n = other, m
+			}
+		}
+		if n < anchorSize {
+			i++
+			continue
+		}
+		back := w.matchBack(at, chunk[end:i])
+		list = append(list, Range{at - int64(back) - matchPadding, int64(back+n) + 2*matchPadding})
+		shift = at - int64(i)
+		i += n
+		end = i
+	}
+	return list
+}
