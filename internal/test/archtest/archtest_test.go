@@ -27,6 +27,7 @@ var imports = map[string]string{
 	"blob/verify":        "blob store",
 	"blob/assemble":      "blob seed store",
 	"blob/deploy":        "blob blob/assemble blob/release blob/scan blob/verify chunker seed seed/known store store/locate",
+	"blob/delta":         "blob store/chunkfile",
 	"blob/profile":       "blob",
 	"blob/release":       "blob blob/profile store store/locate",
 	"blob/view":          "blob blob/profile blob/view/fetch",
