@@ -147,6 +147,11 @@ func (t retry) Stream(ctx context.Context, name string, limit int64, use func(io
 	return t.p.Do(ctx, func() error { return Stream(ctx, t.r, name, limit, use) })
 }
 
+// StreamRange implements RangeStreamer.
+func (t retry) StreamRange(ctx context.Context, name string, off, n int64, use func(Part, io.Reader) error) error {
+	return t.p.Do(ctx, func() error { return StreamRange(ctx, t.r, name, off, n, use) })
+}
+
 func (t retry) Stat(ctx context.Context, name string) (size int64, err error) {
 	err = t.p.Do(ctx, func() error {
 		size, err = t.r.Stat(ctx, name)

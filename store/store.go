@@ -33,6 +33,8 @@ var (
 	ErrTooLarge = errors.New("larger than allowed")
 	// ErrExists reports that the name of an object to be created is taken.
 	ErrExists = errors.New("exists already")
+	// ErrRange reports that a range begins at or after the end of an object.
+	ErrRange = errors.New("the range begins after the object's end")
 )
 
 // CorruptError reports that the bytes that were read are not those that the name stands for.
