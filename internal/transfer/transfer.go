@@ -4,6 +4,7 @@
 package transfer
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -155,10 +156,9 @@ func (in Incoming) Body(dst []byte, limit int64) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer b.stalled.Stop()
-	length, start := in.Answer.ContentLength, len(dst)
-	dst = slices.Grow(dst, int(min(max(length, 0), firstSpace)))
-	for int64(len(dst)-start) != length {
+	start := len(dst)
+	dst = slices.Grow(dst, int(min(max(b.length, 0), firstSpace)))
+	for int64(len(dst)-start) != b.length {
 		if len(dst) == cap(dst) {
 			dst = slices.Grow(dst, window)
 		}
@@ -177,14 +177,17 @@ func (in Incoming) Body(dst []byte, limit int64) ([]byte, error) {
 // Stream calls use with the body while it arrives. The reader returns the errors that Body
 // documents. If use fails on bytes that the header contradicts, Stream returns the header's reason.
 func (in Incoming) Stream(limit int64, use func(io.Reader) error) error {
-	suspicion := Suspicion(in.Answer)
 	b, err := in.openBody(limit)
 	if err == nil {
-		defer b.stalled.Stop()
 		err = use(b)
 	}
-	if err != nil && b.failed == nil && suspicion != nil {
-		return suspicion
+	return b.explainError(err)
+}
+
+// explainError returns the reason in the header if err is about bytes that the header contradicts.
+func (b *body) explainError(err error) error {
+	if err != nil && b.failed == nil {
+		return cmp.Or(Suspicion(b.Answer), err)
 	}
 	return err
 }
@@ -192,41 +195,62 @@ func (in Incoming) Stream(limit int64, use func(io.Reader) error) error {
 // body reads the body of an answer with a limit and stall detection.
 type body struct {
 	Incoming
+	length  int64 // bytes of the body; -1 if unknown
 	limit   int64
 	got     int64
-	recent  int // bytes since the timer was reset
-	stalled *time.Timer
-	failed  error // the error that ended reading early
+	recent  int           // bytes of the current window
+	left    time.Duration // of the patience for the current window
+	stalled *time.Timer   // runs during Read; nil before the first one
+	failed  error         // the error that ended reading early
 }
 
 func (in Incoming) openBody(limit int64) (*body, error) {
-	b := &body{Incoming: in, limit: limit}
-	if length := in.Answer.ContentLength; length > limit {
-		return b, fmt.Errorf("%d bytes: %w (%d)", length, store.ErrTooLarge, limit)
+	b := &body{Incoming: in, length: in.Answer.ContentLength, limit: limit, left: in.Patience}
+	if b.length > limit {
+		return b, fmt.Errorf("%d bytes: %w (%d)", b.length, store.ErrTooLarge, limit)
 	}
-	b.stalled = time.AfterFunc(in.Patience, func() { in.Abort(ErrStalled) })
 	return b, nil
 }
 
 // Read implements io.Reader.
 func (b *body) Read(p []byte) (int, error) {
-	if b.got == b.Answer.ContentLength {
+	if b.got == b.length {
 		return 0, io.EOF
 	}
-	n, err := b.Answer.Body.Read(p)
+	if b.length >= 0 {
+		p = p[:min(int64(len(p)), b.length-b.got)]
+	}
+	n, err := b.readInTime(p)
 	b.got += int64(n)
 	switch {
 	case b.got > b.limit:
 		return 0, store.ErrTooLarge
-	case b.got == b.Answer.ContentLength:
+	case b.got == b.length:
 		return n, nil
-	case err != nil && err != io.EOF:
-		b.failed = b.bodyError(b.got, err)
-		return n, b.failed
+	case err == io.EOF && b.Answer.ContentLength < 0 && b.length >= 0: // a length that the transport does not know
+		err = io.ErrUnexpectedEOF
 	}
+	if err != nil && err != io.EOF {
+		b.failed = b.bodyError(b.got, err)
+		err = b.failed
+	}
+	return n, err
+}
+
+// readInTime reads from the body with the timer running, so that a slow reader of the body does not
+// count as a stalled server.
+func (b *body) readInTime(p []byte) (int, error) {
+	began := time.Now()
+	if b.stalled == nil {
+		b.stalled = time.AfterFunc(b.left, func() { b.Abort(ErrStalled) })
+	} else {
+		b.stalled.Reset(b.left)
+	}
+	n, err := b.Answer.Body.Read(p)
+	b.stalled.Stop()
+	b.left -= time.Since(began)
 	if b.recent += n; b.recent >= window {
-		b.stalled.Reset(b.Patience)
-		b.recent = 0
+		b.left, b.recent = b.Patience, 0
 	}
 	return n, err
 }

@@ -43,6 +43,7 @@ var (
 	_ store.Lister  = (*Bucket)(nil)
 	_ store.Creator = (*Bucket)(nil)
 
+	_ store.RangeStreamer = (*Bucket)(nil)
 	_ store.CreateChecker = (*Bucket)(nil)
 )
 
@@ -100,26 +101,56 @@ func (b *Bucket) Read(ctx context.Context, name string, dst []byte, limit int64)
 
 // Stream implements store.Streamer.
 func (b *Bucket) Stream(ctx context.Context, name string, limit int64, use func(io.Reader) error) error {
-	if err := checkCall(ctx, name); err != nil {
+	f, size, err := b.openFile(ctx, name)
+	if err != nil {
 		return err
 	}
-	path := b.path(name)
-	f, err := os.OpenFile(path, unix.O_RDONLY|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return readError(path, err)
-	}
 	defer f.Close()
-	size, err := fileSize(f.Stat())
-	switch {
-	case err != nil:
-		return readError(path, err)
-	case size > limit:
-		return fmt.Errorf("%s has %d bytes: %w (%d)", path, size, store.ErrTooLarge, limit)
+	if size > limit {
+		return fmt.Errorf("%s has %d bytes: %w (%d)", f.Name(), size, store.ErrTooLarge, limit)
 	}
 	return use(&wholeReader{io.LimitedReader{R: f, N: size}})
 }
 
-// wholeReader reads a file and returns io.ErrUnexpectedEOF if the file ends before its size.
+// StreamRange implements store.RangeStreamer.
+func (b *Bucket) StreamRange(
+	ctx context.Context, name string, off, n int64, use func(store.Part, io.Reader) error,
+) error {
+	if err := store.CheckRange(off, n); err != nil {
+		return err
+	}
+	f, size, err := b.openFile(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if off >= size {
+		return fmt.Errorf("%s has %d bytes: %w", f.Name(), size, store.ErrRange)
+	}
+	if _, err := f.Seek(off, io.SeekStart); err != nil {
+		return readError(f.Name(), err)
+	}
+	return use(store.Part{Offset: off, Size: size}, &wholeReader{io.LimitedReader{R: f, N: min(n, size-off)}})
+}
+
+// openFile opens an object for reading and returns its size.
+func (b *Bucket) openFile(ctx context.Context, name string) (f *os.File, size int64, err error) {
+	if err := checkCall(ctx, name); err != nil {
+		return nil, 0, err
+	}
+	path := b.path(name)
+	f, err = os.OpenFile(path, unix.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, 0, readError(path, err)
+	}
+	if size, err = fileSize(f.Stat()); err != nil {
+		_ = f.Close()
+		return nil, 0, readError(path, err)
+	}
+	return f, size, nil
+}
+
+// wholeReader reads bytes of a file and returns io.ErrUnexpectedEOF if the file ends before them.
 type wholeReader struct{ io.LimitedReader }
 
 // Read implements io.Reader.

@@ -150,6 +150,8 @@ func (r *refusal) storeError() error {
 		return &store.UnavailableError{Err: r.description(), After: r.after}
 	case r.isNotFound():
 		return store.ErrNotFound
+	case code == http.StatusRequestedRangeNotSatisfiable:
+		return fmt.Errorf("%w: %w", store.ErrRange, r.description())
 	case code == http.StatusPreconditionFailed:
 		return fmt.Errorf("%w: %w", store.ErrExists, r.description())
 	case code == http.StatusConflict:

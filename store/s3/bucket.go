@@ -64,6 +64,7 @@ var (
 	_ store.Creator = (*Bucket)(nil)
 	_ store.Remover = (*Bucket)(nil)
 
+	_ store.RangeStreamer = (*Bucket)(nil)
 	_ store.CreateChecker = (*Bucket)(nil)
 )
 
@@ -141,6 +142,17 @@ func (b *Bucket) Read(ctx context.Context, name string, dst []byte, limit int64)
 // Stream implements store.Streamer, with one request.
 func (b *Bucket) Stream(ctx context.Context, name string, limit int64, use func(io.Reader) error) error {
 	return b.doObject(ctx, name, call{method: http.MethodGet}, func(in transfer.Incoming) error { return in.Stream(limit, use) })
+}
+
+// StreamRange implements store.RangeStreamer, with one request.
+func (b *Bucket) StreamRange(
+	ctx context.Context, name string, off, n int64, use func(store.Part, io.Reader) error,
+) error {
+	if err := store.CheckRange(off, n); err != nil {
+		return err
+	}
+	c := call{method: http.MethodGet, header: http.Header{"Range": {transfer.RangeField(off, n)}}}
+	return b.doObject(ctx, name, c, func(in transfer.Incoming) error { return in.StreamRange(off, n, use) })
 }
 
 // Stat implements store.Reader.

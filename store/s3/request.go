@@ -123,7 +123,8 @@ func (b *Bucket) sendOnce(ctx context.Context, c call, p signing, use useFunc) e
 	defer answer.Body.Close()
 	in := transfer.Incoming{Answer: answer, Patience: b.patience, Abort: cancel}
 	removed := c.method == http.MethodDelete && answer.StatusCode == http.StatusNoContent
-	if answer.StatusCode != http.StatusOK && !removed {
+	partial := c.header.Get("Range") != "" && answer.StatusCode == http.StatusPartialContent
+	if answer.StatusCode != http.StatusOK && !removed && !partial {
 		body, _ := in.Body(nil, largestRefusal) // an unreadable body is ignored
 		return readRefusal(answer, body)
 	}

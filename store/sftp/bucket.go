@@ -76,6 +76,8 @@ var (
 	_ store.Lister  = (*Bucket)(nil)
 	_ store.Creator = (*Bucket)(nil)
 	_ store.Remover = (*Bucket)(nil)
+
+	_ store.RangeStreamer = (*Bucket)(nil)
 )
 
 // New returns a bucket at sftp://[user@]host[:port]/path, or below the user's home at

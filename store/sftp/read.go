@@ -37,7 +37,7 @@ func (b *Bucket) Stat(ctx context.Context, name string) (size int64, err error) 
 // Read implements store.Reader.
 func (b *Bucket) Read(ctx context.Context, name string, dst []byte, limit int64) (out []byte, err error) {
 	data, err := runOnObject(ctx, b, "reading", name, func(k *call, path string) (all []byte, err error) {
-		err = k.copyFile(path, limit, func(data []byte) error {
+		err = k.copyFile(path, wholeFile(limit), func(data []byte) error {
 			if all == nil {
 				all = data
 			} else {
@@ -58,10 +58,48 @@ func (b *Bucket) Stream(ctx context.Context, name string, limit int64, use func(
 	if err := store.CheckName(name); err != nil {
 		return err
 	}
-	return b.describeError(ctx, "reading", name, b.streamFile(ctx, b.path(name), limit, use))
+	return b.describeError(ctx, "reading", name, b.streamFile(ctx, b.path(name), wholeFile(limit), use))
 }
 
-func (b *Bucket) streamFile(ctx context.Context, path string, limit int64, use func(io.Reader) error) error {
+// StreamRange implements store.RangeStreamer.
+func (b *Bucket) StreamRange(
+	ctx context.Context, name string, off, n int64, use func(store.Part, io.Reader) error,
+) error {
+	if err := store.CheckName(name); err != nil {
+		return err
+	}
+	if err := store.CheckRange(off, n); err != nil {
+		return err
+	}
+	part := store.Part{Offset: off}
+	r := fileRange{off: off, n: n, check: func(size int64) error {
+		if part.Size = size; off >= size {
+			return fmt.Errorf("%d bytes: %w", size, store.ErrRange)
+		}
+		return nil
+	}}
+	usePart := func(in io.Reader) error { return use(part, in) }
+	return b.describeError(ctx, "reading", name, b.streamFile(ctx, b.path(name), r, usePart))
+}
+
+// fileRange is the n bytes of a file from offset off on. check is called with the file's size before
+// the first bytes are passed on; its error ends the call.
+type fileRange struct {
+	off, n int64
+	check  func(size int64) error
+}
+
+// wholeFile returns the range of a file of at most limit bytes.
+func wholeFile(limit int64) fileRange {
+	return fileRange{n: limit, check: func(size int64) error {
+		if size > limit {
+			return fmt.Errorf("%d bytes: %w (%d)", size, store.ErrTooLarge, limit)
+		}
+		return nil
+	}}
+}
+
+func (b *Bucket) streamFile(ctx context.Context, path string, r fileRange, use func(io.Reader) error) error {
 	inner, cancel := context.WithCancel(ctx)
 	from, to := io.Pipe()
 	var copying sync.WaitGroup
@@ -70,7 +108,7 @@ func (b *Bucket) streamFile(ctx context.Context, path string, limit int64, use f
 	defer cancel()
 	copying.Go(func() {
 		_, err := runCall(inner, b, func(k *call) (none struct{}, err error) {
-			return none, k.copyFile(path, limit, func(data []byte) error {
+			return none, k.copyFile(path, r, func(data []byte) error {
 				k.endCall() // pauses the stall timer while use is slow
 				defer k.beginCall()
 				_, err := to.Write(data)
@@ -86,9 +124,9 @@ func (b *Bucket) streamFile(ctx context.Context, path string, limit int64, use f
 	return use(in)
 }
 
-// copyFile passes a file's content to use in order, in pieces that use may keep. It reads a small
-// file in one round trip after the one that opens it.
-func (k *call) copyFile(path string, limit int64, use func(data []byte) error) error {
+// copyFile passes a range of a file to use in order, in pieces that use may keep. It reads a small
+// range in one round trip after the one that opens the file.
+func (k *call) copyFile(path string, r fileRange, use func(data []byte) error) error {
 	f, err := k.openFile(path, os.O_RDONLY)
 	if err != nil {
 		return err
@@ -98,21 +136,22 @@ func (k *call) copyFile(path string, limit int64, use func(data []byte) error) e
 	var statErr error
 	var stat sync.WaitGroup
 	stat.Go(func() { size, statErr = fileSize(k.attributes(f.Stat())) })
-	data, err := k.readAt(f, 0, min(firstRead, limit))
+	data, err := k.readAt(f, r.off, min(firstRead, r.n))
 	stat.Wait()
 	if statErr != nil {
 		return statErr
 	}
-	if size > limit {
-		return fmt.Errorf("%d bytes: %w (%d)", size, store.ErrTooLarge, limit)
+	if err := r.check(size); err != nil {
+		return err
 	}
-	data = data[:min(int64(len(data)), size)] // the file may have grown since then
-	for got := int64(0); got < size; {
+	length := min(r.n, size-r.off)
+	data = data[:min(int64(len(data)), length)] // the file may have grown since then
+	for got := int64(0); got < length; {
 		if err == nil && len(data) == 0 {
 			err = io.ErrUnexpectedEOF
 		}
 		if err != nil {
-			return fmt.Errorf("after %d of %d bytes: %w", got, size, err)
+			return fmt.Errorf("after %d of %d bytes: %w", got, length, err)
 		}
 		if err := use(data); err != nil {
 			return err
@@ -121,7 +160,7 @@ func (k *call) copyFile(path string, limit int64, use func(data []byte) error) e
 		if err := k.ctx.Err(); err != nil {
 			return err
 		}
-		data, err = k.readAt(f, got, min(readWindow, size-got))
+		data, err = k.readAt(f, r.off+got, min(readWindow, length-got))
 	}
 	return nil
 }

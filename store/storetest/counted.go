@@ -2,6 +2,7 @@ package storetest
 
 import (
 	"context"
+	"io"
 	"iter"
 	"net/http"
 	"net/http/httptest"
@@ -61,6 +62,16 @@ func (r *Remote) Read(ctx context.Context, name string, dst []byte, limit int64)
 		return nil, err
 	}
 	return r.Full.Read(ctx, name, dst, limit)
+}
+
+// StreamRange implements store.RangeStreamer.
+func (r *Remote) StreamRange(
+	ctx context.Context, name string, off, n int64, use func(store.Part, io.Reader) error,
+) error {
+	if err := r.countAndSleep(ctx, &r.gets); err != nil {
+		return err
+	}
+	return store.StreamRange(ctx, r.Full, name, off, n, use)
 }
 
 // Stat implements store.Reader.

@@ -32,6 +32,12 @@ func Test(t *testing.T, open func(t *testing.T) (store.Reader, Put)) {
 		"concurrent": testConcurrent,
 		"cancelled":  testCancelled,
 		"location":   testLocation,
+
+		"range":            testRange,
+		"range after end":  testRangeAfterEnd,
+		"range refused":    testRangeRefused,
+		"range stops":      testRangeStops,
+		"range concurrent": testRangeConcurrent,
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {

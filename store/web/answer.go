@@ -11,9 +11,14 @@ import (
 	"cairn/store"
 )
 
+// hasObject reports whether the answer to a read holds the object, or the requested part of it.
+func (m message) hasObject(answer *http.Response) bool {
+	return answer.StatusCode == http.StatusOK || answer.StatusCode == http.StatusPartialContent && m.span != ""
+}
+
 // checkStatus returns nil if the answer reports success.
-func checkStatus(method string, answer *http.Response) error {
-	switch method {
+func checkStatus(m message, answer *http.Response) error {
+	switch m.method {
 	case http.MethodPut:
 		return checkStored(answer)
 	case mkcol:
@@ -21,10 +26,16 @@ func checkStatus(method string, answer *http.Response) error {
 	case http.MethodHead:
 		return checkHead(answer)
 	}
+	switch {
+	case m.hasObject(answer):
+		return nil
+	case m.span != "" && answer.StatusCode == http.StatusRequestedRangeNotSatisfiable:
+		return store.ErrRange
+	}
 	return checkAnswer(answer)
 }
 
-// checkAnswer returns nil if the body is the object.
+// checkAnswer returns nil if the answer is the object.
 func checkAnswer(answer *http.Response) error {
 	switch answer.StatusCode {
 	case http.StatusOK:

@@ -51,7 +51,10 @@ type Bucket struct {
 	absence  absence
 }
 
-var _ store.Bucket = (*Bucket)(nil)
+var (
+	_ store.Bucket        = (*Bucket)(nil)
+	_ store.RangeStreamer = (*Bucket)(nil)
+)
 
 // New returns a bucket below base. It sends base's query with every request (pre-signed URLs), and
 // its user and password as basic authentication; neither appears in String or in an error. It
@@ -97,7 +100,7 @@ func escapePath(name string) string { return (&url.URL{Path: name}).EscapedPath(
 
 // Read implements store.Reader.
 func (b *Bucket) Read(ctx context.Context, name string, dst []byte, limit int64) (out []byte, err error) {
-	err = b.requestObject(ctx, http.MethodGet, name, nil, func(in transfer.Incoming) error {
+	err = b.requestObject(ctx, message{method: http.MethodGet, name: name}, func(in transfer.Incoming) error {
 		out, err = in.Object(dst, limit)
 		return err
 	})
@@ -106,7 +109,19 @@ func (b *Bucket) Read(ctx context.Context, name string, dst []byte, limit int64)
 
 // Stream implements store.Streamer.
 func (b *Bucket) Stream(ctx context.Context, name string, limit int64, use func(io.Reader) error) error {
-	return b.requestObject(ctx, http.MethodGet, name, nil, func(in transfer.Incoming) error { return in.Stream(limit, use) })
+	m := message{method: http.MethodGet, name: name}
+	return b.requestObject(ctx, m, func(in transfer.Incoming) error { return in.Stream(limit, use) })
+}
+
+// StreamRange implements store.RangeStreamer.
+func (b *Bucket) StreamRange(
+	ctx context.Context, name string, off, n int64, use func(store.Part, io.Reader) error,
+) error {
+	if err := store.CheckRange(off, n); err != nil {
+		return err
+	}
+	m := message{method: http.MethodGet, name: name, span: transfer.RangeField(off, n)}
+	return b.requestObject(ctx, m, func(in transfer.Incoming) error { return in.StreamRange(off, n, use) })
 }
 
 // Stat implements store.Reader. It returns ErrNoAbsence if the server reports every chunk as
@@ -128,9 +143,9 @@ func (b *Bucket) requestSize(ctx context.Context, name string) (size int64, err 
 		size, err = transfer.Size(in.Answer)
 		return err
 	}
-	err = b.requestObject(ctx, http.MethodHead, name, nil, readSize)
+	err = b.requestObject(ctx, message{method: http.MethodHead, name: name}, readSize)
 	if errors.Is(err, errHead) {
-		err = b.requestObject(ctx, http.MethodGet, name, nil, readSize)
+		err = b.requestObject(ctx, message{method: http.MethodGet, name: name}, readSize)
 	}
 	return size, err
 }

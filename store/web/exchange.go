@@ -28,6 +28,7 @@ type message struct {
 	url    *url.URL
 	name   string // of the object; "" for a directory
 	body   []byte // of PUT
+	span   string // the field Range of a GET; "" for the whole object
 }
 
 // isRead reports whether the message changes nothing on the server.
@@ -38,13 +39,13 @@ type useFunc func(in transfer.Incoming) error
 
 func ignoreAnswer(transfer.Incoming) error { return nil }
 
-// requestObject sends a request for an object and calls use with a successful answer. Every error
-// names the object.
-func (b *Bucket) requestObject(ctx context.Context, method, name string, body []byte, use useFunc) error {
-	if err := store.CheckName(name); err != nil {
+// requestObject sends a message to the URL of its object and calls use with a successful answer.
+// Every error names the object.
+func (b *Bucket) requestObject(ctx context.Context, m message, use useFunc) error {
+	if err := store.CheckName(m.name); err != nil {
 		return err
 	}
-	m := message{method, b.objectURL(name), name, body}
+	m.url = b.objectURL(m.name)
 	return addURL(ctx, m.url, b.doMessage(ctx, m, use))
 }
 
@@ -73,7 +74,7 @@ func (b *Bucket) doMessage(ctx context.Context, m message, use useFunc) error {
 		return err
 	}
 	defer answer.Body.Close()
-	if err = checkStatus(m.method, answer); err == nil {
+	if err = checkStatus(m, answer); err == nil {
 		b.forms.markPresent(m.name)
 		err = use(transfer.Incoming{Answer: answer, Patience: b.patience, Abort: cancel})
 	} else {
@@ -95,7 +96,7 @@ func (b *Bucket) followRedirects(ctx context.Context, m message, c redirectChain
 			return nil, b.addOrigin(c.start, m.url, err)
 		}
 		if !isRedirect(answer.StatusCode) {
-			if answer.StatusCode == http.StatusOK && c.moved != nil {
+			if m.hasObject(answer) && c.moved != nil {
 				b.moved.Store(c.moved)
 			}
 			return answer, nil
@@ -198,6 +199,9 @@ func (b *Bucket) roundTrip(ctx context.Context, by http.RoundTripper, m message,
 	}
 	request.Header.Set("User-Agent", "cairn")
 	request.Header.Set("Accept-Encoding", "identity")
+	if m.span != "" {
+		request.Header.Set("Range", m.span)
+	}
 	for name, values := range auth {
 		request.Header[name] = values
 	}

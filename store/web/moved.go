@@ -55,7 +55,7 @@ func (b *Bucket) tryMoved(ctx context.Context, m message, abort func(error)) *ht
 	m.url = joinURL(there.base, m.name)
 	answer, err := b.followRedirects(ctx, m, c, abort)
 	switch {
-	case err == nil && answer.StatusCode == http.StatusOK:
+	case err == nil && m.hasObject(answer):
 		return answer
 	case err == nil:
 		b.discardAnswer(answer)

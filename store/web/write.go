@@ -35,7 +35,7 @@ func (b *Bucket) Write(ctx context.Context, name string, data []byte) error {
 // putObject sends an object. If the answer looks like a login form, putObject succeeds only if it
 // can read the object back.
 func (b *Bucket) putObject(ctx context.Context, name string, data []byte) error {
-	err := b.requestObject(ctx, http.MethodPut, name, data, ignoreAnswer)
+	err := b.requestObject(ctx, message{method: http.MethodPut, name: name, body: data}, ignoreAnswer)
 	suspect, is := errors.AsType[*store.SuspectError](err)
 	if !is {
 		return err

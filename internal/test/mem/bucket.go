@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"iter"
 	"strings"
 	"sync"
@@ -23,6 +24,8 @@ var (
 	_ store.Lister  = (*Bucket)(nil)
 	_ store.Creator = (*Bucket)(nil)
 	_ store.Remover = (*Bucket)(nil)
+
+	_ store.RangeStreamer = (*Bucket)(nil)
 )
 
 // String implements store.Reader.
@@ -38,6 +41,24 @@ func (b *Bucket) Read(ctx context.Context, name string, dst []byte, limit int64)
 		return nil, fmt.Errorf("memory/%s has %d bytes: %w (%d)", name, len(data), store.ErrTooLarge, limit)
 	}
 	return append(dst, data...), nil
+}
+
+// StreamRange implements store.RangeStreamer.
+func (b *Bucket) StreamRange(
+	ctx context.Context, name string, off, n int64, use func(store.Part, io.Reader) error,
+) error {
+	if err := store.CheckRange(off, n); err != nil {
+		return err
+	}
+	data, err := b.findObject(ctx, name)
+	if err != nil {
+		return err
+	}
+	size := int64(len(data))
+	if off >= size {
+		return fmt.Errorf("memory/%s has %d bytes: %w", name, size, store.ErrRange)
+	}
+	return use(store.Part{Offset: off, Size: size}, bytes.NewReader(data[off:min(off+n, size)]))
 }
 
 // Stat implements store.Reader.
