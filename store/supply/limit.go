@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"sync"
 	"time"
 
@@ -25,7 +26,8 @@ func NewRate(bytesPerSecond int64) *Rate {
 }
 
 // Limit returns a Reader that reads from r no faster than the rate, on average. It reads an object
-// at full speed and delays its return and the next reads.
+// at full speed and delays its return and the next reads. It delays each read of a part that is
+// streamed.
 func (l *Rate) Limit(r store.Reader) store.Reader { return rateLimited{r, l.limiter} }
 
 type rateLimited struct {
@@ -47,6 +49,25 @@ func (p rateLimited) Read(ctx context.Context, name string, dst []byte, limit in
 		}
 	}
 	return out, err
+}
+
+// StreamRange implements store.RangeStreamer.
+func (p rateLimited) StreamRange(
+	ctx context.Context, name string, off, n int64, use func(store.Part, io.Reader) error,
+) error {
+	if err := p.awaitRate(ctx, 1); err != nil {
+		return err
+	}
+	return store.StreamRange(ctx, p.Reader, name, off, n, func(part store.Part, in io.Reader) error {
+		return use(part, readerFunc(func(dst []byte) (int, error) {
+			n, err := in.Read(dst[:min(len(dst), p.limiter.Burst())])
+			wait := p.limiter.ReserveN(time.Now(), n).Delay()
+			if ended := store.Sleep(ctx, wait); ended != nil {
+				return n, ended
+			}
+			return n, err
+		}))
+	})
 }
 
 // awaitRate blocks until the rate admits n bytes. When that is after the deadline of ctx, which was
@@ -90,19 +111,59 @@ type budgeted struct {
 func (r budgeted) Unwrap() store.Reader { return r.Reader }
 
 func (r budgeted) Read(ctx context.Context, name string, dst []byte, limit int64) ([]byte, error) {
-	got, err := r.budget.reserve(ctx, limit)
+	got, err := r.reserve(ctx, name, 0, limit)
 	if err != nil {
-		return nil, fmt.Errorf("reading %s/%s: %w", r.Reader, name, err)
-	}
-	if got < limit {
-		err = r.checkSize(ctx, name, got)
+		return nil, err
 	}
 	var out []byte
-	if err == nil {
-		out, err = r.Reader.Read(ctx, name, dst, got)
-	}
+	out, err = r.Reader.Read(ctx, name, dst, got)
 	r.budget.release(got, receivedBytes(dst, out, err))
 	return out, err
+}
+
+// StreamRange implements store.RangeStreamer. Only the bytes that use reads count. If the store
+// sends the whole object, use may read more than the range; the reader returns ErrBudget when
+// nothing is left for more.
+func (r budgeted) StreamRange(
+	ctx context.Context, name string, off, n int64, use func(store.Part, io.Reader) error,
+) error {
+	got, err := r.reserve(ctx, name, off, n)
+	if err != nil {
+		return err
+	}
+	used := int64(0)
+	defer func() { r.budget.release(got, used) }()
+	return store.StreamRange(ctx, r.Reader, name, off, n, func(part store.Part, in io.Reader) error {
+		return use(part, readerFunc(func(p []byte) (int, error) {
+			if more := used + int64(len(p)) - got; part.Whole && more > 0 {
+				got += r.budget.extend(more)
+			}
+			// One byte more shows whether the object ends there.
+			n, err := in.Read(p[:min(int64(len(p)), got-used+1)])
+			used += int64(n)
+			if used > got {
+				return 0, fmt.Errorf("reading %s/%s: %w", r.Reader, name, ErrBudget)
+			}
+			return n, err
+		}))
+	})
+}
+
+// reserve reserves the bytes of a read of at most n bytes from offset off on. If fewer than n are
+// left, they are enough for what the object has there.
+func (r budgeted) reserve(ctx context.Context, name string, off, n int64) (got int64, err error) {
+	got, err = r.budget.reserve(ctx, n)
+	if err != nil {
+		return 0, fmt.Errorf("reading %s/%s: %w", r.Reader, name, err)
+	}
+	if got == n {
+		return got, nil
+	}
+	if err := r.checkSize(ctx, name, off, got); err != nil {
+		r.budget.release(got, 0)
+		return 0, err
+	}
+	return got, nil
 }
 
 // receivedBytes returns how many bytes a read received after dst, including those of a failed read.
@@ -116,16 +177,17 @@ func receivedBytes(dst, out []byte, err error) int64 {
 	return 0
 }
 
-// checkSize requests an object's size, and returns ErrBudget if that is more than left bytes.
-func (r budgeted) checkSize(ctx context.Context, name string, left int64) error {
+// checkSize requests an object's size, and returns ErrBudget if the object has more than left bytes
+// from offset off on.
+func (r budgeted) checkSize(ctx context.Context, name string, off, left int64) error {
 	size, err := r.Reader.Stat(ctx, name)
 	switch {
 	case errors.Is(err, store.ErrNoSize):
 		return fmt.Errorf("reading %s/%s of unknown size, where %d are left: %w", r.Reader, name, left, ErrBudget)
 	case err != nil && !store.IsSuspect(err):
 		return fmt.Errorf("requesting its size, since %d bytes of the download budget are left: %w", left, err)
-	case size > left:
-		return fmt.Errorf("reading %s/%s of %d bytes, where %d are left: %w", r.Reader, name, size, left, ErrBudget)
+	case size-off > left:
+		return fmt.Errorf("reading %s/%s of %d bytes, where %d are left: %w", r.Reader, name, size-off, left, ErrBudget)
 	}
 	return nil
 }
@@ -165,6 +227,16 @@ func (b *Budget) tryReserve(want int64) (got int64, changed chan struct{}) {
 	b.left -= got
 	b.reading++
 	return got, nil
+}
+
+// extend reserves up to want more bytes for a read under way, without waiting. It returns 0 if
+// nothing is left.
+func (b *Budget) extend(want int64) (got int64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	got = max(0, min(want, b.left))
+	b.left -= got
+	return got
 }
 
 func (b *Budget) release(got, used int64) {

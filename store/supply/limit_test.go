@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -137,6 +138,13 @@ type countedReads struct {
 func (c *countedReads) Read(ctx context.Context, name string, dst []byte, limit int64) ([]byte, error) {
 	c.reads.Add(1)
 	return c.Bucket.Read(ctx, name, dst, limit)
+}
+
+func (c *countedReads) StreamRange(
+	ctx context.Context, name string, off, n int64, use func(store.Part, io.Reader) error,
+) error {
+	c.reads.Add(1)
+	return c.Bucket.StreamRange(ctx, name, off, n, use)
 }
 
 // TestBudgetCountsFailedReads: the bytes of an interrupted answer count.

@@ -2,6 +2,7 @@ package supply
 
 import (
 	"context"
+	"io"
 	"sync/atomic"
 
 	"cairn/store"
@@ -13,7 +14,7 @@ type Counter struct {
 	Bytes   atomic.Int64 // as stored, before decompression
 }
 
-// meter counts every object that is read whole from a Reader.
+// meter counts every object that is read from a Reader, whole or in part.
 type meter struct {
 	store.Reader
 	counter *Counter
@@ -30,3 +31,24 @@ func (m meter) Read(ctx context.Context, name string, dst []byte, limit int64) (
 	}
 	return out, err
 }
+
+// StreamRange implements store.RangeStreamer. It counts one object for each call of use, and the
+// bytes that use reads, as it reads them.
+func (m meter) StreamRange(
+	ctx context.Context, name string, off, n int64, use func(store.Part, io.Reader) error,
+) error {
+	return store.StreamRange(ctx, m.Reader, name, off, n, func(part store.Part, in io.Reader) error {
+		m.counter.Objects.Add(1)
+		return use(part, readerFunc(func(p []byte) (int, error) {
+			n, err := in.Read(p)
+			m.counter.Bytes.Add(int64(n))
+			return n, err
+		}))
+	})
+}
+
+// readerFunc is an io.Reader that calls the function.
+type readerFunc func(p []byte) (int, error)
+
+// Read implements io.Reader.
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }

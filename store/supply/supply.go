@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 
 	"golang.org/x/sync/errgroup"
 
@@ -41,7 +42,12 @@ type Supply struct {
 	stores   fallback
 	uncached store.Getter
 	chunks   store.Getter
-	closers  []func()
+
+	places []locate.Location // of the stores that Open has opened, in their order
+	open   func(locate.Location) (store.Reader, error)
+
+	mu      sync.Mutex // guards closers
+	closers []func()
 }
 
 var _ store.Getter = (*Supply)(nil)
@@ -52,11 +58,19 @@ func Open(groups [][]locate.Location, access locate.Access, a blob.Algorithm, o 
 	access.Web.Connections, access.S3.Connections = requestsRemote, requestsRemote // links choose how many are used
 	limit := o.newLimiter()
 	s := &Supply{policy: access.Retry}
+	s.open = func(at locate.Location) (store.Reader, error) {
+		r, err := access.Open(at)
+		if err != nil {
+			return nil, err
+		}
+		s.addCloser(func() { store.Close(r) })
+		return meter{limit(r), &s.counter}, nil
+	}
 	for _, group := range groups {
 		var failed error
 		opened := 0
 		for _, at := range group {
-			r, err := access.Open(at)
+			r, err := s.open(at)
 			if err != nil {
 				failed = fmt.Errorf("opening store %s: %w", at, err)
 				if len(group) > 1 && o.LeftOut != nil {
@@ -65,9 +79,9 @@ func Open(groups [][]locate.Location, access locate.Access, a blob.Algorithm, o 
 				continue
 			}
 			opened++
-			s.closers = append(s.closers, func() { store.Close(r) })
+			s.places = append(s.places, at)
 			m := o.newMember(at.Remote())
-			s.addMember(store.NewChunksAtOnce(meter{limit(r), &s.counter}, a, m.link.Most()), m)
+			s.addMember(store.NewChunksAtOnce(r, a, m.link.Most()), m)
 		}
 		if opened == 0 {
 			s.Close()
@@ -135,7 +149,31 @@ func (s *Supply) addRetries() {
 // AddCache puts a cache in front of the stores, as Cached does. Close calls done.
 func (s *Supply) AddCache(near store.Getter, keep store.Putter, failed func(error), done func()) {
 	s.chunks = Cached(s.chunks, near, keep, failed)
-	s.closers = append(s.closers, done)
+	s.addCloser(done)
+}
+
+func (s *Supply) addCloser(end func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closers = append(s.closers, end)
+}
+
+// Beside opens the directories that derive returns for the locations of the stores, and returns
+// their readers in the order of the stores. Their reads count in Downloaded, and the shared limits
+// hold for them. They are not retried, cached, or admitted by a Link. A directory that cannot be
+// opened, or for which derive returns an error, is left out. Each call opens the directories anew;
+// they stay open until Close. Beside sends no request to a server.
+func (s *Supply) Beside(derive func(locate.Location) (locate.Location, error)) (readers []store.Reader) {
+	for _, at := range s.places {
+		beside, err := derive(at)
+		if err != nil {
+			continue
+		}
+		if r, err := s.open(beside); err == nil {
+			readers = append(readers, r)
+		}
+	}
+	return readers
 }
 
 // Get implements store.Getter.
@@ -218,7 +256,10 @@ func (s *Supply) Downloaded() (objects, bytes int64) {
 
 // Close ends the processes of the stores, such as ssh, and closes the caches.
 func (s *Supply) Close() {
-	for _, end := range s.closers {
+	s.mu.Lock()
+	closers := s.closers
+	s.mu.Unlock()
+	for _, end := range closers {
 		end()
 	}
 }
