@@ -54,6 +54,60 @@ func TestBodyLimit(t *testing.T) {
 	}
 }
 
+// TestSlowReader: the time between two reads of a body does not count as the server's.
+func TestSlowReader(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, abort := context.WithCancelCause(t.Context())
+		request, _ := http.NewRequestWithContext(ctx, "GET", "http://h/", nil)
+		body := io.MultiReader(strings.NewReader("1234"), never{ctx})
+		in := transfer.Incoming{Patience: time.Minute, Abort: abort,
+			Answer: &http.Response{Request: request, ContentLength: 10, Body: io.NopCloser(body)}}
+		err := in.Stream(10, func(r io.Reader) error {
+			for range 4 {
+				time.Sleep(time.Hour)
+				if _, err := r.Read(make([]byte, 1)); err != nil {
+					return err
+				}
+			}
+			time.Sleep(time.Hour)
+			start := time.Now()
+			_, err := r.Read(make([]byte, 1))
+			if took := time.Since(start); took != time.Minute {
+				t.Errorf("a silent server was given up after %v, want the patience", took)
+			}
+			return err
+		})
+		if !errors.Is(err, store.ErrUnavailable) || !strings.Contains(err.Error(), "after 4 bytes: the transfer has stalled") {
+			t.Errorf("Stream = %v", err)
+		}
+	})
+}
+
+// slowBytes is a body that takes a second for each byte.
+type slowBytes struct{ ctx context.Context }
+
+func (s slowBytes) Read(p []byte) (int, error) {
+	if err := store.Sleep(s.ctx, time.Second); err != nil {
+		return 0, err
+	}
+	p[0] = 'x'
+	return 1, nil
+}
+
+// TestBodyTrickles: the reads of a window share the patience.
+func TestBodyTrickles(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, abort := context.WithCancelCause(t.Context())
+		request, _ := http.NewRequestWithContext(ctx, "GET", "http://h/", nil)
+		in := transfer.Incoming{Patience: 90*time.Second + time.Millisecond, Abort: abort,
+			Answer: &http.Response{Request: request, ContentLength: 1000, Body: io.NopCloser(slowBytes{ctx})}}
+		_, err := in.Body(nil, 1000)
+		if !errors.Is(err, store.ErrUnavailable) || !strings.Contains(err.Error(), "after 90 bytes: the transfer has stalled") {
+			t.Errorf("Body = %v", err)
+		}
+	})
+}
+
 // TestSend: the timer starts with the first byte of the body, is reset by each 32 KiB, and ends with stop.
 func TestSend(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"cairn/internal/transfer"
 	"cairn/store"
 	"cairn/store/s3"
 	"cairn/store/storetest"
@@ -106,6 +107,7 @@ func TestFaults(t *testing.T) {
 		"400":               {refuses(400, "InvalidArgument"), nil},
 		"204":               {refuses(204, ""), nil},
 		"206":               {refuses(206, ""), nil},
+		"416":               {refuses(416, "InvalidRange"), nil},
 		"304":               {refuses(304, ""), nil},
 		"web page": {func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", "text/html; charset=utf-8")
@@ -271,6 +273,45 @@ func TestRequests(t *testing.T) {
 	for range b.List(t.Context(), "ab c") {
 	}
 	check("GET /bucket?encoding-type=url&list-type=2&max-keys=1000&prefix=p%2Fab%20c")
+}
+
+// TestRange: a range is one request. S3's own answers, those of a server without ranges, and wrong
+// ones are told apart.
+func TestRange(t *testing.T) {
+	const ten = "Content-Length: 10"
+	partial := func(field string) http.HandlerFunc {
+		return raw(head("206 Partial Content", ten, "Content-Range: "+field) + "0123456789")
+	}
+	for name, test := range map[string]struct {
+		handler http.HandlerFunc
+		part    store.Part
+		body    string
+		want    error
+	}{
+		"part":      {partial("bytes 10-19/100"), store.Part{Offset: 10, Size: 100}, "0123456789", nil},
+		"whole":     {raw(head("200 OK", ten) + "0123456789"), store.Part{Size: 10, Whole: true}, "0123456789", nil},
+		"other":     {partial("bytes 0-9/100"), store.Part{}, "", transfer.ErrPart},
+		"no field":  {raw(head("206 Partial Content", ten) + "0123456789"), store.Part{}, "", transfer.ErrPart},
+		"after end": {refuses(416, "InvalidRange"), store.Part{}, "", store.ErrRange},
+		"absent":    {refuses(404, "NoSuchKey"), store.Part{}, "", store.ErrNotFound},
+		"denied":    {refuses(403, "AccessDenied"), store.Part{}, "", store.ErrDenied},
+		"busy":      {refuses(503, "SlowDown"), store.Part{}, "", store.ErrUnavailable},
+		"cut": {raw(head("206 Partial Content", ten, "Content-Range: bytes 10-19/100") + "012"),
+			store.Part{Offset: 10, Size: 100}, "012", store.ErrUnavailable},
+	} {
+		var asked []string
+		b := scripted(t, patient, func(w http.ResponseWriter, r *http.Request) {
+			asked = append(asked, r.Method+" "+r.RequestURI+" "+r.Header.Get("Range"))
+			test.handler(w, r)
+		})
+		part, body, err := storetest.ReadRange(t.Context(), b, "x", 10, 10)
+		if part != test.part || string(body) != test.body || !errors.Is(err, test.want) {
+			t.Errorf("%s: got %+v, %q, %v; want %+v, %q, %v", name, part, body, err, test.part, test.body, test.want)
+		}
+		if got := strings.Join(asked, ", "); got != "GET /bucket/p/x bytes=10-19" {
+			t.Errorf("%s: asked for %s", name, got)
+		}
+	}
 }
 
 // TestPut: a PUT has a length and checksums for the server to verify.

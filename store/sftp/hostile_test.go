@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"cairn/store"
+	"cairn/store/storetest"
 )
 
 // respond returns a server's answer to a request: a packet's type and all bytes after its number.
@@ -99,10 +100,12 @@ func bucketOver(t testing.TB, serve func(in io.Reader, out io.Writer)) *Bucket {
 func callAll(t testing.TB, b *Bucket) map[string]error {
 	_, readErr := b.Read(t.Context(), "x", nil, 1<<20)
 	_, statErr := b.Stat(t.Context(), "x")
+	_, _, rangeErr := storetest.ReadRange(t.Context(), b, "x", 0, 1<<20)
 	errs := map[string]error{
 		"Read": readErr, "Stat": statErr,
-		"Stream": b.Stream(t.Context(), "x", 1<<20, func(r io.Reader) error { _, err := io.Copy(io.Discard, r); return err }),
-		"Write":  b.Write(t.Context(), "d/x", make([]byte, 100<<10)), "Create": b.Create(t.Context(), "x", []byte("x")),
+		"StreamRange": rangeErr,
+		"Stream":      b.Stream(t.Context(), "x", 1<<20, func(r io.Reader) error { _, err := io.Copy(io.Discard, r); return err }),
+		"Write":       b.Write(t.Context(), "d/x", make([]byte, 100<<10)), "Create": b.Create(t.Context(), "x", []byte("x")),
 		"Remove": b.Remove(t.Context(), "x"),
 	}
 	for _, err := range b.List(t.Context(), "") {
@@ -161,6 +164,10 @@ func TestShortData(t *testing.T) {
 	if got, err := b.Read(t.Context(), "x", nil, 1<<20); string(got) != "7 bytes7 bytes" || err != nil {
 		t.Errorf("Read = %q, %v", got, err)
 	}
+	_, got, err := storetest.ReadRange(t.Context(), b, "x", 3, 10)
+	if string(got) != "7 bytes7 b" || err != nil {
+		t.Errorf("StreamRange = %q, %v", got, err)
+	}
 }
 
 // TestFalseSize: a promised size takes no memory before its bytes arrive.
@@ -176,6 +183,9 @@ func TestFalseSize(t *testing.T) {
 	})
 	if _, err := b.Read(t.Context(), "x", nil, 1<<60); !errors.Is(err, io.ErrUnexpectedEOF) {
 		t.Errorf("Read = %v, want io.ErrUnexpectedEOF", err)
+	}
+	if _, _, err := storetest.ReadRange(t.Context(), b, "x", 1<<40, 1<<40); !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Errorf("StreamRange = %v, want io.ErrUnexpectedEOF", err)
 	}
 }
 
