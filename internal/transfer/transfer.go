@@ -220,7 +220,9 @@ func (b *body) Read(p []byte) (int, error) {
 	if b.length >= 0 {
 		p = p[:min(int64(len(p)), b.length-b.got)]
 	}
-	n, err := b.readInTime(p)
+	began := b.startTimer()
+	n, err := b.Answer.Body.Read(p)
+	b.stopTimer(began, n)
 	b.got += int64(n)
 	switch {
 	case b.got > b.limit:
@@ -237,22 +239,24 @@ func (b *body) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// readInTime reads from the body with the timer running, so that a slow reader of the body does not
-// count as a stalled server.
-func (b *body) readInTime(p []byte) (int, error) {
-	began := time.Now()
+// startTimer starts the timer for one read of the body. It stops between two reads, so that a slow
+// reader of the body does not count as a stalled server.
+func (b *body) startTimer() (began time.Time) {
 	if b.stalled == nil {
 		b.stalled = time.AfterFunc(b.left, func() { b.Abort(ErrStalled) })
 	} else {
 		b.stalled.Reset(b.left)
 	}
-	n, err := b.Answer.Body.Read(p)
+	return time.Now()
+}
+
+// stopTimer stops the timer after a read of n bytes.
+func (b *body) stopTimer(began time.Time, n int) {
 	b.stalled.Stop()
 	b.left -= time.Since(began)
 	if b.recent += n; b.recent >= window {
 		b.left, b.recent = b.Patience, 0
 	}
-	return n, err
 }
 
 // bodyError returns the error for a body that ended after got bytes.

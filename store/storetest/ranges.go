@@ -23,7 +23,7 @@ func ReadRange(ctx context.Context, r store.Reader, name string, off, n int64) (
 }
 
 func testRange(t *testing.T, r store.Reader, put Put) {
-	want := Bytes(1, 5<<20)
+	want := Bytes(1, 2<<20+300_000)
 	put("dir/x", want)
 	size := int64(len(want))
 	for _, c := range []struct{ off, n int64 }{
@@ -108,11 +108,11 @@ func testRangeRefused(t *testing.T, r store.Reader, put Put) {
 
 // testRangeStops ends the reading of a range early, by an error, without one, and by cancelling.
 func testRangeStops(t *testing.T, r store.Reader, put Put) {
-	want := Bytes(1, 8<<20)
+	want := Bytes(1, 4<<20)
 	put("x", want)
 	enough := errors.New("enough")
 	for _, result := range []error{enough, nil} {
-		err := store.StreamRange(t.Context(), r, "x", 0, 8<<20, func(_ store.Part, in io.Reader) error {
+		err := store.StreamRange(t.Context(), r, "x", 0, 4<<20, func(_ store.Part, in io.Reader) error {
 			p := make([]byte, 10)
 			if _, err := io.ReadFull(in, p); err != nil || !bytes.Equal(p, want[:10]) {
 				t.Errorf("reading the first 10 bytes of a range: %v", err)
@@ -124,13 +124,13 @@ func testRangeStops(t *testing.T, r store.Reader, put Put) {
 		}
 	}
 	ctx, cancel := context.WithCancel(t.Context())
-	err := store.StreamRange(ctx, r, "x", 0, 8<<20, func(_ store.Part, in io.Reader) error {
+	err := store.StreamRange(ctx, r, "x", 0, 4<<20, func(_ store.Part, in io.Reader) error {
 		if _, err := io.ReadFull(in, make([]byte, 10)); err != nil {
 			return err
 		}
 		cancel()
 		n, err := io.Copy(io.Discard, in)
-		if err == nil && n != 8<<20-10 {
+		if err == nil && n != 4<<20-10 {
 			t.Errorf("reading after cancelling ends without an error after %d bytes", n)
 		}
 		return err
@@ -138,7 +138,7 @@ func testRangeStops(t *testing.T, r store.Reader, put Put) {
 	if err != nil && !errors.Is(err, context.Canceled) {
 		t.Errorf("StreamRange cancelled during use = %v, want context.Canceled or nil", err)
 	}
-	_, got, err := ReadRange(t.Context(), r, "x", 0, 8<<20)
+	_, got, err := ReadRange(t.Context(), r, "x", 0, 4<<20)
 	if err != nil || !bytes.Equal(got, want) {
 		t.Errorf("StreamRange after that = %d bytes, %v", len(got), err)
 	}
