@@ -76,7 +76,9 @@ func (c *cutRanges) StreamRange(
 
 type failingReader struct{}
 
-func (failingReader) Read([]byte) (int, error) { return 0, &store.UnavailableError{Err: errors.New("cut")} }
+func (failingReader) Read([]byte) (int, error) {
+	return 0, &store.UnavailableError{Err: errors.New("cut")}
+}
 
 // TestRetryRange: a range that ends early is requested again, from its start.
 func TestRetryRange(t *testing.T) {
