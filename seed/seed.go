@@ -5,6 +5,7 @@ package seed
 
 import (
 	"io"
+	"slices"
 
 	"cairn/blob"
 )
@@ -25,6 +26,7 @@ const (
 	Zero                // none: the chunk is all zero
 	Local               // a seed
 	Copy                // the image itself: an earlier chunk is equal, and is fetched
+	Delta               // a delta, which makes it from bytes of an old image
 	InPlace             // none: the target holds the chunk already; never in a Plan, since only assembling finds it out
 )
 
@@ -100,6 +102,22 @@ func (p *Plan) findInSeed(seed int, c blob.Chunk) int {
 
 func sameChunk(a, b blob.Chunk) bool { return a.Digest == b.Digest && a.Size == b.Size }
 
+// WithDelta returns the plan in which a delta makes the chunks that makes reports, instead of fetching
+// them.
+func (p *Plan) WithDelta(makes func(i int) bool) *Plan {
+	q := *p
+	q.steps = slices.Clone(p.steps)
+	for i, s := range q.steps {
+		if s.Kind == Fetch && makes(i) {
+			q.steps[i].Kind = Delta
+		}
+	}
+	return &q
+}
+
+// Find returns the number of the first chunk with this digest, or -1.
+func (p *Plan) Find(d blob.Digest) int { return p.wanted.Find(d) }
+
 // At returns the step of chunk i.
 func (p *Plan) At(i int) Step { return p.steps[i] }
 
@@ -138,9 +156,9 @@ func (p *Plan) Places(i int) []Place {
 
 // Totals are the image's bytes by source.
 type Totals struct {
-	Fetch, Zero, Copy int64
-	Seeds             []int64 // by number of the seed
-	Fetches           int     // chunks to fetch
+	Fetch, Zero, Copy, Delta int64
+	Seeds                    []int64 // by number of the seed
+	Fetches, Deltas          int     // chunks to fetch, and to make from a delta
 }
 
 // Totals returns the totals of the plan.
@@ -157,6 +175,9 @@ func (p *Plan) Totals() Totals {
 			t.Seeds[s.Seed] += c.Size
 		case Copy:
 			t.Copy += c.Size
+		case Delta:
+			t.Delta += c.Size
+			t.Deltas++
 		}
 	}
 	return t

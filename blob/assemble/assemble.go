@@ -91,6 +91,9 @@ type Options struct {
 	// Changing is called once, before the first change of the target. An error ends the run. May be
 	// nil.
 	Changing func() error
+	// Delta gets the chunks that the plan makes from a delta. Those that it fails to get are fetched. It is
+	// needed if the plan has such chunks.
+	Delta store.Getter
 	// Stream makes Preview predict Stream instead of Run.
 	Stream bool
 	// Progress is called after each segment, never concurrently. May be nil.
@@ -99,16 +102,19 @@ type Options struct {
 
 // Stats are the image's bytes by source, and other counts. The sources add up to Done.
 type Stats struct {
-	Size     int64   `json:"size"`           // of the image, bytes
-	Done     int64   `json:"done"`           // image bytes that are verified on the target
-	InPlace  int64   `json:"in_place_bytes"` // not written, since the target held them
-	Zero     int64   `json:"zero_bytes"`     // zeroed on the target, without data
-	Seeds    []int64 `json:"seed_bytes"`     // read from each seed
-	Copied   int64   `json:"copied_bytes"`   // copied from elsewhere in the image
-	Fetched  int64   `json:"fetched_bytes"`  // fetched from the store; plain size
-	Fetches  int64   `json:"fetched_chunks"`
-	SeedMiss int64   `json:"seed_misses"`   // chunks that a seed did not hold, contrary to its index
-	Written  int64   `json:"written_bytes"` // data written to the target
+	Size      int64   `json:"size"`           // of the image, bytes
+	Done      int64   `json:"done"`           // image bytes that are verified on the target
+	InPlace   int64   `json:"in_place_bytes"` // not written, since the target held them
+	Zero      int64   `json:"zero_bytes"`     // zeroed on the target, without data
+	Seeds     []int64 `json:"seed_bytes"`     // read from each seed
+	Copied    int64   `json:"copied_bytes"`   // copied from elsewhere in the image
+	Delta     int64   `json:"delta_bytes"`    // made from a delta and a seed
+	Deltas    int64   `json:"delta_chunks"`
+	Fetched   int64   `json:"fetched_bytes"` // fetched from the store; plain size
+	Fetches   int64   `json:"fetched_chunks"`
+	SeedMiss  int64   `json:"seed_misses"`   // chunks that a seed did not hold, contrary to its index
+	DeltaMiss int64   `json:"delta_misses"`  // chunks that the delta did not give, contrary to the plan
+	Written   int64   `json:"written_bytes"` // data written to the target
 }
 
 // headSize is the part of an image by which file systems and boot loaders recognise it, in bytes. The
@@ -174,6 +180,7 @@ type counters struct {
 	kinds                    [seed.InPlace + 1]atomic.Int64 // bytes
 	seeds                    []atomic.Int64                 // bytes
 	fetches, misses, written atomic.Int64
+	deltas, deltaMisses      atomic.Int64
 }
 
 func newJob(p *seed.Plan, from store.Getter, t Target, o Options) *job {
@@ -235,8 +242,9 @@ func (j *job) stats() Stats {
 		Size: j.plan.Index.Size(), InPlace: c.kinds[seed.InPlace].Load(), Zero: c.kinds[seed.Zero].Load(),
 		Copied: c.kinds[seed.Copy].Load(), Fetched: c.kinds[seed.Fetch].Load(), Fetches: c.fetches.Load(),
 		SeedMiss: c.misses.Load(), Written: c.written.Load(), Seeds: make([]int64, len(c.seeds)),
+		Delta: c.kinds[seed.Delta].Load(), Deltas: c.deltas.Load(), DeltaMiss: c.deltaMisses.Load(),
 	}
-	s.Done = s.InPlace + s.Zero + s.Copied + s.Fetched
+	s.Done = s.InPlace + s.Zero + s.Copied + s.Delta + s.Fetched
 	for i := range c.seeds {
 		s.Seeds[i] = c.seeds[i].Load()
 		s.Done += s.Seeds[i]

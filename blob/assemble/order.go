@@ -42,7 +42,10 @@ func (o *order) splitLocalRuns() {
 	all := o.runs[0]
 	o.runs = nil
 	for lo := all.lo; lo < all.hi; {
-		needs := func(i int) bool { return o.plan.At(i).Kind == seed.Fetch }
+		needs := func(i int) bool {
+			kind := o.plan.At(i).Kind
+			return kind == seed.Fetch || kind == seed.Delta
+		}
 		r := run{lo, lo + 1}
 		for r.hi < all.hi && needs(r.hi) == needs(lo) {
 			r.hi++

@@ -21,7 +21,11 @@ func Preview(ctx context.Context, p *seed.Plan, target io.ReaderAt, o Options) (
 			s.setFinal(i, deferred, seed.Step{Kind: seed.Copy})
 		}
 		for i := range s.chunksIn(missing) {
-			s.setFinal(i, missing, seed.Step{Kind: seed.Fetch})
+			kind := seed.Fetch
+			if p.At(i).Kind == seed.Delta {
+				kind = seed.Delta
+			}
+			s.setFinal(i, missing, seed.Step{Kind: kind})
 		}
 		return nil
 	})

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"sync"
 	"unsafe"
 
 	"cairn/blob"
@@ -39,7 +40,7 @@ type segment struct {
 	memory []byte // backs buf
 	buf    []byte // the image's bytes
 	old    []byte // the target's old bytes; nil if unknown
-	// batch is the numbers of the chunks to hash or fetch. batchData is the bytes to hash, and digests
+	// batch is the numbers of the chunks to hash. batchData is the bytes to hash, and digests
 	// their results.
 	batch     []int
 	batchData [][]byte
@@ -286,6 +287,8 @@ func (s *segment) setFinal(i int, st state, from seed.Step) {
 		counters.seeds[from.Seed].Add(size)
 	case seed.Fetch:
 		counters.fetches.Add(1)
+	case seed.Delta:
+		counters.deltas.Add(1)
 	}
 	if s.job.sources != nil {
 		s.job.sources[i] = from
@@ -346,24 +349,71 @@ func (s *segment) deferRepeats() {
 	}
 }
 
-// fetchMissing fetches all missing chunks from the store, many at once. After an error some may be
-// verified.
+// fetchMissing fetches all missing chunks from the store, many at once. Those that the plan makes from a
+// delta are made at the same time; if that fails, they are fetched too. After an error some chunks may
+// be verified.
 func (s *segment) fetchMissing(ctx context.Context) error {
-	var wants []store.Want
-	s.batch = s.batch[:0]
+	var fetches, deltas []int
 	for i := range s.chunksIn(missing) {
-		c := s.chunk(i)
-		s.batch = append(s.batch, i)
-		wants = append(wants, store.Want{Digest: c.Digest, Dst: s.bytesOf(s.buf, c)})
+		if s.job.plan.At(i).Kind == seed.Delta {
+			deltas = append(deltas, i)
+		} else {
+			fetches = append(fetches, i)
+		}
 	}
-	if len(wants) == 0 {
+	if len(deltas) == 0 {
+		return s.fetch(ctx, fetches)
+	}
+	var failed []int
+	made := make(chan struct{})
+	go func() {
+		defer close(made)
+		failed = s.makeFromDelta(ctx, deltas)
+	}()
+	err := s.fetch(ctx, fetches)
+	<-made
+	if err != nil {
+		return err
+	}
+	return s.fetch(ctx, failed)
+}
+
+// fetch fetches chunks from the store.
+func (s *segment) fetch(ctx context.Context, chunks []int) error {
+	if len(chunks) == 0 {
 		return nil
 	}
-	err := store.GetAll(ctx, s.job.from, wants, func(n int) { s.setFinal(s.batch[n], verified, seed.Step{Kind: seed.Fetch}) })
+	err := store.GetAll(ctx, s.job.from, s.wants(chunks), func(n int) { s.setFinal(chunks[n], verified, seed.Step{Kind: seed.Fetch}) })
 	if err != nil {
 		return fmt.Errorf("fetching chunks from byte %d of the image: %w", s.start, err)
 	}
 	return nil
+}
+
+// makeFromDelta makes chunks from the delta, and returns those that it failed to make.
+func (s *segment) makeFromDelta(ctx context.Context, chunks []int) (failed []int) {
+	var mu sync.Mutex // guards failed
+	s.job.options.Delta.Get(ctx, s.wants(chunks), func(n int, err error) {
+		if err == nil {
+			s.setFinal(chunks[n], verified, seed.Step{Kind: seed.Delta})
+			return
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		failed = append(failed, chunks[n])
+		s.job.counters.deltaMisses.Add(1)
+	})
+	slices.Sort(failed)
+	return failed
+}
+
+func (s *segment) wants(chunks []int) []store.Want {
+	wants := make([]store.Want, len(chunks))
+	for n, i := range chunks {
+		c := s.chunk(i)
+		wants[n] = store.Want{Digest: c.Digest, Dst: s.bytesOf(s.buf, c)}
+	}
+	return wants
 }
 
 // copyRepeatsWithin copies the chunks that repeat one of the same segment.

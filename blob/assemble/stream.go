@@ -160,7 +160,7 @@ func nextCopies(p *seed.Plan, lo, hi int) []uint32 {
 	last := map[int]int{} // by the number of the first equal chunk of the image
 	for i := hi - 1; i >= lo; i-- {
 		kind := p.At(i).Kind
-		if kind != seed.Copy && kind != seed.Fetch {
+		if kind != seed.Copy && kind != seed.Fetch && kind != seed.Delta {
 			continue
 		}
 		id := p.First(i)

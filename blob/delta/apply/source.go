@@ -1,0 +1,307 @@
+package apply
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"runtime"
+	"slices"
+	"sync"
+	"time"
+
+	"cairn/blob"
+	"cairn/blob/delta"
+	"cairn/internal/bitset"
+	"cairn/store"
+)
+
+const (
+	// maxResident is the number of parts in memory beyond which no part is read ahead.
+	maxResident = 2
+	// maxAttempts is the number of requests for a part of the file.
+	maxAttempts = 3
+	// leastFailures is the number of failed chunks after which a source gives up if most chunks failed.
+	leastFailures = 16
+)
+
+// errFailed is wrapped by the outcome of each chunk that a source does not make.
+var errFailed = errors.New("not made from the delta")
+
+// Source is a Getter of the chunks of a selection. Every other chunk, and each that cannot be made, is an
+// error: it must come from the store. Each chunk can be got once. A source reads the file's parts ahead
+// of the chunks that are wanted, and best if they are wanted in the order of the image.
+type Source struct {
+	index     *blob.Index
+	find      func(blob.Digest) int
+	selection *Selection
+	old       io.ReaderAt
+	workers   chan *worker
+	ctx       context.Context // of the requests
+	cancel    context.CancelFunc
+	running   sync.WaitGroup
+
+	mu            sync.Mutex // guards the fields below
+	parts         []partState
+	resident      int         // parts in memory or on their way
+	spare         []byte      // memory of a released part
+	taken         *bitset.Set // selected rows that were wanted
+	tried, failed int         // chunks
+}
+
+var _ store.Getter = (*Source)(nil)
+
+// partState is a part of the file in memory.
+type partState struct {
+	ready chan struct{} // closed when data or err is set; nil before the part is requested
+	data  []byte
+	err   error
+	left  int // rows that were not taken
+}
+
+// worker is the memory for decoding one chunk.
+type worker struct {
+	decoder   *delta.Decoder
+	reference []byte
+}
+
+// NewSource returns a source for the image of x, in which find finds the first chunk with a digest, or
+// -1. old reads the old image.
+func NewSource(ctx context.Context, x *blob.Index, find func(blob.Digest) int, s *Selection, old io.ReaderAt) *Source {
+	src := &Source{
+		index: x, find: find, selection: s, old: old, parts: make([]partState, len(s.parts)), taken: bitset.New(len(s.rows)),
+		workers: make(chan *worker, min(runtime.GOMAXPROCS(0), 8)),
+	}
+	src.ctx, src.cancel = context.WithCancel(ctx)
+	for i, p := range s.parts {
+		src.parts[i].left = p.rows
+	}
+	for range cap(src.workers) {
+		src.workers <- &worker{decoder: delta.NewDecoder()}
+	}
+	return src
+}
+
+// Close ends the requests under way, and those of the selection's file. No Get may be under way.
+func (s *Source) Close() {
+	s.cancel()
+	s.selection.file.Close()
+	s.running.Wait()
+	for range cap(s.workers) {
+		(<-s.workers).decoder.Close()
+	}
+}
+
+// find returns the position of a chunk's row in rows.
+func (s *Selection) find(chunk int) (at int, ok bool) {
+	return slices.BinarySearchFunc(s.rows, uint32(chunk), func(r selected, chunk uint32) int { return int(r.chunk) - int(chunk) })
+}
+
+// Get implements store.Getter. It hashes the chunks together.
+func (s *Source) Get(ctx context.Context, wants []store.Want, done func(i int, err error)) {
+	var made []int
+	var data [][]byte
+	for i, w := range wants {
+		if err := s.makeChunk(ctx, w); err != nil {
+			done(i, err)
+			continue
+		}
+		made, data = append(made, i), append(data, w.Dst)
+	}
+	digests := make([]blob.Digest, len(made))
+	s.index.Algorithm().SumAll(digests, data)
+	for n, i := range made {
+		err := error(nil)
+		if digests[n] != wants[i].Digest {
+			err = fmt.Errorf("chunk %v: %w: other bytes came of it", wants[i].Digest, errFailed)
+		}
+		s.countOutcome(err)
+		done(i, err)
+	}
+}
+
+// makeChunk decodes a chunk into w.Dst. The caller must hash it.
+func (s *Source) makeChunk(ctx context.Context, w store.Want) error {
+	chunk := s.find(w.Digest)
+	at, ok := 0, false
+	if chunk >= 0 && s.index.At(chunk).Size == int64(len(w.Dst)) {
+		at, ok = s.selection.find(chunk)
+	}
+	if !ok || !s.take(at) {
+		return fmt.Errorf("chunk %v: %w", w.Digest, errFailed)
+	}
+	r := s.selection.rows[at]
+	defer s.releaseRow(int(r.part))
+	data, err := s.awaitPart(ctx, int(r.part))
+	if err == nil {
+		err = s.decode(ctx, w.Dst, s.selection.file.Row(int(r.row)), data, s.selection.parts[r.part].offset)
+	}
+	if err != nil {
+		if ctx.Err() == nil {
+			s.countOutcome(err)
+		}
+		return fmt.Errorf("chunk %v: %w: %w", w.Digest, errFailed, err)
+	}
+	return nil
+}
+
+// take marks a selected row as wanted. It reports whether it was not before, and the source has not
+// given up.
+func (s *Source) take(at int) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return !(s.failed >= leastFailures && 2*s.failed > s.tried) && s.taken.Add(at)
+}
+
+func (s *Source) countOutcome(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.tried++
+	if err != nil {
+		s.failed++
+	}
+}
+
+// decode decodes the payload of a row, which is in the part of the file that begins at offset start.
+func (s *Source) decode(ctx context.Context, dst []byte, row delta.Row, part []byte, start int64) error {
+	var w *worker
+	select {
+	case w = <-s.workers:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { s.workers <- w }()
+	w.reference = w.reference[:0]
+	for _, r := range row.Ranges {
+		at := len(w.reference)
+		w.reference = slices.Grow(w.reference, int(r.Size))[:at+int(r.Size)]
+		if n, err := s.old.ReadAt(w.reference[at:], r.Offset); n < int(r.Size) {
+			return fmt.Errorf("reading the old image: %w", err)
+		}
+	}
+	return w.decoder.Decode(dst, w.reference, part[row.Offset-start:][:row.Size])
+}
+
+// awaitPart returns the bytes of a part of the file. It requests the part, and the next one if there is
+// room.
+func (s *Source) awaitPart(ctx context.Context, n int) ([]byte, error) {
+	s.mu.Lock()
+	s.startPart(n)
+	s.readAhead(n + 1)
+	p := &s.parts[n]
+	s.mu.Unlock()
+	select {
+	case <-p.ready:
+		return p.data, p.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// readAhead requests part n if there is room for it. The caller holds mu.
+func (s *Source) readAhead(n int) {
+	if n < len(s.parts) && s.resident < maxResident {
+		s.startPart(n)
+	}
+}
+
+// startPart requests a part, unless it was requested before. A store without ranges sends all parts in
+// order. The caller holds mu.
+func (s *Source) startPart(n int) {
+	if s.parts[n].ready != nil {
+		return
+	}
+	var before chan struct{}
+	if s.selection.file.whole != nil && n > 0 {
+		s.startPart(n - 1)
+		before = s.parts[n-1].ready
+	}
+	p := &s.parts[n]
+	p.ready = make(chan struct{})
+	s.resident++
+	memory := s.spare
+	s.spare = nil
+	s.running.Go(func() {
+		defer close(p.ready)
+		if before != nil {
+			<-before
+		}
+		data := slices.Grow(memory[:0], int(s.selection.parts[n].size))[:s.selection.parts[n].size]
+		if p.err = s.selection.file.readPart(s.ctx, s.selection.parts[n], data); p.err == nil {
+			p.data = data
+		}
+	})
+}
+
+// releaseRow is called when a row of part n needs its payload no more. After the last row the part's
+// memory is free for the next part.
+func (s *Source) releaseRow(n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := &s.parts[n]
+	if p.left--; p.left > 0 {
+		return
+	}
+	if p.ready == nil { // its rows were wanted after the source had given up
+		return
+	}
+	s.resident--
+	select {
+	case <-p.ready:
+		s.spare, p.data = p.data, nil
+	default: // the wait for it was cancelled
+	}
+	s.readAhead(n + 1)
+}
+
+// readPart fills p with a part of the file.
+func (f *File) readPart(ctx context.Context, at part, p []byte) error {
+	filled := int64(0)
+	if at.offset < f.readEnd() {
+		filled = int64(copy(p, f.ahead[at.offset-f.HeadSize():]))
+	}
+	if filled == at.size {
+		return nil
+	}
+	if f.whole != nil {
+		return f.whole.readPart(at.offset+filled, p[filled:], f.readEnd())
+	}
+	for attempt := 1; ; attempt++ {
+		n, err := f.readRange(ctx, at.offset+filled, p[filled:])
+		filled += int64(n)
+		if err == nil || attempt == maxAttempts || !errors.Is(err, store.ErrUnavailable) {
+			return err
+		}
+		if err := store.Sleep(ctx, store.Backoff{First: 250 * time.Millisecond, Max: time.Second}.Wait(attempt)); err != nil {
+			return err
+		}
+	}
+}
+
+// readRange fills p with bytes of the file from offset off on. After an error it returns how many bytes
+// are read.
+func (f *File) readRange(ctx context.Context, off int64, p []byte) (n int, err error) {
+	f.requests.Add(1)
+	err = store.StreamRange(ctx, f.reader, f.name, off, int64(len(p)), func(answer store.Part, r io.Reader) (err error) {
+		switch {
+		case answer.Offset != off:
+			return errNoRanges
+		case answer.Size >= 0 && answer.Size != f.FileSize():
+			return fmt.Errorf("%w: it has %d bytes instead of %d", delta.ErrInvalid, answer.Size, f.FileSize())
+		}
+		n, err = io.ReadFull(r, p)
+		return err
+	})
+	return n, err
+}
+
+// readPart fills p with the stream's bytes from offset off of the file on, and drops those before. start
+// is the offset of the stream's first byte. Parts are read in order.
+func (s *stream) readPart(off int64, p []byte, start int64) error {
+	if _, err := io.CopyN(io.Discard, s, off-start-s.position); err != nil {
+		return err
+	}
+	n, err := io.ReadFull(s, p)
+	s.position = off - start + int64(n)
+	return err
+}
