@@ -30,6 +30,7 @@ type place interface {
 	secret() string
 	split() (dir place, name string, err error)
 	join(name string) place
+	trimSlash() place
 }
 
 // Parse parses a location as users write it: - for stdin or stdout, a scheme and :// for a server,
@@ -184,6 +185,15 @@ func (l Location) Beside(name string) (Location, error) {
 	return Location{dir.at.join(name)}, nil
 }
 
+// TrimSlash returns the location of a directory without slashes at its end, so that Split finds its name. A
+// local directory without a name, such as "..", gets its absolute path.
+func (l Location) TrimSlash() Location {
+	if l.at == nil {
+		return l
+	}
+	return Location{l.at.trimSlash()}
+}
+
 // DefaultStore returns the default store of an index: default.castr beside it, as in casync.
 func (l Location) DefaultStore() (Location, error) { return l.Beside("default.castr") }
 
@@ -193,6 +203,7 @@ type stream struct{}
 func (stream) String() string                { return "-" }
 func (stream) secret() string                { return "-" }
 func (stream) join(name string) place        { return localPath(name) }
+func (stream) trimSlash() place              { return stream{} }
 func (stream) split() (place, string, error) { return nil, "", errors.New("a stream has no name") }
 
 // localPath is a path on this machine.
@@ -218,10 +229,19 @@ func (p localPath) split() (place, string, error) {
 	return localPath(filepath.Dir(string(p))), name, store.CheckName(name)
 }
 
+func (p localPath) trimSlash() place {
+	path := strings.TrimRight(string(p), "/")
+	if base := filepath.Base(path); path != "" && base != "." && base != ".." {
+		return localPath(path)
+	}
+	return localPath(p.secret())
+}
+
 type webPlace struct{ web.Location }
 
 func (p webPlace) secret() string         { return p.Secret() }
 func (p webPlace) join(name string) place { return webPlace{p.Join(name)} }
+func (p webPlace) trimSlash() place       { return webPlace{p.TrimSlash()} }
 
 func (p webPlace) split() (place, string, error) {
 	dir, name, err := p.Split()
@@ -233,6 +253,7 @@ type s3Place struct{ s3.Location }
 func (p s3Place) String() string         { return p.Public() }
 func (p s3Place) secret() string         { return p.Location.String() }
 func (p s3Place) join(name string) place { return s3Place{p.Join(name)} }
+func (p s3Place) trimSlash() place       { return s3Place{p.TrimSlash()} }
 
 func (p s3Place) split() (place, string, error) {
 	dir, name, err := p.Split()
@@ -243,6 +264,7 @@ type sftpPlace struct{ sftp.Location }
 
 func (p sftpPlace) secret() string         { return p.String() }
 func (p sftpPlace) join(name string) place { return sftpPlace{p.Join(name)} }
+func (p sftpPlace) trimSlash() place       { return sftpPlace{p.TrimSlash()} }
 
 func (p sftpPlace) split() (place, string, error) {
 	dir, name, err := p.Split()

@@ -172,6 +172,12 @@ func (l Location) Join(name string) Location {
 	return l
 }
 
+// TrimSlash returns the location without the slash at its end.
+func (l Location) TrimSlash() Location {
+	l.Slash = false
+	return l
+}
+
 // Public returns the location without its options.
 func (l Location) Public() string { return l.urlOf("").String() }
 

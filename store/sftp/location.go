@@ -83,6 +83,14 @@ func (l Location) Join(name string) Location {
 	return l
 }
 
+// TrimSlash returns the location without slashes at its end. The user's home keeps one: it has no name.
+func (l Location) TrimSlash() Location {
+	if trimmed := strings.TrimRight(l.path, "/"); trimmed != "/~" {
+		l.path = trimmed
+	}
+	return l
+}
+
 // dir returns the directory in the server's form: absolute, or relative to the user's home.
 func (l Location) dir() string {
 	if strings.TrimRight(l.path, "/") == "/~" {

@@ -59,6 +59,13 @@ func (l Location) Join(name string) Location {
 	return newLocation(&u)
 }
 
+// TrimSlash returns the location without the slash at its end.
+func (l Location) TrimSlash() Location {
+	u := *l.url()
+	u.Path, u.RawPath = strings.TrimSuffix(u.Path, "/"), strings.TrimSuffix(u.EscapedPath(), "/")
+	return newLocation(&u)
+}
+
 // publicURL returns a URL without the parts that may be secret.
 func publicURL(u *url.URL) string {
 	return (&url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path, RawPath: u.RawPath}).String()
