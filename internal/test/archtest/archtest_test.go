@@ -29,7 +29,7 @@ var imports = map[string]string{
 	"blob/deploy":        "blob blob/assemble blob/release blob/scan blob/verify chunker seed seed/known store store/locate",
 	"blob/delta":         "blob store/chunkfile",
 	"blob/profile":       "blob",
-	"blob/release":       "blob blob/profile store store/locate",
+	"blob/release":       "blob blob/delta blob/profile store store/locate",
 	"blob/view":          "blob blob/profile blob/view/fetch",
 	"blob/view/fetch":    "blob store",
 	"chunker":            "",

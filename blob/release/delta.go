@@ -1,0 +1,41 @@
+package release
+
+import (
+	"fmt"
+	"strings"
+
+	"cairn/blob"
+	"cairn/blob/delta"
+	"cairn/store/locate"
+)
+
+const (
+	storeSuffix    = ".castr"
+	deltaDirSuffix = ".cadelta"
+)
+
+// DeltaDir returns the location of the deltas of a store: the directory NAME.cadelta beside NAME.castr. It
+// is not in the store, because casync's gc fails on foreign files.
+func DeltaDir(store locate.Location) (locate.Location, error) {
+	store = store.TrimSlash()
+	_, name, err := store.Split()
+	if err != nil {
+		return locate.Location{}, fmt.Errorf("deltas lie beside their store, and there is nothing beside %s: %w", store, err)
+	}
+	return store.Beside(strings.TrimSuffix(name, storeSuffix) + deltaDirSuffix)
+}
+
+// DeltaName returns the name of a delta in the directory of deltas. The images are named by the digests
+// of their indexes.
+func DeltaName(to, from blob.Digest) string {
+	return to.String() + "/" + from.String() + delta.Suffix
+}
+
+// DeltaIndexName returns the name of the copy of the old image's index that lies beside a delta. A client
+// that never had this index needs it to find the old image's chunks in its seeds.
+func DeltaIndexName(to, from blob.Digest) string {
+	return to.String() + "/" + from.String() + IndexSuffix
+}
+
+// DeltaListName returns the name of the list of the deltas to an image.
+func DeltaListName(to blob.Digest) string { return to.String() + "/list" }
