@@ -12,7 +12,7 @@ import (
 const (
 	listMagic     = "cairndll"
 	listHeadSize  = 56
-	listEntrySize = 49 // without samples
+	listEntrySize = 57 // without samples
 	sampleSize    = 8
 
 	// MaxBases limits the entries of a list.
@@ -28,13 +28,15 @@ type Base struct {
 	Index     blob.Digest // of the old image
 	ImageSize int64       // of the old image, bytes
 	FileSize  int64       // of the delta, bytes
+	HeadSize  int64       // of head and table of the delta, bytes
 	// Samples are the first bytes of the digests of at most MaxSamples chunks of the old image. By them, a
 	// client that holds a similar image finds the most similar old image.
 	Samples [][8]byte
 }
 
-// NewBase returns the entry for a delta of a size from the image of an index.
-func NewBase(old *blob.Index, fileSize int64) Base {
+// NewBase returns the entry for a delta from the image of an index. The sizes are those of the delta's
+// file, and of its head and table.
+func NewBase(old *blob.Index, fileSize, headSize int64) Base {
 	var distinct []int // chunks that are not zeros
 	table := blob.NewTable(old)
 	for i, c := range old.All() {
@@ -42,7 +44,7 @@ func NewBase(old *blob.Index, fileSize int64) Base {
 			distinct = append(distinct, i)
 		}
 	}
-	b := Base{Index: old.Digest(), ImageSize: old.Size(), FileSize: fileSize}
+	b := Base{Index: old.Digest(), ImageSize: old.Size(), FileSize: fileSize, HeadSize: headSize}
 	n := min(len(distinct), MaxSamples)
 	for i := range n { // spread over the image
 		d := old.At(distinct[i*len(distinct)/n]).Digest
@@ -64,6 +66,7 @@ func EncodeList(to *blob.Index, bases []Base) []byte {
 		b = append(b, base.Index[:]...)
 		b = binary.LittleEndian.AppendUint64(b, uint64(base.ImageSize))
 		b = binary.LittleEndian.AppendUint64(b, uint64(base.FileSize))
+		b = binary.LittleEndian.AppendUint64(b, uint64(base.HeadSize))
 		b = append(b, byte(len(base.Samples)))
 		for _, s := range base.Samples {
 			b = append(b, s[:]...)
@@ -103,17 +106,17 @@ func decodeBases(b []byte, n int, to blob.Digest) ([]Base, error) {
 			return nil, fmt.Errorf("%w: its list ends early", ErrInvalid)
 		}
 		u64 := func(at int) uint64 { return binary.LittleEndian.Uint64(b[at:]) }
-		digest, samples := blob.Digest(b[:32]), int(b[48])
+		digest, samples := blob.Digest(b[:32]), int(b[56])
 		switch {
 		case seen[digest]:
 			return nil, fmt.Errorf("%w: its list names an image twice", ErrInvalid)
-		case u64(32) > 1<<62 || u64(40) > 1<<62:
+		case u64(32) > 1<<62 || u64(40) > 1<<62 || u64(48) > u64(40):
 			return nil, fmt.Errorf("%w: its list has an image of %d bytes, and a delta of %d", ErrInvalid, u64(32), u64(40))
 		case samples > MaxSamples || len(b) < listEntrySize+samples*sampleSize:
 			return nil, fmt.Errorf("%w: its list has %d samples of an image", ErrInvalid, samples)
 		}
 		seen[digest] = true
-		base := Base{Index: digest, ImageSize: int64(u64(32)), FileSize: int64(u64(40))}
+		base := Base{Index: digest, ImageSize: int64(u64(32)), FileSize: int64(u64(40)), HeadSize: int64(u64(48))}
 		b = b[listEntrySize:]
 		for range samples {
 			base.Samples = append(base.Samples, [8]byte(b[:8]))

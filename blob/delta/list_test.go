@@ -15,8 +15,8 @@ import (
 func TestNewBase(t *testing.T) {
 	for _, c := range []struct{ chunks, samples, last int }{{0, 0, 0}, {1, 1, 0}, {5, 5, 4}, {100, MaxSamples, 31 * 100 / 32}} {
 		x := indexOf(t, c.chunks)
-		b := NewBase(x, 7)
-		if b.Index != x.Digest() || b.ImageSize != x.Size() || b.FileSize != 7 || len(b.Samples) != c.samples {
+		b := NewBase(x, 7, 3)
+		if b.Index != x.Digest() || b.ImageSize != x.Size() || b.FileSize != 7 || b.HeadSize != 3 || len(b.Samples) != c.samples {
 			t.Errorf("NewBase of %d chunks = %+v", c.chunks, b)
 		}
 		if d := (blob.Digest{1, byte(c.last)}); c.samples > 0 && b.Samples[c.samples-1] != [8]byte(d[:8]) {
@@ -37,7 +37,7 @@ func TestSamplesAreDistinct(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if diff := cmp.Diff([][8]byte{{1}, {2}}, NewBase(b.Index(), 0).Samples); diff != "" {
+	if diff := cmp.Diff([][8]byte{{1}, {2}}, NewBase(b.Index(), 0, 0).Samples); diff != "" {
 		t.Errorf("samples (-want +got):\n%s", diff)
 	}
 }
@@ -45,7 +45,7 @@ func TestSamplesAreDistinct(t *testing.T) {
 func fullList() []Base {
 	var bases []Base
 	for i := range MaxBases {
-		b := Base{Index: blob.Digest{9, byte(i)}, ImageSize: 1 << 62, FileSize: int64(i)}
+		b := Base{Index: blob.Digest{9, byte(i)}, ImageSize: 1 << 62, FileSize: int64(i), HeadSize: int64(i / 2)}
 		for range MaxSamples {
 			b.Samples = append(b.Samples, [8]byte{byte(i)})
 		}
@@ -56,7 +56,7 @@ func fullList() []Base {
 
 func TestList(t *testing.T) {
 	x := indexOf(t, 5)
-	for _, bases := range [][]Base{nil, {NewBase(indexOf(t, 3), 1000), {Index: blob.Digest{5}}}, fullList()} {
+	for _, bases := range [][]Base{nil, {NewBase(indexOf(t, 3), 1000, 300), {Index: blob.Digest{5}}}, fullList()} {
 		b := EncodeList(x, bases)
 		got, err := DecodeList(b, x)
 		if err != nil || len(b) > MaxList {
@@ -73,7 +73,7 @@ func TestList(t *testing.T) {
 
 func TestDecodeListRefuses(t *testing.T) {
 	x := indexOf(t, 5)
-	good := EncodeList(x, []Base{NewBase(indexOf(t, 3), 1000), {Index: blob.Digest{5}}})
+	good := EncodeList(x, []Base{NewBase(indexOf(t, 3), 1000, 300), {Index: blob.Digest{5}}})
 	set := func(at int, v uint64) []byte {
 		b := bytes.Clone(good)
 		binary.LittleEndian.PutUint64(b[at:], v)
@@ -82,7 +82,7 @@ func TestDecodeListRefuses(t *testing.T) {
 	damaged := bytes.Clone(good)
 	damaged[len(damaged)-1]++
 	samples := bytes.Clone(good)
-	samples[listHeadSize+48] = MaxSamples + 1
+	samples[listHeadSize+56] = MaxSamples + 1
 	short := bytes.Clone(good)
 	short[len(short)-sha256.Size-1] = 1 // sample of the last entry
 	for name, b := range map[string][]byte{
@@ -98,6 +98,7 @@ func TestDecodeListRefuses(t *testing.T) {
 		"fewer than there":  set(48, 1),
 		"image size":        set(listHeadSize+32, 1<<62+1),
 		"delta size":        set(listHeadSize+40, 1<<62+1),
+		"head size":         set(listHeadSize+48, 1001),
 		"many samples":      rehash(samples),
 		"samples cut short": rehash(short),
 		"from itself":       EncodeList(x, []Base{{Index: x.Digest()}}),
@@ -114,7 +115,7 @@ func TestDecodeListRefuses(t *testing.T) {
 func FuzzDecodeList(f *testing.F) {
 	x := indexOf(f, 5)
 	f.Add(EncodeList(x, nil))
-	f.Add(EncodeList(x, []Base{NewBase(indexOf(f, 3), 1000), {Index: blob.Digest{5}}}))
+	f.Add(EncodeList(x, []Base{NewBase(indexOf(f, 3), 1000, 300), {Index: blob.Digest{5}}}))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		if len(data) > sha256.Size {
 			data = rehash(data)

@@ -34,6 +34,8 @@ type Options struct {
 	ReadOnly bool           // State is read, but not changed
 	Name     string         // of the index; recorded in State while the job is unfinished
 
+	Deltas Deltas
+
 	Workers int   // number of concurrent workers, at least 1
 	Memory  int64 // as in assemble.Options
 	Far     bool  // as in assemble.Options
@@ -79,7 +81,8 @@ type Plan struct {
 	options Options
 	target  *Target
 	opened  []openSeed
-	own     int // one more than the number of the seed that is the target itself; 0 for none
+	own     int        // one more than the number of the seed that is the target itself; 0 for none
+	delta   *planDelta // nil for none
 }
 
 // NewPlan opens the seeds, learns their content and the target's, and plans. An unusable seed is left
@@ -93,8 +96,11 @@ func NewPlan(ctx context.Context, x *blob.Index, t *Target, o Options) (*Plan, e
 	return p, nil
 }
 
-// Close closes the seeds.
+// Close closes the seeds and the delta.
 func (p *Plan) Close() {
+	if p.delta != nil {
+		p.delta.file.Close()
+	}
 	for _, s := range p.opened {
 		s.file.Close()
 	}
@@ -126,7 +132,7 @@ func (p *Plan) buildPlan(ctx context.Context, x *blob.Index) error {
 		}
 	}
 	p.Plan = seed.NewPlan(x, seeds...)
-	return ctx.Err()
+	return p.useDelta(ctx)
 }
 
 // Run writes the image onto the target and makes the target final: a file gets its name, and the kernel
@@ -135,6 +141,9 @@ func (p *Plan) buildPlan(ctx context.Context, x *blob.Index) error {
 func (p *Plan) Run(ctx context.Context, from store.Getter, progress func(assemble.Stats)) (stats assemble.Stats, err error) {
 	t, l, o := p.target, learner{&p.options}, p.assembleOptions(progress)
 	defer func() { t.failed = err }()
+	var end func()
+	o.Delta, end = p.openDelta(ctx)
+	defer end()
 	if t.stream != nil {
 		to := assemble.Sink{Writer: t.stream, Size: p.Index.Size()}
 		stats, err = assemble.Stream(ctx, p.Plan, from, to, o)

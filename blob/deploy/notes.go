@@ -1,6 +1,9 @@
 package deploy
 
-import "cairn/seed/known"
+import (
+	"cairn/blob"
+	"cairn/seed/known"
+)
 
 // Note is an event that does not end the job: one of the types of this file, or release.AttributesLost.
 type Note any
@@ -44,4 +47,16 @@ type Sampled struct {
 type OldPartitions struct {
 	Target, Path string
 	Err          error
+}
+
+// DeltaFound reports that a delta makes some of the chunks.
+type DeltaFound struct {
+	Old    blob.Digest // of the index of the old image
+	Chunks int
+}
+
+// NoDelta reports that a directory of deltas has deltas to the image, but none that the job uses.
+type NoDelta struct {
+	Dir string
+	Err error
 }

@@ -293,6 +293,19 @@ func (t *Target) Whole() bool { return t.whole }
 // IsStream reports whether the target takes the image in order and cannot be read back.
 func (t *Target) IsStream() bool { return t.stream != nil }
 
+// oldContent returns the reader of the bytes that the image will replace, or nil if there are none.
+func (t *Target) oldContent() io.ReaderAt {
+	switch {
+	case t.blank || t.stream != nil:
+		return nil
+	case t.dest != nil:
+		return t.dest
+	case t.inPlace:
+		return t.before
+	}
+	return nil
+}
+
 // refuseSeeds refuses seeds that share bytes with the target.
 func (t *Target) refuseSeeds(seeds []openSeed) error {
 	for _, s := range seeds {

@@ -30,7 +30,7 @@ type File struct {
 	reader   store.Reader
 	name     string
 	ahead    []byte  // the first payloads, which the first request read
-	whole    *stream // the rest of the first answer, if the store supports no ranges; else nil
+	whole    *stream // the rest of the file, if the store supports no ranges; else nil
 	requests atomic.Int64
 }
 
@@ -59,8 +59,8 @@ func (f *File) open(ctx context.Context, x *blob.Index, sizes Sizes) error {
 	}
 	f.whole = first
 	head := make([]byte, delta.FirstBytes)
-	if k, err := io.ReadFull(first, head); err != nil {
-		return f.explain(fmt.Errorf("%w: it ends after %d bytes", delta.ErrInvalid, k), err)
+	if k, err := io.ReadFull(first.pipe, head); err != nil {
+		return explain(fmt.Errorf("%w: it ends after %d bytes", delta.ErrInvalid, k), err)
 	}
 	end, err := delta.TableEnd(head)
 	if err != nil {
@@ -68,7 +68,7 @@ func (f *File) open(ctx context.Context, x *blob.Index, sizes Sizes) error {
 	}
 	rest := &remainder{file: f, ctx: ctx, from: n, to: end}
 	defer rest.close()
-	if f.Delta, err = delta.Decode(io.MultiReader(bytes.NewReader(head), first, rest), x); err != nil {
+	if f.Delta, err = delta.Decode(io.MultiReader(bytes.NewReader(head), first.pipe, rest), x); err != nil {
 		return err
 	}
 	if first.part.Size >= 0 && first.part.Size != f.FileSize() {
@@ -78,7 +78,7 @@ func (f *File) open(ctx context.Context, x *blob.Index, sizes Sizes) error {
 }
 
 // explain returns the error of a read, or invalid if the file ended.
-func (f *File) explain(invalid, err error) error {
+func explain(invalid, err error) error {
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		return invalid
 	}
@@ -86,26 +86,18 @@ func (f *File) explain(invalid, err error) error {
 }
 
 // readAhead reads the payloads in the first n bytes of the file, which were requested with the table. It
-// finds out whether the answer ends there.
+// ends the request, unless more of the file follows.
 func (f *File) readAhead(first *stream, n int64) error {
 	if n > f.HeadSize() {
 		f.ahead = make([]byte, n-f.HeadSize())
-		if k, err := io.ReadFull(first, f.ahead); err != nil {
-			return f.explain(fmt.Errorf("%w: it ends after %d bytes", delta.ErrInvalid, f.HeadSize()+int64(k)), err)
+		if k, err := io.ReadFull(first.pipe, f.ahead); err != nil {
+			return explain(fmt.Errorf("%w: it ends after %d bytes", delta.ErrInvalid, f.HeadSize()+int64(k)), err)
 		}
 	}
-	if f.readEnd() < f.FileSize() && f.HeadSize() <= n {
-		var next [1]byte
-		switch _, err := io.ReadFull(first, next[:]); {
-		case err == nil:
-			first.Reader = io.MultiReader(bytes.NewReader(next[:]), first.Reader)
-			return nil
-		case !errors.Is(err, io.EOF):
-			return err
-		}
+	if !first.part.Whole || f.readEnd() == f.FileSize() {
+		f.Close()
+		f.whole = nil
 	}
-	first.close()
-	f.whole = nil
 	return nil
 }
 
@@ -115,6 +107,9 @@ func (f *File) Close() {
 		f.whole.close()
 	}
 }
+
+// IsStream reports whether the store does not support ranges, so that payloads are read in order.
+func (f *File) IsStream() bool { return f.whole != nil }
 
 // Requests returns the number of requests so far.
 func (f *File) Requests() int64 { return f.requests.Load() }
@@ -127,7 +122,6 @@ func (f *File) missing(p part) int64 { return max(0, p.end()-max(p.offset, f.rea
 
 // stream is the answer to a request, which is read while other things happen.
 type stream struct {
-	io.Reader
 	part     store.Part
 	position int64 // bytes that readPart has read
 	pipe     *io.PipeReader
@@ -140,7 +134,7 @@ func (f *File) startStream(ctx context.Context, off, n int64) (*stream, error) {
 	f.requests.Add(1)
 	ctx, cancel := context.WithCancel(ctx)
 	out, in := io.Pipe()
-	s := &stream{Reader: out, pipe: out, end: cancel, done: make(chan struct{})}
+	s := &stream{pipe: out, end: cancel, done: make(chan struct{})}
 	begun := make(chan store.Part, 1)
 	var failed error
 	go func() {
@@ -200,7 +194,7 @@ func (r *remainder) Read(p []byte) (int, error) {
 			return 0, errNoRanges
 		}
 	}
-	return r.stream.Read(p)
+	return r.stream.pipe.Read(p)
 }
 
 func (r *remainder) close() {

@@ -298,10 +298,10 @@ func (f *File) readRange(ctx context.Context, off int64, p []byte) (n int, err e
 // readPart fills p with the stream's bytes from offset off of the file on, and drops those before. start
 // is the offset of the stream's first byte. Parts are read in order.
 func (s *stream) readPart(off int64, p []byte, start int64) error {
-	if _, err := io.CopyN(io.Discard, s, off-start-s.position); err != nil {
+	if _, err := io.CopyN(io.Discard, s.pipe, off-start-s.position); err != nil {
 		return err
 	}
-	n, err := io.ReadFull(s, p)
+	n, err := io.ReadFull(s.pipe, p)
 	s.position = off - start + int64(n)
 	return err
 }
