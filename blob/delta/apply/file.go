@@ -13,12 +13,8 @@ import (
 	"cairn/store"
 )
 
-const (
-	// smallFile is the largest file that is read whole with the first request.
-	smallFile = 512 << 10
-	// firstRequest is the size of the first request if the size of the table is unknown.
-	firstRequest = 256 << 10
-)
+// firstRequest is the size of the first request if the size of the table is unknown.
+const firstRequest = 256 << 10
 
 // Sizes are the sizes of a delta's file and of its head and table in bytes, as far as they are known; 0
 // is unknown. A wrong size costs a request or some bytes.

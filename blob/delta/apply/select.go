@@ -8,11 +8,14 @@ import (
 	"cairn/blob/delta"
 )
 
-const (
+// Tests lower these.
+var (
 	// partSize is the least size of a request for payloads, unless fewer bytes are left or a gap follows.
-	partSize = 4 << 20
+	partSize int64 = 4 << 20
 	// maxGap is the largest gap between two payloads of one request. The bytes in it are read and dropped.
-	maxGap = 64 << 10
+	maxGap int64 = 64 << 10
+	// smallFile is the largest file that is read whole with the first request.
+	smallFile int64 = 512 << 10
 )
 
 // Selection is the part of a delta that a job uses: some of its rows, and the parts of its file with
