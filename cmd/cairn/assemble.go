@@ -16,6 +16,7 @@ import (
 	"cairn/blob"
 	"cairn/blob/assemble"
 	"cairn/blob/deploy"
+	"cairn/blob/release"
 	"cairn/internal/blockdev"
 	"cairn/internal/confine"
 	"cairn/internal/ioprio"
@@ -23,6 +24,7 @@ import (
 	"cairn/internal/plaintext"
 	"cairn/seed/known"
 	"cairn/store/locate"
+	"cairn/store/supply"
 )
 
 // planFlags holds the flags of assemble and plan.
@@ -34,6 +36,7 @@ type planFlags struct {
 	state      string
 	stateGiven bool // print a warning when state cannot be used
 	memory     int64
+	noDelta    bool
 }
 
 func (f *planFlags) addFlags(c *cobra.Command) {
@@ -53,6 +56,7 @@ func (f *planFlags) addFlags(c *cobra.Command) {
 			"in a name; repeatable")
 	flags.StringVar(&f.state, "state", defaultState, "`directory` that remembers the content of devices; \"\" for none")
 	flags.Var(limitFlag(&f.memory), "memory", "maximum `size` of the buffers (default: 32MiB)")
+	flags.BoolVar(&f.noDelta, "no-delta", false, "do not use deltas")
 	addCheck(c, func([]string) error {
 		f.stateGiven = c.Flags().Changed("state")
 		if f.memory != 0 && f.memory < 1<<20 {
@@ -75,6 +79,17 @@ func (f *planFlags) deployOptions() deploy.Options {
 	return deploy.Options{
 		Seeds: f.seeds, Releases: f.releaseAccess(), State: known.Dir(f.state), Name: f.index.String(), Workers: f.jobs,
 		Memory: f.memory, Notes: f.logDeployNote, Scanning: f.showScan,
+	}
+}
+
+// deltas returns where a job finds deltas: beside the stores.
+func (f *planFlags) deltas(ctx context.Context, from *supply.Supply) deploy.Deltas {
+	if f.noDelta {
+		return deploy.Deltas{}
+	}
+	return deploy.Deltas{
+		Dirs: from.Beside(release.DeltaDir), Keep: from.Keep,
+		Cached: func(d blob.Digest) bool { return from.IsCached(ctx, d) },
 	}
 }
 
@@ -155,11 +170,15 @@ type assembleResult struct {
 	Digest string          `json:"index_digest"`
 	Target string          `json:"target"`
 	assemble.Stats
-	SeedNames       []string `json:"seeds"`            // in the order of seed_bytes
-	Downloads       int64    `json:"downloads"`        // chunks read from the stores
-	DownloadedBytes int64    `json:"downloaded_bytes"` // of these chunks, as stored
+	SeedNames       []string `json:"seeds"`               // in the order of seed_bytes
+	DeltaOld        string   `json:"delta_old,omitempty"` // digest of the index of the old image of the delta
+	Downloads       int64    `json:"downloads"`           // chunks read from the stores, and answers with parts of a delta
+	DownloadedBytes int64    `json:"downloaded_bytes"`    // of these, as stored
 	Seconds         float64  `json:"seconds"`
 }
+
+// addDelta fills in the old image of the delta that a job uses.
+func (r *assembleResult) addDelta(d *deploy.DeltaUse) { r.DeltaOld = d.Old.String() }
 
 func runAssemble(ctx context.Context, stdout io.Writer, f assembleFlags, target string) error {
 	begun := time.Now()
@@ -210,6 +229,9 @@ func (f *assembleFlags) confineFilesTo(t *deploy.Target) error {
 	return f.confineFiles(p)
 }
 
+// deltaMemory is the memory in bytes that the use of a delta takes: parts of its file, and bytes of the old image.
+const deltaMemory = 16 << 20
+
 // limitProcess limits the memory of the process, and makes it idle if the flags say so. Besides the buffers, the process
 // needs memory of its own and the indexes. The garbage collector runs only when it needs more than that.
 func (f *assembleFlags) limitProcess(x *blob.Index) error {
@@ -255,12 +277,16 @@ func (f *assembleFlags) runPlan(ctx context.Context, x *blob.Index, t *deploy.Ta
 		return err
 	}
 	defer from.Close()
-	o.Far = from.Far()
+	o.Far, o.Deltas = from.Far(), f.deltas(ctx, from)
 	plan, err := deploy.NewPlan(ctx, x, t, o)
 	if err != nil {
 		return err
 	}
 	defer plan.Close()
+	if use := plan.DeltaUse(); use != nil {
+		r.addDelta(use)
+		debug.SetMemoryLimit(debug.SetMemoryLimit(-1) + deltaMemory)
+	}
 	if err := f.confineFilesTo(t); err != nil {
 		return err
 	}
@@ -319,11 +345,18 @@ func printSources(w io.Writer, r assembleResult, verb string) error {
 		rows = append(rows, []string{"  repeats", plaintext.Size(r.Copied), plaintext.Percent(r.Copied, r.Size)})
 	}
 	downloads := fmt.Sprintf("%s, %s %s", plaintext.Count(r.Fetches, "chunk"), plaintext.Size(r.DownloadedBytes), verb)
+	if r.DeltaOld != "" {
+		what := plaintext.Count(r.Deltas, "chunk") + " made with bytes of the image " + r.DeltaOld[:12]
+		rows = append(rows, []string{"  from a delta", plaintext.Size(r.Delta), plaintext.Percent(r.Delta, r.Size), what})
+	}
 	rows = append(rows,
 		[]string{"  zeros", plaintext.Size(r.Zero), plaintext.Percent(r.Zero, r.Size)},
 		[]string{"  from the store", plaintext.Size(r.Fetched), plaintext.Percent(r.Fetched, r.Size), downloads})
 	if r.SeedMiss > 0 {
 		rows = append(rows, []string{"  (seeds did not hold " + plaintext.Count(r.SeedMiss, "chunk") + " that their indexes say they do)"})
+	}
+	if r.DeltaMiss > 0 {
+		rows = append(rows, []string{"  (the delta did not give " + plaintext.Count(r.DeltaMiss, "chunk") + " that it should have)"})
 	}
 	return plaintext.WriteTable(w, rows)
 }
@@ -334,5 +367,10 @@ func (p *progress) showSources(s assemble.Stats) {
 	for _, n := range s.Seeds {
 		seeds += n
 	}
-	p.show(s.Done, fmt.Sprintf("in place %s, seeds %s, store %s", plaintext.Size(s.InPlace), plaintext.Size(seeds), plaintext.Size(s.Fetched)), s)
+	delta := ""
+	if s.Deltas > 0 {
+		delta = fmt.Sprintf(", delta %s", plaintext.Size(s.Delta))
+	}
+	p.show(s.Done, fmt.Sprintf("in place %s, seeds %s%s, store %s",
+		plaintext.Size(s.InPlace), plaintext.Size(seeds), delta, plaintext.Size(s.Fetched)), s)
 }

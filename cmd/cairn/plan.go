@@ -81,11 +81,13 @@ func (f *planFlags) previewPlan(ctx context.Context, x *blob.Index, target strin
 		return p, err
 	}
 	defer from.Close()
+	o.Deltas = f.deltas(ctx, from)
 	plan, err := deploy.NewPlan(ctx, x, t, o)
 	if err != nil {
 		return p, err
 	}
 	defer plan.Close()
+	requests, bytes := from.Downloaded() // for the delta's table
 	bar := newProgress(f.progress, "planning "+f.index.String(), x.Size())
 	stats, steps, err := plan.Preview(ctx, from.GetUncached, bar.showSources)
 	bar.end()
@@ -93,10 +95,21 @@ func (f *planFlags) previewPlan(ctx context.Context, x *blob.Index, target strin
 		return p, err
 	}
 	r.Stats, r.SeedNames, r.Downloads = stats, plan.SeedNames(), stats.Fetches
+	use := plan.DeltaUse()
+	if use != nil {
+		r.addDelta(use)
+	}
 	p = picture{
 		title: f.index.String() + " onto " + deploy.ShowTarget(target), index: x, seeds: r.SeedNames,
 		step: func(i int) seed.Step { return steps[i] },
 	}
-	r.DownloadedBytes, err = p.askSizes(ctx, from)
-	return p, err
+	if r.DownloadedBytes, err = p.askSizes(ctx, from); err != nil {
+		return p, err
+	}
+	if use != nil {
+		requests, bytes = requests+int64(use.Requests), bytes+use.Bytes
+	}
+	r.Downloads += requests
+	r.DownloadedBytes += bytes
+	return p, nil
 }

@@ -42,6 +42,8 @@ type Supply struct {
 	stores   fallback
 	uncached store.Getter
 	chunks   store.Getter
+	cached   func(far store.Getter) store.Getter // puts the cache in front of a Getter; nil without a cache
+	near     store.Getter                        // reads the cache; nil without one
 
 	places []locate.Location // of the stores that Open has opened, in their order
 	open   func(locate.Location) (store.Reader, error)
@@ -148,7 +150,8 @@ func (s *Supply) addRetries() {
 
 // AddCache puts a cache in front of the stores, as Cached does. Close calls done.
 func (s *Supply) AddCache(near store.Getter, keep store.Putter, failed func(error), done func()) {
-	s.chunks = Cached(s.chunks, near, keep, failed)
+	s.near, s.cached = near, func(far store.Getter) store.Getter { return Cached(far, near, keep, failed) }
+	s.chunks = s.cached(s.chunks)
 	s.addCloser(done)
 }
 
@@ -174,6 +177,30 @@ func (s *Supply) Beside(derive func(locate.Location) (locate.Location, error)) (
 		}
 	}
 	return readers
+}
+
+// Keep returns a Getter that gets chunks from the cache or from far, and puts the latter into the cache.
+// It is far if there is no cache.
+func (s *Supply) Keep(far store.Getter) store.Getter {
+	if s.cached == nil {
+		return far
+	}
+	return s.cached(far)
+}
+
+// IsCached reports whether the cache has the chunk d, which is not read.
+func (s *Supply) IsCached(ctx context.Context, d blob.Digest) bool {
+	cache, ok := s.near.(sizer)
+	if !ok {
+		return false
+	}
+	_, err := cache.Stat(ctx, d)
+	return err == nil
+}
+
+// sizer tells the stored size of chunks.
+type sizer interface {
+	Stat(ctx context.Context, d blob.Digest) (int64, error)
 }
 
 // Get implements store.Getter.
@@ -208,9 +235,7 @@ func (s *Supply) Sizes(ctx context.Context, chunks []blob.Digest) ([]int64, erro
 func (s *Supply) chunkSize(ctx context.Context, d blob.Digest) (int64, error) {
 	var errs []error
 	for _, m := range s.stores.members {
-		chunks, can := m.from.(interface {
-			Stat(context.Context, blob.Digest) (int64, error)
-		})
+		chunks, can := m.from.(sizer)
 		if !can {
 			continue
 		}
