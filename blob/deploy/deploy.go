@@ -19,6 +19,7 @@ import (
 	"cairn/internal/blockdev"
 	"cairn/seed"
 	"cairn/seed/known"
+	"cairn/seed/learn"
 	"cairn/store"
 )
 
@@ -28,7 +29,7 @@ type Options struct {
 	Force    []string      // the checks of blockdev.Liftable to skip
 	LockWait time.Duration // how long to wait while another program holds the lock on the target's disk
 
-	Seeds    []Place
+	Seeds    []learn.Place
 	Releases release.Access // reads the indexes of seeds
 	State    known.Dir      // records of devices; "" for none
 	ReadOnly bool           // State is read, but not changed
@@ -80,7 +81,7 @@ type Plan struct {
 	*seed.Plan
 	options Options
 	target  *Target
-	opened  []openSeed
+	opened  []learn.Opened
 	own     int        // one more than the number of the seed that is the target itself; 0 for none
 	delta   *planDelta // nil for none
 }
@@ -88,7 +89,7 @@ type Plan struct {
 // NewPlan opens the seeds, learns their content and the target's, and plans. An unusable seed is left
 // out, with a note. A seed that shares bytes with the target is a *blockdev.RefusedError.
 func NewPlan(ctx context.Context, x *blob.Index, t *Target, o Options) (*Plan, error) {
-	p := &Plan{options: o, target: t, opened: o.openSeeds()}
+	p := &Plan{options: o, target: t, opened: o.newLearner().Open(o.Seeds)}
 	if err := p.buildPlan(ctx, x); err != nil {
 		p.Close()
 		return nil, err
@@ -101,9 +102,7 @@ func (p *Plan) Close() {
 	if p.delta != nil {
 		p.delta.file.Close()
 	}
-	for _, s := range p.opened {
-		s.file.Close()
-	}
+	learn.Close(p.opened)
 }
 
 // SeedNames returns the names of the seeds, in the order of assemble.Stats.Seeds.
@@ -116,12 +115,12 @@ func (p *Plan) SeedNames() []string {
 }
 
 func (p *Plan) buildPlan(ctx context.Context, x *blob.Index) error {
-	t, l := p.target, learner{&p.options}
+	t, l := p.target, p.options.newLearner()
 	if err := t.refuseSeeds(p.opened); err != nil {
 		return err
 	}
 	l.noteUnfinished(t)
-	seeds, err := p.learnSeeds(ctx, x, l)
+	seeds, err := l.learnSeeds(ctx, x, p.opened)
 	if err != nil {
 		return err
 	}
@@ -139,7 +138,7 @@ func (p *Plan) buildPlan(ctx context.Context, x *blob.Index) error {
 // reads the partition table again. When Run returns nil, the image is on the medium. An archive of a
 // directory tree is a release.TreeError. progress is called as in assemble.Options; it may be nil.
 func (p *Plan) Run(ctx context.Context, from store.Getter, progress func(assemble.Stats)) (stats assemble.Stats, err error) {
-	t, l, o := p.target, learner{&p.options}, p.assembleOptions(progress)
+	t, l, o := p.target, p.options.newLearner(), p.assembleOptions(progress)
 	defer func() { t.failed = err }()
 	var end func()
 	o.Delta, end = p.openDelta(ctx)
@@ -166,7 +165,7 @@ func (p *Plan) assembleOptions(progress func(assemble.Stats)) assemble.Options {
 		New: t.blank, Memory: o.Memory, Far: o.Far, Own: p.own, Verify: o.verifyExtent(t.inPlace),
 		Stream: t.stream != nil, Progress: progress, Inspect: release.RefuseArchive,
 		Changing: func() error {
-			learner{o}.recordBegin(t, p.Index)
+			o.newLearner().recordBegin(t, p.Index)
 			return nil
 		},
 	}

@@ -26,6 +26,7 @@ import (
 	"cairn/internal/openfile"
 	"cairn/internal/test/mem"
 	"cairn/seed/known"
+	"cairn/seed/learn"
 	"cairn/store"
 	"cairn/store/locate"
 	"cairn/testimages"
@@ -157,10 +158,10 @@ func TestRunMatchesPreview(t *testing.T) {
 	old := testimages.Sparse(1, 900_000)
 	p := publish(t, append(testimages.Random(2, 70_000), old...), params)
 	disk := slots(t, 2, old, old[:300_000])
-	seeds := []Place{{Path: writeFile(t, old)}}
+	seeds := []learn.Place{{Path: writeFile(t, old)}}
 	for _, c := range []struct {
 		name, location string
-		seeds          []Place
+		seeds          []learn.Place
 	}{
 		{"new file", filepath.Join(t.TempDir(), "new"), nil},
 		{"new file, seed", filepath.Join(t.TempDir(), "new"), seeds},
@@ -237,25 +238,25 @@ func TestSeeds(t *testing.T) {
 	path := writeFile(t, old)
 	fits, unfit, tree := index("fits.caibx", held), index("unfit.caibx", other), index("tree.caidx", held)
 	for name, c := range map[string]struct {
-		seed  Place
+		seed  learn.Place
 		notes []Note // compared by type and by these fields
 		scans int
 	}{
-		"with index":        {Place{path, fits}, nil, 0},
-		"without":           {Place{Path: path}, nil, 1},
-		"directory":         {Place{Path: dir}, nil, 0},
-		"FIFOs beside it":   {Place{Path: fifos}, nil, 1},
-		"missing":           {Place{Path: missing}, []Note{SeedLeftOut{Seed: missing}}, 0},
-		"index missing":     {Place{path, locate.Path(missing)}, []Note{IndexLeftOut{Seed: path}}, 1},
-		"index of others":   {Place{path, unfit}, []Note{IndexLeftOut{Seed: path, Err: errors.New("has chunks of")}}, 1},
-		"index of a tree":   {Place{path, tree}, []Note{IndexLeftOut{Seed: path, Err: errors.New("is of a directory tree")}}, 1},
-		"index of no seed":  {Place{missing, fits}, []Note{SeedLeftOut{Seed: missing}}, 0},
-		"index is the seed": {Place{path, locate.Path(path)}, []Note{IndexLeftOut{Seed: path}}, 1},
+		"with index":        {learn.Place{Path: path, Index: fits}, nil, 0},
+		"without":           {learn.Place{Path: path}, nil, 1},
+		"directory":         {learn.Place{Path: dir}, nil, 0},
+		"FIFOs beside it":   {learn.Place{Path: fifos}, nil, 1},
+		"missing":           {learn.Place{Path: missing}, []Note{learn.SeedLeftOut{Seed: missing}}, 0},
+		"index missing":     {learn.Place{Path: path, Index: locate.Path(missing)}, []Note{learn.IndexLeftOut{Seed: path}}, 1},
+		"index of others":   {learn.Place{Path: path, Index: unfit}, []Note{learn.IndexLeftOut{Seed: path, Err: errors.New("has chunks of")}}, 1},
+		"index of a tree":   {learn.Place{Path: path, Index: tree}, []Note{learn.IndexLeftOut{Seed: path, Err: errors.New("is of a directory tree")}}, 1},
+		"index of no seed":  {learn.Place{Path: missing, Index: fits}, []Note{learn.SeedLeftOut{Seed: missing}}, 0},
+		"index is the seed": {learn.Place{Path: path, Index: locate.Path(path)}, []Note{learn.IndexLeftOut{Seed: path}}, 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var notes noted
 			scans := 0
-			o := Options{Seeds: []Place{c.seed}, Notes: notes.add, Scanning: func(string, int64) (func(scan.Stats), func()) {
+			o := Options{Seeds: []learn.Place{c.seed}, Notes: notes.add, Scanning: func(string, int64) (func(scan.Stats), func()) {
 				scans++
 				return func(scan.Stats) {}, func() {}
 			}}
@@ -266,7 +267,7 @@ func TestSeeds(t *testing.T) {
 			if scans != c.scans || len(notes) != len(c.notes) {
 				t.Fatalf("%d scans, notes %+v; want %d, %+v", scans, notes, c.scans, c.notes)
 			}
-			_, left := any(append(c.notes, nil)[0]).(SeedLeftOut)
+			_, left := any(append(c.notes, nil)[0]).(learn.SeedLeftOut)
 			if used := len(stats.Seeds) == 1 && stats.Seeds[0] > 500_000; used == left {
 				t.Errorf("%v bytes come from seeds", stats.Seeds)
 			}
@@ -275,12 +276,12 @@ func TestSeeds(t *testing.T) {
 					t.Fatalf("note %+v, want %+v", n, c.notes[i])
 				}
 				switch n := n.(type) {
-				case SeedLeftOut:
-					if n.Seed != c.notes[i].(SeedLeftOut).Seed || n.Err == nil {
+				case learn.SeedLeftOut:
+					if n.Seed != c.notes[i].(learn.SeedLeftOut).Seed || n.Err == nil {
 						t.Errorf("note %+v, want %+v", n, c.notes[i])
 					}
-				case IndexLeftOut:
-					want := c.notes[i].(IndexLeftOut)
+				case learn.IndexLeftOut:
+					want := c.notes[i].(learn.IndexLeftOut)
 					if n.Seed != want.Seed || n.Err == nil || want.Err != nil && !strings.Contains(n.Err.Error(), want.Err.Error()) {
 						t.Errorf("note %+v, want %+v", n, want)
 					}
@@ -295,12 +296,12 @@ func TestSeedIsTarget(t *testing.T) {
 	p := publish(t, testimages.Random(1, 100_000), params)
 	disk := slots(t, 1, nil, nil)
 	for _, seed := range []string{disk, disk + "#root-b"} {
-		_, err := runJob(t, p, disk+"#root-b", Options{Seeds: []Place{{Path: seed}}})
+		_, err := runJob(t, p, disk+"#root-b", Options{Seeds: []learn.Place{{Path: seed}}})
 		if refused, ok := errors.AsType[*blockdev.RefusedError](err); !ok || refused.Check != blockdev.CheckOverlap {
 			t.Errorf("seed %s: %v, want a refusal", seed, err)
 		}
 	}
-	if _, err := runJob(t, p, disk+"#root-b", Options{Seeds: []Place{{Path: disk + "#root-a"}}}); err != nil {
+	if _, err := runJob(t, p, disk+"#root-b", Options{Seeds: []learn.Place{{Path: disk + "#root-a"}}}); err != nil {
 		t.Errorf("the other slot: %v", err)
 	}
 	f, err := os.Create(filepath.Join(t.TempDir(), "out"))
@@ -313,7 +314,7 @@ func TestSeedIsTarget(t *testing.T) {
 		t.Fatal(err)
 	}
 	to := streamTarget("out", out)
-	_, err = NewPlan(t.Context(), p.index, to, Options{Seeds: []Place{{Path: f.Name()}}})
+	_, err = NewPlan(t.Context(), p.index, to, Options{Seeds: []learn.Place{{Path: f.Name()}}})
 	if refused, ok := errors.AsType[*blockdev.RefusedError](err); !ok || refused.Check != blockdev.CheckOverlap {
 		t.Errorf("the stream's file: %v, want a refusal", err)
 	}
@@ -380,7 +381,7 @@ func TestState(t *testing.T) {
 	}
 	failed := false
 	for _, n := range notes {
-		_, is := n.(NotRemembered)
+		_, is := n.(learn.NotRemembered)
 		failed = failed || is
 	}
 	if !failed {
@@ -441,7 +442,7 @@ func TestTree(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	plan, err := NewPlan(t.Context(), p.index, to, Options{Seeds: []Place{{Path: writeFile(t, archive)}}})
+	plan, err := NewPlan(t.Context(), p.index, to, Options{Seeds: []learn.Place{{Path: writeFile(t, archive)}}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,6 +12,7 @@ import (
 	"cairn/blob/release"
 	"cairn/chunker"
 	"cairn/internal/test/mem"
+	"cairn/seed/learn"
 	"cairn/store"
 )
 
@@ -41,7 +42,7 @@ func Example() {
 		panic(err)
 	}
 
-	o := deploy.Options{Seeds: []deploy.Place{{Path: seed}}, Releases: release.Access{}}
+	o := deploy.Options{Seeds: []learn.Place{{Path: seed}}, Releases: release.Access{}}
 	target, err := deploy.Claim(ctx, filepath.Join(dir, "release2.img"), index, o)
 	if err != nil {
 		panic(err)

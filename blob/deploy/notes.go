@@ -3,32 +3,16 @@ package deploy
 import (
 	"cairn/blob"
 	"cairn/seed/known"
+	"cairn/seed/learn"
 )
 
-// Note is an event that does not end the job: one of the types of this file, or release.AttributesLost.
-type Note any
+// Note is an event that does not end the job: one of the types of this file, a learn.Note, or
+// release.AttributesLost.
+type Note = learn.Note
 
 // Waiting reports that the claim waits for other programs, or continued without one of its steps. Text
 // is from blockdev.
 type Waiting struct{ Text string }
-
-// SeedFound reports which device or file the name of a seed stands for on this machine.
-type SeedFound struct{ Seed, Is string }
-
-// SeedLeftOut reports that a seed cannot be read.
-type SeedLeftOut struct {
-	Seed string
-	Err  error
-}
-
-// IndexLeftOut reports that the index of a seed cannot be used. The seed is scanned instead.
-type IndexLeftOut struct {
-	Seed string
-	Err  error
-}
-
-// NotRemembered reports that Options.State could not be read or changed.
-type NotRemembered struct{ Err error }
 
 // Unfinished reports that an earlier job on the target did not finish. This job continues it.
 type Unfinished struct {

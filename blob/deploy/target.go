@@ -19,6 +19,7 @@ import (
 	"cairn/internal/blockdev"
 	"cairn/internal/disk"
 	"cairn/internal/openfile"
+	"cairn/seed/learn"
 )
 
 // Target is the destination of an image. A device or partition is written in place. A file has a
@@ -307,11 +308,11 @@ func (t *Target) oldContent() io.ReaderAt {
 }
 
 // refuseSeeds refuses seeds that share bytes with the target.
-func (t *Target) refuseSeeds(seeds []openSeed) error {
+func (t *Target) refuseSeeds(seeds []learn.Opened) error {
 	for _, s := range seeds {
 		why, err := t.overlapsSeed(s)
 		if err != nil {
-			return fmt.Errorf("comparing seed %s with target %s: %w", s.name, t.name, err)
+			return fmt.Errorf("comparing seed %s with target %s: %w", s.Name, t.name, err)
 		}
 		if why != "" {
 			return &blockdev.RefusedError{Path: t.name, Check: blockdev.CheckOverlap, Why: why}
@@ -320,20 +321,20 @@ func (t *Target) refuseSeeds(seeds []openSeed) error {
 	return nil
 }
 
-func (t *Target) overlapsSeed(s openSeed) (why string, err error) {
+func (t *Target) overlapsSeed(s learn.Opened) (why string, err error) {
 	switch {
 	case t.stream != nil && t.stream.File() != nil:
 		mine, err := t.stream.File().Stat()
 		if err != nil {
 			return "", err
 		}
-		if info, err := os.Stat(s.file.Path()); err == nil && os.SameFile(info, mine) {
-			return "it is the seed " + s.name, nil
+		if info, err := os.Stat(s.File.Path()); err == nil && os.SameFile(info, mine) {
+			return "it is the seed " + s.Name, nil
 		}
 	case t.inPlace:
-		why, err := blockdev.Overlaps(t.before, s.file)
+		why, err := blockdev.Overlaps(t.before, s.File)
 		if why != "" {
-			why = fmt.Sprintf("it overlaps the seed %s: %s", s.name, why)
+			why = fmt.Sprintf("it overlaps the seed %s: %s", s.Name, why)
 		}
 		return why, err
 	}

@@ -31,47 +31,33 @@ import (
 type planFlags struct {
 	common
 	stores
-	index      locate.Location
-	seeds      []deploy.Place
-	state      string
-	stateGiven bool // print a warning when state cannot be used
-	memory     int64
-	noDelta    bool
+	seedFlags
+	index   locate.Location
+	memory  int64
+	noDelta bool
 }
 
 func (f *planFlags) addFlags(c *cobra.Command) {
 	f.common.addFlags(c)
 	f.stores.addFlags(c)
 	f.stores.addPatience(c)
-	flags := c.Flags()
+	f.seedFlags.addFlags(c)
 	indexArg(c, &f.index)
 	localArg(c, 1, "TARGET")
-	flags.Var(funcFlag{"seed", "", func(text string) error {
-		s, err := deploy.ParsePlace(text)
-		f.seeds = append(f.seeds, s)
-		return err
-	}}, "seed",
-		"`PATH[=INDEX]` of data that may contain wanted chunks: a file, device, DISK#NAME, PARTLABEL=NAME, PARTUUID=UUID, @root "+
-			"(the device that / is mounted from) or a directory of images; without INDEX it is scanned; \\= and \\# are = and # "+
-			"in a name; repeatable")
-	flags.StringVar(&f.state, "state", defaultState, "`directory` that remembers the content of devices; \"\" for none")
-	flags.Var(limitFlag(&f.memory), "memory", "maximum `size` of the buffers (default: 32MiB)")
-	flags.BoolVar(&f.noDelta, "no-delta", false, "do not use deltas")
+	c.Flags().Var(limitFlag(&f.memory), "memory", "maximum `size` of the buffers (default: 32MiB)")
+	c.Flags().BoolVar(&f.noDelta, "no-delta", false, "do not use deltas")
 	addCheck(c, func([]string) error {
-		f.stateGiven = c.Flags().Changed("state")
 		if f.memory != 0 && f.memory < 1<<20 {
 			return fmt.Errorf("--memory %s: want at least 1MiB", plaintext.Size(f.memory))
 		}
-		return checkSeeds(f.seeds)
+		return nil
 	})
 }
 
 // addReaders adds the indexes that are read from stdin.
 func (f *planFlags) addReaders(u *stdioUsers) {
 	u.addLocation("INDEX", f.index)
-	for _, s := range f.seeds {
-		u.addLocation("the index of --seed "+s.Path, s.Index)
-	}
+	f.seedFlags.addReaders(u)
 }
 
 // deployOptions returns the options of the flags. The job's notes are printed, and its scans shown.

@@ -1,16 +1,12 @@
 package main
 
 import (
-	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
-	"cairn/blob/deploy"
 	"cairn/internal/openfile"
 	"cairn/store/locate"
 )
@@ -96,17 +92,4 @@ func hasDash(v pflag.Value) bool {
 		}
 	}
 	return false
-}
-
-// checkSeeds refuses seeds without random access.
-func checkSeeds(seeds []deploy.Place) error {
-	for _, s := range seeds {
-		if s.Path == openfile.Dash {
-			return errors.New("--seed -: a seed is read at any place, which stdin does not allow; a file of that name is ./-")
-		}
-		if info, err := os.Stat(s.Path); err == nil && info.Mode()&(fs.ModeNamedPipe|fs.ModeSocket) != 0 {
-			return fmt.Errorf("--seed %s: a seed is read at any place, which a pipe does not allow", s.Path)
-		}
-	}
-	return nil
 }

@@ -7,9 +7,9 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"cairn/blob/deploy"
 	"cairn/internal/plaintext"
 	"cairn/seed"
+	"cairn/seed/learn"
 	"cairn/store/locate"
 )
 
@@ -78,7 +78,7 @@ func runDiff(ctx context.Context, stdout io.Writer, f diffFlags) error {
 	plan := seed.NewPlan(x, seed.Seed{Index: old})
 	t := plan.Totals()
 	d := diffResult{
-		Old: oldAt, New: newAt, Unlike: deploy.Unlike(old, x), Size: x.Size(), Shared: t.Seeds[0], Zero: t.Zero, Repeated: t.Copy,
+		Old: oldAt, New: newAt, Unlike: learn.Unlike(old, x), Size: x.Size(), Shared: t.Seeds[0], Zero: t.Zero, Repeated: t.Copy,
 		NewBytes: t.Fetch, NewChunks: t.Fetches,
 	}
 	drawn := picture{

@@ -8,24 +8,11 @@ import (
 	"cairn/blob/scan"
 )
 
-// defaultState is the default of --state.
-const defaultState = "/var/lib/cairn"
-
 // logDeployNote prints a note of a deploy job.
 func (f *planFlags) logDeployNote(n deploy.Note) {
 	switch n := n.(type) {
 	case deploy.Waiting:
 		logf("%s", n.Text)
-	case deploy.SeedFound:
-		logf("seed %s is %s", n.Seed, n.Is)
-	case deploy.SeedLeftOut:
-		logf("warning: seed %s is not used: %v", n.Seed, n.Err)
-	case deploy.IndexLeftOut:
-		logf("warning: seed %s is scanned: %v", n.Seed, n.Err)
-	case deploy.NotRemembered:
-		if f.stateGiven {
-			logf("warning: cannot remember what devices hold: %v", n.Err)
-		}
 	case deploy.Unfinished:
 		logf("an assemble of %s onto %s, begun %s, was not finished; going on with the data there",
 			n.Index, n.Target, n.Begun.Format(time.DateTime))
@@ -38,6 +25,8 @@ func (f *planFlags) logDeployNote(n deploy.Note) {
 	case deploy.NoDelta:
 		logf("no delta of %s is used: %v", n.Dir, n.Err)
 	case deploy.Sampled: // showScan shows the scan
+	default:
+		f.logSeedNote(n)
 	}
 }
 

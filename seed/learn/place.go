@@ -1,4 +1,4 @@
-package deploy
+package learn
 
 import (
 	"errors"
@@ -9,6 +9,13 @@ import (
 	"cairn/internal/openfile"
 	"cairn/store/locate"
 )
+
+// Place locates a seed: a file, device or partition in the form that disk.Resolve accepts, or a
+// directory of images.
+type Place struct {
+	Path  string
+	Index locate.Location // of the seed's content; the zero value is none
+}
 
 // ParsePlace parses a seed as users write it: PATH or PATH=INDEX. Both parts may contain "="; a backslash before an "="
 // makes it part of a name.
