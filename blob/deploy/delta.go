@@ -3,13 +3,11 @@ package deploy
 import (
 	"context"
 	"errors"
-	"fmt"
 
 	"cairn/blob"
 	"cairn/blob/assemble"
 	"cairn/blob/delta"
 	"cairn/blob/delta/apply"
-	"cairn/blob/release"
 	"cairn/internal/bitset"
 	"cairn/seed"
 	"cairn/store"
@@ -50,15 +48,10 @@ func (p *Plan) DeltaUse() *DeltaUse {
 
 const (
 	// leastDelta is the least number of bytes to fetch for which a delta is looked for.
-	leastDelta = 128 << 10
-	// mostOfOld is the part of an old image's samples that the seeds must hold, in percent.
-	mostOfOld = 75
+	leastDelta = 32 << 10
 	// leastShare is the least number of bytes to fetch, as a multiple of the bytes that a delta's table takes.
 	leastShare = 4
 )
-
-// errNoBase reports that there are deltas, but none from an image like those of the seeds.
-var errNoBase = errors.New("there is no delta from an image like those of the seeds")
 
 // useDelta looks for a delta from an image that the seeds hold, and lets it make the chunks that it can
 // make for less than they cost in the store. A delta is a hint: whatever is wrong with it, the plan stays
@@ -74,7 +67,7 @@ func (p *Plan) useDelta(ctx context.Context) error {
 			return ctx.Err()
 		case found:
 			return nil
-		case err == nil || errors.Is(err, store.ErrNotFound):
+		case err == nil || errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrDenied): // S3 may deny what is absent
 		default:
 			p.options.emitNote(NoDelta{dir.String(), err})
 		}
@@ -92,50 +85,27 @@ func (p *Plan) usableSeeds() []seed.Seed {
 
 // tryDeltas looks for a delta in a directory. It reports whether the plan uses one.
 func (p *Plan) tryDeltas(ctx context.Context, dir store.Reader) (found bool, err error) {
-	bases, err := release.ReadDeltaList(ctx, dir, p.Index)
-	if err != nil || len(bases) == 0 {
+	var wanted *bitset.Set
+	file, old, err := apply.Find(ctx, dir, p.Index, p.usableSeeds(), func(costs int64) (worth bool, err error) {
+		var bytes int64
+		wanted, bytes, err = p.wantedOfDelta(ctx)
+		return bytes >= max(leastDelta, leastShare*costs), err
+	})
+	if file == nil {
 		return false, err
 	}
-	base, held, err := chooseBase(bases, p.usableSeeds())
-	if err != nil {
-		return false, err
-	}
-	wanted, bytes, err := p.wantedOfDelta(ctx)
-	if err != nil {
-		return false, err
-	}
-	if costs := headCost(base, held, p.Index); bytes < max(leastDelta, leastShare*costs) {
-		return false, nil
-	}
-	if held == nil {
-		if held, err = release.ReadDeltaIndex(ctx, dir, p.Index, base); err != nil {
-			return false, err
-		}
-	}
-	file, err := apply.Open(ctx, dir, release.DeltaName(p.Index.Digest(), base.Index), p.Index, apply.Sizes{File: base.FileSize, Head: base.HeadSize})
-	if err != nil {
-		return false, err
-	}
-	old := seed.NewOldImage(held, p.usableSeeds()...)
-	selection, err := p.selectOfDelta(file, held, old, wanted)
-	if err != nil || selection.Len() == 0 {
+	if p.own > 0 && file.IsStream() {
 		file.Close()
-		return false, err
+		return false, errors.New("the server sends files only as a whole, and the image moves on the target")
+	}
+	selection := apply.Select(file, wanted.Has, func(r delta.Range) bool { return old.Holds(r.Offset, r.Size) })
+	if selection.Len() == 0 {
+		file.Close()
+		return false, nil
 	}
 	p.delta = &planDelta{file, selection, old}
 	p.Plan = p.WithDelta(selection.Has)
-	p.options.emitNote(DeltaFound{file.Old, selection.Len()})
 	return true, nil
-}
-
-func (p *Plan) selectOfDelta(file *apply.File, held *blob.Index, old *seed.OldImage, wanted *bitset.Set) (*apply.Selection, error) {
-	switch {
-	case file.Old != held.Digest() || file.OldSize != held.Size():
-		return nil, fmt.Errorf("%w: it is from another image than its name says", delta.ErrInvalid)
-	case p.own > 0 && file.IsStream():
-		return nil, errors.New("the server sends files only as a whole, and the image moves on the target")
-	}
-	return apply.Select(file, wanted.Has, func(r delta.Range) bool { return old.Holds(r.Offset, r.Size) }), nil
 }
 
 // wantedOfDelta returns the chunks that a delta is wanted for, and their bytes: those to fetch that
@@ -156,104 +126,6 @@ func (p *Plan) wantedOfDelta(ctx context.Context) (wanted *bitset.Set, bytes int
 		}
 	}
 	return wanted, bytes, nil
-}
-
-// headCost returns how many bytes must be downloaded before the delta from base can be used. held is the
-// old image's index, or nil if it must be downloaded too.
-func headCost(base delta.Base, held, x *blob.Index) int64 {
-	const row = 40 // bytes of an index for a chunk
-	if held != nil {
-		return base.HeadSize
-	}
-	return base.HeadSize + row*int64(x.Len())
-}
-
-// chooseBase returns the old image that the seeds hold, or hold most of. If a seed's index is that of
-// the old image, it is returned too.
-func chooseBase(bases []delta.Base, seeds []seed.Seed) (best delta.Base, held *blob.Index, err error) {
-	digests := make([]blob.Digest, len(seeds))
-	for i, s := range seeds {
-		digests[i] = s.Index.Digest()
-	}
-	for _, b := range bases {
-		for i, s := range seeds {
-			if digests[i] == b.Index && (held == nil || b.FileSize < best.FileSize) {
-				best, held = b, s.Index
-			}
-		}
-	}
-	if held != nil {
-		return best, held, nil
-	}
-	most := 0
-	for i, n := range countSamples(bases, seeds) {
-		if n > most && 100*n >= mostOfOld*len(bases[i].Samples) {
-			best, most = bases[i], n
-		}
-	}
-	if most == 0 {
-		return best, nil, errNoBase
-	}
-	for _, s := range seeds {
-		if x := cutIndex(s, best.ImageSize); x != nil && x.Digest() == best.Index {
-			return best, x, nil
-		}
-	}
-	return best, nil, nil
-}
-
-// countSamples returns how many samples of each base are of chunks that a seed has.
-func countSamples(bases []delta.Base, seeds []seed.Seed) []int {
-	sampled := map[[8]byte]bool{} // whether a seed has it
-	for _, b := range bases {
-		for _, s := range b.Samples {
-			sampled[s] = false
-		}
-	}
-	for _, s := range seeds {
-		for _, c := range s.Index.All() {
-			if _, ok := sampled[[8]byte(c.Digest[:8])]; ok {
-				sampled[[8]byte(c.Digest[:8])] = true
-			}
-		}
-	}
-	counts := make([]int, len(bases))
-	for i, b := range bases {
-		for _, s := range b.Samples {
-			if sampled[s] {
-				counts[i]++
-			}
-		}
-	}
-	return counts
-}
-
-// cutIndex returns the index of the first n bytes of a seed, as if they had been scanned alone, or nil.
-// Only the chunk at the end differs from the seed's.
-func cutIndex(s seed.Seed, n int64) *blob.Index {
-	if n < 1 || n > s.Index.Size() {
-		return nil
-	}
-	b, err := blob.NewBuilder(s.Index.Algorithm(), s.Index.Params())
-	if err != nil {
-		return nil
-	}
-	for _, c := range s.Index.All() {
-		if c.End() > n {
-			last := make([]byte, n-c.Offset)
-			if k, _ := s.Data.ReadAt(last, c.Offset); k < len(last) {
-				return nil
-			}
-			c.Size, c.Digest = int64(len(last)), s.Index.Algorithm().Sum(last)
-		}
-		if _, err := b.Add(c.Size, c.Digest); err != nil {
-			return nil
-		}
-		if c.End() == n {
-			break
-		}
-	}
-	return b.Index()
 }
 
 // openDelta returns the Getter of the chunks that the plan makes from a delta, and a function that ends

@@ -1,7 +1,6 @@
 package deploy
 
 import (
-	"cairn/blob"
 	"cairn/seed/known"
 	"cairn/seed/learn"
 )
@@ -31,12 +30,6 @@ type Sampled struct {
 type OldPartitions struct {
 	Target, Path string
 	Err          error
-}
-
-// DeltaFound reports that a delta makes some of the chunks.
-type DeltaFound struct {
-	Old    blob.Digest // of the index of the old image
-	Chunks int
 }
 
 // NoDelta reports that a directory of deltas has deltas to the image, but none that the job uses.

@@ -16,7 +16,6 @@ import (
 	"cairn/blob"
 	"cairn/blob/assemble"
 	"cairn/blob/deploy"
-	"cairn/blob/release"
 	"cairn/internal/blockdev"
 	"cairn/internal/confine"
 	"cairn/internal/ioprio"
@@ -24,7 +23,6 @@ import (
 	"cairn/internal/plaintext"
 	"cairn/seed/known"
 	"cairn/store/locate"
-	"cairn/store/supply"
 )
 
 // planFlags holds the flags of assemble and plan.
@@ -32,9 +30,8 @@ type planFlags struct {
 	common
 	stores
 	seedFlags
-	index   locate.Location
-	memory  int64
-	noDelta bool
+	index  locate.Location
+	memory int64
 }
 
 func (f *planFlags) addFlags(c *cobra.Command) {
@@ -45,7 +42,6 @@ func (f *planFlags) addFlags(c *cobra.Command) {
 	indexArg(c, &f.index)
 	localArg(c, 1, "TARGET")
 	c.Flags().Var(limitFlag(&f.memory), "memory", "maximum `size` of the buffers (default: 32MiB)")
-	c.Flags().BoolVar(&f.noDelta, "no-delta", false, "do not use deltas")
 	addCheck(c, func([]string) error {
 		if f.memory != 0 && f.memory < 1<<20 {
 			return fmt.Errorf("--memory %s: want at least 1MiB", plaintext.Size(f.memory))
@@ -65,17 +61,6 @@ func (f *planFlags) deployOptions() deploy.Options {
 	return deploy.Options{
 		Seeds: f.seeds, Releases: f.releaseAccess(), State: known.Dir(f.state), Name: f.index.String(), Workers: f.jobs,
 		Memory: f.memory, Notes: f.logDeployNote, Scanning: f.showScan,
-	}
-}
-
-// deltas returns where a job finds deltas: beside the stores.
-func (f *planFlags) deltas(ctx context.Context, from *supply.Supply) deploy.Deltas {
-	if f.noDelta {
-		return deploy.Deltas{}
-	}
-	return deploy.Deltas{
-		Dirs: from.Beside(release.DeltaDir), Keep: from.Keep,
-		Cached: func(d blob.Digest) bool { return from.IsCached(ctx, d) },
 	}
 }
 

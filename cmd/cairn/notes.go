@@ -21,7 +21,6 @@ func (f *planFlags) logDeployNote(n deploy.Note) {
 	case deploy.OldPartitions:
 		logf("warning: the kernel uses the old partitions of %s until 'blockdev --rereadpt %s' or a restart: %v",
 			n.Target, n.Path, n.Err)
-	case deploy.DeltaFound: // the result tells it
 	case deploy.NoDelta:
 		logf("no delta of %s is used: %v", n.Dir, n.Err)
 	case deploy.Sampled: // showScan shows the scan

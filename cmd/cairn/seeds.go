@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -8,8 +9,12 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"cairn/blob"
+	"cairn/blob/deploy"
+	"cairn/blob/release"
 	"cairn/internal/openfile"
 	"cairn/seed/learn"
+	"cairn/store/supply"
 )
 
 // defaultState is the default of --state.
@@ -20,6 +25,7 @@ type seedFlags struct {
 	seeds      []learn.Place
 	state      string
 	stateGiven bool // print a warning when state cannot be used
+	noDelta    bool
 }
 
 func (f *seedFlags) addFlags(c *cobra.Command) {
@@ -32,6 +38,7 @@ func (f *seedFlags) addFlags(c *cobra.Command) {
 		"`PATH[=INDEX]` of data that may contain wanted chunks: a file, device, DISK#NAME, PARTLABEL=NAME, PARTUUID=UUID, @root "+
 			"(the device that / is mounted from) or a directory of images; without INDEX it is scanned; \\= and \\# are = and # "+
 			"in a name; repeatable")
+	flags.BoolVar(&f.noDelta, "no-delta", false, "fetch every chunk that no seed holds; do not look for deltas beside the stores")
 	flags.StringVar(&f.state, "state", defaultState, "`directory` that remembers the content of devices; \"\" for none")
 	addCheck(c, func([]string) error {
 		f.stateGiven = c.Flags().Changed("state")
@@ -72,5 +79,16 @@ func (f *seedFlags) logSeedNote(n learn.Note) {
 		if f.stateGiven {
 			logf("warning: cannot remember what devices hold: %v", n.Err)
 		}
+	}
+}
+
+// deltas returns where a job finds deltas: beside the stores.
+func (f *seedFlags) deltas(ctx context.Context, from *supply.Supply) deploy.Deltas {
+	if f.noDelta {
+		return deploy.Deltas{}
+	}
+	return deploy.Deltas{
+		Dirs: from.Beside(release.DeltaDir), Keep: from.Keep,
+		Cached: func(d blob.Digest) bool { return from.IsCached(ctx, d) },
 	}
 }
