@@ -119,7 +119,7 @@ func (p *Plan) wantedOfDelta(ctx context.Context) (wanted *bitset.Set, bytes int
 	}
 	wanted = bitset.New(p.Index.Len())
 	cached := p.options.Deltas.Cached
-	for i, c := range p.Index.All() {
+	for i, c := range p.Index.Range(p.lo, p.hi) {
 		if p.At(i).Kind == seed.Fetch && !held.Has(i) && (cached == nil || !cached(c.Digest)) {
 			wanted.Add(i)
 			bytes += c.Size

@@ -81,6 +81,7 @@ type Plan struct {
 	*seed.Plan
 	options Options
 	target  *Target
+	lo, hi  int // the chunks that will be written: [lo, hi)
 	opened  []learn.Opened
 	own     int        // one more than the number of the seed that is the target itself; 0 for none
 	delta   *planDelta // nil for none
@@ -89,7 +90,21 @@ type Plan struct {
 // NewPlan opens the seeds, learns their content and the target's, and plans. An unusable seed is left
 // out, with a note. A seed that shares bytes with the target is a *blockdev.RefusedError.
 func NewPlan(ctx context.Context, x *blob.Index, t *Target, o Options) (*Plan, error) {
-	p := &Plan{options: o, target: t, opened: o.newLearner().Open(o.Seeds)}
+	return newPlan(ctx, x, &Plan{options: o, target: t, hi: x.Len()})
+}
+
+// NewSequencePlan returns the plan for Plan.Stream, which writes a part of the image of x. The part's
+// writer is not used.
+func NewSequencePlan(ctx context.Context, x *blob.Index, part assemble.Sink, o Options) (*Plan, error) {
+	p := &Plan{options: o, target: &Target{blank: true}}
+	if part.Size > 0 {
+		p.lo, p.hi = x.Find(part.Offset), x.Find(part.Offset+part.Size-1)+1
+	}
+	return newPlan(ctx, x, p)
+}
+
+func newPlan(ctx context.Context, x *blob.Index, p *Plan) (*Plan, error) {
+	p.opened = p.options.newLearner().Open(p.options.Seeds)
 	if err := p.buildPlan(ctx, x); err != nil {
 		p.Close()
 		return nil, err
@@ -157,6 +172,16 @@ func (p *Plan) Run(ctx context.Context, from store.Getter, progress func(assembl
 	}
 	l.recordDone(t, p.Index)
 	return stats, nil
+}
+
+// Stream writes a part of the image in order to a writer.
+func (p *Plan) Stream(ctx context.Context, from store.Getter, to assemble.Sink) error {
+	o := assemble.Options{Memory: p.options.Memory, Far: p.options.Far}
+	var end func()
+	o.Delta, end = p.openDelta(ctx)
+	defer end()
+	_, err := assemble.Stream(ctx, p.Plan, from, to, o)
+	return err
 }
 
 func (p *Plan) assembleOptions(progress func(assemble.Stats)) assemble.Options {

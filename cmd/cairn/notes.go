@@ -9,7 +9,7 @@ import (
 )
 
 // logDeployNote prints a note of a deploy job.
-func (f *planFlags) logDeployNote(n deploy.Note) {
+func (f *seedFlags) logDeployNote(n deploy.Note) {
 	switch n := n.(type) {
 	case deploy.Waiting:
 		logf("%s", n.Text)

@@ -14,6 +14,7 @@ import (
 	"cairn/blob/release"
 	"cairn/internal/openfile"
 	"cairn/seed/learn"
+	"cairn/store/locate"
 	"cairn/store/supply"
 )
 
@@ -51,6 +52,14 @@ func (f *seedFlags) addReaders(u *stdioUsers) {
 	for _, s := range f.seeds {
 		u.addLocation("the index of --seed "+s.Path, s.Index)
 	}
+}
+
+// locations returns the locations of the seeds' indexes.
+func (f *seedFlags) locations() (all []locate.Location) {
+	for _, s := range f.seeds {
+		all = append(all, s.Index)
+	}
+	return all
 }
 
 // checkSeeds refuses seeds without random access.

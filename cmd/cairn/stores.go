@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"cairn/blob"
+	"cairn/blob/release"
 	"cairn/store"
 	"cairn/store/cachedir"
 	"cairn/store/keep"
@@ -92,11 +93,18 @@ func (f *stores) storesOf(index locate.Location) ([][]locate.Location, error) {
 	return [][]locate.Location{{beside}}, err
 }
 
-// locations returns the locations of the stores for the indexes.
+// locations returns the locations of the stores for the indexes, and of the deltas beside them.
 func (f *stores) locations(indexes ...locate.Location) (all []locate.Location) {
 	for _, index := range indexes {
-		if groups, err := f.storesOf(index); err == nil { // open reports the error
-			all = append(all, slices.Concat(groups...)...)
+		groups, err := f.storesOf(index)
+		if err != nil {
+			continue // open reports it
+		}
+		for _, at := range slices.Concat(groups...) {
+			all = append(all, at)
+			if deltas, err := release.DeltaDir(at); err == nil {
+				all = append(all, deltas)
+			}
 		}
 	}
 	return all
