@@ -46,6 +46,14 @@ func (p *Plan) DeltaUse() *DeltaUse {
 	return &DeltaUse{Old: d.file.Old, Chunks: d.selection.Len(), Bytes: d.selection.Bytes(), Requests: d.selection.Requests()}
 }
 
+// DeltaSize returns the size of a chunk in the delta that the plan uses, or 0.
+func (p *Plan) DeltaSize(chunk int) int64 {
+	if p.delta == nil {
+		return 0
+	}
+	return p.delta.selection.Size(chunk)
+}
+
 const (
 	// leastDelta is the least number of bytes to fetch for which a delta is looked for.
 	leastDelta = 32 << 10

@@ -16,11 +16,12 @@ import (
 
 // picture describes a page that shows an image by the sources of its bytes.
 type picture struct {
-	title  string
-	index  *blob.Index
-	seeds  []string
-	step   func(i int) seed.Step // the source of chunk i
-	stored []int64               // sizes in the store of the chunks to download, in order; nil if unknown
+	title   string
+	index   *blob.Index
+	seeds   []string
+	step    func(i int) seed.Step // the source of chunk i
+	stored  []int64               // sizes in the store of the chunks to download, in order; nil if unknown
+	inDelta func(i int) int64     // size of chunk i in the delta; nil if no chunk is made from a delta
 }
 
 // askSizes asks the stores for the sizes of the chunks to download, and returns their sum.
@@ -46,6 +47,9 @@ func (p *picture) eachChunk(yield func(imagemap.Chunk) bool) {
 		chunk := imagemap.Chunk{Size: c.Size, Kind: step.Kind, Seed: int(step.Seed)}
 		if step.Kind == seed.Fetch && len(stored) > 0 {
 			chunk.Stored, stored = stored[0], stored[1:]
+		}
+		if step.Kind == seed.Delta {
+			chunk.Stored = p.inDelta(i)
 		}
 		if !yield(chunk) {
 			return

@@ -101,7 +101,7 @@ func (f *planFlags) previewPlan(ctx context.Context, x *blob.Index, target strin
 	}
 	p = picture{
 		title: f.index.String() + " onto " + deploy.ShowTarget(target), index: x, seeds: r.SeedNames,
-		step: func(i int) seed.Step { return steps[i] },
+		step: func(i int) seed.Step { return steps[i] }, inDelta: plan.DeltaSize,
 	}
 	if r.DownloadedBytes, err = p.askSizes(ctx, from); err != nil {
 		return p, err

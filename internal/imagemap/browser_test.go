@@ -152,7 +152,7 @@ func testFilters(b *browsertest.Tab) {
 		others = `document.querySelectorAll("#map .dim").length`
 	)
 	b.Run(chromedp.Click(store, chromedp.ByQuery))
-	browsertest.Sees(b, bright, []string{"k k7"})
+	browsertest.Sees(b, bright, []string{"k k8"})
 	b.Run(chromedp.Click(zeros, chromedp.ByQuery))
 	browsertest.Sees(b, bright, []string{"k k6"})
 	browsertest.Sees(b, `document.querySelectorAll("button[aria-pressed=true]").length`, 1)

@@ -82,7 +82,7 @@ func TestDrawMap(t *testing.T) {
 
 func TestEncodeCells(t *testing.T) {
 	cells := []amounts{{classInPlace: 5}, {classInPlace: 1, classDownload: 3}, {classZero: 999, classSeed: 1}}
-	if got, want := encodeCells(cells), "a,h75a25,g99b0"; got != want {
+	if got, want := encodeCells(cells), "a,i75a25,g99b0"; got != want {
 		t.Errorf("encodeCells = %q, want %q", got, want)
 	}
 }

@@ -16,7 +16,7 @@ type Chunk struct {
 	Size   int64 // bytes, at least 1
 	Kind   seed.Kind
 	Seed   int   // index in Page.Seeds; only for seed.Local
-	Stored int64 // bytes in the store, or 0 if unknown; only for seed.Fetch
+	Stored int64 // bytes in the store or the delta, or 0 if unknown; only for seed.Fetch and seed.Delta
 }
 
 // Page is the input of Render. Its texts may hold any bytes: Render removes unprintable characters and limits the

@@ -24,7 +24,8 @@ const (
 	classSeed           // the first of seedClasses
 	classRepeat   = classSeed + seedClasses
 	classZero     = classRepeat + 1
-	classDownload = classZero + 1
+	classDelta    = classZero + 1
+	classDownload = classDelta + 1
 	classes       = classDownload + 1
 
 	seedClasses = 4
@@ -128,6 +129,8 @@ func (c Chunk) classOf(seeds int) class {
 		return classRepeat
 	case seed.Zero:
 		return classZero
+	case seed.Delta:
+		return classDelta
 	case seed.Fetch:
 		return classDownload
 	}
@@ -138,7 +141,7 @@ func (s *survey) addChunk(offset int64, c Chunk, seeds int) {
 	k := c.classOf(seeds)
 	s.bytes[k] += c.Size
 	s.chunks[k]++
-	if k == classDownload {
+	if k == classDownload || k == classDelta {
 		s.stored = addStored(s.stored, c.Stored)
 	}
 	for left := c.Size; left > 0; {

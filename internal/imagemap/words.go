@@ -27,14 +27,18 @@ func newPageView(p Page, s *survey) pageView {
 }
 
 func (s *survey) figureList() []figure {
-	get := s.bytes[classDownload]
-	rest := s.size - get
+	get, made := s.bytes[classDownload], s.bytes[classDelta]
+	rest := s.size - get - made
 	var all []figure
 	if s.stored != unknown {
-		all = append(all, figure{"To download", plaintext.Size(s.stored), plaintext.Count(int64(s.chunks[classDownload]), "chunk") + ", as stored"})
+		chunks := int64(s.chunks[classDownload] + s.chunks[classDelta])
+		all = append(all, figure{"To download", plaintext.Size(s.stored), plaintext.Count(chunks, "chunk") + ", as stored"})
+	}
+	all = append(all, figure{"From the store", plaintext.Size(get), plaintext.Percent(get, s.size) + " of the image"})
+	if made > 0 {
+		all = append(all, figure{"From a delta", plaintext.Size(made), plaintext.Percent(made, s.size) + " of the image"})
 	}
 	return append(all,
-		figure{"From the store", plaintext.Size(get), plaintext.Percent(get, s.size) + " of the image"},
 		figure{"Needs no download", plaintext.Size(rest), plaintext.Percent(rest, s.size) + " of the image"},
 		figure{"Image", plaintext.Size(s.size), humanize.Comma(s.size) + " bytes"})
 }
@@ -64,6 +68,8 @@ func className(k class, seeds []string) string {
 		return "repeats"
 	case classZero:
 		return "zeros"
+	case classDelta:
+		return "from a delta"
 	case classDownload:
 		return "from the store"
 	}

@@ -116,6 +116,15 @@ func (s *Selection) Has(chunk int) bool {
 	return ok
 }
 
+// Size returns the size of a selected chunk's payload in bytes, or 0 if no row of it is selected.
+func (s *Selection) Size(chunk int) int64 {
+	at, ok := s.find(chunk)
+	if !ok {
+		return 0
+	}
+	return s.file.Row(int(s.rows[at].row)).Size
+}
+
 // Bytes returns how many bytes of the delta's file are still to be read.
 func (s *Selection) Bytes() (n int64) {
 	if s.file.whole != nil && len(s.parts) > 0 {
