@@ -30,6 +30,9 @@ const (
 	maxStored   = 1 << 28 // bytes of a chunk's file
 )
 
+// MaxHeadSize limits the bytes of head and table, which precede the first payload.
+const MaxHeadSize = fixedSize + maxTable + sha256.Size
+
 func maxPlain(chunks int) int64 { return plainPerChunk*int64(chunks) + plainRest }
 
 // Encode returns head and table of a delta's file. The payloads follow them in the file, in the order of

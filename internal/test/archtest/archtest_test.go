@@ -57,6 +57,7 @@ var imports = map[string]string{
 	"internal/test/demo": "nbd/nbdtest testimages",
 	"internal/test/mem":  "store",
 
+	"blob/delta/deltadir":   "blob blob/delta blob/release store",
 	"internal/test/hostile": "nbd/nbdtest",
 	"internal/transfer":     "store",
 	"internal/imagemap":     "seed",
