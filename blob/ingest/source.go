@@ -60,6 +60,14 @@ func Open(ctx context.Context, location string, size int64) (*Source, error) {
 // Close closes the image.
 func (s *Source) Close() { s.input.Close() }
 
+// ReaderAt returns the bytes of the image at offsets, or nil for a stream.
+func (s *Source) ReaderAt() io.ReaderAt {
+	if s.input.File == nil {
+		return nil
+	}
+	return s.input.File
+}
+
 func (s *Source) openFile(size int64) error {
 	f := s.input.File
 	s.Held, s.Device = f.Size(), f.IsDevice()

@@ -10,6 +10,8 @@ import (
 
 	"cairn/blob"
 	"cairn/blob/assemble"
+	"cairn/blob/delta"
+	"cairn/blob/delta/deltadir"
 	"cairn/blob/profile"
 	"cairn/blob/release"
 	"cairn/blob/verify"
@@ -95,8 +97,8 @@ func exitStatus(ctx context.Context, err error) int {
 	case hasType[*blockdev.RefusedError](err) || isAny(err, disk.ErrAmbiguous, store.ErrExists):
 		return exitRefused
 	case hasType[damagedError](err) || hasType[verify.LengthError](err) || hasType[release.TreeError](err) ||
-		hasType[*store.CorruptError](err) ||
-		isAny(err, assemble.ErrMedium, blob.ErrInvalid, profile.ErrInvalid, disk.ErrInvalidTable):
+		hasType[*store.CorruptError](err) || hasType[*deltadir.OtherBytesError](err) ||
+		isAny(err, assemble.ErrMedium, blob.ErrInvalid, delta.ErrInvalid, profile.ErrInvalid, disk.ErrInvalidTable):
 		return exitDamaged
 	case trustHint(err) != "" || isAny(err, store.ErrNotFound, store.ErrUnavailable, store.ErrDenied, s3.ErrNoBucket,
 		dashboard.ErrUnavailable, fs.ErrPermission, fs.ErrNotExist, exec.ErrNotFound, disk.ErrNotFound, disk.ErrNoTable, disk.ErrNoRoot):

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"cairn/blob"
+	"cairn/blob/delta"
 	"cairn/blob/release"
 	"cairn/internal/blockdev"
 	"cairn/internal/confine"
@@ -36,6 +37,8 @@ func interruptedHint(c *cobra.Command, signal syscall.Signal, err error) string 
 		hint = "a target in place is not whole, and a file has not its name yet; run it again to go on"
 	case "make":
 		hint = "there is no new index; run it again: chunks that are stored stay"
+	case "delta":
+		hint = "no unfinished delta is published; run it again: finished ones stay"
 	}
 	if hasType[streamError](err) {
 		hint = "the output is the beginning of the image; run it again to begin anew"
@@ -91,6 +94,8 @@ func hintFor(c *cobra.Command, err error, status int) string {
 		return "choose another name, or leave --create-only out to replace it"
 	case hasType[release.TreeError](err) || errors.Is(err, blob.ErrArchive):
 		return "casync and desync extract directory trees; an image's index has a name that ends in .caibx"
+	case errors.Is(err, delta.ErrInvalid):
+		return "'cairn store verify STORE --remove-damaged' removes damaged deltas"
 	case errors.Is(err, blob.ErrInvalid):
 		return "the index is damaged or is something else; get it again"
 	case hasType[*store.CorruptError](err):

@@ -25,6 +25,16 @@ func locationFlag(into *locate.Location) funcFlag {
 	}}
 }
 
+// locationsFlag returns a repeatable flag that takes a location.
+func locationsFlag(into *[]locate.Location) funcFlag {
+	return funcFlag{"location", "", func(text string) error {
+		var one locate.Location
+		err := locationFlag(&one).Set(text)
+		*into = append(*into, one)
+		return err
+	}}
+}
+
 // parseLocation parses a location. /dev/stdin and /dev/stdout are "-".
 func parseLocation(text string) (locate.Location, error) {
 	return locate.Parse(openfile.Standard(openfile.Standard(text, openfile.Stdin), openfile.Stdout))

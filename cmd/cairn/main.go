@@ -93,7 +93,7 @@ Exit status:
 	root.SetUsageTemplate(strings.ReplaceAll(root.UsageTemplate(), "Flags.FlagUsages ", "Flags.FlagUsagesWrapped "+width+" "))
 	root.SetFlagErrorFunc(flagError)
 	root.PersistentPreRunE = checkLocalFlags
-	root.AddCommand(newMake(), newAssemble(), newServe(), newStatus(), newPlan(), newVerify(), newCat(), newInfo(), newDiff(),
+	root.AddCommand(newMake(), newDelta(), newAssemble(), newServe(), newStatus(), newPlan(), newVerify(), newCat(), newInfo(), newDiff(),
 		newDisk(), newProfile(), newStore(), newVersion())
 	refuseDashes(root)
 	return root

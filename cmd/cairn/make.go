@@ -30,6 +30,8 @@ type makeFlags struct {
 	extent int64 // of the image at its location, as in ingest.Open
 	compression
 	publish
+	keepLast
+	deltaFrom []locate.Location // indexes of old images
 }
 
 func newMake() *cobra.Command {
@@ -48,11 +50,15 @@ published into this store and whose chunks were not removed since.
 
 The image is the whole file or device. --size limits it to a number of bytes, or with "filesystem" to the size in
 the superblock of its file system (squashfs, ext2/3/4, erofs). make warns of an ext3, ext4, xfs or btrfs file system
-that was mounted for writing when it was copied.`,
+that was mounted for writing when it was copied.
+
+--delta-from OLD makes a delta from the image of the index OLD, whose chunks are in the same store, before INDEX is
+written; see 'cairn delta'. If that fails, INDEX is not written.`,
 		Example: `  cairn make v2.caibx root.squashfs -s /srv/images/default.castr
   cairn make slot-a.caibx /dev/disk/by-partlabel/root-a --size filesystem
   zcat root.img.gz | cairn make v2.caibx -
-  cairn make s3://images/v2.caibx root.squashfs --base s3://images/v1.caibx --create-only`,
+  cairn make s3://images/v2.caibx root.squashfs --base s3://images/v1.caibx --create-only
+  cairn make v3.caibx root.squashfs --delta-from v1.caibx --delta-from v2.caibx --keep-last 2`,
 		Args: checkArgs(cobra.ExactArgs(2)),
 		RunE: func(c *cobra.Command, args []string) error { return runMake(c.Context(), c.OutOrStdout(), f, args[1]) },
 	}
@@ -94,10 +100,21 @@ that was mounted for writing when it was copied.`,
 		return err
 	}}, "size", "use only the first `bytes` of the image, or \"filesystem\"")
 	f.publish.addFlags(c)
+	flags.Var(locationsFlag(&f.deltaFrom), "delta-from", "make a delta from the image of this `index`; repeatable, the newest last")
+	f.keepLast.addFlags(c)
+	addCheck(c, func([]string) error {
+		if f.keepLast.n > 0 && len(f.deltaFrom) == 0 {
+			return errors.New("--keep-last needs --delta-from INDEX")
+		}
+		return nil
+	})
 	checkStdioUse(c, func(u *stdioUsers, args []string) {
 		u.addReader("IMAGE", args[1])
 		for _, base := range f.bases {
 			u.addLocation("--base", base)
+		}
+		for _, old := range f.deltaFrom {
+			u.addLocation("--delta-from", old)
 		}
 		u.addWriter("INDEX", args[0])
 		u.addPrinter("--json", f.json)
@@ -112,6 +129,8 @@ type makeResult struct {
 	Store   string  `json:"store"`
 	Seconds float64 `json:"seconds"`
 	ingest.Stats
+	Deltas  []deltaResult `json:"deltas,omitempty"`
+	Removed int           `json:"removed_files,omitempty"` // of older deltas
 }
 
 func runMake(ctx context.Context, stdout io.Writer, f makeFlags, image string) error {
@@ -171,6 +190,11 @@ func makeInto(
 	if err != nil {
 		return err
 	}
+	deltas, err := f.openDeltaJob(ctx)
+	if err != nil {
+		return err
+	}
+	defer deltas.close()
 	o := release.PublisherOptions{
 		Writer: f.writerOptions(), Algorithm: f.digest, Params: blob.Params(f.params), Chunks: src.Size / f.params.Avg,
 		Remote: f.store.Remote(), Bases: bases, Notes: logReleaseNote,
@@ -190,10 +214,22 @@ func makeInto(
 	if err != nil {
 		return fmt.Errorf("making %s of %s: %w", f.index, image, err)
 	}
+	r := makeResult{Index: f.index.String(), Store: f.store.String(), Stats: stats}
+	if len(f.deltaFrom) > 0 {
+		if err := publisher.Commit(ctx); err != nil {
+			return fmt.Errorf("making the chunks durable: %w", err)
+		}
+		if r.Deltas, err = f.makeDeltas(ctx, deltas, x, src); err != nil {
+			return fmt.Errorf("%w (%s is not written)", err, f.index)
+		}
+	}
 	if err := publisher.Publish(ctx, outlet, x); err != nil {
 		return fmt.Errorf("writing index %s: %w", f.index, explainNoCreate(err))
 	}
-	r := makeResult{Index: f.index.String(), Store: f.store.String(), Seconds: p.elapsed().Seconds(), Stats: stats}
+	if r.Removed, err = f.removeOld(ctx, deltas.dir, x, deltas.old...); err != nil {
+		return err
+	}
+	r.Seconds = p.elapsed().Seconds()
 	if f.json {
 		r.Digest = x.Digest().String()
 		return writeJSON(openfile.Optional(stdout), r)
@@ -205,6 +241,61 @@ func makeInto(
 	logf("made %s of %s (%s): %s, in %s",
 		r.Index, plaintext.Size(r.Size), plaintext.Count(int64(r.Chunks), "chunk"), outcome, plaintext.Duration(p.elapsed()))
 	return nil
+}
+
+// deltaJob is what --delta-from needs besides the new image.
+type deltaJob struct {
+	old []*blob.Index
+	dir deltaDir
+}
+
+func (j *deltaJob) close() {
+	if j.dir.bucket != nil {
+		store.Close(j.dir.bucket)
+	}
+}
+
+// openDeltaJob reads the indexes of --delta-from and opens the directory of deltas, before the work.
+func (f *makeFlags) openDeltaJob(ctx context.Context) (*deltaJob, error) {
+	j := &deltaJob{}
+	if len(f.deltaFrom) == 0 {
+		return j, nil
+	}
+	for _, at := range f.deltaFrom {
+		x, err := readImageIndex(ctx, at, f.access)
+		if err != nil {
+			return nil, err
+		}
+		if err := checkDigests(at, x, f.index, f.digest); err != nil {
+			return nil, err
+		}
+		j.old = append(j.old, x)
+	}
+	var err error
+	j.dir, err = openDeltas(&f.access, f.store, f.keepLast)
+	return j, err
+}
+
+// makeDeltas makes the deltas of --delta-from to the new image, whose chunks are in the store.
+func (f *makeFlags) makeDeltas(ctx context.Context, j *deltaJob, x *blob.Index, src *ingest.Source) (results []deltaResult, err error) {
+	to := &deltaImage{at: f.index}
+	if err := to.openStored(ctx, f.access, x, f.store, src.ReaderAt()); err != nil {
+		return nil, err
+	}
+	defer to.close()
+	for i, old := range j.old {
+		from := &deltaImage{at: f.deltaFrom[i]}
+		if err := from.openStored(ctx, f.access, old, f.store, nil); err != nil {
+			return nil, err
+		}
+		r, err := f.publishDelta(ctx, j.dir, from, to)
+		from.close()
+		if err != nil {
+			return nil, err
+		}
+		results = append(results, r)
+	}
+	return results, nil
 }
 
 // explainSource adds what to do to an error about --size.

@@ -21,12 +21,7 @@ type publish struct {
 
 func (f *publish) addFlags(c *cobra.Command) {
 	flags := c.Flags()
-	flags.Var(funcFlag{"location", "", func(text string) error {
-		var base locate.Location
-		err := locationFlag(&base).Set(text)
-		f.bases = append(f.bases, base)
-		return err
-	}}, "base", "`index` whose chunks the store holds, so that the store need not be listed; repeatable")
+	flags.Var(locationsFlag(&f.bases), "base", "`index` whose chunks the store holds, so that the store need not be listed; repeatable")
 	flags.BoolVar(&f.createOnly, "create-only", false, "refuse (exit status 5) to replace an existing index")
 	addUploads(c, &f.uploads)
 	addCheck(c, func(args []string) error {

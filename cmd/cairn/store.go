@@ -10,11 +10,13 @@ import (
 	"github.com/spf13/cobra"
 
 	"cairn/blob"
+	"cairn/blob/release"
 	"cairn/internal/plaintext"
 	"cairn/store"
 	"cairn/store/keep"
 	"cairn/store/locate"
 	"cairn/store/supply"
+	"cairn/store/web"
 )
 
 func newStore() *cobra.Command {
@@ -112,6 +114,29 @@ func (f *wholeStores) openBucket(at locate.Location, mode fs.FileMode) (store.Bu
 		return nil, fmt.Errorf("opening %s: %w", at, usageIfUnsupported(err))
 	}
 	return b, nil
+}
+
+// openDeltas opens the directory of the deltas of a store to read. It is nil if there is none.
+func (f *wholeStores) openDeltas(at locate.Location) (store.Reader, locate.Location, error) {
+	dir, err := release.DeltaDir(at)
+	if err != nil {
+		return nil, dir, nil // nothing can lie beside this store
+	}
+	r, err := f.openReader(dir)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, dir, nil
+	}
+	return r, dir, err
+}
+
+// noteUnreadable prints a note instead of an error about deltas that a server does not let this program read. Such
+// a server may deny files that do not exist.
+func noteUnreadable(dir locate.Location, err error) error {
+	if !isAny(err, store.ErrDenied, web.ErrNoAbsence) {
+		return err
+	}
+	logf("note: if there are deltas in %s, they cannot be read: %v", dir, err)
+	return nil
 }
 
 // forEachStore runs do for each store of a group, and returns the errors of all.

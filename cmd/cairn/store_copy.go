@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"cairn/blob"
+	"cairn/blob/delta/deltadir"
 	"cairn/blob/release"
 	"cairn/internal/plaintext"
 	"cairn/store"
@@ -36,6 +37,9 @@ func newStoreCopy() *cobra.Command {
 		Long: `copy copies the chunks of the indexes, or without indexes all chunks of FROM, to the store TO, unless TO holds them.
 Every chunk is verified before it is written. Compressed chunks stay as they are, unless casync cannot read them.
 Copied chunks stay when copy is interrupted. Run it again to copy the rest.
+
+The deltas to the images of the indexes, or without indexes all deltas of FROM, are copied too, from NAME.cadelta
+beside FROM to the one beside TO. A damaged delta is left out with a warning.
 
 --indexes-to also copies the indexes, for example to a mirror or for a site without a network. It writes an index
 when all of its chunks are on the medium. Exit status 3 says that chunks in FROM are damaged, and 4 that some are
@@ -92,9 +96,10 @@ type storeCopyResult struct {
 	From string          `json:"from"`
 	To   locate.Location `json:"to"`
 	keep.CopyReport
-	Indexes  []locate.Location `json:"indexes,omitempty"` // copied ones
-	Findings findings          `json:"findings,omitempty"`
-	Seconds  float64           `json:"seconds"`
+	Deltas   deltadir.CopyReport `json:"deltas,omitzero"`
+	Indexes  []locate.Location   `json:"indexes,omitempty"` // copied ones
+	Findings findings            `json:"findings,omitempty"`
+	Seconds  float64             `json:"seconds"`
 }
 
 func runStoreCopy(ctx context.Context, stdout io.Writer, f storeCopyFlags) error {
@@ -118,6 +123,9 @@ func runStoreCopy(ctx context.Context, stdout io.Writer, f storeCopyFlags) error
 	if err := f.copyChunks(ctx, from, to, indexes, &r); err != nil {
 		return fmt.Errorf("copying %s to %s: %w", r.From, r.To, err)
 	}
+	if err := f.copyDeltas(ctx, indexes, &r); err != nil {
+		return fmt.Errorf("copying the deltas of %s to %s: %w", r.From, r.To, err)
+	}
 	for i, x := range indexes {
 		if outlets == nil || !r.Whole[i] {
 			continue
@@ -132,6 +140,9 @@ func runStoreCopy(ctx context.Context, stdout io.Writer, f storeCopyFlags) error
 	}
 	logf("copied %s (%s) from %s to %s, which held %s already",
 		plaintext.Count(r.Copied.Chunks, "chunk"), plaintext.Size(r.Copied.Bytes), r.From, r.To, plaintext.Count(r.Held, "chunk"))
+	if n := r.Deltas.Copied; n.Deltas > 0 {
+		logf("copied %s (%s)", plaintext.Count(n.Deltas, "delta"), plaintext.Size(n.Bytes))
+	}
 	if len(r.Indexes) > 0 {
 		logf("copied %s", joinLocations(r.Indexes, ", "))
 	}
@@ -192,6 +203,31 @@ func (f *storeCopyFlags) copyChunks(ctx context.Context, from []store.Reader, to
 	p.end()
 	r.Seconds = p.elapsed().Seconds()
 	return err
+}
+
+// copyDeltas copies the deltas beside the first store that has any, and fills in the result.
+func (f *storeCopyFlags) copyDeltas(ctx context.Context, indexes []*blob.Index, r *storeCopyResult) error {
+	to, err := release.DeltaDir(r.To)
+	if err != nil {
+		return nil // nothing can lie beside this store
+	}
+	for _, at := range f.stores[0] {
+		from, dir, err := f.openDeltas(at)
+		if err != nil || from == nil {
+			if err != nil && len(f.stores[0]) > 1 {
+				warnLeftOut(err)
+				continue
+			}
+			return err
+		}
+		defer store.Close(from)
+		r.Deltas, err = deltadir.Copy(ctx, from, deltadir.CopyOptions{
+			Indexes: indexes, To: func() (store.Bucket, error) { return f.openBucket(to, 0) },
+			Found: func(d deltadir.Defect) { logf("warning: %s/%s is not copied: %v", dir, d.Name, d.Err) },
+		})
+		return noteUnreadable(dir, err)
+	}
+	return nil
 }
 
 // failure returns the error about chunks that could not be copied.

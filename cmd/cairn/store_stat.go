@@ -8,7 +8,9 @@ import (
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 
+	"cairn/blob/delta/deltadir"
 	"cairn/internal/plaintext"
+	"cairn/store"
 	"cairn/store/keep"
 	"cairn/store/locate"
 )
@@ -27,8 +29,8 @@ func newStoreStat() *cobra.Command {
 		Short: "Count the chunks of a store, and of each index in it",
 		Long: `stat lists a store and counts its chunks. With indexes, it prints for each index how many bytes the store holds of
 its chunks, how many of these belong to no other index (removing it would free them), and how many of its chunks are
-missing. It also prints the bytes that belong to no index. A web server cannot be listed: stat asks it for each chunk
-of the indexes.`,
+missing. It also prints the bytes that belong to no index, and counts the deltas of the store. A web server cannot be
+listed: stat asks it for each chunk of the indexes, and counts the deltas to their images.`,
 		Example: `  cairn store stat /srv/images/default.castr
   cairn store stat s3://images/default.castr v1.caibx v2.caibx --json`,
 		Args: checkArgs(cobra.MinimumNArgs(1)),
@@ -53,7 +55,8 @@ of the indexes.`,
 type storeStatResult struct {
 	Store locate.Location `json:"store"`
 	keep.StatReport
-	Indexes []namedStat `json:"indexes,omitempty"`
+	Deltas  deltadir.Amount `json:"deltas,omitzero"` // beside the store
+	Indexes []namedStat     `json:"indexes,omitempty"`
 }
 
 type namedStat struct {
@@ -78,6 +81,14 @@ func runStoreStat(ctx context.Context, stdout io.Writer, f storeStatFlags, at lo
 		return err
 	}
 	r := storeStatResult{Store: at, StatReport: report}
+	deltas, dir, err := f.openDeltas(at)
+	if err == nil && deltas != nil {
+		defer store.Close(deltas)
+		r.Deltas, err = deltadir.Count(ctx, deltas, indexes)
+	}
+	if err := noteUnreadable(dir, err); err != nil {
+		return err
+	}
 	for i, x := range report.Indexes {
 		r.Indexes = append(r.Indexes, namedStat{f.indexes[i], x})
 	}
@@ -108,6 +119,9 @@ func printStoreStat(w io.Writer, r storeStatResult) error {
 	if len(r.Indexes) > 0 && r.Listed {
 		rows = append(rows, []string{"in no index", fmt.Sprintf("%s, %s stored",
 			plaintext.Count(r.Unreferenced.Chunks, "chunk"), plaintext.Size(r.Unreferenced.Bytes))})
+	}
+	if r.Deltas.Deltas > 0 {
+		rows = append(rows, []string{"deltas", fmt.Sprintf("%s, %s", humanize.Comma(r.Deltas.Deltas), plaintext.Size(r.Deltas.Bytes))})
 	}
 	if err := plaintext.WriteTable(w, rows); err != nil {
 		return err

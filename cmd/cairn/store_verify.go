@@ -9,6 +9,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"cairn/blob"
+	"cairn/blob/delta/deltadir"
 	"cairn/internal/plaintext"
 	"cairn/store"
 	"cairn/store/keep"
@@ -34,6 +36,9 @@ func newStoreVerify() *cobra.Command {
 		Short: "Verify every chunk of a store; repair it from other stores",
 		Long: `verify reads and hashes every chunk of a store, or only the chunks of the indexes. It lists damaged, empty and
 misnamed chunks on stdout, and prints a note about other objects.
+
+It also decodes the deltas of the store, or those to the images of the indexes. --repair or --remove-damaged removes
+damaged ones, of which the store has the chunks.
 
 --repair replaces damaged, empty and missing chunks by those of another store, after it verified them.
 --remove-damaged removes damaged and empty chunks that could not be repaired. Readers cannot use a damaged chunk, and
@@ -74,8 +79,9 @@ not see chunks that were written before that place since.`,
 type storeVerifyResult struct {
 	Store locate.Location `json:"store"`
 	keep.VerifyReport
-	Findings findings `json:"findings"`
-	Seconds  float64  `json:"seconds"` // of this run
+	Deltas   deltadir.VerifyReport `json:"deltas,omitzero"`
+	Findings findings              `json:"findings"`
+	Seconds  float64               `json:"seconds"` // of this run
 }
 
 func runStoreVerify(ctx context.Context, stdout io.Writer, f storeVerifyFlags, at locate.Location) error {
@@ -103,6 +109,9 @@ func runStoreVerify(ctx context.Context, stdout io.Writer, f storeVerifyFlags, a
 	case err != nil:
 		return fmt.Errorf("verifying %s: %w", at, err)
 	}
+	if err := f.verifyDeltas(ctx, stdout, reader, indexes, &r); err != nil {
+		return fmt.Errorf("verifying the deltas of %s: %w", at, err)
+	}
 	checkpoint.Remove()
 	if f.json {
 		return errors.Join(writeJSON(stdout, r), r.failure())
@@ -110,7 +119,63 @@ func runStoreVerify(ctx context.Context, stdout io.Writer, f storeVerifyFlags, a
 	logOtherObjects("no chunks", r.Foreign)
 	logf("verified %s (%s stored) in %s: %d damaged, %d empty, %d missing, %d repaired, %d removed",
 		plaintext.Count(r.Chunks, "chunk"), plaintext.Size(r.Bytes), r.Store, r.Damaged, r.Empty, r.Missing, r.Repaired, r.Removed)
+	r.logDeltas()
 	return r.failure()
+}
+
+// verifyDeltas verifies the deltas beside the store, and adds to the result.
+func (f *storeVerifyFlags) verifyDeltas(
+	ctx context.Context, stdout io.Writer, chunks store.Reader, indexes []*blob.Index, r *storeVerifyResult,
+) error {
+	deltas, dir, err := f.openDeltas(r.Store)
+	if err != nil || deltas == nil {
+		return err
+	}
+	defer store.Close(deltas)
+	o := deltadir.VerifyOptions{
+		Indexes: indexes, Workers: f.jobs, Remote: r.Store.Remote(),
+		Chunks: func(a blob.Algorithm) store.Getter { return store.NewChunksAtOnce(chunks, a, f.fetches) },
+		Found: func(d deltadir.Defect) {
+			found := keep.Finding{Kind: keep.Damaged, Name: dir.String() + "/" + d.Name, Why: d.Err.Error()}
+			if d.Removed {
+				found.Fate = keep.Removed
+			}
+			r.Findings.add(found)
+			if !f.json {
+				printFinding(stdout, found)
+			}
+		},
+	}
+	if f.remove || len(f.repair) > 0 {
+		b, err := f.openBucket(dir, 0)
+		if err != nil {
+			return err
+		}
+		if deltadir.CheckRemovable(b) == nil {
+			o.Bucket = b
+		}
+	}
+	p := newProgress(f.progress, "verifying the deltas of "+r.Store.String(), -1)
+	o.Show = func(r deltadir.VerifyReport) { p.show(r.Bytes, plaintext.Count(r.Deltas, "delta"), r) }
+	r.Deltas, err = deltadir.Verify(ctx, deltas, o)
+	p.end()
+	r.Seconds += p.elapsed().Seconds()
+	return noteUnreadable(dir, err)
+}
+
+// logDeltas prints what was verified of the deltas, if there are any.
+func (r storeVerifyResult) logDeltas() {
+	d := r.Deltas
+	if d == (deltadir.VerifyReport{}) {
+		return
+	}
+	logf("verified %s (%s): %d damaged, %d removed", plaintext.Count(d.Deltas, "delta"), plaintext.Size(d.Bytes), d.Damaged, d.Removed)
+	if d.Unchecked > 0 {
+		logf("note: %s not decoded, as an index or chunks of their images are missing", plaintext.Count(d.Unchecked, "delta"))
+	}
+	if d.Unlisted > 0 {
+		logf("note: %s on no list, and not used", plaintext.Count(d.Unlisted, "delta"))
+	}
 }
 
 // openRepair opens the stores to repair from, and the verified store to write if it may be changed.
@@ -184,8 +249,14 @@ func (r storeVerifyResult) failure() error {
 		return hintError{err, "--repair STORE replaces them by the chunks of another store; --remove-damaged lets make store them again"}
 	case r.Unknown > 0:
 		return hintError{fmt.Errorf("%s in %s compressed in a way that cannot be read", plaintext.Count(r.Unknown, "chunk"), r.Store), "name the indexes that they belong to"}
+	case r.Deltas.Damaged > r.Deltas.Removed:
+		err := damagedError{fmt.Sprintf("%s of %s damaged", plaintext.Count(r.Deltas.Damaged-r.Deltas.Removed, "delta"), r.Store)}
+		return hintError{err, "--remove-damaged removes them, and 'cairn delta' makes them again"}
 	case r.Removed > 0:
 		return mendedError{fmt.Sprintf("%s was mended: damaged chunks were removed, and it lacks %s", r.Store, plaintext.Count(r.Removed, "chunk"))}
+	case r.Deltas.Removed > 0:
+		err := mendedError{fmt.Sprintf("%s was mended: %s removed", r.Store, plaintext.Count(r.Deltas.Removed, "damaged delta"))}
+		return hintError{err, "'cairn delta' makes them again"}
 	}
 	return nil
 }

@@ -103,7 +103,7 @@ type copier struct {
 func (c *copier) copyImage(ctx context.Context, x *blob.Index) error {
 	bases, err := ReadList(ctx, c.from, x)
 	switch {
-	case isAnyOf(err, delta.ErrInvalid, store.ErrDenied): // a server may deny what does not exist
+	case errors.Is(err, delta.ErrInvalid):
 		c.addDefect(release.DeltaListName(x.Digest()), err)
 		return nil
 	case err == nil && len(bases) > 0 && c.to == nil:
@@ -134,7 +134,7 @@ func (c *copier) copyDelta(ctx context.Context, x *blob.Index, base delta.Base) 
 	switch {
 	case err == nil:
 		c.report.Held++
-		base.FileSize = there.FileSize()
+		base.FileSize, base.HeadSize = there.FileSize(), there.HeadSize()
 	case !errors.Is(err, store.ErrNotFound):
 		return err
 	default:
@@ -148,7 +148,7 @@ func (c *copier) copyDelta(ctx context.Context, x *blob.Index, base delta.Base) 
 			return err
 		}
 	}
-	return addToList(ctx, c.to, x, delta.NewBase(old, base.FileSize))
+	return addToList(ctx, c.to, x, delta.NewBase(old, base.FileSize, base.HeadSize))
 }
 
 // copyFile copies the file of a delta.

@@ -167,7 +167,7 @@ func TestPublish(t *testing.T) {
 		t.Errorf("objects (-want +got):\n%s", diff)
 	}
 	bases, err := deltadir.ReadList(t.Context(), s.dir, s.indexes[1])
-	if diff := cmp.Diff([]delta.Base{delta.NewBase(s.indexes[0], r.FileBytes)}, bases); diff != "" || err != nil {
+	if diff := cmp.Diff([]delta.Base{delta.NewBase(s.indexes[0], r.FileBytes, r.TableBytes)}, bases); diff != "" || err != nil {
 		t.Errorf("list: %v (-want +got):\n%s", err, diff)
 	}
 	if got, defects := s.verify(t, deltadir.VerifyOptions{}); got != (deltadir.VerifyReport{Deltas: 1, Bytes: r.FileBytes}) {
@@ -393,7 +393,7 @@ func TestVerify(t *testing.T) {
 		"another delta": {func(s *shop) error {
 			other := read(release.DeltaName(to, made.indexes[0].Digest()))
 			return errors.Join(s.dir.Write(t.Context(), file, other), s.dir.Write(t.Context(), list,
-				delta.EncodeList(s.indexes[2], []delta.Base{delta.NewBase(s.indexes[1], int64(len(other)))})))
+				delta.EncodeList(s.indexes[2], []delta.Base{delta.NewBase(s.indexes[1], int64(len(other)), 200)})))
 		}, file, deltadir.VerifyReport{Damaged: 1, Removed: 1, Unlisted: 1}, nil},
 	} {
 		s := made.clone(t)

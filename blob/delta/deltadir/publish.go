@@ -65,7 +65,7 @@ func Publish(ctx context.Context, dir store.Bucket, from, to *Image, o Options) 
 			return r, err
 		}
 	}
-	return r, addToList(ctx, dir, to.Index, delta.NewBase(from.Index, r.FileBytes))
+	return r, addToList(ctx, dir, to.Index, delta.NewBase(from.Index, r.FileBytes, r.TableBytes))
 }
 
 func describe(outcome Outcome, d *delta.Delta) Result {

@@ -227,8 +227,12 @@ func (v *verifier) verifyDelta(ctx context.Context, to *blob.Index, base delta.B
 		if base.FileSize >= 0 && base.FileSize != int64(len(file)) {
 			return fmt.Errorf("%w: it has %d bytes, and %d on the list", delta.ErrInvalid, len(file), base.FileSize)
 		}
-		base = delta.NewBase(from, int64(len(file)))
-		_, err := checkFile(ctx, file, old, to, -1, v.options.Workers)
+		head, err := delta.TableEnd(file[:min(len(file), delta.FirstBytes)])
+		if err != nil {
+			return err
+		}
+		base = delta.NewBase(from, int64(len(file)), head)
+		_, err = checkFile(ctx, file, old, to, -1, v.options.Workers)
 		if isChunkError(err) {
 			v.report.Unchecked++
 			return nil
