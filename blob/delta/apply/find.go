@@ -33,6 +33,11 @@ func Find(
 	if err != nil {
 		return nil, nil, err
 	}
+	if held == nil {
+		if s := findBeginning(seeds, base); s != nil {
+			held, seeds = s.Index, append([]seed.Seed{*s}, seeds...)
+		}
+	}
 	if ok, err := worth(headCost(base, held, x)); !ok || err != nil {
 		return nil, nil, err
 	}
@@ -79,11 +84,6 @@ func chooseBase(bases []delta.Base, seeds []seed.Seed) (best delta.Base, held *b
 	if most == 0 {
 		return best, nil, ErrNoBase
 	}
-	for _, s := range seeds {
-		if x := cutIndex(s, best.ImageSize); x != nil && x.Digest() == best.Index {
-			return best, x, nil
-		}
-	}
 	return best, nil, nil
 }
 
@@ -111,6 +111,16 @@ func countSamples(bases []delta.Base, seeds []seed.Seed) []int {
 		}
 	}
 	return counts
+}
+
+// findBeginning returns a seed that begins with the old image of base, as a seed of that length, or nil.
+func findBeginning(seeds []seed.Seed, base delta.Base) *seed.Seed {
+	for _, s := range seeds {
+		if x := cutIndex(s, base.ImageSize); x != nil && x.Digest() == base.Index {
+			return &seed.Seed{Name: s.Name, Index: x, Data: s.Data}
+		}
+	}
+	return nil
 }
 
 // cutIndex returns the index of the first n bytes of a seed, as if they had been scanned alone, or nil.
