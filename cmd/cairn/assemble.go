@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"time"
 
@@ -181,11 +182,7 @@ func runAssemble(ctx context.Context, stdout io.Writer, f assembleFlags, target 
 
 // locations returns the locations that the job reads.
 func (f *planFlags) locations() []locate.Location {
-	all := append(f.stores.locations(f.index), f.index)
-	for _, s := range f.seeds {
-		all = append(all, s.Index)
-	}
-	return all
+	return slices.Concat(f.stores.locations(f.index), f.seedFlags.locations(), []locate.Location{f.index})
 }
 
 // confineFilesTo limits the files of the process, when the target and the seeds are open.
