@@ -60,6 +60,7 @@ func (in *callInput) jobs(t *testing.T) []callJob {
 	s3 := filepath.Join(in.s3.Dir, "images")
 	jobs := []callJob{
 		in.makeJob(),
+		in.deltaJob(),
 		in.publishJob("publish to a web server", in.put, in.url),
 		in.publishJob("publish to S3", s3, in.s3.Location("images", "")),
 		in.assembleJob("assemble", in.dir),
@@ -149,6 +150,23 @@ func (in *callInput) makeJob() callJob {
 			return in.wantPublished(t, filepath.Join(dir, "x.caibx"), filepath.Join(dir, "s.castr"), "a", done)
 		},
 	}
+}
+
+// deltaJob is makeJob with a delta from a to b. wantPublished verifies the deltas that are listed.
+func (in *callInput) deltaJob() callJob {
+	j := in.makeJob()
+	prepare, judge := j.prepare, j.judge
+	j.name = "make with a delta"
+	j.prepare = func(t testing.TB, dir string) []string {
+		return append(prepare(t, dir), "--delta-from", in.index("a"), "--keep-last", "1")
+	}
+	j.judge = func(t testing.TB, dir string, done bool, r callfault.Result) error {
+		if got := run(t, "cairn", "store", "stat", filepath.Join(dir, "s.castr")); done && !strings.Contains(got.stdout, "deltas  1,") {
+			return fmt.Errorf("make has published no delta: %s", got.stdout)
+		}
+		return judge(t, dir, done, r)
+	}
+	return j
 }
 
 // copyRelease writes release a's index and chunks, as x.caibx and s.castr.
