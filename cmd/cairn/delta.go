@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime/debug"
 
 	"github.com/spf13/cobra"
 
@@ -290,6 +291,7 @@ func openDeltas(a *access, where locate.Location, keep keepLast) (d deltaDir, er
 // publishDelta makes and publishes the delta between two images, and prints a line about it.
 func (f *common) publishDelta(ctx context.Context, dir deltaDir, from, to *deltaImage) (r deltaResult, err error) {
 	prepareHeap(from.Index.Size())
+	defer debug.SetGCPercent(debug.SetGCPercent(garbagePercent)) // the encoder's tables are large and contain no pointers
 	pair := fmt.Sprintf("from %s to %s", from.at, to.at)
 	p := newProgress(f.progress, "making a delta "+pair, deltadir.LackingBytes(from.Index, to.Index))
 	r = deltaResult{Old: from.at.String(), New: to.at.String()}

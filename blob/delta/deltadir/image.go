@@ -38,6 +38,7 @@ type Image struct {
 	cached map[int]*list.Element
 	recent *list.List // of cachedChunk, the last used one first
 	bytes  int        // of cached chunks
+	limit  int        // of bytes
 }
 
 type cachedChunk struct {
@@ -53,7 +54,7 @@ const (
 
 // OpenImage returns the image of an index. Its reads fail when ctx ends. Close must be called.
 func OpenImage(ctx context.Context, x *blob.Index, from Source) (*Image, error) {
-	m := &Image{Index: x, from: from, ctx: ctx, first: blob.NewTable(x), cached: map[int]*list.Element{}, recent: list.New()}
+	m := &Image{Index: x, from: from, ctx: ctx, first: blob.NewTable(x), cached: map[int]*list.Element{}, recent: list.New(), limit: cacheSize}
 	if from.Remote {
 		s, err := newSpool()
 		if err != nil {
@@ -140,7 +141,7 @@ func (m *Image) addCached(i int, data []byte) {
 		return
 	}
 	m.cached[i] = m.recent.PushFront(cachedChunk{i, data})
-	for m.bytes += len(data); m.bytes > cacheSize; {
+	for m.bytes += len(data); m.bytes > m.limit; {
 		oldest := m.recent.Remove(m.recent.Back()).(cachedChunk)
 		delete(m.cached, oldest.number)
 		m.bytes -= len(oldest.data)
@@ -251,8 +252,11 @@ func (m *Image) fetch(wants []store.Want) error {
 	return nil
 }
 
-// expect says which chunks will be read: those that old lacks.
+// expect says which chunks will be read, each once and in order: those that old lacks.
 func (m *Image) expect(old *blob.Index) {
+	m.mu.Lock()
+	m.limit = runSize
+	m.mu.Unlock()
 	if m.spool == nil {
 		return
 	}
