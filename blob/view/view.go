@@ -1,5 +1,5 @@
-// Package view reads a remote image at any offset. A chunk is fetched on its first read, and kept in memory, and on
-// disk if there is an image cache. Chunks that are likely to be read next are prefetched: those ahead of sequential
+// Package view reads a remote image at any offset. A chunk is fetched on its first read, from a seed or a store, and
+// kept in memory, and on disk if there is an image cache. Chunks that are likely to be read next are prefetched: those ahead of sequential
 // reads, the neighbours of a missed chunk, the chunks of a boot profile, and on request all chunks. The package
 // decides what to fetch; blob/view/fetch does it. It does not know how the bytes are served.
 package view
@@ -306,23 +306,44 @@ func (v *Image) Extents(off, n int64) iter.Seq2[int64, bool] {
 	}
 }
 
-// Cached splits the n bytes at off into runs. It yields the length of each run, and whether it is cached: a read of
-// zeros or of chunks in memory or on disk does not need the store. The range must be within the image.
-func (v *Image) Cached(off, n int64) iter.Seq2[int64, bool] {
-	return func(yield func(int64, bool) bool) {
-		run, cached := int64(0), false
+// Tier is where the bytes of a chunk are.
+type Tier uint8
+
+// The tiers.
+const (
+	InStore Tier = iota
+	InSeed       // a seed may have them, not verified yet
+	Local        // in memory, on disk, or zeros
+)
+
+func (v *Image) tierOf(i int) Tier {
+	c := v.index.At(i)
+	switch {
+	case v.index.IsZero(i) || v.disk != nil && v.disk.Has(i) || v.chunks.InMemory(c):
+		return Local
+	case v.chunks.InSeed(c):
+		return InSeed
+	}
+	return InStore
+}
+
+// Tiers splits the n bytes at off into runs of one tier. It yields the length and the tier of each run. A read of
+// InSeed and Local bytes does not need the store. The range must be within the image.
+func (v *Image) Tiers(off, n int64) iter.Seq2[int64, Tier] {
+	return func(yield func(int64, Tier) bool) {
+		run, tier := int64(0), InStore
 		for i, length := range v.chunkParts(off, n) {
-			is := v.index.IsZero(i) || v.disk != nil && v.disk.Has(i) || v.chunks.InMemory(v.index.At(i))
-			if is != cached && run > 0 {
-				if !yield(run, cached) {
+			is := v.tierOf(i)
+			if is != tier && run > 0 {
+				if !yield(run, tier) {
 					return
 				}
 				run = 0
 			}
-			run, cached = run+length, is
+			run, tier = run+length, is
 		}
 		if run > 0 {
-			yield(run, cached)
+			yield(run, tier)
 		}
 	}
 }

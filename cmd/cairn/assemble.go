@@ -192,7 +192,7 @@ func (f *assembleFlags) confineFilesTo(t *deploy.Target) error {
 		p.Write = append(p.Write, dir)
 	} else {
 		p.Write = append(p.Write, makeDirs(0o700, f.state)...)
-		p.Read = append(p.Read, "/sys/block", "/sys/dev", "/sys/devices") // the identity of the device, for --state
+		p.Read = append(p.Read, deviceIdentityDirs...)
 	}
 	return f.confineFiles(p)
 }

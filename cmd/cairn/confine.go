@@ -27,6 +27,9 @@ const (
 // confineVariable is the environment variable with the value of --confine where the flag is not given.
 const confineVariable = "CAIRN_CONFINE"
 
+// deviceIdentityDirs are the directories that tell which device a file is, for --state.
+var deviceIdentityDirs = []string{"/sys/block", "/sys/dev", "/sys/devices"}
+
 // confinement holds --confine, and takes from the process what its job does not need.
 type confinement struct {
 	word    string

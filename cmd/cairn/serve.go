@@ -22,6 +22,8 @@ import (
 	"cairn/internal/plaintext"
 	"cairn/nbd"
 	"cairn/nbd/export"
+	"cairn/seed/known"
+	"cairn/seed/learn"
 	"cairn/store/locate"
 )
 
@@ -30,6 +32,7 @@ type serveFlags struct {
 	listening
 	serverTLS
 	imageFlags
+	seedFlags
 	indexes  []locate.Location
 	watchDir string
 	metrics  []daemon.Address // one or none
@@ -50,7 +53,8 @@ func newServe() *cobra.Command {
 		Long: `serve exports the image of each INDEX (a path or URL) over NBD, read-only. It downloads a chunk when a client
 first reads it, verifies it, and keeps it in memory and in --cache. It prefetches the chunks of a boot profile. When
 the stores are unreachable, reads block up to --stall-timeout. A chunk that cannot be fetched fails only the reads
-that need it, and the next read tries again.
+that need it, and the next read tries again. A chunk that a --seed has is read there, and not downloaded. A seed
+without an INDEX is scanned while the server works already.
 
 An export has the name of its index file without .caibx, and the name NAME@DIGEST with the digest of the index, which
 never names another image. The first export also has the empty name. --watch exports each index file of a directory,
@@ -62,6 +66,7 @@ directory. With --tls-cert, clients must use TLS. SIGTERM, SIGINT, SIGHUP or SIG
 after reads under way ended or some seconds passed. Under nohup, SIGHUP is ignored.`,
 		Example: `  cairn serve v2.caibx --listen unix:/run/v2.sock
   cairn serve --watch /srv/images --listen tcp:0.0.0.0:10809 --tls-cert server.pem --tls-key server.key
+  cairn serve https://images.example.com/v2.caibx --seed @root --cache /var/cache/cairn --listen unix:/run/v2.sock
   nbdinfo -- [ cairn serve https://images.example.com/v2.caibx ]
   qemu-system-x86_64 -drive file=nbd+unix:///v2?socket=/run/v2.sock,format=raw,if=virtio,readonly=on …`,
 		Args: checkArgs(cobra.ArbitraryArgs),
@@ -72,6 +77,7 @@ after reads under way ended or some seconds passed. Under nohup, SIGHUP is ignor
 	indexArgs(c, &f.indexes, 0)
 	f.listening.addFlags(c)
 	f.serverTLS.addFlags(c)
+	f.seedFlags.addFlags(c)
 	c.Flags().StringVar(&f.pidfile, "pidfile", "", "`file` that contains the process id from the time when clients can connect to the end")
 	c.Flags().StringVar(&f.user, "user", "", "`NAME[:GROUP]` whose rights the server takes instead of root's when its sockets are open")
 	c.Flags().BoolVar(&f.withExit, "exit-with-parent", false, "stop when the parent process has ended")
@@ -103,6 +109,7 @@ after reads under way ended or some seconds passed. Under nohup, SIGHUP is ignor
 		for _, index := range args {
 			u.addReader("INDEX "+index, index)
 		}
+		f.seedFlags.addReaders(u)
 		u.addWriter("--record", f.record)
 		u.addPrinter("the URIs (--print-uri=false leaves them out)", f.printURIs)
 	})
@@ -132,7 +139,9 @@ func runServe(ctx context.Context, stdout io.Writer, f serveFlags) error {
 		}
 		defer stop()
 	}
-	shares, err := f.limitFiles()
+	opened := f.learnOptions().Open(f.seeds)
+	defer learn.Close(opened)
+	shares, err := f.limitFiles(len(opened))
 	if err != nil {
 		return err
 	}
@@ -162,7 +171,9 @@ func runServe(ctx context.Context, stdout io.Writer, f serveFlags) error {
 		return err
 	}
 	defer endConfinement()
-	catalogue, err := export.Open(ctx, f.exportOptions(server.Log, shares.requests, shares.images, setMemoryLimit))
+	options := f.exportOptions(server.Log, shares.requests, shares.images, setMemoryLimit)
+	options.Seeds, options.Learn = opened, f.learnOptions()
+	catalogue, err := export.Open(ctx, options)
 	if err != nil {
 		return ignoreIfEnded(ctx, hintExport(err))
 	}
@@ -183,8 +194,14 @@ func runServe(ctx context.Context, stdout io.Writer, f serveFlags) error {
 	return serveAll(ctx, server, catalogue, listeners, metricsSide{status, shares.status})
 }
 
+// learnOptions returns the options for the content of seeds. A single worker scans them, since clients are served at the
+// same time.
+func (f *serveFlags) learnOptions() learn.Options {
+	return learn.Options{Releases: f.releaseAccess(), State: known.Dir(f.state), Workers: 1, Notes: f.logSeedNote}
+}
+
 // memoryLimit returns a function that limits the memory of the process to what the flags allow, its connections, the
-// indexes of the open images, and memory of its own. Buffers of replies are reused or garbage, and no new garbage is made
+// indexes of the open images and the seeds, and memory of its own. Buffers of replies are reused or garbage, and no new garbage is made
 // while a server is idle. So without a limit, those of one burst would stay, and those of several bursts add up. Near the
 // limit the garbage collector runs more often.
 func (f *serveFlags) memoryLimit() (set func(indexes int64)) {

@@ -43,8 +43,7 @@ func (f *serveFlags) locations() []locate.Location {
 	if f.watchDir != "" {
 		indexes = append(indexes, locate.Path(filepath.Join(f.watchDir, "any.caibx")))
 	}
-	all := append(f.stores.locations(indexes...), f.indexes...)
-	return append(all, f.profile)
+	return slices.Concat(f.stores.locations(indexes...), f.indexes, f.seedFlags.locations(), []locate.Location{f.profile})
 }
 
 // filePolicy returns the policy for the files that the server opens later.
@@ -72,6 +71,15 @@ func (f *serveFlags) filePolicy(listeners []net.Listener) (p confine.Policy) {
 	}
 	if f.cache != "" {
 		p.Write = append(p.Write, makeDirs(0o700, f.cache)...)
+	}
+	if len(f.seeds) > 0 { // indexes and records of seeds
+		for _, l := range f.seedFlags.locations() {
+			if path, local := l.Local(); local {
+				p.Read = append(p.Read, replacedFile(path)...)
+			}
+		}
+		p.Write = append(p.Write, makeDirs(0o700, f.state)...)
+		p.Read = append(p.Read, deviceIdentityDirs...)
 	}
 	if len(f.metrics) > 0 { // the process's own figures
 		p.Read = append(p.Read, "/proc/self", "/proc/stat")

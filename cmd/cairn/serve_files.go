@@ -21,7 +21,7 @@ const (
 type fileShares struct{ status, conns, requests, images int }
 
 // divideFiles divides the descriptors of a process with a limit. wanted has the wanted numbers, fixed are those of the
-// INDEX arguments.
+// INDEX arguments and the seeds.
 func divideFiles(limit, fixed int, wanted fileShares) (s fileShares) {
 	left := max(limit-ownFiles-fixed, leastShares)
 	s.status = min(wanted.status, left/4)
@@ -34,14 +34,14 @@ func divideFiles(limit, fixed int, wanted fileShares) (s fileShares) {
 }
 
 // limitFiles limits the connections to what the process's limit of open files allows. It returns the connections of
-// --metrics, the largest number of requests to each store, and the descriptors for the images of --watch. It refuses a
-// limit with which connections would wait for descriptors that idle connections to stores hold.
-func (f *serveFlags) limitFiles() (fileShares, error) {
+// --metrics, the largest number of requests to each store, and the descriptors for the images of --watch. The seeds are
+// open already. It refuses a limit with which connections would wait for descriptors that idle connections to stores hold.
+func (f *serveFlags) limitFiles(seeds int) (fileShares, error) {
 	limit := openFileLimit()
-	fixed, stores := 0, 0
+	fixed, stores := seeds, 0
 	wanted := fileShares{conns: f.maxConns, requests: requestsPerStore}
 	if f.cache != "" {
-		fixed = filesPerImage * len(f.indexes)
+		fixed += filesPerImage * len(f.indexes)
 	}
 	for _, group := range f.groups {
 		stores += len(group)

@@ -37,6 +37,8 @@ func sampleStatus() Status {
 	requests := []Requests{{"read", "ok", 41234}, {"read", "failed", 2}, {"block_status", "ok", 4}}
 	v2 := Export{Name: "debian-13", Identity: "debian-13@" + strings.Repeat("0f", 32), Size: 960 << 20, Local: 330 << 20, Map: cells, Clients: 3,
 		Requests: requests, Served: 3 << 30, Pending: 2, Reads: 41230, Wanted: 3 << 30, MemoryHits: 30000, DiskHits: 9000,
+		LocalInSeeds: 100 << 20, SeedMap: strings.Repeat("0", 100) + strings.Repeat("a", 100) + strings.Repeat("05", 380),
+		FromSeeds: 900, SeedBytes: 60 << 20,
 		FromStore: 5100, FromOther: 800, FromDisk: 12, Fetched: 320 << 20, Prefetched: 200 << 20, Used: 170 << 20,
 		Failures: 2, Stalls: 2300, StallTime: 75.3, Waiting: []Wait{wait, failing}}
 	return Status{
@@ -49,6 +51,10 @@ func sampleStatus() Status {
 		},
 		Connections: Connections{3, 128, 9, 0}, InFlight: Usage{2 << 20, 512 << 20}, Memory: Usage{250 << 20, 256 << 20},
 		Cache: &Cache{Bytes: 700 << 20, Limit: 2 << 30, Evicted: 90 << 20, Working: true},
+		Seeds: []Seed{
+			{Name: "PARTLABEL=root-a", State: SeedReady, Size: 2 << 30, Chunks: 900, Bytes: 60 << 20, Wrong: 3},
+			{Name: "/srv/old.img", State: SeedFailed, Error: "read /srv/old.img: input/output error", Size: 1 << 30},
+		},
 		Stores: []Store{
 			{Name: "https://images.example.com/default.castr", Up: false, Since: now.Add(-4 * time.Second), Error: failing.Error,
 				Requests: []Results{{"ok", 5100}, {"unavailable", 7}}, InFlight: 2, Stored: 150 << 20, Retries: 5, GateLimit: 24},
@@ -71,6 +77,9 @@ func hostileStatus() Status {
 	}
 	for i := range s.Clients {
 		s.Clients[i].Address, s.Clients[i].Export = hostileText, hostileText
+	}
+	for i := range s.Seeds {
+		s.Seeds[i].Name, s.Seeds[i].Error = fmt.Sprint(hostileText, i), hostileText
 	}
 	for i := range s.Stores {
 		s.Stores[i].Name, s.Stores[i].Error = fmt.Sprint(hostileText, i), hostileText
@@ -145,7 +154,7 @@ func TestMetrics(t *testing.T) {
 		}
 	}
 	for name, want := range map[string]float64{
-		"requests_total": 41240, "served_bytes_total": 3 << 30, "hits_total": 39000, "chunks_total": 5912, "stalled_reads": 2,
+		"requests_total": 41240, "served_bytes_total": 3 << 30, "hits_total": 39000, "chunks_total": 6812, "seed_chunks_total": 900, "seed_ready": 1, "seeded_bytes_total": 60 << 20, "stalled_reads": 2,
 		"store_up": 1, "store_requests_total": 5119, "stored_bytes_total": 151 << 20, "cache_evicted_bytes_total": 90 << 20,
 		"export_local_bytes": 370 << 20, "stall_seconds_total": 75.3, "connections": 3, "exports": 3, "store_gate_limit": 24,
 	} {
@@ -178,16 +187,17 @@ func TestDocumented(t *testing.T) {
 	}
 }
 
-// TestFewSeries: the number of series is bounded for any number of exports.
+// TestFewSeries: the number of series is bounded for any number of exports and seeds.
 func TestFewSeries(t *testing.T) {
 	s := sampleStatus()
 	for i := range 5000 {
 		e := s.Exports[0]
 		e.Name = fmt.Sprint("e", i)
 		s.Exports = append(s.Exports, e)
+		s.Seeds = append(s.Seeds, Seed{Name: fmt.Sprint("s", i)})
 	}
 	n, err := testutil.GatherAndCount(newRegistry(func() Status { return s }))
-	if most := 30 * maxExports; err != nil || n > most {
+	if most := 32*maxExports + 4*maxSeeds; err != nil || n > most {
 		t.Errorf("%d series, %v, want at most %d", n, err, most)
 	}
 	page, _ := getText(t, startBoard(t, func() Status { return s }))

@@ -16,6 +16,9 @@ import (
 // series.
 const maxExports = 256
 
+// maxSeeds is the same for seeds.
+const maxSeeds = 256
+
 // collector exports a Status to Prometheus. It is unchecked, because the set of series changes.
 type collector struct{ getStatus func() Status }
 
@@ -31,6 +34,9 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	all.sendServer(s)
 	for _, e := range s.Exports[:min(len(s.Exports), maxExports)] {
 		metricSender{out, []string{"export", toLabel(e.Name)}}.sendExport(e, s.Now)
+	}
+	for _, seed := range s.Seeds[:min(len(s.Seeds), maxSeeds)] {
+		metricSender{out, []string{"seed", toLabel(seed.Name)}}.sendSeed(seed)
 	}
 	for _, st := range s.Stores {
 		metricSender{out, []string{"store", toLabel(st.Name)}}.sendStore(st)
@@ -91,6 +97,7 @@ func (m metricSender) sendServer(s Status) {
 func (m metricSender) sendExport(e Export, now time.Time) {
 	m.gauge("export_size_bytes", "Size of the image.", float64(e.Size))
 	m.gauge("export_local_bytes", "Bytes of the image that can be read without a store, zeros included.", float64(e.Local))
+	m.gauge("export_seed_bytes", "Part of export_local_bytes that only seeds may have, not verified yet.", float64(e.LocalInSeeds))
 	m.gauge("export_clients", "Clients that use the export.", float64(e.Clients))
 	m.gauge("pending_requests", "Requests in progress, without those that are answered immediately.", float64(e.Pending))
 	for _, r := range e.Requests {
@@ -102,10 +109,11 @@ func (m metricSender) sendExport(e Export, now time.Time) {
 	m.counter("wanted_bytes_total", "Bytes of the reads that succeeded.", float64(e.Wanted))
 	m.counter("hits_total", "Reads of the image that were answered at once.", float64(e.MemoryHits), "tier", "memory")
 	m.counter("hits_total", "Reads of the image that were answered at once.", float64(e.DiskHits), "tier", "disk")
-	for source, n := range map[string]int64{"store": e.FromStore, "other_image": e.FromOther, "disk": e.FromDisk} {
-		m.counter("chunks_total", "Chunks that misses and prefetches brought: from a store, from another image's file, or from the image's own file, to be verified again.",
+	for source, n := range map[string]int64{"store": e.FromStore, "other_image": e.FromOther, "disk": e.FromDisk, "seed": e.FromSeeds} {
+		m.counter("chunks_total", "Chunks that misses and prefetches brought: from a store, from a seed, from another image's file, or from the image's own file, to be verified again.",
 			float64(n), "source", source)
 	}
+	m.counter("seeded_bytes_total", "Bytes from seeds.", float64(e.SeedBytes))
 	m.counter("fetched_bytes_total", "Bytes from stores, decoded.", float64(e.Fetched))
 	m.counter("prefetched_bytes_total", "Prefetched bytes, without filling.", float64(e.Prefetched))
 	m.counter("prefetched_used_bytes_total", "Prefetched bytes that were read since. The others are wasted so far.", float64(e.Used))
@@ -118,6 +126,13 @@ func (m metricSender) sendExport(e Export, now time.Time) {
 		longest = max(0, now.Sub(e.Waiting[0].Since).Seconds())
 	}
 	m.gauge("longest_stall_seconds", "Longest wait of a read for a chunk now; 0 without any.", longest)
+}
+
+func (m metricSender) sendSeed(s Seed) {
+	m.gauge("seed_ready", "1 if the seed is read; 0 before its content is known, and after it was found wrong.", oneIf(s.State == SeedReady))
+	m.counter("seed_chunks_total", "Chunks read from the seed and found right.", float64(s.Chunks))
+	m.counter("seed_read_bytes_total", "Bytes of these chunks.", float64(s.Bytes))
+	m.counter("seed_wrong_chunks_total", "Chunks that the seed does not hold, although its index says so.", float64(s.Wrong))
 }
 
 func (m metricSender) sendStore(s Store) {

@@ -15,7 +15,7 @@ import (
 
 // Limits of the page; /status.json is complete.
 const (
-	maxShown   = 64  // exports, clients, waiting reads
+	maxShown   = 64  // exports, clients, seeds, waiting reads
 	maxName    = 200 // characters of a name
 	columns    = 96  // cells in a row of a map
 	cellWidth  = 10
@@ -31,6 +31,7 @@ type page struct {
 	UsageRows   []usageRow
 	MoreExports int
 	MoreClients int
+	MoreSeeds   int
 }
 
 type figure struct{ ID, Name, Value, Note string }
@@ -48,7 +49,7 @@ type usageRow struct {
 func renderPage(s Status) ([]byte, error) {
 	t, err := template.New("page").Funcs(template.FuncMap{
 		"clean": cleanText, "short": shortDigest, "size": plaintext.Size, "comma": humanize.Comma, "share": plaintext.Percent, "count": countRequests,
-		"draw": newDrawing, "since": func(t time.Time) string { return formatAge(s.Now.Sub(t)) },
+		"draw": newDrawing, "describe": describeSeed, "since": func(t time.Time) string { return formatAge(s.Now.Sub(t)) },
 		"seconds": func(n float64) string { return formatAge(time.Duration(n * float64(time.Second))) },
 	}).Parse(pageHTML)
 	if err != nil {
@@ -63,6 +64,8 @@ func newPage(s Status) page {
 	p := page{Status: s, Figures: newFigures(s), UsageRows: newUsageRows(s)}
 	p.Exports, p.Clients = s.Exports[:min(len(s.Exports), maxShown)], s.Clients[:min(len(s.Clients), maxShown)]
 	p.MoreExports, p.MoreClients = len(s.Exports)-len(p.Exports), len(s.Clients)-len(p.Clients)
+	p.Seeds = s.Seeds[:min(len(s.Seeds), maxShown)]
+	p.MoreSeeds = len(s.Seeds) - len(p.Seeds)
 	for _, e := range p.Exports {
 		for _, w := range e.Waiting[:min(len(e.Waiting), maxShown-len(p.Waits))] {
 			p.Waits = append(p.Waits, exportWait{e.Name, w})
@@ -99,6 +102,7 @@ func newFigures(s Status) []figure {
 type drawing struct {
 	Width, Height int
 	Shapes        []shape
+	SeedShapes    []shape // of the cells that seeds may have
 	Grid          string
 	Waits         string // path around the cells of awaited chunks
 }
@@ -112,11 +116,11 @@ func newDrawing(e Export) *drawing {
 		return nil
 	}
 	height := (len(e.Map) + columns - 1) / columns * cellHeight
-	return &drawing{columns * cellWidth, height, levelShapes(e.Map), gridPath(height), waitsPath(e)}
+	return &drawing{columns * cellWidth, height, levelShapes(e.Map, levels), levelShapes(e.SeedMap, levels[1:]), gridPath(height), waitsPath(e)}
 }
 
-// levelShapes returns a shape for each level that has cells. Adjacent cells are joined.
-func levelShapes(cells string) (all []shape) {
+// levelShapes returns a shape for each of the levels that has cells. Adjacent cells are joined.
+func levelShapes(cells, levels string) (all []shape) {
 	for _, level := range levels {
 		var path strings.Builder
 		for i := 0; i < len(cells); i++ {

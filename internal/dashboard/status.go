@@ -19,6 +19,7 @@ type Status struct {
 	InFlight    Usage       `json:"in_flight"` // requests and replies in memory
 	Memory      Usage       `json:"memory"`    // chunks in memory
 	Cache       *Cache      `json:"cache"`     // null without one
+	Seeds       []Seed      `json:"seeds"`
 	Stores      []Store     `json:"stores"`
 	Rates       Rates       `json:"rates"` // over the last seconds
 }
@@ -46,6 +47,9 @@ type Export struct {
 	Map      string `json:"map"`         // see Cells
 	Clients  int    `json:"clients"`
 
+	LocalInSeeds int64  `json:"local_in_seeds_bytes"` // bytes of Local that only seeds may have, not verified yet
+	SeedMap      string `json:"seed_map"`             // of these bytes; "" without any
+
 	Requests []Requests `json:"requests"`
 	Served   int64      `json:"served_bytes"`
 	Pending  int        `json:"pending_requests"`
@@ -58,6 +62,8 @@ type Export struct {
 	FromStore  int64 `json:"store_chunks"`
 	FromOther  int64 `json:"other_image_chunks"`
 	FromDisk   int64 `json:"reproven_chunks"`
+	FromSeeds  int64 `json:"seed_chunks"`
+	SeedBytes  int64 `json:"seed_bytes"`    // from seeds
 	Fetched    int64 `json:"fetched_bytes"` // from stores, decoded
 	Prefetched int64 `json:"prefetched_bytes"`
 	Used       int64 `json:"prefetched_used_bytes"`
@@ -118,6 +124,24 @@ type Cache struct {
 	Damaged int64 `json:"damaged_chunks"` // that were damaged or unreadable then
 	Working bool  `json:"working"`        // false for a while after the disk has failed
 }
+
+// Seed is a local file that may hold chunks of the images.
+type Seed struct {
+	Name   string `json:"name"`
+	State  string `json:"state"` // one of the constants below
+	Error  string `json:"error"` // why it is not read, or not now
+	Size   int64  `json:"size_bytes"`
+	Chunks int64  `json:"chunks"` // read and found right
+	Bytes  int64  `json:"bytes"`  // of these chunks
+	Wrong  int64  `json:"wrong_chunks"`
+}
+
+// The states of a Seed.
+const (
+	SeedLearning = "learning" // its index is being read, or it is being scanned
+	SeedReady    = "ready"
+	SeedFailed   = "failed" // it is not read any more
+)
 
 // Store is a source of chunks.
 type Store struct {

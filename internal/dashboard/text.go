@@ -19,7 +19,7 @@ func WriteText(w io.Writer, s Status) error {
 	n := s.Connections
 	fmt.Fprintf(w, "up %s, %s, %d of %d connections, %s/s to clients (%.0f requests/s), %s/s from stores\n\n",
 		plaintext.Duration(s.Now.Sub(s.Started)), plaintext.Count(int64(s.Offered), "export"), n.Now, n.Limit, plaintext.Size(int64(s.Rates.Served)), s.Rates.Requests, plaintext.Size(int64(s.Rates.Stored)))
-	for _, rows := range [][][]string{exportRows(s), waitRows(s), clientRows(s), storeRows(s), limitRows(s)} {
+	for _, rows := range [][][]string{exportRows(s), waitRows(s), clientRows(s), seedRows(s), storeRows(s), limitRows(s)} {
 		if len(rows) < 2 {
 			continue
 		}
@@ -31,10 +31,10 @@ func WriteText(w io.Writer, s Status) error {
 }
 
 func exportRows(s Status) [][]string {
-	rows := [][]string{{"EXPORT", "SIZE", "LOCAL", "CLIENTS", "SERVED", "AT ONCE", "FETCHED", "WAITED", "FAILED"}}
+	rows := [][]string{{"EXPORT", "SIZE", "LOCAL", "CLIENTS", "SERVED", "AT ONCE", "FETCHED", "SEEDS", "WAITED", "FAILED"}}
 	for _, e := range s.Exports {
 		rows = append(rows, []string{plaintext.Clean(e.Name, maxText), plaintext.Size(e.Size), plaintext.Percent(e.Local, e.Size), fmt.Sprint(e.Clients), plaintext.Size(e.Served),
-			plaintext.Percent(e.Hits(), e.Reads), plaintext.Size(e.Fetched), plaintext.Duration(time.Duration(e.StallTime * float64(time.Second))), humanize.Comma(e.Failures)})
+			plaintext.Percent(e.Hits(), e.Reads), plaintext.Size(e.Fetched), plaintext.Size(e.SeedBytes), plaintext.Duration(time.Duration(e.StallTime * float64(time.Second))), humanize.Comma(e.Failures)})
 	}
 	return rows
 }
@@ -55,6 +55,22 @@ func clientRows(s Status) [][]string {
 		rows = append(rows, []string{plaintext.Clean(c.Address, maxText), plaintext.Clean(c.Export, maxText), plaintext.Duration(s.Now.Sub(c.Since)), humanize.Comma(c.Requests), plaintext.Size(c.Served), fmt.Sprint(len(c.Pending))})
 	}
 	return rows
+}
+
+func seedRows(s Status) [][]string {
+	rows := [][]string{{"SEED", "STATE", "READ", "WRONG"}}
+	for _, seed := range s.Seeds {
+		rows = append(rows, []string{plaintext.Clean(seed.Name, maxText), describeSeed(seed), plaintext.Size(seed.Bytes), humanize.Comma(seed.Wrong)})
+	}
+	return rows
+}
+
+// describeSeed returns the state of a seed for display, with the error if there is one.
+func describeSeed(s Seed) string {
+	if s.Error == "" {
+		return s.State
+	}
+	return s.State + ": " + plaintext.Clean(s.Error, maxText)
 }
 
 func storeRows(s Status) [][]string {

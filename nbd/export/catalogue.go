@@ -16,6 +16,7 @@ import (
 	"cairn/blob/view/fetch"
 	"cairn/internal/loglimit"
 	"cairn/nbd"
+	"cairn/seed/learn"
 	"cairn/store/locate"
 	"cairn/store/supply"
 )
@@ -29,6 +30,9 @@ type Options struct {
 	Stores [][]locate.Location // groups of equal stores, in order; none is the default store beside each index
 	Supply supply.Options      // limits of the stores
 	Hold   time.Duration       // how long reads and Open wait for unavailable stores; 0 is for ever
+
+	Seeds []learn.Opened // local files that may hold chunks of the images; the caller closes them after Close
+	Learn learn.Options  // how the content of Seeds is learned
 
 	Memory     int64  // bytes of chunks in memory, of all images together
 	Cache      string // directory of images on disk; "" for none

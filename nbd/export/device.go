@@ -31,10 +31,11 @@ func paddedSize(n int64) int64 {
 }
 
 // contextCached is the metadata context in which bit 0 marks bytes that a read gets without the
-// store.
+// store. Bit 1 marks those of them that only a seed may have.
 const (
 	contextCached = "x-cairn:cached"
 	stateCached   = 1 << 0
+	stateInSeed   = 1 << 1
 )
 
 // device is an image as a device of the NBD server. Zeros pad the last sector, so that all clients
@@ -109,7 +110,7 @@ func (d device) Prefetch(ctx context.Context, off, n int64) error {
 // Extents implements nbd.Extenter.
 func (d device) Extents(off, n int64) iter.Seq[nbd.Extent] {
 	return func(yield func(nbd.Extent) bool) {
-		for length, zero := range d.padRuns(d.Image.Extents, off, n) {
+		for length, zero := range padRuns(d, d.Image.Extents, off, n, true) {
 			if !yield(nbd.Extent{Length: length, Zero: zero}) {
 				return
 			}
@@ -123,22 +124,21 @@ func (d device) Contexts() []string { return []string{contextCached} }
 // States implements nbd.Describer.
 func (d device) States(_ string, off, n int64) iter.Seq[nbd.State] {
 	return func(yield func(nbd.State) bool) {
-		for length, cached := range d.padRuns(d.Cached, off, n) {
-			s := nbd.State{Length: length}
-			if cached {
-				s.Bits = stateCached
-			}
-			if !yield(s) {
+		bits := map[view.Tier]uint32{view.Local: stateCached, view.InSeed: stateCached | stateInSeed}
+		for length, tier := range padRuns(d, d.Tiers, off, n, view.Local) {
+			if !yield(nbd.State{Length: length, Bits: bits[tier]}) {
 				return
 			}
 		}
 	}
 }
 
-// padRuns yields the runs of the n bytes at off. The padding is one run with true, because it is
-// zeros and needs no store.
-func (d device) padRuns(runs func(off, n int64) iter.Seq2[int64, bool], off, n int64) iter.Seq2[int64, bool] {
-	return func(yield func(int64, bool) bool) {
+// padRuns yields the runs of the n bytes at off of a device. The padding is one run with the value of
+// zeros.
+func padRuns[T any](
+	d device, runs func(off, n int64) iter.Seq2[int64, T], off, n int64, zeros T,
+) iter.Seq2[int64, T] {
+	return func(yield func(int64, T) bool) {
 		inside := d.imageBytes(off, n)
 		if inside > 0 {
 			for length, is := range runs(off, inside) {
@@ -148,7 +148,7 @@ func (d device) padRuns(runs func(off, n int64) iter.Seq2[int64, bool], off, n i
 			}
 		}
 		if inside < n {
-			yield(n-inside, true)
+			yield(n-inside, zeros)
 		}
 	}
 }

@@ -43,6 +43,7 @@ type image struct {
 type images struct {
 	o     Options
 	dir   *imagecache.Dir // nil without one
+	seeds *seeds
 	cache *fetch.Cache
 
 	background sync.WaitGroup
@@ -58,7 +59,7 @@ type images struct {
 	closers    []func()
 	recordings []*recording
 
-	indexMemory int64 // of all open images
+	indexMemory int64 // of all open images and seeds
 }
 
 func newImages(o Options) *images {
@@ -73,6 +74,9 @@ func newImages(o Options) *images {
 	memory := fetch.Options{Bytes: max(o.Memory, 1), Log: o.Log}
 	if im.dir != nil {
 		memory.Donors = im.dir
+	}
+	if im.seeds = newSeeds(o, im.addIndexMemory); len(o.Seeds) > 0 {
+		memory.Seeds = im.seeds
 	}
 	im.cache = fetch.New(context.Background(), memory)
 	return im
@@ -142,6 +146,7 @@ func (im *images) openIndex(ctx context.Context, i image, source *fetch.Source, 
 	e *nbd.Export, shut func(), err error,
 ) {
 	im.addIndexMemory(indexMemory(i.index))
+	im.learnSeeds(ctx, i.index)
 	i.Image = view.New(i.index, source, view.Options{Name: nameOf(i.at), Disk: disk, Around: true,
 		Hold: im.o.Hold, Record: im.startRecording(i.index), Log: im.o.Log})
 	endCheck := func() {}
@@ -164,7 +169,32 @@ func (im *images) openIndex(ctx context.Context, i image, source *fetch.Source, 
 	return newExport(i.at, i.index, device{i.Image}), shut, nil
 }
 
-// addIndexMemory counts the memory of an image that is opened, or closed if it is negative.
+// learnSeeds learns the content of the seeds, cut as x is. What takes long is done in the background.
+// A file system that does not answer cannot be cancelled, so closeAll waits for it only seedPatience.
+func (im *images) learnSeeds(ctx context.Context, x *blob.Index) {
+	rest := im.seeds.learnFormat(ctx, x)
+	if rest == nil {
+		return
+	}
+	im.inBackground(func(ctx context.Context) {
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			rest(ctx)
+		}()
+		select {
+		case <-done:
+			return
+		case <-ctx.Done():
+		}
+		select {
+		case <-done:
+		case <-time.After(seedPatience):
+		}
+	})
+}
+
+// addIndexMemory counts the memory of an image or seed that is opened, or closed if it is negative.
 func (im *images) addIndexMemory(bytes int64) {
 	im.mu.Lock()
 	defer im.mu.Unlock()

@@ -2,6 +2,7 @@ package export
 
 import (
 	"context"
+	"iter"
 	"slices"
 	"time"
 
@@ -76,6 +77,7 @@ func (m *Monitor) Status() dashboard.Status {
 			Bytes: c.Bytes, Limit: c.Limit, Evicted: c.Evicted, Dropped: c.Dropped,
 			Sampled: c.Sampled, Damaged: c.Damaged, Working: c.Working}
 	}
+	status.Seeds = images.seeds.status()
 	for _, st := range images.openStores() {
 		status.Stores = append(status.Stores, st.status())
 	}
@@ -122,6 +124,8 @@ func addStats(a, b view.Stats) view.Stats {
 	a.DiskHits += b.DiskHits
 	a.ProvenChunks += b.ProvenChunks
 	a.CopiedChunks += b.CopiedChunks
+	a.SeedChunks += b.SeedChunks
+	a.BytesSeeded += b.BytesSeeded
 	a.Fetched += b.Fetched
 	a.BytesFetched += b.BytesFetched
 	a.BytesAhead += b.BytesAhead
@@ -147,7 +151,7 @@ func (m *Monitor) exportList(
 			place[e.Name] = len(all)
 			stats[e.Name] = m.closed[e.Name]
 			d := dashboard.Export{Name: e.Name, Identity: e.Canonical, Size: v.Size(), Waiting: []dashboard.Wait{}}
-			d.Map, d.Local = dashboard.Map(v.Size(), v.Cached(0, v.Size()))
+			drawMaps(&d, v)
 			all = append(all, d)
 		}
 		d := &all[place[e.Name]]
@@ -166,6 +170,28 @@ func (m *Monitor) exportList(
 	return all
 }
 
+// drawMaps fills in the maps of an image.
+func drawMaps(d *dashboard.Export, v *view.Image) {
+	var lengths []int64
+	var tiers []view.Tier
+	for n, tier := range v.Tiers(0, v.Size()) {
+		lengths, tiers = append(lengths, n), append(tiers, tier)
+	}
+	runs := func(are func(view.Tier) bool) iter.Seq2[int64, bool] {
+		return func(yield func(int64, bool) bool) {
+			for i, n := range lengths {
+				if !yield(n, are(tiers[i])) {
+					return
+				}
+			}
+		}
+	}
+	d.Map, d.Local = dashboard.Map(v.Size(), runs(func(t view.Tier) bool { return t != view.InStore }))
+	if slices.Contains(tiers, view.InSeed) {
+		d.SeedMap, d.LocalInSeeds = dashboard.Map(v.Size(), runs(func(t view.Tier) bool { return t == view.InSeed }))
+	}
+}
+
 func fillExport(d *dashboard.Export, s view.Stats, t nbd.Tally) {
 	d.Served = t.BytesRead
 	d.Requests = []dashboard.Requests{}
@@ -175,6 +201,7 @@ func fillExport(d *dashboard.Export, s view.Stats, t nbd.Tally) {
 	}
 	d.Reads, d.Wanted, d.MemoryHits, d.DiskHits = s.Reads, s.BytesWanted, s.MemoryHits, s.DiskHits
 	d.FromStore, d.FromOther, d.FromDisk, d.Fetched = s.Fetched, s.CopiedChunks, s.ProvenChunks, s.BytesFetched
+	d.FromSeeds, d.SeedBytes = s.SeedChunks, s.BytesSeeded
 	d.Prefetched, d.Used = s.BytesAhead, s.BytesUsed
 	d.Failures, d.Stalls, d.StallTime = s.Failures, s.Stalls, s.StallTime.Seconds()
 	slices.SortStableFunc(d.Waiting, func(a, b dashboard.Wait) int { return a.Since.Compare(b.Since) })

@@ -1,5 +1,5 @@
-// Package fetch reads chunks of images into memory: from the image's disk, from other images on disk, or from a
-// store. Concurrent reads of a chunk share a single flight. Demand fetches, which block reads, overtake prefetches;
+// Package fetch reads chunks of images into memory: from the image's disk, from other images on disk, from seeds, or
+// from a store. Concurrent reads of a chunk share a single flight. Demand fetches, which block reads, overtake prefetches;
 // prefetches are limited by the room on the link. Reads may block while a store is unavailable. The most recently
 // used chunks stay in memory. The package does not choose the chunks to prefetch; its clients do.
 package fetch
@@ -23,10 +23,11 @@ type Options struct {
 	Bytes   int64        // limit of the memory in bytes, fetches in flight included; default 64 MiB. One chunk always fits
 	Fetches int          // in-flight limit of a source without a limit of its own; default 64
 	Donors  Donors       // source of chunks of other images; may be nil
+	Seeds   Donors       // source of chunks of seeds, which is asked after Donors; may be nil
 	Log     *slog.Logger // for outages of stores; nil logs nothing
 }
 
-// Donors copies chunks from other images on disk. *imagecache.Dir implements it.
+// Donors copies chunks from files on this machine. It must be safe for concurrent use. *imagecache.Dir implements it.
 type Donors interface {
 	// MayCopy reports whether Copy may succeed. It does not block on the disk.
 	MayCopy(a blob.Algorithm, digest blob.Digest, size int64) bool
@@ -42,6 +43,7 @@ type Cache struct {
 	limit   int64  // of the memory, in bytes
 	fetches int    // default in-flight limit of a source
 	donors  Donors // may be nil
+	seeds   Donors // may be nil
 	log     *slog.Logger
 	running sync.WaitGroup
 
@@ -49,7 +51,7 @@ type Cache struct {
 	memory       memory
 	flights      map[key]*Entry // entries that are queued, being fetched or being offered to disks
 	pendingBytes int64          // bytes of the entries that are queued or being fetched
-	diskSource   *Source        // fetches from the clients' disks and the donors
+	diskSource   *Source        // fetches from the clients' disks, the donors and the seeds
 	sources      []*Source      // diskSource is the first
 	alarm        alarm          // rings when a delayed fetch may start
 }
@@ -65,7 +67,7 @@ func New(ctx context.Context, o Options) *Cache {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	c := &Cache{limit: o.Bytes, fetches: o.Fetches, donors: o.Donors, log: o.Log}
+	c := &Cache{limit: o.Bytes, fetches: o.Fetches, donors: o.Donors, seeds: o.Seeds, log: o.Log}
 	c.memory, c.flights, c.alarm.ring = newMemory(o.Bytes), map[key]*Entry{}, c.handleAlarm
 	c.ctx, c.cancel = context.WithCancel(ctx)
 	c.diskSource = newSource(c, nil, SourceOptions{Fetches: diskSlots})
@@ -123,6 +125,12 @@ func (c *Client) Lookup(chunk blob.Chunk) []byte {
 	return nil
 }
 
+// InSeed reports whether a seed may have a chunk, not verified yet.
+func (c *Client) InSeed(chunk blob.Chunk) bool {
+	d := c.cache.seeds
+	return d != nil && d.MayCopy(c.index.Algorithm(), chunk.Digest, chunk.Size)
+}
+
 // InMemory reports whether a chunk is in memory. It does not count as a use for eviction.
 func (c *Client) InMemory(chunk blob.Chunk) bool {
 	c.cache.mu.Lock()
@@ -131,16 +139,16 @@ func (c *Client) InMemory(chunk blob.Chunk) bool {
 }
 
 // Request demands the chunks [lo, hi). It returns an entry for each chunk, to pass to Wait, or nil for chunks of
-// zeros and chunks on disk. missing reports whether a chunk was neither in memory, on disk nor in flight.
+// zeros and chunks on disk. missing reports whether a chunk must be fetched from the store, and was not in flight.
 func (c *Client) Request(lo, hi int) (entries []*Entry, missing bool) {
 	entries = make([]*Entry, hi-lo)
 	c.cache.mu.Lock()
 	defer c.cache.mu.Unlock()
 	for i := lo; i < hi; i++ {
 		if c.needsFetch(i) {
-			var began bool
-			entries[i-lo], began = c.cache.demandChunk(c.wantOf(i))
-			missing = missing || began
+			var remote bool
+			entries[i-lo], remote = c.cache.demandChunk(c.wantOf(i))
+			missing = missing || remote
 		}
 	}
 	c.cache.startFetches()
@@ -157,7 +165,8 @@ func (c *Client) Refetch(i int) *Entry {
 }
 
 // Prefetch queues the chunks [lo, hi) and returns at once. It stops when half of the memory is queued or in flight,
-// since more would evict chunks before they are read.
+// since more would evict chunks before they are read. Neighbours save round trips to the store, so those that may be on
+// disk or in a seed are left out.
 func (c *Client) Prefetch(lo, hi int, p Priority) {
 	c.cache.mu.Lock()
 	defer c.cache.mu.Unlock()
@@ -168,6 +177,9 @@ func (c *Client) Prefetch(lo, hi int, p Priority) {
 		w := c.wantOf(i)
 		if e := c.cache.findEntry(w.key); e != nil {
 			e.addReceiver(w.position)
+			continue
+		}
+		if p == Neighbour && c.cache.mayBeLocal(w) {
 			continue
 		}
 		if c.cache.pendingBytes+w.size > c.cache.limit/2 {
@@ -208,11 +220,13 @@ func (c *Client) MarkRead(chunk blob.Chunk) {
 	}
 }
 
-// demandChunk returns the entry of a chunk that a read needs. began reports whether the entry is new.
-func (c *Cache) demandChunk(w want) (e *Entry, began bool) {
+// demandChunk returns the entry of a chunk that a read needs. remote reports whether the entry is new, and the store is
+// asked for it.
+func (c *Cache) demandChunk(w want) (e *Entry, remote bool) {
 	e = c.findEntry(w.key)
 	if e == nil {
-		return c.queueChunk(w, Demand), true
+		e = c.queueChunk(w, Demand)
+		return e, e.at != c.diskSource
 	}
 	e.demanded = true
 	e.addReceiver(w.position)
@@ -259,7 +273,7 @@ func (c *Cache) queueChunk(w want, p Priority) *Entry {
 		w.client.observer.Prefetching(w.chunk, p)
 	}
 	switch {
-	case c.mayBeOnDisk(w):
+	case c.mayBeLocal(w):
 		c.diskSource.enqueue(e)
 		return e
 	case p == Demand:
@@ -269,12 +283,17 @@ func (c *Cache) queueChunk(w want, p Priority) *Entry {
 	return e
 }
 
-// mayBeOnDisk reports whether a disk may have the chunk, not verified yet.
-func (c *Cache) mayBeOnDisk(w want) bool {
+// mayBeLocal reports whether a disk or a seed may have the chunk, not verified yet.
+func (c *Cache) mayBeLocal(w want) bool {
 	if w.isClaimed() {
 		return true
 	}
-	return c.donors != nil && c.donors.MayCopy(w.algorithm, w.digest, w.size)
+	for _, d := range []Donors{c.donors, c.seeds} {
+		if d != nil && d.MayCopy(w.algorithm, w.digest, w.size) {
+			return true
+		}
+	}
+	return false
 }
 
 // startFetches starts all fetches that may start, the most urgent of each source first.
@@ -345,7 +364,7 @@ func (c *Cache) deliverResult(e *Entry, data []byte, origin origin, err error) [
 	defer c.mu.Unlock()
 	c.memory.releaseFetch(e.size)
 	switch {
-	case errors.Is(err, errNotOnDisk) && c.ctx.Err() == nil:
+	case errors.Is(err, errNotLocal) && c.ctx.Err() == nil:
 		if e.demanded {
 			e.priority = Demand
 		}

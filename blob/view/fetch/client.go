@@ -28,7 +28,7 @@ type Disk interface {
 // Observer is notified of events of a client's chunks. The Cache calls it with its lock held: the methods must return
 // at once and must not call the Cache.
 type Observer interface {
-	// Missed is called when a read requests a chunk that is neither in memory, on disk nor in flight.
+	// Missed is called when a read requests a chunk that is neither in memory, on disk, in a seed nor in flight.
 	Missed(chunk int)
 	// Prefetching is called when a chunk is queued for a prefetch.
 	Prefetching(chunk int, p Priority)
@@ -61,6 +61,7 @@ type Client struct {
 	unread   int64                 // bytes in memory of a feed that no read used yet; guarded by the Cache's lock
 	counts   [origins]atomic.Int64 // chunks by their origin
 	fetched  atomic.Int64          // bytes from the store
+	seeded   atomic.Int64          // bytes from seeds
 }
 
 // NewClient returns a client for x's image.
@@ -99,6 +100,8 @@ func (c *Client) hasUnreadRoom(limit int64) bool { return c.disk != nil || c.unr
 type Stats struct {
 	ProvenChunks int64 // chunks of the client's disk that were verified after an unclean stop
 	CopiedChunks int64 // chunks copied from the disk of another image, or from another offset of this one
+	SeedChunks   int64 // chunks read from seeds
+	BytesSeeded  int64 // bytes of these chunks
 	Fetched      int64 // chunks fetched from the store
 	BytesFetched int64 // bytes of the fetched chunks, decompressed
 
@@ -111,6 +114,7 @@ type Stats struct {
 func (c *Client) Stats() Stats {
 	s := Stats{
 		ProvenChunks: c.counts[fromDisk].Load(), CopiedChunks: c.counts[fromDonor].Load(),
+		SeedChunks: c.counts[fromSeed].Load(), BytesSeeded: c.seeded.Load(),
 		Fetched: c.counts[fromStore].Load(), BytesFetched: c.fetched.Load(),
 	}
 	c.stalls.fillStats(&s)

@@ -123,8 +123,12 @@ func (e *Entry) dropClients() {
 // setData completes the entry with the chunk's bytes, and wakes the waiters.
 func (e *Entry) setData(data []byte, origin origin) {
 	e.client.counts[origin].Add(1)
-	if origin == fromStore {
+	switch origin {
+	case fromStore:
 		e.client.fetched.Add(e.size)
+	case fromSeed:
+		e.client.seeded.Add(e.size)
+	case fromDisk, fromDonor, origins:
 	}
 	e.data = data
 	e.clearFeed(nil)

@@ -25,14 +25,14 @@ const (
 )
 
 const (
-	diskSlots  = 16                     // limit of concurrent reads from disk
+	diskSlots  = 16                     // limit of concurrent reads from disks and seeds
 	idleAfter  = 100 * time.Millisecond // time after the last demand fetch until a source counts as idle
 	slowFetch  = 2 * time.Second        // time after which a fetch that reads wait for is slow, and logged
 	queueDelay = 50 * time.Millisecond  // limit of the delay of a demand fetch by prefetches without a feed
 )
 
-// errNotOnDisk means that a chunk is missing on disk, or damaged.
-var errNotOnDisk = errors.New("not on disk")
+// errNotLocal means that no disk and no seed has a chunk, or it is damaged there.
+var errNotLocal = errors.New("not on this machine")
 
 // origin is where a chunk was read from.
 type origin int
@@ -41,6 +41,7 @@ const (
 	fromStore origin = iota
 	fromDisk         // the client's disk, after a verification
 	fromDonor        // another image's disk, or another offset on the client's own
+	fromSeed
 	origins
 )
 
@@ -50,11 +51,11 @@ type SourceOptions struct {
 	Link    Link // model of the link to the store; nil assumes a link with room for a few chunks
 }
 
-// Source fetches chunks from one store, or from the disks. It queues them, and decides which fetch is next and
+// Source fetches chunks from one store, or from the disks and seeds. It queues them, and decides which fetch is next and
 // whether it may start. The Cache guards the fields with its lock.
 type Source struct {
 	cache         *Cache
-	from          store.Getter // nil for the disks
+	from          store.Getter // nil for the disks and seeds
 	link          Link
 	slots         int // in-flight limit
 	prefetchSlots int // in-flight limit of prefetches
@@ -178,7 +179,7 @@ func (s *Source) removeFeeds(is func(*feed) bool) { s.feeds = slices.DeleteFunc(
 // retries. It must be called without the Cache's lock.
 func (s *Source) fetchChunk(ctx context.Context, e *Entry, data []byte) (origin, error) {
 	if s.from == nil {
-		return s.readFromDisk(e, data)
+		return s.readLocally(e, data)
 	}
 	slow := time.AfterFunc(slowFetch, func() { s.cache.noteSlow(e) })
 	defer slow.Stop()
@@ -199,15 +200,18 @@ func (s *Source) fetchChunk(ctx context.Context, e *Entry, data []byte) (origin,
 	}
 }
 
-// readFromDisk reads a chunk from its position on the client's disk, or from a donor.
-func (s *Source) readFromDisk(e *Entry, data []byte) (origin, error) {
+// readLocally reads a chunk from its position on the client's disk, from a donor, or from a seed.
+func (s *Source) readLocally(e *Entry, data []byte) (origin, error) {
 	if (position{e.client, e.chunk}).isClaimed() && e.client.disk.Prove(e.chunk, data) {
 		return fromDisk, nil
 	}
 	if d := s.cache.donors; d != nil && d.Copy(e.key.algorithm, e.key.digest, data) {
 		return fromDonor, nil
 	}
-	return fromDisk, errNotOnDisk
+	if d := s.cache.seeds; d != nil && d.Copy(e.key.algorithm, e.key.digest, data) {
+		return fromSeed, nil
+	}
+	return fromDisk, errNotLocal
 }
 
 // sleepUntil blocks for wait, or until a channel is closed or ctx ends. It returns ctx.Err.

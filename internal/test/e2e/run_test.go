@@ -61,7 +61,7 @@ func runInput(t testing.TB, input, name string, args ...string) ran {
 
 // forgetful makes cairn remember no devices, unless the test sets a directory for that.
 func forgetful(args []string) []string {
-	if len(args) == 0 || args[0] != "assemble" && args[0] != "plan" || slices.Contains(args, "--state") {
+	if len(args) == 0 || !slices.Contains([]string{"assemble", "plan", "serve"}, args[0]) || slices.Contains(args, "--state") {
 		return args
 	}
 	return append(slices.Clone(args), "--state", "")
