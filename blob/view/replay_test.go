@@ -34,6 +34,7 @@ type boot struct {
 	trace *boottrace.Trace
 	index *blob.Index
 	store *syntheticStore
+	seed  *syntheticStore // chunks on this machine; nil for none
 }
 
 // syntheticStore is a store of chunks whose bytes repeat their digests. stored holds the sizes of the chunk files.
@@ -42,6 +43,18 @@ type syntheticStore struct{ stored map[blob.Digest]int }
 // Get implements store.Getter.
 func (m *syntheticStore) Get(ctx context.Context, wants []store.Want, done func(i int, err error)) {
 	storetest.GetterFunc(m.get).Get(ctx, wants, done)
+}
+
+// MayCopy implements fetch.Donors.
+func (m *syntheticStore) MayCopy(_ blob.Algorithm, d blob.Digest, _ int64) bool {
+	_, ok := m.stored[d]
+	return ok
+}
+
+// Copy implements fetch.Donors.
+func (m *syntheticStore) Copy(_ blob.Algorithm, d blob.Digest, dst []byte) bool {
+	writeSynthetic(d, dst)
+	return m.MayCopy(0, d, 0)
 }
 
 func (m *syntheticStore) get(ctx context.Context, d blob.Digest, dst []byte) error {
@@ -166,7 +179,11 @@ func (b *boot) replay(t *testing.T, o Options, begin func(v *Image)) (out outcom
 func (b *boot) replayMany(t *testing.T, machines int, o Options, begin func(v *Image)) (out outcome) {
 	synctest.Test(t, func(t *testing.T) {
 		l := b.newLink()
-		cache := fetch.New(t.Context(), fetch.Options{Bytes: 256 << 20})
+		memory := fetch.Options{Bytes: 256 << 20}
+		if b.seed != nil {
+			memory.Seeds = b.seed
+		}
+		cache := fetch.New(t.Context(), memory)
 		defer cache.Close()
 		from := supply.New(store.Policy{Patience: 100 * time.Millisecond}, supply.Options{}, l)
 		v := New(b.index, cache.NewSource(from, fetch.SourceOptions{Fetches: from.Requests(), Link: from.Link()}), o)
@@ -272,6 +289,37 @@ func TestBoot(t *testing.T) {
 			t.Errorf("a boot with a profile %s took %v, want at most 10 %% more than %v", name, wrong.Total, noProfile.Total)
 		}
 	}
+}
+
+// TestBootWithSeed replays the boot with the last release as a seed. With a profile, the store sends hardly more than
+// the chunks that the boot reads and the seed does not hold. Without one, neighbours and read-ahead come on top.
+func TestBootWithSeed(t *testing.T) {
+	a, b := loadBoot(t, "debian-a"), loadBoot(t, "debian-b")
+	var needed int64
+	for _, i := range b.profile().Plan(b.index).Chunks {
+		if d := b.index.At(i).Digest; !b.index.IsZero(i) && !a.store.MayCopy(b.index.Algorithm(), d, 0) {
+			needed += int64(b.store.stored[d] + 500)
+		}
+	}
+	plain := b.replay(t, Options{Around: true}, nil)
+	t.Logf("without the seed:           %v", plain)
+	b.seed = a.store
+	limit := func(name string, p *profile.Profile, bytes int64, share float64) {
+		t.Helper()
+		got := b.replay(t, Options{Around: true}, func(v *Image) {
+			if p != nil {
+				v.Follow(p.Plan(b.index).Chunks)
+			}
+		})
+		t.Logf("%-27s %v, %.2f times what it needs", name+":", got, float64(got.sent)/float64(needed))
+		if got.sent > bytes || got.Stalled.Seconds() > share*plain.Stalled.Seconds() {
+			t.Errorf("%s: %d bytes and stalled for %v, want at most %d, and %.0f %% of %v",
+				name, got.sent, got.Stalled, bytes, 100*share, plain.Stalled)
+		}
+	}
+	limit("with the seed", nil, needed*2, 0.7)
+	limit("with the last one's profile", a.profile(), needed*2, 0.4)
+	limit("with its profile", b.profile(), needed*105/100, 0.1)
 }
 
 func backwards(n int) []int {
