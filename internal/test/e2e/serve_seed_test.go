@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -50,6 +51,27 @@ func TestServeSeed(t *testing.T) {
 				t.Errorf("%d chunks were requested, want %d", n, test.chunks)
 			}
 		})
+	}
+}
+
+// TestServeSeedChanges: a seed that is written and removed while it is served costs the chunks that have changed.
+func TestServeSeedChanges(t *testing.T) {
+	t.Parallel()
+	need.Tool(t, "nbdcopy")
+	r := publish(t, small(t))
+	server, s := newNginx(t, r.dir), newSlots(t, r, false)
+	served := serve(t, 1, server.url+"/b.caibx", "--seed", s.a+"="+r.index("a"))
+	served.stderr.await(t, "a seed is ready")
+	before := open(t, s.disk)
+	s.change(t)
+	if err := os.Remove(s.disk); err != nil {
+		t.Fatal(err)
+	}
+	useNBDCopy(t, served.uris[0], r)
+	known := readIndex(t, r.index("a"))
+	want := r.needed(t, known, io.NewSectionReader(before, firstSlot, s.size)).chunks
+	if n := len(server.asked(t)); n != want || n == r.difference(t).chunks {
+		t.Errorf("%d chunks were requested, want %d, more than the %d of the difference", n, want, r.difference(t).chunks)
 	}
 }
 
