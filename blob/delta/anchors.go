@@ -6,52 +6,59 @@ import (
 	"errors"
 	"io"
 	"math/bits"
+	"sort"
 )
 
 const (
 	anchorSize = 16 // bytes that are hashed
-	// maxAnchors limits the memory of anchors to 768 MiB.
+	// maxAnchors limits the memory of anchors to 683 MiB.
 	maxAnchors = 1 << 26
-	// maxChain limits the places that are compared for one hash.
-	maxChain = 16
+	// maxPlaces limits the places with one hash.
+	maxPlaces = 16
 )
 
-// anchors finds places in an image that have 16 given bytes. It knows those at multiples of step bytes
-// only, so it finds every run of step+15 bytes, if maxChain does not hide it.
+// anchors finds places in an image that have 16 given bytes. It knows those at multiples of step bytes in some ranges
+// only, so it finds every run of step+15 bytes there, if maxPlaces does not hide it. It is a hash table with linear
+// probing: an absent hash costs one read of memory.
 type anchors struct {
-	step int64
-	bits int
-	head []uint32 // 1 + number of the last place with this hash, by its first bits
-	prev []anchor // by number of the place: the place before it with the same hash
+	step   int64
+	ranges []Range // sorted
+	first  []int64 // number of each range's first place
+	slots  []slot
 }
 
-// anchor is a place in a chain.
-type anchor struct {
-	prev uint32
-	hash uint32 // further bits of its hash, which tell most other bytes apart without a read
+// slot is a place, or empty.
+type slot struct {
+	place uint32 // 1 + number of the place
+	tag   uint32 // the last bits of its hash, which tell most other bytes apart without a read of the image
 }
 
-// newAnchors reads an image of a size.
-func newAnchors(ctx context.Context, image io.ReaderAt, size int64) (*anchors, error) {
-	step := int64(anchorSize)
-	for size/step > maxAnchors {
-		step *= 2
+// newAnchors reads sorted ranges of an image.
+func newAnchors(ctx context.Context, image io.ReaderAt, ranges []Range, most int64) (*anchors, error) {
+	a := &anchors{step: anchorSize, ranges: ranges}
+	for sizeOf(ranges)/a.step > most {
+		a.step *= 2
 	}
-	a := &anchors{step: step, bits: max(10, bits.Len64(uint64(size/step)))}
-	a.bits = min(a.bits, 26)
-	a.head, a.prev = make([]uint32, 1<<a.bits), make([]anchor, size/step+1)
+	places := int64(0)
+	for _, r := range ranges {
+		a.first = append(a.first, places)
+		places += (r.Size + a.step - 1) / a.step
+	}
+	a.slots = make([]slot, places+places/3+1)
 	buf := make([]byte, 4<<20)
-	for at := int64(0); at < size; at += int64(len(buf)) {
-		if err := ctx.Err(); err != nil {
-			return nil, err
-		}
-		part := buf[:min(size-at, int64(len(buf)))]
-		if _, err := image.ReadAt(part, at); err != nil && !errors.Is(err, io.EOF) {
-			return nil, err
-		}
-		for i := int64(0); i+anchorSize <= int64(len(part)); i += step {
-			if !isDull(part[i:]) {
-				a.insert((at+i)/step, hash16(part[i:]))
+	for n, r := range ranges {
+		for at := r.Offset; at < r.End(); at += int64(len(buf)) {
+			if err := ctx.Err(); err != nil {
+				return nil, err
+			}
+			part := buf[:min(r.End()-at, int64(len(buf)))]
+			if _, err := image.ReadAt(part, at); err != nil && !errors.Is(err, io.EOF) {
+				return nil, err
+			}
+			for i := int64(0); i+anchorSize <= int64(len(part)); i += a.step {
+				if !isDull(part[i:]) {
+					a.insert(a.first[n]+(at+i-r.Offset)/a.step, hash16(part[i:]))
+				}
 			}
 		}
 	}
@@ -59,9 +66,35 @@ func newAnchors(ctx context.Context, image io.ReaderAt, size int64) (*anchors, e
 }
 
 func (a *anchors) insert(place int64, hash uint64) {
-	slot := &a.head[hash>>(64-a.bits)]
-	a.prev[place] = anchor{*slot, uint32(hash)}
-	*slot = uint32(place) + 1
+	same := 0
+	i := a.slotOf(hash)
+	for ; a.slots[i].place != 0; i = a.slotAfter(i) {
+		if a.slots[i].tag == uint32(hash) {
+			if same++; same == maxPlaces {
+				return
+			}
+		}
+	}
+	a.slots[i] = slot{uint32(place) + 1, uint32(hash)}
+}
+
+// slotOf returns the first slot where a hash may be.
+func (a *anchors) slotOf(hash uint64) int {
+	hi, _ := bits.Mul64(hash, uint64(len(a.slots)))
+	return int(hi)
+}
+
+func (a *anchors) slotAfter(i int) int {
+	if i++; i < len(a.slots) {
+		return i
+	}
+	return 0
+}
+
+// offsetOf returns the offset of a place in the image.
+func (a *anchors) offsetOf(place int64) int64 {
+	n := sort.Search(len(a.first), func(i int) bool { return a.first[i] > place }) - 1
+	return a.ranges[n].Offset + (place-a.first[n])*a.step
 }
 
 // hash16 hashes the first 16 bytes.
@@ -172,37 +205,26 @@ func (a *anchors) find(w *window, b []byte, near int64) (at int64, n int) {
 		return 0, 0
 	}
 	hash := hash16(b)
-	next := a.head[hash>>(64-a.bits)]
-	for range maxChain {
-		if next == 0 {
-			break
+	for i := a.slotOf(hash); a.slots[i].place != 0; i = a.slotAfter(i) {
+		if a.slots[i].tag != uint32(hash) {
+			continue
 		}
-		place := a.prev[next-1]
-		if off := int64(next-1) * a.step; place.hash == uint32(hash) {
-			m := w.matchLen(off, b)
-			if m >= anchorSize && (m > n || m == n && distance(off, near) < distance(at, near)) {
-				at, n = off, m
-			}
+		off := a.offsetOf(int64(a.slots[i].place) - 1)
+		m := w.matchLen(off, b)
+		if m >= anchorSize && (m > n || m == n && distance(off, near) < distance(at, near)) {
+			at, n = off, m
 		}
-		next = place.prev
 	}
 	return at, n
 }
 
 func distance(a, b int64) int64 { return max(a-b, b-a) }
 
-const (
-	// holds is the match after which the present distance between new and old bytes is kept without a search.
-	holds = 32
-	// matchPadding is the number of bytes on both sides of a match that belong to the reference. Bytes that
-	// are only similar are there.
-	matchPadding = 64
-	// matchGap is the largest gap between two ranges of a reference that are joined.
-	matchGap = 1024
-)
+// holds is the match after which the present distance between new and old bytes is kept without a search.
+const holds = 32
 
-// matches returns the ranges of the old image that match parts of a chunk. near is where the chunk was,
-// if it is known.
+// matches returns the parts of the old image that equal parts of a chunk, in the order of the chunk. near is where the
+// chunk was, if it is known.
 func (a *anchors) matches(w *window, chunk []byte, near int64) (list []Range) {
 	shift := near // old offset minus position in the chunk
 	end := 0      // of the last match
@@ -221,7 +243,7 @@ func (a *anchors) matches(w *window, chunk []byte, near int64) (list []Range) {
 			continue
 		}
 		back := w.matchBack(at, chunk[end:i])
-		list = append(list, Range{at - int64(back) - matchPadding, int64(back+n) + 2*matchPadding})
+		list = append(list, Range{at - int64(back), int64(back + n)})
 		shift = at - int64(i)
 		i += n
 		end = i

@@ -8,7 +8,6 @@ import (
 	"slices"
 	"sync"
 
-	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sync/errgroup"
 
 	"cairn/blob"
@@ -23,7 +22,7 @@ type Image struct {
 
 // Options are the settings of Make.
 type Options struct {
-	Workers int // number of concurrent workers, at least 1
+	Workers int // number of concurrent workers, at least 1; more than 8 are not used
 	// Progress is called with the bytes of the chunks that are encoded, and of all that will be. It is
 	// never called concurrently. May be nil.
 	Progress func(done, all int64)
@@ -49,7 +48,7 @@ func Make(ctx context.Context, from, to Image, w io.Writer, o Options) (*Made, e
 	for _, i := range m.places.wanted {
 		m.all += to.Index.At(i).Size
 	}
-	if err := m.run(ctx, o.Workers); err != nil {
+	if err := m.run(ctx, min(o.Workers, maxWorkers)); err != nil {
 		return nil, fmt.Errorf("making a delta: %w", err)
 	}
 	return m.made, nil
@@ -77,6 +76,9 @@ type encoded struct {
 	payload []byte
 }
 
+// maxWorkers limits memory: a worker takes up to 90 MiB, most of it for its encoder's tables.
+const maxWorkers = 8
+
 // aheadPerWorker is the number of chunks by which workers may be ahead of the first one that is not
 // encoded.
 const aheadPerWorker = 16
@@ -85,7 +87,7 @@ func (m *maker) run(ctx context.Context, workers int) (err error) {
 	if len(m.places.wanted) == 0 {
 		return nil
 	}
-	if m.anchors, err = newAnchors(ctx, m.from.Data, m.from.Index.Size()); err != nil {
+	if m.anchors, err = newAnchors(ctx, m.from.Data, m.places.vanished(), maxAnchors); err != nil {
 		return fmt.Errorf("reading the old image: %w", err)
 	}
 	m.pending = make(map[int]encoded)
@@ -182,7 +184,7 @@ type encoder struct {
 }
 
 func newEncoder(m *maker) (*encoder, error) {
-	frames, err := newFrameEncoder(frameLevel)
+	frames, err := newFrameEncoder()
 	if err != nil {
 		return nil, err
 	}
@@ -195,7 +197,6 @@ func newEncoder(m *maker) (*encoder, error) {
 }
 
 const (
-	frameLevel = zstd.SpeedBetterCompression
 	storeLevel = 3 // of make's default, for the size of a chunk's file
 	// rowCost is about what a row takes in the table besides its ranges, and rangeCost what a range takes.
 	rowCost, rangeCost = 8, 6
@@ -203,8 +204,7 @@ const (
 	leastGain = 200
 )
 
-// encodeChunk encodes a wanted chunk with the references of its anchors and of its neighbours, and
-// returns the smaller result.
+// encodeChunk encodes a wanted chunk. Its reference is the place between its neighbours, and its matches elsewhere.
 func (e *encoder) encodeChunk(n int) (best encoded, err error) {
 	i := e.places.wanted[n]
 	c := e.to.Index.At(i)
@@ -219,21 +219,23 @@ func (e *encoder) encodeChunk(n int) (best encoded, err error) {
 		return best, err
 	}
 	stored, oldSize := int64(len(e.file)), e.from.Index.Size()
-	near := e.between[n]
-	anchored := joinRanges(e.anchors.matches(&e.window, e.chunk, near.start(c)), matchGap, oldSize)
+	near, ranges := e.between[n], []Range(nil)
+	if stored < c.Size-c.Size/32 { // bytes that do not compress have no similar ones, only equal ones
+		ranges = near.ranges(c.Offset, c.Size, oldSize)
+	}
+	ranges = addMatches(ranges, e.anchors.matches(&e.window, e.chunk, near.start(c)), oldSize)
 	if e.window.err != nil {
 		return best, fmt.Errorf("reading the old image: %w", e.window.err)
 	}
-	limit := stored - leastGain
-	for _, ranges := range [][]Range{limitRanges(anchored, oldSize), near.ranges(c.Offset, c.Size, oldSize)} {
-		payload, err := e.encodeFrame(ranges)
-		if err != nil {
-			return best, err
-		}
-		if cost := int64(len(payload)) + rowCost + rangeCost*int64(len(ranges)); cost < limit {
-			limit = cost
-			best = encoded{Row{Chunk: i, Kind: Frame, Size: int64(len(payload)), Stored: stored, Ranges: slices.Clone(ranges)}, payload}
-		}
+	if len(ranges) == 0 {
+		return best, nil
+	}
+	payload, err := e.encodeFrame(ranges)
+	if err != nil {
+		return best, err
+	}
+	if cost := int64(len(payload)) + rowCost + rangeCost*int64(len(ranges)); cost < stored-leastGain {
+		best = encoded{Row{Chunk: i, Kind: Frame, Size: int64(len(payload)), Stored: stored, Ranges: ranges}, payload}
 	}
 	return best, nil
 }
@@ -274,26 +276,3 @@ func (b between) start(c blob.Chunk) int64 {
 }
 
 func resize(b []byte, n int64) []byte { return slices.Grow(b[:0], int(n))[:n] }
-
-// frameEncoder encodes chunks as payloads of kind Frame. It keeps its tables for the next chunk. It is
-// not safe for concurrent use. The same chunk and reference give the same payload.
-type frameEncoder struct{ zstd *zstd.Encoder }
-
-func newFrameEncoder(level zstd.EncoderLevel) (*frameEncoder, error) {
-	z, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(level), zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false),
-		zstd.WithWindowSize(maxWindow), zstd.WithSingleSegment(true), zstd.WithLowerEncoderMem(true))
-	return &frameEncoder{z}, err
-}
-
-// encode appends the payload of a chunk to dst. The frame is a single segment, so that a reference is in
-// its window as a whole.
-func (e *frameEncoder) encode(dst, reference, chunk []byte) ([]byte, error) {
-	option := zstd.WithEncoderDictDelete()
-	if len(reference) > 0 {
-		option = zstd.WithEncoderDictRaw(0, reference)
-	}
-	if err := e.zstd.ResetWithOptions(nil, option); err != nil {
-		return nil, err
-	}
-	return e.zstd.EncodeAll(chunk, dst), nil
-}

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"cairn/blob"
 	"cairn/blob/scan"
@@ -85,35 +86,60 @@ func TestJoinRanges(t *testing.T) {
 	}
 }
 
-func TestLimitRanges(t *testing.T) {
-	const size = 1 << 40
-	var many, far, large []Range
+func TestAddMatches(t *testing.T) {
+	const size, m = 1 << 40, matchPadding
+	var far, large []Range
 	for i := range int64(200) {
-		many = append(many, Range{i * 3000, 100})
-		far = append(far, Range{i << 30, 100 + i})
-		large = append(large, Range{i << 30, 100_000 + i})
+		far = append(far, Range{(i + 1) << 30, 1000 + i})
+		large = append(large, Range{(i + 1) << 30, 100_000 + i})
 	}
-	if got := limitRanges(slices.Clone(many), size); len(got) != 1 || got[0] != (Range{0, 199*3000 + 100}) {
-		t.Errorf("near ranges become %v, want one", got)
+	for _, tc := range []struct {
+		name                string
+		list, matches, want []Range
+	}{
+		{"none", nil, nil, nil},
+		{"one", nil, []Range{{10_000, 200}}, []Range{{10_000 - m, 200 + 2*m}}},
+		{"short", nil, []Range{{10_000, leastMatched - 1}}, nil},
+		{"two short ones together", nil, []Range{{10_000, 100}, {10_300, 100}}, []Range{{10_000 - m, 400 + 2*m}}},
+		{"at the start", nil, []Range{{10, 200}}, []Range{{0, 210 + m}}},
+		{"at the end", nil, []Range{{size - 200, 200}}, []Range{{size - 200 - m, 200 + m}}},
+		{"inside", []Range{{0, 1000}}, []Range{{500, 500}}, []Range{{0, 1000}}},
+		{"across", []Range{{0, 1000}}, []Range{{500, 501}}, []Range{{0, 1001 + m}}},
+		{"before", []Range{{50_000, 1000}}, []Range{{10_000, 200}}, []Range{{10_000 - m, 200 + 2*m}, {50_000, 1000}}},
+	} {
+		got := addMatches(slices.Clone(tc.list), slices.Clone(tc.matches), size)
+		if diff := cmp.Diff(tc.want, got, cmpopts.EquateEmpty()); diff != "" {
+			t.Errorf("%s: (-want +got):\n%s", tc.name, diff)
+		}
 	}
+	near := []Range{{0, 100}, {1000, 100}}
 	for name, list := range map[string][]Range{"far": far, "large": large} {
-		got := limitRanges(slices.Clone(list), size)
-		if len(got) > MaxRanges || sizeOf(got) > MaxReference || len(got) < 20 {
-			t.Errorf("%s: %d ranges of %d bytes", name, len(got), sizeOf(got))
+		got := addMatches(slices.Clone(near), slices.Clone(list), size)
+		if len(got) > len(near)+mostMatched || sizeOf(got) > MaxReference || len(got) < 20 || !slices.Equal(got[:2], near) {
+			t.Errorf("%s: %d ranges of %d bytes, the first are %v", name, len(got), sizeOf(got), got[:2])
 		}
-		if last := got[len(got)-1]; last != list[199] {
-			t.Errorf("%s: the largest range is not kept, but %v", name, last)
+		if last := got[len(got)-1]; last.Offset+m != list[199].Offset {
+			t.Errorf("%s: the longest match is not kept, but %v", name, last)
 		}
 	}
-	if got := limitRanges([]Range{{5, 10}}, size); !slices.Equal(got, []Range{{5, 10}}) {
-		t.Errorf("one range becomes %v", got)
+}
+
+// TestRangesAreBounded: the place between two neighbours is within the limits of a row, however large the chunk is.
+func TestRangesAreBounded(t *testing.T) {
+	for _, size := range []int64{1, 100_000, 1 << 20, MaxChunk} {
+		for _, b := range []between{{-1, -1}, {1 << 30, -1}, {-1, 1 << 30}, {1 << 30, 1<<30 + size}, {1 << 30, 1<<30 + 4*size}, {1 << 30, 1 << 28}} {
+			list := b.ranges(1<<29, size, 1<<40)
+			if n := sizeOf(list); n > MaxReference || n < min(size, MaxReference) || len(list) > 2 {
+				t.Errorf("%+v: %d bytes in %d ranges for a chunk of %d bytes", b, n, len(list), size)
+			}
+		}
 	}
 }
 
 // TestMatches: parts of a chunk are found in an old image, across the blocks of a window and at its ends.
 func TestMatches(t *testing.T) {
 	old := slices.Concat(testimages.Random(1, 3*blockSize), make([]byte, 1000), testimages.Random(2, 5000))
-	a, err := newAnchors(t.Context(), bytes.NewReader(old), int64(len(old)))
+	a, err := newAnchors(t.Context(), bytes.NewReader(old), []Range{{0, int64(len(old))}}, maxAnchors)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -124,12 +150,12 @@ func TestMatches(t *testing.T) {
 		near  int64
 		want  []Range
 	}{
-		{"all", old, 0, []Range{{-matchPadding, int64(len(old)) + 2*matchPadding}}},
-		{"shifted", append([]byte("new text"), old[100:2*blockSize+7]...), 0, []Range{{100 - matchPadding, 2*blockSize - 93 + 2*matchPadding}}},
-		{"backwards", slices.Concat([]byte("x"), old[blockSize-21:blockSize+50]), 1 << 40, []Range{{blockSize - 21 - matchPadding, 71 + 2*matchPadding}}},
-		{"end", old[len(old)-100:], -1 << 40, []Range{{int64(len(old)) - 100 - matchPadding, 100 + 2*matchPadding}}},
+		{"all", old, 0, []Range{{0, int64(len(old))}}},
+		{"shifted", append([]byte("new text"), old[100:2*blockSize+7]...), 0, []Range{{100, 2*blockSize - 93}}},
+		{"backwards", slices.Concat([]byte("x"), old[blockSize-21:blockSize+50]), 1 << 40, []Range{{blockSize - 21, 71}}},
+		{"end", old[len(old)-100:], -1 << 40, []Range{{int64(len(old)) - 100, 100}}},
 		{"two parts", slices.Concat(old[50_000:50_100], testimages.Random(3, 300), old[7000:7200]), 0,
-			[]Range{{50_000 - matchPadding, 100 + 2*matchPadding}, {7000 - matchPadding, 200 + 2*matchPadding}}},
+			[]Range{{50_000, 100}, {7000, 200}}},
 		{"none", testimages.Random(4, 10_000), 0, nil},
 		{"short", old[100:110], 1 << 40, nil},
 		{"zeros", make([]byte, 10_000), 1 << 40, nil},
@@ -141,6 +167,74 @@ func TestMatches(t *testing.T) {
 	if w.err != nil {
 		t.Error(w.err)
 	}
+}
+
+// TestAnchorsAreBounded: anchors of more bytes than fit are further apart, and still find long runs.
+func TestAnchorsAreBounded(t *testing.T) {
+	old := testimages.Random(1, 1<<20)
+	ranges := []Range{{1000, 300_000}, {400_001, 500_000}}
+	for _, most := range []int64{1000, 100_000} {
+		a, err := newAnchors(t.Context(), bytes.NewReader(old), ranges, most)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := int64(len(a.slots)); n > most*4/3+4 || n < 50_000*4/3 && n < most/2 {
+			t.Errorf("%d slots, at most %d anchors", n, most)
+		}
+		w := &window{image: bytes.NewReader(old), size: int64(len(old))}
+		for _, at := range []int64{1000, 290_000, 400_001, 500_000, 890_000} {
+			n := a.step + anchorSize - 1
+			want := []Range{{at, n}}
+			if got := a.matches(w, old[at:at+n], -1<<40); !slices.Equal(got, want) {
+				t.Errorf("step %d: matches of %d bytes at %d are %v", a.step, n, at, got)
+			}
+		}
+		if got := a.matches(w, old[350_000:350_100], -1<<40); len(got) > 0 {
+			t.Errorf("step %d: matches outside the ranges are %v", a.step, got)
+		}
+	}
+}
+
+// TestRepeats: many equal places have a limited number of anchors.
+func TestRepeats(t *testing.T) {
+	old := bytes.Repeat(testimages.Random(1, 64), 10_000)
+	a, err := newAnchors(t.Context(), bytes.NewReader(old), []Range{{0, int64(len(old))}}, maxAnchors)
+	if err != nil {
+		t.Fatal(err)
+	}
+	used := 0
+	for _, s := range a.slots {
+		if s.place > 0 {
+			used++
+		}
+	}
+	if used != 4*maxPlaces {
+		t.Errorf("%d anchors of 4 different values, want %d", used, 4*maxPlaces)
+	}
+}
+
+func TestVanished(t *testing.T) {
+	b := must(blob.NewBuilder(blob.SHA256, blob.Params{Min: 10, Avg: 100, Max: 1 << 20}))
+	for i := range byte(10) {
+		must(b.Add(100_000, blob.Digest{i}))
+	}
+	must(b.Add(100_000, blob.SHA256.SumZeros(100_000)))
+	c := must(blob.NewBuilder(blob.SHA256, blob.Params{Min: 10, Avg: 100, Max: 1 << 20}))
+	for _, i := range []byte{9, 1, 2, 4, 7, 6} {
+		must(c.Add(100_000, blob.Digest{i}))
+	}
+	want := []Range{{0, 100_000 + padding}, {300_000 - padding, 100_000 + 2*padding},
+		{500_000 - padding, 100_000 + 2*padding}, {800_000 - padding, 100_000 + 2*padding}}
+	if diff := cmp.Diff(want, findPlaces(b.Index(), c.Index()).vanished()); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
 }
 
 // imageOf cuts and hashes an image.
@@ -219,7 +313,7 @@ func makeFile(t testing.TB, from, to Image, workers int) ([]byte, *Made) {
 // TestMake: a delta has most chunks that an edited image does not share, takes little, and is the same for any number
 // of workers.
 func TestMake(t *testing.T) {
-	old := testimages.Random(5, 1<<20)
+	old := testimages.Random(5, 400_000)
 	from, to := imageOf(t, old), imageOf(t, change(old))
 	file, m := makeFile(t, from, to, 1)
 	chunks := apply(t, file, old, to.Index)
@@ -231,7 +325,7 @@ func TestMake(t *testing.T) {
 	for _, r := range m.Rows {
 		stored += r.Stored
 	}
-	if len(chunks) < len(wanted)*8/10 || len(wanted) < 50 {
+	if len(chunks) < len(wanted)*8/10 || len(wanted) < 30 {
 		t.Errorf("the delta has %d of %d new chunks", len(chunks), len(wanted))
 	}
 	if int64(len(file)) > plain/5 || m.Payloads > stored/5 {
@@ -279,10 +373,10 @@ type failingWriter struct{ err error }
 func (w failingWriter) Write([]byte) (int, error) { return 0, w.err }
 
 func TestMakeFails(t *testing.T) {
-	old := testimages.Random(5, 1<<20)
+	old := testimages.Random(5, 400_000)
 	from, to := imageOf(t, old), imageOf(t, change(old))
 	broken := func(i Image) Image {
-		return Image{i.Index, failingAt{i.Data.(*bytes.Reader), 500_000}}
+		return Image{i.Index, failingAt{i.Data.(*bytes.Reader), 200_000}}
 	}
 	other := Image{to.Index, bytes.NewReader(testimages.Random(9, 2<<20))}
 	cancelled, cancel := context.WithCancel(t.Context())

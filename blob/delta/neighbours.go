@@ -92,5 +92,17 @@ func (b between) ranges(at, size, oldSize int64) []Range {
 		// The neighbours were apart: take what followed the one, and what preceded the other.
 		list = []Range{{before - padding, size + 2*padding}, {after - size - padding, size + 2*padding}}
 	}
-	return joinRanges(list, 0, oldSize)
+	return joinRanges(limitSize(list), 0, oldSize)
+}
+
+// vanished returns the parts of the old image that the new one lacks, with padding bytes on both sides. The bytes of a
+// wanted chunk are most likely there.
+func (p *places) vanished() (list []Range) {
+	table := blob.NewTable(p.new)
+	for i, c := range p.old.All() {
+		if j := table.Find(c.Digest); !p.old.IsZero(i) && (j < 0 || !sameChunk(p.new.At(j), c)) {
+			list = append(list, Range{c.Offset - padding, c.Size + 2*padding})
+		}
+	}
+	return joinRanges(list, 0, p.old.Size())
 }
