@@ -119,8 +119,8 @@ type window struct {
 }
 
 const (
-	blockSize    = 64 << 10
-	windowBlocks = 64
+	blockSize    = 16 << 10
+	windowBlocks = 256
 )
 
 type windowBlock struct {

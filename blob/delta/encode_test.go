@@ -138,7 +138,7 @@ func TestRangesAreBounded(t *testing.T) {
 
 // TestMatches: parts of a chunk are found in an old image, across the blocks of a window and at its ends.
 func TestMatches(t *testing.T) {
-	old := slices.Concat(testimages.Random(1, 3*blockSize), make([]byte, 1000), testimages.Random(2, 5000))
+	old := slices.Concat(testimages.Random(1, 12*blockSize), make([]byte, 1000), testimages.Random(2, 5000))
 	a, err := newAnchors(t.Context(), bytes.NewReader(old), []Range{{0, int64(len(old))}}, maxAnchors)
 	if err != nil {
 		t.Fatal(err)

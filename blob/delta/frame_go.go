@@ -16,16 +16,16 @@ const smallChunk = 16 << 10
 
 func newFrameEncoder() (*frameEncoder, error) { return &frameEncoder{}, nil }
 
-// encode appends the payload of a chunk to dst. The frame is a single segment, so that a reference is in its window as a
-// whole.
+// encode appends the payload of a chunk to dst. The frame is a single segment, so that a reference is in its window as
+// a whole.
 func (e *frameEncoder) encode(dst, reference, chunk []byte) (payload []byte, err error) {
 	z, level := &e.large, zstd.SpeedBestCompression
 	if len(chunk) <= smallChunk {
 		z, level = &e.small, zstd.SpeedBetterCompression
 	}
 	if *z == nil {
-		*z, err = zstd.NewWriter(nil, zstd.WithEncoderLevel(level), zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false),
-			zstd.WithWindowSize(maxWindow), zstd.WithSingleSegment(true), zstd.WithLowerEncoderMem(true))
+		*z, err = zstd.NewWriter(nil, zstd.WithEncoderLevel(level), zstd.WithEncoderConcurrency(1),
+			zstd.WithEncoderCRC(false), zstd.WithWindowSize(maxWindow), zstd.WithSingleSegment(true), zstd.WithLowerEncoderMem(true))
 		if err != nil {
 			return nil, err
 		}

@@ -60,7 +60,8 @@ func TestMutated(t *testing.T) {
 				}
 				reference = append(reference, old[g.Offset:g.End()]...)
 			}
-			if z.Decode(dst, reference, file[row.Offset:row.Offset+row.Size]) != nil || to.Index.Algorithm().Sum(dst) != c.Digest {
+			err := z.Decode(dst, reference, file[row.Offset:row.Offset+row.Size])
+			if err != nil || to.Index.Algorithm().Sum(dst) != c.Digest {
 				refused++
 				continue
 			}
@@ -96,7 +97,8 @@ func TestMemory(t *testing.T) {
 	for at := 0; at < len(data); at += 1 << 17 {
 		must(y.Add(1<<17, blob.SHA512_256.Sum(data[at:at+1<<17])))
 	}
-	m, err := Make(t.Context(), Image{x.Index(), old}, Image{y.Index(), bytes.NewReader(data)}, io.Discard, Options{Workers: 100})
+	from, to := Image{x.Index(), old}, Image{y.Index(), bytes.NewReader(data)}
+	m, err := Make(t.Context(), from, to, io.Discard, Options{Workers: 100})
 	if err != nil {
 		t.Fatal(err)
 	}
