@@ -49,7 +49,7 @@ race:
 
 libzstd: ## the tests of the build that links libzstd, where there is a C compiler
 	@if command -v "$$(go env CC)" >/dev/null; then \
-	  set -x; go vet -tags libzstd ./store/... && CGO_ENABLED=1 go test -vet=off -short -tags libzstd ./store ./store/chunkfile ./blob/ingest; \
+	  set -x; go vet -tags libzstd ./store/... ./blob/delta && CGO_ENABLED=1 go test -vet=off -short -tags libzstd ./store ./store/chunkfile ./blob/ingest ./blob/delta; \
 	else echo "no C compiler: the libzstd build is not tested"; fi
 
 fuzz-short:
