@@ -204,40 +204,40 @@ const (
 	leastGain = 200
 )
 
-// encodeChunk encodes a wanted chunk. Its reference is the place between its neighbours, and its matches elsewhere.
-func (e *encoder) encodeChunk(n int) (best encoded, err error) {
+// encodeChunk encodes a wanted chunk. Its reference is the place between its neighbours, and its matches elsewhere. The
+// result is empty if its file in a store is about as small.
+func (e *encoder) encodeChunk(n int) (result encoded, err error) {
 	i := e.places.wanted[n]
 	c := e.to.Index.At(i)
 	e.chunk = resize(e.chunk, c.Size)
 	if _, err := e.to.Data.ReadAt(e.chunk, c.Offset); err != nil && !errors.Is(err, io.EOF) {
-		return best, fmt.Errorf("reading the new image: %w", err)
+		return result, fmt.Errorf("reading the new image: %w", err)
 	}
 	if e.to.Index.Algorithm().Sum(e.chunk) != c.Digest {
-		return best, fmt.Errorf("the new image has other bytes than its index at %d", c.Offset)
+		return result, fmt.Errorf("the new image has other bytes than its index at %d", c.Offset)
 	}
 	if e.file, err = e.files.Encode(e.file, e.chunk); err != nil {
-		return best, err
+		return result, err
 	}
 	stored, oldSize := int64(len(e.file)), e.from.Index.Size()
-	near, ranges := e.between[n], []Range(nil)
-	if stored < c.Size-c.Size/32 { // bytes that do not compress have no similar ones, only equal ones
-		ranges = near.ranges(c.Offset, c.Size, oldSize)
-	}
-	ranges = addMatches(ranges, e.anchors.matches(&e.window, e.chunk, near.start(c)), oldSize)
+	near := e.between[n]
+	matches := e.anchors.matches(&e.window, e.chunk, near.start(c))
+	ranges := addMatches(near.ranges(c.Offset, c.Size, oldSize), matches, oldSize)
 	if e.window.err != nil {
-		return best, fmt.Errorf("reading the old image: %w", e.window.err)
+		return result, fmt.Errorf("reading the old image: %w", e.window.err)
 	}
 	if len(ranges) == 0 {
-		return best, nil
+		return result, nil
 	}
 	payload, err := e.encodeFrame(ranges)
 	if err != nil {
-		return best, err
+		return result, err
 	}
 	if cost := int64(len(payload)) + rowCost + rangeCost*int64(len(ranges)); cost < stored-leastGain {
-		best = encoded{Row{Chunk: i, Kind: Frame, Size: int64(len(payload)), Stored: stored, Ranges: ranges}, payload}
+		result.row = Row{Chunk: i, Kind: Frame, Size: int64(len(payload)), Stored: stored, Ranges: ranges}
+		result.payload = payload
 	}
-	return best, nil
+	return result, nil
 }
 
 // encodeFrame encodes the chunk with a reference, and checks that it decodes.

@@ -25,7 +25,8 @@ func (e *frameEncoder) encode(dst, reference, chunk []byte) (payload []byte, err
 	}
 	if *z == nil {
 		*z, err = zstd.NewWriter(nil, zstd.WithEncoderLevel(level), zstd.WithEncoderConcurrency(1),
-			zstd.WithEncoderCRC(false), zstd.WithWindowSize(maxWindow), zstd.WithSingleSegment(true), zstd.WithLowerEncoderMem(true))
+			zstd.WithEncoderCRC(false), zstd.WithWindowSize(maxWindow), zstd.WithSingleSegment(true),
+			zstd.WithLowerEncoderMem(true))
 		if err != nil {
 			return nil, err
 		}

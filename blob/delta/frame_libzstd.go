@@ -41,11 +41,11 @@ import (
 	_ "github.com/DataDog/zstd" // links libzstd
 )
 
-// frameLevel is the first level that finds matches of three bytes, which many changed bytes leave.
+// frameLevel is the level that parses for the smallest output. Higher ones have larger windows, and take more memory.
 const frameLevel = 19
 
-// frameEncoder encodes chunks as payloads of kind Frame, with libzstd. It keeps its tables for the next chunk. It is not
-// safe for concurrent use. The same chunk and reference give the same payload.
+// frameEncoder encodes chunks as payloads of kind Frame, with libzstd. It keeps its tables for the next chunk. It is
+// not safe for concurrent use. The same chunk and reference give the same payload.
 type frameEncoder struct{ c *C.ZSTD_CCtx }
 
 func newFrameEncoder() (*frameEncoder, error) {
