@@ -19,7 +19,7 @@ BENCH ?= .
 COUNT ?= 6
 PKGS ?= ./...
 
-.PHONY: help build check fmt vet lint tidy vuln race libzstd fuzz-short cross test test-long fuzz bench bench-net bench-compare figures demo cover tools clean
+.PHONY: help build check fmt vet lint tidy vuln race libzstd fuzz-short cross test test-long fuzz bench bench-net bench-delta bench-compare figures demo cover tools clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -76,6 +76,9 @@ bench: ## measure cairn against its peers
 
 bench-net: ## measure cairn beside desync over slow, long and lossy links
 	.ci/bench net
+
+bench-delta: ## measure deltas beside zstd --patch-from and xdelta3
+	.ci/bench delta
 
 bench-compare: ## Go benchmarks of REF=... against this tree (BENCH=regexp PKGS=./... COUNT=6)
 	@[[ -n "$(REF)" ]] || { echo "usage: make bench-compare REF=commit [BENCH=regexp] [PKGS=./...] [COUNT=6]"; exit 2; }

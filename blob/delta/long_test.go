@@ -16,7 +16,7 @@ import (
 
 // TestMutated: whatever happens to a delta's file, a decoded chunk has the right digest or is refused.
 func TestMutated(t *testing.T) {
-	files := 1000
+	files := 200
 	if os.Getenv("CAIRN_LONG") != "" {
 		files = 100_000
 	}

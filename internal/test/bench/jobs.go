@@ -23,7 +23,9 @@ type command struct {
 	args    []string
 	prepare func(dir string) error // runs before the measurement; may be nil
 	check   func(dir string) error // runs after it; may be nil
-	server  *server                // the command is a server under load; nil if the command itself is measured
+	// download returns the bytes that a client downloads with the command's result; nil if it is not a delta.
+	download func(dir string) (int64, error)
+	server   *server // the command is a server under load; nil if the command itself is measured
 }
 
 // suite makes the jobs.

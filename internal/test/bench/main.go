@@ -29,6 +29,7 @@ func main() {
 	flag.StringVar(&o.disk, "disk", "", "`directory` on a disk, for a store (default: nothing on a disk is measured)")
 	flag.StringVar(&o.out, "out", "", "write results to this `path` with .md, .json and -FORMAT-….svg added")
 	flag.BoolVar(&o.serve, "serve", false, "measure servers of a warm image instead")
+	flag.BoolVar(&o.delta, "delta", false, "measure deltas instead: what an update from a to b downloads")
 	flag.BoolVar(&o.net, "net", false, "measure over links instead: how fast release b comes from a web server")
 	flag.StringVar(&o.link, "link", "", "only links whose name has this `text` in it, such as 100 Mbit")
 	flag.Int64Var(&o.bytes, "bytes", 0, "of each image, use that many `bytes` over links (default: all)")
@@ -43,7 +44,7 @@ func main() {
 type options struct {
 	cairn, libzstd, images, work, disk, out string
 	rounds                                  int
-	net, serve                              bool
+	net, serve, delta                       bool
 	link                                    string
 	bytes                                   int64
 }
@@ -51,7 +52,7 @@ type options struct {
 // run measures with the images of each format, and writes the results.
 func run(ctx context.Context, o options, formats []string) error {
 	if len(formats) == 0 || o.rounds < 1 || o.images == "" || o.out == "" {
-		return errors.New("usage: bench [-net | -serve] -images DIR [-cairn BINARY] [-libzstd BINARY] [-work DIR] [-disk DIR] [-rounds N] [-link TEXT] [-bytes N] " +
+		return errors.New("usage: bench [-net | -serve | -delta] -images DIR [-cairn BINARY] [-libzstd BINARY] [-work DIR] [-disk DIR] [-rounds N] [-link TEXT] [-bytes N] " +
 			"-out PATH FORMAT [FORMAT]")
 	}
 	for _, path := range []*string{&o.cairn, &o.libzstd, &o.disk, &o.work} { // the tools run in directories of their own
@@ -62,14 +63,21 @@ func run(ctx context.Context, o options, formats []string) error {
 	if o.net {
 		return runNet(ctx, o, formats)
 	}
-	machine, err := describeMachine(ctx, []string{o.cairn, "version"}, words("casync --version"), words("qemu-nbd --version"),
-		words("nbdkit --version"), words("nbdcopy --version"), words("fio --version"))
+	tools := [][]string{{o.cairn, "version"}, words("casync --version"), words("qemu-nbd --version"),
+		words("nbdkit --version"), words("nbdcopy --version"), words("fio --version")}
+	if o.delta {
+		tools = [][]string{{o.cairn, "version"}, words("zstd --version"), words("xdelta3 -V")}
+	}
+	machine, err := describeMachine(ctx, tools...)
 	if err != nil {
 		return err
 	}
 	r := results{Machine: machine, Rounds: o.rounds, goals: goals(simd.Allowed())}
 	if o.serve {
 		r.goals = serveGoals()
+	}
+	if o.delta {
+		r.goals = nil
 	}
 	for _, format := range formats {
 		if err := r.measure(ctx, o, format); err != nil {
@@ -107,8 +115,11 @@ func (r *results) measure(ctx context.Context, o options, format string) (err er
 	for round := range o.rounds {
 		begun := time.Now()
 		jobs := suite.jobs()
-		if o.serve {
+		switch {
+		case o.serve:
 			jobs = suite.serveJobs()
+		case o.delta:
+			jobs = suite.deltaJobs()
 		}
 		samples, err := measureRound(ctx, work, jobs, size)
 		if err != nil {

@@ -24,6 +24,8 @@ type sample struct {
 	Sys   float64 `json:"sys"`
 	Wall  float64 `json:"wall"` // for a server, the time of the load
 	RSS   int64   `json:"peak_rss"`
+	// Download is what a client downloads for an update with the made delta; 0 in other jobs.
+	Download int64 `json:"download,omitempty"`
 }
 
 // measureRound runs every job once with each tool, in new directories. size is the size of the images.
@@ -93,6 +95,9 @@ func (c command) measure(ctx context.Context, dir string, s *sample) error {
 	err := run(ctx, cmd, s)
 	if err == nil {
 		s.RSS = int64(cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss) << 10 //nolint:unconvert // 32 bits on some machines
+	}
+	if c.download != nil && err == nil {
+		s.Download, err = c.download(dir)
 	}
 	if c.check != nil { // it also removes the output
 		err = errors.Join(err, c.check(dir))

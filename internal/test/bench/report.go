@@ -123,6 +123,10 @@ func (r *results) markdown() string {
 	fmt.Fprintf(&b, "%s.\n", strings.Join(r.Machine.Tools, " · "))
 	for image, samples := range groupBy(r.Samples, func(s sample) string { return s.Image }) {
 		fmt.Fprintf(&b, "\n### %s\n\n", image)
+		if samples[0].Job == jobDelta {
+			writeDownloads(&b, samples)
+			continue
+		}
 		b.WriteString("| job | tool | user + sys, s | CPU | wall, s | peak, MiB | CPU to cairn's | wall to cairn's |\n")
 		b.WriteString("|---|---|---|---|---|---|---|---|\n")
 		for job, samples := range groupBy(samples, func(s sample) string { return s.Job }) {

@@ -41,6 +41,16 @@ func TestMarkdown(t *testing.T) {
 	}
 }
 
+func TestDownloads(t *testing.T) {
+	r := results{}
+	for tool, download := range map[string]int64{"cairn": 8e6, "zstd -3": 10e6, "zstd -19": 12e6, "xdelta3 -9": 16e6} {
+		r.Samples = append(r.Samples, sample{Image: "erofs", Job: jobDelta, Tool: tool, User: 2, Sys: 0.5, Wall: 1, RSS: 40 << 20, Download: download})
+	}
+	if got, want := r.markdown(), "\n| cairn | 8.00 | 0.800 | 0.500 | 2.5 | 1.0 | 40 |\n"; !strings.Contains(got, want) {
+		t.Errorf("markdown lacks %q:\n%s", want, got)
+	}
+}
+
 // TestGoals: ratios and limits on both sides of the bound, and figures that were not measured.
 func TestGoals(t *testing.T) {
 	took := func(job, tool string, cpu, wall float64, mib int64) sample {
