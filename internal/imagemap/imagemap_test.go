@@ -96,7 +96,7 @@ func terabytePage() Page {
 // escaped.
 func worstPage() Page {
 	random := rand.New(rand.NewPCG(5, 6))
-	sources := []Chunk{{Kind: seed.InPlace}, {Kind: seed.Copy}, {Kind: seed.Zero}, {Kind: seed.Fetch}}
+	sources := []Chunk{{Kind: seed.InPlace}, {Kind: seed.Copy}, {Kind: seed.Zero}, {Kind: seed.Delta}, {Kind: seed.Fetch}}
 	for i := range seedClasses {
 		sources = append(sources, Chunk{Kind: seed.Local, Seed: i})
 	}

@@ -1,6 +1,7 @@
 // Command bench measures cairn beside casync, desync, qemu-nbd and nbdkit: the CPU time, wall time and memory of each
 // job, as the kernel counts them for the whole process. It runs the tools as a user would, and knows nothing of their
-// inner workings. It is a tool for developers and not a part of cairn; docs/benchmarks.md describes the method.
+// inner workings, except for the format of deltas. It is a tool for developers and not a part of cairn;
+// docs/benchmarks.md describes the method.
 package main
 
 import (
