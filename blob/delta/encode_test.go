@@ -127,7 +127,9 @@ func TestAddMatches(t *testing.T) {
 // TestRangesAreBounded: the place between two neighbours is within the limits of a row, however large the chunk is.
 func TestRangesAreBounded(t *testing.T) {
 	for _, size := range []int64{1, 100_000, 1 << 20, MaxChunk} {
-		for _, b := range []between{{-1, -1}, {1 << 30, -1}, {-1, 1 << 30}, {1 << 30, 1<<30 + size}, {1 << 30, 1<<30 + 4*size}, {1 << 30, 1 << 28}} {
+		for _, b := range []between{
+			{-1, -1}, {1 << 30, -1}, {-1, 1 << 30}, {1 << 30, 1<<30 + size}, {1 << 30, 1<<30 + 4*size}, {1 << 30, 1 << 28},
+		} {
 			list := b.ranges(1<<29, size, 1<<40)
 			if n := sizeOf(list); n > MaxReference || n < min(size, MaxReference) || len(list) > 2 {
 				t.Errorf("%+v: %d bytes in %d ranges for a chunk of %d bytes", b, n, len(list), size)

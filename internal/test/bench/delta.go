@@ -17,13 +17,15 @@ const jobDelta = "delta from a to b"
 
 // deltaJobs returns the job that makes a delta, with the tools that make one for a whole image beside it.
 func (s suite) deltaJobs() []job {
-	patch := func(tool, args string) command {
-		return command{tool: tool, dir: "patches", args: append(words(args), "patch"), prepare: removePatch, download: patchSize}
+	patch := func(tool, text string) command {
+		args := append(words(text), "patch")
+		return command{tool: tool, dir: "patches", args: args, prepare: removePatch, download: patchSize}
 	}
 	// Each build encodes chunks in its own way. Both stores have a and b.
 	var ours []command
 	for _, v := range s.builds() {
-		c := command{args: words("delta a.caibx b.caibx -s store --old-image ../a --new-image ../b"), download: deltaDownload}.runBy(v)
+		args := words("delta a.caibx b.caibx -s store --old-image ../a --new-image ../b")
+		c := command{args: args, download: deltaDownload}.runBy(v)
 		c.prepare = func(dir string) error { return makeBoth(dir, v.binary) }
 		ours = append(ours, c)
 	}
@@ -54,8 +56,8 @@ func patchSize(dir string) (int64, error) {
 	return info.Size(), nil
 }
 
-// deltaDownload returns the bytes that a client with a downloads for b: the index, the list of deltas, head and table of
-// the delta, its payloads, and the chunks that it does not have.
+// deltaDownload returns the bytes that a client with a downloads for b: the index, the list of deltas, head and table
+// of the delta, its payloads, and the chunks that it does not have.
 func deltaDownload(dir string) (int64, error) {
 	a, err := readIndex(filepath.Join(dir, "a.caibx"))
 	if err != nil {
@@ -86,7 +88,8 @@ func deltaDownload(dir string) (int64, error) {
 	total := b.EncodedSize() + list.Size() + d.FileSize()
 	old, first := blob.NewTable(a), blob.NewTable(b)
 	for i, c := range b.All() {
-		if j := old.Find(c.Digest); encoded[i] || b.IsZero(i) || first.Find(c.Digest) != i || j >= 0 && a.At(j).Digest == c.Digest {
+		j := old.Find(c.Digest)
+		if known := j >= 0 && a.At(j).Digest == c.Digest; known || encoded[i] || b.IsZero(i) || first.Find(c.Digest) != i {
 			continue
 		}
 		info, err := os.Stat(filepath.Join(dir, "store", store.ObjectName(c.Digest, true)))
@@ -109,7 +112,8 @@ func readIndex(path string) (*blob.Index, error) {
 
 // writeDownloads writes a table of what each tool's delta makes a client download.
 func writeDownloads(b *strings.Builder, samples []sample) {
-	b.WriteString("| tool | download, MB | to the best zstd | to xdelta3 | CPU, s | wall, s | peak, MiB |\n|---|---|---|---|---|---|---|\n")
+	b.WriteString("| tool | download, MB | to the best zstd | to xdelta3 | CPU, s | wall, s | peak, MiB |\n")
+	b.WriteString("|---|---|---|---|---|---|---|\n")
 	downloads, best := map[string]int64{}, int64(0)
 	for _, s := range samples {
 		downloads[s.Tool] = s.Download
