@@ -22,7 +22,7 @@ type Image struct {
 
 // Options are the settings of Make.
 type Options struct {
-	Workers int // number of concurrent workers, at least 1; more than 8 are not used
+	Workers int // number of concurrent workers, at least 1; more than 6 are not used
 	// Progress is called with the bytes of the chunks that are encoded, and of all that will be. It is
 	// never called concurrently. May be nil.
 	Progress func(done, all int64)
@@ -77,7 +77,7 @@ type encoded struct {
 }
 
 // maxWorkers limits memory: a worker takes up to 90 MiB, most of it for its encoder's tables.
-const maxWorkers = 8
+const maxWorkers = 6
 
 // aheadPerWorker is the number of chunks by which workers may be ahead of the first one that is not
 // encoded.
