@@ -24,6 +24,7 @@ type Deltas struct {
 
 // planDelta is what a plan uses of a delta.
 type planDelta struct {
+	dir       string
 	file      *apply.File
 	selection *apply.Selection
 	old       *seed.OldImage
@@ -111,7 +112,7 @@ func (p *Plan) tryDeltas(ctx context.Context, dir store.Reader) (found bool, err
 		file.Close()
 		return false, nil
 	}
-	p.delta = &planDelta{file, selection, old}
+	p.delta = &planDelta{dir.String(), file, selection, old}
 	p.Plan = p.WithDelta(selection.Has)
 	return true, nil
 }
@@ -137,7 +138,7 @@ func (p *Plan) wantedOfDelta(ctx context.Context) (wanted *bitset.Set, bytes int
 }
 
 // openDelta returns the Getter of the chunks that the plan makes from a delta, and a function that ends
-// its requests.
+// its requests, and reports whether it was left.
 func (p *Plan) openDelta(ctx context.Context) (from store.Getter, end func()) {
 	if p.delta == nil {
 		return nil, func() {}
@@ -147,5 +148,10 @@ func (p *Plan) openDelta(ctx context.Context) (from store.Getter, end func()) {
 	if keep := p.options.Deltas.Keep; keep != nil {
 		from = keep(source)
 	}
-	return from, source.Close
+	return from, func() {
+		source.Close()
+		if err := source.Failure(); err != nil && ctx.Err() == nil {
+			p.options.emitNote(DeltaLeft{p.delta.dir, err})
+		}
+	}
 }

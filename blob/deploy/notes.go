@@ -37,3 +37,9 @@ type NoDelta struct {
 	Dir string
 	Err error
 }
+
+// DeltaLeft reports that a job fetches the chunks that it did not make from a delta yet.
+type DeltaLeft struct {
+	Dir string
+	Err error
+}

@@ -23,6 +23,8 @@ func (f *seedFlags) logDeployNote(n deploy.Note) {
 			n.Target, n.Path, n.Err)
 	case deploy.NoDelta:
 		logf("no delta of %s is used: %v", n.Dir, n.Err)
+	case deploy.DeltaLeft:
+		logf("warning: the delta of %s is not used further: %v", n.Dir, n.Err)
 	case deploy.Sampled: // showScan shows the scan
 	default:
 		f.logSeedNote(n)

@@ -212,7 +212,7 @@ func TestSource(t *testing.T) {
 					t.Errorf("%d bytes in %d requests, want %d of %d in %d",
 						server.sent, len(server.requests), bytes, len(p.file), requests)
 				}
-				if want := 1 + 3; !whole && requests != want || whole && requests != 1 {
+				if want := 1 + 6; !whole && requests != want || whole && requests != 1 {
 					t.Errorf("%d requests", requests)
 				}
 			})
@@ -406,6 +406,63 @@ func errIf(when bool, err error) error {
 		return err
 	}
 	return nil
+}
+
+// TestGiveUp: when a server stops in the middle of a delta, no more parts are requested than those under
+// way, however many chunks were made before.
+func TestGiveUp(t *testing.T) {
+	const chunks = 240 // 8 parts
+	p := newPair(t, chunks)
+	half := p.sizes.Head + (int64(len(p.file))-p.sizes.Head)/2
+	broken := &store.UnavailableError{Err: errors.New("stalled")}
+	server := &server{file: p.file, breaks: func(_ int, _, at int64) error { return errIf(at > half, broken) }}
+	s, err := p.open(t, server, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	source := NewSource(t.Context(), p.x, p.table.Find, s, bytes.NewReader(p.old))
+	defer source.Close()
+	made := 0
+	for i := range chunks {
+		if store.GetOne(t.Context(), source, p.x.At(i).Digest, make([]byte, chunkSize)) == nil {
+			made++
+		}
+	}
+	if made < chunks/3 {
+		t.Errorf("%d of %d chunks were made", made, chunks)
+	}
+	most := 1 + (len(s.parts)+1)/2 + maxResident*maxAttempts
+	if len(server.requests) > most {
+		t.Errorf("%d requests, want at most %d", len(server.requests), most)
+	}
+	if err := source.Failure(); !errors.Is(err, store.ErrUnavailable) {
+		t.Errorf("Failure is %v", err)
+	}
+}
+
+// TestGapOfStream: bytes of a whole file that are not wanted take no memory.
+func TestGapOfStream(t *testing.T) {
+	const chunks = 200
+	p := newPair(t, chunks)
+	server := &server{file: p.file, whole: true}
+	wanted := func(i int) bool { return i < 50 || i >= 55 }
+	s, err := p.open(t, server, wanted)
+	if err != nil {
+		t.Fatal(err)
+	}
+	gap := s.file.Row(52).Offset
+	for _, part := range s.parts {
+		if part.offset <= gap && gap < part.end() {
+			t.Errorf("the part [%d, %d) spans the gap at %d", part.offset, part.end(), gap)
+		}
+	}
+	failed := p.getAll(t, s, p.old, numbers(chunks))
+	if len(failed) != 5 || slices.ContainsFunc(failed, wanted) {
+		t.Errorf("%d chunks failed", len(failed))
+	}
+	if len(server.requests) != 1 || server.sent != int64(len(p.file)) {
+		t.Errorf("%d bytes in %d requests", server.sent, len(server.requests))
+	}
 }
 
 // TestOpenRefuses: what is not a delta for the image is refused after few bytes.

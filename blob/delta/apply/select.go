@@ -11,8 +11,8 @@ import (
 // Tests lower these.
 var (
 	// partSize is the least size of a request for payloads, unless fewer bytes are left or a gap follows.
-	partSize int64 = 4 << 20
-	// maxGap is the largest gap between two payloads of one request. The bytes in it are read and dropped.
+	partSize int64 = 2 << 20
+	// maxGap is the largest gap between two payloads of a part. The bytes in it are read and dropped.
 	maxGap int64 = 64 << 10
 	// smallFile is the largest file that is read whole with the first request.
 	smallFile int64 = 512 << 10
@@ -48,7 +48,7 @@ func Select(f *File, wanted func(chunk int) bool, held func(r delta.Range) bool)
 			continue
 		}
 		last := len(s.parts) - 1
-		if last < 0 || s.parts[last].size >= partSize || f.whole == nil && row.Offset-s.parts[last].end() > maxGap {
+		if last < 0 || s.parts[last].size >= partSize || row.Offset-s.parts[last].end() > maxGap {
 			s.parts = append(s.parts, part{offset: row.Offset})
 			stored = append(stored, 0)
 			last++

@@ -35,6 +35,7 @@ type Source struct {
 	index     *blob.Index
 	find      func(blob.Digest) int
 	selection *Selection
+	largest   int64 // part, bytes
 	old       io.ReaderAt
 	workers   chan *worker
 	ctx       context.Context // of the requests
@@ -44,9 +45,10 @@ type Source struct {
 	mu            sync.Mutex // guards the fields below
 	parts         []partState
 	resident      int         // parts in memory or on their way
-	spare         []byte      // memory of a released part
+	spare         [][]byte    // memory of released parts
 	taken         *bitset.Set // selected rows that were wanted
 	tried, failed int         // chunks
+	gaveUp        error       // why no more chunks are made; nil while they are
 }
 
 var _ store.Getter = (*Source)(nil)
@@ -75,6 +77,7 @@ func NewSource(ctx context.Context, x *blob.Index, find func(blob.Digest) int, s
 	src.ctx, src.cancel = context.WithCancel(ctx)
 	for i, p := range s.parts {
 		src.parts[i].left = p.rows
+		src.largest = max(src.largest, p.size)
 	}
 	for range cap(src.workers) {
 		src.workers <- &worker{decoder: delta.NewDecoder()}
@@ -150,15 +153,19 @@ func (s *Source) makeChunk(ctx context.Context, w store.Want) error {
 func (s *Source) take(at int) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return !(s.failed >= leastFailures && 2*s.failed > s.tried) && s.taken.Add(at)
+	return s.gaveUp == nil && s.taken.Add(at)
 }
 
 func (s *Source) countOutcome(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.tried++
-	if err != nil {
-		s.failed++
+	if err == nil {
+		return
+	}
+	s.failed++
+	if s.gaveUp == nil && s.failed >= leastFailures && 2*s.failed > s.tried {
+		s.gaveUp = err
 	}
 }
 
@@ -200,7 +207,7 @@ func (s *Source) awaitPart(ctx context.Context, n int) ([]byte, error) {
 
 // readAhead requests part n if there is room for it. The caller holds mu.
 func (s *Source) readAhead(n int) {
-	if n < len(s.parts) && s.resident < maxResident {
+	if n < len(s.parts) && s.resident < maxResident && s.gaveUp == nil {
 		s.startPart(n)
 	}
 }
@@ -219,18 +226,51 @@ func (s *Source) startPart(n int) {
 	p := &s.parts[n]
 	p.ready = make(chan struct{})
 	s.resident++
-	memory := s.spare
-	s.spare = nil
+	size := s.selection.parts[n].size
+	var memory []byte
+	if last := len(s.spare) - 1; last >= 0 {
+		memory, s.spare = s.spare[last], s.spare[:last]
+	}
 	s.running.Go(func() {
 		defer close(p.ready)
 		if before != nil {
 			<-before
 		}
-		data := slices.Grow(memory[:0], int(s.selection.parts[n].size))[:s.selection.parts[n].size]
+		if int64(cap(memory)) < size {
+			memory = make([]byte, size, s.capacity(size))
+		}
+		data := memory[:size]
 		if p.err = s.selection.file.readPart(s.ctx, s.selection.parts[n], data); p.err == nil {
 			p.data = data
+		} else {
+			s.giveUp(p.err)
 		}
 	})
+}
+
+// capacity returns how much memory a part takes. That of a full part fits every other part.
+func (s *Source) capacity(size int64) int64 {
+	if size < partSize {
+		return size
+	}
+	return s.largest
+}
+
+// giveUp ends the making of chunks, except for those under way. A server that failed to send a part of the
+// file is not asked for another one: each could take as long.
+func (s *Source) giveUp(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.gaveUp == nil && s.ctx.Err() == nil {
+		s.gaveUp = err
+	}
+}
+
+// Failure returns why the source made no more chunks before it was closed, or nil.
+func (s *Source) Failure() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.gaveUp
 }
 
 // releaseRow is called when a row of part n needs its payload no more. After the last row the part's
@@ -248,7 +288,9 @@ func (s *Source) releaseRow(n int) {
 	s.resident--
 	select {
 	case <-p.ready:
-		s.spare, p.data = p.data, nil
+		if p.data != nil {
+			s.spare, p.data = append(s.spare, p.data), nil
+		}
 	default: // the wait for it was cancelled
 	}
 	s.readAhead(n + 1)
