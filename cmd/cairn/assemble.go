@@ -198,7 +198,7 @@ func (f *assembleFlags) confineFilesTo(t *deploy.Target) error {
 }
 
 // deltaMemory is the memory in bytes that the use of a delta takes: parts of its file, and bytes of the old image.
-const deltaMemory = 16 << 20
+const deltaMemory = 2 << 20
 
 // limitProcess limits the memory of the process, and makes it idle if the flags say so. Besides the buffers, the process
 // needs memory of its own and the indexes. The garbage collector runs only when it needs more than that.
