@@ -23,7 +23,7 @@ const chunkSize = 4 << 10
 
 // TestMain makes small images have several parts.
 func TestMain(m *testing.M) {
-	partSize, maxGap, smallFile = partSize/16, maxGap/16, smallFile/16
+	requestSize, partSize, maxGap, smallFile = requestSize/16, partSize/16, maxGap/16, smallFile/16
 	m.Run()
 }
 
@@ -212,7 +212,7 @@ func TestSource(t *testing.T) {
 					t.Errorf("%d bytes in %d requests, want %d of %d in %d",
 						server.sent, len(server.requests), bytes, len(p.file), requests)
 				}
-				if want := 1 + 6; !whole && requests != want || whole && requests != 1 {
+				if want := 1 + 3; !whole && requests != want || whole && requests != 1 {
 					t.Errorf("%d requests", requests)
 				}
 			})

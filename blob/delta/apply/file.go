@@ -113,13 +113,13 @@ func (f *File) Requests() int64 { return f.requests.Load() }
 // readEnd returns the offset up to which the file is read.
 func (f *File) readEnd() int64 { return f.HeadSize() + int64(len(f.ahead)) }
 
-// missing returns how many bytes of p are not read ahead.
-func (f *File) missing(p part) int64 { return max(0, p.end()-max(p.offset, f.readEnd())) }
+// missing returns how many bytes of q are not read ahead.
+func (f *File) missing(q request) int64 { return max(0, q.end-max(q.offset, f.readEnd())) }
 
 // stream is the answer to a request, which is read while other things happen.
 type stream struct {
 	part     store.Part
-	position int64 // bytes that readPart has read
+	position int64 // offset in the file of the next byte; only of a stream of payloads
 	pipe     *io.PipeReader
 	end      context.CancelFunc
 	done     chan struct{} // closed when the request has ended

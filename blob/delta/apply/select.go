@@ -10,7 +10,9 @@ import (
 
 // Tests lower these.
 var (
-	// partSize is the least size of a request for payloads, unless fewer bytes are left or a gap follows.
+	// requestSize is the least size of a request for payloads, unless fewer bytes are left or a gap follows.
+	requestSize int64 = 4 << 20
+	// partSize is the least size of a part, unless its request ends or a gap follows.
 	partSize int64 = 2 << 20
 	// maxGap is the largest gap between two payloads of a part. The bytes in it are read and dropped.
 	maxGap int64 = 64 << 10
@@ -21,14 +23,20 @@ var (
 // Selection is the part of a delta that a job uses: some of its rows, and the parts of its file with
 // their payloads. It is immutable.
 type Selection struct {
-	file  *File
-	parts []part
-	rows  []selected // in the order of the chunks
+	file     *File
+	requests []request
+	parts    []part
+	rows     []selected // in the order of the chunks
 }
 
-// part is a run of bytes of a delta's file, from the first payload of its rows to the last.
+// request is a range of a delta's file that is requested at once.
+type request struct{ offset, end int64 }
+
+// part is a run of bytes of a request that is in memory at once, from the first payload of its rows to the
+// last.
 type part struct {
 	offset, size int64
+	request      int
 	rows         int // number of them
 }
 
@@ -42,29 +50,45 @@ type selected struct{ chunk, row, part uint32 }
 // between them.
 func Select(f *File, wanted func(chunk int) bool, held func(r delta.Range) bool) *Selection {
 	s := &Selection{file: f}
-	stored := []int64{} // of the rows of each part
+	var stored []int64 // bytes of the chunks of each request in the store
 	for n, row := range f.All() {
 		if row.Kind != delta.Frame || !wanted(row.Chunk) || !holdsAll(row.Ranges, held) {
 			continue
 		}
-		last := len(s.parts) - 1
-		if last < 0 || s.parts[last].size >= partSize || row.Offset-s.parts[last].end() > maxGap {
-			s.parts = append(s.parts, part{offset: row.Offset})
+		s.addRow(n, row)
+		if len(stored) < len(s.requests) {
 			stored = append(stored, 0)
-			last++
 		}
-		p := &s.parts[last]
-		p.size = row.Offset + row.Size - p.offset
-		p.rows++
-		stored[last] += row.Stored
-		s.rows = append(s.rows, selected{uint32(row.Chunk), uint32(n), uint32(last)})
+		stored[len(stored)-1] += row.Stored
 	}
-	if f.whole != nil {
-		s.limitWhole(stored)
-	} else {
-		s.dropCostly(stored)
-	}
+	s.dropCostly(stored)
 	return s
+}
+
+// addRow adds a row, which follows the last one in the file. A file that comes as a whole is one request.
+func (s *Selection) addRow(n int, row delta.Row) {
+	gap := false
+	if last := len(s.parts) - 1; last >= 0 {
+		gap = row.Offset-s.parts[last].end() > maxGap
+	}
+	last := len(s.requests) - 1
+	switch {
+	case s.file.whole != nil && last < 0:
+		s.requests = append(s.requests, request{offset: s.file.readEnd()})
+	case s.file.whole == nil && (last < 0 || gap || s.requests[last].end-s.requests[last].offset >= requestSize):
+		s.requests = append(s.requests, request{offset: row.Offset})
+	}
+	q := len(s.requests) - 1
+	last = len(s.parts) - 1
+	if last < 0 || gap || s.parts[last].request != q || s.parts[last].size >= partSize {
+		s.parts = append(s.parts, part{offset: row.Offset, request: q})
+		last++
+	}
+	p := &s.parts[last]
+	p.size = row.Offset + row.Size - p.offset
+	p.rows++
+	s.requests[q].end = p.end()
+	s.rows = append(s.rows, selected{uint32(row.Chunk), uint32(n), uint32(last)})
 }
 
 func holdsAll(ranges []delta.Range, held func(r delta.Range) bool) bool {
@@ -76,35 +100,31 @@ func holdsAll(ranges []delta.Range, held func(r delta.Range) bool) bool {
 	return true
 }
 
-// limitWhole selects nothing if the bytes up to the last part are more than those of the chunks in the
-// store.
-func (s *Selection) limitWhole(stored []int64) {
-	var all int64
-	for _, n := range stored {
-		all += n
-	}
-	if s.Bytes() >= all {
-		s.parts, s.rows = nil, nil
-	}
-}
-
-// dropCostly drops the parts that have more bytes than their chunks in the store.
+// dropCostly drops the requests that have more bytes than their chunks in the store.
 func (s *Selection) dropCostly(stored []int64) {
-	parts, rows, number := s.parts[:0], s.rows[:0], make([]int, len(s.parts))
-	for i, p := range s.parts {
-		number[i] = -1
-		if s.file.missing(p) < stored[i] {
-			number[i] = len(parts)
-			parts = append(parts, p)
+	all := *s
+	s.requests, s.parts, s.rows = nil, nil, nil
+	requests, parts := make([]int, len(all.requests)), make([]int, len(all.parts)) // new numbers, or -1
+	for i, q := range all.requests {
+		requests[i] = -1
+		if s.file.missing(q) < stored[i] {
+			requests[i] = len(s.requests)
+			s.requests = append(s.requests, q)
 		}
 	}
-	for _, r := range s.rows {
-		if n := number[r.part]; n >= 0 {
+	for i, p := range all.parts {
+		parts[i] = -1
+		if p.request = requests[p.request]; p.request >= 0 {
+			parts[i] = len(s.parts)
+			s.parts = append(s.parts, p)
+		}
+	}
+	for _, r := range all.rows {
+		if n := parts[r.part]; n >= 0 {
 			r.part = uint32(n)
-			rows = append(rows, r)
+			s.rows = append(s.rows, r)
 		}
 	}
-	s.parts, s.rows = parts, rows
 }
 
 // Len returns the number of selected rows.
@@ -127,19 +147,16 @@ func (s *Selection) Size(chunk int) int64 {
 
 // Bytes returns how many bytes of the delta's file are still to be read.
 func (s *Selection) Bytes() (n int64) {
-	if s.file.whole != nil && len(s.parts) > 0 {
-		return s.parts[len(s.parts)-1].end() - s.file.readEnd()
-	}
-	for _, p := range s.parts {
-		n += s.file.missing(p)
+	for _, q := range s.requests {
+		n += s.file.missing(q)
 	}
 	return n
 }
 
 // Requests returns how many requests these bytes take.
 func (s *Selection) Requests() (n int) {
-	for _, p := range s.parts {
-		if s.file.whole == nil && s.file.missing(p) > 0 {
+	for _, q := range s.requests {
+		if s.file.whole == nil && s.file.missing(q) > 0 {
 			n++
 		}
 	}

@@ -44,6 +44,7 @@ type Source struct {
 
 	mu            sync.Mutex // guards the fields below
 	parts         []partState
+	streams       []*stream   // of each request; nil if it is not under way. The reader of a part uses its own without mu
 	resident      int         // parts in memory or on their way
 	spare         [][]byte    // memory of released parts
 	taken         *bitset.Set // selected rows that were wanted
@@ -71,7 +72,8 @@ type worker struct {
 // -1. old reads the old image.
 func NewSource(ctx context.Context, x *blob.Index, find func(blob.Digest) int, s *Selection, old io.ReaderAt) *Source {
 	src := &Source{
-		index: x, find: find, selection: s, old: old, parts: make([]partState, len(s.parts)), taken: bitset.New(len(s.rows)),
+		index: x, find: find, selection: s, old: old, parts: make([]partState, len(s.parts)),
+		streams: make([]*stream, len(s.requests)), taken: bitset.New(len(s.rows)),
 		workers: make(chan *worker, min(runtime.GOMAXPROCS(0), 8)),
 	}
 	src.ctx, src.cancel = context.WithCancel(ctx)
@@ -90,6 +92,11 @@ func (s *Source) Close() {
 	s.cancel()
 	s.selection.file.Close()
 	s.running.Wait()
+	for _, stream := range s.streams {
+		if stream != nil {
+			stream.close()
+		}
+	}
 	for range cap(s.workers) {
 		(<-s.workers).decoder.Close()
 	}
@@ -212,14 +219,14 @@ func (s *Source) readAhead(n int) {
 	}
 }
 
-// startPart requests a part, unless it was requested before. A store without ranges sends all parts in
-// order. The caller holds mu.
+// startPart reads a part, unless that has begun. The parts of a request are read in order. The caller
+// holds mu.
 func (s *Source) startPart(n int) {
 	if s.parts[n].ready != nil {
 		return
 	}
 	var before chan struct{}
-	if s.selection.file.whole != nil && n > 0 {
+	if n > 0 && s.selection.parts[n-1].request == s.selection.parts[n].request {
 		s.startPart(n - 1)
 		before = s.parts[n-1].ready
 	}
@@ -240,7 +247,7 @@ func (s *Source) startPart(n int) {
 			memory = make([]byte, size, s.capacity(size))
 		}
 		data := memory[:size]
-		if p.err = s.selection.file.readPart(s.ctx, s.selection.parts[n], data); p.err == nil {
+		if p.err = s.readPart(s.selection.parts[n], data); p.err == nil {
 			p.data = data
 		} else {
 			s.giveUp(p.err)
@@ -296,54 +303,69 @@ func (s *Source) releaseRow(n int) {
 	s.readAhead(n + 1)
 }
 
-// readPart fills p with a part of the file.
-func (f *File) readPart(ctx context.Context, at part, p []byte) error {
-	filled := int64(0)
+// readPart fills p with a part of the file. The earlier parts of the request are read.
+func (s *Source) readPart(at part, p []byte) error {
+	f, filled := s.selection.file, int64(0)
 	if at.offset < f.readEnd() {
 		filled = int64(copy(p, f.ahead[at.offset-f.HeadSize():]))
 	}
-	if filled == at.size {
-		return nil
-	}
-	if f.whole != nil {
-		return f.whole.readPart(at.offset+filled, p[filled:], f.readEnd())
-	}
-	for attempt := 1; ; attempt++ {
-		n, err := f.readRange(ctx, at.offset+filled, p[filled:])
+	for attempt := 1; filled < at.size; attempt++ {
+		n, err := s.readStream(at.request, at.offset+filled, p[filled:])
 		filled += int64(n)
-		if err == nil || attempt == maxAttempts || !errors.Is(err, store.ErrUnavailable) {
+		switch {
+		case err == nil:
+		case attempt == maxAttempts || f.whole != nil || !errors.Is(err, store.ErrUnavailable):
 			return err
-		}
-		if err := store.Sleep(ctx, store.Backoff{First: 250 * time.Millisecond, Max: time.Second}.Wait(attempt)); err != nil {
-			return err
+		default:
+			if err := store.Sleep(s.ctx, store.Backoff{First: 250 * time.Millisecond, Max: time.Second}.Wait(attempt)); err != nil {
+				return err
+			}
 		}
 	}
+	return nil
 }
 
-// readRange fills p with bytes of the file from offset off on. After an error it returns how many bytes
-// are read.
-func (f *File) readRange(ctx context.Context, off int64, p []byte) (n int, err error) {
-	f.requests.Add(1)
-	err = store.StreamRange(ctx, f.reader, f.name, off, int64(len(p)), func(answer store.Part, r io.Reader) (err error) {
-		switch {
-		case answer.Offset != off:
-			return errNoRanges
-		case answer.Size >= 0 && answer.Size != f.FileSize():
-			return fmt.Errorf("%w: it has %d bytes instead of %d", delta.ErrInvalid, answer.Size, f.FileSize())
+// readStream fills p with the bytes of a request from offset off of the file on. After an error it returns
+// how many bytes are read; then the rest of the request is requested anew.
+func (s *Source) readStream(q int, off int64, p []byte) (n int, err error) {
+	f, end := s.selection.file, s.selection.requests[q].end
+	if s.streams[q] == nil {
+		if s.streams[q], err = f.startPayloads(s.ctx, off, end); err != nil {
+			return 0, err
 		}
-		n, err = io.ReadFull(r, p)
-		return err
-	})
+	}
+	stream := s.streams[q]
+	if _, err = io.CopyN(io.Discard, stream.pipe, off-stream.position); err == nil {
+		n, err = io.ReadFull(stream.pipe, p)
+	}
+	stream.position = off + int64(n)
+	if err != nil || stream.position == end {
+		stream.close()
+		s.streams[q] = nil
+	}
 	return n, err
 }
 
-// readPart fills p with the stream's bytes from offset off of the file on, and drops those before. start
-// is the offset of the stream's first byte. Parts are read in order.
-func (s *stream) readPart(off int64, p []byte, start int64) error {
-	if _, err := io.CopyN(io.Discard, s.pipe, off-start-s.position); err != nil {
-		return err
+// startPayloads requests the bytes of the file from offset off on, up to end.
+func (f *File) startPayloads(ctx context.Context, off, end int64) (*stream, error) {
+	if f.whole != nil {
+		f.whole.position = f.readEnd()
+		return f.whole, nil
 	}
-	n, err := io.ReadFull(s.pipe, p)
-	s.position = off - start + int64(n)
-	return err
+	s, err := f.startStream(ctx, off, end-off)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case s.part.Offset != off || s.part.Whole && off > 0:
+		err = errNoRanges
+	case s.part.Size >= 0 && s.part.Size != f.FileSize():
+		err = fmt.Errorf("%w: it has %d bytes instead of %d", delta.ErrInvalid, s.part.Size, f.FileSize())
+	}
+	if err != nil {
+		s.close()
+		return nil, err
+	}
+	s.position = off
+	return s, nil
 }
