@@ -1,39 +1,50 @@
 package release
 
 import (
-	"bytes"
+	"bufio"
 	"context"
+	"errors"
 	"fmt"
+	"io"
 
 	"cairn/blob"
 	"cairn/blob/delta"
 	"cairn/store"
 )
 
-// ReadDeltaList returns the old images from which there are deltas to the image of x, in a directory of
-// deltas. Absence is store.ErrNotFound.
-func ReadDeltaList(ctx context.Context, dir store.Reader, x *blob.Index) ([]delta.Base, error) {
-	b, err := dir.Read(ctx, DeltaListName(x.Digest()), nil, delta.MaxList)
-	if err != nil {
-		return nil, err
+// ReadDeltaList reads the list of the deltas to the image of an index from a directory of deltas: the old
+// images, the newest first. Absence is store.ErrNotFound, a damaged list is delta.ErrInvalid.
+func ReadDeltaList(ctx context.Context, dir store.Reader, to *blob.Index) (bases []delta.Base, err error) {
+	name := DeltaListName(to.Digest())
+	err = store.Stream(ctx, dir, name, delta.MaxList, func(r io.Reader) error {
+		data, err := io.ReadAll(r)
+		if err == nil {
+			bases, err = delta.DecodeList(data, to)
+		}
+		return err
+	})
+	if errors.Is(err, store.ErrTooLarge) {
+		err = fmt.Errorf("%w: %w", delta.ErrInvalid, err)
 	}
-	return delta.DecodeList(b, x)
+	if err != nil {
+		return nil, fmt.Errorf("the list of deltas %s in %v: %w", name, dir, err)
+	}
+	return bases, nil
 }
 
-// ReadDeltaIndex returns the index of an old image from a directory of deltas, where it lies beside the
-// delta to the image of x.
-func ReadDeltaIndex(ctx context.Context, dir store.Reader, x *blob.Index, old delta.Base) (*blob.Index, error) {
-	name := DeltaIndexName(x.Digest(), old.Index)
-	b, err := dir.Read(ctx, name, nil, maxIndexSize)
+// ReadDeltaIndex reads the copy of an index that lies beside the deltas to an image. Both are named by the
+// digests of their indexes. An index of more than chunks chunks is refused before they take memory.
+func ReadDeltaIndex(ctx context.Context, dir store.Reader, to, digest blob.Digest, chunks int) (x *blob.Index, err error) {
+	name, limit := DeltaIndexName(to, digest), 104+40*int64(chunks)
+	err = store.StreamRange(ctx, dir, name, 0, limit, func(_ store.Part, r io.Reader) error {
+		x, err = blob.Decode(bufio.NewReaderSize(io.LimitReader(r, limit), 1<<16))
+		return err
+	})
+	if err == nil && x.Digest() != digest {
+		err = fmt.Errorf("%w: it has another digest than its name", blob.ErrInvalid)
+	}
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("the index %s in %v: %w", name, dir, err)
 	}
-	held, err := blob.Decode(bytes.NewReader(b))
-	if err != nil {
-		return nil, fmt.Errorf("reading %v/%s: %w", dir, name, err)
-	}
-	if held.Digest() != old.Index || held.Size() != old.ImageSize {
-		return nil, fmt.Errorf("reading %v/%s: %w: it is the index of another image", dir, name, blob.ErrInvalid)
-	}
-	return held, nil
+	return x, nil
 }

@@ -42,7 +42,7 @@ func Find(
 		return nil, nil, err
 	}
 	if held == nil {
-		if held, err = release.ReadDeltaIndex(ctx, dir, x, base); err != nil {
+		if held, err = release.ReadDeltaIndex(ctx, dir, x.Digest(), base.Index, mostChunks(x)); err != nil {
 			return nil, nil, err
 		}
 	}
@@ -57,6 +57,10 @@ func Find(
 	}
 	return f, seed.NewOldImage(held, seeds...), nil
 }
+
+// mostChunks returns how many chunks an old image of x may have. An image of many more is not worth its
+// index.
+func mostChunks(x *blob.Index) int { return 4*x.Len() + 1<<16 }
 
 // chooseBase returns the old image that the seeds hold, or hold most of. If a seed's index is that of
 // the old image, it is returned too.

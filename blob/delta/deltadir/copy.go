@@ -81,7 +81,7 @@ func Copy(ctx context.Context, from store.Reader, o CopyOptions) (CopyReport, er
 		return c.report, nil
 	}
 	err := forEachImage(ctx, from, lister, func(image blob.Digest, _ []string) error {
-		x, err := readIndex(ctx, from, image, image)
+		x, err := release.ReadDeltaIndex(ctx, from, image, image, blob.MaxChunks)
 		switch {
 		case errors.Is(err, store.ErrNotFound) || errors.Is(err, blob.ErrInvalid):
 			return nil // without the index, the deltas cannot be checked
@@ -126,7 +126,7 @@ func (c *copier) addDefect(name string, err error) {
 
 func (c *copier) copyDelta(ctx context.Context, x *blob.Index, base delta.Base) error {
 	name := release.DeltaName(x.Digest(), base.Index)
-	old, err := readIndex(ctx, c.from, x.Digest(), base.Index)
+	old, err := release.ReadDeltaIndex(ctx, c.from, x.Digest(), base.Index, blob.MaxChunks)
 	if err != nil {
 		return c.skipDamaged(name, err)
 	}

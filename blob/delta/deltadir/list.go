@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"path"
 	"slices"
 	"strings"
@@ -15,27 +14,13 @@ import (
 	"cairn/store"
 )
 
-// ReadList reads the list of the deltas to an image from a directory of deltas. Without a list there are
-// none.
-func ReadList(ctx context.Context, dir store.Reader, to *blob.Index) (bases []delta.Base, err error) {
-	name := release.DeltaListName(to.Digest())
-	err = store.Stream(ctx, dir, name, delta.MaxList, func(r io.Reader) error {
-		data, err := io.ReadAll(r)
-		if err == nil {
-			bases, err = delta.DecodeList(data, to)
-		}
-		return err
-	})
-	switch {
-	case errors.Is(err, store.ErrNotFound):
+// ReadList is release.ReadDeltaList. Without a list there are no deltas.
+func ReadList(ctx context.Context, dir store.Reader, to *blob.Index) ([]delta.Base, error) {
+	bases, err := release.ReadDeltaList(ctx, dir, to)
+	if errors.Is(err, store.ErrNotFound) {
 		return nil, nil
-	case errors.Is(err, store.ErrTooLarge):
-		err = fmt.Errorf("%w: %w", delta.ErrInvalid, err)
 	}
-	if err != nil {
-		return nil, fmt.Errorf("the list of deltas %s in %v: %w", name, dir, err)
-	}
-	return bases, nil
+	return bases, err
 }
 
 // writeList replaces the list of the deltas to an image.

@@ -185,25 +185,9 @@ func createIndex(ctx context.Context, dir store.Bucket, to, x *blob.Index) error
 	if !errors.Is(err, store.ErrExists) {
 		return err
 	}
-	_, err = readIndex(ctx, dir, to.Digest(), x.Digest())
+	_, err = release.ReadDeltaIndex(ctx, dir, to.Digest(), x.Digest(), blob.MaxChunks)
 	if errors.Is(err, blob.ErrInvalid) {
 		return dir.Write(ctx, name, x.Encode())
 	}
 	return err
-}
-
-// readIndex reads the copy of an index beside the deltas to an image.
-func readIndex(ctx context.Context, dir store.Reader, to, digest blob.Digest) (x *blob.Index, err error) {
-	name := release.DeltaIndexName(to, digest)
-	err = store.Stream(ctx, dir, name, maxFile, func(r io.Reader) error {
-		x, err = blob.Decode(r)
-		return err
-	})
-	if err == nil && x.Digest() != digest {
-		err = fmt.Errorf("%w: it has another digest than its name", blob.ErrInvalid)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("the index %s in %v: %w", name, dir, err)
-	}
-	return x, nil
 }

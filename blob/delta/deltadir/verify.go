@@ -71,7 +71,7 @@ func Verify(ctx context.Context, dir store.Reader, o VerifyOptions) (VerifyRepor
 		return v.report, nil
 	}
 	err := forEachImage(ctx, dir, lister, func(to blob.Digest, names []string) error {
-		x, err := readIndex(ctx, dir, to, to)
+		x, err := release.ReadDeltaIndex(ctx, dir, to, to, blob.MaxChunks)
 		switch {
 		case errors.Is(err, store.ErrNotFound) || errors.Is(err, blob.ErrInvalid):
 			v.report.Unchecked += int64(len(basesOf(names)))
@@ -208,7 +208,7 @@ func (v *verifier) removeBad(ctx context.Context, to *blob.Index, good []delta.B
 // verifyDelta verifies a delta and the copy of the old image's index, and returns its entry of a list.
 func (v *verifier) verifyDelta(ctx context.Context, to *blob.Index, base delta.Base) (delta.Base, error) {
 	v.report.Deltas++
-	from, err := readIndex(ctx, v.dir, to.Digest(), base.Index)
+	from, err := release.ReadDeltaIndex(ctx, v.dir, to.Digest(), base.Index, blob.MaxChunks)
 	if err != nil {
 		return base, err
 	}
