@@ -139,7 +139,7 @@ func runDelta(ctx context.Context, stdout io.Writer, f deltaFlags) error {
 		if err != nil {
 			return err
 		}
-		if err := checkDigests(f.old, old, at, x.Algorithm()); err != nil {
+		if err := checkPair(f.old, old, at, x.Algorithm(), x.Params()); err != nil {
 			return err
 		}
 		indexes = append(indexes, x)
@@ -161,13 +161,18 @@ func runDelta(ctx context.Context, stdout io.Writer, f deltaFlags) error {
 	return nil
 }
 
-// checkDigests refuses a delta between images with different digests.
-func checkDigests(oldAt locate.Location, old *blob.Index, newAt locate.Location, algorithm blob.Algorithm) error {
-	if old.Algorithm() == algorithm {
-		return nil
+// checkPair refuses a delta between images with different digests or chunk sizes. A client cuts its seeds like the new
+// image, and finds the old one by the digest of that index.
+func checkPair(oldAt locate.Location, old *blob.Index, newAt locate.Location, a blob.Algorithm, p blob.Params) error {
+	switch {
+	case old.Algorithm() != a:
+		return usageError{fmt.Errorf("%s has %v digests, and %s %v: a delta needs two images with the same",
+			oldAt, old.Algorithm(), newAt, a)}
+	case old.Params() != p:
+		return usageError{fmt.Errorf("%s has chunks of %v bytes, and %s of %v: a delta needs two images with the same sizes",
+			oldAt, old.Params(), newAt, p)}
 	}
-	return usageError{fmt.Errorf("%s has %v digests, and %s %v: a delta needs two images with the same",
-		oldAt, old.Algorithm(), newAt, algorithm)}
+	return nil
 }
 
 // makeOne makes the delta to one image, removes older ones if the flags say so, and adds to the result.

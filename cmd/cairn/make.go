@@ -266,7 +266,7 @@ func (f *makeFlags) openDeltaJob(ctx context.Context) (*deltaJob, error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := checkDigests(at, x, f.index, f.digest); err != nil {
+		if err := checkPair(at, x, f.index, f.digest, blob.Params(f.params)); err != nil {
 			return nil, err
 		}
 		j.old = append(j.old, x)
