@@ -81,7 +81,8 @@ type Plan struct {
 	*seed.Plan
 	options Options
 	target  *Target
-	lo, hi  int // the chunks that will be written: [lo, hi)
+	claimed *Target // refuses seeds; it is the target, or what Stream writes to
+	lo, hi  int     // the chunks that will be written: [lo, hi)
 	opened  []learn.Opened
 	own     int        // one more than the number of the seed that is the target itself; 0 for none
 	delta   *planDelta // nil for none
@@ -90,13 +91,13 @@ type Plan struct {
 // NewPlan opens the seeds, learns their content and the target's, and plans. An unusable seed is left
 // out, with a note. A seed that shares bytes with the target is a *blockdev.RefusedError.
 func NewPlan(ctx context.Context, x *blob.Index, t *Target, o Options) (*Plan, error) {
-	return newPlan(ctx, x, &Plan{options: o, target: t, hi: x.Len()})
+	return newPlan(ctx, x, &Plan{options: o, target: t, claimed: t, hi: x.Len()})
 }
 
-// NewSequencePlan returns the plan for Plan.Stream, which writes a part of the image of x. The part's
-// writer is not used.
-func NewSequencePlan(ctx context.Context, x *blob.Index, part assemble.Sink, o Options) (*Plan, error) {
-	p := &Plan{options: o, target: &Target{blank: true}}
+// NewSequencePlan returns the plan for Plan.Stream, which writes a part of the image of x to an output. The
+// part's writer is not used. A seed that shares bytes with the output is a *blockdev.RefusedError.
+func NewSequencePlan(ctx context.Context, x *blob.Index, part assemble.Sink, to *Sequence, o Options) (*Plan, error) {
+	p := &Plan{options: o, target: &Target{blank: true}, claimed: to.target}
 	if part.Size > 0 {
 		p.lo, p.hi = x.Find(part.Offset), x.Find(part.Offset+part.Size-1)+1
 	}
@@ -131,7 +132,7 @@ func (p *Plan) SeedNames() []string {
 
 func (p *Plan) buildPlan(ctx context.Context, x *blob.Index) error {
 	t, l := p.target, p.options.newLearner()
-	if err := t.refuseSeeds(p.opened); err != nil {
+	if err := p.claimed.refuseSeeds(p.opened); err != nil {
 		return err
 	}
 	l.noteUnfinished(t)

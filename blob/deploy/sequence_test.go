@@ -9,8 +9,12 @@ import (
 	"slices"
 	"testing"
 
+	"cairn/blob/assemble"
+	"cairn/blob/scan"
+	"cairn/chunker"
 	"cairn/internal/blockdev"
 	"cairn/internal/test/looptest"
+	"cairn/seed/learn"
 	"cairn/testimages"
 )
 
@@ -25,8 +29,11 @@ func sequence(t *testing.T, path string, flags int, offset int64, data []byte) (
 	if _, err := f.Seek(offset, io.SeekStart); err != nil {
 		t.Fatal(err)
 	}
-	w, finish, err := Options{}.ClaimSequence(t.Context(), f, f, int64(len(data)))
-	return f, w, finish, err
+	to, err := Options{}.ClaimSequence(t.Context(), f, f, int64(len(data)))
+	if err != nil {
+		return f, nil, nil, err
+	}
+	return f, to.Writer, to.Finish, nil
 }
 
 // TestSequenceKeepsTheRest: a regular file keeps what stands before and behind the written bytes.
@@ -91,5 +98,37 @@ func TestSequenceOntoDevice(t *testing.T) {
 	_, _, _, err = sequence(t, device, os.O_RDWR, 0, make([]byte, 2<<20))
 	if _, refused := errors.AsType[*blockdev.RefusedError](err); !refused {
 		t.Errorf("a device that is too small: %v", err)
+	}
+}
+
+// TestSequenceIsNoSeed: an output that is a seed is refused, and keeps its bytes.
+func TestSequenceIsNoSeed(t *testing.T) {
+	path, data := filepath.Join(t.TempDir(), "file"), testimages.Random(1, 100_000)
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	x, _, err := scan.Image(t.Context(), chunker.FromReaderAt(bytes.NewReader(data), int64(len(data))), scan.Options{Params: chunker.Default})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	o := Options{Seeds: []learn.Place{{Path: path}}, Workers: 1}
+	to, err := o.ClaimSequence(t.Context(), f, f, x.Size())
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = NewSequencePlan(t.Context(), x, assemble.Sink{Size: x.Size()}, to, o)
+	if refused, is := errors.AsType[*blockdev.RefusedError](err); !is || refused.Check != blockdev.CheckOverlap {
+		t.Errorf("the plan: %v, want a refused overlap", err)
+	}
+	if err := to.Finish(err); err == nil {
+		t.Error("Finish reports no error")
+	}
+	if got, err := os.ReadFile(path); err != nil || !bytes.Equal(got, data) {
+		t.Errorf("the file has changed (%v)", err)
 	}
 }

@@ -83,12 +83,12 @@ func runCat(ctx context.Context, stdout io.Writer, f catFlags) error {
 		return err
 	}
 	o := f.deployOptions(ctx, from)
-	w, finish, err := o.ClaimSequence(ctx, stdout, os.Stdout, part.Size)
+	to, err := o.ClaimSequence(ctx, stdout, os.Stdout, part.Size)
 	if err != nil {
 		return err
 	}
-	part.Writer = w
-	if err = finish(f.writePart(ctx, x, from, part, o)); err != nil {
+	part.Writer = to.Writer
+	if err = to.Finish(f.writePart(ctx, x, from, part, to, o)); err != nil {
 		return streamError{fmt.Errorf("reading the image of %s: %w", f.index, err)}
 	}
 	return nil
@@ -103,8 +103,8 @@ func (f *catFlags) deployOptions(ctx context.Context, from *supply.Supply) deplo
 }
 
 // writePart writes a part of the image from the seeds and the stores.
-func (f *catFlags) writePart(ctx context.Context, x *blob.Index, from *supply.Supply, part assemble.Sink, o deploy.Options) error {
-	plan, err := deploy.NewSequencePlan(ctx, x, part, o)
+func (f *catFlags) writePart(ctx context.Context, x *blob.Index, from *supply.Supply, part assemble.Sink, to *deploy.Sequence, o deploy.Options) error {
+	plan, err := deploy.NewSequencePlan(ctx, x, part, to, o)
 	if err != nil {
 		return err
 	}
