@@ -55,7 +55,7 @@ func (f *File) open(ctx context.Context, x *blob.Index, sizes Sizes) error {
 	}
 	f.whole = first
 	head := make([]byte, delta.FirstBytes)
-	if k, err := io.ReadFull(first.pipe, head); err != nil {
+	if k, err := io.ReadFull(first, head); err != nil {
 		return explain(fmt.Errorf("%w: it ends after %d bytes", delta.ErrInvalid, k), err)
 	}
 	end, err := delta.TableEnd(head)
@@ -64,7 +64,7 @@ func (f *File) open(ctx context.Context, x *blob.Index, sizes Sizes) error {
 	}
 	rest := &remainder{file: f, ctx: ctx, from: n, to: end}
 	defer rest.close()
-	if f.Delta, err = delta.Decode(io.MultiReader(bytes.NewReader(head), first.pipe, rest), x); err != nil {
+	if f.Delta, err = delta.Decode(io.MultiReader(bytes.NewReader(head), first, rest), x); err != nil {
 		return err
 	}
 	if first.part.Size >= 0 && first.part.Size != f.FileSize() {
@@ -86,7 +86,7 @@ func explain(invalid, err error) error {
 func (f *File) readAhead(first *stream, n int64) error {
 	if n > f.HeadSize() {
 		f.ahead = make([]byte, n-f.HeadSize())
-		if k, err := io.ReadFull(first.pipe, f.ahead); err != nil {
+		if k, err := io.ReadFull(first, f.ahead); err != nil {
 			return explain(fmt.Errorf("%w: it ends after %d bytes", delta.ErrInvalid, f.HeadSize()+int64(k)), err)
 		}
 	}
@@ -116,11 +116,14 @@ func (f *File) readEnd() int64 { return f.HeadSize() + int64(len(f.ahead)) }
 // missing returns how many bytes of q are not read ahead.
 func (f *File) missing(q request) int64 { return max(0, q.end-max(q.offset, f.readEnd())) }
 
-// stream is the answer to a request, which is read while other things happen.
+// stream is the answer to a request, which is read while other things happen. If it is the whole object, the bytes
+// after the requested ones are received only when they are read, so that a plan knows how many bytes were received.
 type stream struct {
 	part     store.Part
 	position int64 // offset in the file of the next byte; only of a stream of payloads
+	asked    int64 // requested bytes that are still to be read
 	pipe     *io.PipeReader
+	more     chan struct{} // closed when more than the requested bytes are read
 	end      context.CancelFunc
 	done     chan struct{} // closed when the request has ended
 }
@@ -130,7 +133,7 @@ func (f *File) startStream(ctx context.Context, off, n int64) (*stream, error) {
 	f.requests.Add(1)
 	ctx, cancel := context.WithCancel(ctx)
 	out, in := io.Pipe()
-	s := &stream{pipe: out, end: cancel, done: make(chan struct{})}
+	s := &stream{asked: n, pipe: out, more: make(chan struct{}), end: cancel, done: make(chan struct{})}
 	begun := make(chan store.Part, 1)
 	var failed error
 	go func() {
@@ -141,8 +144,7 @@ func (f *File) startStream(ctx context.Context, off, n int64) (*stream, error) {
 			default:
 				return errors.New("the answer began twice")
 			}
-			_, err := io.Copy(in, r)
-			return err
+			return s.receive(ctx, in, r, n, p.Whole)
 		})
 		_ = in.CloseWithError(failed)
 	}()
@@ -158,6 +160,39 @@ func (f *File) startStream(ctx context.Context, off, n int64) (*stream, error) {
 		cancel()
 		return nil, failed
 	}
+}
+
+// receive copies an answer: the n bytes that were requested, and the rest of a whole object when it is read.
+func (s *stream) receive(ctx context.Context, to io.Writer, from io.Reader, n int64, whole bool) error {
+	if whole {
+		if _, err := io.CopyN(to, from, n); err == io.EOF {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		select {
+		case <-s.more:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	_, err := io.Copy(to, from)
+	return err
+}
+
+// Read implements io.Reader. It must not be called concurrently.
+func (s *stream) Read(p []byte) (n int, err error) {
+	if s.asked > 0 {
+		n, err = s.pipe.Read(p[:min(int64(len(p)), s.asked)])
+		s.asked -= int64(n)
+		return n, err
+	}
+	select {
+	case <-s.more:
+	default:
+		close(s.more)
+	}
+	return s.pipe.Read(p)
 }
 
 // close ends the request, and blocks until it has ended.
@@ -190,7 +225,7 @@ func (r *remainder) Read(p []byte) (int, error) {
 			return 0, errNoRanges
 		}
 	}
-	return r.stream.pipe.Read(p)
+	return r.stream.Read(p)
 }
 
 func (r *remainder) close() {

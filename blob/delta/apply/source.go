@@ -335,8 +335,8 @@ func (s *Source) readStream(q int, off int64, p []byte) (n int, err error) {
 		}
 	}
 	stream := s.streams[q]
-	if _, err = io.CopyN(io.Discard, stream.pipe, off-stream.position); err == nil {
-		n, err = io.ReadFull(stream.pipe, p)
+	if _, err = io.CopyN(io.Discard, stream, off-stream.position); err == nil {
+		n, err = io.ReadFull(stream, p)
 	}
 	stream.position = off + int64(n)
 	if err != nil || stream.position == end {
