@@ -26,25 +26,32 @@ type Options struct {
 	// Progress is called with the bytes of the chunks that are encoded, and of all that will be. It is
 	// never called concurrently. May be nil.
 	Progress func(done, all int64)
+	// Sample is the largest number of chunks that are encoded; 0 is all. They are evenly spread. To read
+	// less of the old image, matches of a chunk are searched only where chunks of the sample were, by
+	// their neighbours.
+	Sample int
 }
 
 // Made is the content of a delta's file.
 type Made struct {
 	Head
+	Tried    []int // numbers of the chunks that were encoded; Rows lacks those that were left out
 	Rows     []Row // without Offset
 	Payloads int64 // bytes
 }
 
-// Make encodes the chunks that to has and from lacks. It writes their payloads to w, in the order of the
-// rows. A chunk is left out if its payload would not be smaller than its file in a store. Every payload
-// is decoded and compared. The result does not depend on the number of workers.
+// Make encodes the chunks that to has and from lacks, or a sample of them. It writes their payloads to w,
+// in the order of the rows. A chunk is left out if its payload would not be smaller than its file in a
+// store. Every payload is decoded and compared. The result does not depend on the number of workers.
 func Make(ctx context.Context, from, to Image, w io.Writer, o Options) (*Made, error) {
 	if from.Index.Algorithm() != to.Index.Algorithm() {
 		return nil, errors.New("making a delta: the indexes have different digest algorithms")
 	}
-	m := &maker{from: from, to: to, places: findPlaces(from.Index, to.Index), out: w, progress: o.Progress,
+	m := &maker{from: from, to: to, places: findPlaces(from.Index, to.Index), out: w,
+		sampling: o.Sample > 0, progress: o.Progress,
 		made: &Made{Head: Head{to.Index.Algorithm(), from.Index.Digest(), to.Index.Digest(), from.Index.Size()}}}
-	m.between = m.places.findBetween()
+	m.places.limitWanted(o.Sample)
+	m.between, m.made.Tried = m.places.findBetween(), m.places.wanted
 	for _, i := range m.places.wanted {
 		m.all += to.Index.At(i).Size
 	}
@@ -59,6 +66,7 @@ type maker struct {
 	places   *places
 	between  []between // by number of the wanted chunk
 	anchors  *anchors
+	sampling bool
 	progress func(done, all int64)
 
 	mu         sync.Mutex // guards the fields below
@@ -87,7 +95,7 @@ func (m *maker) run(ctx context.Context, workers int) (err error) {
 	if len(m.places.wanted) == 0 {
 		return nil
 	}
-	if m.anchors, err = newAnchors(ctx, m.from.Data, m.places.vanished(), maxAnchors); err != nil {
+	if m.anchors, err = newAnchors(ctx, m.from.Data, m.searched(), maxAnchors); err != nil {
 		return fmt.Errorf("reading the old image: %w", err)
 	}
 	m.pending = make(map[int]encoded)
@@ -133,6 +141,18 @@ func (m *maker) run(ctx context.Context, workers int) (err error) {
 		})
 	}
 	return group.Wait()
+}
+
+// searched returns the ranges of the old image in which matches are searched.
+func (m *maker) searched() (list []Range) {
+	if !m.sampling {
+		return m.places.vanished()
+	}
+	for n, i := range m.places.wanted {
+		c := m.to.Index.At(i)
+		list = append(list, m.between[n].ranges(c.Offset, c.Size, m.from.Index.Size())...)
+	}
+	return joinRanges(list, 0, m.from.Index.Size())
 }
 
 // add writes the payloads of a chunk and of those that waited for it. It returns their number.

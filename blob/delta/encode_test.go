@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"slices"
 	"testing"
 
@@ -336,6 +337,54 @@ func TestMake(t *testing.T) {
 	for _, workers := range []int{2, 7} {
 		if again, _ := makeFile(t, from, to, workers); !bytes.Equal(again, file) {
 			t.Errorf("%d workers make another file", workers)
+		}
+	}
+}
+
+// countingReader counts the bytes that are read.
+type countingReader struct {
+	io.ReaderAt
+	bytes int
+}
+
+func (r *countingReader) ReadAt(p []byte, off int64) (int, error) {
+	n, err := r.ReaderAt.ReadAt(p, off)
+	r.bytes += n
+	return n, err
+}
+
+// TestMakeSample: a sample of the chunks is evenly spread, reads a part of the old image, and its chunks take about as
+// much as in the whole delta.
+func TestMakeSample(t *testing.T) {
+	old := testimages.Random(5, 1<<20)
+	from, to := imageOf(t, old), imageOf(t, change(old))
+	whole, err := Make(t.Context(), from, to, io.Discard, Options{Workers: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range []int{1, 8, 1000} {
+		r := &countingReader{ReaderAt: from.Data}
+		m, err := Make(t.Context(), Image{from.Index, r}, to, io.Discard, Options{Workers: 1, Sample: n})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(m.Tried) != min(n, len(whole.Tried)) || len(m.Rows) < len(m.Tried)*8/10 {
+			t.Errorf("a sample of %d: %d of %d chunks were encoded, which gave %d rows", n, len(m.Tried), len(whole.Tried), len(m.Rows))
+		}
+		if n == 8 && (m.Tried[0] != whole.Tried[0] || m.Tried[7] < whole.Tried[len(whole.Tried)*3/4]) {
+			t.Errorf("a sample of 8 chunks is %v of %v", m.Tried, whole.Tried)
+		}
+		if n == 1 && r.bytes > len(old)/2 {
+			t.Errorf("for one chunk %d bytes of the old image were read", r.bytes)
+		}
+		sizes := map[int]int64{}
+		for _, r := range whole.Rows {
+			sizes[r.Chunk] = r.Size
+		}
+		for _, r := range m.Rows {
+			if s := sizes[r.Chunk]; r.Size < s*9/10 || r.Size > 2*s+1000 {
+				t.Errorf("a sample of %d: chunk %d takes %d bytes, and %d in the whole delta", n, r.Chunk, r.Size, s)
+			}
 		}
 	}
 }

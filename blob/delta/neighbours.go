@@ -31,6 +31,18 @@ func findPlaces(old, new *blob.Index) *places {
 	return p
 }
 
+// limitWanted leaves out wanted chunks, so that at most n are left, evenly spread. 0 is no limit.
+func (p *places) limitWanted(n int) {
+	all := p.wanted
+	if n <= 0 || len(all) <= n {
+		return
+	}
+	p.wanted = make([]int, n)
+	for i := range n {
+		p.wanted[i] = all[i*len(all)/n]
+	}
+}
+
 func sameChunk(a, b blob.Chunk) bool { return a.Digest == b.Digest && a.Size == b.Size }
 
 // between is where a wanted chunk was if its neighbours kept their distance: before has the old offset

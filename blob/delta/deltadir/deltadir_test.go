@@ -585,3 +585,52 @@ func TestTemporaryFile(t *testing.T) {
 		t.Errorf("Publish = %v", err)
 	}
 }
+
+// TestEstimate: an estimate of a delta is about what the published one takes, also if it is of a sample.
+func TestEstimate(t *testing.T) {
+	s := &shop{chunks: new(mem.Bucket), dir: new(mem.Bucket)}
+	image := append(testimages.Random(1, 1200<<10), make([]byte, 100_000)...)
+	s.add(t, image, sizes, blob.SHA256)
+	few, many := bytes.Clone(image), bytes.Clone(image)
+	copy(few[100_000:], testimages.Random(2, 200_000))
+	few[1_000_000] ^= 1
+	for at := 0; at < len(many)-100; at += 10_000 {
+		copy(many[at:], testimages.Random(uint64(at), 100))
+	}
+	for _, changed := range [][]byte{few, many} {
+		x := s.add(t, changed, sizes, blob.SHA256)
+		published := s.mustPublish(t, 0, len(s.indexes)-1)
+		chunks, stored := store.NewChunks(s.chunks, blob.SHA256), make([]int64, x.Len())
+		for i, c := range x.All() {
+			if x.IsZero(i) {
+				continue
+			}
+			n, err := chunks.Stat(t.Context(), c.Digest)
+			if err != nil {
+				t.Fatal(err)
+			}
+			stored[i] = n
+		}
+		source := deltadir.Source{Store: s.getter()}
+		e, err := deltadir.EstimateDelta(t.Context(), open(t, s.indexes[0], source), open(t, x, source), stored, 2)
+		if err != nil {
+			t.Fatal(err)
+		}
+		near := func(a, b int64) bool { return a*5 <= b*6 && b*5 <= a*6 }
+		if !near(e.FileBytes, published.FileBytes) || !near(int64(e.Chunks), int64(published.Chunks)) || e.Sampled > 32 {
+			t.Errorf("estimated %+v, published %+v", e, published)
+		}
+		if all := e.Sampled < 32; all != (e.Error == 0) {
+			t.Errorf("the error is %d: %+v", e.Error, e)
+		}
+		if left := e.LeftOut; left > 0 != bytes.Equal(changed, few) {
+			t.Errorf("%d bytes of chunks are left out: %+v", left, e)
+		}
+		t.Logf("estimated %+v, published %+v", e, published)
+	}
+	source := deltadir.Source{Store: s.getter()}
+	same := open(t, s.indexes[0], source)
+	if e, err := deltadir.EstimateDelta(t.Context(), same, same, make([]int64, same.Index.Len()), 1); e != (deltadir.Estimate{}) || err != nil {
+		t.Errorf("of equal images: %+v, %v", e, err)
+	}
+}
