@@ -55,18 +55,11 @@ func (p *Plan) DeltaSize(chunk int) int64 {
 	return p.delta.selection.Size(chunk)
 }
 
-const (
-	// leastDelta is the least number of bytes to fetch for which a delta is looked for.
-	leastDelta = 32 << 10
-	// leastShare is the least number of bytes to fetch, as a multiple of the bytes that a delta's table takes.
-	leastShare = 4
-)
-
 // useDelta looks for a delta from an image that the seeds hold, and lets it make the chunks that it can
 // make for less than they cost in the store. A delta is a hint: whatever is wrong with it, the plan stays
 // as it is. Only the end of ctx is an error.
 func (p *Plan) useDelta(ctx context.Context) error {
-	if len(p.usableSeeds()) == 0 || p.Totals().Fetch < leastDelta {
+	if len(p.usableSeeds()) == 0 || !apply.IsWorth(p.Totals().Fetch, 0) {
 		return nil
 	}
 	for _, dir := range p.options.Deltas.Dirs {
@@ -98,7 +91,7 @@ func (p *Plan) tryDeltas(ctx context.Context, dir store.Reader) (found bool, err
 	file, old, err := apply.Find(ctx, dir, p.Index, p.usableSeeds(), func(costs int64) (worth bool, err error) {
 		var bytes int64
 		wanted, bytes, err = p.wantedOfDelta(ctx)
-		return bytes >= max(leastDelta, leastShare*costs), err
+		return apply.IsWorth(bytes, costs), err
 	})
 	if file == nil {
 		return false, err

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 
@@ -18,6 +19,8 @@ type diffFlags struct {
 	drawFlags
 	indexes []locate.Location // OLD, NEW
 	json    bool
+
+	estimate bool // the delta, if there is none from OLD
 }
 
 func newDiff() *cobra.Command {
@@ -27,15 +30,26 @@ func newDiff() *cobra.Command {
 		Short: "Print what an update from index OLD to index NEW downloads",
 		Long: `diff prints how many bytes of the image of NEW are in chunks that the image of OLD has too, how many are zeros or
 repeats, and how many are new. With -s it also asks the store for the size of the new chunks, which a machine that
-holds OLD would download.`,
-		Example: `  cairn diff v1.caibx v2.caibx -s https://images.example.com/default.castr`,
-		Args:    checkArgs(cobra.ExactArgs(2)),
-		RunE:    func(c *cobra.Command, _ []string) error { return runDiff(c.Context(), c.OutOrStdout(), f) },
+holds OLD would download, and for a delta beside the store, with which it would download less.
+
+If there is no delta from OLD, --estimate encodes at most 32 of the new chunks, and says what a delta would save. It
+reads these chunks from the store, and those of OLD at their places.`,
+		Example: `  cairn diff v1.caibx v2.caibx -s https://images.example.com/default.castr
+  cairn diff v1.caibx v2.caibx -s default.castr --estimate`,
+		Args: checkArgs(cobra.ExactArgs(2)),
+		RunE: func(c *cobra.Command, _ []string) error { return runDiff(c.Context(), c.OutOrStdout(), f) },
 	}
 	f.stores.addFlags(c)
 	indexArgs(c, &f.indexes, 0)
 	f.addPatience(c)
 	c.Flags().Lookup("store").Usage = "`location` of a store, to print the size of the download too; repeatable"
+	c.Flags().BoolVar(&f.estimate, "estimate", false, "if there is no delta from OLD, estimate one from a sample of the chunks; needs -s")
+	addCheck(c, func([]string) error {
+		if f.estimate && len(f.groups) == 0 {
+			return errors.New("--estimate: name the store of both images with -s")
+		}
+		return nil
+	})
 	c.Flags().Lookup("cache").Hidden = true
 	c.Flags().Lookup("cache-limit").Hidden = true
 	f.drawFlags.addFlags(c, "the new image")
@@ -59,7 +73,9 @@ type diffResult struct {
 	NewBytes      int64           `json:"new_bytes"`
 	NewChunks     int             `json:"new_chunks"`
 	DownloadBytes *int64          `json:"download_bytes,omitempty"` // of the new chunks, as stored
-	Unlike        string          `json:"unlike,omitempty"`         // why the two cannot share chunks
+	Downloads     *int64          `json:"downloads,omitempty"`      // requests for them
+	Delta         *diffDelta      `json:"delta,omitempty"`
+	Unlike        string          `json:"unlike,omitempty"` // why the two cannot share chunks
 }
 
 func runDiff(ctx context.Context, stdout io.Writer, f diffFlags) error {
@@ -85,16 +101,9 @@ func runDiff(ctx context.Context, stdout io.Writer, f diffFlags) error {
 		title: fmt.Sprintf("from %s to %s", oldAt, newAt), index: x, seeds: []string{oldAt.String()}, step: plan.At,
 	}
 	if len(f.groups) > 0 {
-		from, err := f.open(newAt, x.Algorithm(), 0)
-		if err != nil {
+		if err := f.addDownload(ctx, plan, &drawn, &d); err != nil {
 			return err
 		}
-		defer from.Close()
-		n, err := drawn.askSizes(ctx, from)
-		if err != nil {
-			return fmt.Errorf("asking the store for sizes: %w", err)
-		}
-		d.DownloadBytes = &n
 	}
 	if d.Unlike != "" {
 		logf("warning: %s %s: so the two share hardly a chunk. As a seed the old image is scanned, and helps all the same", oldAt, d.Unlike)
@@ -117,7 +126,8 @@ func printDiff(w io.Writer, d diffResult) error {
 		{"  new", plaintext.Size(d.NewBytes), plaintext.Percent(d.NewBytes, d.Size), plaintext.Count(int64(d.NewChunks), "chunk")},
 	}
 	if d.DownloadBytes != nil {
-		rows = append(rows, []string{"  download", plaintext.Size(*d.DownloadBytes)})
+		rows = append(rows,
+			[]string{"  download", plaintext.Size(*d.DownloadBytes), "", countRequests(*d.Downloads)}, d.Delta.row())
 	}
 	return plaintext.WriteTable(w, rows)
 }

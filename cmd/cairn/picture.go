@@ -20,35 +20,40 @@ type picture struct {
 	index   *blob.Index
 	seeds   []string
 	step    func(i int) seed.Step // the source of chunk i
-	stored  []int64               // sizes in the store of the chunks to download, in order; nil if unknown
+	stored  []int64               // by number of the chunk, its size in the store; nil if unknown
 	inDelta func(i int) int64     // size of chunk i in the delta; nil if no chunk is made from a delta
 }
 
 // askSizes asks the stores for the sizes of the chunks to download, and returns their sum.
 func (p *picture) askSizes(ctx context.Context, stores *supply.Supply) (total int64, err error) {
+	var numbers []int
 	var wanted []blob.Digest
 	for i, c := range p.index.All() {
 		if p.step(i).Kind == seed.Fetch {
-			wanted = append(wanted, c.Digest)
+			numbers, wanted = append(numbers, i), append(wanted, c.Digest)
 		}
 	}
-	p.stored, err = stores.Sizes(ctx, wanted)
-	for _, n := range p.stored {
-		total += n
+	sizes, err := stores.Sizes(ctx, wanted)
+	if err != nil {
+		return 0, err
 	}
-	return total, err
+	p.stored = make([]int64, p.index.Len())
+	for n, i := range numbers {
+		p.stored[i] = sizes[n]
+		total += sizes[n]
+	}
+	return total, nil
 }
 
 // eachChunk yields the chunks of the page. It is an iter.Seq.
 func (p *picture) eachChunk(yield func(imagemap.Chunk) bool) {
-	stored := p.stored
 	for i, c := range p.index.All() {
 		step := p.step(i)
 		chunk := imagemap.Chunk{Size: c.Size, Kind: step.Kind, Seed: int(step.Seed)}
-		if step.Kind == seed.Fetch && len(stored) > 0 {
-			chunk.Stored, stored = stored[0], stored[1:]
-		}
-		if step.Kind == seed.Delta {
+		switch {
+		case step.Kind == seed.Fetch && p.stored != nil:
+			chunk.Stored = p.stored[i]
+		case step.Kind == seed.Delta:
 			chunk.Stored = p.inDelta(i)
 		}
 		if !yield(chunk) {

@@ -15,6 +15,17 @@ import (
 // ErrNoBase reports that there are deltas to an image, but none from an image like those of the seeds.
 var ErrNoBase = errors.New("there is no delta from an image like those of the seeds")
 
+const (
+	// leastDelta is the least number of bytes to fetch for which a delta is looked for.
+	leastDelta = 32 << 10
+	// leastShare is the least number of bytes to fetch, as a multiple of the bytes that a delta's table takes.
+	leastShare = 4
+)
+
+// IsWorth reports whether a job that fetches chunks of this many bytes uses a delta, of which costs bytes
+// must be downloaded before it can be used.
+func IsWorth(bytes, costs int64) bool { return bytes >= max(leastDelta, leastShare*costs) }
+
 // mostOfOld is the part of an old image's samples that the seeds must hold, in percent.
 const mostOfOld = 75
 
@@ -22,6 +33,8 @@ const mostOfOld = 75
 // hold, or hold most of. It returns that image as the seeds hold it. worth is called with the number of
 // bytes that must be downloaded before the delta can be used; if it reports false, Find returns nil. The
 // caller must Close the file. A directory without deltas to the image is store.ErrNotFound.
+//
+// The Data of a seed may be nil: then the image that is returned must not be read.
 func Find(
 	ctx context.Context, dir store.Reader, x *blob.Index, seeds []seed.Seed, worth func(bytes int64) (bool, error),
 ) (*File, *seed.OldImage, error) {
@@ -130,7 +143,7 @@ func findBeginning(seeds []seed.Seed, base delta.Base) *seed.Seed {
 // cutIndex returns the index of the first n bytes of a seed, as if they had been scanned alone, or nil.
 // Only the chunk at the end differs from the seed's.
 func cutIndex(s seed.Seed, n int64) *blob.Index {
-	if n < 1 || n > s.Index.Size() {
+	if n < 1 || n > s.Index.Size() || s.Data == nil {
 		return nil
 	}
 	b, err := blob.NewBuilder(s.Index.Algorithm(), s.Index.Params())

@@ -162,3 +162,11 @@ func (s *Selection) Requests() (n int) {
 	}
 	return n
 }
+
+// CountRequests returns how many requests a job takes to read all of a delta's file, whose sizes are known.
+func CountRequests(s Sizes) int {
+	if s.File <= smallFile {
+		return 1
+	}
+	return 1 + int((s.File-s.Head+partSize-1)/partSize)
+}

@@ -116,7 +116,7 @@ func newDeltaServer(t testing.TB, dir string, ranges bool) (url string, sent fun
 // assemble downloads, which is what nginx has sent.
 func TestDelta(t *testing.T) {
 	t.Parallel()
-	all := []pair{edited(t)}
+	all := []pair{edited(t), large(t)}
 	if !testing.Short() {
 		p, err := ext4()
 		if err != nil {
@@ -168,6 +168,67 @@ func TestDelta(t *testing.T) {
 			}
 		})
 	}
+}
+
+// priced is the output of diff --json about the download.
+type priced struct {
+	Bytes     int64 `json:"download_bytes"`
+	Downloads int   `json:"downloads"`
+	Delta     struct {
+		State    string
+		Old      string
+		Bytes    int64
+		Requests int
+		Chunks   int64
+	}
+}
+
+// TestDiffPrice: diff tells what assemble downloads for a machine that holds the old image: with a delta, without one,
+// and with a delta from another image.
+func TestDiffPrice(t *testing.T) {
+	t.Parallel()
+	for _, p := range append([]pair{edited(t), large(t)}, realPairs(t)...) {
+		t.Run(p.name, func(t *testing.T) {
+			t.Parallel()
+			r := withDelta(t, p)
+			near := writeFile(t, t.TempDir(), "near", append([]byte("another"), readFile(t, p.a)...))
+			cairn(t, "make", r.index("near"), near, "-s", filepath.Join(r.dir, "default.castr"))
+			for _, ranges := range []bool{true, false} {
+				url, sent := newDeltaServer(t, r.dir, ranges)
+				for _, seed := range []string{p.a + "=" + r.index("a"), near + "=" + r.index("near")} {
+					_, index, _ := strings.Cut(seed, "=")
+					var price priced
+					parse(t, cairn(t, "diff", "--json", index, url+"/b.caibx", "-s", url+"/default.castr"), &price)
+					args := []string{"assemble", "--json", url + "/b.caibx", filepath.Join(t.TempDir(), "out"), "--seed", seed}
+					var with, without used
+					sent()
+					parse(t, cairn(t, once(args)...), &with)
+					got := sent()
+					args[3] += "2"
+					parse(t, cairn(t, once(append(args, "--no-delta"))...), &without)
+					if price.Bytes != without.Bytes || price.Downloads != without.Downloads {
+						t.Errorf("%s, ranges %v: diff tells of %+v, and without a delta assemble of %+v", seed, ranges, price, without)
+					}
+					if d := price.Delta; d.State != "made" || d.Bytes != with.Bytes || d.Requests != with.Downloads ||
+						d.Chunks != with.Deltas || d.Old != with.Old || got.bytes != d.Bytes || got.requests != d.Requests {
+						t.Errorf("%s, ranges %v: diff tells of %+v, assemble of %+v, nginx has sent %+v", seed, ranges, price, with, got)
+					}
+				}
+			}
+		})
+	}
+}
+
+// large returns a pair whose delta is too large for one request.
+func large(t testing.TB) pair {
+	t.Helper()
+	dir := t.TempDir()
+	a := testimages.Random(4, 4*mib)
+	b := bytes.Clone(a)
+	for at := 0; at < len(b); at += 65_536 {
+		copy(b[at:], testimages.Random(uint64(at), 20_000))
+	}
+	return pair{"large", writeFile(t, dir, "a", a), writeFile(t, dir, "b", b)}
 }
 
 // TestDeltaOfRemembered: the image of a slot is known from the job that wrote it. The slot has changed since.
