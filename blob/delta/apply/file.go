@@ -165,7 +165,7 @@ func (f *File) startStream(ctx context.Context, off, n int64) (*stream, error) {
 // receive copies an answer: the n bytes that were requested, and the rest of a whole object when it is read.
 func (s *stream) receive(ctx context.Context, to io.Writer, from io.Reader, n int64, whole bool) error {
 	if whole {
-		if _, err := io.CopyN(to, from, n); err == io.EOF {
+		if _, err := io.CopyN(to, from, n); errors.Is(err, io.EOF) {
 			return nil
 		} else if err != nil {
 			return err
