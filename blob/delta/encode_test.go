@@ -356,6 +356,9 @@ func (r *countingReader) ReadAt(p []byte, off int64) (int, error) {
 // TestMakeSample: a sample of the chunks is evenly spread, reads a part of the old image, and its chunks take about as
 // much as in the whole delta.
 func TestMakeSample(t *testing.T) {
+	if testing.Short() {
+		t.Skip("encodes many chunks")
+	}
 	old := testimages.Random(5, 1<<20)
 	from, to := imageOf(t, old), imageOf(t, change(old))
 	whole, err := Make(t.Context(), from, to, io.Discard, Options{Workers: 1})

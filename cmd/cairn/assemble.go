@@ -203,7 +203,7 @@ const deltaMemory = 2 << 20
 // limitProcess limits the memory of the process, and makes it idle if the flags say so. Besides the buffers, the process
 // needs memory of its own and the indexes. The garbage collector runs only when it needs more than that.
 func (f *assembleFlags) limitProcess(x *blob.Index) error {
-	const program, chunk = 16 << 20, 128
+	const program, chunk = 12 << 20, 128
 	prepareHeap(x.Size())
 	debug.SetGCPercent(-1)
 	debug.SetMemoryLimit(cmp.Or(f.memory, 32<<20) + program + chunk*int64(x.Len()))
