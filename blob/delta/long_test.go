@@ -17,8 +17,11 @@ import (
 // TestMutated: whatever happens to a delta's file, a decoded chunk has the right digest or is refused.
 func TestMutated(t *testing.T) {
 	files := 200
-	if os.Getenv("CAIRN_LONG") != "" {
+	switch {
+	case os.Getenv("CAIRN_LONG") != "":
 		files = 100_000
+	case testing.Short():
+		files = 50
 	}
 	old := testimages.Random(5, 350_000)
 	from, to := imageOf(t, old), imageOf(t, change(old))
