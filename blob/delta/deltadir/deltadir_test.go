@@ -592,6 +592,7 @@ func TestEstimate(t *testing.T) {
 	if testing.Short() {
 		t.Skip("encodes many chunks")
 	}
+	sizes := chunker.Params{Min: 4 << 10, Avg: 16 << 10, Max: 64 << 10}
 	s := &shop{chunks: new(mem.Bucket), dir: new(mem.Bucket)}
 	image := append(testimages.Random(1, 1200<<10), make([]byte, 100_000)...)
 	s.add(t, image, sizes, blob.SHA256)
