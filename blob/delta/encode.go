@@ -262,13 +262,9 @@ func (e *encoder) encodeChunk(n int) (result encoded, err error) {
 
 // encodeFrame encodes the chunk with a reference, and checks that it decodes.
 func (e *encoder) encodeFrame(ranges []Range) ([]byte, error) {
-	e.reference = resize(e.reference, sizeOf(ranges))
-	at := 0
-	for _, r := range ranges {
-		if n, err := e.from.Data.ReadAt(e.reference[at:at+int(r.Size)], r.Offset); n < int(r.Size) {
-			return nil, fmt.Errorf("reading the old image: %w", err)
-		}
-		at += int(r.Size)
+	var err error
+	if e.reference, err = ReadReference(e.reference, e.from.Data, ranges); err != nil {
+		return nil, err
 	}
 	payload, err := e.frames.encode(nil, e.reference, e.chunk)
 	if err != nil {

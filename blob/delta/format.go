@@ -102,9 +102,6 @@ func appendTable(b []byte, rows []Row) []byte {
 	return b
 }
 
-// MaxHead is the largest size of head and table in bytes.
-const MaxHead = fixedSize + maxTable + sha256.Size
-
 // FirstBytes is enough of a delta's file for TableEnd.
 const FirstBytes = fixedSize
 

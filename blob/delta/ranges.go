@@ -2,8 +2,24 @@ package delta
 
 import (
 	"cmp"
+	"fmt"
+	"io"
 	"slices"
 )
+
+// ReadReference returns the bytes of ranges of the old image, one after the other. It uses the memory of
+// buf if that is enough.
+func ReadReference(buf []byte, old io.ReaderAt, ranges []Range) ([]byte, error) {
+	buf = resize(buf, sizeOf(ranges))
+	at := 0
+	for _, r := range ranges {
+		if n, err := old.ReadAt(buf[at:at+int(r.Size)], r.Offset); n < int(r.Size) {
+			return buf, fmt.Errorf("reading the old image: %w", err)
+		}
+		at += int(r.Size)
+	}
+	return buf, nil
+}
 
 // joinRanges sorts ranges, cuts them to an image of a size, and joins those with at most gap bytes
 // between them. It modifies list.

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"sync/atomic"
 
 	"cairn/blob"
 	"cairn/blob/delta"
@@ -23,11 +22,10 @@ type Sizes struct{ File, Head int64 }
 // File is a delta's file, of which head and table are read.
 type File struct {
 	*delta.Delta
-	reader   store.Reader
-	name     string
-	ahead    []byte  // the first payloads, which the first request read
-	whole    *stream // the rest of the file, if the store supports no ranges; else nil
-	requests atomic.Int64
+	reader store.Reader
+	name   string
+	ahead  []byte  // the first payloads, which the first request read
+	whole  *stream // the rest of the file, if the store supports no ranges; else nil
 }
 
 // Open reads head and table of a delta for the image of x. The caller must Close the file. Absence is
@@ -46,7 +44,7 @@ func (f *File) open(ctx context.Context, x *blob.Index, sizes Sizes) error {
 	switch {
 	case 0 < sizes.File && sizes.File <= smallFile:
 		n = sizes.File
-	case delta.FirstBytes <= sizes.Head && sizes.Head <= delta.MaxHead:
+	case delta.FirstBytes <= sizes.Head && sizes.Head <= delta.MaxHeadSize:
 		n = sizes.Head
 	}
 	first, err := f.startStream(ctx, 0, n)
@@ -107,9 +105,6 @@ func (f *File) Close() {
 // IsStream reports whether the store does not support ranges, so that payloads are read in order.
 func (f *File) IsStream() bool { return f.whole != nil }
 
-// Requests returns the number of requests so far.
-func (f *File) Requests() int64 { return f.requests.Load() }
-
 // readEnd returns the offset up to which the file is read.
 func (f *File) readEnd() int64 { return f.HeadSize() + int64(len(f.ahead)) }
 
@@ -130,7 +125,6 @@ type stream struct {
 
 // startStream requests n bytes from offset off on, and returns when the answer begins.
 func (f *File) startStream(ctx context.Context, off, n int64) (*stream, error) {
-	f.requests.Add(1)
 	ctx, cancel := context.WithCancel(ctx)
 	out, in := io.Pipe()
 	s := &stream{asked: n, pipe: out, more: make(chan struct{}), end: cancel, done: make(chan struct{})}

@@ -185,13 +185,9 @@ func (s *Source) decode(ctx context.Context, dst []byte, row delta.Row, part []b
 		return ctx.Err()
 	}
 	defer func() { s.workers <- w }()
-	w.reference = w.reference[:0]
-	for _, r := range row.Ranges {
-		at := len(w.reference)
-		w.reference = slices.Grow(w.reference, int(r.Size))[:at+int(r.Size)]
-		if n, err := s.old.ReadAt(w.reference[at:], r.Offset); n < int(r.Size) {
-			return fmt.Errorf("reading the old image: %w", err)
-		}
+	var err error
+	if w.reference, err = delta.ReadReference(w.reference, s.old, row.Ranges); err != nil {
+		return err
 	}
 	return w.decoder.Decode(dst, w.reference, part[row.Offset-start:][:row.Size])
 }

@@ -47,13 +47,9 @@ func checkFile(ctx context.Context, file []byte, from *Image, to *blob.Index, pa
 				if row.Kind != delta.Frame {
 					continue
 				}
-				reference = reference[:0]
-				for _, r := range row.Ranges {
-					at := len(reference)
-					reference = append(reference, make([]byte, r.Size)...)
-					if _, err := from.ReadAt(reference[at:], r.Offset); err != nil {
-						return fmt.Errorf("reading the old image: %w", err)
-					}
+				var err error
+				if reference, err = delta.ReadReference(reference, from, row.Ranges); err != nil {
+					return err
 				}
 				c := to.At(row.Chunk)
 				chunk = append(chunk[:0], make([]byte, c.Size)...)
