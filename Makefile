@@ -19,7 +19,7 @@ BENCH ?= .
 COUNT ?= 6
 PKGS ?= ./...
 
-.PHONY: help build check fmt vet lint tidy vuln race libzstd fuzz-short cross test test-long fuzz bench bench-net bench-delta bench-compare figures demo cover tools clean
+.PHONY: help build check fmt vet lint tidy vuln race libzstd cross test test-long fuzz bench bench-net bench-delta bench-update bench-compare figures demo cover tools clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -27,7 +27,7 @@ help: ## list the targets
 build: ## the static binary ./cairn
 	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION)' -o cairn ./cmd/cairn
 
-check: fmt vet lint tidy vuln race libzstd fuzz-short cross ## before a commit: format, vet, lint, known vulnerabilities, race tests, short fuzz, cross-build
+check: fmt vet lint tidy vuln race libzstd cross ## before a commit: format, vet, lint, known vulnerabilities, race tests, cross-build
 
 fmt:
 	@bad=$$(gofmt -l .); [[ -z $$bad ]] || { echo "not gofmt'ed:" $$bad; exit 1; }
@@ -52,9 +52,6 @@ libzstd: ## the tests of the build that links libzstd, where there is a C compil
 	  set -x; go vet -tags libzstd ./store/... ./blob/delta && CGO_ENABLED=1 go test -vet=off -short -tags libzstd ./store ./store/chunkfile ./blob/ingest ./blob/delta; \
 	else echo "no C compiler: the libzstd build is not tested"; fi
 
-fuzz-short:
-	.ci/fuzz 1s
-
 cross:
 	GOARCH=arm64 CGO_ENABLED=0 go build ./...
 	GOARCH=arm GOARM=7 CGO_ENABLED=0 go build ./...
@@ -67,6 +64,7 @@ test: ## install the peers, then run every test against them (a quarter of an ho
 test-long: ## the same with large counts and real images (hours)
 	.ci/install
 	CAIRN_LONG=1 go test -count=1 -timeout 6h -v ./...
+	.ci/fuzz 10s
 
 fuzz: ## every fuzz target for FUZZTIME (default 30s) each
 	.ci/fuzz $(FUZZTIME)
@@ -79,6 +77,9 @@ bench-net: ## measure cairn beside desync over slow, long and lossy links
 
 bench-delta: ## measure deltas beside zstd --patch-from and xdelta3
 	.ci/bench delta
+
+bench-update: ## measure an update over a slow link beside casync and desync
+	.ci/bench update
 
 bench-compare: ## Go benchmarks of REF=... against this tree (BENCH=regexp PKGS=./... COUNT=6)
 	@[[ -n "$(REF)" ]] || { echo "usage: make bench-compare REF=commit [BENCH=regexp] [PKGS=./...] [COUNT=6]"; exit 2; }

@@ -32,6 +32,7 @@ func main() {
 	flag.BoolVar(&o.serve, "serve", false, "measure servers of a warm image instead")
 	flag.BoolVar(&o.delta, "delta", false, "measure deltas instead: what an update from a to b downloads")
 	flag.BoolVar(&o.net, "net", false, "measure over links instead: how fast release b comes from a web server")
+	flag.BoolVar(&o.update, "update", false, "measure updates over a link instead: release b with a as a seed, with and without a delta")
 	flag.StringVar(&o.link, "link", "", "only links whose name has this `text` in it, such as 100 Mbit")
 	flag.Int64Var(&o.bytes, "bytes", 0, "of each image, use that many `bytes` over links (default: all)")
 	flag.IntVar(&o.rounds, "rounds", 5, "how many `times` to run everything")
@@ -45,7 +46,7 @@ func main() {
 type options struct {
 	cairn, libzstd, images, work, disk, out string
 	rounds                                  int
-	net, serve, delta                       bool
+	net, serve, delta, update               bool
 	link                                    string
 	bytes                                   int64
 }
@@ -53,7 +54,7 @@ type options struct {
 // run measures with the images of each format, and writes the results.
 func run(ctx context.Context, o options, formats []string) error {
 	if len(formats) == 0 || o.rounds < 1 || o.images == "" || o.out == "" {
-		return errors.New("usage: bench [-net | -serve | -delta] -images DIR [-cairn BINARY] [-libzstd BINARY] [-work DIR] [-disk DIR] [-rounds N] [-link TEXT] [-bytes N] " +
+		return errors.New("usage: bench [-net | -serve | -delta | -update] -images DIR [-cairn BINARY] [-libzstd BINARY] [-work DIR] [-disk DIR] [-rounds N] [-link TEXT] [-bytes N] " +
 			"-out PATH FORMAT [FORMAT]")
 	}
 	for _, path := range []*string{&o.cairn, &o.libzstd, &o.disk, &o.work} { // the tools run in directories of their own
@@ -61,7 +62,7 @@ func run(ctx context.Context, o options, formats []string) error {
 			return err
 		}
 	}
-	if o.net {
+	if o.net || o.update {
 		return runNet(ctx, o, formats)
 	}
 	tools := [][]string{{o.cairn, "version"}, words("casync --version"), words("qemu-nbd --version"),

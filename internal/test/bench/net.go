@@ -82,15 +82,20 @@ type netResults struct {
 	Machine machine     `json:"machine"`
 	Rounds  int         `json:"rounds"`
 	Samples []netSample `json:"samples"`
+	update  bool        // the samples are of updates
 }
 
 // runNet measures over links with the images of each format, and writes the results.
 func runNet(ctx context.Context, o options, formats []string) error {
-	machine, err := describeMachine(ctx, []string{o.cairn, "version"}, []string{"nginx", "-v"})
+	tools := [][]string{{o.cairn, "version"}, {"nginx", "-v"}}
+	if o.update {
+		tools = append(tools, []string{"casync", "--version"})
+	}
+	machine, err := describeMachine(ctx, tools...)
 	if err != nil {
 		return err
 	}
-	r := netResults{Machine: machine, Rounds: o.rounds}
+	r := netResults{Machine: machine, Rounds: o.rounds, update: o.update}
 	for _, format := range formats {
 		if err := r.measure(ctx, o, format); err != nil {
 			return fmt.Errorf("%s: %w", format, err)
@@ -111,30 +116,38 @@ func (r *netResults) measure(ctx context.Context, o options, format string) (err
 		return err
 	}
 	defer func() { err = errors.Join(err, depot.nginx.Stop()) }()
+	links, tools := netLinks(), netTools(o.cairn)
+	if o.update {
+		links, tools = updateLinks(), updateTools(o.cairn)
+	}
 	for round := range o.rounds {
-		for _, l := range netLinks() {
+		for _, l := range links {
 			if !strings.Contains(l.name, o.link) {
 				continue
 			}
-			for _, tool := range netTools(o.cairn) {
+			for _, tool := range tools {
 				s := netSample{Image: format, Link: l.name, Tool: tool.name, Payload: depot.payload, Rate: l.link.Rate}
 				if err := depot.measure(ctx, l, tool, &s); err != nil {
 					return fmt.Errorf("%s with %s: %w", l.name, tool.name, err)
 				}
 				r.Samples = append(r.Samples, s)
-				fmt.Fprintf(os.Stderr, "bench: %s, round %d of %d, %s: %s took %.1f s, %.0f %% of the link\n", format, round+1,
-					o.rounds, l.name, tool.name, s.Wall, 100*s.Share)
+				fmt.Fprintf(os.Stderr, "bench: %s, round %d of %d, %s: %s took %.1f s\n", format, round+1, o.rounds, l.name,
+					tool.name, s.Wall)
+			}
+			if o.update {
+				r.Samples = append(r.Samples, depot.modelBlocks(format, l))
 			}
 		}
 	}
 	return nil
 }
 
-// depot is release b behind nginx.
+// depot is release b behind nginx. Tools run in work.
 type depot struct {
 	work, image string
 	nginx       *nginx.Server
 	payload     int64
+	blocks      int64 // what an update by blocks downloads, if updates are measured
 }
 
 func newDepot(ctx context.Context, o options, work, format string) (*depot, error) {
@@ -152,6 +165,11 @@ func newDepot(ctx context.Context, o options, work, format string) (*depot, erro
 	}
 	if d.payload, err = sizeOf(served); err != nil {
 		return nil, err
+	}
+	if o.update {
+		if err := d.prepareUpdate(ctx, o, served, format); err != nil {
+			return nil, err
+		}
 	}
 	d.nginx, err = nginx.Start(nginx.Options{Root: served, Work: work})
 	return d, err
@@ -277,13 +295,25 @@ func (d *depot) rigCPU() (float64, error) {
 	return server + time.Duration(own.Utime.Nano()+own.Stime.Nano()).Seconds(), nil
 }
 
-// writeFiles writes the results as JSON, with every sample, and as tables.
+// writeFiles writes the results as JSON, with every sample, as tables, and as charts of updates.
 func (r *netResults) writeFiles(path string) error {
 	text, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
 		return err
 	}
-	return errors.Join(os.WriteFile(path+".json", append(text, '\n'), 0o644), os.WriteFile(path+".md", []byte(r.markdown()), 0o644))
+	files := map[string]string{path + ".json": string(text) + "\n", path + ".md": r.markdown()}
+	if r.update {
+		files[path+".md"] = r.updateMarkdown()
+		for image, samples := range groupBy(r.Samples, func(s netSample) string { return s.Image }) {
+			files[path+"-"+image+".svg"] = updateChart(image, samples)
+		}
+	}
+	for name, text := range files {
+		if err := os.WriteFile(name, []byte(text), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // markdown returns the results as a table for each kind of image.
@@ -305,8 +335,13 @@ func (r *netResults) markdown() string {
 	return b.String()
 }
 
-// writeNet writes a row. It lists all different exit statuses.
-func writeNet(b *strings.Builder, link, tool string, samples []netSample) {
+// netCost is the median of each figure of a tool's samples over a link. exits lists all different exit statuses.
+type netCost struct {
+	wall, share, cpu, rigCPU, requests, connections, lost, down, up float64
+	exits                                                           string
+}
+
+func netCostOf(samples []netSample) netCost {
 	of := func(figure func(netSample) float64) float64 {
 		var values []float64
 		for _, s := range samples {
@@ -318,12 +353,25 @@ func writeNet(b *strings.Builder, link, tool string, samples []netSample) {
 	for exit := range groupBy(samples, exitOf) {
 		exits = append(exits, exit)
 	}
+	return netCost{
+		wall:        of(func(s netSample) float64 { return s.Wall }),
+		share:       of(func(s netSample) float64 { return s.Share }),
+		cpu:         of(func(s netSample) float64 { return s.CPU }),
+		rigCPU:      of(func(s netSample) float64 { return s.RigCPU }),
+		requests:    of(func(s netSample) float64 { return float64(s.Requests) }),
+		connections: of(func(s netSample) float64 { return float64(s.Connections) }),
+		lost:        of(func(s netSample) float64 { return float64(s.Lost) }),
+		down:        of(func(s netSample) float64 { return float64(s.Down) }),
+		up:          of(func(s netSample) float64 { return float64(s.Up) }),
+		exits:       strings.Join(exits, ", "),
+	}
+}
+
+// writeNet writes a row.
+func writeNet(b *strings.Builder, link, tool string, samples []netSample) {
+	c := netCostOf(samples)
 	fmt.Fprintf(b, "| %s | %s | %.1f | %.1f %% | %.0f | %.0f | %.0f | %.1f | %.2f | %.2f | %.2f | %s |\n", link, tool,
-		of(func(s netSample) float64 { return s.Wall }), 100*of(func(s netSample) float64 { return s.Share }),
-		of(func(s netSample) float64 { return float64(s.Requests) }), of(func(s netSample) float64 { return float64(s.Connections) }),
-		of(func(s netSample) float64 { return float64(s.Lost) }),
-		of(func(s netSample) float64 { return float64(s.Down) / 1e6 }), of(func(s netSample) float64 { return float64(s.Up) / 1e6 }),
-		of(func(s netSample) float64 { return s.CPU }), of(func(s netSample) float64 { return s.RigCPU }), strings.Join(exits, ", "))
+		c.wall, 100*c.share, c.requests, c.connections, c.lost, c.down/1e6, c.up/1e6, c.cpu, c.rigCPU, c.exits)
 }
 
 // exitOf returns the end of a command: its status, or "too slow".
