@@ -13,14 +13,17 @@ func inGuest() bool { return os.Getenv("CAIRN_GUEST") != "" }
 
 // guestParts returns the parts of TestGuest. Each runs in a virtual machine of its own.
 func guestParts() map[string]func(*testing.T) {
-	return map[string]func(*testing.T){
-		"power ext4":     func(t *testing.T) { guestPower(t, guestReleases("ext4")) },
-		"power squashfs": func(t *testing.T) { guestPower(t, guestReleases("squashfs")) },
-		"faults":         guestFaults,
-		"roots":          guestRoots,
-		"cache power":    guestCachePower,
-		"cache faults":   guestCacheFaults,
+	parts := map[string]func(*testing.T){
+		"power ext4":   func(t *testing.T) { guestPower(t, guestReleases("ext4")) },
+		"faults":       guestFaults,
+		"roots":        guestRoots,
+		"cache power":  guestCachePower,
+		"cache faults": guestCacheFaults,
 	}
+	if long() {
+		parts["power squashfs"] = func(t *testing.T) { guestPower(t, guestReleases("squashfs")) }
+	}
+	return parts
 }
 
 // TestGuest is run by TestVM in a virtual machine, which may change all its devices.
