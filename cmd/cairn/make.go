@@ -7,12 +7,14 @@ import (
 	"fmt"
 	"io"
 	"strconv"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"cairn/blob"
 	"cairn/blob/ingest"
 	"cairn/blob/release"
+	"cairn/blob/scan"
 	"cairn/chunker"
 	"cairn/internal/openfile"
 	"cairn/internal/plaintext"
@@ -32,6 +34,7 @@ type makeFlags struct {
 	publish
 	keepLast
 	deltaFrom []locate.Location // indexes of old images
+	indexOnly bool              // store no chunks
 }
 
 func newMake() *cobra.Command {
@@ -53,12 +56,15 @@ the superblock of its file system (squashfs, ext2/3/4, erofs). make warns of an 
 that was mounted for writing when it was copied.
 
 --delta-from OLD makes a delta from the image of the index OLD, whose chunks are in the same store, before INDEX is
-written; see 'cairn delta'. If that fails, INDEX is not written.`,
+written; see 'cairn delta'. If that fails, INDEX is not written.
+
+--index-only writes INDEX and stores no chunks, for example as the index of a seed.`,
 		Example: `  cairn make v2.caibx root.squashfs -s /srv/images/default.castr
   cairn make slot-a.caibx /dev/disk/by-partlabel/root-a --size filesystem
   zcat root.img.gz | cairn make v2.caibx -
   cairn make s3://images/v2.caibx root.squashfs --base s3://images/v1.caibx --create-only
-  cairn make v3.caibx root.squashfs --delta-from v1.caibx --delta-from v2.caibx --keep-last 2`,
+  cairn make v3.caibx root.squashfs --delta-from v1.caibx --delta-from v2.caibx --keep-last 2
+  cairn make slot-a.caibx PARTLABEL=root-a --index-only`,
 		Args: checkArgs(cobra.ExactArgs(2)),
 		RunE: func(c *cobra.Command, args []string) error { return runMake(c.Context(), c.OutOrStdout(), f, args[1]) },
 	}
@@ -102,9 +108,15 @@ written; see 'cairn delta'. If that fails, INDEX is not written.`,
 	f.publish.addFlags(c)
 	flags.Var(locationsFlag(&f.deltaFrom), "delta-from", "make a delta from the image of this `index`; repeatable, the newest last")
 	f.keepLast.addFlags(c)
+	flags.BoolVar(&f.indexOnly, "index-only", false, "write the index, and store no chunks")
 	addCheck(c, func([]string) error {
 		if f.keepLast.n > 0 && len(f.deltaFrom) == 0 {
 			return errors.New("--keep-last needs --delta-from INDEX")
+		}
+		for _, name := range storeFlags {
+			if f.indexOnly && flags.Changed(name) {
+				return fmt.Errorf("--%s is about a store, and --index-only writes to none", name)
+			}
 		}
 		return nil
 	})
@@ -122,11 +134,14 @@ written; see 'cairn delta'. If that fails, INDEX is not written.`,
 	return c
 }
 
+// storeFlags are the flags of make that have no effect without a store.
+var storeFlags = []string{"store", "base", "uploads", "compression", "compression-level", "delta-from"}
+
 // makeResult is the output of make --json.
 type makeResult struct {
 	Index   string  `json:"index"`
 	Digest  string  `json:"index_digest"`
-	Store   string  `json:"store"`
+	Store   string  `json:"store,omitempty"` // "" without a store
 	Seconds float64 `json:"seconds"`
 	ingest.Stats
 	Deltas  []deltaResult `json:"deltas,omitempty"`
@@ -134,7 +149,7 @@ type makeResult struct {
 }
 
 func runMake(ctx context.Context, stdout io.Writer, f makeFlags, image string) error {
-	if f.store.IsZero() {
+	if f.store.IsZero() && !f.indexOnly {
 		var err error
 		if f.store, err = f.index.DefaultStore(); err != nil {
 			return err
@@ -168,6 +183,9 @@ func runMake(ctx context.Context, stdout io.Writer, f makeFlags, image string) e
 	}
 	defer src.Close()
 	logSource(image, src, f.extent)
+	if f.indexOnly {
+		return makeIndex(ctx, outlet, src, f, image, stdout)
+	}
 	if to == nil { // a missing image leaves no new directory
 		if to, err = openStore(); err != nil {
 			return err
@@ -175,6 +193,27 @@ func runMake(ctx context.Context, stdout io.Writer, f makeFlags, image string) e
 	}
 	defer store.Close(to)
 	return makeInto(ctx, to, outlet, src, f, image, stdout)
+}
+
+// makeIndex cuts an open image, publishes its index and prints the result. No chunk is stored.
+func makeIndex(
+	ctx context.Context, outlet *release.Outlet, src *ingest.Source, f makeFlags, image string, stdout io.Writer,
+) error {
+	prepareHeap(src.Size)
+	p := newProgress(f.progress, "making "+f.index.String(), src.Size)
+	x, stats, err := scan.Image(ctx, src.Source, scan.Options{
+		Algorithm: f.digest, Params: f.params, Workers: f.jobs,
+		Progress: func(s scan.Stats) { p.show(s.Size, "", s) },
+	})
+	p.end()
+	if err != nil {
+		return fmt.Errorf("making %s of %s: %w", f.index, image, err)
+	}
+	if err := outlet.Publish(ctx, x); err != nil {
+		return fmt.Errorf("writing index %s: %w", f.index, explainNoCreate(err))
+	}
+	r := makeResult{Index: f.index.String(), Stats: ingest.Stats{Stats: stats}}
+	return f.printResult(stdout, r, x, p.elapsed(), "no chunk was stored")
 }
 
 // makeInto cuts an open image into a store, publishes its index and prints the result.
@@ -229,17 +268,21 @@ func makeInto(
 	if r.Removed, err = f.removeOld(ctx, deltas.dir, x, deltas.old...); err != nil {
 		return err
 	}
-	r.Seconds = p.elapsed().Seconds()
-	if f.json {
-		r.Digest = x.Digest().String()
-		return writeJSON(openfile.Optional(stdout), r)
-	}
 	outcome := "the store has every chunk already, none was written"
 	if r.New > 0 {
 		outcome = fmt.Sprintf("%s (%s), stored in %s", plaintext.Count(r.New, "new chunk"), plaintext.Size(r.NewBytes), plaintext.Size(r.Stored))
 	}
+	return f.printResult(stdout, r, x, p.elapsed(), outcome)
+}
+
+// printResult prints the result of a make. outcome says what became of the chunks.
+func (f *makeFlags) printResult(stdout io.Writer, r makeResult, x *blob.Index, elapsed time.Duration, outcome string) error {
+	if f.json {
+		r.Digest, r.Seconds = x.Digest().String(), elapsed.Seconds()
+		return writeJSON(openfile.Optional(stdout), r)
+	}
 	logf("made %s of %s (%s): %s, in %s",
-		r.Index, plaintext.Size(r.Size), plaintext.Count(int64(r.Chunks), "chunk"), outcome, plaintext.Duration(p.elapsed()))
+		r.Index, plaintext.Size(r.Size), plaintext.Count(int64(r.Chunks), "chunk"), outcome, plaintext.Duration(elapsed))
 	return nil
 }
 

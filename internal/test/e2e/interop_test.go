@@ -2,8 +2,12 @@ package e2e
 
 import (
 	"bytes"
+	"io"
+	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"cairn/internal/test/looptest"
@@ -88,6 +92,10 @@ func wantCasyncsIndex(t testing.TB, digest string, s sizes, image string) {
 	if !bytes.Equal(readFile(t, index), readFile(t, m.index)) {
 		t.Errorf("%s, %s, %s: the index of cairn differs from casync's", image, digest, s.kib)
 	}
+	cairn(t, "make", "--index-only", "--digest", digest, "--chunk-size", s.kib, index, image)
+	if !bytes.Equal(readFile(t, index), readFile(t, m.index)) {
+		t.Errorf("%s, %s, %s: the index of cairn make --index-only differs from casync's", image, digest, s.kib)
+	}
 	var result struct {
 		New int64 `json:"new_chunks"`
 	}
@@ -166,6 +174,41 @@ func TestMakeFromStdin(t *testing.T) {
 			t.Errorf("%s: the index of stdin differs from the file's", i.name)
 		}
 		wantSame(t, extractWith(t, "cairn", digest512, m), i.path)
+	}
+}
+
+// TestMakeIndexOnly: an index without a store is the one that desync makes without a store. Memory does not grow with the
+// image, also when it is a stream.
+func TestMakeIndexOnly(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	image := writeFile(t, dir, "image", testimages.Random(1, 3<<20))
+	ours, theirs := filepath.Join(dir, "ours", "x.caibx"), filepath.Join(dir, "theirs.caibx")
+	mkdir(t, filepath.Dir(ours))
+	cairn(t, "make", "--index-only", ours, image)
+	must(t, "desync", "make", theirs, image)
+	must(t, "desync", "verify-index", ours, image)
+	if must(t, "desync", "list-chunks", ours) != must(t, "desync", "list-chunks", theirs) {
+		t.Error("the chunks of the index differ from desync's")
+	}
+	if files, err := os.ReadDir(filepath.Dir(ours)); err != nil || len(files) != 1 {
+		t.Errorf("beside the index are %v, %v", files, err)
+	}
+
+	const size, most = 512 << 20, 96 << 20
+	zeros, err := os.Open("/dev/zero")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer zeros.Close()
+	cmd := exec.CommandContext(t.Context(), need.Tool(t, "cairn"), "make", "--index-only", "--jobs", "2", ours, "-")
+	cmd.Stdin = io.LimitReader(zeros, size) // through a pipe
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	peak := int64(cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss) << 10 //nolint:unconvert // 32 bits on some machines
+	if peak > most && !raceDetector {
+		t.Errorf("an index of %d bytes takes %d bytes of memory, want at most %d", size, peak, most)
 	}
 }
 
