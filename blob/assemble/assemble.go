@@ -7,8 +7,10 @@ package assemble
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"slices"
 	"sync"
@@ -85,6 +87,9 @@ type Options struct {
 	Own int
 	// Verify selects the chunks to read back at the end.
 	Verify Extent
+	// ImageSum is the SHA-256 that the whole image must have; nil if it is not known. Another sum is an
+	// *ImageSumError: the head is not written, and a stream is not completed.
+	ImageSum *ImageSum
 	// Inspect is called with the verified first chunk of the image before the target is changed. It is
 	// not called for a chunk of zeros. An error ends the run. May be nil.
 	Inspect func(first []byte) error
@@ -161,7 +166,8 @@ type job struct {
 	copyLater []int      // chunks to copy from elsewhere on the target
 	idle      []*segment // finished segments, whose buffers are reused
 
-	streamRepeats *repeats // of a stream; nil if the target can be read
+	streamRepeats *repeats  // of a stream; nil if the target can be read
+	streamSum     hash.Hash // of the written part of a stream; used by the segment whose turn it is; nil for none
 
 	flushMu   sync.Mutex // held during a flush before the end
 	unflushed atomic.Int64
@@ -195,6 +201,9 @@ func newJob(p *seed.Plan, from store.Getter, t Target, o Options) *job {
 	j.counters.seeds = make([]atomic.Int64, len(p.Seeds))
 	if o.Stream {
 		j.streamRepeats = planRepeats(p, 0, p.Index.Len(), repeats)
+		if o.ImageSum != nil {
+			j.streamSum = sha256.New()
+		}
 	}
 	return j
 }
@@ -275,7 +284,10 @@ func (j *job) run(ctx context.Context) error {
 		return err
 	}
 	head.countDone()
-	return j.readBack(ctx, 0, j.plan.Index.Len())
+	if err := j.readBack(ctx, 0, j.plan.Index.Len()); err != nil {
+		return err
+	}
+	return j.checkImageSum(ctx, head)
 }
 
 func (j *job) inspectHead(head *segment) error {
@@ -440,7 +452,7 @@ func (j *job) writeParts(p []byte, parts []span) error {
 }
 
 // commitHead completes the image. It flushes everything but the head, reads it back if Verify is set,
-// and then writes the head.
+// compares the sum of the image if there is one, and then writes the head.
 func (j *job) commitHead(ctx context.Context, head *segment) error {
 	if err := j.beginChange(); err != nil {
 		return err
@@ -449,6 +461,9 @@ func (j *job) commitHead(ctx context.Context, head *segment) error {
 		return err
 	}
 	if err := j.readBack(ctx, head.hi, j.plan.Index.Len()); err != nil {
+		return err
+	}
+	if err := j.checkImageSum(ctx, head); err != nil {
 		return err
 	}
 	if err := head.writeWhole(); err != nil {

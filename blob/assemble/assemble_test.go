@@ -536,10 +536,6 @@ func TestPreviewCancelled(t *testing.T) {
 	}
 }
 
-type readerAtFunc func(p []byte, off int64) (int, error)
-
-func (f readerAtFunc) ReadAt(p []byte, off int64) (int, error) { return f(p, off) }
-
 // TestCancelledInRepeats: a cancelled run copies no further repeats.
 func TestCancelledInRepeats(t *testing.T) {
 	part := random(1, 1<<20)

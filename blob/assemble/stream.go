@@ -27,6 +27,9 @@ type ZeroWriter interface{ WriteZeros(n int64) error }
 // before that are written. A quarter of Options.Memory caches chunks that repeat; those that do not fit
 // are fetched again.
 //
+// With Options.ImageSum, which needs a Sink for the whole image, the last segment is written only if the
+// sum of the image is right.
+//
 // Stream ignores the options New, Own, Verify and Changing. Inspect is not called for a part that
 // begins after the first chunk.
 func Stream(ctx context.Context, p *seed.Plan, from store.Getter, to Sink, o Options) (Stats, error) {
@@ -52,6 +55,9 @@ func Stream(ctx context.Context, p *seed.Plan, from store.Getter, to Sink, o Opt
 		s.turn.startNext()
 		return nil
 	})
+	if err == nil && p.Index.Len() == 0 && o.ImageSum != nil {
+		err = o.ImageSum.compare(j.streamSum)
+	}
 	if err != nil {
 		return j.stats(), err
 	}
@@ -78,6 +84,9 @@ func newStream(p *seed.Plan, from store.Getter, to Sink, o Options) *job {
 func (s *segment) writeOut(to Sink) error {
 	for i := s.lo; i < s.hi; i++ {
 		s.job.streamRepeats.keepOrCopy(s, i)
+	}
+	if err := s.hashSegment(); err != nil {
+		return err
 	}
 	zeros, sparse := to.Writer.(ZeroWriter)
 	for i := s.lo; i < s.hi; {

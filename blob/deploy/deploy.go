@@ -42,6 +42,9 @@ type Options struct {
 	Far     bool  // as in assemble.Options
 	Verify  Verify
 	Tail    Tail
+	// ImageSum is the SHA-256 that the image must have; nil if it is not known. Another sum is an
+	// *assemble.ImageSumError: a target in place stays invalid, and a file does not get its name.
+	ImageSum *assemble.ImageSum
 
 	// Notes is called with each event that does not end the job. May be nil.
 	Notes func(Note)
@@ -188,7 +191,7 @@ func (p *Plan) Stream(ctx context.Context, from store.Getter, to assemble.Sink) 
 func (p *Plan) assembleOptions(progress func(assemble.Stats)) assemble.Options {
 	o, t := &p.options, p.target
 	return assemble.Options{
-		New: t.blank, Memory: o.Memory, Far: o.Far, Own: p.own, Verify: o.verifyExtent(t.inPlace),
+		New: t.blank, Memory: o.Memory, Far: o.Far, Own: p.own, Verify: o.verifyExtent(t.inPlace), ImageSum: o.ImageSum,
 		Stream: t.stream != nil, Progress: progress, Inspect: release.RefuseArchive,
 		Changing: func() error {
 			o.newLearner().recordBegin(t, p.Index)

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"cairn/blob"
+	"cairn/blob/assemble"
 	"cairn/blob/release"
 	"cairn/blob/verify"
 	"cairn/internal/atomicfile"
@@ -89,7 +90,7 @@ func Claim(ctx context.Context, location string, x *blob.Index, o Options) (*Tar
 		if err := blockdev.RefuseStray(at.Path, o.Force); err != nil {
 			return nil, err
 		}
-		return replaceFile(ctx, at.Path, x, info.Mode(), o.Workers)
+		return replaceFile(ctx, at.Path, x, info.Mode(), o)
 	}
 	return claimInPlace(ctx, location, at, x.Size(), o)
 }
@@ -209,12 +210,18 @@ func newFile(path string, size int64, mode fs.FileMode) (*Target, error) {
 
 // replaceFile returns a file that will replace an existing one. If the old file holds the image, that
 // file is the target, whole. Otherwise the old file is a seed.
-func replaceFile(ctx context.Context, path string, x *blob.Index, mode fs.FileMode, workers int) (*Target, error) {
+func replaceFile(ctx context.Context, path string, x *blob.Index, mode fs.FileMode, o Options) (*Target, error) {
 	old, err := blockdev.OpenRead(path, blockdev.Section{})
 	if err != nil {
 		return nil, err
 	}
-	whole, err := holdsImage(ctx, old, x, workers)
+	whole, err := holdsImage(ctx, old, x, o.Workers)
+	if whole && o.ImageSum != nil {
+		if err := assemble.CheckImageSum(ctx, old, x.Size(), *o.ImageSum); err != nil {
+			old.Close()
+			return nil, err
+		}
+	}
 	whole = whole && atomicfile.Sync(path) == nil // its writer may not have flushed it; after an error it is written again
 	if whole {
 		return &Target{name: path, before: old, whole: true}, nil

@@ -3,6 +3,8 @@ package main
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -74,6 +76,7 @@ type assembleFlags struct {
 	maxDownload int64
 	tail        string
 	verify      string
+	imageSum    *assemble.ImageSum
 	exec        string
 	idle        bool
 }
@@ -95,7 +98,7 @@ are there already are not downloaded again.
 A device is written in place, exclusively, and only if it is not in use. Its first bytes are made invalid first and
 written last, so that a half-written slot is not mistaken for a complete one. Switch a boot loader to it only if the
 exit status is 0. Status 5 says that the target was refused. A file gets its name when it is complete and on the
-medium.
+medium. --image-sha256 also compares the whole image, before that.
 
 With - or a FIFO, the image is written in order, and the exit status says whether it is complete. A block device on
 stdout is checked, claimed and written like a TARGET of that name.`,
@@ -126,6 +129,14 @@ stdout is checked, claimed and written like a TARGET of that name.`,
 		"`what` to do with a partition's bytes behind the image: keep, zero or discard")
 	flags.Var(choiceFlag(&f.verify, string(deploy.VerifyNone), string(deploy.VerifyChanged), string(deploy.VerifyAll)), "verify-after",
 		"`what` to read back from the medium and compare: none, changed or all (default: changed for devices, none for files)")
+	flags.Var(funcFlag{"hex", "", func(text string) error {
+		sum, err := hex.DecodeString(text)
+		if err != nil || len(sum) != sha256.Size {
+			return errors.New("want the 64 hexadecimal digits of a SHA-256")
+		}
+		f.imageSum = (*assemble.ImageSum)(sum)
+		return nil
+	}}, "image-sha256", "fail unless the whole image has this SHA-256, in `hex`")
 	flags.StringVar(&f.exec, "exec", "", "`program` to run when the image is on the medium, with the result as JSON on its stdin")
 	flags.BoolVar(&f.idle, "idle", false, "use the disk and the processor only when no other program does")
 	checkStdioUse(c, func(u *stdioUsers, args []string) {
@@ -219,6 +230,7 @@ func (f *assembleFlags) limitProcess(x *blob.Index) error {
 func (f *assembleFlags) assembleOnto(ctx context.Context, x *blob.Index, target string, r *assembleResult) error {
 	o := f.deployOptions()
 	o.Force, o.LockWait, o.Verify, o.Tail = f.force, f.lockWait, deploy.Verify(f.verify), deploy.Tail(f.tail)
+	o.ImageSum = f.imageSum
 	if err := checkStream(target, o); err != nil {
 		return err
 	}

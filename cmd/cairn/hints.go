@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"cairn/blob"
+	"cairn/blob/assemble"
 	"cairn/blob/delta"
 	"cairn/blob/release"
 	"cairn/internal/blockdev"
@@ -90,6 +91,8 @@ func hintFor(c *cobra.Command, err error, status int) string {
 		return "make room and run it again"
 	case errors.Is(err, store.ErrUnavailable):
 		return "check the network and the server, and run it again; " + again
+	case hasType[*assemble.ImageSumError](err):
+		return "the index is of another image than --image-sha256 says"
 	case errors.Is(err, store.ErrExists):
 		return "choose another name, or leave --create-only out to replace it"
 	case hasType[release.TreeError](err) || errors.Is(err, blob.ErrArchive):
