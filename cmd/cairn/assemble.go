@@ -270,7 +270,7 @@ func (f *assembleFlags) runPlan(ctx context.Context, x *blob.Index, t *deploy.Ta
 	if err := f.confineFilesTo(t); err != nil {
 		return err
 	}
-	p := newProgress(f.progress, "assembling "+f.index.String(), x.Size())
+	p := newProgress(f.progress, "assembling "+f.index.String(), "Attempt 1: Assembling ", x.Size())
 	defer p.end()
 	r.Stats, err = plan.Run(ctx, from, p.showSources)
 	r.SeedNames = plan.SeedNames()

@@ -298,7 +298,7 @@ func (f *common) publishDelta(ctx context.Context, dir deltaDir, from, to *delta
 	prepareHeap(from.Index.Size())
 	defer debug.SetGCPercent(debug.SetGCPercent(garbagePercent)) // the encoder's tables are large and contain no pointers
 	pair := fmt.Sprintf("from %s to %s", from.at, to.at)
-	p := newProgress(f.progress, "making a delta "+pair, deltadir.LackingBytes(from.Index, to.Index))
+	p := newProgress(f.progress, "making a delta "+pair, "", deltadir.LackingBytes(from.Index, to.Index))
 	r = deltaResult{Old: from.at.String(), New: to.at.String()}
 	o := deltadir.Options{Workers: f.jobs, Progress: func(done, _ int64) { p.show(done, "", nil) }}
 	r.Result, err = deltadir.Publish(ctx, dir.bucket, from.Image, to.Image, o)

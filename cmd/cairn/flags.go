@@ -18,6 +18,7 @@ import (
 type common struct {
 	json     bool
 	progress string
+	scans    int // begun ones
 	jobs     int
 }
 
@@ -25,8 +26,8 @@ func (f *common) addFlags(c *cobra.Command) {
 	addJSON(c, &f.json)
 	c.Flags().IntVarP(&f.jobs, "jobs", "j", runtime.GOMAXPROCS(0), "number of `workers` that compute at the same time")
 	f.progress = progressAuto
-	c.Flags().Var(choiceFlag(&f.progress, progressAuto, progressBar, progressJSON, progressNone), "progress",
-		"`style` of the progress display: auto, bar, json (one event per line on stderr) or none")
+	c.Flags().Var(choiceFlag(&f.progress, progressAuto, progressBar, progressJSON, progressPercent, progressNone), "progress",
+		"`style` of the progress display: auto, bar, json (one event per line on stderr), percent (lines as desync writes them) or none")
 	checkRange(c, "jobs", &f.jobs, 1024)
 }
 

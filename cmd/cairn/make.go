@@ -200,7 +200,7 @@ func makeIndex(
 	ctx context.Context, outlet *release.Outlet, src *ingest.Source, f makeFlags, image string, stdout io.Writer,
 ) error {
 	prepareHeap(src.Size)
-	p := newProgress(f.progress, "making "+f.index.String(), src.Size)
+	p := newProgress(f.progress, "making "+f.index.String(), "Chunking ", src.Size)
 	x, stats, err := scan.Image(ctx, src.Source, scan.Options{
 		Algorithm: f.digest, Params: f.params, Workers: f.jobs,
 		Progress: func(s scan.Stats) { p.show(s.Size, "", s) },
@@ -244,7 +244,7 @@ func makeInto(
 		return err
 	}
 	defer publisher.Close()
-	p := newProgress(f.progress, "making "+f.index.String(), src.Size)
+	p := newProgress(f.progress, "making "+f.index.String(), "Chunking ", src.Size)
 	x, stats, err := ingest.Image(ctx, src.Source, publisher, ingest.Options{
 		Algorithm: f.digest, Params: f.params, Workers: f.jobs, AtOnce: uploads,
 		Progress: func(s ingest.Stats) { p.show(s.Size, "new "+plaintext.Size(s.NewBytes), s) },

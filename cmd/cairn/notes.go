@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"time"
 
 	"cairn/blob/deploy"
@@ -38,6 +39,7 @@ func warnAttributesLost(path string, lost error) {
 
 // showScan shows the progress of the scan of a seed or target.
 func (f *common) showScan(name string, size int64) (func(scan.Stats), func()) {
-	p := newProgress(f.progress, "scanning "+name, size)
+	f.scans++
+	p := newProgress(f.progress, "scanning "+name, fmt.Sprintf("Attempt 1: Chunking Seed %d ", f.scans), size)
 	return func(s scan.Stats) { p.show(s.Size, "", s) }, p.end
 }

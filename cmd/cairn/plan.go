@@ -88,7 +88,7 @@ func (f *planFlags) previewPlan(ctx context.Context, x *blob.Index, target strin
 	}
 	defer plan.Close()
 	requests, bytes := from.Downloaded() // for the delta's table
-	bar := newProgress(f.progress, "planning "+f.index.String(), x.Size())
+	bar := newProgress(f.progress, "planning "+f.index.String(), "", x.Size())
 	stats, steps, err := plan.Preview(ctx, from.GetUncached, bar.showSources)
 	bar.end()
 	if err != nil {

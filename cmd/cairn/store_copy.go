@@ -191,7 +191,7 @@ func (f *storeCopyFlags) copyChunks(ctx context.Context, from []store.Reader, to
 	if len(indexes) > 0 {
 		total = keep.DistinctBytes(indexes)
 	}
-	p := newProgress(f.progress, fmt.Sprintf("copying %s to %s", r.From, r.To), total)
+	p := newProgress(f.progress, fmt.Sprintf("copying %s to %s", r.From, r.To), "", total)
 	o.Show = func(r keep.CopyReport) { p.show(r.Done, plaintext.Count(r.Copied.Chunks, "copied chunk"), r) }
 	o.Found = func(found keep.Finding) {
 		r.Findings.add(found)

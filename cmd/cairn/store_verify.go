@@ -155,7 +155,7 @@ func (f *storeVerifyFlags) verifyDeltas(
 			o.Bucket = b
 		}
 	}
-	p := newProgress(f.progress, "verifying the deltas of "+r.Store.String(), -1)
+	p := newProgress(f.progress, "verifying the deltas of "+r.Store.String(), "", -1)
 	o.Show = func(r deltadir.VerifyReport) { p.show(r.Bytes, plaintext.Count(r.Deltas, "delta"), r) }
 	r.Deltas, err = deltadir.Verify(ctx, deltas, o)
 	p.end()
@@ -225,7 +225,7 @@ func (f *storeVerifyFlags) verifyChunks(
 		}
 		return nil
 	}
-	p := newProgress(f.progress, "verifying "+r.Store.String(), -1)
+	p := newProgress(f.progress, "verifying "+r.Store.String(), "", -1)
 	o.Show = func(r keep.VerifyReport) { p.show(r.Bytes, plaintext.Count(r.Chunks, "chunk"), r) }
 	r.VerifyReport, err = keep.Verify(ctx, reader, o)
 	p.end()

@@ -142,7 +142,7 @@ func (f *verifyFlags) verifyStore(ctx context.Context, x *blob.Index) (verify.Re
 
 // showProgress begins to show the progress of a verification.
 func (f *verifyFlags) showProgress(what string, x *blob.Index) (o verify.Options, end func()) {
-	p := newProgress(f.progress, "verifying "+what, x.Size())
+	p := newProgress(f.progress, "verifying "+what, "", x.Size())
 	return verify.Options{Progress: func(r verify.Report) { p.show(r.Done, "", r) }}, p.end
 }
 

@@ -3,8 +3,10 @@ package e2e
 import (
 	"net"
 	"net/http"
+	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -103,4 +105,54 @@ func TestDesyncServer(t *testing.T) {
 	t.Setenv("DESYNC_ENCRYPTION_KEY", strings.Repeat("0", 64))
 	encrypted := desyncServer(t, "chunk-server", t.TempDir(), "--encryption")
 	fails(t, failed, "are they encrypted", "verify", index("plain"), "-s", encrypted)
+}
+
+// TestProgressLines: with --progress=percent cairn writes the lines that desync writes for programs. Programs such as
+// the updater of SteamOS read the words before the colon, the word after it, the percentage and the time.
+func TestProgressLines(t *testing.T) {
+	t.Parallel()
+	desync := need.Tool(t, "desync")
+	dir := t.TempDir()
+	image := writeFile(t, dir, "image", testimages.Random(1, 3*mib))
+	index, stored := filepath.Join(dir, "x.caibx"), mkdir(t, filepath.Join(dir, "default.castr"))
+	ends := func(lines, phase string) (first, last string) {
+		for line := range strings.Lines(lines) {
+			if strings.HasPrefix(line, phase) && first == "" {
+				first = line
+			}
+			if strings.HasPrefix(line, phase) {
+				last = line
+			}
+		}
+		return first, last
+	}
+	last := regexp.MustCompile(`^((Attempt 1: Assembling|Chunking) )? 100\.00% [0-9ms]+\n$`)
+	for _, c := range []struct {
+		phase        string
+		ours, theirs []string
+	}{
+		{"Chunking", []string{"make", index, image}, []string{"make", "-s", stored, index, image}},
+		{"Attempt 1: Assembling", []string{"assemble", index, image + "1"}, []string{"extract", "-s", stored, index, image + "2"}},
+		{" ", []string{"verify", index, image}, []string{"verify-index", index, image}},
+	} {
+		cmd := exec.CommandContext(t.Context(), desync, c.theirs...)
+		cmd.Env = append(os.Environ(), "DESYNC_ENABLE_PARSABLE_PROGRESS=1")
+		text, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("desync %q: %v\n%s", c.theirs, err, text)
+		}
+		wantFirst, wantLast := ends(string(text), c.phase)
+		r := run(t, "cairn", append(c.ours, "--progress", "percent")...)
+		gotFirst, gotLast := ends(r.stderr, c.phase)
+		if r.status != 0 || gotFirst != wantFirst || wantFirst == "" {
+			t.Errorf("cairn %q: status %d, first line %q, want %q", c.ours, r.status, gotFirst, wantFirst)
+		}
+		if !last.MatchString(gotLast) || !last.MatchString(wantLast) {
+			t.Errorf("cairn %q: last line %q, desync's is %q", c.ours, gotLast, wantLast)
+		}
+	}
+	seeded := run(t, "cairn", "assemble", index, image+"3", "--seed", image, "--progress", "percent")
+	if _, got := ends(seeded.stderr, "Attempt 1: Chunking Seed 1 "); !strings.Contains(got, " 100.00% ") {
+		t.Errorf("the scan of a seed ends with %q", got)
+	}
 }
