@@ -94,7 +94,7 @@ Exit status:
 	root.SetFlagErrorFunc(flagError)
 	root.PersistentPreRunE = checkLocalFlags
 	root.AddCommand(newMake(), newDelta(), newAssemble(), newServe(), newStatus(), newPlan(), newVerify(), newCat(), newInfo(), newDiff(),
-		newDisk(), newProfile(), newStore(), newVersion())
+		newDisk(), newProfile(), newStore(), newVersion(), newDesyncInfo(), newDesyncInspectChunks(), newDesyncListChunks())
 	refuseDashes(root)
 	return root
 }

@@ -58,11 +58,12 @@ var imports = map[string]string{
 	"internal/test/mem":   "store",
 	"internal/test/bench": "blob blob/delta store",
 
-	"blob/delta/deltadir":   "blob blob/delta blob/release store",
-	"internal/test/hostile": "nbd/nbdtest",
-	"internal/transfer":     "store",
-	"internal/imagemap":     "seed",
-	"blob/view/imagecache":  "blob",
+	"blob/delta/deltadir":    "blob blob/delta blob/release store",
+	"internal/dropin/report": "blob store",
+	"internal/test/hostile":  "nbd/nbdtest",
+	"internal/transfer":      "store",
+	"internal/imagemap":      "seed",
+	"blob/view/imagecache":   "blob",
 }
 
 // testOnly are the packages outside of internal/test that only tests, tools and one another may import.

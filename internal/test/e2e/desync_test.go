@@ -1,15 +1,19 @@
 package e2e
 
 import (
+	"bytes"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"cairn/internal/test/need"
 	"cairn/testimages"
@@ -154,5 +158,52 @@ func TestProgressLines(t *testing.T) {
 	seeded := run(t, "cairn", "assemble", index, image+"3", "--seed", image, "--progress", "percent")
 	if _, got := ends(seeded.stderr, "Attempt 1: Chunking Seed 1 "); !strings.Contains(got, " 100.00% ") {
 		t.Errorf("the scan of a seed ends with %q", got)
+	}
+}
+
+// TestDesyncReports: the hidden commands print what desync prints, byte for byte.
+func TestDesyncReports(t *testing.T) {
+	t.Parallel()
+	need.Tool(t, "desync")
+	dir := t.TempDir()
+	old := slices.Concat(testimages.Random(1, 2*mib), make([]byte, mib))
+	image := slices.Concat(old[:mib], testimages.Random(2, 300_000), old[mib:], old[:mib])
+	m := makeWith(t, "cairn", digest512, smallSizes, writeFile(t, dir, "image", image))
+	seed := makeWith(t, "cairn", digest512, smallSizes, writeFile(t, dir, "old", old))
+	half := makeWith(t, "cairn", digest512, smallSizes, writeFile(t, dir, "half", image[:mib+100_000]))
+	infos := filepath.Join(dir, "infos.json")
+	must(t, "desync", "inspect-chunks", "-s", m.store, m.index, infos)
+	for _, args := range [][]string{
+		{"info", m.index},
+		{"info", m.index, "-s", m.store},
+		{"info", m.index, "-s", half.store, "-s", seed.store, "--format", "plain"},
+		{"info", m.index, "--seed", seed.index, "--seed", half.index},
+		{"info", m.index, "--seed", seed.index, "-c", half.store, "--chunks-info", infos},
+		{"info", m.index, "--seed", seed.index, "--chunks-info", infos, "-f", "plain"},
+		{"info", m.index, "-c", half.store, "-s", m.store, "-s", seed.store},
+		{"inspect-chunks", m.index},
+		{"inspect-chunks", m.index, "-s", m.store},
+		{"inspect-chunks", m.index, "--store", half.store},
+		{"list-chunks", m.index},
+	} {
+		want := must(t, "desync", args...)
+		if got := cairn(t, append([]string{"desync-" + args[0]}, args[1:]...)...); got != want {
+			t.Errorf("%q (-desync +cairn):\n%s", args, cmp.Diff(want, got))
+		}
+	}
+	list := filepath.Join(dir, "ours.json")
+	cairn(t, "desync-inspect-chunks", "-s", m.store, m.index, list)
+	if !bytes.Equal(readFile(t, list), readFile(t, infos)) {
+		t.Error("the file of desync-inspect-chunks differs from desync's")
+	}
+	fromStdin := runInput(t, string(readFile(t, m.index)), "cairn", "desync-info", "-", "-c", filepath.Join(dir, "none"))
+	if want := must(t, "desync", "info", m.index); fromStdin.stdout != want {
+		t.Errorf("the index of stdin, with a cache that does not exist yet: %s", fromStdin.stderr)
+	}
+	fails(t, notFound, "opening store", "desync-info", m.index, "-s", filepath.Join(dir, "none"))
+	writeFile(t, dir, "bad.json", []byte("{"))
+	fails(t, failed, "reading --chunks-info", "desync-info", m.index, "--chunks-info", filepath.Join(dir, "bad.json"))
+	if strings.Contains(cairn(t, "help"), "desync-") {
+		t.Error("the help lists a hidden command")
 	}
 }
