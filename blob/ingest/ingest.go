@@ -137,6 +137,11 @@ func (p *putter) storeChunk(ctx context.Context, c blob.Chunk, data []byte) erro
 	if has || err != nil {
 		return err
 	}
+	return p.putChunk(ctx, c, data)
+}
+
+// putChunk stores a chunk that the store lacks.
+func (p *putter) putChunk(ctx context.Context, c blob.Chunk, data []byte) error {
 	stored, err := p.dst.Put(ctx, c.Digest, data)
 	if err != nil {
 		return err

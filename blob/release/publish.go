@@ -209,10 +209,18 @@ func (e *VanishedError) Error() string {
 }
 func (e *VanishedError) Unwrap() error { return e.Err }
 
-// Publish makes the index of the chunks visible. Readers rely on its order. First all chunks become
-// durable. Then a sample of the chunks that the store presumably holds is asked for again. Last the
-// index is written.
+// Publish makes the index of the chunks visible. Readers rely on its order: the index is written when
+// Finish has succeeded.
 func (p *Publisher) Publish(ctx context.Context, to *Outlet, x *blob.Index) error {
+	if err := p.Finish(ctx); err != nil {
+		return err
+	}
+	return to.Publish(ctx, x)
+}
+
+// Finish makes all chunks durable. Then it asks again for a sample of the chunks that the store
+// presumably holds; a missing one is a *VanishedError.
+func (p *Publisher) Finish(ctx context.Context) error {
 	if p.inventory != nil && p.inventory.Err() != nil {
 		p.notes(NotListed{p.inventory.Err()})
 	}
@@ -230,5 +238,5 @@ func (p *Publisher) Publish(ctx context.Context, to *Outlet, x *blob.Index) erro
 			return err
 		}
 	}
-	return to.Publish(ctx, x)
+	return ctx.Err()
 }

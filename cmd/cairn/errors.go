@@ -12,6 +12,7 @@ import (
 	"cairn/blob/assemble"
 	"cairn/blob/delta"
 	"cairn/blob/delta/deltadir"
+	"cairn/blob/ingest"
 	"cairn/blob/profile"
 	"cairn/blob/release"
 	"cairn/blob/verify"
@@ -98,7 +99,7 @@ func exitStatus(ctx context.Context, err error) int {
 		return exitRefused
 	case hasType[damagedError](err) || hasType[verify.LengthError](err) || hasType[release.TreeError](err) ||
 		hasType[*store.CorruptError](err) || hasType[*deltadir.OtherBytesError](err) ||
-		hasType[*assemble.ImageSumError](err) ||
+		hasType[*assemble.ImageSumError](err) || hasType[*ingest.MismatchError](err) ||
 		isAny(err, assemble.ErrMedium, blob.ErrInvalid, delta.ErrInvalid, profile.ErrInvalid, disk.ErrInvalidTable):
 		return exitDamaged
 	case trustHint(err) != "" || isAny(err, store.ErrNotFound, store.ErrUnavailable, store.ErrDenied, s3.ErrNoBucket,

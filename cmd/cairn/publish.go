@@ -20,9 +20,8 @@ type publish struct {
 }
 
 func (f *publish) addFlags(c *cobra.Command) {
-	flags := c.Flags()
-	flags.Var(locationsFlag(&f.bases), "base", "`index` whose chunks the store holds, so that the store need not be listed; repeatable")
-	flags.BoolVar(&f.createOnly, "create-only", false, "refuse (exit status 5) to replace an existing index")
+	f.addBases(c)
+	c.Flags().BoolVar(&f.createOnly, "create-only", false, "refuse (exit status 5) to replace an existing index")
 	addUploads(c, &f.uploads)
 	addCheck(c, func(args []string) error {
 		if f.createOnly && openfile.Standard(args[0], openfile.Stdout) == openfile.Dash {
@@ -30,6 +29,10 @@ func (f *publish) addFlags(c *cobra.Command) {
 		}
 		return nil
 	})
+}
+
+func (f *publish) addBases(c *cobra.Command) {
+	c.Flags().Var(locationsFlag(&f.bases), "base", "`index` whose chunks the store holds, so that the store need not be listed; repeatable")
 }
 
 func addUploads(c *cobra.Command, uploads *int) {

@@ -22,11 +22,11 @@ import (
 func newStore() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "store",
-		Short: "Verify, repair, measure and copy stores",
+		Short: "Verify, repair, measure, copy and fill stores",
 		Args:  requireCommand,
 		RunE:  func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
-	c.AddCommand(newStoreVerify(), newStoreStat(), newStoreCopy())
+	c.AddCommand(newStoreVerify(), newStoreStat(), newStoreCopy(), newStoreAdd())
 	return c
 }
 

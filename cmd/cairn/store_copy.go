@@ -27,6 +27,7 @@ type storeCopyFlags struct {
 	stores    [][]locate.Location // FROM, TO
 	indexes   []locate.Location
 	indexesTo locate.Location
+	noDelta   bool
 }
 
 func newStoreCopy() *cobra.Command {
@@ -57,6 +58,7 @@ missing. The other chunks are copied.`,
 	storeArgs(c, &f.stores, 2)
 	indexArgs(c, &f.indexes, 2)
 	c.Flags().Var(locationFlag(&f.indexesTo), "indexes-to", "`location` of the directory to copy the indexes to: a path or URL")
+	c.Flags().BoolVar(&f.noDelta, "no-delta", false, "copy no deltas")
 	addCheck(c, func([]string) error { return f.checkLocations() })
 	checkIndexes(c, 2)
 	return c
@@ -208,8 +210,8 @@ func (f *storeCopyFlags) copyChunks(ctx context.Context, from []store.Reader, to
 // copyDeltas copies the deltas beside the first store that has any, and fills in the result.
 func (f *storeCopyFlags) copyDeltas(ctx context.Context, indexes []*blob.Index, r *storeCopyResult) error {
 	to, err := release.DeltaDir(r.To)
-	if err != nil {
-		return nil // nothing can lie beside this store
+	if f.noDelta || err != nil {
+		return nil // an error says that nothing can lie beside this store
 	}
 	for _, at := range f.stores[0] {
 		from, dir, err := f.openDeltas(at)

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"io/fs"
 	"net"
 	"net/http"
 	"os"
@@ -206,4 +207,41 @@ func TestDesyncReports(t *testing.T) {
 	if strings.Contains(cairn(t, "help"), "desync-") {
 		t.Error("the help lists a hidden command")
 	}
+}
+
+// TestAddIsChop: store add leaves the chunks that desync chop leaves, and store copy those of desync cache.
+func TestAddIsChop(t *testing.T) {
+	t.Parallel()
+	need.Tool(t, "desync")
+	dir := t.TempDir()
+	image := writeFile(t, dir, "image", slices.Concat(testimages.Random(1, mib), make([]byte, mib), testimages.Random(1, mib)))
+	m := makeWith(t, "desync", digest256, smallSizes, image)
+	chopped, added := mkdir(t, filepath.Join(dir, "chopped")), filepath.Join(dir, "added")
+	must(t, "desync", "--digest", digest256, "chop", "-s", chopped, m.index, image)
+	cairn(t, "store", "add", added, m.index, image)
+	cached, copied := mkdir(t, filepath.Join(dir, "cached")), filepath.Join(dir, "copied")
+	must(t, "desync", "--digest", digest256, "cache", "-s", m.store, "-c", cached, m.index, m.index)
+	cairn(t, "store", "copy", m.store, copied, m.index, m.index)
+	want := fileNames(t, m.store)
+	for _, dir := range []string{chopped, added, cached, copied} {
+		if diff := cmp.Diff(want, fileNames(t, dir)); diff != "" {
+			t.Errorf("%s (-store +%s):\n%s", dir, filepath.Base(dir), diff)
+		}
+	}
+	must(t, "desync", "--digest", digest256, "verify", "-s", added)
+}
+
+// fileNames returns the paths of the files below a directory.
+func fileNames(t *testing.T, dir string) (names []string) {
+	t.Helper()
+	err := fs.WalkDir(os.DirFS(dir), ".", func(path string, d fs.DirEntry, err error) error {
+		if err == nil && !d.IsDir() {
+			names = append(names, path)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return names
 }
