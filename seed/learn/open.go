@@ -1,6 +1,7 @@
 package learn
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -40,8 +41,12 @@ func Close(seeds []Opened) {
 
 // openAt opens a seed, or all images in a directory.
 func (o Options) openAt(place Place) ([]Opened, error) {
-	if info, err := os.Stat(place.Path); err == nil && info.IsDir() {
+	info, err := os.Stat(place.Path)
+	switch {
+	case err == nil && info.IsDir():
 		return o.openDir(place.Path)
+	case err == nil && info.Mode().IsRegular() && strings.HasSuffix(place.Path, release.IndexSuffix):
+		return nil, fmt.Errorf("it is an index, which has no data; IMAGE=%s is the seed IMAGE with this index", place.Path)
 	}
 	at, err := disk.Resolve(place.Path)
 	if err != nil {
