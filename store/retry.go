@@ -18,6 +18,9 @@ type Policy struct {
 	Max      time.Duration // longest wait; 0 is 10 s
 	// Waiting is called before each wait, with the failure. May be nil.
 	Waiting func(failed error, wait time.Duration)
+	// Stopped returns for how long the process was stopped during attempts so far, which does not count against
+	// Patience. May be nil.
+	Stopped func() time.Duration
 }
 
 const (
@@ -59,6 +62,7 @@ func (p Policy) Do(ctx context.Context, ask func() error) error {
 func (p Policy) DoUntil(ctx context.Context, ask func(end time.Time) error) error {
 	var end time.Time // of patience
 	for n := 1; ; n++ {
+		stopped := p.stoppedTime()
 		err := ask(end)
 		if !errors.Is(err, ErrUnavailable) {
 			return err
@@ -68,6 +72,8 @@ func (p Policy) DoUntil(ctx context.Context, ask func(end time.Time) error) erro
 		}
 		if n == 1 {
 			end = p.deadline(time.Now())
+		} else {
+			end = end.Add(p.stoppedTime() - stopped)
 		}
 		wait, asked := p.nextWait(n, err)
 		if asked && n <= maxAskedWaits {
@@ -85,14 +91,22 @@ func (p Policy) DoUntil(ctx context.Context, ask func(end time.Time) error) erro
 		if err := Sleep(ctx, wait); err != nil {
 			return err
 		}
-		end = end.Add(stoppedTime(time.Since(began) - wait))
+		end = end.Add(lateTime(time.Since(began) - wait))
 	}
 }
 
-// stoppedTime returns the time for which the process was stopped (SIGSTOP, a paused virtual
-// machine), which does not count against Patience. It is the time by which a sleep ended late. A
-// busy machine also wakes sleepers late, but by less than a second.
-func stoppedTime(late time.Duration) time.Duration {
+// stoppedTime returns for how long the process was stopped during attempts so far.
+func (p Policy) stoppedTime() time.Duration {
+	if p.Stopped == nil {
+		return 0
+	}
+	return p.Stopped()
+}
+
+// lateTime returns the time for which the process was stopped (SIGSTOP, a paused virtual
+// machine) during a sleep that ended late. It does not count against Patience. A busy machine also
+// wakes sleepers late, but by less than a second.
+func lateTime(late time.Duration) time.Duration {
 	if late < time.Second {
 		return 0
 	}

@@ -132,12 +132,19 @@ func (f *fallback) getHedged(ctx context.Context, m, second *member, w store.Wan
 	r := newRace(ctx)
 	defer r.cancelAndWait()
 	r.start(func(ctx context.Context) answer { return answer{w.Dst, m.getAdmitted(ctx, w, release), true} })
+	watch := m.pauses.watch()
+	defer watch.end()
 	late := time.NewTimer(m.link.lateAfter())
 	defer late.Stop()
-	select {
-	case first := <-r.answers:
-		return first.err
-	case <-late.C:
+	for waiting := true; waiting; {
+		select {
+		case first := <-r.answers:
+			return first.err
+		case <-late.C:
+			if waiting = watch.wasStopped(); waiting {
+				late.Reset(m.link.lateAfter())
+			}
+		}
 	}
 	if silent := second != m && m.link.isSilent(); !silent && !f.hedges.trySpend() {
 		return (<-r.answers).err

@@ -115,7 +115,11 @@ func (l *Link) release(begun time.Time, bytes int, err error) {
 	if errors.Is(err, store.ErrNotFound) {
 		l.latencies.lastAnswer = now
 	}
-	l.model.addAnswer(now, begun, bytes, isThrottled(err))
+	if errors.Is(err, errPaused) {
+		l.model.restartRound(now)
+	} else {
+		l.model.addAnswer(now, begun, bytes, isThrottled(err))
+	}
 	if l.inFlight == 0 {
 		l.model.stopBusy(now)
 	}
@@ -225,6 +229,12 @@ func (m *model) stopBusy(now time.Time) { m.busy += now.Sub(m.busySince) }
 func (m *model) startRound(now time.Time) {
 	m.busySince, m.busy, m.answersLeft, m.limited = now, 0, max(m.limit, minLimit), false
 	m.bytes, m.answers, m.latencySum, m.squareSum = 0, 0, 0, 0
+}
+
+// restartRound forgets the present round, in which the process was stopped.
+func (m *model) restartRound(now time.Time) {
+	m.last = now
+	m.startRound(now)
 }
 
 // addAnswer adds an answer of the given number of bytes to a request that was sent at begun.

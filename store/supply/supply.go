@@ -39,6 +39,7 @@ type Options struct {
 type Supply struct {
 	counter  Counter
 	policy   store.Policy
+	pauses   pauses
 	stores   fallback
 	uncached store.Getter
 	chunks   store.Getter
@@ -139,11 +140,12 @@ func (o *Options) newLimiter() func(store.Reader) store.Reader {
 }
 
 func (s *Supply) addMember(g store.Getter, m *member) {
-	m.from = g
+	m.from, m.pauses = g, &s.pauses
 	s.stores.members = append(s.stores.members, m)
 }
 
 func (s *Supply) addRetries() {
+	s.policy.Stopped = s.pauses.stoppedTime
 	s.uncached = retrier{&s.stores, s.policy}
 	s.chunks = s.uncached
 }

@@ -5,6 +5,8 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,6 +18,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"cairn/internal/test/need"
+	"cairn/internal/test/nginx"
+	"cairn/store/storetest"
 	"cairn/testimages"
 )
 
@@ -251,4 +255,77 @@ func TestStoppedJob(t *testing.T) {
 		t.Errorf("a job that was stopped and goes on: %+v", got)
 	}
 	wantSame(t, out, r.b)
+}
+
+// TestStoppedDownloads: stopping the process group of a job (SIGSTOP) pauses it, however long it is stopped. The server
+// closes its connections meanwhile. The job goes on without a failure, and the store keeps its place before the next one.
+// With CAIRN_LONG=1 the job is stopped for longer than its own timeouts.
+func TestStoppedDownloads(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	image := writeFile(t, dir, "image", testimages.Random(1, 64*mib))
+	cairn(t, "make", filepath.Join(dir, "x.caibx"), image, "--chunk-size", "16M:16M:16M", "--compression", "none")
+	slow := storetest.StartNginx(t, nginx.Options{Root: dir, Log: true, Directives: []string{
+		"limit_rate 4m;", "send_timeout 2s;", "location = /status { stub_status; access_log off; }",
+	}})
+	second := newNginx(t, dir)
+	first := "http://" + slow.Address()
+	out := filepath.Join(t.TempDir(), "out")
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, need.Tool(t, "cairn"), "assemble", "--state", "", first+"/x.caibx", out, "--patience", "1s",
+		"--max-download", "1GiB", // then no request is sent twice because it is slow
+		"-s", first+"/default.castr", "-s", second.url+"/default.castr")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- cmd.Wait() }()
+	signal := func(s syscall.Signal) {
+		if err := syscall.Kill(-cmd.Process.Pid, s); err != nil && len(done) == 0 {
+			t.Fatal(err)
+		}
+	}
+	awaitWriting(t, first, func(n int) bool { return n > 2 || len(done) > 0 }) // a busy machine may miss the downloads
+	signal(syscall.SIGSTOP)
+	awaitWriting(t, first, func(n int) bool { return n <= 1 })
+	if os.Getenv("CAIRN_LONG") != "" {
+		time.Sleep(70 * time.Second)
+	}
+	signal(syscall.SIGCONT)
+	if err := <-done; err != nil {
+		t.Errorf("a job that was stopped and goes on: %v\n%s", err, &stderr)
+	}
+	wantSame(t, out, image)
+	if text := stderr.String(); strings.Contains(text, "waiting") || strings.Contains(text, "warning") {
+		t.Errorf("the job prints\n%s", text)
+	}
+	if n := len(second.asked(t)); n > 0 {
+		t.Errorf("%d chunks are requested from the second store", n)
+	}
+}
+
+// awaitWriting waits until the number of answers that nginx is writing, that of this question included, is right.
+func awaitWriting(t *testing.T, server string, right func(n int) bool) {
+	t.Helper()
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		answer, err := http.Get(server + "/status")
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := io.ReadAll(answer.Body)
+		answer.Body.Close()
+		_, rest, found := strings.Cut(string(text), "Writing: ")
+		var n int
+		if _, scanErr := fmt.Sscan(rest, &n); err != nil || !found || scanErr != nil {
+			t.Fatalf("nginx tells %q, %v", text, err)
+		}
+		if right(n) {
+			return
+		}
+	}
+	t.Fatal("nginx went on writing")
 }
