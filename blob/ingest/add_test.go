@@ -19,12 +19,11 @@ import (
 func TestAdd(t *testing.T) {
 	image := image()
 	x, made := mustBuild(t, source(image), newWriter(t, &mem.Bucket{}, store.WriterOptions{}), Options{Params: fixed})
-	b := &mem.Bucket{}
 	for _, c := range []struct {
 		o    Options
 		held int // bytes of the image whose chunks the store holds
 	}{{Options{Workers: 3}, 0}, {Options{}, len(image)}, {Options{AtOnce: 8}, 1 << 20}} {
-		b = &mem.Bucket{}
+		b := &mem.Bucket{}
 		if c.held > 0 {
 			mustBuild(t, source(image[:c.held]), newWriter(t, b, store.WriterOptions{}), Options{Params: fixed})
 		}
