@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"cairn/internal/confine"
+	"cairn/internal/dropin"
 	"cairn/internal/openfile"
 	"cairn/internal/starter"
 )
@@ -29,7 +30,15 @@ func main() {
 		confine.RunProbe()
 		os.Exit(exitDone)
 	}
-	os.Exit(run(os.Args[1:]))
+	args := os.Args[1:]
+	tool := dropin.ToolOf(os.Args[0])
+	if tool == "" && len(args) > 0 && (args[0] == dropin.Casync || args[0] == dropin.Desync) {
+		tool, args = args[0], args[1:]
+	}
+	if tool != "" {
+		os.Exit(runDropin(tool, args))
+	}
+	os.Exit(run(args))
 }
 
 // runStarter runs this process as a starter of programs, and returns its exit status.
@@ -95,6 +104,7 @@ Exit status:
 	root.PersistentPreRunE = checkLocalFlags
 	root.AddCommand(newMake(), newDelta(), newAssemble(), newServe(), newStatus(), newPlan(), newVerify(), newCat(), newInfo(), newDiff(),
 		newDisk(), newProfile(), newStore(), newVersion(), newDesyncInfo(), newDesyncInspectChunks(), newDesyncListChunks())
+	root.AddCommand(newDropin(dropin.Casync), newDropin(dropin.Desync))
 	refuseDashes(root)
 	return root
 }

@@ -1,0 +1,166 @@
+package dropin
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// TestTranslate: a command line of casync or desync becomes one of cairn, or is refused.
+func TestTranslate(t *testing.T) {
+	t.Chdir(t.TempDir())
+	t.Setenv("CASYNC_STORE", "")
+	t.Setenv("CASYNC_VERBOSE", "")
+	for _, name := range []string{"v1", "v1.caibx", "slot", "k=v", "seeds/a", "seeds/a.caibx", "seeds/deep/b", "seeds/deep/b.caibx", "seeds/c.caibx"} {
+		if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(name, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, test := range []struct{ line, want string }{
+		// as RAUC calls them
+		{"casync extract --seed slot --store /b.castr --seed-output=no m/x.caibx /dev/sdb1",
+			"assemble --seed=slot --store=/b.castr --progress=none m/x.caibx /dev/sdb1"},
+		{"casync extract --store http://h/s --seed-output=no m/x.caibx -", "assemble --store=http://h/s --progress=none m/x.caibx -"},
+		{"casync make x.caibx rootfs --store s.castr --chunk-size=64000", "make --chunk-size=64000B --store=s.castr --progress=none x.caibx rootfs"},
+		{"desync extract --store s.castr m/x.caibx /dev/sdb1", "assemble --store=s.castr m/x.caibx /dev/sdb1"},
+		{"desync make --store s.castr x.caibx rootfs", "make --store=s.castr x.caibx rootfs"},
+		{"desync extract --store s --seed v1.caibx --in-place --error-retry 20 x.caibx /dev/sdb1",
+			"assemble --seed=v1=v1.caibx --store=s --patience=1m45s x.caibx /dev/sdb1"},
+
+		// getopt_long: prefixes, any order, --
+		{"casync --sto=s --seed slot extract x.caibx --seed-o no /dev/sdb1", "assemble --seed=slot --store=s --progress=none x.caibx /dev/sdb1"},
+		{"casync extract --stor s -- x.caibx -y", "assemble --store=s --progress=none x.caibx ./-y"},
+		{"casync extract -vldebug x.caibx y", "assemble --store=default.castr x.caibx y"},
+		{"casync extract --ex 1 x.caibx y", "unknown flag: --ex"},
+		{"casync extract --seed-output=maybe x.caibx y", "want yes or no"},
+		{"casync extract --store", "flag needs an argument"},
+
+		// casync's defaults
+		{"casync make d/x.caibx", "make --store=d/default.castr --progress=none d/x.caibx -"},
+		{"casync make", "make --store=default.castr --progress=none - -"},
+		{"casync extract https://h/d/x.caibx?t=1 y", "assemble --store=https://h/d/default.castr --progress=none https://h/d/x.caibx?t=1 y"},
+		{"casync extract file:///d/a%20b.caibx y --store=file://localhost/s --extra-store /t --extra-store u|v",
+			`assemble --store=/s --store=/t --store=u\|v --progress=none /d/a b.caibx y`},
+		{"casync extract --store=me@host:/srv/s x.caibx y", "assemble --store=sftp://me@host/srv/s --progress=none x.caibx y"},
+		{"casync extract --store=host:s x.caibx y", "assemble --store=sftp://host/~/s --progress=none x.caibx y"},
+		{"casync extract --rate-limit-bps=1.5M x.caibx y", "assemble --store=default.castr --rate-limit=1572864 --progress=none x.caibx y"},
+		{"casync make --chunk-size=16K:64K:256K --digest=sha256 x.caibx y",
+			"make --chunk-size=16384B:65536B:262144B --digest=sha256 --store=default.castr --progress=none x.caibx y"},
+		{"casync extract --seed=v1.caibx --seed=k=v x.caibx a#b", `assemble --seed=v1=v1.caibx --seed=k=v --store=default.castr --progress=none x.caibx a\#b`},
+		{"casync extract --seed=none=x x.caibx PARTLABEL=a", `assemble --seed=none\=x --store=default.castr --progress=none x.caibx ./PARTLABEL=a`},
+
+		{"casync make x.caidx seeds", "is an archive of a directory tree"},
+		{"casync make x.caibx seeds", "is a directory"},
+		{"casync extract --what=archive x y", "--what=archive is not supported"},
+		{"casync extract x.catar y", "is an archive of a directory tree"},
+		{"casync extract x.caibx y z", "a path within the image"},
+		{"casync make --compression=xz x.caibx y", "leave it out"},
+		{"casync make --cache=c x.caibx y", "--cache is not supported"},
+		{"casync extract --cache=c x.caibx y", "assemble --store=default.castr --progress=none x.caibx y"},
+		{"casync gc x.caibx", "cairn does not remove chunks yet"},
+		{"casync frob", `unknown command "frob"`},
+		{"casync", "no command is given"},
+
+		// pflag: any order, lists, --
+		{"desync --verbose --digest sha256 make -m 8:32:128 - f", "make --chunk-size=8:32:128 --digest=sha256 --index-only - f"},
+		{"desync make x.caibx f -n 4", "make --index-only --jobs=4 x.caibx f"},
+		{"desync extract -s a,b -s c|d -c cache -n 7 x.caibx y",
+			"assemble --store=a --store=b --store=c|d --cache=cache --cache-limit=0 --fetches=7 x.caibx y"},
+		{"desync extract -s ssh://h/s --seed i.caibx:a=b x.caibx y", `assemble --seed=a\=b=i.caibx --store=sftp://h/s x.caibx y`},
+		{"desync extract -s s --seed slot x.caibx y", "assemble --seed=slot --store=s x.caibx y"},
+		{"desync extract -s s --seed-dir seeds seeds/deep/b.caibx y", "assemble --seed=seeds/a=seeds/a.caibx --store=s seeds/deep/b.caibx y"},
+		{"desync extract -s s --seed absent x.caibx y", "want INDEX.caibx or INDEX:BLOB"},
+		{"desync extract -s s x y z", "want 'desync extract INDEX OUTPUT'"},
+		{"desync extract -s s x x", "are the same file"},
+		{"desync extract -t -s https://h/s x.caibx y", "--ca-cert FILE"},
+		{"desync extract -t -s s x.caibx y", "assemble --store=s x.caibx y"},
+		{"desync extract -s gs://b/s x.caibx y", "storage.googleapis.com"},
+		{"desync extract -s s -c http://h/ x.caibx y", "a cache is a directory"},
+		{"desync make -m 64 x f", "want MIN:AVG:MAX"},
+		{"desync make --seed v1.caibx x f", "unknown flag: --seed"},
+		{"desync tar -i -s s x.caidx d", "not for directory trees"},
+	} {
+		args := strings.Fields(test.line)
+		call, err := Translate(args[0], args[1:], "1.0")
+		if err != nil {
+			if !strings.Contains(err.Error(), test.want) {
+				t.Errorf("%s: %v, want %s", test.line, err, test.want)
+			}
+			continue
+		}
+		if got := strings.Join(call.Args, " "); got != test.want {
+			t.Errorf("%s\n got %s\nwant %s", test.line, got, test.want)
+		}
+	}
+}
+
+// TestNotes: an ignored flag is noted with the reason.
+func TestNotes(t *testing.T) {
+	call, err := Translate(Casync, []string{"extract", "-v", "--mkdir=no", "--chunk-size=1", "x.caibx", "y"}, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"--mkdir is ignored: it is about directory trees", "--chunk-size has no effect on casync extract"}
+	if diff := cmp.Diff(want, call.Notes); diff != "" || !call.Verbose {
+		t.Errorf("notes (-want +got):\n%s\nverbose: %v", diff, call.Verbose)
+	}
+}
+
+// TestHelp: every form of a question for help and for the version has an answer.
+func TestHelp(t *testing.T) {
+	for _, line := range []string{"casync --help", "casync -h", "casync help", "casync make --help", "casync --version", "casync extract x --version",
+		"desync --help", "desync -h", "desync help", "desync extract --help", "desync tar -h", "desync", "desync --version", "desync version"} {
+		args := strings.Fields(line)
+		call, err := Translate(args[0], args[1:], "1.0")
+		if err != nil || call.Text == "" || call.Args != nil {
+			t.Errorf("%s: %+v, %v", line, call, err)
+		}
+	}
+}
+
+// TestTables: each flag is in a table once for each command, has one fate, and its commands exist.
+func TestTables(t *testing.T) {
+	for _, tool := range []*tool{&casync, &desync} {
+		seen := map[string]bool{}
+		for _, f := range tool.flags {
+			fates := 0
+			for _, is := range []bool{f.to != "", f.ignored, f.refused, f.handled} {
+				if is {
+					fates++
+				}
+			}
+			if fates != 1 || f.fate() == "" {
+				t.Errorf("%s --%s has %d fates: %q", tool.name, f.name, fates, f.fate())
+			}
+			for _, c := range tool.commands {
+				if key := c.name + " --" + f.name; f.isOn(c.name) {
+					if seen[key] {
+						t.Errorf("%s %s is there twice", tool.name, key)
+					}
+					seen[key] = true
+				}
+			}
+		}
+	}
+}
+
+func TestParseCasyncSize(t *testing.T) {
+	for text, want := range map[string]int64{
+		"64000": 64000, "64K": 65536, "1.5M": 1572864, "1M 512K": 1572864, "2G": 2 << 30, "10B": 10,
+		"": -1, "x": -1, "-1": -1, "1K 1M": -1, "64KiB": -1, "9E": -1,
+	} {
+		got, err := parseCasyncSize(text)
+		if err != nil {
+			got = -1
+		}
+		if got != want {
+			t.Errorf("parseCasyncSize(%q) = %d, %v, want %d", text, got, err, want)
+		}
+	}
+}
