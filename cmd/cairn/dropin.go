@@ -1,13 +1,20 @@
 package main
 
 import (
+	"crypto/sha256"
+	"crypto/sha512"
+	"errors"
 	"fmt"
+	"hash"
+	"io"
 	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"cairn/internal/dropin"
+	"cairn/internal/openfile"
 )
 
 // debugVariable is the environment variable that makes casync and desync print how they were translated.
@@ -32,12 +39,17 @@ the flags that are ignored, and the command line of cairn. Every failure has the
 func runDropin(tool string, args []string) int {
 	call, err := dropin.Translate(tool, args, versionText())
 	if err != nil {
-		printError(stderr, fmt.Errorf("%s: %w", tool, err), "")
-		return exitFailed
+		return failDropin(tool, err)
 	}
 	if call.Text != "" {
 		if _, err := os.Stdout.WriteString(call.Text); err != nil {
-			return exitFailed
+			return failDropin(tool, err)
+		}
+		return exitDone
+	}
+	if len(call.Args) == 0 {
+		if err := printDigest(*call.Digest); err != nil {
+			return failDropin(tool, err)
 		}
 		return exitDone
 	}
@@ -47,10 +59,101 @@ func runDropin(tool string, args []string) int {
 		}
 		logf("debug: cairn %s", showArgs(call.Args))
 	}
-	if run(call.Args) != exitDone {
+	for name, value := range call.Env {
+		if err := os.Setenv(name, value); err != nil {
+			return failDropin(tool, err)
+		}
+	}
+	if call.Output != "" {
+		if err := replaceStdout(call.Output); err != nil {
+			return failDropin(tool, err)
+		}
+	}
+	fields, err := pipeHeaders(call.Headers)
+	if err != nil {
+		return failDropin(tool, err)
+	}
+	status := run(append(call.Args, fields.flags...))
+	fields.close()
+	switch {
+	case status == exitMended && call.Mended:
+	case status != exitDone:
 		return exitFailed
 	}
+	if call.Digest != nil {
+		if err := printDigest(*call.Digest); err != nil {
+			return failDropin(tool, err)
+		}
+	}
 	return exitDone
+}
+
+// failDropin prints an error, and returns the exit status.
+func failDropin(tool string, err error) int {
+	printError(stderr, fmt.Errorf("%s: %w", tool, err), "")
+	return exitFailed
+}
+
+// replaceStdout makes a file the stdout of the process.
+func replaceStdout(name string) error {
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o666)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return unix.Dup3(int(f.Fd()), openfile.Stdout, 0)
+}
+
+// headerPipes holds header fields in pipes, so that no secret is on a command line.
+type headerPipes struct {
+	flags []string
+	files []*os.File
+}
+
+// pipeHeaders writes header fields into pipes. The flags name the pipes.
+func pipeHeaders(fields []dropin.Header) (p headerPipes, err error) {
+	for _, h := range fields {
+		r, w, err := os.Pipe()
+		if err != nil {
+			return p, err
+		}
+		_, err = w.WriteString(h.Field + "\n") // a field is smaller than the buffer of a pipe
+		if err := errors.Join(err, w.Close()); err != nil {
+			return p, err
+		}
+		p.files = append(p.files, r)
+		p.flags = append(p.flags, fmt.Sprintf("--header-file=%s=/dev/fd/%d", h.Host, r.Fd()))
+	}
+	return p, nil
+}
+
+func (p headerPipes) close() {
+	for _, f := range p.files {
+		f.Close()
+	}
+}
+
+// printDigest prints the digest of a whole image.
+func printDigest(d dropin.Digest) error {
+	f, err := os.Open(d.Path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	var sum hash.Hash
+	switch d.Algorithm {
+	case "sha256":
+		sum = sha256.New()
+	case "", "default", "sha512-256":
+		sum = sha512.New512_256()
+	default:
+		return fmt.Errorf("--digest=%s: want sha512-256 or sha256", d.Algorithm)
+	}
+	if _, err := io.CopyBuffer(sum, f, make([]byte, 1<<20)); err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(os.Stdout, "%x\n", sum.Sum(nil))
+	return err
 }
 
 // showArgs returns arguments as a shell takes them, without the secrets of URLs.

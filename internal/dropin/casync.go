@@ -26,7 +26,7 @@ var casync = tool{
 		{name: "list", args: "[ARCHIVE]", most: 9, instead: trees},
 		{name: "mtree", args: "[ARCHIVE]", most: 9, instead: trees},
 		{name: "stat", args: "[ARCHIVE] [PATH]", most: 9, instead: trees},
-		{name: "digest", args: "[BLOB|BLOB_INDEX]", instead: "'openssl dgst -sha512-256' prints the digest of a file, and 'cairn cat INDEX' writes the image of an index"},
+		{name: "digest", args: "[BLOB]", most: 2, becomes: "prints the digest of a file or device", translate: digestLikeCasync},
 		{name: "mount", args: "[ARCHIVE] PATH", instead: trees + ", which 'cairn serve' and 'mount' make readable"},
 		{name: "mkdev", args: "[BLOB_INDEX] [NODE]", instead: "'cairn serve INDEX' exports the image over NBD, and 'nbd-client -unix SOCKET /dev/nbd0' attaches it"},
 		{name: "gc", args: "BLOB_INDEX...", instead: noGC},
@@ -41,12 +41,12 @@ var casync = tool{
 		{name: "seed", value: "PATH", many: true, on: "extract", becomes: "`--seed`", handled: true},
 		{name: "seed-output", value: "BOOL", on: "extract", ignored: true, becomes: alwaysDone},
 		{name: "chunk-size", value: "[MIN:]AVG[:MAX]", on: "make", becomes: "`--chunk-size`, in bytes", handled: true},
-		{name: "digest", value: "DIGEST", on: "make", becomes: "`--digest`; an index says by itself which one it has", handled: true},
+		{name: "digest", value: "DIGEST", on: "make digest", becomes: "`--digest`; an index says by itself which one it has", handled: true},
 		{name: "compression", value: "METHOD", on: "make", becomes: "zstd; others are read, but not written", handled: true},
 		{name: "rate-limit-bps", value: "BYTES", on: "make extract", becomes: "`--rate-limit`; for `make` into a remote store it is refused", handled: true},
 		{name: "cache", value: "PATH", on: "make", refused: true, becomes: "as in casync, it is for directory trees"},
 		{name: "cache-auto", short: "c", on: "make", refused: true, becomes: "as in casync, it is for directory trees"},
-		{name: "what", value: "KIND", on: "make extract", becomes: "`blob-index` only", handled: true},
+		{name: "what", value: "KIND", on: "make extract digest", becomes: "`blob-index` only, `blob` for `digest`", handled: true},
 		{name: "reflink", value: "BOOL", ignored: true, on: "extract", becomes: "a file shares blocks with seeds where the file system can"},
 		{name: "punch-holes", value: "BOOL", ignored: true, on: "extract", becomes: "zeros of a file are holes"},
 		{name: "hardlink", value: "BOOL", ignored: true, becomes: ofTrees},
@@ -104,6 +104,27 @@ func makeLikeCasync(l *line) error {
 	l.add("--store=" + store)
 	l.addProgress()
 	l.run("make", index, plainPath(image))
+	if index != "-" && image != "-" {
+		l.call.Digest = &Digest{image, l.value("digest")}
+	}
+	return nil
+}
+
+// digestLikeCasync translates casync digest.
+func digestLikeCasync(l *line) error {
+	image := stripFileURL(l.arg(0))
+	for _, suffix := range []string{".caibx", ".caidx", ".catar"} {
+		if strings.HasSuffix(image, suffix) || l.value("what") != "" && l.value("what") != "blob" {
+			return errors.New("digest is of a file or device only; 'cairn cat INDEX | openssl dgst -sha512-256' prints that of an index's image")
+		}
+	}
+	if info, err := os.Stat(image); len(l.args) != 1 || err == nil && info.IsDir() {
+		return errors.New(trees)
+	}
+	if image == "-" {
+		image = "/dev/stdin"
+	}
+	l.call.Digest = &Digest{image, l.value("digest")}
 	return nil
 }
 

@@ -6,24 +6,34 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 )
 
-// remote are the commands of desync that have the flags of stores.
-const remote = "cache cat chop extract info inspect-chunks list-chunks make prune tar untar mtree mount-index verify-index"
+// withStores are the commands of desync that have the flags of stores.
+const withStores = "cache cat chop extract info inspect-chunks list-chunks make verify-index"
+
+const (
+	webServer = "any web server can serve the directory; docs/stores.md has the configuration of nginx"
+	wrongSeed = "wrong bytes of a seed cost a download, and never end the job"
+)
 
 // desync is the table of desync.
 var desync = tool{
 	name: Desync, version: "desync", lists: true,
 	commands: []command{
-		{name: "extract", args: "INDEX OUTPUT", least: 2, most: 2, becomes: "`cairn assemble`", translate: extractLikeDesync},
-		{name: "make", args: "INDEX FILE", least: 2, most: 2, becomes: "`cairn make`; without a store `cairn make --index-only`", translate: makeLikeDesync},
+		{name: "extract", args: "INDEX OUTPUT", least: 2, most: 2, becomes: "`cairn assemble INDEX OUTPUT`", translate: extractLikeDesync},
+		{name: "make", args: "INDEX FILE", least: 2, most: 2, becomes: "`cairn make INDEX FILE`, without a store `cairn make --index-only`", translate: makeLikeDesync},
+		{name: "verify-index", args: "INDEX FILE", least: 2, most: 2, becomes: "`cairn verify INDEX FILE`", translate: verifyIndexLikeDesync},
+		{name: "cat", args: "INDEX [OUTPUT]", least: 1, most: 2, becomes: "`cairn cat INDEX`", translate: catLikeDesync},
+		{name: "cache", args: "INDEX...", least: 1, most: 1 << 20, becomes: "`cairn store copy STORE TARGET INDEX...`", translate: cacheLikeDesync},
+		{name: "verify", becomes: "`cairn store verify STORE`", translate: verifyLikeDesync},
 		{name: "prune", args: "INDEX...", instead: noGC},
 		{name: "pull", args: "- - - STORE", instead: "cairn reads stores over sftp://, from web servers and from S3"},
-		{name: "chunk-server", instead: "any web server can serve the directory of a store; docs/stores.md has the configuration of nginx"},
-		{name: "index-server", instead: "any web server can serve the directory of the indexes; docs/stores.md has the configuration of nginx"},
+		{name: "chunk-server", instead: webServer},
+		{name: "index-server", instead: webServer},
 		{name: "mount-index", args: "INDEX DIRECTORY", instead: "'cairn serve INDEX' exports the image over NBD; 'nbdfuse DIRECTORY/FILE URI' makes it a file"},
 		{name: "tar", args: "INDEX SOURCE", instead: trees},
 		{name: "untar", args: "INDEX TARGET", instead: trees},
@@ -35,25 +45,33 @@ var desync = tool{
 		{name: "version", becomes: "desync's and cairn's version"},
 	},
 	flags: []flag{
-		{name: "store", short: "s", value: "LOCATION", many: true, on: "extract", becomes: "`--store`; without it `default.castr` beside the index", handled: true},
+		{name: "store", short: "s", value: "LOCATION", many: true, on: "extract cat", becomes: "`--store`; without it `default.castr` beside the index", handled: true},
+		{name: "store", short: "s", value: "LOCATION", many: true, on: "cache", becomes: "the store to copy from", handled: true},
 		{name: "store", short: "s", value: "LOCATION", on: "make", becomes: "`--store`", handled: true},
-		{name: "cache", short: "c", value: "DIRECTORY", on: "extract", becomes: "`--cache DIRECTORY --cache-limit 0`", handled: true},
+		{name: "store", short: "s", value: "LOCATION", on: "verify", becomes: "the store", handled: true},
+		{name: "cache", short: "c", value: "DIRECTORY", on: "extract cat", becomes: "`--cache DIRECTORY --cache-limit 0`", handled: true},
+		{name: "cache", short: "c", value: "LOCATION", on: "cache", becomes: "the store to copy into", handled: true},
 		{name: "seed", value: "INDEX[:BLOB]", many: true, on: "extract", becomes: "`--seed BLOB=INDEX`; without BLOB it is INDEX without `.caibx`", handled: true},
 		{name: "seed-dir", value: "DIRECTORY", many: true, on: "extract", becomes: "a `--seed` for each index below it that has its blob beside it", handled: true},
-		{name: "skip-invalid-seeds", on: "extract", ignored: true, becomes: "wrong bytes of a seed cost a download, and never end the job"},
-		{name: "regenerate-invalid-seeds", on: "extract", ignored: true, becomes: "wrong bytes of a seed cost a download, and never end the job"},
+		{name: "skip-invalid-seeds", on: "extract", ignored: true, becomes: wrongSeed},
+		{name: "regenerate-invalid-seeds", on: "extract", becomes: "the seeds are scanned, without their indexes", handled: true},
 		{name: "in-place", short: "k", on: "extract", ignored: true, becomes: "a device is always written in place, and the next run continues an interrupted file"},
 		{name: "print-stats", on: "extract make", ignored: true, becomes: "the result is printed on stderr"},
 		{name: "chunk-size", short: "m", value: "MIN:AVG:MAX", on: "make", becomes: "`--chunk-size`", handled: true},
-		{name: "concurrency", short: "n", value: "NUMBER", on: remote, becomes: "`--fetches` for what reads stores, `--jobs` for `make`", handled: true},
-		{name: "ca-cert", value: "FILE", on: remote, to: "--ca-cert"},
-		{name: "client-cert", value: "FILE", on: remote, to: "--client-cert"},
-		{name: "client-key", value: "FILE", on: remote, to: "--client-key"},
-		{name: "trust-insecure", short: "t", on: remote, becomes: "refused for `https`: name the authority with `--ca-cert FILE`", handled: true},
-		{name: "cache-repair", short: "r", on: remote, ignored: true, becomes: "a damaged chunk of a cache is always replaced"},
-		{name: "error-retry", short: "e", value: "NUMBER", on: remote, becomes: "`--patience`: as long as desync's attempts take together, at least a minute", handled: true},
-		{name: "error-retry-base-interval", short: "b", value: "DURATION", on: remote, becomes: "see `--error-retry`", handled: true},
-		{name: "config", value: "FILE", becomes: "read: see below", handled: true},
+		{name: "offset", short: "o", value: "BYTES", on: "cat", becomes: "`--offset`", to: "--offset"},
+		{name: "length", short: "l", value: "BYTES", on: "cat", becomes: "`--length`; 0 is to the end", handled: true},
+		{name: "repair", short: "r", on: "verify", becomes: "`--remove-damaged`", handled: true},
+		{name: "ignore", value: "INDEX", many: true, on: "cache", refused: true, becomes: "chunks that the target holds are not copied anyway"},
+		{name: "ignore-chunks", value: "FILE", many: true, on: "cache", refused: true, becomes: "chunks that the target holds are not copied anyway"},
+		{name: "concurrency", short: "n", value: "NUMBER", on: withStores + " verify", becomes: "`--fetches` where chunks are read from stores, else `--jobs`", handled: true},
+		{name: "ca-cert", value: "FILE", on: withStores, to: "--ca-cert"},
+		{name: "client-cert", value: "FILE", on: withStores, to: "--client-cert"},
+		{name: "client-key", value: "FILE", on: withStores, to: "--client-key"},
+		{name: "trust-insecure", short: "t", on: withStores, becomes: "refused for `https`: name the authority with `--ca-cert FILE`", handled: true},
+		{name: "cache-repair", short: "r", on: withStores, ignored: true, becomes: "a damaged chunk of a cache is always replaced"},
+		{name: "error-retry", short: "e", value: "NUMBER", on: withStores, becomes: "`--patience`: as long as desync's attempts take together, at least a minute", handled: true},
+		{name: "error-retry-base-interval", short: "b", value: "DURATION", on: withStores, becomes: "see `--error-retry`", handled: true},
+		{name: "config", value: "FILE", becomes: "read, as the default `~/.config/desync/config.json` is", handled: true},
 		{name: "digest", value: "DIGEST", becomes: "`--digest` for `make`; an index says by itself which one it has", handled: true},
 		{name: "verbose", becomes: "prints the flags that are ignored, and the command line of cairn", handled: true},
 		{name: "version", becomes: "prints desync's and cairn's version", handled: true},
@@ -64,23 +82,40 @@ var desync = tool{
 // extractLikeDesync translates desync extract.
 func extractLikeDesync(l *line) error {
 	index, target := l.args[0], l.args[1]
-	if index == target && index != "-" {
+	switch {
+	case index == target && index != "-":
 		return errors.New("the index and the output are the same file")
+	case l.isOn("skip-invalid-seeds") && l.isOn("regenerate-invalid-seeds"):
+		return errors.New("--skip-invalid-seeds and --regenerate-invalid-seeds exclude each other")
 	}
 	for _, seed := range l.values("seed") {
-		place, err := desyncSeed(seed)
+		blob, index, err := parseSeed(seed)
 		if err != nil {
 			return err
 		}
-		l.add("--seed=" + place)
+		l.addSeed(blob, index)
 	}
 	for _, dir := range l.values("seed-dir") {
 		if err := l.addSeedsBelow(dir, index); err != nil {
 			return err
 		}
 	}
-	if err := l.addStores("--store", l.values("store")); err != nil {
+	if err := l.addSources(index); err != nil {
 		return err
+	}
+	l.addPercent()
+	l.run("assemble", index, plainPath(target))
+	return nil
+}
+
+// addSources adds the flags of a command that reads chunks: stores, cache, and how they are read.
+func (l *line) addSources(index string) error {
+	stores, err := l.stores("store")
+	if err != nil {
+		return err
+	}
+	for _, group := range stores {
+		l.add("--store=" + strings.Join(group, "|"))
 	}
 	if cache := l.value("cache"); cache != "" {
 		if strings.Contains(cache, "://") {
@@ -88,14 +123,65 @@ func extractLikeDesync(l *line) error {
 		}
 		l.add("--cache="+cache, "--cache-limit=0")
 	}
-	if err := l.addNumber("concurrency", "--fetches"); err != nil {
+	return l.addAccess("--fetches", append(slices.Concat(stores...), dirsOf(index)...)...)
+}
+
+// addAccess adds the flags of a command that uses stores: how many requests or workers, how long it waits for a store,
+// and what the configuration says about the locations.
+func (l *line) addAccess(concurrency string, locations ...string) error {
+	if l.isOn("trust-insecure") {
+		for _, at := range locations {
+			if err := refuseInsecure(at); err != nil {
+				return err
+			}
+		}
+	}
+	if text := l.value("concurrency"); text != "" {
+		n, err := strconv.Atoi(text)
+		if err != nil {
+			return fmt.Errorf("--concurrency %s: want a number", text)
+		}
+		if n > 0 { // desync chooses the number itself for -1
+			l.add(fmt.Sprintf("%s=%d", concurrency, min(n, 1024)))
+		}
+	}
+	l.attempts, l.pause = 3, 500*time.Millisecond
+	if text := l.value("error-retry"); text != "" {
+		n, err := strconv.Atoi(text)
+		if err != nil {
+			return fmt.Errorf("--error-retry %s: want a number", text)
+		}
+		l.attempts = n
+	}
+	if text := l.value("error-retry-base-interval"); text != "" {
+		pause, err := time.ParseDuration(text)
+		if err != nil {
+			return fmt.Errorf("--error-retry-base-interval %s: want a duration such as 500ms", text)
+		}
+		l.pause = pause
+	}
+	if err := l.applyConfig(locations...); err != nil {
 		return err
 	}
-	if err := l.addPatience(); err != nil {
-		return err
-	}
-	l.run("assemble", index, plainPath(target))
+	l.addPatience()
 	return nil
+}
+
+// addPatience adds the time that the attempts of desync take together, if that is longer than cairn's own patience. The
+// pause before attempt n is n times as long as the first one.
+func (l *line) addPatience() {
+	const patience = time.Minute
+	attempts := min(max(l.attempts, 0), 10000)
+	if total := min(l.pause, time.Hour) * time.Duration(attempts*(attempts+1)/2); total > patience {
+		l.add("--patience=" + total.String())
+	}
+}
+
+// addPercent adds the flag for the progress lines that the environment asks for.
+func (l *line) addPercent() {
+	if os.Getenv("DESYNC_ENABLE_PARSABLE_PROGRESS") != "" {
+		l.add("--progress=percent")
+	}
 }
 
 // makeLikeDesync translates desync make.
@@ -110,36 +196,152 @@ func makeLikeDesync(l *line) error {
 	if digest := l.value("digest"); digest != "" {
 		l.add("--digest=" + digest)
 	}
+	at := dirsOf(index)
 	if store := l.value("store"); store != "" {
-		if err := l.addStores("--store", []string{escapeByte(store, '|')}); err != nil {
+		store, err := desyncLocation(store)
+		if err != nil {
 			return err
 		}
-		if err := l.addPatience(); err != nil {
-			return err
-		}
+		l.add("--store=" + escapeByte(store, '|'))
+		at = append(at, store)
 	} else {
 		l.add("--index-only")
 	}
-	if err := l.addNumber("concurrency", "--jobs"); err != nil {
+	if err := l.addAccess("--jobs", at...); err != nil {
 		return err
 	}
+	if l.uncompressed {
+		l.add("--compression=none")
+	}
+	l.addPercent()
 	l.run("make", index, plainPath(image))
 	return nil
 }
 
-// desyncSeed returns cairn's text for a seed of desync: INDEX:BLOB, or INDEX with its blob beside it. Besides, it accepts
-// a device or file without an index, which cairn scans.
-func desyncSeed(text string) (string, error) {
+// verifyIndexLikeDesync translates desync verify-index.
+func verifyIndexLikeDesync(l *line) error {
+	if err := l.addAccess("--jobs", dirsOf(l.args[0])...); err != nil {
+		return err
+	}
+	l.addPercent()
+	l.run("verify", l.args[0], plainPath(l.args[1]))
+	return nil
+}
+
+// catLikeDesync translates desync cat. cairn writes a whole image to a file as assemble does, which gives a file its name
+// when it is complete.
+func catLikeDesync(l *line) error {
+	if err := l.addSources(l.args[0]); err != nil {
+		return err
+	}
+	length := l.value("length")
+	if length == "0" {
+		length = ""
+	}
+	if length != "" {
+		l.add("--length=" + length)
+	}
+	switch {
+	case len(l.args) == 1 || l.args[1] == "-":
+		l.run("cat", l.args[0])
+	case length == "" && !l.given("offset"):
+		l.run("assemble", l.args[0], plainPath(l.args[1]))
+	default:
+		l.call.Output = l.args[1]
+		l.run("cat", l.args[0])
+	}
+	return nil
+}
+
+// cacheLikeDesync translates desync cache.
+func cacheLikeDesync(l *line) error {
+	stores, err := l.stores("store")
+	if err != nil {
+		return err
+	}
+	target, err := desyncLocation(l.value("cache"))
+	if err != nil {
+		return err
+	}
+	if len(stores) == 0 || target == "" {
+		return errors.New("want 'desync cache -s STORE -c TARGET INDEX...'")
+	}
+	from := slices.Concat(stores...)
+	if err := l.addAccess("--fetches", append(slices.Concat(from, []string{target}), dirsOf(l.args...)...)...); err != nil {
+		return err
+	}
+	if l.uncompressed {
+		l.add("--compression=none")
+	}
+	l.addPercent()
+	l.run("store copy", slices.Concat([]string{strings.Join(from, "|"), escapeByte(target, '|')}, l.args)...)
+	return nil
+}
+
+// verifyLikeDesync translates desync verify.
+func verifyLikeDesync(l *line) error {
+	store := l.value("store")
+	if store == "" {
+		return errors.New("want 'desync verify -s STORE'")
+	}
+	if l.isOn("repair") {
+		l.add("--remove-damaged")
+		l.call.Mended = true
+	}
+	l.add("--state=") // desync begins at the first chunk
+	if err := l.addAccess("--jobs", store); err != nil {
+		return err
+	}
+	l.run("store verify", escapeByte(store, '|'))
+	return nil
+}
+
+// stores returns the locations of the stores of a flag. Those of a group have the same content.
+func (l *line) stores(flag string) (groups [][]string, err error) {
+	for _, text := range l.values(flag) {
+		group := strings.Split(text, "|")
+		for i := range group {
+			if group[i], err = desyncLocation(group[i]); err != nil {
+				return nil, err
+			}
+		}
+		groups = append(groups, group)
+	}
+	return groups, nil
+}
+
+// dirsOf returns the directories of indexes on servers, whose options the configuration may have.
+func dirsOf(indexes ...string) (dirs []string) {
+	for _, index := range indexes {
+		if strings.Contains(index, "://") {
+			dirs = append(dirs, index[:strings.LastIndex(index, "/")])
+		}
+	}
+	return dirs
+}
+
+// parseSeed parses a seed of desync: INDEX:BLOB, or INDEX with its blob beside it. Besides, it accepts a device or file
+// without an index, which cairn scans.
+func parseSeed(text string) (blob, index string, err error) {
 	if blob, ok := strings.CutSuffix(text, ".caibx"); ok {
-		return seedPlace(blob, text), nil
+		return blob, text, nil
 	}
 	if index, blob, ok := strings.Cut(text, ":"); ok {
-		return seedPlace(blob, index), nil
+		blob, _, _ = strings.Cut(blob, ":") // desync ignores options behind a second colon
+		return blob, index, nil
 	}
 	if _, err := os.Stat(text); err == nil {
-		return seedPlace(text, ""), nil
+		return text, "", nil
 	}
-	return "", fmt.Errorf("--seed %s: want INDEX.caibx or INDEX:BLOB", text)
+	return "", "", fmt.Errorf("--seed %s: want INDEX.caibx or INDEX:BLOB", text)
+}
+
+// addSeed adds a seed. Indexes that may be wrong are left out.
+func (l *line) addSeed(blob, index string) {
+	if l.isOn("regenerate-invalid-seeds") {
+		index = ""
+	}
+	l.add("--seed=" + seedPlace(blob, index))
 }
 
 // addSeedsBelow adds the indexes below a directory that have their blobs beside them. The wanted index is none of them.
@@ -157,29 +359,10 @@ func (l *line) addSeedsBelow(dir, wanted string) error {
 		}
 		blob := strings.TrimSuffix(name, ".caibx")
 		if _, err := os.Stat(blob); err == nil {
-			l.add("--seed=" + seedPlace(blob, name))
+			l.addSeed(blob, name)
 		}
 		return nil
 	})
-}
-
-// addStores adds stores, and refuses those that only desync can read.
-func (l *line) addStores(flag string, stores []string) error {
-	for _, group := range stores {
-		members := strings.Split(group, "|")
-		for i, member := range members {
-			at, err := desyncLocation(member)
-			if err != nil {
-				return err
-			}
-			if l.isOn("trust-insecure") && (strings.HasPrefix(at, "https://") || strings.HasPrefix(at, "s3+https://")) {
-				return errors.New("--trust-insecure is not supported: name the authority of the server with --ca-cert FILE")
-			}
-			members[i] = at
-		}
-		l.add(flag + "=" + strings.Join(members, "|"))
-	}
-	return nil
 }
 
 // desyncLocation returns cairn's text for the location of a store.
@@ -193,41 +376,4 @@ func desyncLocation(text string) (string, error) {
 		return "", errors.New("registries of containers are not supported: copy the chunks into a directory, onto a web server or into S3")
 	}
 	return text, nil
-}
-
-// addNumber adds a flag of cairn with the value of a flag that is a number. desync chooses the number itself for -1.
-func (l *line) addNumber(flag, to string) error {
-	if !l.given(flag) {
-		return nil
-	}
-	n, err := strconv.Atoi(l.value(flag))
-	if err != nil {
-		return fmt.Errorf("--%s %s: want a number", flag, l.value(flag))
-	}
-	if n > 0 {
-		l.add(fmt.Sprintf("%s=%d", to, min(n, 1024)))
-	}
-	return nil
-}
-
-// addPatience adds the time that the attempts of desync take together, if that is longer than cairn's own patience.
-func (l *line) addPatience() error {
-	const patience = time.Minute
-	attempts, pause := 3, 500*time.Millisecond
-	var err error
-	if text := l.value("error-retry"); text != "" {
-		if attempts, err = strconv.Atoi(text); err != nil {
-			return fmt.Errorf("--error-retry %s: want a number", text)
-		}
-	}
-	if text := l.value("error-retry-base-interval"); text != "" {
-		if pause, err = time.ParseDuration(text); err != nil {
-			return fmt.Errorf("--error-retry-base-interval %s: want a duration such as 500ms", text)
-		}
-	}
-	attempts = min(max(attempts, 0), 10000)
-	if total := min(pause, time.Hour) * time.Duration(attempts*(attempts+1)/2); total > patience {
-		l.add("--patience=" + total.String())
-	}
-	return nil
 }

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/pflag"
 )
@@ -22,11 +23,19 @@ const (
 
 // Call is the call of cairn for a command line of a tool.
 type Call struct {
-	Args    []string // the arguments of cairn
-	Text    string   // is printed on stdout instead of running cairn, if it is not empty
-	Notes   []string // what was ignored, and why
-	Verbose bool     // the command line asks for messages about what is done
+	Args    []string          // the arguments of cairn
+	Text    string            // is printed on stdout instead of running cairn, if it is not empty
+	Output  string            // the file that takes the place of stdout; "" is none
+	Env     map[string]string // variables of the environment: keys for S3
+	Headers []Header          // for the requests to servers
+	Digest  *Digest           // is printed on stdout after cairn; nil is none
+	Mended  bool              // the exit status that says that damage was removed is a success
+	Notes   []string          // what was ignored, and why
+	Verbose bool              // the command line asks for messages about what is done
 }
+
+// Digest is the digest of an image, which is a file or device. An empty algorithm is casync's default.
+type Digest struct{ Path, Algorithm string }
 
 // ToolOf returns the tool that a program name names, or "".
 func ToolOf(name string) string {
@@ -79,6 +88,12 @@ type line struct {
 	args    []string
 	flags   *pflag.FlagSet
 	call    Call
+
+	// what desync's flags and configuration say of the stores
+	attempts     int
+	pause        time.Duration
+	tls          map[string]string
+	uncompressed bool
 }
 
 // given reports whether a flag is on the command line.
@@ -126,14 +141,18 @@ func (l *line) note(format string, args ...any) {
 
 // run begins the call of a command of cairn. The flags that were added go behind it, and its arguments at the end.
 func (l *line) run(command string, args ...string) {
+	for i, arg := range args {
+		if strings.HasPrefix(arg, "-") && arg != "-" {
+			args[i] = "./" + arg
+		}
+	}
 	l.call.Args = slices.Concat(strings.Fields(command), l.call.Args, args)
 }
 
 // plainPath returns the text with which cairn names the file of a path. In cairn's own texts, some characters and words
 // name partitions, stdin and stdout.
 func plainPath(path string) string {
-	if strings.HasPrefix(path, "PARTLABEL=") || strings.HasPrefix(path, "PARTUUID=") || path == "@root" ||
-		strings.HasPrefix(path, "-") && path != "-" {
+	if strings.HasPrefix(path, "PARTLABEL=") || strings.HasPrefix(path, "PARTUUID=") || path == "@root" {
 		path = "./" + path
 	}
 	if _, err := os.Stat(path); err == nil {

@@ -14,6 +14,7 @@ func TestTranslate(t *testing.T) {
 	t.Chdir(t.TempDir())
 	t.Setenv("CASYNC_STORE", "")
 	t.Setenv("CASYNC_VERBOSE", "")
+	t.Setenv("HOME", "")
 	for _, name := range []string{"v1", "v1.caibx", "slot", "k=v", "seeds/a", "seeds/a.caibx", "seeds/deep/b", "seeds/deep/b.caibx", "seeds/c.caibx"} {
 		if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
 			t.Fatal(err)
@@ -85,6 +86,19 @@ func TestTranslate(t *testing.T) {
 		{"desync make -m 64 x f", "want MIN:AVG:MAX"},
 		{"desync make --seed v1.caibx x f", "unknown flag: --seed"},
 		{"desync tar -i -s s x.caidx d", "not for directory trees"},
+		{"desync extract -s s --skip-invalid-seeds --regenerate-invalid-seeds x y", "exclude each other"},
+		{"desync extract -s s --seed v1.caibx --regenerate-invalid-seeds x y", "assemble --seed=v1 --store=s x y"},
+		{"desync extract -s s --seed v1.caibx:slot:later -- x -y", "assemble --seed=slot=v1.caibx --store=s x ./-y"},
+		{"desync cat -s s -o 1024 -l 2048 x.caibx", "cat --offset=1024 --store=s --length=2048 x.caibx"},
+		{"desync cat -s s -l 0 x.caibx out", "assemble --store=s x.caibx out"},
+		{"desync cat -s s -l 1 x.caibx out", "cat --store=s --length=1 x.caibx"},
+		{"desync cache -s a -s b|c -c d x.caibx y.caibx", "store copy a|b|c d x.caibx y.caibx"},
+		{"desync cache -s a x.caibx", "want 'desync cache"},
+		{"desync cache -s a -c b --ignore x.caibx y.caibx", "--ignore is not supported"},
+		{"desync verify -s s -n 3", "store verify --state= --jobs=3 s"},
+		{"desync verify -r --store s", "store verify --remove-damaged --state= s"},
+		{"desync verify-index x.caibx y", "verify x.caibx y"},
+		{"desync --config absent extract -s s x y", "no such file"},
 	} {
 		args := strings.Fields(test.line)
 		call, err := Translate(args[0], args[1:], "1.0")
@@ -161,6 +175,96 @@ func TestParseCasyncSize(t *testing.T) {
 		}
 		if got != want {
 			t.Errorf("parseCasyncSize(%q) = %d, %v, want %d", text, got, err, want)
+		}
+	}
+}
+
+// TestConfig: what desync's configuration says about the locations of a command line.
+func TestConfig(t *testing.T) {
+	t.Chdir(t.TempDir())
+	for _, name := range []string{"S3_ACCESS_KEY", "S3_SECRET_KEY", "AWS_ACCESS_KEY_ID", "HOME"} {
+		t.Setenv(name, "")
+	}
+	for _, test := range []struct {
+		config, line, want string
+		env                map[string]string
+		headers            []Header
+	}{
+		{config: `{}`, line: "extract -s s x y", want: "assemble --store=s x y"},
+		{config: `{"store-options": {"https://h/s*": {"client-cert": "c", "client-key": "k", "ca-cert": "a", "error-retry": 20, "skip-verify": true, "timeout": 5}}}`,
+			line: "extract -s https://h/s1/ x y", want: "assemble --store=https://h/s1/ --ca-cert=a --client-cert=c --client-key=k --patience=1m45s x y"},
+		{config: `{"store-options": {"https://h/s*": {"client-cert": "c", "ca-cert": "a", "error-retry": 20}}}`,
+			line: "extract -s https://h/s1/ --ca-cert b -e 1 --client-cert= x y",
+			want: "assemble --ca-cert=b --client-cert= --store=https://h/s1/ x y"},
+		{config: `{"store-options": {"http://h/*": {"http-auth": "Bearer t", "http-cookie": "a=b"}}}`,
+			line: "extract -s http://h/s http://h/i/x.caibx y", want: "assemble --store=http://h/s http://h/i/x.caibx y",
+			headers: []Header{{"h", "Authorization: Bearer t"}, {"h", "Cookie: a=b"}}},
+		{config: `{"store-options": {"s": {"uncompressed": true}}}`, line: "make -s s x y", want: "make --store=s --compression=none x y"},
+		{config: `{"store-options": {"s": {"uncompressed": true}}}`, line: "make -s t x y", want: "make --store=t x y"},
+		{config: `{"store-options": {"s": {}, "s/": {}}}`, line: "make -s s x y", want: "several store-options"},
+		{config: `{"store-options": {"https://*": {"trust-insecure": true}}}`, line: "make -s https://h x y", want: "--ca-cert FILE"},
+		{config: `{"store-options": {"https://*": {"trust-insecure": true}}}`, line: "make -t=false -s https://h x y", want: "make --store=https://h x y"},
+		{config: `{"store-options": {"s": {"encryption": true}}}`, line: "extract -s s x y", want: "encrypted chunks"},
+		{config: `{"store-options": {"https://a/*": {"ca-cert": "a"}, "https://b/*": {"ca-cert": "b"}}}`,
+			line: "extract -s https://a/s -s https://b/s x y", want: "different values of ca-cert"},
+		{config: `{"s3-credentials": {"https://h:9000": {"access-key": "id", "secret-key": "key", "aws-region": "r"}}}`,
+			line: "extract -s s3+https://h:9000/b/s s3+https://h:9000/b/x.caibx y", want: "assemble --store=s3+https://h:9000/b/s s3+https://h:9000/b/x.caibx y",
+			env: map[string]string{"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "key", "AWS_REGION": "r"}},
+		{config: `{"s3-credentials": {"https://a": {"access-key": "id"}, "https://b": {"access-key": "other"}}}`,
+			line: "extract -s s3+https://a/s -s s3+https://b/s x y", want: "different keys for S3"},
+		{config: `{"s3-credentials": {"http://a": {"aws-credentials-file": "f", "aws-profile": "p"}}}`,
+			line: "make -s s3+http://a/s x y", want: "make --store=s3+http://a/s x y",
+			env: map[string]string{"AWS_SHARED_CREDENTIALS_FILE": "f", "AWS_PROFILE": "p"}},
+		{config: `{"s3-credentials": 1}`, line: "make -s s x y", want: "reading c.json"},
+	} {
+		if err := os.WriteFile("c.json", []byte(test.config), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		call, err := Translate(Desync, append([]string{"--config", "c.json"}, strings.Fields(test.line)...), "1.0")
+		if err != nil {
+			if !strings.Contains(err.Error(), test.want) {
+				t.Errorf("%s: %s: %v, want %s", test.config, test.line, err, test.want)
+			}
+			continue
+		}
+		if got := strings.Join(call.Args, " "); got != test.want {
+			t.Errorf("%s\n got %s\nwant %s", test.line, got, test.want)
+		}
+		if test.env == nil {
+			test.env = map[string]string{}
+		}
+		if diff := cmp.Diff(test.env, call.Env) + cmp.Diff(test.headers, call.Headers); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", test.line, diff)
+		}
+	}
+}
+
+// TestMatchLocation: patterns match as desync's do.
+func TestMatchLocation(t *testing.T) {
+	t.Chdir(t.TempDir())
+	for _, test := range []struct {
+		pattern, location string
+		want              bool
+	}{
+		{"http://host/path/", "http://host/path", true},
+		{"https://host", "https://host/", true},
+		{"https://host/path*", "https://host/path/", true},
+		{"https://example.com/*/*/", "https://example.com/path/another/", true},
+		{"*://example.com", "https://example.com", true},
+		{"https://example.com/fo[a-z]", "https://example.com/foo", true},
+		{"http://host:8080/path", "http://host/path", false},
+		{"https://example.com/*", "https://example.com/path/another", false},
+		{"*", "https://example.com/path", false},
+		{"ssh://host/path", "/path", false},
+		{"path/..", ".", true},
+		{"/path*", "/path/../path", true},
+		{"path/*", "path/to", true},
+		{"/path", "path", false},
+		{"/path/*", "/path", false},
+		{"[", "[", false},
+	} {
+		if got := matchLocation(test.pattern, test.location); got != test.want {
+			t.Errorf("matchLocation(%q, %q) = %v", test.pattern, test.location, got)
 		}
 	}
 }

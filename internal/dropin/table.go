@@ -57,7 +57,8 @@ func (t *tool) find(name string) *command {
 
 // parse parses a command line. Flags and arguments are in any order, and "--" ends the flags.
 func (t *tool) parse(args []string) (*line, error) {
-	l := &line{command: &command{}}
+	l := &line{command: &command{}, tls: map[string]string{}}
+	l.call.Env = map[string]string{}
 	if t.prefixes { // every flag is a flag of every command
 		l.flags = t.flagSet(nil)
 		if err := l.flags.Parse(args); err != nil {
