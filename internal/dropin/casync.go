@@ -154,6 +154,9 @@ func extractLikeCasync(l *line) error {
 		}
 		l.add(fmt.Sprintf("--rate-limit=%d", bytes))
 	}
+	if err := l.addImageSum(index); err != nil {
+		return err
+	}
 	l.addProgress()
 	l.run("assemble", index, plainPath(target))
 	return nil

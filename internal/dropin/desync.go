@@ -103,6 +103,9 @@ func extractLikeDesync(l *line) error {
 	if err := l.addSources(index); err != nil {
 		return err
 	}
+	if err := l.addImageSum(index); err != nil {
+		return err
+	}
 	l.addPercent()
 	l.run("assemble", index, plainPath(target))
 	return nil

@@ -1,0 +1,75 @@
+package dropin
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+
+	"gopkg.in/ini.v1"
+)
+
+// manifestName is the name of the manifest that RAUC puts beside the indexes of a bundle.
+const manifestName = "manifest.raucm"
+
+// addImageSum adds the SHA-256 of the image that the manifest of RAUC beside the index contains. A manifest that is not
+// there, or does not name the index, is no error.
+func (l *line) addImageSum(index string) error {
+	if index == "-" || strings.Contains(index, "://") {
+		return nil
+	}
+	name := filepath.Join(filepath.Dir(index), manifestName)
+	sum, err := imageSum(name, filepath.Base(index))
+	if err != nil {
+		return fmt.Errorf("reading %s, which has the checksum of the image: %w", name, err)
+	}
+	if sum != "" {
+		l.add("--image-sha256=" + sum)
+	}
+	return nil
+}
+
+var sha256Text = regexp.MustCompile(`^[0-9a-fA-F]{64}$`)
+
+// imageSum returns the checksum of the image whose file in a manifest is the index, or the image of that index. It
+// returns "" if there is none.
+func imageSum(manifest, index string) (string, error) {
+	const most = 1 << 20
+	f, err := os.Open(manifest)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, most))
+	if err != nil {
+		return "", err
+	}
+	sections, err := ini.LoadSources(ini.LoadOptions{KeyValueDelimiters: "=", IgnoreInlineComment: true, IgnoreContinuation: true}, text)
+	if err != nil {
+		return "", err
+	}
+	sum := ""
+	for _, s := range sections.Sections() {
+		file := s.Key("filename").String()
+		if !strings.HasPrefix(s.Name(), "image.") || file != index && file+".caibx" != index {
+			continue
+		}
+		switch found := strings.ToLower(s.Key("sha256").String()); {
+		case found == "":
+		case !sha256Text.MatchString(found):
+			return "", fmt.Errorf("section %s: sha256 is not a checksum", s.Name())
+		case sum != "" && found != sum:
+			return "", fmt.Errorf("several images with different checksums are of the index %s", index)
+		default:
+			sum = found
+		}
+	}
+	return sum, nil
+}

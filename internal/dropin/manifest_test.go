@@ -1,0 +1,60 @@
+package dropin
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// TestImageSum: the manifest of RAUC gives the checksum of the image of an index.
+func TestImageSum(t *testing.T) {
+	one, two := strings.Repeat("1a", 32), strings.Repeat("2b", 32)
+	for _, test := range []struct{ name, manifest, want string }{
+		{"as rauc convert writes it", `[update]
+compatible=Test Board
+version=2026.11
+
+[bundle]
+format=verity
+
+[image.appfs]
+sha256=` + two + `
+size=10
+filename=app.img
+
+[image.rootfs]
+sha256=` + one + `
+size=33554432
+filename=root.img.caibx
+`, one},
+		{"image instead of its index", "[image.rootfs]\nfilename = root.img\nsha256 = " + strings.ToUpper(one), one},
+		{"twice the same", "[image.a]\nfilename=root.img.caibx\nsha256=" + one + "\n[image.b]\nfilename=root.img.caibx\nsha256=" + one, one},
+		{"variants with one file", "[image.a.x]\nfilename=root.img.caibx\nsha256=" + one + "\n[image.a.y]\nfilename=other.caibx\nsha256=" + two, one},
+		{"no such image", "[image.a]\nfilename=other.caibx\nsha256=" + one, ""},
+		{"no checksum", "[image.a]\nfilename=root.img.caibx", ""},
+		{"other section", "[meta.x]\nfilename=root.img.caibx\nsha256=" + one, ""},
+		{"empty", "", ""},
+		{"hooks; and # in values", "[image.rootfs]\nfilename=root.img.caibx\nhooks=pre-install;post-install\nx=a#b\nsha256=" + one, one},
+		{"two checksums", "[image.a]\nfilename=root.img.caibx\nsha256=" + one + "\n[image.b]\nfilename=root.img.caibx\nsha256=" + two, "different checksums"},
+		{"no digits", "[image.a]\nfilename=root.img.caibx\nsha256=abc", "is not a checksum"},
+		{"no manifest", "[image", "unclosed section"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			name := filepath.Join(t.TempDir(), manifestName)
+			if err := os.WriteFile(name, []byte(test.manifest), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			got, err := imageSum(name, "root.img.caibx")
+			if err != nil {
+				got = err.Error()
+			}
+			if got != test.want && (err == nil || !strings.Contains(got, test.want)) {
+				t.Errorf("got %q, want %q", got, test.want)
+			}
+		})
+	}
+	if got, err := imageSum(filepath.Join(t.TempDir(), manifestName), "x"); got != "" || err != nil {
+		t.Errorf("without a manifest: %q, %v", got, err)
+	}
+}
