@@ -47,17 +47,13 @@ func runDropin(tool string, args []string) int {
 		}
 		return exitDone
 	}
-	if len(call.Args) == 0 {
-		if err := printDigest(*call.Digest); err != nil {
-			return failDropin(tool, err)
-		}
-		return exitDone
-	}
 	if call.Verbose || os.Getenv(debugVariable) == "1" {
 		for _, note := range call.Notes {
 			logf("debug: %s", note)
 		}
-		logf("debug: cairn %s", showArgs(call.Args))
+		if len(call.Args) > 0 {
+			logf("debug: cairn %s", showArgs(call.Args))
+		}
 	}
 	for name, value := range call.Env {
 		if err := os.Setenv(name, value); err != nil {
@@ -73,17 +69,19 @@ func runDropin(tool string, args []string) int {
 	if err != nil {
 		return failDropin(tool, err)
 	}
-	status := run(append(call.Args, fields.flags...))
-	fields.close()
-	switch {
-	case status == exitMended && call.Mended:
-	case status != exitDone:
-		return exitFailed
-	}
+	defer fields.close()
+	args = append(call.Args, fields.flags...)
 	if call.Digest != nil {
-		if err := printDigest(*call.Digest); err != nil {
+		switch err := printDigest(*call.Digest, args); {
+		case errors.Is(err, errRun):
+			return exitFailed
+		case err != nil:
 			return failDropin(tool, err)
 		}
+		return exitDone
+	}
+	if status := run(args); status != exitDone && (status != exitMended || !call.Mended) {
+		return exitFailed
 	}
 	return exitDone
 }
@@ -133,13 +131,11 @@ func (p headerPipes) close() {
 	}
 }
 
-// printDigest prints the digest of a whole image.
-func printDigest(d dropin.Digest) error {
-	f, err := os.Open(d.Path)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
+// errRun reports that cairn failed, and has printed why.
+var errRun = errors.New("cairn failed")
+
+// printDigest runs cairn with the arguments, if there are any, and prints the digest of an image.
+func printDigest(d dropin.Digest, args []string) error {
 	var sum hash.Hash
 	switch d.Algorithm {
 	case "sha256":
@@ -149,11 +145,71 @@ func printDigest(d dropin.Digest) error {
 	default:
 		return fmt.Errorf("--digest=%s: want sha512-256 or sha256", d.Algorithm)
 	}
-	if _, err := io.CopyBuffer(sum, f, make([]byte, 1<<20)); err != nil {
+	stdout, err := copyStdout() // a command may close its own
+	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(os.Stdout, "%x\n", sum.Sum(nil))
+	defer stdout.Close()
+	switch {
+	case d.Path == "":
+		if err := hashStdout(sum, args); err != nil {
+			return err
+		}
+	case len(args) > 0 && run(args) != exitDone:
+		return errRun
+	default:
+		if err := hashFile(sum, d.Path, d.Size); err != nil {
+			return err
+		}
+	}
+	_, err = fmt.Fprintf(stdout, "%x\n", sum.Sum(nil))
 	return err
+}
+
+func copyStdout() (*os.File, error) {
+	fd, err := unix.FcntlInt(openfile.Stdout, unix.F_DUPFD_CLOEXEC, 3)
+	return os.NewFile(uintptr(fd), "stdout"), err
+}
+
+// hashFile hashes the first size bytes of a file, or the whole file for 0.
+func hashFile(sum hash.Hash, name string, size int64) error {
+	f, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	var r io.Reader = f
+	if size > 0 {
+		r = io.LimitReader(f, size)
+	}
+	_, err = io.CopyBuffer(sum, r, make([]byte, 1<<20))
+	return err
+}
+
+// hashStdout runs cairn and hashes its stdout.
+func hashStdout(sum hash.Hash, args []string) error {
+	r, w, err := os.Pipe()
+	if err == nil {
+		err = unix.Dup3(int(w.Fd()), openfile.Stdout, 0)
+	}
+	if err != nil {
+		return err
+	}
+	w.Close()
+	hashed := make(chan error, 1)
+	go func() {
+		_, err := io.CopyBuffer(sum, r, make([]byte, 1<<20))
+		hashed <- err
+	}()
+	status := run(args)
+	os.Stdout.Close() // the end of the pipe
+	if err := <-hashed; err != nil {
+		return err
+	}
+	if status != exitDone {
+		return errRun
+	}
+	return nil
 }
 
 // showArgs returns arguments as a shell takes them, without the secrets of URLs.

@@ -3,11 +3,15 @@ package dropin
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
+
+	"cairn/internal/disk"
 )
 
 const (
@@ -26,7 +30,7 @@ var casync = tool{
 		{name: "list", args: "[ARCHIVE]", most: 9, instead: trees},
 		{name: "mtree", args: "[ARCHIVE]", most: 9, instead: trees},
 		{name: "stat", args: "[ARCHIVE] [PATH]", most: 9, instead: trees},
-		{name: "digest", args: "[BLOB]", most: 2, becomes: "prints the digest of a file or device", translate: digestLikeCasync},
+		{name: "digest", args: "[BLOB|BLOB_INDEX]", most: 2, becomes: "prints the digest of a file, a device, or the image of an index", translate: digestLikeCasync},
 		{name: "mount", args: "[ARCHIVE] PATH", instead: trees + ", which 'cairn serve' and 'mount' make readable"},
 		{name: "mkdev", args: "[BLOB_INDEX] [NODE]", instead: "'cairn serve INDEX' exports the image over NBD, and 'nbd-client -unix SOCKET /dev/nbd0' attaches it"},
 		{name: "gc", args: "BLOB_INDEX...", instead: noGC},
@@ -36,7 +40,7 @@ var casync = tool{
 		{name: "help", becomes: "this list"},
 	},
 	flags: []flag{
-		{name: "store", value: "PATH", on: "make extract", becomes: "`--store`; without it `$CASYNC_STORE`, or `default.castr` beside the index", handled: true},
+		{name: "store", value: "PATH", on: "make extract digest", becomes: "`--store`; without it `$CASYNC_STORE`, or `default.castr` beside the index", handled: true},
 		{name: "extra-store", value: "PATH", many: true, on: "extract", becomes: "a further `--store`, asked after the others", handled: true},
 		{name: "seed", value: "PATH", many: true, on: "extract", becomes: "`--seed`", handled: true},
 		{name: "seed-output", value: "BOOL", on: "extract", ignored: true, becomes: alwaysDone},
@@ -103,28 +107,53 @@ func makeLikeCasync(l *line) error {
 	}
 	l.add("--store=" + store)
 	l.addProgress()
+	size := claimedSize(image)
+	if size > 0 {
+		l.add("--size=filesystem")
+	}
 	l.run("make", index, plainPath(image))
 	if index != "-" && image != "-" {
-		l.call.Digest = &Digest{image, l.value("digest")}
+		l.call.Digest = &Digest{Path: image, Size: size, Algorithm: l.value("digest")}
 	}
 	return nil
+}
+
+// claimedSize returns the size that a file system on a block device has by its superblock, to which casync limits an
+// image. It returns 0 for a file, and for what casync does not limit.
+func claimedSize(image string) int64 {
+	info, err := os.Stat(image)
+	if err != nil || info.Mode().Type() != fs.ModeDevice {
+		return 0
+	}
+	f, err := os.Open(image)
+	if err != nil {
+		return 0
+	}
+	defer f.Close()
+	if kind, size, ok := disk.FilesystemSize(f); ok && kind != "erofs" {
+		return size
+	}
+	return 0
 }
 
 // digestLikeCasync translates casync digest.
 func digestLikeCasync(l *line) error {
 	image := stripFileURL(l.arg(0))
-	for _, suffix := range []string{".caibx", ".caidx", ".catar"} {
-		if strings.HasSuffix(image, suffix) || l.value("what") != "" && l.value("what") != "blob" {
-			return errors.New("digest is of a file or device only; 'cairn cat INDEX | openssl dgst -sha512-256' prints that of an index's image")
-		}
-	}
-	if info, err := os.Stat(image); len(l.args) != 1 || err == nil && info.IsDir() {
-		return errors.New(trees)
-	}
-	if image == "-" {
+	info, err := os.Stat(image)
+	what := l.value("what")
+	switch {
+	case len(l.args) != 1, err == nil && info.IsDir(), strings.HasSuffix(image, ".caidx"), strings.HasSuffix(image, ".catar"),
+		!slices.Contains([]string{"", "blob", "blob-index"}, what):
+		return errors.New("digest is of a file, a device, or the index of an image: " + trees)
+	case what == "blob-index" || what == "" && strings.HasSuffix(image, ".caibx"):
+		l.add("--store=" + l.casyncStore(image))
+		l.run("cat", image)
+		l.call.Digest = &Digest{} // casync ignores --digest here
+		return nil
+	case image == "-":
 		image = "/dev/stdin"
 	}
-	l.call.Digest = &Digest{image, l.value("digest")}
+	l.call.Digest = &Digest{Path: image, Size: claimedSize(image), Algorithm: l.value("digest")}
 	return nil
 }
 

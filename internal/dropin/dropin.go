@@ -28,14 +28,18 @@ type Call struct {
 	Output  string            // the file that takes the place of stdout; "" is none
 	Env     map[string]string // variables of the environment: keys for S3
 	Headers []Header          // for the requests to servers
-	Digest  *Digest           // is printed on stdout after cairn; nil is none
+	Digest  *Digest           // is printed on stdout when cairn has ended; nil is none
 	Mended  bool              // the exit status that says that damage was removed is a success
 	Notes   []string          // what was ignored, and why
 	Verbose bool              // the command line asks for messages about what is done
 }
 
-// Digest is the digest of an image, which is a file or device. An empty algorithm is casync's default.
-type Digest struct{ Path, Algorithm string }
+// Digest is the digest of an image, as casync prints it.
+type Digest struct {
+	Path      string // a file or device; "" for the stdout of cairn
+	Size      int64  // of the image, if it is not the whole file or device
+	Algorithm string // "" for casync's default
+}
 
 // ToolOf returns the tool that a program name names, or "".
 func ToolOf(name string) string {

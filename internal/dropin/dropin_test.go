@@ -65,6 +65,10 @@ func TestTranslate(t *testing.T) {
 		{"casync make --cache=c x.caibx y", "--cache is not supported"},
 		{"casync extract --cache=c x.caibx y", "assemble --store=default.castr --progress=none x.caibx y"},
 		{"casync gc x.caibx", "cairn does not remove chunks yet"},
+		{"casync digest v1", ""},
+		{"casync digest --store=s x.caibx", "cat --store=s x.caibx"},
+		{"casync digest seeds", "not for directory trees"},
+		{"casync digest x.catar", "not for directory trees"},
 		{"casync frob", `unknown command "frob"`},
 		{"casync", "no command is given"},
 
