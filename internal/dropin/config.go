@@ -29,16 +29,16 @@ type s3Keys struct {
 }
 
 type storeOptions struct {
-	ClientCert    string `json:"client-cert"`
-	ClientKey     string `json:"client-key"`
-	CACert        string `json:"ca-cert"`
-	TrustInsecure bool   `json:"trust-insecure"`
-	Authorization string `json:"http-auth"`
-	Cookie        string `json:"http-cookie"`
-	Retries       *int   `json:"error-retry"`
-	Pause         *int64 `json:"error-retry-base-interval"` // nanoseconds
-	Uncompressed  bool   `json:"uncompressed"`
-	Encryption    bool   `json:"encryption"`
+	ClientCert    string         `json:"client-cert"`
+	ClientKey     string         `json:"client-key"`
+	CACert        string         `json:"ca-cert"`
+	TrustInsecure bool           `json:"trust-insecure"`
+	Authorization string         `json:"http-auth"`
+	Cookie        string         `json:"http-cookie"`
+	Retries       *int           `json:"error-retry"`
+	Pause         *time.Duration `json:"error-retry-base-interval"` // nanoseconds
+	Uncompressed  bool           `json:"uncompressed"`
+	Encryption    bool           `json:"encryption"`
 }
 
 // Header is a header field with a secret, for the requests to one host.
@@ -149,11 +149,11 @@ func (l *line) applyOptions(at string, o storeOptions) error {
 			l.tls[name] = value
 		}
 	}
-	if o.Retries != nil && !l.given("error-retry") {
-		l.attempts = max(l.attempts, *o.Retries)
+	if o.Retries != nil && !l.given("error-retry") && (l.attempts == nil || *l.attempts < *o.Retries) {
+		l.attempts = o.Retries
 	}
-	if o.Pause != nil && !l.given("error-retry-base-interval") {
-		l.pause = max(l.pause, time.Duration(*o.Pause))
+	if o.Pause != nil && !l.given("error-retry-base-interval") && (l.pause == nil || *l.pause < *o.Pause) {
+		l.pause = o.Pause
 	}
 	if u, err := url.Parse(at); err == nil && (u.Scheme == "http" || u.Scheme == "https") {
 		l.addHeader(u.Host, "Authorization", o.Authorization)

@@ -69,7 +69,7 @@ var desync = tool{
 		{name: "client-key", value: "FILE", on: withStores, to: "--client-key"},
 		{name: "trust-insecure", short: "t", on: withStores, becomes: "refused for `https`: name the authority with `--ca-cert FILE`", handled: true},
 		{name: "cache-repair", short: "r", on: withStores, ignored: true, becomes: "a damaged chunk of a cache is always replaced"},
-		{name: "error-retry", short: "e", value: "NUMBER", on: withStores, becomes: "`--patience`: as long as desync's attempts take together, at least a minute", handled: true},
+		{name: "error-retry", short: "e", value: "NUMBER", on: withStores, becomes: "`--patience`, as long as desync's pauses between the attempts together; a minute if neither is set", handled: true},
 		{name: "error-retry-base-interval", short: "b", value: "DURATION", on: withStores, becomes: "see `--error-retry`", handled: true},
 		{name: "config", value: "FILE", becomes: "read, as the default `~/.config/desync/config.json` is", handled: true},
 		{name: "digest", value: "DIGEST", becomes: "`--digest` for `make`; an index says by itself which one it has", handled: true},
@@ -148,20 +148,19 @@ func (l *line) addAccess(concurrency string, locations ...string) error {
 			l.add(fmt.Sprintf("%s=%d", concurrency, min(n, 1024)))
 		}
 	}
-	l.attempts, l.pause = 3, 500*time.Millisecond
 	if text := l.value("error-retry"); text != "" {
 		n, err := strconv.Atoi(text)
 		if err != nil {
 			return fmt.Errorf("--error-retry %s: want a number", text)
 		}
-		l.attempts = n
+		l.attempts = &n
 	}
 	if text := l.value("error-retry-base-interval"); text != "" {
 		pause, err := time.ParseDuration(text)
 		if err != nil {
 			return fmt.Errorf("--error-retry-base-interval %s: want a duration such as 500ms", text)
 		}
-		l.pause = pause
+		l.pause = &pause
 	}
 	if err := l.applyConfig(locations...); err != nil {
 		return err
@@ -170,14 +169,20 @@ func (l *line) addAccess(concurrency string, locations ...string) error {
 	return nil
 }
 
-// addPatience adds the time that the attempts of desync take together, if that is longer than cairn's own patience. The
-// pause before attempt n is n times as long as the first one.
+// addPatience adds the time that the attempts of desync take together, if the command line or the configuration sets it.
+// The pause before attempt n is n times as long as the first one.
 func (l *line) addPatience() {
-	const patience = time.Minute
-	attempts := min(max(l.attempts, 0), 10000)
-	if total := min(l.pause, time.Hour) * time.Duration(attempts*(attempts+1)/2); total > patience {
-		l.add("--patience=" + total.String())
+	if l.attempts == nil && l.pause == nil {
+		return
 	}
+	attempts, pause := 3, 500*time.Millisecond
+	if l.attempts != nil {
+		attempts = min(max(*l.attempts, 0), 10000)
+	}
+	if l.pause != nil {
+		pause = min(max(*l.pause, 0), time.Hour)
+	}
+	l.add("--patience=" + max(pause*time.Duration(attempts*(attempts+1)/2), time.Second).String())
 }
 
 // addPercent adds the flag for the progress lines that the environment asks for.

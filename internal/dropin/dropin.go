@@ -94,8 +94,8 @@ type line struct {
 	call    Call
 
 	// what desync's flags and configuration say of the stores
-	attempts     int
-	pause        time.Duration
+	attempts     *int           // nil if neither says it
+	pause        *time.Duration // before the second attempt
 	tls          map[string]string
 	uncompressed bool
 }

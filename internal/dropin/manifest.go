@@ -1,6 +1,8 @@
 package dropin
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -17,7 +19,8 @@ import (
 const manifestName = "manifest.raucm"
 
 // addImageSum adds the SHA-256 of the image that the manifest of RAUC beside the index contains. A manifest that is not
-// there, or does not name the index, is no error.
+// there, or does not name the index, is not an error. 'rauc convert' keeps the checksum of the original image. A bundle
+// made of a directory with an index has the checksum of the index instead, which says nothing about the image.
 func (l *line) addImageSum(index string) error {
 	if index == "-" || strings.Contains(index, "://") {
 		return nil
@@ -27,10 +30,29 @@ func (l *line) addImageSum(index string) error {
 	if err != nil {
 		return fmt.Errorf("reading %s, which has the checksum of the image: %w", name, err)
 	}
-	if sum != "" {
-		l.add("--image-sha256=" + sum)
+	if sum == "" {
+		return nil
 	}
+	if own, err := fileSum(index); err == nil && own == sum {
+		l.note("the checksum in %s is ignored: it is of the index, as 'rauc bundle' writes it", name)
+		return nil
+	}
+	l.add("--image-sha256=" + sum)
 	return nil
+}
+
+// fileSum returns the checksum of a file.
+func fileSum(name string) (string, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	sum := sha256.New()
+	if _, err := io.Copy(sum, f); err != nil {
+		return "", err
+	}
+	return hex.EncodeToString(sum.Sum(nil)), nil
 }
 
 var sha256Text = regexp.MustCompile(`^[0-9a-fA-F]{64}$`)

@@ -58,3 +58,25 @@ filename=root.img.caibx
 		t.Errorf("without a manifest: %q, %v", got, err)
 	}
 }
+
+// TestAddImageSum: the checksum of the index itself is not that of the image.
+func TestAddImageSum(t *testing.T) {
+	t.Chdir(t.TempDir())
+	if err := os.WriteFile("x.caibx", []byte("index"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	own, err := fileSum("x.caibx")
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := strings.Repeat("0a", 32)
+	for sum, want := range map[string]string{other: "assemble --store=s --image-sha256=" + other + " --progress=none x.caibx y", own: "assemble --store=s --progress=none x.caibx y"} {
+		if err := os.WriteFile(manifestName, []byte("[image.rootfs]\nfilename=x.caibx\nsha256="+sum), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		call, err := Translate(Casync, []string{"extract", "--store=s", "x.caibx", "y"}, "")
+		if got := strings.Join(call.Args, " "); err != nil || got != want {
+			t.Errorf("%s: %s, %v, want %s", sum, got, err, want)
+		}
+	}
+}
