@@ -104,7 +104,7 @@ Exit status:
 	root.PersistentPreRunE = checkLocalFlags
 	root.AddCommand(newMake(), newDelta(), newAssemble(), newServe(), newStatus(), newPlan(), newVerify(), newCat(), newInfo(), newDiff(),
 		newDisk(), newProfile(), newStore(), newVersion(), newDesyncInfo(), newDesyncInspectChunks(), newDesyncListChunks())
-	root.AddCommand(newDropin(dropin.Casync), newDropin(dropin.Desync))
+	root.AddCommand(newDropin(dropin.Casync), newDropin(dropin.Desync), newDesyncChunk())
 	refuseDashes(root)
 	return root
 }

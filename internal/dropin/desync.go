@@ -29,7 +29,12 @@ var desync = tool{
 		{name: "verify-index", args: "INDEX FILE", least: 2, most: 2, becomes: "`cairn verify INDEX FILE`", translate: verifyIndexLikeDesync},
 		{name: "cat", args: "INDEX [OUTPUT]", least: 1, most: 2, becomes: "`cairn cat INDEX`", translate: catLikeDesync},
 		{name: "cache", args: "INDEX...", least: 1, most: 1 << 20, becomes: "`cairn store copy STORE TARGET INDEX...`", translate: cacheLikeDesync},
+		{name: "chop", args: "INDEX FILE", least: 2, most: 2, becomes: "`cairn store add STORE INDEX FILE`", translate: chopLikeDesync},
 		{name: "verify", becomes: "`cairn store verify STORE`", translate: verifyLikeDesync},
+		{name: "info", args: "INDEX", least: 1, most: 1, becomes: "the same output", translate: infoLikeDesync},
+		{name: "inspect-chunks", args: "INDEX [OUTPUT]", least: 1, most: 2, becomes: "the same output", translate: inspectLikeDesync},
+		{name: "list-chunks", args: "INDEX", least: 1, most: 1, becomes: "the same output", translate: listLikeDesync},
+		{name: "chunk", args: "FILE", least: 1, most: 1, becomes: "the same output", translate: chunkLikeDesync},
 		{name: "prune", args: "INDEX...", instead: noGC},
 		{name: "pull", args: "- - - STORE", instead: "cairn reads stores over sftp://, from web servers and from S3"},
 		{name: "chunk-server", instead: webServer},
@@ -45,24 +50,29 @@ var desync = tool{
 		{name: "version", becomes: "desync's and cairn's version"},
 	},
 	flags: []flag{
-		{name: "store", short: "s", value: "LOCATION", many: true, on: "extract cat", becomes: "`--store`; without it `default.castr` beside the index", handled: true},
+		{name: "store", short: "s", value: "LOCATION", many: true, on: "extract cat info", becomes: "`--store`; without it `default.castr` beside the index, for `info` none", handled: true},
 		{name: "store", short: "s", value: "LOCATION", many: true, on: "cache", becomes: "the store to copy from", handled: true},
 		{name: "store", short: "s", value: "LOCATION", on: "make", becomes: "`--store`", handled: true},
-		{name: "store", short: "s", value: "LOCATION", on: "verify", becomes: "the store", handled: true},
-		{name: "cache", short: "c", value: "DIRECTORY", on: "extract cat", becomes: "`--cache DIRECTORY --cache-limit 0`", handled: true},
+		{name: "store", short: "s", value: "LOCATION", on: "chop verify inspect-chunks", becomes: "the store", handled: true},
+		{name: "cache", short: "c", value: "DIRECTORY", on: "extract cat info", becomes: "`--cache DIRECTORY --cache-limit 0`", handled: true},
 		{name: "cache", short: "c", value: "LOCATION", on: "cache", becomes: "the store to copy into", handled: true},
 		{name: "seed", value: "INDEX[:BLOB]", many: true, on: "extract", becomes: "`--seed BLOB=INDEX`; without BLOB it is INDEX without `.caibx`", handled: true},
+		{name: "seed", value: "INDEX", many: true, on: "info", becomes: "counts the chunks that the index lists", to: "--seed"},
+		{name: "chunks-info", value: "FILE", on: "info", becomes: "counts the stored sizes of inspect-chunks", to: "--chunks-info"},
+		{name: "format", short: "f", value: "FORMAT", on: "info", becomes: "plain or json", to: "--format"},
 		{name: "seed-dir", value: "DIRECTORY", many: true, on: "extract", becomes: "a `--seed` for each index below it that has its blob beside it", handled: true},
 		{name: "skip-invalid-seeds", on: "extract", ignored: true, becomes: wrongSeed},
 		{name: "regenerate-invalid-seeds", on: "extract", becomes: "the seeds are scanned, without their indexes", handled: true},
 		{name: "in-place", short: "k", on: "extract", ignored: true, becomes: "a device is always written in place, and the next run continues an interrupted file"},
 		{name: "print-stats", on: "extract make", ignored: true, becomes: "the result is printed on stderr"},
-		{name: "chunk-size", short: "m", value: "MIN:AVG:MAX", on: "make", becomes: "`--chunk-size`", handled: true},
+		{name: "chunk-size", short: "m", value: "MIN:AVG:MAX", on: "make chunk", becomes: "`--chunk-size`", handled: true},
 		{name: "offset", short: "o", value: "BYTES", on: "cat", becomes: "`--offset`", to: "--offset"},
 		{name: "length", short: "l", value: "BYTES", on: "cat", becomes: "`--length`; 0 is to the end", handled: true},
+		{name: "start", short: "S", value: "BYTES", on: "chunk", becomes: "the first byte", to: "--start"},
 		{name: "repair", short: "r", on: "verify", becomes: "`--remove-damaged`", handled: true},
-		{name: "ignore", value: "INDEX", many: true, on: "cache", refused: true, becomes: "chunks that the target holds are not copied anyway"},
-		{name: "ignore-chunks", value: "FILE", many: true, on: "cache", refused: true, becomes: "chunks that the target holds are not copied anyway"},
+		{name: "ignore", value: "INDEX", many: true, on: "chop", to: "--base"},
+		{name: "ignore", value: "INDEX", many: true, on: "cache", refused: true, becomes: "leave it out; chunks that the target holds are not copied anyway"},
+		{name: "ignore-chunks", value: "FILE", many: true, on: "cache chop", refused: true, becomes: "leave it out; chunks that the target holds are not copied anyway"},
 		{name: "concurrency", short: "n", value: "NUMBER", on: withStores + " verify", becomes: "`--fetches` where chunks are read from stores, else `--jobs`", handled: true},
 		{name: "ca-cert", value: "FILE", on: withStores, to: "--ca-cert"},
 		{name: "client-cert", value: "FILE", on: withStores, to: "--client-cert"},
@@ -112,7 +122,7 @@ func extractLikeDesync(l *line) error {
 }
 
 // addSources adds the flags of a command that reads chunks: stores, cache, and how they are read.
-func (l *line) addSources(index string) error {
+func (l *line) addSources(indexes ...string) error {
 	stores, err := l.stores("store")
 	if err != nil {
 		return err
@@ -126,11 +136,12 @@ func (l *line) addSources(index string) error {
 		}
 		l.add("--cache="+cache, "--cache-limit=0")
 	}
-	return l.addAccess("--fetches", append(slices.Concat(stores...), dirsOf(index)...)...)
+	return l.addAccess("--fetches", append(slices.Concat(stores...), dirsOf(indexes...)...)...)
 }
 
 // addAccess adds the flags of a command that uses stores: how many requests or workers, how long it waits for a store,
-// and what the configuration says about the locations.
+// and what the configuration says about the locations. A command that only reads an index has no flag for the first two,
+// and concurrency is empty.
 func (l *line) addAccess(concurrency string, locations ...string) error {
 	if l.isOn("trust-insecure") {
 		for _, at := range locations {
@@ -144,7 +155,7 @@ func (l *line) addAccess(concurrency string, locations ...string) error {
 		if err != nil {
 			return fmt.Errorf("--concurrency %s: want a number", text)
 		}
-		if n > 0 { // desync chooses the number itself for -1
+		if n > 0 && concurrency != "" { // desync chooses the number itself for -1
 			l.add(fmt.Sprintf("%s=%d", concurrency, min(n, 1024)))
 		}
 	}
@@ -165,7 +176,9 @@ func (l *line) addAccess(concurrency string, locations ...string) error {
 	if err := l.applyConfig(locations...); err != nil {
 		return err
 	}
-	l.addPatience()
+	if concurrency != "" {
+		l.addPatience()
+	}
 	return nil
 }
 
@@ -195,14 +208,8 @@ func (l *line) addPercent() {
 // makeLikeDesync translates desync make.
 func makeLikeDesync(l *line) error {
 	index, image := l.args[0], l.args[1]
-	if sizes := l.value("chunk-size"); sizes != "" {
-		if strings.Count(sizes, ":") != 2 {
-			return fmt.Errorf("--chunk-size=%s: want MIN:AVG:MAX in KiB", sizes)
-		}
-		l.add("--chunk-size=" + sizes)
-	}
-	if digest := l.value("digest"); digest != "" {
-		l.add("--digest=" + digest)
+	if err := l.addCutting(); err != nil {
+		return err
 	}
 	at := dirsOf(index)
 	if store := l.value("store"); store != "" {
@@ -223,6 +230,20 @@ func makeLikeDesync(l *line) error {
 	}
 	l.addPercent()
 	l.run("make", index, plainPath(image))
+	return nil
+}
+
+// addCutting adds how a file is cut and hashed.
+func (l *line) addCutting() error {
+	if sizes := l.value("chunk-size"); sizes != "" {
+		if strings.Count(sizes, ":") != 2 {
+			return fmt.Errorf("--chunk-size=%s: want MIN:AVG:MAX in KiB", sizes)
+		}
+		l.add("--chunk-size=" + sizes)
+	}
+	if digest := l.value("digest"); digest != "" {
+		l.add("--digest=" + digest)
+	}
 	return nil
 }
 
@@ -286,6 +307,26 @@ func cacheLikeDesync(l *line) error {
 	return nil
 }
 
+// chopLikeDesync translates desync chop.
+func chopLikeDesync(l *line) error {
+	store, err := desyncLocation(l.value("store"))
+	if err != nil {
+		return err
+	}
+	if store == "" {
+		return errors.New("want 'desync chop -s STORE INDEX FILE'")
+	}
+	if err := l.addAccess("--jobs", append(dirsOf(l.args[0]), store)...); err != nil {
+		return err
+	}
+	if l.uncompressed {
+		l.add("--compression=none")
+	}
+	l.addPercent()
+	l.run("store add", escapeByte(store, '|'), l.args[0], plainPath(l.args[1]))
+	return nil
+}
+
 // verifyLikeDesync translates desync verify.
 func verifyLikeDesync(l *line) error {
 	store := l.value("store")
@@ -301,6 +342,49 @@ func verifyLikeDesync(l *line) error {
 		return err
 	}
 	l.run("store verify", escapeByte(store, '|'))
+	return nil
+}
+
+// infoLikeDesync translates desync info.
+func infoLikeDesync(l *line) error {
+	if err := l.addSources(append(l.args, l.values("seed")...)...); err != nil {
+		return err
+	}
+	l.run("desync-info", l.args[0])
+	return nil
+}
+
+// inspectLikeDesync translates desync inspect-chunks. Chunks of a plain store have no size of their own.
+func inspectLikeDesync(l *line) error {
+	at, store := dirsOf(l.args[0]), l.value("store")
+	if store != "" {
+		at = append(at, store)
+	}
+	if err := l.addAccess("--fetches", at...); err != nil {
+		return err
+	}
+	if store != "" && !l.uncompressed {
+		l.add("--store=" + escapeByte(store, '|'))
+	}
+	l.run("desync-inspect-chunks", l.args...)
+	return nil
+}
+
+// listLikeDesync translates desync list-chunks.
+func listLikeDesync(l *line) error {
+	if err := l.addAccess("", dirsOf(l.args[0])...); err != nil {
+		return err
+	}
+	l.run("desync-list-chunks", l.args[0])
+	return nil
+}
+
+// chunkLikeDesync translates desync chunk.
+func chunkLikeDesync(l *line) error {
+	if err := l.addCutting(); err != nil {
+		return err
+	}
+	l.run("desync-chunk", plainPath(l.args[0]))
 	return nil
 }
 
