@@ -17,7 +17,7 @@ import (
 const (
 	trees      = "cairn is for images of block devices, not for directory trees; make a squashfs or erofs image of the tree"
 	ofTrees    = "it is about directory trees"
-	noGC       = "cairn does not remove chunks yet; copy the indexes to keep into a new store ('cairn store copy') and delete the old one"
+	noGC       = "cairn does not remove chunks yet; the real tool does, also in stores that cairn wrote, or 'cairn store copy' copies what to keep into a new store"
 	alwaysDone = "cairn verifies every byte of a seed and of the target before it uses it"
 )
 

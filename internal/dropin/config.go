@@ -53,15 +53,14 @@ func (l *line) readConfig() (c config, err error) {
 		}
 		name = filepath.Join(home, ".config", "desync", "config.json")
 	}
-	f, err := os.Open(name)
+	text, err := readSmall(name)
 	if err != nil {
 		if errors.Is(err, fs.ErrNotExist) && l.value("config") == "" {
 			return c, nil
 		}
 		return c, fmt.Errorf("--config: %w", err)
 	}
-	defer f.Close()
-	if err := json.NewDecoder(f).Decode(&c); err != nil {
+	if err := json.Unmarshal(text, &c); err != nil {
 		return c, fmt.Errorf("reading %s: %w", name, err)
 	}
 	return c, nil

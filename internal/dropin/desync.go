@@ -28,7 +28,7 @@ var desync = tool{
 		{name: "make", args: "INDEX FILE", least: 2, most: 2, becomes: "`cairn make INDEX FILE`, without a store `cairn make --index-only`", translate: makeLikeDesync},
 		{name: "verify-index", args: "INDEX FILE", least: 2, most: 2, becomes: "`cairn verify INDEX FILE`", translate: verifyIndexLikeDesync},
 		{name: "cat", args: "INDEX [OUTPUT]", least: 1, most: 2, becomes: "`cairn cat INDEX`", translate: catLikeDesync},
-		{name: "cache", args: "INDEX...", least: 1, most: 1 << 20, becomes: "`cairn store copy STORE TARGET INDEX...`", translate: cacheLikeDesync},
+		{name: "cache", args: "INDEX...", least: 1, most: 1 << 20, becomes: "`cairn store copy STORE TARGET INDEX... --no-delta`", translate: cacheLikeDesync},
 		{name: "chop", args: "INDEX FILE", least: 2, most: 2, becomes: "`cairn store add STORE INDEX FILE`", translate: chopLikeDesync},
 		{name: "verify", becomes: "`cairn store verify STORE`", translate: verifyLikeDesync},
 		{name: "info", args: "INDEX", least: 1, most: 1, becomes: "the same output", translate: infoLikeDesync},
@@ -302,6 +302,7 @@ func cacheLikeDesync(l *line) error {
 	if l.uncompressed {
 		l.add("--compression=none")
 	}
+	l.add("--no-delta") // the target of desync cache has chunks only
 	l.addPercent()
 	l.run("store copy", slices.Concat([]string{strings.Join(from, "|"), escapeByte(target, '|')}, l.args)...)
 	return nil

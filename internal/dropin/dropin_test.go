@@ -106,7 +106,7 @@ func TestTranslate(t *testing.T) {
 		{"desync chunk -m 1:4:16 -S 512 --digest sha256 f", "desync-chunk --start=512 --chunk-size=1:4:16 --digest=sha256 f"},
 		{"desync chop -s s --ignore a.caibx --ignore b.caibx x.caibx f", "store add --base=a.caibx --base=b.caibx s x.caibx f"},
 		{"desync chop x.caibx f", "want 'desync chop"},
-		{"desync cache -s a -s b|c -c d x.caibx y.caibx", "store copy a|b|c d x.caibx y.caibx"},
+		{"desync cache -s a -s b|c -c d x.caibx y.caibx", "store copy --no-delta a|b|c d x.caibx y.caibx"},
 		{"desync cache -s a x.caibx", "want 'desync cache"},
 		{"desync cache -s a -c b --ignore x.caibx y.caibx", "--ignore is not supported"},
 		{"desync verify -s s -n 3", "store verify --state= --jobs=3 s"},

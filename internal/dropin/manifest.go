@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"strings"
 
+	"golang.org/x/sys/unix"
 	"gopkg.in/ini.v1"
 )
 
@@ -60,16 +61,10 @@ var sha256Text = regexp.MustCompile(`^[0-9a-fA-F]{64}$`)
 // imageSum returns the checksum of the image whose file in a manifest is the index, or the image of that index. It
 // returns "" if there is none.
 func imageSum(manifest, index string) (string, error) {
-	const most = 1 << 20
-	f, err := os.Open(manifest)
+	text, err := readSmall(manifest)
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", nil
 	}
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, most))
 	if err != nil {
 		return "", err
 	}
@@ -94,4 +89,21 @@ func imageSum(manifest, index string) (string, error) {
 		}
 	}
 	return sum, nil
+}
+
+// largest limits the size of a file with settings.
+const largest = 1 << 20
+
+// readSmall reads a file of at most largest bytes. It does not wait for a FIFO.
+func readSmall(name string) ([]byte, error) {
+	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, largest+1))
+	if err == nil && len(text) > largest {
+		err = fmt.Errorf("%s has more than %d bytes", name, largest)
+	}
+	return text, err
 }

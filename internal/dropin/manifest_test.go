@@ -5,6 +5,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // TestImageSum: the manifest of RAUC gives the checksum of the image of an index.
@@ -78,5 +80,29 @@ func TestAddImageSum(t *testing.T) {
 		if got := strings.Join(call.Args, " "); err != nil || got != want {
 			t.Errorf("%s: %s, %v, want %s", sum, got, err, want)
 		}
+	}
+}
+
+// TestReadSmall: a large file is an error, and a FIFO is not waited for.
+func TestReadSmall(t *testing.T) {
+	dir := t.TempDir()
+	for name, want := range map[string]string{"small": "", "large": "has more than", "absent": "no such file"} {
+		path := filepath.Join(dir, name)
+		if size := map[string]int{"small": largest, "large": largest + 1}[name]; size > 0 {
+			if err := os.WriteFile(path, make([]byte, size), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		text, err := readSmall(path)
+		if want == "" && (err != nil || len(text) != largest) || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("%s: %d bytes, %v, want %q", name, len(text), err, want)
+		}
+	}
+	fifo := filepath.Join(dir, "fifo")
+	if err := unix.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if text, err := readSmall(fifo); len(text) > 0 {
+		t.Errorf("the FIFO: %q, %v", text, err)
 	}
 }

@@ -122,6 +122,7 @@ func TestDropinDevice(t *testing.T) {
 func TestDropinLikeDesync(t *testing.T) {
 	t.Parallel()
 	const (
+		lenient = "a directory that does not exist is made"
 		robust  = "a wrong seed costs a download, and never ends the job"
 		status  = "damaged chunks are an error"
 		refused = "refused, with what to do instead"
@@ -136,6 +137,10 @@ func TestDropinLikeDesync(t *testing.T) {
 		{"cat --store blob1.store -o 1024 blob1.caibx", ""},
 		{"cat --store blob1.store -o 1024 -l 2048 blob1.caibx", ""},
 		{"cat --store blob1.store -o 1024 -l 2048 blob1.caibx OUT/slice", ""},
+		{"chop -s OUT/s blob1.caibx blob1", ""},
+		{"chop -s OUT/s --ignore blob2.caibx blob1.caibx blob1", ""},
+		{"chop blob1.caibx blob1", ""},
+		{"chop -s OUT/absent blob1.caibx blob1", lenient},
 		{"extract --store blob1.store blob1.caibx OUT/new", ""},
 		{"extract --store blob1.store blob1.caibx OUT/different", ""},
 		{"extract --in-place --store empty.store blob1.caibx OUT/complete", ""},
