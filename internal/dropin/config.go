@@ -132,18 +132,21 @@ func (l *line) applyConfig(locations ...string) error {
 // applyOptions translates the options of one location. Flags precede them.
 func (l *line) applyOptions(at string, o storeOptions) error {
 	if o.Encryption {
-		return fmt.Errorf("--config: encrypted chunks (%s) are not supported: copy the store without encryption, with 'desync cache'", withoutUser(at))
+		return fmt.Errorf("--config: the encrypted chunks of %s are not supported: "+
+			"copy them with the real 'desync cache' into a store without encryption", withoutUser(at))
 	}
 	if !l.given("trust-insecure") && o.TrustInsecure {
 		if err := refuseInsecure(at); err != nil {
 			return err
 		}
 	}
-	for name, value := range map[string]string{"ca-cert": o.CACert, "client-cert": o.ClientCert, "client-key": o.ClientKey} {
+	files := map[string]string{"ca-cert": o.CACert, "client-cert": o.ClientCert, "client-key": o.ClientKey}
+	for name, value := range files {
 		switch {
 		case value == "" || l.given(name):
 		case l.tls[name] != "" && l.tls[name] != value:
-			return fmt.Errorf("--config: the stores have different values of %s, and cairn uses one for all: use one of the stores at a time", name)
+			return fmt.Errorf("--config: the stores have different values of %s, and cairn uses one for all: "+
+				"use one of the stores at a time", name)
 		default:
 			l.tls[name] = value
 		}
@@ -202,7 +205,8 @@ func (l *line) setEnv(variables map[string]string) error {
 		switch old, is := l.call.Env[name]; {
 		case value == "":
 		case is && old != value:
-			return errors.New("--config: the stores have different keys for S3, and cairn uses one for all: use one of the stores at a time")
+			return errors.New("--config: the stores have different keys for S3, and cairn uses one for all: " +
+				"use one of the stores at a time")
 		default:
 			l.call.Env[name] = value
 		}
@@ -213,7 +217,8 @@ func (l *line) setEnv(variables map[string]string) error {
 // refuseInsecure refuses a server whose certificate is not to be checked.
 func refuseInsecure(at string) error {
 	if strings.HasPrefix(at, "https://") || strings.HasPrefix(at, "s3+https://") {
-		return errors.New("a server with an unknown certificate is not supported: name its authority with --ca-cert FILE")
+		return errors.New("a server whose certificate is not checked is not supported: " +
+			"name its authority with --ca-cert FILE")
 	}
 	return nil
 }

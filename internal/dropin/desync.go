@@ -12,83 +12,6 @@ import (
 	"time"
 )
 
-// withStores are the commands of desync that have the flags of stores.
-const withStores = "cache cat chop extract info inspect-chunks list-chunks make verify-index"
-
-const (
-	webServer = "any web server can serve the directory; docs/stores.md has the configuration of nginx"
-	wrongSeed = "wrong bytes of a seed cost a download, and never end the job"
-)
-
-// desync is the table of desync.
-var desync = tool{
-	name: Desync, version: "desync", lists: true,
-	commands: []command{
-		{name: "extract", args: "INDEX OUTPUT", least: 2, most: 2, becomes: "`cairn assemble INDEX OUTPUT`", translate: extractLikeDesync},
-		{name: "make", args: "INDEX FILE", least: 2, most: 2, becomes: "`cairn make INDEX FILE`, without a store `cairn make --index-only`", translate: makeLikeDesync},
-		{name: "verify-index", args: "INDEX FILE", least: 2, most: 2, becomes: "`cairn verify INDEX FILE`", translate: verifyIndexLikeDesync},
-		{name: "cat", args: "INDEX [OUTPUT]", least: 1, most: 2, becomes: "`cairn cat INDEX`", translate: catLikeDesync},
-		{name: "cache", args: "INDEX...", least: 1, most: 1 << 20, becomes: "`cairn store copy STORE TARGET INDEX... --no-delta`", translate: cacheLikeDesync},
-		{name: "chop", args: "INDEX FILE", least: 2, most: 2, becomes: "`cairn store add STORE INDEX FILE`", translate: chopLikeDesync},
-		{name: "verify", becomes: "`cairn store verify STORE`", translate: verifyLikeDesync},
-		{name: "info", args: "INDEX", least: 1, most: 1, becomes: "the same output", translate: infoLikeDesync},
-		{name: "inspect-chunks", args: "INDEX [OUTPUT]", least: 1, most: 2, becomes: "the same output", translate: inspectLikeDesync},
-		{name: "list-chunks", args: "INDEX", least: 1, most: 1, becomes: "the same output", translate: listLikeDesync},
-		{name: "chunk", args: "FILE", least: 1, most: 1, becomes: "the same output", translate: chunkLikeDesync},
-		{name: "prune", args: "INDEX...", instead: noGC},
-		{name: "pull", args: "- - - STORE", instead: "cairn reads stores over sftp://, from web servers and from S3"},
-		{name: "chunk-server", instead: webServer},
-		{name: "index-server", instead: webServer},
-		{name: "mount-index", args: "INDEX DIRECTORY", instead: "'cairn serve INDEX' exports the image over NBD; 'nbdfuse DIRECTORY/FILE URI' makes it a file"},
-		{name: "tar", args: "INDEX SOURCE", instead: trees},
-		{name: "untar", args: "INDEX TARGET", instead: trees},
-		{name: "mtree", args: "INDEX", instead: trees},
-		{name: "config", instead: "cairn has no configuration of its own; --config FILE reads desync's"},
-		{name: "manpage", args: "DIRECTORY", instead: "'desync help' and 'cairn help' print the help"},
-		{name: "completion", args: "SHELL", instead: "'cairn completion' makes the completion of cairn's own commands"},
-		{name: "help", args: "[COMMAND]", most: 9, becomes: "this list"},
-		{name: "version", becomes: "desync's and cairn's version"},
-	},
-	flags: []flag{
-		{name: "store", short: "s", value: "LOCATION", many: true, on: "extract cat info", becomes: "`--store`; without it `default.castr` beside the index, for `info` none", handled: true},
-		{name: "store", short: "s", value: "LOCATION", many: true, on: "cache", becomes: "the store to copy from", handled: true},
-		{name: "store", short: "s", value: "LOCATION", on: "make", becomes: "`--store`", handled: true},
-		{name: "store", short: "s", value: "LOCATION", on: "chop verify inspect-chunks", becomes: "the store", handled: true},
-		{name: "cache", short: "c", value: "DIRECTORY", on: "extract cat info", becomes: "`--cache DIRECTORY --cache-limit 0`", handled: true},
-		{name: "cache", short: "c", value: "LOCATION", on: "cache", becomes: "the store to copy into", handled: true},
-		{name: "seed", value: "INDEX[:BLOB]", many: true, on: "extract", becomes: "`--seed BLOB=INDEX`; without BLOB it is INDEX without `.caibx`", handled: true},
-		{name: "seed", value: "INDEX", many: true, on: "info", becomes: "counts the chunks that the index lists", to: "--seed"},
-		{name: "chunks-info", value: "FILE", on: "info", becomes: "counts the stored sizes of inspect-chunks", to: "--chunks-info"},
-		{name: "format", short: "f", value: "FORMAT", on: "info", becomes: "plain or json", to: "--format"},
-		{name: "seed-dir", value: "DIRECTORY", many: true, on: "extract", becomes: "a `--seed` for each index below it that has its blob beside it", handled: true},
-		{name: "skip-invalid-seeds", on: "extract", ignored: true, becomes: wrongSeed},
-		{name: "regenerate-invalid-seeds", on: "extract", becomes: "the seeds are scanned, without their indexes", handled: true},
-		{name: "in-place", short: "k", on: "extract", ignored: true, becomes: "a device is always written in place, and the next run continues an interrupted file"},
-		{name: "print-stats", on: "extract make", ignored: true, becomes: "the result is printed on stderr"},
-		{name: "chunk-size", short: "m", value: "MIN:AVG:MAX", on: "make chunk", becomes: "`--chunk-size`", handled: true},
-		{name: "offset", short: "o", value: "BYTES", on: "cat", becomes: "`--offset`", to: "--offset"},
-		{name: "length", short: "l", value: "BYTES", on: "cat", becomes: "`--length`; 0 is to the end", handled: true},
-		{name: "start", short: "S", value: "BYTES", on: "chunk", becomes: "the first byte", to: "--start"},
-		{name: "repair", short: "r", on: "verify", becomes: "`--remove-damaged`", handled: true},
-		{name: "ignore", value: "INDEX", many: true, on: "chop", to: "--base"},
-		{name: "ignore", value: "INDEX", many: true, on: "cache", refused: true, becomes: "leave it out; chunks that the target holds are not copied anyway"},
-		{name: "ignore-chunks", value: "FILE", many: true, on: "cache chop", refused: true, becomes: "leave it out; chunks that the target holds are not copied anyway"},
-		{name: "concurrency", short: "n", value: "NUMBER", on: withStores + " verify", becomes: "`--fetches` where chunks are read from stores, else `--jobs`", handled: true},
-		{name: "ca-cert", value: "FILE", on: withStores, to: "--ca-cert"},
-		{name: "client-cert", value: "FILE", on: withStores, to: "--client-cert"},
-		{name: "client-key", value: "FILE", on: withStores, to: "--client-key"},
-		{name: "trust-insecure", short: "t", on: withStores, becomes: "refused for `https`: name the authority with `--ca-cert FILE`", handled: true},
-		{name: "cache-repair", short: "r", on: withStores, ignored: true, becomes: "a damaged chunk of a cache is always replaced"},
-		{name: "error-retry", short: "e", value: "NUMBER", on: withStores, becomes: "`--patience`, as long as desync's pauses between the attempts together; a minute if neither is set", handled: true},
-		{name: "error-retry-base-interval", short: "b", value: "DURATION", on: withStores, becomes: "see `--error-retry`", handled: true},
-		{name: "config", value: "FILE", becomes: "read, as the default `~/.config/desync/config.json` is", handled: true},
-		{name: "digest", value: "DIGEST", becomes: "`--digest` for `make`; an index says by itself which one it has", handled: true},
-		{name: "verbose", becomes: "prints the flags that are ignored, and the command line of cairn", handled: true},
-		{name: "version", becomes: "prints desync's and cairn's version", handled: true},
-		{name: "help", short: "h", becomes: "prints this list", handled: true},
-	},
-}
-
 // extractLikeDesync translates desync extract.
 func extractLikeDesync(l *line) error {
 	index, target := l.args[0], l.args[1]
@@ -139,9 +62,9 @@ func (l *line) addSources(indexes ...string) error {
 	return l.addAccess("--fetches", append(slices.Concat(stores...), dirsOf(indexes...)...)...)
 }
 
-// addAccess adds the flags of a command that uses stores: how many requests or workers, how long it waits for a store,
-// and what the configuration says about the locations. A command that only reads an index has no flag for the first two,
-// and concurrency is empty.
+// addAccess adds the flags of a command that uses stores: how many requests or workers, how long it waits for a
+// store, and what the configuration says about the locations. A command that only reads an index has no flag for the
+// first two, and concurrency is empty.
 func (l *line) addAccess(concurrency string, locations ...string) error {
 	if l.isOn("trust-insecure") {
 		for _, at := range locations {
@@ -182,8 +105,8 @@ func (l *line) addAccess(concurrency string, locations ...string) error {
 	return nil
 }
 
-// addPatience adds the time that the attempts of desync take together, if the command line or the configuration sets it.
-// The pause before attempt n is n times as long as the first one.
+// addPatience adds the time of all pauses of desync between its attempts, if the command line or the configuration
+// sets their number or length. Pause n is n times as long as the first one.
 func (l *line) addPatience() {
 	if l.attempts == nil && l.pause == nil {
 		return
@@ -257,8 +180,8 @@ func verifyIndexLikeDesync(l *line) error {
 	return nil
 }
 
-// catLikeDesync translates desync cat. cairn writes a whole image to a file as assemble does, which gives a file its name
-// when it is complete.
+// catLikeDesync translates desync cat. A whole image is assembled onto a file, which gets its name when it is
+// complete.
 func catLikeDesync(l *line) error {
 	if err := l.addSources(l.args[0]); err != nil {
 		return err
@@ -296,7 +219,8 @@ func cacheLikeDesync(l *line) error {
 		return errors.New("want 'desync cache -s STORE -c TARGET INDEX...'")
 	}
 	from := slices.Concat(stores...)
-	if err := l.addAccess("--fetches", append(slices.Concat(from, []string{target}), dirsOf(l.args...)...)...); err != nil {
+	used := slices.Concat(from, []string{target}, dirsOf(l.args...))
+	if err := l.addAccess("--fetches", used...); err != nil {
 		return err
 	}
 	if l.uncompressed {
@@ -464,9 +388,11 @@ func desyncLocation(text string) (string, error) {
 	case "ssh":
 		return "sftp://" + rest, nil
 	case "gs":
-		return "", errors.New("gs:// is not supported: write s3+https://storage.googleapis.com/BUCKET/PREFIX, with HMAC keys")
+		return "", errors.New("gs:// is not supported: " +
+			"write s3+https://storage.googleapis.com/BUCKET/PREFIX, with HMAC keys")
 	case "oci+https", "oci+http":
-		return "", errors.New("registries of containers are not supported: copy the chunks into a directory, onto a web server or into S3")
+		return "", errors.New("registries of containers are not supported: " +
+			"copy the chunks into a directory, onto a web server or into S3")
 	}
 	return text, nil
 }

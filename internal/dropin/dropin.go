@@ -1,6 +1,7 @@
-// Package dropin translates the command lines of casync and desync into command lines of cairn. It knows the flags of
-// both programs, and nothing of how cairn does its work. It reads desync's configuration, the manifest of RAUC beside an
-// index, and directories of seeds. It runs nothing and prints nothing.
+// Package dropin translates the command lines of casync and desync into command lines of cairn. It knows the flags
+// of both programs, and nothing of how cairn does its work. It reads desync's configuration, the manifest of RAUC
+// beside an index, and directories of seeds. It looks at files to tell images from directories and devices. It runs
+// nothing and prints nothing.
 package dropin
 
 import (

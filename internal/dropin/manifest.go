@@ -68,7 +68,8 @@ func imageSum(manifest, index string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	sections, err := ini.LoadSources(ini.LoadOptions{KeyValueDelimiters: "=", IgnoreInlineComment: true, IgnoreContinuation: true}, text)
+	o := ini.LoadOptions{KeyValueDelimiters: "=", IgnoreInlineComment: true, IgnoreContinuation: true}
+	sections, err := ini.LoadSources(o, text)
 	if err != nil {
 		return "", err
 	}

@@ -93,10 +93,11 @@ func (t *tool) parse(args []string) (*line, error) {
 func (t *tool) commandAt(args []string) int {
 	for i := 0; i < len(args); i++ {
 		name, isLong := strings.CutPrefix(args[i], "--")
+		takesNext := func(f flag) bool { return f.name == name && f.on == "" && f.value != "" }
 		switch {
 		case !strings.HasPrefix(args[i], "-"):
 			return i
-		case isLong && slices.ContainsFunc(t.flags, func(f flag) bool { return f.name == name && f.on == "" && f.value != "" }):
+		case isLong && slices.ContainsFunc(t.flags, takesNext):
 			i++ // its value
 		}
 	}
@@ -146,7 +147,9 @@ func (t *tool) complete(text string) string {
 // applyTable translates the flags whose rows say everything about them.
 func (l *line) applyTable(t *tool) (err error) {
 	l.flags.Visit(func(given *pflag.Flag) {
-		at := slices.IndexFunc(t.flags, func(f flag) bool { return f.name == given.Name && (t.prefixes || f.isOn(l.command.name)) })
+		at := slices.IndexFunc(t.flags, func(f flag) bool {
+			return f.name == given.Name && (t.prefixes || f.isOn(l.command.name))
+		})
 		switch f := &t.flags[at]; {
 		case f.value == "BOOL" && !slices.Contains(booleans, strings.ToLower(l.value(f.name))):
 			err = fmt.Errorf("--%s=%s: want yes or no", f.name, l.value(f.name))
