@@ -60,10 +60,8 @@ func runDropin(tool string, args []string) int {
 			return failDropin(tool, err)
 		}
 	}
-	if call.Output != "" {
-		if err := replaceStdout(call.Output); err != nil {
-			return failDropin(tool, err)
-		}
+	if err := replaceStdout(call); err != nil {
+		return failDropin(tool, err)
 	}
 	fields, err := pipeHeaders(call.Headers)
 	if err != nil {
@@ -92,9 +90,15 @@ func failDropin(tool string, err error) int {
 	return exitFailed
 }
 
-// replaceStdout makes a file the stdout of the process.
-func replaceStdout(name string) error {
-	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o666)
+// replaceStdout makes a file or stderr the stdout of the process, if the call says so.
+func replaceStdout(call dropin.Call) error {
+	if call.Stderr {
+		return unix.Dup3(int(os.Stderr.Fd()), openfile.Stdout, 0)
+	}
+	if call.Output == "" {
+		return nil
+	}
+	f, err := os.OpenFile(call.Output, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o666)
 	if err != nil {
 		return err
 	}

@@ -26,6 +26,7 @@ type storeCopyFlags struct {
 	uploads   int
 	stores    [][]locate.Location // FROM, TO
 	indexes   []locate.Location
+	except    []locate.Location // indexes whose chunks are not copied
 	indexesTo locate.Location
 	noDelta   bool
 }
@@ -41,6 +42,8 @@ Copied chunks stay when copy is interrupted. Run it again to copy the rest.
 
 The deltas to the images of the indexes, or without indexes all deltas of FROM, are copied too, from NAME.cadelta
 beside FROM to the one beside TO. A damaged delta is left out with a warning.
+
+--except OLD leaves out the chunks of the index OLD, for example when the receiver has the image of OLD as a seed.
 
 --indexes-to also copies the indexes, for example to a mirror or for a site without a network. It writes an index
 when all of its chunks are on the medium. Exit status 3 says that chunks in FROM are damaged, and 4 that some are
@@ -58,6 +61,7 @@ missing. The other chunks are copied.`,
 	storeArgs(c, &f.stores, 2)
 	indexArgs(c, &f.indexes, 2)
 	c.Flags().Var(locationFlag(&f.indexesTo), "indexes-to", "`location` of the directory to copy the indexes to: a path or URL")
+	c.Flags().Var(locationsFlag(&f.except), "except", "copy no chunk of this `index`; repeatable")
 	c.Flags().BoolVar(&f.noDelta, "no-delta", false, "copy no deltas")
 	addCheck(c, func([]string) error { return f.checkLocations() })
 	checkIndexes(c, 2)
@@ -72,8 +76,14 @@ func (f *storeCopyFlags) checkLocations() error {
 		return err
 	}
 	switch {
+	case len(f.except) > 0 && len(f.indexes) == 0:
+		return errors.New("--except: name the indexes to copy")
+	case slices.ContainsFunc(f.except, locate.Location.IsStream):
+		return errors.New("--except: the index is a file or a URL, not stdin; a file of that name is ./-")
 	case f.indexesTo.IsZero():
 		return nil
+	case len(f.except) > 0:
+		return errors.New("--indexes-to: with --except, not all chunks of the indexes are copied")
 	case f.indexesTo.IsStream():
 		return errors.New("--indexes-to: it is a directory or a URL, not stdout; a directory of that name is ./-")
 	case len(f.indexes) == 0 || slices.ContainsFunc(f.indexes, locate.Location.IsStream):
@@ -189,9 +199,12 @@ func (f *storeCopyFlags) copyChunks(ctx context.Context, from []store.Reader, to
 		o.Writer.Uploads = f.uploads
 		o.Workers = max(o.Workers, f.uploads)
 	}
+	if o.Except, err = readIndexes(ctx, f.except, f.access); err != nil {
+		return err
+	}
 	total := int64(-1)
 	if len(indexes) > 0 {
-		total = keep.DistinctBytes(indexes)
+		total = keep.DistinctBytes(indexes, o.Except)
 	}
 	p := newProgress(f.progress, fmt.Sprintf("copying %s to %s", r.From, r.To), "", total)
 	o.Show = func(r keep.CopyReport) { p.show(r.Done, plaintext.Count(r.Copied.Chunks, "copied chunk"), r) }

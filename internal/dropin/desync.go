@@ -266,6 +266,7 @@ func verifyLikeDesync(l *line) error {
 	if err := l.addAccess("--jobs", store); err != nil {
 		return err
 	}
+	l.call.Stderr = true // desync reports damage there
 	l.run("store verify", escapeByte(store, '|'))
 	return nil
 }

@@ -27,6 +27,7 @@ type Call struct {
 	Args    []string          // the arguments of cairn
 	Text    string            // is printed on stdout instead of running cairn, if it is not empty
 	Output  string            // the file that takes the place of stdout; "" is none
+	Stderr  bool              // stdout is stderr
 	Env     map[string]string // variables of the environment: keys for S3
 	Headers []Header          // for the requests to servers
 	Digest  *Digest           // is printed on stdout when cairn has ended; nil is none

@@ -108,7 +108,7 @@ func TestTranslate(t *testing.T) {
 		{"desync chop x.caibx f", "want 'desync chop"},
 		{"desync cache -s a -s b|c -c d x.caibx y.caibx", "store copy --no-delta a|b|c d x.caibx y.caibx"},
 		{"desync cache -s a x.caibx", "want 'desync cache"},
-		{"desync cache -s a -c b --ignore x.caibx y.caibx", "--ignore is not supported"},
+		{"desync cache -s a -c b --ignore x.caibx y.caibx", "store copy --except=x.caibx --no-delta a b y.caibx"},
 		{"desync verify -s s -n 3", "store verify --state= --jobs=3 s"},
 		{"desync verify -r --store s", "store verify --remove-damaged --state= s"},
 		{"desync verify-index x.caibx y", "verify x.caibx y"},

@@ -16,6 +16,7 @@ import (
 type CopyOptions struct {
 	Algorithm *blob.Algorithm // of the digests; nil detects it, and accepts both in one store
 	Indexes   []*blob.Index   // copy their chunks; without any, all chunks of the store
+	Except    []*blob.Index   // their chunks are not copied; needs Indexes
 	Else      []store.Reader  // fallback stores for chunks that the source lacks
 	Workers   int             // chunks that are requested, read and hashed at once; at least one
 	Writer    store.WriterOptions
@@ -80,7 +81,7 @@ type copier struct {
 func (c *copier) copyAll(ctx context.Context, from store.Reader) error {
 	if len(c.options.Indexes) > 0 {
 		c.failed = map[blob.Digest]struct{}{}
-		return c.copyChunks(ctx, wantedChunks(c.options.Indexes), "")
+		return c.copyChunks(ctx, wantedChunks(c.options.Indexes, c.options.Except), "")
 	}
 	l, err := listerOf(from)
 	if err != nil {
@@ -259,13 +260,9 @@ func (w *copyWorker) countChunk(c chunk, change func(r *CopyReport)) {
 	}
 }
 
-// DistinctBytes returns the total size of the distinct chunks of the indexes.
-func DistinctBytes(indexes []*blob.Index) (bytes int64) {
-	t := newTable()
-	for i, x := range indexes {
-		t.add(x, int32(i))
-	}
-	for _, r := range t.rows {
+// DistinctBytes returns the bytes of the distinct chunks of the indexes that are in none of the indexes except.
+func DistinctBytes(indexes, except []*blob.Index) (bytes int64) {
+	for _, r := range distinctRows(indexes, except) {
 		bytes += int64(r.size)
 	}
 	return bytes

@@ -402,14 +402,18 @@ func TestCopy(t *testing.T) {
 		indexes []*blob.Index
 		hide    bool
 		want    keep.CopyReport
+		except  []*blob.Index
 	}{
-		{"all", false, nil, false, keep.CopyReport{Wanted: 20, Held: 5, Copied: keep.Amount{Chunks: 15}}},
+		{name: "of indexes, without those of others", indexes: []*blob.Index{index(t, 0, 8), index(t, 6, 12)},
+			except: []*blob.Index{index(t, 0, 3), index(t, 11, 14)},
+			want:   keep.CopyReport{Wanted: 8, Held: 4, Copied: keep.Amount{Chunks: 4}, Whole: []bool{true, true}}},
+		{"all", false, nil, false, keep.CopyReport{Wanted: 20, Held: 5, Copied: keep.Amount{Chunks: 15}}, nil},
 		{"of indexes", false, []*blob.Index{index(t, 0, 8), index(t, 6, 12)}, true,
-			keep.CopyReport{Wanted: 12, Held: 5, Copied: keep.Amount{Chunks: 7}, Whole: []bool{true, true}}},
-		{"damaged", true, nil, false, keep.CopyReport{Wanted: 19, Held: 5, Copied: keep.Amount{Chunks: 11}, Damaged: 2, Empty: 1}},
+			keep.CopyReport{Wanted: 12, Held: 5, Copied: keep.Amount{Chunks: 7}, Whole: []bool{true, true}}, nil},
+		{"damaged", true, nil, false, keep.CopyReport{Wanted: 19, Held: 5, Copied: keep.Amount{Chunks: 11}, Damaged: 2, Empty: 1}, nil},
 		{"damaged, of indexes", true, []*blob.Index{index(t, 0, 8), index(t, 5, 12), index(t, 4, 5)}, false,
-			keep.CopyReport{Wanted: 12, Held: 5, Copied: keep.Amount{Chunks: 3}, Damaged: 2, Empty: 1, Missing: 1, Whole: []bool{false, true, false}}},
-		{"of nothing", false, []*blob.Index{index(t, 100, 102)}, false, keep.CopyReport{Wanted: 2, Missing: 2, Whole: []bool{false}}},
+			keep.CopyReport{Wanted: 12, Held: 5, Copied: keep.Amount{Chunks: 3}, Damaged: 2, Empty: 1, Missing: 1, Whole: []bool{false, true, false}}, nil},
+		{"of nothing", false, []*blob.Index{index(t, 100, 102)}, false, keep.CopyReport{Wanted: 2, Missing: 2, Whole: []bool{false}}, nil},
 	} {
 		for _, uploads := range []int{0, 4} {
 			t.Run(fmt.Sprint(c.name, " ", uploads), func(t *testing.T) {
@@ -422,7 +426,7 @@ func TestCopy(t *testing.T) {
 					r = unlisted{from}
 				}
 				remote, bad := &storetest.Remote{Full: to}, []string{}
-				o := keep.CopyOptions{Indexes: c.indexes, Workers: 3, Writer: store.WriterOptions{Uploads: uploads}, Found: found(&bad)}
+				o := keep.CopyOptions{Indexes: c.indexes, Except: c.except, Workers: 3, Writer: store.WriterOptions{Uploads: uploads}, Found: found(&bad)}
 				got, err := keep.Copy(t.Context(), r, remote, o)
 				if err != nil {
 					t.Fatal(err)
@@ -531,8 +535,12 @@ func TestCopyFails(t *testing.T) {
 
 func TestDistinctBytes(t *testing.T) {
 	x := index(t, 0, 10)
-	if got, want := keep.DistinctBytes([]*blob.Index{x, x, index(t, 0, 5)}), x.Size()-int64(len(data(0))); got != want {
+	if got, want := keep.DistinctBytes([]*blob.Index{x, x, index(t, 0, 5)}, nil), x.Size()-int64(len(data(0))); got != want {
 		t.Errorf("DistinctBytes = %d, want %d", got, want)
+	}
+	part := index(t, 0, 4)
+	if got, want := keep.DistinctBytes([]*blob.Index{x}, []*blob.Index{part, x}), int64(0); got != want {
+		t.Errorf("DistinctBytes without those of x = %d, want %d", got, want)
 	}
 }
 

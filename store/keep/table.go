@@ -93,3 +93,15 @@ func (t *table) sortedRows() []row {
 	slices.SortFunc(t.rows, func(a, b row) int { return bytes.Compare(a.digest[:], b.digest[:]) })
 	return t.rows
 }
+
+// distinctRows returns the chunks of the indexes that are in none of the indexes except, once and sorted.
+func distinctRows(indexes, except []*blob.Index) []row {
+	t, out := newTable(), newTable()
+	for i, x := range indexes {
+		t.add(x, int32(i))
+	}
+	for i, x := range except {
+		out.add(x, int32(i))
+	}
+	return slices.DeleteFunc(t.sortedRows(), func(r row) bool { return out.find(r.digest) != nil })
+}

@@ -116,7 +116,7 @@ func (v *verifier) openRepair(r store.Reader) (err error) {
 
 func (v *verifier) verifyAll(ctx context.Context, r store.Reader) error {
 	if len(v.options.Indexes) > 0 {
-		return v.verifyChunks(ctx, wantedChunks(v.options.Indexes))
+		return v.verifyChunks(ctx, wantedChunks(v.options.Indexes, nil))
 	}
 	l, err := listerOf(r)
 	if err != nil {
@@ -177,13 +177,9 @@ func listedChunks(objects []object) chunkList {
 	return chunkList{len(objects), at, func(i int) int64 { return objects[i].size }}
 }
 
-// wantedChunks returns the distinct chunks of the indexes.
-func wantedChunks(indexes []*blob.Index) chunkList {
-	t := newTable()
-	for i, x := range indexes {
-		t.add(x, int32(i))
-	}
-	rows := t.sortedRows()
+// wantedChunks returns the distinct chunks of the indexes that are in none of the indexes except.
+func wantedChunks(indexes, except []*blob.Index) chunkList {
+	rows := distinctRows(indexes, except)
 	at := func(i int) chunk { return chunk{digest: rows[i].digest, size: int64(rows[i].size)} }
 	return chunkList{len(rows), at, func(int) int64 { return -1 }}
 }

@@ -74,7 +74,8 @@ type dropinWorld struct {
 	s3                                   *storetest.S3Server
 	env                                  []string
 	mu                                   sync.Mutex
-	uploads                              int // requests with a chunk
+	uploads                              int  // requests with a chunk
+	authorized                           bool // a request had the header of the example with http-auth
 }
 
 func newDropinWorld(t *testing.T) *dropinWorld {
@@ -102,6 +103,11 @@ func newDropinWorld(t *testing.T) *dropinWorld {
 
 // ServeHTTP serves the chunks of the store at every path, and the new index at every path that ends in .caibx.
 func (w *dropinWorld) ServeHTTP(out http.ResponseWriter, r *http.Request) {
+	if r.Header.Get("Authorization") == "Bearer abcabcabc" {
+		w.mu.Lock()
+		w.authorized = true
+		w.mu.Unlock()
+	}
 	parts := strings.Split(r.URL.Path, "/")
 	name := path.Join(parts[max(len(parts)-2, 0):]...)
 	switch {
@@ -297,6 +303,11 @@ func (w *dropinWorld) check(t *testing.T, e *dropinExample, r ran) {
 		}
 	case e.command == "extract":
 		wantSame(t, at(e.positional[1]), w.v2)
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if strings.HasPrefix(e.args[0], "--config") && !w.authorized { // the only example that sends the header
+			t.Error("no request had the header field of the configuration")
+		}
 	case e.command == "cat" && len(e.positional) == 2:
 		if got := string(readFile(t, at(e.positional[1]))); got != image[1048576:1048576+4096] {
 			t.Errorf("the output of %d bytes is not the part of the image", len(got))
@@ -320,6 +331,11 @@ func (w *dropinWorld) checkCache(t *testing.T, e *dropinExample) {
 	seen := map[string]bool{}
 	for _, c := range readIndex(t, w.index2).All() {
 		seen[c.Digest.String()] = true
+	}
+	if len(e.flags["--ignore"]) > 0 {
+		for _, c := range readIndex(t, w.index1).All() {
+			delete(seen, c.Digest.String())
+		}
 	}
 	want, target := len(seen), e.flags["--cache"][0]
 	if strings.HasPrefix(target, "http") { // in one example
