@@ -74,6 +74,18 @@ func (l *Link) acquire(ctx context.Context) (release func(bytes int, err error),
 	return func(bytes int, err error) { l.release(begun, bytes, err) }, nil
 }
 
+// Admit blocks until a request is let in, then calls send, which returns the number of wanted bytes that
+// it received. It returns the error of send, or of ctx if that ends before.
+func (l *Link) Admit(ctx context.Context, send func() (bytes int, err error)) error {
+	release, err := l.acquire(ctx)
+	if err != nil {
+		return err
+	}
+	bytes, err := send()
+	release(bytes, err)
+	return err
+}
+
 // acquireOrQueue takes a free place and returns nil, or returns a place in the queue.
 func (l *Link) acquireOrQueue() chan struct{} {
 	l.mu.Lock()

@@ -248,3 +248,26 @@ func TestMaxRequests(t *testing.T) {
 		}
 	}
 }
+
+// TestAdmit: a request waits for its turn, and its bytes count.
+func TestAdmit(t *testing.T) {
+	l := NewFixedLink(1)
+	release, err := l.acquire(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	sent := 0
+	send := func() (int, error) { sent++; return 1000, nil }
+	if err := l.Admit(ctx, send); !errors.Is(err, context.Canceled) || sent != 0 {
+		t.Errorf("Admit = %v after %d requests, while another one is in flight", err, sent)
+	}
+	release(0, nil)
+	if err := l.Admit(t.Context(), send); err != nil || sent != 1 || l.model.bytes != 1000 || l.inFlight != 0 {
+		t.Errorf("Admit = %v after %d requests of %d bytes, %d in flight", err, sent, l.model.bytes, l.inFlight)
+	}
+	if err := l.Admit(t.Context(), func() (int, error) { return 0, store.ErrDenied }); !errors.Is(err, store.ErrDenied) {
+		t.Errorf("Admit = %v, want the error of the request", err)
+	}
+}
