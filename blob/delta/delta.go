@@ -113,3 +113,9 @@ func (d *Delta) FileSize() int64 {
 
 // HeadSize returns the size of head and table, which precede the first payload.
 func (d *Delta) HeadSize() int64 { return d.start }
+
+// Memory returns about how many bytes of memory the table takes.
+func (d *Delta) Memory() int64 {
+	const rowSize, rangeSize = 24, 16
+	return rowSize*int64(cap(d.rows)) + rangeSize*int64(cap(d.ranges))
+}

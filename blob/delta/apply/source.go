@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"runtime"
 	"slices"
 	"sync"
 	"time"
@@ -37,7 +36,7 @@ type Source struct {
 	selection *Selection
 	largest   int64 // part, bytes
 	old       io.ReaderAt
-	workers   chan *worker
+	decoders  *Decoders
 	ctx       context.Context // of the requests
 	cancel    context.CancelFunc
 	running   sync.WaitGroup
@@ -62,27 +61,18 @@ type partState struct {
 	left  int // rows that were not taken
 }
 
-// worker is the memory for decoding one chunk.
-type worker struct {
-	decoder   *delta.Decoder
-	reference []byte
-}
-
 // NewSource returns a source for the image of x, in which find finds the first chunk with a digest, or
 // -1. old reads the old image.
 func NewSource(ctx context.Context, x *blob.Index, find func(blob.Digest) int, s *Selection, old io.ReaderAt) *Source {
 	src := &Source{
 		index: x, find: find, selection: s, old: old, parts: make([]partState, len(s.parts)),
 		streams: make([]*stream, len(s.requests)), taken: bitset.New(len(s.rows)),
-		workers: make(chan *worker, min(runtime.GOMAXPROCS(0), 8)),
+		decoders: NewDecoders(),
 	}
 	src.ctx, src.cancel = context.WithCancel(ctx)
 	for i, p := range s.parts {
 		src.parts[i].left = p.rows
 		src.largest = max(src.largest, p.size)
-	}
-	for range cap(src.workers) {
-		src.workers <- &worker{decoder: delta.NewDecoder()}
 	}
 	return src
 }
@@ -97,9 +87,7 @@ func (s *Source) Close() {
 			stream.close()
 		}
 	}
-	for range cap(s.workers) {
-		(<-s.workers).decoder.Close()
-	}
+	s.decoders.Close()
 }
 
 // find returns the position of a chunk's row in rows.
@@ -144,7 +132,9 @@ func (s *Source) makeChunk(ctx context.Context, w store.Want) error {
 	defer s.releaseRow(int(r.part))
 	data, err := s.awaitPart(ctx, int(r.part))
 	if err == nil {
-		err = s.decode(ctx, w.Dst, s.selection.file.Row(int(r.row)), data, s.selection.parts[r.part].offset)
+		row := s.selection.file.Row(int(r.row))
+		payload := data[row.Offset-s.selection.parts[r.part].offset:][:row.Size]
+		err = s.decoders.decode(ctx, w.Dst, row, payload, s.old)
 	}
 	if err != nil {
 		if ctx.Err() == nil {
@@ -174,22 +164,6 @@ func (s *Source) countOutcome(err error) {
 	if s.gaveUp == nil && s.failed >= leastFailures && 2*s.failed > s.tried {
 		s.gaveUp = err
 	}
-}
-
-// decode decodes the payload of a row, which is in the part of the file that begins at offset start.
-func (s *Source) decode(ctx context.Context, dst []byte, row delta.Row, part []byte, start int64) error {
-	var w *worker
-	select {
-	case w = <-s.workers:
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	defer func() { s.workers <- w }()
-	var err error
-	if w.reference, err = delta.ReadReference(w.reference, s.old, row.Ranges); err != nil {
-		return err
-	}
-	return w.decoder.Decode(dst, w.reference, part[row.Offset-start:][:row.Size])
 }
 
 // awaitPart returns the bytes of a part of the file. It requests the part, and the next one if there is
@@ -342,6 +316,17 @@ func (s *Source) readStream(q int, off int64, p []byte) (n int, err error) {
 	return n, err
 }
 
+// checkPart checks that an answer to a request for payloads begins at off of this file.
+func (f *File) checkPart(part store.Part, off int64) error {
+	switch {
+	case part.Offset != off || part.Whole && off > 0:
+		return errNoRanges
+	case part.Size >= 0 && part.Size != f.FileSize():
+		return fmt.Errorf("%w: it has %d bytes instead of %d", delta.ErrInvalid, part.Size, f.FileSize())
+	}
+	return nil
+}
+
 // startPayloads requests the bytes of the file from offset off on, up to end.
 func (f *File) startPayloads(ctx context.Context, off, end int64) (*stream, error) {
 	if f.whole != nil {
@@ -352,13 +337,7 @@ func (f *File) startPayloads(ctx context.Context, off, end int64) (*stream, erro
 	if err != nil {
 		return nil, err
 	}
-	switch {
-	case s.part.Offset != off || s.part.Whole && off > 0:
-		err = errNoRanges
-	case s.part.Size >= 0 && s.part.Size != f.FileSize():
-		err = fmt.Errorf("%w: it has %d bytes instead of %d", delta.ErrInvalid, s.part.Size, f.FileSize())
-	}
-	if err != nil {
+	if err := f.checkPart(s.part, off); err != nil {
 		s.close()
 		return nil, err
 	}
