@@ -312,6 +312,7 @@ type Tier uint8
 // The tiers.
 const (
 	InStore Tier = iota
+	InDelta      // a delta may make them, with fewer bytes from a server than the store sends
 	InSeed       // a seed may have them, not verified yet
 	Local        // in memory, on disk, or zeros
 )
@@ -323,6 +324,8 @@ func (v *Image) tierOf(i int) Tier {
 		return Local
 	case v.chunks.InSeed(c):
 		return InSeed
+	case v.chunks.InDelta(c):
+		return InDelta
 	}
 	return InStore
 }

@@ -1,7 +1,7 @@
-// Package fetch reads chunks of images into memory: from the image's disk, from other images on disk, from seeds, or
-// from a store. Concurrent reads of a chunk share a single flight. Demand fetches, which block reads, overtake prefetches;
-// prefetches are limited by the room on the link. Reads may block while a store is unavailable. The most recently
-// used chunks stay in memory. The package does not choose the chunks to prefetch; its clients do.
+// Package fetch reads chunks of images into memory: from the image's disk, from other images on disk, from seeds,
+// from a delta, or from a store. Concurrent reads of a chunk share a single flight. Demand fetches, which block reads,
+// overtake prefetches; prefetches are limited by the room on the link. Reads may block while a store is unavailable.
+// The most recently used chunks stay in memory. The package does not choose the chunks to prefetch; its clients do.
 package fetch
 
 import (
@@ -129,6 +129,12 @@ func (c *Client) Lookup(chunk blob.Chunk) []byte {
 func (c *Client) InSeed(chunk blob.Chunk) bool {
 	d := c.cache.seeds
 	return d != nil && d.MayCopy(c.index.Algorithm(), chunk.Digest, chunk.Size)
+}
+
+// InDelta reports whether a delta may make a chunk.
+func (c *Client) InDelta(chunk blob.Chunk) bool {
+	d := c.source.deltas
+	return d != nil && d.MayMake(chunk.Digest, chunk.Size)
 }
 
 // InMemory reports whether a chunk is in memory. It does not count as a use for eviction.
@@ -375,7 +381,7 @@ func (c *Cache) deliverResult(e *Entry, data []byte, origin origin, err error) [
 		c.failEntry(e, err)
 		return nil
 	}
-	if e.at.endOutage() {
+	if origin != fromDelta && e.at.endOutage() { // a delta says nothing of the store
 		c.log.Info("the store answers again")
 	}
 	c.pendingBytes -= e.size

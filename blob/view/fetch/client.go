@@ -62,6 +62,7 @@ type Client struct {
 	counts   [origins]atomic.Int64 // chunks by their origin
 	fetched  atomic.Int64          // bytes from the store
 	seeded   atomic.Int64          // bytes from seeds
+	made     atomic.Int64          // bytes from deltas
 }
 
 // NewClient returns a client for x's image.
@@ -102,6 +103,8 @@ type Stats struct {
 	CopiedChunks int64 // chunks copied from the disk of another image, or from another offset of this one
 	SeedChunks   int64 // chunks read from seeds
 	BytesSeeded  int64 // bytes of these chunks
+	DeltaChunks  int64 // chunks made from deltas
+	BytesMade    int64 // bytes of these chunks
 	Fetched      int64 // chunks fetched from the store
 	BytesFetched int64 // bytes of the fetched chunks, decompressed
 
@@ -115,6 +118,7 @@ func (c *Client) Stats() Stats {
 	s := Stats{
 		ProvenChunks: c.counts[fromDisk].Load(), CopiedChunks: c.counts[fromDonor].Load(),
 		SeedChunks: c.counts[fromSeed].Load(), BytesSeeded: c.seeded.Load(),
+		DeltaChunks: c.counts[fromDelta].Load(), BytesMade: c.made.Load(),
 		Fetched: c.counts[fromStore].Load(), BytesFetched: c.fetched.Load(),
 	}
 	c.stalls.fillStats(&s)

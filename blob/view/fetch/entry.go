@@ -128,6 +128,8 @@ func (e *Entry) setData(data []byte, origin origin) {
 		e.client.fetched.Add(e.size)
 	case fromSeed:
 		e.client.seeded.Add(e.size)
+	case fromDelta:
+		e.client.made.Add(e.size)
 	case fromDisk, fromDonor, origins:
 	}
 	e.data = data

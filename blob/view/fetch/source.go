@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"cairn/blob"
 	"cairn/store"
 )
 
@@ -42,20 +43,32 @@ const (
 	fromDisk         // the client's disk, after a verification
 	fromDonor        // another image's disk, or another offset on the client's own
 	fromSeed
+	fromDelta
 	origins
 )
 
 // SourceOptions of a Source. The zero value of a field selects its default.
 type SourceOptions struct {
-	Fetches int  // in-flight limit; 0 is the Cache's default
-	Link    Link // model of the link to the store; nil assumes a link with room for a few chunks
+	Fetches int    // in-flight limit; 0 is the Cache's default
+	Link    Link   // model of the link to the store; nil assumes a link with room for a few chunks
+	Deltas  Deltas // asked before the store; may be nil
 }
 
-// Source fetches chunks from one store, or from the disks and seeds. It queues them, and decides which fetch is next and
+// Deltas makes chunks from deltas and bytes of this machine. It requests less from a server than the chunk takes in the
+// store. It must be safe for concurrent use.
+type Deltas interface {
+	// MayMake reports whether Make may succeed. It does not block on I/O.
+	MayMake(digest blob.Digest, size int64) bool
+	// Make fills dst with a chunk and verifies it. It reports whether it did.
+	Make(ctx context.Context, digest blob.Digest, dst []byte) bool
+}
+
+// Source fetches chunks from one store and its deltas, or from the disks and seeds. It queues them, and decides which fetch is next and
 // whether it may start. The Cache guards the fields with its lock.
 type Source struct {
 	cache         *Cache
 	from          store.Getter // nil for the disks and seeds
+	deltas        Deltas       // may be nil
 	link          Link
 	slots         int // in-flight limit
 	prefetchSlots int // in-flight limit of prefetches
@@ -72,7 +85,7 @@ type Source struct {
 }
 
 func newSource(c *Cache, from store.Getter, o SourceOptions) *Source {
-	s := &Source{cache: c, from: from, slots: o.Fetches, prefetchSlots: o.Fetches - o.Fetches/4, places: map[*Entry]*list.Element{}}
+	s := &Source{cache: c, from: from, deltas: o.Deltas, slots: o.Fetches, prefetchSlots: o.Fetches - o.Fetches/4, places: map[*Entry]*list.Element{}}
 	s.link = cmp.Or[Link](o.Link, assumedLink{})
 	s.over = make(chan struct{})
 	return s
@@ -175,11 +188,14 @@ func (s *Source) addFeed(f *feed) {
 
 func (s *Source) removeFeeds(is func(*feed) bool) { s.feeds = slices.DeleteFunc(s.feeds, is) }
 
-// fetchChunk fills data with an entry's chunk. While the store is unavailable and reads wait for the chunk, it
+// fetchChunk fills data with an entry's chunk, from a delta if there is one. While the store is unavailable and reads wait for the chunk, it
 // retries. It must be called without the Cache's lock.
 func (s *Source) fetchChunk(ctx context.Context, e *Entry, data []byte) (origin, error) {
 	if s.from == nil {
 		return s.readLocally(e, data)
+	}
+	if s.deltas != nil && s.deltas.Make(ctx, e.key.digest, data) {
+		return fromDelta, nil
 	}
 	slow := time.AfterFunc(slowFetch, func() { s.cache.noteSlow(e) })
 	defer slow.Stop()
