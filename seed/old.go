@@ -14,6 +14,16 @@ type OldImage struct{ plan *Plan }
 // NewOldImage returns the image of x, as seeds hold it.
 func NewOldImage(x *blob.Index, seeds ...Seed) *OldImage { return &OldImage{NewPlan(x, seeds...)} }
 
+// Memory returns about how many bytes of memory the image takes, without the indexes of the seeds.
+func (o *OldImage) Memory() int64 {
+	const row, step, tablePerChunk = 40, 8, 16
+	n := int64(o.plan.Index.Len()) * (row + step + tablePerChunk)
+	for _, s := range o.plan.Seeds {
+		n += tablePerChunk * int64(s.Index.Len())
+	}
+	return n
+}
+
 // Holds reports whether n bytes of the image from offset off on can be read.
 func (o *OldImage) Holds(off, n int64) bool {
 	x := o.plan.Index

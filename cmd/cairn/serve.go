@@ -54,7 +54,8 @@ func newServe() *cobra.Command {
 first reads it, verifies it, and keeps it in memory and in --cache. It prefetches the chunks of a boot profile. When
 the stores are unreachable, reads block up to --stall-timeout. A chunk that cannot be fetched fails only the reads
 that need it, and the next read tries again. A chunk that a --seed has is read there, and not downloaded. A seed
-without an INDEX is scanned while the server works already.
+without an INDEX is scanned while the server works already. If there is a delta beside a remote store from an image that
+the seeds hold, the other chunks are made from it (--no-delta: they are not).
 
 An export has the name of its index file without .caibx, and the name NAME@DIGEST with the digest of the index, which
 never names another image. The first export also has the empty name. --watch exports each index file of a directory,
@@ -172,7 +173,7 @@ func runServe(ctx context.Context, stdout io.Writer, f serveFlags) error {
 	}
 	defer endConfinement()
 	options := f.exportOptions(server.Log, shares.requests, shares.images, setMemoryLimit)
-	options.Seeds, options.Learn = opened, f.learnOptions()
+	options.Seeds, options.Learn, options.NoDelta = opened, f.learnOptions(), f.noDelta
 	catalogue, err := export.Open(ctx, options)
 	if err != nil {
 		return ignoreIfEnded(ctx, hintExport(err))

@@ -47,6 +47,9 @@ func (f *serveFlags) limitFiles(seeds int) (fileShares, error) {
 		stores += len(group)
 	}
 	stores = max(stores, 1)
+	if seeds > 0 && !f.noDelta {
+		stores *= 2 // the deltas beside each store have connections of their own
+	}
 	if f.fetches > 0 {
 		wanted.requests = f.fetches
 	}

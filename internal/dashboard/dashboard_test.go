@@ -38,7 +38,7 @@ func sampleStatus() Status {
 	v2 := Export{Name: "debian-13", Identity: "debian-13@" + strings.Repeat("0f", 32), Size: 960 << 20, Local: 330 << 20, Map: cells, Clients: 3,
 		Requests: requests, Served: 3 << 30, Pending: 2, Reads: 41230, Wanted: 3 << 30, MemoryHits: 30000, DiskHits: 9000,
 		LocalInSeeds: 100 << 20, SeedMap: strings.Repeat("0", 100) + strings.Repeat("a", 100) + strings.Repeat("05", 380),
-		FromSeeds: 900, SeedBytes: 60 << 20,
+		FromSeeds: 900, SeedBytes: 60 << 20, FromDeltas: 70, DeltaBytes: 5 << 20, InDeltas: 30 << 20,
 		FromStore: 5100, FromOther: 800, FromDisk: 12, Fetched: 320 << 20, Prefetched: 200 << 20, Used: 170 << 20,
 		Failures: 2, Stalls: 2300, StallTime: 75.3, Waiting: []Wait{wait, failing}}
 	return Status{
@@ -154,7 +154,7 @@ func TestMetrics(t *testing.T) {
 		}
 	}
 	for name, want := range map[string]float64{
-		"requests_total": 41240, "served_bytes_total": 3 << 30, "hits_total": 39000, "chunks_total": 6812, "seed_chunks_total": 900, "seed_ready": 1, "seeded_bytes_total": 60 << 20, "stalled_reads": 2,
+		"requests_total": 41240, "served_bytes_total": 3 << 30, "hits_total": 39000, "chunks_total": 6882, "seed_chunks_total": 900, "seed_ready": 1, "seeded_bytes_total": 60 << 20, "delta_bytes_total": 5 << 20, "export_delta_bytes": 30 << 20, "stalled_reads": 2,
 		"store_up": 1, "store_requests_total": 5119, "stored_bytes_total": 151 << 20, "cache_evicted_bytes_total": 90 << 20,
 		"export_local_bytes": 370 << 20, "stall_seconds_total": 75.3, "connections": 3, "exports": 3, "store_gate_limit": 24,
 	} {

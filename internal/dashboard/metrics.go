@@ -98,6 +98,7 @@ func (m metricSender) sendExport(e Export, now time.Time) {
 	m.gauge("export_size_bytes", "Size of the image.", float64(e.Size))
 	m.gauge("export_local_bytes", "Bytes of the image that can be read without a store, zeros included.", float64(e.Local))
 	m.gauge("export_seed_bytes", "Part of export_local_bytes that only seeds may have, not verified yet.", float64(e.LocalInSeeds))
+	m.gauge("export_delta_bytes", "Bytes of the image that are not local, and that a delta may make.", float64(e.InDeltas))
 	m.gauge("export_clients", "Clients that use the export.", float64(e.Clients))
 	m.gauge("pending_requests", "Requests in progress, without those that are answered immediately.", float64(e.Pending))
 	for _, r := range e.Requests {
@@ -109,11 +110,13 @@ func (m metricSender) sendExport(e Export, now time.Time) {
 	m.counter("wanted_bytes_total", "Bytes of the reads that succeeded.", float64(e.Wanted))
 	m.counter("hits_total", "Reads of the image that were answered at once.", float64(e.MemoryHits), "tier", "memory")
 	m.counter("hits_total", "Reads of the image that were answered at once.", float64(e.DiskHits), "tier", "disk")
-	for source, n := range map[string]int64{"store": e.FromStore, "other_image": e.FromOther, "disk": e.FromDisk, "seed": e.FromSeeds} {
-		m.counter("chunks_total", "Chunks that misses and prefetches brought: from a store, from a seed, from another image's file, or from the image's own file, to be verified again.",
+	for source, n := range map[string]int64{"store": e.FromStore, "other_image": e.FromOther, "disk": e.FromDisk, "seed": e.FromSeeds,
+		"delta": e.FromDeltas} {
+		m.counter("chunks_total", "Chunks that misses and prefetches brought: from a store, from a delta, from a seed, from another image's file, or from the image's own file, to be verified again.",
 			float64(n), "source", source)
 	}
 	m.counter("seeded_bytes_total", "Bytes from seeds.", float64(e.SeedBytes))
+	m.counter("delta_bytes_total", "Bytes made from deltas.", float64(e.DeltaBytes))
 	m.counter("fetched_bytes_total", "Bytes from stores, decoded.", float64(e.Fetched))
 	m.counter("prefetched_bytes_total", "Prefetched bytes, without filling.", float64(e.Prefetched))
 	m.counter("prefetched_used_bytes_total", "Prefetched bytes that were read since. The others are wasted so far.", float64(e.Used))

@@ -49,6 +49,7 @@ type Export struct {
 
 	LocalInSeeds int64  `json:"local_in_seeds_bytes"` // bytes of Local that only seeds may have, not verified yet
 	SeedMap      string `json:"seed_map"`             // of these bytes; "" without any
+	InDeltas     int64  `json:"in_deltas_bytes"`      // bytes that are not local, and that a delta may make
 
 	Requests []Requests `json:"requests"`
 	Served   int64      `json:"served_bytes"`
@@ -63,7 +64,9 @@ type Export struct {
 	FromOther  int64 `json:"other_image_chunks"`
 	FromDisk   int64 `json:"reproven_chunks"`
 	FromSeeds  int64 `json:"seed_chunks"`
-	SeedBytes  int64 `json:"seed_bytes"`    // from seeds
+	SeedBytes  int64 `json:"seed_bytes"` // from seeds
+	FromDeltas int64 `json:"delta_chunks"`
+	DeltaBytes int64 `json:"delta_bytes"`   // of the chunks made from deltas
 	Fetched    int64 `json:"fetched_bytes"` // from stores, decoded
 	Prefetched int64 `json:"prefetched_bytes"`
 	Used       int64 `json:"prefetched_used_bytes"`

@@ -31,10 +31,10 @@ func WriteText(w io.Writer, s Status) error {
 }
 
 func exportRows(s Status) [][]string {
-	rows := [][]string{{"EXPORT", "SIZE", "LOCAL", "CLIENTS", "SERVED", "AT ONCE", "FETCHED", "SEEDS", "WAITED", "FAILED"}}
+	rows := [][]string{{"EXPORT", "SIZE", "LOCAL", "CLIENTS", "SERVED", "AT ONCE", "FETCHED", "SEEDS", "DELTAS", "WAITED", "FAILED"}}
 	for _, e := range s.Exports {
 		rows = append(rows, []string{plaintext.Clean(e.Name, maxText), plaintext.Size(e.Size), plaintext.Percent(e.Local, e.Size), fmt.Sprint(e.Clients), plaintext.Size(e.Served),
-			plaintext.Percent(e.Hits(), e.Reads), plaintext.Size(e.Fetched), plaintext.Size(e.SeedBytes), plaintext.Duration(time.Duration(e.StallTime * float64(time.Second))), humanize.Comma(e.Failures)})
+			plaintext.Percent(e.Hits(), e.Reads), plaintext.Size(e.Fetched), plaintext.Size(e.SeedBytes), plaintext.Size(e.DeltaBytes), plaintext.Duration(time.Duration(e.StallTime * float64(time.Second))), humanize.Comma(e.Failures)})
 	}
 	return rows
 }

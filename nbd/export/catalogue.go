@@ -33,6 +33,8 @@ type Options struct {
 
 	Seeds []learn.Opened // local files that may hold chunks of the images; the caller closes them after Close
 	Learn learn.Options  // how the content of Seeds is learned
+	// NoDelta ignores the deltas beside remote stores. Otherwise chunks are made from them and Seeds.
+	NoDelta bool
 
 	Memory     int64  // bytes of chunks in memory, of all images together
 	Cache      string // directory of images on disk; "" for none

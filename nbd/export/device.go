@@ -31,11 +31,12 @@ func paddedSize(n int64) int64 {
 }
 
 // contextCached is the metadata context in which bit 0 marks bytes that a read gets without the
-// store. Bit 1 marks those of them that only a seed may have.
+// store. Bit 1 marks those of them that only a seed may have. Bit 2 marks other bytes, which a delta may make.
 const (
 	contextCached = "x-cairn:cached"
 	stateCached   = 1 << 0
 	stateInSeed   = 1 << 1
+	stateInDelta  = 1 << 2
 )
 
 // device is an image as a device of the NBD server. Zeros pad the last sector, so that all clients
@@ -124,7 +125,7 @@ func (d device) Contexts() []string { return []string{contextCached} }
 // States implements nbd.Describer.
 func (d device) States(_ string, off, n int64) iter.Seq[nbd.State] {
 	return func(yield func(nbd.State) bool) {
-		bits := map[view.Tier]uint32{view.Local: stateCached, view.InSeed: stateCached | stateInSeed}
+		bits := map[view.Tier]uint32{view.Local: stateCached, view.InSeed: stateCached | stateInSeed, view.InDelta: stateInDelta}
 		for length, tier := range padRuns(d, d.Tiers, off, n, view.Local) {
 			if !yield(nbd.State{Length: length, Bits: bits[tier]}) {
 				return

@@ -8,9 +8,11 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/semaphore"
 	"golang.org/x/sync/singleflight"
 
 	"cairn/blob"
+	"cairn/blob/delta/apply"
 	"cairn/blob/release"
 	"cairn/blob/view"
 	"cairn/blob/view/fetch"
@@ -46,6 +48,9 @@ type images struct {
 	seeds *seeds
 	cache *fetch.Cache
 
+	decoders  *apply.Decoders     // of chunks of deltas
+	searching *semaphore.Weighted // one delta is opened at a time: a table may take much memory before it is refused
+
 	background sync.WaitGroup
 	lifetime   context.Context // of the background goroutines; stop ends it
 	stop       context.CancelFunc
@@ -53,17 +58,25 @@ type images struct {
 	fewFiles sync.Once
 	opening  singleflight.Group // opens sources
 
-	mu         sync.Mutex               // guards the fields below; not held during I/O
-	sources    map[string]*fetch.Source // by algorithm and the sums of the locations
+	mu         sync.Mutex             // guards the fields below; not held during I/O
+	sources    map[string]imageSource // by algorithm and the sums of the locations
 	stores     []*meteredStore
 	closers    []func()
 	recordings []*recording
 
-	indexMemory int64 // of all open images and seeds
+	indexMemory int64 // of all open images, seeds and deltas
+	deltaMemory int64 // of all deltas
+	decoding    bool  // indexMemory includes that of the decoders
+}
+
+// imageSource is where images with the same stores get chunks.
+type imageSource struct {
+	*fetch.Source
+	deltas *deltas // nil if there are none
 }
 
 func newImages(o Options) *images {
-	im := &images{o: o, sources: make(map[string]*fetch.Source)}
+	im := &images{o: o, sources: make(map[string]imageSource), decoders: apply.NewDecoders(), searching: semaphore.NewWeighted(1)}
 	im.lifetime, im.stop = context.WithCancel(context.Background())
 	if o.Cache != "" {
 		var err error
@@ -142,12 +155,12 @@ func (im *images) noteFewFiles(index locate.Location) {
 
 // openIndex opens an image as an export, and starts to prefetch. The caller calls shut when no client
 // reads the image any more.
-func (im *images) openIndex(ctx context.Context, i image, source *fetch.Source, disk view.Disk) (
+func (im *images) openIndex(ctx context.Context, i image, source imageSource, disk view.Disk) (
 	e *nbd.Export, shut func(), err error,
 ) {
 	im.addIndexMemory(indexMemory(i.index))
 	im.learnSeeds(ctx, i.index)
-	i.Image = view.New(i.index, source, view.Options{Name: nameOf(i.at), Disk: disk, Around: true,
+	i.Image = view.New(i.index, source.Source, view.Options{Name: nameOf(i.at), Disk: disk, Around: true,
 		Hold: im.o.Hold, Record: im.startRecording(i.index), Log: im.o.Log})
 	endCheck := func() {}
 	if i.cached {
@@ -155,9 +168,11 @@ func (im *images) openIndex(ctx context.Context, i image, source *fetch.Source, 
 	} else if im.dir != nil && i.at.Remote() { // for later starts while its location is unavailable
 		im.logFailure("saving the index in the image cache", im.dir.Remember(i.at.Sum(), i.index))
 	}
+	endDelta := im.startDelta(i, source.deltas)
 	endPrefetch, err := im.startPrefetch(ctx, i)
 	shut = func() {
 		endCheck()
+		endDelta()
 		endPrefetch()
 		im.logFailure("closing an image", i.Close())
 		im.addIndexMemory(-indexMemory(i.index))
@@ -220,12 +235,12 @@ func (im *images) serverAccess(silence time.Duration) release.Access {
 
 // openSource opens the stores of an index, unless another image has opened them. Opening may block on a
 // file system that does not answer. Then it blocks only the images of the same stores.
-func (im *images) openSource(index locate.Location, a blob.Algorithm) (*fetch.Source, error) {
+func (im *images) openSource(index locate.Location, a blob.Algorithm) (imageSource, error) {
 	groups := im.o.Stores
 	if len(groups) == 0 {
 		beside, err := index.DefaultStore()
 		if err != nil {
-			return nil, err
+			return imageSource{}, err
 		}
 		groups = [][]locate.Location{{beside}}
 	}
@@ -236,34 +251,40 @@ func (im *images) openSource(index locate.Location, a blob.Algorithm) (*fetch.So
 	}
 	s, err, _ := im.opening.Do(key, func() (any, error) { return im.openStoresAs(key, groups, a) })
 	if err != nil {
-		return nil, err
+		return imageSource{}, err
 	}
-	return s.(*fetch.Source), nil
+	return s.(imageSource), nil
 }
 
 // openStoresAs returns the source with a key, and opens its stores if there is none.
-func (im *images) openStoresAs(key string, groups [][]locate.Location, a blob.Algorithm) (*fetch.Source, error) {
+func (im *images) openStoresAs(key string, groups [][]locate.Location, a blob.Algorithm) (imageSource, error) {
 	im.mu.Lock()
-	s := im.sources[key]
+	s, opened := im.sources[key]
 	im.mu.Unlock()
-	if s != nil {
+	if opened {
 		return s, nil
 	}
 	access, err := im.serverAccess(0).Locate()
 	if err != nil {
-		return nil, err
+		return imageSource{}, err
 	}
 	from, err := supply.Open(groups, access, a, im.o.Supply)
 	if err != nil {
-		return nil, &Error{Stores, err}
+		return imageSource{}, &Error{Stores, err}
+	}
+	s.deltas = im.openDeltas(from)
+	o := fetch.SourceOptions{Fetches: from.Requests(), Link: from.Link()}
+	if s.deltas != nil {
+		o.Deltas = s.deltas
 	}
 	im.mu.Lock()
 	defer im.mu.Unlock()
 	im.closers = append(im.closers, from.Close)
 	metered := newMeteredStore(unusedName(im.stores, slices.Concat(groups...), a), from)
 	im.stores = append(im.stores, metered)
-	im.sources[key] = im.cache.NewSource(metered, fetch.SourceOptions{Fetches: from.Requests(), Link: from.Link()})
-	return im.sources[key], nil
+	s.Source = im.cache.NewSource(metered, o)
+	im.sources[key] = s
+	return s, nil
 }
 
 // openStores returns the stores of all images.
@@ -303,6 +324,7 @@ func (im *images) closeAll() {
 	im.stop()
 	im.background.Wait()
 	im.cache.Close()
+	im.decoders.Close()
 	for _, r := range im.recordings {
 		im.saveRecording(r)
 	}

@@ -16,6 +16,7 @@ import (
 	"cairn/blob/view/fetch"
 	"cairn/internal/bitset"
 	"cairn/internal/dashboard"
+	"cairn/seed"
 	"cairn/seed/learn"
 	"cairn/store/locate"
 )
@@ -46,8 +47,8 @@ type seeds struct {
 	contents atomic.Pointer[[]*seedContent]
 	buffers  sync.Pool // of *[]byte
 
-	mu      sync.Mutex // guards the field below, and the states of opened
-	formats []format
+	mu      sync.Mutex               // guards the field below, and the states of opened
+	formats map[format]chan struct{} // closed when the seeds are learned
 }
 
 var _ fetch.Donors = (*seeds)(nil)
@@ -81,7 +82,8 @@ type seedContent struct {
 }
 
 func newSeeds(o Options, memory func(bytes int64)) *seeds {
-	s := &seeds{learner: o.Learn, log: o.Log.Info, memory: memory, scanning: semaphore.NewWeighted(1)}
+	s := &seeds{learner: o.Learn, log: o.Log.Info, memory: memory, scanning: semaphore.NewWeighted(1),
+		formats: map[format]chan struct{}{}}
 	s.learner.Scanning = func(name string, size int64) (func(scan.Stats), func()) {
 		s.log("scanning a seed", "seed", name, "size", size)
 		return func(scan.Stats) {}, func() {}
@@ -113,9 +115,11 @@ func (s *seeds) learnFormat(ctx context.Context, x *blob.Index) (rest func(ctx c
 		s.addContent(n, held)
 	}
 	if len(unknown) == 0 {
+		s.endFormat(x)
 		return nil
 	}
 	return func(ctx context.Context) {
+		defer s.endFormat(x)
 		if s.scanning.Acquire(ctx, 1) != nil {
 			return
 		}
@@ -131,11 +135,37 @@ func (s *seeds) addFormat(x *blob.Index) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	f := format{x.Algorithm(), x.Params()}
-	if len(s.opened) == 0 || len(s.formats) == maxFormats || slices.Contains(s.formats, f) {
+	if len(s.opened) == 0 || len(s.formats) == maxFormats || s.formats[f] != nil {
 		return false
 	}
-	s.formats = append(s.formats, f)
+	s.formats[f] = make(chan struct{})
 	return true
+}
+
+// endFormat records that the seeds are learned for x's format.
+func (s *seeds) endFormat(x *blob.Index) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	close(s.formats[format{x.Algorithm(), x.Params()}])
+}
+
+// errFormat reports that seeds are not learned for an image.
+var errFormat = errors.New("the images have too many combinations of digest algorithm and chunk sizes")
+
+// awaitFormat blocks until the seeds are learned for x's format.
+func (s *seeds) awaitFormat(ctx context.Context, x *blob.Index) error {
+	s.mu.Lock()
+	learned := s.formats[format{x.Algorithm(), x.Params()}]
+	s.mu.Unlock()
+	if learned == nil {
+		return errFormat
+	}
+	select {
+	case <-learned:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // learnSeed learns the content of a seed whose local index is not given.
@@ -276,6 +306,41 @@ func (s *seeds) readSeed(o *openSeed, dst []byte, off int64) (read, answered boo
 		}()
 		return false, false
 	}
+}
+
+// asSeeds returns the contents of the seeds with a digest algorithm, and the same as seeds of a plan.
+func (s *seeds) asSeeds(a blob.Algorithm) (contents []*seedContent, all []seed.Seed) {
+	for _, c := range *s.contents.Load() {
+		if c.index.Algorithm() == a {
+			contents = append(contents, c)
+			all = append(all, seed.Seed{Name: c.Name, Index: c.index, Data: contentReader{s, c}})
+		}
+	}
+	return contents, all
+}
+
+// isLost reports whether a seed with this content was given up, or does not answer now.
+func (s *seeds) isLost(c *seedContent) bool {
+	return c.late.Load() > 0 || !slices.Contains(*s.contents.Load(), c)
+}
+
+// contentReader reads a seed. A read fails after seedPatience.
+type contentReader struct {
+	seeds *seeds
+	*seedContent
+}
+
+var errLost = errors.New("the seed does not answer, or is not read any more")
+
+// ReadAt implements io.ReaderAt. It reads all of p or fails.
+func (r contentReader) ReadAt(p []byte, off int64) (int, error) {
+	if r.seeds.isLost(r.seedContent) {
+		return 0, errLost
+	}
+	if read, answered := r.seeds.readSeed(r.openSeed, p, off); !read || !answered {
+		return 0, errLost
+	}
+	return len(p), nil
 }
 
 // takeBuffer returns a buffer of n bytes. The reader of a late read keeps its buffer.

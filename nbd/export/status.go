@@ -126,6 +126,8 @@ func addStats(a, b view.Stats) view.Stats {
 	a.CopiedChunks += b.CopiedChunks
 	a.SeedChunks += b.SeedChunks
 	a.BytesSeeded += b.BytesSeeded
+	a.DeltaChunks += b.DeltaChunks
+	a.BytesMade += b.BytesMade
 	a.Fetched += b.Fetched
 	a.BytesFetched += b.BytesFetched
 	a.BytesAhead += b.BytesAhead
@@ -186,9 +188,14 @@ func drawMaps(d *dashboard.Export, v *view.Image) {
 			}
 		}
 	}
-	d.Map, d.Local = dashboard.Map(v.Size(), runs(func(t view.Tier) bool { return t != view.InStore }))
+	d.Map, d.Local = dashboard.Map(v.Size(), runs(func(t view.Tier) bool { return t == view.Local || t == view.InSeed }))
 	if slices.Contains(tiers, view.InSeed) {
 		d.SeedMap, d.LocalInSeeds = dashboard.Map(v.Size(), runs(func(t view.Tier) bool { return t == view.InSeed }))
+	}
+	for i, tier := range tiers {
+		if tier == view.InDelta {
+			d.InDeltas += lengths[i]
+		}
 	}
 }
 
@@ -202,6 +209,7 @@ func fillExport(d *dashboard.Export, s view.Stats, t nbd.Tally) {
 	d.Reads, d.Wanted, d.MemoryHits, d.DiskHits = s.Reads, s.BytesWanted, s.MemoryHits, s.DiskHits
 	d.FromStore, d.FromOther, d.FromDisk, d.Fetched = s.Fetched, s.CopiedChunks, s.ProvenChunks, s.BytesFetched
 	d.FromSeeds, d.SeedBytes = s.SeedChunks, s.BytesSeeded
+	d.FromDeltas, d.DeltaBytes = s.DeltaChunks, s.BytesMade
 	d.Prefetched, d.Used = s.BytesAhead, s.BytesUsed
 	d.Failures, d.Stalls, d.StallTime = s.Failures, s.Stalls, s.StallTime.Seconds()
 	slices.SortStableFunc(d.Waiting, func(a, b dashboard.Wait) int { return a.Since.Compare(b.Since) })

@@ -49,7 +49,7 @@ var imports = map[string]string{
 	"seed/known":          "blob",
 	"seed/learn":          "blob blob/release blob/scan blob/verify chunker seed/known store/locate",
 	"nbd":                 "",
-	"nbd/export":          "nbd blob blob/profile blob/release blob/scan blob/view blob/view/fetch blob/view/imagecache seed/learn store store/locate store/supply",
+	"nbd/export":          "nbd blob blob/delta blob/delta/apply blob/profile blob/release blob/scan blob/view blob/view/fetch blob/view/imagecache seed seed/learn store store/locate store/supply",
 	"nbd/gonbd":           "nbd",
 	"nbd/nbdtest":         "nbd",
 	"testimages":          "",
