@@ -143,7 +143,10 @@ func (d *diffDelta) estimate(ctx context.Context, from *supply.Supply, old, x *b
 		defer m.Close()
 		images = append(images, m)
 	}
-	e, err := deltadir.EstimateDelta(ctx, images[0], images[1], stored, runtime.GOMAXPROCS(0))
+	p := newProgress(progressAuto, "estimating a delta", "", -1)
+	e, err := deltadir.EstimateDelta(ctx, images[0], images[1], stored, deltadir.Options{
+		Workers: runtime.GOMAXPROCS(0), Progress: func(done, _ int64) { p.show(done, "", nil) }})
+	p.end()
 	if err != nil {
 		return fmt.Errorf("estimating a delta: %w", err)
 	}

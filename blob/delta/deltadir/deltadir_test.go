@@ -617,7 +617,7 @@ func TestEstimate(t *testing.T) {
 			stored[i] = n
 		}
 		source := deltadir.Source{Store: s.getter()}
-		e, err := deltadir.EstimateDelta(t.Context(), open(t, s.indexes[0], source), open(t, x, source), stored, 2)
+		e, err := deltadir.EstimateDelta(t.Context(), open(t, s.indexes[0], source), open(t, x, source), stored, deltadir.Options{Workers: 2})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -635,7 +635,7 @@ func TestEstimate(t *testing.T) {
 	}
 	source := deltadir.Source{Store: s.getter()}
 	same := open(t, s.indexes[0], source)
-	if e, err := deltadir.EstimateDelta(t.Context(), same, same, make([]int64, same.Index.Len()), 1); e != (deltadir.Estimate{}) || err != nil {
+	if e, err := deltadir.EstimateDelta(t.Context(), same, same, make([]int64, same.Index.Len()), deltadir.Options{Workers: 1}); e != (deltadir.Estimate{}) || err != nil {
 		t.Errorf("of equal images: %+v, %v", e, err)
 	}
 }

@@ -25,9 +25,9 @@ type Estimate struct {
 // EstimateDelta encodes a sample of at most 32 of the chunks that to has and from lacks, and reads little
 // more than these. The real delta is likely a bit smaller. stored has the size of each of these chunks in
 // the store, by its number.
-func EstimateDelta(ctx context.Context, from, to *Image, stored []int64, workers int) (e Estimate, err error) {
+func EstimateDelta(ctx context.Context, from, to *Image, stored []int64, o Options) (e Estimate, err error) {
 	made, err := delta.Make(ctx, delta.Image{Index: from.Index, Data: from}, delta.Image{Index: to.Index, Data: to},
-		io.Discard, delta.Options{Workers: workers, Sample: maxEstimated})
+		io.Discard, delta.Options{Workers: o.Workers, Progress: o.Progress, Sample: maxEstimated})
 	if err != nil {
 		return e, err
 	}

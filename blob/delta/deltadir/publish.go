@@ -28,7 +28,7 @@ const (
 	Same Outcome = "same" // the images are equal
 )
 
-// Options are the settings of Publish.
+// Options are the settings of Publish and EstimateDelta.
 type Options struct {
 	Workers  int                   // number of concurrent workers, at least 1
 	Progress func(done, all int64) // as in delta.Options; may be nil
