@@ -2,7 +2,8 @@
 // qemu, nginx, loop devices and a virtual machine. Of cairn's packages it knows the index format, to compute
 // expected results. Everything else it learns from files, exit statuses and other programs.
 //
-// CAIRN_LONG=1 adds the real releases that testimages/debian made in the directory CAIRN_IMAGES.
+// CAIRN_LONG=1 adds the real releases that testimages/debian made in the directory CAIRN_IMAGES. CAIRN_RAUC is a RAUC to
+// test with instead of the installed one, such as a script that runs a newer one in a root of its own.
 package e2e
 
 import (
