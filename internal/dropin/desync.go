@@ -33,6 +33,7 @@ func extractLikeDesync(l *line) error {
 			return err
 		}
 	}
+	l.addSlotSeeds(index, target)
 	if err := l.addSources(index); err != nil {
 		return err
 	}

@@ -68,8 +68,7 @@ func imageSum(manifest, index string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	o := ini.LoadOptions{KeyValueDelimiters: "=", IgnoreInlineComment: true, IgnoreContinuation: true}
-	sections, err := ini.LoadSources(o, text)
+	sections, err := parseKeyFile(text)
 	if err != nil {
 		return "", err
 	}
@@ -90,6 +89,12 @@ func imageSum(manifest, index string) (string, error) {
 		}
 	}
 	return sum, nil
+}
+
+// parseKeyFile parses a key file of GLib, which RAUC's manifest and configuration are.
+func parseKeyFile(text []byte) (*ini.File, error) {
+	o := ini.LoadOptions{KeyValueDelimiters: "=", IgnoreInlineComment: true, IgnoreContinuation: true}
+	return ini.LoadSources(o, text)
 }
 
 // largest limits the size of a file with settings.

@@ -303,6 +303,9 @@ func TestRAUCBytes(t *testing.T) {
 			for _, u := range raucUpdates {
 				t.Logf("| %s | %.1f MB | %d |", u.name, float64(got[u.name].bytes)/1e6, got[u.name].requests)
 			}
+			if own, all := got["cairn as desync without a seed"], got["desync without a seed"]; own.bytes >= all.bytes {
+				t.Errorf("cairn as desync takes no other slot as a seed: %+v, and desync %+v", own, all)
+			}
 			for _, name := range []string{"casync", "desync with a seed"} {
 				ours, delta := "cairn as "+name, "cairn as "+name+" with a delta"
 				if strings.Contains(name, "seed") {
