@@ -306,13 +306,12 @@ func TestRAUCBytes(t *testing.T) {
 			if own, all := got["cairn as desync without a seed"], got["desync without a seed"]; own.bytes >= all.bytes {
 				t.Errorf("cairn as desync takes no other slot as a seed: %+v, and desync %+v", own, all)
 			}
-			for _, name := range []string{"casync", "desync with a seed"} {
-				ours, delta := "cairn as "+name, "cairn as "+name+" with a delta"
-				if strings.Contains(name, "seed") {
-					delta = "cairn as " + name + " and a delta"
-				}
-				if got[ours].bytes > got[name].bytes || got[delta].bytes >= got[ours].bytes {
-					t.Errorf("%s: %+v; %s: %+v; %s: %+v", name, got[name], ours, got[ours], delta, got[delta])
+			// Without a delta, cairn may request a late chunk twice.
+			for delta, without := range map[string]string{
+				"cairn as casync with a delta": "casync", "cairn as desync with a seed and a delta": "desync with a seed",
+			} {
+				if got[delta].bytes >= got[without].bytes {
+					t.Errorf("%s: %+v; %s: %+v", delta, got[delta], without, got[without])
 				}
 			}
 		})
