@@ -72,7 +72,7 @@ func hintExport(err error) error {
 	case !is:
 		return err
 	case e.Part == export.Stores:
-		return absentHint(err, "name the store with -s LOCATION")
+		return absentHint(err, "name the store with --store LOCATION")
 	}
 	return hintIndex(err)
 }

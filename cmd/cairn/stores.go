@@ -71,7 +71,7 @@ func (f *stores) open(index locate.Location, a blob.Algorithm, budget int64) (*s
 		Requests: f.fetches, MaxRequests: maxRequests(openFileLimit(), len(slices.Concat(groups...))),
 		RateLimit: f.rateLimit, Budget: budget, LeftOut: warnLeftOut})
 	if err != nil {
-		return nil, absentHint(err, "name the store with -s LOCATION")
+		return nil, absentHint(err, "name the store with --store LOCATION")
 	}
 	if err := f.addCache(from, a); err != nil {
 		from.Close()
