@@ -8,6 +8,7 @@ import (
 	"hash"
 	"io"
 	"os"
+	"regexp"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -84,9 +85,12 @@ func runDropin(tool string, args []string) int {
 	return exitDone
 }
 
-// failDropin prints an error, and returns the exit status.
+// secretURL matches a URL with a user or a query, which may be secrets, and the text behind it.
+var secretURL = regexp.MustCompile(`(?s)([A-Za-z][A-Za-z0-9+.-]*://)[^@?]*[@?].*`)
+
+// failDropin prints an error without the secrets of URLs, and returns the exit status.
 func failDropin(tool string, err error) int {
-	printError(stderr, fmt.Errorf("%s: %w", tool, err), "")
+	printError(stderr, fmt.Errorf("%s: %s", tool, secretURL.ReplaceAllString(err.Error(), "${1}…")), "")
 	return exitFailed
 }
 
@@ -119,10 +123,10 @@ func pipeHeaders(fields []dropin.Header) (p headerPipes, err error) {
 		if err != nil {
 			return p, err
 		}
-		_, err = w.WriteString(h.Field + "\n") // a field is smaller than the buffer of a pipe
-		if err := errors.Join(err, w.Close()); err != nil {
-			return p, err
-		}
+		go func() { // a field may be larger than the buffer of a pipe
+			fmt.Fprintln(w, h.Field) // fails if the command ends without reading it
+			w.Close()
+		}()
 		p.files = append(p.files, r)
 		p.flags = append(p.flags, fmt.Sprintf("--header-file=%s=/dev/fd/%d", h.Host, r.Fd()))
 	}

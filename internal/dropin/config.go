@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 )
 
 // config is desync's configuration: what applies to the stores and indexes whose locations a pattern matches.
@@ -156,6 +157,9 @@ func (l *line) applyOptions(at string, o storeOptions) error {
 	}
 	if o.Pause != nil && !l.given("error-retry-base-interval") && (l.pause == nil || *l.pause < *o.Pause) {
 		l.pause = o.Pause
+	}
+	if strings.ContainsFunc(o.Authorization+o.Cookie, unicode.IsControl) {
+		return errors.New("--config: http-auth and http-cookie are header fields of one line")
 	}
 	if u, err := url.Parse(at); err == nil && (u.Scheme == "http" || u.Scheme == "https") {
 		l.addHeader(u.Host, "Authorization", o.Authorization)
