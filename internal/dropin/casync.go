@@ -20,11 +20,17 @@ func makeLikeCasync(l *line) error {
 	if err := l.checkBlob(index); err != nil {
 		return err
 	}
+	if index != "-" && l.value("what") == "" && !strings.HasSuffix(index, ".caibx") { // an image in the place of an index
+		return fmt.Errorf("%s does not end in .caibx: name the index first, or give --what=blob-index", index)
+	}
 	if info, err := os.Stat(image); err == nil && info.IsDir() {
 		return fmt.Errorf("%s is a directory: %s", image, trees)
 	}
 	if len(l.args) > 2 {
 		return errors.New("want 'casync make BLOB_INDEX PATH'")
+	}
+	if err := refuseSameFile(index, image); err != nil {
+		return err
 	}
 	if method := l.value("compression"); method != "" && method != "zstd" {
 		return fmt.Errorf("--compression=%s is not supported: leave it out; cairn writes zstd, which casync and desync read",
@@ -55,10 +61,16 @@ func makeLikeCasync(l *line) error {
 		l.add("--size=filesystem")
 	}
 	l.run("make", index, plainPath(image))
-	if index != "-" && image != "-" {
+	if index != "-" && image != "-" && !isStream(image) {
 		l.call.Digest = &Digest{Path: image, Size: size, Algorithm: l.value("digest")}
 	}
 	return nil
+}
+
+// isStream reports whether a path leads to something that can be read once only.
+func isStream(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && !info.Mode().IsRegular() && info.Mode().Type() != fs.ModeDevice
 }
 
 // claimedSize returns the size that a file system on a block device has by its superblock, to which casync limits an
@@ -113,13 +125,14 @@ func extractLikeCasync(l *line) error {
 	if len(l.args) > 2 {
 		return fmt.Errorf("a path within the image is not supported: %s", trees)
 	}
+	if err := refuseSameFile(index, target); err != nil {
+		return err
+	}
 	for _, seed := range l.values("seed") {
-		l.add("--seed=" + l.casyncSeed(stripFileURL(seed)))
+		path, index := casyncSeed(stripFileURL(seed))
+		l.addSeed(path, index, target)
 	}
-	l.add("--store=" + l.casyncStore(index))
-	for _, store := range l.values("extra-store") {
-		l.add("--store=" + casyncLocation(store))
-	}
+	l.addCasyncStores(index)
 	if limit := l.value("rate-limit-bps"); limit != "" {
 		bytes, err := parseCasyncSize(limit)
 		if err != nil || bytes == 0 {
@@ -178,14 +191,39 @@ func (l *line) casyncStore(index string) string {
 	return path.Join(path.Dir(index), "default.castr")
 }
 
-// casyncSeed returns cairn's text for a seed. An index with its image beside it stands for the image.
-func (l *line) casyncSeed(seed string) string {
+// addCasyncStores adds the stores of extract. Of several, those that are directories and do not exist are left out, as
+// casync does.
+func (l *line) addCasyncStores(index string) {
+	all := []string{l.casyncStore(index)}
+	for _, store := range l.values("extra-store") {
+		all = append(all, casyncLocation(store))
+	}
+	isAbsent := func(store string) bool {
+		_, err := os.Stat(store)
+		return !strings.Contains(store, "://") && errors.Is(err, fs.ErrNotExist)
+	}
+	if slices.ContainsFunc(all, func(store string) bool { return !isAbsent(store) }) {
+		all = slices.DeleteFunc(all, func(store string) bool {
+			if !isAbsent(store) {
+				return false
+			}
+			l.note("the store %s is ignored: it does not exist", store)
+			return true
+		})
+	}
+	for _, store := range all {
+		l.add("--store=" + store)
+	}
+}
+
+// casyncSeed returns the path and the index of a seed. An index with its image beside it stands for the image.
+func casyncSeed(seed string) (path, index string) {
 	if blob, ok := strings.CutSuffix(seed, ".caibx"); ok {
 		if _, err := os.Stat(blob); err == nil {
-			return seedPlace(blob, seed)
+			return blob, seed
 		}
 	}
-	return seedPlace(seed, "")
+	return seed, ""
 }
 
 // casyncLocation returns cairn's text for the location of a store. A | in it is a character of a name.

@@ -15,10 +15,10 @@ import (
 // extractLikeDesync translates desync extract.
 func extractLikeDesync(l *line) error {
 	index, target := l.args[0], l.args[1]
-	switch {
-	case index == target && index != "-":
-		return errors.New("the index and the output are the same file")
-	case l.isOn("skip-invalid-seeds") && l.isOn("regenerate-invalid-seeds"):
+	if err := refuseSameFile(index, target); err != nil {
+		return err
+	}
+	if l.isOn("skip-invalid-seeds") && l.isOn("regenerate-invalid-seeds") {
 		return errors.New("--skip-invalid-seeds and --regenerate-invalid-seeds exclude each other")
 	}
 	for _, seed := range l.values("seed") {
@@ -26,10 +26,10 @@ func extractLikeDesync(l *line) error {
 		if err != nil {
 			return err
 		}
-		l.addSeed(blob, index)
+		l.addDesyncSeed(blob, index, target)
 	}
 	for _, dir := range l.values("seed-dir") {
-		if err := l.addSeedsBelow(dir, index); err != nil {
+		if err := l.addSeedsBelow(dir, index, target); err != nil {
 			return err
 		}
 	}
@@ -119,7 +119,12 @@ func (l *line) addPatience() {
 	if l.pause != nil {
 		pause = min(max(*l.pause, 0), time.Hour)
 	}
-	l.add("--patience=" + max(pause*time.Duration(attempts*(attempts+1)/2), time.Second).String())
+	const longest = 10000 * time.Hour
+	patience, pauses := longest, time.Duration(attempts*(attempts+1)/2)
+	if pauses == 0 || pause < longest/pauses {
+		patience = max(pause*pauses, time.Second)
+	}
+	l.add("--patience=" + patience.String())
 }
 
 // addPercent adds the flag for the progress lines that the environment asks for.
@@ -132,6 +137,9 @@ func (l *line) addPercent() {
 // makeLikeDesync translates desync make.
 func makeLikeDesync(l *line) error {
 	index, image := l.args[0], l.args[1]
+	if err := refuseSameFile(index, image); err != nil {
+		return err
+	}
 	if err := l.addCutting(); err != nil {
 		return err
 	}
@@ -184,6 +192,9 @@ func verifyIndexLikeDesync(l *line) error {
 // catLikeDesync translates desync cat. A whole image is assembled onto a file, which gets its name when it is
 // complete.
 func catLikeDesync(l *line) error {
+	if err := refuseSameFile(l.args[0], l.arg(1)); err != nil {
+		return err
+	}
 	if err := l.addSources(l.args[0]); err != nil {
 		return err
 	}
@@ -197,13 +208,19 @@ func catLikeDesync(l *line) error {
 	switch {
 	case len(l.args) == 1 || l.args[1] == "-":
 		l.run("cat", l.args[0])
-	case length == "" && !l.given("offset"):
+	case length == "" && !l.given("offset") && !isCharDevice(l.args[1]):
 		l.run("assemble", l.args[0], plainPath(l.args[1]))
 	default:
 		l.call.Output = l.args[1]
 		l.run("cat", l.args[0])
 	}
 	return nil
+}
+
+// isCharDevice reports whether a path leads to a character device, such as /dev/null.
+func isCharDevice(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.Mode()&fs.ModeCharDevice != 0
 }
 
 // cacheLikeDesync translates desync cache.
@@ -283,6 +300,9 @@ func infoLikeDesync(l *line) error {
 
 // inspectLikeDesync translates desync inspect-chunks. Chunks of a plain store have no size of their own.
 func inspectLikeDesync(l *line) error {
+	if err := refuseSameFile(l.args[0], l.arg(1)); err != nil {
+		return err
+	}
 	at, store := dirsOf(l.args[0]), l.value("store")
 	if store != "" {
 		at = append(at, store)
@@ -333,7 +353,8 @@ func (l *line) stores(flag string) (groups [][]string, err error) {
 func dirsOf(indexes ...string) (dirs []string) {
 	for _, index := range indexes {
 		if strings.Contains(index, "://") {
-			dirs = append(dirs, index[:strings.LastIndex(index, "/")])
+			before, _, _ := strings.Cut(index, "?")
+			dirs = append(dirs, before[:strings.LastIndex(before, "/")])
 		}
 	}
 	return dirs
@@ -355,16 +376,16 @@ func parseSeed(text string) (blob, index string, err error) {
 	return "", "", fmt.Errorf("--seed %s: want INDEX.caibx or INDEX:BLOB", text)
 }
 
-// addSeed adds a seed. Indexes that may be wrong are left out.
-func (l *line) addSeed(blob, index string) {
+// addDesyncSeed adds a seed. Indexes that may be wrong are left out.
+func (l *line) addDesyncSeed(blob, index, target string) {
 	if l.isOn("regenerate-invalid-seeds") {
 		index = ""
 	}
-	l.add("--seed=" + seedPlace(blob, index))
+	l.addSeed(blob, index, target)
 }
 
 // addSeedsBelow adds the indexes below a directory that have their blobs beside them. The wanted index is none of them.
-func (l *line) addSeedsBelow(dir, wanted string) error {
+func (l *line) addSeedsBelow(dir, wanted, target string) error {
 	wanted, err := filepath.Abs(wanted)
 	if err != nil {
 		return err
@@ -378,7 +399,7 @@ func (l *line) addSeedsBelow(dir, wanted string) error {
 		}
 		blob := strings.TrimSuffix(name, ".caibx")
 		if _, err := os.Stat(blob); err == nil {
-			l.addSeed(blob, name)
+			l.addDesyncSeed(blob, name, target)
 		}
 		return nil
 	})

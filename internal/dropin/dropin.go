@@ -63,7 +63,13 @@ func Translate(tool string, args []string, version string) (Call, error) {
 	}
 	switch {
 	case l.given("help") || l.command.name == "help":
-		l.call.Text = t.help(l.command)
+		about := l.command
+		if about.name == "help" && len(l.args) > 0 {
+			if about = t.find(l.args[0]); about == nil {
+				return Call{}, t.unknownCommand(l.args[0])
+			}
+		}
+		l.call.Text = t.help(about)
 		return l.call, nil
 	case l.given("version") || l.command.name == "version":
 		l.call.Text = fmt.Sprintf("%s (cairn %s)\n", t.version, version)
@@ -153,6 +159,28 @@ func (l *line) run(command string, args ...string) {
 		}
 	}
 	l.call.Args = slices.Concat(strings.Fields(command), l.call.Args, args)
+}
+
+// refuseSameFile refuses to write to a path that leads to the file of the index, or to make an index in the place of its
+// image. casync and desync lose the file.
+func refuseSameFile(index, path string) error {
+	if index == "-" || path == "-" {
+		return nil
+	}
+	info, err := os.Stat(index)
+	if index == path || err == nil && info.Mode().IsRegular() && isSameDevice(index, path) {
+		return fmt.Errorf("the index and %s are the same file", path)
+	}
+	return nil
+}
+
+// addSeed adds a seed with an index, or without one. The target itself is left out: what it holds is used anyway.
+func (l *line) addSeed(path, index, target string) {
+	if isSameDevice(path, target) {
+		l.note("the seed %s is ignored: it is the target, which is used without a flag", path)
+		return
+	}
+	l.add("--seed=" + seedPlace(path, index))
 }
 
 // plainPath returns the text with which cairn names the file of a path. In cairn's own texts, some characters and words

@@ -1,12 +1,14 @@
 package dropin
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 )
 
 // TestTranslate: a command line of casync or desync becomes one of cairn, or is refused.
@@ -22,6 +24,9 @@ func TestTranslate(t *testing.T) {
 		if err := os.WriteFile(name, nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
+	}
+	if err := os.Symlink("v1.caibx", "link"); err != nil {
+		t.Fatal(err)
 	}
 	for _, test := range []struct{ line, want string }{
 		// as RAUC calls them
@@ -113,6 +118,28 @@ func TestTranslate(t *testing.T) {
 		{"desync verify -r --store s", "store verify --remove-damaged --state= s"},
 		{"desync verify-index x.caibx y", "verify x.caibx y"},
 		{"desync --config absent extract -s s x y", "no such file"},
+
+		// one file under two names
+		{"casync extract v1.caibx link", "are the same file"},
+		{"casync make --what=blob-index v1 v1", "are the same file"},
+		{"casync make v1", "v1 does not end in .caibx"},
+		{"casync make --what=blob-index x v1", "make --store=default.castr --progress=none x v1"},
+		{"desync extract -s s v1.caibx ./v1.caibx", "are the same file"},
+		{"desync make v1 ./v1", "are the same file"},
+		{"desync cat -s s -l 1 v1.caibx ./v1.caibx", "are the same file"},
+		{"desync inspect-chunks v1.caibx link", "are the same file"},
+
+		// seeds and stores that are left out
+		{"casync extract --seed ./slot --seed v1 --store s x slot", "assemble --seed=v1 --store=s --progress=none x slot"},
+		{"desync extract --seed v1.caibx:slot -s s x ./slot", "assemble --store=s x ./slot"},
+		{"casync extract --store none --extra-store seeds x y", "assemble --store=seeds --progress=none x y"},
+		{"casync extract --store http://h/s --extra-store none x y", "assemble --store=http://h/s --progress=none x y"},
+		{"casync extract --store none --extra-store neither x y", "assemble --store=none --store=neither --progress=none x y"},
+
+		{"desync cat -s s x.caibx /dev/null", "cat --store=s x.caibx"},
+		{"desync extract -s s -e 10000 -b 1h x y", "assemble --store=s --patience=10000h0m0s x y"},
+		{"desync extract -s s -e 0 -b 1h x y", "assemble --store=s --patience=1s x y"},
+		{"casync help exract", "unknown command"},
 	} {
 		args := strings.Fields(test.line)
 		call, err := Translate(args[0], args[1:], "1.0")
@@ -148,6 +175,31 @@ func TestHelp(t *testing.T) {
 		call, err := Translate(args[0], args[1:], "1.0")
 		if err != nil || call.Text == "" || call.Args != nil {
 			t.Errorf("%s: %+v, %v", line, call, err)
+		}
+	}
+}
+
+// TestHelpOfCommand: the help of a command is the same in both forms.
+func TestHelpOfCommand(t *testing.T) {
+	for _, tool := range []string{Casync, Desync} {
+		one, err1 := Translate(tool, []string{"help", "extract"}, "")
+		other, err2 := Translate(tool, []string{"extract", "--help"}, "")
+		if err1 != nil || err2 != nil || one.Text != other.Text {
+			t.Errorf("%s: %q, %v and %q, %v", tool, one.Text, err1, other.Text, err2)
+		}
+	}
+}
+
+// TestDigestOfStream: make prints no digest of an image that cannot be read again.
+func TestDigestOfStream(t *testing.T) {
+	t.Chdir(t.TempDir())
+	if err := errors.Join(unix.Mkfifo("fifo", 0o600), os.WriteFile("file", nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	for image, want := range map[string]bool{"fifo": false, "-": false, "file": true} {
+		call, err := Translate(Casync, []string{"make", "x.caibx", image}, "")
+		if err != nil || (call.Digest != nil) != want {
+			t.Errorf("%s: %+v, %v", image, call.Digest, err)
 		}
 	}
 }
@@ -229,6 +281,9 @@ func TestConfig(t *testing.T) {
 		{config: `{"s3-credentials": {"http://a": {"aws-credentials-file": "f", "aws-profile": "p"}}}`,
 			line: "make -s s3+http://a/s x y", want: "make --store=s3+http://a/s x y",
 			env: map[string]string{"AWS_SHARED_CREDENTIALS_FILE": "f", "AWS_PROFILE": "p"}},
+		{config: `{"store-options": {"http://h/*": {"http-auth": "Bearer t\nX: y"}}}`, line: "extract -s http://h/s x y", want: "of one line"},
+		{config: `{"store-options": {"http://h/i": {"http-auth": "t"}}}`, line: "list-chunks http://h/i/x.caibx?a=b/c",
+			want: "desync-list-chunks http://h/i/x.caibx?a=b/c", headers: []Header{{"h", "Authorization: t"}}},
 		{config: `{"s3-credentials": 1}`, line: "make -s s x y", want: "reading c.json"},
 	} {
 		if err := os.WriteFile("c.json", []byte(test.config), 0o600); err != nil {

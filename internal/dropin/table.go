@@ -55,6 +55,10 @@ func (t *tool) find(name string) *command {
 	return nil
 }
 
+func (t *tool) unknownCommand(name string) error {
+	return fmt.Errorf("unknown command %q; '%s --help' lists the commands", name, t.name)
+}
+
 // parse parses a command line. Flags and arguments are in any order, and "--" ends the flags.
 func (t *tool) parse(args []string) (*line, error) {
 	l := &line{command: &command{}, tls: map[string]string{}}
@@ -68,7 +72,7 @@ func (t *tool) parse(args []string) (*line, error) {
 		if len(l.args) > 0 {
 			name := l.args[0]
 			if l.command, l.args = t.find(name), l.args[1:]; l.command == nil {
-				return nil, fmt.Errorf("unknown command %q; '%s --help' lists the commands", name, t.name)
+				return nil, t.unknownCommand(name)
 			}
 		}
 		return l, nil
@@ -76,7 +80,7 @@ func (t *tool) parse(args []string) (*line, error) {
 	at := t.commandAt(args)
 	if at < len(args) {
 		if l.command = t.find(args[at]); l.command == nil {
-			return nil, fmt.Errorf("unknown command %q; '%s --help' lists the commands", args[at], t.name)
+			return nil, t.unknownCommand(args[at])
 		}
 		args = slices.Concat(args[:at], args[at+1:])
 	}
