@@ -6,8 +6,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 
 	"cairn/internal/test/looptest"
@@ -201,14 +201,20 @@ func TestMakeIndexOnly(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer zeros.Close()
-	cmd := exec.CommandContext(t.Context(), need.Tool(t, "cairn"), "make", "--index-only", "--jobs", "2", ours, "-")
+	// The kernel's figure includes the memory of the process that starts a program, and this test needs more than GNU time.
+	file := filepath.Join(dir, "peak")
+	cmd := exec.CommandContext(t.Context(), need.Tool(t, "time"), "-f", "%M", "-o", file, need.Tool(t, "cairn"),
+		"make", "--index-only", "--jobs", "2", ours, "-")
 	cmd.Stdin = io.LimitReader(zeros, size) // through a pipe
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	peak := int64(cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss) << 10 //nolint:unconvert // 32 bits on some machines
-	if peak > most && !raceDetector {
-		t.Errorf("an index of %d bytes takes %d bytes of memory, want at most %d", size, peak, most)
+	peak, err := strconv.ParseInt(strings.TrimSpace(string(readFile(t, file))), 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if peak<<10 > most && !raceDetector {
+		t.Errorf("an index of %d bytes takes %d KiB of memory, want at most %d", size, peak, most>>10)
 	}
 }
 
