@@ -56,7 +56,7 @@ cross:
 	GOARCH=arm64 CGO_ENABLED=0 go build ./...
 	GOARCH=arm GOARM=7 CGO_ENABLED=0 go build ./...
 
-test: ## install the peers, then run every test against them (a quarter of an hour at most on two idle cores)
+test: ## install the peers, then run every test against them (about twenty minutes on two cores)
 	.ci/install
 	$(GOTEST) $(RACE) -short $$($(REST)) # as in `make check`, whose results are cached
 	$(GOTEST) -count=1 -timeout 40m ./internal/test/e2e ./internal/test/crashtest $$($(FULL)) # the longest begin first
