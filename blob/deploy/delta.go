@@ -69,7 +69,7 @@ func (p *Plan) useDelta(ctx context.Context) error {
 			return ctx.Err()
 		case found:
 			return nil
-		case err == nil || errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrDenied): // S3 may deny what is absent
+		case err == nil || apply.IsAbsent(err):
 		default:
 			p.options.emitNote(NoDelta{dir.String(), err})
 		}

@@ -85,7 +85,7 @@ func runDesyncInfo(ctx context.Context, stdout io.Writer, f desyncInfoFlags) err
 		from.Caches = append(from.Caches, cache)
 	}
 	for _, at := range slices.Concat(f.groups...) {
-		r, err := f.openLookup(at)
+		r, err := f.openReader(at, 0)
 		if err != nil {
 			return err
 		}
@@ -102,22 +102,6 @@ func runDesyncInfo(ctx context.Context, stdout io.Writer, f desyncInfoFlags) err
 		return writeJSON(stdout, info)
 	}
 	return info.WriteText(stdout)
-}
-
-// openLookup opens a store to look chunks up.
-func (f *access) openLookup(at locate.Location) (store.Reader, error) {
-	a, err := f.openAccess()
-	if err != nil {
-		return nil, err
-	}
-	r, err := a.Open(at)
-	if err != nil {
-		return nil, absentHint(fmt.Errorf("opening store %s: %w", at, err), "check the store's location")
-	}
-	if at.Remote() {
-		r = store.Retry(r, a.Retry)
-	}
-	return r, nil
 }
 
 func readChunkInfos(path string) (infos []report.ChunkInfo, err error) {
@@ -172,7 +156,7 @@ func inspectChunks(ctx context.Context, out io.Writer, f stores, index locate.Lo
 		if err != nil {
 			return usageError{err}
 		}
-		r, err := f.openLookup(at)
+		r, err := f.openReader(at, 0)
 		if err != nil {
 			return err
 		}

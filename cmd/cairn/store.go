@@ -66,6 +66,12 @@ func (f *wholeStores) workers(at locate.Location, jobs int) int {
 
 // openReader opens a store to read, and to list if it can be listed.
 func (f *wholeStores) openReader(at locate.Location) (store.Reader, error) {
+	return f.access.openReader(at, f.rateLimit)
+}
+
+// openReader opens a store to read, and to list if it can be listed. It limits the rate to so many bytes a second; 0 is
+// no limit.
+func (f *access) openReader(at locate.Location, rateLimit int64) (store.Reader, error) {
 	a, err := f.openAccess()
 	if err != nil {
 		return nil, err
@@ -74,8 +80,8 @@ func (f *wholeStores) openReader(at locate.Location) (store.Reader, error) {
 	if err != nil {
 		return nil, absentHint(fmt.Errorf("opening store %s: %w", at, err), "check the store's location")
 	}
-	if f.rateLimit > 0 {
-		r = supply.NewRate(f.rateLimit).Limit(r)
+	if rateLimit > 0 {
+		r = supply.NewRate(rateLimit).Limit(r)
 	}
 	if at.Remote() {
 		r = store.Retry(r, a.Retry)

@@ -129,7 +129,7 @@ func (im *images) findDelta(ctx context.Context, i image, d *deltas) (found *ima
 		switch {
 		case found != nil || ctx.Err() != nil:
 			return found
-		case err == nil || errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrDenied): // S3 may deny what is absent
+		case err == nil || apply.IsAbsent(err):
 		default:
 			log.Info("no delta is used", "directory", dir, "error", err)
 		}

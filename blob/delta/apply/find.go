@@ -29,6 +29,11 @@ func IsWorth(bytes, costs int64) bool { return bytes >= max(leastDelta, leastSha
 // mostOfOld is the part of an old image's samples that the seeds must hold, in percent.
 const mostOfOld = 75
 
+// IsAbsent reports whether an error of Find says that there is no delta. S3 may deny what is absent.
+func IsAbsent(err error) bool {
+	return errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrDenied)
+}
+
 // Find opens the delta to the image of x, in a directory of deltas, from the old image that the seeds
 // hold, or hold most of. It returns that image as the seeds hold it. worth is called with the number of
 // bytes that must be downloaded before the delta can be used; if it reports false, Find returns nil. The

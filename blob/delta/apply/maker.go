@@ -54,12 +54,12 @@ type Maker struct {
 	options  MakerOptions
 	unusable *bitset.Set // rows that are not held, or have failed
 
-	mu            sync.Mutex // guards the fields below
-	queue         map[int]*payload
-	tried, failed int       // chunks
-	failures      int       // consecutive failed requests
-	until         time.Time // no request is sent before
-	gaveUp        bool
+	mu       sync.Mutex // guards the fields below
+	queue    map[int]*payload
+	outcomes outcomes  // of chunks
+	failures int       // consecutive failed requests
+	until    time.Time // no request is sent before
+	gaveUp   bool
 }
 
 // payload is the payload of a row that is requested, or is to be.
@@ -150,12 +150,7 @@ func (m *Maker) countOutcome(row int, err error) {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.tried++
-	if err == nil {
-		return
-	}
-	m.failed++
-	if m.failed >= leastFailures && 2*m.failed > m.tried {
+	if m.outcomes.add(err) {
 		m.giveUp(err)
 	}
 }

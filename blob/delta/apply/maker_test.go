@@ -162,8 +162,8 @@ func TestMakerCancelled(t *testing.T) {
 	if m.Make(ctx, p.x.At(40).Digest, make([]byte, chunkSize)) {
 		t.Error("a chunk is made after the end")
 	}
-	if !p.make(t, m, 40) || m.failed > 0 || m.failures > 0 {
-		t.Errorf("the cancelled chunk is not made: %d failed, %d failed requests", m.failed, m.failures)
+	if !p.make(t, m, 40) || m.outcomes.failed > 0 || m.failures > 0 {
+		t.Errorf("the cancelled chunk is not made: %d failed, %d failed requests", m.outcomes.failed, m.failures)
 	}
 }
 

@@ -41,14 +41,14 @@ type Source struct {
 	cancel    context.CancelFunc
 	running   sync.WaitGroup
 
-	mu            sync.Mutex // guards the fields below
-	parts         []partState
-	streams       []*stream   // of each request; nil if it is not under way. The reader of a part uses its own without mu
-	resident      int         // parts in memory or on their way
-	spare         [][]byte    // memory of released parts
-	taken         *bitset.Set // selected rows that were wanted
-	tried, failed int         // chunks
-	gaveUp        error       // why no more chunks are made; nil while they are
+	mu       sync.Mutex // guards the fields below
+	parts    []partState
+	streams  []*stream   // of each request; nil if it is not under way. The reader of a part uses its own without mu
+	resident int         // parts in memory or on their way
+	spare    [][]byte    // memory of released parts
+	taken    *bitset.Set // selected rows that were wanted
+	outcomes outcomes    // of chunks
+	gaveUp   error       // why no more chunks are made; nil while they are
 }
 
 var _ store.Getter = (*Source)(nil)
@@ -156,14 +156,22 @@ func (s *Source) take(at int) bool {
 func (s *Source) countOutcome(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.tried++
-	if err == nil {
-		return
-	}
-	s.failed++
-	if s.gaveUp == nil && s.failed >= leastFailures && 2*s.failed > s.tried {
+	if s.outcomes.add(err) && s.gaveUp == nil {
 		s.gaveUp = err
 	}
+}
+
+// outcomes counts the chunks that were made from a delta, and that failed.
+type outcomes struct{ tried, failed int }
+
+// add counts a chunk. It reports whether the delta is to be given up, because most chunks failed, this one too.
+func (o *outcomes) add(err error) (giveUp bool) {
+	o.tried++
+	if err == nil {
+		return false
+	}
+	o.failed++
+	return o.failed >= leastFailures && 2*o.failed > o.tried
 }
 
 // awaitPart returns the bytes of a part of the file. It requests the part, and the next one if there is
