@@ -3,7 +3,7 @@
 // expected results. Everything else it learns from files, exit statuses and other programs.
 //
 // CAIRN_LONG=1 adds the real releases that testimages/debian made in the directory CAIRN_IMAGES. CAIRN_RAUC is a RAUC to
-// test with instead of the installed one, such as a script that runs a newer one in a root of its own.
+// test with instead of the installed one and Debian 13's.
 package e2e
 
 import (

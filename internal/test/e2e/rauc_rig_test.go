@@ -1,8 +1,8 @@
 package e2e
 
 import (
+	"bytes"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -16,27 +16,28 @@ import (
 	"cairn/internal/test/need"
 )
 
-// programs is a directory with programs named casync and desync. It is first in the PATH of a RAUC.
+// programs is a directory with programs named rauc, casync and desync. It is first in the PATH of a RAUC.
 type programs string
 
-// peerPrograms returns casync and desync themselves.
-func peerPrograms(t testing.TB) programs {
+// peerPrograms returns a RAUC with casync and desync themselves.
+func peerPrograms(t testing.TB, rauc string) programs {
 	t.Helper()
-	return linkPrograms(t, need.Tool(t, "casync"), need.Tool(t, "desync"))
+	return linkPrograms(t, rauc, need.Tool(t, "casync"), need.Tool(t, "desync"))
 }
 
-// dropIns returns cairn under both names.
-func dropIns(t testing.TB) programs {
+// dropIns returns a RAUC with cairn under both names.
+func dropIns(t testing.TB, rauc string) programs {
 	t.Helper()
-	return linkPrograms(t, need.Tool(t, "cairn"), need.Tool(t, "cairn"))
+	return linkPrograms(t, rauc, need.Tool(t, "cairn"), need.Tool(t, "cairn"))
 }
 
-func linkPrograms(t testing.TB, casync, desync string) programs {
+func linkPrograms(t testing.TB, rauc, casync, desync string) programs {
 	t.Helper()
 	dir := t.TempDir()
-	err := errors.Join(os.Symlink(casync, filepath.Join(dir, "casync")), os.Symlink(desync, filepath.Join(dir, "desync")))
-	if err != nil {
-		t.Fatal(err)
+	for name, program := range map[string]string{"rauc": rauc, "casync": casync, "desync": desync} {
+		if err := os.Symlink(program, filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
 	}
 	return programs(dir)
 }
@@ -56,23 +57,44 @@ func (p programs) must(t testing.TB, name string, args ...string) string {
 	return r.stdout
 }
 
-// needRAUC ends a test that cannot run RAUC, which needs root for loop devices and mounts.
-func needRAUC(t testing.TB) {
+// needRAUC ends a test that cannot run RAUC, which needs root for loop devices and mounts. It returns the RAUCs to test
+// with: CAIRN_RAUC, or the installed one and Debian 13's.
+func needRAUC(t testing.TB) (raucs []string) {
 	t.Helper()
 	need.Root(t)
-	raucProgram(t)
 	for _, tool := range []string{"dbus-daemon", "openssl", "mksquashfs", "unsquashfs", "casync", "desync"} {
 		need.Tool(t, tool)
 	}
+	if program := os.Getenv("CAIRN_RAUC"); program != "" {
+		return []string{program}
+	}
+	return []string{need.Tool(t, "rauc"), debian13RAUC(t)}
 }
 
-// raucProgram returns RAUC itself: CAIRN_RAUC, or the installed one.
-func raucProgram(t testing.TB) string {
+// debian13RAUC returns the RAUC of Debian 13, which runs with libraries of its own.
+func debian13RAUC(t testing.TB) string {
 	t.Helper()
-	if program := os.Getenv("CAIRN_RAUC"); program != "" {
-		return program
+	program, err := filepath.Abs("../../../.cache/rauc13/usr/bin/rauc")
+	if err != nil {
+		t.Fatal(err)
 	}
-	return need.Tool(t, "rauc")
+	if _, err := os.Stat(program); err != nil {
+		need.Missing(t, "there is no RAUC in .cache/rauc13")
+	}
+	return program
+}
+
+// version returns the version of the RAUC.
+func (p programs) version(t testing.TB) string {
+	t.Helper()
+	return strings.TrimSpace(p.must(t, "rauc", "--version"))
+}
+
+// streams reports whether the RAUC streams a bundle from a URL, which must not be of the format plain. A RAUC without
+// streaming downloads the bundle.
+func (p programs) streams(t testing.TB) bool {
+	t.Helper()
+	return !bytes.Contains(readFile(t, filepath.Join(string(p), "rauc")), []byte("configured without --enable-streaming"))
 }
 
 // raucKey makes the key and certificate that sign all bundles.
@@ -106,7 +128,10 @@ func signing(t testing.TB) []string {
 }
 
 // raucBundle is a directory with a bundle of one image, as b.raucb, b.castr, and its index as rootfs.img.caibx.
-type raucBundle struct{ dir string }
+type raucBundle struct {
+	dir      string
+	programs programs // have made it
+}
 
 func (b raucBundle) file() string  { return filepath.Join(b.dir, "b.raucb") }
 func (b raucBundle) store() string { return filepath.Join(b.dir, "b.castr") }
@@ -116,22 +141,22 @@ func (b raucBundle) index() string { return filepath.Join(b.dir, "rootfs.img.cai
 // desync.
 func newBundle(t testing.TB, p programs, desync bool, image string, args ...string) raucBundle {
 	t.Helper()
-	b := raucBundle{t.TempDir()}
+	b := raucBundle{t.TempDir(), p}
 	plain := filepath.Join(t.TempDir(), "plain.raucb")
 	content := t.TempDir()
 	must(t, "cp", "--sparse=always", image, filepath.Join(content, "rootfs.img"))
 	writeFile(t, content, "manifest.raucm", []byte(raucManifest))
 	bundle := []string{"--mksquashfs-args=-comp lz4", "bundle", content, plain}
-	must(t, raucProgram(t), append(signing(t), bundle...)...)
+	p.must(t, "rauc", append(signing(t), bundle...)...)
 	args = slices.Concat(signing(t), []string{"--keyring", raucFile(t, "cert.pem")}, args)
 	if desync {
 		conf := writeFile(t, t.TempDir(), "system.conf", []byte("[system]\ncompatible=test\n"+
 			"bootloader=noop\n[casync]\nuse-desync=true\n"))
 		args = append(args, "--conf", conf)
 	}
-	p.must(t, raucProgram(t), append(args, "convert", plain, b.file())...)
+	p.must(t, "rauc", append(args, "convert", plain, b.file())...)
 	extracted := filepath.Join(t.TempDir(), "content")
-	must(t, raucProgram(t), "--keyring", raucFile(t, "cert.pem"), "extract", b.file(), extracted)
+	p.must(t, "rauc", "--keyring", raucFile(t, "cert.pem"), "extract", b.file(), extracted)
 	must(t, "cp", filepath.Join(extracted, "rootfs.img.caibx"), b.index())
 	return b
 }
@@ -148,10 +173,10 @@ filename=rootfs.img
 func (b raucBundle) resign(t testing.TB, edit func(manifest string) string) raucBundle {
 	t.Helper()
 	content := filepath.Join(t.TempDir(), "content")
-	must(t, raucProgram(t), "--keyring", raucFile(t, "cert.pem"), "extract", b.file(), content)
+	b.programs.must(t, "rauc", "--keyring", raucFile(t, "cert.pem"), "extract", b.file(), content)
 	manifest := filepath.Join(content, "manifest.raucm")
 	writeFile(t, content, "manifest.raucm", []byte(edit(string(readFile(t, manifest)))))
-	edited := raucBundle{t.TempDir()}
+	edited := raucBundle{t.TempDir(), b.programs}
 	must(t, "mksquashfs", content, edited.file(), "-all-root", "-noappend", "-quiet", "-no-progress")
 	// A plain bundle is a squashfs with its signature behind it, and the size of the signature in eight bytes.
 	signature := filepath.Join(t.TempDir(), "signature")
@@ -264,7 +289,7 @@ func (m *raucMachine) serve(t testing.TB, casync ...string) *raucService {
 	s := &raucService{startProgram(t, nil, "unshare", "--pid", "--fork", "--mount-proc", "--kill-child",
 		"sh", "-c", `mount --bind "$1" /var/lib && shift && exec "$@"`, "sh", m.path("var-lib"),
 		"env", "PATH="+string(m.programs)+":/usr/bin:/bin:/usr/sbin:/sbin", "DBUS_SYSTEM_BUS_ADDRESS="+m.bus,
-		"G_MESSAGES_DEBUG=rauc", raucProgram(t), "--conf", conf, "service", "--override-boot-slot=A"), m}
+		"G_MESSAGES_DEBUG=rauc", "rauc", "--conf", conf, "service", "--override-boot-slot=A"), m}
 	s.stderr.await(t, "' acquired")
 	return s
 }
@@ -289,7 +314,7 @@ func (s *raucService) end(t testing.TB, signal syscall.Signal) {
 func (m *raucMachine) install(t testing.TB, bundle string, casync ...string) ran {
 	t.Helper()
 	s := m.serve(t, casync...)
-	got := run(t, "env", "DBUS_SYSTEM_BUS_ADDRESS="+m.bus, raucProgram(t), "install", bundle)
+	got := m.programs.run(t, "env", "DBUS_SYSTEM_BUS_ADDRESS="+m.bus, "rauc", "install", bundle)
 	s.stop(t)
 	got.stderr += s.stderr.String()
 	return got

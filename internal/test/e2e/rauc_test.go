@@ -47,29 +47,34 @@ func wantSameChunks(t testing.TB, got, want string) {
 // TestRAUC: rauc convert and rauc install do the same with cairn as casync and desync as with these themselves.
 func TestRAUC(t *testing.T) {
 	t.Parallel()
-	needRAUC(t)
+	raucs := needRAUC(t)
 	p := small(t)
-	peers, ours := peerPrograms(t), dropIns(t)
-	for _, mode := range raucModes {
-		t.Run(mode.name, func(t *testing.T) {
-			t.Parallel()
-			theirs := newBundle(t, peers, mode.desync, p.b, mode.args...)
-			mine := newBundle(t, ours, mode.desync, p.b, mode.args...)
-			wantSameChunks(t, mine.index(), theirs.index())
-			newRAUCMachine(t, p, ours).wantInstalled(t, theirs.file(), p.b, mode.section()...)
-			if mode.args != nil {
-				return
+	for i, rauc := range raucs {
+		peers, ours := peerPrograms(t, rauc), dropIns(t, rauc)
+		for _, mode := range raucModes {
+			if i > 0 && mode.args != nil {
+				continue // the arguments do not pass through other code in another RAUC
 			}
-			var args string
-			if mode.desync {
-				args = inPlace
-			}
-			newRAUCMachine(t, p, peers).wantInstalled(t, mine.file(), p.b, mode.section(args)...)
-			m := newRAUCMachine(t, p, ours)
-			m.wantInstalled(t, mine.file(), p.b, mode.section("tmppath="+m.path("tmp"))...)
-			wantOnly(t, m.path("tmp"))
-			m.wantInstalled(t, mine.file(), p.b, mode.section()...) // over itself
-		})
+			t.Run(ours.version(t)+" "+mode.name, func(t *testing.T) {
+				t.Parallel()
+				theirs := newBundle(t, peers, mode.desync, p.b, mode.args...)
+				mine := newBundle(t, ours, mode.desync, p.b, mode.args...)
+				wantSameChunks(t, mine.index(), theirs.index())
+				newRAUCMachine(t, p, ours).wantInstalled(t, theirs.file(), p.b, mode.section()...)
+				if mode.args != nil {
+					return
+				}
+				var args string
+				if mode.desync {
+					args = inPlace
+				}
+				newRAUCMachine(t, p, peers).wantInstalled(t, mine.file(), p.b, mode.section(args)...)
+				m := newRAUCMachine(t, p, ours)
+				m.wantInstalled(t, mine.file(), p.b, mode.section("tmppath="+m.path("tmp"))...)
+				wantOnly(t, m.path("tmp"))
+				m.wantInstalled(t, mine.file(), p.b, mode.section()...) // over itself
+			})
+		}
 	}
 }
 
@@ -85,27 +90,40 @@ func (m *raucMachine) steamArgs(t testing.TB) string {
 	return fmt.Sprintf("install-args=--seed %s --config %s --in-place --error-retry 20", seed, config)
 }
 
-// TestRAUCRemote: a bundle on a web server, which RAUC downloads, with the store beside it.
+// TestRAUCRemote: a bundle with a store on a web server. A RAUC that does not stream downloads the bundle from there too.
 func TestRAUCRemote(t *testing.T) {
 	t.Parallel()
-	needRAUC(t)
-	p, ours := small(t), dropIns(t)
-	bundle := newBundle(t, ours, false, p.b)
+	raucs := needRAUC(t)
+	p := small(t)
 	r := publish(t, p)
-	url, sent := newDeltaServer(t, bundle.dir, true)
-	for name, desync := range map[string]bool{"casync": false, "desync": true} {
-		m := newRAUCMachine(t, p, ours)
-		var args string
-		if desync {
-			args = m.steamArgs(t)
-		}
-		sent()
-		m.wantInstalled(t, url+"/b.raucb", p.b, args, fmt.Sprint("use-desync=", desync))
-		got, limit := sent(), r.difference(t).plus(r.twoChunks(t))
-		got.bytes -= fileSize(t, bundle.file())
-		if got.bytes > limit.bytes {
-			t.Errorf("%s: %d bytes of chunks were downloaded, want at most %d", name, got.bytes, limit.bytes)
-		}
+	for _, rauc := range raucs {
+		ours := dropIns(t, rauc)
+		t.Run(ours.version(t), func(t *testing.T) {
+			t.Parallel()
+			bundle := newBundle(t, ours, false, p.b)
+			url, sent := newDeltaServer(t, bundle.dir, true)
+			install := func(name, at string, m *raucMachine, casync ...string) {
+				t.Helper()
+				sent()
+				m.wantInstalled(t, at, p.b, casync...)
+				got, limit := sent(), r.difference(t).plus(r.twoChunks(t))
+				if at != bundle.file() {
+					got.bytes -= fileSize(t, bundle.file())
+				}
+				if got.bytes > limit.bytes {
+					t.Errorf("%s: %d bytes of chunks were downloaded, want at most %d", name, got.bytes, limit.bytes)
+				}
+			}
+			store := "storepath=" + url + "/b.castr"
+			install("desync without a seed", bundle.file(), newRAUCMachine(t, p, ours), store, "use-desync=true")
+			at := bundle.file()
+			if !ours.streams(t) {
+				at, store = url+"/b.raucb", ""
+			}
+			install("casync", at, newRAUCMachine(t, p, ours), store)
+			m := newRAUCMachine(t, p, ours)
+			install("desync", at, m, store, m.steamArgs(t), "use-desync=true")
+		})
 	}
 }
 
@@ -113,8 +131,8 @@ func TestRAUCRemote(t *testing.T) {
 // installation completes it.
 func TestRAUCKilled(t *testing.T) {
 	t.Parallel()
-	needRAUC(t)
-	p, ours := small(t), dropIns(t)
+	rauc := needRAUC(t)[0]
+	p, ours := small(t), dropIns(t, rauc)
 	bundle := newBundle(t, ours, false, p.b)
 	server := newNginx(t, bundle.dir)
 	needed := publish(t, p).difference(t).chunks
@@ -151,7 +169,8 @@ func TestRAUCKilled(t *testing.T) {
 func (m *raucMachine) kill(t testing.TB, g *gate, b raucBundle, casync ...string) {
 	t.Helper()
 	s := m.serve(t, append(casync, "storepath="+g.url+"/b.castr")...)
-	install := startProgram(t, nil, "env", "DBUS_SYSTEM_BUS_ADDRESS="+m.bus, raucProgram(t), "install", b.file())
+	install := startProgram(t, nil, "env", "DBUS_SYSTEM_BUS_ADDRESS="+m.bus, filepath.Join(string(m.programs), "rauc"),
+		"install", b.file())
 	g.await(t)
 	s.end(t, syscall.SIGKILL)
 	install.signal(t, syscall.SIGKILL)
@@ -161,8 +180,8 @@ func (m *raucMachine) kill(t testing.TB, g *gate, b raucBundle, casync ...string
 // TestRAUCWrongSum: an image with another sum than the manifest has is not installed.
 func TestRAUCWrongSum(t *testing.T) {
 	t.Parallel()
-	needRAUC(t)
-	p, ours := small(t), dropIns(t)
+	rauc := needRAUC(t)[0]
+	p, ours := small(t), dropIns(t, rauc)
 	bundle := newBundle(t, ours, false, p.b)
 	want := fmt.Sprintf("sha256=%x", sum(t, p.b, 0, fileSize(t, p.b)))
 	wrong := bundle.resign(t, func(manifest string) string {
@@ -182,8 +201,8 @@ func TestRAUCWrongSum(t *testing.T) {
 // TestRAUCFails: where casync and desync cannot get the image, RAUC goes on booting the old slot.
 func TestRAUCFails(t *testing.T) {
 	t.Parallel()
-	needRAUC(t)
-	p, ours := small(t), dropIns(t)
+	rauc := needRAUC(t)[0]
+	p, ours := small(t), dropIns(t, rauc)
 	bundle := newBundle(t, ours, false, p.b)
 	for _, desync := range []bool{false, true} {
 		mode := raucMode{desync: desync}
@@ -202,8 +221,8 @@ func TestRAUCFails(t *testing.T) {
 // the test runs the same commands.
 func TestRAUCStdout(t *testing.T) {
 	t.Parallel()
-	needRAUC(t)
-	p, ours := small(t), dropIns(t)
+	rauc := needRAUC(t)[0]
+	p, ours := small(t), dropIns(t, rauc)
 	bundle := newBundle(t, ours, false, p.b)
 	image := readFile(t, p.b)
 	commands := map[string][]string{
@@ -258,7 +277,7 @@ var raucUpdates = []raucUpdate{
 // TestRAUCBytes: an update with a delta beside the store downloads less than with casync and with desync.
 func TestRAUCBytes(t *testing.T) {
 	t.Parallel()
-	needRAUC(t)
+	rauc := needRAUC(t)[0]
 	p, err := ext4()
 	if err != nil {
 		t.Fatal(err)
@@ -266,7 +285,7 @@ func TestRAUCBytes(t *testing.T) {
 	for _, p := range append([]pair{p}, realPairs(t)...) {
 		t.Run(p.name, func(t *testing.T) {
 			t.Parallel()
-			peers, ours := peerPrograms(t), dropIns(t)
+			peers, ours := peerPrograms(t, rauc), dropIns(t, rauc)
 			bundle := newBundle(t, ours, false, p.b)
 			old := newBundle(t, ours, false, p.a)
 			without, sentWithout := newDeltaServer(t, bundle.dir, true)
