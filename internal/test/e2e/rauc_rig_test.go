@@ -137,15 +137,21 @@ func (b raucBundle) file() string  { return filepath.Join(b.dir, "b.raucb") }
 func (b raucBundle) store() string { return filepath.Join(b.dir, "b.castr") }
 func (b raucBundle) index() string { return filepath.Join(b.dir, "rootfs.img.caibx") }
 
-// newBundle makes a bundle of an image as a build system does: rauc bundle, and rauc convert, which calls casync or
-// desync.
+// newBundle makes a bundle of the format plain.
 func newBundle(t testing.TB, p programs, desync bool, image string, args ...string) raucBundle {
+	t.Helper()
+	return newFormatBundle(t, p, "plain", desync, image, args...)
+}
+
+// newFormatBundle makes a bundle of an image as a build system does: rauc bundle, and rauc convert, which calls casync or
+// desync.
+func newFormatBundle(t testing.TB, p programs, format string, desync bool, image string, args ...string) raucBundle {
 	t.Helper()
 	b := raucBundle{t.TempDir(), p}
 	plain := filepath.Join(t.TempDir(), "plain.raucb")
 	content := t.TempDir()
 	must(t, "cp", "--sparse=always", image, filepath.Join(content, "rootfs.img"))
-	writeFile(t, content, "manifest.raucm", []byte(raucManifest))
+	writeFile(t, content, "manifest.raucm", []byte(raucManifest+"[bundle]\nformat="+format+"\n"))
 	bundle := []string{"--mksquashfs-args=-comp lz4", "bundle", content, plain}
 	p.must(t, "rauc", append(signing(t), bundle...)...)
 	args = slices.Concat(signing(t), []string{"--keyring", raucFile(t, "cert.pem")}, args)
@@ -159,6 +165,22 @@ func newBundle(t testing.TB, p programs, desync bool, image string, args ...stri
 	p.must(t, "rauc", "--keyring", raucFile(t, "cert.pem"), "extract", b.file(), extracted)
 	must(t, "cp", filepath.Join(extracted, "rootfs.img.caibx"), b.index())
 	return b
+}
+
+// encrypted returns a bundle of the format crypt with the content of a bundle of the format verity. rauc convert cannot
+// make one. The checksum in its manifest is of the index.
+func (b raucBundle) encrypted(t testing.TB) raucBundle {
+	t.Helper()
+	cert := raucFile(t, "cert.pem")
+	content, plain := filepath.Join(t.TempDir(), "content"), filepath.Join(t.TempDir(), "plain.raucb")
+	b.programs.must(t, "rauc", "--keyring", cert, "extract", b.file(), content)
+	manifest := strings.ReplaceAll(raucManifest, "rootfs.img", "rootfs.img.caibx") + "[bundle]\nformat=crypt\n"
+	writeFile(t, content, "manifest.raucm", []byte(manifest))
+	b.programs.must(t, "rauc", append(signing(t), "bundle", content, plain)...)
+	crypt := raucBundle{t.TempDir(), b.programs}
+	b.programs.must(t, "rauc", "--keyring", cert, "encrypt", "--to", cert, plain, crypt.file())
+	must(t, "cp", "-r", b.store(), crypt.store())
+	return crypt
 }
 
 const raucManifest = `[update]
@@ -242,20 +264,32 @@ func (m *raucMachine) primary(t testing.TB) string {
 func (m *raucMachine) startBus(t testing.TB) {
 	t.Helper()
 	m.bus = "unix:path=" + filepath.Join(socketDir(t), "bus")
-	conf := writeFile(t, m.dir, "bus.conf", fmt.Appendf(nil, `<busconfig><listen>%s</listen><policy context="default">
-<allow send_destination="*"/><allow receive_sender="*"/><allow own="*"/></policy></busconfig>`, m.bus))
+	conf := writeFile(t, m.dir, "bus.conf", []byte(busConfig(m.bus)))
 	startProgram(t, nil, "dbus-daemon", "--nofork", "--config-file="+conf, "--print-address").
 		stdout.await(t, "unix:path=")
 }
 
-const raucSystem = `[system]
+// busConfig returns the configuration of a D-Bus that lets everybody do everything.
+func busConfig(address string) string {
+	return fmt.Sprintf(`<busconfig><listen>%s</listen><policy context="default">
+<allow send_destination="*"/><allow receive_sender="*"/><allow own="*"/></policy></busconfig>`, address)
+}
+
+// raucConfig returns the configuration of a RAUC with its files and the directory of its keys, its slots, and lines of
+// the section [casync].
+func raucConfig(dir, keys, slotA, slotB string, casync ...string) string {
+	return fmt.Sprintf(`[system]
 compatible=test
 bootloader=custom
 statusfile=%[1]s/status
 mountprefix=%[1]s/mnt
 
 [keyring]
-path=%[2]s
+path=%[2]s/cert.pem
+
+[encryption]
+key=%[2]s/key.pem
+cert=%[2]s/cert.pem
 
 [handlers]
 bootloader-custom-backend=%[1]s/boot.sh
@@ -272,7 +306,8 @@ bootname=B
 
 [casync]
 %[5]s
-`
+`, dir, keys, slotA, slotB, strings.Join(casync, "\n"))
+}
 
 // raucService is a running rauc service.
 type raucService struct {
@@ -284,8 +319,8 @@ type raucService struct {
 // process, its mounts vanish, as at a power cut.
 func (m *raucMachine) serve(t testing.TB, casync ...string) *raucService {
 	t.Helper()
-	conf := writeFile(t, m.dir, "system.conf", fmt.Appendf(nil, raucSystem, m.dir, raucFile(t, "cert.pem"), m.slot("a"),
-		m.slot("b"), strings.Join(casync, "\n")))
+	keys := filepath.Dir(raucFile(t, "key.pem"))
+	conf := writeFile(t, m.dir, "system.conf", []byte(raucConfig(m.dir, keys, m.slot("a"), m.slot("b"), casync...)))
 	s := &raucService{startProgram(t, nil, "unshare", "--pid", "--fork", "--mount-proc", "--kill-child",
 		"sh", "-c", `mount --bind "$1" /var/lib && shift && exec "$@"`, "sh", m.path("var-lib"),
 		"env", "PATH="+string(m.programs)+":/usr/bin:/bin:/usr/sbin:/sbin", "DBUS_SYSTEM_BUS_ADDRESS="+m.bus,
