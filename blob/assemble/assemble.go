@@ -284,10 +284,10 @@ func (j *job) run(ctx context.Context) error {
 		return err
 	}
 	head.countDone()
-	if err := j.readBack(ctx, 0, j.plan.Index.Len()); err != nil {
+	if err := j.readBack(ctx, head.lo, head.hi); err != nil {
 		return err
 	}
-	return j.checkImageSum(ctx, head)
+	return j.verifyBody(ctx, head)
 }
 
 func (j *job) inspectHead(head *segment) error {
@@ -460,10 +460,7 @@ func (j *job) commitHead(ctx context.Context, head *segment) error {
 	if err := j.syncTarget(); err != nil {
 		return err
 	}
-	if err := j.readBack(ctx, head.hi, j.plan.Index.Len()); err != nil {
-		return err
-	}
-	if err := j.checkImageSum(ctx, head); err != nil {
+	if err := j.verifyBody(ctx, head); err != nil {
 		return err
 	}
 	if err := head.writeWhole(); err != nil {
@@ -474,6 +471,20 @@ func (j *job) commitHead(ctx context.Context, head *segment) error {
 	}
 	head.countDone()
 	return nil
+}
+
+// verifyBody reads the chunks behind the head back and compares the sum of the image, as far as the options ask for it.
+// The right sum needs no second read: all bytes of the medium are right. With another sum, the chunks tell whether the
+// medium is the reason.
+func (j *job) verifyBody(ctx context.Context, head *segment) error {
+	var wrong error
+	if j.options.ImageSum != nil {
+		wrong = j.checkImageSum(ctx, head)
+		if _, isSum := errors.AsType[*ImageSumError](wrong); !isSum {
+			return wrong
+		}
+	}
+	return cmp.Or(j.readBack(ctx, head.hi, j.plan.Index.Len()), wrong)
 }
 
 // readBack compares the chunks [lo, hi) with the medium, as far as Verify selects them.

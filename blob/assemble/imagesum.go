@@ -54,9 +54,6 @@ func hashBytes(ctx context.Context, sum hash.Hash, r io.ReaderAt, from, to int64
 // checkImageSum compares the image with Options.ImageSum: the head in memory, and the rest on the target. It reads the
 // rest past all caches if the target allows it and Verify is set.
 func (j *job) checkImageSum(ctx context.Context, head *segment) error {
-	if j.options.ImageSum == nil {
-		return nil
-	}
 	sum := sha256.New()
 	for i := head.lo; i < head.hi; i++ {
 		p := head.finalBytes(i)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"errors"
+	"sync/atomic"
 	"testing"
 
 	"cairn/seed"
@@ -83,6 +84,38 @@ func TestImageSumOfMedium(t *testing.T) {
 	if looksLike(d.data, 0, b) {
 		t.Error("the target looks whole")
 	}
+}
+
+// TestImageSumReadsOnce: the read that gives the sum is the one that reads the image back. A chunk that the medium does
+// not hold is reported as that.
+func TestImageSumReadsOnce(t *testing.T) {
+	_, b := releases()
+	plan := seed.NewPlan(index(t, b))
+	o := Options{Verify: All, ImageSum: imageSum(b)}
+	for name, old := range map[string][]byte{"changed": random(9, len(b)), "equal": b} {
+		m := countedMedium{medium{&device{data: bytes.Clone(old)}, -1}, new(atomic.Int64)}
+		if _, err := Run(t.Context(), plan, newStore(t, b), m, o); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if got := m.read.Load(); got != int64(len(b)) {
+			t.Errorf("%s: %d bytes were read back of an image of %d", name, got, len(b))
+		}
+	}
+	bad := medium{&device{data: random(9, len(b))}, 700_000}
+	if _, err := Run(t.Context(), plan, newStore(t, b), bad, o); !errors.Is(err, ErrMedium) {
+		t.Errorf("Run onto a bad medium = %v, want %v", err, ErrMedium)
+	}
+}
+
+// countedMedium counts the bytes that are read back.
+type countedMedium struct {
+	medium
+	read *atomic.Int64
+}
+
+func (m countedMedium) ReadBack(p []byte, off int64) (int, error) {
+	m.read.Add(int64(len(p)))
+	return m.medium.ReadBack(p, off)
 }
 
 // TestStreamSum: a stream whose image has another sum is not completed.
