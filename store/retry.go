@@ -18,9 +18,9 @@ type Policy struct {
 	Max      time.Duration // longest wait; 0 is 10 s
 	// Waiting is called before each wait, with the failure. May be nil.
 	Waiting func(failed error, wait time.Duration)
-	// Stopped returns for how long the process was stopped during attempts so far, which does not count against
-	// Patience. May be nil.
-	Stopped func() time.Duration
+	// Pauses measures stops of the process during retries, which do not count against Patience. If it is nil, each
+	// call measures by itself.
+	Pauses *Pauses
 }
 
 const (
@@ -60,10 +60,13 @@ func (p Policy) Do(ctx context.Context, ask func() error) error {
 // DoUntil is Do, but passes to ask the time when patience ends. The time is zero before the first
 // failure.
 func (p Policy) DoUntil(ctx context.Context, ask func(end time.Time) error) error {
-	var end time.Time // of patience
+	var end time.Time  // of patience
+	var pauses *Pauses // nil before the first failure
 	for n := 1; ; n++ {
-		stopped := p.stoppedTime()
+		watch := pauses.Watch()
 		err := ask(end)
+		stopped := watch.stoppedTime()
+		watch.End()
 		if !errors.Is(err, ErrUnavailable) {
 			return err
 		}
@@ -71,10 +74,9 @@ func (p Policy) DoUntil(ctx context.Context, ask func(end time.Time) error) erro
 			return ctx.Err()
 		}
 		if n == 1 {
-			end = p.deadline(time.Now())
-		} else {
-			end = end.Add(p.stoppedTime() - stopped)
+			end, pauses = p.deadline(time.Now()), cmp.Or(p.Pauses, new(Pauses))
 		}
+		end = end.Add(stopped)
 		wait, asked := p.nextWait(n, err)
 		if asked && n <= maxAskedWaits {
 			end = end.Add(wait)
@@ -93,14 +95,6 @@ func (p Policy) DoUntil(ctx context.Context, ask func(end time.Time) error) erro
 		}
 		end = end.Add(lateTime(time.Since(began) - wait))
 	}
-}
-
-// stoppedTime returns for how long the process was stopped during attempts so far.
-func (p Policy) stoppedTime() time.Duration {
-	if p.Stopped == nil {
-		return 0
-	}
-	return p.Stopped()
 }
 
 // lateTime returns the time for which the process was stopped (SIGSTOP, a paused virtual

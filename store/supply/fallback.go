@@ -132,8 +132,8 @@ func (f *fallback) getHedged(ctx context.Context, m, second *member, w store.Wan
 	r := newRace(ctx)
 	defer r.cancelAndWait()
 	r.start(func(ctx context.Context) answer { return answer{w.Dst, m.getAdmitted(ctx, w, release), true} })
-	watch := m.pauses.watch()
-	defer watch.end()
+	watch := m.pauses.Watch()
+	defer watch.End()
 	late := time.NewTimer(m.link.lateAfter())
 	defer late.Stop()
 	for waiting := true; waiting; {
@@ -141,7 +141,7 @@ func (f *fallback) getHedged(ctx context.Context, m, second *member, w store.Wan
 		case first := <-r.answers:
 			return first.err
 		case <-late.C:
-			if waiting = watch.wasStopped(); waiting {
+			if waiting = watch.WasStopped(); waiting {
 				late.Reset(m.link.lateAfter())
 			}
 		}

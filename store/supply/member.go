@@ -15,7 +15,7 @@ type member struct {
 	link    *Link
 	local   bool // on this machine: many chunks are requested together
 	noHedge bool // requests are not hedged
-	pauses  *pauses
+	pauses  *store.Pauses
 
 	mu         sync.Mutex // guards the fields below
 	failures   int        // consecutive failures
@@ -35,19 +35,22 @@ func (m *member) get(ctx context.Context, w store.Want) error {
 	return m.getAdmitted(ctx, w, release)
 }
 
+// errPaused is the outcome of a request whose duration means nothing, because the process was stopped.
+var errPaused = errors.New("the process was stopped")
+
 // maxRepeats is how often a request is repeated at once because the process was stopped meanwhile.
 const maxRepeats = 3
 
 // getAdmitted gets one chunk for a request that the link has let in. A request that failed while the process was stopped
 // is repeated, and does not count.
 func (m *member) getAdmitted(ctx context.Context, w store.Want, release func(bytes int, err error)) error {
-	watch := m.pauses.watch()
-	defer watch.end()
+	watch := m.pauses.Watch()
+	defer watch.End()
 	var err error
 	paused := false
 	for range maxRepeats + 1 {
 		err = store.GetOne(ctx, m.from, w.Digest, w.Dst)
-		stopped := watch.wasStopped()
+		stopped := watch.WasStopped()
 		paused = paused || stopped
 		if !stopped || !errors.Is(err, store.ErrUnavailable) || ctx.Err() != nil {
 			break

@@ -13,12 +13,11 @@ import (
 	"cairn/store/storetest"
 )
 
-// pretendStop makes the time since the process was last seen running longer, as a stop does.
-func pretendStop(p *pauses, d time.Duration) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.seen = p.seen.Add(-d)
-}
+// jumpyClock is a clock that jumps, as the clock of a stopped process does.
+type jumpyClock struct{ jumped atomic.Int64 }
+
+func (c *jumpyClock) now() time.Time       { return time.Now().Add(time.Duration(c.jumped.Load())) }
+func (c *jumpyClock) jump(d time.Duration) { c.jumped.Add(int64(d)) }
 
 // getterFunc returns a getter that calls get with the number of the call.
 func getterFunc(get func(ctx context.Context, call int) error) store.Getter {
@@ -26,44 +25,14 @@ func getterFunc(get func(ctx context.Context, call int) error) store.Getter {
 	return storetest.GetterFunc(func(ctx context.Context, _ blob.Digest, _ []byte) error { return get(ctx, int(calls.Add(1))) })
 }
 
-// TestPauses: a stop is detected once, and an hour without one is none.
-func TestPauses(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var p pauses
-		w, other := p.watch(), p.watch()
-		time.Sleep(time.Hour)
-		pretendStop(&p, 900*time.Millisecond) // a busy machine
-		if w.wasStopped() || p.stoppedTime() != 0 {
-			t.Error("a stop is detected without one")
-		}
-		pretendStop(&p, 70*time.Second)
-		if !w.wasStopped() || w.wasStopped() || !other.wasStopped() {
-			t.Error("a stop is not detected once by each watch")
-		}
-		if got := p.stoppedTime(); got < 69*time.Second || got > 70*time.Second {
-			t.Errorf("stopped for %v, want about 70 s", got)
-		}
-		w.end()
-		other.end()
-		time.Sleep(time.Hour) // unwatched
-		if w = p.watch(); w.wasStopped() {
-			t.Error("time without a watch counts as a stop")
-		}
-		w.end()
-		if none := (*pauses)(nil).watch(); none.wasStopped() {
-			t.Error("no pauses detect a stop")
-		}
-	})
-}
-
 // TestStoppedRequests: requests that fail because the process was stopped are repeated at once. They neither count against
 // the store, nor change the estimates of the link, nor are they reported.
 func TestStoppedRequests(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var s *Supply
+		var clock jumpyClock
 		first := getterFunc(func(_ context.Context, call int) error {
 			if call == 1 {
-				pretendStop(&s.pauses, time.Hour)
+				clock.jump(time.Hour)
 				return &store.UnavailableError{Err: errors.New("timeout")}
 			}
 			return nil
@@ -72,7 +41,8 @@ func TestStoppedRequests(t *testing.T) {
 			t.Error("the second store is asked")
 			return store.ErrNotFound
 		})
-		s = New(store.Policy{Waiting: func(failed error, _ time.Duration) { t.Errorf("waits because of %v", failed) }}, Options{}, first, second)
+		s := New(store.Policy{Waiting: func(failed error, _ time.Duration) { t.Errorf("waits because of %v", failed) }}, Options{}, first, second)
+		s.pauses.Now = clock.now
 		begun := time.Now()
 		if err := store.GetOne(t.Context(), s, blob.Digest{}, nil); err != nil || time.Since(begun) != 0 {
 			t.Errorf("Get = %v after %v", err, time.Since(begun))
@@ -81,19 +51,16 @@ func TestStoppedRequests(t *testing.T) {
 		if m.isFailing() || m.link.latencies.count != 0 || m.link.inFlight != 0 {
 			t.Errorf("the stop counts: failing %v, %d latencies, %d in flight", m.isFailing(), m.link.latencies.count, m.link.inFlight)
 		}
-		if m.pauses.watchers != 0 {
-			t.Errorf("%d watchers are left", m.pauses.watchers)
-		}
 	})
 }
 
 // TestStopIsNotLate: a request that is late because the process was stopped is not sent a second time.
 func TestStopIsNotLate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var s *Supply
+		var clock jumpyClock
 		first := getterFunc(func(context.Context, int) error {
 			time.Sleep(firstLate - time.Millisecond)
-			pretendStop(&s.pauses, time.Hour)
+			clock.jump(time.Hour)
 			time.Sleep(firstLate / 2)
 			return nil
 		})
@@ -101,7 +68,8 @@ func TestStopIsNotLate(t *testing.T) {
 			t.Error("the second store is asked")
 			return store.ErrNotFound
 		})
-		s = New(store.Policy{}, Options{}, first, second)
+		s := New(store.Policy{}, Options{}, first, second)
+		s.pauses.Now = clock.now
 		if err := store.GetOne(t.Context(), s, blob.Digest{}, nil); err != nil {
 			t.Error(err)
 		}
@@ -111,13 +79,14 @@ func TestStopIsNotLate(t *testing.T) {
 // TestRepeatsAreFew: on a machine that is always late, a failing store is still found.
 func TestRepeatsAreFew(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var s *Supply
+		var clock jumpyClock
 		calls := 0
-		s = New(store.Policy{Patience: time.Millisecond}, Options{}, getterFunc(func(_ context.Context, call int) error {
+		s := New(store.Policy{Patience: time.Millisecond}, Options{}, getterFunc(func(_ context.Context, call int) error {
 			calls = call
-			pretendStop(&s.pauses, time.Minute)
+			clock.jump(time.Minute)
 			return store.ErrUnavailable
 		}))
+		s.pauses.Now = clock.now
 		m := s.stores.members[0]
 		err := m.get(t.Context(), store.Want{})
 		if !errors.Is(err, store.ErrUnavailable) || calls != maxRepeats+1 || !m.isFailing() {
@@ -129,19 +98,20 @@ func TestRepeatsAreFew(t *testing.T) {
 // TestStoppedRetry: the time of a stop during a retry does not count against patience.
 func TestStoppedRetry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var s *Supply
+		var clock jumpyClock
 		unhedged := Options{Budget: 1}
-		s = New(store.Policy{Patience: 10 * time.Second}, unhedged, getterFunc(func(ctx context.Context, call int) error {
+		s := New(store.Policy{Patience: 10 * time.Second}, unhedged, getterFunc(func(ctx context.Context, call int) error {
 			switch call {
 			case 1:
 				return store.ErrUnavailable
 			case 2: // the attempt ends with its patience, which passes while the process is stopped
 				<-ctx.Done()
-				pretendStop(&s.pauses, time.Minute)
+				clock.jump(time.Minute)
 				return ctx.Err()
 			}
 			return nil
 		}))
+		s.pauses.Now = clock.now
 		if err := store.GetOne(t.Context(), s, blob.Digest{}, nil); err != nil {
 			t.Error(err)
 		}

@@ -39,7 +39,7 @@ type Options struct {
 type Supply struct {
 	counter  Counter
 	policy   store.Policy
-	pauses   pauses
+	pauses   store.Pauses
 	stores   fallback
 	uncached store.Getter
 	chunks   store.Getter
@@ -145,7 +145,7 @@ func (s *Supply) addMember(g store.Getter, m *member) {
 }
 
 func (s *Supply) addRetries() {
-	s.policy.Stopped = s.pauses.stoppedTime
+	s.policy.Pauses = &s.pauses
 	s.uncached = retrier{&s.stores, s.policy}
 	s.chunks = s.uncached
 }

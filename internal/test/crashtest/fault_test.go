@@ -160,7 +160,7 @@ func TestLargeImage(t *testing.T) {
 	}
 	t.Parallel()
 	need.Root(t)
-	const size = 4*gib + 9*mib
+	const size int64 = 4*gib + 9*mib
 	r := releases{t.TempDir()}
 	must(t, "truncate", "-s", fmt.Sprint(size), r.image("x"))
 	parts := []int64{0, 2 * gib, 4*gib - mib, size - mib}
