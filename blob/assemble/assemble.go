@@ -110,10 +110,11 @@ type Stats struct {
 	Size      int64   `json:"size"`           // of the image, bytes
 	Done      int64   `json:"done"`           // image bytes that are verified on the target
 	InPlace   int64   `json:"in_place_bytes"` // not written, since the target held them
-	Zero      int64   `json:"zero_bytes"`     // zeroed on the target, without data
-	Seeds     []int64 `json:"seed_bytes"`     // read from each seed
-	Copied    int64   `json:"copied_bytes"`   // copied from elsewhere in the image
-	Delta     int64   `json:"delta_bytes"`    // made from a delta and a seed
+	InPlaces  int64   `json:"in_place_chunks"`
+	Zero      int64   `json:"zero_bytes"`   // zeroed on the target, without data
+	Seeds     []int64 `json:"seed_bytes"`   // read from each seed
+	Copied    int64   `json:"copied_bytes"` // copied from elsewhere in the image
+	Delta     int64   `json:"delta_bytes"`  // made from a delta and a seed
 	Deltas    int64   `json:"delta_chunks"`
 	Fetched   int64   `json:"fetched_bytes"` // fetched from the store; plain size
 	Fetches   int64   `json:"fetched_chunks"`
@@ -186,6 +187,7 @@ type counters struct {
 	kinds                    [seed.InPlace + 1]atomic.Int64 // bytes
 	seeds                    []atomic.Int64                 // bytes
 	fetches, misses, written atomic.Int64
+	inPlaces                 atomic.Int64 // chunks
 	deltas, deltaMisses      atomic.Int64
 }
 
@@ -251,7 +253,7 @@ func (j *job) stats() Stats {
 		Size: j.plan.Index.Size(), InPlace: c.kinds[seed.InPlace].Load(), Zero: c.kinds[seed.Zero].Load(),
 		Copied: c.kinds[seed.Copy].Load(), Fetched: c.kinds[seed.Fetch].Load(), Fetches: c.fetches.Load(),
 		SeedMiss: c.misses.Load(), Written: c.written.Load(), Seeds: make([]int64, len(c.seeds)),
-		Delta: c.kinds[seed.Delta].Load(), Deltas: c.deltas.Load(), DeltaMiss: c.deltaMisses.Load(),
+		InPlaces: c.inPlaces.Load(), Delta: c.kinds[seed.Delta].Load(), Deltas: c.deltas.Load(), DeltaMiss: c.deltaMisses.Load(),
 	}
 	s.Done = s.InPlace + s.Zero + s.Copied + s.Delta + s.Fetched
 	for i := range c.seeds {

@@ -285,6 +285,8 @@ func (s *segment) setFinal(i int, st state, from seed.Step) {
 	switch from.Kind {
 	case seed.Local:
 		counters.seeds[from.Seed].Add(size)
+	case seed.InPlace:
+		counters.inPlaces.Add(1)
 	case seed.Fetch:
 		counters.fetches.Add(1)
 	case seed.Delta:

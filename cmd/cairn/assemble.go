@@ -21,6 +21,7 @@ import (
 	"cairn/blob/deploy"
 	"cairn/internal/blockdev"
 	"cairn/internal/confine"
+	"cairn/internal/dropin/report"
 	"cairn/internal/ioprio"
 	"cairn/internal/openfile"
 	"cairn/internal/plaintext"
@@ -79,6 +80,7 @@ type assembleFlags struct {
 	imageSum    *assemble.ImageSum
 	exec        string
 	idle        bool
+	desyncStats bool // print the statistics of desync
 }
 
 func newAssemble() *cobra.Command {
@@ -139,10 +141,12 @@ stdout is checked, claimed and written like a TARGET of that name.`,
 	}}, "image-sha256", "fail unless the whole image has this SHA-256, in `hex`")
 	flags.StringVar(&f.exec, "exec", "", "`program` to run when the image is on the medium, with the result as JSON on its stdin")
 	flags.BoolVar(&f.idle, "idle", false, "use the disk and the processor only when no other program does")
+	addDesyncStats(c, &f.desyncStats)
 	checkStdioUse(c, func(u *stdioUsers, args []string) {
 		f.addReaders(u)
 		u.addWriter("TARGET", args[1])
 		u.addPrinter("--json", f.json)
+		u.addPrinter("--desync-stats", f.desyncStats)
 	})
 	return c
 }
@@ -187,6 +191,11 @@ func runAssemble(ctx context.Context, stdout io.Writer, f assembleFlags, target 
 	r.Seconds = time.Since(begun).Seconds()
 	if err := f.printResult(stdout, r, plaintext.Duration(time.Since(begun))); err != nil {
 		return err
+	}
+	if f.desyncStats {
+		if err := writeJSON(stdout, report.NewExtractStats(x, r.Stats)); err != nil {
+			return err
+		}
 	}
 	return f.runProgram(ctx, r)
 }
@@ -240,7 +249,7 @@ func (f *assembleFlags) assembleOnto(ctx context.Context, x *blob.Index, target 
 	}
 	defer t.Close()
 	if t.Whole() {
-		r.Stats = assemble.Stats{Size: x.Size(), Done: x.Size(), InPlace: x.Size(), Seeds: []int64{}}
+		r.Stats = assemble.Stats{Size: x.Size(), Done: x.Size(), InPlace: x.Size(), InPlaces: int64(x.Len()), Seeds: []int64{}}
 		r.SeedNames = []string{}
 		return nil
 	}

@@ -26,6 +26,13 @@ import (
 // lookups is how many chunks are looked up in a store at once.
 const lookups = 32
 
+// addDesyncStats adds the flag that prints what desync prints for --print-stats.
+func addDesyncStats(c *cobra.Command, on *bool) {
+	const name = "desync-stats"
+	c.Flags().BoolVar(on, name, false, "print the statistics of desync's --print-stats")
+	c.Flags().Lookup(name).Hidden = true
+}
+
 type desyncInfoFlags struct {
 	stores
 	index      locate.Location

@@ -16,6 +16,7 @@ import (
 	"cairn/blob/release"
 	"cairn/blob/scan"
 	"cairn/chunker"
+	"cairn/internal/dropin/report"
 	"cairn/internal/openfile"
 	"cairn/internal/plaintext"
 	"cairn/store"
@@ -33,8 +34,9 @@ type makeFlags struct {
 	compression
 	publish
 	keepLast
-	deltaFrom []locate.Location // indexes of old images
-	indexOnly bool              // store no chunks
+	deltaFrom   []locate.Location // indexes of old images
+	indexOnly   bool              // store no chunks
+	desyncStats bool              // print the statistics of desync
 }
 
 func newMake() *cobra.Command {
@@ -120,6 +122,7 @@ written; see 'cairn delta'. If that fails, INDEX is not written.
 		}
 		return nil
 	})
+	addDesyncStats(c, &f.desyncStats)
 	checkStdioUse(c, func(u *stdioUsers, args []string) {
 		u.addReader("IMAGE", args[1])
 		for _, base := range f.bases {
@@ -283,6 +286,9 @@ func (f *makeFlags) printResult(stdout io.Writer, r makeResult, x *blob.Index, e
 	}
 	logf("made %s of %s (%s): %s, in %s",
 		r.Index, plaintext.Size(r.Size), plaintext.Count(int64(r.Chunks), "chunk"), outcome, plaintext.Duration(elapsed))
+	if f.desyncStats { // as desync, on stderr: the index may be on stdout
+		return writeJSON(stderr, report.MakeStats{Accepted: r.Chunks, Produced: r.Chunks})
+	}
 	return nil
 }
 

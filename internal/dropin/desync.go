@@ -30,7 +30,7 @@ func extractLikeDesync(l *line) error {
 	}
 	for _, dir := range l.values("seed-dir") {
 		if err := l.addSeedsBelow(dir, index, target); err != nil {
-			return err
+			return fmt.Errorf("looking for seeds below --seed-dir %s: %w", dir, err)
 		}
 	}
 	l.addSlotSeeds(index, target)
@@ -41,8 +41,16 @@ func extractLikeDesync(l *line) error {
 		return err
 	}
 	l.addPercent()
+	l.addStats()
 	l.run("assemble", index, plainPath(target))
 	return nil
+}
+
+// addStats adds the flag for desync's statistics.
+func (l *line) addStats() {
+	if l.isOn("print-stats") {
+		l.add("--desync-stats")
+	}
 }
 
 // addSources adds the flags of a command that reads chunks: stores, cache, and how they are read.
@@ -161,6 +169,7 @@ func makeLikeDesync(l *line) error {
 		l.add("--compression=none")
 	}
 	l.addPercent()
+	l.addStats()
 	l.run("make", index, plainPath(image))
 	return nil
 }

@@ -77,7 +77,7 @@ var desync = tool{
 			becomes: "the seeds are scanned, without their indexes"},
 		{name: "in-place", short: "k", on: "extract", ignored: true,
 			becomes: "a device is always written in place, and the next run continues an interrupted file"},
-		{name: "print-stats", on: "extract make", ignored: true, becomes: "the result is printed on stderr"},
+		{name: "print-stats", on: "extract make", becomes: "the same output; repeated chunks count as chunks from seeds, and cloned bytes as copied", handled: true},
 		{name: "chunk-size", short: "m", value: "MIN:AVG:MAX", on: "make chunk", handled: true,
 			becomes: "`--chunk-size`"},
 		{name: "offset", short: "o", value: "BYTES", on: "cat", becomes: "`--offset`", to: "--offset"},
@@ -88,7 +88,8 @@ var desync = tool{
 		{name: "ignore", value: "INDEX", many: true, on: "chop", to: "--base"},
 		{name: "ignore", value: "INDEX", many: true, on: "cache", to: "--except"},
 		{name: "ignore-chunks", value: "FILE", many: true, on: "cache chop", refused: true,
-			becomes: "leave it out; chunks that the target holds are not copied anyway"},
+			becomes: "name an index with these chunks by --ignore, or leave it out; chunks that the target holds are not " +
+				"copied anyway"},
 		{name: "concurrency", short: "n", value: "NUMBER", on: withStores + " verify", handled: true,
 			becomes: "`--fetches` where chunks are read from stores, else `--jobs`"},
 		{name: "ca-cert", value: "FILE", on: withStores, to: "--ca-cert"},

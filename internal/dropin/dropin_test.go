@@ -84,6 +84,8 @@ func TestTranslate(t *testing.T) {
 			"assemble --store=a --store=b --store=c|d --cache=cache --cache-limit=0 --fetches=7 x.caibx y"},
 		{"desync extract -s ssh://h/s --seed i.caibx:a=b x.caibx y", `assemble --seed=a\=b=i.caibx --store=sftp://h/s x.caibx y`},
 		{"desync extract -s s --seed slot x.caibx y", "assemble --seed=slot --store=s x.caibx y"},
+		{"desync extract --print-stats -s s x.caibx y", "assemble --store=s --desync-stats x.caibx y"},
+		{"desync make --print-stats x.caibx y", "make --index-only --desync-stats x.caibx y"},
 		{"desync extract -s s --seed-dir seeds seeds/deep/b.caibx y", "assemble --seed=seeds/a=seeds/a.caibx --store=s seeds/deep/b.caibx y"},
 		{"desync extract -s s --seed absent x.caibx y", "want INDEX.caibx or INDEX:BLOB"},
 		{"desync extract -s s x y z", "want 'desync extract INDEX OUTPUT'"},

@@ -1,5 +1,6 @@
-// Package report computes what `desync info` and `desync inspect-chunks` print of an index, for programs that read
-// their JSON. It reads the index, the seeds' indexes and answers of stores; it opens nothing.
+// Package report computes what `desync info` and `desync inspect-chunks` print of an index, and
+// --print-stats of a job, for programs that read their JSON. It reads the index, the seeds' indexes and answers of
+// stores; it opens nothing.
 package report
 
 import (

@@ -59,7 +59,7 @@ var imports = map[string]string{
 	"internal/test/bench": "blob blob/delta store",
 
 	"blob/delta/deltadir":    "blob blob/delta blob/release store",
-	"internal/dropin/report": "blob store",
+	"internal/dropin/report": "blob blob/assemble store",
 	"internal/test/hostile":  "nbd/nbdtest",
 	"internal/transfer":      "store",
 	"internal/imagemap":      "seed",

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"cairn/internal/test/looptest"
 	"cairn/internal/test/need"
 	"cairn/testimages"
@@ -162,6 +164,7 @@ func TestDropinLikeDesync(t *testing.T) {
 		{"extract --store blob1.store --seed blob2_corrupted.caibx --skip-invalid-seeds blob1.caibx OUT/new", ""},
 		{"extract --store empty.store --seed blob2_corrupted.caibx --seed blob1.caibx --skip-invalid-seeds blob1.caibx OUT/new", ""},
 		{"extract -s blob1.store --seed-dir . --seed blob1.caibx blob1.caibx OUT/new", ""},
+		{"extract -s blob1.store --seed-dir absent blob1.caibx OUT/new", ""},
 		{"extract --store empty.store --seed blob2_corrupted.caibx --seed blob1.caibx blob1.caibx OUT/new", ""},
 		{"extract --store empty.store --seed blob1.caibx blob1.caibx OUT/new", ""},
 		{"extract --store blob1.store --seed blob2_corrupted.caibx --regenerate-invalid-seeds blob1.caibx OUT/new", ""},
@@ -209,6 +212,39 @@ func TestDropinLikeDesync(t *testing.T) {
 					!same, test.differs, theirs.status, theirs.stderr, theirFiles, got.status, got.stderr, files)
 			}
 		})
+	}
+}
+
+// TestDropinStats: --print-stats prints what desync prints. The numbers by source differ a little: desync reads zeros and
+// repeated chunks from the store or from seeds, and cairn does not.
+func TestDropinStats(t *testing.T) {
+	t.Parallel()
+	real, ours := need.Tool(t, "desync"), filepath.Join(links(t), "desync")
+	world := desyncWorld(t, real)
+	stats := func(program, line string) (s map[string]int64) {
+		got, _ := world.try(t, program, line)
+		parse(t, got.stdout, &s)
+		return s
+	}
+	for _, line := range []string{
+		"extract --store blob1.store blob1.caibx OUT/new --print-stats",
+		"extract --store blob1.store --seed blob2.caibx --print-stats blob1.caibx OUT/new",
+	} {
+		got, want := stats(ours, line), stats(real, line)
+		const seeds, stored, inPlace = "chunks-from-seeds", "chunks-from-store", "chunks-in-place"
+		if sum := got[seeds] + got[stored] + got[inPlace]; sum != want["chunks-total"] || got[stored] > want[stored] {
+			t.Errorf("%s: cairn %v, desync %v", line, got, want)
+		}
+		for _, bySource := range []string{seeds, stored, "bytes-copied-from-seeds", "bytes-cloned-from-seeds"} {
+			got[bySource], want[bySource] = 0, 0
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s (-desync +cairn):\n%s", line, diff)
+		}
+	}
+	got, _ := world.try(t, ours, "make OUT/x.caibx blob1 --print-stats")
+	if !strings.Contains(got.stderr, `"ChunksAccepted": `) {
+		t.Errorf("make --print-stats prints\n%s", got.stderr)
 	}
 }
 
