@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -35,11 +36,27 @@ func refuseCharacter(location string, size int64) error {
 	return refused
 }
 
+// isUpdatedVolume reports whether a device, whose directory in sysfs is dir, is a UBI volume of which an update has begun.
+// Such a volume takes a stream. RAUC begins the update before it passes the volume on as stdout. If the update was
+// interrupted and nobody has begun it again, writes fail.
+func isUpdatedVolume(dir string) bool {
+	marker, err := os.ReadFile(filepath.Join(dir, "upd_marker"))
+	return err == nil && strings.TrimSpace(string(marker)) == "1"
+}
+
+// sysfsOf returns the directory in sysfs of a character device, or "".
+func sysfsOf(info fs.FileInfo) string {
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return ""
+	}
+	return fmt.Sprintf("/sys/dev/char/%d:%d", unix.Major(uint64(st.Rdev)), unix.Minor(uint64(st.Rdev))) //nolint:unconvert // 32 bits on some machines
+}
+
 // flashKind returns "ubi" for a UBI volume, "mtd" for raw flash, or "".
 func flashKind(name string, info fs.FileInfo) string {
-	if st, ok := info.Sys().(*syscall.Stat_t); ok {
-		number := fmt.Sprintf("%d:%d", unix.Major(uint64(st.Rdev)), unix.Minor(uint64(st.Rdev))) //nolint:unconvert // 32 bits on some machines
-		link, err := os.Readlink(filepath.Join("/sys/dev/char", number, "subsystem"))
+	if dir := sysfsOf(info); dir != "" {
+		link, err := os.Readlink(filepath.Join(dir, "subsystem"))
 		if kind := filepath.Base(link); err == nil && (kind == "ubi" || kind == "mtd") {
 			return kind
 		}

@@ -2,6 +2,7 @@ package deploy
 
 import (
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -32,5 +33,25 @@ func TestRefuseCharacter(t *testing.T) {
 	}
 	if err := refuseCharacter(dir, 1); err != nil {
 		t.Errorf("a directory: %v", err)
+	}
+}
+
+// TestUpdatedVolume: a UBI volume takes a stream while its update marker is set.
+func TestUpdatedVolume(t *testing.T) {
+	for marker, want := range map[string]bool{"1\n": true, "0\n": false, "": false} {
+		dir := t.TempDir()
+		if err := os.WriteFile(filepath.Join(dir, "upd_marker"), []byte(marker), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got := isUpdatedVolume(dir); got != want {
+			t.Errorf("marker %q: isUpdatedVolume = %v", marker, got)
+		}
+	}
+	info, err := os.Stat("/dev/null")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if isUpdatedVolume(sysfsOf(info)) || isUpdatedVolume(t.TempDir()) {
+		t.Error("a device that is not a UBI volume has an update")
 	}
 }

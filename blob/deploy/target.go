@@ -124,7 +124,7 @@ func claimOutput(ctx context.Context, location string, out *openfile.Output, siz
 			return nil, err
 		}
 		return targetInPlace(name, t, advance), nil
-	case info.Mode()&fs.ModeCharDevice != 0 && flashKind(name, info) != "":
+	case info.Mode()&fs.ModeCharDevice != 0 && flashKind(name, info) != "" && !isUpdatedVolume(sysfsOf(info)):
 		return nil, refuseCharacter(name, size)
 	case info.Mode().IsRegular(): // a shell creates a file if the device of that name is missing
 		err = blockdev.RefuseStray(name, o.Force)
