@@ -58,7 +58,7 @@ func (p programs) must(t testing.TB, name string, args ...string) string {
 }
 
 // needRAUC ends a test that cannot run RAUC, which needs root for loop devices and mounts. It returns the RAUCs to test
-// with: CAIRN_RAUC, or the installed one and Debian 13's.
+// with: CAIRN_RAUC, or the installed one and Debian 13's, which may be missing on a developer's machine.
 func needRAUC(t testing.TB) (raucs []string) {
 	t.Helper()
 	need.Root(t)
@@ -68,20 +68,18 @@ func needRAUC(t testing.TB) (raucs []string) {
 	if program := os.Getenv("CAIRN_RAUC"); program != "" {
 		return []string{program}
 	}
-	return []string{need.Tool(t, "rauc"), debian13RAUC(t)}
-}
-
-// debian13RAUC returns the RAUC of Debian 13, which runs with libraries of its own.
-func debian13RAUC(t testing.TB) string {
-	t.Helper()
-	program, err := filepath.Abs("../../../.cache/rauc13/usr/bin/rauc")
+	newer, err := filepath.Abs("../../../.cache/rauc13/usr/bin/rauc")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := os.Stat(program); err != nil {
-		need.Missing(t, "there is no RAUC in .cache/rauc13")
+	raucs = []string{need.Tool(t, "rauc"), newer}
+	if _, err := os.Stat(newer); err != nil {
+		if need.CI() {
+			need.Missing(t, "there is no RAUC in .cache/rauc13")
+		}
+		raucs = raucs[:1]
 	}
-	return program
+	return raucs
 }
 
 // version returns the version of the RAUC.
