@@ -145,6 +145,9 @@ type Bucket interface {
 type Object struct {
 	Name string
 	Size int64 // bytes
+	// Modified is when the object was written last, by the clock of the store. It is the zero time if the
+	// store does not tell.
+	Modified time.Time
 }
 
 // Lister is a Reader that can list its objects.

@@ -9,6 +9,7 @@ import (
 	"path"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -107,7 +108,7 @@ func (w *walk) visitName(dir *os.File, name string) error {
 	case info.Mode&unix.S_IFMT != unix.S_IFREG || store.CheckName(name) != nil || !strings.HasPrefix(name, w.prefix):
 		return nil
 	}
-	if !w.yield(store.Object{Name: name, Size: info.Size}, nil) {
+	if !w.yield(store.Object{Name: name, Size: info.Size, Modified: time.Unix(info.Mtim.Unix())}, nil) {
 		return errStop
 	}
 	return nil

@@ -12,6 +12,7 @@ import (
 	"path"
 	"strconv"
 	"strings"
+	"time"
 
 	"cairn/internal/transfer"
 	"cairn/store"
@@ -29,8 +30,9 @@ type page struct {
 	IsTruncated           bool
 	NextContinuationToken string
 	Contents              []struct {
-		Key  string
-		Size int64
+		Key          string
+		Size         int64
+		LastModified string
 	}
 }
 
@@ -59,6 +61,8 @@ func (b *Bucket) listPages(ctx context.Context, prefix string, yield func(store.
 			if err != nil || ctx.Err() != nil {
 				return errors.Join(err, ctx.Err())
 			}
+			// A server may send another form, or none. Then the time is unknown.
+			o.Modified, _ = time.Parse(time.RFC3339, c.LastModified)
 			if ok && !yield(o, nil) {
 				return nil
 			}

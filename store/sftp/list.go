@@ -8,6 +8,7 @@ import (
 	"iter"
 	"path"
 	"strings"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -115,7 +116,7 @@ func (w *walk) readEntries(k *call, dir string) (entries []entry, err error) {
 		case a.Mode&modeType == modeDir:
 			entries = append(entries, entry{store.Object{Name: name}, true})
 		case a.Mode&modeType == modeRegular && strings.HasPrefix(name, w.prefix):
-			entries = append(entries, entry{store.Object{Name: name, Size: int64(a.Size)}, false})
+			entries = append(entries, entry{store.Object{Name: name, Size: int64(a.Size), Modified: time.Unix(int64(a.Mtime), 0)}, false})
 		}
 	}
 	return entries, nil

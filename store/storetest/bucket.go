@@ -11,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"cairn/store"
 )
@@ -264,6 +265,35 @@ func testList(t *testing.T, b store.Bucket) {
 			t.Errorf("List yields %q, %v", object.Name, err)
 		}
 		break
+	}
+	testListTimes(t, b, lister)
+}
+
+// testListTimes checks that a later write gives a later time, by the clock of the store. Clocks of stores count
+// seconds.
+func testListTimes(t *testing.T, b store.Bucket, lister store.Lister) {
+	modified := func(name string) (at time.Time) {
+		for object, err := range lister.List(t.Context(), name) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			at = object.Modified
+		}
+		return at
+	}
+	mustWrite(t, b, "times/first", Bytes(1, 1))
+	first := modified("times/first")
+	if first.IsZero() {
+		t.Fatal("List yields no time of an object")
+	}
+	time.Sleep(1100 * time.Millisecond)
+	mustWrite(t, b, "times/second", Bytes(1, 1))
+	if second := modified("times/second"); !second.After(first) {
+		t.Errorf("an object of %v was written after one of %v", second, first)
+	}
+	mustWrite(t, b, "times/first", Bytes(2, 1))
+	if again := modified("times/first"); !again.After(first) {
+		t.Errorf("an object of %v is of %v after it was written again", first, again)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"iter"
 	"strings"
 	"sync"
+	"time"
 
 	"cairn/store"
 )
@@ -16,7 +17,12 @@ import (
 // Bucket keeps objects in a map. The zero value is an empty bucket. It is safe for concurrent use.
 type Bucket struct {
 	mu      sync.RWMutex // guards objects; the slices in it do not change
-	objects map[string][]byte
+	objects map[string]object
+}
+
+type object struct {
+	data     []byte
+	modified time.Time
 }
 
 var (
@@ -73,11 +79,11 @@ func (b *Bucket) findObject(ctx context.Context, name string) ([]byte, error) {
 	}
 	b.mu.RLock()
 	defer b.mu.RUnlock()
-	data, ok := b.objects[name]
+	o, ok := b.objects[name]
 	if !ok {
 		return nil, fmt.Errorf("memory/%s: %w", name, store.ErrNotFound)
 	}
-	return data, nil
+	return o.data, nil
 }
 
 // Write implements store.Bucket.
@@ -100,9 +106,9 @@ func (b *Bucket) writeObject(ctx context.Context, name string, data []byte, repl
 		return fmt.Errorf("memory/%s: %w", name, store.ErrExists)
 	}
 	if b.objects == nil {
-		b.objects = map[string][]byte{}
+		b.objects = map[string]object{}
 	}
-	b.objects[name] = bytes.Clone(data)
+	b.objects[name] = object{bytes.Clone(data), time.Now()}
 	return nil
 }
 
@@ -135,9 +141,9 @@ func (b *Bucket) List(ctx context.Context, prefix string) iter.Seq2[store.Object
 func (b *Bucket) listObjects(prefix string) (objects []store.Object) {
 	b.mu.RLock()
 	defer b.mu.RUnlock()
-	for name, data := range b.objects {
+	for name, o := range b.objects {
 		if strings.HasPrefix(name, prefix) {
-			objects = append(objects, store.Object{Name: name, Size: int64(len(data))})
+			objects = append(objects, store.Object{Name: name, Size: int64(len(o.data)), Modified: o.modified})
 		}
 	}
 	return objects
