@@ -169,11 +169,24 @@ func (t retry) Stat(ctx context.Context, name string) (size int64, err error) {
 }
 
 // RetryBucket returns a Bucket that reads from and writes to b and retries as the policy says. It
-// is a Creator if b is one.
+// is a Creator or a Remover if b is one.
 func RetryBucket(b Bucket, p Policy) Bucket {
 	t := retryBucket{retry{b, p}, b}
-	if creator, can := b.(Creator); can {
+	creator, creates := b.(Creator)
+	remover, removes := b.(Remover)
+	switch {
+	case creates && removes:
+		return struct {
+			retryCreator
+			retryRemover
+		}{retryCreator{t, creator}, retryRemover{p, remover}}
+	case creates:
 		return retryCreator{t, creator}
+	case removes:
+		return struct {
+			retryBucket
+			retryRemover
+		}{t, retryRemover{p, remover}}
 	}
 	return t
 }
@@ -218,6 +231,31 @@ func (t retryCreator) CheckCreate(ctx context.Context) error {
 		return nil
 	}
 	return t.p.Do(ctx, func() error { return checker.CheckCreate(ctx) })
+}
+
+// retryRemover is the Remover of a retryBucket.
+type retryRemover struct {
+	policy  Policy
+	remover Remover
+}
+
+// Remove implements Remover. An attempt whose answer was lost may have removed the object. Then a retry does not find
+// it, which counts as success.
+func (t retryRemover) Remove(ctx context.Context, name string) error {
+	attempts := 0
+	err := t.policy.Do(ctx, func() error {
+		attempts++
+		return t.remover.Remove(ctx, name)
+	})
+	if attempts > 1 && errors.Is(err, ErrNotFound) {
+		return nil
+	}
+	return err
+}
+
+// Sweep implements Sweeper.
+func (t retryRemover) Sweep(ctx context.Context, names []string) error {
+	return t.policy.Do(ctx, func() error { return Sweep(ctx, t.remover, names) })
 }
 
 // Sleep waits, or returns the error of ctx if ctx ends first.

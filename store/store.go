@@ -180,6 +180,29 @@ type Remover interface {
 	Remove(ctx context.Context, name string) error
 }
 
+// Sweeper is a Remover with a cheaper way to remove many objects.
+type Sweeper interface {
+	// Sweep removes objects, at most 1000. An absent one is no error. Objects that are removed may come back
+	// after a power cut.
+	Sweep(ctx context.Context, names []string) error
+}
+
+// MaxSweep is the number of objects that a Sweep may remove.
+const MaxSweep = 1000
+
+// Sweep calls b's own Sweep, or removes the objects one after the other.
+func Sweep(ctx context.Context, b Remover, names []string) error {
+	if own, ok := b.(Sweeper); ok {
+		return own.Sweep(ctx, names)
+	}
+	for _, name := range names {
+		if err := b.Remove(ctx, name); err != nil && !errors.Is(err, ErrNotFound) {
+			return err
+		}
+	}
+	return ctx.Err()
+}
+
 // Batch writes many objects that become durable, then visible, together at Commit. Safe for
 // concurrent use.
 type Batch interface {

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"cairn/blob"
 	"cairn/store"
@@ -22,11 +23,12 @@ const (
 	maxListings    = 8        // concurrent listings
 )
 
-// object is a chunk in a listing. 48 bytes.
+// object is a chunk in a listing. 72 bytes.
 type object struct {
-	digest blob.Digest
-	size   int64 // as stored
-	packed bool
+	digest   blob.Digest
+	size     int64 // as stored
+	modified time.Time
+	packed   bool
 }
 
 // shard is the part of a store whose names begin with a prefix.
@@ -118,7 +120,7 @@ func (s *shard) addObject(o store.Object) {
 	d, packed, ok := store.ChunkObject(o.Name)
 	switch {
 	case ok:
-		s.objects = append(s.objects, object{d, o.Size, packed})
+		s.objects = append(s.objects, object{d, o.Size, o.Modified, packed})
 	case store.MisnamedChunk(o.Name):
 		s.misnamed.countObject(o)
 	default:

@@ -156,7 +156,7 @@ func (r *refusal) storeError() error {
 		return fmt.Errorf("%w: %w", store.ErrExists, r.description())
 	case code == http.StatusConflict:
 		return &store.UnavailableError{Err: fmt.Errorf("%w: %w", errConflict, r.description()), After: r.after}
-	case code == http.StatusNotImplemented:
+	case code == http.StatusNotImplemented, code == http.StatusMethodNotAllowed:
 		return fmt.Errorf("%w: %w", errors.ErrUnsupported, r.description())
 	}
 	return fmt.Errorf("unexpected answer %w", r.description())

@@ -2,7 +2,7 @@
 // nothing of digests. It leaves retries to store.Retry, with three exceptions: it repeats a request
 // with newer keys, in the region that the server names, or for a page of a listing.
 //
-// It uses the signatures and the lookup of keys of minio-go, and sends its own requests. Only five
+// It uses the signatures and the lookup of keys of minio-go, and sends its own requests. Only six
 // kinds are needed, and minio-go reads the bodies of answers without a limit and lists without a
 // context.
 package s3
@@ -16,14 +16,18 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/hex"
+	"encoding/xml"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
+	"strings"
 	"sync/atomic"
 	"time"
+	"unicode"
 
 	"cairn/internal/transfer"
 	"cairn/store"
@@ -63,6 +67,7 @@ var (
 	_ store.Lister  = (*Bucket)(nil)
 	_ store.Creator = (*Bucket)(nil)
 	_ store.Remover = (*Bucket)(nil)
+	_ store.Sweeper = (*Bucket)(nil)
 
 	_ store.RangeStreamer = (*Bucket)(nil)
 	_ store.CreateChecker = (*Bucket)(nil)
@@ -248,6 +253,84 @@ func (b *Bucket) Remove(ctx context.Context, name string) error {
 		return err
 	}
 	return b.doObject(ctx, name, call{method: http.MethodDelete}, func(in transfer.Incoming) error { return transfer.WebPage(in.Answer) })
+}
+
+// sweepBody is the body of DeleteObjects. Quiet asks for an answer that has only failures.
+type sweepBody struct {
+	XMLName xml.Name `xml:"http://s3.amazonaws.com/doc/2006-03-01/ Delete"`
+	Object  []sweepKey
+	Quiet   bool
+}
+
+type sweepKey struct{ Key string }
+
+// sweepResult is the answer to DeleteObjects.
+type sweepResult struct {
+	XMLName xml.Name `xml:"DeleteResult"`
+	Error   []struct{ Key, Code, Message string }
+}
+
+// Sweep implements store.Sweeper, with one request. If the service does not know this request, Sweep sends one for
+// each object.
+func (b *Bucket) Sweep(ctx context.Context, names []string) error {
+	body := sweepBody{Quiet: true}
+	for _, name := range names {
+		if err := store.CheckName(name); err != nil {
+			return err
+		}
+		if strings.ContainsFunc(name, unicode.IsControl) { // XML has no form for it
+			return b.sweepOneByOne(ctx, names)
+		}
+		body.Object = append(body.Object, sweepKey{b.location.keyOf(name)})
+	}
+	data, err := xml.Marshal(body)
+	if err != nil {
+		return fmt.Errorf("removing objects of %s: %w", b, err)
+	}
+	sum := md5.Sum(data)
+	header := http.Header{"Content-Md5": {base64.StdEncoding.EncodeToString(sum[:])}, "Content-Type": {"application/xml"}}
+	c := call{method: http.MethodPost, query: url.Values{"delete": {""}}, header: header, data: data}
+	err = b.doCall(ctx, c, b.readSweep)
+	if errors.Is(err, errors.ErrUnsupported) {
+		return b.sweepOneByOne(ctx, names)
+	}
+	if err != nil {
+		return fmt.Errorf("removing objects of %s: %w", b, err)
+	}
+	return nil
+}
+
+// readSweep returns the first failure of an answer to DeleteObjects.
+func (b *Bucket) readSweep(in transfer.Incoming) error {
+	body, err := in.Body(nil, largestPage)
+	if err != nil {
+		return err
+	}
+	var r sweepResult
+	if err := xml.Unmarshal(body, &r); err != nil {
+		return cmp.Or(transfer.WebPage(in.Answer), fmt.Errorf("the answer is none to DeleteObjects: %s", toPrintable(err.Error())))
+	}
+	for _, e := range r.Error {
+		switch e.Code {
+		case "NoSuchKey":
+		case "AccessDenied":
+			return fmt.Errorf("%s: %w", toPrintable(e.Key), ErrDenied)
+		case "InternalError", "SlowDown", "ServiceUnavailable":
+			return &store.UnavailableError{Err: fmt.Errorf("%s: %s", toPrintable(e.Key), toPrintable(e.Code)), Throttled: e.Code == "SlowDown"}
+		default:
+			return fmt.Errorf("%s: %s: %s", toPrintable(e.Key), toPrintable(e.Code), toPrintable(e.Message))
+		}
+	}
+	return nil
+}
+
+func (b *Bucket) sweepOneByOne(ctx context.Context, names []string) error {
+	for _, name := range names {
+		if err := b.doObject(ctx, name, call{method: http.MethodDelete}, func(in transfer.Incoming) error { return transfer.WebPage(in.Answer) }); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // putObject sends an object, with its length and checksums for the server to verify.

@@ -416,4 +416,35 @@ func testRemove(t *testing.T, b store.Bucket) {
 	checkRead(t, b, "dir/y", []byte("y"))
 	mustWrite(t, b, "dir/x", []byte("again"))
 	checkRead(t, b, "dir/x", []byte("again"))
+	testSweep(t, b, remover)
+}
+
+// testSweep checks store.Sweep, with names that need escapes and with absent ones.
+func testSweep(t *testing.T, b store.Bucket, remover store.Remover) {
+	names := []string{"dir/x", "dir/absent", "absent/x", "sweep/a&b", "sweep/<c>", "sweep/d e%2F+", "top"}
+	for _, name := range names {
+		if !strings.Contains(name, "absent") {
+			mustWrite(t, b, name, []byte("x"))
+		}
+	}
+	mustWrite(t, b, "sweep/stays", []byte("y"))
+	for range 2 {
+		if err := store.Sweep(t.Context(), remover, names); err != nil {
+			t.Fatalf("Sweep: %v", err)
+		}
+		for _, name := range names {
+			_, err := b.Stat(t.Context(), name)
+			checkAbsent(t, "Stat after Sweep", name, err)
+		}
+	}
+	checkRead(t, b, "sweep/stays", []byte("y"))
+	if err := store.Sweep(t.Context(), remover, []string{"../y"}); err == nil {
+		t.Error("Sweep removes a name outside the bucket")
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := store.Sweep(ctx, remover, []string{"sweep/stays"}); !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled Sweep = %v, want context.Canceled", err)
+	}
+	checkRead(t, b, "sweep/stays", []byte("y"))
 }

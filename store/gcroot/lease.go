@@ -1,0 +1,98 @@
+package gcroot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Lease is a publisher's announcement. While it is in force, no loose chunk is removed.
+type Lease struct{ a *announcement }
+
+// Lease announces a publisher. It waits while a collector has its turn. Without an object's time from the store,
+// the error is an ErrLapsed. End must be called.
+func (d *Dir) Lease(ctx context.Context) (*Lease, error) {
+	for first := true; ; first = false {
+		a, err := d.announce(ctx, leasePrefix, d.options.LeaseTTL)
+		if err != nil {
+			return nil, err
+		}
+		turns, _, err := a.look(ctx, turnPrefix, d.options.TurnTTL)
+		if err == nil && len(turns) == 0 {
+			return &Lease{a}, nil
+		}
+		if err == nil && first {
+			d.noteWaiting("gc removes chunks: " + d.describe(ctx, turns))
+		}
+		if err := errors.Join(err, a.withdraw(ctx)); err != nil {
+			return nil, err
+		}
+		if err := d.pause(ctx); err != nil {
+			return nil, err
+		}
+	}
+}
+
+func (d *Dir) noteWaiting(text string) {
+	if d.options.Waiting != nil {
+		d.options.Waiting(text)
+	}
+}
+
+// Check returns ErrLapsed if the lease was not in force all the time until now.
+func (l *Lease) Check(ctx context.Context) error { return l.a.check(ctx) }
+
+// End withdraws the lease.
+func (l *Lease) End(ctx context.Context) error { return l.a.withdraw(ctx) }
+
+// Turn is a collector's announcement. While it is in force, no publisher is at work.
+type Turn struct {
+	a *announcement
+	// Listing is the directory's content after the last publisher has ended.
+	Listing Listing
+}
+
+// Turn announces a collector, and waits until no publisher is at work, for at most the time hold; then the error is
+// ErrBusy. New publishers wait in the meantime. End must be called.
+func (d *Dir) Turn(ctx context.Context, hold time.Duration) (*Turn, error) {
+	a, err := d.announce(ctx, turnPrefix, d.options.TurnTTL)
+	if err != nil {
+		return nil, err
+	}
+	begun := now()
+	for first := true; ; first = false {
+		leases, l, err := a.look(ctx, leasePrefix, d.options.LeaseTTL)
+		if err == nil && len(leases) == 0 {
+			if err = a.check(ctx); err == nil {
+				return &Turn{a, l}, nil
+			}
+		}
+		if err == nil && first {
+			d.noteWaiting("publishers are at work: " + d.describe(ctx, leases))
+		}
+		if err == nil && begun.since() > hold {
+			err = fmt.Errorf("%w: %s", ErrBusy, d.describe(ctx, leases))
+		}
+		if err == nil {
+			err = d.pause(ctx)
+		}
+		if err != nil {
+			return nil, errors.Join(err, a.withdraw(ctx))
+		}
+	}
+}
+
+// Do calls remove, which sends one removal, with a context that ends early enough for the turn. It returns ErrLapsed
+// instead if the turn is not in force. Safe for concurrent use.
+func (t *Turn) Do(ctx context.Context, remove func(context.Context) error) error {
+	if err := t.a.renew(ctx, t.a.ttl/4); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, t.a.ttl/4)
+	defer cancel()
+	return remove(ctx)
+}
+
+// End withdraws the turn.
+func (t *Turn) End(ctx context.Context) error { return t.a.withdraw(ctx) }

@@ -1,0 +1,201 @@
+package gcroot
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"cairn/blob"
+	"cairn/store"
+)
+
+// Root is a gc root: a published index, whose chunks stay.
+type Root struct {
+	// Name is the location of the index. It is relative to the directory that holds the store if the index lies
+	// there or below, so that it stays true when the directory moves.
+	Name      string
+	Published time.Time // by the clock of the store
+	Digest    blob.Digest
+	Index     *blob.Index // nil if only the head was read
+}
+
+const (
+	magic    = "cairngcr"
+	version  = 1
+	headSize = 0x40
+	maxName  = 4096
+	maxIndex = 104 + 40*blob.MaxChunks // size of the largest index
+	maxRoot  = headSize + maxName + sha256.Size + maxIndex
+)
+
+// rootName returns a new name for the gc root of an index.
+func rootName(index blob.Digest) string { return index.String() + "-" + newID() + Suffix }
+
+func parseRootName(name string) (index blob.Digest, ok bool) {
+	text, ok := strings.CutSuffix(name, Suffix)
+	if !ok || len(text) != 2*len(index)+1+16 || text[2*len(index)] != '-' || strings.ToLower(text) != text {
+		return index, false
+	}
+	id, err := hex.DecodeString(text[2*len(index)+1:])
+	if _, digestErr := hex.Decode(index[:], []byte(text[:2*len(index)])); err != nil || digestErr != nil || len(id) != 8 {
+		return index, false
+	}
+	return index, true
+}
+
+// Encode returns the file of a gc root.
+func (r *Root) Encode() ([]byte, error) {
+	if err := checkName(r.Name); err != nil {
+		return nil, err
+	}
+	size := r.Index.EncodedSize()
+	out := bytes.NewBuffer(make([]byte, 0, headSize+len(r.Name)+sha256.Size+int(size)))
+	head := make([]byte, headSize)
+	copy(head, magic)
+	binary.LittleEndian.PutUint32(head[0x08:], version)
+	binary.LittleEndian.PutUint32(head[0x0c:], uint32(len(r.Name)))
+	digest := r.Index.Digest()
+	copy(head[0x10:], digest[:])
+	binary.LittleEndian.PutUint64(head[0x30:], uint64(r.Published.UnixNano()))
+	binary.LittleEndian.PutUint64(head[0x38:], uint64(size))
+	out.Write(head)
+	out.WriteString(r.Name)
+	sum := sha256.Sum256(out.Bytes())
+	out.Write(sum[:])
+	_, err := r.Index.WriteTo(out)
+	return out.Bytes(), err
+}
+
+func checkName(name string) error {
+	if name == "" || len(name) > maxName || !utf8.ValidString(name) || strings.ContainsRune(name, 0) {
+		return fmt.Errorf("%w: the name of its index has %d bytes; want 1 to %d of UTF-8", ErrInvalid, len(name), maxName)
+	}
+	return nil
+}
+
+// Decode reads a gc root, or only its head. Every error of its content is an ErrInvalid.
+func Decode(in io.Reader, headOnly bool) (*Root, error) {
+	head := make([]byte, headSize)
+	if _, err := io.ReadFull(in, head); err != nil {
+		return nil, invalidEnd(err)
+	}
+	if string(head[:8]) != magic {
+		return nil, fmt.Errorf("%w: it does not begin with %s", ErrInvalid, magic)
+	}
+	if v := binary.LittleEndian.Uint32(head[0x08:]); v != version {
+		return nil, fmt.Errorf("%w: it has version %d, and this program knows version %d", ErrInvalid, v, version)
+	}
+	n := binary.LittleEndian.Uint32(head[0x0c:])
+	if n == 0 || n > maxName {
+		return nil, fmt.Errorf("%w: the name of its index has %d bytes; want 1 to %d", ErrInvalid, n, maxName)
+	}
+	rest := make([]byte, n+sha256.Size)
+	if _, err := io.ReadFull(in, rest); err != nil {
+		return nil, invalidEnd(err)
+	}
+	h := sha256.New()
+	h.Write(head)
+	h.Write(rest[:n])
+	if !bytes.Equal(h.Sum(nil), rest[n:]) {
+		return nil, fmt.Errorf("%w: its head has another checksum", ErrInvalid)
+	}
+	r := &Root{Name: string(rest[:n]), Published: time.Unix(0, int64(binary.LittleEndian.Uint64(head[0x30:])))}
+	copy(r.Digest[:], head[0x10:])
+	if err := checkName(r.Name); err != nil {
+		return nil, err
+	}
+	size := binary.LittleEndian.Uint64(head[0x38:])
+	if size > maxIndex {
+		return nil, fmt.Errorf("%w: its index has %d bytes", ErrInvalid, size)
+	}
+	if headOnly {
+		return r, nil
+	}
+	return r, r.decodeIndex(in, int64(size))
+}
+
+func (r *Root) decodeIndex(in io.Reader, size int64) (err error) {
+	body := &io.LimitedReader{R: in, N: size}
+	if r.Index, err = blob.Decode(bufio.NewReaderSize(body, 1<<16)); err != nil {
+		if errors.Is(err, blob.ErrInvalid) {
+			err = fmt.Errorf("%w: %w", ErrInvalid, err)
+		}
+		return err
+	}
+	switch {
+	case r.Index.EncodedSize() != size:
+		return fmt.Errorf("%w: its index has %d bytes instead of %d", ErrInvalid, r.Index.EncodedSize(), size)
+	case r.Index.Digest() != r.Digest:
+		return fmt.Errorf("%w: its index has another digest", ErrInvalid)
+	}
+	if n, err := io.ReadFull(in, make([]byte, 1)); n > 0 || !errors.Is(err, io.EOF) {
+		if n > 0 {
+			return fmt.Errorf("%w: bytes follow its index", ErrInvalid)
+		}
+		return err
+	}
+	return nil
+}
+
+func invalidEnd(err error) error {
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return fmt.Errorf("%w: it is too short", ErrInvalid)
+	}
+	return err
+}
+
+// Read reads a gc root, or only its head. A damaged one is an ErrInvalid.
+func (d *Dir) Read(ctx context.Context, e Entry, headOnly bool) (r *Root, err error) {
+	err = store.Stream(ctx, d.bucket, e.Name, maxRoot, func(in io.Reader) error {
+		r, err = Decode(in, headOnly)
+		return err
+	})
+	if err == nil && r.Digest != e.Index {
+		err = fmt.Errorf("%w: it is of another index than its name says", ErrInvalid)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the gc root %v/%s: %w", d, e.Name, err)
+	}
+	return r, nil
+}
+
+// Write writes the gc root of an index under a new name. From then on, the chunks of the index stay.
+func (d *Dir) Write(ctx context.Context, r *Root) (Entry, error) {
+	data, err := r.Encode()
+	if err != nil {
+		return Entry{}, err
+	}
+	e := Entry{Name: rootName(r.Index.Digest()), Index: r.Index.Digest()}
+	if err := d.bucket.Write(ctx, e.Name, data); err != nil {
+		return Entry{}, fmt.Errorf("writing a gc root: %w", err)
+	}
+	return e, nil
+}
+
+// Retire marks a gc root whose index is gone. Its chunks stay for the grace of gc, for clients that are reading
+// them.
+func (d *Dir) Retire(ctx context.Context, e Entry) error {
+	if err := d.bucket.Write(ctx, retiredPrefix+e.Name, nil); err != nil {
+		return fmt.Errorf("retiring the gc root %s: %w", e.Name, err)
+	}
+	return nil
+}
+
+// Remove removes a retired gc root.
+func (d *Dir) Remove(ctx context.Context, e Entry) error {
+	for _, name := range []string{e.Name, retiredPrefix + e.Name} { // a mark alone is harmless
+		if err := d.remove(ctx, name); err != nil {
+			return fmt.Errorf("removing the gc root %s: %w", e.Name, err)
+		}
+	}
+	return nil
+}
