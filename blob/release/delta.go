@@ -1,9 +1,6 @@
 package release
 
 import (
-	"fmt"
-	"strings"
-
 	"cairn/blob"
 	"cairn/blob/delta"
 	"cairn/store/locate"
@@ -14,16 +11,8 @@ const (
 	deltaDirSuffix = ".cadelta"
 )
 
-// DeltaDir returns the location of the deltas of a store: the directory NAME.cadelta beside NAME.castr. It
-// is not in the store, because casync's gc fails on foreign files.
-func DeltaDir(store locate.Location) (locate.Location, error) {
-	store = store.TrimSlash()
-	_, name, err := store.Split()
-	if err != nil {
-		return locate.Location{}, fmt.Errorf("deltas lie beside their store, and there is nothing beside %s: %w", store, err)
-	}
-	return store.Beside(strings.TrimSuffix(name, storeSuffix) + deltaDirSuffix)
-}
+// DeltaDir returns the location of the deltas of a store: the directory NAME.cadelta beside NAME.castr.
+func DeltaDir(of locate.Location) (locate.Location, error) { return beside(of, deltaDirSuffix) }
 
 // DeltaName returns the name of a delta in the directory of deltas. The images are named by the digests
 // of their indexes.

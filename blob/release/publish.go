@@ -11,10 +11,11 @@ import (
 
 	"cairn/blob"
 	"cairn/store"
+	"cairn/store/gcroot"
 	"cairn/store/locate"
 )
 
-// Note is an event that does not end the job: BaseLeftOut, NotListed or AttributesLost.
+// Note is an event that does not end the job: BaseLeftOut, NotListed, NotRecorded or AttributesLost.
 type Note any
 
 // BaseLeftOut reports that a base is not used. Either the store lacks chunks of it (Err), or its chunk
@@ -47,7 +48,9 @@ type PublisherOptions struct {
 	Chunks    int64 // approximate number of chunks; 0 or less if unknown
 	Remote    bool  // the store is reached over a network; it is listed instead of asked for each chunk
 	Bases     []Base
-	Notes     func(Note) // called with BaseLeftOut and NotListed; may be nil
+	Records   *gcroot.Dir // of the store; nil for none
+	Name      string      // of the index in the records; see RecordName
+	Notes     func(Note)  // called with BaseLeftOut, NotListed and NotRecorded; may be nil
 }
 
 // Publisher writes the chunks of an image that a store lacks, and then publishes the index. It
@@ -57,6 +60,11 @@ type Publisher struct {
 	chunks    *store.Chunks
 	inventory *store.Inventory // nil for none
 	notes     func(Note)
+	ctx       context.Context // of the job, for Close
+
+	records *gcroot.Dir   // nil for none
+	lease   *gcroot.Lease // nil without records, and after its end
+	name    string
 
 	mu        sync.Mutex // guards the fields below
 	assumes   bool       // the store is not asked for each chunk
@@ -65,17 +73,21 @@ type Publisher struct {
 	committed bool // all chunks that were put or found
 }
 
-// NewPublisher starts to publish into a store. It learns in the cheapest way which chunks the store
-// holds: from bases, from a listing if the store is remote, or by asking for each chunk. Close must be
-// called at the end.
+// NewPublisher starts to publish into a store. With records it takes a lease first, so that gc removes nothing
+// that the store holds from now on. It learns in the cheapest way which chunks those are: from bases, from a
+// listing if the store is remote, or by asking for each chunk. Close must be called at the end.
 func NewPublisher(ctx context.Context, to store.Bucket, o PublisherOptions) (*Publisher, error) {
-	p := &Publisher{chunks: store.NewChunks(to, o.Algorithm), notes: o.Notes}
+	p := &Publisher{chunks: store.NewChunks(to, o.Algorithm), notes: o.Notes, ctx: ctx, records: o.Records, name: o.Name}
 	if p.notes == nil {
 		p.notes = func(Note) {}
+	}
+	if err := p.announce(ctx, to); err != nil {
+		return nil, err
 	}
 	known, err := p.acceptBases(ctx, o)
 	switch {
 	case err != nil:
+		p.Close()
 		return nil, err
 	case known != nil:
 		o.Writer.Known = known
@@ -91,8 +103,9 @@ func NewPublisher(ctx context.Context, to store.Bucket, o PublisherOptions) (*Pu
 	return p, nil
 }
 
-// Close discards all uncommitted chunks.
+// Close discards all uncommitted chunks, and ends the lease.
 func (p *Publisher) Close() {
+	defer p.endLease(p.ctx)
 	if p.writer != nil {
 		_ = p.writer.Close() // the index needs only committed chunks
 	}
@@ -209,18 +222,31 @@ func (e *VanishedError) Error() string {
 }
 func (e *VanishedError) Unwrap() error { return e.Err }
 
+// vanished returns the error of a chunk that the store lacks as a *VanishedError.
+func vanished(err error) error {
+	if errors.Is(err, store.ErrNotFound) {
+		return &VanishedError{err}
+	}
+	return err
+}
+
 // Publish makes the index of the chunks visible. Readers rely on its order: the index is written when
 // Finish has succeeded.
 func (p *Publisher) Publish(ctx context.Context, to *Outlet, x *blob.Index) error {
-	if err := p.Finish(ctx); err != nil {
+	if err := p.Finish(ctx, x); err != nil {
 		return err
 	}
-	return to.Publish(ctx, x)
+	err := to.Publish(ctx, x)
+	if err == nil {
+		p.endLease(ctx)
+	}
+	return err
 }
 
-// Finish makes all chunks durable. Then it asks again for a sample of the chunks that the store
-// presumably holds; a missing one is a *VanishedError.
-func (p *Publisher) Finish(ctx context.Context) error {
+// Finish makes all chunks durable, and all of the index x stay: it writes the gc root of x if there are records.
+// Before, it asks again for a sample of the chunks that the store presumably holds; a missing one is a
+// *VanishedError.
+func (p *Publisher) Finish(ctx context.Context, x *blob.Index) error {
 	if p.inventory != nil && p.inventory.Err() != nil {
 		p.notes(NotListed{p.inventory.Err()})
 	}
@@ -230,13 +256,12 @@ func (p *Publisher) Finish(ctx context.Context) error {
 	if p.assumed > 0 {
 		few := p.sample[:min(p.assumed, len(p.sample))]
 		rand.Shuffle(len(few), func(i, j int) { few[i], few[j] = few[j], few[i] })
-		err := p.checkHeld(ctx, few[:min(samplesOf(p.assumed), len(few))])
-		if errors.Is(err, store.ErrNotFound) {
-			return &VanishedError{err}
+		if err := p.checkHeld(ctx, few[:min(samplesOf(p.assumed), len(few))]); err != nil {
+			return vanished(err)
 		}
-		if err != nil {
-			return err
-		}
+	}
+	if err := p.record(ctx, x); err != nil {
+		return err
 	}
 	return ctx.Err()
 }

@@ -139,5 +139,5 @@ func (f *storeAddFlags) addTo(ctx context.Context, to store.Bucket, x *blob.Inde
 	if err != nil {
 		return ingest.Stats{}, err
 	}
-	return stats, publisher.Finish(ctx)
+	return stats, publisher.Finish(ctx, x)
 }

@@ -139,14 +139,13 @@ func (a *announcement) look(ctx context.Context, prefix string, ttl time.Duratio
 		if l, err = d.List(ctx); err != nil {
 			return nil, l, err
 		}
-		var storeNow time.Time
 		for _, o := range l.announced {
-			if a.owns(o.name) && o.modified.After(storeNow) {
-				storeNow = o.modified
+			if a.owns(o.name) && o.modified.After(l.now) {
+				l.now = o.modified
 			}
 		}
-		if storeNow.IsZero() {
-			return nil, l, fmt.Errorf("%v does not list a new object with its time: %w", d, ErrLapsed)
+		if l.now.IsZero() {
+			return nil, l, a.explainUnlisted(l)
 		}
 		removed := false
 		others = nil
@@ -154,7 +153,7 @@ func (a *announcement) look(ctx context.Context, prefix string, ttl time.Duratio
 			if !strings.HasPrefix(o.name, prefix) || a.owns(o.name) {
 				continue
 			}
-			ended := storeNow.Sub(o.modified) > ttl
+			ended := l.now.Sub(o.modified) > ttl
 			if !ended && d.mayTrustProcesses(prefix) {
 				ended, err = d.hasEnded(ctx, o.name)
 				if err != nil {
@@ -174,6 +173,16 @@ func (a *announcement) look(ctx context.Context, prefix string, ttl time.Duratio
 			return others, l, nil
 		}
 	}
+}
+
+// explainUnlisted returns the error about a listing that does not tell the time of a's object.
+func (a *announcement) explainUnlisted(l Listing) error {
+	for _, o := range l.announced {
+		if a.owns(o.name) {
+			return fmt.Errorf("%v does not tell when its objects were written: %w", a.dir, errors.ErrUnsupported)
+		}
+	}
+	return fmt.Errorf("%v does not list %s, which was just written: %w", a.dir, a.id, ErrLapsed)
 }
 
 // mayTrustProcesses reports whether the end of a process ends its announcement at once. A request that a dead

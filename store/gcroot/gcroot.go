@@ -116,6 +116,9 @@ func IsManaged(ctx context.Context, r store.Reader) (bool, error) {
 	return err == nil, err
 }
 
+// IsManaged reports whether gc manages the store.
+func (d *Dir) IsManaged(ctx context.Context) (bool, error) { return IsManaged(ctx, d.bucket) }
+
 // Manage declares that every index of the store has its gc root, now and from now on.
 func (d *Dir) Manage(ctx context.Context) error {
 	return d.bucket.Write(ctx, configName, []byte(config))
@@ -138,6 +141,7 @@ type Listing struct {
 	Others []string
 
 	announced []announced
+	now       time.Time // by the clock of the store; set by announcement.look
 }
 
 // announced is an announcement in a listing.

@@ -8,9 +8,15 @@ import (
 )
 
 // Lease is a publisher's announcement. While it is in force, no loose chunk is removed.
-type Lease struct{ a *announcement }
+type Lease struct {
+	a *announcement
+	// Listing is the directory's content when the lease began.
+	Listing Listing
+	now     time.Time // by the clock of the store, when the lease began
+	begun   instant
+}
 
-// Lease announces a publisher. It waits while a collector has its turn. Without an object's time from the store,
+// Lease announces a publisher. It waits while a collector has its turn. Without
 // the error is an ErrLapsed. End must be called.
 func (d *Dir) Lease(ctx context.Context) (*Lease, error) {
 	for first := true; ; first = false {
@@ -18,9 +24,9 @@ func (d *Dir) Lease(ctx context.Context) (*Lease, error) {
 		if err != nil {
 			return nil, err
 		}
-		turns, _, err := a.look(ctx, turnPrefix, d.options.TurnTTL)
+		turns, l, err := a.look(ctx, turnPrefix, d.options.TurnTTL)
 		if err == nil && len(turns) == 0 {
-			return &Lease{a}, nil
+			return &Lease{a, l, l.now, now()}, nil
 		}
 		if err == nil && first {
 			d.noteWaiting("gc removes chunks: " + d.describe(ctx, turns))
@@ -42,6 +48,9 @@ func (d *Dir) noteWaiting(text string) {
 
 // Check returns ErrLapsed if the lease was not in force all the time until now.
 func (l *Lease) Check(ctx context.Context) error { return l.a.check(ctx) }
+
+// Now returns the time by the clock of the store.
+func (l *Lease) Now() time.Time { return l.now.Add(l.begun.since()) }
 
 // End withdraws the lease.
 func (l *Lease) End(ctx context.Context) error { return l.a.withdraw(ctx) }
