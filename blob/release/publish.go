@@ -60,11 +60,8 @@ type Publisher struct {
 	chunks    *store.Chunks
 	inventory *store.Inventory // nil for none
 	notes     func(Note)
-	ctx       context.Context // of the job, for Close
-
-	records *gcroot.Dir   // nil for none
-	lease   *gcroot.Lease // nil without records, and after its end
-	name    string
+	recorder  *Recorder
+	name      string // of the index in the records
 
 	mu        sync.Mutex // guards the fields below
 	assumes   bool       // the store is not asked for each chunk
@@ -77,11 +74,12 @@ type Publisher struct {
 // that the store holds from now on. It learns in the cheapest way which chunks those are: from bases, from a
 // listing if the store is remote, or by asking for each chunk. Close must be called at the end.
 func NewPublisher(ctx context.Context, to store.Bucket, o PublisherOptions) (*Publisher, error) {
-	p := &Publisher{chunks: store.NewChunks(to, o.Algorithm), notes: o.Notes, ctx: ctx, records: o.Records, name: o.Name}
+	p := &Publisher{chunks: store.NewChunks(to, o.Algorithm), notes: o.Notes, name: o.Name}
 	if p.notes == nil {
 		p.notes = func(Note) {}
 	}
-	if err := p.announce(ctx, to); err != nil {
+	var err error
+	if p.recorder, err = NewRecorder(ctx, o.Records, to, p.notes); err != nil {
 		return nil, err
 	}
 	known, err := p.acceptBases(ctx, o)
@@ -105,7 +103,7 @@ func NewPublisher(ctx context.Context, to store.Bucket, o PublisherOptions) (*Pu
 
 // Close discards all uncommitted chunks, and ends the lease.
 func (p *Publisher) Close() {
-	defer p.endLease(p.ctx)
+	defer p.recorder.End()
 	if p.writer != nil {
 		_ = p.writer.Close() // the index needs only committed chunks
 	}
@@ -130,7 +128,7 @@ func (p *Publisher) acceptBases(ctx context.Context, o PublisherOptions) (known 
 		for i := range few { // spread over the image
 			few[i] = x.At((2*i + 1) * x.Len() / (2 * len(few))).Digest
 		}
-		err := p.checkHeld(ctx, few)
+		err := checkHeld(ctx, p.chunks, few)
 		if errors.Is(err, store.ErrNotFound) {
 			p.notes(BaseLeftOut{base, err})
 			continue
@@ -153,12 +151,12 @@ const maxSamples = 32
 // samplesOf returns how many of n chunks a sample asks for.
 func samplesOf(n int) int { return min(n/512+1, maxSamples) }
 
-// checkHeld asks the store for chunks. A missing chunk is store.ErrNotFound.
-func (p *Publisher) checkHeld(ctx context.Context, digests []blob.Digest) error {
+// checkHeld asks a store for chunks. A missing chunk is store.ErrNotFound.
+func checkHeld(ctx context.Context, chunks *store.Chunks, digests []blob.Digest) error {
 	group, groupCtx := errgroup.WithContext(ctx)
 	for _, d := range digests {
 		group.Go(func() error {
-			_, err := p.chunks.Stat(groupCtx, d)
+			_, err := chunks.Stat(groupCtx, d)
 			return err
 		})
 	}
@@ -236,11 +234,7 @@ func (p *Publisher) Publish(ctx context.Context, to *Outlet, x *blob.Index) erro
 	if err := p.Finish(ctx, x); err != nil {
 		return err
 	}
-	err := to.Publish(ctx, x)
-	if err == nil {
-		p.endLease(ctx)
-	}
-	return err
+	return to.Publish(ctx, x)
 }
 
 // Finish makes all chunks durable, and all of the index x stay: it writes the gc root of x if there are records.
@@ -256,11 +250,11 @@ func (p *Publisher) Finish(ctx context.Context, x *blob.Index) error {
 	if p.assumed > 0 {
 		few := p.sample[:min(p.assumed, len(p.sample))]
 		rand.Shuffle(len(few), func(i, j int) { few[i], few[j] = few[j], few[i] })
-		if err := p.checkHeld(ctx, few[:min(samplesOf(p.assumed), len(few))]); err != nil {
+		if err := checkHeld(ctx, p.chunks, few[:min(samplesOf(p.assumed), len(few))]); err != nil {
 			return vanished(err)
 		}
 	}
-	if err := p.record(ctx, x); err != nil {
+	if err := p.recorder.Record(ctx, p.name, x); err != nil {
 		return err
 	}
 	return ctx.Err()

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"cairn/blob"
 	"cairn/store"
 	"cairn/store/gcroot"
@@ -46,13 +48,17 @@ func (e *ManagedError) Unwrap() error { return errors.ErrUnsupported }
 
 // OpenRecords opens the records of a store for publishing. They are nil if nothing can lie beside the store, or if
 // publishers cannot announce themselves there and gc does not manage the store. If it does, the error is a
-// *ManagedError.
-func OpenRecords(ctx context.Context, a locate.Access, of locate.Location, o gcroot.Options) (*gcroot.Dir, error) {
+// *ManagedError. notes is called with NotRecorded.
+func OpenRecords(ctx context.Context, a locate.Access, of locate.Location, o gcroot.Options, notes func(Note)) (*gcroot.Dir, error) {
 	at, err := RecordsDir(of)
 	if err != nil {
 		return nil, nil //nolint:nilerr // such a store has no records
 	}
 	b, err := a.OpenBucket(at)
+	if isRefused(err) && !at.Remote() { // there is no such directory
+		notes(NotRecorded{err})
+		return nil, nil
+	}
 	if err != nil {
 		return nil, fmt.Errorf("opening the gc roots %s: %w", at, err)
 	}
@@ -103,30 +109,52 @@ func absolute(name string) string {
 	return name
 }
 
-// announce announces the publisher, and declares that gc manages the store if it has no chunks yet.
-func (p *Publisher) announce(ctx context.Context, to store.Bucket) error {
-	if p.records == nil {
-		return nil
+// Recorder is a publisher's side of the records of a store: its lease, and the gc roots that it writes. Without
+// records it does nothing.
+type Recorder struct {
+	ctx     context.Context // of the job, for End
+	records *gcroot.Dir     // nil for none
+	lease   *gcroot.Lease   // nil without records, and after its end
+	to      store.Bucket
+}
+
+// NewRecorder announces a publisher into the store to, so that gc removes nothing that the store holds from now on.
+// If the store has no chunks yet, gc manages it from now on. records may be nil; notes is called with NotRecorded.
+// End must be called.
+func NewRecorder(ctx context.Context, records *gcroot.Dir, to store.Bucket, notes func(Note)) (*Recorder, error) {
+	r := &Recorder{ctx: ctx, records: records, to: to}
+	if records == nil {
+		return r, nil
 	}
-	lease, err := p.records.Lease(ctx)
-	if errors.Is(err, store.ErrDenied) || errors.Is(err, errors.ErrUnsupported) {
-		if managed, managedErr := p.records.IsManaged(ctx); managedErr == nil && !managed {
-			p.notes(NotRecorded{err})
-			p.records = nil
-			return nil
+	lease, err := records.Lease(ctx)
+	if isRefused(err) {
+		if managed, managedErr := records.IsManaged(ctx); managedErr == nil && !managed {
+			notes(NotRecorded{err})
+			r.records = nil
+			return r, nil
 		}
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
-	p.lease = lease
+	r.lease = lease
 	if lease.Listing.Managed || len(lease.Listing.Roots) > 0 {
-		return nil
+		return r, nil
 	}
-	if empty, err := isEmpty(ctx, to); err != nil || !empty {
-		return err
+	empty, err := isEmpty(ctx, to)
+	if err == nil && empty {
+		err = records.Manage(ctx)
 	}
-	return p.records.Manage(ctx)
+	if err != nil {
+		r.End()
+		return nil, err
+	}
+	return r, nil
+}
+
+// isRefused reports whether a place cannot be written by this user, or cannot hold records.
+func isRefused(err error) bool {
+	return errors.Is(err, store.ErrDenied) || errors.Is(err, errors.ErrUnsupported) || errors.Is(err, unix.EROFS)
 }
 
 // isEmpty reports whether a bucket has no objects. It is false if that cannot be known.
@@ -144,44 +172,35 @@ func isEmpty(ctx context.Context, b store.Bucket) (bool, error) {
 	return true, ctx.Err()
 }
 
-// record writes the gc root of an index whose chunks are durable. When it returns nil, gc keeps all of them. If the
+// Record writes the gc root of an index whose chunks are durable. When it returns nil, gc keeps all of them. If the
 // lease was not in force all the time, it takes a new one and asks the store for each chunk again; a missing one is
 // a *VanishedError.
-func (p *Publisher) record(ctx context.Context, x *blob.Index) error {
-	if p.records == nil {
+func (r *Recorder) Record(ctx context.Context, name string, x *blob.Index) error {
+	if r.records == nil {
 		return nil
 	}
-	r := &gcroot.Root{Name: p.name, Published: p.lease.Now(), Index: x}
-	if _, err := p.records.Write(ctx, r); err != nil {
+	root := &gcroot.Root{Name: name, Published: r.lease.Now(), Index: x}
+	if _, err := r.records.Write(ctx, root); err != nil {
 		return err
 	}
 	for {
-		err := p.lease.Check(ctx)
+		err := r.lease.Check(ctx)
 		if !errors.Is(err, gcroot.ErrLapsed) {
 			return err
 		}
-		if err := p.renewLease(ctx); err != nil {
+		r.End() // what is left of the lease
+		if r.lease, err = r.records.Lease(ctx); err != nil {
 			return err
 		}
-		if err := p.checkAll(ctx, x); err != nil {
+		if err := checkAll(ctx, r.to, x); err != nil {
 			return err
 		}
 	}
 }
 
-func (p *Publisher) renewLease(ctx context.Context) error {
-	_ = p.lease.End(ctx) // what is left of it expires
-	lease, err := p.records.Lease(ctx)
-	if err != nil {
-		return err
-	}
-	p.lease = lease
-	return nil
-}
-
-// checkAll asks the store for each chunk of an index. A missing one is a *VanishedError.
-func (p *Publisher) checkAll(ctx context.Context, x *blob.Index) error {
-	seen := blob.NewTable(x)
+// checkAll asks a store for each chunk of an index. A missing one is a *VanishedError.
+func checkAll(ctx context.Context, b store.Bucket, x *blob.Index) error {
+	chunks, seen := store.NewChunks(b, x.Algorithm()), blob.NewTable(x)
 	const atOnce = 256
 	for lo := 0; lo < x.Len(); lo += atOnce {
 		var some []blob.Digest
@@ -190,18 +209,17 @@ func (p *Publisher) checkAll(ctx context.Context, x *blob.Index) error {
 				some = append(some, c.Digest)
 			}
 		}
-		if err := p.checkHeld(ctx, some); err != nil {
+		if err := checkHeld(ctx, chunks, some); err != nil {
 			return vanished(err)
 		}
 	}
 	return ctx.Err()
 }
 
-// endLease withdraws the publisher's announcement. A failure does no harm, because the announcement expires.
-func (p *Publisher) endLease(ctx context.Context) {
-	if p.lease == nil {
-		return
+// End withdraws the lease. A failure does no harm, because the lease expires.
+func (r *Recorder) End() {
+	if r.lease != nil {
+		_ = r.lease.End(r.ctx)
 	}
-	_ = p.lease.End(ctx)
-	p.lease = nil
+	r.lease = nil
 }

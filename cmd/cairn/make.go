@@ -237,9 +237,15 @@ func makeInto(
 		return err
 	}
 	defer deltas.close()
+	records, err := f.openRecords(ctx, f.store)
+	if err != nil {
+		return err
+	}
+	defer records.Close()
 	o := release.PublisherOptions{
 		Writer: f.writerOptions(), Algorithm: f.digest, Params: blob.Params(f.params), Chunks: src.Size / f.params.Avg,
 		Remote: f.store.Remote(), Bases: bases, Notes: logReleaseNote,
+		Records: records, Name: release.RecordName(f.store, f.index),
 	}
 	o.Writer.Uploads = uploads
 	publisher, err := release.NewPublisher(ctx, to, o)

@@ -9,6 +9,7 @@ import (
 
 	"cairn/blob/release"
 	"cairn/internal/openfile"
+	"cairn/store/gcroot"
 	"cairn/store/locate"
 )
 
@@ -49,6 +50,21 @@ func (f *publish) readBases(ctx context.Context, a access) (bases []release.Base
 	return bases, err
 }
 
+// openRecords opens the gc roots of a store for publishing. They are nil if it has none.
+func (f *access) openRecords(ctx context.Context, of locate.Location) (*gcroot.Dir, error) {
+	a, err := f.openAccess()
+	if err != nil {
+		return nil, err
+	}
+	records, err := release.OpenRecords(ctx, a, of, gcroot.Options{Waiting: logWaiting}, logReleaseNote)
+	if hasType[*release.ManagedError](err) {
+		err = hintError{usageError{err}, "publish through a location that can be listed: a directory, S3, SFTP"}
+	}
+	return records, err
+}
+
+func logWaiting(others string) { logf("waiting: %s", others) }
+
 // explainNoCreate marks the error of a service that cannot create an index as wrong usage, and adds a hint.
 func explainNoCreate(err error) error {
 	no, is := errors.AsType[*release.NoCreateError](err)
@@ -72,6 +88,8 @@ func logReleaseNote(n release.Note) {
 		logf("warning: base %s is not used: its chunk sizes are %v bytes, and others are made (--chunk-size)", n.At, n.Index.Params())
 	case release.NotListed:
 		logf("warning: the store cannot be listed, so it was asked for each chunk: %v", n.Err)
+	case release.NotRecorded:
+		logf("warning: gc will not know that this index needs its chunks, because it gets no gc root beside the store: %v", n.Err)
 	case release.AttributesLost:
 		warnAttributesLost(n.Path, n.Err)
 	}

@@ -119,10 +119,17 @@ func (f *storeAddFlags) addTo(ctx context.Context, to store.Bucket, x *blob.Inde
 	if err != nil {
 		return ingest.Stats{}, err
 	}
-	remote := f.stores[0][0].Remote()
+	at := f.stores[0][0]
+	records, err := f.openRecords(ctx, at)
+	if err != nil {
+		return ingest.Stats{}, err
+	}
+	defer records.Close()
+	remote := at.Remote()
 	o := release.PublisherOptions{
 		Writer: f.writerOptions(), Algorithm: x.Algorithm(), Params: x.Params(), Chunks: int64(x.Len()),
 		Remote: remote, Bases: bases, Notes: logReleaseNote,
+		Records: records, Name: release.RecordName(at, f.index),
 	}
 	uploads := 0
 	if remote {

@@ -132,6 +132,16 @@ func runStoreCopy(ctx context.Context, stdout io.Writer, f storeCopyFlags) error
 		return err
 	}
 	r := storeCopyResult{From: joinLocations(f.stores[0], "|"), To: f.stores[1][0]}
+	records, err := f.openRecords(ctx, r.To)
+	if err != nil {
+		return err
+	}
+	defer records.Close()
+	recorder, err := release.NewRecorder(ctx, records, to, logReleaseNote)
+	if err != nil {
+		return err
+	}
+	defer recorder.End()
 	if err := f.copyChunks(ctx, from, to, indexes, &r); err != nil {
 		return fmt.Errorf("copying %s to %s: %w", r.From, r.To, err)
 	}
@@ -139,7 +149,13 @@ func runStoreCopy(ctx context.Context, stdout io.Writer, f storeCopyFlags) error
 		return fmt.Errorf("copying the deltas of %s to %s: %w", r.From, r.To, err)
 	}
 	for i, x := range indexes {
-		if outlets == nil || !r.Whole[i] {
+		if !r.Whole[i] {
+			continue
+		}
+		if err := recorder.Record(ctx, f.recordName(i), x); err != nil {
+			return f.indexError(i, err)
+		}
+		if outlets == nil {
 			continue
 		}
 		if err := outlets[i].Publish(ctx, x); err != nil {
@@ -183,6 +199,15 @@ func (f *storeCopyFlags) openOutlets(ctx context.Context) ([]*release.Outlet, er
 		}
 	}
 	return outlets, nil
+}
+
+// recordName returns the name of a copied index in the gc roots of TO.
+func (f *storeCopyFlags) recordName(i int) string {
+	index := f.indexes[i]
+	if _, name, err := index.Split(); err == nil && !f.indexesTo.IsZero() {
+		index = f.indexesTo.Join(name)
+	}
+	return release.RecordName(f.stores[1][0], index)
 }
 
 func (f *storeCopyFlags) indexError(i int, err error) error {

@@ -193,7 +193,7 @@ func (d *Dir) mayTrustProcesses(prefix string) bool {
 
 // hasEnded reports whether the process of an announcement is known to have ended.
 func (d *Dir) hasEnded(ctx context.Context, name string) (bool, error) {
-	text, err := d.bucket.Read(ctx, name, nil, maxProcess)
+	text, err := d.reader.Read(ctx, name, nil, maxProcess)
 	if errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrTooLarge) {
 		return false, nil // withdrawn, or not ours
 	}
@@ -209,7 +209,7 @@ func (d *Dir) describe(ctx context.Context, names []string) string {
 			texts = append(texts, "others")
 			break
 		}
-		text, err := d.bucket.Read(ctx, name, nil, maxProcess)
+		text, err := d.reader.Read(ctx, name, nil, maxProcess)
 		if p, ok := decodeProcess(text); err == nil && ok {
 			texts = append(texts, fmt.Sprintf("%.40s (%d) on %.60s", p.Command, p.PID, p.Host))
 		} else {

@@ -79,7 +79,8 @@ type Options struct {
 
 // Dir is the directory of the records beside a store. Safe for concurrent use.
 type Dir struct {
-	bucket  store.Bucket
+	reader  store.Reader
+	bucket  store.Bucket // nil if it is only read, as remover
 	lister  store.Lister
 	remover store.Remover
 	options Options
@@ -88,7 +89,7 @@ type Dir struct {
 // Open returns the records in a bucket. A bucket that cannot list or remove objects, such as a WebDAV server, is an
 // errors.ErrUnsupported.
 func Open(b store.Bucket, o Options) (*Dir, error) {
-	d := &Dir{bucket: b, options: o}
+	d := &Dir{reader: b, bucket: b, options: o}
 	d.options.LeaseTTL = cmp.Or(o.LeaseTTL, 10*time.Minute)
 	d.options.TurnTTL = cmp.Or(o.TurnTTL, 2*time.Minute)
 	d.options.Poll = cmp.Or(o.Poll, time.Second)
@@ -101,8 +102,25 @@ func Open(b store.Bucket, o Options) (*Dir, error) {
 	return d, nil
 }
 
+// OpenReader returns the records in a place for reading only. One that cannot be listed, such as a web server, is an
+// errors.ErrUnsupported.
+func OpenReader(r store.Reader) (*Dir, error) {
+	lister, lists := store.As[store.Lister](r)
+	if !lists {
+		return nil, fmt.Errorf("reading gc roots in %v, which cannot be listed: %w", r, errors.ErrUnsupported)
+	}
+	return &Dir{reader: r, lister: lister}, nil
+}
+
 // String returns the location of the directory for messages.
-func (d *Dir) String() string { return d.bucket.String() }
+func (d *Dir) String() string { return d.reader.String() }
+
+// Close closes the bucket. It does nothing without a Dir.
+func (d *Dir) Close() {
+	if d != nil {
+		store.Close(d.reader)
+	}
+}
 
 // IsManaged reports whether gc manages the store whose records are in r. It needs no listing.
 func IsManaged(ctx context.Context, r store.Reader) (bool, error) {
@@ -117,7 +135,7 @@ func IsManaged(ctx context.Context, r store.Reader) (bool, error) {
 }
 
 // IsManaged reports whether gc manages the store.
-func (d *Dir) IsManaged(ctx context.Context) (bool, error) { return IsManaged(ctx, d.bucket) }
+func (d *Dir) IsManaged(ctx context.Context) (bool, error) { return IsManaged(ctx, d.reader) }
 
 // Manage declares that every index of the store has its gc root, now and from now on.
 func (d *Dir) Manage(ctx context.Context) error {
@@ -221,7 +239,7 @@ func (d *Dir) modified(ctx context.Context, name string) (time.Time, error) {
 
 // has reports whether an object exists.
 func (d *Dir) has(ctx context.Context, name string) (bool, error) {
-	_, err := d.bucket.Stat(ctx, name)
+	_, err := d.reader.Stat(ctx, name)
 	switch {
 	case err == nil || errors.Is(err, store.ErrNoSize):
 		return true, nil

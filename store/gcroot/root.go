@@ -155,7 +155,7 @@ func invalidEnd(err error) error {
 
 // Read reads a gc root, or only its head. A damaged one is an ErrInvalid.
 func (d *Dir) Read(ctx context.Context, e Entry, headOnly bool) (r *Root, err error) {
-	err = store.Stream(ctx, d.bucket, e.Name, maxRoot, func(in io.Reader) error {
+	err = store.Stream(ctx, d.reader, e.Name, maxRoot, func(in io.Reader) error {
 		r, err = Decode(in, headOnly)
 		return err
 	})

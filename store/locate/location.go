@@ -182,7 +182,15 @@ func (l Location) Beside(name string) (Location, error) {
 	if err != nil {
 		return Location{}, err
 	}
-	return Location{dir.at.join(name)}, nil
+	return dir.Join(name), nil
+}
+
+// Join returns the location of a file in the directory l. It keeps the query of a URL, as Beside does.
+func (l Location) Join(name string) Location {
+	if l.at == nil {
+		return Path(name)
+	}
+	return Location{l.at.join(name)}
 }
 
 // TrimSlash returns the location of a directory without slashes at its end, so that Split finds its name. A
