@@ -21,6 +21,7 @@ import (
 	"cairn/internal/disk"
 	"cairn/internal/openfile"
 	"cairn/store"
+	"cairn/store/gcroot"
 	"cairn/store/keep"
 	"cairn/store/locate"
 	"cairn/store/s3"
@@ -56,6 +57,11 @@ func usageIfUnsupported(err error) error {
 type damagedError struct{ text string }
 
 func (e damagedError) Error() string { return e.text }
+
+// refusedError reports that a command does not go on, to protect data.
+type refusedError struct{ text, hint string }
+
+func (e refusedError) Error() string { return e.text }
 
 // mendedError reports that damage was found, and removed as requested.
 type mendedError struct{ text string }
@@ -95,12 +101,13 @@ func exitStatus(ctx context.Context, err error) int {
 	case hasType[usageError](err) || hasType[openfile.ClosedError](err) ||
 		isAny(err, openfile.ErrReadOnly, blockdev.ErrNotLiftable, locate.ErrKind, keep.ErrCannotList):
 		return exitUsage
-	case hasType[*blockdev.RefusedError](err) || isAny(err, disk.ErrAmbiguous, store.ErrExists):
+	case hasType[*blockdev.RefusedError](err) || hasType[refusedError](err) ||
+		isAny(err, disk.ErrAmbiguous, store.ErrExists, gcroot.ErrUnmanaged, gcroot.ErrBusy):
 		return exitRefused
 	case hasType[damagedError](err) || hasType[verify.LengthError](err) || hasType[release.TreeError](err) ||
 		hasType[*store.CorruptError](err) || hasType[*deltadir.OtherBytesError](err) ||
 		hasType[*assemble.ImageSumError](err) || hasType[*ingest.MismatchError](err) ||
-		isAny(err, assemble.ErrMedium, blob.ErrInvalid, delta.ErrInvalid, profile.ErrInvalid, disk.ErrInvalidTable):
+		isAny(err, assemble.ErrMedium, blob.ErrInvalid, gcroot.ErrInvalid, delta.ErrInvalid, profile.ErrInvalid, disk.ErrInvalidTable):
 		return exitDamaged
 	case trustHint(err) != "" || isAny(err, store.ErrNotFound, store.ErrUnavailable, store.ErrDenied, s3.ErrNoBucket,
 		dashboard.ErrUnavailable, fs.ErrPermission, fs.ErrNotExist, exec.ErrNotFound, disk.ErrNotFound, disk.ErrNoTable, disk.ErrNoRoot):

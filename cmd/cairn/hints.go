@@ -58,6 +58,9 @@ func hintFor(c *cobra.Command, err error, status int) string {
 	if h, ok := errors.AsType[hintError](err); ok {
 		return h.hint
 	}
+	if refused, ok := errors.AsType[refusedError](err); ok {
+		return refused.hint
+	}
 	if refused, ok := errors.AsType[*blockdev.RefusedError](err); ok {
 		return cmp.Or(refused.Hint, refusedHint(refused, hasType[streamError](err)))
 	}

@@ -74,7 +74,7 @@ func runStoreStat(ctx context.Context, stdout io.Writer, f storeStatFlags, at lo
 		return err
 	}
 	p := newProgress(f.progress, "counting "+at.String(), "", -1)
-	report, err := keep.Stat(ctx, reader, keep.StatOptions{Indexes: indexes, Workers: f.fetches,
+	report, err := keep.Stat(ctx, reader, keep.StatOptions{Indexes: keep.Each(indexes), Workers: f.fetches,
 		Show: func(n int64) { p.show(0, plaintext.Count(n, "chunk"), n) }})
 	p.end()
 	if err != nil {

@@ -15,7 +15,11 @@ func Size(n int64) string { return humanize.IBytes(uint64(max(n, 0))) }
 
 // Count returns a number of things, such as "1 chunk", or "1,200 new chunks" for the noun "new chunk".
 func Count(n int64, noun string) string {
-	if n != 1 {
+	switch {
+	case n == 1:
+	case strings.HasSuffix(noun, "x"): // indexes
+		noun += "es"
+	default:
 		noun += "s"
 	}
 	return humanize.Comma(n) + " " + noun

@@ -1,6 +1,7 @@
 package keep
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,6 +25,8 @@ type CollectOptions struct {
 	Deltas  store.Bucket // the deltas of the store; nil for none
 	Workers int          // requests for removals at once, at least one
 	DryRun  bool         // nothing is removed
+	// Dropped are gc roots that a dry run regards as retired now.
+	Dropped []gcroot.Entry
 	// Approve is called before anything is removed, with what would be removed. Its error ends the job. May be nil.
 	Approve func(r CollectReport) error
 	// Patience is for how long Collect waits for publishers to end; see gcroot.Dir.Turn.
@@ -37,6 +40,7 @@ type CollectReport struct {
 	Retired      int    `json:"retired"`  // of them: their index is gone, and the grace has not passed
 	RemovedRoots int    `json:"removed_gc_roots"`
 	Kept         Amount `json:"kept"`
+	Fading       Amount `json:"fading"` // in retired gc roots only: they stay for the grace
 	Removed      Amount `json:"removed"`
 	Young        Amount `json:"young"` // in no gc root, kept for the grace
 	Deltas       Others `json:"removed_deltas"`
@@ -44,10 +48,14 @@ type CollectReport struct {
 	Foreign      Others `json:"foreign"`
 }
 
+// Bytes returns the stored bytes of all chunks that were found.
+func (r CollectReport) Bytes() int64 {
+	return r.Kept.Bytes + r.Fading.Bytes + r.Removed.Bytes + r.Young.Bytes
+}
+
 // Share returns how much of the store's chunks is removed, as a part of their bytes.
 func (r CollectReport) Share() float64 {
-	all := r.Kept.Bytes + r.Removed.Bytes + r.Young.Bytes
-	return float64(r.Removed.Bytes) / float64(max(all, 1))
+	return float64(r.Removed.Bytes) / float64(max(r.Bytes(), 1))
 }
 
 // turnTime limits the time for which publishers wait for removals.
@@ -58,10 +66,10 @@ const turnTime = time.Minute
 // them. Objects of programs that know no leases are protected by the grace only.
 //
 // A gc root that cannot be read ends the job before anything is removed. After a failure or a crash, the next Collect
-// removes the rest. Memory is about 40 bytes for each distinct chunk in the gc roots and 56 for each object to be
+// removes the rest. Memory is about 40 bytes for each distinct chunk in the gc roots and 72 for each object to be
 // removed.
 func Collect(ctx context.Context, chunks store.Bucket, records *gcroot.Dir, o CollectOptions) (CollectReport, error) {
-	c := &collect{options: o, chunks: chunks, records: records, marked: new(store.Set), read: map[string]bool{}, images: map[blob.Digest]bool{}}
+	c := &collect{options: o, chunks: chunks, records: records, marked: new(store.Set), fading: new(store.Set), read: map[string]bool{}, images: map[blob.Digest]bool{}}
 	if c.options.Show == nil {
 		c.options.Show = func(string, int64, int64) {}
 	}
@@ -77,7 +85,8 @@ type collect struct {
 	records *gcroot.Dir
 	report  CollectReport
 
-	marked  *store.Set           // the chunks of all gc roots that were read
+	marked  *store.Set           // the chunks of all gc roots that are not retired
+	fading  *store.Set           // the chunks of retired ones whose grace has not passed
 	read    map[string]bool      // names of the gc roots that were read, or have expired
 	images  map[blob.Digest]bool // their indexes
 	expired []gcroot.Entry       // retired gc roots whose grace has passed
@@ -128,7 +137,11 @@ func (c *collect) run(ctx context.Context) error {
 
 // findExpired finds the retired gc roots whose grace has passed.
 func (c *collect) findExpired(l gcroot.Listing, now time.Time) {
-	for _, e := range l.Roots {
+	for i, e := range l.Roots {
+		if slices.ContainsFunc(c.options.Dropped, func(d gcroot.Entry) bool { return d.Name == e.Name }) {
+			e.Retired = now
+			l.Roots[i] = e
+		}
 		switch {
 		case e.Retired.IsZero():
 			c.report.Roots++
@@ -159,7 +172,11 @@ func (c *collect) mark(ctx context.Context, l gcroot.Listing) error {
 		if err != nil {
 			return fmt.Errorf("%w (nothing is removed while a gc root cannot be read)", err)
 		}
-		c.marked.Add(r.Index)
+		if e.Retired.IsZero() {
+			c.marked.Add(r.Index)
+		} else {
+			c.fading.Add(r.Index)
+		}
 		c.read[e.Name] = true
 		c.images[e.Index] = true
 	}
@@ -177,11 +194,14 @@ func (c *collect) findChunks(ctx context.Context, lister store.Lister, now time.
 		c.report.Misnamed.add(shard.misnamed)
 		for _, o := range shard.objects {
 			marked, err := c.marked.Has(ctx, o.digest)
+			fading, _ := c.fading.Has(ctx, o.digest)
 			switch {
 			case err != nil:
 				return err
 			case marked:
 				c.report.Kept.addChunk(o.size)
+			case fading:
+				c.report.Fading.addChunk(o.size)
 			case c.isYoung(o.modified, now):
 				c.report.Young.addChunk(o.size)
 			default:
@@ -213,17 +233,16 @@ func (c *collect) findDeltas(ctx context.Context, now time.Time) error {
 			c.report.Deltas.countObject(o)
 		}
 	}
-	// The list of the deltas to an image is removed before them.
-	slices.SortFunc(c.deltas, func(a, b store.Object) int {
-		if isList, otherIs := path.Base(a.Name) == "list", path.Base(b.Name) == "list"; isList != otherIs {
-			if isList {
-				return -1
-			}
-			return 1
-		}
-		return strings.Compare(a.Name, b.Name)
-	})
+	// The list of the deltas to an image comes before them, since a client reads it first.
+	slices.SortStableFunc(c.deltas, func(a, b store.Object) int { return cmp.Compare(orderOf(a), orderOf(b)) })
 	return nil
+}
+
+func orderOf(o store.Object) int {
+	if path.Base(o.Name) == "list" {
+		return 0
+	}
+	return 1
 }
 
 // imageOf returns the index of the new image of a delta's file.

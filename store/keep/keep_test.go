@@ -370,18 +370,18 @@ func TestStat(t *testing.T) {
 				Exclusive: keep.Amount{Chunks: 5, Bytes: size(15, 20) + 5}, Missing: 5},
 		},
 	}
-	got, err := keep.Stat(t.Context(), b, keep.StatOptions{Indexes: indexes})
+	got, err := keep.Stat(t.Context(), b, keep.StatOptions{Indexes: keep.Each(indexes)})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("Stat (-want +got):\n%s", diff)
 	}
-	got, err = keep.Stat(t.Context(), b, keep.StatOptions{Indexes: indexes[:1]})
+	got, err = keep.Stat(t.Context(), b, keep.StatOptions{Indexes: keep.Each(indexes[:1])})
 	if want := (keep.Amount{Chunks: 10, Bytes: size(10, 20) + 5}); err != nil || got.Unreferenced != want {
 		t.Errorf("Stat: unreferenced %+v, %v, want %+v", got.Unreferenced, err, want)
 	}
-	got, err = keep.Stat(t.Context(), unlisted{b}, keep.StatOptions{Indexes: indexes, Workers: 3})
+	got, err = keep.Stat(t.Context(), unlisted{b}, keep.StatOptions{Indexes: keep.Each(indexes), Workers: 3})
 	if err != nil || got.Listed || got.Chunks != 20 {
 		t.Errorf("Stat without a listing = %+v, %v", got, err)
 	}

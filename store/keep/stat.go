@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 
 	"cairn/blob"
 	"cairn/store"
@@ -11,9 +12,9 @@ import (
 
 // StatOptions configure a Stat.
 type StatOptions struct {
-	Indexes []*blob.Index
-	Workers int                // chunks that are requested at once, where the store cannot be listed
-	Show    func(chunks int64) // called after each listed shard with the chunks counted so far; may be nil
+	Indexes iter.Seq2[*blob.Index, error] // read one after the other, and not kept; nil for none
+	Workers int                           // chunks that are requested at once, where the store cannot be listed
+	Show    func(chunks int64)            // called after each listed shard with the chunks counted so far; may be nil
 }
 
 // Amount is a number of chunks and their stored bytes. A chunk that is stored in both forms counts
@@ -58,14 +59,14 @@ type IndexStat struct {
 // whatever the store holds.
 func Stat(ctx context.Context, r store.Reader, o StatOptions) (StatReport, error) {
 	s := stat{table: newTable(), options: o}
-	for i, x := range o.Indexes {
-		s.members = append(s.members, s.table.add(x, int32(i)))
+	if err := s.addIndexes(); err != nil {
+		return StatReport{}, err
 	}
 	l, err := listerOf(r)
 	switch {
 	case err == nil:
 		err = s.countListed(ctx, l)
-	case len(o.Indexes) > 0:
+	case len(s.members) > 0:
 		err = s.requestSizes(ctx, r)
 	}
 	if err != nil {
@@ -74,16 +75,42 @@ func Stat(ctx context.Context, r store.Reader, o StatOptions) (StatReport, error
 	for _, r := range s.table.rows {
 		s.report.DistinctBytes += int64(r.size)
 	}
-	for i, x := range o.Indexes {
-		s.report.ImageBytes += x.Size()
-		s.report.Indexes = append(s.report.Indexes, s.indexStat(x, s.members[i]))
+	for i, rows := range s.members {
+		s.report.ImageBytes += s.sizes[i]
+		s.report.Indexes = append(s.report.Indexes, s.indexStat(s.sizes[i], rows))
 	}
 	return s.report, ctx.Err()
+}
+
+// Each returns a sequence of indexes that are in memory.
+func Each(indexes []*blob.Index) iter.Seq2[*blob.Index, error] {
+	return func(yield func(*blob.Index, error) bool) {
+		for _, x := range indexes {
+			if !yield(x, nil) {
+				return
+			}
+		}
+	}
+}
+
+func (s *stat) addIndexes() error {
+	if s.options.Indexes == nil {
+		return nil
+	}
+	for x, err := range s.options.Indexes {
+		if err != nil {
+			return err
+		}
+		s.members = append(s.members, s.table.add(x, int32(len(s.members))))
+		s.sizes = append(s.sizes, x.Size())
+	}
+	return nil
 }
 
 type stat struct {
 	table   *table
 	members [][]uint32 // row indexes of each index
+	sizes   []int64    // of the image of each index
 	options StatOptions
 	report  StatReport
 }
@@ -156,8 +183,8 @@ func (s *stat) requestSizes(ctx context.Context, r store.Reader) error {
 	return err
 }
 
-func (s *stat) indexStat(x *blob.Index, rows []uint32) IndexStat {
-	t := IndexStat{ImageBytes: x.Size(), Distinct: int64(len(rows))}
+func (s *stat) indexStat(size int64, rows []uint32) IndexStat {
+	t := IndexStat{ImageBytes: size, Distinct: int64(len(rows))}
 	for _, i := range rows {
 		r := s.table.rows[i]
 		t.DistinctBytes += int64(r.size)

@@ -1,0 +1,218 @@
+package release
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"strings"
+
+	"cairn/blob"
+	"cairn/store"
+	"cairn/store/gcroot"
+	"cairn/store/locate"
+)
+
+// Shelf is what gc keeps or removes as one, and in which order it was published. Indexes are one; releases are to be
+// another.
+type Shelf interface {
+	// Items returns what is published, the oldest first.
+	Items(ctx context.Context) ([]Item, error)
+	// Remove removes an item. Its chunks stay for the grace of gc.
+	Remove(ctx context.Context, item Item) error
+}
+
+// Indexes is the Shelf of the indexes that were published into a store.
+type Indexes struct {
+	Access  Access // to read the indexes
+	Bucket  func(at locate.Location) (b store.Bucket, name string, err error)
+	Store   locate.Location
+	Records *gcroot.Dir
+}
+
+var _ Shelf = (*Indexes)(nil)
+
+// Items implements Shelf. It reads the heads of all gc roots that are not retired.
+func (s *Indexes) Items(ctx context.Context) ([]Item, error) {
+	l, err := s.Records.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return ReadItems(ctx, s.Records, l)
+}
+
+// ReadItems reads the heads of the gc roots in a listing, and returns what they keep, the oldest first.
+func ReadItems(ctx context.Context, records *gcroot.Dir, l gcroot.Listing) ([]Item, error) {
+	type key struct {
+		name  string
+		index blob.Digest
+	}
+	found := map[key]*Item{}
+	for _, e := range l.Roots {
+		if !e.Retired.IsZero() {
+			continue
+		}
+		r, err := records.Read(ctx, e, true)
+		if err != nil {
+			return nil, err
+		}
+		k := key{r.Name, e.Index}
+		item := found[k]
+		switch {
+		case item == nil:
+			found[k] = &Item{Name: r.Name, Published: r.Published, Index: e.Index, Roots: []gcroot.Entry{e}}
+		case r.Published.After(item.Published):
+			item.Published = r.Published
+			item.Roots = append([]gcroot.Entry{e}, item.Roots...)
+		default:
+			item.Roots = append(item.Roots, e)
+		}
+	}
+	items := make([]Item, 0, len(found))
+	for _, item := range found {
+		items = append(items, *item)
+	}
+	slices.SortFunc(items, compareItems)
+	return items, nil
+}
+
+// Locate returns the location of an item's index.
+func (s *Indexes) Locate(item Item) (locate.Location, error) {
+	if strings.HasPrefix(item.Name, "/") || locate.IsURL(item.Name) || item.Name == "-" {
+		return locate.Parse(item.Name)
+	}
+	dir, _, err := s.Store.TrimSlash().Split()
+	return dir.Join(item.Name), err
+}
+
+// State is what is found at the location of an item's index.
+type State string
+
+// The states.
+const (
+	Present  State = "present"
+	Absent   State = "absent"
+	Replaced State = "replaced" // by another index
+	Stream   State = "unknown"  // it was written to stdout
+)
+
+// Find returns what is at the location of an item's index.
+func (s *Indexes) Find(ctx context.Context, item Item) (State, error) {
+	at, err := s.Locate(item)
+	if err != nil {
+		return "", err
+	}
+	if at.IsStream() {
+		return Stream, nil
+	}
+	x, err := Open(ctx, s.Access, at)
+	switch {
+	case isAbsent(err):
+		return Absent, nil
+	case err != nil:
+		return "", err
+	case x.Digest() != item.Index:
+		return Replaced, nil
+	}
+	return Present, nil
+}
+
+// companionsOf returns the locations of the files that belong to an index by its name.
+func companionsOf(at locate.Location) (all []locate.Location) {
+	if profile, err := ProfileOf(at); err == nil {
+		all = append(all, profile)
+	}
+	return all
+}
+
+// Remove implements Shelf. It removes the index, unless another one has its name by now, then its companions, and then
+// retires its gc roots. After a crash, the next Remove does the rest.
+func (s *Indexes) Remove(ctx context.Context, item Item) error {
+	state, err := s.Find(ctx, item)
+	if err != nil {
+		return err
+	}
+	at, err := s.Locate(item)
+	if err != nil {
+		return err
+	}
+	if state == Present {
+		if err := s.removeFile(ctx, at); err != nil {
+			return fmt.Errorf("removing index %s: %w", at, err)
+		}
+	}
+	if state == Present || state == Absent {
+		for _, companion := range companionsOf(at) {
+			if err := s.removeFile(ctx, companion); err != nil {
+				return fmt.Errorf("removing %s: %w", companion, err)
+			}
+		}
+	}
+	for _, e := range item.Roots {
+		if err := s.Records.Retire(ctx, e); err != nil {
+			return err
+		}
+	}
+	return ctx.Err()
+}
+
+// removeFile removes a file, which may be absent.
+func (s *Indexes) removeFile(ctx context.Context, at locate.Location) error {
+	b, name, err := s.Bucket(at)
+	if err == nil {
+		defer store.Close(b)
+		remover, can := store.As[store.Remover](b)
+		if !can {
+			return fmt.Errorf("%v: %w", b, errors.ErrUnsupported)
+		}
+		err = remover.Remove(ctx, name)
+	}
+	if isAbsent(err) {
+		return nil
+	}
+	return err
+}
+
+// RemoveDuplicates removes gc roots of an item but the newest, which keeps the same chunks.
+func (s *Indexes) RemoveDuplicates(ctx context.Context, items []Item) error {
+	for _, item := range items {
+		for _, e := range item.Roots[1:] {
+			if err := s.Records.Remove(ctx, e); err != nil {
+				return err
+			}
+		}
+	}
+	return ctx.Err()
+}
+
+// Adopt writes gc roots for indexes that have none, and declares that gc manages the store from now on. The caller knows
+// that the store has no other indexes. It returns how many gc roots were written.
+func Adopt(ctx context.Context, records *gcroot.Dir, to store.Bucket, names []string, indexes []*blob.Index) (adopted int, err error) {
+	var refused error
+	r, err := NewRecorder(ctx, records, to, func(n Note) { refused = n.(NotRecorded).Err })
+	if err := cmp.Or(err, refused); err != nil {
+		return 0, err
+	}
+	defer r.End()
+	items, err := ReadItems(ctx, records, r.lease.Listing)
+	if err != nil {
+		return 0, err
+	}
+	for i, x := range indexes {
+		has := func(item Item) bool { return item.Name == names[i] && item.Index == x.Digest() }
+		if slices.ContainsFunc(items, has) {
+			continue
+		}
+		if err := r.Record(ctx, names[i], x); err != nil {
+			return adopted, err
+		}
+		adopted++
+	}
+	return adopted, records.Manage(ctx)
+}
+
+func isAbsent(err error) bool {
+	return errors.Is(err, store.ErrNotFound) || errors.Is(err, fs.ErrNotExist)
+}

@@ -1,0 +1,262 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"cairn/blob/release"
+	"cairn/internal/plaintext"
+	"cairn/store"
+	"cairn/store/gcroot"
+	"cairn/store/keep"
+	"cairn/store/locate"
+)
+
+const (
+	defaultGrace = 24 * time.Hour
+	defaultWait  = 15 * time.Minute
+	// mostRemoved is the part of a store that gc removes without --yes.
+	mostRemoved = 0.2
+)
+
+type repoGCFlags struct {
+	repoFlags
+	retention release.Retention
+	grace     time.Duration
+	wait      time.Duration
+	dryRun    bool
+	yes       bool
+}
+
+func newRepoGC() *cobra.Command {
+	var f repoGCFlags
+	c := &cobra.Command{
+		Use:   "gc STORE",
+		Short: "Remove old indexes, and the chunks that no index needs",
+		Long: `gc removes the chunks of a store that no published index has, and the deltas to images that are not published. With
+--keep-last or --keep-within it first removes the indexes that do not stay, as 'cairn repo remove' does.
+
+What was removed stays readable for the grace: chunks of a removed index, and all chunks that are younger, go only
+when --grace has passed, by the clock of the store. Choose it longer than the longest update, and than a server may
+serve a removed index.
+
+gc works beside publishers. While it removes chunks, new publishers wait for at most about a minute at a time, and
+before that, gc waits for those at work. casync, desync and versions of cairn without 'repo' know nothing of gc: for
+what they publish, only the grace protects new chunks, and nothing protects old chunks that they use again. Do not
+run gc beside them.
+
+gc refuses (exit status 5) a store with indexes that it may not know (see 'cairn repo adopt'), and without --yes a run
+that would remove more than 20 % of the store. A gc root that cannot be read ends it before it removes anything.
+After an interruption, the next gc does the rest.`,
+		Example: `  cairn repo gc /srv/images/default.castr --dry-run
+  cairn repo gc /srv/images/default.castr --keep-last 5 --keep stable.caibx
+  cairn repo gc s3://images/default.castr --keep-last 'root-*=5' --keep-last 'boot-*=5' --keep-within 720h`,
+		Args: checkArgs(cobra.ExactArgs(1)),
+		RunE: func(c *cobra.Command, _ []string) error { return runRepoGC(c.Context(), c.OutOrStdout(), f) },
+	}
+	f.addFlags(c)
+	flags := c.Flags()
+	flags.Var(funcFlag{"[pattern=]n", "", func(text string) error {
+		rule, err := parseKeepLast(text)
+		f.retention.Last = append(f.retention.Last, rule)
+		return err
+	}}, "keep-last", "keep the last `[PATTERN=]N` published indexes, or those whose names match; repeatable")
+	flags.DurationVar(&f.retention.Within, "keep-within", 0, "keep the indexes that were published in this `time`, such as 720h")
+	flags.StringArrayVar(&f.retention.Names, "keep", nil, "keep the indexes whose names match this `pattern`; repeatable")
+	flags.DurationVar(&f.grace, "grace", defaultGrace, "`time` for which removed indexes and new chunks stay readable")
+	flags.DurationVar(&f.wait, "wait", defaultWait, "how long to wait for publishers at work")
+	flags.BoolVar(&f.dryRun, "dry-run", false, "remove nothing, and print what would be removed")
+	flags.BoolVar(&f.yes, "yes", false, "remove more than 20 % of the store")
+	addCheck(c, func([]string) error {
+		switch {
+		case f.grace < 0:
+			return fmt.Errorf("--grace %v: want 0 or more", f.grace)
+		case f.wait < 0:
+			return fmt.Errorf("--wait %v: want 0 or more", f.wait)
+		case f.retention.Within < 0:
+			return fmt.Errorf("--keep-within %v: want more than 0", f.retention.Within)
+		case len(f.retention.Names) > 0 && f.retention.IsZero():
+			return errors.New("--keep needs --keep-last or --keep-within: without them, gc removes no index")
+		}
+		return f.retention.Check()
+	})
+	return c
+}
+
+func parseKeepLast(text string) (rule release.KeepLast, err error) {
+	count := text
+	if at := strings.LastIndexByte(text, '='); at >= 0 {
+		rule.Pattern, count = text[:at], text[at+1:]
+		if rule.Pattern == "" {
+			return rule, errors.New("the pattern is empty")
+		}
+	}
+	if rule.Count, err = strconv.Atoi(count); err != nil || rule.Count < 1 {
+		return rule, fmt.Errorf("%q is not a number of indexes, of at least 1", count)
+	}
+	return rule, nil
+}
+
+// repoGCResult is the output of repo gc --json.
+type repoGCResult struct {
+	Store  locate.Location `json:"store"`
+	DryRun bool            `json:"dry_run"`
+	// Indexes are the names of the indexes that are removed.
+	Indexes []string `json:"removed_indexes"`
+	keep.CollectReport
+	Seconds float64 `json:"seconds"`
+}
+
+func runRepoGC(ctx context.Context, stdout io.Writer, f repoGCFlags) error {
+	if err := f.checkStore(); err != nil {
+		return err
+	}
+	if read, err := f.openRecordsToRead(); err != nil { // so that a refused gc leaves no new directory
+		return err
+	} else if managed, err := read.IsManaged(ctx); err != nil || !managed {
+		read.Close()
+		if err == nil {
+			err = gcroot.ErrUnmanaged
+		}
+		return f.explainUnmanaged(err)
+	} else {
+		read.Close()
+	}
+	records, err := f.openRecordsToWrite()
+	if err != nil {
+		return err
+	}
+	defer records.Close()
+	chunks, err := f.openBucket(f.store)
+	if err != nil {
+		return err
+	}
+	defer store.Close(chunks)
+	deltas, err := f.openDeltasToCollect()
+	if err != nil {
+		return err
+	}
+	if deltas != nil {
+		defer store.Close(deltas)
+	}
+	return f.collect(ctx, stdout, records, chunks, deltas)
+}
+
+// openDeltasToCollect opens the directory of deltas, or returns nil if there is none.
+func (f *repoGCFlags) openDeltasToCollect() (store.Bucket, error) {
+	at, err := release.DeltaDir(f.store)
+	if err != nil {
+		return nil, nil //nolint:nilerr // nothing can lie beside this store
+	}
+	r, err := f.access.openReader(at, 0)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	store.Close(r)
+	return f.openBucket(at)
+}
+
+func (f *repoGCFlags) collect(ctx context.Context, stdout io.Writer, records *gcroot.Dir, chunks, deltas store.Bucket) error {
+	shelf := f.indexes(records)
+	items, err := shelf.Items(ctx)
+	if err != nil {
+		return f.explainUnreadable(err)
+	}
+	var now time.Time
+	if !f.retention.IsZero() {
+		if now, err = records.Now(ctx); err != nil {
+			return err
+		}
+	}
+	dropped := f.retention.Dropped(items, now)
+	r := repoGCResult{Store: f.store, DryRun: f.dryRun, Indexes: []string{}}
+	o := keep.CollectOptions{Grace: f.grace, Deltas: deltas, Workers: 4, Patience: f.wait, DryRun: f.dryRun, Approve: f.approve}
+	for _, item := range dropped {
+		r.Indexes = append(r.Indexes, item.Name)
+		o.Dropped = append(o.Dropped, item.Roots...)
+	}
+	p := newProgress(f.progress, "collecting garbage in "+f.store.String(), "", -1)
+	o.Show = func(step string, done, _ int64) { p.show(0, fmt.Sprintf("%s: %d", step, done), nil) }
+	if len(dropped) > 0 && !f.dryRun { // all that would go is known before the first index goes
+		o.DryRun = true
+		if r.CollectReport, err = keep.Collect(ctx, chunks, records, o); err == nil {
+			err = f.approve(r.CollectReport)
+		}
+		for i := 0; err == nil && i < len(dropped); i++ {
+			err = shelf.Remove(ctx, dropped[i])
+		}
+		o.DryRun, o.Dropped, o.Approve = false, nil, nil
+	}
+	if err == nil && !f.dryRun {
+		err = shelf.RemoveDuplicates(ctx, items)
+	}
+	if err == nil {
+		r.CollectReport, err = keep.Collect(ctx, chunks, records, o)
+	}
+	p.end()
+	if err != nil {
+		return f.explainUnreadable(err)
+	}
+	r.Seconds = p.elapsed().Seconds()
+	if f.json {
+		return writeJSON(stdout, r)
+	}
+	r.print(f)
+	return nil
+}
+
+// approve returns an error about a run that would remove much of the store.
+func (f *repoGCFlags) approve(r keep.CollectReport) error {
+	if f.yes || r.Share() <= mostRemoved {
+		return nil
+	}
+	return refusedError{fmt.Sprintf("it would remove %s of %s, which is more than 20 %%; nothing was removed",
+		plaintext.Size(r.Removed.Bytes), plaintext.Size(r.Bytes())), "look at it with --dry-run, and give --yes"}
+}
+
+// explainUnreadable adds what to do to errors that end a gc.
+func (f *repoGCFlags) explainUnreadable(err error) error {
+	switch {
+	case errors.Is(err, gcroot.ErrUnmanaged):
+		return f.explainUnmanaged(err)
+	case errors.Is(err, gcroot.ErrInvalid):
+		return hintError{err, fmt.Sprintf("'cairn repo check %s' lists all damaged gc roots", f.store)}
+	case errors.Is(err, gcroot.ErrBusy):
+		return hintError{err, "run it again when they have ended, or with a longer --wait"}
+	}
+	return err
+}
+
+func (r *repoGCResult) print(f *repoGCFlags) {
+	removed, did := "removed", ""
+	if f.dryRun {
+		removed, did = "would remove", " (dry run: nothing was removed)"
+	}
+	if len(r.Indexes) > 0 {
+		logf("%s %s: %s", removed, plaintext.Count(int64(len(r.Indexes)), "index"), strings.Join(r.Indexes, ", "))
+	}
+	logf("%s %s (%s) of %s%s", removed, plaintext.Count(r.Removed.Chunks, "chunk"), plaintext.Size(r.Removed.Bytes), f.store, did)
+	if r.Deltas.Objects > 0 {
+		logf("%s %s of deltas (%s)", removed, plaintext.Count(r.Deltas.Objects, "file"), plaintext.Size(r.Deltas.Bytes))
+	}
+	logf("kept %s (%s) of %s", plaintext.Count(r.Kept.Chunks, "chunk"), plaintext.Size(r.Kept.Bytes), plaintext.Count(int64(r.Roots-r.Retired), "gc root"))
+	if r.Fading.Chunks > 0 {
+		logf("kept %s (%s) of removed indexes, until %v have passed since their removal",
+			plaintext.Count(r.Fading.Chunks, "chunk"), plaintext.Size(r.Fading.Bytes), f.grace)
+	}
+	if r.Young.Chunks > 0 {
+		logf("kept %s (%s) of no index, which are younger than %v", plaintext.Count(r.Young.Chunks, "chunk"), plaintext.Size(r.Young.Bytes), f.grace)
+	}
+	logOtherObjects("called like chunks, in wrong directories", r.Misnamed)
+	logOtherObjects("no chunks", r.Foreign)
+}
