@@ -234,7 +234,10 @@ func (p *Publisher) Publish(ctx context.Context, to *Outlet, x *blob.Index) erro
 	if err := p.Finish(ctx, x); err != nil {
 		return err
 	}
-	return to.Publish(ctx, x)
+	if err := to.Publish(ctx, x); err != nil {
+		return err
+	}
+	return p.recorder.Confirm(ctx)
 }
 
 // Finish makes all chunks durable, and all of the index x stay: it writes the gc root of x if there are records.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -116,6 +117,13 @@ type Recorder struct {
 	records *gcroot.Dir     // nil for none
 	lease   *gcroot.Lease   // nil without records, and after its end
 	to      store.Bucket
+	written []record
+}
+
+// record is a gc root that was written.
+type record struct {
+	entry gcroot.Entry
+	root  *gcroot.Root
 }
 
 // NewRecorder announces a publisher into the store to, so that gc removes nothing that the store holds from now on.
@@ -180,8 +188,20 @@ func (r *Recorder) Record(ctx context.Context, name string, x *blob.Index) error
 		return nil
 	}
 	root := &gcroot.Root{Name: name, Published: r.lease.Now(), Index: x}
-	if _, err := r.records.Write(ctx, root); err != nil {
+	written, err := r.records.Write(ctx, root)
+	if err != nil {
 		return err
+	}
+	r.written = append(r.written, record{written, root})
+	return r.Confirm(ctx)
+}
+
+// Confirm is called after an index was written whose gc root Record wrote. If the lease was not in force all the time,
+// the index may have been removed before it was written, and its gc root retired. Then Confirm writes the gc root
+// again, and asks the store for each chunk.
+func (r *Recorder) Confirm(ctx context.Context) error {
+	if r.records == nil {
+		return nil
 	}
 	for {
 		err := r.lease.Check(ctx)
@@ -192,10 +212,27 @@ func (r *Recorder) Record(ctx context.Context, name string, x *blob.Index) error
 		if r.lease, err = r.records.Lease(ctx); err != nil {
 			return err
 		}
-		if err := checkAll(ctx, r.to, x); err != nil {
+		if err := r.recordAgain(ctx); err != nil {
 			return err
 		}
 	}
+}
+
+// recordAgain writes those of the gc roots again that are not live in the listing of a new lease, and asks the store for
+// the chunks of all.
+func (r *Recorder) recordAgain(ctx context.Context) (err error) {
+	for i, w := range r.written {
+		isLive := func(e gcroot.Entry) bool { return e.Name == w.entry.Name && e.Retired.IsZero() }
+		if !slices.ContainsFunc(r.lease.Listing.Roots, isLive) {
+			if r.written[i].entry, err = r.records.Write(ctx, w.root); err != nil {
+				return err
+			}
+		}
+		if err := checkAll(ctx, r.to, w.root.Index); err != nil {
+			return err
+		}
+	}
+	return ctx.Err()
 }
 
 // checkAll asks a store for each chunk of an index. A missing one is a *VanishedError.

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"slices"
 	"strings"
+	"time"
 
 	"cairn/blob"
 	"cairn/store"
@@ -18,10 +19,12 @@ import (
 // Shelf is what gc keeps or removes as one, and in which order it was published. Indexes are one; releases are to be
 // another.
 type Shelf interface {
-	// Items returns what is published, the oldest first.
-	Items(ctx context.Context) ([]Item, error)
-	// Remove removes an item. Its chunks stay for the grace of gc.
-	Remove(ctx context.Context, item Item) error
+	// Items returns what is published, the oldest first, and the rest of what keeps chunks.
+	Items(ctx context.Context) (published, orphans []Item, err error)
+	// Remove removes items, and returns those that it removed. Their chunks stay for the grace of gc. An item that was
+	// published again since it was found stays. Remove waits until no publisher is at work, for at most the time
+	// patience.
+	Remove(ctx context.Context, items []Item, patience time.Duration) (removed []Item, err error)
 }
 
 // Indexes is the Shelf of the indexes that were published into a store.
@@ -34,13 +37,32 @@ type Indexes struct {
 
 var _ Shelf = (*Indexes)(nil)
 
-// Items implements Shelf. It reads the heads of all gc roots that are not retired.
-func (s *Indexes) Items(ctx context.Context) ([]Item, error) {
+// Items implements Shelf. It reads the heads of all gc roots that are not retired. An orphan is of an index that is
+// absent or replaced: a publisher that failed has left its gc root, or the index was removed by other means. Only an
+// index beside the store or below can be known to be absent.
+func (s *Indexes) Items(ctx context.Context) (published, orphans []Item, err error) {
 	l, err := s.Records.List(ctx)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return ReadItems(ctx, s.Records, l)
+	all, err := ReadItems(ctx, s.Records, l)
+	for _, item := range all {
+		state := Present
+		if err == nil && item.isBeside() {
+			state, err = s.Find(ctx, item)
+		}
+		if state == Absent || state == Replaced {
+			orphans = append(orphans, item)
+		} else {
+			published = append(published, item)
+		}
+	}
+	return published, orphans, err
+}
+
+// isBeside reports whether an item's index lies beside the store or below.
+func (i Item) isBeside() bool {
+	return !strings.HasPrefix(i.Name, "/") && !locate.IsURL(i.Name) && i.Name != "-"
 }
 
 // ReadItems reads the heads of the gc roots in a listing, and returns what they keep, the oldest first.
@@ -80,7 +102,7 @@ func ReadItems(ctx context.Context, records *gcroot.Dir, l gcroot.Listing) ([]It
 
 // Locate returns the location of an item's index.
 func (s *Indexes) Locate(item Item) (locate.Location, error) {
-	if strings.HasPrefix(item.Name, "/") || locate.IsURL(item.Name) || item.Name == "-" {
+	if !item.isBeside() {
 		return locate.Parse(item.Name)
 	}
 	dir, _, err := s.Store.TrimSlash().Split()
@@ -127,9 +149,40 @@ func companionsOf(at locate.Location) (all []locate.Location) {
 	return all
 }
 
-// Remove implements Shelf. It removes the index, unless another one has its name by now, then its companions, and then
+// Remove implements Shelf. It removes each index, unless another one has its name by now, then its companions, and then
 // retires its gc roots. After a crash, the next Remove does the rest.
-func (s *Indexes) Remove(ctx context.Context, item Item) error {
+func (s *Indexes) Remove(ctx context.Context, items []Item, patience time.Duration) (removed []Item, err error) {
+	if len(items) == 0 {
+		return nil, nil
+	}
+	chosen := map[string]bool{}
+	for _, item := range items {
+		for _, e := range item.Roots {
+			chosen[e.Name] = true
+		}
+	}
+	turn, err := s.Records.Turn(ctx, patience)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, turn.End(ctx)) }()
+	now, err := ReadItems(ctx, s.Records, turn.Listing)
+	if err != nil {
+		return nil, err
+	}
+	for _, item := range now {
+		if slices.ContainsFunc(item.Roots, func(e gcroot.Entry) bool { return !chosen[e.Name] }) {
+			continue
+		}
+		if err := s.removeItem(ctx, turn, item); err != nil {
+			return removed, fmt.Errorf("removing %s: %w", item.Name, err)
+		}
+		removed = append(removed, item)
+	}
+	return removed, ctx.Err()
+}
+
+func (s *Indexes) removeItem(ctx context.Context, turn *gcroot.Turn, item Item) error {
 	state, err := s.Find(ctx, item)
 	if err != nil {
 		return err
@@ -138,20 +191,22 @@ func (s *Indexes) Remove(ctx context.Context, item Item) error {
 	if err != nil {
 		return err
 	}
-	if state == Present {
-		if err := s.removeFile(ctx, at); err != nil {
-			return fmt.Errorf("removing index %s: %w", at, err)
-		}
+	var files []locate.Location
+	switch state {
+	case Present:
+		files = append([]locate.Location{at}, companionsOf(at)...)
+	case Absent:
+		files = companionsOf(at)
+	case Replaced, Stream:
 	}
-	if state == Present || state == Absent {
-		for _, companion := range companionsOf(at) {
-			if err := s.removeFile(ctx, companion); err != nil {
-				return fmt.Errorf("removing %s: %w", companion, err)
-			}
+	for _, file := range files {
+		err := turn.Do(ctx, func(ctx context.Context) error { return s.removeFile(ctx, file) })
+		if err != nil {
+			return fmt.Errorf("removing %s: %w", file, err)
 		}
 	}
 	for _, e := range item.Roots {
-		if err := s.Records.Retire(ctx, e); err != nil {
+		if err := turn.Do(ctx, func(ctx context.Context) error { return s.Records.Retire(ctx, e) }); err != nil {
 			return err
 		}
 	}

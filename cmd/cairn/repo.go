@@ -344,14 +344,38 @@ func readAnyIndexes(ctx context.Context, locations []locate.Location, a access) 
 	return indexes, nil
 }
 
+type repoRemoveFlags struct {
+	repoFlags
+	wait time.Duration
+}
+
+// addWait adds the flag for how long a command waits for publishers.
+func addWait(c *cobra.Command, wait *time.Duration) {
+	c.Flags().DurationVar(wait, "wait", 15*time.Minute, "how long to wait for publishers at work")
+	addCheck(c, func([]string) error {
+		if *wait < 0 {
+			return fmt.Errorf("--wait %v: want 0 or more", *wait)
+		}
+		return nil
+	})
+}
+
+// explainBusy adds what to do to the error about publishers at work.
+func explainBusy(err error) error {
+	if errors.Is(err, gcroot.ErrBusy) {
+		return hintError{err, "run it again when they have ended, or with a longer --wait"}
+	}
+	return err
+}
+
 func newRepoRemove() *cobra.Command {
-	var f repoFlags
+	var f repoRemoveFlags
 	c := &cobra.Command{
 		Use:   "remove STORE NAME...",
 		Short: "Remove published indexes; gc removes their chunks after the grace",
 		Long: `remove removes indexes and their boot profiles, and retires their gc roots. NAME is a name of an index as 'cairn repo
 list' prints it. Clients that are reading the image go on: gc removes the chunks that no other index has, and the
-deltas to the image, when its --grace has passed.
+deltas to the image, when its --grace has passed. remove waits until no publisher is at work.
 
 A name stands for every index that was published under it. If the index there was replaced by one that is not listed,
 the file stays.`,
@@ -362,6 +386,7 @@ the file stays.`,
 		},
 	}
 	f.addFlags(c)
+	addWait(c, &f.wait)
 	return c
 }
 
@@ -371,7 +396,7 @@ type repoRemoveResult struct {
 	Removed []string        `json:"removed"`
 }
 
-func runRepoRemove(ctx context.Context, stdout io.Writer, f repoFlags, names []string) error {
+func runRepoRemove(ctx context.Context, stdout io.Writer, f repoRemoveFlags, names []string) error {
 	if err := f.checkStore(); err != nil {
 		return err
 	}
@@ -381,10 +406,11 @@ func runRepoRemove(ctx context.Context, stdout io.Writer, f repoFlags, names []s
 	}
 	defer records.Close()
 	shelf := f.indexes(records)
-	items, err := shelf.Items(ctx)
+	items, orphans, err := shelf.Items(ctx)
 	if err != nil {
 		return err
 	}
+	items = append(items, orphans...)
 	for _, name := range names {
 		if !slices.ContainsFunc(items, func(i release.Item) bool { return i.Name == name }) {
 			return hintError{fmt.Errorf("%s has no published index %q: %w", f.store, name, store.ErrNotFound),
@@ -392,14 +418,16 @@ func runRepoRemove(ctx context.Context, stdout io.Writer, f repoFlags, names []s
 		}
 	}
 	r := repoRemoveResult{Store: f.store, Removed: []string{}}
-	for _, item := range items {
-		if !slices.Contains(names, item.Name) {
-			continue
-		}
-		if err := shelf.Remove(ctx, item); err != nil {
-			return fmt.Errorf("removing %s: %w", item.Name, usageIfUnsupported(err))
-		}
+	items = slices.DeleteFunc(items, func(i release.Item) bool { return !slices.Contains(names, i.Name) })
+	removed, err := shelf.Remove(ctx, items, f.wait)
+	for _, item := range removed {
 		r.Removed = append(r.Removed, item.Name)
+	}
+	if err != nil {
+		return explainBusy(fmt.Errorf("removing indexes of %s: %w", f.store, usageIfUnsupported(err)))
+	}
+	if len(r.Removed) == 0 {
+		return refusedError{fmt.Sprintf("%s: %s was published again in the meantime, and stays", f.store, strings.Join(names, ", ")), ""}
 	}
 	if f.json {
 		return writeJSON(stdout, r)

@@ -148,7 +148,7 @@ func (f *repoFlags) checkIndexes(ctx context.Context, records *gcroot.Dir, l gcr
 		}
 		switch state {
 		case release.Absent:
-			r.note(item.Name, "is gone, and its chunks stay: publish it again, or end this with 'cairn repo remove'")
+			r.note(item.Name, "is gone, and its chunks stay: publish it again, or end this with 'cairn repo remove' or --keep-last of 'cairn repo gc'")
 		case release.Replaced:
 			r.note(item.Name, fmt.Sprintf("was replaced by another index, and the chunks of %s stay until --keep-last or --keep-within of 'cairn repo gc' drops them", item.Index))
 		case release.Present, release.Stream:

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -21,7 +22,6 @@ import (
 
 const (
 	defaultGrace = 24 * time.Hour
-	defaultWait  = 15 * time.Minute
 	// mostRemoved is the part of a store that gc removes without --yes.
 	mostRemoved = 0.2
 )
@@ -41,7 +41,8 @@ func newRepoGC() *cobra.Command {
 		Use:   "gc STORE",
 		Short: "Remove old indexes, and the chunks that no index needs",
 		Long: `gc removes the chunks of a store that no published index has, and the deltas to images that are not published. With
---keep-last or --keep-within it first removes the indexes that do not stay, as 'cairn repo remove' does.
+--keep-last or --keep-within it first removes the indexes that do not stay, as 'cairn repo remove' does. Then it also
+drops indexes beside the store that were replaced by another one under their name, or are gone from there.
 
 What was removed stays readable for the grace: chunks of a removed index, and all chunks that are younger, go only
 when --grace has passed, by the clock of the store. Choose it longer than the longest update, and than a server may
@@ -71,15 +72,13 @@ After an interruption, the next gc does the rest.`,
 	flags.DurationVar(&f.retention.Within, "keep-within", 0, "keep the indexes that were published in this `time`, such as 720h")
 	flags.StringArrayVar(&f.retention.Names, "keep", nil, "keep the indexes whose names match this `pattern`; repeatable")
 	flags.DurationVar(&f.grace, "grace", defaultGrace, "`time` for which removed indexes and new chunks stay readable")
-	flags.DurationVar(&f.wait, "wait", defaultWait, "how long to wait for publishers at work")
+	addWait(c, &f.wait)
 	flags.BoolVar(&f.dryRun, "dry-run", false, "remove nothing, and print what would be removed")
 	flags.BoolVar(&f.yes, "yes", false, "remove more than 20 % of the store")
 	addCheck(c, func([]string) error {
 		switch {
 		case f.grace < 0:
 			return fmt.Errorf("--grace %v: want 0 or more", f.grace)
-		case f.wait < 0:
-			return fmt.Errorf("--wait %v: want 0 or more", f.wait)
 		case f.retention.Within < 0:
 			return fmt.Errorf("--keep-within %v: want more than 0", f.retention.Within)
 		case len(f.retention.Names) > 0 && f.retention.IsZero():
@@ -168,21 +167,13 @@ func (f *repoGCFlags) openDeltasToCollect() (store.Bucket, error) {
 
 func (f *repoGCFlags) collect(ctx context.Context, stdout io.Writer, records *gcroot.Dir, chunks, deltas store.Bucket) error {
 	shelf := f.indexes(records)
-	items, err := shelf.Items(ctx)
+	items, dropped, err := f.findDropped(ctx, shelf, records)
 	if err != nil {
 		return f.explainUnreadable(err)
 	}
-	var now time.Time
-	if !f.retention.IsZero() {
-		if now, err = records.Now(ctx); err != nil {
-			return err
-		}
-	}
-	dropped := f.retention.Dropped(items, now)
 	r := repoGCResult{Store: f.store, DryRun: f.dryRun, Indexes: []string{}}
 	o := keep.CollectOptions{Grace: f.grace, Deltas: deltas, Workers: 4, Patience: f.wait, DryRun: f.dryRun, Approve: f.approve}
 	for _, item := range dropped {
-		r.Indexes = append(r.Indexes, item.Name)
 		o.Dropped = append(o.Dropped, item.Roots...)
 	}
 	p := newProgress(f.progress, "collecting garbage in "+f.store.String(), "", -1)
@@ -192,8 +183,8 @@ func (f *repoGCFlags) collect(ctx context.Context, stdout io.Writer, records *gc
 		if r.CollectReport, err = keep.Collect(ctx, chunks, records, o); err == nil {
 			err = f.approve(r.CollectReport)
 		}
-		for i := 0; err == nil && i < len(dropped); i++ {
-			err = shelf.Remove(ctx, dropped[i])
+		if err == nil {
+			dropped, err = shelf.Remove(ctx, dropped, f.wait)
 		}
 		o.DryRun, o.Dropped, o.Approve = false, nil, nil
 	}
@@ -207,12 +198,27 @@ func (f *repoGCFlags) collect(ctx context.Context, stdout io.Writer, records *gc
 	if err != nil {
 		return f.explainUnreadable(err)
 	}
+	for _, item := range dropped {
+		r.Indexes = append(r.Indexes, item.Name)
+	}
 	r.Seconds = p.elapsed().Seconds()
 	if f.json {
 		return writeJSON(stdout, r)
 	}
 	r.print(f)
 	return nil
+}
+
+// findDropped returns all items, and those that the retention does not keep. gc roots whose index is absent or replaced
+// are not counted by the rules, and not kept.
+func (f *repoGCFlags) findDropped(ctx context.Context, shelf release.Shelf, records *gcroot.Dir) (all, dropped []release.Item, err error) {
+	published, orphans, err := shelf.Items(ctx)
+	all = slices.Concat(published, orphans)
+	if err != nil || f.retention.IsZero() {
+		return all, nil, err
+	}
+	now, err := records.Now(ctx)
+	return all, slices.Concat(orphans, f.retention.Dropped(published, now)), err
 }
 
 // approve returns an error about a run that would remove much of the store.
@@ -231,10 +237,8 @@ func (f *repoGCFlags) explainUnreadable(err error) error {
 		return f.explainUnmanaged(err)
 	case errors.Is(err, gcroot.ErrInvalid):
 		return hintError{err, fmt.Sprintf("'cairn repo check %s' lists all damaged gc roots", f.store)}
-	case errors.Is(err, gcroot.ErrBusy):
-		return hintError{err, "run it again when they have ended, or with a longer --wait"}
 	}
-	return err
+	return explainBusy(err)
 }
 
 func (r *repoGCResult) print(f *repoGCFlags) {

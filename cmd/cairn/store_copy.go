@@ -163,6 +163,9 @@ func runStoreCopy(ctx context.Context, stdout io.Writer, f storeCopyFlags) error
 		}
 		r.Indexes = append(r.Indexes, f.indexes[i])
 	}
+	if err := recorder.Confirm(ctx); err != nil {
+		return fmt.Errorf("copying %s to %s: %w", r.From, r.To, err)
+	}
 	if f.json {
 		return errors.Join(writeJSON(stdout, r), r.failure())
 	}
