@@ -35,7 +35,21 @@ func releases() (old, next []byte) {
 func publish(
 	ctx context.Context, image []byte, to store.Bucket, name string, o release.PublisherOptions, create bool,
 ) (*blob.Index, error) {
-	outlet, err := release.OutletIn(ctx, to, locate.Location{}, name, release.OutletOptions{CreateOnly: create})
+	return publishBeside(ctx, image, to, to, name, o, create)
+}
+
+// publishTo publishes an image into a bucket, and its index into another.
+func publishTo(t *testing.T, image []byte, chunks, indexes store.Bucket, name string, o release.PublisherOptions) {
+	t.Helper()
+	if _, err := publishBeside(t.Context(), image, chunks, indexes, name, o, false); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func publishBeside(
+	ctx context.Context, image []byte, to, indexes store.Bucket, name string, o release.PublisherOptions, create bool,
+) (*blob.Index, error) {
+	outlet, err := release.OutletIn(ctx, indexes, locate.Location{}, name, release.OutletOptions{CreateOnly: create})
 	if err != nil {
 		return nil, err
 	}
