@@ -22,10 +22,10 @@ type announcement struct {
 	id     string
 	ttl    time.Duration
 
-	mu      sync.Mutex // held during requests, so that one at a time changes the fields below
-	number  int        // of the last object
-	objects []string   // names of objects that may exist, the current one last
-	renewed instant    // before the request that wrote the current object
+	lock    chan struct{} // holds one value during requests, so that one at a time changes the fields below
+	number  int           // of the last object
+	objects []string      // names of objects that may exist, the current one last
+	renewed instant       // before the request that wrote the current object
 	lapsed  bool
 
 	stop func() // ends the renewals, and waits for the last one
@@ -33,7 +33,7 @@ type announcement struct {
 
 // announce writes a new announcement, and renews it until it is withdrawn.
 func (d *Dir) announce(ctx context.Context, prefix string, ttl time.Duration) (*announcement, error) {
-	a := &announcement{dir: d, prefix: prefix, id: newID(), ttl: ttl}
+	a := &announcement{dir: d, prefix: prefix, id: newID(), ttl: ttl, lock: make(chan struct{}, 1)}
 	if err := a.write(ctx); err != nil {
 		return nil, fmt.Errorf("announcing work in %v: %w", d, err)
 	}
@@ -50,6 +50,18 @@ func (d *Dir) announce(ctx context.Context, prefix string, ttl time.Duration) (*
 	return a, nil
 }
 
+// acquire waits for the lock, at most until ctx ends.
+func (a *announcement) acquire(ctx context.Context) error {
+	select {
+	case a.lock <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (a *announcement) release() { <-a.lock }
+
 // write writes the next object.
 func (a *announcement) write(ctx context.Context) error {
 	begun, name := now(), fmt.Sprintf("%s%s.%d", a.prefix, a.id, a.number)
@@ -65,8 +77,10 @@ func (a *announcement) write(ctx context.Context) error {
 // renew writes the next object if the current one is older than age, and then removes those before. If the current
 // one is gone already, the announcement was not in force all the time: ErrLapsed.
 func (a *announcement) renew(ctx context.Context, age time.Duration) error {
-	a.mu.Lock()
-	defer a.mu.Unlock()
+	if err := a.acquire(ctx); err != nil {
+		return err
+	}
+	defer a.release()
 	switch {
 	case a.lapsed:
 		return ErrLapsed
@@ -95,8 +109,10 @@ func (a *announcement) renew(ctx context.Context, age time.Duration) error {
 
 // check returns ErrLapsed if the announcement was not in force until now.
 func (a *announcement) check(ctx context.Context) error {
-	a.mu.Lock()
-	defer a.mu.Unlock()
+	if err := a.acquire(ctx); err != nil {
+		return err
+	}
+	defer a.release()
 	if a.lapsed {
 		return ErrLapsed
 	}
@@ -118,8 +134,10 @@ func (a *announcement) withdraw(ctx context.Context) (err error) {
 	a.stop()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
-	a.mu.Lock()
-	defer a.mu.Unlock()
+	if err := a.acquire(ctx); err != nil {
+		return err
+	}
+	defer a.release()
 	a.lapsed = true
 	for _, name := range a.objects {
 		err = errors.Join(err, a.dir.remove(ctx, name))
