@@ -26,6 +26,7 @@ type announcement struct {
 	number  int           // of the last object
 	objects []string      // names of objects that may exist, the current one last
 	renewed instant       // before the request that wrote the current object
+	visible instant       // after it
 	lapsed  bool
 
 	stop func() // ends the renewals, and waits for the last one
@@ -41,7 +42,7 @@ func (d *Dir) announce(ctx context.Context, prefix string, ttl time.Duration) (*
 	var running sync.WaitGroup
 	running.Go(func() {
 		for store.Sleep(renewals, ttl/6) == nil {
-			if errors.Is(a.renew(renewals, 0), ErrLapsed) {
+			if _, err := a.renew(renewals, 0); errors.Is(err, ErrLapsed) {
 				return
 			} // any other failure may pass
 		}
@@ -69,42 +70,45 @@ func (a *announcement) write(ctx context.Context) error {
 	a.objects = append(a.objects, name) // also if it fails, since the object may exist nevertheless
 	err := a.dir.bucket.Write(ctx, name, thisProcess().encode())
 	if err == nil {
-		a.renewed = begun
+		a.renewed, a.visible = begun, now()
 	}
 	return err
 }
 
-// renew writes the next object if the current one is older than age, and then removes those before. If the current
-// one is gone already, the announcement was not in force all the time: ErrLapsed.
-func (a *announcement) renew(ctx context.Context, age time.Duration) error {
+// renew writes the next object if the current one is older than age, and then removes those before the current one. If
+// that is gone already, the announcement was not in force all the time: ErrLapsed. It stays until the next renewal,
+// because a listing of others may have begun before the new one was there.
+// renew returns a moment before the current object was written.
+func (a *announcement) renew(ctx context.Context, age time.Duration) (renewed instant, err error) {
 	if err := a.acquire(ctx); err != nil {
-		return err
+		return renewed, err
 	}
 	defer a.release()
 	switch {
 	case a.lapsed:
-		return ErrLapsed
+		return renewed, ErrLapsed
 	case a.renewed.since() < age:
-		return nil
+		return a.renewed, nil
 	}
-	current, renewed := len(a.objects)-1, a.renewed
-	err := a.write(ctx)
+	current, renewed, visible := len(a.objects)-1, a.renewed, a.visible
+	settled := visible.since() >= overlap(a.ttl)
+	err = a.write(ctx)
 	if err == nil {
 		err = a.confirm(ctx, a.objects[current])
 	}
 	if err != nil { // the current object is still the one before
-		a.renewed = renewed
+		a.renewed, a.visible = renewed, visible
 		last := len(a.objects) - 1
 		a.objects[current], a.objects[last] = a.objects[last], a.objects[current]
-		return err
+		return renewed, err
 	}
-	for len(a.objects) > 1 {
+	for settled && len(a.objects) > 2 {
 		if err := a.dir.remove(ctx, a.objects[0]); err != nil {
-			return err
+			return renewed, err
 		}
 		a.objects = a.objects[1:]
 	}
-	return nil
+	return a.renewed, nil
 }
 
 // check returns ErrLapsed if the announcement was not in force until now.
@@ -145,62 +149,82 @@ func (a *announcement) withdraw(ctx context.Context) (err error) {
 	return err
 }
 
-// owns reports whether an object belongs to the announcement.
-func (a *announcement) owns(name string) bool { return strings.HasPrefix(name, a.prefix+a.id+".") }
-
-// look lists the directory, and returns the announcements of others with a prefix. The time of a's own object tells
-// the time of the store. Announcements of others that have expired are removed, and then it lists again, because
-// their owners may have renewed them in the meantime.
-func (a *announcement) look(ctx context.Context, prefix string, ttl time.Duration) (others []string, l Listing, err error) {
-	d := a.dir
-	for {
-		if l, err = d.List(ctx); err != nil {
-			return nil, l, err
+// look returns the announcements of others with a prefix, and the time of the store, which a's own object tells. Those
+// that have expired are removed, and then it lists again, because their owners may have renewed them in the meantime.
+// A listing is no snapshot. It contains one of two objects of an announcement at least if it takes less time than both
+// of them are there, so a slower one is repeated.
+func (a *announcement) look(ctx context.Context, prefix string, ttl time.Duration) (others []string, storeNow time.Time, err error) {
+	for slow := 0; slow < maxSlowLooks; {
+		begun := now()
+		if storeNow, err = a.storeTime(ctx); err != nil {
+			return nil, storeNow, err
 		}
-		for _, o := range l.announced {
-			if a.owns(o.name) && o.modified.After(l.now) {
-				l.now = o.modified
-			}
+		all, err := a.dir.listAnnounced(ctx, prefix)
+		if err != nil {
+			return nil, storeNow, err
 		}
-		if l.now.IsZero() {
-			return nil, l, a.explainUnlisted(l)
+		if begun.since() > overlap(ttl) {
+			slow++
+			continue
 		}
-		removed := false
-		others = nil
-		for _, o := range l.announced {
-			if !strings.HasPrefix(o.name, prefix) || a.owns(o.name) {
-				continue
-			}
-			ended := l.now.Sub(o.modified) > ttl
-			if !ended && d.mayTrustProcesses(prefix) {
-				ended, err = d.hasEnded(ctx, o.name)
-				if err != nil {
-					return nil, l, err
-				}
-			}
-			if !ended {
-				others = append(others, o.name)
-				continue
-			}
-			if err := d.remove(ctx, o.name); err != nil {
-				return nil, l, fmt.Errorf("removing an expired announcement: %w", err)
-			}
-			removed = true
-		}
-		if !removed {
-			return others, l, nil
+		others, removed, err := a.removeExpired(ctx, all, storeNow, prefix, ttl)
+		if err != nil || !removed {
+			return others, storeNow, err
 		}
 	}
+	return nil, storeNow, fmt.Errorf("listing the announcements in %v took longer than %v, %d times: %w", a.dir, overlap(ttl), maxSlowLooks, store.ErrUnavailable)
 }
 
-// explainUnlisted returns the error about a listing that does not tell the time of a's object.
-func (a *announcement) explainUnlisted(l Listing) error {
-	for _, o := range l.announced {
-		if a.owns(o.name) {
-			return fmt.Errorf("%v does not tell when its objects were written: %w", a.dir, errors.ErrUnsupported)
+// maxSlowLooks limits the repetitions of a listing that takes too long.
+const maxSlowLooks = 10
+
+// overlap returns for how long a renewed announcement has two objects at least.
+func overlap(ttl time.Duration) time.Duration { return ttl / 12 }
+
+// removeExpired removes the announcements that have expired, and returns the others.
+func (a *announcement) removeExpired(
+	ctx context.Context, all []announced, storeNow time.Time, prefix string, ttl time.Duration,
+) (others []string, removed bool, err error) {
+	d := a.dir
+	for _, o := range all {
+		ended := storeNow.Sub(o.modified) > ttl
+		if !ended && d.mayTrustProcesses(prefix) {
+			if ended, err = d.hasEnded(ctx, o.name); err != nil {
+				return nil, false, err
+			}
+		}
+		if !ended {
+			if len(others) == 0 || ownerOf(others[len(others)-1]) != ownerOf(o.name) {
+				others = append(others, o.name)
+			}
+			continue
+		}
+		if err := d.remove(ctx, o.name); err != nil {
+			return nil, false, fmt.Errorf("removing an expired announcement: %w", err)
+		}
+		removed = true
+	}
+	return others, removed, nil
+}
+
+// storeTime returns the time of the store when a was renewed last.
+func (a *announcement) storeTime(ctx context.Context) (last time.Time, err error) {
+	all, err := a.dir.listAnnounced(ctx, a.prefix+a.id+".")
+	switch {
+	case err != nil:
+		return last, err
+	case len(all) == 0:
+		return last, fmt.Errorf("%v does not list %s%s, which was just written: %w", a.dir, a.prefix, a.id, ErrLapsed)
+	}
+	for _, o := range all {
+		if o.modified.After(last) {
+			last = o.modified
 		}
 	}
-	return fmt.Errorf("%v does not list %s, which was just written: %w", a.dir, a.id, ErrLapsed)
+	if last.IsZero() {
+		err = fmt.Errorf("%v does not tell when its objects were written: %w", a.dir, errors.ErrUnsupported)
+	}
+	return last, err
 }
 
 // mayTrustProcesses reports whether the end of a process ends its announcement at once. A request that a dead

@@ -157,21 +157,12 @@ type Listing struct {
 	Turns   int
 	// Others are the names of objects that are no records.
 	Others []string
-
-	announced []announced
-	now       time.Time // by the clock of the store; set by announcement.look
-}
-
-// announced is an announcement in a listing.
-type announced struct {
-	name     string
-	modified time.Time
 }
 
 // List lists the directory.
 func (d *Dir) List(ctx context.Context) (Listing, error) {
 	var l Listing
-	retired := map[string]time.Time{}
+	retired, leases, turns := map[string]time.Time{}, map[string]bool{}, map[string]bool{}
 	for o, err := range d.lister.List(ctx, "") {
 		if err != nil {
 			return Listing{}, fmt.Errorf("listing %v: %w", d, err)
@@ -182,11 +173,9 @@ func (d *Dir) List(ctx context.Context) (Listing, error) {
 		case strings.HasPrefix(o.Name, retiredPrefix):
 			retired[strings.TrimPrefix(o.Name, retiredPrefix)] = o.Modified
 		case strings.HasPrefix(o.Name, leasePrefix):
-			l.Leases++
-			l.announced = append(l.announced, announced{o.Name, o.Modified})
+			leases[ownerOf(o.Name)] = true
 		case strings.HasPrefix(o.Name, turnPrefix):
-			l.Turns++
-			l.announced = append(l.announced, announced{o.Name, o.Modified})
+			turns[ownerOf(o.Name)] = true
 		case strings.HasPrefix(o.Name, clockPrefix):
 		default:
 			index, ok := parseRootName(o.Name)
@@ -208,8 +197,32 @@ func (d *Dir) List(ctx context.Context) (Listing, error) {
 	}
 	slices.SortFunc(l.Roots, func(a, b Entry) int { return strings.Compare(a.Name, b.Name) })
 	slices.Sort(l.Others)
-	slices.SortFunc(l.announced, func(a, b announced) int { return strings.Compare(a.name, b.name) })
+	l.Leases, l.Turns = len(leases), len(turns)
 	return l, ctx.Err()
+}
+
+// announced is an object of an announcement.
+type announced struct {
+	name     string
+	modified time.Time
+}
+
+// listAnnounced lists the announcements with a prefix.
+func (d *Dir) listAnnounced(ctx context.Context, prefix string) (all []announced, err error) {
+	for o, err := range d.lister.List(ctx, prefix) {
+		if err != nil {
+			return nil, fmt.Errorf("listing %v: %w", d, err)
+		}
+		all = append(all, announced{o.Name, o.Modified})
+	}
+	slices.SortFunc(all, func(a, b announced) int { return strings.Compare(a.name, b.name) })
+	return all, ctx.Err()
+}
+
+// ownerOf returns what the names of all objects of an announcement begin with.
+func ownerOf(name string) string {
+	owner, _, _ := strings.Cut(name, ".")
+	return owner
 }
 
 // Now returns the time by the clock of the store: that of an object written now.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 )
 
@@ -24,9 +25,13 @@ func (d *Dir) Lease(ctx context.Context) (*Lease, error) {
 		if err != nil {
 			return nil, err
 		}
-		turns, l, err := a.look(ctx, turnPrefix, d.options.TurnTTL)
+		begun := now()
+		turns, storeNow, err := a.look(ctx, turnPrefix, d.options.TurnTTL)
 		if err == nil && len(turns) == 0 {
-			return &Lease{a, l, l.now, now()}, nil
+			var l Listing
+			if l, err = d.List(ctx); err == nil {
+				return &Lease{a, l, storeNow, begun}, nil
+			}
 		}
 		if err == nil && first {
 			d.noteWaiting("gc removes chunks: " + d.describe(ctx, turns))
@@ -59,7 +64,8 @@ func (l *Lease) End(ctx context.Context) error { return l.a.withdraw(ctx) }
 type Turn struct {
 	a *announcement
 	// Listing is the directory's content after the last publisher has ended.
-	Listing Listing
+	Listing   Listing
+	uncertain atomic.Bool // a removal has failed, and may still be carried out
 }
 
 // Turn announces a collector, and waits until no publisher is at work, for at most the time hold; then the error is
@@ -71,10 +77,10 @@ func (d *Dir) Turn(ctx context.Context, hold time.Duration) (*Turn, error) {
 	}
 	begun := now()
 	for first := true; ; first = false {
-		leases, l, err := a.look(ctx, leasePrefix, d.options.LeaseTTL)
+		leases, _, err := a.look(ctx, leasePrefix, d.options.LeaseTTL)
 		if err == nil && len(leases) == 0 {
 			if err = a.check(ctx); err == nil {
-				return &Turn{a, l}, nil
+				return d.beginTurn(ctx, a)
 			}
 		}
 		if err == nil && first {
@@ -92,16 +98,55 @@ func (d *Dir) Turn(ctx context.Context, hold time.Duration) (*Turn, error) {
 	}
 }
 
+// beginTurn lists the gc roots. It does so after the look that found no lease: a listing is no snapshot, and one that
+// finds both may miss the gc root of a publisher that writes it and ends its lease in the meantime.
+func (d *Dir) beginTurn(ctx context.Context, a *announcement) (*Turn, error) {
+	l, err := d.List(ctx)
+	if err != nil {
+		return nil, errors.Join(err, a.withdraw(ctx))
+	}
+	return &Turn{a: a, Listing: l}, nil
+}
+
 // Do calls remove, which sends one removal, with a context that ends early enough for the turn. It returns ErrLapsed
-// instead if the turn is not in force. Safe for concurrent use.
+// instead if the turn is not in force. The removal must not repeat its request by itself: after an error it is unknown
+// whether a request will still be carried out, and Do must learn of each. Safe for concurrent use.
 func (t *Turn) Do(ctx context.Context, remove func(context.Context) error) error {
-	if err := t.a.renew(ctx, t.a.ttl/4); err != nil {
+	renewed, err := t.a.renew(ctx, t.a.ttl/4)
+	if err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, t.a.ttl/4)
 	defer cancel()
-	return remove(ctx)
+	err = remove(deadline{ctx, renewed, t.a.ttl / 2})
+	if err != nil && !t.a.dir.options.OneMachine {
+		t.uncertain.Store(true)
+	}
+	return err
 }
 
-// End withdraws the turn.
-func (t *Turn) End(ctx context.Context) error { return t.a.withdraw(ctx) }
+// deadline is a context that has ended when a time has passed by any clock of the machine. A timer fires too late after
+// the machine has slept, and a little too late after the process was stopped.
+type deadline struct {
+	context.Context
+	since instant
+	limit time.Duration
+}
+
+func (d deadline) Err() error {
+	err := d.Context.Err()
+	if err == nil && d.since.since() >= d.limit {
+		return context.DeadlineExceeded
+	}
+	return err
+}
+
+// End withdraws the turn. If a service may still carry out a removal, it only ends the renewals, so that publishers
+// wait until the turn expires.
+func (t *Turn) End(ctx context.Context) error {
+	if t.uncertain.Load() {
+		t.a.stop()
+		return nil
+	}
+	return t.a.withdraw(ctx)
+}
