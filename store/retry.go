@@ -196,6 +196,16 @@ type retryBucket struct {
 	b Bucket
 }
 
+// WithoutRetries returns the bucket to which a RetryBucket sends its requests, or b itself.
+func WithoutRetries(b Bucket) Bucket {
+	if t, retries := b.(interface{ withoutRetries() Bucket }); retries {
+		return t.withoutRetries()
+	}
+	return b
+}
+
+func (t retryBucket) withoutRetries() Bucket { return t.b }
+
 func (t retryBucket) Write(ctx context.Context, name string, data []byte) error {
 	return t.p.Do(ctx, func() error { return t.b.Write(ctx, name, data) })
 }

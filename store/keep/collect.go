@@ -29,6 +29,8 @@ type CollectOptions struct {
 	Dropped []gcroot.Entry
 	// Approve is called before anything is removed, with what would be removed. Its error ends the job. May be nil.
 	Approve func(r CollectReport) error
+	// Retry is the policy for failed removals, which take no retries from the buckets: see gcroot.Turn.Do.
+	Retry store.Policy
 	// Patience is for how long Collect waits for publishers to end; see gcroot.Dir.Turn.
 	Patience time.Duration
 	Show     func(step string, done, all int64) // called often, never concurrently; all is 0 if unknown; may be nil
@@ -99,7 +101,7 @@ func (c *collect) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	remover, can := store.As[store.Remover](c.chunks)
+	remover, can := store.As[store.Remover](store.WithoutRetries(c.chunks))
 	if !can {
 		return fmt.Errorf("removing chunks: %w", errors.ErrUnsupported)
 	}
@@ -156,9 +158,10 @@ func (c *collect) findExpired(l gcroot.Listing, now time.Time) {
 	}
 }
 
-// isYoung reports whether the grace of an object has not passed. The age of an object without a time is unknown.
+// isYoung reports whether the grace of an object has not passed. The age of an object without a time is unknown. Times
+// may be whole seconds, so that an age of just the grace is up to a second less.
 func (c *collect) isYoung(modified, now time.Time) bool {
-	return c.options.Grace > 0 && (modified.IsZero() || now.Sub(modified) < c.options.Grace)
+	return c.options.Grace > 0 && (modified.IsZero() || now.Sub(modified) <= c.options.Grace)
 }
 
 // mark reads the gc roots of a listing that were not read before.
@@ -265,7 +268,7 @@ func (c *collect) removeAll(ctx context.Context, chunks store.Remover) error {
 	var deltas store.Remover
 	if len(c.deltas) > 0 {
 		var can bool
-		if deltas, can = store.As[store.Remover](c.options.Deltas); !can {
+		if deltas, can = store.As[store.Remover](store.WithoutRetries(c.options.Deltas)); !can {
 			return fmt.Errorf("removing deltas: %w", errors.ErrUnsupported)
 		}
 	}
@@ -307,12 +310,18 @@ func (c *collect) removeInTurn(ctx context.Context, turn *gcroot.Turn, chunks, d
 func (c *collect) spare(ctx context.Context) error {
 	c.garbage = slices.DeleteFunc(c.garbage, func(o object) bool {
 		marked, _ := c.marked.Has(ctx, o.digest)
-		if marked {
+		fading, _ := c.fading.Has(ctx, o.digest)
+		switch {
+		case marked:
 			c.report.Kept.addChunk(o.size)
-			c.report.Removed.Chunks--
-			c.report.Removed.Bytes -= o.size
+		case fading: // published, and removed again
+			c.report.Fading.addChunk(o.size)
+		default:
+			return false
 		}
-		return marked
+		c.report.Removed.Chunks--
+		c.report.Removed.Bytes -= o.size
+		return true
 	})
 	c.deltas = slices.DeleteFunc(c.deltas, func(o store.Object) bool {
 		image, _ := imageOf(o.Name)
@@ -344,7 +353,9 @@ func (s *sweep) remove(ctx context.Context, from store.Remover, n int, name func
 				names = append(names, name(i))
 			}
 			group.Go(func() error {
-				return s.turn.Do(groupCtx, func(ctx context.Context) error { return store.Sweep(ctx, from, names) })
+				return s.options.Retry.Do(groupCtx, func() error {
+					return s.turn.Do(groupCtx, func(ctx context.Context) error { return store.Sweep(ctx, from, names) })
+				})
 			})
 		}
 		if err := group.Wait(); err != nil {
