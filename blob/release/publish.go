@@ -113,7 +113,7 @@ func (p *Publisher) Close() {
 }
 
 // acceptBases returns the chunks of the bases, or nil. A base is left out if its chunk sizes differ
-// from o.Params, or if the store lacks some of a sample of its chunks.
+// from o.Params, if gc may have removed chunks of it, or if the store lacks some of a sample of its chunks.
 func (p *Publisher) acceptBases(ctx context.Context, o PublisherOptions) (known *store.Set, err error) {
 	for _, base := range o.Bases {
 		x := base.Index
@@ -122,6 +122,10 @@ func (p *Publisher) acceptBases(ctx context.Context, o PublisherOptions) (known 
 		}
 		if x.Params() != o.Params {
 			p.notes(BaseLeftOut{base, nil})
+			continue
+		}
+		if !p.recorder.mayBelieve(x.Digest()) {
+			p.notes(BaseLeftOut{base, errCollected})
 			continue
 		}
 		few := make([]blob.Digest, min(samplesOf(x.Len()), x.Len()))

@@ -160,6 +160,19 @@ func NewRecorder(ctx context.Context, records *gcroot.Dir, to store.Bucket, note
 	return r, nil
 }
 
+// errCollected reports that an index without a gc root was given as a base.
+var errCollected = errors.New("it has no gc root, so gc may have removed some of them")
+
+// mayBelieve reports whether gc has removed no chunk of an index, and removes none while the lease is in force. A gc
+// root that was listed under the lease says so, even a retired one: it is removed before its chunks, and these only
+// after the lease. A store that gc does not manage has lost nothing to gc.
+func (r *Recorder) mayBelieve(index blob.Digest) bool {
+	if r.records == nil || !r.lease.Listing.Managed {
+		return true
+	}
+	return slices.ContainsFunc(r.lease.Listing.Roots, func(e gcroot.Entry) bool { return e.Index == index })
+}
+
 // isRefused reports whether a place cannot be written by this user, or cannot hold records.
 func isRefused(err error) bool {
 	return errors.Is(err, store.ErrDenied) || errors.Is(err, errors.ErrUnsupported) || errors.Is(err, unix.EROFS)

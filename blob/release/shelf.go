@@ -218,7 +218,7 @@ func (s *Indexes) removeFile(ctx context.Context, at locate.Location) error {
 	b, name, err := s.Bucket(at)
 	if err == nil {
 		defer store.Close(b)
-		remover, can := store.As[store.Remover](b)
+		remover, can := store.As[store.Remover](store.WithoutRetries(b))
 		if !can {
 			return fmt.Errorf("%v: %w", b, errors.ErrUnsupported)
 		}
