@@ -64,10 +64,16 @@ const (
 // config is the content of the object whose presence says that gc manages the store.
 const config = "cairn gc 1\n"
 
+// Times after which an announcement that is not renewed expires.
+const (
+	leaseTTL = 10 * time.Minute
+	turnTTL  = 2 * time.Minute
+)
+
 // Options are the times of a Dir. The zero value has the defaults; only tests need others.
 type Options struct {
-	LeaseTTL time.Duration // a lease that is not renewed for so long expires; 0 is 10 minutes
-	TurnTTL  time.Duration // the same for a turn; 0 is 2 minutes
+	LeaseTTL time.Duration // a lease that is not renewed for so long expires
+	TurnTTL  time.Duration // the same for a turn
 	Poll     time.Duration // pause between two looks at others' announcements; 0 is a second
 	// OneMachine says that all users of the store's directory share one kernel or its locks do not matter:
 	// work of a process of this machine that has ended is over. It is false for a store on a server, which may
@@ -90,8 +96,8 @@ type Dir struct {
 // errors.ErrUnsupported.
 func Open(b store.Bucket, o Options) (*Dir, error) {
 	d := &Dir{reader: b, bucket: b, options: o}
-	d.options.LeaseTTL = cmp.Or(o.LeaseTTL, 10*time.Minute)
-	d.options.TurnTTL = cmp.Or(o.TurnTTL, 2*time.Minute)
+	d.options.LeaseTTL = cmp.Or(o.LeaseTTL, leaseTTL)
+	d.options.TurnTTL = cmp.Or(o.TurnTTL, turnTTL)
 	d.options.Poll = cmp.Or(o.Poll, time.Second)
 	var lists, removes bool
 	d.lister, lists = store.As[store.Lister](b)
