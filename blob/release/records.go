@@ -117,6 +117,7 @@ type Recorder struct {
 	records *gcroot.Dir     // nil for none
 	lease   *gcroot.Lease   // nil without records, and after its end
 	to      store.Bucket
+	number  uint32 // of the next publication
 	written []record
 }
 
@@ -145,7 +146,7 @@ func NewRecorder(ctx context.Context, records *gcroot.Dir, to store.Bucket, note
 	if err != nil {
 		return nil, err
 	}
-	r.lease = lease
+	r.lease, r.number = lease, lease.Listing.Next()
 	if lease.Listing.Managed || len(lease.Listing.Roots) > 0 {
 		return r, nil
 	}
@@ -201,7 +202,8 @@ func (r *Recorder) Record(ctx context.Context, name string, x *blob.Index) error
 		return nil
 	}
 	root := &gcroot.Root{Name: name, Published: r.lease.Now(), Index: x}
-	written, err := r.records.Write(ctx, root)
+	written, err := r.records.Write(ctx, root, r.number)
+	r.number++ // one publisher may record several indexes
 	if err != nil {
 		return err
 	}
@@ -237,7 +239,7 @@ func (r *Recorder) recordAgain(ctx context.Context) (err error) {
 	for i, w := range r.written {
 		isLive := func(e gcroot.Entry) bool { return e.Name == w.entry.Name && e.Retired.IsZero() }
 		if !slices.ContainsFunc(r.lease.Listing.Roots, isLive) {
-			if r.written[i].entry, err = r.records.Write(ctx, w.root); err != nil {
+			if r.written[i].entry, err = r.records.Write(ctx, w.root, w.entry.Number); err != nil {
 				return err
 			}
 		}

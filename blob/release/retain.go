@@ -15,14 +15,15 @@ import (
 // Item is something published: an index under a name.
 type Item struct {
 	Name      string    // as in its gc roots
+	Number    uint32    // of its publication; see gcroot.Entry
 	Published time.Time // by the clock of the store
 	Index     blob.Digest
 	Roots     []gcroot.Entry // its gc roots, the newest first: one for each time that it was published
 }
 
-// compareItems orders items by the time of their publication, and then by name.
+// compareItems orders items by their publications. The clock of a store may count seconds only, so the numbers decide.
 func compareItems(a, b Item) int {
-	return cmp.Or(a.Published.Compare(b.Published), strings.Compare(a.Name, b.Name), strings.Compare(a.Index.String(), b.Index.String()))
+	return cmp.Or(cmp.Compare(a.Number, b.Number), a.Published.Compare(b.Published), strings.Compare(a.Name, b.Name), strings.Compare(a.Index.String(), b.Index.String()))
 }
 
 // KeepLast is a rule of a Retention: of the items whose names match the pattern, the last ones stay.

@@ -84,9 +84,9 @@ func ReadItems(ctx context.Context, records *gcroot.Dir, l gcroot.Listing) ([]It
 		item := found[k]
 		switch {
 		case item == nil:
-			found[k] = &Item{Name: r.Name, Published: r.Published, Index: e.Index, Roots: []gcroot.Entry{e}}
-		case r.Published.After(item.Published):
-			item.Published = r.Published
+			found[k] = &Item{Name: r.Name, Number: e.Number, Published: r.Published, Index: e.Index, Roots: []gcroot.Entry{e}}
+		case e.Number >= item.Number:
+			item.Number, item.Published = e.Number, r.Published
 			item.Roots = append([]gcroot.Entry{e}, item.Roots...)
 		default:
 			item.Roots = append(item.Roots, e)

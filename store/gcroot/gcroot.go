@@ -152,6 +152,7 @@ func (d *Dir) Manage(ctx context.Context) error {
 type Entry struct {
 	Name    string      // of the object
 	Index   blob.Digest // of the index
+	Number  uint32      // of the publication; a later one that began after this one had ended has a larger number
 	Retired time.Time   // when it was retired, by the clock of the store; zero for a live one
 }
 
@@ -163,6 +164,14 @@ type Listing struct {
 	Turns   int
 	// Others are the names of objects that are no records.
 	Others []string
+}
+
+// Next returns the number of a publication that begins now.
+func (l *Listing) Next() (number uint32) {
+	for _, e := range l.Roots {
+		number = max(number, e.Number)
+	}
+	return number + 1
 }
 
 // List lists the directory.
@@ -184,12 +193,12 @@ func (d *Dir) List(ctx context.Context) (Listing, error) {
 			turns[ownerOf(o.Name)] = true
 		case strings.HasPrefix(o.Name, clockPrefix):
 		default:
-			index, ok := parseRootName(o.Name)
+			e, ok := parseRootName(o.Name)
 			if !ok {
 				l.Others = append(l.Others, o.Name)
 				continue
 			}
-			l.Roots = append(l.Roots, Entry{Name: o.Name, Index: index})
+			l.Roots = append(l.Roots, e)
 		}
 	}
 	for i, r := range l.Roots {

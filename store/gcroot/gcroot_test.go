@@ -44,7 +44,7 @@ func TestRoots(t *testing.T) {
 	x, published := indexOf(t, 1), time.Unix(1700000000, 123)
 	var entries []gcroot.Entry
 	for _, name := range []string{"v1.caibx", "über/v1.caibx", strings.Repeat("n", 4096)} {
-		e, err := d.Write(t.Context(), &gcroot.Root{Name: name, Published: published, Index: x})
+		e, err := d.Write(t.Context(), &gcroot.Root{Name: name, Published: published, Index: x}, 7)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -60,7 +60,7 @@ func TestRoots(t *testing.T) {
 		}
 	}
 	for _, name := range []string{"", "\xff", "a\x00b", strings.Repeat("n", 4097)} {
-		if _, err := d.Write(t.Context(), &gcroot.Root{Name: name, Index: x}); !errors.Is(err, gcroot.ErrInvalid) {
+		if _, err := d.Write(t.Context(), &gcroot.Root{Name: name, Index: x}, 7); !errors.Is(err, gcroot.ErrInvalid) {
 			t.Errorf("a gc root with the name %.20q: %v", name, err)
 		}
 	}
@@ -75,9 +75,12 @@ func TestRoots(t *testing.T) {
 		t.Fatalf("List = %+v, %v", l, err)
 	}
 	for _, e := range l.Roots {
-		if retired := !e.Retired.IsZero(); retired != (e.Name == entries[1].Name) || e.Index != x.Digest() {
+		if retired := !e.Retired.IsZero(); retired != (e.Name == entries[1].Name) || e.Index != x.Digest() || e.Number != 7 {
 			t.Errorf("listed: %+v", e)
 		}
+	}
+	if next := l.Next(); next != 8 {
+		t.Errorf("the next number is %d", next)
 	}
 	if err := d.Remove(t.Context(), entries[1]); err != nil {
 		t.Fatal(err)

@@ -6,10 +6,11 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
+	"regexp"
+	"strconv"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -38,18 +39,20 @@ const (
 )
 
 // rootName returns a new name for the gc root of an index.
-func rootName(index blob.Digest) string { return index.String() + "-" + newID() + Suffix }
+func rootName(index blob.Digest, number uint32) string {
+	return fmt.Sprintf("%v-%08x-%s%s", index, number, newID(), Suffix)
+}
 
-func parseRootName(name string) (index blob.Digest, ok bool) {
-	text, ok := strings.CutSuffix(name, Suffix)
-	if !ok || len(text) != 2*len(index)+1+16 || text[2*len(index)] != '-' || strings.ToLower(text) != text {
-		return index, false
+var rootPattern = regexp.MustCompile(`^([0-9a-f]{64})-([0-9a-f]{8})-[0-9a-f]{16}\.caroot$`)
+
+func parseRootName(name string) (e Entry, ok bool) {
+	parts := rootPattern.FindStringSubmatch(name)
+	if parts == nil {
+		return e, false
 	}
-	id, err := hex.DecodeString(text[2*len(index)+1:])
-	if _, digestErr := hex.Decode(index[:], []byte(text[:2*len(index)])); err != nil || digestErr != nil || len(id) != 8 {
-		return index, false
-	}
-	return index, true
+	index, err := blob.ParseDigest(parts[1])
+	number, numberErr := strconv.ParseUint(parts[2], 16, 32)
+	return Entry{Name: name, Index: index, Number: uint32(number)}, err == nil && numberErr == nil
 }
 
 // Encode returns the file of a gc root.
@@ -168,13 +171,14 @@ func (d *Dir) Read(ctx context.Context, e Entry, headOnly bool) (r *Root, err er
 	return r, nil
 }
 
-// Write writes the gc root of an index under a new name. From then on, the chunks of the index stay.
-func (d *Dir) Write(ctx context.Context, r *Root) (Entry, error) {
+// Write writes the gc root of an index under a new name. From then on, the chunks of the index stay. number is that of
+// the publication; see Listing.Next.
+func (d *Dir) Write(ctx context.Context, r *Root, number uint32) (Entry, error) {
 	data, err := r.Encode()
 	if err != nil {
 		return Entry{}, err
 	}
-	e := Entry{Name: rootName(r.Index.Digest()), Index: r.Index.Digest()}
+	e := Entry{Name: rootName(r.Index.Digest(), number), Index: r.Index.Digest(), Number: number}
 	if err := d.bucket.Write(ctx, e.Name, data); err != nil {
 		return Entry{}, fmt.Errorf("writing a gc root: %w", err)
 	}
