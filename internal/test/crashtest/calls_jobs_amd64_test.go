@@ -3,6 +3,7 @@ package crashtest
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -66,6 +67,7 @@ func (in *callInput) jobs(t *testing.T) []callJob {
 		in.assembleJob("assemble", in.dir),
 		in.assembleJob("assemble from a web server", in.web),
 		in.copyJob(),
+		in.collectJob(),
 		in.catJob(),
 		in.serveJob("serve", in.dir, "none"),
 		in.serveJob("serve from a web server", in.web, "all"),
@@ -253,6 +255,49 @@ func (in *callInput) copyJob() callJob {
 			return in.wantPublished(t, filepath.Join(dir, "b.caibx"), filepath.Join(dir, "s.castr"), "", done)
 		},
 	}
+}
+
+// collectJob removes release a and its chunks, beside release b.
+func (in *callInput) collectJob() callJob {
+	return callJob{name: "repo gc",
+		prepare: func(t testing.TB, dir string) []string {
+			for _, name := range []string{"a", "b"} {
+				must(t, "cairn", "make", filepath.Join(dir, name+".caibx"), in.image(name))
+			}
+			return []string{"repo", "gc", filepath.Join(dir, "default.castr"), "--keep-last", "1", "--grace", "0s", "--yes"}
+		},
+		judge: func(t testing.TB, dir string, done bool, r callfault.Result) error {
+			store, old := filepath.Join(dir, "default.castr"), filepath.Join(dir, "a.caibx")
+			if got := run(t, "cairn", "repo", "check", store); got.status != 0 {
+				return fmt.Errorf("repo check: %s%s", got.stdout, got.stderr)
+			}
+			if _, err := os.Stat(old); done && err == nil {
+				return errors.New("the old index is still there")
+			}
+			if done {
+				if err := in.wantChunks(t, store, "b"); err != nil {
+					return err
+				}
+			}
+			return errors.Join(in.wantStored(t, old, store), in.wantPublished(t, filepath.Join(dir, "b.caibx"), store, "b", true))
+		},
+	}
+}
+
+// wantChunks checks that a store has the chunks of a release, and no others.
+func (in *callInput) wantChunks(t testing.TB, store, name string) error {
+	var stat struct {
+		Unreferenced struct {
+			Chunks int64 `json:"chunks"`
+		} `json:"unreferenced"`
+	}
+	if err := json.Unmarshal([]byte(must(t, "cairn", "store", "stat", "--json", store, in.index(name))), &stat); err != nil {
+		return err
+	}
+	if n := stat.Unreferenced.Chunks; n > 0 {
+		return fmt.Errorf("%d chunks of no index are still there", n)
+	}
+	return nil
 }
 
 func (in *callInput) catJob() callJob {
