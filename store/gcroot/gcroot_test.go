@@ -118,6 +118,19 @@ func TestDamagedRoot(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	withMap := &gcroot.Root{Name: "v1.caibx", Index: indexOf(t, 1), Map: []byte("the map")}
+	mapped, err := withMap.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r, err := gcroot.Decode(bytes.NewReader(mapped), false); err != nil || !bytes.Equal(r.Map, withMap.Map) {
+		t.Errorf("with a map: %v", err)
+	}
+	for i := range withMap.Map {
+		if _, err := gcroot.Decode(bytes.NewReader(mapped[:len(mapped)-1-i]), false); !errors.Is(err, gcroot.ErrInvalid) {
+			t.Errorf("without the last %d bytes of the map: %v", i+1, err)
+		}
+	}
 	decode := func(data []byte) error {
 		_, err := gcroot.Decode(bytes.NewReader(data), false)
 		return err
@@ -155,6 +168,10 @@ func FuzzDecode(f *testing.F) {
 	}
 	f.Add(data)
 	f.Add(data[:100])
+	if data, err = (&gcroot.Root{Name: "v2.caibx", Index: indexOf(f, 2), Map: []byte("map")}).Encode(); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(data)
 	f.Fuzz(func(t *testing.T, data []byte) {
 		r, err := gcroot.Decode(bytes.NewReader(data), false)
 		if err != nil {

@@ -27,15 +27,19 @@ type Root struct {
 	Published time.Time // by the clock of the store
 	Digest    blob.Digest
 	Index     *blob.Index // nil if only the head was read
+	// Map is the file of the index's map of packs, which this package does not parse. Empty for none, and if only the
+	// head was read.
+	Map []byte
 }
 
 const (
 	magic    = "cairngcr"
 	version  = 1
-	headSize = 0x40
+	headSize = 0x48
 	maxName  = 4096
 	maxIndex = 104 + 40*blob.MaxChunks // size of the largest index
-	maxRoot  = headSize + maxName + sha256.Size + maxIndex
+	maxMap   = 1 << 30                 // size of the largest map
+	maxRoot  = headSize + maxName + sha256.Size + maxIndex + maxMap
 )
 
 // rootName returns a new name for the gc root of an index.
@@ -61,7 +65,7 @@ func (r *Root) Encode() ([]byte, error) {
 		return nil, err
 	}
 	size := r.Index.EncodedSize()
-	out := bytes.NewBuffer(make([]byte, 0, headSize+len(r.Name)+sha256.Size+int(size)))
+	out := bytes.NewBuffer(make([]byte, 0, headSize+len(r.Name)+sha256.Size+int(size)+len(r.Map)))
 	head := make([]byte, headSize)
 	copy(head, magic)
 	binary.LittleEndian.PutUint32(head[0x08:], version)
@@ -70,11 +74,13 @@ func (r *Root) Encode() ([]byte, error) {
 	copy(head[0x10:], digest[:])
 	binary.LittleEndian.PutUint64(head[0x30:], uint64(r.Published.UnixNano()))
 	binary.LittleEndian.PutUint64(head[0x38:], uint64(size))
+	binary.LittleEndian.PutUint64(head[0x40:], uint64(len(r.Map)))
 	out.Write(head)
 	out.WriteString(r.Name)
 	sum := sha256.Sum256(out.Bytes())
 	out.Write(sum[:])
 	_, err := r.Index.WriteTo(out)
+	out.Write(r.Map)
 	return out.Bytes(), err
 }
 
@@ -116,14 +122,17 @@ func Decode(in io.Reader, headOnly bool) (*Root, error) {
 	if err := checkName(r.Name); err != nil {
 		return nil, err
 	}
-	size := binary.LittleEndian.Uint64(head[0x38:])
-	if size > maxIndex {
-		return nil, fmt.Errorf("%w: its index has %d bytes", ErrInvalid, size)
+	size, mapSize := binary.LittleEndian.Uint64(head[0x38:]), binary.LittleEndian.Uint64(head[0x40:])
+	if size > maxIndex || mapSize > maxMap {
+		return nil, fmt.Errorf("%w: its index has %d bytes, and its map %d", ErrInvalid, size, mapSize)
 	}
 	if headOnly {
 		return r, nil
 	}
-	return r, r.decodeIndex(in, int64(size))
+	if err := r.decodeIndex(in, int64(size)); err != nil {
+		return r, err
+	}
+	return r, r.readMap(in, int64(mapSize))
 }
 
 func (r *Root) decodeIndex(in io.Reader, size int64) (err error) {
@@ -140,10 +149,22 @@ func (r *Root) decodeIndex(in io.Reader, size int64) (err error) {
 	case r.Index.Digest() != r.Digest:
 		return fmt.Errorf("%w: its index has another digest", ErrInvalid)
 	}
-	if n, err := io.ReadFull(in, make([]byte, 1)); n > 0 || !errors.Is(err, io.EOF) {
-		if n > 0 {
-			return fmt.Errorf("%w: bytes follow its index", ErrInvalid)
+	return nil
+}
+
+// readMap reads the map, which is the last part. Its memory grows with the bytes that are there.
+func (r *Root) readMap(in io.Reader, size int64) (err error) {
+	if size > 0 {
+		if r.Map, err = io.ReadAll(io.LimitReader(in, size)); err != nil {
+			return err
 		}
+	}
+	if int64(len(r.Map)) < size {
+		return invalidEnd(io.EOF)
+	}
+	if n, err := io.ReadFull(in, make([]byte, 1)); n > 0 {
+		return fmt.Errorf("%w: bytes follow its last part", ErrInvalid)
+	} else if !errors.Is(err, io.EOF) {
 		return err
 	}
 	return nil

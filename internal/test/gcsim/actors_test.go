@@ -288,7 +288,7 @@ func (w *world) fill() error {
 		if name == "" {
 			continue
 		}
-		e, err := d.Write(a.ctx, &gcroot.Root{Name: name, Index: image.index})
+		e, err := d.Write(a.ctx, &gcroot.Root{Name: name, Index: image.index}, 1)
 		if err == nil && name == "gone" {
 			err = d.Retire(a.ctx, e)
 		} else if err == nil {
