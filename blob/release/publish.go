@@ -124,7 +124,11 @@ func (p *Publisher) acceptBases(ctx context.Context, o PublisherOptions) (known 
 			p.notes(BaseLeftOut{base, nil})
 			continue
 		}
-		if !p.recorder.mayBelieve(x.Digest()) {
+		believed, err := p.recorder.mayBelieve(ctx, x.Digest())
+		if err != nil {
+			return nil, err
+		}
+		if !believed {
 			p.notes(BaseLeftOut{base, errCollected})
 			continue
 		}
@@ -132,7 +136,7 @@ func (p *Publisher) acceptBases(ctx context.Context, o PublisherOptions) (known 
 		for i := range few { // spread over the image
 			few[i] = x.At((2*i + 1) * x.Len() / (2 * len(few))).Digest
 		}
-		err := checkHeld(ctx, p.chunks, few)
+		err = checkHeld(ctx, p.chunks, few)
 		if errors.Is(err, store.ErrNotFound) {
 			p.notes(BaseLeftOut{base, err})
 			continue

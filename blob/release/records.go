@@ -167,11 +167,12 @@ var errCollected = errors.New("it has no gc root, so gc may have removed some of
 // mayBelieve reports whether gc has removed no chunk of an index, and removes none while the lease is in force. A gc
 // root that was listed under the lease says so, even a retired one: it is removed before its chunks, and these only
 // after the lease. A store that gc does not manage has lost nothing to gc.
-func (r *Recorder) mayBelieve(index blob.Digest) bool {
-	if r.records == nil || !r.lease.Listing.Managed {
-		return true
+func (r *Recorder) mayBelieve(ctx context.Context, index blob.Digest) (bool, error) {
+	if r.records == nil || slices.ContainsFunc(r.lease.Listing.Roots, func(e gcroot.Entry) bool { return e.Index == index }) {
+		return true, nil
 	}
-	return slices.ContainsFunc(r.lease.Listing.Roots, func(e gcroot.Entry) bool { return e.Index == index })
+	managed, err := r.records.IsManaged(ctx) // the listing may be older than what this publisher has declared
+	return !managed, err
 }
 
 // isRefused reports whether a place cannot be written by this user, or cannot hold records.

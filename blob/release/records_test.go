@@ -21,7 +21,7 @@ import (
 
 func openRecords(t *testing.T, b store.Bucket) *gcroot.Dir {
 	t.Helper()
-	d, err := gcroot.Open(b, gcroot.Options{Poll: time.Millisecond})
+	d, err := gcroot.Open(b, gcroot.Options{Pause: func(ctx context.Context) error { return store.Sleep(ctx, time.Millisecond) }})
 	if err != nil {
 		t.Fatal(err)
 	}
