@@ -53,6 +53,9 @@ func (d *Dir) announce(ctx context.Context, prefix string, ttl time.Duration) (*
 
 // acquire waits for the lock, at most until ctx ends.
 func (a *announcement) acquire(ctx context.Context) error {
+	if err := ctx.Err(); err != nil { // select would choose at random
+		return err
+	}
 	select {
 	case a.lock <- struct{}{}:
 		return nil
@@ -262,9 +265,7 @@ func (d *Dir) describe(ctx context.Context, names []string) string {
 }
 
 // pause waits between two looks. The random part keeps those who wait from looking at the same moments.
-func (d *Dir) pause(ctx context.Context) error {
-	return store.Sleep(ctx, d.options.Poll/2+rand.N(d.options.Poll))
-}
+func pause(ctx context.Context) error { return store.Sleep(ctx, time.Second/2+rand.N(time.Second)) }
 
 // instant is a moment of this machine's clocks.
 type instant struct {

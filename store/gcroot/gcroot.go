@@ -74,7 +74,8 @@ const (
 type Options struct {
 	LeaseTTL time.Duration // a lease that is not renewed for so long expires
 	TurnTTL  time.Duration // the same for a turn
-	Poll     time.Duration // pause between two looks at others' announcements; 0 is a second
+	// Pause waits between two looks at others' announcements, or until ctx ends; nil waits about a second.
+	Pause func(ctx context.Context) error
 	// OneMachine says that all users of the store's directory share one kernel or its locks do not matter:
 	// work of a process of this machine that has ended is over. It is false for a store on a server, which may
 	// carry out a request after its sender has ended.
@@ -98,7 +99,9 @@ func Open(b store.Bucket, o Options) (*Dir, error) {
 	d := &Dir{reader: b, bucket: b, options: o}
 	d.options.LeaseTTL = cmp.Or(o.LeaseTTL, leaseTTL)
 	d.options.TurnTTL = cmp.Or(o.TurnTTL, turnTTL)
-	d.options.Poll = cmp.Or(o.Poll, time.Second)
+	if o.Pause == nil {
+		d.options.Pause = pause
+	}
 	var lists, removes bool
 	d.lister, lists = store.As[store.Lister](b)
 	d.remover, removes = store.As[store.Remover](b)

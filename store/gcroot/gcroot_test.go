@@ -352,7 +352,7 @@ func TestRemovalEndsInTime(t *testing.T) {
 // TestCancelled checks that an announcement is withdrawn when its job is cancelled.
 func TestCancelled(t *testing.T) {
 	b := new(mem.Bucket)
-	d := open(t, b, gcroot.Options{Poll: time.Millisecond})
+	d := open(t, b, gcroot.Options{Pause: func(ctx context.Context) error { return store.Sleep(ctx, time.Millisecond) }})
 	ctx, cancel := context.WithCancel(t.Context())
 	lease, err := d.Lease(ctx)
 	if err != nil {

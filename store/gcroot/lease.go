@@ -39,7 +39,7 @@ func (d *Dir) Lease(ctx context.Context) (*Lease, error) {
 		if err := errors.Join(err, a.withdraw(ctx)); err != nil {
 			return nil, err
 		}
-		if err := d.pause(ctx); err != nil {
+		if err := d.options.Pause(ctx); err != nil {
 			return nil, err
 		}
 	}
@@ -90,7 +90,7 @@ func (d *Dir) Turn(ctx context.Context, hold time.Duration) (*Turn, error) {
 			err = fmt.Errorf("%w: %s", ErrBusy, d.describe(ctx, leases))
 		}
 		if err == nil {
-			err = d.pause(ctx)
+			err = d.options.Pause(ctx)
 		}
 		if err != nil {
 			return nil, errors.Join(err, a.withdraw(ctx))

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 )
 
 // process is the process that made an announcement.
@@ -21,13 +22,13 @@ type process struct {
 // maxProcess limits the bytes of an announcement.
 const maxProcess = 4096
 
-func thisProcess() process {
+var thisProcess = sync.OnceValue(func() process {
 	p := process{PID: os.Getpid(), Boot: bootID(), Command: filepath.Base(os.Args[0])}
 	p.Host, _ = os.Hostname()
 	p.Namespace, _ = os.Readlink("/proc/self/ns/pid")
 	p.Started, _ = startOf(p.PID)
 	return p
-}
+})
 
 func (p process) encode() []byte {
 	text, _ := json.Marshal(p) // strings and numbers always have a form
