@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -106,9 +108,9 @@ func (w *world) start(kind string, after time.Duration, job func(a *actor) error
 	first, second := w.newActor(kind), w.newActor(kind)
 	w.running++
 	go func() {
-		if store.Sleep(first.ctx, after) == nil && job(first) != nil {
+		if store.Sleep(first.ctx, after) == nil && first.run(job) != nil {
 			if store.Sleep(second.ctx, time.Second) == nil {
-				_ = job(second)
+				_ = second.run(job)
 			}
 		}
 		w.mu.Lock()
@@ -118,16 +120,36 @@ func (w *world) start(kind string, after time.Duration, job func(a *actor) error
 	}()
 }
 
-func (a *actor) bucket(p place) store.Bucket {
-	if a.w.sweeps {
-		return sweeping{bucket{a, p}}
+// run runs a job, and then what the variant does at the end of a process.
+func (a *actor) run(job func(a *actor) error) error {
+	err := job(a)
+	if a.w.variant.withdrawsTurn {
+		_ = bucket{a, recordPlace}.send(context.Background(), forget, []string{""}, nil)
 	}
-	return bucket{a, p}
+	return err
 }
+
+// bucket returns the access to a place, with the retries that cairn has for places on a server.
+func (a *actor) bucket(p place) store.Bucket {
+	b := store.Bucket(bucket{a, p})
+	if a.w.sweeps {
+		b = sweeping{bucket{a, p}}
+	}
+	if a.w.directory || a.atOnce {
+		return b
+	}
+	return store.RetryBucket(b, retries)
+}
+
+// retries is a policy whose waits have no random part.
+var retries = store.Policy{First: 1, Max: 1, Patience: turnTTL / 8}
 
 func (a *actor) records() *gcroot.Dir {
 	d, err := gcroot.Open(a.bucket(recordPlace), gcroot.Options{
-		LeaseTTL: leaseTTL, TurnTTL: turnTTL, Poll: poll, OneMachine: a.w.directory,
+		LeaseTTL: leaseTTL, TurnTTL: turnTTL, OneMachine: a.w.oneMachine,
+		Pause: func(ctx context.Context) error {
+			return (bucket{a, recordPlace}).send(ctx, pause, []string{""}, nil).err
+		},
 		Waiting: func(string) { a.count(&a.w.counts.waited) },
 	})
 	if err != nil {
@@ -149,6 +171,7 @@ type publication struct {
 	name       string
 	listed     bool // the store is listed, not asked for each chunk
 	createOnly bool
+	base       int // an image that the store is said to hold; -1 for none
 }
 
 func (a *actor) publish(o publication) error {
@@ -175,16 +198,20 @@ func (a *actor) tryPublish(o publication) error {
 			return err
 		}
 	}
+	var bases []release.Base
+	if o.base >= 0 {
+		bases = []release.Base{{Index: images()[o.base].index}}
+	}
 	p, err := release.NewPublisher(ctx, chunks, release.PublisherOptions{
 		Writer:    store.WriterOptions{Compression: store.None},
 		Algorithm: blob.SHA512_256, Params: params, Chunks: int64(len(m.chunks)), Remote: o.listed,
-		Records: a.records(), Name: o.name,
+		Records: a.records(), Name: o.name, Bases: bases,
 	})
 	if err != nil {
 		return err
 	}
 	defer p.Close()
-	to, err := release.OutletIn(ctx, bucket{a, indexPlace}, locate.Location{}, o.name, release.OutletOptions{CreateOnly: o.createOnly})
+	to, err := release.OutletIn(ctx, a.bucket(indexPlace), locate.Location{}, o.name, release.OutletOptions{CreateOnly: o.createOnly})
 	if err != nil {
 		return err
 	}
@@ -200,7 +227,7 @@ func (a *actor) tryPublish(o publication) error {
 			if _, err := p.Put(ctx, d, contents()[d]); err != nil {
 				return err
 			}
-		} else if o.listed {
+		} else if o.listed || o.base >= 0 {
 			assumed = append(assumed, store.ObjectName(d, false))
 		}
 	}
@@ -227,8 +254,13 @@ func (a *actor) lookFor(m image, held map[blob.Digest]bool) error {
 }
 
 func (a *actor) collect() error {
+	if a.number%4 == 0 {
+		if err := a.tidy(); err != nil {
+			return err
+		}
+	}
 	_, err := keep.Collect(a.ctx, a.bucket(chunkPlace), a.records(), keep.CollectOptions{
-		Grace: a.w.grace, Workers: 1, Patience: 3 * leaseTTL,
+		Grace: a.w.grace, Workers: 1, Patience: 3 * leaseTTL, Retry: retries,
 	})
 	switch {
 	case errors.Is(err, gcroot.ErrBusy):
@@ -241,33 +273,98 @@ func (a *actor) collect() error {
 	return err
 }
 
-// remove removes an index, and then retires its gc roots.
-func (a *actor) remove(name string) error {
+// remove removes what is published under a name, as release.Indexes does, which cannot run here because it opens
+// locations by itself.
+func (a *actor) remove(isRemoved func(release.Item, state) bool) error {
 	d := a.records()
 	l, err := d.List(a.ctx)
 	if err != nil {
 		return err
 	}
-	var roots []gcroot.Entry
-	for _, e := range l.Roots {
-		r, err := d.Read(a.ctx, e, true)
+	items, err := release.ReadItems(a.ctx, d, l)
+	if err != nil {
+		return err
+	}
+	chosen := map[string]bool{}
+	for _, item := range items {
+		s, err := a.find(item)
 		if err != nil {
 			return err
 		}
-		if r.Name == name && e.Retired.IsZero() {
-			roots = append(roots, e)
+		for _, e := range item.Roots {
+			chosen[e.Name] = isRemoved(item, s)
 		}
 	}
-	if err := (bucket{a, indexPlace}).Remove(a.ctx, name); err != nil && !errors.Is(err, store.ErrNotFound) {
+	if !slices.Contains(slices.Collect(maps.Values(chosen)), true) {
+		return nil
+	}
+	turn, err := d.Turn(a.ctx, 3*leaseTTL)
+	if err != nil {
 		return err
 	}
-	for _, e := range roots {
-		if err := d.Retire(a.ctx, e); err != nil {
+	return errors.Join(a.removeInTurn(d, turn, chosen), turn.End(a.ctx))
+}
+
+func (a *actor) removeInTurn(d *gcroot.Dir, turn *gcroot.Turn, chosen map[string]bool) error {
+	items, err := release.ReadItems(a.ctx, d, turn.Listing)
+	if err != nil {
+		return err
+	}
+	for _, item := range items {
+		if slices.ContainsFunc(item.Roots, func(e gcroot.Entry) bool { return !chosen[e.Name] }) {
+			continue
+		}
+		s, err := a.find(item)
+		if err != nil {
 			return err
 		}
+		if s == present {
+			err := turn.Do(a.ctx, func(ctx context.Context) error {
+				err := bucket{a, indexPlace}.Remove(ctx, item.Name)
+				if errors.Is(err, store.ErrNotFound) {
+					return nil
+				}
+				return err
+			})
+			if err != nil {
+				return err
+			}
+			a.count(&a.w.counts.removed)
+		}
+		for _, e := range item.Roots {
+			if err := turn.Do(a.ctx, func(ctx context.Context) error { return d.Retire(ctx, e) }); err != nil {
+				return err
+			}
+		}
 	}
-	a.count(&a.w.counts.removed)
 	return nil
+}
+
+// state is what is found under the name of an item.
+type state int
+
+const (
+	absent state = iota
+	present
+	replaced
+)
+
+func (a *actor) find(item release.Item) (state, error) {
+	text, err := bucket{a, indexPlace}.Read(a.ctx, item.Name, nil, 1<<16)
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		return absent, nil
+	case err != nil:
+		return 0, err
+	case images()[imageOf(text)].index.Digest() != item.Index:
+		return replaced, nil
+	}
+	return present, nil
+}
+
+// tidy retires the gc roots of which the index is absent or replaced, and removes duplicates.
+func (a *actor) tidy() error {
+	return a.remove(func(_ release.Item, s state) bool { return s != present })
 }
 
 // fill writes what the service holds before the first request of the schedule: an image that stays, one that a
@@ -312,8 +409,12 @@ func (w *world) settle() error {
 		return err
 	}
 	if !l.Managed {
-		return d.Manage(a.ctx) // no publisher has come so far
+		return nil // no publisher has come so far
 	}
+	if err := a.tidy(); err != nil {
+		return err
+	}
+	time.Sleep(w.grace + time.Second)
 	if _, err := keep.Collect(a.ctx, a.bucket(chunkPlace), d, keep.CollectOptions{Grace: w.grace, Workers: 1}); err != nil {
 		return err
 	}
@@ -351,6 +452,9 @@ func (w *world) checkRemains(d *gcroot.Dir) error {
 			w.fail("the retired gc root of %s is left", r.Name)
 			continue
 		}
+		if image, is := w.visible[r.Name]; !is || images()[image].index.Digest() != e.Index {
+			w.fail("the gc root of %s is left, and there is no such index", r.Name)
+		}
 		for _, c := range r.Index.All() {
 			kept[store.ObjectName(c.Digest, false)] = true
 		}
@@ -377,6 +481,7 @@ func newWorld(seed uint64, v variant) *world {
 	w := &world{rng: rand.New(rand.NewPCG(seed, 1)), visible: map[string]int{}, woken: make(chan struct{}, 1)}
 	w.setting = setting{seed: seed, variant: v}
 	w.directory = w.chance(0.3)
+	w.oneMachine = w.directory && w.chance(0.3)
 	w.sweeps = !w.directory && w.chance(0.7)
 	w.seconds = !w.directory && w.chance(0.7)
 	w.ignores = w.chance(0.3)
@@ -390,11 +495,34 @@ func newWorld(seed uint64, v variant) *world {
 	return w
 }
 
+// runAll runs the schedule.
+func (w *world) runAll() error {
+	defer func() {
+		for _, a := range w.actors {
+			a.cancel()
+		}
+	}()
+	if w.chance(0.85) { // else the store is new
+		if err := w.fill(); err != nil {
+			return err
+		}
+	}
+	w.begin()
+	w.run()
+	if w.failure != "" {
+		return nil
+	}
+	return w.settle()
+}
+
 // begin starts the actors.
 func (w *world) begin() {
 	span := 40*w.pace + 10*time.Second
 	for i := range 1 + w.rng.IntN(3) {
-		o := publication{image: w.rng.IntN(len(images())), name: fmt.Sprintf("new%d", i), listed: !w.directory && w.chance(0.5), createOnly: w.chance(0.2)}
+		o := publication{image: w.rng.IntN(len(images())), name: fmt.Sprintf("new%d", i), listed: !w.directory && w.chance(0.5), createOnly: w.chance(0.2), base: -1}
+		if w.chance(0.2) {
+			o.base = w.rng.IntN(len(images()))
+		}
 		if w.chance(0.3) {
 			o.name = []string{"stays", "goes", "new0"}[w.rng.IntN(3)]
 		}
@@ -404,6 +532,8 @@ func (w *world) begin() {
 		w.start("collector", w.upTo(span), func(a *actor) error { return a.collect() })
 	}
 	if w.chance(0.7) {
-		w.start("remover", w.upTo(span), func(a *actor) error { return a.remove("goes") })
+		w.start("remover", w.upTo(span), func(a *actor) error {
+			return a.remove(func(item release.Item, _ state) bool { return item.Name == "goes" })
+		})
 	}
 }

@@ -31,9 +31,11 @@ const (
 	write
 	create
 	remove
+	pause  // no request: the scheduler decides how long an actor waits between two looks
+	forget // no request: the variant withdraws the turns of an actor
 )
 
-var verbNames = []string{"read", "stat", "list", "write", "create", "remove"}
+var verbNames = []string{"read", "stat", "list", "write", "create", "remove", "pause", "forget"}
 
 // request is a call of a bucket. The scheduler decides when it is carried out, and whether it is answered.
 type request struct {
@@ -43,6 +45,7 @@ type request struct {
 	names []string // of the objects; the prefix of a listing
 	data  []byte
 
+	ctx    context.Context
 	done   chan struct{} // closed after the answer
 	gaveUp bool          // the actor does not wait any more
 	found  []store.Object
@@ -51,9 +54,16 @@ type request struct {
 }
 
 func (r *request) String() string {
+	if r.from.isSample(r) {
+		return "stat chunks (one of the assumed)"
+	}
 	var names []string
 	for _, name := range r.names {
-		names = append(names, r.from.canonical(r.place, name))
+		name = r.from.canonical(r.place, name)
+		if lo, hi, ok := idOf(name); ok && r.place == recordPlace && !strings.HasPrefix(name[lo:], "00000000") {
+			name = name[:lo] + "new" + name[hi:]
+		}
+		names = append(names, name)
 	}
 	return fmt.Sprintf("%s %s %.24s", verbNames[r.verb], placeNames[r.place], strings.Join(names, " "))
 }
@@ -75,7 +85,7 @@ func idOf(name string) (lo, hi int, ok bool) {
 	case strings.HasPrefix(name, "leases/"), strings.HasPrefix(name, "turns/"), strings.HasPrefix(name, "clock/"):
 		lo = strings.IndexByte(name, '/') + 1
 	case strings.IndexByte(name, '-') > 0:
-		lo = strings.IndexByte(name, '-') + 1
+		lo = strings.LastIndexByte(name, '-') + 1
 	default:
 		return 0, 0, false
 	}

@@ -16,12 +16,10 @@ import (
 	"cairn/store"
 )
 
-// Times of the simulated protocol. Poll is so small that no random pause remains: the delays of the requests take its
-// place.
+// Times of the simulated protocol.
 const (
-	leaseTTL = time.Minute
-	turnTTL  = 24 * time.Second
-	poll     = 1
+	leaseTTL = 2 * time.Minute
+	turnTTL  = 72 * time.Second
 	// bound is the time in which the service carries out a request, as the package comment of gcroot assumes it.
 	// Requests of records, whose names never come back, may take longer.
 	bound = turnTTL / 2
@@ -50,22 +48,23 @@ type world struct {
 
 // setting is what a seed decides before the first request.
 type setting struct {
-	seed      uint64
-	directory bool // all actors share one kernel; the store is strong, and a dead process sends nothing
-	sweeps    bool // many objects are removed with one request
-	seconds   bool // times are whole seconds
-	ignores   bool // Create replaces objects
-	skew      time.Duration
-	grace     time.Duration
-	faults    float64       // share of the requests that fail, are answered late or are carried out twice
-	pace      time.Duration // usual delay of a request
-	variant   variant
+	seed       uint64
+	directory  bool // the service is a kernel: requests are carried out in time, and end with their sender
+	oneMachine bool // as gcroot.Options has it
+	sweeps     bool // many objects are removed with one request
+	seconds    bool // times are whole seconds
+	ignores    bool // Create replaces objects
+	skew       time.Duration
+	grace      time.Duration
+	faults     float64       // share of the requests that fail, are answered late or are carried out twice
+	pace       time.Duration // usual delay of a request
+	variant    variant
 }
 
 // counts are events that a run of many schedules must contain.
 type counts struct {
-	schedules, requests, published, failed, lapsed, vanished, waited, busy int
-	collected, chunks, roots, crashed, interrupted, stopped, removed       int
+	requests, published, failed, lapsed, vanished, waited, busy int
+	collected, chunks, crashed, interrupted, stopped, removed   int
 }
 
 type object struct {
@@ -193,8 +192,11 @@ func (w *world) admitArrived() {
 func (w *world) admit(r *request) {
 	a := r.from
 	a.arrivals++
+	a.pending = append(a.pending, r)
 	switch {
 	case a.crashed:
+		r.err = errCrashed
+		w.answer(r)
 		return
 	case a.arrivals == a.crashAt:
 		w.counts.crashed++
@@ -209,6 +211,9 @@ func (w *world) admit(r *request) {
 		w.logf("%v is interrupted at %v", a, r)
 		if w.chance(0.5) {
 			w.transmit(r)
+		} else {
+			r.err = context.Canceled
+			w.answer(r)
 		}
 		a.cancel()
 		return
@@ -224,7 +229,16 @@ func (w *world) admit(r *request) {
 		}
 	}
 	if a.resumed != nil {
-		a.held = append(a.held, func() { w.transmit(r) })
+		a.held = append(a.held, func() { w.transmitLate(r) })
+		return
+	}
+	w.transmit(r)
+}
+
+// transmitLate sends a request that was held, unless its time is over.
+func (w *world) transmitLate(r *request) {
+	if r.err = r.ctx.Err(); r.err != nil {
+		w.answer(r)
 		return
 	}
 	w.transmit(r)
@@ -242,7 +256,7 @@ func (w *world) crash(a *actor) {
 		r.err = errCrashed
 		close(r.done)
 	}
-	a.pending = nil
+	a.pending, a.held = nil, nil
 	a.cancel()
 	if a.resumed != nil {
 		close(a.resumed)
@@ -282,9 +296,6 @@ func (w *world) delay(r *request) time.Duration {
 	case w.chance(0.3):
 		d /= 64
 	}
-	if r.verb == list && r.place == recordPlace && r.from.lists > 0 {
-		d += w.upTo(5 * time.Second) // in place of pauses between looks
-	}
 	return min(d, bound-time.Second)
 }
 
@@ -302,12 +313,18 @@ func (w *world) transmit(r *request) {
 	if r.gaveUp || a.crashed {
 		return
 	}
-	if r.verb == list && r.place == recordPlace {
-		a.lists++
-	} else if r.place != recordPlace {
-		a.lists = 0
+	switch r.verb {
+	case pause:
+		w.after(time.Second+w.upTo(leaseTTL/8), func() { w.answer(r) })
+		return
+	case forget:
+		w.after(0, func() { a.forgetTurns(); w.answer(r) })
+		return
+	case list:
+		if r.place == recordPlace && r.names[0] == "leases/" {
+			a.looked = w.written
+		}
 	}
-	a.pending = append(a.pending, r)
 	d, fault := w.delay(r), -1
 	if w.chance(w.faults) {
 		fault = w.rng.IntN(3)
@@ -316,7 +333,7 @@ func (w *world) transmit(r *request) {
 	case fault == 0: // the request is lost
 		w.after(d, func() { w.logf("%v: %v is lost", a, r); r.err = errFailed; w.answer(r) })
 	case fault == 1 && !w.directory: // the answer is lost
-		if r.verb != list {
+		if r.verb >= write {
 			w.carryOutLater(r, w.lateness(r))
 		}
 		w.after(d, func() { w.logf("%v: the answer of %v is lost", a, r); r.err = errFailed; w.answer(r) })
@@ -356,18 +373,30 @@ func (w *world) carryOutLater(r *request, d time.Duration) {
 // carryOutListing lists in parts, each at another moment, because a listing is not a snapshot.
 func (w *world) carryOutListing(r *request, d time.Duration) {
 	parts, salt := 1+w.rng.IntN(3), w.rng.Uint64()
+	slow := w.chance(0.2) // as of a directory with many records
 	for part := range parts {
 		if part > 0 {
 			d += w.delay(r)
 		}
+		if part > 0 && slow {
+			d += w.upTo(5 * time.Second)
+		}
 		w.after(d, func() {
 			w.listPart(r, func(number int) bool { return rand.New(rand.NewPCG(salt, uint64(number))).IntN(parts) == part })
 			if part == parts-1 {
-				w.logf("%v: %v = %v", r.from, r, r.found)
+				w.logf("%v: %v = %v", r.from, r, r.from.describe(r))
 				w.answer(r)
 			}
 		})
 	}
+}
+
+// describe returns the canonical names that a listing has found.
+func (a *actor) describe(r *request) (names []string) {
+	for _, o := range r.found {
+		names = append(names, a.canonical(r.place, o.Name))
+	}
+	return names
 }
 
 func (w *world) answer(r *request) {
@@ -388,9 +417,10 @@ func (w *world) carryOut(r *request) {
 		return
 	}
 	for _, name := range r.names {
-		w.carryOutOne(r, r.from.adapt(r, name))
+		name = r.from.adapt(r, name)
+		w.carryOutOne(r, name)
+		w.logf("%v: %s %s %s (%v)", r.from, verbNames[r.verb], placeNames[r.place], name, r.err)
 	}
-	w.logf("%v: %v (%v)", r.from, r, r.err)
 }
 
 func (w *world) carryOutOne(r *request, name string) {
@@ -403,6 +433,7 @@ func (w *world) carryOutOne(r *request, name string) {
 			return
 		}
 		r.answer = o.data
+		r.from.dropOld(r)
 	case r.verb == remove:
 		if r.err = nil; o == nil {
 			if len(r.names) == 1 {
@@ -494,8 +525,8 @@ func (w *world) checkIndex(name string, data []byte) {
 }
 
 func (w *world) checkReadable(name string) {
-	for chunk := range images()[w.visible[name]].has {
-		if w.objects[chunkPlace][chunk] == nil {
+	for _, d := range images()[w.visible[name]].chunks {
+		if chunk := store.ObjectName(d, false); w.objects[chunkPlace][chunk] == nil {
 			w.fail("the index %s is visible and lacks the chunk %.8s", name, chunk)
 		}
 	}
@@ -514,11 +545,10 @@ type actor struct {
 	arrivals                     int
 	crashAt, interruptAt, stopAt int // the request at which it happens; 0 for never
 	stopFor                      time.Duration
-	lists                        int // looks at the records in a row
 	crashed                      bool
 	resumed                      chan struct{} // nil unless stopped
 	held                         []func()      // what happens when it goes on
-	pending                      []*request    // sent and not answered
+	pending                      []*request    // not answered
 
 	names   map[string]string // canonical IDs of the records that it named
 	reals   map[string]string // and back
@@ -526,6 +556,7 @@ type actor struct {
 	assumed []string          // chunks of which the publisher asks for one at random
 	highest map[string]int    // number of the last object of an announcement
 	seen    int               // objects in the world at the first listing of the records
+	looked  int               // objects in the world at the last look for leases
 }
 
 func (a *actor) String() string { return fmt.Sprintf("%s-%d", a.kind, a.number) }
@@ -543,6 +574,7 @@ func (a *actor) send(ctx context.Context, r *request) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	r.ctx = ctx
 	a.w.mu.Lock()
 	if a.crashed {
 		a.w.mu.Unlock()
@@ -551,10 +583,14 @@ func (a *actor) send(ctx context.Context, r *request) error {
 	a.w.arrived = append(a.w.arrived, r)
 	a.w.mu.Unlock()
 	a.w.wake()
+	ended := ctx.Done()
+	if a.w.directory {
+		ended = nil // a system call takes as long as it takes
+	}
 	select {
 	case <-r.done:
 		return nil
-	case <-ctx.Done():
+	case <-ended:
 	}
 	a.w.mu.Lock()
 	r.gaveUp = true
@@ -593,6 +629,11 @@ func (a *actor) own(p place, name string) string {
 	return name
 }
 
+// isSample reports whether a publisher asks for a random one of the chunks that it assumes. The seed chooses another.
+func (a *actor) isSample(r *request) bool {
+	return r.place == chunkPlace && r.verb == stat && len(a.assumed) > 0
+}
+
 // adapt returns the name in the service of an object of a request that is carried out.
 func (a *actor) adapt(r *request, name string) string {
 	if r.place == recordPlace && r.verb == write {
@@ -604,7 +645,10 @@ func (a *actor) adapt(r *request, name string) string {
 			a.names[name[lo:hi]], a.reals[id] = id, name[lo:hi]
 		}
 	}
-	if r.place == chunkPlace && r.verb == stat && len(a.assumed) > 0 && !strings.HasSuffix(name, ".cacnk") {
+	if a.isSample(r) {
+		if strings.HasSuffix(name, ".cacnk") { // asked for first; there are none
+			return a.assumed[0] + ".cacnk"
+		}
 		return a.assumed[a.w.rng.IntN(len(a.assumed))]
 	}
 	if r.place == recordPlace && r.verb == write && strings.HasSuffix(name, rootSuffix) {
@@ -613,8 +657,8 @@ func (a *actor) adapt(r *request, name string) string {
 	return a.rename(r.place, a.canonical(r.place, name))
 }
 
+// add adds the counts of a schedule.
 func (c *counts) add(d counts) {
-	c.schedules++
 	c.requests += d.requests
 	c.published += d.published
 	c.failed += d.failed
