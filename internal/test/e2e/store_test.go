@@ -10,10 +10,12 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"cairn/blob"
 	"cairn/internal/test/need"
 	"cairn/store"
+	"cairn/store/gcroot"
 	"cairn/store/local"
 )
 
@@ -112,24 +114,113 @@ func TestMillionChunks(t *testing.T) {
 		{[]string{"verify", from, index, "--state", ""}, 384},
 		{[]string{"copy", from, held, index}, 384},
 	} {
-		// time is a small program: a child's peak memory starts with that of its parent.
-		cmd := exec.CommandContext(t.Context(), need.Tool(t, "time"), append([]string{"-f", "%M %U %S", "cairn", "store"}, c.args...)...)
-		var stderr strings.Builder
-		cmd.Stderr = &stderr
-		stdout, err := cmd.Output()
-		if err != nil || !strings.Contains(stderr.String()+string(stdout), "1,000,000") {
-			t.Fatalf("%q: %v\n%s%s", c.args, err, stdout, stderr.String())
+		cost := timed(t, "cairn", append([]string{"store"}, c.args...)...)
+		if !strings.Contains(cost.output, "1,000,000") {
+			t.Fatalf("%q:\n%s", c.args, cost.output)
 		}
-		var kibi int64
-		var user, system float64
-		lines := strings.Split(strings.TrimSpace(stderr.String()), "\n")
-		if _, err := fmt.Sscan(lines[len(lines)-1], &kibi, &user, &system); err != nil {
-			t.Fatalf("time says %q", stderr.String())
+		t.Logf("store %s, %d arguments: %d MiB, %.0f s of CPU time", c.args[0], len(c.args), cost.mebi, cost.cpu)
+		if cost.mebi > c.most {
+			t.Errorf("store %q takes %d MiB of memory, want at most %d", c.args, cost.mebi, c.most)
 		}
-		mebi := kibi >> 10
-		t.Logf("store %s, %d arguments: %d MiB, %.0f s of CPU time", c.args[0], len(c.args), mebi, user+system)
-		if mebi > c.most {
-			t.Errorf("store %q takes %d MiB of memory, want at most %d", c.args, mebi, c.most)
+	}
+}
+
+// measured is what a program took.
+type measured struct {
+	output    string // stdout and stderr
+	mebi      int64  // peak memory
+	wall, cpu float64
+}
+
+// timed runs a program that must succeed, and measures it.
+func timed(t testing.TB, name string, args ...string) measured {
+	t.Helper()
+	// time is a small program: a child's peak memory starts with that of its parent.
+	cmd := exec.CommandContext(t.Context(), need.Tool(t, "time"), append([]string{"-f", "%M %e %U %S", need.Tool(t, name)}, args...)...)
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	stdout, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("%s %q: %v\n%s%s", name, args, err, stdout, stderr.String())
+	}
+	var kibi int64
+	var wall, user, system float64
+	lines := strings.Split(strings.TrimSpace(stderr.String()), "\n")
+	if _, err := fmt.Sscan(lines[len(lines)-1], &kibi, &wall, &user, &system); err != nil {
+		t.Fatalf("time says %q", stderr.String())
+	}
+	return measured{string(stdout) + stderr.String(), kibi >> 10, wall, user + system}
+}
+
+// TestMillionChunksCollected removes 100 of 200 releases in a store of a million chunks, beside casync gc and desync
+// prune, and records the costs.
+func TestMillionChunksCollected(t *testing.T) {
+	if os.Getenv("CAIRN_LONG") != "1" {
+		t.Skip("it writes a million files: CAIRN_LONG=1")
+	}
+	const n, releases, step = 1_000_000, 200, 4750
+	dir := t.TempDir()
+	path := func(name string) string { return filepath.Join(dir, name) }
+	all := fill(t, path("default.castr"), n)
+	bucket, err := local.Create(path("default.caroots"), local.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	records, err := gcroot.Open(bucket, gcroot.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var kept []string
+	for i := range releases {
+		builder, err := blob.NewBuilder(blob.SHA512_256, blob.Params{Min: 64, Avg: 64, Max: 64})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range all.Range(i*step, n-(releases-1-i)*step) {
+			if _, err := builder.Add(64, c.Digest); err != nil {
+				t.Fatal(err)
+			}
+		}
+		x, name := builder.Index(), fmt.Sprintf("v%03d.caibx", i)
+		writeFile(t, dir, name, x.Encode())
+		if _, err := records.Write(t.Context(), &gcroot.Root{Name: name, Published: time.Now(), Index: x}, uint32(i+1)); err != nil {
+			t.Fatal(err)
+		}
+		if i >= releases/2 {
+			kept = append(kept, path(name))
+		}
+	}
+	if err := records.Manage(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	gone := int64(releases / 2 * step)
+	for _, peer := range []string{"casync", "desync"} {
+		must(t, "cp", "-al", path("default.castr"), path(peer+".castr"))
+	}
+	must(t, "sync")
+	args := []string{"repo", "gc", path("default.castr"), "--keep-last", "100", "--grace", "0s", "--yes"}
+	for _, c := range []struct {
+		name string
+		cost measured
+	}{
+		{"repo list", timed(t, "cairn", "repo", "list", path("default.castr"))},
+		{"repo gc --dry-run", timed(t, "cairn", append(args, "--dry-run")...)},
+		{"repo gc", timed(t, "cairn", args...)},
+		{"desync prune", timed(t, "desync", append([]string{"prune", "-y", "-s", path("desync.castr")}, kept...)...)},
+		{"casync gc", timed(t, "casync", append([]string{"gc", "--store=" + path("casync.castr")}, kept...)...)},
+	} {
+		t.Logf("%s: %d MiB, %.1f s, %.1f s of CPU time", c.name, c.cost.mebi, c.cost.wall, c.cost.cpu)
+		if strings.HasPrefix(c.name, "repo") && c.cost.mebi > 256 {
+			t.Errorf("%s takes %d MiB of memory", c.name, c.cost.mebi)
+		}
+	}
+	for _, name := range []string{"default.castr", "desync.castr", "casync.castr"} {
+		var stat struct {
+			Chunks int64 `json:"chunks"`
+		}
+		parse(t, cairn(t, "store", "stat", "--json", path(name)), &stat)
+		if stat.Chunks != n-gone {
+			t.Errorf("%s has %d chunks, want %d", name, stat.Chunks, n-gone)
 		}
 	}
 }
@@ -159,6 +250,9 @@ func fill(t testing.TB, dir string, n int) *blob.Index {
 		})
 	}
 	writers.Wait()
+	if err := w.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	builder, err := blob.NewBuilder(blob.SHA512_256, blob.Params{Min: 64, Avg: 64, Max: 64})
 	if err != nil {
 		t.Fatal(err)
