@@ -82,7 +82,7 @@ func logReleaseNote(n release.Note) {
 	switch n := n.(type) {
 	case release.BaseLeftOut:
 		if n.Err != nil {
-			logf("warning: base %s is not used, as the store lacks some of its chunks: %v", n.At, n.Err)
+			logf("warning: base %s is not used, as the store may lack some of its chunks: %v", n.At, n.Err)
 			return
 		}
 		logf("warning: base %s is not used: its chunk sizes are %v bytes, and others are made (--chunk-size)", n.At, n.Index.Params())

@@ -4,8 +4,8 @@ const (
 	trees = "cairn is for images of block devices, not for directory trees; " +
 		"make a squashfs or erofs image of the tree"
 	ofTrees = "it is about directory trees"
-	noGC    = "cairn does not remove chunks yet; the real tool does, also in stores that cairn wrote, " +
-		"or 'cairn store copy' copies what to keep into a new store"
+	noGC    = "'cairn repo adopt STORE INDEX...' and then 'cairn repo gc STORE' remove the chunks that no index needs; " +
+		"the real tool works on stores that cairn wrote, too"
 	alwaysDone = "cairn verifies every byte of a seed and of the target before it uses it"
 )
 

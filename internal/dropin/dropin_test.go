@@ -69,7 +69,7 @@ func TestTranslate(t *testing.T) {
 		{"casync make --compression=xz x.caibx y", "leave it out"},
 		{"casync make --cache=c x.caibx y", "--cache is not supported"},
 		{"casync extract --cache=c x.caibx y", "assemble --store=default.castr --progress=none x.caibx y"},
-		{"casync gc x.caibx", "cairn does not remove chunks yet"},
+		{"casync gc x.caibx", "remove the chunks that no index needs"},
 		{"casync digest v1", ""},
 		{"casync digest --store=s x.caibx", "cat --store=s x.caibx"},
 		{"casync digest seeds", "not for directory trees"},
