@@ -48,6 +48,7 @@ func runIn(t testing.TB, dir string, env []string, name string, args ...string) 
 // TestDropinExamples runs each example of the documentation of casync and desync by the name of the tool. The examples'
 // absolute paths are below a directory of the test, and their servers are servers of the test.
 func TestDropinExamples(t *testing.T) {
+	t.Parallel()
 	w := newDropinWorld(t)
 	examples := string(readFile(t, "../../dropin/testdata/examples.txt"))
 	ran := 0

@@ -46,7 +46,7 @@ func eachBuild(t *testing.T, test func(t *testing.T, v victim, noise time.Durati
 	noise := 10 * time.Minute
 	if os.Getenv("CAIRN_LONG") != "1" { // then other tests may run at the same time: nothing is measured
 		t.Parallel()
-		noise = 12 * time.Second
+		noise = 6 * time.Second
 	}
 	if !raceDetector {
 		t.Run("plain", func(t *testing.T) { test(t, victim{program: need.Tool(t, "cairn")}, noise) })

@@ -58,8 +58,8 @@ func testAll(m *testing.M) (status int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	// Most tests wait most of the time, so more of them run in parallel than there are CPUs.
-	if err := flag.Set("test.parallel", strconv.Itoa(max(4, runtime.GOMAXPROCS(0)))); err != nil {
+	// The tests wait two thirds of the time, so more of them run in parallel than there are CPUs.
+	if err := flag.Set("test.parallel", strconv.Itoa(max(6, runtime.GOMAXPROCS(0)))); err != nil {
 		return 0, err
 	}
 	if signal.Ignored(syscall.SIGHUP) { // under nohup; with a handler, child processes do not ignore it

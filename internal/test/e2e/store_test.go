@@ -65,9 +65,6 @@ func TestInterruptedStoreVerify(t *testing.T) {
 // TestStoreCommandsWithoutStore: an unreachable server has an exit status of its own.
 func TestStoreCommandsWithoutStore(t *testing.T) {
 	t.Parallel()
-	if testing.Short() {
-		t.Skip("waiting takes half a minute")
-	}
 	r := noise(t, mib)
 	url := deadURL(t)
 	for name, args := range map[string][]string{
@@ -77,7 +74,7 @@ func TestStoreCommandsWithoutStore(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			fails(t, notFound, "store unavailable", append(args, "--patience", "10s")...)
+			fails(t, notFound, "store unavailable", append(args, "--patience", "1s")...)
 		})
 	}
 }
