@@ -22,7 +22,7 @@ func TestStoreDies(t *testing.T) {
 	r := published(t, ext4)
 	d, s := newDepot(t, r), slotsOf(t, r, r.image("c"))
 	was, will := sum(t, r.image("c"), r.size(t, "b")), sum(t, r.image("b"), r.size(t, "b"))
-	args := []string{d.url + "/b.caibx", s.b, "--state", "", "--memory", "1MiB", "--fetches", "4"}
+	args := []string{d.url + "/b.caibx", s.b, "--state", "", "--memory", "1MiB", "--fetches", "4", "--patience", "10s"}
 	must(t, "dd", "if=/dev/zero", "of="+s.b, "bs=1M", "seek=8", "count=8", "conv=fsync") // forces downloads
 	d.meanwhile(func(n int) bool { return n < 20 })
 	fails(t, notFound, "127.0.0.1", append([]string{"assemble"}, args...)...)

@@ -15,6 +15,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"strconv"
 	"testing"
 )
 
@@ -50,6 +52,10 @@ func testAll(m *testing.M) (status int, err error) {
 		return 0, err
 	}
 	if err := os.Setenv("PATH", scratch+":"+os.Getenv("PATH")+":/usr/sbin:/sbin"); err != nil {
+		return 0, err
+	}
+	// The tests wait half of the time, so more of them run in parallel than there are CPUs.
+	if err := flag.Set("test.parallel", strconv.Itoa(max(4, runtime.GOMAXPROCS(0)))); err != nil {
 		return 0, err
 	}
 	return m.Run(), nil

@@ -108,7 +108,7 @@ func guestData(t testing.TB) string {
 			r.publish(t, name)
 		}
 	}
-	large := single(t, testimages.Random(4, 72*mib))
+	large := single(t, testimages.Random(4, 48*mib))
 	if err := os.Rename(large.dir, filepath.Join(dir, "noise")); err != nil {
 		t.Fatal(err)
 	}
