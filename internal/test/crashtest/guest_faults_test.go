@@ -21,7 +21,7 @@ func guestFaults(t *testing.T) {
 	t.Run("memory", func(t *testing.T) { testLittleMemory(t) })
 }
 
-const faultSize = 12 * mib // size of a slot; the releases have 10 MiB
+const faultSize = 9 * mib // size of a slot; the releases have 7 MiB
 
 // testSeedFails: chunks that a seed cannot give are downloaded.
 func testSeedFails(t *testing.T, r releases) {
@@ -33,7 +33,7 @@ func testSeedFails(t *testing.T, r releases) {
 	target := newLoop(t, faultSize)
 	for _, seed := range []string{partly, wholly} {
 		for _, index := range []string{"", "=" + r.index("a")} {
-			must(t, "dd", "if=/dev/zero", "of="+target, "bs=1M", "count=12", "conv=fsync")
+			must(t, "dd", "if=/dev/zero", "of="+target, "bs=1M", "count=9", "conv=fsync")
 			assemble(t, r.index("b"), target, "--state", "", "--seed", seed+index)
 			wantImage(t, target, r.image("b"))
 		}
