@@ -20,7 +20,7 @@ func guestTime() time.Duration {
 	if long() {
 		return time.Hour
 	}
-	return 10 * time.Minute
+	return 14 * time.Minute // less than a machine's lifetime
 }
 
 // TestVM runs TestGuest of this binary in virtual machines, one for each part. Each has one CPU, because several run at
