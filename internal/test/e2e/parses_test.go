@@ -28,6 +28,7 @@ var parsers = map[string]string{
 // TestParsedOnce counts the calls of each parser of locations in one assemble and one serve with several
 // stores, seeds and a default store. There is one call for each given location, and none for a derived one.
 func TestParsedOnce(t *testing.T) {
+	t.Parallel()
 	r := publish(t, small(t))
 	dir, binary := t.TempDir(), filepath.Join(t.TempDir(), "cairn")
 	cmd := exec.Command("go", "build", "-buildvcs=false", "-cover", "-covermode=count",
@@ -39,20 +40,21 @@ func TestParsedOnce(t *testing.T) {
 	web := newNginx(t, r.dir)
 	s3 := storetest.S3(t, storetest.S3Options{})
 	s3.Bucket(t, "images")
-	s3Keys(t, s3)
 	sshd := storetest.NewSSHD(t, "internal-sftp")
 	ssh := writeFile(t, dir, "ssh", []byte("#!/bin/sh\nexec ssh -F "+sshd.Config+" \"$@\"\n"))
 	if err := os.Chmod(ssh, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	t.Setenv("CAIRN_SSH", ssh)
 	inSFTP := "sftp://store" + r.dir + "/absent.castr"
 
 	counted := t.TempDir()
-	t.Setenv("GOCOVERDIR", counted)
-	t.Setenv("CAIRN_CONFINE", "off") // the counts are written at the end
-	must(t, binary, "assemble", web.url+"/b.caibx", filepath.Join(dir, "out"), "--state", "", "--seed", r.a+"="+r.index("a"), "--seed", r.a,
-		"-s", s3.Location("images/absent.castr", "")+"|"+inSFTP, "-s", web.url+"/absent.castr", "-s", filepath.Join(r.dir, "default.castr"))
+	// counting returns the arguments of env that run cairn. The counts are written at the end, unconfined.
+	counting := func(args ...string) []string {
+		return append([]string{"AWS_ACCESS_KEY_ID=" + s3.AccessKey, "AWS_SECRET_ACCESS_KEY=" + s3.SecretKey, "CAIRN_SSH=" + ssh,
+			"CAIRN_CONFINE=off", "GOCOVERDIR=" + counted, binary}, args...)
+	}
+	must(t, "env", counting("assemble", web.url+"/b.caibx", filepath.Join(dir, "out"), "--state", "", "--seed", r.a+"="+r.index("a"), "--seed", r.a,
+		"-s", s3.Location("images/absent.castr", "")+"|"+inSFTP, "-s", web.url+"/absent.castr", "-s", filepath.Join(r.dir, "default.castr"))...)
 	wantCalls(t, counted, map[string]int{
 		"locate": 6, // the index, a seed's index, four stores
 		"web":    2, "s3": 1, "sftp": 1, "url": 4,
@@ -60,9 +62,8 @@ func TestParsedOnce(t *testing.T) {
 	})
 
 	counted = t.TempDir()
-	t.Setenv("GOCOVERDIR", counted)
 	serving := func(args ...string) {
-		s := &serving{job: startProgram(t, nil, binary, append([]string{"serve", "--listen", "tcp:127.0.0.1:0"}, args...)...)}
+		s := &serving{job: startProgram(t, nil, "env", counting(append([]string{"serve", "--listen", "tcp:127.0.0.1:0"}, args...)...)...)}
 		s.uris = strings.Fields(s.stdout.await(t, "\n"))
 		must(t, "nbdcopy", s.uris[0], filepath.Join(dir, "copy"))
 		s.signal(t, syscall.SIGTERM)
@@ -71,7 +72,6 @@ func TestParsedOnce(t *testing.T) {
 	serving(web.url + "/b.caibx") // with the default store and the profile beside it
 	wantCalls(t, counted, map[string]int{"locate": 1, "web": 1, "url": 1})
 	counted = t.TempDir()
-	t.Setenv("GOCOVERDIR", counted)
 	serving(r.index("b"), web.url+"/a.caibx", "-s", s3.Location("images/absent.castr", "")+"|"+web.url+"/default.castr", "-s", inSFTP)
 	wantCalls(t, counted, map[string]int{"locate": 5, "web": 2, "s3": 1, "sftp": 1, "url": 4})
 }
