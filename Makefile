@@ -48,7 +48,7 @@ vuln: .bin/govulncheck ## known vulnerabilities, where vuln.go.dev can be reache
 	.ci/vuln
 
 race:
-	$(GOTEST) $(RACE) -short ./...
+	$(GOTEST) $(RACE) -short $$(go list ./... | grep -vE '/(e2e|crashtest)$$') # which test nothing with -short
 
 libzstd: ## the tests of the build that links libzstd, where there is a C compiler
 	@if command -v "$$(go env CC)" >/dev/null; then \
