@@ -47,24 +47,36 @@ func (e *ManagedError) Error() string {
 // Unwrap returns errors.ErrUnsupported.
 func (e *ManagedError) Unwrap() error { return errors.ErrUnsupported }
 
+// RecordsOptions are the settings of OpenRecords.
+type RecordsOptions struct {
+	gcroot.Options
+	Managed bool       // no records of a store that gc does not manage
+	Notes   func(Note) // called with NotRecorded
+}
+
 // OpenRecords opens the records of a store for publishing. They are nil if nothing can lie beside the store, or if
 // publishers cannot announce themselves there and gc does not manage the store. If it does, the error is a
-// *ManagedError. notes is called with NotRecorded.
-func OpenRecords(ctx context.Context, a locate.Access, of locate.Location, o gcroot.Options, notes func(Note)) (*gcroot.Dir, error) {
+// *ManagedError.
+func OpenRecords(ctx context.Context, a locate.Access, of locate.Location, o RecordsOptions) (*gcroot.Dir, error) {
 	at, err := RecordsDir(of)
 	if err != nil {
 		return nil, nil //nolint:nilerr // such a store has no records
 	}
+	if o.Managed {
+		if managed, err := isManagedAt(ctx, a, at); err != nil || !managed {
+			return nil, err
+		}
+	}
 	b, err := a.OpenBucket(at)
 	if isRefused(err) && !at.Remote() { // there is no such directory
-		notes(NotRecorded{err})
+		o.Notes(NotRecorded{err})
 		return nil, nil
 	}
 	if err != nil {
 		return nil, fmt.Errorf("opening the gc roots %s: %w", at, err)
 	}
 	o.OneMachine = !at.Remote()
-	records, err := gcroot.Open(b, o)
+	records, err := gcroot.Open(b, o.Options)
 	if err == nil || !errors.Is(err, errors.ErrUnsupported) {
 		return records, err
 	}
@@ -73,6 +85,22 @@ func OpenRecords(ctx context.Context, a locate.Access, of locate.Location, o gcr
 		err = &ManagedError{at.String()}
 	}
 	return nil, err
+}
+
+// isManagedAt reports whether gc manages the store whose records are at a location.
+func isManagedAt(ctx context.Context, a locate.Access, at locate.Location) (bool, error) {
+	r, err := a.Open(at)
+	if errors.Is(err, store.ErrNotFound) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("opening the gc roots %s: %w", at, err)
+	}
+	defer store.Close(r)
+	if at.Remote() {
+		r = store.Retry(r, a.Retry)
+	}
+	return gcroot.IsManaged(ctx, r)
 }
 
 // RecordName returns the name by which the gc root of an index calls it: its path from the directory of the store, or

@@ -138,7 +138,7 @@ written; see 'cairn delta'. If that fails, INDEX is not written.
 }
 
 // storeFlags are the flags of make that have no effect without a store.
-var storeFlags = []string{"store", "base", "uploads", "compression", "compression-level", "delta-from"}
+var storeFlags = []string{"store", "base", "uploads", "gc-root", "compression", "compression-level", "delta-from"}
 
 // makeResult is the output of make --json.
 type makeResult struct {
@@ -237,7 +237,7 @@ func makeInto(
 		return err
 	}
 	defer deltas.close()
-	records, err := f.openRecords(ctx, f.store)
+	records, err := f.gcRoot.open(ctx, &f.access, f.store)
 	if err != nil {
 		return err
 	}

@@ -18,12 +18,14 @@ type publish struct {
 	bases      []locate.Location
 	createOnly bool
 	uploads    int
+	gcRoot
 }
 
 func (f *publish) addFlags(c *cobra.Command) {
 	f.addBases(c)
 	c.Flags().BoolVar(&f.createOnly, "create-only", false, "refuse (exit status 5) to replace an existing index")
 	addUploads(c, &f.uploads)
+	f.gcRoot.addFlag(c)
 	addCheck(c, func(args []string) error {
 		if f.createOnly && openfile.Standard(args[0], openfile.Stdout) == openfile.Dash {
 			return errors.New("--create-only: an index on stdout cannot exist already")
@@ -50,13 +52,28 @@ func (f *publish) readBases(ctx context.Context, a access) (bases []release.Base
 	return bases, err
 }
 
-// openRecords opens the gc roots of a store for publishing. They are nil if it has none.
-func (f *access) openRecords(ctx context.Context, of locate.Location) (*gcroot.Dir, error) {
-	a, err := f.openAccess()
+// gcRoot holds the flag for the gc roots of what is published.
+type gcRoot struct{ managed bool }
+
+func (f *gcRoot) addFlag(c *cobra.Command) {
+	const always, managed = "always", "managed"
+	c.Flags().Var(funcFlag{"when", always, func(text string) error {
+		if text != always && text != managed {
+			return fmt.Errorf("want %s, or %s: only in a store that gc manages", always, managed)
+		}
+		f.managed = text == managed
+		return nil
+	}}, "gc-root", "`when` to write a gc root beside the store: always, or only if gc manages the store (managed)")
+}
+
+// open opens the gc roots of a store for publishing. They are nil if it has none.
+func (f *gcRoot) open(ctx context.Context, at *access, of locate.Location) (*gcroot.Dir, error) {
+	a, err := at.openAccess()
 	if err != nil {
 		return nil, err
 	}
-	records, err := release.OpenRecords(ctx, a, of, gcroot.Options{Waiting: logWaiting}, logReleaseNote)
+	records, err := release.OpenRecords(ctx, a, of,
+		release.RecordsOptions{Options: gcroot.Options{Waiting: logWaiting}, Managed: f.managed, Notes: logReleaseNote})
 	if hasType[*release.ManagedError](err) {
 		err = hintError{usageError{err}, "publish through a location that can be listed: a directory, S3, SFTP"}
 	}

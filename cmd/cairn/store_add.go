@@ -57,6 +57,7 @@ status 3 says that a chunk of IMAGE is not the one in INDEX.`,
 	f.compression.addFlags(c, "zstd `level`, 1 to 22")
 	f.addBases(c)
 	addUploads(c, &f.uploads)
+	f.gcRoot.addFlag(c)
 	checkStdioUse(c, func(u *stdioUsers, _ []string) {
 		u.addLocation("INDEX", f.index)
 		for _, base := range f.bases {
@@ -120,7 +121,7 @@ func (f *storeAddFlags) addTo(ctx context.Context, to store.Bucket, x *blob.Inde
 		return ingest.Stats{}, err
 	}
 	at := f.stores[0][0]
-	records, err := f.openRecords(ctx, at)
+	records, err := f.gcRoot.open(ctx, &f.access, at)
 	if err != nil {
 		return ingest.Stats{}, err
 	}

@@ -23,7 +23,8 @@ type storeCopyFlags struct {
 	common
 	wholeStores
 	compression
-	uploads   int
+	uploads int
+	gcRoot
 	stores    [][]locate.Location // FROM, TO
 	indexes   []locate.Location
 	except    []locate.Location // indexes whose chunks are not copied
@@ -57,6 +58,7 @@ missing. The other chunks are copied.`,
 	f.common.addFlags(c)
 	f.wholeStores.addFlags(c)
 	addUploads(c, &f.uploads)
+	f.gcRoot.addFlag(c)
 	f.compression.addFlags(c, "zstd `level` of chunks that are compressed again, 1 to 22")
 	storeArgs(c, &f.stores, 2)
 	indexArgs(c, &f.indexes, 2)
@@ -132,7 +134,7 @@ func runStoreCopy(ctx context.Context, stdout io.Writer, f storeCopyFlags) error
 		return err
 	}
 	r := storeCopyResult{From: joinLocations(f.stores[0], "|"), To: f.stores[1][0]}
-	records, err := f.openRecords(ctx, r.To)
+	records, err := f.gcRoot.open(ctx, &f.access, r.To)
 	if err != nil {
 		return err
 	}

@@ -158,7 +158,14 @@ func (l *line) run(command string, args ...string) {
 			args[i] = "./" + arg
 		}
 	}
+	if writesStore(command) && !slices.Contains(l.call.Args, "--index-only") {
+		l.add("--gc-root=managed") // casync and desync leave nothing beside a store
+	}
 	l.call.Args = slices.Concat(strings.Fields(command), l.call.Args, args)
+}
+
+func writesStore(command string) bool {
+	return slices.Contains([]string{"make", "store add", "store copy"}, command)
 }
 
 // refuseSameFile refuses to write to a path that leads to the file of the index, or to make an index in the place of its

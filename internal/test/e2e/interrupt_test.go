@@ -175,7 +175,7 @@ func TestInterruptedMake(t *testing.T) {
 // wantNothingMade checks that an interrupted make has published neither an index nor a chunk.
 func wantNothingMade(t testing.TB, dir string, orderly bool) {
 	t.Helper()
-	wantOnly(t, dir, "default.castr")
+	wantOnly(t, dir, "default.caroots", "default.castr")
 	if orderly {
 		wantOnly(t, filepath.Join(dir, "default.castr"))
 	}
@@ -187,7 +187,7 @@ func wantMade(t testing.TB, dir string, made ran, image []byte) {
 	if made.status != 0 {
 		t.Fatalf("make: exit status %d\n%s", made.status, made.stderr)
 	}
-	wantOnly(t, dir, "default.castr", "x.caibx")
+	wantOnly(t, dir, "default.caroots", "default.castr", "x.caibx")
 	wantNoStage(t, filepath.Join(dir, "default.castr"))
 	if got := cairn(t, "cat", filepath.Join(dir, "x.caibx")); got != string(image) {
 		t.Errorf("cat gives %d other bytes than the image's", len(got))

@@ -235,7 +235,7 @@ func TestDiskFull(t *testing.T) {
 			wantOnly(t, elsewhere)
 			wantOnly(t, filepath.Join(dir, "store"))
 			fails(t, failed, words, "assemble", r.index("b"), filepath.Join(dir, "target"))
-			wantOnly(t, dir, "store", "lost+found")
+			wantOnly(t, dir, "store", "store.caroots", "lost+found")
 
 			cache, target := filepath.Join(dir, "cache"), filepath.Join(elsewhere, "target")
 			for _, when := range []string{"becomes full", "is full"} {
