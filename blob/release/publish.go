@@ -18,7 +18,7 @@ import (
 // Note is an event that does not end the job: BaseLeftOut, NotListed, NotRecorded or AttributesLost.
 type Note any
 
-// BaseLeftOut reports that a base is not used. Either the store lacks chunks of it (Err), or its chunk
+// BaseLeftOut reports that a base is not used. Either the store lacks chunks of it or may lack some (Err), or its chunk
 // sizes differ from the new index's (Err is nil).
 type BaseLeftOut struct {
 	Base
@@ -124,20 +124,15 @@ func (p *Publisher) acceptBases(ctx context.Context, o PublisherOptions) (known 
 			p.notes(BaseLeftOut{base, nil})
 			continue
 		}
-		believed, err := p.recorder.mayBelieve(ctx, x.Digest())
-		if err != nil {
-			return nil, err
-		}
-		if !believed {
-			p.notes(BaseLeftOut{base, errCollected})
-			continue
-		}
 		few := make([]blob.Digest, min(samplesOf(x.Len()), x.Len()))
 		for i := range few { // spread over the image
 			few[i] = x.At((2*i + 1) * x.Len() / (2 * len(few))).Digest
 		}
-		err = checkHeld(ctx, p.chunks, few)
-		if errors.Is(err, store.ErrNotFound) {
+		err := checkHeld(ctx, p.chunks, few)
+		if err == nil {
+			err = p.recorder.checkKept(ctx, x.Digest())
+		}
+		if errors.Is(err, store.ErrNotFound) || errors.Is(err, errNotKept) {
 			p.notes(BaseLeftOut{base, err})
 			continue
 		}
@@ -242,10 +237,7 @@ func (p *Publisher) Publish(ctx context.Context, to *Outlet, x *blob.Index) erro
 	if err := p.Finish(ctx, x); err != nil {
 		return err
 	}
-	if err := to.Publish(ctx, x); err != nil {
-		return err
-	}
-	return p.recorder.Confirm(ctx)
+	return p.recorder.Publish(ctx, func(ctx context.Context) error { return to.Publish(ctx, x) })
 }
 
 // Finish makes all chunks durable, and all of the index x stay: it writes the gc root of x if there are records.

@@ -189,18 +189,21 @@ func NewRecorder(ctx context.Context, records *gcroot.Dir, to store.Bucket, note
 	return r, nil
 }
 
-// errCollected reports that an index without a gc root was given as a base.
-var errCollected = errors.New("it has no gc root, so gc may have removed some of them")
+// errNotKept reports that an index has no gc root.
+var errNotKept = errors.New("it has no gc root, so gc may have removed some")
 
-// mayBelieve reports whether gc has removed no chunk of an index, and removes none while the lease is in force. A gc
-// root that was listed under the lease says so, even a retired one: it is removed before its chunks, and these only
+// checkKept returns errNotKept unless gc has removed no chunk of an index, and removes none while the lease is in force.
+// A gc root that was listed under the lease says so, even a retired one: it is removed before its chunks, and these only
 // after the lease. A store that gc does not manage has lost nothing to gc.
-func (r *Recorder) mayBelieve(ctx context.Context, index blob.Digest) (bool, error) {
+func (r *Recorder) checkKept(ctx context.Context, index blob.Digest) error {
 	if r.records == nil || slices.ContainsFunc(r.lease.Listing.Roots, func(e gcroot.Entry) bool { return e.Index == index }) {
-		return true, nil
+		return nil
 	}
-	managed, err := r.records.IsManaged(ctx) // the listing may be older than what this publisher has declared
-	return !managed, err
+	managed, err := r.records.IsManaged(ctx) // this publisher may have declared it after the listing
+	if err == nil && managed {
+		err = errNotKept
+	}
+	return err
 }
 
 // isRefused reports whether a place cannot be written by this user, or cannot hold records.
@@ -237,16 +240,29 @@ func (r *Recorder) Record(ctx context.Context, name string, x *blob.Index) error
 		return err
 	}
 	r.written = append(r.written, record{written, root})
-	return r.Confirm(ctx)
+	return r.confirm(ctx)
 }
 
-// Confirm is called after an index was written whose gc root Record wrote. If the lease was not in force all the time,
-// the index may have been removed before it was written, and its gc root retired. Then Confirm writes the gc root
-// again, and asks the store for each chunk.
-func (r *Recorder) Confirm(ctx context.Context) error {
+// Publish calls write, which makes an index visible whose gc root Record wrote. It ends the context of write early
+// enough that no collector may take the index for absent meanwhile, and retire its gc root.
+func (r *Recorder) Publish(ctx context.Context, write func(context.Context) error) error {
 	if r.records == nil {
-		return nil
+		return write(ctx)
 	}
+	for {
+		err := r.lease.Do(ctx, write)
+		if err != nil && !errors.Is(err, gcroot.ErrLapsed) {
+			return err
+		}
+		if confirmErr := r.confirm(ctx); confirmErr != nil || err == nil {
+			return confirmErr
+		}
+	}
+}
+
+// confirm takes a new lease if the last one was not in force all the time. Gc roots may have been retired in the
+// meantime; it writes them again, and asks the store for each chunk.
+func (r *Recorder) confirm(ctx context.Context) error {
 	for {
 		err := r.lease.Check(ctx)
 		if !errors.Is(err, gcroot.ErrLapsed) {

@@ -160,13 +160,11 @@ func runStoreCopy(ctx context.Context, stdout io.Writer, f storeCopyFlags) error
 		if outlets == nil {
 			continue
 		}
-		if err := outlets[i].Publish(ctx, x); err != nil {
+		err := recorder.Publish(ctx, func(ctx context.Context) error { return outlets[i].Publish(ctx, x) })
+		if err != nil {
 			return f.indexError(i, err)
 		}
 		r.Indexes = append(r.Indexes, f.indexes[i])
-	}
-	if err := recorder.Confirm(ctx); err != nil {
-		return fmt.Errorf("copying %s to %s: %w", r.From, r.To, err)
 	}
 	if f.json {
 		return errors.Join(writeJSON(stdout, r), r.failure())

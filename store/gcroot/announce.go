@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -29,7 +30,8 @@ type announcement struct {
 	visible instant       // after it
 	lapsed  bool
 
-	stop func() // ends the renewals, and waits for the last one
+	uncertain atomic.Bool // a request of send has got no answer, and may still be carried out
+	stop      func() // ends the renewals, and waits for the last one
 }
 
 // announce writes a new announcement, and renews it until it is withdrawn.
@@ -134,6 +136,53 @@ func (a *announcement) confirm(ctx context.Context, name string) error {
 		return ErrLapsed
 	}
 	return err
+}
+
+// send calls do, which sends a request that is allowed while the announcement is in force. Its context ends when limit,
+// a part of the time to live, has passed since the last renewal. A service has the rest to carry out the request.
+func (a *announcement) send(ctx context.Context, limit time.Duration, do func(context.Context) error) error {
+	renewed, err := a.renew(ctx, a.ttl/4)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit-a.ttl/4)
+	defer cancel()
+	err = do(deadline{ctx, renewed, limit})
+	if err != nil && !a.dir.options.OneMachine && !isAnswer(err) {
+		a.uncertain.Store(true)
+	}
+	return err
+}
+
+// isAnswer reports whether an error is a service's answer, so that it does not carry out the request later.
+func isAnswer(err error) bool {
+	return errors.Is(err, store.ErrExists) || errors.Is(err, store.ErrDenied) || errors.Is(err, store.ErrNotFound) ||
+		errors.Is(err, errors.ErrUnsupported)
+}
+
+// deadline is a context that has ended when a time has passed by any clock of the machine. A timer fires too late after
+// the machine has slept, and a little too late after the process was stopped.
+type deadline struct {
+	context.Context
+	since instant
+	limit time.Duration
+}
+
+func (d deadline) Err() error {
+	err := d.Context.Err()
+	if err == nil && d.since.since() >= d.limit {
+		return context.DeadlineExceeded
+	}
+	return err
+}
+
+// end withdraws the announcement, or lets it expire if a request may still be carried out.
+func (a *announcement) end(ctx context.Context) error {
+	if a.uncertain.Load() {
+		a.stop()
+		return nil
+	}
+	return a.withdraw(ctx)
 }
 
 // withdraw ends the announcement. It does so even after ctx has ended, since others would wait for it.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync/atomic"
 	"time"
 )
 
@@ -57,15 +56,21 @@ func (l *Lease) Check(ctx context.Context) error { return l.a.check(ctx) }
 // Now returns the time by the clock of the store.
 func (l *Lease) Now() time.Time { return l.now.Add(l.begun.since()) }
 
-// End withdraws the lease.
-func (l *Lease) End(ctx context.Context) error { return l.a.withdraw(ctx) }
+// Do calls publish, which makes an index visible, with a context that ends early enough for the lease. It returns
+// ErrLapsed instead if the lease is not in force.
+func (l *Lease) Do(ctx context.Context, publish func(context.Context) error) error {
+	return l.a.send(ctx, 3*l.a.ttl/4, publish)
+}
+
+// End withdraws the lease. If a service may still make an index visible, it only ends the renewals, so that collectors
+// wait until the lease expires.
+func (l *Lease) End(ctx context.Context) error { return l.a.end(ctx) }
 
 // Turn is a collector's announcement. While it is in force, no publisher is at work.
 type Turn struct {
 	a *announcement
 	// Listing is the directory's content after the last publisher has ended.
-	Listing   Listing
-	uncertain atomic.Bool // a removal has failed, and may still be carried out
+	Listing Listing
 }
 
 // Turn announces a collector, and waits until no publisher is at work, for at most the time hold; then the error is
@@ -112,41 +117,9 @@ func (d *Dir) beginTurn(ctx context.Context, a *announcement) (*Turn, error) {
 // instead if the turn is not in force. The removal must not repeat its request by itself: after an error it is unknown
 // whether a request will still be carried out, and Do must learn of each. Safe for concurrent use.
 func (t *Turn) Do(ctx context.Context, remove func(context.Context) error) error {
-	renewed, err := t.a.renew(ctx, t.a.ttl/4)
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(ctx, t.a.ttl/4)
-	defer cancel()
-	err = remove(deadline{ctx, renewed, t.a.ttl / 2})
-	if err != nil && !t.a.dir.options.OneMachine {
-		t.uncertain.Store(true)
-	}
-	return err
-}
-
-// deadline is a context that has ended when a time has passed by any clock of the machine. A timer fires too late after
-// the machine has slept, and a little too late after the process was stopped.
-type deadline struct {
-	context.Context
-	since instant
-	limit time.Duration
-}
-
-func (d deadline) Err() error {
-	err := d.Context.Err()
-	if err == nil && d.since.since() >= d.limit {
-		return context.DeadlineExceeded
-	}
-	return err
+	return t.a.send(ctx, t.a.ttl/2, remove)
 }
 
 // End withdraws the turn. If a service may still carry out a removal, it only ends the renewals, so that publishers
 // wait until the turn expires.
-func (t *Turn) End(ctx context.Context) error {
-	if t.uncertain.Load() {
-		t.a.stop()
-		return nil
-	}
-	return t.a.withdraw(ctx)
-}
+func (t *Turn) End(ctx context.Context) error { return t.a.end(ctx) }
