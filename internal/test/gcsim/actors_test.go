@@ -211,7 +211,7 @@ func (a *actor) tryPublish(o publication) error {
 		return err
 	}
 	defer p.Close()
-	to, err := release.OutletIn(ctx, a.bucket(indexPlace), locate.Location{}, o.name, release.OutletOptions{CreateOnly: o.createOnly})
+	to, err := release.OutletIn(ctx, bucket{a, indexPlace}, locate.Location{}, o.name, release.OutletOptions{CreateOnly: o.createOnly})
 	if err != nil {
 		return err
 	}

@@ -20,9 +20,10 @@ import (
 const (
 	leaseTTL = 2 * time.Minute
 	turnTTL  = 72 * time.Second
-	// bound is the time in which the service carries out a request, as the package comment of gcroot assumes it.
-	// Requests of records, whose names never come back, may take longer.
-	bound = turnTTL / 2
+	// Times in which the service carries out a removal and the writing of an index, as the package comment of gcroot
+	// assumes them. Requests of records, whose names never come back, may take longer.
+	removalTime = turnTTL/2 - time.Second
+	indexTime   = leaseTTL/4 - time.Second
 )
 
 // world is a simulated service, its actors, and the schedule of their requests. Everything but arrived belongs to the
@@ -292,19 +293,25 @@ func (w *world) delay(r *request) time.Duration {
 	d := w.upTo(w.pace)
 	switch {
 	case w.chance(0.05):
-		d = w.upTo(bound - time.Second)
+		d = w.upTo(removalTime)
 	case w.chance(0.3):
 		d /= 64
 	}
-	return min(d, bound-time.Second)
+	if r.place == indexPlace {
+		d = min(d, indexTime)
+	}
+	return d
 }
 
 // lateness returns for how long a request may be under way after its sender got no answer.
 func (w *world) lateness(r *request) time.Duration {
-	if r.place == recordPlace {
+	switch r.place {
+	case recordPlace:
 		return w.upTo(3 * leaseTTL)
+	case indexPlace:
+		return w.upTo(indexTime)
 	}
-	return w.upTo(bound - time.Second)
+	return w.upTo(removalTime)
 }
 
 // transmit sends a request to the service.
