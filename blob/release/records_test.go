@@ -284,3 +284,36 @@ func TestRemoveItem(t *testing.T) {
 		t.Errorf("afterwards: %v, %v, %v", published, orphans, err)
 	}
 }
+
+// TestBaseWithoutRoot checks that a base is used in a store that gc manages only if it has a gc root: gc may have removed
+// chunks that a sample does not ask for.
+func TestBaseWithoutRoot(t *testing.T) {
+	old, next := releases()
+	for name, c := range map[string]struct{ managed, root, want bool }{
+		"gc does not manage the store": {false, false, true},
+		"with a gc root":               {true, true, true},
+		"without one":                  {true, false, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			chunks, d := new(mem.Bucket), openRecords(t, new(mem.Bucket))
+			x := mustPublish(t, old, chunks, "x.caibx", release.PublisherOptions{})
+			if c.root {
+				if _, err := d.Write(t.Context(), &gcroot.Root{Name: "x.caibx", Index: x}, 1); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if c.managed {
+				if err := d.Manage(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			var notes []release.Note
+			o := release.PublisherOptions{Records: d, Name: "y.caibx", Bases: []release.Base{{At: locate.Path("x.caibx"), Index: x}}, Notes: noted(&notes)}
+			mustPublish(t, next, chunks, "y.caibx", o)
+			published(t, chunks, "y.caibx")
+			if used := len(notes) == 0; used != c.want {
+				t.Errorf("notes: %v; want the base to be used: %v", notes, c.want)
+			}
+		})
+	}
+}

@@ -31,7 +31,7 @@ type announcement struct {
 	lapsed  bool
 
 	uncertain atomic.Bool // a request of send has got no answer, and may still be carried out
-	stop      func() // ends the renewals, and waits for the last one
+	stop      func()      // ends the renewals, and waits for the last one
 }
 
 // announce writes a new announcement, and renews it until it is withdrawn.

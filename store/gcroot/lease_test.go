@@ -1,0 +1,152 @@
+package gcroot_test
+
+import (
+	"context"
+	"errors"
+	"iter"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"cairn/internal/test/mem"
+	"cairn/store"
+	"cairn/store/gcroot"
+)
+
+// TestUnanswered checks that a turn or a lease is not withdrawn after a request that a service may still carry out.
+func TestUnanswered(t *testing.T) {
+	unanswered := []error{store.ErrUnavailable, context.Canceled, context.DeadlineExceeded}
+	answered := []error{nil, store.ErrDenied, store.ErrNotFound, store.ErrExists, errors.ErrUnsupported}
+	for _, failure := range append(unanswered, answered...) {
+		for _, oneMachine := range []bool{false, true} {
+			synctest.Test(t, func(t *testing.T) {
+				d := open(t, new(mem.Bucket), gcroot.Options{OneMachine: oneMachine})
+				expires := failure != nil && !oneMachine
+				for _, err := range answered {
+					expires = expires && !errors.Is(failure, err)
+				}
+				fails := func(context.Context) error { return failure }
+				turn, err := d.Turn(t.Context(), 0)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := turn.Do(t.Context(), fails); !errors.Is(err, failure) {
+					t.Errorf("Turn.Do = %v, want %v", err, failure)
+				}
+				begun := time.Now()
+				if err := turn.End(t.Context()); err != nil {
+					t.Error(err)
+				}
+				lease, err := d.Lease(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				if took := time.Since(begun); took > 2*time.Minute != expires {
+					t.Errorf("after %v, the turn was in force for %v", failure, took)
+				}
+				if err := lease.Do(t.Context(), fails); !errors.Is(err, failure) {
+					t.Errorf("Lease.Do = %v, want %v", err, failure)
+				}
+				begun = time.Now()
+				if err := lease.End(t.Context()); err != nil {
+					t.Error(err)
+				}
+				if turn, err = d.Turn(t.Context(), time.Hour); err != nil {
+					t.Fatal(err)
+				}
+				if took := time.Since(begun); took > 10*time.Minute != expires {
+					t.Errorf("after %v, the lease was in force for %v", failure, took)
+				}
+				if err := turn.End(t.Context()); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+	}
+}
+
+// TestOverlap checks that each object of a renewed announcement is there together with the next one for a while, so
+// that a listing finds one of them.
+func TestOverlap(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := new(mem.Bucket)
+		d := open(t, b, gcroot.Options{})
+		lease, err := d.Lease(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		first, last := map[string]time.Time{}, map[string]time.Time{}
+		for range 3600 {
+			time.Sleep(time.Second)
+			for o := range b.List(t.Context(), "leases/") {
+				last[o.Name] = time.Now()
+				if first[o.Name].IsZero() {
+					first[o.Name] = time.Now()
+				}
+			}
+		}
+		if err := lease.End(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if len(first) < 30 {
+			t.Errorf("an hour has %d renewals", len(first))
+		}
+		for name, begun := range first {
+			overlapping := 0
+			for other := range first {
+				if first[other].After(begun) && last[name].Sub(first[other]) > 50*time.Second {
+					overlapping++
+				}
+			}
+			if overlapping == 0 && time.Since(last[name]) > 2*time.Second {
+				t.Errorf("%s was removed %v after it appeared, and no other one was there for 50 s", name, last[name].Sub(begun))
+			}
+		}
+	})
+}
+
+// slowLists is a bucket whose listings of a prefix are slow for a number of times.
+type slowLists struct {
+	*mem.Bucket
+	prefix string
+	times  int
+}
+
+func (b *slowLists) List(ctx context.Context, prefix string) iter.Seq2[store.Object, error] {
+	if prefix == b.prefix && b.times > 0 {
+		b.times--
+		time.Sleep(time.Minute)
+	}
+	return b.Bucket.List(ctx, prefix)
+}
+
+// TestSlowLook checks that a listing that takes longer than two objects of an announcement overlap decides nothing.
+func TestSlowLook(t *testing.T) {
+	for times, fails := range map[int]bool{1: false, 9: false, 10: true} {
+		synctest.Test(t, func(t *testing.T) {
+			d := open(t, &slowLists{new(mem.Bucket), "leases/", times}, gcroot.Options{})
+			turn, err := d.Turn(t.Context(), 0)
+			if fails != (err != nil) || fails && (!errors.Is(err, store.ErrUnavailable) || !strings.Contains(err.Error(), "took longer")) {
+				t.Errorf("after %d slow listings: %v", times, err)
+			}
+			if err == nil {
+				if err := turn.End(t.Context()); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+}
+
+// TestDeadline checks that the context of a removal ends without a timer, which the sleep of a machine delays.
+func TestDeadline(t *testing.T) {
+	for ago, want := range map[time.Duration]error{0: nil, 59 * time.Second: nil, time.Minute: context.DeadlineExceeded, time.Hour: context.DeadlineExceeded} {
+		synctest.Test(t, func(t *testing.T) {
+			ctx := gcroot.NewDeadline(t.Context(), time.Now().Add(-ago), time.Minute)
+			if err := ctx.Err(); !errors.Is(err, want) {
+				t.Errorf("%v after its beginning: %v, want %v", ago, err, want)
+			}
+		})
+	}
+}
