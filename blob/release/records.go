@@ -146,13 +146,14 @@ type Recorder struct {
 	lease   *gcroot.Lease   // nil without records, and after its end
 	to      store.Bucket
 	number  uint32 // of the next publication
-	written []record
+	written []*record
 }
 
-// record is a gc root that was written.
+// record is a gc root of a publisher.
 type record struct {
-	entry gcroot.Entry
-	root  *gcroot.Root
+	root   *gcroot.Root
+	number uint32       // of the publication
+	entry  gcroot.Entry // zero before it was written
 }
 
 // NewRecorder announces a publisher into the store to, so that gc removes nothing that the store holds from now on.
@@ -227,20 +228,33 @@ func isEmpty(ctx context.Context, b store.Bucket) (bool, error) {
 }
 
 // Record writes the gc root of an index whose chunks are durable. When it returns nil, gc keeps all of them. If the
-// lease was not in force all the time, it takes a new one and asks the store for each chunk again; a missing one is
-// a *VanishedError.
+// lease was not in force all the time, it takes a new one and asks the store for each chunk first; a missing one is a
+// *VanishedError. So a gc root always has all its chunks.
 func (r *Recorder) Record(ctx context.Context, name string, x *blob.Index) error {
 	if r.records == nil {
 		return nil
 	}
-	root := &gcroot.Root{Name: name, Published: r.lease.Now(), Index: x}
-	written, err := r.records.Write(ctx, root, r.number)
+	w := &record{root: &gcroot.Root{Name: name, Published: r.lease.Now(), Index: x}, number: r.number}
 	r.number++ // one publisher may record several indexes
-	if err != nil {
+	r.written = append(r.written, w)
+	if err := r.sendInLease(ctx, func(ctx context.Context) error { return r.write(ctx, w) }); err != nil {
 		return err
 	}
-	r.written = append(r.written, record{written, root})
 	return r.confirm(ctx)
+}
+
+// confirm looks whether the lease is there, which protects from a clock of the store that jumps.
+func (r *Recorder) confirm(ctx context.Context) error {
+	err := r.lease.Check(ctx)
+	if errors.Is(err, gcroot.ErrLapsed) {
+		return r.renewLease(ctx)
+	}
+	return err
+}
+
+func (r *Recorder) write(ctx context.Context, w *record) (err error) {
+	w.entry, err = r.records.Write(ctx, w.root, w.number)
+	return err
 }
 
 // Publish calls write, which makes an index visible whose gc root Record wrote. It ends the context of write early
@@ -249,46 +263,50 @@ func (r *Recorder) Publish(ctx context.Context, write func(context.Context) erro
 	if r.records == nil {
 		return write(ctx)
 	}
-	for {
-		err := r.lease.Do(ctx, write)
-		if err != nil && !errors.Is(err, gcroot.ErrLapsed) {
-			return err
-		}
-		if confirmErr := r.confirm(ctx); confirmErr != nil || err == nil {
-			return confirmErr
-		}
+	if err := r.sendInLease(ctx, write); err != nil {
+		return err
 	}
+	return r.confirm(ctx)
 }
 
-// confirm takes a new lease if the last one was not in force all the time. Gc roots may have been retired in the
-// meantime; it writes them again, and asks the store for each chunk.
-func (r *Recorder) confirm(ctx context.Context) error {
+// sendInLease calls send within the time of a lease.
+func (r *Recorder) sendInLease(ctx context.Context, send func(context.Context) error) error {
 	for {
-		err := r.lease.Check(ctx)
+		err := r.lease.Do(ctx, send)
 		if !errors.Is(err, gcroot.ErrLapsed) {
 			return err
 		}
-		r.End() // what is left of the lease
-		if r.lease, err = r.records.Lease(ctx); err != nil {
-			return err
-		}
-		if err := r.recordAgain(ctx); err != nil {
+		if err := r.renewLease(ctx); err != nil {
 			return err
 		}
 	}
 }
 
-// recordAgain writes those of the gc roots again that are not live in the listing of a new lease, and asks the store for
-// the chunks of all.
-func (r *Recorder) recordAgain(ctx context.Context) (err error) {
-	for i, w := range r.written {
-		isLive := func(e gcroot.Entry) bool { return e.Name == w.entry.Name && e.Retired.IsZero() }
-		if !slices.ContainsFunc(r.lease.Listing.Roots, isLive) {
-			if r.written[i].entry, err = r.records.Write(ctx, w.root, w.entry.Number); err != nil {
-				return err
-			}
+// renewLease takes a new lease after the last one has lapsed. Chunks may have been removed in the meantime, and gc roots
+// retired: it asks the store for all chunks, and writes gc roots again that are not live any more.
+func (r *Recorder) renewLease(ctx context.Context) error {
+	for {
+		r.End() // what is left of the lease
+		var err error
+		if r.lease, err = r.records.Lease(ctx); err != nil {
+			return err
 		}
+		if err := r.recordAgain(ctx); !errors.Is(err, gcroot.ErrLapsed) {
+			return err
+		}
+	}
+}
+
+func (r *Recorder) recordAgain(ctx context.Context) error {
+	for _, w := range r.written {
 		if err := checkAll(ctx, r.to, w.root.Index); err != nil {
+			return err
+		}
+		isLive := func(e gcroot.Entry) bool { return e.Name == w.entry.Name && e.Retired.IsZero() }
+		if w.entry.Name == "" || slices.ContainsFunc(r.lease.Listing.Roots, isLive) {
+			continue
+		}
+		if err := r.lease.Do(ctx, func(ctx context.Context) error { return r.write(ctx, w) }); err != nil {
 			return err
 		}
 	}

@@ -56,13 +56,13 @@ func (l *Lease) Check(ctx context.Context) error { return l.a.check(ctx) }
 // Now returns the time by the clock of the store.
 func (l *Lease) Now() time.Time { return l.now.Add(l.begun.since()) }
 
-// Do calls publish, which makes an index visible, with a context that ends early enough for the lease. It returns
+// Do calls write, which writes a gc root or an index, with a context that ends early enough for the lease. It returns
 // ErrLapsed instead if the lease is not in force.
-func (l *Lease) Do(ctx context.Context, publish func(context.Context) error) error {
-	return l.a.send(ctx, 3*l.a.ttl/4, publish)
+func (l *Lease) Do(ctx context.Context, write func(context.Context) error) error {
+	return l.a.send(ctx, 3*l.a.ttl/4, write)
 }
 
-// End withdraws the lease. If a service may still make an index visible, it only ends the renewals, so that collectors
+// End withdraws the lease. If a service may still carry out such a write, it only ends the renewals, so that collectors
 // wait until the lease expires.
 func (l *Lease) End(ctx context.Context) error { return l.a.end(ctx) }
 
