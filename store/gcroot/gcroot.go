@@ -16,10 +16,16 @@
 // does not publish, and a collector whose turn is gone removes nothing more. No name of an announcement or a gc
 // root is used twice, so that a removal that comes late removes nothing else.
 //
-// A chunk's name does come back. If a collector stops for long between its look at its turn and the removal of a
-// chunk, a publisher may rely on the chunk in the meantime. So a collector sends a removal only within a quarter
-// of the time in which its turn expires, and gives each request as long. The service has the other half to carry
-// out a request that it has received.
+// A listing shows what is there from its beginning to its end. It may miss what is written or removed in between.
+// So the gc roots are listed after the look that found no lease, and a renewal removes an object only when the
+// next one has been there for longer than a look may take.
+//
+// The names of chunks and indexes do come back. If a collector stops for long between its look at its turn and the
+// removal of a chunk, a publisher may rely on the chunk in the meantime. So a collector sends a removal only within
+// a quarter of the time in which its turn expires, and gives each request as long. The service has the other half
+// to carry out a request that it has received. A publisher sends the index within three quarters of the life of
+// its lease, and the service has the last one. After a request that got no answer, the announcement is not
+// withdrawn: it expires.
 package gcroot
 
 import (

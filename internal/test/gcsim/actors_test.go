@@ -202,10 +202,16 @@ func (a *actor) tryPublish(o publication) error {
 	if o.base >= 0 {
 		bases = []release.Base{{Index: images()[o.base].index}}
 	}
+	assumes := o.listed || o.base >= 0
+	note := func(n release.Note) {
+		if _, is := n.(release.BaseLeftOut); is {
+			assumes = o.listed
+		}
+	}
 	p, err := release.NewPublisher(ctx, chunks, release.PublisherOptions{
 		Writer:    store.WriterOptions{Compression: store.None},
 		Algorithm: blob.SHA512_256, Params: params, Chunks: int64(len(m.chunks)), Remote: o.listed,
-		Records: a.records(), Name: o.name, Bases: bases,
+		Records: a.records(), Name: o.name, Bases: bases, Notes: note,
 	})
 	if err != nil {
 		return err
@@ -227,7 +233,7 @@ func (a *actor) tryPublish(o publication) error {
 			if _, err := p.Put(ctx, d, contents()[d]); err != nil {
 				return err
 			}
-		} else if o.listed || o.base >= 0 {
+		} else if assumes {
 			assumed = append(assumed, store.ObjectName(d, false))
 		}
 	}

@@ -9,16 +9,16 @@ import (
 // variant is a protocol that differs from the real one in one respect. The zero value is the real one.
 type variant struct {
 	name          string
-	hidesLeases   bool // from collectors
-	hidesTurns    bool // from publishers
-	hidesNew      bool // collectors see only the gc roots that were there at their first look
-	looksEarly    bool // a publisher looks at the store before it has a lease
-	indexFirst    bool // a publisher writes the index before the gc root
-	rewritesName  bool // a renewal writes an object of the same name again
-	rare          bool // it fails in about one of a thousand schedules
-	listsOnce     bool // a collector takes the gc roots from the listing in which it has looked for leases
-	dropsOld      bool // a renewal removes the object before at once
-	withdrawsTurn bool // a turn is withdrawn while a removal may still be carried out
+	hidesLeases   bool   // from collectors
+	hidesTurns    bool   // from publishers
+	hidesNew      bool   // collectors see only the gc roots that were there at their first look
+	looksEarly    bool   // a publisher looks at the store before it has a lease
+	indexFirst    bool   // a publisher writes the index before the gc root
+	rewritesName  bool   // a renewal writes an object of the same name again
+	rare          uint64 // it fails in one of thousands of schedules, such as the first after this seed; 0 for others
+	listsOnce     bool   // a collector takes the gc roots from the listing in which it has looked for leases
+	dropsOld      bool   // a renewal removes the object before at once
+	withdrawsTurn bool   // a turn is withdrawn while a removal may still be carried out
 }
 
 // variants are the protocols that must fail.
@@ -30,9 +30,9 @@ var variants = []variant{
 	{name: "gc roots listed before the turn only", hidesNew: true},
 	{name: "gc root after the index", indexFirst: true},
 	{name: "renewal of the same object", rewritesName: true},
-	{name: "one listing for leases and gc roots", listsOnce: true, rare: true},
-	{name: "renewal without overlap", dropsOld: true, rare: true},
-	{name: "turn withdrawn during a removal", withdrawsTurn: true, rare: true},
+	{name: "one listing for leases and gc roots", listsOnce: true, rare: 1100},
+	{name: "renewal without overlap", dropsOld: true, rare: 7200},
+	{name: "turn withdrawn during a removal", withdrawsTurn: true, rare: 100},
 }
 
 // isHidden reports whether the actor does not see an object in listings.

@@ -20,8 +20,8 @@ import (
 const (
 	leaseTTL = 2 * time.Minute
 	turnTTL  = 72 * time.Second
-	// Times in which the service carries out a removal and the writing of an index, as the package comment of gcroot
-	// assumes them. Requests of records, whose names never come back, may take longer.
+	// Times in which the service carries out a removal, and the writing of a gc root or an index, as the package comment
+	// of gcroot assumes them. Requests of other records, whose names never come back, may take longer.
 	removalTime = turnTTL/2 - time.Second
 	indexTime   = leaseTTL/4 - time.Second
 )
@@ -297,21 +297,18 @@ func (w *world) delay(r *request) time.Duration {
 	case w.chance(0.3):
 		d /= 64
 	}
-	if r.place == indexPlace {
-		d = min(d, indexTime)
-	}
-	return d
+	return min(d, indexTime)
 }
 
 // lateness returns for how long a request may be under way after its sender got no answer.
 func (w *world) lateness(r *request) time.Duration {
-	switch r.place {
-	case recordPlace:
-		return w.upTo(3 * leaseTTL)
-	case indexPlace:
+	switch {
+	case r.place == indexPlace || strings.HasSuffix(r.names[0], rootSuffix) && !strings.HasPrefix(r.names[0], "retired/"):
 		return w.upTo(indexTime)
+	case r.place == chunkPlace:
+		return w.upTo(removalTime)
 	}
-	return w.upTo(removalTime)
+	return w.upTo(3 * leaseTTL)
 }
 
 // transmit sends a request to the service.
@@ -656,10 +653,8 @@ func (a *actor) adapt(r *request, name string) string {
 		if strings.HasSuffix(name, ".cacnk") { // asked for first; there are none
 			return a.assumed[0] + ".cacnk"
 		}
-		return a.assumed[a.w.rng.IntN(len(a.assumed))]
-	}
-	if r.place == recordPlace && r.verb == write && strings.HasSuffix(name, rootSuffix) {
-		a.assumed = nil // the sample has been asked for
+		name, a.assumed = a.assumed[a.w.rng.IntN(len(a.assumed))], nil // of so few chunks the sample has one
+		return name
 	}
 	return a.rename(r.place, a.canonical(r.place, name))
 }
