@@ -222,7 +222,7 @@ func (w *world) admit(r *request) {
 		sent := w.chance(0.5)
 		w.counts.stopped++
 		w.logf("%v stops for %v at %v (sent: %v)", a, a.stopFor, r, sent)
-		a.resumed = make(chan struct{})
+		a.setStopped(true)
 		w.after(a.stopFor, func() { w.resume(a) })
 		if sent {
 			w.transmit(r)
@@ -253,16 +253,13 @@ func (w *world) crash(a *actor) {
 	w.mu.Lock()
 	a.crashed = true
 	w.mu.Unlock()
+	a.setStopped(false)
 	for _, r := range a.pending {
 		r.err = errCrashed
 		close(r.done)
 	}
 	a.pending, a.held = nil, nil
 	a.cancel()
-	if a.resumed != nil {
-		close(a.resumed)
-		a.resumed = nil
-	}
 	if w.directory {
 		for name, o := range w.objects[recordPlace] {
 			if text, ok := bytes.CutSuffix(o.data, []byte("}\n")); ok && o.from == a && isAnnouncement(name) {
@@ -272,14 +269,26 @@ func (w *world) crash(a *actor) {
 	}
 }
 
+// setStopped begins or ends the stop of an actor.
+func (a *actor) setStopped(stopped bool) {
+	a.w.mu.Lock()
+	defer a.w.mu.Unlock()
+	switch {
+	case stopped:
+		a.resumed = make(chan struct{})
+	case a.resumed != nil:
+		close(a.resumed)
+		a.resumed = nil
+	}
+}
+
 // resume ends the stop of an actor. Its clocks have gone on, so it abandons requests that it has not sent in time.
 func (w *world) resume(a *actor) {
 	if a.resumed == nil {
 		return
 	}
 	w.logf("%v goes on", a)
-	close(a.resumed)
-	a.resumed = nil
+	a.setStopped(false)
 	held := a.held
 	a.held = nil
 	for _, do := range held {
