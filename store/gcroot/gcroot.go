@@ -23,8 +23,9 @@
 // The names of chunks and indexes do come back. If a collector stops for long between its look at its turn and the
 // removal of a chunk, a publisher may rely on the chunk in the meantime. So a collector sends a removal only within
 // a quarter of the time in which its turn expires, and gives each request as long. The service has the other half
-// to carry out a request that it has received. A publisher sends the index within three quarters of the life of
-// its lease, and the service has the last one. After a request that got no answer, the announcement is not
+// to carry out a request that it has received. A publisher sends the gc root and the index within three quarters
+// of the life of its lease, and the service has the last one. So a gc root has all its chunks, and no collector
+// sees a gc root whose index is still to come. After a request that got no answer, the announcement is not
 // withdrawn: it expires.
 package gcroot
 
