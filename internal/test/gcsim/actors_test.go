@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -279,8 +278,8 @@ func (a *actor) collect() error {
 	return err
 }
 
-// remove removes what is published under a name, as release.Indexes does, which cannot run here because it opens
-// locations by itself.
+// remove removes items and duplicates of the others, as 'cairn repo gc' does. Most of release.Indexes cannot run here,
+// because it opens locations by itself.
 func (a *actor) remove(isRemoved func(release.Item, state) bool) error {
 	d := a.records()
 	l, err := d.List(a.ctx)
@@ -292,23 +291,30 @@ func (a *actor) remove(isRemoved func(release.Item, state) bool) error {
 		return err
 	}
 	chosen := map[string]bool{}
+	var others []release.Item
 	for _, item := range items {
 		s, err := a.find(item)
 		if err != nil {
 			return err
 		}
+		is := isRemoved(item, s)
 		for _, e := range item.Roots {
-			chosen[e.Name] = isRemoved(item, s)
+			chosen[e.Name] = is
+		}
+		if !is {
+			others = append(others, item)
 		}
 	}
-	if !slices.Contains(slices.Collect(maps.Values(chosen)), true) {
-		return nil
+	if len(others) < len(items) {
+		turn, err := d.Turn(a.ctx, 3*leaseTTL)
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(a.removeInTurn(d, turn, chosen), turn.End(a.ctx)); err != nil {
+			return err
+		}
 	}
-	turn, err := d.Turn(a.ctx, 3*leaseTTL)
-	if err != nil {
-		return err
-	}
-	return errors.Join(a.removeInTurn(d, turn, chosen), turn.End(a.ctx))
+	return (&release.Indexes{Records: d}).RemoveDuplicates(a.ctx, others)
 }
 
 func (a *actor) removeInTurn(d *gcroot.Dir, turn *gcroot.Turn, chosen map[string]bool) error {
@@ -530,7 +536,10 @@ func (w *world) begin() {
 			o.base = w.rng.IntN(len(images()))
 		}
 		if w.chance(0.3) {
-			o.name = []string{"stays", "goes", "new0"}[w.rng.IntN(3)]
+			again := w.rng.IntN(3)
+			if o.name = []string{"stays", "goes", "new0"}[again]; w.chance(0.5) {
+				o.image = again // the same image again, where there is one
+			}
 		}
 		w.start("publisher", w.upTo(span), func(a *actor) error { return a.publish(o) })
 	}
