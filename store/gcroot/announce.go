@@ -99,7 +99,7 @@ func (a *announcement) renew(ctx context.Context, age time.Duration) (renewed in
 	settled := visible.since() >= overlap(a.ttl)
 	err = a.write(ctx)
 	if err == nil {
-		err = a.confirm(ctx, a.objects[current])
+		err = a.confirm(ctx, a.objects[current], renewed)
 	}
 	if err != nil { // the current object is still the one before
 		a.renewed, a.visible = renewed, visible
@@ -125,13 +125,14 @@ func (a *announcement) check(ctx context.Context) error {
 	if a.lapsed {
 		return ErrLapsed
 	}
-	return a.confirm(ctx, a.objects[len(a.objects)-1])
+	return a.confirm(ctx, a.objects[len(a.objects)-1], a.renewed)
 }
 
-// confirm looks whether an object of the announcement is there.
-func (a *announcement) confirm(ctx context.Context, name string) error {
+// confirm looks whether an object of the announcement is there. If others may have removed it already, since it was
+// written too long ago, it proves nothing: a service may have repeated the request that wrote it.
+func (a *announcement) confirm(ctx context.Context, name string, written instant) error {
 	has, err := a.dir.has(ctx, name)
-	if err == nil && !has {
+	if err == nil && (!has || written.since() > a.ttl) {
 		a.lapsed = true
 		return ErrLapsed
 	}

@@ -14,7 +14,8 @@
 // An announcement that its owner does not renew expires, by the clock of the store. Who believes that it has
 // expired removes it, and looks again before it goes on. So the owner finds out: a publisher whose lease is gone
 // does not publish, and a collector whose turn is gone removes nothing more. No name of an announcement or a gc
-// root is used twice, so that a removal that comes late removes nothing else.
+// root is used twice, so that a removal that comes late removes nothing else. A write that comes late may bring an
+// announcement back. So its owner also counts the time since the last renewal.
 //
 // A listing shows what is there from its beginning to its end. It may miss what is written or removed in between.
 // So the gc roots are listed after the look that found no lease, and a renewal removes an object only when the

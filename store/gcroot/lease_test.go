@@ -5,6 +5,7 @@ import (
 	"errors"
 	"iter"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -149,4 +150,38 @@ func TestDeadline(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestWrittenAgain checks that an announcement that others have removed is not in force when a service carries out the
+// request that wrote it once more.
+func TestWrittenAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &fragile{Bucket: new(mem.Bucket)}
+		lease, err := open(t, b, gcroot.Options{}).Lease(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.fails.Store(true) // as if the process was stopped
+		time.Sleep(11 * time.Minute)
+		b.fails.Store(false)
+		if err := lease.Check(t.Context()); !errors.Is(err, gcroot.ErrLapsed) {
+			t.Errorf("a lease that was not renewed for 11 minutes, but is there: %v", err)
+		}
+		if err := lease.End(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// fragile is a bucket whose writes fail for a while.
+type fragile struct {
+	*mem.Bucket
+	fails atomic.Bool
+}
+
+func (b *fragile) Write(ctx context.Context, name string, data []byte) error {
+	if b.fails.Load() {
+		return store.ErrUnavailable
+	}
+	return b.Bucket.Write(ctx, name, data)
 }
