@@ -14,7 +14,6 @@ type variant struct {
 	hidesNew      bool   // collectors see only the gc roots that were there at their first look
 	looksEarly    bool   // a publisher looks at the store before it has a lease
 	indexFirst    bool   // a publisher writes the index before the gc root
-	rewritesName  bool   // a renewal writes an object of the same name again
 	rare          uint64 // it fails in few schedules, such as one soon after this seed; 0 for others
 	listsOnce     bool   // a collector takes the gc roots from the listing in which it has looked for leases
 	dropsOld      bool   // a renewal removes the object before at once
@@ -29,9 +28,8 @@ var variants = []variant{
 	{name: "lease after the look at the store", looksEarly: true},
 	{name: "gc roots listed before the turn only", hidesNew: true},
 	{name: "gc root after the index", indexFirst: true},
-	{name: "renewal of the same object", rewritesName: true, rare: 300},
 	{name: "one listing for leases and gc roots", listsOnce: true, rare: 1100},
-	{name: "renewal without overlap", dropsOld: true, rare: 7200},
+	{name: "renewal without overlap", dropsOld: true, rare: 10900},
 	{name: "turn withdrawn during a removal", withdrawsTurn: true, rare: 100},
 }
 
@@ -52,31 +50,6 @@ func (a *actor) isHidden(p place, name string, o *object) bool {
 		return v.hidesTurns && strings.HasPrefix(name, "turns/")
 	}
 	return false
-}
-
-// rename returns the name of the object that stands for an object.
-func (a *actor) rename(p place, name string) string {
-	if a.w.variant.rewritesName && p == recordPlace && strings.HasPrefix(name, "leases/") {
-		name = name[:strings.IndexByte(name, '.')] + ".0"
-	}
-	return name
-}
-
-// isIgnored reports whether a request is not carried out, because it removes what a renewal has written again.
-func (a *actor) isIgnored(r *request) bool {
-	if !a.w.variant.rewritesName || r.place != recordPlace || !strings.HasPrefix(r.names[0], "leases/") {
-		return false
-	}
-	var number int
-	id, text, _ := strings.Cut(r.names[0], ".")
-	_, _ = fmt.Sscan(text, &number)
-	if r.verb == write {
-		if a.highest == nil {
-			a.highest = map[string]int{}
-		}
-		a.highest[id] = max(a.highest[id], number)
-	}
-	return r.verb == remove && number < a.highest[id]
 }
 
 // forgetTurns removes the objects of the actor's turns.

@@ -426,9 +426,6 @@ func (w *world) answer(r *request) {
 
 // carryOut carries out a request that is no listing.
 func (w *world) carryOut(r *request) {
-	if r.from.isIgnored(r) {
-		return
-	}
 	for _, name := range r.names {
 		name = r.from.adapt(r, name)
 		w.carryOutOne(r, name)
@@ -567,7 +564,6 @@ type actor struct {
 	reals   map[string]string // and back
 	numbers map[string]int    // of the objects that it has listed
 	assumed []string          // chunks of which the publisher asks for one at random
-	highest map[string]int    // number of the last object of an announcement
 	seen    int               // objects in the world at the first listing of the records
 	looked  int               // objects in the world at the last look for leases
 }
@@ -665,7 +661,7 @@ func (a *actor) adapt(r *request, name string) string {
 		name, a.assumed = a.assumed[a.w.rng.IntN(len(a.assumed))], nil // of so few chunks the sample has one
 		return name
 	}
-	return a.rename(r.place, a.canonical(r.place, name))
+	return a.canonical(r.place, name)
 }
 
 // add adds the counts of a schedule.
