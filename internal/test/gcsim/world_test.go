@@ -217,6 +217,7 @@ func (w *world) admit(r *request) {
 			w.answer(r)
 		}
 		a.cancel()
+		synctest.Wait()
 		return
 	case a.arrivals == a.stopAt:
 		sent := w.chance(0.5)
@@ -289,6 +290,7 @@ func (w *world) resume(a *actor) {
 	}
 	w.logf("%v goes on", a)
 	a.setStopped(false)
+	synctest.Wait() // some requests are given up
 	held := a.held
 	a.held = nil
 	for _, do := range held {
