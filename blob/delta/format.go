@@ -1,7 +1,6 @@
 package delta
 
 import (
-	"bufio"
 	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
@@ -9,9 +8,8 @@ import (
 	"io"
 	"math/bits"
 
-	"github.com/klauspost/compress/zstd"
-
 	"cairn/blob"
+	"cairn/internal/columns"
 )
 
 const (
@@ -25,9 +23,7 @@ const (
 	// A usual row has 20 to 80 bytes.
 	plainPerChunk = 256
 	plainRest     = 64 << 10
-	// tableWindow is the zstd window of a table, which is memory of its reader.
-	tableWindow = 1 << 20
-	maxStored   = 1 << 28 // bytes of a chunk's file
+	maxStored     = 1 << 28 // bytes of a chunk's file
 )
 
 // MaxHeadSize limits the bytes of head and table, which precede the first payload.
@@ -42,13 +38,10 @@ func Encode(h Head, rows []Row) ([]byte, error) {
 	if limit := maxPlain(len(rows)); int64(len(plain)) > limit {
 		return nil, fmt.Errorf("the table of %d chunks has %d bytes, and %d are the limit", len(rows), len(plain), limit)
 	}
-	z, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedBetterCompression), zstd.WithEncoderCRC(false),
-		zstd.WithWindowSize(tableWindow), zstd.WithEncoderConcurrency(1))
+	table, err := columns.Compress(plain)
 	if err != nil {
 		return nil, err
 	}
-	defer z.Close()
-	table := z.EncodeAll(plain, nil)
 	if len(table) > maxTable {
 		return nil, fmt.Errorf("the table of %d chunks takes %d bytes, and %d are the limit", len(rows), len(table), maxTable)
 	}
@@ -171,131 +164,70 @@ func decodeHead(b []byte) (h Head, table int64, err error) {
 }
 
 func (d *Delta) decodeTable(table []byte, x *blob.Index) error {
-	z, err := zstd.NewReader(bytes.NewReader(table), zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
-		zstd.WithDecoderMaxWindow(tableWindow))
-	if err != nil {
+	if err := columns.Read(table, maxPlain(x.Len()), func(c *columns.Reader) { d.decodeColumns(c, x) }); err != nil {
 		return fmt.Errorf("%w: its table: %w", ErrInvalid, err)
-	}
-	defer z.Close()
-	c := &columns{r: bufio.NewReader(io.LimitReader(z, maxPlain(x.Len())))}
-	d.decodeColumns(c, x)
-	if c.err == nil {
-		if _, err := c.r.ReadByte(); err == nil {
-			c.fail("more bytes than its columns need")
-		} else if err != io.EOF {
-			c.err = err
-		}
-	}
-	if c.err != nil {
-		return fmt.Errorf("%w: its table: %w", ErrInvalid, c.err)
 	}
 	return nil
 }
 
-// columns decodes the columns of a table. After the first error it decodes zeros.
-type columns struct {
-	r   *bufio.Reader
-	err error
-}
-
-func (c *columns) fail(format string, args ...any) {
-	if c.err == nil {
-		c.err = fmt.Errorf(format, args...)
-	}
-}
-
-func (c *columns) readByte() byte {
-	if c.err != nil {
-		return 0
-	}
-	b, err := c.r.ReadByte()
-	if err == io.EOF {
-		err = io.ErrUnexpectedEOF
-	}
-	c.err = err
-	return b
-}
-
-// uvarint reads a number of at most limit, in as few bytes as possible.
-func (c *columns) uvarint(limit uint64) (v uint64) {
-	for shift := 0; c.err == nil; shift += 7 {
-		b := c.readByte()
-		v |= uint64(b&0x7f) << shift
-		switch {
-		case b < 0x80 && (b == 0 && shift > 0 || v > limit || shift == 63 && b > 1):
-			c.fail("a number is too large, or longer than it needs to be")
-		case b < 0x80:
-			return v
-		case shift == 63:
-			c.fail("a number is too large")
-		}
-	}
-	return 0
-}
-
-func (c *columns) varint() int64 {
-	u := c.uvarint(1<<64 - 1)
-	return int64(u>>1) ^ -int64(u&1)
-}
-
-func (d *Delta) decodeColumns(c *columns, x *blob.Index) {
-	n := c.uvarint(uint64(x.Len()))
+func (d *Delta) decodeColumns(c *columns.Reader, x *blob.Index) {
+	n := c.Uvarint(uint64(x.Len()))
 	next := 0
-	for i := uint64(0); i < n && c.err == nil; i++ {
-		chunk := next + int(c.uvarint(blob.MaxChunks))
+	for i := uint64(0); i < n && c.Err() == nil; i++ {
+		chunk := next + int(c.Uvarint(blob.MaxChunks))
 		switch {
 		case chunk >= x.Len():
-			c.fail("chunk %d of an image of %d chunks", chunk, x.Len())
+			c.Fail("chunk %d of an image of %d chunks", chunk, x.Len())
 		case x.At(chunk).Size > MaxChunk:
-			c.fail("chunk %d has %d bytes, and %d are the limit", chunk, x.At(chunk).Size, MaxChunk)
+			c.Fail("chunk %d has %d bytes, and %d are the limit", chunk, x.At(chunk).Size, MaxChunk)
 		}
 		d.rows = append(d.rows, row{chunk: uint32(chunk)})
 		next = chunk + 1
 	}
 	for i := range d.rows {
-		d.rows[i].kind = Kind(c.readByte())
+		d.rows[i].kind = Kind(c.Byte())
 	}
 	var end int64
 	for i := range d.rows {
-		size := c.uvarint(MaxPayload)
+		size := c.Uvarint(MaxPayload)
 		if size == 0 {
-			c.fail("an empty payload")
+			c.Fail("an empty payload")
 		}
 		d.rows[i].stored = uint32(size) // until the next column adds what the payload saves
 		end += int64(size)
 		d.rows[i].payloadEnd = end
 	}
 	for i := range d.rows {
-		saved := c.uvarint(maxStored)
+		saved := c.Uvarint(maxStored)
 		if saved == 0 {
-			c.fail("a payload that saves nothing")
+			c.Fail("a payload that saves nothing")
 		}
 		d.rows[i].stored += uint32(saved)
 	}
 	d.decodeRanges(c)
 }
 
-func (d *Delta) decodeRanges(c *columns) {
+func (d *Delta) decodeRanges(c *columns.Reader) {
 	var total uint64
 	for i := range d.rows {
-		total += c.uvarint(MaxRanges)
+		total += c.Uvarint(MaxRanges)
 		d.rows[i].rangeEnd = uint32(total)
 	}
 	for range total {
-		if c.err != nil {
+		if c.Err() != nil {
 			return
 		}
-		d.ranges = append(d.ranges, Range{Offset: c.varint()})
+		d.ranges = append(d.ranges, Range{Offset: c.Varint()})
 	}
 	first, end, read := uint32(0), int64(0), int64(0)
 	for _, r := range d.rows {
 		var reference int64
-		for i := first; i < r.rangeEnd && c.err == nil; i++ {
+		for i := first; i < r.rangeEnd && c.Err() == nil; i++ {
 			g := &d.ranges[i]
 			g.Offset += end
-			g.Size = int64(c.uvarint(MaxReference))
+			g.Size = int64(c.Uvarint(MaxReference))
 			if g.Size == 0 || g.Offset < 0 || g.Offset > d.OldSize || g.Size > d.OldSize-g.Offset {
-				c.fail("a range of %d bytes at %d of %d", g.Size, g.Offset, d.OldSize)
+				c.Fail("a range of %d bytes at %d of %d", g.Size, g.Offset, d.OldSize)
 			}
 			end = g.End()
 			reference += g.Size
@@ -303,10 +235,10 @@ func (d *Delta) decodeRanges(c *columns) {
 		first = r.rangeEnd
 		read += reference
 		if reference > MaxReference {
-			c.fail("a reference of %d bytes, and %d are the limit", reference, MaxReference)
+			c.Fail("a reference of %d bytes, and %d are the limit", reference, MaxReference)
 		}
 	}
 	if hi, lo := bits.Mul64(uint64(d.OldSize), MaxReferences); hi == 0 && uint64(read) > lo {
-		c.fail("references of %d bytes for an old image of %d bytes", read, d.OldSize)
+		c.Fail("references of %d bytes for an old image of %d bytes", read, d.OldSize)
 	}
 }

@@ -3,16 +3,7 @@ package release
 import (
 	"cairn/blob"
 	"cairn/blob/delta"
-	"cairn/store/locate"
 )
-
-const (
-	storeSuffix    = ".castr"
-	deltaDirSuffix = ".cadelta"
-)
-
-// DeltaDir returns the location of the deltas of a store: the directory NAME.cadelta beside NAME.castr.
-func DeltaDir(of locate.Location) (locate.Location, error) { return beside(of, deltaDirSuffix) }
 
 // DeltaName returns the name of a delta in the directory of deltas. The images are named by the digests
 // of their indexes.

@@ -4,20 +4,10 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"strings"
 
 	"cairn/blob/profile"
 	"cairn/store/locate"
 )
-
-// ProfileOf returns the location of an index's boot profile: NAME.caprf beside NAME.caibx.
-func ProfileOf(index locate.Location) (locate.Location, error) {
-	_, name, err := index.Split()
-	if err != nil {
-		return locate.Location{}, err
-	}
-	return index.Beside(strings.TrimSuffix(name, IndexSuffix) + profile.Suffix)
-}
 
 // OpenProfile reads and checks the profile at a location. Its errors are those of Open, except that an
 // error about the content wraps profile.ErrInvalid.

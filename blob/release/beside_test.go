@@ -2,6 +2,7 @@ package release_test
 
 import (
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"cairn/blob"
@@ -9,7 +10,7 @@ import (
 	"cairn/store/locate"
 )
 
-func TestDeltaDir(t *testing.T) {
+func TestBesideStore(t *testing.T) {
 	dir := t.TempDir()
 	t.Chdir(dir)
 	for text, want := range map[string]string{
@@ -30,6 +31,10 @@ func TestDeltaDir(t *testing.T) {
 		}
 		if got, err := release.DeltaDir(at); err != nil || got.String() != want {
 			t.Errorf("DeltaDir(%q) = %v, %v, want %s", text, got, err, want)
+		}
+		want = strings.TrimSuffix(want, ".cadelta") + ".capack"
+		if got, err := release.PackDir(at); err != nil || got.String() != want {
+			t.Errorf("PackDir(%q) = %v, %v, want %s", text, got, err, want)
 		}
 	}
 	for _, text := range []string{"/", "-", "https://h/", "s3://bucket", "sftp://h/", "sftp://h/~/"} {

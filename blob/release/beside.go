@@ -1,0 +1,38 @@
+package release
+
+import (
+	"strings"
+
+	"cairn/blob/profile"
+	"cairn/store/locate"
+	"cairn/store/pack"
+)
+
+const (
+	storeSuffix    = ".castr"
+	deltaDirSuffix = ".cadelta"
+	packDirSuffix  = ".capack"
+)
+
+// DeltaDir returns the location of the deltas of a store: the directory NAME.cadelta beside NAME.castr.
+func DeltaDir(of locate.Location) (locate.Location, error) { return beside(of, deltaDirSuffix) }
+
+// PackDir returns the location of the packs of a store: the directory NAME.capack beside NAME.castr.
+func PackDir(of locate.Location) (locate.Location, error) { return beside(of, packDirSuffix) }
+
+// ProfileOf returns the location of an index's boot profile: NAME.caprf beside NAME.caibx.
+func ProfileOf(index locate.Location) (locate.Location, error) {
+	return besideIndex(index, profile.Suffix)
+}
+
+// MapOf returns the location of an index's map of packs: NAME.camap beside NAME.caibx.
+func MapOf(index locate.Location) (locate.Location, error) { return besideIndex(index, pack.MapSuffix) }
+
+// besideIndex returns the location of a companion of an index.
+func besideIndex(index locate.Location, suffix string) (locate.Location, error) {
+	_, name, err := index.Split()
+	if err != nil {
+		return locate.Location{}, err
+	}
+	return index.Beside(strings.TrimSuffix(name, IndexSuffix) + suffix)
+}
