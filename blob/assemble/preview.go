@@ -35,6 +35,30 @@ func Preview(ctx context.Context, p *seed.Plan, target io.ReaderAt, o Options) (
 	return j.stats(), j.sources, ctx.Err()
 }
 
+// FetchCalls returns the chunks that Run or Stream fetches from the store, in one call of its Get for each list. steps are
+// the sources of the chunks, as Preview returns them with the same options.
+func FetchCalls(p *seed.Plan, step func(chunk int) seed.Step, o Options) (calls [][]int) {
+	j := newJob(p, nil, nil, o)
+	lo, hi := 0, j.heads
+	if o.Stream {
+		j.order.runs, hi = []run{{0, p.Index.Len()}}, 0
+	}
+	for {
+		var call []int
+		for i := lo; i < hi; i++ {
+			if step(i).Kind == seed.Fetch {
+				call = append(call, i)
+			}
+		}
+		if len(call) > 0 {
+			calls = append(calls, call)
+		}
+		if lo, hi, _ = j.order.nextRun(false); lo == hi {
+			return calls
+		}
+	}
+}
+
 // readOnly is the target of a preview, which is never written.
 type readOnly struct{ io.ReaderAt }
 

@@ -216,6 +216,12 @@ func (p *Plan) Preview(ctx context.Context, get getChunk, progress func(assemble
 	return assemble.Preview(ctx, p.Plan, held, p.assembleOptions(progress))
 }
 
+// FetchCalls returns the chunks that Run fetches from the stores, in one call of their Get for each list. step returns the
+// source of a chunk, as Preview does.
+func (p *Plan) FetchCalls(step func(chunk int) seed.Step) [][]int {
+	return assemble.FetchCalls(p.Plan, step, p.assembleOptions(nil))
+}
+
 // refuseArchive applies release.RefuseArchive to the plan's image. An unreadable first chunk is left to
 // Run.
 func (p *Plan) refuseArchive(ctx context.Context, get getChunk, held io.ReaderAt) error {

@@ -1,9 +1,12 @@
 package release
 
 import (
+	"errors"
+	"io/fs"
 	"strings"
 
 	"cairn/blob/profile"
+	"cairn/store"
 	"cairn/store/locate"
 	"cairn/store/pack"
 )
@@ -35,4 +38,9 @@ func besideIndex(index locate.Location, suffix string) (locate.Location, error) 
 		return locate.Location{}, err
 	}
 	return index.Beside(strings.TrimSuffix(name, IndexSuffix) + suffix)
+}
+
+// IsAbsent reports whether an error of reading a companion says that there is none. S3 may deny what is absent.
+func IsAbsent(err error) bool {
+	return errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrDenied) || errors.Is(err, fs.ErrNotExist)
 }

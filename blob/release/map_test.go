@@ -7,25 +7,22 @@ import (
 
 	"cairn/blob"
 	"cairn/blob/release"
+	"cairn/internal/test/mem"
 	"cairn/store"
 	"cairn/store/locate"
 	"cairn/store/pack"
 )
 
-// TestOpenMap: a map lies beside its index and is checked.
-func TestOpenMap(t *testing.T) {
+// TestReadMap: a map lies beside its index and is checked.
+func TestReadMap(t *testing.T) {
 	dir := t.TempDir()
 	at, err := release.MapOf(locate.Path(filepath.Join(dir, "v2.caibx")))
 	if err != nil || at.String() != filepath.Join(dir, "v2.camap") {
 		t.Fatalf("MapOf = %v, %v", at, err)
 	}
-	x := newIndex(t, 10)
-	if _, err := release.OpenMap(t.Context(), release.Access{}, at, x); !errors.Is(err, store.ErrNotFound) {
+	x, b := newIndex(t, 10), new(mem.Bucket)
+	if _, err := release.ReadMap(t.Context(), b, "v2.camap", x); !errors.Is(err, store.ErrNotFound) {
 		t.Errorf("an absent map: %v", err)
-	}
-	writeFile(t, at.String(), []byte("no map"))
-	if _, err := release.OpenMap(t.Context(), release.Access{}, at, x); !errors.Is(err, pack.ErrInvalid) {
-		t.Errorf("an invalid map: %v", err)
 	}
 	m, err := pack.NewMap(x, func(blob.Digest) (pack.Place, bool) { return pack.Place{}, false })
 	if err != nil {
@@ -35,11 +32,23 @@ func TestOpenMap(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	writeFile(t, at.String(), file)
-	if _, err := release.OpenMap(t.Context(), release.Access{}, at, x); err != nil {
-		t.Errorf("OpenMap: %v", err)
+	write := func(data []byte) {
+		t.Helper()
+		if err := b.Write(t.Context(), "v2.camap", data); err != nil {
+			t.Fatal(err)
+		}
 	}
-	if _, err := release.OpenMap(t.Context(), release.Access{}, at, newIndex(t, 11)); !errors.Is(err, pack.ErrInvalid) {
+	write(file)
+	if _, err := release.ReadMap(t.Context(), b, "v2.camap", x); err != nil {
+		t.Errorf("ReadMap: %v", err)
+	}
+	if _, err := release.ReadMap(t.Context(), b, "v2.camap", newIndex(t, 11)); !errors.Is(err, pack.ErrInvalid) {
 		t.Errorf("a map of another index: %v", err)
+	}
+	for name, data := range map[string][]byte{"no map": []byte("no map"), "a longer one": append(file, 0)} {
+		write(data)
+		if _, err := release.ReadMap(t.Context(), b, "v2.camap", x); !errors.Is(err, pack.ErrInvalid) {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }

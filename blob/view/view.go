@@ -272,8 +272,12 @@ func (v *Image) prefetchNeighbours(lo, hi int) {
 	}
 	start, end := v.index.At(lo).Offset, v.index.At(hi-1).End()
 	from, to := splitWindow(start, end, window, v.Size())
-	v.prefetchRange(end, to, fetch.Neighbour)
-	v.prefetchRange(from, start, fetch.Neighbour)
+	for _, r := range [][2]int64{{end, to}, {from, start}} {
+		if r[0] < r[1] {
+			from, to := v.chunkRange(r[0], r[1]-r[0])
+			v.chunks.PrefetchNeighbours(from, to, lo)
+		}
+	}
 }
 
 // Prefetch starts to fetch the chunks of the n bytes at off, up to half of the memory, and returns at once. It fails

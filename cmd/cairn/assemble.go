@@ -261,7 +261,7 @@ func (f *assembleFlags) assembleOnto(ctx context.Context, x *blob.Index, target 
 }
 
 func (f *assembleFlags) runPlan(ctx context.Context, x *blob.Index, t *deploy.Target, o deploy.Options, r *assembleResult) error {
-	from, err := f.open(f.index, x.Algorithm(), f.maxDownload)
+	from, err := f.open(ctx, f.index, x, f.maxDownload)
 	if err != nil {
 		return err
 	}

@@ -74,7 +74,7 @@ func runCat(ctx context.Context, stdout io.Writer, f catFlags) error {
 	if f.length < 0 {
 		part.Size = x.Size() - f.offset
 	}
-	from, err := f.open(f.index, x.Algorithm(), 0)
+	from, err := f.open(ctx, f.index, x, 0)
 	if err != nil {
 		return err
 	}

@@ -254,7 +254,7 @@ func (m *deltaImage) openStored(ctx context.Context, a access, x *blob.Index, wh
 		}
 	}
 	s := stores{access: a, groups: [][]locate.Location{{where}}}
-	from, err := s.open(m.at, x.Algorithm(), 0)
+	from, err := s.open(ctx, m.at, x, 0)
 	if err != nil {
 		return err
 	}

@@ -8,6 +8,7 @@ import (
 	"runtime/debug"
 
 	"cairn/blob"
+	"cairn/blob/assemble"
 	"cairn/blob/delta"
 	"cairn/blob/delta/apply"
 	"cairn/blob/delta/deltadir"
@@ -59,11 +60,12 @@ func countRequests(n int64) string { return plaintext.Count(n, "request") }
 // addDownload fills in what a machine that holds the old image downloads for the plan, and draws it.
 func (f *diffFlags) addDownload(ctx context.Context, plan *seed.Plan, p *picture, d *diffResult) error {
 	x := plan.Index
-	from, err := f.open(f.indexes[1], x.Algorithm(), 0)
+	from, err := f.open(ctx, f.indexes[1], x, 0)
 	if err != nil {
 		return err
 	}
 	defer from.Close()
+	mapRequests, mapBytes := from.Downloaded()
 	file, selection, err := findDelta(ctx, from.Beside(release.DeltaDir), plan)
 	if err != nil {
 		return err
@@ -71,12 +73,17 @@ func (f *diffFlags) addDownload(ctx context.Context, plan *seed.Plan, p *picture
 	if file != nil {
 		defer file.Close()
 	}
-	requests, bytes := from.Downloaded() // for the list of deltas and the delta's table
-	all, err := p.askSizes(ctx, from)
+	requests, bytes := from.Downloaded()
+	requests, bytes = requests-mapRequests, bytes-mapBytes // for the list of deltas and the delta's table
+	q, err := p.quote(ctx, from)
 	if err != nil {
 		return fmt.Errorf("asking the store for sizes: %w", err)
 	}
-	chunks := int64(d.NewChunks)
+	cost := func(plan *seed.Plan) (requests, bytes int64) {
+		requests, bytes = q.Cost(digestsOf(x, assemble.FetchCalls(plan, plan.At, assemble.Options{Far: from.Far()})))
+		return requests + mapRequests, bytes + mapBytes
+	}
+	chunks, all := cost(plan)
 	d.DownloadBytes, d.Downloads = &all, &chunks
 	d.Delta = &diffDelta{State: deltaNone, Bytes: bytes + all, Requests: requests + chunks, newChunks: d.NewChunks}
 	switch old := plan.Seeds[0].Index; {
@@ -87,15 +94,10 @@ func (f *diffFlags) addDownload(ctx context.Context, plan *seed.Plan, p *picture
 	}
 	with := plan.WithDelta(selection.Has)
 	p.step, p.inDelta = with.At, selection.Size
+	restRequests, restBytes := cost(with)
 	*d.Delta = diffDelta{
-		State: deltaMade, Old: file.Old.String(), Bytes: bytes + selection.Bytes(),
-		Requests: requests + int64(selection.Requests()), Chunks: selection.Len(),
-	}
-	for i := range x.All() {
-		if with.At(i).Kind == seed.Fetch {
-			d.Delta.Bytes += p.stored[i]
-			d.Delta.Requests++
-		}
+		State: deltaMade, Old: file.Old.String(), Bytes: bytes + selection.Bytes() + restBytes,
+		Requests: requests + int64(selection.Requests()) + restRequests, Chunks: selection.Len(),
 	}
 	return nil
 }

@@ -24,25 +24,36 @@ type picture struct {
 	inDelta func(i int) int64     // size of chunk i in the delta; nil if no chunk is made from a delta
 }
 
-// askSizes asks the stores for the sizes of the chunks to download, and returns their sum.
-func (p *picture) askSizes(ctx context.Context, stores *supply.Supply) (total int64, err error) {
-	var numbers []int
+// quote asks the stores what it costs to fetch chunks, and draws their sizes.
+func (p *picture) quote(ctx context.Context, stores *supply.Supply) (*supply.Quote, error) {
 	var wanted []blob.Digest
 	for i, c := range p.index.All() {
 		if p.step(i).Kind == seed.Fetch {
-			numbers, wanted = append(numbers, i), append(wanted, c.Digest)
+			wanted = append(wanted, c.Digest)
 		}
 	}
-	sizes, err := stores.Sizes(ctx, wanted)
+	q, err := stores.Quote(ctx, wanted)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	p.stored = make([]int64, p.index.Len())
-	for n, i := range numbers {
-		p.stored[i] = sizes[n]
-		total += sizes[n]
+	for i, c := range p.index.All() {
+		if p.step(i).Kind == seed.Fetch {
+			p.stored[i] = q.Size(c.Digest)
+		}
 	}
-	return total, nil
+	return q, nil
+}
+
+// digestsOf returns the digests of lists of chunks.
+func digestsOf(x *blob.Index, calls [][]int) [][]blob.Digest {
+	digests := make([][]blob.Digest, len(calls))
+	for n, call := range calls {
+		for _, i := range call {
+			digests[n] = append(digests[n], x.At(i).Digest)
+		}
+	}
+	return digests
 }
 
 // eachChunk yields the chunks of the page. It is an iter.Seq.

@@ -76,25 +76,25 @@ func (f *planFlags) previewPlan(ctx context.Context, x *blob.Index, target strin
 		return p, err
 	}
 	defer t.Close()
-	from, err := f.open(f.index, x.Algorithm(), 0)
+	from, err := f.open(ctx, f.index, x, 0)
 	if err != nil {
 		return p, err
 	}
 	defer from.Close()
-	o.Deltas = f.deltas(ctx, from)
+	o.Far, o.Deltas = from.Far(), f.deltas(ctx, from)
 	plan, err := deploy.NewPlan(ctx, x, t, o)
 	if err != nil {
 		return p, err
 	}
 	defer plan.Close()
-	requests, bytes := from.Downloaded() // for the delta's table
+	requests, bytes := from.Downloaded() // for the map of packs and the delta's table
 	bar := newProgress(f.progress, "planning "+f.index.String(), "", x.Size())
 	stats, steps, err := plan.Preview(ctx, from.GetUncached, bar.showSources)
 	bar.end()
 	if err != nil {
 		return p, err
 	}
-	r.Stats, r.SeedNames, r.Downloads = stats, plan.SeedNames(), stats.Fetches
+	r.Stats, r.SeedNames = stats, plan.SeedNames()
 	use := plan.DeltaUse()
 	if use != nil {
 		r.addDelta(use)
@@ -103,9 +103,11 @@ func (f *planFlags) previewPlan(ctx context.Context, x *blob.Index, target strin
 		title: f.index.String() + " onto " + deploy.ShowTarget(target), index: x, seeds: r.SeedNames,
 		step: func(i int) seed.Step { return steps[i] }, inDelta: plan.DeltaSize,
 	}
-	if r.DownloadedBytes, err = p.askSizes(ctx, from); err != nil {
+	q, err := p.quote(ctx, from)
+	if err != nil {
 		return p, err
 	}
+	r.Downloads, r.DownloadedBytes = q.Cost(digestsOf(x, plan.FetchCalls(p.step)))
 	if use != nil {
 		requests, bytes = requests+int64(use.Requests), bytes+use.Bytes
 	}

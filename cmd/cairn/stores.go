@@ -15,6 +15,7 @@ import (
 	"cairn/store/cachedir"
 	"cairn/store/keep"
 	"cairn/store/locate"
+	"cairn/store/pack"
 	"cairn/store/supply"
 )
 
@@ -56,9 +57,9 @@ func (f *stores) addFlags(c *cobra.Command) {
 	})
 }
 
-// open opens the stores that the flags name, or the default store beside the index. It reads at most budget bytes from
-// them; 0 is no limit.
-func (f *stores) open(index locate.Location, a blob.Algorithm, budget int64) (*supply.Supply, error) {
+// open opens the stores that the flags name, or the default store beside the index of x. It reads the map of packs
+// beside the index, if there is one. It reads at most budget bytes in all; 0 is no limit.
+func (f *stores) open(ctx context.Context, index locate.Location, x *blob.Index, budget int64) (*supply.Supply, error) {
 	groups, err := f.storesOf(index)
 	if err != nil {
 		return nil, err
@@ -67,17 +68,46 @@ func (f *stores) open(index locate.Location, a blob.Algorithm, budget int64) (*s
 	if err != nil {
 		return nil, err
 	}
+	a := x.Algorithm()
 	from, err := supply.Open(groups, access, a, supply.Options{
 		Requests: f.fetches, MaxRequests: maxRequests(openFileLimit(), len(slices.Concat(groups...))),
 		RateLimit: f.rateLimit, Budget: budget, LeftOut: warnLeftOut})
 	if err != nil {
 		return nil, absentHint(err, "name the store with --store LOCATION")
 	}
-	if err := f.addCache(from, a); err != nil {
+	err = f.addCache(from, a)
+	if err == nil {
+		err = usePacks(ctx, from, index, x)
+	}
+	if err != nil {
 		from.Close()
 		return nil, err
 	}
 	return from, nil
+}
+
+// usePacks lets from read packs, if there is a map of them beside the index of x. A map is a hint: without it, chunks are
+// read one by one.
+func usePacks(ctx context.Context, from *supply.Supply, index locate.Location, x *blob.Index) error {
+	at, err := release.MapOf(index)
+	if err != nil {
+		return nil // nothing is beside a stream
+	}
+	dir, name, err := from.File(at)
+	var m *pack.Map
+	if err == nil {
+		defer store.Close(dir)
+		m, err = release.ReadMap(ctx, dir, name, x)
+	}
+	switch {
+	case err == nil:
+		from.UsePacks(m, release.PackDir)
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case !release.IsAbsent(err):
+		logf("warning: no packs are used: %v", err)
+	}
+	return nil
 }
 
 // maxRequests returns the largest number of requests to each store for a limit of open files. A request may take two
@@ -93,7 +123,7 @@ func (f *stores) storesOf(index locate.Location) ([][]locate.Location, error) {
 	return [][]locate.Location{{beside}}, err
 }
 
-// locations returns the locations of the stores for the indexes, and of the deltas beside them.
+// locations returns the locations of the stores for the indexes, and of what lies beside both.
 func (f *stores) locations(indexes ...locate.Location) (all []locate.Location) {
 	for _, index := range indexes {
 		groups, err := f.storesOf(index)
@@ -102,9 +132,14 @@ func (f *stores) locations(indexes ...locate.Location) (all []locate.Location) {
 		}
 		for _, at := range slices.Concat(groups...) {
 			all = append(all, at)
-			if deltas, err := release.DeltaDir(at); err == nil {
-				all = append(all, deltas)
+			for _, beside := range []func(locate.Location) (locate.Location, error){release.DeltaDir, release.PackDir} {
+				if dir, err := beside(at); err == nil {
+					all = append(all, dir)
+				}
 			}
+		}
+		if packs, err := release.MapOf(index); err == nil {
+			all = append(all, packs)
 		}
 	}
 	return all

@@ -120,7 +120,7 @@ func (f *verifyFlags) verifyImage(ctx context.Context, name, path string, x *blo
 }
 
 func (f *verifyFlags) verifyStore(ctx context.Context, x *blob.Index) (verify.Report, error) {
-	from, err := f.open(f.index, x.Algorithm(), 0)
+	from, err := f.open(ctx, f.index, x, 0)
 	if err != nil {
 		return verify.Report{}, err
 	}

@@ -72,7 +72,9 @@ type images struct {
 // imageSource is where images with the same stores get chunks.
 type imageSource struct {
 	*fetch.Source
-	deltas *deltas // nil if there are none
+	store      *meteredStore
+	deltas     *deltas    // nil if there are none
+	packMemory *sync.Once // counts the memory for whole packs
 }
 
 func newImages(o Options) *images {
@@ -168,11 +170,13 @@ func (im *images) openIndex(ctx context.Context, i image, source imageSource, di
 	} else if im.dir != nil && i.at.Remote() { // for later starts while its location is unavailable
 		im.logFailure("saving the index in the image cache", im.dir.Remember(i.at.Sum(), i.index))
 	}
+	endPacks := im.startPacks(ctx, i, source)
 	endDelta := im.startDelta(i, source.deltas)
 	endPrefetch, err := im.startPrefetch(ctx, i)
 	shut = func() {
 		endCheck()
 		endDelta()
+		endPacks()
 		endPrefetch()
 		im.logFailure("closing an image", i.Close())
 		im.addIndexMemory(-indexMemory(i.index))
@@ -273,16 +277,16 @@ func (im *images) openStoresAs(key string, groups [][]locate.Location, a blob.Al
 		return imageSource{}, &Error{Stores, err}
 	}
 	s.deltas = im.openDeltas(from)
-	o := fetch.SourceOptions{Fetches: from.Requests(), Link: from.Link()}
+	o := fetch.SourceOptions{Fetches: from.Requests(), Link: from.Link(), Packs: from}
 	if s.deltas != nil {
 		o.Deltas = s.deltas
 	}
 	im.mu.Lock()
 	defer im.mu.Unlock()
 	im.closers = append(im.closers, from.Close)
-	metered := newMeteredStore(unusedName(im.stores, slices.Concat(groups...), a), from)
-	im.stores = append(im.stores, metered)
-	s.Source = im.cache.NewSource(metered, o)
+	s.store, s.packMemory = newMeteredStore(unusedName(im.stores, slices.Concat(groups...), a), from), new(sync.Once)
+	im.stores = append(im.stores, s.store)
+	s.Source = im.cache.NewSource(s.store, o)
 	im.sources[key] = s
 	return s, nil
 }

@@ -88,6 +88,7 @@ type meteredStore struct {
 	since             time.Time
 	lastErr           error                    // of the last request, if the store is not up
 	failed            map[blob.Digest]struct{} // chunks that were unavailable; the next request for one is a retry
+	unreadMaps        int                      // maps of packs that could not be read yet
 }
 
 // maxFailed limits the size of meteredStore.failed.
@@ -105,9 +106,28 @@ func (s *meteredStore) Get(ctx context.Context, wants []store.Want, done func(i 
 		s.countRequest(w.Digest)
 	}
 	s.from.Get(ctx, wants, func(i int, err error) {
+		err = s.explainAbsence(err)
 		s.countOutcome(wants[i].Digest, outcomeOf(ctx, err), err)
 		done(i, err)
 	})
+}
+
+// explainAbsence returns the error of a request. While a map of packs cannot be read, a chunk that is not found may be in
+// a pack.
+func (s *meteredStore) explainAbsence(err error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.unreadMaps > 0 && errors.Is(err, store.ErrNotFound) {
+		return fmt.Errorf("%w: a map of packs cannot be read yet, and a chunk is not found otherwise: %v", store.ErrUnavailable, err)
+	}
+	return err
+}
+
+// addUnreadMaps adds n to the number of maps that could not be read yet.
+func (s *meteredStore) addUnreadMaps(n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.unreadMaps += n
 }
 
 func (s *meteredStore) countRequest(d blob.Digest) {

@@ -17,19 +17,28 @@ import (
 const (
 	// maxRequests limits the requests that a Get sends at once, if no Admit does.
 	maxRequests = 32
-	// defaultMemory is the memory for whole packs in bytes.
-	defaultMemory = 32 << 20
+	// DefaultMemory is the memory of a Dir for whole packs in bytes.
+	DefaultMemory = 32 << 20
 	// refuseFor is the time for which a pack is not requested after it was absent, or most of its chunks were corrupt.
 	refuseFor = time.Minute
 	// leastCorrupt is the number of corrupt chunks after which a pack is refused if most of its chunks were corrupt.
 	leastCorrupt = 16
+	// maxAttempts is the number of requests for a span, of which all but the last brought some chunks and failed.
+	maxAttempts = 3
 )
+
+// errSilent is the cause of the end of a request without an answer.
+var errSilent = fmt.Errorf("%w: no answer in time", store.ErrUnavailable)
 
 // Options of a Dir. The zero value of a field selects its default.
 type Options struct {
 	// Admit calls request when a request may be sent, and returns its error. request returns the bytes of the chunks
-	// that it brings. If ctx ends before, Admit returns its error. Nil admits all at once.
+	// that it brings, or those that it receives if these are more. If ctx ends before, Admit returns its error. Nil
+	// admits all at once.
 	Admit func(ctx context.Context, request func() (bytes int, err error)) error
+	// Silence returns the time without a byte of an answer after which a request fails as store.ErrUnavailable; 0 is no
+	// limit. Nil never limits it.
+	Silence func() time.Duration
 	// Memory is the limit of the memory for whole packs, from a server without ranges, in bytes. A larger pack is
 	// downloaded up to the last wanted chunk, in each Get.
 	Memory int64
@@ -65,7 +74,7 @@ func NewDir(from store.Reader, a blob.Algorithm, o Options) *Dir {
 		o.Admit = func(_ context.Context, request func() (int, error)) error { _, err := request(); return err }
 	}
 	if o.Memory == 0 {
-		o.Memory = defaultMemory
+		o.Memory = DefaultMemory
 	}
 	return &Dir{
 		from: from, sum: a, options: o, decoder: chunkfile.NewDecoder(), packs: map[blob.Digest]*health{},
@@ -112,15 +121,80 @@ func (d *Dir) getSpan(ctx context.Context, s span, wants []store.Want, done func
 	}
 }
 
-// readTwice is readSpan, and reads corrupt chunks a second time.
+// readTwice reads the wants of s, and those with wrong bytes a second time.
 func (d *Dir) readTwice(ctx context.Context, s span, r *receiver) error {
-	err := d.readSpan(ctx, s, r)
+	err := d.readOn(ctx, s, r)
 	if err != nil || len(r.corrupt) == 0 {
 		return err
 	}
 	d.whole.forget(s.pack)
-	s.wants, r.left, r.corrupt = r.corrupt, r.corrupt, nil
-	return d.readSpan(ctx, s, r)
+	r.left, r.corrupt = r.corrupt, nil
+	return d.readOn(ctx, s, r)
+}
+
+// readOn reads the wants that r has left. When a request fails after it brought some of them, the rest is requested.
+func (d *Dir) readOn(ctx context.Context, s span, r *receiver) error {
+	for attempt := 1; ; attempt++ {
+		s.wants = r.left
+		err := d.readSpan(ctx, s, r)
+		progress := len(r.left) < len(s.wants)
+		if !errors.Is(err, store.ErrUnavailable) || ctx.Err() != nil || !progress || len(r.left) == 0 || attempt == maxAttempts {
+			return err
+		}
+	}
+}
+
+// Has reports whether the directory has a pack, and learns whether the server sends ranges. A failure is
+// store.ErrUnavailable or another error of a request.
+func (d *Dir) Has(ctx context.Context, p Pack) (bool, error) {
+	has := false
+	err := store.StreamRange(ctx, d.from, p.Name(), 0, headSize, func(part store.Part, in io.Reader) error {
+		head := make([]byte, headSize)
+		if _, err := io.ReadFull(in, head); err != nil {
+			return noEOF(err)
+		}
+		if has = string(head[:len(magic)]) == magic && (part.Size < 0 || part.Size == p.Size); has {
+			d.setSupport(part.Whole)
+		}
+		return nil
+	})
+	if isInvalid(err) || errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrDenied) {
+		return false, nil
+	}
+	return has, err
+}
+
+// Cost returns how many requests calls of Get take for chunks at these places, and how many bytes they download.
+func (d *Dir) Cost(calls [][]Place) (requests, bytes int64) {
+	whole := d.support() == missing
+	kept := map[Pack]bool{}
+	for _, places := range calls {
+		wants := make([]located, len(places))
+		for i, at := range places {
+			wants[i].at = at
+		}
+		for _, s := range joinSpans(wants) {
+			switch size := s.size(); {
+			case whole && kept[s.pack]:
+				continue
+			case whole && s.pack.Size <= d.options.Memory:
+				kept[s.pack] = true
+				bytes += s.pack.Size
+			case whole:
+				bytes += s.offset() + size
+			default:
+				bytes += size
+			}
+			requests++
+		}
+	}
+	return requests, bytes
+}
+
+func (d *Dir) support() support {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.ranges
 }
 
 // isInvalid reports whether an error says that the object is not the pack.
@@ -175,16 +249,47 @@ func (d *Dir) request(
 	ctx context.Context, p Pack, off, n int64, r *receiver, use func(store.Part, io.Reader) error,
 ) error {
 	return d.options.Admit(ctx, func() (int, error) {
-		before := r.bytes
-		err := store.StreamRange(ctx, d.from, p.Name(), off, n, func(part store.Part, in io.Reader) error {
+		before, received := r.bytes, 0
+		watched, heard, end := d.watchSilence(ctx)
+		defer end()
+		err := store.StreamRange(watched, d.from, p.Name(), off, n, func(part store.Part, in io.Reader) error {
+			heard()
 			if part.Size >= 0 && part.Size != p.Size {
 				return fmt.Errorf("%w: it has %d bytes, not %d", ErrInvalid, part.Size, p.Size)
 			}
-			return use(part, in)
+			return use(part, readerFunc(func(p []byte) (int, error) {
+				n, err := in.Read(p)
+				heard()
+				received += n
+				return n, err
+			}))
 		})
-		return r.bytes - before, err
+		if cause := context.Cause(watched); err != nil && errors.Is(cause, errSilent) {
+			err = cause
+		}
+		return max(r.bytes-before, received), err
 	})
 }
+
+// watchSilence returns a context that ends when heard is not called for as long as a server may be silent.
+func (d *Dir) watchSilence(ctx context.Context) (watched context.Context, heard, end func()) {
+	limit := time.Duration(0)
+	if d.options.Silence != nil {
+		limit = d.options.Silence()
+	}
+	if limit == 0 {
+		return ctx, func() {}, func() {}
+	}
+	watched, cancel := context.WithCancelCause(ctx)
+	timer := time.AfterFunc(limit, func() { cancel(errSilent) })
+	return watched, func() { timer.Reset(limit) }, func() { timer.Stop(); cancel(nil) }
+}
+
+// readerFunc is an io.Reader that calls the function.
+type readerFunc func(p []byte) (int, error)
+
+// Read implements io.Reader.
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 
 // awaitProbe returns what is known of the server. While that is nothing, one request at a time probes it, and others
 // wait until endProbe is called.

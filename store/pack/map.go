@@ -89,6 +89,12 @@ func (m *Map) Packs() []Pack { return m.packs }
 // Index returns the index of the map's image.
 func (m *Map) Index() *blob.Index { return m.index }
 
+// Memory returns about how many bytes of memory the map takes, without its index.
+func (m *Map) Memory() int64 {
+	const perChunk, perPack = 12 + 8, 40 // the table takes 4 to 12
+	return perChunk*int64(len(m.places)) + perPack*int64(len(m.packs))
+}
+
 // Find returns where a chunk lies. It is false if the chunk is in no pack, or not in the image.
 func (m *Map) Find(d blob.Digest) (at Place, ok bool) {
 	i := m.chunks.Find(d)

@@ -28,6 +28,8 @@ const (
 
 	// MinSize, DefaultSize and MaxSize are sizes at which a Writer closes a pack, in bytes.
 	MinSize, DefaultSize, MaxSize = 256 << 10, 4 << 20, 64 << 20
+	// nearby is the number of bytes between two chunk files that are near each other.
+	nearby = 512 << 10
 	// MaxFile is the largest size of a pack's file in bytes. A pack of one chunk may be larger than MaxSize.
 	MaxFile = 256 << 20
 )
@@ -52,6 +54,12 @@ type Place struct {
 
 // End returns the offset after the chunk file's last byte.
 func (p Place) End() int64 { return p.Offset + p.Size }
+
+// Near reports whether one request reads both files, with few bytes between them.
+func (p Place) Near(q Place) bool {
+	gap := max(p.Offset, q.Offset) - min(p.End(), q.End())
+	return p.Pack == q.Pack && gap <= nearby
+}
 
 // Entry is a chunk in a pack.
 type Entry struct {

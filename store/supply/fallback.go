@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"cairn/store"
@@ -25,13 +26,40 @@ import (
 type fallback struct {
 	members []*member
 	hedges  hedgeBudget
+	packs   atomic.Pointer[packs] // nil without maps
 }
 
-// Get implements store.Getter. It requests all wants together from a local member. Over a network
-// each want is requested by itself, since a member's health may change while requests are queued.
+// Get implements store.Getter. It requests wants in packs together, and the others as getLoose does.
 func (f *fallback) Get(ctx context.Context, wants []store.Want, done func(i int, err error)) {
+	p, left := f.packs.Load(), allIndexes(len(wants))
+	if p == nil {
+		f.getLoose(ctx, wants, left, done)
+		return
+	}
+	var packed, loose []int
+	for i, w := range wants {
+		if _, ok := p.find(w.Digest); ok {
+			packed = append(packed, i)
+		} else {
+			loose = append(loose, i)
+		}
+	}
+	var group sync.WaitGroup
+	if len(packed) > 0 && len(loose) > 0 {
+		group.Go(func() { f.getLoose(ctx, wants, loose, done) })
+	} else if len(loose) > 0 {
+		f.getLoose(ctx, wants, loose, done)
+	}
+	if len(packed) > 0 {
+		f.getPacked(ctx, p, wants, packed, done)
+	}
+	group.Wait()
+}
+
+// getLoose gets the wants with the given indexes. It requests all together from a local member. Over a network
+// each want is requested by itself, since a member's health may change while requests are queued.
+func (f *fallback) getLoose(ctx context.Context, wants []store.Want, left []int, done func(i int, err error)) {
 	tried := make([]memberErrors, len(wants))
-	left := allIndexes(len(wants))
 	var asked []*member
 	for _, m := range f.members {
 		if !m.local || m.isFailing() || len(left) < 2 {

@@ -6,15 +6,13 @@ package supply
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync"
-
-	"golang.org/x/sync/errgroup"
 
 	"cairn/blob"
 	"cairn/store"
 	"cairn/store/locate"
+	"cairn/store/pack"
 )
 
 // In-flight limits of a store. A Link uses as many of the remote requests as speed it up.
@@ -46,11 +44,17 @@ type Supply struct {
 	cached   func(far store.Getter) store.Getter // puts the cache in front of a Getter; nil without a cache
 	near     store.Getter                        // reads the cache; nil without one
 
-	places []locate.Location // of the stores that Open has opened, in their order
-	open   func(locate.Location) (store.Reader, error)
+	places    []locate.Location // of the stores that Open has opened, in their order
+	open      func(locate.Location) (store.Reader, error)
+	algorithm blob.Algorithm
+	limited   bool // the rate of all stores is limited
 
-	mu      sync.Mutex // guards closers
+	openingPacks sync.Once
+	packDirs     map[*member]*pack.Dir // set by openingPacks
+
+	mu      sync.Mutex // guards the fields below
 	closers []func()
+	maps    []*pack.Map
 }
 
 var _ store.Getter = (*Supply)(nil)
@@ -60,20 +64,19 @@ var _ store.Getter = (*Supply)(nil)
 func Open(groups [][]locate.Location, access locate.Access, a blob.Algorithm, o Options) (*Supply, error) {
 	access.Web.Connections, access.S3.Connections = requestsRemote, requestsRemote // links choose how many are used
 	limit := o.newLimiter()
-	s := &Supply{policy: access.Retry}
+	s := &Supply{policy: access.Retry, algorithm: a, limited: o.RateLimit > 0}
 	s.open = func(at locate.Location) (store.Reader, error) {
 		r, err := access.Open(at)
 		if err != nil {
 			return nil, err
 		}
-		s.addCloser(func() { store.Close(r) })
 		return meter{limit(r), &s.counter}, nil
 	}
 	for _, group := range groups {
 		var failed error
 		opened := 0
 		for _, at := range group {
-			r, err := s.open(at)
+			r, err := s.openUntilClose(at)
 			if err != nil {
 				failed = fmt.Errorf("opening store %s: %w", at, err)
 				if len(group) > 1 && o.LeftOut != nil {
@@ -157,6 +160,15 @@ func (s *Supply) AddCache(near store.Getter, keep store.Putter, failed func(erro
 	s.addCloser(done)
 }
 
+// openUntilClose opens a directory. Close closes it.
+func (s *Supply) openUntilClose(at locate.Location) (store.Reader, error) {
+	r, err := s.open(at)
+	if err == nil {
+		s.addCloser(func() { store.Close(r) })
+	}
+	return r, err
+}
+
 func (s *Supply) addCloser(end func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -174,11 +186,24 @@ func (s *Supply) Beside(derive func(locate.Location) (locate.Location, error)) (
 		if err != nil {
 			continue
 		}
-		if r, err := s.open(beside); err == nil {
+		if r, err := s.openUntilClose(beside); err == nil {
 			readers = append(readers, r)
 		}
 	}
 	return readers
+}
+
+// File opens the directory of a file, and returns the file's name in it. Its reads count in Downloaded, the shared limits
+// hold for them, and they are retried. The caller must close it with store.Close.
+func (s *Supply) File(at locate.Location) (r store.Reader, name string, err error) {
+	dir, name, err := at.Split()
+	if err != nil {
+		return nil, "", err
+	}
+	if r, err = s.open(dir); err == nil && dir.Remote() {
+		r = store.Retry(r, s.policy)
+	}
+	return r, name, err
 }
 
 // Keep returns a Getter that gets chunks from the cache or from far, and puts the latter into the cache.
@@ -213,41 +238,6 @@ func (s *Supply) Get(ctx context.Context, wants []store.Want, done func(i int, e
 // GetUncached fills dst with the chunk d from the stores. It neither reads nor fills a cache.
 func (s *Supply) GetUncached(ctx context.Context, d blob.Digest, dst []byte) error {
 	return store.GetOne(ctx, s.uncached, d, dst)
-}
-
-// Sizes returns the stored size in bytes of each chunk in the first store that has it.
-func (s *Supply) Sizes(ctx context.Context, chunks []blob.Digest) ([]int64, error) {
-	sizes := make([]int64, len(chunks))
-	group, groupCtx := errgroup.WithContext(ctx)
-	group.SetLimit(min(s.Requests(), requestsLocal))
-	for i, d := range chunks {
-		group.Go(func() error {
-			return s.policy.Do(groupCtx, func() (err error) {
-				sizes[i], err = s.chunkSize(groupCtx, d)
-				return err
-			})
-		})
-	}
-	if err := group.Wait(); err != nil {
-		return nil, err
-	}
-	return sizes, ctx.Err()
-}
-
-func (s *Supply) chunkSize(ctx context.Context, d blob.Digest) (int64, error) {
-	var errs []error
-	for _, m := range s.stores.members {
-		chunks, can := m.from.(sizer)
-		if !can {
-			continue
-		}
-		n, err := chunks.Stat(ctx, d)
-		if err == nil {
-			return n, nil
-		}
-		errs = append(errs, err)
-	}
-	return 0, fmt.Errorf("chunk %v: %w", d, errors.Join(errs...))
 }
 
 // Requests returns how many wants a caller may usefully have under way at once.

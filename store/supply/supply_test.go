@@ -218,12 +218,16 @@ func TestOpen(t *testing.T) {
 	if objects, bytes := s.Downloaded(); objects != 2 || bytes <= 0 || s.Far() || s.Requests() != 32 {
 		t.Errorf("downloaded %d objects, %d bytes; far %v, %d requests", objects, bytes, s.Far(), s.Requests())
 	}
-	sizes, err := s.Sizes(t.Context(), []blob.Digest{b.digest, a.digest})
-	if err != nil || len(sizes) != 2 || sizes[0] <= sizes[1] || sizes[1] == 0 {
-		t.Errorf("Sizes = %v, %v", sizes, err)
+	q, err := s.Quote(t.Context(), []blob.Digest{b.digest, a.digest})
+	if err != nil {
+		t.Fatal(err)
 	}
-	if _, err := s.Sizes(t.Context(), []blob.Digest{{}}); !errors.Is(err, store.ErrNotFound) {
-		t.Errorf("Sizes of a chunk that is nowhere = %v", err)
+	requests, bytes := q.Cost([][]blob.Digest{{b.digest, a.digest}, {a.digest}})
+	if sizes := [2]int64{q.Size(b.digest), q.Size(a.digest)}; sizes[0] <= sizes[1] || sizes[1] == 0 || requests != 3 || bytes != sizes[0]+2*sizes[1] {
+		t.Errorf("sizes %v, and %d bytes in %d requests", sizes, bytes, requests)
+	}
+	if _, err := s.Quote(t.Context(), []blob.Digest{{}}); !errors.Is(err, store.ErrNotFound) {
+		t.Errorf("Quote of a chunk that is nowhere = %v", err)
 	}
 	for _, groups := range [][][]locate.Location{{locations(t, gone)}, {locations(t, one), locations(t, gone, gone)}} {
 		if _, err := Open(groups, locate.Access{}, blob.SHA512_256, Options{}); !errors.Is(err, store.ErrNotFound) {

@@ -171,9 +171,22 @@ func (c *Client) Refetch(i int) *Entry {
 }
 
 // Prefetch queues the chunks [lo, hi) and returns at once. It stops when half of the memory is queued or in flight,
-// since more would evict chunks before they are read. Neighbours save round trips to the store, so those that may be on
-// disk or in a seed are left out.
+// since more would evict chunks before they are read.
 func (c *Client) Prefetch(lo, hi int, p Priority) {
+	c.prefetch(lo, hi, p, func(want) bool { return true })
+}
+
+// PrefetchNeighbours is Prefetch for neighbours of a missed chunk. They save round trips to the store, so those that may
+// be on disk or in a seed are left out. If the missed chunk is in a pack, so are all that are not near it there.
+func (c *Client) PrefetchNeighbours(lo, hi, missed int) {
+	packs, digest := c.source.packs, c.index.At(missed).Digest
+	packed := packs != nil && packs.IsPacked(digest)
+	c.prefetch(lo, hi, Neighbour, func(w want) bool {
+		return !c.cache.mayBeLocal(w) && (!packed || packs.Near(digest, w.digest))
+	})
+}
+
+func (c *Client) prefetch(lo, hi int, p Priority, mayFetch func(want) bool) {
 	c.cache.mu.Lock()
 	defer c.cache.mu.Unlock()
 	for i := lo; i < hi; i++ {
@@ -185,7 +198,7 @@ func (c *Client) Prefetch(lo, hi int, p Priority) {
 			e.addReceiver(w.position)
 			continue
 		}
-		if p == Neighbour && c.cache.mayBeLocal(w) {
+		if !mayFetch(w) {
 			continue
 		}
 		if c.cache.pendingBytes+w.size > c.cache.limit/2 {
@@ -314,7 +327,11 @@ func (c *Cache) startFetches() {
 		}
 		for _, f := range slices.Clone(s.feeds) {
 			c.startFeedFetches(s, f, now)
+			f.run = 0
 		}
+	}
+	for _, s := range c.sources {
+		c.startRun(s)
 	}
 }
 
@@ -336,19 +353,61 @@ func (c *Cache) mayStart(e *Entry, now time.Time) bool {
 	return ok
 }
 
-// startFetch removes an entry from its queue and fetches it.
+// startFetch removes an entry from its queue and fetches it. A packed one is fetched by startRun, with others.
 func (c *Cache) startFetch(e *Entry) {
 	at, demanded := e.at, e.priority == Demand
 	at.beginFetch(e)
 	c.memory.reserveFetch(e.size)
+	if at.isPacked(e) {
+		at.starting = append(at.starting, e)
+		return
+	}
+	c.running.Go(func() { c.fetchEntry(e, at, make([]byte, e.size), demanded) })
+}
+
+// fetchEntry fetches the chunk of an entry into data, and ends the fetch.
+func (c *Cache) fetchEntry(e *Entry, at *Source, data []byte, demanded bool) {
+	origin, err := at.fetchChunk(c.ctx, e, data)
+	c.endFetch(e, at, data, demanded, origin, err)
+}
+
+func (c *Cache) endFetch(e *Entry, at *Source, data []byte, demanded bool, origin origin, err error) {
+	receivers := c.deliverResult(e, data, origin, err)
+	for _, p := range receivers {
+		p.offerChunk(c.ctx, data, demanded)
+	}
+	c.finishFetch(e, at, demanded)
+}
+
+// startRun fetches the packed chunks that startFetch has collected, in one call of the store. Those that it does not get
+// are fetched again one by one, which may take retries and waiting.
+func (c *Cache) startRun(s *Source) {
+	run := s.starting
+	if len(run) == 0 {
+		return
+	}
+	s.starting = nil
+	wants, demanded := make([]store.Want, len(run)), make([]bool, len(run))
+	for i, e := range run {
+		wants[i], demanded[i] = store.Want{Digest: e.key.digest, Dst: make([]byte, e.size)}, e.priority == Demand
+	}
 	c.running.Go(func() {
-		data := make([]byte, e.size)
-		origin, err := at.fetchChunk(c.ctx, e, data)
-		receivers := c.deliverResult(e, data, origin, err)
-		for _, p := range receivers {
-			p.offerChunk(c.ctx, data, demanded)
-		}
-		c.finishFetch(e, at, demanded)
+		slow := time.AfterFunc(slowFetch, func() {
+			for _, e := range run {
+				c.noteSlow(e)
+			}
+		})
+		defer slow.Stop()
+		s.from.Get(c.ctx, wants, func(i int, err error) {
+			e, data := run[i], wants[i].Dst
+			c.running.Go(func() { // an offer to a disk may block
+				if err != nil {
+					c.fetchEntry(e, s, data, demanded[i])
+					return
+				}
+				c.endFetch(e, s, data, demanded[i], fromStore, nil)
+			})
+		})
 	})
 }
 
@@ -496,6 +555,7 @@ func (c *Cache) nextFeedChunk(f *feed) (w want, found, more bool) {
 // fetchForFeed queues a chunk of a feed, and fetches it if it may start.
 func (c *Cache) fetchForFeed(f *feed, w want, now time.Time) {
 	f.chargeRate(w.size, now)
+	f.run -= w.size
 	e := c.queueChunk(w, f.priority)
 	if !e.isDone() {
 		e.setFeed(f)

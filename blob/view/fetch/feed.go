@@ -41,6 +41,7 @@ type feed struct {
 	next     time.Time // no fetch before this time
 	failed   []int     // chunks to retry at the end
 	pending  int       // chunks that are queued or being fetched
+	run      int64     // bytes that are left of the run of chunks that is being requested
 }
 
 // nextChunk returns the feed's next chunk, the failed ones last. wanted reports whether it must be fetched.

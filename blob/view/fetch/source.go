@@ -52,6 +52,16 @@ type SourceOptions struct {
 	Fetches int    // in-flight limit; 0 is the Cache's default
 	Link    Link   // model of the link to the store; nil assumes a link with room for a few chunks
 	Deltas  Deltas // asked before the store; may be nil
+	Packs   Packs  // says which chunks the store sends together; may be nil
+}
+
+// Packs says which chunks a store sends in one answer. Then they are requested in one call of its Get. It must be safe for
+// concurrent use and return at once.
+type Packs interface {
+	// IsPacked reports whether the store may send the chunk with others.
+	IsPacked(digest blob.Digest) bool
+	// Near reports whether the store sends both chunks in one answer, with few bytes of others.
+	Near(a, b blob.Digest) bool
 }
 
 // Deltas makes chunks from deltas and bytes of this machine. It requests less from a server than the chunk takes in the
@@ -69,10 +79,12 @@ type Source struct {
 	cache         *Cache
 	from          store.Getter // nil for the disks and seeds
 	deltas        Deltas       // may be nil
+	packs         Packs        // may be nil
 	link          Link
 	slots         int // in-flight limit
 	prefetchSlots int // in-flight limit of prefetches
 
+	starting []*Entry                 // packed chunks whose fetch has begun, to be requested in one call
 	queues   [priorities]list.List    // of *Entry
 	places   map[*Entry]*list.Element // elements of queues
 	feeds    []*feed                  // sorted by priority, the most urgent first
@@ -85,7 +97,7 @@ type Source struct {
 }
 
 func newSource(c *Cache, from store.Getter, o SourceOptions) *Source {
-	s := &Source{cache: c, from: from, deltas: o.Deltas, slots: o.Fetches, prefetchSlots: o.Fetches - o.Fetches/4, places: map[*Entry]*list.Element{}}
+	s := &Source{cache: c, from: from, deltas: o.Deltas, packs: o.Packs, slots: o.Fetches, prefetchSlots: o.Fetches - o.Fetches/4, places: map[*Entry]*list.Element{}}
 	s.link = cmp.Or[Link](o.Link, assumedLink{})
 	s.over = make(chan struct{})
 	return s
@@ -145,7 +157,17 @@ func (s *Source) mayPrefetch(n int64, delay time.Duration, now time.Time) (ok bo
 	return s.inFlight == 0 || s.inFlight < s.prefetchSlots && s.bytes+n <= s.link.Budget(delay), time.Time{}
 }
 
-// mayFeed is mayPrefetch for a feed's next chunk, within the feed's budget.
+// maxRun limits the bytes of packed chunks that a feed requests at once.
+const maxRun = 2 << 20
+
+// runSize returns how many bytes of packed chunks a feed requests at once: half of what may be in flight, so that one
+// request follows the other.
+func (s *Source) runSize(delay time.Duration, chunk int64) int64 {
+	return max(min(s.link.Budget(delay)/2, maxRun), chunk)
+}
+
+// mayFeed is mayPrefetch for a feed's next chunk, within the feed's budget. If the chunks are in packs, a run of them
+// must have room.
 func (s *Source) mayFeed(f *feed, now time.Time) (ok bool, later time.Time) {
 	b := f.Budget()
 	switch {
@@ -156,6 +178,12 @@ func (s *Source) mayFeed(f *feed, now time.Time) (ok bool, later time.Time) {
 		return false, time.Time{}
 	case b.Idle && now.Before(s.idleAt):
 		return false, s.idleAt
+	}
+	if s.packs != nil && f.run <= 0 {
+		if f.run = s.runSize(b.Delay, f.client.maxSize); s.inFlight > 0 && s.bytes+f.run > s.link.Budget(b.Delay) {
+			f.run = 0
+			return false, time.Time{}
+		}
 	}
 	return s.mayPrefetch(f.client.maxSize, b.Delay, now)
 }
@@ -169,6 +197,13 @@ func (s *Source) beginFetch(e *Entry) {
 		s.demands.Add(1)
 	}
 	e.early = e.priority != Demand
+}
+
+// isPacked reports whether the store may send an entry's chunk with others. A chunk that a delta may make is fetched by
+// itself.
+func (s *Source) isPacked(e *Entry) bool {
+	d := e.key.digest
+	return s.packs != nil && s.packs.IsPacked(d) && (s.deltas == nil || !s.deltas.MayMake(d, e.size))
 }
 
 // endFetch records the end of a fetch.
