@@ -294,29 +294,49 @@ type storeChecker struct {
 	buf   []byte
 }
 
+// storeRun is the size of a run of chunks that are fetched together, in bytes, unless a single chunk is larger.
+const storeRun = 1 << 20
+
 func (g *storeChecker) takeRun() (lo, hi int, err error) {
-	lo, hi = g.job.takeRun(1)
+	lo, hi = g.job.takeRun(storeRun)
 	return lo, hi, nil
 }
 
-// checkRun fetches chunk lo, unless it is a repeat.
-func (g *storeChecker) checkRun(ctx context.Context, lo, _ int) error {
-	c := g.job.index.At(lo)
-	if first := g.table.Find(c.Digest); first < lo && g.job.index.At(first).Size == c.Size {
-		return nil
+// checkRun fetches the chunks [lo, hi) except repeats.
+func (g *storeChecker) checkRun(ctx context.Context, lo, hi int) error {
+	x := g.job.index
+	start, end := x.At(lo).Offset, x.At(hi-1).End()
+	if int64(len(g.buf)) < end-start {
+		g.buf = make([]byte, end-start)
 	}
-	if int64(len(g.buf)) < c.Size {
-		g.buf = make([]byte, c.Size)
+	var wants []store.Want
+	var numbers []int
+	for i, c := range x.Range(lo, hi) {
+		if first := g.table.Find(c.Digest); first == i || x.At(first).Size != c.Size {
+			wants = append(wants, store.Want{Digest: c.Digest, Dst: g.buf[c.Offset-start : c.End()-start]})
+			numbers = append(numbers, i)
+		}
 	}
-	err := store.GetOne(ctx, g.from, c.Digest, g.buf[:c.Size])
+	outcomes := make([]error, len(wants))
+	g.from.Get(ctx, wants, func(n int, err error) { outcomes[n] = err })
+	for n, i := range numbers {
+		if err := g.noteOutcome(i, wants[n].Dst, outcomes[n]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// noteOutcome records the outcome of the request for chunk i.
+func (g *storeChecker) noteOutcome(i int, data []byte, err error) error {
 	var corrupt *store.CorruptError
 	switch {
 	case errors.Is(err, store.ErrNotFound) || errors.As(err, &corrupt):
-		g.job.recordBad(lo, err)
+		g.job.recordBad(i, err)
 	case err != nil:
-		return fmt.Errorf("fetching the chunk at byte %d of the image: %w", c.Offset, err)
-	case lo == 0 && g.job.options.Inspect != nil && !g.job.index.IsZero(0):
-		g.job.options.Inspect(g.buf[:c.Size])
+		return fmt.Errorf("fetching the chunk at byte %d of the image: %w", g.job.index.At(i).Offset, err)
+	case i == 0 && g.job.options.Inspect != nil && !g.job.index.IsZero(0):
+		g.job.options.Inspect(data)
 	}
 	return nil
 }

@@ -130,7 +130,7 @@ func (f *verifyFlags) verifyStore(ctx context.Context, x *blob.Index) (verify.Re
 	}
 	var tree error
 	o, end := f.showProgress("the store", x)
-	o.Workers = max(min(from.Requests(), 64), f.jobs)
+	o.Workers = max(min(from.Requests(), 16), f.jobs)
 	o.Inspect = func(first []byte) { tree = release.RefuseArchive(first) }
 	r, err := verify.Store(ctx, x, from, o)
 	end()

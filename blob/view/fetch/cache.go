@@ -516,15 +516,21 @@ func (c *Cache) startFeedFetches(s *Source, f *feed, now time.Time) {
 // mayFeed reports whether a feed may name a chunk now. If not, it may set the alarm.
 func (c *Cache) mayFeed(s *Source, f *feed, now time.Time) bool {
 	size, half := f.client.maxSize, c.limit/2
+	if s.packs != nil && f.run <= 0 {
+		size = max(size, min(s.runSize(f.Budget().Delay), half/4))
+	}
 	if now.Before(f.next) {
 		c.alarm.ringAt(f.next)
 		return false
 	}
-	if !f.client.hasUnreadRoom(half) || c.pendingBytes+size > max(half, size) || !c.memory.fitsFetch(size) ||
+	if !f.client.hasUnreadRoom(size, half) || c.pendingBytes+size > max(half, size) || !c.memory.fitsFetch(size) ||
 		c.diskSource.queues[f.priority].Len() >= diskSlots {
 		return false
 	}
-	ok, later := s.mayFeed(f, now)
+	ok, later := s.mayFeed(f, size, now)
+	if ok && f.run <= 0 {
+		f.run = size
+	}
 	c.alarm.ringAt(later)
 	return ok
 }

@@ -93,9 +93,9 @@ func (c *Client) Memory() int64 { return c.cache.limit }
 // Product returns the bandwidth-delay product of the link to the store, in bytes.
 func (c *Client) Product() int64 { return c.source.link.Product() }
 
-// hasUnreadRoom reports whether feeds may prefetch another chunk while at most limit bytes in memory are unread. A
-// client with a disk has no limit.
-func (c *Client) hasUnreadRoom(limit int64) bool { return c.disk != nil || c.unread+c.maxSize <= limit }
+// hasUnreadRoom reports whether feeds may prefetch n bytes more while at most limit bytes in memory are unread. A client
+// with a disk has no limit.
+func (c *Client) hasUnreadRoom(n, limit int64) bool { return c.disk != nil || c.unread+n <= limit }
 
 // Stats holds the counters of a client since NewClient, and the reads that block now.
 type Stats struct {

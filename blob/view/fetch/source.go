@@ -162,13 +162,10 @@ const maxRun = 2 << 20
 
 // runSize returns how many bytes of packed chunks a feed requests at once: half of what may be in flight, so that one
 // request follows the other.
-func (s *Source) runSize(delay time.Duration, chunk int64) int64 {
-	return max(min(s.link.Budget(delay)/2, maxRun), chunk)
-}
+func (s *Source) runSize(delay time.Duration) int64 { return min(s.link.Budget(delay)/2, maxRun) }
 
-// mayFeed is mayPrefetch for a feed's next chunk, within the feed's budget. If the chunks are in packs, a run of them
-// must have room.
-func (s *Source) mayFeed(f *feed, now time.Time) (ok bool, later time.Time) {
+// mayFeed is mayPrefetch for the next n bytes of a feed, within the feed's budget.
+func (s *Source) mayFeed(f *feed, n int64, now time.Time) (ok bool, later time.Time) {
 	b := f.Budget()
 	switch {
 	case b.Pause > 0:
@@ -179,13 +176,7 @@ func (s *Source) mayFeed(f *feed, now time.Time) (ok bool, later time.Time) {
 	case b.Idle && now.Before(s.idleAt):
 		return false, s.idleAt
 	}
-	if s.packs != nil && f.run <= 0 {
-		if f.run = s.runSize(b.Delay, f.client.maxSize); s.inFlight > 0 && s.bytes+f.run > s.link.Budget(b.Delay) {
-			f.run = 0
-			return false, time.Time{}
-		}
-	}
-	return s.mayPrefetch(f.client.maxSize, b.Delay, now)
+	return s.mayPrefetch(n, b.Delay, now)
 }
 
 // beginFetch moves an entry from its queue to the fetches in flight.
