@@ -1,0 +1,248 @@
+package e2e
+
+import (
+	"bytes"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"cairn/blob"
+	"cairn/internal/test/need"
+	"cairn/internal/test/netlab"
+	"cairn/internal/test/nginx"
+	"cairn/internal/test/packtest"
+	"cairn/store/local"
+	packs "cairn/store/pack"
+	"cairn/store/storetest"
+)
+
+// packRelease packs the chunks of a release as make publishes them: those of a first, then the new ones of b.
+func (r release) packRelease(t testing.TB, size int64) {
+	t.Helper()
+	from, err := local.Open(filepath.Join(r.dir, "default.castr"), local.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	to, err := local.Create(filepath.Join(r.dir, "default.capack"), local.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var old *packs.Map
+	for _, name := range []string{"a", "b"} {
+		x := readIndex(t, r.index(name))
+		isNew := func(i int) bool {
+			if old == nil {
+				return true
+			}
+			_, held := old.Find(x.At(i).Digest)
+			return !held
+		}
+		own := packtest.Pack(t, from, to, x, size, isNew)
+		m, err := packs.NewMap(x, func(d blob.Digest) (packs.Place, bool) {
+			if at, ok := own.Find(d); ok || old == nil {
+				return at, ok
+			}
+			return old.Find(d)
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		file, err := m.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		writeFile(t, r.dir, name+".camap", file)
+		old = m
+	}
+}
+
+// removeChunks removes the store's chunks: what is left is in packs.
+func (r release) removeChunks(t testing.TB) {
+	t.Helper()
+	if err := os.RemoveAll(filepath.Join(r.dir, "default.castr")); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// packServer is an nginx that counts what it sends of packs and maps.
+type packServer struct {
+	*webServer
+	before traffic
+}
+
+func newPackServer(t testing.TB, dir string, directives ...string) *packServer {
+	t.Helper()
+	s := storetest.StartNginx(t, nginx.Options{Root: dir, Log: true, Directives: directives})
+	return &packServer{webServer: &webServer{url: "http://" + s.Address(), log: s.AccessLog()}}
+}
+
+// sentFiles returns the answers with data of packs, maps and chunks since the last call.
+func (s *packServer) sentFiles(t testing.TB) traffic {
+	t.Helper()
+	s.sent(t) // waits for the log
+	var all traffic
+	for line := range strings.Lines(string(readFile(t, s.log))) {
+		var method, name string
+		var status int
+		var size int64
+		if _, err := fmt.Sscan(line, &method, &status, &size, &name); err != nil {
+			t.Fatalf("nginx logs %q: %v", line, err)
+		}
+		switch ext := filepath.Ext(name); {
+		case method != http.MethodGet || status >= 300:
+		case ext == ".capk", ext == ".camap", ext == ".cacnk":
+			all.chunks++
+			all.bytes += size
+		}
+	}
+	news := traffic{all.chunks - s.before.chunks, all.bytes - s.before.bytes}
+	s.before = all
+	return news
+}
+
+// TestPacks: all commands read a release that is only in packs, from an nginx with and without ranges. plan tells exactly
+// what assemble downloads, and diff what an update does.
+func TestPacks(t *testing.T) {
+	t.Parallel()
+	need.Tool(t, "nginx")
+	r := publish(t, filesystems(t)[1])
+	r.packRelease(t, packs.MinSize)
+	r.removeChunks(t)
+	for name, directives := range map[string][]string{"ranges": nil, "no ranges": {"max_ranges 0;"}} {
+		t.Run(name, func(t *testing.T) {
+			s := newPackServer(t, r.dir, directives...)
+			index := s.url + "/b.caibx"
+			for what, read := range reading {
+				if got := read(t, r, index); got.status != 0 || strings.Contains(got.stderr, "warning") {
+					t.Errorf("%s: status %d\n%s", what, got.status, got.stderr)
+				}
+			}
+			for what, seed := range map[string][]string{"all": nil, "update": {"--seed", r.a + "=" + r.index("a")}} {
+				out := filepath.Join(t.TempDir(), "out")
+				var planned, got assembled
+				parse(t, cairn(t, append([]string{"plan", "--json", index, out}, seed...)...), &planned)
+				s.sentFiles(t)
+				parse(t, cairn(t, append([]string{"assemble", "--json", index, out}, seed...)...), &got)
+				sent := s.sentFiles(t)
+				wantSame(t, out, r.b)
+				if planned.Downloads != got.Downloads || planned.Bytes != got.Bytes {
+					t.Errorf("%s: planned %d downloads of %d bytes, and assembled with %d of %d",
+						what, planned.Downloads, planned.Bytes, got.Downloads, got.Bytes)
+				}
+				if sent.chunks != got.Downloads || sent.bytes != got.Bytes {
+					t.Errorf("%s: nginx sent %+v, and assemble counts %d downloads of %d bytes", what, sent, got.Downloads, got.Bytes)
+				}
+				if what == "all" || name == "ranges" {
+					continue
+				}
+				if most := int(got.Bytes/packs.MinSize) + 1 + 4; got.Downloads > most {
+					t.Errorf("an update without ranges takes %d downloads of %d bytes, want at most %d", got.Downloads, got.Bytes, most)
+				}
+				var diff struct {
+					Downloads int
+					Bytes     int64 `json:"download_bytes"`
+				}
+				parse(t, cairn(t, "diff", "--json", s.url+"/a.caibx", index, "-s", s.url+"/default.castr"), &diff)
+				if diff.Downloads != got.Downloads || diff.Bytes != got.Bytes {
+					t.Errorf("diff says %+v, and assemble took %d downloads of %d bytes", diff, got.Downloads, got.Bytes)
+				}
+			}
+			wantServed(t, serve(t, 1, index, "--listen", "unix:"+filepath.Join(socketDir(t), "s")), readFile(t, r.b))
+		})
+	}
+}
+
+// TestPacksAreHints: whatever is wrong with a map or a pack, the image is right, from the chunks of the store. Without
+// these it is a missing or damaged chunk.
+func TestPacksAreHints(t *testing.T) {
+	t.Parallel()
+	r := publish(t, small(t))
+	r.packRelease(t, packs.MinSize)
+	m := readFile(t, filepath.Join(r.dir, "b.camap"))
+	files, err := filepath.Glob(filepath.Join(r.dir, "default.capack", "*.capk"))
+	if err != nil || len(files) == 0 {
+		t.Fatalf("packs: %v, %v", files, err)
+	}
+	good := map[string][]byte{}
+	for _, p := range files {
+		good[p] = readFile(t, p)
+	}
+	change := func(edit func(file []byte) []byte) func() {
+		return func() {
+			for path, file := range good {
+				writeFile(t, filepath.Dir(path), filepath.Base(path), edit(bytes.Clone(file)))
+			}
+		}
+	}
+	index := newNginx(t, r.dir).url + "/b.caibx"
+	for _, alone := range []bool{false, true} {
+		if alone {
+			r.removeChunks(t)
+		}
+		for name, c := range map[string]struct {
+			spoil  func()
+			warns  bool
+			status int // without chunks
+		}{
+			"nothing":      {func() {}, false, 0},
+			"no map":       {func() { os.Remove(filepath.Join(r.dir, "b.camap")) }, false, notFound},
+			"other map":    {func() { writeFile(t, r.dir, "b.camap", readFile(t, filepath.Join(r.dir, "a.camap"))) }, true, notFound},
+			"damaged map":  {func() { writeFile(t, r.dir, "b.camap", append(bytes.Clone(m[:99]), m[100:]...)) }, true, notFound},
+			"garbage":      {change(func(p []byte) []byte { clear(p[20 : len(p)-20]); return p }), false, damaged},
+			"shorter":      {change(func(p []byte) []byte { return p[:len(p)/2] }), false, damaged},
+			"longer":       {change(func(p []byte) []byte { return append(p, 1) }), false, damaged},
+			"empty":        {change(func([]byte) []byte { return nil }), false, damaged},
+			"absent packs": {func() { os.RemoveAll(filepath.Join(r.dir, "default.capack")) }, false, notFound},
+		} {
+			writeFile(t, r.dir, "b.camap", m)
+			if err := os.MkdirAll(filepath.Join(r.dir, "default.capack"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			change(func(p []byte) []byte { return p })()
+			c.spoil()
+			got := reading["assemble"](t, r, index)
+			want := 0
+			if alone {
+				want = c.status
+			}
+			if got.status != want || strings.Contains(got.stderr, "warning: no packs are used") != c.warns {
+				t.Errorf("%s, without chunks %v: status %d, want %d\n%s", name, alone, got.status, want, got.stderr)
+			}
+		}
+	}
+}
+
+// TestPacksOverLinks: assemble from packs fills a link. It needs a machine without other work.
+func TestPacksOverLinks(t *testing.T) {
+	if os.Getenv("CAIRN_LONG") == "" {
+		t.Skip("CAIRN_LONG is not set")
+	}
+	r := publish(t, filesystems(t)[1])
+	r.packRelease(t, packs.DefaultSize)
+	for name, link := range map[string]netlab.Link{
+		"40 ms, 100 Mbit/s": {RTT: 40 * time.Millisecond, Rate: 100 * netlab.Mbit},
+		"100 ms, 1 Gbit/s":  {RTT: 100 * time.Millisecond, Rate: netlab.Gbit},
+	} {
+		_, url := newLink(t, newNginx(t, r.dir).url, link, nil)
+		out, took := filepath.Join(t.TempDir(), "out"), map[string]time.Duration{}
+		for tool, args := range map[string][]string{
+			"cairn":  {"assemble", "--json", url + "/b.caibx", out},
+			"desync": {"extract", "-s", url + "/default.castr", url + "/b.caibx", out + ".desync"},
+		} {
+			begun := time.Now()
+			text := must(t, tool, args...)
+			took[tool] = time.Since(begun)
+			if tool == "cairn" {
+				var got assembled
+				parse(t, text, &got)
+				least := time.Duration(float64(got.Bytes*8) / float64(link.Rate) * float64(time.Second))
+				t.Logf("%s: %d downloads of %d bytes, %.1f %% of the link", name, got.Downloads, got.Bytes, 100*least.Seconds()/took[tool].Seconds())
+			}
+		}
+		t.Logf("%s: cairn %v, desync %v", name, took["cairn"], took["desync"])
+	}
+}
