@@ -27,6 +27,7 @@ import (
 	"cairn/internal/plaintext"
 	"cairn/seed/known"
 	"cairn/store/locate"
+	"cairn/store/pack"
 )
 
 // planFlags holds the flags of assemble and plan.
@@ -266,6 +267,9 @@ func (f *assembleFlags) runPlan(ctx context.Context, x *blob.Index, t *deploy.Ta
 		return err
 	}
 	defer from.Close()
+	if from.HasPacks() && from.Far() {
+		debug.SetMemoryLimit(debug.SetMemoryLimit(-1) + pack.DefaultMemory)
+	}
 	o.Far, o.Deltas = from.Far(), f.deltas(ctx, from)
 	plan, err := deploy.NewPlan(ctx, x, t, o)
 	if err != nil {

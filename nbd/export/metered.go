@@ -118,7 +118,7 @@ func (s *meteredStore) explainAbsence(err error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.unreadMaps > 0 && errors.Is(err, store.ErrNotFound) {
-		return fmt.Errorf("%w: a map of packs cannot be read yet, and a chunk is not found otherwise: %v", store.ErrUnavailable, err)
+		return fmt.Errorf("%w: a map of packs cannot be read yet, and without it: %s", store.ErrUnavailable, err.Error())
 	}
 	return err
 }

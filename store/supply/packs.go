@@ -46,6 +46,9 @@ func (s *Supply) UsePacks(m *pack.Map, dirOf func(store locate.Location) (locate
 	})
 }
 
+// HasPacks reports whether Get reads packs.
+func (s *Supply) HasPacks() bool { return s.stores.packs.Load() != nil }
+
 // IsPacked reports whether a map says that a chunk is in a pack.
 func (s *Supply) IsPacked(d blob.Digest) bool {
 	p := s.stores.packs.Load()
