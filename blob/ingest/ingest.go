@@ -27,6 +27,12 @@ type Store interface {
 	Commit(ctx context.Context) error
 }
 
+// ChunkStore is a Store that uses the places of chunks in the image.
+type ChunkStore interface {
+	// PutChunk is Put of a chunk of the image.
+	PutChunk(ctx context.Context, c blob.Chunk, data []byte) (stored int64, err error)
+}
+
 // Options are the settings of Image.
 type Options struct {
 	Algorithm blob.Algorithm
@@ -142,7 +148,11 @@ func (p *putter) storeChunk(ctx context.Context, c blob.Chunk, data []byte) erro
 
 // putChunk stores a chunk that the store lacks.
 func (p *putter) putChunk(ctx context.Context, c blob.Chunk, data []byte) error {
-	stored, err := p.dst.Put(ctx, c.Digest, data)
+	put := func() (int64, error) { return p.dst.Put(ctx, c.Digest, data) }
+	if placed, ok := p.dst.(ChunkStore); ok {
+		put = func() (int64, error) { return placed.PutChunk(ctx, c, data) }
+	}
+	stored, err := put()
 	if err != nil {
 		return err
 	}

@@ -6,12 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"strings"
 
 	"cairn/blob"
 	"cairn/internal/atomicfile"
 	"cairn/internal/openfile"
 	"cairn/store"
 	"cairn/store/locate"
+	"cairn/store/pack"
 )
 
 // OutletOptions are the settings of an Outlet. The zero value replaces an existing index.
@@ -123,6 +125,36 @@ func (o *Outlet) Publish(ctx context.Context, x *blob.Index) error {
 		return o.replaceFile(ctx, x)
 	}
 	return o.bucket.Write(ctx, o.name, x.Encode())
+}
+
+// IsStream reports whether the outlet is a stream, beside which nothing can lie.
+func (o *Outlet) IsStream() bool { return o.stream != nil }
+
+// mapName returns the name of the map of packs beside the index.
+func (o *Outlet) mapName() string { return strings.TrimSuffix(o.name, IndexSuffix) + pack.MapSuffix }
+
+// publishMap writes the map of packs of an index that Publish is going to write.
+func (o *Outlet) publishMap(ctx context.Context, packMap []byte) error {
+	if o.IsStream() {
+		return errors.New("the map of packs lies beside the index, and nothing can lie beside a stream")
+	}
+	return o.bucket.Write(ctx, o.mapName(), packMap)
+}
+
+// removeMap removes the map of packs of an index that was replaced by one without packs. Readers ignore a map of another
+// index, with a warning, so failures do no harm. Only the end of ctx is an error.
+func (o *Outlet) removeMap(ctx context.Context) error {
+	if o.IsStream() || o.options.CreateOnly {
+		return nil
+	}
+	remover, can := store.As[store.Remover](o.bucket)
+	if !can {
+		return nil
+	}
+	if _, err := o.bucket.Stat(ctx, o.mapName()); err == nil {
+		_ = remover.Remove(ctx, o.mapName())
+	}
+	return ctx.Err()
 }
 
 // replaceFile writes an index to a local file, atomically and durably, without a second copy in memory.

@@ -13,6 +13,7 @@ import (
 	"cairn/store"
 	"cairn/store/gcroot"
 	"cairn/store/locate"
+	"cairn/store/pack"
 )
 
 // Note is an event that does not end the job: BaseLeftOut, NotListed, NotRecorded or AttributesLost.
@@ -48,9 +49,10 @@ type PublisherOptions struct {
 	Chunks    int64 // approximate number of chunks; 0 or less if unknown
 	Remote    bool  // the store is reached over a network; it is listed instead of asked for each chunk
 	Bases     []Base
-	Records   *gcroot.Dir // of the store; nil for none
-	Name      string      // of the index in the records; see RecordName
-	Notes     func(Note)  // called with BaseLeftOut, NotListed and NotRecorded; may be nil
+	Records   *gcroot.Dir  // of the store; nil for none
+	Name      string       // of the index in the records; see RecordName
+	Packs     *PackOptions // nil for none; needs Records
+	Notes     func(Note)   // called with BaseLeftOut, NotListed and NotRecorded; may be nil
 }
 
 // Publisher writes the chunks of an image that a store lacks, and then publishes the index. It
@@ -61,7 +63,9 @@ type Publisher struct {
 	inventory *store.Inventory // nil for none
 	notes     func(Note)
 	recorder  *Recorder
-	name      string // of the index in the records
+	name      string  // of the index in the records
+	packs     *packer // nil without packs
+	noChunks  bool    // chunks are only in packs
 
 	mu        sync.Mutex // guards the fields below
 	assumes   bool       // the store is not asked for each chunk
@@ -81,6 +85,16 @@ func NewPublisher(ctx context.Context, to store.Bucket, o PublisherOptions) (*Pu
 	var err error
 	if p.recorder, err = NewRecorder(ctx, o.Records, to, p.notes); err != nil {
 		return nil, err
+	}
+	if o.Packs != nil {
+		p.recorder.packs, p.noChunks = o.Packs.To, !o.Packs.Chunks
+		if p.packs, err = newPacker(ctx, o, p.recorder); err != nil {
+			p.Close()
+			return nil, err
+		}
+	}
+	if p.noChunks {
+		return p, nil
 	}
 	known, err := p.acceptBases(ctx, o)
 	switch {
@@ -104,6 +118,9 @@ func NewPublisher(ctx context.Context, to store.Bucket, o PublisherOptions) (*Pu
 // Close discards all uncommitted chunks, and ends the lease.
 func (p *Publisher) Close() {
 	defer p.recorder.End()
+	if p.packs != nil {
+		p.packs.close()
+	}
 	if p.writer != nil {
 		_ = p.writer.Close() // the index needs only committed chunks
 	}
@@ -169,8 +186,18 @@ func checkHeld(ctx context.Context, chunks *store.Chunks, digests []blob.Digest)
 	return ctx.Err()
 }
 
-// Has reports whether the store holds a chunk, or presumably holds it.
+// Has reports whether the store holds a chunk, or presumably holds it, in every form that is to be published.
 func (p *Publisher) Has(ctx context.Context, d blob.Digest) (bool, error) {
+	if p.packs != nil {
+		if _, packed := p.packs.findOld(d); !packed || p.noChunks {
+			return packed, ctx.Err()
+		}
+	}
+	return p.hasFile(ctx, d)
+}
+
+// hasFile reports whether the store holds a chunk's file, or presumably holds it.
+func (p *Publisher) hasFile(ctx context.Context, d blob.Digest) (bool, error) {
 	has, err := p.writer.Has(ctx, d)
 	if has && err == nil {
 		p.sampleHeld(d)
@@ -194,12 +221,41 @@ func (p *Publisher) sampleHeld(d blob.Digest) {
 	}
 }
 
-// Put implements store.Putter.
+// Put implements store.Putter, for a chunk at an unknown place of the image.
 func (p *Publisher) Put(ctx context.Context, d blob.Digest, data []byte) (stored int64, err error) {
+	return p.PutChunk(ctx, blob.Chunk{Digest: d, Size: int64(len(data))}, data)
+}
+
+// PutChunk implements ingest.ChunkStore.
+func (p *Publisher) PutChunk(ctx context.Context, c blob.Chunk, data []byte) (stored int64, err error) {
 	p.mu.Lock()
 	p.committed = false
 	p.mu.Unlock()
-	return p.writer.Put(ctx, d, data)
+	if p.packs == nil {
+		return p.writer.Put(ctx, c.Digest, data)
+	}
+	file, err := p.packs.encoder.Encode(nil, data)
+	if err != nil {
+		return 0, fmt.Errorf("putting chunk %v: %w", c.Digest, err)
+	}
+	return int64(len(file)), p.putFile(ctx, c, &store.Raw{Packed: true, Stored: file, Plain: data})
+}
+
+// putFile puts a chunk's file wherever the store lacks it.
+func (p *Publisher) putFile(ctx context.Context, c blob.Chunk, raw *store.Raw) error {
+	if _, packed := p.packs.findOld(c.Digest); !packed {
+		if err := p.packs.addFile(ctx, c, raw.Stored); err != nil {
+			return err
+		}
+	}
+	if p.noChunks {
+		return nil
+	}
+	has, err := p.hasFile(ctx, c.Digest)
+	if err == nil && !has {
+		_, err = p.writer.PutRaw(ctx, c.Digest, raw)
+	}
+	return err
 }
 
 // Commit makes all chunks that were put or found durable.
@@ -209,7 +265,13 @@ func (p *Publisher) Commit(ctx context.Context) error {
 	if p.committed {
 		return ctx.Err()
 	}
-	err := p.writer.Commit(ctx)
+	var err error
+	if p.packs != nil {
+		err = p.packs.commit(ctx)
+	}
+	if err == nil && !p.noChunks {
+		err = p.writer.Commit(ctx)
+	}
 	p.committed = err == nil
 	return err
 }
@@ -234,31 +296,61 @@ func vanished(err error) error {
 // Publish makes the index of the chunks visible. Readers rely on its order: the index is written when
 // Finish has succeeded.
 func (p *Publisher) Publish(ctx context.Context, to *Outlet, x *blob.Index) error {
-	if err := p.Finish(ctx, x); err != nil {
+	packMap, err := p.finish(ctx, x)
+	if err != nil {
 		return err
 	}
-	return p.recorder.Publish(ctx, func(ctx context.Context) error { return to.Publish(ctx, x) })
+	return p.recorder.Publish(ctx, func(ctx context.Context) error {
+		if packMap != nil {
+			if err := to.publishMap(ctx, packMap); err != nil {
+				return err
+			}
+		}
+		if err := to.Publish(ctx, x); err != nil || packMap != nil {
+			return err
+		}
+		return to.removeMap(ctx)
+	})
+}
+
+// Packs returns the packs that were written, when Finish or Publish has succeeded.
+func (p *Publisher) Packs() []pack.Pack {
+	if p.packs == nil {
+		return nil
+	}
+	return p.packs.writer.Packs()
 }
 
 // Finish makes all chunks durable, and all of the index x stay: it writes the gc root of x if there are records.
 // Before, it asks again for a sample of the chunks that the store presumably holds; a missing one is a
 // *VanishedError.
 func (p *Publisher) Finish(ctx context.Context, x *blob.Index) error {
+	_, err := p.finish(ctx, x)
+	return err
+}
+
+// finish is Finish, and returns the map of packs, or nil without packs.
+func (p *Publisher) finish(ctx context.Context, x *blob.Index) (packMap []byte, err error) {
 	if p.inventory != nil && p.inventory.Err() != nil {
 		p.notes(NotListed{p.inventory.Err()})
 	}
 	if err := p.Commit(ctx); err != nil {
-		return fmt.Errorf("making the chunks durable: %w", err)
+		return nil, fmt.Errorf("making the chunks durable: %w", err)
 	}
 	if p.assumed > 0 {
 		few := p.sample[:min(p.assumed, len(p.sample))]
 		rand.Shuffle(len(few), func(i, j int) { few[i], few[j] = few[j], few[i] })
 		if err := checkHeld(ctx, p.chunks, few[:min(samplesOf(p.assumed), len(few))]); err != nil {
-			return vanished(err)
+			return nil, vanished(err)
 		}
 	}
-	if err := p.recorder.Record(ctx, p.name, x); err != nil {
-		return err
+	if p.packs != nil {
+		if packMap, err = p.packs.encodeMap(x); err != nil {
+			return nil, err
+		}
 	}
-	return ctx.Err()
+	if err := p.recorder.Record(ctx, p.name, x, packMap); err != nil {
+		return nil, err
+	}
+	return packMap, ctx.Err()
 }

@@ -1,6 +1,7 @@
 package release
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	"cairn/store"
 	"cairn/store/gcroot"
 	"cairn/store/locate"
+	"cairn/store/pack"
 )
 
 const recordsSuffix = ".caroots"
@@ -145,7 +147,8 @@ type Recorder struct {
 	records *gcroot.Dir     // nil for none
 	lease   *gcroot.Lease   // nil without records, and after its end
 	to      store.Bucket
-	number  uint32 // of the next publication
+	packs   store.Reader // of the store; nil for none
+	number  uint32       // of the next publication
 	written []*record
 }
 
@@ -227,14 +230,14 @@ func isEmpty(ctx context.Context, b store.Bucket) (bool, error) {
 	return true, ctx.Err()
 }
 
-// Record writes the gc root of an index whose chunks are durable. When it returns nil, gc keeps all of them. If the
-// lease was not in force all the time, it takes a new one and asks the store for each chunk first; a missing one is a
-// *VanishedError. So a gc root always has all its chunks.
-func (r *Recorder) Record(ctx context.Context, name string, x *blob.Index) error {
+// Record writes the gc root of an index whose chunks are durable. packMap is the file of its map of packs; nil for none.
+// When Record returns nil, gc keeps all of them. If the lease was not in force all the time, it takes a new one and asks
+// the store for each chunk first; a missing one is a *VanishedError. So a gc root always has all its chunks.
+func (r *Recorder) Record(ctx context.Context, name string, x *blob.Index, packMap []byte) error {
 	if r.records == nil {
 		return nil
 	}
-	w := &record{root: &gcroot.Root{Name: name, Published: r.lease.Now(), Index: x}, number: r.number}
+	w := &record{root: &gcroot.Root{Name: name, Published: r.lease.Now(), Index: x, Map: packMap}, number: r.number}
 	r.number++ // one publisher may record several indexes
 	r.written = append(r.written, w)
 	if err := r.sendInLease(ctx, func(ctx context.Context) error { return r.write(ctx, w) }); err != nil {
@@ -299,7 +302,7 @@ func (r *Recorder) renewLease(ctx context.Context) error {
 
 func (r *Recorder) recordAgain(ctx context.Context) error {
 	for _, w := range r.written {
-		if err := checkAll(ctx, r.to, w.root.Index); err != nil {
+		if err := r.checkAll(ctx, w.root); err != nil {
 			return err
 		}
 		isLive := func(e gcroot.Entry) bool { return e.Name == w.entry.Name && e.Retired.IsZero() }
@@ -313,19 +316,48 @@ func (r *Recorder) recordAgain(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// checkAll asks a store for each chunk of an index. A missing one is a *VanishedError.
-func checkAll(ctx context.Context, b store.Bucket, x *blob.Index) error {
-	chunks, seen := store.NewChunks(b, x.Algorithm()), blob.NewTable(x)
+// checkAll asks a store for each chunk of a gc root, or for the pack that has it. A missing one is a *VanishedError.
+func (r *Recorder) checkAll(ctx context.Context, root *gcroot.Root) error {
+	x := root.Index
+	isPacked := func(blob.Digest) bool { return false }
+	if len(root.Map) > 0 {
+		m, err := pack.DecodeMap(bytes.NewReader(root.Map), x)
+		if err != nil {
+			return err
+		}
+		isPacked = func(d blob.Digest) bool { _, ok := m.Find(d); return ok }
+		if err := checkPacks(ctx, r.packs, m.Packs()); err != nil {
+			return vanished(err)
+		}
+	}
+	chunks, seen := store.NewChunks(r.to, x.Algorithm()), blob.NewTable(x)
 	const atOnce = 256
 	for lo := 0; lo < x.Len(); lo += atOnce {
 		var some []blob.Digest
 		for i, c := range x.Range(lo, min(lo+atOnce, x.Len())) {
-			if seen.Find(c.Digest) == i {
+			if seen.Find(c.Digest) == i && !isPacked(c.Digest) {
 				some = append(some, c.Digest)
 			}
 		}
 		if err := checkHeld(ctx, chunks, some); err != nil {
 			return vanished(err)
+		}
+	}
+	return ctx.Err()
+}
+
+// checkPacks asks a directory for packs. One that is absent or has another size is store.ErrNotFound.
+func checkPacks(ctx context.Context, from store.Reader, packs []pack.Pack) error {
+	if from == nil {
+		return fmt.Errorf("the packs cannot be asked for: %w", errors.ErrUnsupported)
+	}
+	for _, p := range packs {
+		size, err := from.Stat(ctx, p.Name())
+		if err == nil && size != p.Size {
+			err = fmt.Errorf("pack %s in %v has %d bytes instead of %d: %w", p.Name(), from, size, p.Size, store.ErrNotFound)
+		}
+		if err != nil {
+			return err
 		}
 	}
 	return ctx.Err()

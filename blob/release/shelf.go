@@ -143,8 +143,10 @@ func (s *Indexes) Find(ctx context.Context, item Item) (State, error) {
 
 // companionsOf returns the locations of the files that belong to an index by its name.
 func companionsOf(at locate.Location) (all []locate.Location) {
-	if profile, err := ProfileOf(at); err == nil {
-		all = append(all, profile)
+	for _, companion := range []func(locate.Location) (locate.Location, error){ProfileOf, MapOf} {
+		if file, err := companion(at); err == nil {
+			all = append(all, file)
+		}
 	}
 	return all
 }
@@ -260,7 +262,7 @@ func Adopt(ctx context.Context, records *gcroot.Dir, to store.Bucket, names []st
 		if slices.ContainsFunc(items, has) {
 			continue
 		}
-		if err := r.Record(ctx, names[i], x); err != nil {
+		if err := r.Record(ctx, names[i], x, nil); err != nil {
 			return adopted, err
 		}
 		adopted++

@@ -32,6 +32,7 @@ type makeFlags struct {
 	params chunker.Params
 	extent int64 // of the image at its location, as in ingest.Open
 	compression
+	layout
 	publish
 	keepLast
 	deltaFrom   []locate.Location // indexes of old images
@@ -59,6 +60,10 @@ that was mounted for writing when it was copied.
 
 --delta-from OLD makes a delta from the image of the index OLD, whose chunks are in the same store, before INDEX is
 written; see 'cairn delta'. If that fails, INDEX is not written.
+
+--layout packs writes new chunks into packs beside the store: few large objects, of which clients read runs of chunks.
+Their places are in a map, NAME.camap beside NAME.caibx. casync, desync and older cairns need --layout both or chunks.
+The chunks of a boot profile are in packs of their own.
 
 --index-only writes INDEX and stores no chunks, for example as the index of a seed.`,
 		Example: `  cairn make v2.caibx root.squashfs -s /srv/images/default.castr
@@ -95,6 +100,7 @@ written; see 'cairn delta'. If that fails, INDEX is not written.
 		return err
 	}}, "chunk-size", "chunk `sizes` MIN:AVG:MAX in KiB (or with a suffix), or AVG alone")
 	f.compression.addFlags(c, "zstd `level`, 1 to 22")
+	f.layout.addFlags(c)
 	f.extent = ingest.Whole
 	flags.Var(funcFlag{"bytes", "", func(text string) (err error) {
 		switch text {
@@ -114,6 +120,9 @@ written; see 'cairn delta'. If that fails, INDEX is not written.
 	addCheck(c, func([]string) error {
 		if f.keepLast.n > 0 && len(f.deltaFrom) == 0 {
 			return errors.New("--keep-last needs --delta-from INDEX")
+		}
+		if f.packs() && f.writerOptions().Compression == store.None {
+			return fmt.Errorf("--layout %s: chunks in packs are compressed", f.layout.layout)
 		}
 		for _, name := range storeFlags {
 			if f.indexOnly && flags.Changed(name) {
@@ -138,7 +147,7 @@ written; see 'cairn delta'. If that fails, INDEX is not written.
 }
 
 // storeFlags are the flags of make that have no effect without a store.
-var storeFlags = []string{"store", "base", "uploads", "gc-root", "compression", "compression-level", "delta-from"}
+var storeFlags = []string{"store", "base", "uploads", "gc-root", "compression", "compression-level", "delta-from", "layout"}
 
 // makeResult is the output of make --json.
 type makeResult struct {
@@ -147,6 +156,7 @@ type makeResult struct {
 	Store   string  `json:"store,omitempty"` // "" without a store
 	Seconds float64 `json:"seconds"`
 	ingest.Stats
+	Packs   int           `json:"packs,omitempty"` // that were written
 	Deltas  []deltaResult `json:"deltas,omitempty"`
 	Removed int           `json:"removed_files,omitempty"` // of older deltas
 }
@@ -248,6 +258,15 @@ func makeInto(
 		Records: records, Name: release.RecordName(f.store, f.index),
 	}
 	o.Writer.Uploads = uploads
+	var end func()
+	if o.Packs, end, err = f.openPacks(ctx, &f.access, f.store, f.index, records); err != nil {
+		return err
+	}
+	defer end()
+	if o.Packs != nil && outlet.IsStream() {
+		return usageError{fmt.Errorf("--layout %s: the map of packs lies beside INDEX, and nothing can lie beside a stream", f.layout.layout)}
+	}
+	f.announcePacks(src.Size, f.params.Avg)
 	publisher, err := release.NewPublisher(ctx, to, o)
 	if err != nil {
 		return err
@@ -277,9 +296,13 @@ func makeInto(
 	if r.Removed, err = f.removeOld(ctx, deltas.dir, x, deltas.old...); err != nil {
 		return err
 	}
+	r.Packs = len(publisher.Packs())
 	outcome := "the store has every chunk already, none was written"
 	if r.New > 0 {
 		outcome = fmt.Sprintf("%s (%s), stored in %s", plaintext.Count(r.New, "new chunk"), plaintext.Size(r.NewBytes), plaintext.Size(r.Stored))
+		if r.Packs > 0 {
+			outcome += fmt.Sprintf(" of %s", plaintext.Count(int64(r.Packs), "pack"))
+		}
 	}
 	return f.printResult(stdout, r, x, p.elapsed(), outcome)
 }

@@ -154,7 +154,7 @@ func runStoreCopy(ctx context.Context, stdout io.Writer, f storeCopyFlags) error
 		if !r.Whole[i] {
 			continue
 		}
-		if err := recorder.Record(ctx, f.recordName(i), x); err != nil {
+		if err := recorder.Record(ctx, f.recordName(i), x, nil); err != nil {
 			return f.indexError(i, err)
 		}
 		if outlets == nil {

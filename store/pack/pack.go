@@ -9,6 +9,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"strings"
 
 	"cairn/blob"
 )
@@ -45,6 +46,16 @@ type Pack struct {
 
 // Name returns the name of the pack in the directory of packs.
 func (p Pack) Name() string { return p.ID.String() + Suffix }
+
+// ParseName parses the name of a pack, and reports whether it is one.
+func ParseName(name string) (id blob.Digest, ok bool) {
+	hex, ok := strings.CutSuffix(name, Suffix)
+	if !ok {
+		return id, false
+	}
+	id, err := blob.ParseDigest(hex)
+	return id, err == nil
+}
 
 // Place is where the file of a chunk lies: Size bytes of a pack from Offset on.
 type Place struct {

@@ -1,0 +1,259 @@
+package release_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"strings"
+	"testing"
+
+	"cairn/blob"
+	"cairn/blob/ingest"
+	"cairn/blob/profile"
+	"cairn/blob/release"
+	"cairn/chunker"
+	"cairn/internal/test/mem"
+	"cairn/store"
+	"cairn/store/gcroot"
+	"cairn/store/locate"
+	"cairn/store/pack"
+	"cairn/store/storetest"
+	"cairn/testimages"
+)
+
+// packedStore has the packs, the chunks and the indexes of a repository in one bucket, and its gc roots in another.
+type packedStore struct {
+	bucket  store.Bucket
+	records *gcroot.Dir
+	both    bool
+	first   *profile.Profile
+}
+
+func newPackedStore(t *testing.T, b store.Bucket) *packedStore {
+	t.Helper()
+	records, err := gcroot.Open(new(mem.Bucket), gcroot.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(records.Close)
+	return &packedStore{bucket: b, records: records}
+}
+
+// publish publishes an image under a name, and returns its index and the packs that were written.
+func (s *packedStore) publish(ctx context.Context, image []byte, name string) (*blob.Index, []pack.Pack, error) {
+	outlet, err := release.OutletIn(ctx, s.bucket, locate.Location{}, name, release.OutletOptions{})
+	if err != nil {
+		return nil, nil, err
+	}
+	p, err := release.NewPublisher(ctx, s.bucket, release.PublisherOptions{
+		Params: blob.Params(sizes), Remote: true, Records: s.records, Name: name, Writer: store.WriterOptions{Uploads: 3},
+		Packs: &release.PackOptions{To: s.bucket, Size: pack.MinSize, Chunks: s.both, First: s.first},
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	defer p.Close()
+	src := chunker.FromReaderAt(bytes.NewReader(image), int64(len(image)))
+	x, _, err := ingest.Image(ctx, src, p, ingest.Options{Params: sizes, Workers: 2, AtOnce: 3})
+	if err != nil {
+		return nil, nil, err
+	}
+	err = p.Publish(ctx, outlet, x)
+	return x, p.Packs(), err
+}
+
+// checkPublished checks that all chunks of a published index can be read from packs, or else from chunks. It returns
+// the index and its map, or nil without an index.
+func (s *packedStore) checkPublished(t *testing.T, name string) (*blob.Index, *pack.Map) {
+	t.Helper()
+	file, err := s.bucket.Read(t.Context(), name, nil, 1<<20)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, nil
+	}
+	x, err := blob.Decode(bytes.NewReader(file))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := release.ReadMap(t.Context(), s.bucket, strings.TrimSuffix(name, ".caibx")+".camap", x)
+	if errors.Is(err, pack.ErrInvalid) { // of the other index that has the name, before or after
+		return x, nil
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wants []store.Want
+	for _, c := range x.All() {
+		wants = append(wants, store.Want{Digest: c.Digest, Dst: make([]byte, c.Size)})
+	}
+	dir := pack.NewDir(s.bucket, x.Algorithm(), pack.Options{})
+	dir.Get(t.Context(), m.Find, wants, func(i int, err error) {
+		if err != nil {
+			t.Errorf("chunk %d of %s: %v", i, name, err)
+		}
+	})
+	if s.both {
+		published(t, s.bucket, name)
+	}
+	return x, m
+}
+
+// TestPackedIndexLast fails each operation of a publication with packs in turn. A visible index with its own map must be
+// readable, and success means the new one. A second publication succeeds.
+func TestPackedIndexLast(t *testing.T) {
+	old, next := releases()
+	for _, how := range []string{ends, fails, loses, cancels} {
+		for _, both := range []bool{false, true} {
+			for at := int64(1); ; at++ {
+				f := &faulty{Full: new(mem.Bucket), at: at, how: how}
+				s := newPackedStore(t, f.Full)
+				s.both = both
+				if _, _, err := s.publish(t.Context(), old, "x.caibx"); err != nil {
+					t.Fatal(err)
+				}
+				s.bucket = f
+				ctx, cancel := context.WithCancel(t.Context())
+				f.cancel = cancel
+				x, _, err := s.publish(ctx, next, "y.caibx")
+				cancel()
+				s.bucket = f.Full
+				got, m := s.checkPublished(t, "y.caibx")
+				if err == nil && (got == nil || m == nil || got.Digest() != x.Digest()) {
+					t.Errorf("%s at operation %d: Publish succeeds, and the index or its map is not there", how, at)
+				}
+				if _, _, err := s.publish(t.Context(), next, "y.caibx"); err != nil {
+					t.Errorf("%s at operation %d: publishing again: %v", how, at, err)
+				}
+				if got, m := s.checkPublished(t, "y.caibx"); got == nil || m == nil {
+					t.Errorf("%s at operation %d: publishing again gives no index with a map", how, at)
+				}
+				if !f.reached() {
+					break
+				}
+			}
+		}
+	}
+}
+
+// TestOnlyNewChunksArePacked: chunks in packs of earlier publications are not packed again, and are neither listed nor
+// asked for.
+func TestOnlyNewChunksArePacked(t *testing.T) {
+	old, next := releases()
+	r := &storetest.Remote{Full: new(mem.Bucket)}
+	s := newPackedStore(t, r)
+	_, first, err := s.publish(t.Context(), old, "x.caibx")
+	if err != nil || len(first) != 1 {
+		t.Fatalf("packs %v, %v", first, err)
+	}
+	r.Reset()
+	_, second, err := s.publish(t.Context(), next, "y.caibx")
+	if err != nil || len(second) != 1 || second[0].Size > 33<<10 {
+		t.Errorf("packs %v, %v; want one of the new chunks", second, err)
+	}
+	if got := r.Counts(); got.Puts != 1+1+1 || got.Lists > 1 || got.Heads > 1 || got.Gets > 0 {
+		t.Errorf("the store is asked %+v for a pack, a map and an index", got)
+	}
+	s.checkPublished(t, "y.caibx")
+	r.Reset()
+	if _, third, err := s.publish(t.Context(), next, "z.caibx"); err != nil || len(third) > 0 || r.Counts().Puts != 2 {
+		t.Errorf("publishing again: packs %v, %v, requests %+v", third, err, r.Counts())
+	}
+	s.checkPublished(t, "z.caibx")
+	if err := r.Remove(t.Context(), first[0].Name()); err != nil {
+		t.Fatal(err)
+	}
+	if _, packs, err := s.publish(t.Context(), next, "z.caibx"); err != nil || len(packs) != 1 {
+		t.Errorf("publishing without an old pack: packs %v, %v; want one more", packs, err)
+	}
+	s.checkPublished(t, "z.caibx")
+}
+
+// TestProfileIsPackedFirst: the chunks of a profile are in packs of their own, in its order. So are chunks at their
+// places.
+func TestProfileIsPackedFirst(t *testing.T) {
+	image := testimages.Random(5, 40*16<<10)
+	s := newPackedStore(t, new(mem.Bucket))
+	x, _, err := s.publish(t.Context(), image, "x.caibx")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var reads []profile.Read
+	for _, i := range []int{30, 2, 3, 17} {
+		reads = append(reads, profile.Read{Chunk: x.At(i)})
+	}
+	s = newPackedStore(t, new(mem.Bucket))
+	s.first = profile.New(x, reads)
+	changed := bytes.Clone(image)
+	changed[3*16<<10]++
+	x, packs, err := s.publish(t.Context(), changed, "y.caibx")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, m := s.checkPublished(t, "y.caibx")
+	var offsets []int64
+	first, _ := m.Find(x.At(30).Digest)
+	for i, c := range x.All() {
+		at, _ := m.Find(c.Digest)
+		isFirst := i == 30 || i == 2 || i == 3 || i == 17
+		if isFirst != (at.Pack == first.Pack) {
+			t.Errorf("chunk %d is in the pack of the profile: %v", i, !isFirst)
+		}
+	}
+	for _, i := range []int{30, 2, 3, 17} {
+		at, _ := m.Find(x.At(i).Digest)
+		offsets = append(offsets, at.Offset)
+	}
+	if !(offsets[0] < offsets[1] && offsets[1] < offsets[2] && offsets[2] < offsets[3]) {
+		t.Errorf("the profile's chunks are at %v", offsets)
+	}
+	if len(packs) != 4 {
+		t.Errorf("%d packs", len(packs))
+	}
+}
+
+// TestPacksAreInOrder: the chunks in packs are in the order of the image, though several workers compress them.
+func TestPacksAreInOrder(t *testing.T) {
+	s := newPackedStore(t, new(mem.Bucket))
+	x, _, err := s.publish(t.Context(), testimages.Random(6, 20<<20), "x.caibx")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, m := s.checkPublished(t, "x.caibx")
+	var last pack.Place
+	for i, c := range x.All() {
+		at, _ := m.Find(c.Digest)
+		if at.Pack == last.Pack && at.Offset != last.End() {
+			t.Fatalf("chunk %d lies at %d, after the end of the one before at %d", i, at.Offset, last.End())
+		}
+		last = at
+	}
+}
+
+// TestStaleMapIsRemoved: an index without packs that replaces one with packs has no map beside it.
+func TestStaleMapIsRemoved(t *testing.T) {
+	old, next := releases()
+	s := newPackedStore(t, new(mem.Bucket))
+	if _, _, err := s.publish(t.Context(), old, "x.caibx"); err != nil {
+		t.Fatal(err)
+	}
+	mustPublish(t, next, s.bucket, "x.caibx", release.PublisherOptions{})
+	if _, err := s.bucket.Stat(t.Context(), "x.camap"); !errors.Is(err, store.ErrNotFound) {
+		t.Errorf("the map of the old index: %v", err)
+	}
+	published(t, s.bucket, "x.caibx")
+}
+
+// TestUnreadableMapEnds: a gc root whose map cannot be decoded ends a publication, because its packs are unknown.
+func TestUnreadableMapEnds(t *testing.T) {
+	old, _ := releases()
+	s := newPackedStore(t, new(mem.Bucket))
+	x, _, err := s.publish(t.Context(), old, "x.caibx")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.records.Write(t.Context(), &gcroot.Root{Name: "y.caibx", Index: x, Map: []byte("no map")}, 9); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := s.publish(t.Context(), old, "z.caibx"); !errors.Is(err, pack.ErrInvalid) {
+		t.Errorf("publish = %v, want %v", err, pack.ErrInvalid)
+	}
+}
