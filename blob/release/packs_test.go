@@ -6,6 +6,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	"cairn/blob"
 	"cairn/blob/ingest"
@@ -15,6 +16,7 @@ import (
 	"cairn/internal/test/mem"
 	"cairn/store"
 	"cairn/store/gcroot"
+	"cairn/store/keep"
 	"cairn/store/locate"
 	"cairn/store/pack"
 	"cairn/store/storetest"
@@ -103,6 +105,9 @@ func TestPackedIndexLast(t *testing.T) {
 	old, next := releases()
 	for _, how := range []string{ends, fails, loses, cancels} {
 		for _, both := range []bool{false, true} {
+			if both && how != ends {
+				continue
+			}
 			for at := int64(1); ; at++ {
 				f := &faulty{Full: new(mem.Bucket), at: at, how: how}
 				s := newPackedStore(t, f.Full)
@@ -256,4 +261,55 @@ func TestUnreadableMapEnds(t *testing.T) {
 	if _, _, err := s.publish(t.Context(), old, "z.caibx"); !errors.Is(err, pack.ErrInvalid) {
 		t.Errorf("publish = %v, want %v", err, pack.ErrInvalid)
 	}
+}
+
+// TestCollectPacks: gc removes the packs that no map of a gc root names, and no others. A map that cannot be decoded ends
+// it.
+func TestCollectPacks(t *testing.T) {
+	s := newPackedStore(t, new(mem.Bucket))
+	images := map[string][]byte{"x.caibx": testimages.Random(1, 64<<10), "y.caibx": testimages.Random(2, 64<<10)}
+	indexes := map[string]*blob.Index{}
+	for name, image := range images {
+		x, packs, err := s.publish(t.Context(), image, name)
+		if err != nil || len(packs) != 1 {
+			t.Fatalf("packs %v, %v", packs, err)
+		}
+		indexes[name] = x
+	}
+	collect := func(grace time.Duration) (keep.CollectReport, error) {
+		return keep.Collect(t.Context(), s.bucket, s.records, keep.CollectOptions{Packs: s.bucket, Grace: grace})
+	}
+	if err := s.records.Manage(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if r, err := collect(0); err != nil || r.Packs.Kept.Objects != 2 || r.Packs.Removed.Objects != 0 {
+		t.Errorf("Collect of two indexes = %+v, %v", r.Packs, err)
+	}
+	l, err := s.records.List(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range l.Roots {
+		if e.Index == indexes["x.caibx"].Digest() {
+			if err := s.records.Retire(t.Context(), e); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if r, err := collect(time.Hour); err != nil || r.Packs.Fading.Objects != 1 {
+		t.Errorf("Collect within the grace = %+v, %v", r.Packs, err)
+	}
+	s.checkPublished(t, "x.caibx")
+	if r, err := collect(0); err != nil || r.Packs.Kept.Objects != 1 || r.Packs.Removed.Objects != 1 || r.Share() < 0.4 {
+		t.Errorf("Collect after the grace = %+v, %v, a share of %.2f", r.Packs, err, r.Share())
+	}
+	s.checkPublished(t, "y.caibx")
+	root := &gcroot.Root{Name: "z.caibx", Index: indexes["y.caibx"], Map: []byte("no map")}
+	if _, err := s.records.Write(t.Context(), root, 9); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := collect(0); !errors.Is(err, gcroot.ErrInvalid) {
+		t.Errorf("Collect with a damaged map = %v, want %v", err, gcroot.ErrInvalid)
+	}
+	s.checkPublished(t, "y.caibx")
 }

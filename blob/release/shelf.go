@@ -244,9 +244,9 @@ func (s *Indexes) RemoveDuplicates(ctx context.Context, items []Item) error {
 	return ctx.Err()
 }
 
-// Adopt writes gc roots for indexes that have none, and declares that gc manages the store from now on. The caller knows
+// Adopt writes gc roots for indexes that have none, with the files of their maps of packs, and declares that gc manages the store from now on. The caller knows
 // that the store has no other indexes. It returns how many gc roots were written.
-func Adopt(ctx context.Context, records *gcroot.Dir, to store.Bucket, names []string, indexes []*blob.Index) (adopted int, err error) {
+func Adopt(ctx context.Context, records *gcroot.Dir, to store.Bucket, names []string, indexes []*blob.Index, maps [][]byte) (adopted int, err error) {
 	var refused error
 	r, err := NewRecorder(ctx, records, to, func(n Note) { refused = n.(NotRecorded).Err })
 	if err := cmp.Or(err, refused); err != nil {
@@ -262,7 +262,7 @@ func Adopt(ctx context.Context, records *gcroot.Dir, to store.Bucket, names []st
 		if slices.ContainsFunc(items, has) {
 			continue
 		}
-		if err := r.Record(ctx, names[i], x, nil); err != nil {
+		if err := r.Record(ctx, names[i], x, maps[i]); err != nil {
 			return adopted, err
 		}
 		adopted++

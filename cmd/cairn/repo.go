@@ -19,6 +19,7 @@ import (
 	"cairn/store/gcroot"
 	"cairn/store/keep"
 	"cairn/store/locate"
+	"cairn/store/pack"
 )
 
 func newRepo() *cobra.Command {
@@ -166,7 +167,8 @@ type repoListResult struct {
 	Managed bool            `json:"managed"` // by gc
 	Retired int             `json:"retired"` // gc roots of removed indexes
 	Items   []repoItem      `json:"items"`   // the oldest first
-	Total   keep.Amount     `json:"total"`   // chunks of the store
+	Total   keep.Amount     `json:"total"`   // chunks of the store that have files of their own
+	Packs   keep.Others     `json:"packs"`
 	// Unreferenced chunks are in none of the indexes.
 	Unreferenced keep.Amount `json:"unreferenced"`
 }
@@ -188,11 +190,16 @@ func runRepoList(ctx context.Context, stdout io.Writer, f repoFlags) error {
 	if err != nil {
 		return err
 	}
-	report, err := f.stat(ctx, readRoots(ctx, records, items))
+	packs, err := f.listPacks(ctx)
 	if err != nil {
 		return err
 	}
-	r := repoListResult{Store: f.store, Managed: listing.Managed, Items: []repoItem{}, Total: report.Amount, Unreferenced: report.Unreferenced}
+	report, err := f.stat(ctx, readRoots(ctx, records, items, packs), packs)
+	if err != nil {
+		return err
+	}
+	r := repoListResult{Store: f.store, Managed: listing.Managed, Items: []repoItem{}, Total: report.Amount, Unreferenced: report.Unreferenced,
+		Packs: packs.all}
 	for _, e := range listing.Roots {
 		if !e.Retired.IsZero() {
 			r.Retired++
@@ -218,6 +225,9 @@ func printRepoList(w io.Writer, r repoListResult) error {
 	}
 	logf("%s: %s in the store, %s of them in none of these indexes", plaintext.Count(int64(len(r.Items)), "index"),
 		plaintext.Size(r.Total.Bytes), plaintext.Size(r.Unreferenced.Bytes))
+	if r.Packs.Objects > 0 {
+		logf("%s in %s beside the store", plaintext.Size(r.Packs.Bytes), plaintext.Count(r.Packs.Objects, "pack"))
+	}
 	if r.Retired > 0 {
 		logf("%s of removed indexes, whose chunks stay for the grace of gc", plaintext.Count(int64(r.Retired), "gc root"))
 	}
@@ -228,7 +238,7 @@ func printRepoList(w io.Writer, r repoListResult) error {
 }
 
 // stat counts the chunks of the store, and those of each index.
-func (f *repoFlags) stat(ctx context.Context, indexes iter.Seq2[*blob.Index, error]) (keep.StatReport, error) {
+func (f *repoFlags) stat(ctx context.Context, indexes iter.Seq2[*blob.Index, error], packs *repoPacks) (keep.StatReport, error) {
 	r, err := f.access.openReader(f.store, 0)
 	if err != nil {
 		return keep.StatReport{}, err
@@ -236,7 +246,7 @@ func (f *repoFlags) stat(ctx context.Context, indexes iter.Seq2[*blob.Index, err
 	defer store.Close(r)
 	p := newProgress(f.progress, "counting "+f.store.String(), "", -1)
 	defer p.end()
-	return keep.Stat(ctx, r, keep.StatOptions{Indexes: indexes, Workers: 32,
+	return keep.Stat(ctx, r, keep.StatOptions{Indexes: indexes, Packed: packs.sizeOf, Workers: 32,
 		Show: func(n int64) { p.show(0, plaintext.Count(n, "chunk"), n) }})
 }
 
@@ -250,11 +260,52 @@ func readItems(ctx context.Context, records *gcroot.Dir) (gcroot.Listing, []rele
 	return l, items, err
 }
 
-// readRoots reads the index of each item from its newest gc root.
-func readRoots(ctx context.Context, records *gcroot.Dir, items []release.Item) iter.Seq2[*blob.Index, error] {
+// repoPacks are the packs beside a store, and the map of the index that was read last.
+type repoPacks struct {
+	there   map[pack.Pack]bool
+	all     keep.Others
+	current *pack.Map // nil for none
+}
+
+// sizeOf returns the stored size of a chunk of the current index, if it is in a pack that is there.
+func (p *repoPacks) sizeOf(d blob.Digest) (stored int64, ok bool) {
+	if p.current == nil {
+		return 0, false
+	}
+	at, ok := p.current.Find(d)
+	return at.Size, ok && p.there[at.Pack]
+}
+
+// listPacks lists the packs beside the store.
+func (f *repoFlags) listPacks(ctx context.Context) (p *repoPacks, err error) {
+	p = &repoPacks{}
+	at, err := release.PackDir(f.store)
+	if err != nil {
+		return p, nil //nolint:nilerr // nothing can lie beside this store
+	}
+	r, err := f.access.openReader(at, 0)
+	if errors.Is(err, store.ErrNotFound) {
+		return p, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer store.Close(r)
+	p.there, p.all, err = keep.ListPacks(ctx, r)
+	if errors.Is(err, store.ErrNotFound) {
+		err = nil
+	}
+	return p, err
+}
+
+// readRoots reads the index of each item from its newest gc root, and sets the current map of packs.
+func readRoots(ctx context.Context, records *gcroot.Dir, items []release.Item, packs *repoPacks) iter.Seq2[*blob.Index, error] {
 	return func(yield func(*blob.Index, error) bool) {
 		for _, item := range items {
 			r, err := records.Read(ctx, item.Roots[0], false)
+			if err == nil {
+				packs.current, err = keep.MapOf(r)
+			}
 			if err != nil {
 				yield(nil, err)
 				return
@@ -292,6 +343,29 @@ they need 'cairn repo adopt' for each new index.`,
 	return c
 }
 
+// readMaps reads the files of the maps of packs beside the indexes; nil where there is none. An index whose map cannot be
+// read is not adopted, because gc would remove its packs.
+func (f *repoAdoptFlags) readMaps(ctx context.Context, indexes []*blob.Index) ([][]byte, error) {
+	maps := make([][]byte, len(indexes))
+	for i, at := range f.indexes {
+		file, err := release.MapOf(at)
+		if err != nil {
+			continue // nothing is beside a stream
+		}
+		m, err := release.OpenMap(ctx, f.releaseAccess(), file, indexes[i])
+		if release.IsAbsent(err) {
+			continue
+		}
+		if err == nil {
+			maps[i], err = m.Encode()
+		}
+		if err != nil {
+			return nil, fmt.Errorf("adopting %s: %w", at, err)
+		}
+	}
+	return maps, nil
+}
+
 // repoAdoptResult is the output of repo adopt --json.
 type repoAdoptResult struct {
 	Store   locate.Location `json:"store"`
@@ -321,8 +395,12 @@ func runRepoAdopt(ctx context.Context, stdout io.Writer, f repoAdoptFlags) error
 	for i, at := range f.indexes {
 		names[i] = release.RecordName(f.store, at)
 	}
+	maps, err := f.readMaps(ctx, indexes)
+	if err != nil {
+		return err
+	}
 	r := repoAdoptResult{Store: f.store, Indexes: len(indexes)}
-	if r.Adopted, err = release.Adopt(ctx, records, to, names, indexes); err != nil {
+	if r.Adopted, err = release.Adopt(ctx, records, to, names, indexes, maps); err != nil {
 		return fmt.Errorf("adopting indexes of %s: %w", f.store, err)
 	}
 	if f.json {

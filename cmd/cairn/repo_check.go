@@ -17,6 +17,7 @@ import (
 	"cairn/store/gcroot"
 	"cairn/store/keep"
 	"cairn/store/locate"
+	"cairn/store/pack"
 )
 
 func newRepoCheck() *cobra.Command {
@@ -69,7 +70,11 @@ func runRepoCheck(ctx context.Context, stdout io.Writer, f repoFlags) error {
 	}
 	r := repoCheckResult{Store: f.store, Managed: l.Managed, Findings: []repoFinding{}, Notes: []repoFinding{}, Working: l.Leases + l.Turns}
 	var checked []gcroot.Entry
-	report, err := f.stat(ctx, r.checkRoots(ctx, records, l, &checked))
+	packs, err := f.listPacks(ctx)
+	if err != nil {
+		return err
+	}
+	report, err := f.stat(ctx, r.checkRoots(ctx, records, l, &checked, packs), packs)
 	if err != nil {
 		return err
 	}
@@ -104,11 +109,14 @@ func (r *repoCheckResult) note(name, why string) {
 // checkRoots returns the indexes of the gc roots that can be read, whose entries it appends to checked. Damaged ones are
 // findings.
 func (r *repoCheckResult) checkRoots(
-	ctx context.Context, records *gcroot.Dir, l gcroot.Listing, checked *[]gcroot.Entry,
+	ctx context.Context, records *gcroot.Dir, l gcroot.Listing, checked *[]gcroot.Entry, packs *repoPacks,
 ) iter.Seq2[*blob.Index, error] {
 	return func(yield func(*blob.Index, error) bool) {
 		for _, e := range l.Roots {
 			root, err := records.Read(ctx, e, false)
+			if err == nil {
+				packs.current, err = keep.MapOf(root)
+			}
 			switch {
 			case errors.Is(err, gcroot.ErrInvalid):
 				r.Findings = append(r.Findings, repoFinding{Name: e.Name, Why: err.Error()})
@@ -154,8 +162,10 @@ func (f *repoFlags) checkIndexes(ctx context.Context, records *gcroot.Dir, l gcr
 		case release.Present, release.Stream:
 		}
 		if state == release.Present {
-			if err := f.checkProfile(ctx, shelf, item); err != nil {
-				r.Findings = append(r.Findings, repoFinding{Name: item.Name, Why: err.Error()})
+			for _, check := range []func(context.Context, *release.Indexes, release.Item) error{f.checkProfile, f.checkMap} {
+				if err := check(ctx, shelf, item); err != nil {
+					r.Findings = append(r.Findings, repoFinding{Name: item.Name, Why: err.Error()})
+				}
 			}
 		}
 	}
@@ -172,6 +182,26 @@ func (f *repoFlags) checkProfile(ctx context.Context, shelf *release.Indexes, it
 		return nil //nolint:nilerr // there is none beside such an index
 	}
 	if _, err = release.OpenProfile(ctx, f.releaseAccess(), at); errors.Is(err, profile.ErrInvalid) {
+		return err
+	}
+	return nil
+}
+
+// checkMap returns an error about a damaged map of packs of an index.
+func (f *repoFlags) checkMap(ctx context.Context, shelf *release.Indexes, item release.Item) error {
+	at, err := shelf.Locate(item)
+	if err != nil {
+		return err
+	}
+	file, err := release.MapOf(at)
+	if err != nil {
+		return nil //nolint:nilerr // there is none beside such an index
+	}
+	x, err := release.Open(ctx, f.releaseAccess(), at)
+	if err != nil {
+		return err
+	}
+	if _, err = release.OpenMap(ctx, f.releaseAccess(), file, x); errors.Is(err, pack.ErrInvalid) {
 		return err
 	}
 	return nil

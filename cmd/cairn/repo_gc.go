@@ -40,7 +40,8 @@ func newRepoGC() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "gc STORE",
 		Short: "Remove old indexes, and the chunks that no index needs",
-		Long: `gc removes the chunks of a store that no published index has, and the deltas to images that are not published. With
+		Long: `gc removes the chunks of a store that no published index has, the packs that no map of one names, and the deltas to
+images that are not published. With
 --keep-last or --keep-within it first removes the indexes that do not stay, as 'cairn repo remove' does. Then it also
 drops indexes beside the store that were replaced by another one under their name, or are gone from there.
 
@@ -138,19 +139,25 @@ func runRepoGC(ctx context.Context, stdout io.Writer, f repoGCFlags) error {
 		return err
 	}
 	defer store.Close(chunks)
-	deltas, err := f.openDeltasToCollect()
+	deltas, err := f.openBeside(release.DeltaDir)
 	if err != nil {
 		return err
 	}
-	if deltas != nil {
-		defer store.Close(deltas)
+	packs, err := f.openBeside(release.PackDir)
+	if err != nil {
+		return err
 	}
-	return f.collect(ctx, stdout, records, chunks, deltas)
+	for _, b := range []store.Bucket{deltas, packs} {
+		if b != nil {
+			defer store.Close(b)
+		}
+	}
+	return f.collect(ctx, stdout, records, chunks, deltas, packs)
 }
 
-// openDeltasToCollect opens the directory of deltas, or returns nil if there is none.
-func (f *repoGCFlags) openDeltasToCollect() (store.Bucket, error) {
-	at, err := release.DeltaDir(f.store)
+// openBeside opens a directory beside the store, or returns nil if there is none.
+func (f *repoGCFlags) openBeside(dirOf func(store locate.Location) (locate.Location, error)) (store.Bucket, error) {
+	at, err := dirOf(f.store)
 	if err != nil {
 		return nil, nil //nolint:nilerr // nothing can lie beside this store
 	}
@@ -165,14 +172,14 @@ func (f *repoGCFlags) openDeltasToCollect() (store.Bucket, error) {
 	return f.openBucket(at)
 }
 
-func (f *repoGCFlags) collect(ctx context.Context, stdout io.Writer, records *gcroot.Dir, chunks, deltas store.Bucket) error {
+func (f *repoGCFlags) collect(ctx context.Context, stdout io.Writer, records *gcroot.Dir, chunks, deltas, packs store.Bucket) error {
 	shelf := f.indexes(records)
 	items, dropped, err := f.findDropped(ctx, shelf, records)
 	if err != nil {
 		return f.explainUnreadable(err)
 	}
 	r := repoGCResult{Store: f.store, DryRun: f.dryRun, Indexes: []string{}}
-	o := keep.CollectOptions{Grace: f.grace, Deltas: deltas, Workers: 4, Patience: f.wait, DryRun: f.dryRun, Approve: f.approve}
+	o := keep.CollectOptions{Grace: f.grace, Deltas: deltas, Packs: packs, Workers: 4, Patience: f.wait, DryRun: f.dryRun, Approve: f.approve}
 	for _, item := range dropped {
 		o.Dropped = append(o.Dropped, item.Roots...)
 	}
@@ -227,7 +234,7 @@ func (f *repoGCFlags) approve(r keep.CollectReport) error {
 		return nil
 	}
 	return refusedError{fmt.Sprintf("it would remove %s of %s, which is more than 20 %%; nothing was removed",
-		plaintext.Size(r.Removed.Bytes), plaintext.Size(r.Bytes())), "look at it with --dry-run, and give --yes"}
+		plaintext.Size(r.RemovedBytes()), plaintext.Size(r.Bytes())), "look at it with --dry-run, and give --yes"}
 }
 
 // explainUnreadable adds what to do to errors that end a gc.
@@ -250,10 +257,20 @@ func (r *repoGCResult) print(f *repoGCFlags) {
 		logf("%s %s: %s", removed, plaintext.Count(int64(len(r.Indexes)), "index"), strings.Join(r.Indexes, ", "))
 	}
 	logf("%s %s (%s) of %s%s", removed, plaintext.Count(r.Removed.Chunks, "chunk"), plaintext.Size(r.Removed.Bytes), f.store, did)
+	if n := r.Packs.Removed; n.Objects > 0 {
+		logf("%s %s (%s)", removed, plaintext.Count(n.Objects, "pack"), plaintext.Size(n.Bytes))
+	}
 	if r.Deltas.Objects > 0 {
 		logf("%s %s of deltas (%s)", removed, plaintext.Count(r.Deltas.Objects, "file"), plaintext.Size(r.Deltas.Bytes))
 	}
 	logf("kept %s (%s) of %s", plaintext.Count(r.Kept.Chunks, "chunk"), plaintext.Size(r.Kept.Bytes), plaintext.Count(int64(r.Roots-r.Retired), "gc root"))
+	if n := r.Packs.Kept; n.Objects > 0 {
+		logf("kept %s (%s)", plaintext.Count(n.Objects, "pack"), plaintext.Size(n.Bytes))
+	}
+	if n := r.Packs.Fading.Objects + r.Packs.Young.Objects; n > 0 {
+		logf("kept %s (%s) of removed indexes or of none, until %v have passed", plaintext.Count(n, "pack"),
+			plaintext.Size(r.Packs.Fading.Bytes+r.Packs.Young.Bytes), f.grace)
+	}
 	if r.Fading.Chunks > 0 {
 		logf("kept %s (%s) of removed indexes, until %v have passed since their removal",
 			plaintext.Count(r.Fading.Chunks, "chunk"), plaintext.Size(r.Fading.Bytes), f.grace)

@@ -23,6 +23,7 @@ type CollectOptions struct {
 	// by the clock of the store.
 	Grace   time.Duration
 	Deltas  store.Bucket // the deltas of the store; nil for none
+	Packs   store.Bucket // the packs of the store; nil for none
 	Workers int          // requests for removals at once, at least one
 	DryRun  bool         // nothing is removed
 	// Dropped are gc roots that a dry run regards as retired now.
@@ -38,32 +39,37 @@ type CollectOptions struct {
 
 // CollectReport counts what a Collect found and removed. A dry run counts as removed what it would remove.
 type CollectReport struct {
-	Roots        int    `json:"gc_roots"` // that keep chunks
-	Retired      int    `json:"retired"`  // of them: their index is gone, and the grace has not passed
-	RemovedRoots int    `json:"removed_gc_roots"`
-	Kept         Amount `json:"kept"`
-	Fading       Amount `json:"fading"` // in retired gc roots only: they stay for the grace
-	Removed      Amount `json:"removed"`
-	Young        Amount `json:"young"` // in no gc root, kept for the grace
-	Deltas       Others `json:"removed_deltas"`
-	Misnamed     Others `json:"misnamed"`
-	Foreign      Others `json:"foreign"`
+	Roots        int            `json:"gc_roots"` // that keep chunks
+	Retired      int            `json:"retired"`  // of them: their index is gone, and the grace has not passed
+	RemovedRoots int            `json:"removed_gc_roots"`
+	Kept         Amount         `json:"kept"`
+	Fading       Amount         `json:"fading"` // in retired gc roots only: they stay for the grace
+	Removed      Amount         `json:"removed"`
+	Young        Amount         `json:"young"` // in no gc root, kept for the grace
+	Packs        CollectedPacks `json:"packs"`
+	Deltas       Others         `json:"removed_deltas"`
+	Misnamed     Others         `json:"misnamed"`
+	Foreign      Others         `json:"foreign"`
 }
 
-// Bytes returns the stored bytes of all chunks that were found.
+// Bytes returns the stored bytes of all chunks and packs that were found.
 func (r CollectReport) Bytes() int64 {
-	return r.Kept.Bytes + r.Fading.Bytes + r.Removed.Bytes + r.Young.Bytes
+	return r.Kept.Bytes + r.Fading.Bytes + r.Removed.Bytes + r.Young.Bytes + r.Packs.bytes()
 }
 
-// Share returns how much of the store's chunks is removed, as a part of their bytes.
+// RemovedBytes returns the stored bytes of the chunks and packs that are removed.
+func (r CollectReport) RemovedBytes() int64 { return r.Removed.Bytes + r.Packs.Removed.Bytes }
+
+// Share returns how much of the store's chunks and packs is removed, as a part of their bytes.
 func (r CollectReport) Share() float64 {
-	return float64(r.Removed.Bytes) / float64(max(r.Bytes(), 1))
+	return float64(r.RemovedBytes()) / float64(max(r.Bytes(), 1))
 }
 
 // turnTime limits the time for which publishers wait for removals.
 const turnTime = time.Minute
 
-// Collect removes the chunks of a store that are in none of its gc roots, and the deltas to images that have none. It
+// Collect removes the chunks of a store that are in none of its gc roots, the packs that none of their maps names, and
+// the deltas to images that have none. It
 // works beside publishers that hold leases: it looks for garbage while they are at work, and removes it in turns with
 // them. Objects of programs that know no leases are protected by the grace only.
 //
@@ -72,6 +78,7 @@ const turnTime = time.Minute
 // removed.
 func Collect(ctx context.Context, chunks store.Bucket, records *gcroot.Dir, o CollectOptions) (CollectReport, error) {
 	c := &collect{options: o, chunks: chunks, records: records, marked: new(store.Set), fading: new(store.Set), read: map[string]bool{}, images: map[blob.Digest]bool{}}
+	c.marks = markedPacks{map[blob.Digest]bool{}, map[blob.Digest]bool{}}
 	if c.options.Show == nil {
 		c.options.Show = func(string, int64, int64) {}
 	}
@@ -91,8 +98,10 @@ type collect struct {
 	fading  *store.Set           // the chunks of retired ones whose grace has not passed
 	read    map[string]bool      // names of the gc roots that were read, or have expired
 	images  map[blob.Digest]bool // their indexes
+	marks   markedPacks          // their packs
 	expired []gcroot.Entry       // retired gc roots whose grace has passed
 	garbage []object             // chunks to remove
+	packs   []store.Object       // to remove
 	deltas  []store.Object       // files of deltas to remove
 }
 
@@ -123,10 +132,13 @@ func (c *collect) run(ctx context.Context) error {
 	if err := c.findChunks(ctx, lister, now); err != nil {
 		return err
 	}
+	if err := c.findPacks(ctx, now); err != nil {
+		return err
+	}
 	if err := c.findDeltas(ctx, now); err != nil {
 		return err
 	}
-	if c.options.DryRun || len(c.garbage)+len(c.deltas)+len(c.expired) == 0 {
+	if c.options.DryRun || len(c.garbage)+len(c.packs)+len(c.deltas)+len(c.expired) == 0 {
 		return ctx.Err()
 	}
 	if c.options.Approve != nil {
@@ -173,6 +185,9 @@ func (c *collect) mark(ctx context.Context, l gcroot.Listing) error {
 		c.options.Show("reading gc roots", int64(i), int64(len(l.Roots)))
 		r, err := c.records.Read(ctx, e, false)
 		if err != nil {
+			return fmt.Errorf("%w (nothing is removed while a gc root cannot be read)", err)
+		}
+		if err := c.markPacks(r, !e.Retired.IsZero()); err != nil {
 			return fmt.Errorf("%w (nothing is removed while a gc root cannot be read)", err)
 		}
 		if e.Retired.IsZero() {
@@ -265,20 +280,27 @@ func (c *collect) removeAll(ctx context.Context, chunks store.Remover) error {
 			return err
 		}
 	}
-	var deltas store.Remover
-	if len(c.deltas) > 0 {
+	places := places{chunks: chunks}
+	for _, place := range []struct {
+		remover *store.Remover
+		in      store.Bucket
+		objects int
+	}{{&places.deltas, c.options.Deltas, len(c.deltas)}, {&places.packs, c.options.Packs, len(c.packs)}} {
 		var can bool
-		if deltas, can = store.As[store.Remover](store.WithoutRetries(c.options.Deltas)); !can {
-			return fmt.Errorf("removing deltas: %w", errors.ErrUnsupported)
+		if place.objects == 0 {
+			continue
+		}
+		if *place.remover, can = store.As[store.Remover](store.WithoutRetries(place.in)); !can {
+			return fmt.Errorf("removing objects in %v: %w", place.in, errors.ErrUnsupported)
 		}
 	}
 	begun := time.Now()
-	for len(c.garbage)+len(c.deltas) > 0 {
+	for len(c.garbage)+len(c.packs)+len(c.deltas) > 0 {
 		turn, err := c.records.Turn(ctx, max(c.options.Patience-time.Since(begun), 0))
 		if err != nil {
 			return err
 		}
-		err = c.removeInTurn(ctx, turn, chunks, deltas)
+		err = c.removeInTurn(ctx, turn, places)
 		if err := errors.Join(err, turn.End(ctx)); err != nil {
 			return err
 		}
@@ -286,9 +308,12 @@ func (c *collect) removeAll(ctx context.Context, chunks store.Remover) error {
 	return ctx.Err()
 }
 
+// places are where a Collect removes objects; nil where there are none.
+type places struct{ chunks, packs, deltas store.Remover }
+
 // removeInTurn removes garbage for a limited time. First it reads the gc roots that were written since the store was
 // listed, and spares what they keep.
-func (c *collect) removeInTurn(ctx context.Context, turn *gcroot.Turn, chunks, deltas store.Remover) error {
+func (c *collect) removeInTurn(ctx context.Context, turn *gcroot.Turn, from places) error {
 	if err := c.mark(ctx, turn.Listing); err != nil {
 		return err
 	}
@@ -296,12 +321,17 @@ func (c *collect) removeInTurn(ctx context.Context, turn *gcroot.Turn, chunks, d
 		return err
 	}
 	s := sweep{collect: c, turn: turn, end: time.Now().Add(turnTime)}
-	n, err := s.remove(ctx, deltas, len(c.deltas), func(i int) string { return c.deltas[i].Name })
+	n, err := s.remove(ctx, from.deltas, len(c.deltas), func(i int) string { return c.deltas[i].Name })
 	c.deltas = c.deltas[n:]
 	if err != nil || len(c.deltas) > 0 {
 		return err
 	}
-	n, err = s.remove(ctx, chunks, len(c.garbage), func(i int) string { return store.ObjectName(c.garbage[i].digest, c.garbage[i].packed) })
+	n, err = s.remove(ctx, from.packs, len(c.packs), func(i int) string { return c.packs[i].Name })
+	c.packs = c.packs[n:]
+	if err != nil || len(c.packs) > 0 {
+		return err
+	}
+	n, err = s.remove(ctx, from.chunks, len(c.garbage), func(i int) string { return store.ObjectName(c.garbage[i].digest, c.garbage[i].packed) })
 	c.garbage = c.garbage[n:]
 	return err
 }
@@ -323,6 +353,7 @@ func (c *collect) spare(ctx context.Context) error {
 		c.report.Removed.Bytes -= o.size
 		return true
 	})
+	c.sparePacks()
 	c.deltas = slices.DeleteFunc(c.deltas, func(o store.Object) bool {
 		image, _ := imageOf(o.Name)
 		if c.images[image] {

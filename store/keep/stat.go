@@ -13,8 +13,11 @@ import (
 // StatOptions configure a Stat.
 type StatOptions struct {
 	Indexes iter.Seq2[*blob.Index, error] // read one after the other, and not kept; nil for none
-	Workers int                           // chunks that are requested at once, where the store cannot be listed
-	Show    func(chunks int64)            // called after each listed shard with the chunks counted so far; may be nil
+	// Packed returns the stored size of a chunk of the index that Indexes yielded last, if the chunk is in a pack. Such
+	// chunks are not missing. May be nil.
+	Packed  func(d blob.Digest) (stored int64, ok bool)
+	Workers int                // chunks that are requested at once, where the store cannot be listed
+	Show    func(chunks int64) // called after each listed shard with the chunks counted so far; may be nil
 }
 
 // Amount is a number of chunks and their stored bytes. A chunk that is stored in both forms counts
@@ -101,10 +104,24 @@ func (s *stat) addIndexes() error {
 		if err != nil {
 			return err
 		}
-		s.members = append(s.members, s.table.add(x, int32(len(s.members))))
+		rows := s.table.add(x, int32(len(s.members)))
+		s.addPacked(rows)
+		s.members = append(s.members, rows)
 		s.sizes = append(s.sizes, x.Size())
 	}
 	return nil
+}
+
+// addPacked notes which chunks of an index are in packs.
+func (s *stat) addPacked(rows []uint32) {
+	if s.options.Packed == nil {
+		return
+	}
+	for _, i := range rows {
+		if stored, ok := s.options.Packed(s.table.rows[i].digest); ok {
+			s.table.rows[i].stored = stored // until a file of the chunk is found
+		}
+	}
 }
 
 type stat struct {
@@ -170,7 +187,9 @@ func (s *stat) requestSizes(ctx context.Context, r store.Reader) error {
 				if err != nil && !errors.Is(err, store.ErrNotFound) {
 					return err
 				}
-				rows[lo+i].stored = stored
+				if err == nil {
+					rows[lo+i].stored = stored
+				}
 			}
 			return nil
 		}

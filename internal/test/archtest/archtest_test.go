@@ -46,7 +46,7 @@ var imports = map[string]string{
 	"store/storetest":     "store blob",
 	"store/supply":        "blob store store/locate store/pack",
 	"store/gcroot":        "store blob",
-	"store/keep":          "store store/gcroot blob",
+	"store/keep":          "store store/gcroot store/pack blob",
 	"seed":                "blob chunker",
 	"seed/known":          "blob",
 	"seed/learn":          "blob blob/release blob/scan blob/verify chunker seed/known store/locate",
