@@ -1,6 +1,7 @@
 package release
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 
 	"cairn/blob"
 	"cairn/store"
+	"cairn/store/chunkfile"
 	"cairn/store/gcroot"
 	"cairn/store/locate"
 	"cairn/store/pack"
@@ -239,6 +241,56 @@ func (p *Publisher) PutChunk(ctx context.Context, c blob.Chunk, data []byte) (st
 		return 0, fmt.Errorf("putting chunk %v: %w", c.Digest, err)
 	}
 	return int64(len(file)), p.putFile(ctx, c, &store.Raw{Packed: true, Stored: file, Plain: data})
+}
+
+// PutRaw is PutChunk of a chunk that was read from a store and verified. Its stored bytes stay as they are if every
+// reader can decode them.
+func (p *Publisher) PutRaw(ctx context.Context, c blob.Chunk, raw *store.Raw) (stored int64, err error) {
+	if p.packs == nil || !raw.Packed || !chunkfile.IsZstdFrame(raw.Stored) {
+		return p.PutChunk(ctx, c, raw.Plain)
+	}
+	p.mu.Lock()
+	p.committed = false
+	p.mu.Unlock()
+	return int64(len(raw.Stored)), p.putFile(ctx, c, raw)
+}
+
+// AddStored puts the chunks of x that the store lacks, in the order of the image, at most atOnce at a time. load reads
+// a chunk and verifies it. progress is called with the chunk's stored size after each that was put, never concurrently.
+func (p *Publisher) AddStored(
+	ctx context.Context, x *blob.Index, atOnce int, load func(ctx context.Context, c blob.Chunk, into *store.Raw) error,
+	progress func(stored int64),
+) error {
+	table := blob.NewTable(x)
+	group, groupCtx := errgroup.WithContext(ctx)
+	group.SetLimit(max(atOnce, 1))
+	var mu sync.Mutex // held while progress is called
+	for i, c := range x.All() {
+		if groupCtx.Err() != nil {
+			break
+		}
+		if table.Find(c.Digest) != i {
+			continue
+		}
+		group.Go(func() error {
+			if has, err := p.Has(groupCtx, c.Digest); has || err != nil {
+				return err
+			}
+			var raw store.Raw
+			if err := load(groupCtx, c, &raw); err != nil {
+				return err
+			}
+			stored, err := p.PutRaw(groupCtx, c, &raw)
+			if err != nil {
+				return err
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			progress(stored)
+			return nil
+		})
+	}
+	return cmp.Or(group.Wait(), ctx.Err())
 }
 
 // putFile puts a chunk's file wherever the store lacks it.

@@ -23,6 +23,7 @@ type storeCopyFlags struct {
 	common
 	wholeStores
 	compression
+	layout
 	uploads int
 	gcRoot
 	stores    [][]locate.Location // FROM, TO
@@ -46,12 +47,17 @@ beside FROM to the one beside TO. A damaged delta is left out with a warning.
 
 --except OLD leaves out the chunks of the index OLD, for example when the receiver has the image of OLD as a seed.
 
+--layout packs writes the chunks of the indexes into packs beside TO, as make does, and their map beside each index: the
+copied one, or else INDEX itself. FROM may be TO. Chunks in packs of FROM are read from there, if there is a map beside
+INDEX: so --layout chunks turns packs into chunks. Without indexes, the packs of FROM are copied as they are.
+
 --indexes-to also copies the indexes, for example to a mirror or for a site without a network. It writes an index
 when all of its chunks are on the medium. Exit status 3 says that chunks in FROM are damaged, and 4 that some are
 missing. The other chunks are copied.`,
 		Example: `  cairn store copy https://images.example.com/default.castr /media/usb/default.castr \
       https://images.example.com/v2.caibx --indexes-to /media/usb
-  cairn store copy /srv/images/default.castr s3://mirror/default.castr`,
+  cairn store copy /srv/images/default.castr s3://mirror/default.castr
+  cairn store copy default.castr default.castr v2.caibx --layout packs`,
 		Args: checkArgs(cobra.MinimumNArgs(2)),
 		RunE: func(c *cobra.Command, _ []string) error { return runStoreCopy(c.Context(), c.OutOrStdout(), f) },
 	}
@@ -60,6 +66,7 @@ missing. The other chunks are copied.`,
 	addUploads(c, &f.uploads)
 	f.gcRoot.addFlag(c)
 	f.compression.addFlags(c, "zstd `level` of chunks that are compressed again, 1 to 22")
+	f.layout.addFlags(c)
 	storeArgs(c, &f.stores, 2)
 	indexArgs(c, &f.indexes, 2)
 	c.Flags().Var(locationFlag(&f.indexesTo), "indexes-to", "`location` of the directory to copy the indexes to: a path or URL")
@@ -78,6 +85,10 @@ func (f *storeCopyFlags) checkLocations() error {
 		return err
 	}
 	switch {
+	case f.packs() && (len(f.indexes) == 0 || len(f.except) > 0 || slices.ContainsFunc(f.indexes, locate.Location.IsStream)):
+		return fmt.Errorf("--layout %s: name the indexes whose chunks are packed, without --except; their maps lie beside them", f.layout.layout)
+	case f.packs() && f.writerOptions().Compression == store.None:
+		return fmt.Errorf("--layout %s: chunks in packs are compressed", f.layout.layout)
 	case len(f.except) > 0 && len(f.indexes) == 0:
 		return errors.New("--except: name the indexes to copy")
 	case slices.ContainsFunc(f.except, locate.Location.IsStream):
@@ -110,6 +121,7 @@ type storeCopyResult struct {
 	From string          `json:"from"`
 	To   locate.Location `json:"to"`
 	keep.CopyReport
+	Packs    int                 `json:"packs,omitempty"` // that were written
 	Deltas   deltadir.CopyReport `json:"deltas,omitzero"`
 	Indexes  []locate.Location   `json:"indexes,omitempty"` // copied ones
 	Findings findings            `json:"findings,omitempty"`
@@ -123,6 +135,9 @@ func runStoreCopy(ctx context.Context, stdout io.Writer, f storeCopyFlags) error
 	}
 	from, err := f.openReaders(f.stores[0])
 	if err != nil {
+		return err
+	}
+	if from, err = f.addPackedReaders(ctx, from, indexes); err != nil {
 		return err
 	}
 	to, err := f.openBucket(f.stores[1][0], 0)
@@ -139,6 +154,12 @@ func runStoreCopy(ctx context.Context, stdout io.Writer, f storeCopyFlags) error
 		return err
 	}
 	defer records.Close()
+	if f.packs() {
+		if err := f.packIndexes(ctx, from, to, records, outlets, indexes, &r); err != nil {
+			return fmt.Errorf("packing chunks of %s beside %s: %w", r.From, r.To, err)
+		}
+		return f.printPacked(stdout, r)
+	}
 	recorder, err := release.NewRecorder(ctx, records, to, logReleaseNote)
 	if err != nil {
 		return err
@@ -146,6 +167,9 @@ func runStoreCopy(ctx context.Context, stdout io.Writer, f storeCopyFlags) error
 	defer recorder.End()
 	if err := f.copyChunks(ctx, from, to, indexes, &r); err != nil {
 		return fmt.Errorf("copying %s to %s: %w", r.From, r.To, err)
+	}
+	if err := f.copyPacks(ctx, &r); err != nil {
+		return fmt.Errorf("copying the packs of %s to %s: %w", r.From, r.To, err)
 	}
 	if err := f.copyDeltas(ctx, indexes, &r); err != nil {
 		return fmt.Errorf("copying the deltas of %s to %s: %w", r.From, r.To, err)

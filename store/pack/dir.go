@@ -100,6 +100,19 @@ func (d *Dir) Get(ctx context.Context, find Finder, wants []store.Want, done fun
 	})
 }
 
+// ReadFile appends the file of a chunk at a place to dst. It is not verified. Errors are those of store.Reader.Read.
+func (d *Dir) ReadFile(ctx context.Context, at Place, dst []byte) ([]byte, error) {
+	r := &fileSink{at: at, dst: dst}
+	err := d.healthOf(at.Pack).refusal(time.Now())
+	if err == nil {
+		err = d.readSpan(ctx, span{at.Pack, []located{{at: at}}}, r)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return r.dst, nil
+}
+
 // getSpan gets the wants of a span.
 func (d *Dir) getSpan(ctx context.Context, s span, wants []store.Want, done func(i int, err error)) {
 	health := d.healthOf(s.pack)
@@ -213,7 +226,7 @@ func (d *Dir) describeError(p Pack, w store.Want, err error) error {
 }
 
 // readSpan reads the wants of s that r has left.
-func (d *Dir) readSpan(ctx context.Context, s span, r *receiver) error {
+func (d *Dir) readSpan(ctx context.Context, s span, r sink) error {
 	ranges, endProbe, err := d.awaitProbe(ctx)
 	if err != nil {
 		return err
@@ -246,10 +259,10 @@ func (d *Dir) readSpan(ctx context.Context, s span, r *receiver) error {
 
 // request requests n bytes of a pack from offset off on. It refuses an answer of another pack.
 func (d *Dir) request(
-	ctx context.Context, p Pack, off, n int64, r *receiver, use func(store.Part, io.Reader) error,
+	ctx context.Context, p Pack, off, n int64, r sink, use func(store.Part, io.Reader) error,
 ) error {
 	return d.options.Admit(ctx, func() (int, error) {
-		before, received := r.bytes, 0
+		before, received := r.verified(), 0
 		watched, heard, end := d.watchSilence(ctx)
 		defer end()
 		err := store.StreamRange(watched, d.from, p.Name(), off, n, func(part store.Part, in io.Reader) error {
@@ -267,7 +280,7 @@ func (d *Dir) request(
 		if cause := context.Cause(watched); err != nil && errors.Is(cause, errSilent) {
 			err = cause
 		}
-		return max(r.bytes-before, received), err
+		return max(r.verified()-before, received), err
 	})
 }
 

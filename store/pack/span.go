@@ -68,6 +68,35 @@ func (s *span) joins(at Place) bool {
 	return at.Pack == s.pack && 0 <= gap && gap <= maxGap && at.End()-s.offset() <= maxSpan
 }
 
+// sink takes the chunk files of a span.
+type sink interface {
+	// receive gets the chunk files from read, in the order of the pack, until it has all or read fails. A file is valid
+	// until the next call of read.
+	receive(read func(at Place) ([]byte, error)) error
+	// verified returns the bytes of the verified chunks so far.
+	verified() int
+}
+
+// fileSink takes a single file.
+type fileSink struct {
+	at  Place
+	dst []byte
+	got bool
+}
+
+func (f *fileSink) receive(read func(at Place) ([]byte, error)) error {
+	if f.got {
+		return nil
+	}
+	file, err := read(f.at)
+	if err == nil {
+		f.dst, f.got = append(f.dst, file...), true
+	}
+	return err
+}
+
+func (f *fileSink) verified() int { return 0 }
+
 // receiver decodes and verifies the chunks of a span.
 type receiver struct {
 	decoder *chunkfile.Decoder
@@ -80,7 +109,9 @@ type receiver struct {
 	done    func(i int)
 }
 
-// receive gets the chunk files from read, in order, until all wants have an outcome or read fails. The first chunk is
+func (r *receiver) verified() int { return r.bytes }
+
+// receive implements sink. The first chunk is
 // verified alone, since a reader may wait for it. Then more and more chunks are hashed together, which is cheaper.
 func (r *receiver) receive(read func(at Place) ([]byte, error)) error {
 	for group := 1; len(r.left) > 0; group = min(2*group, maxGroup) {

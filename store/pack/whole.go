@@ -181,7 +181,7 @@ func (f *whole) publish(data []byte) {
 }
 
 // readWhole reads the wants of s that r has left from the whole pack: from memory, or else from a request for it.
-func (d *Dir) readWhole(ctx context.Context, s span, r *receiver) error {
+func (d *Dir) readWhole(ctx context.Context, s span, r sink) error {
 	if s.pack.Size > d.options.Memory {
 		end := s.offset() + s.size()
 		return d.request(ctx, s.pack, 0, end, r, func(part store.Part, in io.Reader) error {
@@ -214,7 +214,7 @@ func (d *Dir) readWhole(ctx context.Context, s span, r *receiver) error {
 // keepWhole keeps the whole pack, which a server sends in place of a range, and gives r its wants. If another request
 // brings the pack, or there is no room for it, keepWhole returns errNotKept. It must not wait for room, because those
 // who have it may wait for the end of this request.
-func (d *Dir) keepWhole(ctx context.Context, s span, r *receiver, in io.Reader) error {
+func (d *Dir) keepWhole(ctx context.Context, s span, r sink, in io.Reader) error {
 	f, owner, _ := d.whole.tryClaim(s.pack)
 	if !owner {
 		return errNotKept
@@ -223,7 +223,7 @@ func (d *Dir) keepWhole(ctx context.Context, s span, r *receiver, in io.Reader) 
 }
 
 // download fills f with a pack, which send reads from its start, and gives r its wants as soon as their bytes arrive.
-func (d *Dir) download(ctx context.Context, f *whole, r *receiver, send func(use func(in io.Reader) error) error) error {
+func (d *Dir) download(ctx context.Context, f *whole, r sink, send func(use func(in io.Reader) error) error) error {
 	err := send(func(in io.Reader) error {
 		if _, err := io.CopyN(io.Discard, in, int64(len(f.data))); err != nil { // those of an earlier answer
 			return noEOF(err)
