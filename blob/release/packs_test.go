@@ -143,19 +143,28 @@ func TestPackedIndexLast(t *testing.T) {
 // asked for.
 func TestOnlyNewChunksArePacked(t *testing.T) {
 	old, next := releases()
-	r := &storetest.Remote{Full: new(mem.Bucket)}
+	r, ofRecords := &storetest.Remote{Full: new(mem.Bucket)}, &storetest.Remote{Full: new(mem.Bucket)}
 	s := newPackedStore(t, r)
+	var err error
+	if s.records, err = gcroot.Open(ofRecords, gcroot.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	defer s.records.Close()
 	_, first, err := s.publish(t.Context(), old, "x.caibx")
 	if err != nil || len(first) != 1 {
 		t.Fatalf("packs %v, %v", first, err)
 	}
 	r.Reset()
+	ofRecords.Reset()
 	_, second, err := s.publish(t.Context(), next, "y.caibx")
 	if err != nil || len(second) != 1 || second[0].Size > 33<<10 {
 		t.Errorf("packs %v, %v; want one of the new chunks", second, err)
 	}
 	if got := r.Counts(); got.Puts != 1+1+1 || got.Lists > 1 || got.Heads > 1 || got.Gets > 0 {
 		t.Errorf("the store is asked %+v for a pack, a map and an index", got)
+	}
+	if puts := r.Counts().Puts + ofRecords.Counts().Puts; puts > 1+6 {
+		t.Errorf("%d PUTs in all for one pack, want at most 6 more", puts)
 	}
 	s.checkPublished(t, "y.caibx")
 	r.Reset()

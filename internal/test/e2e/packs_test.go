@@ -6,57 +6,24 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
-	"cairn/blob"
 	"cairn/internal/test/need"
 	"cairn/internal/test/netlab"
 	"cairn/internal/test/nginx"
-	"cairn/internal/test/packtest"
-	"cairn/store/local"
 	packs "cairn/store/pack"
 	"cairn/store/storetest"
 )
 
-// packRelease packs the chunks of a release as make publishes them: those of a first, then the new ones of b.
+// packRelease packs the chunks of a release, as if both images were published with packs.
 func (r release) packRelease(t testing.TB, size int64) {
 	t.Helper()
-	from, err := local.Open(filepath.Join(r.dir, "default.castr"), local.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	to, err := local.Create(filepath.Join(r.dir, "default.capack"), local.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	var old *packs.Map
 	for _, name := range []string{"a", "b"} {
-		x := readIndex(t, r.index(name))
-		isNew := func(i int) bool {
-			if old == nil {
-				return true
-			}
-			_, held := old.Find(x.At(i).Digest)
-			return !held
-		}
-		own := packtest.Pack(t, from, to, x, size, isNew)
-		m, err := packs.NewMap(x, func(d blob.Digest) (packs.Place, bool) {
-			if at, ok := own.Find(d); ok || old == nil {
-				return at, ok
-			}
-			return old.Find(d)
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		file, err := m.Encode()
-		if err != nil {
-			t.Fatal(err)
-		}
-		writeFile(t, r.dir, name+".camap", file)
-		old = m
+		image := map[string]string{"a": r.a, "b": r.b}[name]
+		cairn(t, "make", "--layout", "both", "--pack-size", strconv.FormatInt(size, 10), r.index(name), image)
 	}
 }
 
@@ -244,4 +211,59 @@ func TestPacksOverLinks(t *testing.T) {
 			t.Errorf("%s: assemble from packs took %v, and desync from chunks %v", name, took, peer)
 		}
 	}
+}
+
+// TestStoreCopyLayout: store copy turns chunks into packs, and packs into the same chunks.
+func TestStoreCopyLayout(t *testing.T) {
+	t.Parallel()
+	r := publish(t, small(t))
+	chunks, to := filepath.Join(r.dir, "default.castr"), filepath.Join(t.TempDir(), "default.castr")
+	before := filesIn(t, chunks)
+	cairn(t, "store", "copy", "--layout", "packs", "--indexes-to", filepath.Dir(to), chunks, to, r.index("a"), r.index("b"))
+	moved := release{r.pair, filepath.Dir(to)}
+	if n := len(filesIn(t, to)); n > 0 {
+		t.Errorf("%d files in a store that has packs only", n)
+	}
+	for _, name := range []string{"a", "b"} {
+		out := filepath.Join(t.TempDir(), name)
+		cairn(t, "assemble", moved.index(name), out)
+		wantSame(t, out, map[string]string{"a": r.a, "b": r.b}[name])
+	}
+	back := filepath.Join(t.TempDir(), "default.castr")
+	cairn(t, "store", "copy", to, back, moved.index("a"), moved.index("b"))
+	after := filesIn(t, back)
+	if len(after) != len(before) {
+		t.Errorf("%d chunks of %d are back", len(after), len(before))
+	}
+	for name, data := range before {
+		if !bytes.Equal(after[name], data) {
+			t.Errorf("%s is not the same file", name)
+		}
+	}
+	cairn(t, "repo", "check", to)
+	cairn(t, "repo", "remove", to, "a.caibx")
+	cairn(t, "repo", "gc", to, "--grace", "0s", "--yes")
+	cairn(t, "verify", moved.index("b"))
+	again := filepath.Join(t.TempDir(), "default.castr")
+	cairn(t, "store", "copy", to, again)
+	if got, want := filesIn(t, filepath.Join(filepath.Dir(again), "default.capack")), filesIn(t, filepath.Join(filepath.Dir(to), "default.capack")); len(got) == 0 || len(got) != len(want) {
+		t.Errorf("%d of %d packs are copied without indexes", len(got), len(want))
+	}
+}
+
+// filesIn returns the files below a directory, by their paths in it.
+func filesIn(t testing.TB, dir string) map[string][]byte {
+	t.Helper()
+	files := map[string][]byte{}
+	err := filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
+		if err == nil && d.Type().IsRegular() {
+			name, _ := filepath.Rel(dir, path)
+			files[name] = readFile(t, path)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return files
 }
