@@ -29,12 +29,12 @@ func (f *wholeStores) openPackDir(at locate.Location) (store.Reader, error) {
 	return r, err
 }
 
-// addPackedReaders puts readers of the chunks in packs of FROM before those of its chunks, for the indexes that have a
-// map beside them.
-func (f *storeCopyFlags) addPackedReaders(ctx context.Context, from []store.Reader, indexes []*blob.Index) ([]store.Reader, error) {
+// findPacked reads the maps of packs beside indexes, and returns a function that finds a chunk in them. It is nil if there
+// are none.
+func (f *wholeStores) findPacked(ctx context.Context, at []locate.Location, indexes []*blob.Index) (pack.Finder, error) {
 	var maps []*pack.Map
 	for i, x := range indexes {
-		at, err := release.MapOf(f.indexes[i])
+		at, err := release.MapOf(at[i])
 		if err != nil {
 			continue // nothing is beside a stream
 		}
@@ -49,24 +49,43 @@ func (f *storeCopyFlags) addPackedReaders(ctx context.Context, from []store.Read
 		}
 	}
 	if len(maps) == 0 {
-		return from, nil
+		return nil, nil
 	}
-	find := func(d blob.Digest) (at pack.Place, ok bool) {
+	return func(d blob.Digest) (at pack.Place, ok bool) {
 		for _, m := range maps {
 			if at, ok = m.Find(d); ok {
 				break
 			}
 		}
 		return at, ok
+	}, nil
+}
+
+// viewPacks returns a reader of the chunks that find finds in the packs of a store, or nil. Other chunks are read from
+// rest, which may be nil.
+func (f *wholeStores) viewPacks(at locate.Location, a blob.Algorithm, find pack.Finder, rest store.Reader) (store.Reader, error) {
+	r, err := f.openPackDir(at)
+	if err != nil || r == nil {
+		return nil, err
+	}
+	return pack.NewView(pack.NewDir(r, a, pack.Options{}), find, rest), nil
+}
+
+// addPackedReaders puts readers of the chunks in packs of FROM before those of its chunks, for the indexes that have a
+// map beside them.
+func (f *storeCopyFlags) addPackedReaders(ctx context.Context, from []store.Reader, indexes []*blob.Index) ([]store.Reader, error) {
+	find, err := f.findPacked(ctx, f.indexes, indexes)
+	if find == nil || err != nil {
+		return from, err
 	}
 	var packed []store.Reader
 	for _, at := range f.stores[0] {
-		r, err := f.openPackDir(at)
+		view, err := f.viewPacks(at, indexes[0].Algorithm(), find, nil)
 		if err != nil {
 			return nil, err
 		}
-		if r != nil {
-			packed = append(packed, pack.NewView(pack.NewDir(r, indexes[0].Algorithm(), pack.Options{}), find))
+		if view != nil {
+			packed = append(packed, view)
 		}
 	}
 	return append(packed, from...), nil
@@ -214,4 +233,36 @@ func (f *storeCopyFlags) printPacked(stdout io.Writer, r storeCopyResult) error 
 	logf("packed %s (%s) from %s into %s beside %s: %s", plaintext.Count(r.Copied.Chunks, "chunk"), plaintext.Size(r.Copied.Bytes),
 		r.From, plaintext.Count(int64(r.Packs), "pack"), r.To, joinLocations(r.Indexes, ", "))
 	return nil
+}
+
+// verifyPacks verifies that each pack beside a store has the bytes that its name says. It returns how many it read, and
+// calls found for each damaged one.
+func (f *wholeStores) verifyPacks(ctx context.Context, at locate.Location, found func(name string, err error)) (n keep.Others, err error) {
+	dir, err := f.openPackDir(at)
+	if err != nil || dir == nil {
+		return n, err
+	}
+	defer store.Close(dir)
+	packs, n, err := keep.ListPacks(ctx, dir)
+	if isAny(err, store.ErrNotFound, errors.ErrUnsupported) {
+		return n, nil
+	}
+	if err != nil {
+		return n, err
+	}
+	var file []byte
+	for p := range packs {
+		if file, err = dir.Read(ctx, p.Name(), file[:0], pack.MaxFile); err == nil {
+			_, _, err = pack.Decode(p.ID, file)
+		}
+		switch {
+		case ctx.Err() != nil:
+			return n, ctx.Err()
+		case isAny(err, pack.ErrInvalid, store.ErrTooLarge):
+			found(fmt.Sprintf("%v/%s", dir, p.Name()), err)
+		case err != nil && !errors.Is(err, store.ErrNotFound): // gc may have removed it
+			return n, err
+		}
+	}
+	return n, ctx.Err()
 }

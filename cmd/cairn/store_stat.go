@@ -2,17 +2,20 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 
+	"cairn/blob"
 	"cairn/blob/delta/deltadir"
 	"cairn/internal/plaintext"
 	"cairn/store"
 	"cairn/store/keep"
 	"cairn/store/locate"
+	"cairn/store/pack"
 )
 
 type storeStatFlags struct {
@@ -55,6 +58,7 @@ listed: stat asks it for each chunk of the indexes, and counts the deltas to the
 type storeStatResult struct {
 	Store locate.Location `json:"store"`
 	keep.StatReport
+	Packs   keep.Others     `json:"packs,omitzero"`  // beside the store
 	Deltas  deltadir.Amount `json:"deltas,omitzero"` // beside the store
 	Indexes []namedStat     `json:"indexes,omitempty"`
 }
@@ -73,14 +77,18 @@ func runStoreStat(ctx context.Context, stdout io.Writer, f storeStatFlags, at lo
 	if err != nil {
 		return err
 	}
+	packed, packs, err := f.countPacks(ctx, at, indexes)
+	if err != nil {
+		return err
+	}
 	p := newProgress(f.progress, "counting "+at.String(), "", -1)
-	report, err := keep.Stat(ctx, reader, keep.StatOptions{Indexes: keep.Each(indexes), Workers: f.fetches,
+	report, err := keep.Stat(ctx, reader, keep.StatOptions{Indexes: keep.Each(indexes), Packed: packed, Workers: f.fetches,
 		Show: func(n int64) { p.show(0, plaintext.Count(n, "chunk"), n) }})
 	p.end()
 	if err != nil {
 		return err
 	}
-	r := storeStatResult{Store: at, StatReport: report}
+	r := storeStatResult{Store: at, StatReport: report, Packs: packs}
 	deltas, dir, err := f.openDeltas(at)
 	if err == nil && deltas != nil {
 		defer store.Close(deltas)
@@ -96,6 +104,32 @@ func runStoreStat(ctx context.Context, stdout io.Writer, f storeStatFlags, at lo
 		return writeJSON(stdout, r)
 	}
 	return printStoreStat(stdout, r)
+}
+
+// countPacks counts the packs beside a store, and returns a function that finds the chunks of the indexes in them. Where
+// packs cannot be listed, the maps are believed.
+func (f *storeStatFlags) countPacks(ctx context.Context, at locate.Location, indexes []*blob.Index) (
+	packed func(d blob.Digest) (stored int64, ok bool), all keep.Others, err error,
+) {
+	find, err := f.findPacked(ctx, f.indexes, indexes)
+	if err != nil {
+		return nil, all, err
+	}
+	var there map[pack.Pack]bool
+	dir, err := f.openPackDir(at)
+	if err == nil && dir != nil {
+		defer store.Close(dir)
+		if there, all, err = keep.ListPacks(ctx, dir); isAny(err, store.ErrNotFound, errors.ErrUnsupported) {
+			there, err = nil, nil
+		}
+	}
+	if find == nil || err != nil {
+		return nil, all, err
+	}
+	return func(d blob.Digest) (stored int64, ok bool) {
+		at, ok := find(d)
+		return at.Size, ok && (there == nil || there[at.Pack])
+	}, all, nil
 }
 
 func printStoreStat(w io.Writer, r storeStatResult) error {
@@ -119,6 +153,9 @@ func printStoreStat(w io.Writer, r storeStatResult) error {
 	if len(r.Indexes) > 0 && r.Listed {
 		rows = append(rows, []string{"in no index", fmt.Sprintf("%s, %s stored",
 			plaintext.Count(r.Unreferenced.Chunks, "chunk"), plaintext.Size(r.Unreferenced.Bytes))})
+	}
+	if r.Packs.Objects > 0 {
+		rows = append(rows, []string{"packs", fmt.Sprintf("%s, %s", humanize.Comma(r.Packs.Objects), plaintext.Size(r.Packs.Bytes))})
 	}
 	if r.Deltas.Deltas > 0 {
 		rows = append(rows, []string{"deltas", fmt.Sprintf("%s, %s", humanize.Comma(r.Deltas.Deltas), plaintext.Size(r.Deltas.Bytes))})

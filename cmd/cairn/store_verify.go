@@ -79,6 +79,8 @@ not see chunks that were written before that place since.`,
 type storeVerifyResult struct {
 	Store locate.Location `json:"store"`
 	keep.VerifyReport
+	Packs    keep.Others           `json:"packs,omitzero"`
+	BadPacks int64                 `json:"damaged_packs,omitempty"`
 	Deltas   deltadir.VerifyReport `json:"deltas,omitzero"`
 	Findings findings              `json:"findings"`
 	Seconds  float64               `json:"seconds"` // of this run
@@ -102,12 +104,18 @@ func runStoreVerify(ctx context.Context, stdout io.Writer, f storeVerifyFlags, a
 		checkpoint.Remove()
 	}
 	r := storeVerifyResult{Store: at, Findings: findings{}}
+	if reader, err = f.withPacks(ctx, at, reader, indexes); err != nil {
+		return err
+	}
 	err = f.verifyChunks(ctx, stdout, reader, o, checkpoint, &r)
 	switch {
 	case errors.Is(err, errors.ErrUnsupported):
 		return usageError{err}
 	case err != nil:
 		return fmt.Errorf("verifying %s: %w", at, err)
+	}
+	if err := f.verifyAllPacks(ctx, stdout, indexes, &r); err != nil {
+		return fmt.Errorf("verifying the packs of %s: %w", at, err)
 	}
 	if err := f.verifyDeltas(ctx, stdout, reader, indexes, &r); err != nil {
 		return fmt.Errorf("verifying the deltas of %s: %w", at, err)
@@ -119,8 +127,40 @@ func runStoreVerify(ctx context.Context, stdout io.Writer, f storeVerifyFlags, a
 	logOtherObjects("no chunks", r.Foreign)
 	logf("verified %s (%s stored) in %s: %d damaged, %d empty, %d missing, %d repaired, %d removed",
 		plaintext.Count(r.Chunks, "chunk"), plaintext.Size(r.Bytes), r.Store, r.Damaged, r.Empty, r.Missing, r.Repaired, r.Removed)
+	if r.Packs.Objects > 0 {
+		logf("verified %s (%s): %d damaged", plaintext.Count(r.Packs.Objects, "pack"), plaintext.Size(r.Packs.Bytes), r.BadPacks)
+	}
 	r.logDeltas()
 	return r.failure()
+}
+
+// withPacks returns a reader that also has the chunks of the indexes that are in packs.
+func (f *storeVerifyFlags) withPacks(ctx context.Context, at locate.Location, reader store.Reader, indexes []*blob.Index) (store.Reader, error) {
+	find, err := f.findPacked(ctx, f.indexes, indexes)
+	if find == nil || err != nil {
+		return reader, err
+	}
+	view, err := f.viewPacks(at, indexes[0].Algorithm(), find, reader)
+	if view == nil {
+		return reader, err
+	}
+	return view, err
+}
+
+// verifyAllPacks verifies the packs beside the store, if no indexes are named, and adds to the result.
+func (f *storeVerifyFlags) verifyAllPacks(ctx context.Context, stdout io.Writer, indexes []*blob.Index, r *storeVerifyResult) (err error) {
+	if len(indexes) > 0 {
+		return nil // their chunks were read from packs
+	}
+	r.Packs, err = f.verifyPacks(ctx, r.Store, func(name string, err error) {
+		r.BadPacks++
+		found := keep.Finding{Kind: keep.Damaged, Name: name, Why: err.Error()}
+		r.Findings.add(found)
+		if !f.json {
+			printFinding(stdout, found)
+		}
+	})
+	return err
 }
 
 // verifyDeltas verifies the deltas beside the store, and adds to the result.
@@ -249,6 +289,9 @@ func (r storeVerifyResult) failure() error {
 		return hintError{err, "--repair STORE replaces them by the chunks of another store; --remove-damaged lets make store them again"}
 	case r.Unknown > 0:
 		return hintError{fmt.Errorf("%s in %s compressed in a way that cannot be read", plaintext.Count(r.Unknown, "chunk"), r.Store), "name the indexes that they belong to"}
+	case r.BadPacks > 0:
+		err := damagedError{fmt.Sprintf("%s of %s damaged", plaintext.Count(r.BadPacks, "pack"), r.Store)}
+		return hintError{err, "'cairn store copy OTHER STORE INDEX... --layout packs' packs the chunks of another store, when the damaged packs are removed"}
 	case r.Deltas.Damaged > r.Deltas.Removed:
 		err := damagedError{fmt.Sprintf("%s of %s damaged", plaintext.Count(r.Deltas.Damaged-r.Deltas.Removed, "delta"), r.Store)}
 		return hintError{err, "--remove-damaged removes them, and 'cairn delta' makes them again"}

@@ -2,6 +2,7 @@ package pack
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"cairn/store"
@@ -11,12 +12,14 @@ import (
 type View struct {
 	dir  *Dir
 	find Finder
+	rest store.Reader // of the chunks in no pack; may be nil
 }
 
 var _ store.Reader = (*View)(nil)
 
-// NewView returns a View of the chunks that find finds in packs of a directory.
-func NewView(dir *Dir, find Finder) *View { return &View{dir, find} }
+// NewView returns a View of the chunks that find finds in packs of a directory. Other names are read from rest, which may
+// be nil.
+func NewView(dir *Dir, find Finder, rest store.Reader) *View { return &View{dir, find, rest} }
 
 // String implements store.Reader.
 func (v *View) String() string { return v.dir.from.String() }
@@ -25,6 +28,8 @@ func (v *View) String() string { return v.dir.from.String() }
 func (v *View) Read(ctx context.Context, name string, dst []byte, limit int64) ([]byte, error) {
 	at, err := v.findObject(name)
 	switch {
+	case errors.Is(err, store.ErrNotFound) && v.rest != nil:
+		return v.rest.Read(ctx, name, dst, limit)
 	case err != nil:
 		return nil, err
 	case at.Size > limit:
@@ -33,9 +38,12 @@ func (v *View) Read(ctx context.Context, name string, dst []byte, limit int64) (
 	return v.dir.ReadFile(ctx, at, dst)
 }
 
-// Stat implements store.Reader. It sends no request: the pack may be absent.
-func (v *View) Stat(_ context.Context, name string) (int64, error) {
+// Stat implements store.Reader. It does not ask for packs, which may be absent.
+func (v *View) Stat(ctx context.Context, name string) (int64, error) {
 	at, err := v.findObject(name)
+	if errors.Is(err, store.ErrNotFound) && v.rest != nil {
+		return v.rest.Stat(ctx, name)
+	}
 	return at.Size, err
 }
 
