@@ -1,6 +1,7 @@
 package release
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -232,10 +233,25 @@ func (s *Indexes) removeFile(ctx context.Context, at locate.Location) error {
 	return err
 }
 
-// RemoveDuplicates removes gc roots of an item but the newest, which keeps the same chunks.
+// RemoveDuplicates removes gc roots of an item but the newest, which keeps the same chunks. One with another map of packs
+// stays: after a crash, the map beside the index may be either.
 func (s *Indexes) RemoveDuplicates(ctx context.Context, items []Item) error {
 	for _, item := range items {
+		if len(item.Roots) < 2 {
+			continue
+		}
+		newest, err := s.Records.Read(ctx, item.Roots[0], false)
+		if err != nil {
+			return err
+		}
 		for _, e := range item.Roots[1:] {
+			other, err := s.Records.Read(ctx, e, false)
+			if err != nil {
+				return err
+			}
+			if !bytes.Equal(other.Map, newest.Map) {
+				continue
+			}
 			if err := s.Records.Remove(ctx, e); err != nil {
 				return err
 			}

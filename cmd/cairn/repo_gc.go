@@ -18,6 +18,7 @@ import (
 	"cairn/store/gcroot"
 	"cairn/store/keep"
 	"cairn/store/locate"
+	"cairn/store/pack"
 )
 
 const (
@@ -33,6 +34,7 @@ type repoGCFlags struct {
 	wait      time.Duration
 	dryRun    bool
 	yes       bool
+	repack    bool
 }
 
 func newRepoGC() *cobra.Command {
@@ -48,6 +50,9 @@ drops indexes beside the store that were replaced by another one under their nam
 What was removed stays readable for the grace: chunks of a removed index, and all chunks that are younger, go only
 when --grace has passed, by the clock of the store. Choose it longer than the longest update, and than a server may
 serve a removed index.
+
+A pack stays as long as a map names one of its chunks. --repack first moves the chunks of packs that are mostly garbage
+into new packs, and replaces the maps. The old packs stay for the grace.
 
 gc works beside publishers. While it removes chunks, new publishers wait for at most about a minute at a time, and
 before that, gc waits for those at work. casync, desync and versions of cairn without 'repo' know nothing of gc: for
@@ -75,6 +80,7 @@ After an interruption, the next gc does the rest.`,
 	flags.DurationVar(&f.grace, "grace", defaultGrace, "`time` for which removed indexes and new chunks stay readable")
 	addWait(c, &f.wait)
 	flags.BoolVar(&f.dryRun, "dry-run", false, "remove nothing, and print what would be removed")
+	flags.BoolVar(&f.repack, "repack", false, "move the chunks of packs that are mostly garbage into new packs")
 	flags.BoolVar(&f.yes, "yes", false, "remove more than 20 % of the store")
 	addCheck(c, func([]string) error {
 		switch {
@@ -109,7 +115,8 @@ type repoGCResult struct {
 	Store  locate.Location `json:"store"`
 	DryRun bool            `json:"dry_run"`
 	// Indexes are the names of the indexes that are removed.
-	Indexes []string `json:"removed_indexes"`
+	Indexes  []string             `json:"removed_indexes"`
+	Repacked release.RepackReport `json:"repacked,omitzero"`
 	keep.CollectReport
 	Seconds float64 `json:"seconds"`
 }
@@ -198,6 +205,9 @@ func (f *repoGCFlags) collect(ctx context.Context, stdout io.Writer, records *gc
 	if err == nil && !f.dryRun {
 		err = shelf.RemoveDuplicates(ctx, items)
 	}
+	if err == nil && f.repack && packs != nil {
+		r.Repacked, err = release.Repack(ctx, shelf, release.RepackOptions{Chunks: chunks, Packs: packs, Size: pack.DefaultSize, DryRun: f.dryRun})
+	}
 	if err == nil {
 		r.CollectReport, err = keep.Collect(ctx, chunks, records, o)
 	}
@@ -257,6 +267,10 @@ func (r *repoGCResult) print(f *repoGCFlags) {
 		logf("%s %s: %s", removed, plaintext.Count(int64(len(r.Indexes)), "index"), strings.Join(r.Indexes, ", "))
 	}
 	logf("%s %s (%s) of %s%s", removed, plaintext.Count(r.Removed.Chunks, "chunk"), plaintext.Size(r.Removed.Bytes), f.store, did)
+	if n := r.Repacked; n.Packs > 0 {
+		logf("%s the chunks of %s (%s, and %s of garbage) into %s", map[bool]string{false: "moved", true: "would move"}[f.dryRun],
+			plaintext.Count(int64(n.Packs), "pack"), plaintext.Size(n.Bytes), plaintext.Size(n.Garbage), plaintext.Count(int64(n.Written), "new pack"))
+	}
 	if n := r.Packs.Removed; n.Objects > 0 {
 		logf("%s %s (%s)", removed, plaintext.Count(n.Objects, "pack"), plaintext.Size(n.Bytes))
 	}

@@ -16,6 +16,7 @@ import (
 	"cairn/internal/test/nginx"
 	packs "cairn/store/pack"
 	"cairn/store/storetest"
+	"cairn/testimages"
 )
 
 // packRelease packs the chunks of a release, as if both images were published with packs.
@@ -266,4 +267,51 @@ func filesIn(t testing.TB, dir string) map[string][]byte {
 		t.Fatal(err)
 	}
 	return files
+}
+
+// TestRepack: of ten releases in packs, five are removed. gc keeps what the others need, and with --repack little more.
+func TestRepack(t *testing.T) {
+	t.Parallel()
+	dir, fresh, images := t.TempDir(), t.TempDir(), t.TempDir()
+	image := testimages.Random(1, 8*mib)
+	size := func(dir string) (n int64) {
+		for _, data := range filesIn(t, filepath.Join(dir, "default.capack")) {
+			n += int64(len(data))
+		}
+		return n
+	}
+	index := func(dir string, n int) string { return filepath.Join(dir, fmt.Sprintf("v%d.caibx", n)) }
+	file := func(n int) string { return filepath.Join(images, fmt.Sprintf("v%d", n)) }
+	publishInto := func(dir string, n int) {
+		cairn(t, "make", "--layout", "packs", "--pack-size", "256KiB", index(dir, n), file(n))
+	}
+	for n := range 10 {
+		for at := n * 4096; at+65_536 < len(image); at += mib { // each release changes a tenth
+			copy(image[at:at+100_000], testimages.Random(uint64(1000*n+at), 100_000))
+		}
+		writeFile(t, images, fmt.Sprintf("v%d", n), image)
+		publishInto(dir, n)
+		if n >= 5 {
+			publishInto(fresh, n)
+		}
+	}
+	check := func(what string, most float64) {
+		t.Helper()
+		for n := 5; n < 10; n++ {
+			cairn(t, "verify", index(dir, n))
+		}
+		cairn(t, "repo", "check", filepath.Join(dir, "default.castr"))
+		if share := float64(size(dir)) / float64(size(fresh)); share > most {
+			t.Errorf("%s: the packs take %.2f times those of a fresh publication, want at most %.2f", what, share, most)
+		} else {
+			t.Logf("%s: %.2f times", what, share)
+		}
+	}
+	gc := []string{"repo", "gc", filepath.Join(dir, "default.castr"), "--keep-last", "5", "--grace", "0s", "--yes"}
+	cairn(t, gc...)
+	check("gc", 1.3)
+	cairn(t, append(gc, "--repack")...)
+	check("gc --repack", 1.05)
+	cairn(t, append(gc, "--repack")...)
+	check("gc --repack again", 1.05)
 }
