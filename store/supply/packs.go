@@ -147,8 +147,8 @@ func (f *fallback) getFromDir(
 	if dir == nil {
 		return left
 	}
-	watch := m.pauses.watch()
-	defer watch.end()
+	watch := m.pauses.Watch()
+	defer watch.End()
 	failed := make([]error, len(wants))
 	from := dirGetter{dir, p.find}
 	for range maxRepeats + 1 {
@@ -159,7 +159,7 @@ func (f *fallback) getFromDir(
 			return err != nil
 		})
 		unavailable := func(i int) bool { return errors.Is(failed[i], store.ErrUnavailable) }
-		if !watch.wasStopped() || ctx.Err() != nil || !slices.ContainsFunc(left, unavailable) {
+		if !watch.WasStopped() || ctx.Err() != nil || !slices.ContainsFunc(left, unavailable) {
 			break
 		}
 	}
