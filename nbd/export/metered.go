@@ -105,22 +105,29 @@ func (s *meteredStore) Get(ctx context.Context, wants []store.Want, done func(i 
 	for _, w := range wants {
 		s.countRequest(w.Digest)
 	}
+	unread := s.hasUnreadMaps()
 	s.from.Get(ctx, wants, func(i int, err error) {
-		err = s.explainAbsence(err)
+		if unread {
+			err = explainAbsence(err)
+		}
 		s.countOutcome(wants[i].Digest, outcomeOf(ctx, err), err)
 		done(i, err)
 	})
 }
 
-// explainAbsence returns the error of a request. While a map of packs cannot be read, a chunk that is not found may be in
-// a pack.
-func (s *meteredStore) explainAbsence(err error) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.unreadMaps > 0 && errors.Is(err, store.ErrNotFound) {
+// explainAbsence returns the error of a request that began while a map of packs could not be read: a chunk that was not
+// found may be in a pack.
+func explainAbsence(err error) error {
+	if errors.Is(err, store.ErrNotFound) && !errors.Is(err, store.ErrUnavailable) {
 		return fmt.Errorf("%w: a map of packs cannot be read yet, and without it: %s", store.ErrUnavailable, err.Error())
 	}
 	return err
+}
+
+func (s *meteredStore) hasUnreadMaps() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.unreadMaps > 0
 }
 
 // addUnreadMaps adds n to the number of maps that could not be read yet.
