@@ -34,7 +34,7 @@ func (f *layout) addFlags(c *cobra.Command) {
 	f.layout, f.packSize = layoutChunks, pack.DefaultSize
 	c.Flags().Var(choiceFlag(&f.layout, layoutChunks, layoutPacks, layoutBoth), "layout",
 		"`how` to store new chunks: chunks (an object for each), packs (many in one object), or both")
-	c.Flags().Var(bytesFlag(&f.packSize), "pack-size",
+	c.Flags().Var(limitFlag(&f.packSize), "pack-size",
 		fmt.Sprintf("largest `size` of a pack, %s to %s", plaintext.Size(pack.MinSize), plaintext.Size(pack.MaxSize)))
 	c.Flags().Var(locationFlag(&f.profile), "profile",
 		"`file` with a boot profile, whose chunks are in packs of their own (default: NAME.caprf beside NAME.caibx, if it exists)")
