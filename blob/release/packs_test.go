@@ -2,8 +2,11 @@ package release_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -17,6 +20,7 @@ import (
 	"cairn/store"
 	"cairn/store/gcroot"
 	"cairn/store/keep"
+	"cairn/store/local"
 	"cairn/store/locate"
 	"cairn/store/pack"
 	"cairn/store/storetest"
@@ -321,4 +325,136 @@ func TestCollectPacks(t *testing.T) {
 		t.Errorf("Collect with a damaged map = %v, want %v", err, gcroot.ErrInvalid)
 	}
 	s.checkPublished(t, "y.caibx")
+}
+
+// repackRig is a repository of three indexes in packs, one of which was removed. Its indexes and maps are files.
+type repackRig struct {
+	dir            string
+	packs, records *mem.Bucket
+	names          []string
+}
+
+func newRepackRig(t *testing.T) *repackRig {
+	t.Helper()
+	r := &repackRig{dir: t.TempDir(), packs: new(mem.Bucket), records: new(mem.Bucket), names: []string{"y.caibx", "z.caibx"}}
+	records := openRecords(t, r.records)
+	image := testimages.Random(1, 40*16<<10)
+	for n, name := range []string{"x.caibx", "y.caibx", "z.caibx"} {
+		for i := range []int{0, 25, 26}[n] { // y and z share 24 chunks that x lacks, and 14 with x
+			copy(image[i*16<<10:(i+1)*16<<10], testimages.Random(uint64(100+i), 16<<10))
+		}
+		beside := local.At(r.dir, local.Options{})
+		outlet, err := release.OutletIn(t.Context(), beside, locate.Path(r.dir), name, release.OutletOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, err := release.NewPublisher(t.Context(), new(mem.Bucket), release.PublisherOptions{Params: blob.Params(sizes), Records: records,
+			Name: name, Packs: &release.PackOptions{To: r.packs, Size: pack.MinSize}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		src := chunker.FromReaderAt(bytes.NewReader(image), int64(len(image)))
+		x, _, err := ingest.Image(t.Context(), src, p, ingest.Options{Params: sizes})
+		if err == nil {
+			err = p.Publish(t.Context(), outlet, x)
+		}
+		p.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := r.shelf(records)
+	published, _, err := s.Items(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if removed, err := s.Remove(t.Context(), published[:1], 0); err != nil || len(removed) != 1 || removed[0].Name != "x.caibx" {
+		t.Fatalf("removed %v, %v", removed, err)
+	}
+	return r
+}
+
+func (r *repackRig) shelf(records *gcroot.Dir) *release.Indexes {
+	var access locate.Access
+	return &release.Indexes{Store: locate.Path(filepath.Join(r.dir, "default.castr")), Records: records, Bucket: access.FileBucket}
+}
+
+func (r *repackRig) repack(ctx context.Context, packs store.Bucket, records *gcroot.Dir) (release.RepackReport, error) {
+	return release.Repack(ctx, r.shelf(records), release.RepackOptions{Chunks: new(mem.Bucket), Packs: packs, Size: pack.MinSize})
+}
+
+// check collects all garbage, and checks that each published index can be read from packs by its map.
+func (r *repackRig) check(t *testing.T, what string) {
+	t.Helper()
+	records := openRecords(t, r.records)
+	if err := records.Manage(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for o, err := range r.records.List(t.Context(), "leases/") { // they have expired
+		if err := cmp.Or(err, r.records.Remove(t.Context(), o.Name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	items, _, err := r.shelf(records).Items(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.shelf(records).RemoveDuplicates(t.Context(), items); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := keep.Collect(t.Context(), new(mem.Bucket), records, keep.CollectOptions{Packs: r.packs}); err != nil {
+		t.Fatalf("%s: %v", what, err)
+	}
+	beside := local.At(r.dir, local.Options{})
+	for _, name := range r.names {
+		file, err := beside.Read(t.Context(), name, nil, 1<<20)
+		if err != nil {
+			t.Fatal(err)
+		}
+		x, err := blob.Decode(bytes.NewReader(file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, err := release.ReadMap(t.Context(), beside, strings.TrimSuffix(name, ".caibx")+".camap", x)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range x.All() {
+			want := []store.Want{{Digest: c.Digest, Dst: make([]byte, c.Size)}}
+			pack.NewDir(r.packs, x.Algorithm(), pack.Options{}).Get(t.Context(), m.Find, want, func(_ int, err error) {
+				if err != nil {
+					t.Fatalf("%s: a chunk of %s: %v", what, name, err)
+				}
+			})
+		}
+	}
+}
+
+// TestRepackFails fails each operation of a repacking in turn. All that is published stays readable by its map, also when
+// gc without a grace follows. A second repacking succeeds.
+func TestRepackFails(t *testing.T) {
+	for _, where := range []string{"packs", "gc roots"} {
+		for _, how := range []string{ends, fails, loses} {
+			for at := int64(1); ; at++ {
+				r := newRepackRig(t)
+				inPacks, inRecords := &faulty{Full: r.packs}, &faulty{Full: r.records}
+				f := map[string]*faulty{"packs": inPacks, "gc roots": inRecords}[where]
+				f.at, f.how = at, how
+				what := fmt.Sprintf("%s %s at operation %d", where, how, at)
+				report, err := r.repack(t.Context(), inPacks, openRecords(t, inRecords))
+				if err == nil && (report.Packs == 0 || report.Indexes == 0 || report.Written == 0) {
+					t.Errorf("%s: %+v", what, report)
+				}
+				reached := f.reached()
+				r.check(t, what)
+				if _, err := r.repack(t.Context(), r.packs, openRecords(t, r.records)); err != nil {
+					t.Errorf("%s: repacking again: %v", what, err)
+				}
+				r.check(t, what+", and again")
+				if !reached {
+					break
+				}
+			}
+		}
+	}
 }
