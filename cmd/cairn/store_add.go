@@ -13,6 +13,7 @@ import (
 	"cairn/blob/release"
 	"cairn/internal/plaintext"
 	"cairn/store"
+	"cairn/store/gcroot"
 	"cairn/store/locate"
 )
 
@@ -20,6 +21,7 @@ type storeAddFlags struct {
 	common
 	access
 	compression
+	layout
 	publish
 	stores [][]locate.Location // STORE
 	index  locate.Location
@@ -55,6 +57,16 @@ status 3 says that a chunk of IMAGE is not the one in INDEX.`,
 	})
 	localArg(c, 2, "IMAGE")
 	f.compression.addFlags(c, "zstd `level`, 1 to 22")
+	f.layout.addFlags(c)
+	addCheck(c, func([]string) error {
+		switch {
+		case f.packs() && f.index.IsStream():
+			return fmt.Errorf("--layout %s: the map of packs lies beside INDEX, and nothing can lie beside a stream", f.layout.layout)
+		case f.packs() && f.writerOptions().Compression == store.None:
+			return fmt.Errorf("--layout %s: chunks in packs are compressed", f.layout.layout)
+		}
+		return nil
+	})
 	f.addBases(c)
 	addUploads(c, &f.uploads)
 	f.gcRoot.addFlag(c)
@@ -137,6 +149,11 @@ func (f *storeAddFlags) addTo(ctx context.Context, to store.Bucket, x *blob.Inde
 		uploads = f.uploads
 	}
 	o.Writer.Uploads = uploads
+	outlet, end, err := f.openPackedIndex(ctx, records, &o)
+	if err != nil {
+		return ingest.Stats{}, err
+	}
+	defer end()
 	publisher, err := release.NewPublisher(ctx, to, o)
 	if err != nil {
 		return ingest.Stats{}, err
@@ -147,5 +164,25 @@ func (f *storeAddFlags) addTo(ctx context.Context, to store.Bucket, x *blob.Inde
 	if err != nil {
 		return ingest.Stats{}, err
 	}
+	if outlet != nil {
+		return stats, publisher.Publish(ctx, outlet, x)
+	}
 	return stats, publisher.Finish(ctx, x)
+}
+
+// openPackedIndex sets the options for packs. It returns the outlet of the index, beside which the map of packs is
+// published; nil without packs.
+func (f *storeAddFlags) openPackedIndex(ctx context.Context, records *gcroot.Dir, o *release.PublisherOptions) (outlet *release.Outlet, end func(), err error) {
+	if o.Packs, end, err = f.openPacks(ctx, &f.access, f.stores[0][0], f.index, records); o.Packs == nil || err != nil {
+		return nil, end, err
+	}
+	access, err := f.openAccess()
+	if err == nil {
+		outlet, err = release.OpenOutlet(ctx, access, f.index, release.OutletOptions{Notes: logReleaseNote})
+	}
+	if err != nil {
+		end()
+		return nil, nil, fmt.Errorf("writing the map beside %s: %w", f.index, usageIfUnsupported(err))
+	}
+	return outlet, end, nil
 }
