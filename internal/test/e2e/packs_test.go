@@ -315,3 +315,38 @@ func TestRepack(t *testing.T) {
 	cairn(t, append(gc, "--repack")...)
 	check("gc --repack again", 1.05)
 }
+
+// TestPacksOnS3: releases are published into S3 in packs, with few requests, read from there, and collected.
+func TestPacksOnS3(t *testing.T) {
+	server := storetest.S3(t, storetest.S3Options{})
+	server.Bucket(t, "images")
+	s3Keys(t, server)
+	proxy, counts := storetest.CountingProxy(t, "http://"+server.Host)
+	t.Setenv("AWS_ENDPOINT_URL", proxy)
+	p := small(t)
+	make := func(name, image string) (puts, heads, lists int64) {
+		before := counts()
+		cairn(t, "make", "s3://images/"+name, image, "--layout", "packs", "--pack-size", "512KiB")
+		after := counts()
+		return after.Puts - before.Puts, after.Heads - before.Heads, after.Lists - before.Lists
+	}
+	make("a.caibx", p.a)
+	puts, heads, lists := make("b.caibx", p.b)
+	if puts > 2+6 || heads > 8 || lists > 8 { // two packs
+		t.Errorf("publishing the next release: %d PUTs, %d HEADs, %d listings", puts, heads, lists)
+	}
+	t.Logf("publishing the next release: %d PUTs, %d HEADs, %d listings", puts, heads, lists)
+	puts, heads, lists = make("b.caibx", p.b)
+	if puts > 6 || heads > 8 || lists > 8 {
+		t.Errorf("publishing it again: %d PUTs, %d HEADs, %d listings", puts, heads, lists)
+	}
+	for name, image := range map[string]string{"a": p.a, "b": p.b} {
+		out := filepath.Join(t.TempDir(), name)
+		cairn(t, "assemble", "s3://images/"+name+".caibx", out)
+		wantSame(t, out, image)
+	}
+	cairn(t, "repo", "remove", "s3://images/default.castr", "a.caibx")
+	cairn(t, "repo", "gc", "s3://images/default.castr", "--grace", "0s", "--yes", "--repack")
+	cairn(t, "repo", "check", "s3://images/default.castr")
+	cairn(t, "verify", "s3://images/b.caibx")
+}
