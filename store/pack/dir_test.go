@@ -54,10 +54,10 @@ type countedWriter struct {
 	bytes *atomic.Int64
 }
 
+// Write counts the bytes before the client has them.
 func (w *countedWriter) Write(p []byte) (int, error) {
-	n, err := w.ResponseWriter.Write(p)
-	w.bytes.Add(int64(n))
-	return n, err
+	w.bytes.Add(int64(len(p)))
+	return w.ResponseWriter.Write(p)
 }
 
 // rig is an image in packs on a web server.
