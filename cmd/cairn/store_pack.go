@@ -187,6 +187,9 @@ func (f *storeCopyFlags) copyPacks(ctx context.Context, r *storeCopyResult) erro
 		return err
 	}
 	there, _, err := keep.ListPacks(ctx, from)
+	if isAny(err, store.ErrNotFound, store.ErrDenied, keep.ErrCannotList) {
+		return nil
+	}
 	if err != nil || len(there) == 0 {
 		return err
 	}
@@ -244,7 +247,7 @@ func (f *wholeStores) verifyPacks(ctx context.Context, at locate.Location, found
 	}
 	defer store.Close(dir)
 	packs, n, err := keep.ListPacks(ctx, dir)
-	if isAny(err, store.ErrNotFound, errors.ErrUnsupported) {
+	if isAny(err, store.ErrNotFound, store.ErrDenied, keep.ErrCannotList) {
 		return n, nil
 	}
 	if err != nil {

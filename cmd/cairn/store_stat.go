@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 
@@ -119,7 +118,7 @@ func (f *storeStatFlags) countPacks(ctx context.Context, at locate.Location, ind
 	dir, err := f.openPackDir(at)
 	if err == nil && dir != nil {
 		defer store.Close(dir)
-		if there, all, err = keep.ListPacks(ctx, dir); isAny(err, store.ErrNotFound, errors.ErrUnsupported) {
+		if there, all, err = keep.ListPacks(ctx, dir); isAny(err, store.ErrNotFound, store.ErrDenied, keep.ErrCannotList) {
 			there, err = nil, nil
 		}
 	}
