@@ -245,16 +245,20 @@ func (j *repack) replaceMap(ctx context.Context, item packedItem, find pack.Find
 	}
 	root := *item.root
 	root.Map = file
-	if _, err := j.shelf.Records.Write(ctx, &root, item.Number); err != nil {
-		return err
+	for _, step := range []func(context.Context) error{
+		func(ctx context.Context) error {
+			_, err := j.shelf.Records.Write(ctx, &root, item.Number)
+			return err
+		},
+		func(ctx context.Context) error { return j.writeMap(ctx, item.Item, file) },
+		func(ctx context.Context) error { return j.shelf.Records.Retire(ctx, item.Roots[0]) },
+	} {
+		// When the lease lapses, gc may remove the new packs. Then the old map stays.
+		if err := cmp.Or(j.recorder.lease.Do(ctx, step), j.recorder.lease.Check(ctx)); err != nil {
+			return err
+		}
 	}
-	if err := j.recorder.lease.Check(ctx); err != nil { // else gc may have removed the new packs before
-		return err
-	}
-	if err := j.writeMap(ctx, item.Item, file); err != nil {
-		return err
-	}
-	return j.shelf.Records.Retire(ctx, item.Roots[0])
+	return nil
 }
 
 // writeMap writes the map beside an index that is still there.
