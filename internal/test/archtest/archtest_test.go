@@ -77,7 +77,8 @@ func isTestOnly(pkg string) bool {
 }
 
 // tools are programs for developers and not part of the product: they may print, and import test packages.
-var tools = []string{"internal/test/bench", "internal/test/demo", "internal/test/figures", "internal/test/hostile"}
+var tools = []string{"internal/test/bench", "internal/test/demo", "internal/test/figures", "internal/test/hostile",
+	"internal/test/scale"}
 
 // homes maps a module to the only package that may import it, also in tests.
 var homes = map[string]string{
