@@ -74,6 +74,9 @@ func (a *announcement) write(ctx context.Context) error {
 	a.number++
 	a.objects = append(a.objects, name) // also if it fails, since the object may exist nevertheless
 	err := a.dir.bucket.Write(ctx, name, thisProcess().encode())
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) { // gc makes room, and an empty file may still fit
+		err = a.dir.bucket.Write(ctx, name, nil)
+	}
 	if err == nil {
 		a.renewed, a.visible = begun, now()
 	}
@@ -240,7 +243,8 @@ func (a *announcement) removeExpired(
 ) (others []string, removed bool, err error) {
 	d := a.dir
 	for _, o := range all {
-		ended := storeNow.Sub(o.modified) > ttl
+		// A time in the future is from before the store's clock was set back.
+		ended := storeNow.Sub(o.modified).Abs() > ttl
 		if !ended && d.mayTrustProcesses(prefix) {
 			if ended, err = d.hasEnded(ctx, o.name); err != nil {
 				return nil, false, err

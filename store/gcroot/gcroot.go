@@ -146,7 +146,7 @@ func IsManaged(ctx context.Context, r store.Reader) (bool, error) {
 	case errors.Is(err, store.ErrNotFound):
 		return false, nil
 	case errors.Is(err, store.ErrTooLarge) || err == nil && string(text) != config:
-		return false, fmt.Errorf("%v/%s: %w: it may be of a newer version of cairn", r, configName, ErrInvalid)
+		return false, fmt.Errorf("%v/%s: %w: it may be of a newer version of cairn, which must be used then", r, configName, ErrInvalid)
 	}
 	return err == nil, err
 }
@@ -182,10 +182,10 @@ func (l *Listing) Next() (number uint32) {
 	for _, e := range l.Roots {
 		number = max(number, e.Number)
 	}
-	return number + 1
+	return max(number+1, number) // the largest one has no next
 }
 
-// List lists the directory.
+// List lists the directory. A config of another version is an ErrInvalid: its rules are unknown.
 func (d *Dir) List(ctx context.Context) (Listing, error) {
 	var l Listing
 	retired, leases, turns := map[string]time.Time{}, map[string]bool{}, map[string]bool{}
@@ -224,6 +224,13 @@ func (d *Dir) List(ctx context.Context) (Listing, error) {
 	slices.SortFunc(l.Roots, func(a, b Entry) int { return strings.Compare(a.Name, b.Name) })
 	slices.Sort(l.Others)
 	l.Leases, l.Turns = len(leases), len(turns)
+	if l.Managed {
+		managed, err := d.IsManaged(ctx)
+		if err != nil {
+			return Listing{}, err
+		}
+		l.Managed = managed
+	}
 	return l, ctx.Err()
 }
 

@@ -4,11 +4,16 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"iter"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"cairn/blob"
 	"cairn/blob/scan"
@@ -109,6 +114,15 @@ func TestManaged(t *testing.T) {
 		if managed, err := d.IsManaged(t.Context()); managed || !errors.Is(err, gcroot.ErrInvalid) {
 			t.Errorf("config %q: %v, %v", other, managed, err)
 		}
+		if l, err := d.List(t.Context()); !errors.Is(err, gcroot.ErrInvalid) {
+			t.Errorf("config %q: List = %+v, %v", other, l, err)
+		}
+		if _, err := d.Lease(t.Context()); !errors.Is(err, gcroot.ErrInvalid) {
+			t.Errorf("config %q: a lease: %v", other, err)
+		}
+		if _, err := d.Turn(t.Context(), 0); !errors.Is(err, gcroot.ErrInvalid) {
+			t.Errorf("config %q: a turn: %v", other, err)
+		}
 	}
 }
 
@@ -151,10 +165,26 @@ func TestDamagedRoot(t *testing.T) {
 	if err := decode(append(data, 0)); !errors.Is(err, gcroot.ErrInvalid) {
 		t.Errorf("with a further byte: %v", err)
 	}
+	b := new(mem.Bucket)
+	d := open(t, tooLarge{b}, gcroot.Options{})
+	e, err := d.Write(t.Context(), withMap, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.Read(t.Context(), e, false); !errors.Is(err, gcroot.ErrInvalid) {
+		t.Errorf("one that is too large: %v", err)
+	}
 	failed := errors.New("failed")
 	if _, err := gcroot.Decode(io.MultiReader(bytes.NewReader(data[:200]), failing{failed}), false); !errors.Is(err, failed) || errors.Is(err, gcroot.ErrInvalid) {
 		t.Errorf("a failed read: %v", err)
 	}
+}
+
+// tooLarge is a bucket whose objects are larger than any limit.
+type tooLarge struct{ *mem.Bucket }
+
+func (tooLarge) Read(context.Context, string, []byte, int64) ([]byte, error) {
+	return nil, store.ErrTooLarge
 }
 
 type failing struct{ err error }
@@ -281,6 +311,81 @@ func TestExpiry(t *testing.T) {
 			})
 		})
 	}
+}
+
+// setBack is a bucket whose clock was set back after some objects were written.
+type setBack struct {
+	*mem.Bucket
+	names []string
+	by    time.Duration
+}
+
+func (b *setBack) List(ctx context.Context, prefix string) iter.Seq2[store.Object, error] {
+	return func(yield func(store.Object, error) bool) {
+		for o, err := range b.Bucket.List(ctx, prefix) {
+			if slices.Contains(b.names, o.Name) {
+				o.Modified = o.Modified.Add(b.by)
+			}
+			if !yield(o, err) {
+				return
+			}
+		}
+	}
+}
+
+// TestClockSetBack checks that announcements from the future expire. Their owners would write new ones.
+func TestClockSetBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &setBack{new(mem.Bucket), []string{"leases/dead.0", "turns/dead.0"}, 20 * 365 * 24 * time.Hour}
+		d := open(t, b, gcroot.Options{})
+		for _, name := range b.names {
+			if err := b.Write(t.Context(), name, nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+		turn, err := d.Turn(t.Context(), 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := turn.End(t.Context()); err != nil {
+			t.Error(err)
+		}
+		lease, err := d.Lease(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := lease.End(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// full is a bucket without room for bytes.
+type full struct{ *mem.Bucket }
+
+func (b full) Write(ctx context.Context, name string, data []byte) error {
+	if len(data) > 0 {
+		return fmt.Errorf("writing %s: %w", name, unix.ENOSPC)
+	}
+	return b.Bucket.Write(ctx, name, data)
+}
+
+// TestFullDisk checks that a collector, which makes room, needs no room for bytes.
+func TestFullDisk(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := open(t, full{new(mem.Bucket)}, gcroot.Options{})
+		turn, err := d.Turn(t.Context(), 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Hour) // with renewals
+		if err := turn.Do(t.Context(), func(ctx context.Context) error { return ctx.Err() }); err != nil {
+			t.Error(err)
+		}
+		if err := turn.End(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 // TestLapsed checks that an announcement that another process has removed is not in force, even if it is renewed.

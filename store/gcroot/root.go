@@ -183,6 +183,9 @@ func (d *Dir) Read(ctx context.Context, e Entry, headOnly bool) (r *Root, err er
 		r, err = Decode(in, headOnly)
 		return err
 	})
+	if errors.Is(err, store.ErrTooLarge) {
+		err = fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
 	if err == nil && r.Digest != e.Index {
 		err = fmt.Errorf("%w: it is of another index than its name says", ErrInvalid)
 	}
