@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"path"
 	"path/filepath"
 	"slices"
@@ -21,8 +23,28 @@ import (
 
 const recordsSuffix = ".caroots"
 
-// RecordsDir returns the location of the gc roots of a store: the directory NAME.caroots beside NAME.castr.
-func RecordsDir(of locate.Location) (locate.Location, error) { return beside(of, recordsSuffix) }
+// RecordsDir returns the location of the gc roots of a store: the directory NAME.caroots beside NAME.castr. A store
+// that is a symbolic link on this machine has those of its target, since its publishers share the chunks.
+func RecordsDir(of locate.Location) (locate.Location, error) {
+	return beside(resolveStore(of), recordsSuffix)
+}
+
+// resolveStore returns the location of the directory to which a symbolic link leads, or else the location itself. Links
+// above it do not matter: what lies beside is the same.
+func resolveStore(of locate.Location) locate.Location {
+	at, local := of.TrimSlash().Local()
+	if !local {
+		return of
+	}
+	if info, err := os.Lstat(at); err != nil || info.Mode()&fs.ModeSymlink == 0 {
+		return of
+	}
+	target, err := filepath.EvalSymlinks(at)
+	if err != nil {
+		return of
+	}
+	return locate.Path(target)
+}
 
 // beside returns the location of a store's neighbour, which has the store's name with another suffix. It is not in the
 // store, because casync's gc fails on foreign files.
@@ -108,12 +130,12 @@ func isManagedAt(ctx context.Context, a locate.Access, at locate.Location) (bool
 // RecordName returns the name by which the gc root of an index calls it: its path from the directory of the store, or
 // else its location.
 func RecordName(of, index locate.Location) string {
-	dir, _, err := of.TrimSlash().Split()
-	if err != nil || dir.Remote() != index.Remote() {
-		return index.String()
-	}
+	dir, _, err := resolveStore(of).TrimSlash().Split()
 	if at, local := index.Local(); local {
 		return localRecordName(dir, at)
+	}
+	if err != nil || dir.Remote() != index.Remote() {
+		return index.String()
 	}
 	base := strings.TrimSuffix(dir.String(), "/") + "/"
 	if name, below := strings.CutPrefix(index.String(), base); below && path.Clean("/"+name) == "/"+name {
@@ -238,7 +260,7 @@ func (r *Recorder) Record(ctx context.Context, name string, x *blob.Index, packM
 		return nil
 	}
 	w := &record{root: &gcroot.Root{Name: name, Published: r.lease.Now(), Index: x, Map: packMap}, number: r.number}
-	r.number++ // one publisher may record several indexes
+	r.number = max(r.number+1, r.number) // one publisher may record several indexes; the largest number has no next
 	r.written = append(r.written, w)
 	if err := r.sendInLease(ctx, func(ctx context.Context) error { return r.write(ctx, w) }); err != nil {
 		return err

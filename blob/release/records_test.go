@@ -223,7 +223,14 @@ func TestRecordName(t *testing.T) {
 		}
 		return l
 	}
+	if err := errors.Join(os.MkdirAll("real/default.castr", 0o755), os.Mkdir("links", 0o755), os.Symlink("real", "dir"),
+		os.Symlink("../real/default.castr", "links/default.castr")); err != nil {
+		t.Fatal(err)
+	}
 	for _, c := range [][3]string{
+		{"dir/default.castr", "dir/v1.caibx", "v1.caibx"},
+		{"links/default.castr", "real/v1.caibx", "v1.caibx"},
+		{"links/default.castr/", "links/v1.caibx", dir + "/links/v1.caibx"},
 		{"default.castr", "v1.caibx", "v1.caibx"},
 		{"./default.castr/", dir + "/v1.caibx", "v1.caibx"},
 		{dir + "/default.castr", "sub/../v1.caibx", "v1.caibx"},
@@ -231,13 +238,49 @@ func TestRecordName(t *testing.T) {
 		{"default.castr", "a/b.caibx", "a/b.caibx"},
 		{"s3://bucket/p/default.castr", "s3://bucket/p/v1.caibx", "v1.caibx"},
 		{"s3://bucket/p/default.castr", "s3://bucket/v1.caibx", "s3://bucket/v1.caibx"},
-		{"s3://bucket/p/default.castr", "v1.caibx", "v1.caibx"},
+		{"s3://bucket/p/default.castr", "v1.caibx", dir + "/v1.caibx"}, // it is not beside the store
 		{"s3://bucket/p/default.castr", "-", "-"},
 		{"sftp://u@host/srv/default.castr", "sftp://u@host/srv/x/v1.caibx", "x/v1.caibx"},
 	} {
 		if got := release.RecordName(parse(c[0]), parse(c[1])); got != c[2] {
 			t.Errorf("RecordName(%s, %s) = %q, want %q", c[0], c[1], got, c[2])
 		}
+	}
+}
+
+// TestLinkedStore checks that a store has the same gc roots under each name of its directory.
+func TestLinkedStore(t *testing.T) {
+	dir, err := filepath.EvalSymlinks(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := func(name string) string { return filepath.Join(dir, name) }
+	if err := errors.Join(os.MkdirAll(at("real/default.castr"), 0o755), os.Symlink("real/default.castr", at("other.castr")),
+		os.Symlink("other.castr", at("third")), os.Symlink("nowhere", at("dangling.castr"))); err != nil {
+		t.Fatal(err)
+	}
+	for store, want := range map[string]string{
+		"real/default.castr": "real/default.caroots", "other.castr": "real/default.caroots", "other.castr/": "real/default.caroots",
+		"third": "real/default.caroots", "dangling.castr": "dangling.caroots", "absent.castr": "absent.caroots",
+	} {
+		got, err := release.RecordsDir(locate.Path(dir + "/" + store))
+		if err != nil || got.String() != at(want) {
+			t.Errorf("RecordsDir(%s) = %v, %v, want %s", store, got, err, want)
+		}
+	}
+}
+
+// TestNameOutside checks that a gc root cannot name an index outside the directory of the store by a path that only
+// looks like one beside it.
+func TestNameOutside(t *testing.T) {
+	s := &release.Indexes{Store: locate.Path("/srv/images/default.castr")}
+	for _, name := range []string{"../x.caibx", "a/../../x.caibx", "./x.caibx", "a//x.caibx", ".."} {
+		if at, err := s.Locate(release.Item{Name: name}); !errors.Is(err, gcroot.ErrInvalid) {
+			t.Errorf("Locate(%q) = %v, %v", name, at, err)
+		}
+	}
+	if at, err := s.Locate(release.Item{Name: "a/..x.caibx"}); err != nil || at.String() != "/srv/images/a/..x.caibx" {
+		t.Errorf("Locate = %v, %v", at, err)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"path"
 	"slices"
 	"strings"
 	"time"
@@ -106,7 +107,10 @@ func (s *Indexes) Locate(item Item) (locate.Location, error) {
 	if !item.isBeside() {
 		return locate.Parse(item.Name)
 	}
-	dir, _, err := s.Store.TrimSlash().Split()
+	if path.Clean("/"+item.Name) != "/"+item.Name {
+		return locate.Location{}, fmt.Errorf("%w: it is of an index with the name %q, which is not below the directory of the store", gcroot.ErrInvalid, item.Name)
+	}
+	dir, _, err := resolveStore(s.Store).TrimSlash().Split()
 	return dir.Join(item.Name), err
 }
 
