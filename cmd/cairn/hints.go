@@ -22,6 +22,7 @@ import (
 	"cairn/internal/openfile"
 	"cairn/internal/transfer"
 	"cairn/store"
+	"cairn/store/gcroot"
 	"cairn/store/keep"
 	"cairn/store/locate"
 	"cairn/store/s3"
@@ -102,6 +103,8 @@ func hintFor(c *cobra.Command, err error, status int) string {
 		return "casync and desync extract directory trees; an image's index has a name that ends in .caibx"
 	case errors.Is(err, delta.ErrInvalid):
 		return "'cairn store verify STORE --remove-damaged' removes damaged deltas"
+	case errors.Is(err, gcroot.ErrInvalid):
+		return "'cairn repo check STORE' lists all damaged gc roots"
 	case errors.Is(err, blob.ErrInvalid):
 		return "the index is damaged or is something else; get it again"
 	case hasType[*store.CorruptError](err):

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -68,7 +69,7 @@ func (f *repoFlags) openRecordsToRead() (*gcroot.Dir, error) {
 	}
 	r, err := f.access.openReader(at, 0)
 	if errors.Is(err, store.ErrNotFound) {
-		return nil, f.explainUnmanaged(gcroot.ErrUnmanaged)
+		return nil, cmp.Or(f.checkStore(), f.explainUnmanaged(gcroot.ErrUnmanaged))
 	}
 	if err != nil {
 		return nil, err

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -48,6 +49,7 @@ type repoCheckResult struct {
 	Total    keep.Amount     `json:"total"`
 	Garbage  keep.Amount     `json:"unreferenced"` // chunks in no gc root
 	Working  int             `json:"announcements"`
+	headless []string        // gc roots whose heads cannot be read
 }
 
 // repoFinding is a defect, or what a later run mends.
@@ -69,7 +71,7 @@ func runRepoCheck(ctx context.Context, stdout io.Writer, f repoFlags) error {
 		return err
 	}
 	r := repoCheckResult{Store: f.store, Managed: l.Managed, Findings: []repoFinding{}, Notes: []repoFinding{}, Working: l.Leases + l.Turns}
-	var checked []gcroot.Entry
+	var checked []checkedRoot
 	packs, err := f.listPacks(ctx)
 	if err != nil {
 		return err
@@ -78,16 +80,7 @@ func runRepoCheck(ctx context.Context, stdout io.Writer, f repoFlags) error {
 	if err != nil {
 		return err
 	}
-	for i, e := range checked {
-		if missing := report.Indexes[i].Missing; missing > 0 {
-			name := e.Name
-			if !e.Retired.IsZero() {
-				r.note(name, fmt.Sprintf("%s of this removed index are gone", plaintext.Count(missing, "chunk")))
-				continue
-			}
-			r.Findings = append(r.Findings, repoFinding{name, fmt.Sprintf("%s missing from the store", plaintext.Count(missing, "chunk")), true})
-		}
-	}
+	r.findIncomplete(checked, report.Indexes)
 	r.Total, r.Garbage = report.Amount, report.Unreferenced
 	if err := f.checkIndexes(ctx, records, l, &r); err != nil {
 		return err
@@ -106,10 +99,35 @@ func (r *repoCheckResult) note(name, why string) {
 	r.Notes = append(r.Notes, repoFinding{Name: name, Why: why})
 }
 
-// checkRoots returns the indexes of the gc roots that can be read, whose entries it appends to checked. Damaged ones are
+// checkedRoot is a gc root that was read.
+type checkedRoot struct {
+	name    string // of the index
+	index   blob.Digest
+	retired bool
+}
+
+// findIncomplete finds the indexes whose chunks are missing. An index that was published several times has as many gc
+// roots, and is found once.
+func (r *repoCheckResult) findIncomplete(checked []checkedRoot, stats []keep.IndexStat) {
+	found := map[checkedRoot]bool{}
+	for i, root := range checked {
+		missing := stats[i].Missing
+		switch {
+		case missing == 0 || found[root]:
+			continue
+		case root.retired:
+			r.note(root.name, fmt.Sprintf("was removed, and %s of it are gone", plaintext.Count(missing, "chunk")))
+		default:
+			r.Findings = append(r.Findings, repoFinding{root.name, fmt.Sprintf("%s missing from the store", plaintext.Count(missing, "chunk")), true})
+		}
+		found[root] = true
+	}
+}
+
+// checkRoots returns the indexes of the gc roots that can be read, which it appends to checked. Damaged ones are
 // findings.
 func (r *repoCheckResult) checkRoots(
-	ctx context.Context, records *gcroot.Dir, l gcroot.Listing, checked *[]gcroot.Entry, packs *repoPacks,
+	ctx context.Context, records *gcroot.Dir, l gcroot.Listing, checked *[]checkedRoot, packs *repoPacks,
 ) iter.Seq2[*blob.Index, error] {
 	return func(yield func(*blob.Index, error) bool) {
 		for _, e := range l.Roots {
@@ -119,13 +137,19 @@ func (r *repoCheckResult) checkRoots(
 			}
 			switch {
 			case errors.Is(err, gcroot.ErrInvalid):
-				r.Findings = append(r.Findings, repoFinding{Name: e.Name, Why: err.Error()})
+				found := repoFinding{Name: e.Name, Why: err.Error()}
+				if head, err := records.Read(ctx, e, true); err == nil {
+					found.Name = head.Name
+				} else {
+					r.headless = append(r.headless, e.Name)
+				}
+				r.Findings = append(r.Findings, found)
 				continue
 			case err != nil:
 				yield(nil, err)
 				return
 			}
-			*checked = append(*checked, e)
+			*checked = append(*checked, checkedRoot{root.Name, root.Digest, !e.Retired.IsZero()})
 			if !yield(root.Index, nil) {
 				return
 			}
@@ -135,10 +159,8 @@ func (r *repoCheckResult) checkRoots(
 
 // checkIndexes looks for each published index and its boot profile.
 func (f *repoFlags) checkIndexes(ctx context.Context, records *gcroot.Dir, l gcroot.Listing, r *repoCheckResult) error {
+	l.Roots = slices.DeleteFunc(l.Roots, func(e gcroot.Entry) bool { return slices.Contains(r.headless, e.Name) })
 	items, err := release.ReadItems(ctx, records, l)
-	if errors.Is(err, gcroot.ErrInvalid) {
-		return nil // it is among the findings
-	}
 	if err != nil {
 		return err
 	}
@@ -147,7 +169,7 @@ func (f *repoFlags) checkIndexes(ctx context.Context, records *gcroot.Dir, l gcr
 	for _, item := range items {
 		state, err := shelf.Find(ctx, item)
 		switch {
-		case errors.Is(err, blob.ErrInvalid):
+		case isAny(err, blob.ErrInvalid, gcroot.ErrInvalid):
 			r.Findings = append(r.Findings, repoFinding{Name: item.Name, Why: err.Error()})
 			continue
 		case err != nil:
@@ -231,7 +253,8 @@ func (r *repoCheckResult) failure() error {
 	}
 	for _, found := range r.Findings {
 		if !found.missing {
-			return damagedError{fmt.Sprintf("%s in the repository of %s", plaintext.Count(int64(len(r.Findings)), "defect"), r.Store)}
+			return hintError{damagedError{fmt.Sprintf("%s in the repository of %s", plaintext.Count(int64(len(r.Findings)), "defect"), r.Store)},
+				"publish a damaged index again; for a damaged gc root publish or adopt its index again, and then remove the damaged file"}
 		}
 	}
 	return hintError{fmt.Errorf("%s of %s incomplete: %w", plaintext.Count(int64(len(r.Findings)), "index"), r.Store, store.ErrNotFound),

@@ -183,7 +183,7 @@ func (f *repoGCFlags) collect(ctx context.Context, stdout io.Writer, records *gc
 	shelf := f.indexes(records)
 	items, dropped, err := f.findDropped(ctx, shelf, records)
 	if err != nil {
-		return f.explainUnreadable(err)
+		return f.explainRefusal(err)
 	}
 	r := repoGCResult{Store: f.store, DryRun: f.dryRun, Indexes: []string{}}
 	o := keep.CollectOptions{Grace: f.grace, Deltas: deltas, Packs: packs, Workers: 4, Patience: f.wait, DryRun: f.dryRun, Approve: f.approve}
@@ -213,7 +213,7 @@ func (f *repoGCFlags) collect(ctx context.Context, stdout io.Writer, records *gc
 	}
 	p.end()
 	if err != nil {
-		return f.explainUnreadable(err)
+		return f.explainRefusal(err)
 	}
 	for _, item := range dropped {
 		r.Indexes = append(r.Indexes, item.Name)
@@ -247,13 +247,10 @@ func (f *repoGCFlags) approve(r keep.CollectReport) error {
 		plaintext.Size(r.RemovedBytes()), plaintext.Size(r.Bytes())), "look at it with --dry-run, and give --yes"}
 }
 
-// explainUnreadable adds what to do to errors that end a gc.
-func (f *repoGCFlags) explainUnreadable(err error) error {
-	switch {
-	case errors.Is(err, gcroot.ErrUnmanaged):
+// explainRefusal adds what to do to errors about a store that gc does not manage, and about publishers at work.
+func (f *repoGCFlags) explainRefusal(err error) error {
+	if errors.Is(err, gcroot.ErrUnmanaged) {
 		return f.explainUnmanaged(err)
-	case errors.Is(err, gcroot.ErrInvalid):
-		return hintError{err, fmt.Sprintf("'cairn repo check %s' lists all damaged gc roots", f.store)}
 	}
 	return explainBusy(err)
 }
