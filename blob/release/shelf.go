@@ -35,6 +35,9 @@ type Indexes struct {
 	Bucket  func(at locate.Location) (b store.Bucket, name string, err error)
 	Store   locate.Location
 	Records *gcroot.Dir
+	// Elsewhere allows to look at and remove indexes that lie neither beside the store nor below. Who may write gc
+	// roots chooses their names, so only a user's own choice allows it.
+	Elsewhere bool
 }
 
 var _ Shelf = (*Indexes)(nil)
@@ -121,8 +124,9 @@ type State string
 const (
 	Present  State = "present"
 	Absent   State = "absent"
-	Replaced State = "replaced" // by another index
-	Stream   State = "unknown"  // it was written to stdout
+	Replaced State = "replaced"  // by another index
+	Stream   State = "unknown"   // it was written to stdout
+	Beyond   State = "elsewhere" // not beside the store, and not looked at
 )
 
 // Find returns what is at the location of an item's index.
@@ -131,8 +135,11 @@ func (s *Indexes) Find(ctx context.Context, item Item) (State, error) {
 	if err != nil {
 		return "", err
 	}
-	if at.IsStream() {
+	switch {
+	case at.IsStream():
 		return Stream, nil
+	case !item.isBeside() && !s.Elsewhere:
+		return Beyond, nil
 	}
 	x, err := Open(ctx, s.Access, at)
 	switch {
@@ -204,7 +211,7 @@ func (s *Indexes) removeItem(ctx context.Context, turn *gcroot.Turn, item Item) 
 		files = append([]locate.Location{at}, companionsOf(at)...)
 	case Absent:
 		files = companionsOf(at)
-	case Replaced, Stream:
+	case Replaced, Stream, Beyond:
 	}
 	for _, file := range files {
 		err := turn.Do(ctx, func(ctx context.Context) error { return s.removeFile(ctx, file) })

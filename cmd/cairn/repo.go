@@ -485,6 +485,7 @@ func runRepoRemove(ctx context.Context, stdout io.Writer, f repoRemoveFlags, nam
 	}
 	defer records.Close()
 	shelf := f.indexes(records)
+	shelf.Elsewhere = true // the names are the user's choice
 	items, orphans, err := shelf.Items(ctx)
 	if err != nil {
 		return err

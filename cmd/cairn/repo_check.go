@@ -181,7 +181,7 @@ func (f *repoFlags) checkIndexes(ctx context.Context, records *gcroot.Dir, l gcr
 			r.note(item.Name, "is gone, and its chunks stay: publish it again, or end this with 'cairn repo remove' or --keep-last of 'cairn repo gc'")
 		case release.Replaced:
 			r.note(item.Name, fmt.Sprintf("was replaced by another index, and the chunks of %s stay until --keep-last or --keep-within of 'cairn repo gc' drops them", item.Index))
-		case release.Present, release.Stream:
+		case release.Present, release.Stream, release.Beyond:
 		}
 		if state == release.Present {
 			for _, check := range []func(context.Context, *release.Indexes, release.Item) error{f.checkProfile, f.checkMap} {
