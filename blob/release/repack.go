@@ -112,8 +112,9 @@ func (j *repack) run(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// readItems reads the maps of what is published. An index with several gc roots has several maps, perhaps; it is left to
-// another run, and all packs of these maps count as used.
+// readItems reads the maps of what is published. The packs of an index that lies elsewhere stay, since its map there is
+// not replaced. An index with several gc roots has several maps, perhaps; it is left to another run, and its packs stay,
+// too.
 func (j *repack) readItems(ctx context.Context) error {
 	items, err := ReadItems(ctx, j.shelf.Records, j.recorder.lease.Listing)
 	if err != nil {
@@ -132,8 +133,9 @@ func (j *repack) readItems(ctx context.Context) error {
 			if m == nil {
 				continue
 			}
-			j.addUses(m, len(item.Roots) > 1)
-			if len(item.Roots) == 1 {
+			movable := len(item.Roots) == 1 && item.isBeside()
+			j.addUses(m, !movable)
+			if movable {
 				j.items = append(j.items, packedItem{item, root, m})
 			}
 		}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
@@ -245,6 +246,7 @@ func (f *repoFlags) stat(ctx context.Context, indexes iter.Seq2[*blob.Index, err
 		return keep.StatReport{}, err
 	}
 	defer store.Close(r)
+	defer debug.SetGCPercent(debug.SetGCPercent(garbagePercent)) // the tables of chunks are large and contain no pointers
 	p := newProgress(f.progress, "counting "+f.store.String(), "", -1)
 	defer p.end()
 	return keep.Stat(ctx, r, keep.StatOptions{Indexes: indexes, Packed: packs.sizeOf, Workers: 32,

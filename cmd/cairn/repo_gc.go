@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -190,6 +191,7 @@ func (f *repoGCFlags) collect(ctx context.Context, stdout io.Writer, records *gc
 	for _, item := range dropped {
 		o.Dropped = append(o.Dropped, item.Roots...)
 	}
+	defer debug.SetGCPercent(debug.SetGCPercent(garbagePercent)) // the tables of chunks are large and contain no pointers
 	p := newProgress(f.progress, "collecting garbage in "+f.store.String(), "", -1)
 	o.Show = func(step string, done, _ int64) { p.show(0, fmt.Sprintf("%s: %d", step, done), nil) }
 	if len(dropped) > 0 && !f.dryRun { // all that would go is known before the first index goes

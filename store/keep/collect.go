@@ -74,7 +74,7 @@ const turnTime = time.Minute
 // them. Objects of programs that know no leases are protected by the grace only.
 //
 // A gc root that cannot be read ends the job before anything is removed. After a failure or a crash, the next Collect
-// removes the rest. Memory is about 40 bytes for each distinct chunk in the gc roots and 72 for each object to be
+// removes the rest. Memory is about 40 bytes for each distinct chunk in the gc roots and 56 for each object to be
 // removed.
 func Collect(ctx context.Context, chunks store.Bucket, records *gcroot.Dir, o CollectOptions) (CollectReport, error) {
 	c := &collect{options: o, chunks: chunks, records: records, marked: new(store.Set), fading: new(store.Set), read: map[string]bool{}, images: map[blob.Digest]bool{}}
@@ -220,7 +220,7 @@ func (c *collect) findChunks(ctx context.Context, lister store.Lister, now time.
 				c.report.Kept.addChunk(o.size)
 			case fading:
 				c.report.Fading.addChunk(o.size)
-			case c.isYoung(o.modified, now):
+			case c.isYoung(timeOf(o.modified), now):
 				c.report.Young.addChunk(o.size)
 			default:
 				c.report.Removed.addChunk(o.size)

@@ -23,11 +23,11 @@ const (
 	maxListings    = 8        // concurrent listings
 )
 
-// object is a chunk in a listing. 72 bytes.
+// object is a chunk in a listing. 56 bytes.
 type object struct {
 	digest   blob.Digest
 	size     int64 // as stored
-	modified time.Time
+	modified int64 // as time.Time.UnixNano; 0 is unknown
 	packed   bool
 }
 
@@ -120,12 +120,27 @@ func (s *shard) addObject(o store.Object) {
 	d, packed, ok := store.ChunkObject(o.Name)
 	switch {
 	case ok:
-		s.objects = append(s.objects, object{d, o.Size, o.Modified, packed})
+		s.objects = append(s.objects, object{d, o.Size, nanosOf(o.Modified), packed})
 	case store.MisnamedChunk(o.Name):
 		s.misnamed.countObject(o)
 	default:
 		s.foreign.countObject(o)
 	}
+}
+
+func nanosOf(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixNano()
+}
+
+// timeOf returns the time of an object.modified.
+func timeOf(nanos int64) time.Time {
+	if nanos == 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, nanos)
 }
 
 // parallelInOrder yields the results of do for 0 to n-1 in order, and runs at most atOnce calls at
