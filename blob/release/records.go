@@ -100,6 +100,7 @@ func OpenRecords(ctx context.Context, a locate.Access, of locate.Location, o Rec
 		return nil, fmt.Errorf("opening the gc roots %s: %w", at, err)
 	}
 	o.OneMachine = !at.Remote()
+	o.MayManage = func(ctx context.Context) (bool, error) { return hasNoPacks(ctx, a, of) }
 	records, err := gcroot.Open(b, o.Options)
 	if err == nil || !errors.Is(err, errors.ErrUnsupported) {
 		return records, err
@@ -206,6 +207,9 @@ func NewRecorder(ctx context.Context, records *gcroot.Dir, to store.Bucket, note
 	}
 	empty, err := isEmpty(ctx, to)
 	if err == nil && empty {
+		empty, err = records.MayManage(ctx)
+	}
+	if err == nil && empty {
 		err = records.Manage(ctx)
 	}
 	if err != nil {
@@ -237,8 +241,25 @@ func isRefused(err error) bool {
 	return errors.Is(err, store.ErrDenied) || errors.Is(err, errors.ErrUnsupported) || errors.Is(err, unix.EROFS)
 }
 
+// hasNoPacks reports whether a store has no packs. It is false if that cannot be known.
+func hasNoPacks(ctx context.Context, a locate.Access, of locate.Location) (bool, error) {
+	at, err := PackDir(of)
+	if err != nil {
+		return true, nil //nolint:nilerr // nothing can lie beside this store
+	}
+	b, err := a.Open(at)
+	if errors.Is(err, store.ErrNotFound) {
+		return true, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("opening the packs %s: %w", at, err)
+	}
+	defer store.Close(b)
+	return isEmpty(ctx, b)
+}
+
 // isEmpty reports whether a bucket has no objects. It is false if that cannot be known.
-func isEmpty(ctx context.Context, b store.Bucket) (bool, error) {
+func isEmpty(ctx context.Context, b store.Reader) (bool, error) {
 	lister, lists := store.As[store.Lister](b)
 	if !lists {
 		return false, nil

@@ -88,6 +88,9 @@ type Options struct {
 	// work of a process of this machine that has ended is over. It is false for a store on a server, which may
 	// carry out a request after its sender has ended.
 	OneMachine bool
+	// MayManage reports whether a store without chunks and gc roots may be declared managed; nil says yes. It is asked
+	// whether there are packs of indexes without a gc root.
+	MayManage func(ctx context.Context) (bool, error)
 	// Waiting is called with the text about the others, when their work must be waited for; may be nil.
 	Waiting func(others string)
 }
@@ -153,6 +156,14 @@ func IsManaged(ctx context.Context, r store.Reader) (bool, error) {
 
 // IsManaged reports whether gc manages the store.
 func (d *Dir) IsManaged(ctx context.Context) (bool, error) { return IsManaged(ctx, d.reader) }
+
+// MayManage asks Options.MayManage.
+func (d *Dir) MayManage(ctx context.Context) (bool, error) {
+	if d.options.MayManage == nil {
+		return true, nil
+	}
+	return d.options.MayManage(ctx)
+}
 
 // Manage declares that every index of the store has its gc root, now and from now on.
 func (d *Dir) Manage(ctx context.Context) error {
