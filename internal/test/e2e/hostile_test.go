@@ -236,6 +236,6 @@ func TestImageShrinks(t *testing.T) {
 		t.Fatal(err)
 	}
 	checkFailed(t, j.wait(t), failed, "shrank", args)
-	wantOnly(t, dir, "default.castr")
+	wantOnly(t, dir, "default.caroots", "default.castr")
 	wantOnly(t, filepath.Join(dir, "default.castr"))
 }

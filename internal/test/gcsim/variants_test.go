@@ -29,7 +29,7 @@ var variants = []variant{
 	{name: "gc roots listed before the turn only", hidesNew: true},
 	{name: "gc root after the index", indexFirst: true},
 	{name: "one listing for leases and gc roots", listsOnce: true, rare: 1100},
-	{name: "renewal without overlap", dropsOld: true, rare: 10900},
+	{name: "renewal without overlap", dropsOld: true, rare: 6200},
 	{name: "turn withdrawn during a removal", withdrawsTurn: true, rare: 100},
 }
 
