@@ -8,6 +8,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"cairn/internal/test/need"
 	"cairn/internal/test/vmtest"
@@ -301,9 +302,15 @@ func TestServeOddSize(t *testing.T) {
 		wantSame(t, out, r.b)
 	}
 	s.stderr.await(t, "the image is complete on disk")
-	raw, err := filepath.Glob(filepath.Join(cache, "images/*/image.raw"))
-	if err != nil || len(raw) != 1 {
-		t.Fatalf("the cache has %q, %v", raw, err)
+	var raw []string // it gets its name after its chunks are flushed
+	for begun := time.Now(); len(raw) == 0 && time.Since(begun) < patience; time.Sleep(10 * time.Millisecond) {
+		var err error
+		if raw, err = filepath.Glob(filepath.Join(cache, "images/*/image.raw")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(raw) != 1 {
+		t.Fatalf("the cache has %q", raw)
 	}
 	wantSame(t, raw[0], r.b)
 }
