@@ -282,16 +282,9 @@ func (p *repoPacks) sizeOf(d blob.Digest) (stored int64, ok bool) {
 // listPacks lists the packs beside the store.
 func (f *repoFlags) listPacks(ctx context.Context) (p *repoPacks, err error) {
 	p = &repoPacks{}
-	at, err := release.PackDir(f.store)
-	if err != nil {
-		return p, nil //nolint:nilerr // nothing can lie beside this store
-	}
-	r, err := f.access.openReader(at, 0)
-	if errors.Is(err, store.ErrNotFound) {
-		return p, nil
-	}
-	if err != nil {
-		return nil, err
+	r, _, err := f.openBeside(f.store, release.PackDir, 0)
+	if err != nil || r == nil {
+		return p, err
 	}
 	defer store.Close(r)
 	p.there, p.all, err = keep.ListPacks(ctx, r)

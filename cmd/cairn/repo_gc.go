@@ -147,11 +147,11 @@ func runRepoGC(ctx context.Context, stdout io.Writer, f repoGCFlags) error {
 		return err
 	}
 	defer store.Close(chunks)
-	deltas, err := f.openBeside(release.DeltaDir)
+	deltas, err := f.openToCollect(release.DeltaDir)
 	if err != nil {
 		return err
 	}
-	packs, err := f.openBeside(release.PackDir)
+	packs, err := f.openToCollect(release.PackDir)
 	if err != nil {
 		return err
 	}
@@ -163,17 +163,10 @@ func runRepoGC(ctx context.Context, stdout io.Writer, f repoGCFlags) error {
 	return f.collect(ctx, stdout, records, chunks, deltas, packs)
 }
 
-// openBeside opens a directory beside the store, or returns nil if there is none.
-func (f *repoGCFlags) openBeside(dirOf func(store locate.Location) (locate.Location, error)) (store.Bucket, error) {
-	at, err := dirOf(f.store)
-	if err != nil {
-		return nil, nil //nolint:nilerr // nothing can lie beside this store
-	}
-	r, err := f.access.openReader(at, 0)
-	if errors.Is(err, store.ErrNotFound) {
-		return nil, nil
-	}
-	if err != nil {
+// openToCollect opens a directory beside the store, or returns nil if there is none.
+func (f *repoGCFlags) openToCollect(dirOf func(store locate.Location) (locate.Location, error)) (store.Bucket, error) {
+	r, at, err := f.openBeside(f.store, dirOf, 0)
+	if err != nil || r == nil {
 		return nil, err
 	}
 	store.Close(r)

@@ -124,11 +124,18 @@ func (f *wholeStores) openBucket(at locate.Location, mode fs.FileMode) (store.Bu
 
 // openDeltas opens the directory of the deltas of a store to read. It is nil if there is none.
 func (f *wholeStores) openDeltas(at locate.Location) (store.Reader, locate.Location, error) {
-	dir, err := release.DeltaDir(at)
+	return f.openBeside(at, release.DeltaDir, f.rateLimit)
+}
+
+// openBeside opens a directory beside a store to read, with the rate of openReader. It is nil if there is none.
+func (f *access) openBeside(
+	of locate.Location, dirOf func(locate.Location) (locate.Location, error), rateLimit int64,
+) (store.Reader, locate.Location, error) {
+	dir, err := dirOf(of)
 	if err != nil {
-		return nil, dir, nil // nothing can lie beside this store
+		return nil, dir, nil //nolint:nilerr // nothing can lie beside this store
 	}
-	r, err := f.openReader(dir)
+	r, err := f.openReader(dir, rateLimit)
 	if errors.Is(err, store.ErrNotFound) {
 		return nil, dir, nil
 	}

@@ -18,14 +18,7 @@ import (
 
 // openPackDir opens the directory of the packs of a store to read. It is nil if there is none.
 func (f *wholeStores) openPackDir(at locate.Location) (store.Reader, error) {
-	dir, err := release.PackDir(at)
-	if err != nil {
-		return nil, nil //nolint:nilerr // nothing can lie beside this store
-	}
-	r, err := f.openReader(dir)
-	if errors.Is(err, store.ErrNotFound) {
-		return nil, nil
-	}
+	r, _, err := f.openBeside(at, release.PackDir, f.rateLimit)
 	return r, err
 }
 
