@@ -25,6 +25,7 @@ var imports = map[string]string{
 	"blob/scan":           "blob chunker",
 	"blob/ingest":         "blob blob/scan chunker store",
 	"blob/verify":         "blob store",
+	"blob/trust":          "",
 	"blob/assemble":       "blob seed store",
 	"blob/deploy":         "blob blob/assemble blob/delta blob/delta/apply blob/release blob/scan blob/verify chunker seed seed/known seed/learn store store/locate",
 	"blob/delta":          "blob store/chunkfile",
