@@ -20,7 +20,6 @@ type Link struct {
 	mu        sync.Mutex // guards the fields below
 	model     model
 	latencies latencies
-	inFlight  int             // requests
 	waiters   []chan struct{} // in order; closed to let one in
 }
 
@@ -90,9 +89,9 @@ func (l *Link) Admit(ctx context.Context, send func() (bytes int, err error)) er
 func (l *Link) acquireOrQueue() chan struct{} {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.model.startBusy(time.Now(), l.inFlight)
-	if l.inFlight < l.model.limit {
-		l.inFlight++
+	l.model.startBusy(time.Now())
+	if l.model.inFlight < l.model.limit {
+		l.model.addInFlight(time.Now(), 1)
 		return nil
 	}
 	l.model.limited = true
@@ -109,7 +108,7 @@ func (l *Link) leaveQueue(turn chan struct{}) {
 		l.waiters = slices.Delete(l.waiters, i, i+1)
 		return
 	}
-	l.inFlight--
+	l.model.addInFlight(time.Now(), -1)
 	l.admitWaiters()
 }
 
@@ -117,7 +116,7 @@ func (l *Link) release(begun time.Time, bytes int, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := time.Now()
-	l.inFlight--
+	l.model.addInFlight(now, -1)
 	l.model.limited = l.model.limited || len(l.waiters) > 0
 	if err == nil {
 		l.latencies.add(now, now.Sub(begun))
@@ -132,7 +131,7 @@ func (l *Link) release(begun time.Time, bytes int, err error) {
 	} else {
 		l.model.addAnswer(now, begun, bytes, isThrottled(err))
 	}
-	if l.inFlight == 0 {
+	if l.model.inFlight == 0 {
 		l.model.stopBusy(now)
 	}
 	l.admitWaiters()
@@ -140,10 +139,10 @@ func (l *Link) release(begun time.Time, bytes int, err error) {
 
 // admitWaiters lets in waiters while there is room. The caller holds mu.
 func (l *Link) admitWaiters() {
-	for len(l.waiters) > 0 && l.inFlight < l.model.limit {
+	for len(l.waiters) > 0 && l.model.inFlight < l.model.limit {
 		close(l.waiters[0])
 		l.waiters = l.waiters[1:]
-		l.inFlight++
+		l.model.addInFlight(time.Now(), 1)
 	}
 }
 
@@ -199,7 +198,11 @@ type model struct {
 	answers     int           // those with bytes
 	latencySum  float64       // sum of their latencies, seconds
 	squareSum   float64       // sum of the squares of their latencies
-	last        time.Time     // time of the last answer
+	ended       int           // all requests that ended in this round
+	inFlight    int           // requests
+	pending     float64       // seconds that all requests were in flight in this round, up to pendingAt
+	pendingAt   time.Time
+	last        time.Time // time of the last answer
 }
 
 const (
@@ -218,8 +221,8 @@ const (
 func newModel(most int) model { return model{limit: min(firstLimit, most), maxLimit: most} }
 
 // startBusy starts a busy period when a request arrives at an idle link.
-func (m *model) startBusy(now time.Time, inFlight int) {
-	if inFlight > 0 {
+func (m *model) startBusy(now time.Time) {
+	if m.inFlight > 0 {
 		return
 	}
 	if m.last.IsZero() || now.Sub(m.last) >= idleReset {
@@ -241,6 +244,14 @@ func (m *model) stopBusy(now time.Time) { m.busy += now.Sub(m.busySince) }
 func (m *model) startRound(now time.Time) {
 	m.busySince, m.busy, m.answersLeft, m.limited = now, 0, max(m.limit, minLimit), false
 	m.bytes, m.answers, m.latencySum, m.squareSum = 0, 0, 0, 0
+	m.ended, m.pending, m.pendingAt = 0, 0, now
+}
+
+// addInFlight changes the number of requests in flight.
+func (m *model) addInFlight(now time.Time, n int) {
+	m.pending += float64(m.inFlight) * now.Sub(m.pendingAt).Seconds()
+	m.pendingAt = now
+	m.inFlight += n
 }
 
 // restartRound forgets the present round, in which the process was stopped.
@@ -252,6 +263,7 @@ func (m *model) restartRound(now time.Time) {
 // addAnswer adds an answer of the given number of bytes to a request that was sent at begun.
 func (m *model) addAnswer(now, begun time.Time, bytes int, throttled bool) {
 	m.last = now
+	m.ended++
 	if throttled && !m.fixed {
 		m.settled = true
 		m.limit = max(m.limit/2, 1)
@@ -292,11 +304,14 @@ func (m *model) endRound(now time.Time) {
 }
 
 // typicalLatency returns the mean latency of this round plus 1.5 times its standard error. Without
-// that allowance a few quick answers would hold the limit down for good.
+// that allowance a few quick answers would hold the limit down for good. When the limit has just grown,
+// the first answers are the quick ones. So the mean is at least the time that all requests were in flight,
+// divided by the number of those that ended.
 func (m *model) typicalLatency() float64 {
 	n := float64(m.answers)
 	mean := m.latencySum / n
-	return mean + 1.5*math.Sqrt(max(m.squareSum/n-mean*mean, 0)/n)
+	deviation := math.Sqrt(max(m.squareSum/n-mean*mean, 0) / n)
+	return max(mean, m.pending/float64(m.ended)) + 1.5*deviation
 }
 
 // addRate adds the rate of a round, and adjusts the limit if the limit held the rate back.

@@ -80,8 +80,8 @@ func TestLinkFillsLinks(t *testing.T) {
 		"40 ms 100 Mbit/s":    {always(40 * ms), 100 * mbit, 10, 0.95, 18, 120},
 		"5 ms 1 Gbit/s":       {always(5 * ms), 1000 * mbit, 3, 0.95, 20, 130},
 		"100 ms 1 Gbit/s":     {always(100 * ms), 1000 * mbit, 20, 0.9, 250, 512},
-		"100 ms 5 Mbit/s":     {always(100 * ms), 5 * mbit, 30, 0.95, 4, 24},
-		"1 ms 1 Mbit/s":       {always(ms), mbit, 60, 0.98, 4, 16},
+		"100 ms 5 Mbit/s":     {always(100 * ms), 5 * mbit, 30, 0.95, 4, 32},
+		"1 ms 1 Mbit/s":       {always(ms), mbit, 60, 0.98, 4, 24},
 		"object store 1 Gbit": {varying, 1000 * mbit, 30, 0.85, 60, 512},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -196,8 +196,8 @@ func TestLinkCancelled(t *testing.T) {
 		go cancel()
 		go release(1, nil)
 		wg.Wait()
-		if l.inFlight != 0 || len(l.waiters) != 0 {
-			t.Errorf("%d in flight and %d waiting in the end, want none", l.inFlight, len(l.waiters))
+		if l.model.inFlight != 0 || len(l.waiters) != 0 {
+			t.Errorf("%d in flight and %d waiting in the end, want none", l.model.inFlight, len(l.waiters))
 		}
 	})
 }
@@ -264,8 +264,8 @@ func TestAdmit(t *testing.T) {
 		t.Errorf("Admit = %v after %d requests, while another one is in flight", err, sent)
 	}
 	release(0, nil)
-	if err := l.Admit(t.Context(), send); err != nil || sent != 1 || l.model.bytes != 1000 || l.inFlight != 0 {
-		t.Errorf("Admit = %v after %d requests of %d bytes, %d in flight", err, sent, l.model.bytes, l.inFlight)
+	if err := l.Admit(t.Context(), send); err != nil || sent != 1 || l.model.bytes != 1000 || l.model.inFlight != 0 {
+		t.Errorf("Admit = %v after %d requests of %d bytes, %d in flight", err, sent, l.model.bytes, l.model.inFlight)
 	}
 	if err := l.Admit(t.Context(), func() (int, error) { return 0, store.ErrDenied }); !errors.Is(err, store.ErrDenied) {
 		t.Errorf("Admit = %v, want the error of the request", err)

@@ -48,8 +48,8 @@ func TestStoppedRequests(t *testing.T) {
 			t.Errorf("Get = %v after %v", err, time.Since(begun))
 		}
 		m := s.stores.members[0]
-		if m.isFailing() || m.link.latencies.count != 0 || m.link.inFlight != 0 {
-			t.Errorf("the stop counts: failing %v, %d latencies, %d in flight", m.isFailing(), m.link.latencies.count, m.link.inFlight)
+		if m.isFailing() || m.link.latencies.count != 0 || m.link.model.inFlight != 0 {
+			t.Errorf("the stop counts: failing %v, %d latencies, %d in flight", m.isFailing(), m.link.latencies.count, m.link.model.inFlight)
 		}
 	})
 }
