@@ -37,7 +37,7 @@ func checkPublishCosts(t *testing.T, s remoteStore) {
 	spent := func() storetest.Counts {
 		now := s.counts()
 		defer func() { before = now }()
-		return storetest.Counts{Gets: now.Gets - before.Gets, Heads: now.Heads - before.Heads, Puts: now.Puts - before.Puts, Lists: now.Lists - before.Lists}
+		return now.Sub(before)
 	}
 	s.make(t, "a.caibx", a)
 	spent()

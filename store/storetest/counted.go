@@ -23,9 +23,14 @@ type Full interface {
 	store.Remover
 }
 
-// Counts holds the number of requests to a bucket, by kind.
+// Counts holds the number of requests to a bucket, by kind. Deletes are those that remove one object or many.
 type Counts struct {
-	Gets, Heads, Puts, Lists int64
+	Gets, Heads, Puts, Lists, Deletes int64
+}
+
+// Sub returns the requests since before.
+func (c Counts) Sub(before Counts) Counts {
+	return Counts{c.Gets - before.Gets, c.Heads - before.Heads, c.Puts - before.Puts, c.Lists - before.Lists, c.Deletes - before.Deletes}
 }
 
 // Remote simulates a bucket behind a network. It delays each call by Latency, and each page of a
@@ -33,7 +38,7 @@ type Counts struct {
 type Remote struct {
 	Full
 	Latency                  time.Duration
-	gets, heads, puts, lists atomic.Int64
+	gets, heads, puts, lists atomic.Int64 // removals are not counted
 }
 
 // pageSize is the number of names in one page of a listing, as in S3.
@@ -41,7 +46,7 @@ const pageSize = 1000
 
 // Counts returns the counts since the last Reset.
 func (r *Remote) Counts() Counts {
-	return Counts{r.gets.Load(), r.heads.Load(), r.puts.Load(), r.lists.Load()}
+	return Counts{Gets: r.gets.Load(), Heads: r.heads.Load(), Puts: r.puts.Load(), Lists: r.lists.Load()}
 }
 
 // Reset sets the counts to 0.
@@ -129,7 +134,7 @@ func CountingProxy(t testing.TB, base string) (location string, counts func() Co
 	if err != nil {
 		t.Fatal(err)
 	}
-	var gets, heads, puts, lists atomic.Int64
+	var gets, heads, puts, lists, deletes atomic.Int64
 	proxy := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
 		r.Out.URL.Scheme, r.Out.URL.Host = target.Scheme, target.Host
 		r.Out.Host = r.In.Host
@@ -142,11 +147,15 @@ func CountingProxy(t testing.TB, base string) (location string, counts func() Co
 			lists.Add(1)
 		case r.Method == http.MethodGet:
 			gets.Add(1)
+		case r.Method == http.MethodDelete || query.Has("delete"):
+			deletes.Add(1)
 		default: // PUT, and POST for multipart uploads
 			puts.Add(1)
 		}
 		proxy.ServeHTTP(w, r)
 	}))
 	t.Cleanup(server.Close)
-	return server.URL, func() Counts { return Counts{gets.Load(), heads.Load(), puts.Load(), lists.Load()} }
+	return server.URL, func() Counts {
+		return Counts{gets.Load(), heads.Load(), puts.Load(), lists.Load(), deletes.Load()}
+	}
 }

@@ -27,7 +27,7 @@ func TestCountingProxy(t *testing.T) {
 	host := strings.TrimPrefix(location, "http://")
 	for _, c := range []struct{ method, path, body string }{
 		{"GET", "/bucket/a%2Fb", ""}, {"HEAD", "/bucket/x", ""}, {"PUT", "/bucket/x", "data"}, {"PUT", "/bucket/y", ""},
-		{"GET", "/bucket?list-type=2&prefix=0", ""},
+		{"GET", "/bucket?list-type=2&prefix=0", ""}, {"DELETE", "/bucket/x", ""}, {"POST", "/bucket?delete=", "names"},
 	} {
 		request, err := http.NewRequestWithContext(t.Context(), c.method, location+c.path, strings.NewReader(c.body))
 		if err != nil {
@@ -42,7 +42,7 @@ func TestCountingProxy(t *testing.T) {
 			t.Errorf("the server saw %q, want %q", got, want)
 		}
 	}
-	if got, want := counts(), (storetest.Counts{Gets: 1, Heads: 1, Puts: 2, Lists: 1}); got != want {
+	if got, want := counts(), (storetest.Counts{Gets: 1, Heads: 1, Puts: 2, Lists: 1, Deletes: 2}); got != want {
 		t.Errorf("counted %+v, want %+v", got, want)
 	}
 }

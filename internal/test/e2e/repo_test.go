@@ -128,6 +128,40 @@ func TestRepository(t *testing.T) {
 	}
 }
 
+// TestCollectOnS3: gc lists the chunks and removes a thousand in one request; it sends no request for each chunk.
+func TestCollectOnS3(t *testing.T) {
+	server := storetest.S3(t, storetest.S3Options{})
+	server.Bucket(t, "images")
+	s3Keys(t, server)
+	proxy, counts := storetest.CountingProxy(t, "http://"+server.Host)
+	t.Setenv("AWS_ENDPOINT_URL", proxy)
+	const store = "s3://images/default.castr"
+	chunks := func() int64 {
+		var stat struct {
+			Chunks int64 `json:"chunks"`
+		}
+		parse(t, cairn(t, "store", "stat", "--json", store), &stat)
+		return stat.Chunks
+	}
+	dir := t.TempDir()
+	for i, name := range []string{"a", "b"} {
+		image := writeFile(t, dir, name, testimages.Random(uint64(i), 4<<20))
+		cairn(t, "make", "s3://images/"+name+".caibx", image, "--chunk-size", "512B:1KiB:4KiB")
+	}
+	all := chunks()
+	cairn(t, "repo", "remove", store, "a.caibx")
+	before := counts()
+	cairn(t, "repo", "gc", store, "--grace", "0s", "--yes")
+	spent := counts().Sub(before)
+	left := chunks()
+	gone := all - left
+	t.Logf("%d of %d chunks are removed: %+v", gone, all, spent)
+	if gone < all/3 || spent.Deletes > gone/1000+12 || spent.Lists > 3*(all/1000)+150 || spent.Heads+spent.Gets+spent.Puts > 40 {
+		t.Errorf("%d of %d chunks are removed with %+v", gone, all, spent)
+	}
+	cairn(t, "verify", "s3://images/b.caibx")
+}
+
 // TestRepositoryKills lets publishers and collectors work in one repository and kills them at any moment. Whatever is
 // published is whole.
 func TestRepositoryKills(t *testing.T) {
