@@ -7,6 +7,7 @@ import (
 
 	"cairn/internal/rotate"
 	"cairn/internal/tlsfiles"
+	"cairn/internal/transfer"
 	"cairn/store/web"
 )
 
@@ -27,6 +28,8 @@ type Identity struct {
 // is read again when it is replaced. The same holds for the files of AWS's variables.
 func (i Identity) Access(r *rotate.Reader) (Access, error) {
 	var a Access
+	a.Web.Pool = new(transfer.Pool)
+	a.S3.Pool = a.Web.Pool
 	err := copyPipedAWSFiles(r)
 	if err != nil {
 		return a, err

@@ -6,12 +6,17 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
+	"cairn/internal/rotate"
 	"cairn/internal/tlsfiles"
 	"cairn/store"
 	"cairn/store/locate"
@@ -386,5 +391,38 @@ func TestHostsName(t *testing.T) {
 	}
 	if _, err := (locate.Access{}).OpenBucket(parse(t, "user@other:/srv")); !errors.Is(err, store.ErrNotFound) {
 		t.Errorf("OpenBucket of a host = %v, want ErrNotFound", err)
+	}
+}
+
+// TestConnectionsAreShared: all that a process reads from one server goes through the same connections.
+func TestConnectionsAreShared(t *testing.T) {
+	var opened atomic.Int64
+	server := httptest.NewUnstartedServer(http.FileServer(http.Dir(t.TempDir())))
+	server.Config.ConnState = func(_ net.Conn, s http.ConnState) {
+		if s == http.StateNew {
+			opened.Add(1)
+		}
+	}
+	server.Start()
+	defer server.Close()
+	access, err := locate.Identity{}.Access(new(rotate.Reader))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range []string{"", "/default.castr", "/default.capack"} {
+		at, err := locate.Parse(server.URL + dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := access.Open(at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := r.Read(t.Context(), "absent", nil, 1); !errors.Is(err, store.ErrNotFound) {
+			t.Fatal(err)
+		}
+	}
+	if n := opened.Load(); n != 1 {
+		t.Errorf("three directories of a server took %d connections, want 1", n)
 	}
 }

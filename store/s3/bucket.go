@@ -35,8 +35,10 @@ import (
 
 // Options holds the limits of a Bucket. The zero value suits a wide-area network.
 type Options struct {
-	// Connections limits the connections to one host, and so the requests in flight; 0 means 64.
+	// Connections limits the connections to one host, and so the requests in flight; 0 means 256.
 	Connections int
+	// Pool lets buckets on one server share connections; nil shares none.
+	Pool *transfer.Pool
 	// Patience limits the time the server may take to accept a connection, to finish the TLS
 	// handshake, to begin its answer, and to send or receive each further 32 KiB; 0 means 30 s. A
 	// whole request has no limit.
@@ -73,6 +75,13 @@ var (
 	_ store.CreateChecker = (*Bucket)(nil)
 )
 
+// transportKey is the key of a transport in a pool.
+type transportKey struct {
+	connections int
+	patience    time.Duration
+	config      *tls.Config
+}
+
 // largestObject is S3's limit for one request, in bytes.
 const largestObject = 5 << 30
 
@@ -87,12 +96,17 @@ func New(l Location, o Options) (*Bucket, error) {
 	if err != nil {
 		return nil, err
 	}
-	o.Connections, o.Patience = cmp.Or(o.Connections, 64), cmp.Or(o.Patience, 30*time.Second)
+	o.Connections, o.Patience = cmp.Or(o.Connections, 256), cmp.Or(o.Patience, 30*time.Second)
 	tlsConfig, err := withBundle(o.TLS, os.Getenv("AWS_CA_BUNDLE"))
 	if err != nil {
 		return nil, err
 	}
-	transport := transfer.Transport(o.Connections, o.Patience, tlsConfig)
+	if tlsConfig != o.TLS {
+		o.Pool = nil // the bundle may be replaced
+	}
+	transport := transfer.Shared(o.Pool, transportKey{o.Connections, o.Patience, o.TLS}, func() *http.Transport {
+		return transfer.Transport(o.Connections, o.Patience, tlsConfig)
+	})
 	if o.dial != nil {
 		transport.DialContext = o.dial
 	}

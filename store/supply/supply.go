@@ -62,7 +62,6 @@ var _ store.Getter = (*Supply)(nil)
 // Open opens the stores of the groups, which are asked in order. At least one store of each group
 // must open; the others are left out. Otherwise Open returns the error of the group's last store.
 func Open(groups [][]locate.Location, access locate.Access, a blob.Algorithm, o Options) (*Supply, error) {
-	access.Web.Connections, access.S3.Connections = requestsRemote, requestsRemote // links choose how many are used
 	limit := o.newLimiter()
 	s := &Supply{policy: access.Retry, algorithm: a, limited: o.RateLimit > 0}
 	s.open = func(at locate.Location) (store.Reader, error) {

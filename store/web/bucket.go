@@ -20,8 +20,10 @@ import (
 
 // Options holds the limits and credentials of a Bucket. The zero value suits a wide-area network.
 type Options struct {
-	// Connections limits the connections to one host, and so the requests in flight; 0 means 64.
+	// Connections limits the connections to one host, and so the requests in flight; 0 means 256.
 	Connections int
+	// Pool lets buckets on one server share connections; nil shares none.
+	Pool *transfer.Pool
 	// Patience limits the time the server may take to accept a connection, to finish the TLS
 	// handshake, to begin its answer, and to send or receive each further 32 KiB; 0 means 30 s. A
 	// whole request has no limit.
@@ -41,9 +43,8 @@ type Options struct {
 // Bucket does not implement store.Creator: some servers, nginx among them, ignore If-None-Match on
 // PUT, and then answer as if the name had been free. Bucket is safe for concurrent use.
 type Bucket struct {
-	base     *url.URL                         // without user and password
-	own      *transfer.Route                  // to the base's own origin
-	foreign  [transfer.Scopes]*transfer.Route // to redirect targets, by the scope of the redirecting server; without a client certificate
+	base *url.URL // without user and password
+	routes
 	keys     keys
 	patience time.Duration
 	moved    atomic.Pointer[moved] // nil unless the server redirects permanently
@@ -62,30 +63,43 @@ var (
 // credential or client certificate. It follows a redirect to this machine or its links only from a
 // server there. New sends no request.
 func New(base Location, o Options) (*Bucket, error) {
-	o.Connections, o.Patience = cmp.Or(o.Connections, 64), cmp.Or(o.Patience, 30*time.Second)
+	o.Connections, o.Patience = cmp.Or(o.Connections, 256), cmp.Or(o.Patience, 30*time.Second)
 	keys, err := keysFor(base.url(), o.Credentials)
 	if err != nil {
 		return nil, err
 	}
 	u := *base.url()
 	u.User = nil
-	b := &Bucket{base: &u, keys: keys, patience: o.Patience}
-	b.setRoutes(o)
-	return b, nil
+	shared := transfer.Shared(o.Pool, routesKey{o.Connections, o.Patience, o.TLS}, func() routes { return newRoutes(o) })
+	return &Bucket{base: &u, routes: shared, keys: keys, patience: o.Patience}, nil
 }
 
-func (b *Bucket) setRoutes(o Options) {
+// routes are the ways to servers.
+type routes struct {
+	own     *transfer.Route                  // to the base's own origin
+	foreign [transfer.Scopes]*transfer.Route // to redirect targets, by the scope of the redirecting server; without a client certificate
+}
+
+// routesKey is the key of routes in a pool.
+type routesKey struct {
+	connections int
+	patience    time.Duration
+	config      *tls.Config
+}
+
+func newRoutes(o Options) (r routes) {
 	if o.TLS == nil {
 		o.TLS = new(tls.Config)
 	}
 	o.TLS = o.TLS.Clone()
 	o.TLS.MinVersion = max(o.TLS.MinVersion, tls.VersionTLS12)
-	b.own = transfer.NewRoute(o.Connections, o.Patience, o.TLS)
+	r.own = transfer.NewRoute(o.Connections, o.Patience, o.TLS)
 	o.TLS = o.TLS.Clone()
 	o.TLS.Certificates, o.TLS.GetClientCertificate = nil, nil
 	for from := range transfer.Scopes {
-		b.foreign[from] = transfer.NewGuardedRoute(from, o.Connections, o.Patience, o.TLS)
+		r.foreign[from] = transfer.NewGuardedRoute(from, o.Connections, o.Patience, o.TLS)
 	}
+	return r
 }
 
 // String implements store.Reader.
