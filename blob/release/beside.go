@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"strings"
 
+	"cairn/blob"
 	"cairn/blob/profile"
 	"cairn/store"
 	"cairn/store/locate"
@@ -28,8 +29,14 @@ func ProfileOf(index locate.Location) (locate.Location, error) {
 	return besideIndex(index, profile.Suffix)
 }
 
-// MapOf returns the location of an index's map of packs: NAME.camap beside NAME.caibx.
-func MapOf(index locate.Location) (locate.Location, error) { return besideIndex(index, pack.MapSuffix) }
+// MapOf returns the location of the map of packs of an index with a digest: NAME.DIGEST.camap beside NAME.caibx, with the
+// first 16 digits. So the map of an index and that of the one that replaces it are two files, and no reader, cache or
+// second publisher takes one for the other.
+func MapOf(index locate.Location, digest blob.Digest) (locate.Location, error) {
+	return besideIndex(index, mapSuffix(digest))
+}
+
+func mapSuffix(index blob.Digest) string { return "." + index.String()[:16] + pack.MapSuffix }
 
 // besideIndex returns the location of a companion of an index.
 func besideIndex(index locate.Location, suffix string) (locate.Location, error) {

@@ -16,11 +16,11 @@ import (
 // TestReadMap: a map lies beside its index and is checked.
 func TestReadMap(t *testing.T) {
 	dir := t.TempDir()
-	at, err := release.MapOf(locate.Path(filepath.Join(dir, "v2.caibx")))
-	if err != nil || at.String() != filepath.Join(dir, "v2.camap") {
-		t.Fatalf("MapOf = %v, %v", at, err)
-	}
 	x, b := newIndex(t, 10), new(mem.Bucket)
+	at, err := release.MapOf(locate.Path(filepath.Join(dir, "v2.caibx")), x.Digest())
+	if want := filepath.Join(dir, "v2."+x.Digest().String()[:16]+".camap"); err != nil || at.String() != want {
+		t.Fatalf("MapOf = %v, %v, want %s", at, err, want)
+	}
 	if _, err := release.ReadMap(t.Context(), b, "v2.camap", x); !errors.Is(err, store.ErrNotFound) {
 		t.Errorf("an absent map: %v", err)
 	}

@@ -13,7 +13,6 @@ import (
 	"cairn/internal/openfile"
 	"cairn/store"
 	"cairn/store/locate"
-	"cairn/store/pack"
 )
 
 // OutletOptions are the settings of an Outlet. The zero value replaces an existing index.
@@ -130,20 +129,22 @@ func (o *Outlet) Publish(ctx context.Context, x *blob.Index) error {
 // IsStream reports whether the outlet is a stream, beside which nothing can lie.
 func (o *Outlet) IsStream() bool { return o.stream != nil }
 
-// mapName returns the name of the map of packs beside the index.
-func (o *Outlet) mapName() string { return strings.TrimSuffix(o.name, IndexSuffix) + pack.MapSuffix }
+// mapName returns the name of the map of packs of the index x.
+func (o *Outlet) mapName(x *blob.Index) string {
+	return strings.TrimSuffix(o.name, IndexSuffix) + mapSuffix(x.Digest())
+}
 
 // publishMap writes the map of packs of an index that Publish is going to write.
-func (o *Outlet) publishMap(ctx context.Context, packMap []byte) error {
+func (o *Outlet) publishMap(ctx context.Context, x *blob.Index, packMap []byte) error {
 	if o.IsStream() {
 		return errors.New("the map of packs lies beside the index, and nothing can lie beside a stream")
 	}
-	return o.bucket.Write(ctx, o.mapName(), packMap)
+	return o.bucket.Write(ctx, o.mapName(x), packMap)
 }
 
-// removeMap removes the map of packs of an index that was replaced by one without packs. Readers ignore a map of another
-// index, with a warning, so failures do no harm. Only the end of ctx is an error.
-func (o *Outlet) removeMap(ctx context.Context) error {
+// removeMap removes the map of packs of an index that is published without packs now. A reader with the map would look in
+// vain for packs that are gone, and then read chunks, so failures do no harm. Only the end of ctx is an error.
+func (o *Outlet) removeMap(ctx context.Context, x *blob.Index) error {
 	if o.IsStream() || o.options.CreateOnly {
 		return nil
 	}
@@ -151,8 +152,8 @@ func (o *Outlet) removeMap(ctx context.Context) error {
 	if !can {
 		return nil
 	}
-	if _, err := o.bucket.Stat(ctx, o.mapName()); err == nil {
-		_ = remover.Remove(ctx, o.mapName())
+	if _, err := o.bucket.Stat(ctx, o.mapName(x)); err == nil {
+		_ = remover.Remove(ctx, o.mapName(x))
 	}
 	return ctx.Err()
 }

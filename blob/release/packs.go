@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"sort"
@@ -42,7 +41,7 @@ type packer struct {
 	algorithm blob.Algorithm
 	encoder   *chunkfile.Encoder
 	old       []*pack.Map        // of what was published before
-	there     map[pack.Pack]bool // the packs of the store
+	there     map[pack.Pack]bool // the packs of the store; a map may name others, which were removed by other means than gc
 	first     *firstChunks
 
 	mu      sync.Mutex // guards the fields below
@@ -73,12 +72,12 @@ func (w *window) add(c blob.Chunk, file []byte) {
 // chunks are in packs.
 func newPacker(ctx context.Context, o PublisherOptions, r *Recorder) (*packer, error) {
 	writer := o.Writer
-	p := &packer{algorithm: o.Algorithm, there: map[pack.Pack]bool{}, first: newFirstChunks(o.Packs.First)}
+	p := &packer{algorithm: o.Algorithm, first: newFirstChunks(o.Packs.First)}
 	var err error
 	if p.encoder, err = chunkfile.NewEncoder(writer.Level); err != nil {
 		return nil, err
 	}
-	if err := p.listPacks(ctx, o.Packs.To); err != nil {
+	if p.there, err = pack.List(ctx, o.Packs.To); err != nil {
 		return nil, err
 	}
 	if err := p.readMaps(ctx, r, o.Bases); err != nil {
@@ -96,24 +95,7 @@ func newPacker(ctx context.Context, o PublisherOptions, r *Recorder) (*packer, e
 	return p, nil
 }
 
-// listPacks lists the packs of a store. A map may name others, which were removed by other means than gc.
-func (p *packer) listPacks(ctx context.Context, from store.Reader) error {
-	lister, lists := store.As[store.Lister](from)
-	if !lists {
-		return fmt.Errorf("listing the packs in %v: %w", from, errors.ErrUnsupported)
-	}
-	for o, err := range lister.List(ctx, "") {
-		if err != nil {
-			return fmt.Errorf("listing the packs in %v: %w", from, err)
-		}
-		if id, ok := pack.ParseName(o.Name); ok {
-			p.there[pack.Pack{ID: id, Size: o.Size}] = true
-		}
-	}
-	return ctx.Err()
-}
-
-// readMaps reads the maps in gc roots. While the lease is in force, their packs stay.
+// readMaps reads the maps in gc roots. Their packs may go: Recorder.Record looks for them again.
 func (p *packer) readMaps(ctx context.Context, r *Recorder, bases []Base) error {
 	if r.records == nil {
 		return nil

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -80,10 +81,7 @@ func (s *packedStore) checkPublished(t *testing.T, name string) (*blob.Index, *p
 	if err != nil {
 		t.Fatal(err)
 	}
-	m, err := release.ReadMap(t.Context(), s.bucket, strings.TrimSuffix(name, ".caibx")+".camap", x)
-	if errors.Is(err, pack.ErrInvalid) { // of the other index that has the name, before or after
-		return x, nil
-	}
+	m, err := release.ReadMap(t.Context(), s.bucket, mapName(t, name, x), x)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -164,7 +162,7 @@ func TestOnlyNewChunksArePacked(t *testing.T) {
 	if err != nil || len(second) != 1 || second[0].Size > 33<<10 {
 		t.Errorf("packs %v, %v; want one of the new chunks", second, err)
 	}
-	if got := r.Counts(); got.Puts != 1+1+1 || got.Lists > 1 || got.Heads > 1 || got.Gets > 0 {
+	if got := r.Counts(); got.Puts != 1+1+1 || got.Lists > 2 || got.Heads > 1 || got.Gets > 0 {
 		t.Errorf("the store is asked %+v for a pack, a map and an index", got)
 	}
 	if puts := r.Counts().Puts + ofRecords.Counts().Puts; puts > 1+6 {
@@ -246,16 +244,139 @@ func TestPacksAreInOrder(t *testing.T) {
 	}
 }
 
-// TestStaleMapIsRemoved: an index without packs that replaces one with packs has no map beside it.
-func TestStaleMapIsRemoved(t *testing.T) {
+// TestPacksBesidePublisher: gc does not wait for a publisher at work when it removes packs that a gc root has named. It waits
+// with packs that may be the publisher's own.
+func TestPacksBesidePublisher(t *testing.T) {
 	old, next := releases()
 	s := newPackedStore(t, new(mem.Bucket))
-	if _, _, err := s.publish(t.Context(), old, "x.caibx"); err != nil {
+	x, gone, err := s.publish(t.Context(), old, "x.caibx")
+	if err != nil {
 		t.Fatal(err)
 	}
-	mustPublish(t, next, s.bucket, "x.caibx", release.PublisherOptions{})
-	if _, err := s.bucket.Stat(t.Context(), "x.camap"); !errors.Is(err, store.ErrNotFound) {
-		t.Errorf("the map of the old index: %v", err)
+	l, err := s.records.List(t.Context())
+	if err != nil || len(l.Roots) != 1 {
+		t.Fatalf("%+v, %v", l, err)
+	}
+	if err := s.records.Retire(t.Context(), l.Roots[0]); err != nil {
+		t.Fatal(err)
+	}
+	lease, err := s.records.Lease(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	collect := func() error {
+		_, err := keep.Collect(t.Context(), new(mem.Bucket), s.records, keep.CollectOptions{Packs: s.bucket})
+		return err
+	}
+	if err := collect(); err != nil {
+		t.Errorf("gc of known packs beside a publisher: %v", err)
+	}
+	there, err := pack.List(t.Context(), s.bucket)
+	if err != nil || len(gone) == 0 || len(there) > 0 {
+		t.Errorf("packs left: %v, %v, published were %v", there, err, gone)
+	}
+	if err := s.bucket.Write(t.Context(), strings.Repeat("0", 64)+pack.Suffix, []byte("of a publisher at work")); err != nil {
+		t.Fatal(err)
+	}
+	if err := collect(); !errors.Is(err, gcroot.ErrBusy) {
+		t.Errorf("gc of a pack that no gc root has named, beside a publisher: %v", err)
+	}
+	if err := lease.End(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := collect(); err != nil {
+		t.Error(err)
+	}
+	// The same image again is packed anew: the map of its retired gc root is not believed.
+	if _, again, err := s.publish(t.Context(), old, "x.caibx"); err != nil || len(again) == 0 {
+		t.Errorf("publishing %v again: packs %v, %v", x.Digest(), again, err)
+	}
+	if _, _, err := s.publish(t.Context(), next, "y.caibx"); err != nil {
+		t.Error(err)
+	}
+	s.checkPublished(t, "x.caibx")
+	s.checkPublished(t, "y.caibx")
+}
+
+// TestPackVanishes: a publisher that used a pack which gc has removed in the meantime fails, publishes nothing, and leaves
+// no gc root that names the pack.
+func TestPackVanishes(t *testing.T) {
+	old, next := releases()
+	bucket := &fading{Bucket: new(mem.Bucket)}
+	s := newPackedStore(t, bucket)
+	_, packs, err := s.publish(t.Context(), old, "x.caibx")
+	if err != nil {
+		t.Fatal(err)
+	}
+	bucket.name, bucket.after = packs[0].Name(), 1 // the publisher sees it in its first listing
+	var vanished *release.VanishedError
+	if _, _, err := s.publish(t.Context(), next, "y.caibx"); !errors.As(err, &vanished) {
+		t.Errorf("Publish = %v, want a VanishedError", err)
+	}
+	if _, err := bucket.Stat(t.Context(), "y.caibx"); !errors.Is(err, store.ErrNotFound) {
+		t.Errorf("the index: %v", err)
+	}
+	l, err := s.records.List(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range l.Roots {
+		if e.Number > 1 && e.Retired.IsZero() {
+			t.Errorf("the gc root %s is live", e.Name)
+		}
+	}
+	if _, _, err := s.publish(t.Context(), next, "y.caibx"); err != nil {
+		t.Errorf("publishing again: %v", err)
+	}
+	if x, m := s.checkPublished(t, "y.caibx"); x == nil || m == nil {
+		t.Error("publishing again gives no index with a map")
+	}
+}
+
+// fading is a bucket of which an object vanishes after some listings.
+type fading struct {
+	*mem.Bucket
+	name  string
+	after int
+}
+
+func (v *fading) List(ctx context.Context, prefix string) iter.Seq2[store.Object, error] {
+	return func(yield func(store.Object, error) bool) {
+		if v.after--; v.after == -1 && v.name != "" {
+			if err := v.Remove(ctx, v.name); err != nil {
+				yield(store.Object{}, err)
+				return
+			}
+		}
+		for o, err := range v.Bucket.List(ctx, prefix) {
+			if !yield(o, err) {
+				return
+			}
+		}
+	}
+}
+
+// mapName returns the name of the map of an index.
+func mapName(t *testing.T, index string, x *blob.Index) string {
+	t.Helper()
+	at, err := release.MapOf(locate.Path("/"+index), x.Digest())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimPrefix(at.String(), "/")
+}
+
+// TestStaleMapIsRemoved: an index that is published again without packs has no map beside it.
+func TestStaleMapIsRemoved(t *testing.T) {
+	old, _ := releases()
+	s := newPackedStore(t, new(mem.Bucket))
+	x, _, err := s.publish(t.Context(), old, "x.caibx")
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustPublish(t, old, s.bucket, "x.caibx", release.PublisherOptions{})
+	if _, err := s.bucket.Stat(t.Context(), mapName(t, "x.caibx", x)); !errors.Is(err, store.ErrNotFound) {
+		t.Errorf("the map of the index: %v", err)
 	}
 	published(t, s.bucket, "x.caibx")
 }
@@ -415,7 +536,7 @@ func (r *repackRig) check(t *testing.T, what string) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		m, err := release.ReadMap(t.Context(), beside, strings.TrimSuffix(name, ".caibx")+".camap", x)
+		m, err := release.ReadMap(t.Context(), beside, mapName(t, name, x), x)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -151,7 +151,7 @@ func (p *Publisher) acceptBases(ctx context.Context, o PublisherOptions) (known 
 		if err == nil {
 			err = p.recorder.checkKept(ctx, x.Digest())
 		}
-		if errors.Is(err, store.ErrNotFound) || errors.Is(err, errNotKept) {
+		if errors.Is(err, store.ErrNotFound) || errors.Is(err, errNotKept) || errors.Is(err, errPacked) {
 			p.notes(BaseLeftOut{base, err})
 			continue
 		}
@@ -354,14 +354,14 @@ func (p *Publisher) Publish(ctx context.Context, to *Outlet, x *blob.Index) erro
 	}
 	return p.recorder.Publish(ctx, func(ctx context.Context) error {
 		if packMap != nil {
-			if err := to.publishMap(ctx, packMap); err != nil {
+			if err := to.publishMap(ctx, x, packMap); err != nil {
 				return err
 			}
 		}
 		if err := to.Publish(ctx, x); err != nil || packMap != nil {
 			return err
 		}
-		return to.removeMap(ctx)
+		return to.removeMap(ctx, x)
 	})
 }
 

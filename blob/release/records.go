@@ -1,7 +1,6 @@
 package release
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -219,15 +218,38 @@ func NewRecorder(ctx context.Context, records *gcroot.Dir, to store.Bucket, note
 	return r, nil
 }
 
-// errNotKept reports that an index has no gc root.
-var errNotKept = errors.New("it has no gc root, so gc may have removed some")
+// Errors of checkKept.
+var (
+	errNotKept = errors.New("it has no gc root, so gc may have removed some")
+	errPacked  = errors.New("it was published in packs, so there may be no single ones")
+)
 
-// checkKept returns errNotKept unless gc has removed no chunk of an index, and removes none while the lease is in force.
-// A gc root that was listed under the lease says so, even a retired one: it is removed before its chunks, and these only
-// after the lease. A store that gc does not manage has lost nothing to gc.
+// checkKept returns an error unless gc has removed no chunk of an index, and removes none while the lease is in force.
+// A gc root without a map of packs that was listed under the lease says so, even a retired one: it is removed before its
+// chunks, and these only after the lease. A store that gc does not manage has lost nothing to gc. The error is errNotKept,
+// or errPacked if the chunks may be in packs only.
 func (r *Recorder) checkKept(ctx context.Context, index blob.Digest) error {
-	if r.records == nil || slices.ContainsFunc(r.lease.Listing.Roots, func(e gcroot.Entry) bool { return e.Index == index }) {
+	if r.records == nil {
 		return nil
+	}
+	packed := false
+	for _, e := range r.lease.Listing.Roots {
+		if e.Index != index {
+			continue
+		}
+		root, err := r.records.Read(ctx, e, false)
+		switch {
+		case errors.Is(err, store.ErrNotFound): // another publisher has removed a duplicate
+		case err != nil:
+			return err
+		case len(root.Map) == 0:
+			return nil
+		default:
+			packed = true
+		}
+	}
+	if packed {
+		return errPacked
 	}
 	managed, err := r.records.IsManaged(ctx) // this publisher may have declared it after the listing
 	if err == nil && managed {
@@ -286,7 +308,31 @@ func (r *Recorder) Record(ctx context.Context, name string, x *blob.Index, packM
 	if err := r.sendInLease(ctx, func(ctx context.Context) error { return r.write(ctx, w) }); err != nil {
 		return err
 	}
-	return r.confirm(ctx)
+	if err := r.confirm(ctx); err != nil {
+		return err
+	}
+	if err := r.confirmPacks(ctx, w); !errors.Is(err, gcroot.ErrLapsed) {
+		return err
+	}
+	return r.renewLease(ctx)
+}
+
+// confirmPacks looks whether the packs of a gc root are there, when no collector is removing packs. From then on gc sees
+// the gc root, and keeps them. If one is missing, it retires the gc root, and the error is a *VanishedError.
+func (r *Recorder) confirmPacks(ctx context.Context, w *record) error {
+	m, err := decodeMap(w.root)
+	if err != nil || m == nil {
+		return err
+	}
+	if err := r.lease.AwaitPackTurns(ctx); err != nil {
+		return err
+	}
+	err = checkPacks(ctx, r.packs, m.Packs())
+	if errors.Is(err, store.ErrNotFound) {
+		retired := r.lease.Do(ctx, func(ctx context.Context) error { return r.records.Retire(ctx, w.entry) })
+		err = errors.Join(vanished(err), retired)
+	}
+	return err
 }
 
 // confirm looks whether the lease is there, which protects from a clock of the store that jumps.
@@ -356,6 +402,11 @@ func (r *Recorder) recordAgain(ctx context.Context) error {
 			return err
 		}
 	}
+	for _, w := range r.written {
+		if err := r.confirmPacks(ctx, w); err != nil {
+			return err
+		}
+	}
 	return ctx.Err()
 }
 
@@ -363,11 +414,11 @@ func (r *Recorder) recordAgain(ctx context.Context) error {
 func (r *Recorder) checkAll(ctx context.Context, root *gcroot.Root) error {
 	x := root.Index
 	isPacked := func(blob.Digest) bool { return false }
-	if len(root.Map) > 0 {
-		m, err := pack.DecodeMap(bytes.NewReader(root.Map), x)
-		if err != nil {
-			return err
-		}
+	m, err := decodeMap(root)
+	if err != nil {
+		return err
+	}
+	if m != nil {
 		isPacked = func(d blob.Digest) bool { _, ok := m.Find(d); return ok }
 		if err := checkPacks(ctx, r.packs, m.Packs()); err != nil {
 			return vanished(err)
@@ -389,21 +440,21 @@ func (r *Recorder) checkAll(ctx context.Context, root *gcroot.Root) error {
 	return ctx.Err()
 }
 
-// checkPacks asks a directory for packs. One that is absent or has another size is store.ErrNotFound.
-func checkPacks(ctx context.Context, from store.Reader, packs []pack.Pack) error {
-	if from == nil {
+// checkPacks looks for packs in a directory. One that is absent or has another size is store.ErrNotFound.
+func checkPacks(ctx context.Context, in store.Reader, packs []pack.Pack) error {
+	if in == nil {
 		return fmt.Errorf("the packs cannot be asked for: %w", errors.ErrUnsupported)
 	}
+	there, err := pack.List(ctx, in)
+	if err != nil {
+		return err
+	}
 	for _, p := range packs {
-		size, err := from.Stat(ctx, p.Name())
-		if err == nil && size != p.Size {
-			err = fmt.Errorf("pack %s in %v has %d bytes instead of %d: %w", p.Name(), from, size, p.Size, store.ErrNotFound)
-		}
-		if err != nil {
-			return err
+		if !there[p] {
+			return fmt.Errorf("pack %s of %d bytes in %v: %w", p.Name(), p.Size, in, store.ErrNotFound)
 		}
 	}
-	return ctx.Err()
+	return nil
 }
 
 // End withdraws the lease. A failure does no harm, because the lease expires.

@@ -47,6 +47,7 @@ func Repack(ctx context.Context, s *Indexes, o RepackOptions) (report RepackRepo
 		return report, err
 	}
 	defer r.End()
+	r.packs = o.Packs
 	if r.records == nil {
 		return report, fmt.Errorf("writing gc roots: %w", errors.ErrUnsupported)
 	}
@@ -247,16 +248,22 @@ func (j *repack) replaceMap(ctx context.Context, item packedItem, find pack.Find
 	}
 	root := *item.root
 	root.Map = file
-	for _, step := range []func(context.Context) error{
-		func(ctx context.Context) error {
-			_, err := j.shelf.Records.Write(ctx, &root, item.Number)
-			return err
+	w := &record{root: &root, number: item.Number}
+	// When the lease lapses, gc may remove the new packs. Then the old map stays.
+	inLease := func(step func(context.Context) error) error {
+		return cmp.Or(j.recorder.lease.Do(ctx, step), j.recorder.lease.Check(ctx))
+	}
+	for _, step := range []func() error{
+		func() error { return inLease(func(ctx context.Context) error { return j.recorder.write(ctx, w) }) },
+		func() error { return j.recorder.confirmPacks(ctx, w) },
+		func() error {
+			return inLease(func(ctx context.Context) error { return j.writeMap(ctx, item.Item, file) })
 		},
-		func(ctx context.Context) error { return j.writeMap(ctx, item.Item, file) },
-		func(ctx context.Context) error { return j.shelf.Records.Retire(ctx, item.Roots[0]) },
+		func() error {
+			return inLease(func(ctx context.Context) error { return j.shelf.Records.Retire(ctx, item.Roots[0]) })
+		},
 	} {
-		// When the lease lapses, gc may remove the new packs. Then the old map stays.
-		if err := cmp.Or(j.recorder.lease.Do(ctx, step), j.recorder.lease.Check(ctx)); err != nil {
+		if err := step(); err != nil {
 			return err
 		}
 	}
@@ -274,7 +281,7 @@ func (j *repack) writeMap(ctx context.Context, item Item, file []byte) error {
 		return err
 	}
 	var dir locate.Location
-	if dir, err = MapOf(at); err != nil {
+	if dir, err = MapOf(at, item.Index); err != nil {
 		return err
 	}
 	b, name, err := j.shelf.Bucket(dir)

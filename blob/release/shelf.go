@@ -153,16 +153,6 @@ func (s *Indexes) Find(ctx context.Context, item Item) (State, error) {
 	return Present, nil
 }
 
-// companionsOf returns the locations of the files that belong to an index by its name.
-func companionsOf(at locate.Location) (all []locate.Location) {
-	for _, companion := range []func(locate.Location) (locate.Location, error){ProfileOf, MapOf} {
-		if file, err := companion(at); err == nil {
-			all = append(all, file)
-		}
-	}
-	return all
-}
-
 // Remove implements Shelf. It removes each index, unless another one has its name by now, then its companions, and then
 // retires its gc roots. After a crash, the next Remove does the rest.
 func (s *Indexes) Remove(ctx context.Context, items []Item, patience time.Duration) (removed []Item, err error) {
@@ -206,12 +196,18 @@ func (s *Indexes) removeItem(ctx context.Context, turn *gcroot.Turn, item Item) 
 		return err
 	}
 	var files []locate.Location
-	switch state {
-	case Present:
-		files = append([]locate.Location{at}, companionsOf(at)...)
-	case Absent:
-		files = companionsOf(at)
-	case Replaced, Stream, Beyond:
+	if state == Present {
+		files = append(files, at)
+	}
+	if state == Present || state == Absent { // else it belongs to the other index
+		if file, err := ProfileOf(at); err == nil {
+			files = append(files, file)
+		}
+	}
+	if state != Stream && state != Beyond {
+		if file, err := MapOf(at, item.Index); err == nil {
+			files = append(files, file)
+		}
 	}
 	for _, file := range files {
 		err := turn.Do(ctx, func(ctx context.Context) error { return s.removeFile(ctx, file) })
@@ -271,30 +267,52 @@ func (s *Indexes) RemoveDuplicates(ctx context.Context, items []Item) error {
 	return ctx.Err()
 }
 
-// Adopt writes gc roots for indexes that have none, with the files of their maps of packs, and declares that gc manages the store from now on. The caller knows
-// that the store has no other indexes. It returns how many gc roots were written.
-func Adopt(ctx context.Context, records *gcroot.Dir, to store.Bucket, names []string, indexes []*blob.Index, maps [][]byte) (adopted int, err error) {
+// Adoption is an index that gets a gc root, under a name.
+type Adoption struct {
+	Name  string
+	Index *blob.Index
+	Map   []byte // the file of its map of packs; nil for none
+}
+
+// Adopt writes gc roots for indexes that have none, and declares that gc manages the store from now on. The caller knows
+// that the store has no other indexes. packs is the directory of its packs, nil for none. Adopt returns how many gc roots
+// were written.
+func Adopt(ctx context.Context, records *gcroot.Dir, to store.Bucket, packs store.Reader, indexes []Adoption) (adopted int, err error) {
 	var refused error
 	r, err := NewRecorder(ctx, records, to, func(n Note) { refused = n.(NotRecorded).Err })
 	if err := cmp.Or(err, refused); err != nil {
 		return 0, err
 	}
 	defer r.End()
+	r.packs = packs
 	items, err := ReadItems(ctx, records, r.lease.Listing)
 	if err != nil {
 		return 0, err
 	}
-	for i, x := range indexes {
-		has := func(item Item) bool { return item.Name == names[i] && item.Index == x.Digest() }
+	for _, a := range indexes {
+		has := func(item Item) bool { return item.Name == a.Name && item.Index == a.Index.Digest() }
 		if slices.ContainsFunc(items, has) {
 			continue
 		}
-		if err := r.Record(ctx, names[i], x, maps[i]); err != nil {
-			return adopted, err
+		if err := r.adopt(ctx, a); err != nil {
+			return adopted, fmt.Errorf("%s: %w", a.Name, err)
 		}
 		adopted++
 	}
 	return adopted, records.Manage(ctx)
+}
+
+func (r *Recorder) adopt(ctx context.Context, a Adoption) error {
+	m, err := decodeMap(&gcroot.Root{Name: a.Name, Index: a.Index, Map: a.Map})
+	if err != nil {
+		return err
+	}
+	if m != nil {
+		if err := checkPacks(ctx, r.packs, m.Packs()); err != nil {
+			return fmt.Errorf("its map names packs that are not there (if the store has its chunks, remove the map first): %w", err)
+		}
+	}
+	return r.Record(ctx, a.Name, a.Index, a.Map)
 }
 
 func isAbsent(err error) bool {

@@ -62,7 +62,7 @@ that was mounted for writing when it was copied.
 written; see 'cairn delta'. If that fails, INDEX is not written.
 
 --layout packs writes new chunks into packs beside the store: few large objects, of which clients read runs of chunks.
-Their places are in a map, NAME.camap beside NAME.caibx. casync, desync and older cairns need --layout both or chunks.
+Their places are in a map beside the index, NAME.DIGEST.camap. casync and desync need --layout both or chunks.
 The chunks of a boot profile are in packs of their own.
 
 --index-only writes INDEX and stores no chunks, for example as the index of a seed.`,

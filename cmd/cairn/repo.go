@@ -339,12 +339,13 @@ they need 'cairn repo adopt' for each new index.`,
 	return c
 }
 
-// readMaps reads the files of the maps of packs beside the indexes; nil where there is none. An index whose map cannot be
-// read is not adopted, because gc would remove its packs.
-func (f *repoAdoptFlags) readMaps(ctx context.Context, indexes []*blob.Index) ([][]byte, error) {
-	maps := make([][]byte, len(indexes))
+// adoptionsOf reads the maps of packs beside the indexes. An index whose map cannot be read is not adopted, because gc
+// would remove its packs.
+func (f *repoAdoptFlags) adoptionsOf(ctx context.Context, indexes []*blob.Index) ([]release.Adoption, error) {
+	adoptions := make([]release.Adoption, len(indexes))
 	for i, at := range f.indexes {
-		file, err := release.MapOf(at)
+		adoptions[i] = release.Adoption{Name: release.RecordName(f.store, at), Index: indexes[i]}
+		file, err := release.MapOf(at, indexes[i].Digest())
 		if err != nil {
 			continue // nothing is beside a stream
 		}
@@ -353,13 +354,13 @@ func (f *repoAdoptFlags) readMaps(ctx context.Context, indexes []*blob.Index) ([
 			continue
 		}
 		if err == nil {
-			maps[i], err = m.Encode()
+			adoptions[i].Map, err = m.Encode()
 		}
 		if err != nil {
 			return nil, fmt.Errorf("adopting %s: %w", at, err)
 		}
 	}
-	return maps, nil
+	return adoptions, nil
 }
 
 // repoAdoptResult is the output of repo adopt --json.
@@ -387,16 +388,19 @@ func runRepoAdopt(ctx context.Context, stdout io.Writer, f repoAdoptFlags) error
 		return err
 	}
 	defer records.Close()
-	names := make([]string, len(f.indexes))
-	for i, at := range f.indexes {
-		names[i] = release.RecordName(f.store, at)
-	}
-	maps, err := f.readMaps(ctx, indexes)
+	adoptions, err := f.adoptionsOf(ctx, indexes)
 	if err != nil {
 		return err
 	}
+	packs, _, err := f.openBeside(f.store, release.PackDir, 0)
+	if err != nil {
+		return err
+	}
+	if packs != nil {
+		defer store.Close(packs)
+	}
 	r := repoAdoptResult{Store: f.store, Indexes: len(indexes)}
-	if r.Adopted, err = release.Adopt(ctx, records, to, names, indexes, maps); err != nil {
+	if r.Adopted, err = release.Adopt(ctx, records, to, packs, adoptions); err != nil {
 		return fmt.Errorf("adopting indexes of %s: %w", f.store, err)
 	}
 	if f.json {

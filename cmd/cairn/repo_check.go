@@ -215,7 +215,7 @@ func (f *repoFlags) checkMap(ctx context.Context, shelf *release.Indexes, item r
 	if err != nil {
 		return err
 	}
-	file, err := release.MapOf(at)
+	file, err := release.MapOf(at, item.Index)
 	if err != nil {
 		return nil //nolint:nilerr // there is none beside such an index
 	}

@@ -27,7 +27,7 @@ func (f *wholeStores) openPackDir(at locate.Location) (store.Reader, error) {
 func (f *wholeStores) findPacked(ctx context.Context, at []locate.Location, indexes []*blob.Index) (pack.Finder, error) {
 	var maps []*pack.Map
 	for i, x := range indexes {
-		at, err := release.MapOf(at[i])
+		at, err := release.MapOf(at[i], x.Digest())
 		if err != nil {
 			continue // nothing is beside a stream
 		}

@@ -89,7 +89,7 @@ func (f *stores) open(ctx context.Context, index locate.Location, x *blob.Index,
 // usePacks lets from read packs, if there is a map of them beside the index of x. A map is a hint: without it, chunks are
 // read one by one.
 func usePacks(ctx context.Context, from *supply.Supply, index locate.Location, x *blob.Index) error {
-	at, err := release.MapOf(index)
+	at, err := release.MapOf(index, x.Digest())
 	if err != nil {
 		return nil // nothing is beside a stream
 	}
@@ -137,9 +137,6 @@ func (f *stores) locations(indexes ...locate.Location) (all []locate.Location) {
 					all = append(all, dir)
 				}
 			}
-		}
-		if packs, err := release.MapOf(index); err == nil {
-			all = append(all, packs)
 		}
 	}
 	return all

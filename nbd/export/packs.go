@@ -14,7 +14,7 @@ import (
 // startPacks lets an image's store read packs, if there is a map of them beside its index. While the map's location is
 // unavailable, it tries again in the background. end ends the use of the map.
 func (im *images) startPacks(ctx context.Context, i image, s imageSource) (end func()) {
-	at, err := release.MapOf(i.at)
+	at, err := release.MapOf(i.at, i.index.Digest())
 	if err != nil {
 		return func() {} // nothing is beside it
 	}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"cairn/blob"
+	"cairn/blob/release"
 	"cairn/internal/test/packtest"
 	"cairn/store/local"
 	"cairn/store/locate"
@@ -71,7 +72,17 @@ func (p *packedImage) writeMap(t *testing.T, m *pack.Map) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	writeFile(t, filepath.Join(p.dir, "v.camap"), file)
+	writeFile(t, p.mapFile(t), file)
+}
+
+// mapFile returns the path of the map beside the index.
+func (p *packedImage) mapFile(t *testing.T) string {
+	t.Helper()
+	at, err := release.MapOf(locate.Path(filepath.Join(p.dir, "v.caibx")), p.index.Digest())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return at.String()
 }
 
 // TestPacks: an image whose chunks are only in packs is served from them, with few requests if the server sends no
@@ -123,7 +134,7 @@ func TestMapIsAHint(t *testing.T) {
 	}
 	for name, write := range map[string]func(){
 		"of another index": func() { p.writeMap(t, ofOther) },
-		"damaged":          func() { writeFile(t, filepath.Join(p.dir, "v.camap"), []byte("no map")) },
+		"damaged":          func() { writeFile(t, p.mapFile(t), []byte("no map")) },
 		"of absent packs":  func() { p.writeMap(t, inNoPack) },
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -28,6 +28,12 @@
 // of the life of its lease, and the service has the last one. So a gc root has all its chunks, and no collector
 // sees a gc root whose index is still to come. After a request that got no answer, the announcement is not
 // withdrawn: it expires.
+//
+// The names of packs do not come back, so packs that a gc root has named are removed while publishers are at work. The
+// collector announces its pack turn, lists the gc roots, and removes the packs that none of them names now. A publisher
+// writes its gc root, waits until there is no pack turn, and then looks whether the packs are there. A collector whose
+// pack turn it has not seen has either removed them already, or will see the gc root. A pack that no gc root has ever
+// named may be that of a publisher at work, and is removed in a turn only.
 package gcroot
 
 import (
@@ -66,6 +72,7 @@ const (
 	retiredPrefix = "retired/"
 	leasePrefix   = "leases/"
 	turnPrefix    = "turns/"
+	packPrefix    = "packturns/"
 	clockPrefix   = "clock/"
 )
 
@@ -183,7 +190,7 @@ type Listing struct {
 	Managed bool // gc manages the store
 	Roots   []Entry
 	Leases  int // at work or not yet expired
-	Turns   int
+	Turns   int // those of packs included
 	// Others are the names of objects that are no records.
 	Others []string
 }
@@ -211,7 +218,7 @@ func (d *Dir) List(ctx context.Context) (Listing, error) {
 			retired[strings.TrimPrefix(o.Name, retiredPrefix)] = o.Modified
 		case strings.HasPrefix(o.Name, leasePrefix):
 			leases[ownerOf(o.Name)] = true
-		case strings.HasPrefix(o.Name, turnPrefix):
+		case strings.HasPrefix(o.Name, turnPrefix), strings.HasPrefix(o.Name, packPrefix):
 			turns[ownerOf(o.Name)] = true
 		case strings.HasPrefix(o.Name, clockPrefix):
 		default:

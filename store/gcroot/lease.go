@@ -62,14 +62,33 @@ func (l *Lease) Do(ctx context.Context, write func(context.Context) error) error
 	return l.a.send(ctx, 3*l.a.ttl/4, write)
 }
 
+// AwaitPackTurns waits until no collector is removing packs. What a publisher wrote before is seen by later ones. It
+// returns ErrLapsed instead if the lease is not in force.
+func (l *Lease) AwaitPackTurns(ctx context.Context) error {
+	d := l.a.dir
+	for first := true; ; first = false {
+		turns, _, err := l.a.look(ctx, packPrefix, d.options.TurnTTL)
+		if err != nil || len(turns) == 0 {
+			return err
+		}
+		if first {
+			d.noteWaiting("gc removes packs: " + d.describe(ctx, turns))
+		}
+		if err := d.options.Pause(ctx); err != nil {
+			return err
+		}
+	}
+}
+
 // End withdraws the lease. If a service may still carry out such a write, it only ends the renewals, so that collectors
 // wait until the lease expires.
 func (l *Lease) End(ctx context.Context) error { return l.a.end(ctx) }
 
-// Turn is a collector's announcement. While it is in force, no publisher is at work.
+// Turn is a collector's announcement. While it is in force, no publisher is at work; in a pack turn, none publishes an
+// index of packs.
 type Turn struct {
 	a *announcement
-	// Listing is the directory's content after the last publisher has ended.
+	// Listing is the directory's content after the last publisher has ended, or, of a pack turn, after its announcement.
 	Listing Listing
 }
 
@@ -103,14 +122,27 @@ func (d *Dir) Turn(ctx context.Context, hold time.Duration) (*Turn, error) {
 	}
 }
 
-// beginTurn lists the gc roots. It does so after the look that found no lease: a listing is no snapshot, and one that
-// finds both may miss the gc root of a publisher that writes it and ends its lease in the meantime.
+// beginTurn lists the gc roots. In a turn it does so after the look that found no lease: a listing is no snapshot, and one
+// that finds both may miss the gc root of a publisher that writes it and ends its lease in the meantime.
 func (d *Dir) beginTurn(ctx context.Context, a *announcement) (*Turn, error) {
 	l, err := d.List(ctx)
 	if err != nil {
 		return nil, errors.Join(err, a.withdraw(ctx))
 	}
 	return &Turn{a: a, Listing: l}, nil
+}
+
+// PackTurn announces a collector that removes packs which a gc root has named. It waits for no publisher. End must be
+// called.
+func (d *Dir) PackTurn(ctx context.Context) (*Turn, error) {
+	a, err := d.announce(ctx, packPrefix, d.options.TurnTTL)
+	if err != nil {
+		return nil, err
+	}
+	if _, _, err := a.look(ctx, packPrefix, d.options.TurnTTL); err != nil { // which removes those that have expired
+		return nil, errors.Join(err, a.withdraw(ctx))
+	}
+	return d.beginTurn(ctx, a)
 }
 
 // Do calls remove, which sends one removal, with a context that ends early enough for the turn. It returns ErrLapsed

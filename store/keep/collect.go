@@ -70,15 +70,15 @@ const turnTime = time.Minute
 
 // Collect removes the chunks of a store that are in none of its gc roots, the packs that none of their maps names, and
 // the deltas to images that have none. It
-// works beside publishers that hold leases: it looks for garbage while they are at work, and removes it in turns with
-// them. Objects of programs that know no leases are protected by the grace only.
+// works beside publishers that hold leases: it looks for garbage while they are at work, removes packs that a gc root has
+// named beside them, and the rest in turns with them. Objects of programs that know no leases are protected by the grace only.
 //
 // A gc root that cannot be read ends the job before anything is removed. After a failure or a crash, the next Collect
 // removes the rest. Memory is about 40 bytes for each distinct chunk in the gc roots and 56 for each object to be
 // removed.
 func Collect(ctx context.Context, chunks store.Bucket, records *gcroot.Dir, o CollectOptions) (CollectReport, error) {
 	c := &collect{options: o, chunks: chunks, records: records, marked: new(store.Set), fading: new(store.Set), read: map[string]bool{}, images: map[blob.Digest]bool{}}
-	c.marks = markedPacks{map[blob.Digest]bool{}, map[blob.Digest]bool{}}
+	c.marks = markedPacks{map[blob.Digest]bool{}, map[blob.Digest]bool{}, map[blob.Digest]bool{}}
 	if c.options.Show == nil {
 		c.options.Show = func(string, int64, int64) {}
 	}
@@ -101,7 +101,8 @@ type collect struct {
 	marks   markedPacks          // their packs
 	expired []gcroot.Entry       // retired gc roots whose grace has passed
 	garbage []object             // chunks to remove
-	packs   []store.Object       // to remove
+	packs   []store.Object       // to remove, of which it is not known whether a publisher at work has written them
+	known   []store.Object       // to remove, which a gc root has named
 	deltas  []store.Object       // files of deltas to remove
 }
 
@@ -138,7 +139,7 @@ func (c *collect) run(ctx context.Context) error {
 	if err := c.findDeltas(ctx, now); err != nil {
 		return err
 	}
-	if c.options.DryRun || len(c.garbage)+len(c.packs)+len(c.deltas)+len(c.expired) == 0 {
+	if c.options.DryRun || len(c.garbage)+len(c.packs)+len(c.known)+len(c.deltas)+len(c.expired) == 0 {
 		return ctx.Err()
 	}
 	if c.options.Approve != nil {
@@ -273,25 +274,29 @@ func imageOf(name string) (image blob.Digest, ok bool) {
 	return image, err == nil
 }
 
-// removeAll removes what was found, in turns with publishers.
+// removeAll removes what was found: packs that a gc root has named in pack turns, while they can be told by it, and the
+// rest in turns with publishers.
 func (c *collect) removeAll(ctx context.Context, chunks store.Remover) error {
-	for _, e := range c.expired {
-		if err := c.records.Remove(ctx, e); err != nil {
-			return err
-		}
-	}
 	places := places{chunks: chunks}
 	for _, place := range []struct {
 		remover *store.Remover
 		in      store.Bucket
 		objects int
-	}{{&places.deltas, c.options.Deltas, len(c.deltas)}, {&places.packs, c.options.Packs, len(c.packs)}} {
+	}{{&places.deltas, c.options.Deltas, len(c.deltas)}, {&places.packs, c.options.Packs, len(c.packs) + len(c.known)}} {
 		var can bool
 		if place.objects == 0 {
 			continue
 		}
 		if *place.remover, can = store.As[store.Remover](store.WithoutRetries(place.in)); !can {
 			return fmt.Errorf("removing objects in %v: %w", place.in, errors.ErrUnsupported)
+		}
+	}
+	if err := c.removeKnown(ctx, places.packs); err != nil {
+		return err
+	}
+	for _, e := range c.expired {
+		if err := c.records.Remove(ctx, e); err != nil {
+			return err
 		}
 	}
 	begun := time.Now()
@@ -311,16 +316,23 @@ func (c *collect) removeAll(ctx context.Context, chunks store.Remover) error {
 // places are where a Collect removes objects; nil where there are none.
 type places struct{ chunks, packs, deltas store.Remover }
 
-// removeInTurn removes garbage for a limited time. First it reads the gc roots that were written since the store was
-// listed, and spares what they keep.
-func (c *collect) removeInTurn(ctx context.Context, turn *gcroot.Turn, from places) error {
+// beginSweep reads the gc roots that were written since the store was listed, and spares what they keep.
+func (c *collect) beginSweep(ctx context.Context, turn *gcroot.Turn) (*sweep, error) {
 	if err := c.mark(ctx, turn.Listing); err != nil {
-		return err
+		return nil, err
 	}
 	if err := c.spare(ctx); err != nil {
+		return nil, err
+	}
+	return &sweep{collect: c, turn: turn, end: time.Now().Add(turnTime)}, nil
+}
+
+// removeInTurn removes garbage for a limited time.
+func (c *collect) removeInTurn(ctx context.Context, turn *gcroot.Turn, from places) error {
+	s, err := c.beginSweep(ctx, turn)
+	if err != nil {
 		return err
 	}
-	s := sweep{collect: c, turn: turn, end: time.Now().Add(turnTime)}
 	n, err := s.remove(ctx, from.deltas, len(c.deltas), func(i int) string { return c.deltas[i].Name })
 	c.deltas = c.deltas[n:]
 	if err != nil || len(c.deltas) > 0 {
@@ -365,7 +377,7 @@ func (c *collect) spare(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// sweep removes objects in one turn.
+// sweep removes objects in one turn or pack turn.
 type sweep struct {
 	*collect
 	turn *gcroot.Turn

@@ -3,6 +3,7 @@ package keep
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -15,21 +16,16 @@ import (
 
 // ListPacks lists a directory of packs.
 func ListPacks(ctx context.Context, dir store.Reader) (packs map[pack.Pack]bool, all Others, err error) {
-	packs = map[pack.Pack]bool{}
-	l, err := listerOf(dir)
-	if err != nil {
+	if _, err := listerOf(dir); err != nil {
 		return nil, all, err
 	}
-	for o, err := range l.List(ctx, "") {
-		if err != nil {
-			return nil, all, fmt.Errorf("listing the packs in %v: %w", dir, err)
-		}
-		if id, ok := pack.ParseName(o.Name); ok {
-			packs[pack.Pack{ID: id, Size: o.Size}] = true
-			all.countObject(o)
-		}
+	if packs, err = pack.List(ctx, dir); err != nil {
+		return nil, all, err
 	}
-	return packs, all, ctx.Err()
+	for p := range packs {
+		all.countObject(store.Object{Size: p.Size})
+	}
+	return packs, all, nil
 }
 
 // MapOf returns the map of packs in a gc root, or nil if it has none.
@@ -57,7 +53,10 @@ func (p CollectedPacks) bytes() int64 {
 }
 
 // markedPacks are the packs that the maps of gc roots name.
-type markedPacks struct{ live, fading map[blob.Digest]bool }
+type markedPacks struct {
+	live, fading map[blob.Digest]bool
+	expired      map[blob.Digest]bool // of retired gc roots whose grace has passed
+}
 
 // markPacks marks the packs in the map of a gc root. A map that cannot be decoded is an error, since its packs are unknown.
 func (c *collect) markPacks(r *gcroot.Root, retired bool) error {
@@ -75,10 +74,32 @@ func (c *collect) markPacks(r *gcroot.Root, retired bool) error {
 	return nil
 }
 
+// markExpired marks the packs of expired gc roots. What cannot be read marks nothing: its packs are then removed in turns.
+func (c *collect) markExpired(ctx context.Context) error {
+	for _, e := range c.expired {
+		r, err := c.records.Read(ctx, e, false)
+		if errors.Is(err, gcroot.ErrInvalid) || errors.Is(err, store.ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if m, err := MapOf(r); err == nil && m != nil {
+			for _, p := range m.Packs() {
+				c.marks.expired[p.ID] = true
+			}
+		}
+	}
+	return ctx.Err()
+}
+
 // findPacks lists the packs and finds those to remove.
 func (c *collect) findPacks(ctx context.Context, now time.Time) error {
 	if c.options.Packs == nil {
 		return nil
+	}
+	if err := c.markExpired(ctx); err != nil {
+		return err
 	}
 	lister, err := listerOf(c.options.Packs)
 	if err != nil {
@@ -100,15 +121,48 @@ func (c *collect) findPacks(ctx context.Context, now time.Time) error {
 			c.report.Packs.Young.countObject(o)
 		default:
 			c.report.Packs.Removed.countObject(o)
-			c.packs = append(c.packs, o)
+			if c.marks.expired[id] {
+				c.known = append(c.known, o)
+			} else {
+				c.packs = append(c.packs, o)
+			}
 		}
 	}
 	return nil
 }
 
+// removeKnown removes the packs that only expired gc roots have named, in pack turns: publishers go on meanwhile.
+func (c *collect) removeKnown(ctx context.Context, from store.Remover) error {
+	for len(c.known) > 0 {
+		turn, err := c.records.PackTurn(ctx)
+		if err != nil {
+			return err
+		}
+		err = c.removeInPackTurn(ctx, turn, from)
+		if err := errors.Join(err, turn.End(ctx)); err != nil {
+			return err
+		}
+	}
+	return ctx.Err()
+}
+
+func (c *collect) removeInPackTurn(ctx context.Context, turn *gcroot.Turn, from store.Remover) error {
+	s, err := c.beginSweep(ctx, turn)
+	if err != nil {
+		return err
+	}
+	n, err := s.remove(ctx, from, len(c.known), func(i int) string { return c.known[i].Name })
+	c.known = c.known[n:]
+	return err
+}
+
 // sparePacks takes the packs that a map names now out of the garbage.
 func (c *collect) sparePacks() {
-	c.packs = slices.DeleteFunc(c.packs, func(o store.Object) bool {
+	c.packs, c.known = c.sparePacksOf(c.packs), c.sparePacksOf(c.known)
+}
+
+func (c *collect) sparePacksOf(packs []store.Object) []store.Object {
+	return slices.DeleteFunc(packs, func(o store.Object) bool {
 		id, _ := pack.ParseName(o.Name)
 		switch {
 		case c.marks.live[id]:

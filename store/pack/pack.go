@@ -17,7 +17,7 @@ import (
 const (
 	// Suffix ends the name of a pack.
 	Suffix = ".capk"
-	// MapSuffix ends the name of a map, which lies beside the index: NAME.camap for NAME.caibx.
+	// MapSuffix ends the name of a map, which lies beside the index.
 	MapSuffix = ".camap"
 
 	magic      = "cairnpck"

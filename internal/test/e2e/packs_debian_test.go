@@ -70,11 +70,11 @@ func (r release) logPacks(t *testing.T) {
 	}
 	for _, name := range []string{"a", "b"} {
 		x := readIndex(t, r.index(name))
-		m, err := packs.DecodeMap(mustOpen(t, filepath.Join(r.dir, name+".camap")), x)
+		m, err := packs.DecodeMap(mustOpen(t, r.mapFile(t, name)), x)
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Logf("%s: %d packs, a map of %d bytes", name, len(m.Packs()), fileSize(t, filepath.Join(r.dir, name+".camap")))
+		t.Logf("%s: %d packs, a map of %d bytes", name, len(m.Packs()), fileSize(t, r.mapFile(t, name)))
 	}
 	t.Logf("%d packs of %d bytes", len(files), size)
 }

@@ -28,6 +28,12 @@ func (r release) packRelease(t testing.TB, size int64) {
 	}
 }
 
+// mapFile returns the path of the map of packs of a release.
+func (r release) mapFile(t testing.TB, name string) string {
+	t.Helper()
+	return filepath.Join(r.dir, name+"."+readIndex(t, r.index(name)).Digest().String()[:16]+".camap")
+}
+
 // removeChunks removes the store's chunks: what is left is in packs.
 func (r release) removeChunks(t testing.TB) {
 	t.Helper()
@@ -130,7 +136,9 @@ func TestPacksAreHints(t *testing.T) {
 	t.Parallel()
 	r := publish(t, small(t))
 	r.packRelease(t, packs.MinSize)
-	m := readFile(t, filepath.Join(r.dir, "b.camap"))
+	mapFile := r.mapFile(t, "b")
+	m, ofOther := readFile(t, mapFile), readFile(t, r.mapFile(t, "a"))
+	writeMap := func(file []byte) { writeFile(t, filepath.Dir(mapFile), filepath.Base(mapFile), file) }
 	files, err := filepath.Glob(filepath.Join(r.dir, "default.capack", "*.capk"))
 	if err != nil || len(files) == 0 {
 		t.Fatalf("packs: %v, %v", files, err)
@@ -157,16 +165,16 @@ func TestPacksAreHints(t *testing.T) {
 			status int // without chunks
 		}{
 			"nothing":      {func() {}, false, 0},
-			"no map":       {func() { os.Remove(filepath.Join(r.dir, "b.camap")) }, false, notFound},
-			"other map":    {func() { writeFile(t, r.dir, "b.camap", readFile(t, filepath.Join(r.dir, "a.camap"))) }, true, notFound},
-			"damaged map":  {func() { writeFile(t, r.dir, "b.camap", append(bytes.Clone(m[:99]), m[100:]...)) }, true, notFound},
+			"no map":       {func() { os.Remove(mapFile) }, false, notFound},
+			"other map":    {func() { writeMap(ofOther) }, true, notFound},
+			"damaged map":  {func() { writeMap(append(bytes.Clone(m[:99]), m[100:]...)) }, true, notFound},
 			"garbage":      {change(func(p []byte) []byte { clear(p[20 : len(p)-20]); return p }), false, damaged},
 			"shorter":      {change(func(p []byte) []byte { return p[:len(p)/2] }), false, damaged},
 			"longer":       {change(func(p []byte) []byte { return append(p, 1) }), false, damaged},
 			"empty":        {change(func([]byte) []byte { return nil }), false, damaged},
 			"absent packs": {func() { os.RemoveAll(filepath.Join(r.dir, "default.capack")) }, false, notFound},
 		} {
-			writeFile(t, r.dir, "b.camap", m)
+			writeMap(m)
 			if err := os.MkdirAll(filepath.Join(r.dir, "default.capack"), 0o755); err != nil {
 				t.Fatal(err)
 			}
