@@ -78,11 +78,15 @@ func imageOf(index []byte) int {
 	return i
 }
 
+func imageOfDigest(index blob.Digest) int {
+	return slices.IndexFunc(images(), func(m image) bool { return m.index.Digest() == index })
+}
+
 // rootSuffix ends the names of gc roots.
 const rootSuffix = gcroot.Suffix
 
 func isAnnouncement(name string) bool {
-	return strings.HasPrefix(name, "leases/") || strings.HasPrefix(name, "turns/")
+	return strings.HasPrefix(name, "leases/") || strings.HasPrefix(name, "turns/") || strings.HasPrefix(name, "packturns/")
 }
 
 // newActor returns a process. Some crash, some are interrupted, and some stop for a while.
@@ -170,7 +174,9 @@ type publication struct {
 	name       string
 	listed     bool // the store is listed, not asked for each chunk
 	createOnly bool
-	base       int // an image that the store is said to hold; -1 for none
+	base       int  // an image that the store is said to hold; -1 for none
+	packs      bool // new chunks go into packs
+	both       bool // and into files
 }
 
 func (a *actor) publish(o publication) error {
@@ -178,7 +184,9 @@ func (a *actor) publish(o publication) error {
 	vanished := (*release.VanishedError)(nil)
 	switch {
 	case err == nil:
-		a.count(&a.w.counts.published)
+		if a.count(&a.w.counts.published); o.packs {
+			a.count(&a.w.counts.packed)
+		}
 	case errors.As(err, &vanished):
 		a.count(&a.w.counts.vanished)
 		fallthrough
@@ -207,11 +215,15 @@ func (a *actor) tryPublish(o publication) error {
 			assumes = o.listed
 		}
 	}
-	p, err := release.NewPublisher(ctx, chunks, release.PublisherOptions{
+	options := release.PublisherOptions{
 		Writer:    store.WriterOptions{Compression: store.None},
 		Algorithm: blob.SHA512_256, Params: params, Chunks: int64(len(m.chunks)), Remote: o.listed,
 		Records: a.records(), Name: o.name, Bases: bases, Notes: note,
-	})
+	}
+	if o.packs {
+		options.Packs = a.packOptions(o.both)
+	}
+	p, err := release.NewPublisher(ctx, chunks, options)
 	if err != nil {
 		return err
 	}
@@ -232,7 +244,7 @@ func (a *actor) tryPublish(o publication) error {
 			if _, err := p.Put(ctx, d, contents()[d]); err != nil {
 				return err
 			}
-		} else if assumes {
+		} else if assumes && !o.packs {
 			assumed = append(assumed, store.ObjectName(d, false))
 		}
 	}
@@ -265,7 +277,7 @@ func (a *actor) collect() error {
 		}
 	}
 	_, err := keep.Collect(a.ctx, a.bucket(chunkPlace), a.records(), keep.CollectOptions{
-		Grace: a.w.grace, Workers: 1, Patience: 3 * leaseTTL, Retry: retries,
+		Packs: a.bucket(packPlace), Grace: a.w.grace, Workers: 1, Patience: 3 * leaseTTL, Retry: retries,
 	})
 	switch {
 	case errors.Is(err, gcroot.ErrBusy):
@@ -343,6 +355,18 @@ func (a *actor) removeInTurn(d *gcroot.Dir, turn *gcroot.Turn, chosen map[string
 			}
 			a.count(&a.w.counts.removed)
 		}
+		if a.w.packs {
+			err := turn.Do(a.ctx, func(ctx context.Context) error {
+				err := bucket{a, indexPlace}.Remove(ctx, mapName(item.Name, imageOfDigest(item.Index)))
+				if errors.Is(err, store.ErrNotFound) {
+					return nil
+				}
+				return err
+			})
+			if err != nil {
+				return err
+			}
+		}
 		for _, e := range item.Roots {
 			if err := turn.Do(a.ctx, func(ctx context.Context) error { return d.Retire(ctx, e) }); err != nil {
 				return err
@@ -383,6 +407,10 @@ func (a *actor) tidy() error {
 // remover may remove, one that was removed, and chunks of another that no gc root keeps.
 func (w *world) fill() error {
 	a := &actor{w: w, kind: "setup", number: -1, ctx: context.Background(), atOnce: true}
+	defer time.Sleep(w.upTo(w.grace + time.Minute))
+	if w.packs {
+		return w.fillPacks(a)
+	}
 	d := a.records()
 	if err := d.Manage(a.ctx); err != nil {
 		return err
@@ -407,7 +435,6 @@ func (w *world) fill() error {
 			return err
 		}
 	}
-	time.Sleep(w.upTo(w.grace + time.Minute))
 	return nil
 }
 
@@ -427,11 +454,18 @@ func (w *world) settle() error {
 		return err
 	}
 	time.Sleep(w.grace + time.Second)
-	if _, err := keep.Collect(a.ctx, a.bucket(chunkPlace), d, keep.CollectOptions{Grace: w.grace, Workers: 1}); err != nil {
+	last := keep.CollectOptions{Packs: a.bucket(packPlace), Grace: w.grace, Workers: 1}
+	if _, err := keep.Collect(a.ctx, a.bucket(chunkPlace), d, last); err != nil {
 		return err
 	}
 	turn, err := d.Turn(a.ctx, 0)
 	if err != nil {
+		return err
+	}
+	if err := turn.End(a.ctx); err != nil {
+		return err
+	}
+	if turn, err = d.PackTurn(a.ctx); err != nil {
 		return err
 	}
 	if err := turn.End(a.ctx); err != nil {
@@ -454,7 +488,7 @@ func (w *world) checkRemains(d *gcroot.Dir) error {
 		return err
 	}
 	kept := map[string]bool{}
-	named := map[string]bool{}
+	named, packs := map[string]bool{}, map[string]bool{}
 	for _, e := range l.Roots {
 		r, err := d.Read(context.Background(), e, false)
 		if err != nil {
@@ -470,7 +504,21 @@ func (w *world) checkRemains(d *gcroot.Dir) error {
 		for _, c := range r.Index.All() {
 			kept[store.ObjectName(c.Digest, false)] = true
 		}
+		m, err := keep.MapOf(r)
+		if err != nil {
+			return err
+		}
+		if m != nil {
+			for _, p := range m.Packs() {
+				packs[p.Name()] = true
+			}
+		}
 		named[r.Name] = true
+	}
+	for name := range w.objects[packPlace] {
+		if !packs[name] {
+			w.fail("%s is left, and no gc root keeps it", w.packName(name))
+		}
 	}
 	for name := range w.objects[chunkPlace] {
 		if !kept[name] {
@@ -490,7 +538,7 @@ func (w *world) checkRemains(d *gcroot.Dir) error {
 
 // newWorld returns the world of a seed.
 func newWorld(seed uint64, v variant) *world {
-	w := &world{rng: rand.New(rand.NewPCG(seed, 1)), visible: map[string]int{}, woken: make(chan struct{}, 1)}
+	w := &world{rng: rand.New(rand.NewPCG(seed, 1)), visible: map[string]int{}, maps: newPackMaps(), woken: make(chan struct{}, 1)}
 	w.setting = setting{seed: seed, variant: v}
 	w.directory = w.chance(0.3)
 	w.oneMachine = w.directory && w.chance(0.3)
@@ -501,6 +549,7 @@ func newWorld(seed uint64, v variant) *world {
 	w.grace = []time.Duration{0, 20 * time.Second, 2 * time.Minute}[w.rng.IntN(3)]
 	w.faults = []float64{0, 0, 0.01, 0.05}[w.rng.IntN(4)]
 	w.pace = []time.Duration{50 * time.Millisecond, time.Second, 4 * time.Second}[w.rng.IntN(3)]
+	w.packs = w.chance(0.5)
 	for p := range w.objects {
 		w.objects[p] = map[string]*object{}
 	}
@@ -534,6 +583,12 @@ func (w *world) begin() {
 		o := publication{image: w.rng.IntN(len(images())), name: fmt.Sprintf("new%d", i), listed: !w.directory && w.chance(0.5), createOnly: w.chance(0.2), base: -1}
 		if w.chance(0.2) {
 			o.base = w.rng.IntN(len(images()))
+		}
+		if w.packs && w.chance(0.8) {
+			o.packs, o.both = true, w.chance(0.2)
+			if w.chance(0.3) {
+				o.base = 2 // whose gc root has expired, perhaps
+			}
 		}
 		if w.chance(0.3) {
 			again := w.rng.IntN(3)

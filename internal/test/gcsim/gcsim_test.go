@@ -7,6 +7,9 @@
 // A seed decides everything: the service, the processes, and each event. CAIRN_SEED repeats the schedule of one seed and
 // prints its events. CAIRN_LONG runs a million schedules.
 //
+// In half of the schedules most publishers write packs, and the maps beside the indexes tell where their chunks are.
+// release.Repack does not run here, since it opens locations by itself.
+//
 // Three things must hold at every moment. The chunks of each visible index are there. They stay for the grace after
 // the index has gone, for the clients that have opened it. When all is quiet, the last collector leaves the chunks of
 // the visible indexes and nothing else. The same schedules must find the faults of protocols that are known to be

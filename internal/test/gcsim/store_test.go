@@ -17,10 +17,11 @@ const (
 	chunkPlace place = iota
 	recordPlace
 	indexPlace
+	packPlace
 	places
 )
 
-var placeNames = [places]string{"chunks", "records", "indexes"}
+var placeNames = [places]string{"chunks", "records", "indexes", "packs"}
 
 type verb int
 
@@ -76,13 +77,16 @@ func (r *request) key() string {
 			name = name[:lo] + name[hi:]
 		}
 	}
+	if r.place == packPlace {
+		name = ""
+	}
 	return fmt.Sprintf("%03d %d %d %s", r.from.number, r.place, r.verb, name)
 }
 
 // idOf returns where the random ID in the name of a record is.
 func idOf(name string) (lo, hi int, ok bool) {
 	switch {
-	case strings.HasPrefix(name, "leases/"), strings.HasPrefix(name, "turns/"), strings.HasPrefix(name, "clock/"):
+	case strings.HasPrefix(name, "leases/"), strings.HasPrefix(name, "turns/"), strings.HasPrefix(name, "packturns/"), strings.HasPrefix(name, "clock/"):
 		lo = strings.IndexByte(name, '/') + 1
 	case strings.IndexByte(name, '-') > 0:
 		lo = strings.LastIndexByte(name, '-') + 1

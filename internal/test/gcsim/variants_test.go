@@ -18,6 +18,9 @@ type variant struct {
 	listsOnce     bool   // a collector takes the gc roots from the listing in which it has looked for leases
 	dropsOld      bool   // a renewal removes the object before at once
 	withdrawsTurn bool   // a turn is withdrawn while a removal may still be carried out
+
+	hidesPackTurns   bool // from publishers
+	looksOnceAtPacks bool // a publisher does not look again whether the packs are there
 }
 
 // variants are the protocols that must fail.
@@ -28,9 +31,11 @@ var variants = []variant{
 	{name: "lease after the look at the store", looksEarly: true},
 	{name: "gc roots listed before the turn only", hidesNew: true},
 	{name: "gc root after the index", indexFirst: true},
-	{name: "one listing for leases and gc roots", listsOnce: true, rare: 1100},
-	{name: "renewal without overlap", dropsOld: true, rare: 6200},
-	{name: "turn withdrawn during a removal", withdrawsTurn: true, rare: 100},
+	{name: "one listing for leases and gc roots", listsOnce: true, rare: 3445},
+	{name: "renewal without overlap", dropsOld: true, rare: 22039},
+	{name: "no pack turn", hidesPackTurns: true, rare: 7731},
+	{name: "packs looked at once", looksOnceAtPacks: true},
+	{name: "turn withdrawn during a removal", withdrawsTurn: true, rare: 4036},
 }
 
 // isHidden reports whether the actor does not see an object in listings.
@@ -47,7 +52,7 @@ func (a *actor) isHidden(p place, name string, o *object) bool {
 		return v.hidesLeases && strings.HasPrefix(name, "leases/") ||
 			strings.HasSuffix(name, rootSuffix) && (v.hidesNew && o.number > a.seen || v.listsOnce && a.looked > 0 && o.number > a.looked)
 	case "publisher":
-		return v.hidesTurns && strings.HasPrefix(name, "turns/")
+		return v.hidesTurns && strings.HasPrefix(name, "turns/") || v.hidesPackTurns && strings.HasPrefix(name, "packturns/")
 	}
 	return false
 }
@@ -55,7 +60,7 @@ func (a *actor) isHidden(p place, name string, o *object) bool {
 // forgetTurns removes the objects of the actor's turns.
 func (a *actor) forgetTurns() {
 	for name, o := range a.w.objects[recordPlace] {
-		if o.from == a && strings.HasPrefix(name, "turns/") {
+		if o.from == a && (strings.HasPrefix(name, "turns/") || strings.HasPrefix(name, "packturns/")) {
 			a.w.logf("%v withdraws %s", a, name)
 			delete(a.w.objects[recordPlace], name)
 		}

@@ -38,6 +38,7 @@ type world struct {
 	counts  counts
 	windows []window
 	visible map[string]int // image of each visible index
+	maps    packMaps
 	failure string
 	trace   []string // nil unless wanted
 
@@ -59,6 +60,7 @@ type setting struct {
 	grace      time.Duration
 	faults     float64       // share of the requests that fail, are answered late or are carried out twice
 	pace       time.Duration // usual delay of a request
+	packs      bool          // most publishers write packs
 	variant    variant
 }
 
@@ -66,6 +68,7 @@ type setting struct {
 type counts struct {
 	requests, published, failed, lapsed, vanished, waited, busy int
 	collected, chunks, crashed, interrupted, stopped, removed   int
+	packed, packsRemoved, besidePublishers                      int // publications of packs; packs removed, and of them beside publishers
 }
 
 type object struct {
@@ -79,6 +82,7 @@ type object struct {
 // opened it at the last moment.
 type window struct {
 	image int
+	packs packMap // that the client uses
 	until time.Time
 }
 
@@ -399,6 +403,9 @@ func (w *world) carryOutListing(r *request, d time.Duration) {
 		w.after(d, func() {
 			w.listPart(r, func(number int) bool { return rand.New(rand.NewPCG(salt, uint64(number))).IntN(parts) == part })
 			if part == parts-1 {
+				if r.place == packPlace && r.from.packsSeen == nil {
+					r.from.packsSeen = slices.Clone(r.found)
+				}
 				w.logf("%v: %v = %v", r.from, r, r.from.describe(r))
 				w.answer(r)
 			}
@@ -431,7 +438,7 @@ func (w *world) carryOut(r *request) {
 	for _, name := range r.names {
 		name = r.from.adapt(r, name)
 		w.carryOutOne(r, name)
-		w.logf("%v: %s %s %s (%v)", r.from, verbNames[r.verb], placeNames[r.place], name, r.err)
+		w.logf("%v: %s %s %s (%v)", r.from, verbNames[r.verb], placeNames[r.place], r.from.canonical(r.place, name), r.err)
 	}
 }
 
@@ -455,6 +462,9 @@ func (w *world) carryOutOne(r *request, name string) {
 		}
 		w.checkRemoval(r.place, name)
 		delete(w.objects[r.place], name)
+		if strings.HasSuffix(name, mapSuffix) && r.place == indexPlace {
+			w.maps.remove(w, name)
+		}
 	case r.verb == create && o != nil && !w.ignores:
 		r.err = errTaken
 	default:
@@ -465,7 +475,10 @@ func (w *world) carryOutOne(r *request, name string) {
 			w.objects[r.place][name] = o
 		}
 		o.data, o.modified = r.data, w.now()
-		if r.place == indexPlace {
+		switch {
+		case r.place == indexPlace && strings.HasSuffix(name, mapSuffix):
+			w.maps.write(w, name, r.data)
+		case r.place == indexPlace:
 			w.checkIndex(name, r.data)
 		}
 	}
@@ -486,6 +499,11 @@ func (w *world) listPart(r *request, isIn func(number int) bool) {
 		r.from.numbers = map[string]int{}
 	}
 	prefix := r.from.canonical(r.place, r.names[0])
+	if r.place == packPlace {
+		if prefix = ""; r.from.remember(r) {
+			return
+		}
+	}
 	for name, o := range w.objects[r.place] {
 		if strings.HasPrefix(name, prefix) && isIn(o.number) && !r.from.isHidden(r.place, name, o) {
 			name = r.from.own(r.place, name)
@@ -503,6 +521,8 @@ func (w *world) checkRemoval(p place, name string) {
 	switch p {
 	case indexPlace:
 		w.closeWindow(name)
+	case packPlace:
+		w.checkPackRemoval(name)
 	case chunkPlace:
 		w.counts.chunks++
 		for index, image := range w.visible {
@@ -521,8 +541,9 @@ func (w *world) checkRemoval(p place, name string) {
 // closeWindow notes that the index of a name is gone.
 func (w *world) closeWindow(name string) {
 	if image, is := w.visible[name]; is {
-		w.windows = append(w.windows, window{image, time.Now().Add(w.grace)})
+		w.windows = append(w.windows, window{image, w.maps.used[name], time.Now().Add(w.grace)})
 		delete(w.visible, name)
+		delete(w.maps.used, name)
 	}
 }
 
@@ -533,12 +554,13 @@ func (w *world) checkIndex(name string, data []byte) {
 		w.closeWindow(name)
 	}
 	w.visible[name] = image
+	w.maps.use(w, name)
 	w.checkReadable(name)
 }
 
 func (w *world) checkReadable(name string) {
 	for _, d := range images()[w.visible[name]].chunks {
-		if chunk := store.ObjectName(d, false); w.objects[chunkPlace][chunk] == nil {
+		if chunk := store.ObjectName(d, false); w.objects[chunkPlace][chunk] == nil && w.objects[packPlace][w.maps.used[name].packOf[chunk]] == nil {
 			w.fail("the index %s is visible and lacks the chunk %.8s", name, chunk)
 		}
 	}
@@ -562,12 +584,13 @@ type actor struct {
 	held                         []func()      // what happens when it goes on
 	pending                      []*request    // not answered
 
-	names   map[string]string // canonical IDs of the records that it named
-	reals   map[string]string // and back
-	numbers map[string]int    // of the objects that it has listed
-	assumed []string          // chunks of which the publisher asks for one at random
-	seen    int               // objects in the world at the first listing of the records
-	looked  int               // objects in the world at the last look for leases
+	names     map[string]string // canonical IDs of the records that it named
+	reals     map[string]string // and back
+	numbers   map[string]int    // of the objects that it has listed
+	assumed   []string          // chunks of which the publisher asks for one at random
+	seen      int               // objects in the world at the first listing of the records
+	packsSeen []store.Object    // by the first listing of packs
+	looked    int               // objects in the world at the last look for leases
 }
 
 func (a *actor) String() string { return fmt.Sprintf("%s-%d", a.kind, a.number) }
@@ -616,6 +639,9 @@ func (a *actor) send(ctx context.Context, r *request) error {
 // canonical returns the name of an object in the simulated service. The random IDs in the names of records are
 // replaced by the numbers of their appearance, so that nothing random decides an order.
 func (a *actor) canonical(p place, name string) string {
+	if p == packPlace {
+		return a.w.packName(name)
+	}
 	if p != recordPlace {
 		return name
 	}
@@ -663,6 +689,9 @@ func (a *actor) adapt(r *request, name string) string {
 		name, a.assumed = a.assumed[a.w.rng.IntN(len(a.assumed))], nil // of so few chunks the sample has one
 		return name
 	}
+	if r.place == packPlace {
+		return name
+	}
 	return a.canonical(r.place, name)
 }
 
@@ -681,4 +710,7 @@ func (c *counts) add(d counts) {
 	c.interrupted += d.interrupted
 	c.stopped += d.stopped
 	c.removed += d.removed
+	c.packed += d.packed
+	c.packsRemoved += d.packsRemoved
+	c.besidePublishers += d.besidePublishers
 }
