@@ -21,13 +21,19 @@ type Release struct {
 type Image struct {
 	Role   string  `json:"role"`             // which slot takes it: root, boot, uki
 	Order  int     `json:"order,omitempty"`  // images are put in place in this order; what boots comes last
-	Target string  `json:"target,omitempty"` // "partition", the default, or "file"
+	Target string  `json:"target,omitempty"` // TargetPartition, the default, or TargetFile
 	Name   string  `json:"name,omitempty"`   // of a file
 	Size   int64   `json:"size"`             // bytes
-	SHA256 Sum     `json:"sha256"`           // of all bytes of the image
+	SHA256 Sum     `json:"sha256,omitzero"`  // of all bytes of the image, for other programs; may be left out
 	Index  File    `json:"index"`
 	Verity *Verity `json:"verity,omitempty"`
 }
+
+// Targets of an image.
+const (
+	TargetPartition = "partition"
+	TargetFile      = "file"
+)
 
 // A File is a file of the repository.
 type File struct {

@@ -35,6 +35,7 @@ type planFlags struct {
 	common
 	stores
 	seedFlags
+	trustFlags
 	index  locate.Location
 	memory int64
 }
@@ -149,6 +150,7 @@ stdout is checked, claimed and written like a TARGET of that name.`,
 		u.addPrinter("--json", f.json)
 		u.addPrinter("--desync-stats", f.desyncStats)
 	})
+	f.trustFlags.addTo(c)
 	return c
 }
 
@@ -178,7 +180,7 @@ func runAssemble(ctx context.Context, stdout io.Writer, f assembleFlags, target 
 		return err
 	}
 	defer end()
-	x, err := readImageIndex(ctx, f.index, f.access)
+	x, err := f.openIndex(ctx, &f.index, f.access, readImageIndex)
 	if err != nil {
 		return err
 	}

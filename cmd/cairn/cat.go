@@ -23,6 +23,7 @@ import (
 type catFlags struct {
 	stores
 	seedFlags
+	trustFlags
 	index          locate.Location
 	offset, length int64
 }
@@ -51,6 +52,7 @@ claimed first. 'cairn assemble INDEX -' also makes the image's first bytes inval
 		u.addLocation("INDEX", f.index)
 		f.addReaders(u)
 	})
+	f.trustFlags.addTo(c)
 	return c
 }
 
@@ -63,7 +65,7 @@ func runCat(ctx context.Context, stdout io.Writer, f catFlags) error {
 		return err
 	}
 	defer end()
-	x, err := readIndex(ctx, f.index, f.access)
+	x, err := f.openIndex(ctx, &f.index, f.access, readIndex)
 	if err != nil {
 		return err
 	}

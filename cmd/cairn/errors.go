@@ -15,6 +15,7 @@ import (
 	"cairn/blob/ingest"
 	"cairn/blob/profile"
 	"cairn/blob/release"
+	"cairn/blob/trust"
 	"cairn/blob/verify"
 	"cairn/internal/blockdev"
 	"cairn/internal/dashboard"
@@ -107,7 +108,7 @@ func exitStatus(ctx context.Context, err error) int {
 	case hasType[damagedError](err) || hasType[verify.LengthError](err) || hasType[release.TreeError](err) ||
 		hasType[*store.CorruptError](err) || hasType[*deltadir.OtherBytesError](err) ||
 		hasType[*assemble.ImageSumError](err) || hasType[*ingest.MismatchError](err) ||
-		isAny(err, assemble.ErrMedium, blob.ErrInvalid, gcroot.ErrInvalid, delta.ErrInvalid, profile.ErrInvalid, disk.ErrInvalidTable):
+		isAny(err, assemble.ErrMedium, blob.ErrInvalid, trust.ErrUntrusted, trust.ErrInvalid, gcroot.ErrInvalid, delta.ErrInvalid, profile.ErrInvalid, disk.ErrInvalidTable):
 		return exitDamaged
 	case trustHint(err) != "" || isAny(err, store.ErrNotFound, store.ErrUnavailable, store.ErrDenied, s3.ErrNoBucket,
 		dashboard.ErrUnavailable, fs.ErrPermission, fs.ErrNotExist, exec.ErrNotFound, disk.ErrNotFound, disk.ErrNoTable, disk.ErrNoRoot):

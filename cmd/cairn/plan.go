@@ -36,6 +36,7 @@ many come from each seed, and how many would be downloaded. It writes nothing, a
 		f.addReaders(u)
 		drawing.addPrinters(u, f.json)
 	})
+	f.trustFlags.addTo(c)
 	return c
 }
 
@@ -44,7 +45,7 @@ func runPlan(ctx context.Context, stdout io.Writer, f planFlags, drawing drawFla
 	if err := checkOutput(drawing.html); err != nil {
 		return err
 	}
-	x, err := readImageIndex(ctx, f.index, f.access)
+	x, err := f.openIndex(ctx, &f.index, f.access, readImageIndex)
 	if err != nil {
 		return err
 	}

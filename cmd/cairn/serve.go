@@ -14,6 +14,8 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
+	"cairn/blob"
+	"cairn/blob/trust"
 	"cairn/internal/atomicfile"
 	"cairn/internal/daemon"
 	"cairn/internal/dashboard"
@@ -33,7 +35,9 @@ type serveFlags struct {
 	serverTLS
 	imageFlags
 	seedFlags
+	trustFlags
 	indexes  []locate.Location
+	accept   func(*blob.Index) error // nil accepts every index
 	watchDir string
 	metrics  []daemon.Address // one or none
 	maxConns int
@@ -115,7 +119,38 @@ after reads under way ended or some seconds passed. Under nohup, SIGHUP is ignor
 		u.addPrinter("the URIs (--print-uri=false leaves them out)", f.printURIs)
 	})
 	c.Flags().BoolVarP(&f.verbose, "verbose", "v", false, "log every connection")
+	f.trustFlags.addTo(c)
 	return c
+}
+
+// acceptTrusted finds the index of the release, which is the only one that the server accepts then. Where keys are
+// trusted, an index without release is refused.
+func (f *serveFlags) acceptTrusted(ctx context.Context) error {
+	if f.release.IsZero() {
+		keys, err := f.load()
+		if err == nil && !keys.IsEmpty() && !f.allowUnsigned {
+			err = fmt.Errorf("serving images: %w", errUnsigned)
+		}
+		if err == nil && !keys.IsEmpty() {
+			logf("warning: --allow-unsigned: nobody vouches for the images")
+		}
+		return err
+	}
+	if len(f.indexes) > 1 || f.watchDir != "" {
+		return usageError{errors.New("--release serves one image: leave INDEX and --watch out")}
+	}
+	x, err := f.openIndex(ctx, &f.indexes[0], f.access, readIndex)
+	if err != nil {
+		return err
+	}
+	wanted := x.Digest()
+	f.accept = func(x *blob.Index) error {
+		if d := x.Digest(); d != wanted {
+			return fmt.Errorf("%w: it has the digest %v, and the release lists %v", trust.ErrUntrusted, d, wanted)
+		}
+		return nil
+	}
+	return nil
 }
 
 // minInFlight is the least value of --max-in-flight, the largest request.
@@ -139,6 +174,9 @@ func runServe(ctx context.Context, stdout io.Writer, f serveFlags) error {
 			return err
 		}
 		defer stop()
+	}
+	if err := f.acceptTrusted(ctx); err != nil {
+		return err
 	}
 	opened := f.learnOptions().Open(f.seeds)
 	defer learn.Close(opened)

@@ -93,7 +93,7 @@ func (f *serveFlags) exportOptions(
 ) export.Options {
 	notes := &exportNotes{log: log, manager: f.manager}
 	o := export.Options{
-		Indexes: f.indexes, Directory: f.watchDir,
+		Indexes: f.indexes, Accept: f.accept, Directory: f.watchDir,
 		Access: f.releaseAccess(), Stores: f.groups, Hold: f.stallTimeout,
 		Supply: supply.Options{Requests: f.fetches, MaxRequests: maxRequests, RateLimit: f.rateLimit, LeftOut: warnLeftOut},
 		Memory: f.memory, Cache: f.cache, CacheLimit: f.cacheLimit, Files: imageFiles,

@@ -19,6 +19,7 @@ import (
 type verifyFlags struct {
 	common
 	stores
+	trustFlags
 	index locate.Location
 }
 
@@ -50,6 +51,7 @@ Exit status 3 says that chunks are damaged or missing.`,
 			u.addReader("IMAGE", args[1])
 		}
 	})
+	f.trustFlags.addTo(c)
 	return c
 }
 
@@ -68,7 +70,7 @@ func runVerify(ctx context.Context, stdout io.Writer, f verifyFlags, args []stri
 		return err
 	}
 	defer end()
-	x, err := readIndex(ctx, f.index, f.access)
+	x, err := f.openIndex(ctx, &f.index, f.access, readIndex)
 	if err != nil {
 		return err
 	}

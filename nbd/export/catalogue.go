@@ -11,6 +11,7 @@ import (
 	"slices"
 	"time"
 
+	"cairn/blob"
 	"cairn/blob/profile"
 	"cairn/blob/release"
 	"cairn/blob/view/fetch"
@@ -23,8 +24,10 @@ import (
 
 // Options configure a Catalogue. The zero value of each field is its default.
 type Options struct {
-	Indexes   []locate.Location // images that are open until Close; the first is the default export
-	Directory string            // directory whose index files are exports too; "" for none
+	Indexes []locate.Location // images that are open until Close; the first is the default export
+	// Accept is called with each index before its image is served; its error refuses the index. Nil accepts all.
+	Accept    func(x *blob.Index) error
+	Directory string // directory whose index files are exports too; "" for none
 
 	Access release.Access      // to indexes, profiles and stores
 	Stores [][]locate.Location // groups of equal stores, in order; none is the default store beside each index

@@ -126,6 +126,9 @@ func (im *images) readFile(index locate.Location, file io.Reader) (*unopened, er
 	if err != nil {
 		return nil, &Error{Index, err}
 	}
+	if err := im.accept(index, x); err != nil {
+		return nil, &Error{Index, err}
+	}
 	im.noteKind(index, x)
 	source, err := im.openSource(index, x.Algorithm())
 	if err != nil {

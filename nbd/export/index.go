@@ -3,6 +3,7 @@ package export
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"cairn/blob"
@@ -53,6 +54,9 @@ func (im *images) findKnown(ctx context.Context, at locate.Location, known *blob
 	if ctx.Err() != nil || !errors.Is(err, store.ErrUnavailable) {
 		return x, false, err
 	}
+	if err := im.accept(at, known); err != nil {
+		return nil, false, err
+	}
 	im.o.Log.Warn("the index cannot be read; serving the image that its location had last, from the cache",
 		"index", at, "digest", known.Digest(), "error", err)
 	return known, true, nil
@@ -61,11 +65,25 @@ func (im *images) findKnown(ctx context.Context, at locate.Location, known *blob
 // readIndex reads an index from its location, whose server may be silent for this long.
 func (im *images) readIndex(ctx context.Context, at locate.Location, silence time.Duration) (*blob.Index, error) {
 	x, err := release.Open(ctx, im.serverAccess(silence), at)
+	if err == nil {
+		err = im.accept(at, x)
+	}
 	if err != nil {
 		return nil, err
 	}
 	im.noteKind(at, x)
 	return x, nil
+}
+
+// accept calls Options.Accept.
+func (im *images) accept(at locate.Location, x *blob.Index) error {
+	if im.o.Accept == nil {
+		return nil
+	}
+	if err := im.o.Accept(x); err != nil {
+		return fmt.Errorf("index %s: %w", at, err)
+	}
+	return nil
 }
 
 func (im *images) noteKind(at locate.Location, x *blob.Index) {

@@ -31,7 +31,7 @@ var imports = map[string]string{
 	"blob/delta":          "blob store/chunkfile",
 	"blob/delta/apply":    "blob blob/delta blob/release seed store",
 	"blob/profile":        "blob",
-	"blob/release":        "blob blob/delta blob/profile store store/chunkfile store/gcroot store/locate store/pack",
+	"blob/release":        "blob blob/trust blob/delta blob/profile store store/chunkfile store/gcroot store/locate store/pack",
 	"blob/view":           "blob blob/profile blob/view/fetch",
 	"blob/view/fetch":     "blob store",
 	"chunker":             "",

@@ -1,0 +1,222 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"cairn/blob/release"
+	"cairn/blob/trust"
+	"cairn/store/locate"
+)
+
+func newChannel() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "channel",
+		Short: "Set and show channels: which release a group of machines should run",
+		Long: `channel acts on signed pointers to releases. A channel expires, so that nobody can hold machines back with an old
+one: set it again before.`,
+		Args: requireCommand,
+		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
+	}
+	c.AddCommand(newChannelSet(), newChannelShow())
+	return c
+}
+
+type channelSetFlags struct {
+	access
+	signerFlags
+	to      locate.Location
+	release string
+	name    string
+	expires time.Duration
+	channel trust.Channel
+}
+
+func newChannelSet() *cobra.Command {
+	f := channelSetFlags{channel: trust.Channel{Rollout: trust.Rollout{Percent: 100}}}
+	c := &cobra.Command{
+		Use:   "set CHANNEL",
+		Short: "Point a channel to a release, and sign it",
+		Long: `set writes the file CHANNEL, NAME.channel, which names a release in its directory or below. It takes the product's
+name and the release's serial from the release, and a serial of its own that is one more than that of the CHANNEL
+that it replaces.
+
+--percent and --seed roll a release out to a part of the machines: the same seed selects the same machines and more,
+as the percentage grows. --pause keeps all machines at what they run.`,
+		Example: `  cairn channel set /srv/images/stable.channel --release 42.release --key channel.key
+  cairn channel set /srv/images/stable.channel --release 43.release --percent 10 --key channel.key`,
+		Args: checkArgs(cobra.ExactArgs(1)),
+		RunE: func(c *cobra.Command, _ []string) error { return f.run(c.Context()) },
+	}
+	f.access.addFlags(c)
+	f.addPatience(c)
+	f.signerFlags.addFlags(c)
+	noteArg(c, "CHANNEL", &f.to)
+	flags := c.Flags()
+	flags.StringVar(&f.release, "release", "", "`path` of the release from CHANNEL's directory")
+	flags.StringVar(&f.name, "channel", "", "`name` of the channel (default: that of the file, without .channel)")
+	flags.DurationVar(&f.expires, "expires", 30*24*time.Hour, "`time` after which the channel is not followed any more")
+	flags.IntVar(&f.channel.Rollout.Percent, "percent", 100, "`part` of the machines that take the release")
+	flags.StringVar(&f.channel.Rollout.Seed, "seed", "", "`text` that selects the machines (default: the release's serial)")
+	flags.BoolVar(&f.channel.Pause, "pause", false, "keep all machines at what they run")
+	if err := c.MarkFlagRequired("release"); err != nil {
+		panic(err)
+	}
+	addCheck(c, func([]string) error {
+		if f.expires <= 0 {
+			return fmt.Errorf("--expires %v: want more than 0", f.expires)
+		}
+		return nil
+	})
+	return c
+}
+
+func (f *channelSetFlags) run(ctx context.Context) error {
+	c := f.channel
+	file, listed, err := release.ListFile(ctx, f.releaseAccess(), f.to, f.release, trust.MaxSize)
+	if err != nil {
+		return absentHint(err, "make the release first: 'cairn release make'")
+	}
+	r, err := trust.DecodeRelease(file)
+	if err != nil {
+		return fmt.Errorf("release %s: %w", f.release, err)
+	}
+	if len(trust.Signers(file)) == 0 {
+		return refusedError{fmt.Sprintf("release %s is not signed", f.release), "sign it first: 'cairn release sign'"}
+	}
+	c.Name, c.Release = r.Name, trust.Pointer{Serial: r.Serial, File: listed}
+	if c.Channel = f.name; c.Channel == "" {
+		_, base, err := f.to.Split()
+		if err != nil {
+			return err
+		}
+		c.Channel = strings.TrimSuffix(base, ".channel")
+	}
+	if c.Rollout.Seed == "" {
+		c.Rollout.Seed = fmt.Sprint(r.Serial)
+	}
+	c.NotAfter = time.Now().Add(f.expires).UTC().Truncate(time.Second)
+	if c.Serial, err = f.nextSerial(ctx, &c); err != nil {
+		return err
+	}
+	text, err := c.Encode()
+	if err != nil {
+		return usageError{fmt.Errorf("the channel cannot be written: %w", err)}
+	}
+	return f.write(ctx, text, &f.access, f.to, false)
+}
+
+// nextSerial returns the serial of a channel that replaces the one at its location.
+func (f *channelSetFlags) nextSerial(ctx context.Context, c *trust.Channel) (int64, error) {
+	file, err := release.ReadNote(ctx, f.releaseAccess(), f.to)
+	if release.IsAbsent(err) {
+		return 1, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	old, err := trust.DecodeChannel(file)
+	switch {
+	case err != nil:
+		return 0, fmt.Errorf("channel %s, which would be replaced: %w", f.to, err)
+	case old.Name != c.Name || old.Channel != c.Channel:
+		return 0, refusedError{fmt.Sprintf("%s is the channel %s of %s, not %s of %s", f.to, old.Channel, old.Name, c.Channel, c.Name), ""}
+	case c.Release.Serial < old.Release.Serial:
+		logf("warning: %s goes back from the release with serial %d to %d: machines that run a later one do not follow", f.to, old.Release.Serial, c.Release.Serial)
+	}
+	return old.Serial + 1, nil
+}
+
+func newChannelShow() *cobra.Command {
+	var f struct {
+		access
+		keyDirs
+		at     locate.Location
+		asJSON bool
+	}
+	c := &cobra.Command{
+		Use:   "show CHANNEL",
+		Short: "Verify a channel and its release, and print them",
+		Long: `show verifies CHANNEL and the release that it names with the trusted keys, and prints them. Exit status 3 says that
+one of them is not trusted, or that the channel has expired.`,
+		Args: checkArgs(cobra.ExactArgs(1)),
+		RunE: func(c *cobra.Command, _ []string) error {
+			return runChannelShow(c.Context(), c.OutOrStdout(), f.at, f.access, f.keyDirs, f.asJSON)
+		},
+	}
+	f.access.addFlags(c)
+	f.addPatience(c)
+	f.keyDirs.addFlags(c)
+	addJSON(c, &f.asJSON)
+	noteArg(c, "CHANNEL", &f.at)
+	return c
+}
+
+// channelResult is the output of channel show --json.
+type channelResult struct {
+	Channel *trust.Channel `json:"channel"`
+	Release *trust.Release `json:"release"`
+}
+
+func runChannelShow(ctx context.Context, stdout io.Writer, at locate.Location, a access, dirs keyDirs, asJSON bool) error {
+	keys, err := dirs.load()
+	if err != nil {
+		return err
+	}
+	if keys.IsEmpty() {
+		return refusedError{fmt.Sprintf("channel %s cannot be verified: no key is trusted", at), "name the directory of the public keys with --keys"}
+	}
+	file, err := release.ReadNote(ctx, a.releaseAccess(), at)
+	if err != nil {
+		return absentHint(err, "check the channel's location")
+	}
+	c, err := keys.OpenChannel(file)
+	if err != nil {
+		return fmt.Errorf("channel %s: %w", at, err)
+	}
+	r, err := openPointed(ctx, a, keys, at, c)
+	if err != nil {
+		return err
+	}
+	if asJSON {
+		err = writeJSON(stdout, channelResult{c, r})
+	} else {
+		printLine(stdout, "channel %s of %s, number %d, to be followed until %s", c.Channel, c.Name, c.Serial, c.NotAfter.Format(time.RFC3339))
+		if c.Pause {
+			printLine(stdout, "paused: machines stay at what they run")
+		} else if c.Rollout.Percent < 100 {
+			printLine(stdout, "for %d %% of the machines, chosen by %q", c.Rollout.Percent, c.Rollout.Seed)
+		}
+		err = printRelease(stdout, r, nil)
+	}
+	if err == nil && c.IsExpired(time.Now()) {
+		err = fmt.Errorf("channel %s: %w: it expired at %s", at, trust.ErrUntrusted, c.NotAfter.Format(time.RFC3339))
+	}
+	return err
+}
+
+// openPointed opens the release that a verified channel names.
+func openPointed(ctx context.Context, a access, keys *trust.Keys, at locate.Location, c *trust.Channel) (*trust.Release, error) {
+	file, listed, err := release.ListFile(ctx, a.releaseAccess(), at, c.Release.Path, trust.MaxSize)
+	if err != nil {
+		return nil, absentHint(err, "the channel names a release that is not there")
+	}
+	if listed.Size != c.Release.Size || sha256.Sum256(file) != c.Release.SHA256 {
+		return nil, fmt.Errorf("release %s: %w: the channel lists another SHA-256", c.Release.Path, trust.ErrUntrusted)
+	}
+	r, err := keys.OpenRelease(file)
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("release %s: %w", c.Release.Path, err)
+	case r.Name != c.Name || r.Serial != c.Release.Serial:
+		return nil, fmt.Errorf("release %s: %w: it is %s with serial %d, and the channel is of %s with serial %d",
+			c.Release.Path, trust.ErrUntrusted, r.Name, r.Serial, c.Name, c.Release.Serial)
+	}
+	return r, nil
+}
