@@ -9,7 +9,6 @@ import (
 	"encoding/pem"
 	"fmt"
 	"io"
-	"os"
 	"os/exec"
 	"strings"
 
@@ -72,21 +71,23 @@ type commandSigner struct {
 	ctx context.Context
 	note.Verifier
 	command []string
+	stderr  io.Writer
 }
 
-// NewCommandSigner returns a signer that runs a program with arguments. public is the public key.
-func NewCommandSigner(ctx context.Context, public string, command []string) (note.Signer, error) {
+// NewCommandSigner returns a signer that runs a program with arguments, whose messages go to stderr. public is the public
+// key.
+func NewCommandSigner(ctx context.Context, public string, command []string, stderr io.Writer) (note.Signer, error) {
 	v, err := note.NewVerifier(strings.TrimSpace(public))
 	if err != nil {
 		return nil, fmt.Errorf("signing with %s: %.80q is no public key: want NAME+HASH+BASE64", command[0], public)
 	}
-	return &commandSigner{ctx, v, command}, nil
+	return &commandSigner{ctx, v, command, stderr}, nil
 }
 
 // Sign implements note.Signer.
 func (s *commandSigner) Sign(msg []byte) ([]byte, error) {
 	c := exec.CommandContext(s.ctx, s.command[0], s.command[1:]...)
-	c.Stdin, c.Stderr, c.Env = bytes.NewReader(msg), os.Stderr, childenv.Environ()
+	c.Stdin, c.Stderr, c.Env = bytes.NewReader(msg), s.stderr, childenv.Environ()
 	out, err := c.StdoutPipe()
 	if err != nil {
 		return nil, err

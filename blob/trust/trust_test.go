@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -413,7 +414,7 @@ echo "$NAME+$(od -An -tx1 hash.bin | tr -d ' \n')+$(openssl base64 -A -in public
 	}
 	sign := []string{"bash", "-c", "cat >m && openssl pkeyutl -sign -rawin -inkey " + filepath.Join(dir, "key.pem") + " -in m"}
 	t.Chdir(dir)
-	signer, err := trust.NewCommandSigner(t.Context(), public, sign)
+	signer, err := trust.NewCommandSigner(t.Context(), public, sign, io.Discard)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -425,7 +426,7 @@ echo "$NAME+$(od -An -tx1 hash.bin | tr -d ' \n')+$(openssl base64 -A -in public
 		t.Error(err)
 	}
 	for _, bad := range []string{"exit 1", "cat", "head -c 64 /dev/zero", "true"} {
-		signer, err := trust.NewCommandSigner(t.Context(), public, []string{"bash", "-c", bad})
+		signer, err := trust.NewCommandSigner(t.Context(), public, []string{"bash", "-c", bad}, io.Discard)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -86,7 +86,7 @@ Exit status:
   0    done
   1    failed
   2    wrong usage
-  3    data does not match its digest
+  3    data does not match its digest, or is not signed by a trusted key
   4    not found, denied, or the store cannot be reached
   5    refused, to protect data
   6    damage was found and removed (store verify --remove-damaged)

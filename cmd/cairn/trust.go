@@ -168,7 +168,7 @@ func (f *signerFlags) signers(ctx context.Context) (all []note.Signer, err error
 		all = append(all, s)
 	}
 	if f.command != "" {
-		s, err := trust.NewCommandSigner(ctx, f.public, strings.Fields(f.command))
+		s, err := trust.NewCommandSigner(ctx, f.public, strings.Fields(f.command), stderr)
 		if err != nil {
 			return nil, err
 		}
