@@ -38,6 +38,7 @@ type Retention struct {
 	Last   []KeepLast
 	Within time.Duration // items that were published in this time before now stay; 0 is no rule
 	Names  []string      // patterns of names that always stay
+	Listed []string      // names that always stay, because a release lists them
 }
 
 // IsZero reports whether there is no rule.
@@ -78,6 +79,7 @@ func (r Retention) Dropped(items []Item, now time.Time) (dropped []Item) {
 			}
 		}
 		stays = stays || slices.ContainsFunc(r.Names, func(pattern string) bool { return matches(pattern, item.Name) })
+		stays = stays || slices.Contains(r.Listed, item.Name)
 		if about && !stays {
 			dropped = append(dropped, item)
 		}

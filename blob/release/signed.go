@@ -56,6 +56,34 @@ func OpenListed(ctx context.Context, a Access, note locate.Location, f trust.Fil
 	return x, at, nil
 }
 
+// IndexesOf returns the locations of the indexes that a release lists, or the release of a channel. Nobody has checked the
+// signatures: it is for the publisher.
+func IndexesOf(ctx context.Context, a Access, at locate.Location) (indexes []locate.Location, err error) {
+	file, err := ReadNote(ctx, a, at)
+	if err != nil {
+		return nil, err
+	}
+	if c, err := trust.DecodeChannel(file); err == nil {
+		dir, _, err := at.Split()
+		if err != nil {
+			return nil, err
+		}
+		at = dir.Join(c.Release.Path)
+		if file, err = ReadNote(ctx, a, at); err != nil {
+			return nil, err
+		}
+	}
+	r, err := trust.DecodeRelease(file)
+	if err != nil {
+		return nil, fmt.Errorf("%s is neither a release nor a channel: %w", at, err)
+	}
+	dir, _, err := at.Split()
+	for _, m := range r.Images {
+		indexes = append(indexes, dir.Join(m.Index.Path))
+	}
+	return indexes, err
+}
+
 // WriteNote writes a signed file at a location, as a whole. With createOnly it is a store.ErrExists if there is one, and an
 // errors.ErrUnsupported if the location cannot tell.
 func WriteNote(ctx context.Context, a locate.Access, at locate.Location, file []byte, createOnly bool) error {

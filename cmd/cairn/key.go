@@ -3,8 +3,10 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 
 	"github.com/spf13/cobra"
@@ -64,6 +66,9 @@ func runKeyGenerate(stdout io.Writer, name, file string) error {
 // createFile writes a new file.
 func createFile(name, text string, mode os.FileMode) error {
 	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
+	if errors.Is(err, fs.ErrExist) {
+		return refusedError{name + " exists", "a key is not overwritten: choose another name"}
+	}
 	if err != nil {
 		return err
 	}

@@ -31,6 +31,7 @@ const (
 type repoGCFlags struct {
 	repoFlags
 	retention release.Retention
+	releases  []locate.Location // whose indexes stay
 	grace     time.Duration
 	wait      time.Duration
 	dryRun    bool
@@ -64,7 +65,7 @@ gc refuses (exit status 5) a store with indexes that it may not know (see 'cairn
 that would remove more than 20 % of the store. A gc root that cannot be read ends it before it removes anything.
 After an interruption, the next gc does the rest.`,
 		Example: `  cairn repo gc /srv/images/default.castr --dry-run
-  cairn repo gc /srv/images/default.castr --keep-last 5 --keep stable.caibx
+  cairn repo gc /srv/images/default.castr --keep-last 5 --keep-release /srv/images/stable.channel
   cairn repo gc s3://images/default.castr --keep-last 'root-*=5' --keep-last 'boot-*=5' --keep-within 720h`,
 		Args: checkArgs(cobra.ExactArgs(1)),
 		RunE: func(c *cobra.Command, _ []string) error { return runRepoGC(c.Context(), c.OutOrStdout(), f) },
@@ -78,6 +79,7 @@ After an interruption, the next gc does the rest.`,
 	}}, "keep-last", "keep the last `[PATTERN=]N` published indexes, or those whose names match; repeatable")
 	flags.DurationVar(&f.retention.Within, "keep-within", 0, "keep the indexes that were published in this `time`, such as 720h")
 	flags.StringArrayVar(&f.retention.Names, "keep", nil, "keep the indexes whose names match this `pattern`; repeatable")
+	flags.Var(locationsFlag(&f.releases), "keep-release", "keep the indexes that this release lists, or the release of this channel; repeatable")
 	flags.DurationVar(&f.grace, "grace", defaultGrace, "`time` for which removed indexes and new chunks stay readable")
 	addWait(c, &f.wait)
 	flags.BoolVar(&f.dryRun, "dry-run", false, "remove nothing, and print what would be removed")
@@ -89,8 +91,8 @@ After an interruption, the next gc does the rest.`,
 			return fmt.Errorf("--grace %v: want 0 or more", f.grace)
 		case f.retention.Within < 0:
 			return fmt.Errorf("--keep-within %v: want more than 0", f.retention.Within)
-		case len(f.retention.Names) > 0 && f.retention.IsZero():
-			return errors.New("--keep needs --keep-last or --keep-within: without them, gc removes no index")
+		case len(f.retention.Names)+len(f.releases) > 0 && f.retention.IsZero():
+			return errors.New("--keep and --keep-release need --keep-last or --keep-within: without them, gc removes no index")
 		}
 		return f.retention.Check()
 	})
@@ -160,7 +162,24 @@ func runRepoGC(ctx context.Context, stdout io.Writer, f repoGCFlags) error {
 			defer store.Close(b)
 		}
 	}
+	if err := f.keepReleases(ctx); err != nil {
+		return err
+	}
 	return f.collect(ctx, stdout, records, chunks, deltas, packs)
+}
+
+// keepReleases adds the indexes of the releases to those that stay.
+func (f *repoGCFlags) keepReleases(ctx context.Context) error {
+	for _, at := range f.releases {
+		indexes, err := release.IndexesOf(ctx, f.releaseAccess(), at)
+		if err != nil {
+			return fmt.Errorf("--keep-release: %w (nothing is removed)", err)
+		}
+		for _, index := range indexes {
+			f.retention.Listed = append(f.retention.Listed, release.RecordName(f.store, index))
+		}
+	}
+	return nil
 }
 
 // openToCollect opens a directory beside the store, or returns nil if there is none.

@@ -200,7 +200,11 @@ func TestRepositoryKills(t *testing.T) {
 			for seed := range uint64(2) {
 				loop(seed, func(random *rand.Rand) {
 					name := fmt.Sprintf("p%d.caibx", serial.Add(1))
-					switch result := runKilled(random, 3, "make", r.index(name), images[random.IntN(len(images))]); result.status {
+					args := []string{"make", r.index(name), images[random.IntN(len(images))]}
+					if seed == 1 {
+						args = append(args, "--layout", "packs", "--pack-size", "256KiB")
+					}
+					switch result := runKilled(random, 3, args...); result.status {
 					case 0:
 						made.Add(1)
 					case -1:
@@ -217,7 +221,11 @@ func TestRepositoryKills(t *testing.T) {
 						oneIn = 20
 					}
 				}
-				switch result := runKilled(random, oneIn, "repo", "gc", r.store(), "--keep-last", "4", "--grace", "0s", "--yes", "--wait", "1m"); {
+				args := []string{"repo", "gc", r.store(), "--keep-last", "4", "--grace", "0s", "--yes", "--wait", "1m"}
+				if random.IntN(4) == 0 {
+					args = append(args, "--repack")
+				}
+				switch result := runKilled(random, oneIn, args...); {
 				case result.status == 0:
 					collected.Add(1)
 				case result.status == -1, strings.Contains(result.stderr, "gc does not manage the store"): // nothing was published yet
