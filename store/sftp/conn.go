@@ -87,7 +87,7 @@ func newConn(ctx context.Context, p *process, patience time.Duration) (*conn, er
 		return nil, errClosed
 	case !slow.Stop():
 		return nil, errStalled
-	case errors.Is(c.reason, errEnded):
+	case errors.Is(c.reason, errEnded) || errors.Is(err, errEnded): // the reader found it, or the writer before
 		return nil, errors.New("no connection")
 	default:
 		return nil, errGarbled
