@@ -48,12 +48,36 @@ func OpenListed(ctx context.Context, a Access, note locate.Location, f trust.Fil
 		return nil, at, fmt.Errorf("reading index %s: %w", at, err)
 	}
 	if sum := trust.Sum(sha256.Sum256(file.Bytes())); int64(file.Len()) != f.Size || sum != f.SHA256 {
-		return nil, at, fmt.Errorf("reading index %s: %w: %s lists an index of %d bytes with the SHA-256 %v", at, trust.ErrUntrusted, note, f.Size, f.SHA256)
+		return nil, at, trust.Refuse("index %s is not the one that %s lists, which has %d bytes and the SHA-256 %v", at, note, f.Size, f.SHA256)
 	}
 	if x, err = blob.Decode(&file); err != nil {
 		return nil, at, fmt.Errorf("reading index %s: %w", at, err)
 	}
 	return x, at, nil
+}
+
+// OpenReleaseOf opens the release that a verified channel at a location names, and returns its location.
+func OpenReleaseOf(ctx context.Context, a Access, keys *trust.Keys, channel locate.Location, c *trust.Channel) (r *trust.Release, at locate.Location, err error) {
+	dir, _, err := channel.Split()
+	if err != nil {
+		return nil, at, fmt.Errorf("there is nothing beside %s: %w", channel, err)
+	}
+	at = dir.Join(c.Release.Path)
+	file, err := ReadNote(ctx, a, at)
+	if err != nil {
+		return nil, at, err
+	}
+	if int64(len(file)) != c.Release.Size || sha256.Sum256(file) != c.Release.SHA256 {
+		return nil, at, trust.Refuse("release %s is not the one that the channel %s lists, which has %d bytes and the SHA-256 %v", at, channel, c.Release.Size, c.Release.SHA256)
+	}
+	r, err = keys.OpenRelease(file)
+	if err != nil {
+		return nil, at, fmt.Errorf("release %s: %w", at, err)
+	}
+	if r.Name != c.Name || r.Serial != c.Release.Serial {
+		return nil, at, trust.Refuse("release %s is of %s with the serial %d, and the channel %s is of %s with %d", at, r.Name, r.Serial, channel, c.Name, c.Release.Serial)
+	}
+	return r, at, nil
 }
 
 // IndexesOf returns the locations of the indexes that a release lists, or the release of a channel. Nobody has checked the

@@ -229,9 +229,9 @@ func (s *KeySet) OpenNextKeySet(file []byte) (*KeySet, error) {
 	case err != nil:
 		return nil, err
 	case next.Name != s.Name:
-		return nil, fmt.Errorf("%w: it is of the product %s, not %s", ErrUntrusted, next.Name, s.Name)
+		return nil, Refuse("it is of the product %s, not %s", next.Name, s.Name)
 	case next.Serial != s.Serial+1:
-		return nil, fmt.Errorf("%w: its serial is %d, and it must follow %d", ErrUntrusted, next.Serial, s.Serial)
+		return nil, Refuse("its serial is %d, and it must follow %d", next.Serial, s.Serial)
 	}
 	return next, nil
 }

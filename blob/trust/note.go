@@ -20,6 +20,15 @@ var (
 	ErrInvalid = errors.New("it is invalid")
 )
 
+// RefusedError reports a file that must not be used for another reason: it is not the one that a signed file lists, it has
+// expired, it is older than what was seen before.
+type RefusedError struct{ Reason string }
+
+func (e *RefusedError) Error() string { return e.Reason }
+
+// Refuse returns a RefusedError.
+func Refuse(format string, args ...any) error { return &RefusedError{fmt.Sprintf(format, args...)} }
+
 // Kind is the kind of a note, the first word of its text.
 type Kind string
 

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/sha256"
 	"fmt"
 	"io"
 	"strings"
@@ -180,9 +179,9 @@ func runChannelShow(ctx context.Context, stdout io.Writer, at locate.Location, a
 	if err != nil {
 		return fmt.Errorf("channel %s: %w", at, err)
 	}
-	r, err := openPointed(ctx, a, keys, at, c)
+	r, _, err := release.OpenReleaseOf(ctx, a.releaseAccess(), keys, at, c)
 	if err != nil {
-		return err
+		return absentHint(err, "the channel names a release that is not there")
 	}
 	if asJSON {
 		err = writeJSON(stdout, channelResult{c, r})
@@ -196,27 +195,7 @@ func runChannelShow(ctx context.Context, stdout io.Writer, at locate.Location, a
 		err = printRelease(stdout, r, nil)
 	}
 	if err == nil && c.IsExpired(time.Now()) {
-		err = fmt.Errorf("channel %s: %w: it expired at %s", at, trust.ErrUntrusted, c.NotAfter.Format(time.RFC3339))
+		err = trust.Refuse("channel %s: it expired at %s", at, c.NotAfter.Format(time.RFC3339))
 	}
 	return err
-}
-
-// openPointed opens the release that a verified channel names.
-func openPointed(ctx context.Context, a access, keys *trust.Keys, at locate.Location, c *trust.Channel) (*trust.Release, error) {
-	file, listed, err := release.ListFile(ctx, a.releaseAccess(), at, c.Release.Path, trust.MaxSize)
-	if err != nil {
-		return nil, absentHint(err, "the channel names a release that is not there")
-	}
-	if listed.Size != c.Release.Size || sha256.Sum256(file) != c.Release.SHA256 {
-		return nil, fmt.Errorf("release %s: %w: the channel lists another SHA-256", c.Release.Path, trust.ErrUntrusted)
-	}
-	r, err := keys.OpenRelease(file)
-	switch {
-	case err != nil:
-		return nil, fmt.Errorf("release %s: %w", c.Release.Path, err)
-	case r.Name != c.Name || r.Serial != c.Release.Serial:
-		return nil, fmt.Errorf("release %s: %w: it is %s with serial %d, and the channel is of %s with serial %d",
-			c.Release.Path, trust.ErrUntrusted, r.Name, r.Serial, c.Name, c.Release.Serial)
-	}
-	return r, nil
 }

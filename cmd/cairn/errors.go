@@ -107,7 +107,7 @@ func exitStatus(ctx context.Context, err error) int {
 		return exitRefused
 	case hasType[damagedError](err) || hasType[verify.LengthError](err) || hasType[release.TreeError](err) ||
 		hasType[*store.CorruptError](err) || hasType[*deltadir.OtherBytesError](err) ||
-		hasType[*assemble.ImageSumError](err) || hasType[*ingest.MismatchError](err) ||
+		hasType[*assemble.ImageSumError](err) || hasType[*ingest.MismatchError](err) || hasType[*trust.RefusedError](err) ||
 		isAny(err, assemble.ErrMedium, blob.ErrInvalid, trust.ErrUntrusted, trust.ErrInvalid, gcroot.ErrInvalid, delta.ErrInvalid, profile.ErrInvalid, disk.ErrInvalidTable):
 		return exitDamaged
 	case trustHint(err) != "" || isAny(err, store.ErrNotFound, store.ErrUnavailable, store.ErrDenied, s3.ErrNoBucket,

@@ -319,7 +319,7 @@ wrong.`,
 					return err
 				}
 				if listed != extra {
-					return fmt.Errorf("extra file %s: %w: its size or its SHA-256 is not the listed one", extra.Path, trust.ErrUntrusted)
+					return trust.Refuse("extra file %s is not the one that the release lists", extra.Path)
 				}
 			}
 			logf("%s is signed by trusted keys, and its %s are there: %s %s, serial %d", f.release,

@@ -129,7 +129,7 @@ func (f *serveFlags) acceptTrusted(ctx context.Context) error {
 	if f.release.IsZero() {
 		keys, err := f.load()
 		if err == nil && !keys.IsEmpty() && !f.allowUnsigned {
-			err = fmt.Errorf("serving images: %w", errUnsigned)
+			err = hintError{fmt.Errorf("serving images: %w", errUnsigned), hintUnsigned}
 		}
 		if err == nil && !keys.IsEmpty() {
 			logf("warning: --allow-unsigned: nobody vouches for the images")
@@ -146,7 +146,7 @@ func (f *serveFlags) acceptTrusted(ctx context.Context) error {
 	wanted := x.Digest()
 	f.accept = func(x *blob.Index) error {
 		if d := x.Digest(); d != wanted {
-			return fmt.Errorf("%w: it has the digest %v, and the release lists %v", trust.ErrUntrusted, d, wanted)
+			return trust.Refuse("it has the digest %v, and the release lists %v", d, wanted)
 		}
 		return nil
 	}

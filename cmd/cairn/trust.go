@@ -77,7 +77,9 @@ func (f *trustFlags) addTo(c *cobra.Command) {
 }
 
 // errUnsigned reports an index that no release vouches for.
-var errUnsigned = fmt.Errorf("%w: this machine has trusted keys, and no release that they have signed was given", trust.ErrUntrusted)
+var errUnsigned = trust.Refuse("this machine has trusted keys, and no release that they have signed was given")
+
+const hintUnsigned = "name a release with --release, or give --allow-unsigned"
 
 // openIndex opens the index at a location, or the one that the release there lists, and sets the location to that of the index.
 // Where keys are trusted, an index without release is refused. read reads such an index.
@@ -90,7 +92,7 @@ func (f *trustFlags) openIndex(
 	}
 	if f.release.IsZero() {
 		if !keys.IsEmpty() && !f.allowUnsigned {
-			return nil, fmt.Errorf("reading index %s: %w", *at, errUnsigned)
+			return nil, hintError{fmt.Errorf("reading index %s: %w", *at, errUnsigned), hintUnsigned}
 		}
 		if !keys.IsEmpty() {
 			logf("warning: --allow-unsigned: nobody vouches for the index %s", *at)
