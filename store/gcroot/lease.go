@@ -74,6 +74,9 @@ func (l *Lease) AwaitPackTurns(ctx context.Context) error {
 		if first {
 			d.noteWaiting("gc removes packs: " + d.describe(ctx, turns))
 		}
+		if err := l.Check(ctx); err != nil { // a lease that is not renewed does not tell the time, and no turn expires
+			return err
+		}
 		if err := d.options.Pause(ctx); err != nil {
 			return err
 		}

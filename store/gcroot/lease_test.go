@@ -185,3 +185,63 @@ func (b *fragile) Write(ctx context.Context, name string, data []byte) error {
 	}
 	return b.Bucket.Write(ctx, name, data)
 }
+
+// TestPackTurns: a pack turn does not wait for a lease. A publisher waits until there is none; one that was left expires,
+// and a publisher whose lease has lapsed learns that instead of waiting.
+func TestPackTurns(t *testing.T) {
+	for name, c := range map[string]struct {
+		end  func(t *testing.T, b *mem.Bucket, turn *gcroot.Turn)
+		took time.Duration
+		want error
+	}{
+		"ended": {func(t *testing.T, _ *mem.Bucket, turn *gcroot.Turn) {
+			t.Helper()
+			time.Sleep(time.Minute)
+			if err := turn.End(t.Context()); err != nil {
+				t.Error(err)
+			}
+		}, time.Minute, nil},
+		"left": {func(t *testing.T, _ *mem.Bucket, turn *gcroot.Turn) {
+			t.Helper()
+			_ = turn.Do(t.Context(), func(context.Context) error { return store.ErrUnavailable })
+			if err := turn.End(t.Context()); err != nil { // it may still be carried out, so the turn expires
+				t.Error(err)
+			}
+		}, 2 * time.Minute, nil},
+		"the lease has lapsed": {func(t *testing.T, b *mem.Bucket, turn *gcroot.Turn) {
+			t.Helper()
+			removeAll(t, b, "leases/")
+			time.Sleep(time.Hour)
+			_ = turn.End(t.Context())
+		}, 0, gcroot.ErrLapsed},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := new(mem.Bucket)
+				d := open(t, b, gcroot.Options{})
+				lease, err := d.Lease(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				begun := time.Now()
+				turn, err := d.PackTurn(t.Context())
+				if err != nil || time.Since(begun) > time.Second {
+					t.Fatalf("PackTurn beside a publisher: %v after %v", err, time.Since(begun))
+				}
+				if l, err := d.List(t.Context()); err != nil || l.Turns != 1 || l.Leases != 1 || len(l.Others) > 0 {
+					t.Errorf("the listing: %+v, %v", l, err)
+				}
+				go c.end(t, b, turn)
+				synctest.Wait()
+				err = lease.AwaitPackTurns(t.Context())
+				if took := time.Since(begun); !errors.Is(err, c.want) || took < c.took || took > c.took+2*time.Minute {
+					t.Errorf("AwaitPackTurns = %v after %v", err, took)
+				}
+				if err := lease.End(t.Context()); err != nil {
+					t.Error(err)
+				}
+				time.Sleep(2 * time.Hour)
+			})
+		})
+	}
+}

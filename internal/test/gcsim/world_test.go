@@ -26,6 +26,9 @@ const (
 	indexTime   = leaseTTL/4 - time.Second
 )
 
+// maxRequests is far more than any schedule has: some processes wait for ever then.
+const maxRequests = 100_000
+
 // world is a simulated service, its actors, and the schedule of their requests. Everything but arrived belongs to the
 // scheduler, which runs while all actors wait.
 type world struct {
@@ -147,6 +150,9 @@ func (w *world) run() {
 		w.mu.Lock()
 		running := w.running
 		w.mu.Unlock()
+		if w.counts.requests > maxRequests {
+			w.fail("the schedule does not end")
+		}
 		switch {
 		case running == 0 && (len(w.events) == 0 || w.failure != ""):
 			return
