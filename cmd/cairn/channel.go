@@ -63,6 +63,7 @@ as the percentage grows. --pause keeps all machines at what they run.`,
 	flags.DurationVar(&f.expires, "expires", 30*24*time.Hour, "`time` after which the channel is not followed any more")
 	flags.IntVar(&f.channel.Rollout.Percent, "percent", 100, "`part` of the machines that take the release")
 	flags.StringVar(&f.channel.Rollout.Seed, "seed", "", "`text` that selects the machines (default: the release's serial)")
+	flags.Int64Var(&f.channel.Serial, "serial", 0, "serial of the channel, larger than any that machines have seen (default: one more than the replaced one's)")
 	flags.BoolVar(&f.channel.Pause, "pause", false, "keep all machines at what they run")
 	if err := c.MarkFlagRequired("release"); err != nil {
 		panic(err)
@@ -101,8 +102,15 @@ func (f *channelSetFlags) run(ctx context.Context) error {
 		c.Rollout.Seed = fmt.Sprint(r.Serial)
 	}
 	c.NotAfter = time.Now().Add(f.expires).UTC().Truncate(time.Second)
-	if c.Serial, err = f.nextSerial(ctx, &c); err != nil {
+	next, err := f.nextSerial(ctx, &c)
+	if err != nil {
 		return err
+	}
+	if c.Serial == 0 {
+		c.Serial = next
+	}
+	if c.Serial < next {
+		return usageError{fmt.Errorf("--serial %d: machines that have seen the present channel need %d or more", c.Serial, next)}
 	}
 	text, err := c.Encode()
 	if err != nil {

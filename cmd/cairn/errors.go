@@ -16,6 +16,7 @@ import (
 	"cairn/blob/profile"
 	"cairn/blob/release"
 	"cairn/blob/trust"
+	"cairn/blob/update"
 	"cairn/blob/verify"
 	"cairn/internal/blockdev"
 	"cairn/internal/dashboard"
@@ -103,7 +104,7 @@ func exitStatus(ctx context.Context, err error) int {
 		isAny(err, openfile.ErrReadOnly, blockdev.ErrNotLiftable, locate.ErrKind, keep.ErrCannotList):
 		return exitUsage
 	case hasType[*blockdev.RefusedError](err) || hasType[refusedError](err) ||
-		isAny(err, disk.ErrAmbiguous, store.ErrExists, gcroot.ErrUnmanaged, gcroot.ErrBusy):
+		isAny(err, disk.ErrAmbiguous, store.ErrExists, gcroot.ErrUnmanaged, gcroot.ErrBusy, update.ErrBusy):
 		return exitRefused
 	case hasType[damagedError](err) || hasType[verify.LengthError](err) || hasType[release.TreeError](err) ||
 		hasType[*store.CorruptError](err) || hasType[*deltadir.OtherBytesError](err) ||

@@ -103,7 +103,7 @@ Exit status:
 	root.SetFlagErrorFunc(flagError)
 	root.PersistentPreRunE = checkLocalFlags
 	root.AddCommand(newMake(), newDelta(), newAssemble(), newServe(), newStatus(), newPlan(), newVerify(), newCat(), newInfo(), newDiff(),
-		newDisk(), newProfile(), newStore(), newRepo(), newKey(), newRelease(), newChannel(), newVersion(), newDesyncInfo(), newDesyncInspectChunks(), newDesyncListChunks())
+		newDisk(), newProfile(), newStore(), newRepo(), newKey(), newRelease(), newChannel(), newUpdate(), newVersion(), newDesyncInfo(), newDesyncInspectChunks(), newDesyncListChunks())
 	root.AddCommand(newDropin(dropin.Casync), newDropin(dropin.Desync), newDesyncChunk())
 	refuseDashes(root)
 	return root

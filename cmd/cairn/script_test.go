@@ -25,8 +25,8 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"cairn": main})
 }
 
-// update makes the scripts expect the present output of commands.
-var update = flag.Bool("update", false, "rewrite the expected output in testdata/script")
+// updateScripts makes the scripts expect the present output of commands.
+var updateScripts = flag.Bool("update", false, "rewrite the expected output in testdata/script")
 
 // TestScripts runs testdata/script, which pins the outputs of the commands. `make check` leaves the scripts to `make
 // test`, because the race detector has the packages' own tests.
@@ -37,7 +37,7 @@ func TestScripts(t *testing.T) {
 	t.Parallel()
 	testscript.Run(t, testscript.Params{
 		Dir:           "testdata/script",
-		UpdateScripts: *update,
+		UpdateScripts: *updateScripts,
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			"exits": exits, "image": image, "slots": slots, "flip": flip, "mbr": mbr,
 		},
