@@ -222,6 +222,27 @@ func DecodeChannel(file []byte) (*Channel, error) {
 	return &c, c.Check()
 }
 
+// Check returns an ErrInvalid unless a file is a release, a channel or a key set that keeps the rules of its format, so that
+// nobody signs anything else. It checks no signature.
+func Check(file []byte) error {
+	n, err := splitNote(file)
+	if err != nil {
+		return err
+	}
+	switch {
+	case strings.HasPrefix(n.Text, Channels.firstLine()):
+		_, err = DecodeChannel(file)
+	case strings.HasPrefix(n.Text, KeySets.firstLine()):
+		var s KeySet
+		if err = decodeUnsigned(KeySets, file, &s); err == nil {
+			err = s.Check()
+		}
+	default:
+		_, err = DecodeRelease(file)
+	}
+	return err
+}
+
 func decodeUnsigned(kind Kind, file []byte, v any) error {
 	n, err := splitNote(file)
 	if err != nil {

@@ -212,6 +212,9 @@ func TestSignedMistakes(t *testing.T) {
 		if r, err := k.OpenRelease(file); !errors.Is(err, trust.ErrInvalid) {
 			t.Errorf("%s: %+v, %v, want ErrInvalid", name, r, err)
 		}
+		if err := trust.Check(file); !errors.Is(err, trust.ErrInvalid) {
+			t.Errorf("%s: Check = %v, want ErrInvalid", name, err)
+		}
 	}
 	if r, err := k.OpenRelease(sign(t, replace(`"serial": 42,`, `"serial": 42, "later": {"a": 1},`), nil, key)); err != nil || r.Serial != 42 {
 		t.Errorf("a field of a later version: %+v, %v", r, err)

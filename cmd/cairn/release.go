@@ -221,6 +221,9 @@ signatures stay. Look at the file before, with 'cairn release show'.`,
 			if err != nil {
 				return err
 			}
+			if err := trust.Check(file); err != nil {
+				return fmt.Errorf("signing %s: %w", f.at, err)
+			}
 			return f.write(c.Context(), file, &f.access, f.at, false)
 		},
 	}
