@@ -7,6 +7,9 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"cairn/internal/test/looptest"
 	"cairn/internal/test/need"
@@ -236,6 +239,7 @@ func TestDiskFull(t *testing.T) {
 			wantOnly(t, filepath.Join(dir, "store"))
 			fails(t, failed, words, "assemble", r.index("b"), filepath.Join(dir, "target"))
 			wantOnly(t, dir, "store", "store.caroots", "lost+found")
+			waitForRoom(t, dir)
 
 			cache, target := filepath.Join(dir, "cache"), filepath.Join(elsewhere, "target")
 			for _, when := range []string{"becomes full", "is full"} {
@@ -251,6 +255,23 @@ func TestDiskFull(t *testing.T) {
 			fails(t, failed, words, "make", filepath.Join(dir, "x.caibx"), r.b, "-s", store)
 			wantNone(t, filepath.Join(dir, "x.caibx"))
 		})
+	}
+}
+
+// waitForRoom waits until a file system has room for a MiB. Some kernels free the blocks of a removed file a moment later.
+func waitForRoom(t testing.TB, dir string) {
+	t.Helper()
+	for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+		var s unix.Statfs_t
+		if err := unix.Statfs(dir, &s); err != nil {
+			t.Fatal(err)
+		}
+		if int64(s.Bavail)*s.Bsize >= mib {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("%s has no room", dir)
+		}
 	}
 }
 
