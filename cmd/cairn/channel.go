@@ -60,21 +60,27 @@ as the percentage grows. --pause keeps all machines at what they run.`,
 	flags := c.Flags()
 	flags.StringVar(&f.release, "release", "", "`path` of the release from CHANNEL's directory")
 	flags.StringVar(&f.name, "channel", "", "`name` of the channel (default: that of the file, without .channel)")
-	flags.DurationVar(&f.expires, "expires", 30*24*time.Hour, "`time` after which the channel is not followed any more")
-	flags.IntVar(&f.channel.Rollout.Percent, "percent", 100, "`part` of the machines that take the release")
-	flags.StringVar(&f.channel.Rollout.Seed, "seed", "", "`text` that selects the machines (default: the release's serial)")
 	flags.Int64Var(&f.channel.Serial, "serial", 0, "serial of the channel, larger than any that machines have seen (default: one more than the replaced one's)")
 	flags.BoolVar(&f.channel.Pause, "pause", false, "keep all machines at what they run")
+	f.addPolicy(c)
 	if err := c.MarkFlagRequired("release"); err != nil {
 		panic(err)
 	}
+	return c
+}
+
+// addPolicy adds the flags for how long a channel is followed, and by which machines.
+func (f *channelSetFlags) addPolicy(c *cobra.Command) {
+	flags := c.Flags()
+	flags.DurationVar(&f.expires, "expires", 30*24*time.Hour, "`time` after which the channel is not followed any more")
+	flags.IntVar(&f.channel.Rollout.Percent, "percent", 100, "`part` of the machines that take the release")
+	flags.StringVar(&f.channel.Rollout.Seed, "seed", "", "`text` that selects the machines (default: the release's serial)")
 	addCheck(c, func([]string) error {
 		if f.expires <= 0 {
 			return fmt.Errorf("--expires %v: want more than 0", f.expires)
 		}
 		return nil
 	})
-	return c
 }
 
 func (f *channelSetFlags) run(ctx context.Context) error {

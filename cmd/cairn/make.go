@@ -81,17 +81,7 @@ The chunks of a boot profile are in packs of their own.
 	flags := c.Flags()
 	indexArg(c, &f.index)
 	localArg(c, 1, "IMAGE")
-	var group [][]locate.Location
-	flags.VarP(groupsFlag(&group), "store", "s", "`location` of the store to write to (default: default.castr beside the index)")
-	addCheck(c, func([]string) (err error) {
-		switch {
-		case len(group) > 1:
-			return errors.New("--store: one store is written, and several are named")
-		case len(group) == 1:
-			f.store, err = onlyStore("--store", group[0])
-		}
-		return err
-	})
+	addStore(c, &f.store, "default.castr beside the index")
 	flags.Var(digestFlag(&f.digest), "digest", "`name` of the digest algorithm: sha512-256 (as casync) or sha256")
 	f.params = chunker.Default
 	sizes := fmt.Sprintf("%d:%d:%d", f.params.Min>>10, f.params.Avg>>10, f.params.Max>>10)
@@ -144,6 +134,21 @@ The chunks of a boot profile are in packs of their own.
 		u.addPrinter("--json", f.json)
 	})
 	return c
+}
+
+// addStore adds the flag for the store that a command writes to.
+func addStore(c *cobra.Command, into *locate.Location, byDefault string) {
+	var group [][]locate.Location
+	c.Flags().VarP(groupsFlag(&group), "store", "s", "`location` of the store to write to (default: "+byDefault+")")
+	addCheck(c, func([]string) (err error) {
+		switch {
+		case len(group) > 1:
+			return errors.New("--store: one store is written, and several are named")
+		case len(group) == 1:
+			*into, err = onlyStore("--store", group[0])
+		}
+		return err
+	})
 }
 
 // storeFlags are the flags of make that have no effect without a store.

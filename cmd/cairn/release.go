@@ -30,7 +30,7 @@ names each chunk by its digest. So whoever trusts the signature gets exactly the
 		Args: requireCommand,
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
-	c.AddCommand(newReleaseMake(), newReleaseSign(), newReleaseShow(), newReleaseVerify())
+	c.AddCommand(newReleaseMake(), newReleasePublish(), newReleaseSign(), newReleaseShow(), newReleaseVerify())
 	return c
 }
 
@@ -40,11 +40,11 @@ type listedImage struct {
 	path string
 }
 
-// parseImage parses ROLE=INDEX[,order=N][,target=file,name=NAME][,sha256=HEX][,verity=HASH][,partuuid=UUID].
+// parseImage parses ROLE=PATH[,order=N][,target=file,name=NAME][,sha256=HEX][,verity=HASH][,partuuid=UUID].
 func parseImage(text string) (m listedImage, err error) {
 	role, rest, ok := strings.Cut(text, "=")
 	if !ok || role == "" || rest == "" {
-		return m, errors.New("want ROLE=INDEX, such as root=2/root.caibx")
+		return m, errors.New("want ROLE=PATH, such as root=2/root.caibx")
 	}
 	parts := strings.Split(rest, ",")
 	m.Role, m.path = role, parts[0]
@@ -113,6 +113,12 @@ on S3 or an SFTP server. It is not overwritten.
 	f.addPatience(c)
 	f.signerFlags.addFlags(c)
 	noteArg(c, "RELEASE", &f.to)
+	f.addReleaseFlags(c, "ROLE=INDEX")
+	return c
+}
+
+// addReleaseFlags adds the flags about what a release says. image tells what --image names.
+func (f *releaseMakeFlags) addReleaseFlags(c *cobra.Command, image string) {
 	flags := c.Flags()
 	flags.StringVar(&f.release.Name, "name", "", "`name` of the product, such as example.com/os")
 	flags.StringVar(&f.release.Version, "version", "", "`version` for people")
@@ -124,13 +130,12 @@ on S3 or an SFTP server. It is not overwritten.
 		m, err := parseImage(text)
 		f.images = append(f.images, m)
 		return err
-	}}, "image", "an `image`: ROLE=INDEX, see above; repeatable")
+	}}, "image", "an `image`: "+image+", see above; repeatable")
 	for _, name := range []string{"name", "version", "serial", "compatible", "image"} {
 		if err := c.MarkFlagRequired(name); err != nil {
 			panic(err)
 		}
 	}
-	return c
 }
 
 // noteArg adds the parsing of the first argument as the location of a signed file.
