@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -107,6 +108,55 @@ func TestHostileReleases(t *testing.T) {
 			}
 			if n := sent.Load(); n > 16<<20 {
 				t.Errorf("%d bytes of an endless file were read", n)
+			}
+		})
+	}
+}
+
+// TestReleases publishes a release with one command into each kind of repository, and reads its images from there: onto a
+// file and over NBD. cairn update check says that a machine which runs nothing yet installs it.
+func TestReleases(t *testing.T) {
+	dir := t.TempDir()
+	for i, name := range []string{"root", "boot"} {
+		writeFile(t, dir, name, testimages.Random(uint64(i), 700_000))
+	}
+	path := func(name string) string { return filepath.Join(dir, name) }
+	cairn(t, "key", "generate", "example.com/release", path("key"))
+	trusted := path("keys.d")
+	if err := os.Mkdir(trusted, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	writeFile(t, trusted, "os.pub", readFile(t, path("key.pub")))
+	for kind, r := range repositories(t) {
+		t.Run(kind, func(t *testing.T) {
+			if kind == "SFTP" && os.Getenv("CAIRN_LONG") == "" {
+				t.Skip("a dozen commands over ssh take long: CAIRN_LONG=1")
+			}
+			cairn(t, "release", "publish", r.at, "--name", "example.com/os", "--version", "1", "--serial", "1", "--compatible", "box",
+				"--image", "root="+path("root"), "--image", "boot="+path("boot"), "--key", path("key"), "--channel", "stable", "--layout", "both")
+			release := []string{"--release", r.at + "/1.release", "--keys", trusted}
+			cairn(t, "release", "verify", r.at+"/1.release", "--keys", trusted)
+			cairn(t, "channel", "show", r.at+"/stable.channel", "--keys", trusted)
+			out := filepath.Join(t.TempDir(), "out")
+			cairn(t, append([]string{"assemble", "--role", "root", out}, release...)...)
+			wantSame(t, out, path("root"))
+			cairn(t, append([]string{"verify", "--role", "root", out}, release...)...)
+			s := serve(t, 1, append([]string{"--role", "boot", "--listen", "unix:" + filepath.Join(socketDir(t), "s")}, release...)...)
+			must(t, "nbdcopy", s.uris[0], out)
+			got := readFile(t, out)
+			if want := readFile(t, path("boot")); !bytes.Equal(got[:len(want)], want) {
+				t.Error("another image was served")
+			}
+			config := writeFile(t, t.TempDir(), "update.toml", fmt.Appendf(nil,
+				"channel = %q\nname = \"example.com/os\"\ncompatible = \"box\"\nkeys = [%q]\nstate = %q\nbuild = \"none\"\nmachine_id = %q\n",
+				r.at+"/stable.channel", trusted, filepath.Join(t.TempDir(), "state"), writeFile(t, t.TempDir(), "id", []byte("m"))))
+			var found struct {
+				Install bool   `json:"install"`
+				Release string `json:"release"`
+			}
+			parse(t, cairn(t, "update", "check", "--config", config, "--json"), &found)
+			if !found.Install || found.Release != r.at+"/1.release" {
+				t.Errorf("update check: %+v", found)
 			}
 		})
 	}
