@@ -59,7 +59,7 @@ cross: # nothing runs, so nothing is optimized
 	GOARCH=arm64 CGO_ENABLED=0 go build -gcflags=all='-N -l' ./...
 	GOARCH=arm GOARM=7 CGO_ENABLED=0 go build -gcflags=all='-N -l' ./...
 
-test: ## install the peers, then run every test against them (about twenty minutes on two cores)
+test: ## install the peers, then run every test against them (about ten minutes on two cores)
 	.ci/install
 	$(GOTEST) $(RACE_IF_CC) -short $$($(REST)) # as in `make check`, whose results are cached
 	$(GOTEST) -count=1 -timeout 40m ./internal/test/e2e ./internal/test/crashtest $$($(FULL)) # the longest begin first
