@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sort"
@@ -112,6 +113,9 @@ func (p *packer) readMaps(ctx context.Context, r *Recorder, bases []Base) error 
 			live++
 		}
 		root, err := r.records.Read(ctx, e, false)
+		if errors.Is(err, store.ErrNotFound) { // gc has removed it since
+			continue
+		}
 		if err != nil {
 			return err
 		}

@@ -124,6 +124,9 @@ func (j *repack) readItems(ctx context.Context) error {
 	for _, item := range items {
 		for _, e := range item.Roots {
 			root, err := j.shelf.Records.Read(ctx, e, false)
+			if errors.Is(err, store.ErrNotFound) { // another gc has removed a duplicate
+				continue
+			}
 			if err != nil {
 				return err
 			}

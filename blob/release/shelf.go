@@ -82,6 +82,9 @@ func ReadItems(ctx context.Context, records *gcroot.Dir, l gcroot.Listing) ([]It
 			continue
 		}
 		r, err := records.Read(ctx, e, true)
+		if errors.Is(err, store.ErrNotFound) { // gc has removed it since
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -248,11 +251,17 @@ func (s *Indexes) RemoveDuplicates(ctx context.Context, items []Item) error {
 			continue
 		}
 		newest, err := s.Records.Read(ctx, item.Roots[0], false)
+		if errors.Is(err, store.ErrNotFound) { // another gc has removed it
+			continue
+		}
 		if err != nil {
 			return err
 		}
 		for _, e := range item.Roots[1:] {
 			other, err := s.Records.Read(ctx, e, false)
+			if errors.Is(err, store.ErrNotFound) {
+				continue
+			}
 			if err != nil {
 				return err
 			}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -108,7 +109,7 @@ func (f *channelSetFlags) run(ctx context.Context) error {
 		c.Rollout.Seed = fmt.Sprint(r.Serial)
 	}
 	c.NotAfter = time.Now().Add(f.expires).UTC().Truncate(time.Second)
-	next, err := f.nextSerial(ctx, &c)
+	next, err := f.nextSerial(ctx, &c, r)
 	if err != nil {
 		return err
 	}
@@ -126,7 +127,7 @@ func (f *channelSetFlags) run(ctx context.Context) error {
 }
 
 // nextSerial returns the serial of a channel that replaces the one at its location.
-func (f *channelSetFlags) nextSerial(ctx context.Context, c *trust.Channel) (int64, error) {
+func (f *channelSetFlags) nextSerial(ctx context.Context, c *trust.Channel, r *trust.Release) (int64, error) {
 	file, err := release.ReadNote(ctx, f.releaseAccess(), f.to)
 	if release.IsAbsent(err) {
 		return 1, nil
@@ -140,7 +141,11 @@ func (f *channelSetFlags) nextSerial(ctx context.Context, c *trust.Channel) (int
 		return 0, fmt.Errorf("channel %s, which would be replaced: %w", f.to, err)
 	case old.Name != c.Name || old.Channel != c.Channel:
 		return 0, refusedError{fmt.Sprintf("%s is the channel %s of %s, not %s of %s", f.to, old.Channel, old.Name, c.Channel, c.Name), ""}
-	case c.Release.Serial < old.Release.Serial:
+	}
+	if err := f.checkOrder(ctx, r, old); err != nil {
+		return 0, err
+	}
+	if c.Release.Serial < old.Release.Serial {
 		logf("warning: %s goes back from the release with serial %d to %d: machines that run a later one do not follow", f.to, old.Release.Serial, c.Release.Serial)
 	}
 	return old.Serial + 1, nil
@@ -212,4 +217,29 @@ func runChannelShow(ctx context.Context, stdout io.Writer, at locate.Location, a
 		err = trust.Refuse("channel %s: it expired at %s", at, c.NotAfter.Format(time.RFC3339))
 	}
 	return err
+}
+
+// checkOrder refuses a release whose version and serial disagree about which of it and the release of the old channel is
+// newer: people and other programs go by the version. An old release that is gone says nothing.
+func (f *channelSetFlags) checkOrder(ctx context.Context, r *trust.Release, old *trust.Channel) error {
+	file, _, err := release.ListFile(ctx, f.releaseAccess(), f.to, old.Release.Path, trust.MaxSize)
+	if release.IsAbsent(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	before, err := trust.DecodeRelease(file)
+	if err != nil {
+		return fmt.Errorf("release %s of the present channel: %w", old.Release.Path, err)
+	}
+	serials, versions := cmp.Compare(r.Serial, before.Serial), trust.CompareVersions(r.Version, before.Version)
+	if serials*versions < 0 {
+		return refusedError{
+			fmt.Sprintf("version %s has the serial %d, and version %s of the present channel has %d: one of both is in the wrong order",
+				r.Version, r.Serial, before.Version, before.Serial),
+			"make the release with another --version or --serial",
+		}
+	}
+	return nil
 }

@@ -100,6 +100,14 @@ func (f *releasePublishFlags) run(ctx context.Context) error {
 	if signers, err := f.release.signers(ctx); err != nil || len(signers) == 0 {
 		return err
 	}
+	if f.channel.name != "" {
+		f.channel.access, f.channel.to, f.channel.release = a, dir.Join(f.channel.name+".channel"), name
+		r := &f.release.release
+		c := trust.Channel{Name: r.Name, Channel: f.channel.name, Release: trust.Pointer{Serial: r.Serial}}
+		if _, err := f.channel.nextSerial(ctx, &c, r); err != nil { // before the work
+			return err
+		}
+	}
 	for i, m := range f.release.images {
 		image := m.path
 		f.make.index = dir.Join(f.indexName(m))
@@ -114,7 +122,6 @@ func (f *releasePublishFlags) run(ctx context.Context) error {
 	if f.channel.name == "" {
 		return nil
 	}
-	f.channel.access, f.channel.to, f.channel.release = a, dir.Join(f.channel.name+".channel"), name
 	f.channel.signerFlags = f.release.signerFlags
 	if len(f.channelKey) > 0 {
 		f.channel.signerFlags = signerFlags{keys: f.channelKey}

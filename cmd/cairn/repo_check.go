@@ -145,6 +145,8 @@ func (r *repoCheckResult) checkRoots(
 				}
 				r.Findings = append(r.Findings, found)
 				continue
+			case errors.Is(err, store.ErrNotFound): // gc has removed it since
+				continue
 			case err != nil:
 				yield(nil, err)
 				return

@@ -177,8 +177,25 @@ func (c *collect) isYoung(modified, now time.Time) bool {
 	return c.options.Grace > 0 && (modified.IsZero() || now.Sub(modified) <= c.options.Grace)
 }
 
-// mark reads the gc roots of a listing that were not read before.
+// maxRelists limits the listings of gc roots in place of one that other collectors have made stale.
+const maxRelists = 8
+
+// mark reads the gc roots of a listing that were not read before. If one has gone since, it was a duplicate, or its grace
+// has passed, and another collector has removed it. The one that stays may be newer than the listing, so mark lists again.
 func (c *collect) mark(ctx context.Context, l gcroot.Listing) error {
+	for range maxRelists {
+		err := c.markListed(ctx, l)
+		if !errors.Is(err, store.ErrNotFound) {
+			return err
+		}
+		if l, err = c.records.List(ctx); err != nil {
+			return err
+		}
+	}
+	return c.markListed(ctx, l)
+}
+
+func (c *collect) markListed(ctx context.Context, l gcroot.Listing) error {
 	for i, e := range l.Roots {
 		if c.read[e.Name] {
 			continue
