@@ -579,3 +579,66 @@ func TestRepackFails(t *testing.T) {
 		}
 	}
 }
+
+// TestRootGone: a gc root that another gc removes after it was listed fails neither a publisher nor a collector.
+func TestRootGone(t *testing.T) {
+	old, next := releases()
+	s := newPackedStore(t, new(mem.Bucket))
+	roots := &losing{Bucket: new(mem.Bucket)}
+	var err error
+	if s.records, err = gcroot.Open(roots, gcroot.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if _, _, err := s.publish(t.Context(), old, "x.caibx"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l, err := s.records.List(t.Context())
+	if err != nil || len(l.Roots) != 2 {
+		t.Fatalf("%+v, %v", l, err)
+	}
+	older := l.Roots[0]
+	if l.Roots[1].Number < older.Number {
+		older = l.Roots[1]
+	}
+	for name, job := range map[string]func() error{
+		"a publisher": func() error { _, _, err := s.publish(t.Context(), next, "y.caibx"); return err },
+		"a collector": func() error {
+			_, err := keep.Collect(t.Context(), new(mem.Bucket), s.records, keep.CollectOptions{Packs: s.bucket})
+			return err
+		},
+	} {
+		text, err := roots.Bucket.Read(t.Context(), older.Name, nil, 1<<20)
+		if err != nil {
+			t.Fatal(err)
+		}
+		roots.name = older.Name
+		if err := job(); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if roots.name != "" {
+			t.Errorf("%s has not read the gc root", name)
+		}
+		if err := roots.Write(t.Context(), older.Name, text); err != nil {
+			t.Fatal(err)
+		}
+		s.checkPublished(t, "x.caibx")
+	}
+}
+
+// losing is a bucket of which an object is removed when it is read.
+type losing struct {
+	*mem.Bucket
+	name string
+}
+
+func (b *losing) Read(ctx context.Context, name string, dst []byte, limit int64) ([]byte, error) {
+	if name == b.name {
+		b.name = ""
+		if err := b.Remove(ctx, name); err != nil {
+			return nil, err
+		}
+	}
+	return b.Bucket.Read(ctx, name, dst, limit)
+}
