@@ -157,9 +157,9 @@ func (f *faulty) Create(ctx context.Context, name string, data []byte) error {
 // List may be called for a part of the store without chunks of the image. Its failure need not affect
 // the job.
 func (f *faulty) List(ctx context.Context, prefix string) iter.Seq2[store.Object, error] {
-	before := ctx.Err()
+	before, reached := ctx.Err(), f.reached()
 	err := f.runOp(func() error { return nil })
-	if before == nil && ctx.Err() != nil {
+	if before == nil && ctx.Err() != nil || before != nil && !reached && f.reached() { // it may go on when the job is done
 		f.unheeded.Store(true)
 	}
 	if err == nil {
