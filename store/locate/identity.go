@@ -23,10 +23,6 @@ type Identity struct {
 	Bearer, Basic, Headers []string // [HOST=]FILE
 }
 
-// sharedConnections is the limit of the connections to one server, which all stores of the process share. Each store limits
-// its own requests, so that they do not wait for those of others.
-const sharedConnections = 4096
-
 // Access reads the files and returns an Access with their credentials. A process calls it once,
 // with one reader. Then a file that can be read only once serves every location, and a regular file
 // is read again when it is replaced. The same holds for the files of AWS's variables.
@@ -34,7 +30,6 @@ func (i Identity) Access(r *rotate.Reader) (Access, error) {
 	var a Access
 	a.Web.Pool = new(transfer.Pool)
 	a.S3.Pool = a.Web.Pool
-	a.Web.Connections, a.S3.Connections = sharedConnections, sharedConnections
 	err := copyPipedAWSFiles(r)
 	if err != nil {
 		return a, err
