@@ -68,7 +68,12 @@ func discardBlocks(f *os.File, off, n int64) error {
 
 func punchHole(f *os.File, off, n int64) error {
 	return withDescriptor(f, func(fd int) error {
-		return unix.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
+		for {
+			err := unix.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
+			if !errors.Is(err, unix.EINTR) {
+				return err
+			}
+		}
 	})
 }
 

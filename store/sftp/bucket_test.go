@@ -735,7 +735,11 @@ func TestKilledProgram(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = cmd.Wait()
-	n, err := unix.Poll([]unix.PollFd{{Fd: int32(ssh), Events: unix.POLLIN}}, 20_000)
+	ended := []unix.PollFd{{Fd: int32(ssh), Events: unix.POLLIN}}
+	n, err := unix.Poll(ended, 20_000)
+	for errors.Is(err, unix.EINTR) { // a signal of the Go runtime, or of another child
+		n, err = unix.Poll(ended, 20_000)
+	}
 	if n != 1 || err != nil {
 		t.Errorf("ssh goes on: %d, %v", n, err)
 	}
