@@ -11,12 +11,22 @@ import (
 	"cairn/store/locate"
 )
 
-// Options are the settings of a Check.
+// Options are the settings of an Agent.
 type Options struct {
 	Access         release.Access
 	AllowDowngrade bool
-	Notes          func(Note)       // called with StateIgnored; may be nil
+	RetryFailed    bool             // install a release again that has failed
+	Notes          func(Note)       // called with the notes of this package; may be nil
 	Now            func() time.Time // nil is time.Now
+}
+
+func (o *Options) setDefaults() {
+	if o.Notes == nil {
+		o.Notes = func(Note) {}
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
 }
 
 // Found is what a Check has found.
@@ -28,15 +38,68 @@ type Found struct {
 	ReleaseAt locate.Location
 }
 
-// Check reads the channel and its release, verifies them, decides, and records what it has seen. It changes nothing else.
-// What must not be followed or installed is a *trust.RefusedError, or trust.ErrUntrusted. Another process at work is ErrBusy.
-func (c *Config) Check(ctx context.Context, o Options) (found Found, err error) {
-	if o.Notes == nil {
-		o.Notes = func(Note) {}
+// Open locks the state of the updates, and returns an Agent. Another process at work is ErrBusy. system may be nil for an
+// Agent that only checks.
+func (c *Config) Open(system System, o Options) (*Agent, error) {
+	dir, err := openState(c.State)
+	if err != nil {
+		return nil, err
 	}
-	if o.Now == nil {
-		o.Now = time.Now
+	a, err := c.newAgent(dir, system, o)
+	if err != nil {
+		dir.close()
+		return nil, err
 	}
+	a.end = dir.close
+	return a, nil
+}
+
+// OpenStatus returns an Agent for its Status only. It does not wait for another process.
+func (c *Config) OpenStatus(system System, o Options) (*Agent, error) {
+	dir, err := readState(c.State)
+	if err != nil {
+		return nil, err
+	}
+	defer dir.close()
+	a, err := c.newAgent(dir, system, o)
+	if err != nil {
+		return nil, err
+	}
+	a.end = func() {}
+	return a, nil
+}
+
+// Close unlocks the state.
+func (a *Agent) Close() { a.end() }
+
+func (c *Config) newAgent(dir *stateDir, system System, o Options) (*Agent, error) {
+	o.setDefaults()
+	a := &Agent{Options: &o, system: system, slots: c.Slots, policy: c.Policy}
+	var err error
+	if a.build, err = c.readBuild(); err != nil {
+		return nil, err
+	}
+	id, err := c.readID()
+	if err != nil {
+		return nil, err
+	}
+	s, err := dir.read(id, c.Name, o.Notes)
+	if err != nil {
+		return nil, err
+	}
+	a.record = s.Record
+	a.save = func(r Record) error {
+		s.Record = r
+		return dir.write(s)
+	}
+	a.find = func(ctx context.Context) (Found, error) { return c.find(ctx, a, &s) }
+	a.open = func(ctx context.Context, f Found) ([]Image, error) { return openImages(ctx, o.Access, f) }
+	a.keep, a.recall = dir.keepImages, dir.recallImages
+	return a, nil
+}
+
+// find implements Check.
+func (c *Config) find(ctx context.Context, a *Agent, s *state) (found Found, err error) {
 	keys, err := trust.LoadKeys(c.Keys...)
 	if err != nil {
 		return found, err
@@ -44,37 +107,31 @@ func (c *Config) Check(ctx context.Context, o Options) (found Found, err error) 
 	if keys.IsEmpty() {
 		return found, errors.New("no key is trusted: put the publisher's public key into /etc/cairn/keys.d/NAME.pub")
 	}
-	m := Machine{Name: c.Name, Compatible: c.Compatible, Now: o.Now(), AllowDowngrade: o.AllowDowngrade}
-	if m.Running, err = c.readBuild(); err != nil {
-		return found, err
-	}
-	if m.ID, err = c.readID(); err != nil {
-		return found, err
-	}
-	dir, err := openState(c.State)
-	if err != nil {
-		return found, err
-	}
-	defer dir.close()
-	found.Running = m.Running
-	file, err := release.ReadNote(ctx, o.Access, c.channel)
+	file, err := release.ReadNote(ctx, a.Access, c.channel)
 	if err != nil {
 		return found, err
 	}
 	if found.Channel, err = keys.OpenChannel(file); err != nil {
 		return found, fmt.Errorf("channel %s: %w", c.channel, err)
 	}
-	if m.Seen, err = dir.read(m.ID, c.Name, found.Channel.Channel, o.Notes); err != nil {
-		return found, err
+	m := Machine{
+		Name: c.Name, Compatible: c.Compatible, ID: s.Machine, Now: a.Now(), AllowDowngrade: a.AllowDowngrade,
+		Running: a.running(), Seen: s.seen(found.Channel.Channel), HasFailed: a.record.hasFailed,
 	}
+	if a.RetryFailed {
+		m.HasFailed = nil
+	}
+	found.Running = m.Running
 	if err := m.CheckChannel(found.Channel); err != nil {
 		return found, fmt.Errorf("channel %s: %w", c.channel, err)
 	}
-	if found.Release, found.ReleaseAt, err = release.OpenReleaseOf(ctx, o.Access, keys, c.channel, found.Channel); err != nil {
+	if found.Release, found.ReleaseAt, err = release.OpenReleaseOf(ctx, a.Access, keys, c.channel, found.Channel); err != nil {
 		return found, err
 	}
-	if seen := m.Seen.Note(found.Channel, found.Release); seen != m.Seen {
-		if err := dir.write(m.ID, found.Channel, seen); err != nil {
+	if seen := m.Seen.Note(found.Channel, found.Release); seen != s.Seen {
+		s.Channel = found.Channel.Channel
+		a.record.Seen = seen
+		if err := a.save(a.record); err != nil {
 			return found, err
 		}
 	}
@@ -82,4 +139,19 @@ func (c *Config) Check(ctx context.Context, o Options) (found Found, err error) 
 		return found, fmt.Errorf("release %s: %w", found.ReleaseAt, err)
 	}
 	return found, nil
+}
+
+// openImages opens the indexes of a release.
+func openImages(ctx context.Context, a release.Access, f Found) (images []Image, err error) {
+	for _, m := range f.Release.Images {
+		x, at, err := release.OpenListed(ctx, a, f.ReleaseAt, m.Index)
+		if err != nil {
+			return nil, err
+		}
+		if x.Size() != m.Size {
+			return nil, fmt.Errorf("%s: %w: its image %s has %d bytes, and the index %d", f.ReleaseAt, trust.ErrInvalid, m.Role, m.Size, x.Size())
+		}
+		images = append(images, Image{Image: m, At: at, Data: x})
+	}
+	return images, nil
 }

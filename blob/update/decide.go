@@ -1,5 +1,6 @@
-// Package update decides whether a machine installs the release that its channel names. It keeps what the machine has seen,
-// so that nobody can lead it back.
+// Package update brings a machine from the release that it runs to the one that its channel names, and back if that one is
+// not healthy. It decides, stages a release in a slot that does not run, has the boot loader try it, and confirms it. It
+// keeps what the machine has seen, so that nobody can lead it back. The machine itself is a System.
 package update
 
 import (
@@ -22,6 +23,8 @@ type Machine struct {
 	Now        time.Time // by the machine's clock, which may be wrong
 	// AllowDowngrade lets an older release be installed, but none below the floor.
 	AllowDowngrade bool
+	// HasFailed reports whether a release was tried before and did not stay. May be nil.
+	HasFailed func(release trust.Sum, serial int64) bool
 }
 
 // Build says which release the running system is. The image has it in a file.
@@ -55,6 +58,7 @@ const (
 	UpToDate  Reason = "up-to-date"  // the machine runs it
 	Paused    Reason = "paused"      // the channel keeps machines at what they run
 	NotInTurn Reason = "not-in-turn" // the rollout has not reached this machine
+	HasFailed Reason = "has-failed"  // the machine tried it before, and it did not stay
 )
 
 // Floor returns the serial below which no release is installed.
@@ -102,6 +106,8 @@ func (m *Machine) Decide(c *trust.Channel, r *trust.Release) (Verdict, error) {
 		return Verdict{false, Paused}, nil
 	case !InRollout(c.Rollout, m.ID):
 		return Verdict{false, NotInTurn}, nil
+	case m.HasFailed != nil && m.HasFailed(c.Release.SHA256, r.Serial):
+		return Verdict{false, HasFailed}, nil
 	case r.Serial < m.Running.Serial:
 		return Verdict{true, Downgrade}, nil
 	}

@@ -140,17 +140,17 @@ func TestState(t *testing.T) {
 	read := func(machine, product, channel string) Seen {
 		t.Helper()
 		notes = nil
-		seen, err := d.read(machine, product, channel, func(n Note) { notes = append(notes, n) })
+		s, err := d.read(machine, product, func(n Note) { notes = append(notes, n) })
 		if err != nil {
 			t.Fatal(err)
 		}
-		return seen
+		return s.seen(channel)
 	}
 	if got := read("m", "p", "stable"); got != (Seen{}) || notes != nil {
 		t.Errorf("without a state: %+v, %v", got, notes)
 	}
 	want := Seen{Channel: 7, Floor: 3, Newest: day}
-	if err := d.write("m", &trust.Channel{Name: "p", Channel: "stable"}, want); err != nil {
+	if err := d.write(state{1, "m", "p", "stable", Record{Seen: want}}); err != nil {
 		t.Fatal(err)
 	}
 	if got := read("m", "p", "stable"); got != want || notes != nil {
@@ -192,7 +192,7 @@ func TestReadConfig(t *testing.T) {
 		good:                          "",
 		good + "keys = [\"/a\"]\n":    "",
 		good + "colour = \"red\"\n":   "line 4: unknown key colour",
-		good + "[boot]\nx = 1\n":      "unknown key boot",
+		good + "[boot]\nx = 1\n":      "unknown key boot.x",
 		good + "name = \"twice\"\n":   "line 4",
 		"channel = 7\n":               "line 1",
 		"channel = \"x\n":             "line 1",
