@@ -59,6 +59,8 @@ func (m *Machinery) callBackend(ctx context.Context, verb ...string) (string, er
 		env = append(env, name+"="+value)
 	}
 	slices.Sort(env)
+	ctx, cancel := context.WithTimeoutCause(ctx, backendTime, fmt.Errorf("it has not ended within %v", backendTime))
+	defer cancel()
 	out, err := m.runProgram(ctx, slices.Concat(command, verb), program{env: env})
 	if err != nil {
 		return "", fmt.Errorf("the boot backend %s: %s: %w", m.Boot.Backend, strings.Join(verb, " "), err)
@@ -115,10 +117,11 @@ type program struct {
 	env   []string
 }
 
-// Limits of a program: of its output in bytes, and of the time between SIGTERM and SIGKILL.
+// Limits of a program: of its output in bytes, of the time between SIGTERM and SIGKILL, and of the time of a boot backend.
 const (
 	maxOutput    = 64 << 10
 	programGrace = 10 * time.Second
+	backendTime  = 2 * time.Minute
 )
 
 // runProgram runs a command without a shell, and returns its output. A signal of the terminal does not reach it. When ctx
@@ -131,12 +134,16 @@ func (m *Machinery) runProgram(ctx context.Context, command []string, p program)
 		run.Stderr = m.Messages
 	}
 	run.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	run.Cancel = func() error { return syscall.Kill(-run.Process.Pid, syscall.SIGTERM) }
+	run.Cancel = func() error {
+		group := -run.Process.Pid
+		time.AfterFunc(programGrace, func() { _ = syscall.Kill(group, syscall.SIGKILL) })
+		return syscall.Kill(group, syscall.SIGTERM)
+	}
 	run.WaitDelay = programGrace
 	err := run.Run()
 	switch {
 	case ctx.Err() != nil:
-		return nil, ctx.Err()
+		return nil, context.Cause(ctx)
 	case errors.Is(err, exec.ErrWaitDelay): // it left a child behind that has its output open
 		err = nil
 	case err == nil && out.full:
