@@ -21,7 +21,7 @@ func ReadNote(ctx context.Context, a Access, at locate.Location) (file []byte, e
 		file, err = io.ReadAll(io.LimitReader(r, trust.MaxSize+1))
 		return err
 	})
-	if err == nil && len(file) > trust.MaxSize {
+	if err == nil && len(file) > trust.MaxSize || errors.Is(err, store.ErrTooLarge) {
 		err = fmt.Errorf("%w: it has more than %d bytes", trust.ErrUntrusted, trust.MaxSize)
 	}
 	if err != nil {
@@ -31,7 +31,7 @@ func ReadNote(ctx context.Context, a Access, at locate.Location) (file []byte, e
 }
 
 // OpenListed opens an index that a signed file at a location lists, and returns its location. Its size and SHA-256 are
-// checked before anything of it is used; another file is a trust.ErrUntrusted.
+// checked before anything of it is used; another file is a *trust.RefusedError.
 func OpenListed(ctx context.Context, a Access, note locate.Location, f trust.File) (x *blob.Index, at locate.Location, err error) {
 	dir, _, err := note.Split()
 	if err != nil {
@@ -95,6 +95,9 @@ func IndexesOf(ctx context.Context, a Access, at locate.Location) (indexes []loc
 		at = dir.Join(c.Release.Path)
 		if file, err = ReadNote(ctx, a, at); err != nil {
 			return nil, err
+		}
+		if sha256.Sum256(file) != c.Release.SHA256 {
+			return nil, trust.Refuse("release %s is not the one that the channel lists, which has the SHA-256 %v", at, c.Release.SHA256)
 		}
 	}
 	r, err := trust.DecodeRelease(file)

@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"strings"
 	"time"
+	"unicode"
 )
 
 // Limits of the lists in a body, so that a signed mistake costs no memory.
@@ -18,6 +19,11 @@ const (
 	maxText       = 256
 	maxIndexFile  = 1 << 32 // bytes
 )
+
+// MaxSerial is the largest serial. Every program that reads JSON has numbers up to it.
+const MaxSerial = 1 << 53
+
+func isSerial(n int64) bool { return n > 0 && n <= MaxSerial }
 
 // UnmarshalText implements encoding.TextUnmarshaler.
 func (s *Sum) UnmarshalText(text []byte) error {
@@ -50,7 +56,7 @@ func invalid(format string, args ...any) error {
 
 // checkLine checks a text of a body that people read.
 func checkLine(what, text string) error {
-	if text == "" || len(text) > maxText || strings.ContainsFunc(text, func(r rune) bool { return r < ' ' || r == 0x7f }) {
+	if text == "" || len(text) > maxText || strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) }) {
 		return invalid("its %s is %.40q: want 1 to %d bytes of one line", what, text, maxText)
 	}
 	return nil
@@ -74,8 +80,8 @@ func (r *Release) Check() error {
 	switch {
 	case !namePattern.MatchString(r.Name):
 		return invalid("its name is %.40q: want the name of a product, such as example.com/os", r.Name)
-	case r.Serial <= 0:
-		return invalid("its serial is %d: want 1 or more", r.Serial)
+	case !isSerial(r.Serial):
+		return invalid("its serial is %d: want 1 to %d", r.Serial, MaxSerial)
 	case r.MinSerial < 0 || r.MinSerial > r.Serial:
 		return invalid("its min_serial is %d, and its serial %d", r.MinSerial, r.Serial)
 	case len(r.Compatible) == 0 || len(r.Compatible) > maxCompatible:
@@ -95,13 +101,16 @@ func (r *Release) Check() error {
 			return err
 		}
 	}
-	roles := map[string]bool{}
+	roles, files := map[string]bool{}, map[string]bool{}
 	for i := range r.Images {
 		m := &r.Images[i]
 		if roles[m.Role] {
 			return invalid("it has two images of the role %q", m.Role)
 		}
-		roles[m.Role] = true
+		if name := strings.ToLower(m.Name); name != "" && files[name] { // FAT does not tell them apart
+			return invalid("it has two images for a file %q", m.Name)
+		}
+		roles[m.Role], files[strings.ToLower(m.Name)] = true, true
 		if err := m.check(); err != nil {
 			return err
 		}
@@ -147,8 +156,8 @@ func (c *Channel) Check() error {
 		return invalid("its name is %.40q: want the name of a product, such as example.com/os", c.Name)
 	case !wordPattern.MatchString(c.Channel):
 		return invalid("the channel is %.40q: want lower-case letters, digits, - _ and .", c.Channel)
-	case c.Serial <= 0 || c.Release.Serial <= 0:
-		return invalid("its serial is %d, and that of the release %d: want 1 or more", c.Serial, c.Release.Serial)
+	case !isSerial(c.Serial) || !isSerial(c.Release.Serial):
+		return invalid("its serial is %d, and that of the release %d: want 1 to %d", c.Serial, c.Release.Serial, MaxSerial)
 	case c.NotAfter.IsZero():
 		return invalid("it lacks not_after, the time after which it is not followed")
 	case c.Rollout.Percent < 0 || c.Rollout.Percent > 100:
@@ -157,6 +166,8 @@ func (c *Channel) Check() error {
 		return invalid("the seed of its rollout has more than %d bytes", maxText)
 	case c.Release.SHA256 == Sum{}:
 		return invalid("it lacks the SHA-256 of the release")
+	case c.Release.Size < 1 || c.Release.Size > MaxSize:
+		return invalid("its release has %d bytes: want 1 to %d", c.Release.Size, MaxSize)
 	}
 	return c.Release.check("release")
 }
@@ -210,7 +221,10 @@ func DecodeRelease(file []byte) (*Release, error) {
 	if err := decodeUnsigned(Releases, file, &r); err != nil {
 		return nil, err
 	}
-	return &r, r.Check()
+	if err := r.Check(); err != nil {
+		return nil, err
+	}
+	return &r, nil
 }
 
 // DecodeChannel decodes a channel whose signatures nobody has checked, for its publisher.
@@ -219,7 +233,10 @@ func DecodeChannel(file []byte) (*Channel, error) {
 	if err := decodeUnsigned(Channels, file, &c); err != nil {
 		return nil, err
 	}
-	return &c, c.Check()
+	if err := c.Check(); err != nil {
+		return nil, err
+	}
+	return &c, nil
 }
 
 // Check returns an ErrInvalid unless a file is a release, a channel or a key set that keeps the rules of its format, so that
@@ -257,7 +274,7 @@ func (k *Keys) OpenRelease(file []byte) (*Release, error) {
 	if err := k.open(Releases, file, &r); err != nil {
 		return nil, err
 	}
-	return &r, r.Check()
+	return &r, nil
 }
 
 // OpenChannel verifies and decodes a channel.
@@ -266,5 +283,5 @@ func (k *Keys) OpenChannel(file []byte) (*Channel, error) {
 	if err := k.open(Channels, file, &c); err != nil {
 		return nil, err
 	}
-	return &c, c.Check()
+	return &c, nil
 }

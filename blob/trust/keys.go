@@ -1,6 +1,7 @@
 package trust
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -25,6 +26,7 @@ type Keys struct {
 // group is a rule: so many of these keys must have signed a note of this kind.
 type group struct {
 	kind      Kind
+	product   string // the rule is about its notes only; "" for all products
 	threshold int
 	keys      []note.Verifier
 }
@@ -40,11 +42,14 @@ func (k *Keys) verifiers() note.Verifiers {
 	return note.VerifierList(slices.Collect(maps.Values(k.known))...)
 }
 
-// checkSigners returns ErrUntrusted unless verified signatures fulfil a rule about the kind.
-func (k *Keys) checkSigners(kind Kind, sigs []note.Signature) error {
-	most := ""
+// anyProduct stands for the product of a note that is not decoded yet.
+const anyProduct = ""
+
+// checkSigners returns ErrUntrusted unless verified signatures fulfil a rule about the kind and the product.
+func (k *Keys) checkSigners(kind Kind, product string, sigs []note.Signature) error {
+	most, hint := 0, ""
 	for _, g := range k.groups {
-		if g.kind != kind {
+		if g.kind != kind || product != anyProduct && g.product != "" && g.product != product {
 			continue
 		}
 		n := 0
@@ -56,11 +61,33 @@ func (k *Keys) checkSigners(kind Kind, sigs []note.Signature) error {
 		if n >= g.threshold {
 			return nil
 		}
-		if n > 0 {
-			most = fmt.Sprintf(" (%d of %d keys of a set have signed it)", n, g.threshold)
+		if n > most {
+			most, hint = n, fmt.Sprintf("; %d of the %d needed keys of a set have signed it", n, g.threshold)
 		}
 	}
-	return fmt.Errorf("%w: it is signed by %s, which may not sign a %s%s", ErrUntrusted, signersOf(sigs), kind, most)
+	of := ""
+	if product != anyProduct {
+		of = " of " + product
+	}
+	return fmt.Errorf("%w: it is signed by %s, which is not enough for a %s%s%s", ErrUntrusted, signersOf(sigs), kind.noun(), of, hint)
+}
+
+// Fingerprint returns a text that changes with the keys that may sign a kind of notes.
+func (k *Keys) Fingerprint(kind Kind) string {
+	var rules []string
+	for _, g := range k.groups {
+		if g.kind != kind {
+			continue
+		}
+		var keys []string
+		for _, key := range g.keys {
+			keys = append(keys, fmt.Sprintf("%s+%08x", key.Name(), key.KeyHash()))
+		}
+		slices.Sort(keys)
+		rules = append(rules, fmt.Sprintf("%q %d %q", g.product, g.threshold, keys))
+	}
+	slices.Sort(rules)
+	return fmt.Sprintf("%x", sha256.Sum256([]byte(strings.Join(slices.Compact(rules), "\n"))))[:32]
 }
 
 // add trusts a key for some kinds of notes: one signature of it is enough.
@@ -70,7 +97,7 @@ func (k *Keys) add(key string, allowed []Kind) error {
 		return err
 	}
 	for _, kind := range allowed {
-		k.groups = append(k.groups, group{kind, 1, []note.Verifier{v}})
+		k.groups = append(k.groups, group{kind: kind, threshold: 1, keys: []note.Verifier{v}})
 	}
 	return nil
 }
@@ -150,19 +177,34 @@ func (s *KeySet) Check() error {
 	if !namePattern.MatchString(s.Name) {
 		return invalid("its name is %.40q: want the name of a product, such as example.com/os", s.Name)
 	}
-	if s.Serial <= 0 {
-		return invalid("its serial is %d: want 1 or more", s.Serial)
+	if !isSerial(s.Serial) {
+		return invalid("its serial is %d: want 1 to %d", s.Serial, MaxSerial)
 	}
 	for _, kind := range kinds {
 		g := s.quorum(kind)
 		if len(g.Keys) == 0 || len(g.Keys) > maxKeys || g.Threshold < 1 || g.Threshold > len(g.Keys) {
-			return invalid("%d of %d keys must sign a %s", g.Threshold, len(g.Keys), kind)
+			return invalid("%d of %d keys must sign a %s", g.Threshold, len(g.Keys), kind.noun())
 		}
-		for i, key := range g.Keys {
-			if slices.Contains(g.Keys[:i], key) {
-				return invalid("it has a key twice: %s", key)
-			}
+		if err := g.check(); err != nil {
+			return err
 		}
+	}
+	return nil
+}
+
+// check returns an ErrInvalid unless the keys are different ones. A key has a name in its text, so one key may have two
+// texts.
+func (q *Quorum) check() error {
+	texts := map[string]string{}
+	for _, key := range q.Keys {
+		if _, err := NewKeys().know(key); err != nil {
+			return err
+		}
+		parts := strings.SplitN(key, "+", 3) // NewVerifier has checked it
+		if other, twice := texts[parts[2]]; twice {
+			return invalid("it has a key twice: %s and %s", other, key)
+		}
+		texts[parts[2]] = key
 	}
 	return nil
 }
@@ -186,18 +228,18 @@ func (s *KeySet) Encode() ([]byte, error) {
 	return encode(KeySets, s)
 }
 
-// AddSet trusts the keys of a set, each for what the set says.
+// AddSet trusts the keys of a set, each for what the set says, and for the set's product only.
 func (k *Keys) AddSet(s *KeySet) error {
+	if err := s.Check(); err != nil {
+		return err
+	}
 	for _, kind := range kinds {
 		signers := s.quorum(kind)
-		g := group{kind: kind, threshold: signers.Threshold}
+		g := group{kind: kind, product: s.Name, threshold: signers.Threshold}
 		for _, key := range signers.Keys {
 			v, err := k.know(key)
 			if err != nil {
 				return err
-			}
-			if slices.ContainsFunc(g.keys, func(o note.Verifier) bool { return o == v }) {
-				return invalid("it has a key twice: %s", key)
 			}
 			g.keys = append(g.keys, v)
 		}
@@ -216,7 +258,10 @@ func OpenFirstKeySet(file []byte) (*KeySet, error) {
 	if err := s.Check(); err != nil {
 		return nil, err
 	}
-	return &s, s.verify(file)
+	if err := s.verify(file); err != nil {
+		return nil, err
+	}
+	return &s, nil
 }
 
 // OpenNextKeySet opens the key set that follows s. Enough keys of both sets must have signed it.
@@ -256,18 +301,52 @@ const (
 func KeyDirs() []string { return []string{"/usr/lib/cairn/keys.d", "/etc/cairn/keys.d"} }
 
 // LoadKeys reads the keys in directories. A directory may be absent. It must belong to root or the user, and no other user
-// may write it or its files. A file that cannot be read or is invalid is an error: without it, keys would be missing.
+// may write it or its files. A file that cannot be read or is invalid is an error: without it, keys would be missing. Of
+// several key sets of a product, only the one with the largest serial counts.
 func LoadKeys(dirs ...string) (*Keys, error) {
-	k := NewKeys()
+	k, sets := NewKeys(), newestSets{}
 	for _, dir := range dirs {
-		if err := k.loadDir(dir); err != nil {
+		if err := k.loadDir(dir, sets); err != nil {
 			return nil, fmt.Errorf("reading trusted keys: %w", err)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(sets)) {
+		if err := k.AddSet(sets[name].KeySet); err != nil {
+			return nil, fmt.Errorf("reading trusted keys: the key set of %s: %w", name, err)
 		}
 	}
 	return k, nil
 }
 
-func (k *Keys) loadDir(dir string) error {
+// newestSets are key sets by product.
+type newestSets map[string]openedSet
+
+type openedSet struct {
+	*KeySet
+	text string // that was signed
+}
+
+// add adds a key set file. Two different sets with the same serial are an error: nobody can tell which one counts.
+func (n newestSets) add(file []byte) error {
+	s, err := OpenFirstKeySet(file)
+	if err != nil {
+		return err
+	}
+	signed, err := splitNote(file)
+	if err != nil {
+		return err
+	}
+	old, known := n[s.Name]
+	if known && old.Serial == s.Serial && old.text != signed.Text {
+		return invalid("another key set of %s has the serial %d too", s.Name, s.Serial)
+	}
+	if !known || s.Serial > old.Serial {
+		n[s.Name] = openedSet{s, signed.Text}
+	}
+	return nil
+}
+
+func (k *Keys) loadDir(dir string, sets newestSets) error {
 	root, err := owndir.Open(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -290,21 +369,13 @@ func (k *Keys) loadDir(dir string) error {
 		if err == nil && public {
 			err = k.AddPublic(string(file))
 		} else if err == nil {
-			err = k.addSetFile(file)
+			err = sets.add(file)
 		}
 		if err != nil {
 			return fmt.Errorf("%s/%s: %w", strings.TrimSuffix(dir, "/"), name, err)
 		}
 	}
 	return nil
-}
-
-func (k *Keys) addSetFile(file []byte) error {
-	s, err := OpenFirstKeySet(file)
-	if err != nil {
-		return err
-	}
-	return k.AddSet(s)
 }
 
 // ReadSigner reads a private key from a file. Other users may not read it.

@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"golang.org/x/mod/sumdb/note"
+
+	"cairn/internal/plaintext"
 )
 
 // MaxSize is the size limit of a note in bytes. A reader refuses a larger file before it looks into it.
@@ -42,37 +44,61 @@ const (
 // kinds are all kinds, in the order of messages.
 var kinds = []Kind{Releases, Channels, KeySets}
 
+// noun returns the kind for messages.
+func (k Kind) noun() string {
+	if k == KeySets {
+		return "key set"
+	}
+	return string(k)
+}
+
 // firstLine returns the first line of the text of a note.
 func (k Kind) firstLine() string { return "cairn " + string(k) + " 1\n" }
 
-// open verifies a note, and decodes its body into v. The signatures are checked before anything is parsed.
-func (k *Keys) open(kind Kind, msg []byte, v any) error {
-	body, err := k.verify(kind, msg)
+// body is the body of a note.
+type body interface {
+	Check() error
+	product() string
+}
+
+func (r *Release) product() string { return r.Name }
+func (c *Channel) product() string { return c.Name }
+
+// open verifies a note, and decodes its body into v. The signatures are checked before anything is parsed. Then they are
+// checked again for the product of the body.
+func (k *Keys) open(kind Kind, msg []byte, v body) error {
+	n, err := k.verify(kind, msg)
 	if err != nil {
 		return err
 	}
-	return decodeBody(kind, body, v)
+	if err := decodeBody(kind, n.Text, v); err != nil {
+		return err
+	}
+	if err := v.Check(); err != nil {
+		return err
+	}
+	return k.checkSigners(kind, v.product(), n.Sigs)
 }
 
-// verify checks the signatures of a note, and returns its text.
-func (k *Keys) verify(kind Kind, msg []byte) (text string, err error) {
+// verify checks the signatures of a note.
+func (k *Keys) verify(kind Kind, msg []byte) (*note.Note, error) {
 	if len(msg) > MaxSize {
-		return "", fmt.Errorf("%w: it has more than %d bytes", ErrUntrusted, MaxSize)
+		return nil, fmt.Errorf("%w: it has more than %d bytes", ErrUntrusted, MaxSize)
 	}
 	n, err := note.Open(msg, k.verifiers())
 	if bad := (*note.InvalidSignatureError)(nil); errors.As(err, &bad) {
-		return "", fmt.Errorf("%w: the signature of key %s is wrong", ErrUntrusted, bad.Name)
+		return nil, fmt.Errorf("%w: the signature of key %s is wrong", ErrUntrusted, bad.Name) // a trusted key's name
 	}
 	if unverified := (*note.UnverifiedNoteError)(nil); errors.As(err, &unverified) {
-		return "", fmt.Errorf("%w: it is signed by %s", ErrUntrusted, signersOf(unverified.Note.UnverifiedSigs))
+		return nil, fmt.Errorf("%w: it is signed by %s", ErrUntrusted, signersOf(unverified.Note.UnverifiedSigs))
 	}
 	if err != nil {
-		return "", fmt.Errorf("%w: %w", ErrUntrusted, err)
+		return nil, fmt.Errorf("%w: %w", ErrUntrusted, err)
 	}
-	if err := k.checkSigners(kind, n.Sigs); err != nil {
-		return "", err
+	if err := k.checkSigners(kind, anyProduct, n.Sigs); err != nil {
+		return nil, err
 	}
-	return n.Text, nil
+	return n, nil
 }
 
 // decodeBody decodes the JSON of a note's text into v.
@@ -89,15 +115,24 @@ func decodeBody(kind Kind, text string, v any) error {
 	return nil
 }
 
-// signersOf returns the names of the keys of signatures.
+// signersOf returns the first names of the keys of signatures, which nobody may have checked.
 func signersOf(sigs []note.Signature) string {
-	var names []string
+	const most = 8
+	names := signerNames(sigs)
+	if len(names) > most {
+		names = append(names[:most], fmt.Sprintf("%d more", len(names)-most))
+	}
+	return strings.Join(names, ", ")
+}
+
+// signerNames returns the names and hashes of the keys of signatures. The names are cut, and have no control characters.
+func signerNames(sigs []note.Signature) (names []string) {
 	for _, s := range sigs {
-		if name := fmt.Sprintf("%s+%08x", s.Name, s.Hash); !slices.Contains(names, name) {
+		if name := fmt.Sprintf("%s+%08x", plaintext.Clean(s.Name, 100), s.Hash); !slices.Contains(names, name) {
 			names = append(names, name)
 		}
 	}
-	return strings.Join(names, ", ")
+	return names
 }
 
 // Sign adds signatures to a note, or makes one of the text of an unsigned file, which ends with a line break. A signature
@@ -137,13 +172,10 @@ func splitNote(file []byte) (*note.Note, error) {
 }
 
 // Signers returns the names and hashes of the keys that have signed a note, without checking the signatures.
-func Signers(file []byte) (signers []string) {
+func Signers(file []byte) []string {
 	n, err := splitNote(file)
 	if err != nil {
 		return nil
 	}
-	for _, s := range n.UnverifiedSigs {
-		signers = append(signers, fmt.Sprintf("%s+%08x", s.Name, s.Hash))
-	}
-	return signers
+	return signerNames(n.UnverifiedSigs)
 }

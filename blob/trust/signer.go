@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"os/exec"
@@ -25,12 +26,20 @@ func Generate(name string) (private, public string, err error) {
 	return private, public, nil
 }
 
-// PublicOf returns the public key of the text of a private key or of a public one.
+// PublicOf returns the public key of the text of a private key, or of a public key file with one key.
 func PublicOf(text string) (public string, err error) {
 	text = strings.TrimSpace(text)
 	if !strings.HasPrefix(text, "PRIVATE+KEY+") {
-		_, err := note.NewVerifier(text)
-		return text, err
+		k := NewKeys()
+		if err := k.AddPublic(text); err != nil {
+			return "", err
+		}
+		if len(k.known) > 1 {
+			return "", fmt.Errorf("%w: it has %d keys, want one", ErrInvalid, len(k.known))
+		}
+		for public = range k.known {
+		}
+		return public, nil
 	}
 	parts := strings.SplitN(text, "+", 5)
 	signer, err := note.NewSigner(text)
@@ -77,6 +86,9 @@ type commandSigner struct {
 // NewCommandSigner returns a signer that runs a program with arguments, whose messages go to stderr. public is the public
 // key.
 func NewCommandSigner(ctx context.Context, public string, command []string, stderr io.Writer) (note.Signer, error) {
+	if len(command) == 0 {
+		return nil, errors.New("signing: the program's name is empty")
+	}
 	v, err := note.NewVerifier(strings.TrimSpace(public))
 	if err != nil {
 		return nil, fmt.Errorf("signing with %s: %.80q is no public key: want NAME+HASH+BASE64", command[0], public)

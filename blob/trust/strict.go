@@ -6,13 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 )
 
 // maxDepth limits the nesting of a body.
 const maxDepth = 16
 
 // decodeStrict decodes the JSON of a body into v. Two equal keys of an object are an error, since programs differ in which
-// one counts, and so are bytes behind the value. Unknown keys are ignored, so that later versions may have more.
+// one counts, and so are bytes behind the value. A key has lower-case letters, digits and _ only, because encoding/json would
+// take others for the same field. Unknown keys are ignored, so that later versions may have more.
 func decodeStrict(body []byte, v any) error {
 	d := json.NewDecoder(bytes.NewReader(body))
 	d.UseNumber()
@@ -25,8 +27,7 @@ func decodeStrict(body []byte, v any) error {
 	return json.Unmarshal(body, v)
 }
 
-// checkKeys reads a value, and fails if an object has two equal keys. Keys that differ in case only are equal, because
-// encoding/json takes them for the same field.
+// checkKeys reads a value, and fails if an object has two equal keys, or one with other characters.
 func checkKeys(d *json.Decoder, depth int) error {
 	token, err := d.Token()
 	if err != nil {
@@ -46,9 +47,12 @@ func checkKeys(d *json.Decoder, depth int) error {
 			if err != nil {
 				return noEOF(err)
 			}
-			name := string(bytes.ToLower(bytes.ToUpper([]byte(key.(string))))) // an object's key is a string
+			name := key.(string) // an object's key is a string
+			if strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789_") != "" {
+				return fmt.Errorf("its JSON has the key %.40q: want lower-case letters, digits and _", name)
+			}
 			if seen[name] {
-				return fmt.Errorf("its JSON has the key %q twice in one object", key)
+				return fmt.Errorf("its JSON has the key %.40q twice in one object", name)
 			}
 			seen[name] = true
 		}

@@ -2,6 +2,7 @@ package trust_test
 
 import (
 	"bytes"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -180,6 +181,10 @@ func TestSignedMistakes(t *testing.T) {
 		"no type":               replace("cairn release 1\n", ""),
 		"a key twice":           replace(`"serial": 42,`, `"serial": 42, "serial": 43,`),
 		"a key twice, in cases": replace(`"serial": 42,`, `"serial": 42, "Serial": 43,`),
+		"a key in other cases":  replace(`"serial": 42,`, `"Serial": 42,`),
+		"a key with a long s":   replace(`"serial": 42,`, `"ſerial": 42,`),
+		"a serial at the end":   replace(`"serial": 42,`, `"serial": 9007199254740993,`),
+		"a control character":   replace(`2026.12`, "202612"),
 		"a key twice, deep":     replace(`"path": "42/root.caibx"`, `"path": "42/x.caibx", "path": "42/root.caibx"`),
 		"more behind":           append(bytes.Clone(text), "{}\n"...),
 		"no JSON":               []byte("cairn release 1\nhello\n"),
@@ -290,6 +295,31 @@ func TestKeySets(t *testing.T) {
 	if _, err := k.OpenRelease(sign(t, text, nil, all[0], all[5])); !errors.Is(err, trust.ErrUntrusted) {
 		t.Errorf("a release that the channel key has signed too: %v", err)
 	}
+	other := newRelease()
+	other.Name = "example.com/x"
+	text, err = other.Encode()
+	if _, err := k.OpenRelease(sign(t, text, err, all[0], all[1])); !errors.Is(err, trust.ErrUntrusted) {
+		t.Errorf("a release of a product that the set is not about: %v", err)
+	}
+	// One key under two names is one key.
+	name, key, _ := strings.Cut(all[0].public, "+")
+	_, key, _ = strings.Cut(key, "+")
+	raw, err := base64.StdEncoding.DecodeString(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	alias, err := note.NewEd25519VerifierKey(name+"-too", raw[1:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	double := set(1, trust.Quorum{Threshold: 2, Keys: []string{all[0].public, alias}}, quorum(1, 0))
+	if _, err := double.Encode(); !errors.Is(err, trust.ErrInvalid) {
+		t.Errorf("a key under two names: %v", err)
+	}
+	garbage := set(1, trust.Quorum{Threshold: 1, Keys: []string{"garbage"}}, quorum(1, 0))
+	if err := trust.NewKeys().AddSet(garbage); !errors.Is(err, trust.ErrInvalid) {
+		t.Errorf("a set with a broken key: %v", err)
+	}
 	for name, s := range map[string]*trust.KeySet{
 		"a threshold above": set(1, quorum(2, 0), quorum(1, 0)), "none": set(1, quorum(0, 0), quorum(1, 0)),
 		"no keys": set(1, quorum(1), quorum(1, 0)), "a key twice": set(1, quorum(2, 0, 0), quorum(1, 0)),
@@ -297,6 +327,58 @@ func TestKeySets(t *testing.T) {
 		if _, err := s.Encode(); !errors.Is(err, trust.ErrInvalid) {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// TestRotation: of the key sets of a product in all directories, the one with the largest serial counts, so that a key which
+// it leaves out is not trusted any more. The fingerprint of the keys changes with them.
+func TestRotation(t *testing.T) {
+	stolen, fresh := newKey(t, "example.com/stolen"), newKey(t, "example.com/fresh")
+	set := func(serial int64, created int64, k keyPair, signers ...keyPair) []byte {
+		q := trust.Quorum{Threshold: 1, Keys: []string{k.public}}
+		s := &trust.KeySet{Name: "example.com/os", Serial: serial, Created: time.Unix(created, 0).UTC(), Releases: q, Channels: q, KeySets: q}
+		text, err := s.Encode()
+		return sign(t, text, err, signers...)
+	}
+	image, owner := t.TempDir(), t.TempDir()
+	write := func(dir, name string, file []byte) {
+		if err := os.WriteFile(filepath.Join(dir, name), file, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	text, err := newRelease().Encode()
+	opens := func(k *trust.Keys, by keyPair) bool {
+		_, err := k.OpenRelease(sign(t, text, err, by))
+		return err == nil
+	}
+	load := func() *trust.Keys {
+		t.Helper()
+		k, err := trust.LoadKeys(image, owner)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return k
+	}
+	write(image, "os.keys", set(1, 1, stolen, stolen))
+	before := load()
+	if !opens(before, stolen) || opens(before, fresh) {
+		t.Error("the first set does not count")
+	}
+	write(owner, "os.keys", set(2, 1, fresh, stolen, fresh))
+	after := load()
+	if opens(after, stolen) || !opens(after, fresh) {
+		t.Error("the second set does not replace the first one")
+	}
+	if before.Fingerprint(trust.Channels) == after.Fingerprint(trust.Channels) {
+		t.Error("both sets have the same fingerprint")
+	}
+	write(image, "os.keys", set(2, 1, fresh, stolen, fresh))
+	if load().Fingerprint(trust.Channels) != after.Fingerprint(trust.Channels) {
+		t.Error("the same set twice has another fingerprint")
+	}
+	write(image, "os.keys", set(2, 7, stolen, stolen, fresh))
+	if _, err := trust.LoadKeys(image, owner); !errors.Is(err, trust.ErrInvalid) {
+		t.Errorf("two different sets with the same serial: %v", err)
 	}
 }
 

@@ -116,7 +116,7 @@ func (c *Config) find(ctx context.Context, a *Agent, s *state) (found Found, err
 	}
 	m := Machine{
 		Name: c.Name, Compatible: c.Compatible, ID: s.Machine, Now: a.Now(), AllowDowngrade: a.AllowDowngrade,
-		Running: a.running(), Seen: s.seen(found.Channel.Channel), HasFailed: a.record.hasFailed,
+		Running: a.running(), Seen: s.seen(found.Channel.Channel, keys.Fingerprint(trust.Channels)), HasFailed: a.record.hasFailed,
 	}
 	if a.RetryFailed {
 		m.HasFailed = nil
@@ -128,8 +128,8 @@ func (c *Config) find(ctx context.Context, a *Agent, s *state) (found Found, err
 	if found.Release, found.ReleaseAt, err = release.OpenReleaseOf(ctx, a.Access, keys, c.channel, found.Channel); err != nil {
 		return found, err
 	}
-	if seen := m.Seen.Note(found.Channel, found.Release); seen != s.Seen {
-		s.Channel = found.Channel.Channel
+	if seen := m.Seen.Note(found.Channel, found.Release); seen != s.Seen || s.Keys != keys.Fingerprint(trust.Channels) {
+		s.Channel, s.Keys = found.Channel.Channel, keys.Fingerprint(trust.Channels)
 		a.record.Seen = seen
 		if err := a.save(a.record); err != nil {
 			return found, err

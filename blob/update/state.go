@@ -32,13 +32,15 @@ type state struct {
 	Machine string `json:"machine"`
 	Product string `json:"product"`
 	Channel string `json:"channel"` // the name; Seen.Channel is a serial of that channel
+	Keys    string `json:"keys"`    // fingerprint of the keys that may sign it
 	Record
 }
 
-// seen returns what was seen before a verified channel. Each channel has its own serials.
-func (s *state) seen(channel string) Seen {
+// seen returns what was seen before a verified channel. Each channel has its own serials. They begin again with other keys:
+// somebody who had stolen the old ones may have driven the serial to the end.
+func (s *state) seen(channel, keys string) Seen {
 	seen := s.Seen
-	if s.Channel != channel {
+	if s.Channel != channel || s.Keys != keys {
 		seen.Channel = 0
 	}
 	return seen

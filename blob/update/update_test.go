@@ -144,13 +144,13 @@ func TestState(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return s.seen(channel)
+		return s.seen(channel, "keys")
 	}
 	if got := read("m", "p", "stable"); got != (Seen{}) || notes != nil {
 		t.Errorf("without a state: %+v, %v", got, notes)
 	}
 	want := Seen{Channel: 7, Floor: 3, Newest: day}
-	if err := d.write(state{1, "m", "p", "stable", Record{Seen: want}}); err != nil {
+	if err := d.write(state{1, "m", "p", "stable", "keys", Record{Seen: want}}); err != nil {
 		t.Fatal(err)
 	}
 	if got := read("m", "p", "stable"); got != want || notes != nil {

@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -31,10 +32,12 @@ one: set it again before.`,
 type channelSetFlags struct {
 	access
 	signerFlags
+	keyDirs keyDirs
 	to      locate.Location
 	release string
 	name    string
 	expires time.Duration
+	older   bool // the release may be older than that of the replaced channel
 	channel trust.Channel
 }
 
@@ -46,6 +49,10 @@ func newChannelSet() *cobra.Command {
 		Long: `set writes the file CHANNEL, NAME.channel, which names a release in its directory or below. It takes the product's
 name and the release's serial from the release, and a serial of its own that is one more than that of the CHANNEL
 that it replaces.
+
+The release and the channel that is replaced are verified: with the trusted keys of --keys or this machine, and a channel
+also with the keys that sign the new one. Otherwise a server could choose what is signed. Without trusted keys, the
+release is not verified. A channel that cannot be verified is replaced with --serial only.
 
 --percent and --seed roll a release out to a part of the machines: the same seed selects the same machines and more,
 as the percentage grows. --pause keeps all machines at what they run.`,
@@ -63,6 +70,8 @@ as the percentage grows. --pause keeps all machines at what they run.`,
 	flags.StringVar(&f.name, "channel", "", "`name` of the channel (default: that of the file, without .channel)")
 	flags.Int64Var(&f.channel.Serial, "serial", 0, "serial of the channel, larger than any that machines have seen (default: one more than the replaced one's)")
 	flags.BoolVar(&f.channel.Pause, "pause", false, "keep all machines at what they run")
+	flags.BoolVar(&f.older, "allow-older", false, "go back to a release that is older than the one that the channel names now")
+	f.keyDirs.addFlags(c)
 	f.addPolicy(c)
 	if err := c.MarkFlagRequired("release"); err != nil {
 		panic(err)
@@ -90,9 +99,20 @@ func (f *channelSetFlags) run(ctx context.Context) error {
 	if err != nil {
 		return absentHint(err, "make the release first: 'cairn release make'")
 	}
-	r, err := trust.DecodeRelease(file)
+	keys, err := f.keyDirs.load()
+	if err != nil {
+		return err
+	}
+	open := keys.OpenRelease
+	if keys.IsEmpty() {
+		open = trust.DecodeRelease
+	}
+	r, err := open(file)
 	if err != nil {
 		return fmt.Errorf("release %s: %w", f.release, err)
+	}
+	if keys.IsEmpty() {
+		logf("note: no key is trusted here (--keys), so the signatures of release %s %s, serial %d, are not verified", f.release, r.Version, r.Serial)
 	}
 	if len(trust.Signers(file)) == 0 {
 		return refusedError{fmt.Sprintf("release %s is not signed", f.release), "sign it first: 'cairn release sign'"}
@@ -109,7 +129,7 @@ func (f *channelSetFlags) run(ctx context.Context) error {
 		c.Rollout.Seed = fmt.Sprint(r.Serial)
 	}
 	c.NotAfter = time.Now().Add(f.expires).UTC().Truncate(time.Second)
-	next, err := f.nextSerial(ctx, &c, r)
+	next, err := f.nextSerial(ctx, keys, &c, r)
 	if err != nil {
 		return err
 	}
@@ -126,8 +146,9 @@ func (f *channelSetFlags) run(ctx context.Context) error {
 	return f.write(ctx, text, &f.access, f.to, false)
 }
 
-// nextSerial returns the serial of a channel that replaces the one at its location.
-func (f *channelSetFlags) nextSerial(ctx context.Context, c *trust.Channel, r *trust.Release) (int64, error) {
+// nextSerial returns the serial of a channel that replaces the one at its location. The serial of a channel that nobody
+// vouches for is not used: the next one would have no room, or machines would not follow it.
+func (f *channelSetFlags) nextSerial(ctx context.Context, keys *trust.Keys, c *trust.Channel, r *trust.Release) (int64, error) {
 	file, err := release.ReadNote(ctx, f.releaseAccess(), f.to)
 	if release.IsAbsent(err) {
 		return 1, nil
@@ -135,7 +156,17 @@ func (f *channelSetFlags) nextSerial(ctx context.Context, c *trust.Channel, r *t
 	if err != nil {
 		return 0, err
 	}
-	old, err := trust.DecodeChannel(file)
+	old, err := f.openOld(file, keys)
+	if errors.Is(err, trust.ErrUntrusted) && c.Serial > 0 {
+		logf("warning: the channel that is replaced is not verified: %v", err)
+		return c.Serial, nil
+	}
+	if errors.Is(err, trust.ErrUntrusted) {
+		return 0, hintError{
+			fmt.Errorf("channel %s, which would be replaced: %w", f.to, err),
+			"verify it with --keys DIRECTORY, or give --serial with a number larger than any that machines have seen",
+		}
+	}
 	switch {
 	case err != nil:
 		return 0, fmt.Errorf("channel %s, which would be replaced: %w", f.to, err)
@@ -145,10 +176,29 @@ func (f *channelSetFlags) nextSerial(ctx context.Context, c *trust.Channel, r *t
 	if err := f.checkOrder(ctx, r, old); err != nil {
 		return 0, err
 	}
+	if c.Release.Serial < old.Release.Serial && !f.older {
+		return 0, refusedError{
+			fmt.Sprintf("release %s has the serial %d, and %s names one with %d", f.release, c.Release.Serial, f.to, old.Release.Serial),
+			"--allow-older goes back",
+		}
+	}
 	if c.Release.Serial < old.Release.Serial {
 		logf("warning: %s goes back from the release with serial %d to %d: machines that run a later one do not follow", f.to, old.Release.Serial, c.Release.Serial)
 	}
 	return old.Serial + 1, nil
+}
+
+// openOld opens the channel that is replaced, with the trusted keys or those that sign the new one.
+func (f *channelSetFlags) openOld(file []byte, keys *trust.Keys) (*trust.Channel, error) {
+	own, err := f.publicKeys()
+	if err != nil {
+		return nil, err
+	}
+	old, err := own.OpenChannel(file)
+	if errors.Is(err, trust.ErrUntrusted) && !keys.IsEmpty() {
+		old, err = keys.OpenChannel(file)
+	}
+	return old, err
 }
 
 func newChannelShow() *cobra.Command {

@@ -85,6 +85,19 @@ func createFile(name, text string, mode os.FileMode) error {
 	return err
 }
 
+// publicOfFile returns the public key of a key file of cairn.
+func publicOfFile(path string) (string, error) {
+	file, err := os.ReadFile(path)
+	if err != nil {
+		return "", fmt.Errorf("reading a key: %w", err)
+	}
+	public, err := trust.PublicOf(string(file))
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", path, err)
+	}
+	return public, nil
+}
+
 func newKeyShow() *cobra.Command {
 	var name string
 	c := &cobra.Command{

@@ -60,6 +60,7 @@ A release that exists is not replaced. After an interruption, run the same comma
 	c.Flags().StringVar(&f.channel.name, "channel", "", "`name` of a channel that is to point to the release")
 	c.Flags().StringArrayVar(&f.channelKey, "channel-key", nil, "`file` with a private key to sign the channel with (default: as the release); repeatable")
 	f.channel.addPolicy(c)
+	f.channel.keyDirs.addFlags(c)
 	noteArg(c, "DIRECTORY", &f.dir)
 	addCheck(c, f.check)
 	return c
@@ -103,8 +104,13 @@ func (f *releasePublishFlags) run(ctx context.Context) error {
 	if f.channel.name != "" {
 		f.channel.access, f.channel.to, f.channel.release = a, dir.Join(f.channel.name+".channel"), name
 		r := &f.release.release
+		keys, err := f.channel.keyDirs.load()
+		if err != nil {
+			return err
+		}
+		f.useChannelKeys()
 		c := trust.Channel{Name: r.Name, Channel: f.channel.name, Release: trust.Pointer{Serial: r.Serial}}
-		if _, err := f.channel.nextSerial(ctx, &c, r); err != nil { // before the work
+		if _, err := f.channel.nextSerial(ctx, keys, &c, r); err != nil { // before the work
 			return err
 		}
 	}
@@ -122,9 +128,13 @@ func (f *releasePublishFlags) run(ctx context.Context) error {
 	if f.channel.name == "" {
 		return nil
 	}
+	return f.channel.run(ctx)
+}
+
+// useChannelKeys sets the keys that sign the channel.
+func (f *releasePublishFlags) useChannelKeys() {
 	f.channel.signerFlags = f.release.signerFlags
 	if len(f.channelKey) > 0 {
 		f.channel.signerFlags = signerFlags{keys: f.channelKey}
 	}
-	return f.channel.run(ctx)
 }

@@ -24,11 +24,14 @@ func (f *keyDirs) addFlags(c *cobra.Command) {
 }
 
 func (f *keyDirs) load() (*trust.Keys, error) {
-	dirs := f.dirs
-	if len(dirs) == 0 {
-		dirs = trust.KeyDirs()
+	if len(f.dirs) == 0 {
+		return trust.LoadKeys(trust.KeyDirs()...)
 	}
-	return trust.LoadKeys(dirs...)
+	keys, err := trust.LoadKeys(f.dirs...)
+	if err == nil && keys.IsEmpty() { // a mistyped directory must not mean that nothing is checked
+		err = usageError{fmt.Errorf("--keys %s: there is no key (NAME.pub or NAME.keys)", strings.Join(f.dirs, ", "))}
+	}
+	return keys, err
 }
 
 // trustFlags select an image by a signed release, and say whether an index without one may be used.
@@ -103,6 +106,7 @@ func (f *trustFlags) openIndex(
 	if err != nil {
 		return nil, err
 	}
+	logf("release %s: %s %s, serial %d", f.release, r.Name, r.Version, r.Serial)
 	m, err := r.Image(f.role)
 	if err != nil {
 		return nil, usageError{fmt.Errorf("%s: %w", f.release, err)}
@@ -169,7 +173,7 @@ func (f *signerFlags) signers(ctx context.Context) (all []note.Signer, err error
 		}
 		all = append(all, s)
 	}
-	if f.command != "" {
+	if strings.TrimSpace(f.command) != "" {
 		s, err := trust.NewCommandSigner(ctx, f.public, strings.Fields(f.command), stderr)
 		if err != nil {
 			return nil, err
@@ -177,6 +181,26 @@ func (f *signerFlags) signers(ctx context.Context) (all []note.Signer, err error
 		all = append(all, s)
 	}
 	return all, nil
+}
+
+// publicKeys returns the public keys of the keys to sign with. They may verify what they have signed before.
+func (f *signerFlags) publicKeys() (*trust.Keys, error) {
+	keys := trust.NewKeys()
+	for _, file := range f.keys {
+		public, err := publicOfFile(file)
+		if err != nil {
+			return nil, err
+		}
+		if err := keys.AddPublic(public); err != nil {
+			return nil, err
+		}
+	}
+	if f.public != "" {
+		if err := keys.AddPublic(f.public); err != nil {
+			return nil, err
+		}
+	}
+	return keys, nil
 }
 
 // sign signs a text if there are keys.

@@ -31,14 +31,15 @@ done
 poweroff -f
 `
 
-// writeInitramfs writes the initramfs of a VM, and returns its path. The number in a module's name makes the
+// Initramfs writes the initramfs of a VM, and returns its path. The number in a module's name makes the
 // alphabetical order the order of loading.
-func writeInitramfs(t testing.TB, k kernel, c Config) string {
+func Initramfs(t testing.TB, c Config) string {
 	t.Helper()
+	k := findKernel(t)
 	var a archive
 	a.addFile("init", []byte(start))
 	a.addFile("test", []byte(c.Init))
-	a.addFile("bin/busybox", readFile(t, busybox(t)))
+	a.addFile("bin/busybox", readFile(t, Busybox(t)))
 	a.mkdir("modules")
 	for i, module := range k.loadOrder(t, c.Modules) {
 		a.addFile(fmt.Sprintf("modules/%03d-%s", i, path.Base(module)), readFile(t, module))
@@ -79,8 +80,8 @@ func readFile(t testing.TB, file string) []byte {
 	return data
 }
 
-// busybox returns the path of a statically linked busybox.
-func busybox(t testing.TB) string {
+// Busybox returns the path of a statically linked busybox.
+func Busybox(t testing.TB) string {
 	t.Helper()
 	file := need.Tool(t, "busybox")
 	binary, err := elf.Open(file)

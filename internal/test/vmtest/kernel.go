@@ -18,6 +18,12 @@ type kernel struct {
 	modules string // the directory with modules.dep
 }
 
+// Kernel returns the path of the VMs' kernel.
+func Kernel(t testing.TB) string {
+	t.Helper()
+	return findKernel(t).image
+}
+
 // findKernel looks for a kernel below .cache beside the go.mod of the package under test.
 func findKernel(t testing.TB) kernel {
 	t.Helper()

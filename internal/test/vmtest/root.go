@@ -27,7 +27,7 @@ func RootImage(t testing.TB, word string) string {
 	}
 	const init = "#!/bin/busybox sh\n/bin/busybox cat /etc/motd\n/bin/busybox poweroff -f\n"
 	for name, data := range map[string][]byte{
-		"bin/busybox": readFile(t, busybox(t)),
+		"bin/busybox": readFile(t, Busybox(t)),
 		"etc/motd":    []byte(word + "\n"),
 		"init":        []byte(init),
 	} {

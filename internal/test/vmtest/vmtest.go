@@ -27,7 +27,13 @@ type Config struct {
 	Files map[string]string
 	// Args are further arguments for qemu: drives, network. Otherwise the VM has only a console.
 	Args []string
+	// Firmware are the arguments for a VM that boots from its disks; the fields above Args are not used. Empty arguments
+	// select the BIOS.
+	Firmware []string
 }
+
+// KernelArgs are the arguments of a kernel in a VM. On a busy host, the check of the timer fails.
+const KernelArgs = "console=ttyS0 quiet no_timer_check"
 
 const (
 	lifetime     = "15m"   // limit for a VM whose test was killed and cannot stop it
@@ -50,11 +56,14 @@ func Boot(t testing.TB, c Config) *VM {
 		t.Skip("a virtual machine takes seconds")
 	}
 	qemu, timeout := need.Tool(t, "qemu-system-x86_64"), need.Tool(t, "timeout")
-	k := findKernel(t)
 	args := []string{"--foreground", "--kill-after=5s", lifetime,
 		qemu, "-accel", "tcg,thread=multi", "-cpu", "max", "-m", "512", "-nodefaults", "-no-reboot",
-		"-display", "none", "-serial", "stdio",
-		"-kernel", k.image, "-initrd", writeInitramfs(t, k, c), "-append", "console=ttyS0 quiet panic=-1 no_timer_check"} // on a busy host the check fails
+		"-display", "none", "-serial", "stdio"}
+	if c.Firmware != nil {
+		args = append(args, c.Firmware...)
+	} else {
+		args = append(args, "-kernel", Kernel(t), "-initrd", Initramfs(t, c), "-append", KernelArgs+" panic=-1")
+	}
 	cmd := exec.CommandContext(t.Context(), timeout, append(args, c.Args...)...)
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	console, err := cmd.StdoutPipe()
