@@ -50,6 +50,19 @@ func (b Backoff) Wait(n int) time.Duration {
 	return wait - rand.N(wait/2+1)
 }
 
+type failuresKey struct{}
+
+// WithFailures returns a context in which calls report each failed attempt, also one whose repetition succeeds.
+func WithFailures(ctx context.Context, report func(error)) context.Context {
+	return context.WithValue(ctx, failuresKey{}, report)
+}
+
+func reportFailure(ctx context.Context, err error) {
+	if report, is := ctx.Value(failuresKey{}).(func(error)); is {
+		report(err)
+	}
+}
+
 // Do calls ask until its error is not ErrUnavailable or patience ends. After an UnavailableError it
 // waits at least as long as the store asks, up to LongestAsked. Any other error is final. The end
 // of the context ends a wait.
@@ -70,6 +83,7 @@ func (p Policy) DoUntil(ctx context.Context, ask func(end time.Time) error) erro
 		if !errors.Is(err, ErrUnavailable) {
 			return err
 		}
+		reportFailure(ctx, err)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -578,6 +579,24 @@ func TestRepackFails(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestRepackBeforeIndex: the gc root of an index that is not there yet stays, with its packs: its publisher may be about to
+// publish the map that names them.
+func TestRepackBeforeIndex(t *testing.T) {
+	r := newRepackRig(t)
+	index, hidden := filepath.Join(r.dir, "y.caibx"), filepath.Join(r.dir, "hidden")
+	if err := os.Rename(index, hidden); err != nil {
+		t.Fatal(err)
+	}
+	report, err := r.repack(t.Context(), r.packs, openRecords(t, r.records))
+	if err != nil || report.Packs == 0 || report.Indexes != 1 {
+		t.Errorf("repacking: %+v, %v", report, err)
+	}
+	if err := os.Rename(hidden, index); err != nil {
+		t.Fatal(err)
+	}
+	r.check(t, "an index that was published during the repacking")
 }
 
 // TestRootGone: a gc root that another gc removes after it was listed fails neither a publisher nor a collector.

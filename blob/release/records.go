@@ -172,6 +172,8 @@ type Recorder struct {
 	packs   store.Reader // of the store; nil for none
 	number  uint32       // of the next publication
 	written []*record
+
+	unrecorded *gcroot.Dir // of a store that gc did not manage, and whose records cannot be written
 }
 
 // record is a gc root of a publisher.
@@ -193,7 +195,7 @@ func NewRecorder(ctx context.Context, records *gcroot.Dir, to store.Bucket, note
 	if isRefused(err) {
 		if managed, managedErr := records.IsManaged(ctx); managedErr == nil && !managed {
 			notes(NotRecorded{err})
-			r.records = nil
+			r.records, r.unrecorded = nil, records
 			return r, nil
 		}
 	}
@@ -353,12 +355,31 @@ func (r *Recorder) write(ctx context.Context, w *record) (err error) {
 // enough that no collector may take the index for absent meanwhile, and retire its gc root.
 func (r *Recorder) Publish(ctx context.Context, write func(context.Context) error) error {
 	if r.records == nil {
-		return write(ctx)
+		if err := r.checkUnmanaged(ctx); err != nil {
+			return err
+		}
+		if err := write(ctx); err != nil {
+			return err
+		}
+		return r.checkUnmanaged(ctx)
 	}
 	if err := r.sendInLease(ctx, write); err != nil {
 		return err
 	}
 	return r.confirm(ctx)
+}
+
+// checkUnmanaged returns a *ManagedError if gc manages a store now whose records this publisher cannot write. It may have
+// removed chunks that the publisher had found.
+func (r *Recorder) checkUnmanaged(ctx context.Context) error {
+	if r.unrecorded == nil {
+		return nil
+	}
+	managed, err := r.unrecorded.IsManaged(ctx)
+	if err == nil && managed {
+		err = &ManagedError{r.unrecorded.String()}
+	}
+	return err
 }
 
 // sendInLease calls send within the time of a lease.
@@ -392,7 +413,7 @@ func (r *Recorder) renewLease(ctx context.Context) error {
 func (r *Recorder) recordAgain(ctx context.Context) error {
 	for _, w := range r.written {
 		if err := r.checkAll(ctx, w.root); err != nil {
-			return err
+			return errors.Join(err, r.forget(ctx, err))
 		}
 		isLive := func(e gcroot.Entry) bool { return e.Name == w.entry.Name && e.Retired.IsZero() }
 		if w.entry.Name == "" || slices.ContainsFunc(r.lease.Listing.Roots, isLive) {
@@ -407,7 +428,27 @@ func (r *Recorder) recordAgain(ctx context.Context) error {
 			return err
 		}
 	}
-	return ctx.Err()
+	return r.lease.Check(ctx) // the listing and the answers about chunks count only if the lease was in force
+}
+
+// forget removes the gc roots of a publisher whose chunks have vanished: another publisher would take them for a proof that
+// the chunks are there.
+func (r *Recorder) forget(ctx context.Context, err error) error {
+	if !hasVanished(err) {
+		return nil
+	}
+	var failed error
+	for _, w := range r.written {
+		if w.entry.Name != "" {
+			failed = errors.Join(failed, r.lease.Do(ctx, func(ctx context.Context) error { return r.records.Remove(ctx, w.entry) }))
+		}
+	}
+	return failed
+}
+
+func hasVanished(err error) bool {
+	_, is := errors.AsType[*VanishedError](err)
+	return is
 }
 
 // checkAll asks a store for each chunk of a gc root, or for the pack that has it. A missing one is a *VanishedError.

@@ -65,8 +65,12 @@ func TestLapsedLease(t *testing.T) {
 			case !vanish && (err != nil || statErr != nil):
 				t.Errorf("published: %v; the index: %v", err, statErr)
 			}
-			if l, err := o.Records.List(t.Context()); err != nil || l.Leases > 0 {
+			l, err := o.Records.List(t.Context())
+			if err != nil || l.Leases > 0 {
 				t.Errorf("left: %+v, %v", l, err)
+			}
+			if vanish && len(l.Roots) > 0 {
+				t.Errorf("a gc root without its chunks is left, which others would believe: %+v", l.Roots)
 			}
 		})
 	}
@@ -322,6 +326,41 @@ func TestRemoveItem(t *testing.T) {
 		if _, err := os.Stat(filepath.Join(dir, name)); stays != !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+	if published, orphans, err := s.Items(t.Context()); err != nil || len(published) != 1 || len(orphans) != 0 {
+		t.Errorf("afterwards: %v, %v, %v", published, orphans, err)
+	}
+}
+
+// TestPublishedSince: an index whose publisher had written the gc root only when gc looked is not removed, since it is there
+// by the time of the turn.
+func TestPublishedSince(t *testing.T) {
+	image, _ := releases()
+	dir := t.TempDir()
+	b, err := local.Create(filepath.Join(dir, "default.castr"), local.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := openRecords(t, new(mem.Bucket))
+	publishTo(t, image, b, local.At(dir, local.Options{}), "x.caibx", release.PublisherOptions{Records: d, Name: "x.caibx"})
+	var access locate.Access
+	s := &release.Indexes{Store: locate.Path(filepath.Join(dir, "default.castr")), Records: d, Bucket: access.FileBucket}
+	index, hidden := filepath.Join(dir, "x.caibx"), filepath.Join(dir, "hidden")
+	if err := os.Rename(index, hidden); err != nil {
+		t.Fatal(err)
+	}
+	_, orphans, err := s.Items(t.Context())
+	if err != nil || len(orphans) != 1 {
+		t.Fatalf("Items = %v, %v", orphans, err)
+	}
+	if err := os.Rename(hidden, index); err != nil {
+		t.Fatal(err)
+	}
+	if removed, err := s.Remove(t.Context(), orphans, 0); err != nil || len(removed) != 0 {
+		t.Errorf("Remove = %v, %v", removed, err)
+	}
+	if _, err := os.Stat(index); err != nil {
+		t.Error(err)
 	}
 	if published, orphans, err := s.Items(t.Context()); err != nil || len(published) != 1 || len(orphans) != 0 {
 		t.Errorf("afterwards: %v, %v, %v", published, orphans, err)

@@ -104,10 +104,13 @@ func (j *repack) run(ctx context.Context) error {
 	}
 	for _, item := range j.items {
 		if slices.ContainsFunc(item.m.Packs(), func(p pack.Pack) bool { return j.old[p] }) {
-			if err := j.replaceMap(ctx, item, find); err != nil {
+			replaced, err := j.replaceMap(ctx, item, find)
+			if err != nil {
 				return fmt.Errorf("%s: %w", item.Name, err)
 			}
-			j.report.Indexes++
+			if replaced {
+				j.report.Indexes++
+			}
 		}
 	}
 	return ctx.Err()
@@ -234,8 +237,12 @@ func (j *repack) movePack(ctx context.Context, p pack.Pack, writers map[blob.Alg
 	return nil
 }
 
-// replaceMap writes a gc root with a new map, then the map, and retires the old gc root.
-func (j *repack) replaceMap(ctx context.Context, item packedItem, find pack.Finder) error {
+// replaceMap writes a gc root with a new map, then the map, and retires the old gc root. It reports false if the index is
+// not there: its publisher may be about to publish it with the old map, so the old gc root must stay.
+func (j *repack) replaceMap(ctx context.Context, item packedItem, find pack.Finder) (replaced bool, err error) {
+	if state, err := j.shelf.Find(ctx, item.Item); err != nil || state != Present {
+		return false, err
+	}
 	m, err := pack.NewMap(item.root.Index, func(d blob.Digest) (at pack.Place, ok bool) {
 		if at, ok = item.m.Find(d); ok && j.old[at.Pack] {
 			return find(d)
@@ -243,11 +250,11 @@ func (j *repack) replaceMap(ctx context.Context, item packedItem, find pack.Find
 		return at, ok
 	})
 	if err != nil {
-		return err
+		return false, err
 	}
 	file, err := m.Encode()
 	if err != nil {
-		return err
+		return false, err
 	}
 	root := *item.root
 	root.Map = file
@@ -260,37 +267,43 @@ func (j *repack) replaceMap(ctx context.Context, item packedItem, find pack.Find
 		func() error { return inLease(func(ctx context.Context) error { return j.recorder.write(ctx, w) }) },
 		func() error { return j.recorder.confirmPacks(ctx, w) },
 		func() error {
-			return inLease(func(ctx context.Context) error { return j.writeMap(ctx, item.Item, file) })
+			return inLease(func(ctx context.Context) (err error) {
+				replaced, err = j.writeMap(ctx, item.Item, file)
+				return err
+			})
 		},
 		func() error {
+			if !replaced {
+				return nil
+			}
 			return inLease(func(ctx context.Context) error { return j.shelf.Records.Retire(ctx, item.Roots[0]) })
 		},
 	} {
 		if err := step(); err != nil {
-			return err
+			return false, err
 		}
 	}
-	return nil
+	return replaced, nil
 }
 
-// writeMap writes the map beside an index that is still there.
-func (j *repack) writeMap(ctx context.Context, item Item, file []byte) error {
+// writeMap writes the map beside an index, and reports whether the index is still there.
+func (j *repack) writeMap(ctx context.Context, item Item, file []byte) (written bool, err error) {
 	state, err := j.shelf.Find(ctx, item)
 	if err != nil || state != Present {
-		return err
+		return false, err
 	}
 	at, err := j.shelf.Locate(item)
 	if err != nil {
-		return err
+		return false, err
 	}
 	var dir locate.Location
 	if dir, err = MapOf(at, item.Index); err != nil {
-		return err
+		return false, err
 	}
 	b, name, err := j.shelf.Bucket(dir)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer store.Close(b)
-	return b.Write(ctx, name, file)
+	return true, b.Write(ctx, name, file)
 }

@@ -19,6 +19,7 @@ type Item struct {
 	Published time.Time // by the clock of the store
 	Index     blob.Digest
 	Roots     []gcroot.Entry // its gc roots, the newest first: one for each time that it was published
+	orphan    bool           // its index was absent or replaced
 }
 
 // compareItems orders items by their publications. The clock of a store may count seconds only, so the numbers decide.

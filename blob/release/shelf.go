@@ -24,7 +24,7 @@ type Shelf interface {
 	// Items returns what is published, the oldest first, and the rest of what keeps chunks.
 	Items(ctx context.Context) (published, orphans []Item, err error)
 	// Remove removes items, and returns those that it removed. Their chunks stay for the grace of gc. An item that was
-	// published again since it was found stays. Remove waits until no publisher is at work, for at most the time
+	// published since it was found, or again, stays. Remove waits until no publisher is at work, for at most the time
 	// patience.
 	Remove(ctx context.Context, items []Item, patience time.Duration) (removed []Item, err error)
 }
@@ -57,6 +57,7 @@ func (s *Indexes) Items(ctx context.Context) (published, orphans []Item, err err
 			state, err = s.Find(ctx, item)
 		}
 		if state == Absent || state == Replaced {
+			item.orphan = true
 			orphans = append(orphans, item)
 		} else {
 			published = append(published, item)
@@ -162,10 +163,10 @@ func (s *Indexes) Remove(ctx context.Context, items []Item, patience time.Durati
 	if len(items) == 0 {
 		return nil, nil
 	}
-	chosen := map[string]bool{}
+	chosen := map[string]Item{}
 	for _, item := range items {
 		for _, e := range item.Roots {
-			chosen[e.Name] = true
+			chosen[e.Name] = item
 		}
 	}
 	turn, err := s.Records.Turn(ctx, patience)
@@ -178,25 +179,35 @@ func (s *Indexes) Remove(ctx context.Context, items []Item, patience time.Durati
 		return nil, err
 	}
 	for _, item := range now {
-		if slices.ContainsFunc(item.Roots, func(e gcroot.Entry) bool { return !chosen[e.Name] }) {
+		isOther := func(e gcroot.Entry) bool {
+			_, is := chosen[e.Name]
+			return !is
+		}
+		if slices.ContainsFunc(item.Roots, isOther) {
 			continue
 		}
-		if err := s.removeItem(ctx, turn, item); err != nil {
+		item.orphan = chosen[item.Roots[0].Name].orphan
+		done, err := s.removeItem(ctx, turn, item)
+		if err != nil {
 			return removed, fmt.Errorf("removing %s: %w", item.Name, err)
 		}
-		removed = append(removed, item)
+		if done {
+			removed = append(removed, item)
+		}
 	}
 	return removed, ctx.Err()
 }
 
-func (s *Indexes) removeItem(ctx context.Context, turn *gcroot.Turn, item Item) error {
+// removeItem removes an item in a turn. It reports false for an orphan whose publisher was at work when it was found, and
+// has published the index since.
+func (s *Indexes) removeItem(ctx context.Context, turn *gcroot.Turn, item Item) (done bool, err error) {
 	state, err := s.Find(ctx, item)
-	if err != nil {
-		return err
+	if err != nil || item.orphan && state == Present {
+		return false, err
 	}
 	at, err := s.Locate(item)
 	if err != nil {
-		return err
+		return false, err
 	}
 	var files []locate.Location
 	if state == Present {
@@ -215,15 +226,15 @@ func (s *Indexes) removeItem(ctx context.Context, turn *gcroot.Turn, item Item) 
 	for _, file := range files {
 		err := turn.Do(ctx, func(ctx context.Context) error { return s.removeFile(ctx, file) })
 		if err != nil {
-			return fmt.Errorf("removing %s: %w", file, err)
+			return false, fmt.Errorf("removing %s: %w", file, err)
 		}
 	}
 	for _, e := range item.Roots {
 		if err := turn.Do(ctx, func(ctx context.Context) error { return s.Records.Retire(ctx, e) }); err != nil {
-			return err
+			return false, err
 		}
 	}
-	return ctx.Err()
+	return true, ctx.Err()
 }
 
 // removeFile removes a file, which may be absent.

@@ -151,10 +151,13 @@ func (a *announcement) send(ctx context.Context, limit time.Duration, do func(co
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit-a.ttl/4)
 	defer cancel()
-	err = do(deadline{ctx, renewed, limit})
-	if err != nil && !a.dir.options.OneMachine && !isAnswer(err) {
-		a.uncertain.Store(true)
+	note := func(failed error) {
+		if failed != nil && !a.dir.options.OneMachine && !isAnswer(failed) {
+			a.uncertain.Store(true)
+		}
 	}
+	err = do(deadline{store.WithFailures(ctx, note), renewed, limit}) // a retry may hide an attempt without an answer
+	note(err)
 	return err
 }
 
@@ -180,13 +183,20 @@ func (d deadline) Err() error {
 	return err
 }
 
-// end withdraws the announcement, or lets it expire if a request may still be carried out.
+// end withdraws the announcement, or lets it expire if a request may still be carried out. Its last object then names no
+// process, because the end of this process must not end it.
 func (a *announcement) end(ctx context.Context) error {
-	if a.uncertain.Load() {
-		a.stop()
-		return nil
+	if !a.uncertain.Load() {
+		return a.withdraw(ctx)
 	}
-	return a.withdraw(ctx)
+	a.stop()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	defer cancel()
+	if err := a.acquire(ctx); err != nil {
+		return err
+	}
+	defer a.release()
+	return a.dir.bucket.Write(ctx, fmt.Sprintf("%s%s.%d", a.prefix, a.id, a.number), nil)
 }
 
 // withdraw ends the announcement. It does so even after ctx has ended, since others would wait for it.
@@ -211,6 +221,10 @@ func (a *announcement) withdraw(ctx context.Context) (err error) {
 // of them are there, so a slower one is repeated.
 func (a *announcement) look(ctx context.Context, prefix string, ttl time.Duration) (others []string, storeNow time.Time, err error) {
 	for slow := 0; slow < maxSlowLooks; {
+		// The time of the store is that of a's last renewal. An old one would make a fresh announcement one of the future.
+		if _, err := a.renew(ctx, min(a.ttl, ttl)/4); err != nil {
+			return nil, storeNow, err
+		}
 		begun := now()
 		if storeNow, err = a.storeTime(ctx); err != nil {
 			return nil, storeNow, err
@@ -293,8 +307,8 @@ func (d *Dir) mayTrustProcesses(prefix string) bool {
 // hasEnded reports whether the process of an announcement is known to have ended.
 func (d *Dir) hasEnded(ctx context.Context, name string) (bool, error) {
 	text, err := d.reader.Read(ctx, name, nil, maxProcess)
-	if errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrTooLarge) {
-		return false, nil // withdrawn, or not ours
+	if errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrTooLarge) || errors.Is(err, store.ErrDenied) {
+		return false, nil // withdrawn, not ours, or of a user whose files others cannot read
 	}
 	p, ok := decodeProcess(text)
 	return ok && p.hasEnded(), err

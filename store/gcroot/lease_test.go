@@ -67,6 +67,86 @@ func TestUnanswered(t *testing.T) {
 	}
 }
 
+// TestRetriedUnanswered: a request without an answer may still be carried out although its repetition succeeds, so the lease
+// expires.
+func TestRetriedUnanswered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := open(t, new(mem.Bucket), gcroot.Options{})
+		lease, err := d.Lease(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		attempts := 0
+		err = lease.Do(t.Context(), func(ctx context.Context) error {
+			return store.Policy{}.Do(ctx, func() error {
+				if attempts++; attempts == 1 {
+					return store.ErrUnavailable
+				}
+				return nil
+			})
+		})
+		if err != nil || attempts != 2 {
+			t.Errorf("%d attempts: %v", attempts, err)
+		}
+		begun := time.Now()
+		if err := lease.End(t.Context()); err != nil {
+			t.Error(err)
+		}
+		turn, err := d.Turn(t.Context(), time.Hour)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(begun); took < 10*time.Minute {
+			t.Errorf("the lease was in force for %v only", took)
+		}
+		if err := turn.End(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// refusing is a bucket that takes no new leases for a while.
+type refusing struct {
+	*mem.Bucket
+	on atomic.Bool
+}
+
+func (b *refusing) Write(ctx context.Context, name string, data []byte) error {
+	if b.on.Load() && strings.HasPrefix(name, "leases/") {
+		return store.ErrUnavailable
+	}
+	return b.Bucket.Write(ctx, name, data)
+}
+
+// TestOldTime: a publisher whose lease was not renewed for a while does not take a fresh pack turn for one from the future,
+// and remove it.
+func TestOldTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &refusing{Bucket: new(mem.Bucket)}
+		d := open(t, b, gcroot.Options{})
+		lease, err := d.Lease(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.on.Store(true)
+		time.Sleep(5 * time.Minute)
+		turn, err := d.PackTurn(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := lease.AwaitPackTurns(t.Context()); !errors.Is(err, store.ErrUnavailable) {
+			t.Errorf("AwaitPackTurns beside a pack turn = %v, want ErrUnavailable", err)
+		}
+		if err := turn.Do(t.Context(), func(context.Context) error { return nil }); err != nil {
+			t.Errorf("the pack turn: %v", err)
+		}
+		b.on.Store(false)
+		if err := errors.Join(turn.End(t.Context()), lease.End(t.Context())); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // TestOverlap checks that each object of a renewed announcement is there together with the next one for a while, so
 // that a listing finds one of them.
 func TestOverlap(t *testing.T) {

@@ -2,11 +2,14 @@ package gcroot
 
 import (
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
+
+	"golang.org/x/sys/unix"
 )
 
 // process is the process that made an announcement.
@@ -45,8 +48,11 @@ func bootID() string {
 // startOf returns when a process was started. It reports false if there is none of this number.
 func startOf(pid int) (start string, exists bool) {
 	text, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if os.IsNotExist(err) { // /proc may hide the processes of others
+		return "", !errors.Is(unix.Kill(pid, 0), unix.ESRCH)
+	}
 	if err != nil {
-		return "", !os.IsNotExist(err)
+		return "", true
 	}
 	_, rest, _ := strings.Cut(string(text[strings.LastIndexByte(string(text), ')')+1:]), " ")
 	fields := strings.Fields(rest)

@@ -394,6 +394,10 @@ func (c *collect) spare(ctx context.Context) error {
 	return ctx.Err()
 }
 
+// oneByOne is the number of objects in a call for a remover that removes one at a time. Each takes some round trips, and the
+// turn gives a call half a minute.
+const oneByOne = 20
+
 // sweep removes objects in one turn or pack turn.
 type sweep struct {
 	*collect
@@ -403,13 +407,16 @@ type sweep struct {
 
 // remove removes the first of n objects, until the end of the turn, and returns how many are done.
 func (s *sweep) remove(ctx context.Context, from store.Remover, n int, name func(i int) string) (done int, err error) {
-	atOnce := max(s.options.Workers, 1)
+	atOnce, batch := max(s.options.Workers, 1), store.MaxSweep
+	if _, many := from.(store.Sweeper); !many {
+		batch = oneByOne
+	}
 	for done < n && time.Now().Before(s.end) {
 		group, groupCtx := errgroup.WithContext(ctx)
 		lo := done
-		for ; done < n && done < lo+atOnce*store.MaxSweep; done = min(done+store.MaxSweep, n) {
-			names := make([]string, 0, store.MaxSweep)
-			for i := done; i < min(done+store.MaxSweep, n); i++ {
+		for ; done < n && done < lo+atOnce*batch; done = min(done+batch, n) {
+			names := make([]string, 0, batch)
+			for i := done; i < min(done+batch, n); i++ {
 				names = append(names, name(i))
 			}
 			group.Go(func() error {

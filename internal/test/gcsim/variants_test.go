@@ -35,7 +35,7 @@ var variants = []variant{
 	{name: "renewal without overlap", dropsOld: true, rare: 22039},
 	{name: "no pack turn", hidesPackTurns: true, rare: 7731},
 	{name: "packs looked at once", looksOnceAtPacks: true},
-	{name: "turn withdrawn during a removal", withdrawsTurn: true, rare: 4036},
+	{name: "turn withdrawn during a removal", withdrawsTurn: true, rare: 3500},
 }
 
 // isHidden reports whether the actor does not see an object in listings.
