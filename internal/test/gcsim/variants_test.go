@@ -32,7 +32,7 @@ var variants = []variant{
 	{name: "gc roots listed before the turn only", hidesNew: true},
 	{name: "gc root after the index", indexFirst: true},
 	{name: "one listing for leases and gc roots", listsOnce: true, rare: 3445},
-	{name: "renewal without overlap", dropsOld: true, rare: 22039},
+	{name: "renewal without overlap", dropsOld: true, rare: 53300},
 	{name: "no pack turn", hidesPackTurns: true, rare: 7731},
 	{name: "packs looked at once", looksOnceAtPacks: true},
 	{name: "turn withdrawn during a removal", withdrawsTurn: true, rare: 3500},

@@ -1,0 +1,358 @@
+package e2e
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"cairn/internal/test/need"
+	"cairn/internal/test/vmtest"
+)
+
+// updateRig is a machine with two slots, a boot loader, and a repository that it follows. Each boot is a VM of its own,
+// which ends when the guest reboots.
+type updateRig struct {
+	dir    string // of the disk and what is in it
+	repo   string
+	disk   string
+	server *httptest.Server
+	vm     *vmtest.VM
+}
+
+// guestSlots are the parts of the disk, in order: their names and sizes in MiB.
+var guestSlots = []struct {
+	name string
+	size int
+}{{"bios", 1}, {"boot", 16}, {"kernel-a", 32}, {"root-a", 64}, {"kernel-b", 32}, {"root-b", 64}, {"state", 16}}
+
+// guestInit is process 1 of the guest: it mounts the parts, and runs the lines that the test types.
+const guestInit = `#!/bin/busybox sh
+export PATH=/bin
+busybox mount -t proc proc /proc
+busybox mount -t sysfs sys /sys
+busybox mount -t devtmpfs dev /dev
+mount -t tmpfs tmp /tmp
+mount -t ext4 /dev/vda2 /boot
+mount -t ext4 /dev/vda7 /var/lib/cairn
+ifconfig lo up
+ifconfig eth0 10.0.2.15 up
+echo "guest: runs $(cat /etc/version) in slot $(sed 's/.*cairn.slot=//; s/ .*//' /proc/cmdline)"
+while read -r line; do
+  eval "$line"
+  echo "guest: status $?"
+done
+`
+
+const guestConfig = `channel = "SERVER/stable.channel"
+name = "example.com/os"
+compatible = "vm"
+
+[[slot]]
+name = "a"
+targets = { kernel = "PARTLABEL=kernel-a", root = "PARTLABEL=root-a" }
+
+[[slot]]
+name = "b"
+targets = { kernel = "PARTLABEL=kernel-b", root = "PARTLABEL=root-b" }
+
+[boot]
+backend = "grub"
+
+[health]
+check = ["/bin/healthy"]
+deadline = "1s"
+
+[hooks]
+reboot = ["/bin/reboot", "-f"]
+`
+
+// guestKind is how a release of the guest behaves.
+type guestKind string
+
+const (
+	wellGuest  guestKind = "well"
+	sickGuest  guestKind = "sick"  // its check of the health fails
+	panicGuest guestKind = "panic" // its kernel finds no root file system
+)
+
+// newUpdateRig returns a machine that runs release 1 from slot a.
+func newUpdateRig(t *testing.T) *updateRig {
+	t.Helper()
+	for _, tool := range []string{"grub-mkimage", "grub-editenv", "mkfs.ext4", "mksquashfs", "sfdisk"} {
+		need.Tool(t, tool)
+	}
+	r := &updateRig{dir: t.TempDir()}
+	r.repo = mkdir(t, filepath.Join(r.dir, "repo"))
+	r.server = httptest.NewServer(http.FileServer(http.Dir(r.repo)))
+	t.Cleanup(r.server.Close)
+	cairn(t, "key", "generate", "example.com/os", filepath.Join(r.dir, "key"))
+	r.publish(t, 1, wellGuest)
+	r.makeDisk(t)
+	return r
+}
+
+// publish publishes a release, and points the channel to it.
+func (r *updateRig) publish(t *testing.T, serial int, kind guestKind) {
+	t.Helper()
+	root, kernel := r.makeRoot(t, serial, kind), r.makeKernel(t, serial)
+	if kind == panicGuest {
+		root = writeFile(t, r.dir, fmt.Sprint("root", serial), []byte(strings.Repeat("no file system ", 1<<16)))
+	}
+	cairn(t, "release", "publish", r.repo, "--name", "example.com/os", "--version", fmt.Sprint("v", serial), "--serial", fmt.Sprint(serial),
+		"--min-serial", fmt.Sprint(max(serial-1, 1)), "--compatible", "vm", "--image", "kernel="+kernel, "--image", "root="+root,
+		"--key", filepath.Join(r.dir, "key"), "--channel", "stable")
+}
+
+// squashfs packs a tree.
+func (r *updateRig) squashfs(t *testing.T, tree, name string) string {
+	t.Helper()
+	image := filepath.Join(r.dir, name)
+	must(t, "mksquashfs", tree, image, "-all-root", "-quiet", "-no-progress", "-comp", "gzip", "-Xcompression-level", "1", "-noappend")
+	return image
+}
+
+// makeKernel makes the image for the role kernel: a kernel and an initramfs that finds the root file system of its slot.
+func (r *updateRig) makeKernel(t *testing.T, serial int) string {
+	t.Helper()
+	tree := mkdir(t, filepath.Join(r.dir, fmt.Sprint("kernel-tree", serial)))
+	initramfs := vmtest.Initramfs(t, vmtest.Config{
+		Modules: []string{"virtio_pci", "virtio_blk", "virtio_net", "squashfs", "ext4", "dm-verity"},
+		Init: `
+set -- $(cat /proc/cmdline)
+for word; do case $word in cairn.root=*) root=${word#*=} ;; esac; done
+if mount -t squashfs -o ro $root /root; then
+  mount -t devtmpfs dev /root/dev
+  exec switch_root /root /init
+fi
+echo "guest: no root file system on $root"
+reboot -f
+`,
+	})
+	for from, to := range map[string]string{vmtest.Kernel(t): "vmlinuz", initramfs: "initrd"} {
+		must(t, "cp", from, filepath.Join(tree, to))
+	}
+	writeFile(t, tree, "version", fmt.Appendln(nil, serial))
+	return r.squashfs(t, tree, fmt.Sprint("kernel", serial))
+}
+
+// makeRoot makes the image for the role root: a small system with cairn.
+func (r *updateRig) makeRoot(t *testing.T, serial int, kind guestKind) string {
+	t.Helper()
+	tree := mkdir(t, filepath.Join(r.dir, fmt.Sprint("root-tree", serial)))
+	for _, dir := range []string{"bin", "boot", "dev", "proc", "sys", "tmp", "root", "etc/cairn/keys.d", "usr/lib/cairn", "var/lib/cairn"} {
+		must(t, "mkdir", "-p", filepath.Join(tree, dir))
+	}
+	busybox := vmtest.Busybox(t)
+	must(t, "cp", busybox, filepath.Join(tree, "bin/busybox"))
+	for _, applet := range strings.Fields(must(t, busybox, "--list")) {
+		if applet != "busybox" {
+			if err := os.Symlink("busybox", filepath.Join(tree, "bin", applet)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	files := vmtest.Program(t, "grub-editenv")
+	files["/bin/cairn"] = need.Tool(t, "cairn")
+	files["/etc/cairn/keys.d/os.pub"] = filepath.Join(r.dir, "key.pub")
+	for to, from := range files {
+		must(t, "install", "-D", "-m", "755", from, filepath.Join(tree, to))
+	}
+	health := "exit 0"
+	if kind == sickGuest {
+		health = "exit 1"
+	}
+	_, port, _ := strings.Cut(strings.TrimPrefix(r.server.URL, "http://"), ":")
+	for name, text := range map[string]string{
+		"init": guestInit, "bin/healthy": "#!/bin/sh\n" + health + "\n", "etc/version": fmt.Sprintln(serial),
+		"etc/machine-id":           "0123456789abcdef0123456789abcdef\n",
+		"usr/lib/cairn/build.toml": fmt.Sprintf("version = \"v%d\"\nserial = %d\nmin_serial = %d\n", serial, serial, max(serial-1, 1)),
+		"etc/cairn/update.toml":    strings.ReplaceAll(guestConfig, "SERVER", "http://10.0.2.2:"+port),
+	} {
+		writeFile(t, tree, name, []byte(text))
+		must(t, "chmod", "755", filepath.Join(tree, name))
+	}
+	return r.squashfs(t, tree, fmt.Sprint("root", serial))
+}
+
+// makeDisk makes the disk, as an installer would: GRUB, and release 1 in slot a.
+func (r *updateRig) makeDisk(t *testing.T) {
+	t.Helper()
+	r.disk = filepath.Join(r.dir, "disk")
+	table, total := "label: gpt\n", 2
+	for _, p := range guestSlots {
+		kind := "linux"
+		if p.name == "bios" {
+			kind = "21686148-6449-6E6F-744E-656564454649"
+		}
+		table += fmt.Sprintf("size=%dMiB, type=%s, name=%s\n", p.size, kind, p.name)
+		total += p.size
+	}
+	must(t, "truncate", "-s", fmt.Sprint(total, "M"), r.disk)
+	if ran := runInput(t, table, "sfdisk", "--quiet", r.disk); ran.status != 0 {
+		t.Fatalf("sfdisk: %s", ran.stderr)
+	}
+	boot := mkdir(t, filepath.Join(r.dir, "boot"))
+	mkdir(t, filepath.Join(boot, "grub"))
+	writeFile(t, filepath.Join(boot, "grub"), "grub.cfg", []byte("serial\nterminal_output serial\n"+r.grubConfig(t)))
+	must(t, "grub-editenv", filepath.Join(boot, "grub/grubenv"), "create")
+	for name, tree := range map[string]string{"boot": boot, "state": mkdir(t, filepath.Join(r.dir, "state"))} {
+		image := filepath.Join(r.dir, name+".ext4")
+		must(t, "truncate", "-s", "16M", image)
+		must(t, "mkfs.ext4", "-q", "-d", tree, "-E", "root_owner=0:0", image)
+		r.writePart(t, name, readFile(t, image))
+	}
+	r.writePart(t, "kernel-a", readFile(t, filepath.Join(r.dir, "kernel1")))
+	r.writePart(t, "root-a", readFile(t, filepath.Join(r.dir, "root1")))
+	r.installGRUB(t)
+}
+
+// offset returns where a part begins on the disk, in bytes.
+func (r *updateRig) offset(name string) int64 {
+	at := int64(1)
+	for _, p := range guestSlots {
+		if p.name == name {
+			return at << 20
+		}
+		at += int64(p.size)
+	}
+	panic("no part " + name)
+}
+
+func (r *updateRig) writePart(t *testing.T, name string, data []byte) {
+	t.Helper()
+	r.write(t, r.offset(name), data)
+}
+
+func (r *updateRig) write(t *testing.T, at int64, data []byte) {
+	t.Helper()
+	f, err := os.OpenFile(r.disk, os.O_WRONLY, 0)
+	if err == nil {
+		_, err = f.WriteAt(data, at)
+		_ = f.Close()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// installGRUB puts GRUB into the first sector and the part bios, as grub-bios-setup does. Each has the sector of what
+// follows it.
+func (r *updateRig) installGRUB(t *testing.T) {
+	t.Helper()
+	const sector, nextSector, blockList = 512, 0x5c, 512 - 12
+	core := filepath.Join(r.dir, "core.img")
+	must(t, "grub-mkimage", "-O", "i386-pc", "-p", "(hd0,gpt2)/grub", "-o", core, "biosdisk", "part_gpt", "ext2", "squash4",
+		"loadenv", "test", "eval", "echo", "serial", "terminal", "linux", "normal", "configfile", "reboot", "sleep", "minicmd", "regexp")
+	first := readFile(t, "/usr/lib/grub/i386-pc/boot.img")
+	disk := readFile(t, r.disk)[:sector]
+	copy(first[0x1b8:], disk[0x1b8:]) // the table of partitions
+	at := uint64(r.offset("bios") / sector)
+	binary.LittleEndian.PutUint64(first[nextSector:], at)
+	image := readFile(t, core)
+	binary.LittleEndian.PutUint64(image[blockList:], at+1)
+	r.write(t, 0, first)
+	r.writePart(t, "bios", image)
+}
+
+// grubConfig returns the configuration of GRUB in the documentation, for this disk.
+func (r *updateRig) grubConfig(t *testing.T) string {
+	t.Helper()
+	pattern := regexp.MustCompile("(?s)<!-- file: grub.cfg -->\n```\n(.*?)\n```")
+	found := pattern.FindStringSubmatch(string(readFile(t, "../../../docs/agent.md")))
+	if found == nil {
+		t.Fatal("docs/agent.md has no grub.cfg")
+	}
+	return strings.NewReplacer("quiet", vmtest.KernelArgs+" panic=1").Replace(found[1]) + "\n"
+}
+
+// boot boots the machine, and returns the line about what runs.
+func (r *updateRig) boot(t *testing.T) string {
+	t.Helper()
+	r.vm = vmtest.Boot(t, vmtest.Config{
+		Firmware: []string{},
+		Args: []string{"-drive", "if=virtio,format=raw,file=" + r.disk,
+			"-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile="},
+	})
+	return r.vm.Wait(t, "guest: ", guestPatience)
+}
+
+// do runs a line in the guest, and returns its exit status.
+func (r *updateRig) do(t *testing.T, line string) string {
+	t.Helper()
+	r.vm.Type(t, line)
+	return strings.TrimPrefix(r.vm.Wait(t, "guest: status", guestPatience), "guest: status ")
+}
+
+// must runs lines in the guest that must succeed.
+func (r *updateRig) must(t *testing.T, lines ...string) {
+	t.Helper()
+	for _, line := range lines {
+		if status := r.do(t, line); status != "0" {
+			t.Fatalf("%s: status %s; the console:\n%s", line, status, r.vm.Console())
+		}
+	}
+}
+
+// reboot has the guest reboot by a command, and boots it again.
+func (r *updateRig) reboot(t *testing.T, line string) string {
+	t.Helper()
+	r.vm.Type(t, line)
+	r.vm.WaitOff(t, guestPatience)
+	return r.boot(t)
+}
+
+// want fails unless a line says that a release runs in a slot.
+func (r *updateRig) want(t *testing.T, line string, serial int, slot string) {
+	t.Helper()
+	if want := fmt.Sprintf("guest: runs %d in slot %s", serial, slot); !strings.Contains(line, want) {
+		t.Fatalf("%q, want %q; the console:\n%s", line, want, r.vm.Console())
+	}
+}
+
+// TestVMUpdate: a machine with a real GRUB goes to a new release, and stays there. In a long test it also falls back from one
+// that does not boot and one that is not healthy, and goes on to the next.
+func TestVMUpdate(t *testing.T) {
+	t.Parallel()
+	begun := time.Now()
+	r := newUpdateRig(t)
+	t.Logf("made in %v", time.Since(begun))
+	r.want(t, r.boot(t), 1, "a")
+	t.Logf("booted after %v", time.Since(begun))
+	r.publish(t, 2, wellGuest)
+	r.must(t, "cairn update stage", "cairn update status", "cairn update switch")
+	r.want(t, r.reboot(t, "reboot -f"), 2, "b")
+	r.must(t, "cairn update confirm", "cairn update status", "cairn update")
+	t.Logf("updated after %v", time.Since(begun))
+	if !long() {
+		return
+	}
+	r.publish(t, 3, panicGuest)
+	r.must(t, "cairn update")
+	line := r.reboot(t, "reboot -f")
+	for range 3 { // the tries
+		if !strings.Contains(line, "no root file system on /dev/vda4") {
+			t.Fatalf("%q; the console:\n%s", line, r.vm.Console())
+		}
+		r.vm.WaitOff(t, guestPatience)
+		line = r.boot(t)
+	}
+	r.want(t, line, 2, "b")
+	r.must(t, "cairn update", "cairn update status | grep 'failed: release v3.*did not boot'")
+	r.publish(t, 4, sickGuest)
+	r.must(t, "cairn update")
+	r.want(t, r.reboot(t, "reboot -f"), 4, "a")
+	r.want(t, r.reboot(t, "cairn update confirm"), 2, "b")
+	r.must(t, "cairn update", "cairn update status | grep 'failed: release v4.*not healthy'")
+	r.publish(t, 5, wellGuest)
+	r.must(t, "cairn update")
+	r.want(t, r.reboot(t, "reboot -f"), 5, "a")
+	r.must(t, "cairn update")
+	r.want(t, r.reboot(t, "cairn update rollback && reboot -f"), 5, "a")
+}
