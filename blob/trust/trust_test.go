@@ -184,7 +184,7 @@ func TestSignedMistakes(t *testing.T) {
 		"a key in other cases":  replace(`"serial": 42,`, `"Serial": 42,`),
 		"a key with a long s":   replace(`"serial": 42,`, `"ſerial": 42,`),
 		"a serial at the end":   replace(`"serial": 42,`, `"serial": 9007199254740993,`),
-		"a control character":   replace(`2026.12`, "202612"),
+		"a control character":   replace(`2026.12`, "2026\u009b12"),
 		"a key twice, deep":     replace(`"path": "42/root.caibx"`, `"path": "42/x.caibx", "path": "42/root.caibx"`),
 		"more behind":           append(bytes.Clone(text), "{}\n"...),
 		"no JSON":               []byte("cairn release 1\nhello\n"),

@@ -498,9 +498,11 @@ func (a *Agent) Run(ctx context.Context) (Result, error) {
 	}
 	switch p := a.record.Pending; {
 	case s == AwaitsConfirm:
-		if result, err := a.confirmFrom(ctx, s); err != nil {
+		result, err := a.confirmFrom(ctx, s)
+		if err != nil {
 			return result, err
 		}
+		a.Notes(Confirmed{result.Slot, result.Version, result.Serial})
 		s = Idle
 	case s == GivenUp: // a reboot was due, whatever the policy
 		result := a.givenUp()

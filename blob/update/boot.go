@@ -81,7 +81,7 @@ func (m *Machinery) PrimarySlot(ctx context.Context) (string, error) {
 func (m *Machinery) readSlot(ctx context.Context, verb string) (string, error) {
 	slot, err := m.callBackend(ctx, verb)
 	if err == nil && !slices.Contains(m.slotNames(), slot) {
-		err = fmt.Errorf("the boot backend %s: %s: it answers %q, which is not one of the slots %s", m.Boot.Backend, verb, slot, strings.Join(m.slotNames(), ", "))
+		err = fmt.Errorf("the boot backend %s: %s: it answers %.40q, which is not one of the slots %s", m.Boot.Backend, verb, slot, strings.Join(m.slotNames(), ", "))
 	}
 	return slot, err
 }
@@ -96,7 +96,7 @@ func (m *Machinery) SetPrimarySlot(ctx context.Context, slot string) error {
 func (m *Machinery) IsSlotBad(ctx context.Context, slot string) (bool, error) {
 	state, err := m.callBackend(ctx, "get-state", slot)
 	if err == nil && state != "good" && state != "bad" {
-		err = fmt.Errorf("the boot backend %s: get-state %s: it answers %q, want good or bad", m.Boot.Backend, slot, state)
+		err = fmt.Errorf("the boot backend %s: get-state %s: it answers %.40q, want good or bad", m.Boot.Backend, slot, state)
 	}
 	return state == "bad", err
 }
@@ -149,18 +149,18 @@ func (m *Machinery) runProgram(ctx context.Context, command []string, p program)
 	case err == nil && out.full:
 		err = fmt.Errorf("it printed more than %d bytes", maxOutput)
 	}
-	return out.Bytes(), err
+	return out.kept.Bytes(), err
 }
 
 // limitedBuffer keeps the first maxOutput bytes.
 type limitedBuffer struct {
-	bytes.Buffer
+	kept bytes.Buffer // not embedded: io.Copy would use its ReadFrom
 	full bool
 }
 
 func (b *limitedBuffer) Write(p []byte) (int, error) {
-	n := min(len(p), maxOutput-b.Len())
+	n := min(len(p), maxOutput-b.kept.Len())
 	b.full = b.full || n < len(p)
-	b.Buffer.Write(p[:n])
+	b.kept.Write(p[:n])
 	return len(p), nil
 }

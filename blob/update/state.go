@@ -103,6 +103,12 @@ type StateIgnored struct{ Reason string }
 // FallenBack reports that a release was tried, and that the slot before runs again.
 type FallenBack struct{ Slot, Version, Reason string }
 
+// Confirmed reports that Run has confirmed the running release, before it went on.
+type Confirmed struct {
+	Slot, Version string
+	Serial        int64
+}
+
 // Abandoned reports that an update under way is forgotten, since a slot runs that it does not know.
 type Abandoned struct{ Slot, Current string }
 

@@ -38,6 +38,7 @@ type channelSetFlags struct {
 	name    string
 	expires time.Duration
 	older   bool // the release may be older than that of the replaced channel
+	own     bool // the release was signed by this process
 	channel trust.Channel
 }
 
@@ -50,9 +51,9 @@ func newChannelSet() *cobra.Command {
 name and the release's serial from the release, and a serial of its own that is one more than that of the CHANNEL
 that it replaces.
 
-The release and the channel that is replaced are verified: with the trusted keys of --keys or this machine, and a channel
-also with the keys that sign the new one. Otherwise a server could choose what is signed. Without trusted keys, the
-release is not verified. A channel that cannot be verified is replaced with --serial only.
+The release and the channel that is replaced are verified: with the trusted keys of --keys or this machine, and a
+channel also with the keys that sign the new one. Otherwise a server could choose what is signed. Without trusted keys,
+the release is not verified. A channel that cannot be verified is replaced with --serial only.
 
 --percent and --seed roll a release out to a part of the machines: the same seed selects the same machines and more,
 as the percentage grows. --pause keeps all machines at what they run.`,
@@ -111,7 +112,7 @@ func (f *channelSetFlags) run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("release %s: %w", f.release, err)
 	}
-	if keys.IsEmpty() {
+	if keys.IsEmpty() && !f.own {
 		logf("note: no key is trusted here (--keys), so the signatures of release %s %s, serial %d, are not verified", f.release, r.Version, r.Serial)
 	}
 	if len(trust.Signers(file)) == 0 {

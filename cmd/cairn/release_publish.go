@@ -128,6 +128,7 @@ func (f *releasePublishFlags) run(ctx context.Context) error {
 	if f.channel.name == "" {
 		return nil
 	}
+	f.channel.own = true
 	return f.channel.run(ctx)
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -41,9 +42,9 @@ release that the channel names in the slot that does not run, makes the boot loa
 command of its own. A timer may call 'cairn update' as often as it likes: each step may be cut at any moment and is
 repeated.
 
-Exit status 0 says that the step was done, or that there is nothing to do: "outcome" in --json tells which. Status 1 also
-says that a release was booted and has failed: the machine goes back. Status 3 says that the channel or the release must
-not be followed, as in 'cairn update check', 5 that another process is at work, or that the running release is not
+Exit status 0 says that the step was done, or that there is nothing to do: "outcome" in --json tells which. Status 1
+also says that a release was booted and has failed: the machine goes back. Status 3 says that the channel or the release
+must not be followed, as in 'cairn update check', 5 that another process is at work, or that the running release is not
 confirmed.`,
 		example: `  cairn update
   cairn update stage && cairn update switch && systemctl reboot`,
@@ -54,8 +55,8 @@ confirmed.`,
 		newUpdateJob(updateJob{
 			use: "stage", short: "Write the release that the channel names to the slot that does not run", fetches: true,
 			long: `stage verifies the channel and the release that it names, and writes the images of the release to the slot that does
-not run. It takes from the running slot what is there already. Before the first byte, the boot loader is told to pass the
-slot over. stage ends when all images are on the medium and verified. The boot loader is not told to boot them.`,
+not run. It takes from the running slot what is there already. Before the first byte, the boot loader is told to pass
+the slot over. stage ends when all images are on the medium and verified. The boot loader is not told to boot them.`,
 			example: `  cairn update stage --progress json`,
 			do:      (*update.Agent).Stage,
 		}),
@@ -78,7 +79,8 @@ each boot: without a new release it changes nothing.`,
 		newUpdateJob(updateJob{
 			use: "rollback", short: "Take back a staged release, or go back to the release before",
 			long: `rollback drops a release that is staged or switched to, or makes the boot loader try the release before the running one.
-It does not reboot. The release that is left is not installed again by itself; a newer one is. --retry-failed lifts that.`,
+It does not reboot. The release that is left is not installed again by itself; a newer one is. --retry-failed lifts
+that.`,
 			example: `  cairn update rollback && systemctl reboot`,
 			do:      (*update.Agent).Rollback,
 		}),
@@ -166,10 +168,10 @@ func newUpdateBackend() *cobra.Command {
 	return &cobra.Command{
 		Use:   "backend NAME",
 		Short: "Print a boot backend of cairn, to read or to change",
-		Long: "backend prints the shell script that boot.backend = \"NAME\" runs. NAME is one of " + strings.Join(update.BackendNames(), ", ") +
-			`. A changed copy
-is used with boot.backend = "/path/of/the/copy". Its verbs are get-current, get-primary, set-primary SLOT, get-state SLOT
-and set-state SLOT good|bad. CAIRN_SLOTS has the names of all slots.`,
+		Long: `backend prints the shell script that boot.backend = "NAME" runs. NAME is one of
+` + strings.Join(update.BackendNames(), ", ") + `. A changed copy is used with boot.backend = "/path/of/the/copy".
+Its verbs are get-current, get-primary, set-primary SLOT, get-state SLOT and set-state SLOT good|bad. CAIRN_SLOTS has
+the names of all slots.`,
 		Example: `  cairn update backend grub`,
 		Args:    checkArgs(cobra.ExactArgs(1)),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -261,6 +263,14 @@ var outcomes = map[update.Outcome]string{
 	update.WaitsForReboot: "waits for a reboot",
 }
 
+// nameRelease returns the name of a release for messages. The version of one that came with the machine may be unknown.
+func nameRelease(version string, serial int64) string {
+	if version == "" {
+		return fmt.Sprintf("the release with serial %d", serial)
+	}
+	return fmt.Sprintf("release %s, serial %d", version, serial)
+}
+
 // describeOutcome returns the line about a result.
 func describeOutcome(r update.Result) string {
 	text, known := outcomes[r.Outcome]
@@ -271,7 +281,7 @@ func describeOutcome(r update.Result) string {
 		text += " (" + r.Reason + ")"
 	}
 	if r.Serial != 0 {
-		text = fmt.Sprintf("release %s, serial %d: %s", r.Version, r.Serial, text)
+		text = fmt.Sprintf("%s: %s", nameRelease(r.Version, r.Serial), text)
 	}
 	if r.Slot != "" {
 		text = "slot " + r.Slot + ": " + text
@@ -338,6 +348,8 @@ func logUpdateNote(n update.Note) {
 		logf("warning: what earlier runs have seen is not used: %s", n.Reason)
 	case update.FallenBack:
 		logf("warning: release %s in slot %s did not stay: %s", n.Version, n.Slot, n.Reason)
+	case update.Confirmed:
+		logf("slot %s: %s: confirmed; it stays", n.Slot, nameRelease(n.Version, n.Serial))
 	case update.Abandoned:
 		logf("warning: the update in slot %s is forgotten: slot %s runs", n.Slot, n.Current)
 	default:
@@ -378,7 +390,7 @@ func printUpdateStatus(w io.Writer, s update.Status) error {
 		row := []string{slot.Name, "-", "-", "", ""}
 		var states []string
 		if slot.Content != nil {
-			row[1], row[2] = slot.Version, fmt.Sprint(slot.Serial)
+			row[1], row[2] = cmp.Or(slot.Version, "-"), fmt.Sprint(slot.Serial)
 			if slot.Confirmed {
 				states = append(states, "confirmed")
 			}

@@ -24,7 +24,7 @@ var imports = map[string]string{
 	"blob":                "",
 	"blob/scan":           "blob chunker",
 	"blob/ingest":         "blob blob/scan chunker store",
-	"blob/update":         "blob/release blob/trust store/locate",
+	"blob/update":         "blob blob/release blob/trust store/locate",
 	"blob/verify":         "blob store",
 	"blob/trust":          "",
 	"blob/assemble":       "blob seed store",

@@ -3,11 +3,13 @@ package e2e
 import (
 	"encoding/binary"
 	"fmt"
+	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -106,7 +108,7 @@ func (r *updateRig) publish(t *testing.T, serial int, kind guestKind) {
 		root = writeFile(t, r.dir, fmt.Sprint("root", serial), []byte(strings.Repeat("no file system ", 1<<16)))
 	}
 	cairn(t, "release", "publish", r.repo, "--name", "example.com/os", "--version", fmt.Sprint("v", serial), "--serial", fmt.Sprint(serial),
-		"--min-serial", fmt.Sprint(max(serial-1, 1)), "--compatible", "vm", "--image", "kernel="+kernel, "--image", "root="+root,
+		"--compatible", "vm", "--image", "kernel="+kernel, "--image", "root="+root,
 		"--key", filepath.Join(r.dir, "key"), "--channel", "stable")
 }
 
@@ -172,7 +174,7 @@ func (r *updateRig) makeRoot(t *testing.T, serial int, kind guestKind) string {
 	for name, text := range map[string]string{
 		"init": guestInit, "bin/healthy": "#!/bin/sh\n" + health + "\n", "etc/version": fmt.Sprintln(serial),
 		"etc/machine-id":           "0123456789abcdef0123456789abcdef\n",
-		"usr/lib/cairn/build.toml": fmt.Sprintf("version = \"v%d\"\nserial = %d\nmin_serial = %d\n", serial, serial, max(serial-1, 1)),
+		"usr/lib/cairn/build.toml": fmt.Sprintf("version = \"v%d\"\nserial = %d\n", serial, serial),
 		"etc/cairn/update.toml":    strings.ReplaceAll(guestConfig, "SERVER", "http://10.0.2.2:"+port),
 	} {
 		writeFile(t, tree, name, []byte(text))
@@ -354,5 +356,51 @@ func TestVMUpdate(t *testing.T) {
 	r.must(t, "cairn update")
 	r.want(t, r.reboot(t, "reboot -f"), 5, "a")
 	r.must(t, "cairn update")
-	r.want(t, r.reboot(t, "cairn update rollback && reboot -f"), 5, "a")
+	r.want(t, r.reboot(t, "cairn update rollback && reboot -f"), 2, "b")
+	r.must(t, "cairn update confirm", "cairn update", "cairn update status | grep 'failed: release v5.*rolled back'")
+}
+
+// TestVMUpdateCuts: the machine loses its power at random moments of a hundred boots, while it goes from release to release.
+// It always boots a release that is confirmed or on trial, and ends on the newest one.
+func TestVMUpdateCuts(t *testing.T) {
+	if !long() {
+		t.Skip("a hundred boots take a quarter of an hour (CAIRN_LONG=1)")
+	}
+	t.Parallel()
+	const boots = 100
+	r := newUpdateRig(t)
+	random := rand.New(rand.NewPCG(1, 2)) //nolint:gosec // repeatable
+	newest, confirmed, cuts := 2, 1, 0
+	r.publish(t, newest, wellGuest)
+	runs := regexp.MustCompile("guest: runs ([0-9]+) in slot ([ab])")
+	for n := range boots {
+		line := r.boot(t)
+		found := runs.FindStringSubmatch(line)
+		if found == nil {
+			t.Fatalf("boot %d: %q; the console:\n%s", n, line, r.vm.Console())
+		}
+		now, err := strconv.Atoi(found[1])
+		if err != nil || now != confirmed && now != newest {
+			t.Fatalf("boot %d: release %d runs, %d is confirmed and %d on trial: %v", n, now, confirmed, newest, err)
+		}
+		if now == newest && random.IntN(2) == 0 { // else confirm is cut, perhaps
+			r.must(t, "cairn update confirm")
+			confirmed, newest = now, newest+1
+			r.publish(t, newest, wellGuest)
+		}
+		r.vm.Type(t, "cairn update confirm; cairn update; cairn update status --json | grep situation; reboot -f")
+		time.Sleep(time.Duration(random.Int64N(int64(4 * time.Second))))
+		r.vm.Stop()
+		if !strings.Contains(r.vm.Console(), "situation") {
+			cuts++
+		}
+		if now == newest && strings.Contains(r.vm.Console(), "confirmed; it stays") {
+			confirmed, newest = now, newest+1
+			r.publish(t, newest, wellGuest)
+		}
+	}
+	t.Logf("%d boots, %d of them cut during a job; release %d is confirmed", boots, cuts, confirmed)
+	if cuts < boots/4 || confirmed < 3 {
+		t.Error("that proves little")
+	}
 }
