@@ -35,6 +35,7 @@ type guestLoader struct {
 	parts  []diskPart
 	mounts string // a script
 	slots  string // of the configuration
+	verity bool   // the root file systems are mounted through dm-verity
 }
 
 // diskPart is a part of the disk.
@@ -64,6 +65,7 @@ targets = { kernel = "PARTLABEL=kernel-b", root = "PARTLABEL=root-b" }
 
 var guestSystemdBoot = guestLoader{
 	name:   "systemd-boot",
+	verity: true,
 	parts:  []diskPart{{"esp", "uefi", 100}, {"root-a", "linux", 64}, {"root-b", "linux", 64}, {"state", "linux", 16}},
 	mounts: "mount -t vfat /dev/vda1 /boot\nmount -t ext4 /dev/vda4 /var/lib/cairn",
 	slots: `
@@ -120,7 +122,7 @@ const (
 // newUpdateRig returns a machine that runs release 1 from slot a.
 func newUpdateRig(t *testing.T, loader guestLoader) *updateRig {
 	t.Helper()
-	for _, tool := range []string{"grub-mkimage", "grub-editenv", "mkfs.ext4", "mksquashfs", "sfdisk", "mkfs.vfat", "mcopy"} {
+	for _, tool := range []string{"grub-mkimage", "grub-editenv", "mkfs.ext4", "mksquashfs", "sfdisk", "mkfs.vfat", "mcopy", "dmsetup", "veritysetup"} {
 		need.Tool(t, tool)
 	}
 	r := &updateRig{loader: loader, dir: t.TempDir()}
@@ -137,12 +139,16 @@ func newUpdateRig(t *testing.T, loader guestLoader) *updateRig {
 func (r *updateRig) publish(t *testing.T, serial int, kind guestKind) {
 	t.Helper()
 	root := r.makeRoot(t, serial, kind)
+	table := ""
+	if r.loader.verity {
+		table = addVerity(t, root)
+	}
 	if kind == panicGuest {
 		root = writeFile(t, r.dir, fmt.Sprint("root", serial), []byte(strings.Repeat("no file system ", 1<<16)))
 	}
 	args := []string{"release", "publish", r.repo, "--name", "example.com/os", "--version", fmt.Sprint("v", serial), "--serial", fmt.Sprint(serial),
 		"--compatible", "vm", "--image", "root=" + root, "--key", filepath.Join(r.dir, "key"), "--channel", "stable"}
-	tree := r.makeKernel(t, serial)
+	tree := r.makeKernel(t, serial, table)
 	if r.loader.name == "grub" {
 		args = append(args, "--image", "kernel="+r.squashfs(t, tree, fmt.Sprint("kernel", serial))+",order=1")
 	} else {
@@ -160,27 +166,50 @@ func (r *updateRig) squashfs(t *testing.T, tree, name string) string {
 	return image
 }
 
-// makeKernel makes a directory with a kernel and an initramfs that finds the root file system of its slot.
-func (r *updateRig) makeKernel(t *testing.T, serial int) string {
+// addVerity adds a hash tree to an image, and returns the table for dmsetup, with DEVICE in the place of the device.
+func addVerity(t *testing.T, image string) (table string) {
+	t.Helper()
+	const block, sector = 4096, 512
+	size := (fileSize(t, image) + block - 1) / block * block
+	must(t, "truncate", "-s", fmt.Sprint(size), image)
+	salt := strings.Repeat("0", 64)
+	out := must(t, "veritysetup", "format", image, image, "--hash-offset", fmt.Sprint(size), "--data-blocks", fmt.Sprint(size/block), "--salt", salt)
+	found := regexp.MustCompile(`Root hash:\s+([0-9a-f]{64})`).FindStringSubmatch(out)
+	if found == nil {
+		t.Fatalf("veritysetup: %s", out)
+	}
+	return fmt.Sprintf("0 %d verity 1 DEVICE DEVICE %d %d %d %d sha256 %s %s", size/sector, block, block, size/block, size/block+1, found[1], salt)
+}
+
+// makeKernel makes a directory with a kernel and an initramfs that finds the root file system of its slot. With a table for
+// dm-verity, it mounts no other root than that of its release.
+func (r *updateRig) makeKernel(t *testing.T, serial int, table string) string {
 	t.Helper()
 	tree := mkdir(t, filepath.Join(r.dir, fmt.Sprint("kernel-tree", serial)))
+	files := vmtest.Program(t, "dmsetup")
+	files["/verity"] = writeFile(t, tree, "verity", []byte(table))
 	initramfs := vmtest.Initramfs(t, vmtest.Config{
-		Modules: []string{"virtio_pci", "virtio_blk", "virtio_net", "squashfs", "ext4", "vfat", "nls_cp437", "nls_ascii", "nls_utf8"},
+		Modules: []string{"virtio_pci", "virtio_blk", "virtio_net", "squashfs", "ext4", "vfat", "nls_cp437", "nls_ascii", "nls_utf8", "dm-verity"},
+		Files:   files,
 		Init: `
 set -- $(cat /proc/cmdline)
 for word; do case $word in cairn.root=*) root=${word#*=} ;; esac; done
+device=$root
+if [ -s /verity ]; then
+  dmsetup create root --readonly --table "$(sed "s#DEVICE#$root#g" /verity)"
+  root=/dev/dm-0
+fi
 if mount -t squashfs -o ro $root /root; then
   mount -t devtmpfs dev /root/dev
   exec switch_root /root /init
 fi
-echo "guest: no root file system on $root"
+echo "guest: no root file system on $device"
 reboot -f
 `,
 	})
 	for from, to := range map[string]string{vmtest.Kernel(t): "vmlinuz", initramfs: "initrd"} {
 		must(t, "cp", from, filepath.Join(tree, to))
 	}
-	writeFile(t, tree, "version", fmt.Appendln(nil, serial))
 	return tree
 }
 
@@ -410,6 +439,9 @@ func TestVMUpdate(t *testing.T) {
 		t.Run(loader.name, func(t *testing.T) {
 			r := newUpdateRig(t, loader)
 			r.want(t, r.boot(t), 1, "a")
+			if loader.verity {
+				r.must(t, "grep -q '^/dev/dm-0 / squashfs' /proc/mounts")
+			}
 			r.publish(t, 2, wellGuest)
 			r.must(t, "cairn update stage", "cairn update status", "cairn update switch")
 			r.want(t, r.reboot(t, "reboot -f"), 2, "b")
