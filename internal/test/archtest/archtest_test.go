@@ -61,6 +61,7 @@ var imports = map[string]string{
 	"internal/test/demo":  "nbd/nbdtest testimages",
 	"internal/test/mem":   "store",
 	"internal/test/bench": "blob blob/delta store",
+	"internal/test/scale": "blob/trust blob/update store",
 
 	"internal/test/packtest": "blob store store/pack",
 	"blob/delta/deltadir":    "blob blob/delta blob/release store",

@@ -12,6 +12,7 @@ func tables() map[string]string {
 	return map[string]string{
 		"update": updateTable(), "year": yearTable(), "direct": directTable(), "storage": storageTable(),
 		"peak": peakTable(), "boots": bootTable(), "prices": priceTable(), "assumptions": assumptionTable(),
+		"herds": herdTable(),
 	}
 }
 
