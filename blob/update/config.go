@@ -15,6 +15,7 @@ import (
 	"github.com/pelletier/go-toml/v2"
 
 	"cairn/blob/trust"
+	"cairn/internal/owndir"
 	"cairn/store/locate"
 )
 
@@ -236,8 +237,15 @@ func (c *Config) NeedSlots() error {
 
 var slotName = regexp.MustCompile(`^[A-Za-z0-9_-]{1,32}$`)
 
-// readTOML reads a file strictly into v.
+// readTOML reads a file strictly into v. Only its owner may write the file.
 func readTOML(path string, v any) error {
+	info, err := os.Stat(path)
+	if err == nil {
+		err = owndir.Check(path, info)
+	}
+	if err != nil {
+		return err
+	}
 	text, err := readSmall(path)
 	if err != nil {
 		return err

@@ -6,12 +6,14 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
+	"cairn/internal/test/need"
 	"cairn/testimages"
 )
 
@@ -259,5 +261,23 @@ func TestUpdateTrouble(t *testing.T) {
 	must(t, "rm", "-r", r.path("state"))
 	if got := r.update(t, repo, "status", "--json"); got.status != 0 || !strings.Contains(got.stdout, `"floor": 3`) {
 		t.Errorf("a lost state: exit status %d: %s%s", got.status, got.stdout, got.stderr)
+	}
+}
+
+// TestUnits: systemd accepts the units in docs/agent.md.
+func TestUnits(t *testing.T) {
+	need.Tool(t, "systemd-analyze")
+	dir := t.TempDir()
+	units := regexp.MustCompile("(?s)```\n# /etc/systemd/system/([a-z.-]+)\n(.*?)```").FindAllStringSubmatch(string(readFile(t, "../../../docs/agent.md")), -1)
+	if len(units) != 3 {
+		t.Fatalf("docs/agent.md has %d units, want 3", len(units))
+	}
+	args := []string{"verify"}
+	for _, unit := range units {
+		text := strings.ReplaceAll(unit[2], "/usr/bin/cairn", need.Tool(t, "cairn"))
+		args = append(args, writeFile(t, dir, unit[1], []byte(text)))
+	}
+	if r := run(t, "systemd-analyze", args...); r.status != 0 || strings.Contains(r.stderr, dir) {
+		t.Errorf("systemd-analyze verify: exit status %d: %s%s", r.status, r.stdout, r.stderr)
 	}
 }
