@@ -65,8 +65,12 @@ func (r CollectReport) Share() float64 {
 	return float64(r.RemovedBytes()) / float64(max(r.Bytes(), 1))
 }
 
-// turnTime limits the time for which publishers wait for removals.
-const turnTime = time.Minute
+// turnTime limits the time for which publishers wait for removals. turnPause is the time between two turns: publishers look
+// each one and a half seconds at most whether a turn has ended.
+const (
+	turnTime  = time.Minute
+	turnPause = 3 * time.Second
+)
 
 // Collect removes the chunks of a store that are in none of its gc roots, the packs that none of their maps names, and
 // the deltas to images that have none. It
@@ -316,18 +320,31 @@ func (c *collect) removeAll(ctx context.Context, chunks store.Remover) error {
 			return err
 		}
 	}
-	begun := time.Now()
-	for len(c.garbage)+len(c.packs)+len(c.deltas) > 0 {
-		turn, err := c.records.Turn(ctx, max(c.options.Patience-time.Since(begun), 0))
+	left := func() int { return len(c.garbage) + len(c.packs) + len(c.deltas) }
+	for waited := time.Duration(0); left() > 0; {
+		begun := time.Now()
+		turn, err := c.records.Turn(ctx, max(c.options.Patience-waited, 0))
 		if err != nil {
 			return err
 		}
+		waited += time.Since(begun)
 		err = c.removeInTurn(ctx, turn, places)
 		if err := errors.Join(err, turn.End(ctx)); err != nil {
 			return err
 		}
+		if err := pauseBetween(ctx, left()); err != nil {
+			return err
+		}
 	}
 	return ctx.Err()
+}
+
+// pauseBetween lets publishers go on before the next turn, if there is anything left to remove in it.
+func pauseBetween(ctx context.Context, left int) error {
+	if left == 0 {
+		return nil
+	}
+	return store.Sleep(ctx, turnPause)
 }
 
 // places are where a Collect removes objects; nil where there are none.

@@ -142,6 +142,9 @@ func (c *collect) removeKnown(ctx context.Context, from store.Remover) error {
 		if err := errors.Join(err, turn.End(ctx)); err != nil {
 			return err
 		}
+		if err := pauseBetween(ctx, len(c.known)); err != nil {
+			return err
+		}
 	}
 	return ctx.Err()
 }
