@@ -83,6 +83,8 @@ func (a *Agent) settle(ctx context.Context) (Situation, error) {
 	}
 	p := a.record.Pending
 	switch s := p.Assess(a.observed); {
+	case p != nil && (slotOf(a.slots, p.Slot).Name == "" || slotOf(a.slots, p.From).Name == ""): // the configuration has changed
+		return Idle, a.forget(p)
 	case p != nil && a.isAbandoned(*p): // and the job that did so was cut
 		if err := a.abandon(ctx, ""); err != nil {
 			return "", err
@@ -96,10 +98,7 @@ func (a *Agent) settle(ctx context.Context) (Situation, error) {
 		a.Notes(FallenBack{p.Slot, a.record.Slots[p.Slot].Version, reason})
 		return Idle, a.abandon(ctx, reason)
 	case s == Foreign:
-		a.Notes(Abandoned{p.Slot, a.observed.Current})
-		a.record.Pending = nil
-		delete(a.record.Slots, p.Slot)
-		return Idle, a.save(a.record)
+		return Idle, a.forget(p)
 	default:
 		return s, nil
 	}
@@ -108,6 +107,14 @@ func (a *Agent) settle(ctx context.Context) (Situation, error) {
 // givenUp returns the result for a running release that has failed.
 func (a *Agent) givenUp() Result {
 	return a.result(WaitsForReboot, a.observed.Primary, "the running release has failed, and the next boot leaves it")
+}
+
+// forget ends an update that does not fit the slots of the machine any more.
+func (a *Agent) forget(p *Pending) error {
+	a.Notes(Abandoned{p.Slot, a.observed.Current})
+	a.record.Pending = nil
+	delete(a.record.Slots, p.Slot)
+	return a.save(a.record)
 }
 
 // isAbandoned reports whether the release of an update has failed. A release that is installed once more has not.
@@ -127,10 +134,14 @@ func (a *Agent) observe(ctx context.Context) (err error) {
 	if o.Primary, err = a.system.PrimarySlot(ctx); err != nil {
 		return err
 	}
-	if o.CurrentBad, err = a.system.IsSlotBad(ctx, o.Current); err != nil {
+	// A loader that counts each boot may have counted down the last one of a healthy slot, so a bad slot alone says little.
+	bad, err := a.system.IsSlotBad(ctx, o.Current)
+	if err != nil {
 		return err
 	}
-	if p := a.record.Pending; p != nil {
+	c, known := a.record.Slots[o.Current]
+	o.Failed = bad && known && a.record.hasFailed(c.Release, c.Serial)
+	if p := a.record.Pending; p != nil && slotOf(a.slots, p.Slot).Name != "" {
 		o.Bad, err = a.system.IsSlotBad(ctx, p.Slot)
 	}
 	return err

@@ -488,6 +488,33 @@ func TestLostRecord(t *testing.T) {
 	}
 }
 
+// TestCountedDown: a boot loader that counts each boot may have counted down the last try of the running slot. Confirm makes it
+// good again. A slot that is not in the configuration any more ends the update in it.
+func TestCountedDown(t *testing.T) {
+	ctx := context.Background()
+	m := newModel(t, "counted down", modelRelease{11, 11, true, true}, nil)
+	if r, err := m.settle(); err != nil || m.content[m.current] != 11 {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	m.loader.good[m.current] = false
+	r, err, _ := m.run(func(a *Agent) (Result, error) { return a.Confirm(ctx) })
+	if err != nil || r.Outcome != NothingToDo || !m.loader.good[m.current] {
+		t.Errorf("confirming: %+v, %v, %+v", r, err, m.loader)
+	}
+
+	m = newModel(t, "renamed", modelRelease{11, 11, true, true}, nil)
+	if _, err, _ := m.run(func(a *Agent) (Result, error) { return a.Stage(ctx) }); err != nil {
+		t.Fatal(err)
+	}
+	r, err, _ = m.run(func(a *Agent) (Result, error) {
+		a.slots[1].Name = "c"
+		return a.Switch(ctx)
+	})
+	if err != nil || r.Outcome != NothingStaged || m.loader.order[0] != "a" {
+		t.Errorf("switching to a slot with another name: %+v, %v", r, err)
+	}
+}
+
 // TestWindow: a window may go over midnight.
 func TestWindow(t *testing.T) {
 	for window, open := range map[string][]int{

@@ -98,11 +98,11 @@ func (r *Record) setSlot(slot string, c Content) {
 
 // Observed is what the machine tells about its slots.
 type Observed struct {
-	BootID     string // changes with each boot
-	Current    string // the slot that runs
-	Primary    string // the slot that the boot loader tries first
-	CurrentBad bool   // the boot loader passes the running slot over from now on
-	Bad        bool   // the boot loader passes the slot of the pending update over
+	BootID  string // changes with each boot
+	Current string // the slot that runs
+	Primary string // the slot that the boot loader tries first
+	Failed  bool   // the running release has failed, and the boot loader passes its slot over from now on
+	Bad     bool   // the boot loader passes the slot of the pending update over
 }
 
 // Situation is what an update under way waits for.
@@ -124,7 +124,7 @@ const (
 func (p *Pending) Assess(o Observed) Situation {
 	rebooted := o.BootID != "" && p != nil && p.BootID != o.BootID
 	switch {
-	case p == nil && o.CurrentBad && o.Primary != o.Current:
+	case p == nil && o.Failed && o.Primary != o.Current:
 		return GivenUp
 	case p == nil:
 		return Idle
