@@ -21,7 +21,7 @@ const (
 )
 
 // MaxSerial is the largest serial. Every program that reads JSON has numbers up to it.
-const MaxSerial = 1 << 53
+const MaxSerial int64 = 1 << 53
 
 func isSerial(n int64) bool { return n > 0 && n <= MaxSerial }
 
