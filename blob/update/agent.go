@@ -93,6 +93,16 @@ func (a *Agent) settle(ctx context.Context) (Situation, error) {
 			return GivenUp, a.observe(ctx)
 		}
 		return Idle, nil
+	case s == AwaitsReboot && p.BootID != a.observed.BootID:
+		return a.countBoot(ctx, p)
+	case s == Foreign && p.Step == Staging && a.observed.Current == p.Slot:
+		if err := a.returnTo(ctx, p.From); err != nil {
+			return "", err
+		}
+		if err := a.system.MarkSlot(ctx, p.Slot, false); err != nil {
+			return "", err
+		}
+		return "", fmt.Errorf("slot %s runs, and was written in part only; the next boot is from slot %s: reboot", p.Slot, p.From)
 	case s == FellBack:
 		reason := "it did not boot, or nothing confirmed it in time"
 		a.Notes(FallenBack{p.Slot, a.record.Slots[p.Slot].Version, reason})
@@ -107,6 +117,21 @@ func (a *Agent) settle(ctx context.Context) (Situation, error) {
 // givenUp returns the result for a running release that has failed.
 func (a *Agent) givenUp() Result {
 	return a.result(WaitsForReboot, a.observed.Primary, "the running release has failed, and the next boot leaves it")
+}
+
+// countBoot counts a boot of another slot than the boot loader should try.
+func (a *Agent) countBoot(ctx context.Context, p *Pending) (Situation, error) {
+	if p.LastBoot == a.observed.BootID {
+		return AwaitsReboot, nil
+	}
+	p.LastBoot = a.observed.BootID
+	p.Boots++
+	if p.Boots < maxOtherBoots {
+		return AwaitsReboot, a.save(a.record)
+	}
+	reason := "the boot loader does not try it: see the boot backend"
+	a.Notes(FallenBack{p.Slot, a.record.Slots[p.Slot].Version, reason})
+	return Idle, a.abandon(ctx, reason)
 }
 
 // forget ends an update that does not fit the slots of the machine any more.
@@ -151,7 +176,10 @@ func (a *Agent) observe(ctx context.Context) (err error) {
 // failure is recorded first, so that its reason outlives a cut.
 func (a *Agent) abandon(ctx context.Context, reason string) error {
 	p := a.record.Pending
-	a.record.addFailure(a.record.Slots[p.Slot], reason, a.Now())
+	c := a.record.Slots[p.Slot]
+	a.record.addFailure(c, reason, a.Now())
+	c.Confirmed = false // no rollback leads to it
+	a.record.setSlot(p.Slot, c)
 	if err := a.save(a.record); err != nil {
 		return err
 	}
@@ -172,18 +200,27 @@ func (a *Agent) returnTo(ctx context.Context, slot string) error {
 		return err
 	}
 	bad, err := a.system.IsSlotBad(ctx, slot)
-	if err != nil || primary == slot && !bad {
+	if err != nil {
 		return err
 	}
-	if err := a.system.SetPrimarySlot(ctx, slot); err != nil {
-		return err
+	if primary != slot || bad {
+		if err := a.system.SetPrimarySlot(ctx, slot); err != nil {
+			return err
+		}
 	}
 	return a.system.MarkSlot(ctx, slot, true) // it needs no trial
 }
 
 // Check reads the channel and its release, verifies them, decides, and records what it has seen. It changes nothing else.
 // What must not be followed or installed is a *trust.RefusedError, or trust.ErrUntrusted.
-func (a *Agent) Check(ctx context.Context) (Found, error) { return a.find(ctx) }
+func (a *Agent) Check(ctx context.Context) (Found, error) {
+	if len(a.slots) > 0 {
+		if err := a.observe(ctx); err != nil {
+			return Found{}, err
+		}
+	}
+	return a.find(ctx)
+}
 
 // Stage writes the release that the channel names to a slot that does not run. The boot loader passes the slot over until
 // Switch.
@@ -220,6 +257,9 @@ func (a *Agent) stageFrom(ctx context.Context, s Situation) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
+	if err := a.keepRunning(ctx); err != nil {
+		return Result{}, err
+	}
 	if err := a.system.RunHook(ctx, BeforeStage, wanted); err != nil {
 		return Result{}, err
 	}
@@ -237,6 +277,18 @@ func (a *Agent) stageFrom(ctx context.Context, s Situation) (Result, error) {
 	a.record.setSlot(slot.Name, wanted)
 	a.record.Pending.Step = Staged
 	return a.result(DidStage, slot.Name, ""), a.save(a.record)
+}
+
+// keepRunning makes sure that the running slot stays, before the only other one is overwritten. A record that was lost while
+// a release was on trial does not tell of the trial.
+func (a *Agent) keepRunning(ctx context.Context) error {
+	if a.record.Slots[a.observed.Current].Confirmed {
+		return nil
+	}
+	if err := a.system.CheckHealth(ctx); err != nil {
+		return fmt.Errorf("the other slot is not overwritten while this system is not healthy: %w", err)
+	}
+	return a.system.MarkSlot(ctx, a.observed.Current, true)
 }
 
 func contentOf(f Found) Content {
@@ -346,12 +398,15 @@ func (a *Agent) switchFrom(ctx context.Context, s Situation) (Result, error) {
 
 // recheck reads a staged slot again. Other content is staged anew.
 func (a *Agent) recheck(ctx context.Context, p *Pending) error {
-	images, err := a.recall()
-	if err != nil {
-		return err
-	}
 	slot := slotOf(a.slots, p.Slot)
+	images, err := a.recall()
+	if err == nil && len(images) != len(slot.Targets) {
+		err = fmt.Errorf("the release has %d images, and the slot %d targets", len(images), len(slot.Targets))
+	}
 	for _, i := range images {
+		if err != nil {
+			break
+		}
 		i.Target = slot.Targets[i.Role]
 		if err = a.system.Holds(ctx, i); err != nil {
 			break
@@ -374,6 +429,9 @@ func (a *Agent) tellLoader(ctx context.Context, p *Pending) error {
 	if err := a.save(a.record); err != nil {
 		return err
 	}
+	if err := a.system.MarkSlot(ctx, p.From, true); err != nil { // the way back
+		return err
+	}
 	if p.Rollback { // a release that was good gets a trial like a new one
 		if err := a.system.MarkSlot(ctx, p.Slot, false); err != nil {
 			return err
@@ -391,7 +449,7 @@ func (a *Agent) tellLoader(ctx context.Context, p *Pending) error {
 		return err
 	}
 	if primary != p.Slot || bad {
-		return fmt.Errorf("the boot loader was told to try slot %s, and it would boot %s", p.Slot, primary)
+		return fmt.Errorf("the boot loader was told to try slot %s, and its first slot is %s (slot %s is bad: %v)", p.Slot, primary, p.Slot, bad)
 	}
 	p.Step = Switched
 	return a.save(a.record)
@@ -428,6 +486,11 @@ func (a *Agent) confirmFrom(ctx context.Context, s Situation) (Result, error) {
 			return Result{}, errors.Join(failed, err)
 		}
 		return Result{}, errors.Join(failed, a.system.RunHook(ctx, Reboot, a.record.Slots[p.Slot]))
+	}
+	if s == AwaitsConfirm && a.observed.Primary != current { // it was chosen by hand
+		if err := a.system.SetPrimarySlot(ctx, current); err != nil {
+			return Result{}, err
+		}
 	}
 	if err := a.system.MarkSlot(ctx, current, true); err != nil {
 		return Result{}, err
@@ -478,7 +541,12 @@ func (a *Agent) rollBackTo(ctx context.Context, reason string) (Result, error) {
 	current := a.observed.Current
 	to, best := "", Content{}
 	for _, s := range a.slots {
-		if c := a.record.Slots[s.Name]; s.Name != current && c.Confirmed && (to == "" || c.Serial > best.Serial) {
+		c := a.record.Slots[s.Name]
+		if s.Name == current || !c.Confirmed {
+			continue
+		}
+		failed, bestFailed := a.record.hasFailed(c.Release, c.Serial), a.record.hasFailed(best.Release, best.Serial)
+		if to == "" || bestFailed && !failed || bestFailed == failed && c.Serial > best.Serial {
 			to, best = s.Name, c
 		}
 	}
@@ -489,6 +557,7 @@ func (a *Agent) rollBackTo(ctx context.Context, reason string) (Result, error) {
 		return Result{}, trust.Refuse("slot %s holds a release with the serial %d, and this machine takes none below %d", to, best.Serial, floor)
 	}
 	a.recordRunning()
+	a.record.forgetFailure(best) // the owner wants it again
 	a.record.addFailure(a.record.Slots[current], reason, a.Now())
 	a.record.Pending = &Pending{Step: Staged, Slot: to, From: current, Rollback: true}
 	return a.switchFrom(ctx, AwaitsSwitch)

@@ -88,7 +88,7 @@ func (m *Machinery) readSlot(ctx context.Context, verb string) (string, error) {
 
 // SetPrimarySlot implements Boot.
 func (m *Machinery) SetPrimarySlot(ctx context.Context, slot string) error {
-	_, err := m.callBackend(ctx, "set-primary", slot)
+	_, err := m.callBackend(context.WithoutCancel(ctx), "set-primary", slot) // a change is not interrupted
 	return err
 }
 
@@ -107,7 +107,7 @@ func (m *Machinery) MarkSlot(ctx context.Context, slot string, good bool) error 
 	if good {
 		state = "good"
 	}
-	_, err := m.callBackend(ctx, "set-state", slot, state)
+	_, err := m.callBackend(context.WithoutCancel(ctx), "set-state", slot, state)
 	return err
 }
 

@@ -128,7 +128,7 @@ func (c *Config) find(ctx context.Context, a *Agent, s *state) (found Found, err
 	if found.Release, found.ReleaseAt, err = release.OpenReleaseOf(ctx, a.Access, keys, c.channel, found.Channel); err != nil {
 		return found, err
 	}
-	if seen := m.Seen.Note(found.Channel, found.Release); seen != s.Seen || s.Keys != keys.Fingerprint(trust.Channels) {
+	if seen := m.Seen.Note(found.Channel, found.Release); seen != s.Seen || s.Channel != found.Channel.Channel || s.Keys != keys.Fingerprint(trust.Channels) {
 		s.Channel, s.Keys = found.Channel.Channel, keys.Fingerprint(trust.Channels)
 		a.record.Seen = seen
 		if err := a.save(a.record); err != nil {

@@ -201,12 +201,12 @@ func (c *Config) checkSlots() error {
 	names, targets := map[string]bool{}, map[string]string{}
 	for _, s := range c.Slots {
 		if !slotName.MatchString(s.Name) {
-			return fmt.Errorf("slot: the name %q: want letters, digits, - and _", s.Name)
+			return fmt.Errorf("slot: the name %q: want letters, digits and _", s.Name)
 		}
-		if names[s.Name] {
+		if names[strings.ToLower(s.Name)] {
 			return fmt.Errorf("slot: two are called %s", s.Name)
 		}
-		names[s.Name] = true
+		names[strings.ToLower(s.Name)] = true // FAT does not tell them apart
 		if len(s.Targets) == 0 {
 			return fmt.Errorf("slot %s: it lacks targets = { ROLE = \"…\" }", s.Name)
 		}
@@ -235,7 +235,7 @@ func (c *Config) NeedSlots() error {
 	return nil
 }
 
-var slotName = regexp.MustCompile(`^[A-Za-z0-9_-]{1,32}$`)
+var slotName = regexp.MustCompile(`^[A-Za-z0-9_]{1,32}$`)
 
 // readTOML reads a file strictly into v. Only its owner may write the file.
 func readTOML(path string, v any) error {

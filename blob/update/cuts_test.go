@@ -515,6 +515,96 @@ func TestCountedDown(t *testing.T) {
 	}
 }
 
+// TestRollbackTwice: two rollbacks lead to and fro, since the owner wants it, and a release that failed its trial is not rolled
+// back to.
+func TestRollbackTwice(t *testing.T) {
+	rollBack := func(a *Agent) (Result, error) { return a.Rollback(context.Background()) }
+	m := newModel(t, "twice", modelRelease{11, 7, true, true}, nil)
+	if _, err := m.settle(); err != nil {
+		t.Fatal(err)
+	}
+	for n, want := range []int64{10, 11, 10} {
+		if r, err, _ := m.run(rollBack); err != nil || r.Outcome != DidRollBack {
+			t.Fatalf("rollback %d: %+v, %v", n, r, err)
+		}
+		m.boot()
+		if _, err, _ := m.run(func(a *Agent) (Result, error) { return a.Confirm(context.Background()) }); err != nil {
+			t.Fatal(err)
+		}
+		if m.content[m.current] != want {
+			t.Fatalf("after rollback %d, release %d runs, want %d", n, m.content[m.current], want)
+		}
+	}
+	broken := m.releases[11]
+	broken.healthy = false
+	m.releases[11] = broken
+	if _, err, _ := m.run(rollBack); err != nil {
+		t.Fatal(err)
+	}
+	m.boot()
+	if _, _, ended := m.run(func(a *Agent) (Result, error) { return a.Confirm(context.Background()) }); ended {
+		t.Fatal("a release that is not healthy is kept")
+	}
+	_, err, _ := m.run(rollBack)
+	if way := new(NoWayBackError); !errors.As(err, &way) || m.content[m.current] != 10 {
+		t.Errorf("back to a release that failed: %v; %d runs", err, m.content[m.current])
+	}
+}
+
+// TestLostOnTrial: a machine whose record is lost while a sick release is on trial does not overwrite the slot to fall back to.
+func TestLostOnTrial(t *testing.T) {
+	ctx := context.Background()
+	m := newModel(t, "lost on trial", modelRelease{11, 11, true, false}, nil)
+	for _, job := range []func(*Agent) (Result, error){
+		func(a *Agent) (Result, error) { return a.Stage(ctx) }, func(a *Agent) (Result, error) { return a.Switch(ctx) },
+	} {
+		if _, err, _ := m.run(job); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m.boot()
+	m.record, m.channel = nil, modelRelease{12, 12, true, true}
+	m.releases[12] = m.channel
+	if _, err, _ := m.run(func(a *Agent) (Result, error) { return a.Stage(ctx) }); err == nil || m.content["a"] != 10 || m.loader.good["b"] {
+		t.Errorf("staging: %v; slot a holds %d", err, m.content["a"])
+	}
+}
+
+// TestIgnored: a boot loader that does not do what it was told is not rebooted for ever, and a half-written slot that somebody
+// boots is not marked as good.
+func TestIgnored(t *testing.T) {
+	ctx := context.Background()
+	m := newModel(t, "ignored", modelRelease{11, 11, true, true}, nil)
+	reboots := 0
+	for range 20 {
+		r, err, ended := m.run(func(a *Agent) (Result, error) { return a.Run(ctx) })
+		if ended {
+			if err != nil || r.Outcome != Outcome(HasFailed) {
+				t.Errorf("%+v, %v", r, err)
+			}
+			break
+		}
+		reboots++
+		m.current, m.loader.tries["b"] = "a", 3 // it has booted a, whatever the variables say
+	}
+	if reboots != maxOtherBoots {
+		t.Errorf("%d reboots, want %d", reboots, maxOtherBoots)
+	}
+
+	m = newModel(t, "half", modelRelease{11, 11, true, true}, []cut{{step: 6}})
+	for m.content["b"] == 10 || len(m.cuts) > 0 {
+		_, _, _ = m.run(func(a *Agent) (Result, error) { return a.Stage(ctx) })
+	}
+	m.current = "b"
+	for _, job := range []func(*Agent) (Result, error){
+		func(a *Agent) (Result, error) { return a.Confirm(ctx) }, func(a *Agent) (Result, error) { return a.Stage(ctx) },
+	} {
+		if _, err, _ := m.run(job); err == nil || m.loader.good["b"] || m.loader.order[0] != "a" {
+			t.Errorf("a half-written slot runs: %v, %+v", err, m.loader)
+		}
+	}
+}
+
 // TestWindow: a window may go over midnight.
 func TestWindow(t *testing.T) {
 	for window, open := range map[string][]int{

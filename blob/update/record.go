@@ -32,7 +32,13 @@ type Pending struct {
 	From     string `json:"from"`              // that ran when the update began
 	BootID   string `json:"boot_id,omitempty"` // of the boot in which the step Switching began
 	Rollback bool   `json:"rollback,omitempty"`
+	LastBoot string `json:"last_boot,omitempty"` // the last boot that was not of the slot after the switch
+	Boots    int    `json:"boots,omitempty"`     // so many such boots were seen
 }
+
+// maxOtherBoots is the number of boots after which a boot loader that should try a slot, and boots another one, is taken for
+// one that never will.
+const maxOtherBoots = 5
 
 // Step is how far an update has come.
 type Step string
@@ -72,7 +78,10 @@ func (r *Record) hasFailed(release trust.Sum, serial int64) bool {
 
 // is reports whether the failure is about a release. One that came with the machine is known by its serial only.
 func (f Failure) is(release trust.Sum, serial int64) bool {
-	return f.Release == release || f.Serial == serial && (f.Release == trust.Sum{} || release == trust.Sum{})
+	if f.Release == (trust.Sum{}) || release == (trust.Sum{}) {
+		return f.Serial == serial
+	}
+	return f.Release == release
 }
 
 // confirm records that the release in a slot runs and is healthy. Only here does the floor rise.

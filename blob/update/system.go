@@ -3,7 +3,6 @@ package update
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -83,7 +82,11 @@ func (m *Machinery) BootID() (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("reading the ID of this boot: %w", err)
 	}
-	return strings.TrimSpace(string(id)), nil
+	text := strings.TrimSpace(string(id))
+	if text == "" {
+		return "", fmt.Errorf("reading the ID of this boot: %s is empty", m.BootIDFile)
+	}
+	return text, nil
 }
 
 // Install implements System.
@@ -118,11 +121,18 @@ func (m *Machinery) CheckHealth(ctx context.Context) error {
 	}
 	within, cancel := context.WithTimeout(ctx, m.Health.deadline)
 	defer cancel()
+	var last error
 	for {
 		err := m.checkHealthOnce(within)
-		if err == nil || ctx.Err() != nil {
-			return errors.Join(err, ctx.Err())
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case err == nil:
+			return nil
+		case within.Err() != nil && last != nil: // the check was interrupted
+			err = last
 		}
+		last = err
 		select {
 		case <-within.Done():
 			if ctx.Err() != nil {
